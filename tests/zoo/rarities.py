@@ -9,6 +9,7 @@ from torch import nn
 from tests.zoo import (
     caches,
     gating,
+    idioms,
     learned,
     otherwise_run,
     unusual,
@@ -98,6 +99,24 @@ RARE = (
     rare("learned_sigmoids", learned.LearnedSigmoids, ExpectedLayer(4, 4, None, None, "constant")),
     rare("learned_importance", learned.LearnedImportance, CONSTANT),
     rare("positions_as_queries", learned.PositionsAsQueries, TOP_2),
+    rare("module_for_each_head", unusual_cores.ModuleForEachHead, TOP_2),
+    rare("projected_one_by_one", unusual_cores.ProjectedOneByOne, TOP_2),
+    rare("summed_heads", vision.SummedHeads, TOP_2),
+    rare("transposed_streams", vision.TransposedStreams, CUSTOM, inputs=vision.streams_in),
+    rare("zeroed_again", idioms.ZeroedAgain, TOP_2, inputs=idioms.lengths_in),
+    rare("nodes_by_nodes", idioms.NodesByNodes, TOP_2, inputs=idioms.lengths_in),
+    rare("relative_shift", idioms.RelativeShift, TOP_2),
+    rare("keys_in_rows_and_columns", idioms.KeysInRowsAndColumns, TOP_2),
+    rare("unread_bias", idioms.UnreadBias, TOP_2),
+    rare("heads_in_batch", idioms.HeadsInBatch, TOP_2, inputs=idioms.two_sequences_in),
+    rare("channels_before_heads", idioms.ChannelsBeforeHeads, TOP_2),
+    rare("one_head_at_a_time", idioms.OneHeadAtATime, TOP_2),
+    rare("added_by_index", idioms.AddedByIndex, TOP_2, inputs=idioms.lengths_in),
+    rare("chosen_tokens_added", idioms.ChosenTokensAdded, replace(TOP_2, num_kv_heads=1)),
+    rare("weighed_average", idioms.WeighedAverage, TOP_2),
+    rare("added_to_the_stream", idioms.AddedToTheStream, TOP_2),
+    rare("summed_by_index", idioms.SummedByIndex, TOP_2),
+    rare("one_attention_a_block", idioms.OneAttentionABlock),
 )
 
 # Exported correctly, but not recognised as they should be: the layer is not counted, its attention
@@ -107,10 +126,6 @@ MISSED = (
     rare("linear_attention", unusual_cores.Linearized, UNREPLACED),
     # Nor has this where the weights meet the values.
     rare("divided_afterwards", unusual_cores.DividedAfterwards, TOP_2),
-    # Heads are an axis of a tensor, which these would have to be stacked into first.
-    rare("module_for_each_head", unusual_cores.ModuleForEachHead, TOP_2),
-    rare("projected_one_by_one", unusual_cores.ProjectedOneByOne, TOP_2),
-    rare("summed_heads", vision.SummedHeads, ExpectedLayer(4, 1, 2, 0, "top_k")),
     # The tokens are what it sums over.
     rare("between_channels", vision.BetweenChannels, UNREPLACED),
 )

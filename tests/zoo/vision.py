@@ -162,6 +162,20 @@ def streams_in(batch=2, seq=5, kv=4):
     )
 
 
+class TransposedStreams(TwoStreams):
+    """MM-DiT style: tokens are cut out before heads and tokens change places, and gated there."""
+
+    def forward(self, x, y):
+        q, k, v = (
+            torch.cat(pair, 2) for pair in zip(self.first.qkv(x), self.second.qkv(y), strict=True)
+        )
+        both, n = F.scaled_dot_product_attention(q, k, v), x.shape[1]
+        first, second = both[:, :, :n].transpose(1, 2), both[:, :, n:].transpose(1, 2)
+        first = first * self.first.gates(x)[..., None]
+        second = second * self.second.gates(y)[..., None]
+        return self.first.o(first.flatten(2)), self.second.o(second.flatten(2))
+
+
 class SummedHeads(Parts):
     """TFT style: gated heads are added, not merged, and share their values."""
 

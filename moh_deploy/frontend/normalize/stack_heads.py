@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import size_of
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.constants import Constants, StoredNodes
+from moh_deploy.frontend.fx.constants import Constants, StoredNodes, is_random
 from moh_deploy.frontend.fx.graph import (
     ancestors,
     argument,
@@ -60,6 +60,8 @@ def stack_heads(program: ExportedProgram) -> None:
             _stack_joined(node, stored, known)
         elif _ends_sum(node):
             _stack_summed(node, stored, known)
+    # Dropout may be a part of a fused attention: it is switched off, and missed by nobody.
+    graph.eliminate_dead_code(lambda node: node.is_impure() and not is_random(node))
 
 
 class _DifferError(Exception):
@@ -102,7 +104,7 @@ class _Stacker:
             raise _DifferError
         slices = [read_slice(node) for node in nodes]
         if all(slices):
-            return self._of_slices(cast(Sequence[Slice], slices))
+            return self._of_slices(nodes, cast(Sequence[Slice], slices))
         if all(map(self._stored, nodes)):
             weights = self._builder.call(aten.stack.default, list(nodes), 0)
             return Stacked(weights, by_head=True, stored=True)
@@ -111,27 +113,26 @@ class _Stacker:
             raise _DifferError
         return self._of_operators(nodes)
 
-    def _of_slices(self, slices: Sequence[Slice]) -> Stacked:
+    def _of_slices(self, nodes: Heads, slices: Sequence[Slice]) -> Stacked:
         """Slices of one tensor for each head, or the same slice of a tensor of each head."""
         first, builder = slices[0], self._builder
         length = first.stop - first.start
         if len({(one.dim, one.stop - one.start, one.keeps_dim) for one in slices}) > 1:
             raise _DifferError
         starts = [one.start - first.start for one in slices]
-        if len({one.source for one in slices}) > 1:
+        whole = first.source
+        if any(one.source is not whole for one in slices):
             source = self.stacked(tuple(one.source for one in slices))
-            if any(starts):
-                raise _DifferError
-            dim = first.dim + source.by_head
-            part = builder.call(aten.slice.Tensor, source.node, dim, first.start, first.stop)
-            if not first.keeps_dim:
-                part = builder.call(aten.squeeze.dim, part, dim)
-            return Stacked(part, source.by_head, source.stored, source.attends)
+            if source.by_head:
+                return self._slice_of(source, first, starts)
+            whole = source.node
+        if not any(starts):
+            return Stacked(nodes[0], by_head=False, stored=self._stored(whole))
         # Groups of heads may share one: 0, 0, 8, 8.
         group = starts.count(0)
         if starts != [position // group * length for position in range(len(slices))]:
             raise _DifferError
-        whole, stop = first.source, slices[-1].stop
+        stop = slices[-1].stop
         attends = is_attention(whole)
         if shape(whole)[first.dim] != stop - first.start:
             whole = builder.call(aten.slice.Tensor, whole, first.dim, first.start, stop)
@@ -142,6 +143,16 @@ class _Stacker:
         if group > 1:
             by_head = builder.call(aten.repeat_interleave.self_int, by_head, group, 0)
         return Stacked(by_head, True, self._stored(first.source), attends)
+
+    def _slice_of(self, source: Stacked, first: Slice, starts: Sequence[int]) -> Stacked:
+        """The same slice of what each head has."""
+        if any(starts):
+            raise _DifferError
+        builder, dim = self._builder, first.dim + 1
+        part = builder.call(aten.slice.Tensor, source.node, dim, first.start, first.stop)
+        if not first.keeps_dim:
+            part = builder.call(aten.squeeze.dim, part, dim)
+        return Stacked(part, True, source.stored, source.attends)
 
     def _of_operators(self, nodes: Heads) -> Stacked:
         first = nodes[0]

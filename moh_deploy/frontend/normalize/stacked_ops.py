@@ -54,10 +54,9 @@ def apply_stacked(builder: GraphBuilder, first: Node, given: Arguments) -> Node 
         first: The operator of the first head.
         given: All of its arguments by name, tensors as `Stacked`; at least one differs by head.
     """
-    if is_random(first) or not isinstance(first.target, torch._ops.OpOverload):
-        return None
+    assert isinstance(first.target, torch._ops.OpOverload)
     rule = _RULES.get(op(first))
-    if rule is None and torch.Tag.pointwise in first.target.tags:
+    if rule is None and torch.Tag.pointwise in first.target.tags and not is_random(first):
         rule = _elementwise
     return None if rule is None else rule(builder, first, given)
 
@@ -163,7 +162,7 @@ def _einsum(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None
 def _attention(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None:
     tensors = [one for one in given.values() if isinstance(one, Stacked)]
     heads = next(int(shape(one.node)[0]) for one in tensors if one.by_head)
-    if given["enable_gqa"]:
+    if given["enable_gqa"] or given["dropout_p"]:
         return None
     operands = {
         name: for_each_head(builder, cast(Stacked, given[name]), heads)

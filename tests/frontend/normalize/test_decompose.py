@@ -94,3 +94,23 @@ def test_repetition_by_a_dynamic_size_is_written_out(dim: int):
     assert nodes(program, "repeat_interleave") == []
     y = random(7)
     torch.testing.assert_close(program.module()(x, y), Repeats()(x, y))
+
+
+@pytest.mark.parametrize(("dims", "keepdim"), [([0], False), ([0], True), ([1, -1], False)])
+def test_sum_of_an_einsum_is_an_einsum(dims: list[int], keepdim: bool):
+    def model(y: Tensor, w: Tensor) -> Tensor:
+        return torch.einsum("bshd,hdo->hbso", y, w).sum(dims, keepdim=keepdim)
+
+    y, w = random(2, 3, 4, 5), random(4, 5, 6)
+    program = normalize(plain_trace(model, y, w))
+    assert nodes(program, "sum") == []
+    torch.testing.assert_close(program.module()(y, w), model(y, w))
+
+
+def test_einsum_that_is_read_elsewhere_keeps_its_sum():
+    def model(y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        each = torch.einsum("bshd,hdo->hbso", y, w)
+        return each, each.sum([0])
+
+    program = normalize(plain_trace(model, random(2, 3, 4, 5), random(4, 5, 6)))
+    assert len(nodes(program, "sum")) == 1

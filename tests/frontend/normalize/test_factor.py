@@ -106,3 +106,34 @@ def test_anything_else_keeps_its_meaning(name: str):
     program = normalize(program)
     assert len(nodes(program, "mul")) == count
     torch.testing.assert_close(program.module()(Y, G), UNLIKE[name](Y, G))
+
+
+REGROUPED: dict[str, Callable[[Tensor], Tensor]] = {
+    "heads_into_the_batch": lambda y: cat(y.flatten(2).split(3, 2), 0),
+    "heads_out_of_the_batch": lambda y: cat(y.flatten(0, 1).chunk(5, 0), -1),
+    "entries_along_another_dimension": lambda y: torch.stack(y.unbind(2), 0),
+    "entries_at_the_end": lambda y: torch.stack([y[:, :, i] for i in range(4)], -1),
+    "entries_into_the_batch": lambda y: cat(y.unbind(2), 0),
+}
+
+
+@pytest.mark.parametrize("name", REGROUPED)
+def test_slices_along_another_dimension_are_a_view(name: str):
+    written = REGROUPED[name]
+    program = normalize(plain_trace(lambda y: written(y) * 1, Y))
+    joined = [*nodes(program, "cat"), *nodes(program, "stack")]
+    assert joined == []
+    torch.testing.assert_close(program.module()(Y), written(Y))
+
+
+def test_unequal_slices_along_another_dimension_stay():
+    def written(y: Tensor) -> Tensor:
+        return cat([y[:, :2].flatten(1, 2), y[:, 2:4].flatten(1, 2), y[:, 4:].flatten(1, 2)], 1)
+
+    def missing(y: Tensor) -> Tensor:
+        return cat([y[:, :, :1], y[:, :, 2:3]], 0)
+
+    for model in (written, missing):
+        program = normalize(plain_trace(model, Y))
+        assert len(nodes(program, "cat")) == 1
+        torch.testing.assert_close(program.module()(Y), model(Y))

@@ -54,6 +54,8 @@ GATED: dict[str, Model] = {
     "projected_by_einsum": lambda q, k, v, g: torch.einsum(
         "bshd,hdc->bsc", attention(q, k, v) * g[..., None], OUT.view(H, D, 7)
     ),
+    "added": lambda q, k, v, g: (attention(q, k, v) * g[..., None]).sum(2) @ OUT[:D],
+    "averaged": lambda q, k, v, g: (sdpa(q, k, v) * g.mT[..., None]).mean(1) @ OUT[:D],
     "channel_major": lambda q, k, v, g: F.linear(
         (sdpa(q, k, v).permute(0, 2, 3, 1) * g[:, :, None]).flatten(2),
         OUT.mT,  # [B, S, D*H]
