@@ -245,6 +245,8 @@ def _stack_summed(node: Node, stored: StoredNodes, known: dict[Heads, Stacked]) 
     alike = tuple(term for term in terms if term.target == target)
     # The first or the last may be a residual that happens to be the result of the same operator.
     for heads in (alike, alike[1:], alike[:-1]):
+        if len(heads) < 2:
+            return
         others = [term for term in terms if term not in heads and op(term) not in _ZEROS]
         if not all(_is_read(term, heads) for term in others):
             continue
@@ -260,8 +262,6 @@ def _stack_summed(node: Node, stored: StoredNodes, known: dict[Heads, Stacked]) 
 
 def _is_read(term: Node, heads: Heads) -> bool:
     """True for a term that is no head: the attentions that it has are in front of the heads."""
-    if not heads:
-        return False
     own, before = (
         {source for source in ancestors(one) if op(source) in _ATTENTION}
         for one in (term, heads[0])

@@ -42,8 +42,7 @@ class Stacked:
         return rank(self.node) - self.by_head
 
 
-Argument = object
-Arguments = Mapping[str, Argument]
+Arguments = Mapping[str, object]
 Rule = Callable[[GraphBuilder, Node, Arguments], Node | None]
 
 
@@ -133,7 +132,7 @@ def _linear(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None
     return builder.call(aten.add.Tensor, product, _with_rank(builder, bias, rank(first)))
 
 
-def _columns(builder: GraphBuilder, x: Node, weight: Node, bias: Argument = None) -> Node:
+def _columns(builder: GraphBuilder, x: Node, weight: Node, bias: object = None) -> Node:
     """x [..., C] times the weights of all heads [H, D, C]: one product, cut into heads."""
     heads, width, _ = shape(weight)
     rows = builder.call(aten.flatten.using_ints, weight, 0, 1)
@@ -206,7 +205,7 @@ def _along(*names: str) -> Rule:
     return apply
 
 
-def _behind_heads(dims: Argument) -> Argument:
+def _behind_heads(dims: object) -> object:
     if isinstance(dims, (list, tuple)):
         return [_behind_heads(dim) for dim in dims]
     return dims + 1 if isinstance(dims, int) and dims >= 0 else dims
@@ -224,13 +223,13 @@ def _last_two(builder: GraphBuilder, first: Node, given: Arguments) -> Node | No
 
 def _reshaped(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
     source = cast(Stacked, given["self"])
-    sizes = [int(shape(source.node)[0]), *cast(Sequence[Argument], tuple(given.values())[1])]
+    sizes = [int(shape(source.node)[0]), *cast(Sequence[object], tuple(given.values())[1])]
     return builder.call(aten.reshape.default, source.node, sizes)
 
 
 def _expanded(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
     source = _with_rank(builder, cast(Stacked, given["self"]), rank(first))
-    return builder.call(aten.expand.default, source, [-1, *cast(Sequence[Argument], given["size"])])
+    return builder.call(aten.expand.default, source, [-1, *cast(Sequence[object], given["size"])])
 
 
 _RULES: Mapping[str, Rule] = {

@@ -89,6 +89,17 @@ class Gated(nn.Module):
         return x + self.proj(gated.flatten(2))
 
 
+class InterleavedByIndex(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        attention, gates = self.attend(x), self.gates(x)
+        merged = torch.zeros_like(x)
+        for head in range(4):
+            channels = torch.arange(head, 32, 4)
+            one = attention[:, head]
+            merged = merged.index_add(-1, channels, one * gates[..., head : head + 1])
+        return x + self.proj(merged)
+
+
 class ChosenHeads(Gated):
     def forward(self, x: Tensor) -> Tensor:
         which = self.router(x).topk(2, -1).indices[..., None].expand(-1, -1, -1, 8)
@@ -143,10 +154,18 @@ def test_gated_attention_that_is_no_layer_is_told_with_where_it_was_lost(
     assert (found.layers, found.ungated) == ((), 0)
 
 
-def test_heads_that_are_taken_out_by_a_choice_are_told():
-    place = line_of(ChosenHeads, "gather")
-    found = found_in(ChosenHeads())
-    miss = NearMiss(("model",), "softmax was followed; lost at gather", place, place)
+@pytest.mark.parametrize(
+    ("model", "reason", "lost", "applied"),
+    [
+        (InterleavedByIndex, "softmax was followed; lost at select", "one =", "one *"),
+        (ChosenHeads, "softmax was followed; lost at gather", "gather", "gather"),
+    ],
+)
+def test_gates_that_make_no_layer_are_told_with_where_they_are_applied(
+    model: type[nn.Module], reason: str, lost: str, applied: str
+):
+    found = found_in(model())
+    miss = NearMiss(("model",), reason, line_of(model, lost), line_of(model, applied))
     assert (found.layers, found.near_misses, found.ungated) == ((), (miss,), 0)
 
 
