@@ -201,6 +201,23 @@ class AddedToTheStream(Parts):
         return out
 
 
+class MappedHeads(Parts):
+    """A head is a function of its weights and its gate; torch.vmap runs all of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.wq, self.wk, self.wv = (nn.Parameter(torch.randn(H, C, D)) for _ in range(3))
+        self.wo = nn.Parameter(torch.randn(H, D, C))
+
+    def forward(self, x):
+        def head(wq, wk, wv, wo, gate):
+            y = F.scaled_dot_product_attention(x @ wq, x @ wk, x @ wv, is_causal=True)
+            return (y * gate.unsqueeze(-1)) @ wo
+
+        heads = torch.vmap(head, in_dims=(0, 0, 0, 0, -1))
+        return x + heads(self.wq, self.wk, self.wv, self.wo, self.gates(x)).sum(0)
+
+
 class SummedByIndex(Parts):
     """All projected heads are added at the same place by `index_add`."""
 

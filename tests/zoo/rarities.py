@@ -115,6 +115,7 @@ RARE = (
     rare("chosen_tokens_added", idioms.ChosenTokensAdded, replace(TOP_2, num_kv_heads=1)),
     rare("weighed_average", idioms.WeighedAverage, TOP_2),
     rare("added_to_the_stream", idioms.AddedToTheStream, TOP_2),
+    rare("mapped_heads", idioms.MappedHeads, TOP_2),
     rare("summed_by_index", idioms.SummedByIndex, TOP_2),
     rare("one_attention_a_block", idioms.OneAttentionABlock),
 )

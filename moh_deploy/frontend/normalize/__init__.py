@@ -2,7 +2,8 @@
 
 One pass a file, in the order in which they run:
 
-functionalize    first: all others read programs that change nothing in place
+vmap             first: no other pass can read its tensors
+functionalize    then: all others read programs that change nothing in place
 unread_state     before anything is rewritten: of a functional program, changes are outputs
 written_slices   writes into slices, as `functionalize` leaves them, become products
 assemble         tensors that are filled part by part become concatenations
@@ -40,6 +41,7 @@ from moh_deploy.frontend.normalize.spread import replace_spreads
 from moh_deploy.frontend.normalize.stack_heads import stack_heads
 from moh_deploy.frontend.normalize.unfold import replace_unfold
 from moh_deploy.frontend.normalize.unread_state import drop_unread_state
+from moh_deploy.frontend.normalize.vmap import write_out_vmap
 from moh_deploy.frontend.normalize.written_masks import read_written_masks
 from moh_deploy.frontend.normalize.written_slices import read_written_slices
 from moh_deploy.frontend.normalize.written_softmax import is_division, replace_written_softmax
@@ -52,6 +54,7 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     softmax that is written out, dropout that drops nothing, casts to what is given, transpositions
     that undo one another, and state that no result depends on.
     """
+    write_out_vmap(program)
     program = functionalize(program)
     drop_unread_state(program)
     graph = program.graph_module.graph

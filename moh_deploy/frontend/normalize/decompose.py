@@ -14,9 +14,12 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.contraction import Contraction, Labels, contraction
 from moh_deploy.frontend.fx.graph import argument, op, rank, shape, tensor
 
 aten = torch.ops.aten
+
+_PRODUCTS = frozenset(["einsum", "matmul", "bmm"])
 
 
 def decompose(builder: GraphBuilder, node: Node) -> None:
@@ -33,7 +36,7 @@ def decompose(builder: GraphBuilder, node: Node) -> None:
         _write_out(builder, node)
     elif op(node) == "addcmul":
         _write_product_out(builder, node)
-    elif op(node) == "sum" and op(node.all_input_nodes[0]) == "einsum":
+    elif op(node) == "sum" and op(node.all_input_nodes[0]) in _PRODUCTS:
         _sum_inside(builder, node)
     elif op(node) == "expand_as":
         _expand_to_size(builder, node)
@@ -100,19 +103,39 @@ def _keep_instead(builder: GraphBuilder, node: Node) -> None:
 
 
 def _sum_inside(builder: GraphBuilder, node: Node) -> None:
-    """The sum of an einsum over dimensions is an einsum without their letters."""
-    product, dims = node.all_input_nodes[0], argument(node, "dim")
-    equation, operands = cast(tuple[str, object], product.args[:2])
-    inputs, arrow, result = equation.replace(" ", "").partition("->")
-    plain = arrow and "." not in result and argument(node, "dtype") is None
-    if len(product.users) > 1 or not plain or not isinstance(dims, (list, tuple)):
+    """The sum of a product over dimensions is an einsum without their letters."""
+    source, dims = node.all_input_nodes[0], argument(node, "dim")
+    product = contraction(source)
+    plain = product is not None and product.summed and argument(node, "dtype") is None
+    if product is None or not plain or len(source.users) > 1 or not isinstance(dims, (list, tuple)):
         return
-    summed = {cast(int, dim) % len(result) for dim in dims}
-    kept = "".join(letter for at, letter in enumerate(result) if at not in summed)
-    total = builder.call(aten.einsum.default, f"{inputs}->{kept}", operands)
+    summed = {cast(int, dim) % rank(source) for dim in dims}
+    kept = [label for at, label in enumerate(product.out) if at not in summed]
+    if None in kept:
+        return
+    letters = {label: chr(ord("a") + at) for at, label in enumerate(_labels_of(product))}
+    operands = [
+        _without_broadcast(builder, operand, labels)
+        for operand, labels in zip(product.operands, product.labels, strict=True)
+    ]
+    terms = ["".join(letters[one] for one in labels if one) for labels in product.labels]
+    result = "".join(letters[label] for label in kept if label)
+    total = builder.call(aten.einsum.default, f"{terms[0]},{terms[1]}->{result}", operands)
     for dim in sorted(summed) if argument(node, "keepdim", False) else ():
         total = builder.call(aten.unsqueeze.default, total, dim)
     node.replace_all_uses_with(total)
+
+
+def _labels_of(product: Contraction) -> list[str]:
+    return sorted({label for labels in product.labels for label in labels if label})
+
+
+def _without_broadcast(builder: GraphBuilder, operand: Node, labels: Labels) -> Node:
+    """An operand without the dimensions of size 1 that are repeated for the other one."""
+    for position in reversed(range(rank(operand))):
+        if labels[position] is None:
+            operand = builder.call(aten.squeeze.dim, operand, position)
+    return operand
 
 
 def _expand_to_size(builder: GraphBuilder, node: Node) -> None:

@@ -34,6 +34,7 @@ from moh_deploy.frontend.normalize.attention_output import is_attention
 from moh_deploy.frontend.normalize.stacked_ops import (
     Stacked,
     apply_stacked,
+    heads_at,
     heads_in_front,
 )
 
@@ -234,7 +235,7 @@ def _stack_joined(node: Node, stored: StoredNodes, known: dict[Heads, Stacked]) 
     if op(node) == "cat":
         joined = _merged(builder, found, dim)
     else:
-        joined = _with_heads_at(builder, found, dim)
+        joined = heads_at(builder, found.node, dim)
     node.replace_all_uses_with(joined)
 
 
@@ -293,15 +294,8 @@ def _sum_of(
 
 def _merged(builder: GraphBuilder, found: Stacked, dim: int) -> Node:
     """Insert [..., H * D, ...] of [H, ..., D, ...], where D is dimension `dim` of a head."""
-    apart = _with_heads_at(builder, found, dim)
+    apart = heads_at(builder, found.node, dim)
     return builder.call(aten.flatten.using_ints, apart, dim, dim + 1)
-
-
-def _with_heads_at(builder: GraphBuilder, found: Stacked, dim: int) -> Node:
-    """Insert a permutation that brings the heads from the front to another dimension."""
-    order = list(range(1, rank(found.node)))
-    order.insert(dim, 0)
-    return builder.call(aten.permute.default, found.node, order)
 
 
 def _is_merging(head: Node, stored: StoredNodes) -> bool:

@@ -66,6 +66,13 @@ def heads_in_front(builder: GraphBuilder, node: Node, dim: int) -> Node:
     return builder.call(aten.permute.default, node, order) if dim else node
 
 
+def heads_at(builder: GraphBuilder, stacked: Node, dim: int) -> Node:
+    """Insert a permutation that brings the heads from the front to another dimension."""
+    order = list(range(1, rank(stacked)))
+    order.insert(dim, 0)
+    return builder.call(aten.permute.default, stacked, order) if dim else stacked
+
+
 def for_each_head(builder: GraphBuilder, operand: Stacked, heads: int) -> Node:
     """A tensor [H, ...]; one that is common to all heads is repeated."""
     if operand.by_head:
