@@ -111,8 +111,9 @@ def convert(
         ExportError: If a step fails, or if the traced program is not the original model.
     """
     with progress.step("tracing the model"):
-        program = normalize(_traced(model, inputs))
+        program = _traced(model, inputs)
         refuse_flex_attention(program)
+        program = normalize(program)
         _check_stateless(program)
         ranges = dim_ranges(program, inputs)
         joined = joined_dims(program, inputs)
