@@ -28,6 +28,11 @@ def ranked(k: int, *, shared: int = 0) -> Expected:
     return Expected((ExpectedLayer(gating.H, gating.H, k, shared, "ranked"),))
 
 
+def mixed(k: int, *, shared: int) -> Expected:
+    """Expect one layer of the gating file whose shared heads are weighed by their own logits."""
+    return Expected((ExpectedLayer(gating.H, gating.H, k, shared, "mixed"),))
+
+
 def scored(k: int) -> Expected:
     """Expect one layer of the gating file that ranks heads by another score than it weighs."""
     return Expected((ExpectedLayer(gating.H, gating.H, k, 0, "scored"),))
@@ -267,6 +272,8 @@ SELECTION = tuple(
         ("select_group_limited", routing.GroupLimited, scored(1)),
         ("select_one_further", routing.OneFurther, top_k(gating.H, 2)),
         ("select_sigmoids_behind_shared", routing.SigmoidsBehindShared, ranked(2, shared=1)),
+        ("select_sigmoid_beside_softmax", routing.SigmoidBesideSoftmax, mixed(2, shared=1)),
+        ("select_sigmoids_one_projection", routing.SigmoidsBesideProbabilities, mixed(1, shared=2)),
         ("select_heads_choose", routing.HeadsChooseTokens, custom()),
         ("select_top_p", routing.TopP, custom()),
         ("select_rectified", routing.Rectified, custom()),

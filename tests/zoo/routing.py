@@ -56,6 +56,29 @@ class SigmoidsBehindShared(Choosing):
         return torch.cat([torch.full_like(kept[..., :1], 0.5), kept], dim=-1)
 
 
+class SigmoidBesideSoftmax(Choosing):
+    """One shared head by a sigmoid, as Qwen's shared expert; two of three others, as Mixtral."""
+
+    def __init__(self):
+        super().__init__()
+        self.router, self.shared = nn.Linear(C, H - 1, bias=False), nn.Linear(C, 1)
+
+    def weights(self, x):
+        logits = self.router(x)
+        best, where = logits.softmax(-1).topk(2, dim=-1)
+        kept = torch.zeros_like(logits).scatter_(-1, where, best / best.sum(-1, keepdim=True))
+        return torch.cat([torch.sigmoid(self.shared(x)), kept], dim=-1)
+
+
+class SigmoidsBesideProbabilities(Choosing):
+    """One projection: sigmoids for two shared heads; of two others, the better by its share."""
+
+    def weights(self, x):
+        shared, routed = self.router(x).chunk(2, dim=-1)
+        p = routed.softmax(-1)
+        return torch.cat([2 * shared.sigmoid(), p * (p >= p.topk(1).values)], dim=-1)
+
+
 class HeadsChooseTokens(Choosing):
     """Expert choice: each head takes the half of the tokens that wants it most."""
 

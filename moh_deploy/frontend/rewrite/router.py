@@ -85,14 +85,16 @@ def _finished(
         return _weighed(builder, finish, made, gates)
     call, end = builder.call, int(shape(made)[-1])
     shared = call(aten.slice.Tensor, made, -1, 0, num_shared)
-    if finish.shared_gate != 1.0:
+    if finish.shared is not None:
+        shared = _weighed(builder, finish.shared, shared, gates)
+    elif finish.shared_gate != 1.0:
         shared = call(aten.mul.Tensor, shared, finish.shared_gate)
     routed = call(aten.slice.Tensor, made, -1, num_shared, end)
     return call(aten.cat.default, [shared, _weighed(builder, finish, routed, gates)], -1)
 
 
 def _weighed(builder: GraphBuilder, finish: Finish, routed: Node, gates: Node) -> Node:
-    """The gates of the routed heads [B, S, R]."""
+    """The gates of the routed heads [B, S, R], or of the shared ones, which a MoHRouter made 1."""
     call = builder.call
     if finish.weights is not None:
         weights = _per_token(builder, _heads_last(builder, finish.weights), gates)

@@ -8,6 +8,7 @@ from moh_deploy.ops.routers.constant import CONSTANT
 from moh_deploy.ops.routers.custom import CUSTOM
 from moh_deploy.ops.routers.form import RouterForm
 from moh_deploy.ops.routers.mask import MASK
+from moh_deploy.ops.routers.mixed import MIXED
 from moh_deploy.ops.routers.query_norm import QUERY_NORM
 from moh_deploy.ops.routers.ranked import RANKED
 from moh_deploy.ops.routers.scored import SCORED
@@ -19,7 +20,7 @@ __all__ = ["FORMS", "SCORING", "WEIGHING", "RouterForm", "form_named"]
 
 # In the order in which they are looked for. Where two compute the same, the first is reported: with
 # one chosen head the gates of top_k are those of a mask. The last one fits every router.
-FORMS = (CONSTANT, SHARED, TWO_STAGE, TOP_K, QUERY_NORM, MASK, RANKED, SCORED, CUSTOM)
+FORMS = (CONSTANT, SHARED, TWO_STAGE, TOP_K, QUERY_NORM, MASK, RANKED, MIXED, SCORED, CUSTOM)
 
 SCORING = frozenset(operator for form in FORMS for operator in form.scoring)
 """Operators that may make the logits of a MoHRouter, element by element."""

@@ -9,8 +9,9 @@ from moh_deploy.ops.routers.ranked import RANKED
 
 def match(program: RouterProgram) -> Router | None:
     """Propose a mask of the logits and whatever weighs the heads that it keeps."""
-    # The search is the same as for `scored`: what was ranked tells which of the two it is.
+    # The search is the same as for `mixed` and `scored`: what weighs shared heads, and what was
+    # ranked, tell which of the three it is.
     weighing = program.weighing
-    if weighing is None or not weighing.ranks_weights:
+    if weighing is None or not (weighing.has_one_shared_gate and weighing.ranks_weights):
         return None
     return weighing.of_ranking(RANKED)

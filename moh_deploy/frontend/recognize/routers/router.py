@@ -26,7 +26,7 @@ class Logits:
 
 @dataclass(frozen=True)
 class Finish:
-    """The weighing behind a MoHRouter, by ordinary operators, of the routed heads' gates alone.
+    """The weighing behind a MoHRouter, by ordinary operators, of the gates of the routed heads.
 
         factor * gates * weights / (sum(gates * weights) + epsilon)
 
@@ -36,6 +36,7 @@ class Finish:
         factor: Of all of them.
         epsilon: What is added to the sum.
         shared_gate: The gate of each shared head, where there are any.
+        shared: Of shared heads that are weighed themselves, likewise; None for `shared_gate`.
     """
 
     weights: Logits | None = None
@@ -43,6 +44,7 @@ class Finish:
     factor: float = 1.0
     epsilon: float = 0.0
     shared_gate: float = 1.0
+    shared: Finish | None = None
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,17 @@ from dataclasses import replace
 
 from moh_deploy.frontend.recognize.routers.program import RouterProgram, extent
 from moh_deploy.frontend.recognize.routers.router import Router
+from moh_deploy.frontend.recognize.routers.weighing import Weighing
+from moh_deploy.ops.routers import RouterForm
 from moh_deploy.ops.routers.top_k import TOP_K
 
 
 def match(program: RouterProgram) -> Router | None:
     """Propose the form as published, and with another factor and shared gates of one number."""
-    return program.proven(_published(program)) or _with_factor(program)
+    found = program.proven(_published(program))
+    if found is not None or program.weighing is None or not program.weighing.has_one_shared_gate:
+        return found
+    return with_factor(TOP_K, program.weighing)
 
 
 def _published(program: RouterProgram) -> Iterator[Router]:
@@ -25,11 +30,9 @@ def _published(program: RouterProgram) -> Iterator[Router]:
             yield replace(base, shared_logits=others[0])
 
 
-def _with_factor(program: RouterProgram) -> Router | None:
-    weighing = program.weighing
-    if weighing is None:
-        return None
+def with_factor(form: RouterForm, weighing: Weighing) -> Router | None:
+    """Return a router whose chosen heads share a number by their probabilities."""
     found = (
-        weighing.router(TOP_K, logits, gate_mode="weighted") for logits in weighing.softmax_logits
+        weighing.router(form, logits, gate_mode="weighted") for logits in weighing.softmax_logits
     )
     return next((router for router in found if router is not None), None)

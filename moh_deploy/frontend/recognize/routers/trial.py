@@ -20,6 +20,7 @@ from moh_deploy.frontend.fx.graph import (
     reads_shape_only,
     tensor,
 )
+from moh_deploy.frontend.recognize.routers.selection import ends_router
 
 # Logits of these scales make flat, ordinary and saturated softmaxes.
 SCALES = (0.05, 1.0, 8.0)
@@ -70,19 +71,30 @@ def run_router(
     Returns:
         None where it cannot be run on its own.
     """
+    sources = _sources(gates, cone, scores, constant)
+    between = nodes_between(gates, set(sources), set(cone), constant) if sources else None
+    if between is None:
+        return None
+    values, is_exact = run_part(sources, between, constant)
+    tolerance = 1e-9 if is_exact else 1e-5
+    return RouterRun(gates, (*sources, *between), values, tolerance) if values else None
+
+
+def _sources(gates: Node, cone: Sequence[Node], scores: Node, constant: Constants) -> list[Node]:
+    """The tensors of a router that decide its gates: one, or the results of its projections."""
     # As far back as possible, because weights may be made of what lies before the ranked scores,
     # such as the logits of a softmax; but no farther than one tensor still decides the gates.
     members = set(cone)
-    ranked = members & set(ancestors(scores))
-    for source in gates.graph.nodes:  # what is computed first is farthest
-        if source not in ranked or not is_number(source) or source.op != "call_function":
-            continue
-        between = nodes_between(gates, {source}, members, constant)
-        if between is not None:
-            values, is_exact = run_part([source], between, constant)
-            tolerance = 1e-9 if is_exact else 1e-5
-            return RouterRun(gates, (source, *between), values, tolerance) if values else None
-    return None
+    computed = [
+        node
+        for node in gates.graph.nodes  # what is computed first is farthest
+        if node in members and node.op == "call_function" and is_number(node)
+    ]
+    ranked = set(ancestors(scores))
+    for source in computed:
+        if source in ranked and nodes_between(gates, {source}, members, constant) is not None:
+            return [source]
+    return [node for node in computed if ends_router(node)]
 
 
 def run_part(
@@ -165,8 +177,9 @@ def run_nodes(nodes: Sequence[Node], inputs: Values, constant: Constants) -> Val
         return torch.empty(example_shape(node), dtype=tensor(node).dtype)
 
     try:
-        for node in nodes:
-            env[node] = computed(node, look_up)
+        with torch.no_grad():
+            for node in nodes:
+                env[node] = computed(node, look_up)
     except (RuntimeError, IndexError, TypeError, ValueError):
         return None
     return {node: value for node, value in env.items() if isinstance(value, torch.Tensor)}

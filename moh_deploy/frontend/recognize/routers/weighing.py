@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from moh_deploy.frontend.fx.graph import ancestors, shape
+from moh_deploy.frontend.fx.graph import ancestors, rank, shape
 from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router
 from moh_deploy.frontend.recognize.routers.selection import Selection
 from moh_deploy.frontend.recognize.routers.trial import RouterRun, Values, is_number
@@ -29,7 +29,7 @@ class Weighing:
         run: What it made of random scores of several scales.
         selection: Where it ranks the heads, and how many it keeps.
         softmax_logits: What may be the logits of a softmax that it ranks.
-        shared: [rows, Sh] its gates of the shared heads, which all are one number.
+        shared: [rows, Sh] float64, its gates of the shared heads.
         gates: [rows, R] float64, its gates of the routed heads.
     """
 
@@ -40,18 +40,21 @@ class Weighing:
     gates: torch.Tensor
 
     @classmethod
-    def of(cls, run: RouterRun, selection: Selection, logits: list[Logits]) -> Weighing | None:
-        """Split what a router made of scores; None where the shared heads have gates of their own.
+    def of(cls, run: RouterRun, selection: Selection, logits: list[Logits]) -> Weighing:
+        """Split what a router made of scores into the gates of its shared and of its routed heads.
 
         Args:
             logits: What may be the logits of a softmax that it ranks.
         """
         gates = torch.cat([_rows(values[run.gates]) for values in run.values])  # [rows, H]
         shared, routed = gates[:, : -selection.candidates], gates[:, -selection.candidates :]
-        if bool((shared != shared[:1, :1]).any()):
-            return None
         computed = [one for one in logits if one.node in run.values[0]]
-        return cls(run, selection, computed, shared, routed.double())
+        return cls(run, selection, computed, shared.double(), routed.double())
+
+    @property
+    def has_one_shared_gate(self) -> bool:
+        """True where one number is the gate of each shared head, or there is none."""
+        return bool((self.shared == self.shared[:1, :1]).all())
 
     @property
     def ranks_weights(self) -> bool:
@@ -83,7 +86,12 @@ class Weighing:
         finish = _finish(weights, kept, self.gates, self.run.tolerance)
         if finish is None:
             return None
-        shared_gate = float(self.shared.max()) if self.shared.numel() else 1.0
+        if not self.has_one_shared_gate:
+            finish = replace(finish, shared=self._shared_finish)
+            if finish.shared is None:
+                return None
+        elif self.shared.numel():
+            finish = replace(finish, shared_gate=float(self.shared[0, 0]))
         return Router(
             form=form,
             num_shared_heads=self.shared.shape[-1],
@@ -91,8 +99,26 @@ class Weighing:
             selection=replace(self.selection, scores=logits.node, dim=logits.dim),
             routed_logits=logits,
             gate_mode=gate_mode,
-            finish=replace(finish, shared_gate=shared_gate),
+            finish=finish,
         )
+
+    @cached_property
+    def _shared_finish(self) -> Finish | None:
+        """What makes the gates of shared heads of a tensor that the choice does not change."""
+        size = tuple(self.shared.shape)
+        for node in reversed(self.run.nodes):  # nearest to the gates first
+            if not is_number(node) or self.selection.node in ancestors(node):
+                continue
+            for dim in reversed(range(rank(node))):
+                weights = Logits(node, dim)
+                values = [_rows(weights.of(run)) for run in self.run.values if size[1]]
+                rows = torch.cat(values).double()
+                if rows.shape != size:
+                    continue
+                finish = _finish(weights, rows, self.shared, self.run.tolerance)
+                if finish is not None:
+                    return finish
+        return None
 
     @cached_property
     def _ranking(self) -> Logits:

@@ -183,12 +183,6 @@ class SquareRoots(Base):
         return kept / kept.norm(dim=-1, keepdim=True)
 
 
-class SharedBySigmoid(BehindSharedHeads):
-    def gates(self, logits):
-        kept = logits.sigmoid() * mask(logits, 2)
-        return torch.cat([logits[..., :2].sigmoid(), kept], dim=-1)
-
-
 class ScaledByToken(Base):
     def forward(self, x):
         return super().forward(x) * x.sum(-1, keepdim=True)
@@ -203,7 +197,7 @@ class BiasOfTheInput(Base):
         return scores * mask(scores + x[..., :HEADS].cumsum(1), 2)
 
 
-@pytest.mark.parametrize("make", [SquareRoots, SharedBySigmoid, ScaledByToken, BiasOfTheInput])
+@pytest.mark.parametrize("make", [SquareRoots, ScaledByToken, BiasOfTheInput])
 def test_other_routers_stay_as_they_are(make: type[nn.Module]):
     router, _, _ = read(make)
     assert (router.form.name, router.top_k, router.finish) == ("custom", 2, None)
