@@ -104,6 +104,9 @@ def _weighed(builder: GraphBuilder, finish: Finish, routed: Node, gates: Node) -
         # 0 where no head that was kept has a weight, as with an epsilon, and not NaN.
         epsilon = finish.epsilon or torch.finfo(tensor(routed).dtype).tiny
         routed = call(aten.div.Tensor, routed, call(aten.add.Tensor, total, epsilon))
+    if finish.scale is not None:
+        scale = _per_token(builder, _heads_last(builder, finish.scale), gates)
+        routed = call(aten.mul.Tensor, builder.cast(routed, tensor(scale).dtype), scale)
     return routed if finish.factor == 1.0 else call(aten.mul.Tensor, routed, finish.factor)
 
 

@@ -28,13 +28,14 @@ class Logits:
 class Finish:
     """The weighing behind a MoHRouter, by ordinary operators, of the gates of the routed heads.
 
-        factor * gates * weights / (sum(gates * weights) + epsilon)
+        factor * scale * gates * weights / (sum(gates * weights) + epsilon)
 
     Attributes:
         weights: As large as the routed logits; None for 1.
         normalized: The weighed gates of a token are divided by their sum.
         factor: Of all of them.
         epsilon: What is added to the sum.
+        scale: One number for each token; None for 1.
         shared_gate: The gate of each shared head, where there are any.
         shared: Of shared heads that are weighed themselves, likewise; None for `shared_gate`.
     """
@@ -43,6 +44,7 @@ class Finish:
     normalized: bool = False
     factor: float = 1.0
     epsilon: float = 0.0
+    scale: Logits | None = None
     shared_gate: float = 1.0
     shared: Finish | None = None
 

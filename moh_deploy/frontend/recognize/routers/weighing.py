@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from moh_deploy.frontend.fx.graph import ancestors, rank, shape
+from moh_deploy.frontend.fx.graph import ancestors, example_shape, shape
 from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router
 from moh_deploy.frontend.recognize.routers.selection import Selection
 from moh_deploy.frontend.recognize.routers.trial import RouterRun, Values, is_number
@@ -84,14 +84,14 @@ class Weighing:
         if weights is not None:
             kept = kept * torch.cat([_rows(weights.of(v)) for v in self.run.values]).double()
         finish = _finish(weights, kept, self.gates, self.run.tolerance)
+        if self.has_one_shared_gate:
+            shared_gate = float(self.shared[0, 0]) if self.shared.numel() else 1.0
+            finish = finish and replace(finish, shared_gate=shared_gate)
+        else:
+            finish = finish or self._scaled_finish(weights, kept)
+            finish = finish and self._shared_finish and replace(finish, shared=self._shared_finish)
         if finish is None:
             return None
-        if not self.has_one_shared_gate:
-            finish = replace(finish, shared=self._shared_finish)
-            if finish.shared is None:
-                return None
-        elif self.shared.numel():
-            finish = replace(finish, shared_gate=float(self.shared[0, 0]))
         return Router(
             form=form,
             num_shared_heads=self.shared.shape[-1],
@@ -105,20 +105,40 @@ class Weighing:
     @cached_property
     def _shared_finish(self) -> Finish | None:
         """What makes the gates of shared heads of a tensor that the choice does not change."""
-        size = tuple(self.shared.shape)
-        for node in reversed(self.run.nodes):  # nearest to the gates first
+        found = (
+            _finish(weights, rows, self.shared, self.run.tolerance)
+            for weights, rows in self._unchanged(self.shared.shape[-1])
+        )
+        return next((finish for finish in found if finish is not None), None)
+
+    def _scaled_finish(self, weights: Logits | None, kept: torch.Tensor) -> Finish | None:
+        """What brings the weighed gates [rows, R] to those of the model, where a tensor has a
+        number for each token that they are multiplied with: the weight of a first stage."""
+        total, given = kept.sum(-1, keepdim=True), self.gates.sum(-1, keepdim=True)
+        scales = given / total
+        limit = self.run.tolerance * max(1.0, float(self.gates.abs().max()))
+        if not bool(((self.gates - scales * kept).abs() <= limit).all()):
+            return None
+        for scale, rows in self._unchanged(1):
+            for normalized, wanted in ((False, scales), (True, given)):
+                finish = _finish(scale, rows, wanted, self.run.tolerance)
+                if finish is not None and not finish.normalized:
+                    return Finish(weights, normalized, factor=finish.factor, scale=scale)
+        return None
+
+    def _unchanged(self, count: int) -> Iterator[tuple[Logits, torch.Tensor]]:
+        """Yield tensors of so many numbers for each token that the choice does not change, nearest
+        to the gates first, and their values [rows, count] in float64."""
+        for node in reversed(self.run.nodes):
             if not is_number(node) or self.selection.node in ancestors(node):
                 continue
-            for dim in reversed(range(rank(node))):
-                weights = Logits(node, dim)
-                values = [_rows(weights.of(run)) for run in self.run.values if size[1]]
-                rows = torch.cat(values).double()
-                if rows.shape != size:
+            for dim, extent in reversed(list(enumerate(example_shape(node)))):
+                if extent != count:
                     continue
-                finish = _finish(weights, rows, self.shared, self.run.tolerance)
-                if finish is not None:
-                    return finish
-        return None
+                found = Logits(node, dim)
+                rows = torch.cat([_rows(found.of(values)) for values in self.run.values])
+                if len(rows) == len(self.gates):
+                    yield found, rows.double()
 
     @cached_property
     def _ranking(self) -> Logits:

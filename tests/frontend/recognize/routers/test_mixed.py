@@ -101,6 +101,25 @@ class WeightsThatAreLearned(Base):
         return self.weights.sigmoid().expand_as(logits)
 
 
+class InTwoStages(Renormalised):
+    """As published, but for the sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_stages = nn.Linear(8, 2)
+
+    def forward(self, x):
+        stages = self.to_stages(x).softmax(-1) * 2
+        shared = self.shared(self.to_shared(x)) * stages[..., :1]
+        return torch.cat([shared, self.routed(self.to_routed(x)) * stages[..., 1:]], dim=-1)
+
+
+class StagesOfSigmoids(InTwoStages):
+    def routed(self, logits):
+        kept = logits.sigmoid() * mask(logits, 2)
+        return kept / kept.sum(-1, keepdim=True)
+
+
 AS_THEY_ARE = Finish()
 EXPECTED = {
     Base: ("mixed", AS_THEY_ARE),
@@ -113,6 +132,8 @@ EXPECTED = {
     RankedWithBias: ("scored", AS_THEY_ARE),
     HeadsFirst: ("mixed", AS_THEY_ARE),
     WeightsThatAreLearned: ("mixed", AS_THEY_ARE),
+    InTwoStages: ("mixed", AS_THEY_ARE),
+    StagesOfSigmoids: ("mixed", Finish(normalized=True)),
 }
 
 
@@ -123,7 +144,8 @@ def test_shared_heads_are_weighed_by_themselves_beside_the_best_routed_ones(
     router, gates, routed = read(make)
     form, finish = EXPECTED[make]
     assert (router.form.name, router.num_shared_heads, router.top_k) == (form, SHARED, 2)
-    assert replace(router.finish, weights=None, shared=None) == finish
+    assert replace(router.finish, weights=None, shared=None, scale=None) == finish
+    assert (router.finish.scale is not None) == issubclass(make, InTwoStages)
     assert router.finish.shared is not None
     torch.testing.assert_close(routed, gates)
 
