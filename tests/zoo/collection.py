@@ -274,6 +274,7 @@ SELECTION = tuple(
         ("select_sigmoids_behind_shared", routing.SigmoidsBehindShared, ranked(2, shared=1)),
         ("select_sigmoid_beside_softmax", routing.SigmoidBesideSoftmax, mixed(2, shared=1)),
         ("select_sigmoids_one_projection", routing.SigmoidsBesideProbabilities, mixed(1, shared=2)),
+        ("select_over_the_sum_of_all", routing.OverTheSumOfAll, mixed(2, shared=1)),
         ("select_heads_choose", routing.HeadsChooseTokens, custom()),
         ("select_top_p", routing.TopP, custom()),
         ("select_rectified", routing.Rectified, custom()),

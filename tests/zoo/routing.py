@@ -79,6 +79,16 @@ class SigmoidsBesideProbabilities(Choosing):
         return torch.cat([2 * shared.sigmoid(), p * (p >= p.topk(1).values)], dim=-1)
 
 
+class OverTheSumOfAll(SigmoidBesideSoftmax):
+    """A sigmoid and the chosen probabilities, divided by the sum of both."""
+
+    def weights(self, x):
+        p = self.router(x).softmax(-1)
+        routed = p * F.one_hot(p.topk(2).indices, H - 1).sum(-2)
+        gates = torch.cat([torch.sigmoid(self.shared(x)), routed], dim=-1)
+        return gates / gates.sum(-1, keepdim=True) * H
+
+
 class HeadsChooseTokens(Choosing):
     """Expert choice: each head takes the half of the tokens that wants it most."""
 

@@ -90,11 +90,13 @@ def _finished(
     elif finish.shared_gate != 1.0:
         shared = call(aten.mul.Tensor, shared, finish.shared_gate)
     routed = call(aten.slice.Tensor, made, -1, num_shared, end)
-    return call(aten.cat.default, [shared, _weighed(builder, finish, routed, gates)], -1)
+    joined = call(aten.cat.default, [shared, _weighed(builder, finish, routed, gates)], -1)
+    return joined if finish.joint is None else _weighed(builder, finish.joint, joined, gates)
 
 
 def _weighed(builder: GraphBuilder, finish: Finish, routed: Node, gates: Node) -> Node:
-    """The gates of the routed heads [B, S, R], or of the shared ones, which a MoHRouter made 1."""
+    """The gates of the routed heads [B, S, R], of the shared ones, which a MoHRouter made 1, or of
+    all together."""
     call = builder.call
     if finish.weights is not None:
         weights = _per_token(builder, _heads_last(builder, finish.weights), gates)

@@ -38,6 +38,7 @@ class Finish:
         scale: One number for each token; None for 1.
         shared_gate: The gate of each shared head, where there are any.
         shared: Of shared heads that are weighed themselves, likewise; None for `shared_gate`.
+        joint: Of all heads together, afterwards; None where there is none.
     """
 
     weights: Logits | None = None
@@ -47,6 +48,7 @@ class Finish:
     scale: Logits | None = None
     shared_gate: float = 1.0
     shared: Finish | None = None
+    joint: Finish | None = None
 
 
 @dataclass(frozen=True)

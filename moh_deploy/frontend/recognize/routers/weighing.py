@@ -88,8 +88,7 @@ class Weighing:
             shared_gate = float(self.shared[0, 0]) if self.shared.numel() else 1.0
             finish = finish and replace(finish, shared_gate=shared_gate)
         else:
-            finish = finish or self._scaled_finish(weights, kept)
-            finish = finish and self._shared_finish and replace(finish, shared=self._shared_finish)
+            finish = self._mixed_finish(weights, kept, finish)
         if finish is None:
             return None
         return Router(
@@ -101,6 +100,35 @@ class Weighing:
             gate_mode=gate_mode,
             finish=finish,
         )
+
+    def _mixed_finish(
+        self, weights: Logits | None, kept: torch.Tensor, routed: Finish | None
+    ) -> Finish | None:
+        """What brings weighed gates to those of the model where shared heads are weighed, too.
+
+        Args:
+            routed: What does it for the routed heads, if they need nothing of the shared ones.
+        """
+        routed, shared = routed or self._scaled_finish(weights, kept), self._shared_finish
+        if routed is None or shared is None:
+            return self._joint_finish(weights, kept)
+        return replace(routed, shared=shared)
+
+    def _joint_finish(self, weights: Logits | None, kept: torch.Tensor) -> Finish | None:
+        """What does it where shared and routed gates are divided by the sum of both."""
+        given = torch.cat((self.shared, self.gates), -1)
+        for shared, rows in self._unchanged(self.shared.shape[-1]):
+            # Whatever the sum is, both kinds are divided by it: how many times the routed ones were
+            # taken is left over.
+            taken = float(
+                self.gates[0].sum() / kept[0].sum() * rows[0].sum() / self.shared[0].sum()
+            )
+            factor = _as_written(taken, self.run.tolerance)
+            found = _finish(shared, torch.cat((rows, factor * kept), -1), given, self.run.tolerance)
+            if found is not None and found.normalized:
+                joint = replace(found, weights=None)
+                return Finish(weights, factor=factor, shared=Finish(shared), joint=joint)
+        return None
 
     @cached_property
     def _shared_finish(self) -> Finish | None:

@@ -114,6 +114,12 @@ class InTwoStages(Renormalised):
         return torch.cat([shared, self.routed(self.to_routed(x)) * stages[..., 1:]], dim=-1)
 
 
+class OverTheSumOfAll(Base):
+    def forward(self, x):
+        gates = super().forward(x)
+        return 4 * gates / (gates.sum(-1, keepdim=True) + 1e-3)
+
+
 class StagesOfSigmoids(InTwoStages):
     def routed(self, logits):
         kept = logits.sigmoid() * mask(logits, 2)
@@ -132,6 +138,7 @@ EXPECTED = {
     RankedWithBias: ("scored", AS_THEY_ARE),
     HeadsFirst: ("mixed", AS_THEY_ARE),
     WeightsThatAreLearned: ("mixed", AS_THEY_ARE),
+    OverTheSumOfAll: ("mixed", Finish(joint=Finish(normalized=True, factor=4.0, epsilon=1e-3))),
     InTwoStages: ("mixed", AS_THEY_ARE),
     StagesOfSigmoids: ("mixed", Finish(normalized=True)),
 }
