@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from moh_deploy.frontend.fx.constants import Constants
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Router
+from tests.frontend.recognize.routers.test_ranked import read as rewritten
 from tests.frontend.traced import nodes, plain_trace
 
 EPS = torch.finfo(torch.float32).eps
@@ -381,7 +382,7 @@ FORMS = {
     OneSharedHead: ("two_stage", 1, 2),
     OneSharedHeadFromAnotherTensor: ("two_stage", 1, 2),
     OneSharedHeadWithItsSoftmax: ("two_stage", 1, 2),
-    OneSharedHeadTimesTwo: ("custom", 1, 2),
+    OneSharedHeadTimesTwo: ("mixed", 1, 2),
     AllShared: ("shared", 4, 0),
     AllSharedBySigmoid: ("custom", None, None),
     Mask: ("mask", 0, 2),
@@ -407,7 +408,34 @@ def test_router_in_other_words_is_the_published_form(make: type[nn.Module]):
     assert router.reason is None
 
 
-@pytest.mark.parametrize("make", DIFFERENT)
+# A MoHRouter ranks for these, and operators weigh; for the others of DIFFERENT nothing does.
+WEIGHED_BY_OPERATORS = {
+    WithoutTimesK: "mixed",
+    NotRenormalised: "mixed",
+    SoftmaxAfterChoiceWithoutTimesK: "mixed",
+    Temperature: "mixed",
+    SigmoidScores: "mixed",
+    SharedNotScaled: "mixed",
+    SharedBySigmoid: "mixed",
+    StageNotScaled: "mixed",
+    StagesSwapped: "mixed",
+    ChosenFromAnother: "scored",
+    SharedAcrossTokens: "mixed",
+}
+
+
+@pytest.mark.parametrize("make", WEIGHED_BY_OPERATORS)
+def test_router_that_weighs_in_another_way_is_not_the_published_one(make: type[nn.Module]):
+    router, gates, inserted = rewritten(make)
+    assert (router.form.name, router.num_shared_heads, router.top_k) == (
+        WEIGHED_BY_OPERATORS[make],
+        2,
+        2,
+    )
+    torch.testing.assert_close(inserted, gates)
+
+
+@pytest.mark.parametrize("make", [one for one in DIFFERENT if one not in WEIGHED_BY_OPERATORS])
 def test_router_that_deviates_is_custom(make: type[nn.Module]):
     router = read(make)
     assert router.form.name == "custom"
