@@ -17,8 +17,10 @@ from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
 from moh_deploy.frontend.inputs.from_options import asked_mask, example_inputs
 from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
+from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.native import kernel_library
+from moh_deploy.ops.function_text import MIN_OPSET
 from moh_deploy.package import (
     MODEL_DATA_NAME,
     MODEL_NAME,
@@ -118,12 +120,24 @@ def _convert(
         converted = convert(
             model,
             inputs,
-            names=options.output_names or tuple(config.outputs),
-            opset=options.opset or DEFAULT_OPSET,
+            names=options.output_names or tuple(config.outputs) or _own_names(model),
+            opset=options.opset or _own_opset(model),
             find_padding=asked_mask(options, config) is None,
             progress=progress,
         )
     return converted, model.checkpoint_sha256
+
+
+def _own_names(model: LoadedModel) -> tuple[str, ...]:
+    """The names that an ONNX file has for its outputs; nothing for other models."""
+    return () if model.original is None else model.original.source.outputs
+
+
+def _own_opset(model: LoadedModel) -> int:
+    """The operator set of an ONNX file, from the first on that bodies can be written in."""
+    if model.original is None:
+        return DEFAULT_OPSET
+    return max(model.original.source.opset, MIN_OPSET)
 
 
 def _with_first_choices(converted: Converted) -> Converted:
@@ -153,7 +167,7 @@ def _manifest(
         dims=converted.dims,
         layers=converted.layers,
         ops=ops_of(converted.model),
-        opset=options.opset or DEFAULT_OPSET,
+        opset=converted.model.opset_imports[""],
         total_flops=converted.total_flops,
         precision=converted.precision,
         kept=converted.kept,

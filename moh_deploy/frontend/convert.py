@@ -153,6 +153,8 @@ def convert(
         onnx_model, layer_names = _translate(
             commit(program, rewrites, agreeing), rewrites, inputs, outputs, opset
         )
+        if model.original is not None:
+            onnx_model.metadata_props.update(model.original.source.metadata)
     mask = next((item.name for item in inputs if item.says_valid), None)
     return Converted(
         model=onnx_model,

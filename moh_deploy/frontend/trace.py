@@ -12,6 +12,7 @@ from dataclasses import replace
 import sympy  # type: ignore[import-untyped, unused-ignore]
 import torch
 from torch.export import Dim, ExportedProgram
+from torch.fx.traceback import preserve_node_meta
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
@@ -20,6 +21,7 @@ from moh_deploy.frontend.inputs.examples import parsed_dims
 from moh_deploy.frontend.limits import dynamic_axes
 from moh_deploy.frontend.load.call import positional, taking_tensors
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.load.onnx_graph.module import OnnxModule, name_scopes
 from moh_deploy.frontend.quiet import muted, no_warnings
 from moh_deploy.frontend.specialisation import watch_specialisations
 
@@ -47,6 +49,8 @@ def trace(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram:
     call = model.call or positional([item.name for item in inputs])
     with taking_tensors(model.module, call) as names:
         program = _trace(model.module, inputs, names, bounds={})
+    if model.original is not None:
+        name_scopes(program)
     _check_read(program, inputs, model.unknown)
     return program
 
@@ -80,9 +84,12 @@ def _trace(
     quiet = muted("torch._subclasses.fake_tensor", below=logging.CRITICAL)
     shapes = dynamic_shapes(names, inputs, bounds)
     try:
+        # Where an ONNX node was exported from is metadata of what is traced of it.
+        scopes = preserve_node_meta(isinstance(module, OnnxModule))
         with (
             torch.no_grad(),
             quiet,
+            scopes,
             no_warnings(),
             _related_sizes(module, inputs),
             watch_specialisations() as places,

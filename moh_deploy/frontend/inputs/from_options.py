@@ -7,6 +7,7 @@ from dataclasses import replace
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.inputs.examples import build_call
+from moh_deploy.frontend.inputs.onnx_inputs import build_onnx_inputs
 from moh_deploy.frontend.inputs.padding import named_tokens
 from moh_deploy.frontend.inputs.program_inputs import build_program_inputs
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
@@ -21,6 +22,14 @@ def example_inputs(
     Raises:
         ConfigError: There are none, or they contradict each other, the model or the program.
     """
+    if model.original is not None:
+        return model, build_onnx_inputs(
+            model.original.source,
+            config,
+            npz=options.inputs,
+            specs=options.input_specs,
+            dynamic=options.dynamic,
+        )
     if model.program is not None:
         inputs = build_program_inputs(
             model.program,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.errors import BackendError, ConfigError, ExportError
 from moh_deploy.frontend.inputs.examples import example_sizes, resize_inputs
 from moh_deploy.frontend.inputs.padding import TURNS, Side, with_padding
 from moh_deploy.frontend.load.model import ModelInput
@@ -85,6 +85,17 @@ def _first_that_runs(
     )
 
 
+_NOT_AT_THIS_SIZE = (
+    BackendError,
+    ConfigError,
+    RuntimeError,
+    AssertionError,
+    IndexError,
+    ValueError,
+    TypeError,
+)
+
+
 def run_at(inputs: Sequence[ModelInput], run: Run, sizes: Mapping[str, int]) -> SizeRun | Exception:
     """Run the original model at given sizes; return what it raises where it does not take them.
 
@@ -118,7 +129,7 @@ def _try_run(inputs: tuple[ModelInput, ...], run: Run) -> SizeRun | Exception:
     """Run the original model; return what it raises where it does not take the inputs."""
     try:
         return inputs, run([item.value for item in inputs])
-    except (ConfigError, RuntimeError, AssertionError, IndexError, ValueError, TypeError) as error:
+    except _NOT_AT_THIS_SIZE as error:
         return error
 
 

@@ -12,6 +12,7 @@ from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.frontend.load.factory import build_module
 from moh_deploy.frontend.load.fileform import FileForm, detect_form
 from moh_deploy.frontend.load.model import CheckpointForm, LoadedModel
+from moh_deploy.frontend.load.onnx_file import load_onnx
 from moh_deploy.frontend.load.pt2 import load_program, require_inference_mode
 from moh_deploy.frontend.load.quantised import refuse_quantised
 from moh_deploy.frontend.load.safetensors_files import (
@@ -56,6 +57,9 @@ def load_model(
         ConfigError: The factory or a code directory is wrong.
     """
     form = detect_form(path)
+    if form == "onnx":
+        _refuse_options(path, "an ONNX model", factory=factory, state_key=state_key)
+        return load_onnx(path)
     digest = sha256_of_shards(path) if form == "safetensors_index" else sha256_of(path)
     with user_code(code_dirs):
         if form in ("pt2", "pt2_legacy"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -11,14 +12,18 @@ from moh_deploy.system.bounded_file import open_regular
 from moh_deploy.system.suggest import shortened
 
 FileForm = Literal[
-    "torch_zip", "torch_legacy", "safetensors", "safetensors_index", "pt2", "pt2_legacy"
+    "torch_zip", "torch_legacy", "safetensors", "safetensors_index", "pt2", "pt2_legacy", "onnx"
 ]
 
 # The pickled number that opens what torch.save wrote before it wrote zip archives.
 _LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
-_EXPECTED = "Expected a file written by torch.save, torch.export.save or safetensors."
+_EXPECTED = (
+    "Expected a file written by torch.save, torch.export.save or safetensors, or an ONNX model."
+)
+# The protobuf message of a model: the number of its IR version (under 128), then another field.
+_ONNX_HEAD = re.compile(rb"\x08[\x03-\x7f][\x12\x1a\x22\x28\x32\x3a\x42\x72\xa2\xca]")
 
 
 def detect_form(path: Path) -> FileForm:
@@ -36,6 +41,8 @@ def detect_form(path: Path) -> FileForm:
         return _safetensors_form(path, head)
     if head.lstrip().startswith(b"{"):
         return "safetensors_index"
+    if _ONNX_HEAD.match(head):
+        return "onnx"
     if head.startswith(_PICKLE_MAGIC):
         raise CheckpointError(
             f"{path}: is a plain pickle that torch.save did not write.",
@@ -64,7 +71,15 @@ def _read_head(path: Path) -> bytes:
 
 
 def _directory_hint(path: Path) -> str | None:
-    known = ("*.safetensors.index.json", "*.safetensors", "*.pt2", "*.pt", "*.pth", "*.bin")
+    known = (
+        "*.safetensors.index.json",
+        "*.safetensors",
+        "*.pt2",
+        "*.pt",
+        "*.pth",
+        "*.bin",
+        "*.onnx",
+    )
     found = [file for pattern in known for file in sorted(path.glob(pattern))]
     return f"Did you mean '{found[0]}'?" if found else None
 

@@ -54,6 +54,12 @@ def in_dtype(
     """
     if options.dtype is None:
         return model, tuple(inputs)
+    if model.original is not None:
+        raise ConfigError(
+            f"--dtype {options.dtype} was given, but the model is an ONNX file, whose dtypes are"
+            " fixed.",
+            hint=f"Export it as it is, then: moh-deploy precision PACKAGE --to {options.dtype}.",
+        )
     if model.module is None:
         raise ConfigError(
             f"--dtype {options.dtype} was given, but the model is an exported program, whose dtypes"

@@ -11,11 +11,14 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils._pytree import tree_unflatten
 
 from moh_deploy.frontend.load.call import arguments_of
+from moh_deploy.frontend.load.onnx_graph.original import OnnxOriginal
 from moh_deploy.package import Call, Manifest
 
 _USER_INPUT = InputKind.USER_INPUT
 
-CheckpointForm = Literal["module", "state_dict", "checkpoint", "safetensors", "pt2", "in_memory"]
+CheckpointForm = Literal[
+    "module", "state_dict", "checkpoint", "safetensors", "pt2", "onnx", "in_memory"
+]
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,14 @@ class LoadedModel:
     """A model in eval mode, ready to be traced. Exactly one of `module` and `program` is set.
 
     Attributes:
-        module: The user's module with the checkpoint's weights in it.
+        module: The user's module with the checkpoint's weights in it; of an ONNX file, one that
+            computes its nodes.
         program: The exported program of a `.pt2` file.
         form: How the checkpoint stored the model.
         checkpoint_sha256: Digest of the file, or None for a model that was handed over in memory.
         call: How the module takes the inputs; None where they are its positional arguments.
         unknown: Names of inputs for which its forward has no parameter but `**kwargs`.
+        original: Of an ONNX file: what it computes, by ONNX Runtime.
     """
 
     module: torch.nn.Module | None
@@ -56,9 +61,12 @@ class LoadedModel:
     checkpoint_sha256: str | None
     call: Call | None = None
     unknown: frozenset[str] = frozenset()
+    original: OnnxOriginal | None = None
 
     def callable(self) -> Callable[..., object]:
         """Return what runs the model on its inputs, one by one."""
+        if self.original is not None:
+            return self.original
         if self.module is not None:
             return self.module if self.call is None else self._called
         assert self.program is not None

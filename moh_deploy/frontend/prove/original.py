@@ -77,6 +77,12 @@ def run_example(model: LoadedModel, inputs: Sequence[ModelInput]) -> tuple[Origi
         the model runs, but not while torch counts (flex_attention does not).
     """
     arguments = [item.value for item in inputs]
+    if model.original is not None:
+        # Torch counts what it computes itself.
+        assert model.module is not None
+        counted = LoadedModel(model.module, None, model.form, None)
+        _, flops = run_example(counted, inputs)
+        return OriginalRun(tuple(inputs), run_original(model, arguments)), flops
     try:
         with FlopCounterMode(display=False) as counter:
             outputs = run_original(model, arguments)

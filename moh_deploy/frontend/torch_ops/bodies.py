@@ -7,6 +7,7 @@ where their inputs are, as the proof of a router needs it, and else in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,21 @@ def aggregated_attention(
     pooled_key: Tensor,
     pooled_value: Tensor,
     gates: Tensor,
+    *rest: Any,
+) -> Tensor:
+    """Each pixel attends to its window and to the pooled image, in one softmax: [B, N, H*D]."""
+    heads = aggregated_heads(query, key, value, pooled_key, pooled_value, *rest)
+    gate = gates.to(heads.dtype).transpose(1, 2).unsqueeze(-1)  # [B, H, N, 1]
+    gated = torch.where(gate == 0, 0.0, heads * gate)
+    return gated.transpose(1, 2).flatten(2).to(query.dtype)
+
+
+def aggregated_heads(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pooled_key: Tensor,
+    pooled_value: Tensor,
     query_embedding: Tensor | None,
     query_scale: Tensor | None,
     window_bias: Tensor | None,
@@ -43,7 +59,7 @@ def aggregated_attention(
     normalize: bool,
     epsilon: float,
 ) -> Tensor:
-    """Each pixel attends to its window and to the pooled image, in one softmax: [B, N, H*D]."""
+    """Return the heads before they are gated, in float32 at least: [B, H, N, D]."""
     precise = torch.promote_types(query.dtype, torch.float32)
     q, k, v, pk, pv = (
         _split_heads(x.to(precise), num_heads)
@@ -67,10 +83,7 @@ def aggregated_attention(
     window = window if window_tokens is None else window + q @ window_tokens.to(precise)
     window = _plus(window, window_offset)
     beside = v[:, :, neighbours].masked_fill(~inside.unsqueeze(-1), 0.0)  # [B, H, N, L, D]
-    heads = (window.unsqueeze(-2) @ beside).squeeze(-2) + pooled @ pv
-    gate = gates.to(precise).transpose(1, 2).unsqueeze(-1)  # [B, H, N, 1]
-    gated = torch.where(gate == 0, 0.0, heads * gate)
-    return gated.transpose(1, 2).flatten(2).to(query.dtype)
+    return (window.unsqueeze(-2) @ beside).squeeze(-2) + pooled @ pv
 
 
 def _plus(tokens: Tensor, term: Tensor | None) -> Tensor:

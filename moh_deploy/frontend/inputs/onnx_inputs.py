@@ -1,0 +1,180 @@
+"""The inputs of an ONNX file: names, types and dimensions that it declares, and example values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from moh_deploy.config.dims import DimExpr
+from moh_deploy.config.export_config import ExportConfig
+from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.inputs.examples import (
+    add_dynamic_axes,
+    build_inputs,
+    example_sizes,
+    parsed_dims,
+)
+from moh_deploy.frontend.inputs.index_ranges import index_range
+from moh_deploy.frontend.inputs.made_values import made_values
+from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.frontend.load.onnx_graph.file import OnnxInput, OnnxSource
+from moh_deploy.system.npz import Array
+
+_FIRST_SIZE = 2
+"""Dimensions get sizes of their own, from this one on: what is equal by chance shows nothing."""
+
+
+def build_onnx_inputs(
+    source: OnnxSource,
+    config: ExportConfig,
+    *,
+    npz: Path | Mapping[str, Array] | None = None,
+    specs: Sequence[str] = (),
+    dynamic: Sequence[str] = (),
+    seed: int = 0,
+) -> tuple[ModelInput, ...]:
+    """Return the inputs of a file, in its order.
+
+    Values are the user's, else made where the file tells all that is needed. Dimensions are those
+    of the file; where the user describes an input by its shape, a size there fixes an axis.
+
+    Args:
+        npz, specs, dynamic: As in `build_inputs`.
+
+    Raises:
+        ConfigError: What the user gives does not fit the file, or values of an integer input are
+            needed and nothing says which are legal.
+    """
+    dims = _dimensions(source.inputs)
+    if npz is None and not specs and not config.inputs:
+        made = tuple(
+            _made(source, spec, dims, seed + place) for place, spec in enumerate(source.inputs)
+        )
+        inputs = add_dynamic_axes(made, dynamic)
+    else:
+        given = build_inputs(config, npz=npz, specs=specs, dynamic=dynamic, seed=seed)
+        described = bool(specs) or bool(config.inputs)
+        inputs = tuple(
+            _checked(spec, one, dims, described=described) for spec, one in _paired(source, given)
+        )
+    example_sizes(inputs)
+    return inputs
+
+
+def _dimensions(inputs: Sequence[OnnxInput]) -> dict[tuple[str, int], DimExpr]:
+    """Return the dimension of each dynamic axis: input and axis to it."""
+    found: dict[tuple[str, int], DimExpr] = {}
+    for spec in inputs:
+        for axis, text in enumerate(spec.shape):
+            if isinstance(text, str):
+                found[spec.name, axis] = _dimension(text, f"{_word(spec.name)}_dim_{axis}")
+    return found
+
+
+def _dimension(text: str, otherwise: str) -> DimExpr:
+    """Read what a file calls a dimension; what is no name becomes one."""
+    if not text:
+        return DimExpr(otherwise)
+    try:
+        return DimExpr.parse(text, place="")
+    except ConfigError:
+        # `past_sequence_length + sequence_length`, `/layers/Mul_output_0`: any text is allowed.
+        return DimExpr(_word(text.replace("+", "_plus_")))
+
+
+def _word(text: str) -> str:
+    word = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_")
+    return word if word and not word[0].isdigit() else f"dim_{word}"
+
+
+def _sizes(dims: Mapping[tuple[str, int], DimExpr]) -> dict[str, int]:
+    names = dict.fromkeys(expr.name for expr in dims.values())
+    return {name: _FIRST_SIZE + place for place, name in enumerate(names)}
+
+
+def _made(
+    source: OnnxSource, spec: OnnxInput, dims: Mapping[tuple[str, int], DimExpr], seed: int
+) -> ModelInput:
+    sizes = _sizes(dims)
+    own = {axis: expr for (name, axis), expr in dims.items() if name == spec.name}
+    shape = tuple(
+        own[axis].evaluate(sizes) if isinstance(size, str) else size
+        for axis, size in enumerate(spec.shape)
+    )
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    limits: tuple[float, float] | None = None
+    if not dtype.is_floating_point and dtype != torch.bool:
+        limits = index_range(source.graph, spec.name)
+        if limits is None:
+            raise _no_range(source, spec)
+    value = made_values(shape, dtype, value_range=limits, seed=seed)
+    return ModelInput(spec.name, value, {axis: str(expr) for axis, expr in own.items()})
+
+
+def _no_range(source: OnnxSource, spec: OnnxInput) -> ConfigError:
+    shape = ",".join(map(str, spec.shape))
+    return ConfigError(
+        f"{source.path}: input '{spec.name}' is {spec.dtype}[{shape}], and nothing in the file says"
+        " which values it may have: it does not look up the rows of a table.",
+        hint="Give examples with --inputs FILE.npz, or describe all inputs in a --config, where"
+        " `range: [0, 1]` says it.",
+    )
+
+
+def _paired(source: OnnxSource, given: Sequence[ModelInput]) -> list[tuple[OnnxInput, ModelInput]]:
+    """Bring what the user gives to the order of the file: by name, or by place."""
+    names = [spec.name for spec in source.inputs]
+    by_name = {item.name: item for item in given}
+    if len(given) != len(names):
+        raise ConfigError(
+            f"{source.path} has {len(names)} inputs ({', '.join(names)}), but {len(given)} are"
+            f" given ({', '.join(by_name)})."
+        )
+    if by_name.keys() == set(names):
+        return [(spec, by_name[spec.name]) for spec in source.inputs]
+    strange = [name for name in by_name if name not in names]
+    if len(strange) < len(given):
+        raise ConfigError(
+            f"{source.path} has no input '{strange[0]}'; it has {', '.join(names)}.",
+            hint="Name all inputs as the file does, or none.",
+        )
+    return list(zip(source.inputs, given, strict=True))
+
+
+def _checked(
+    spec: OnnxInput,
+    item: ModelInput,
+    dims: Mapping[tuple[str, int], DimExpr],
+    *,
+    described: bool,
+) -> ModelInput:
+    """An input with the user's value, and the file's name and dimensions.
+
+    Args:
+        described: The user says which axes are dynamic: those left out are fixed.
+    """
+    value, given = item.value, parsed_dims(item)
+    fits = value.ndim == len(spec.shape) and all(
+        isinstance(size, str) or value.shape[axis] == size for axis, size in enumerate(spec.shape)
+    )
+    if not fits or str(value.dtype) != f"torch.{spec.dtype}":
+        raise ConfigError(
+            f"input '{item.name}' is {str(value.dtype).removeprefix('torch.')}"
+            f"{list(value.shape)}, but the file's '{spec.name}' is"
+            f" {spec.dtype}[{', '.join(map(str, spec.shape))}]."
+        )
+    for axis in given:
+        if (spec.name, axis) not in dims:
+            raise ConfigError(
+                f"axis {axis} of input '{spec.name}' is fixed in the file, at {spec.shape[axis]}.",
+                hint="Export the original model again with that axis dynamic.",
+            )
+    own = {axis: expr for (name, axis), expr in dims.items() if name == spec.name}
+    chosen = given if described else {**own, **given}
+    return replace(
+        item, name=spec.name, dims={axis: str(expr) for axis, expr in sorted(chosen.items())}
+    )

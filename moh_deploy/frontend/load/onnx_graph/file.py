@@ -1,0 +1,219 @@
+"""Read an ONNX file: what it takes and returns, its nodes, and its weights, which stay mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from moh_deploy.errors import CheckpointError, ExportError, PackageError
+from moh_deploy.frontend.load.onnx_graph.call import TORCH_DTYPES
+from moh_deploy.frontend.load.onnx_graph.node import Graph, Node, graph_of
+from moh_deploy.frontend.load.onnx_graph.operators.table import is_known
+from moh_deploy.graph.inline_functions import inline_functions
+from moh_deploy.graph.switch_by_size import without_switches
+from moh_deploy.ops.domains import base_domain
+from moh_deploy.package.onnx_outline import ExternalTensor, read_outline
+from moh_deploy.runtime.onnxruntime.clean_model import clean_model
+from moh_deploy.system.bounded_file import open_regular
+from moh_deploy.system.digest import sha256_of
+
+OLDEST_OPSET, NEWEST_OPSET = 13, 24
+
+
+@dataclass(frozen=True)
+class OnnxInput:
+    """An input of the graph, as the file declares it.
+
+    Attributes:
+        dtype: As numpy calls it.
+        shape: Sizes, and the names or expressions of dynamic dimensions; empty text for one without
+            a name.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    """What an ONNX file holds.
+
+    Attributes:
+        graph: Cleaned; functions but those of MoH operators are put in their place.
+        opsets: Domain to version.
+        outputs: Names, in order.
+        metadata: The model's own `metadata_props`.
+        sha256: Of the file and of the files that its weights lie in.
+    """
+
+    path: Path
+    graph: Graph = field(repr=False)
+    opsets: Mapping[str, int]
+    inputs: tuple[OnnxInput, ...]
+    outputs: tuple[str, ...]
+    metadata: Mapping[str, str]
+    sha256: str
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators."""
+        return self.opsets[""]
+
+
+def read_onnx(path: Path) -> OnnxSource:
+    """Read an ONNX file.
+
+    Raises:
+        CheckpointError: It is damaged, a file of its weights is missing or too short, its operator
+            set is too new or too old, or an input is no tensor.
+        ExportError: It has operators that cannot be read; all of them are named.
+    """
+    files = _checked_files(path)
+    try:
+        model = ir.load(path)
+        model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx", 0))
+        _check_opset(path, model.opset_imports[""])
+        without_switches(model)
+        ours = [n.name for n in model.graph if n.name and base_domain(n.domain) is not None]
+        inline_functions(model, but=ours)
+        inputs = tuple(
+            _input(path, value) for value in model.graph.inputs if not value.is_initializer()
+        )
+        outputs = tuple(value.name or "" for value in model.graph.outputs)
+        metadata = dict(model.metadata_props)
+        model = clean_model(model)
+        graph = graph_of(model.graph)
+    except CheckpointError as error:
+        message = error.message
+        named = message if message.startswith(str(path)) else f"{path}: {message}"
+        raise CheckpointError(named, hint=error.hint) from error
+    except PackageError as error:
+        raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error
+    except Exception as error:  # onnx-ir fails in many ways at what it does not expect
+        raise CheckpointError(
+            f"{path} cannot be read as an ONNX model: {type(error).__name__}: {error}."
+        ) from error
+    _check_operators(path, graph)
+    opsets = dict(model.opset_imports)
+    return OnnxSource(path, graph, opsets, inputs, outputs, metadata, _digest(files))
+
+
+def _checked_files(path: Path) -> list[Path]:
+    """Return the file and those that its weights lie in; what does not fit together is refused."""
+    try:
+        outline = read_outline(path)
+    except PackageError as error:
+        raise CheckpointError(error.message, hint=error.hint) from error
+    files: dict[Path, int] = {}
+    for tensor in outline.external:
+        data = _data_file(path, tensor)
+        if data not in files:
+            files[data] = _size_of(path, data, tensor)
+        _check_range(path, data, files[data], tensor)
+    return [path, *sorted(files)]
+
+
+def _data_file(path: Path, tensor: ExternalTensor) -> Path:
+    location = tensor.entries.get("location", "")
+    parts = Path(location).parts
+    # A path that leads elsewhere would be read from anywhere on this machine.
+    if not location or Path(location).is_absolute() or ".." in parts:
+        raise CheckpointError(
+            f"{path}: the data of weight '{tensor.name[:200]}' is in '{location[:200]}', expected a"
+            " file beside the model."
+        )
+    return path.parent / location
+
+
+def _size_of(path: Path, data: Path, tensor: ExternalTensor) -> int:
+    try:
+        with open_regular(data):
+            return data.stat().st_size
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{data}: no such file; {path.name} has the data of weight '{tensor.name[:200]}'"
+            " there.",
+            hint="Copy it along: an ONNX model and its external data belong together.",
+        ) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{data}: cannot be read: {error.strerror}; {path.name} has weights in it."
+        ) from error
+
+
+def _check_range(path: Path, data: Path, size: int, tensor: ExternalTensor) -> None:
+    # Optional in ONNX: without, the data begins at 0 and is as long as shape and dtype say.
+    offset = tensor.entries.get("offset", "0")
+    length = tensor.entries.get("length", str(tensor.num_bytes))
+    numbers = all(re.fullmatch("[0-9]{1,19}", one) for one in (offset, length))
+    if not numbers or int(length) != tensor.num_bytes or int(offset) + int(length) > size:
+        raise CheckpointError(
+            f"{path}: the data of weight '{tensor.name[:200]}' is {length[:40]} bytes from byte"
+            f" {offset[:40]} of {data.name}, which has {size}; expected {tensor.num_bytes} bytes"
+            " within it.",
+            hint="Copy or download both files again.",
+        )
+
+
+def _check_opset(path: Path, opset: int) -> None:
+    if OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        return
+    tried = f"{OLDEST_OPSET} to {NEWEST_OPSET}"
+    direction = "newer than what is known here" if opset > NEWEST_OPSET else "too old"
+    raise CheckpointError(
+        f"{path}: is of operator set {opset}, which is {direction}; expected {tried}.",
+        hint="Export it again with another opset, or convert it: onnx.version_converter."
+        f"convert_version(model, {NEWEST_OPSET if opset > NEWEST_OPSET else 18}).",
+    )
+
+
+def _input(path: Path, value: ir.Value) -> OnnxInput:
+    if not isinstance(value.type, ir.TensorType) or value.dtype not in TORCH_DTYPES:
+        raise CheckpointError(
+            f"{path}: input '{value.name}' is {value.type}; expected a tensor of numbers or bool."
+        )
+    if value.shape is None:
+        raise CheckpointError(
+            f"{path}: input '{value.name}' has no shape, not even a number of axes.",
+            hint="Write its axes into the file: numbers, and names for dynamic ones.",
+        )
+    shape = tuple(dim if isinstance(dim, int) else dim.value or "" for dim in value.shape)
+    return OnnxInput(value.name or "", value.dtype.numpy().name, shape)
+
+
+def _check_operators(path: Path, graph: Graph) -> None:
+    """Refuse all operators at once that no function stands for."""
+    unknown = [node for node in graph.all_nodes() if not node.bodies and not is_known(node)]
+    loops = [node for node in graph.all_nodes() if node.bodies and node.op_type != "If"]
+    refused = [*unknown, *loops]
+    if not refused:
+        return
+    counts = Counter(node.operator for node in refused)
+    listed = "; ".join(
+        f"{name} ({count}x: {_named(refused, name)})" for name, count in counts.most_common()
+    )
+    raise ExportError(
+        f"{path}: has {len(refused)} nodes of operators that cannot be read: {listed}.",
+        hint="docs/onnx-input.md lists those that can. A loop has to be unrolled by the exporter;"
+        " quantised models are exported before they are quantised.",
+    )
+
+
+def _named(nodes: Sequence[Node], operator: str) -> str:
+    named = [node.name or node.outputs[0] for node in nodes if node.operator == operator]
+    return ", ".join(named[:3]) + (", ..." if len(named) > 3 else "")
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """Return the digest of a file; of several, that of their digests."""
+    digests = [sha256_of(file) for file in files]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

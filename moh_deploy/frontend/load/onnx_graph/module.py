@@ -1,0 +1,159 @@
+"""An ONNX graph as a torch module: its forward computes one node after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import traceback
+
+from moh_deploy.errors import CheckpointError, ExportError
+from moh_deploy.frontend.fx.arrays import to_torch
+from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.node import Graph, Node
+from moh_deploy.frontend.load.onnx_graph.operators import ON_NUMBERS, OPERATORS
+from moh_deploy.frontend.load.onnx_graph.operators.table import known_domain
+from moh_deploy.frontend.load.onnx_graph.values import (
+    MOST_NUMBERS,
+    Known,
+    Value,
+    as_tensor,
+    objects,
+)
+
+SCOPE = "onnx_scope"
+"""Under this key of a traced node's `custom` metadata stands where its ONNX node was exported from.
+"""
+
+
+class OnnxModule(nn.Module):
+    """Computes a graph with torch. Initializers are its parameters and buffers, under their names.
+
+    Args:
+        graph: All operators of it are in the table.
+        opsets: Domain to version.
+
+    Raises:
+        CheckpointError: A weight is of a type that torch has none of.
+    """
+
+    def __init__(self, graph: Graph, opsets: Mapping[str, int]) -> None:
+        super().__init__()
+        self._graph = graph
+        self._opsets = dict(opsets)
+        self._places: dict[str, tuple[nn.Module, str]] = {}
+        self._numbers: dict[str, np.ndarray] = {}
+        self.at: Node | None = None
+        self._store(graph)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the graph's outputs, in order."""
+        values: dict[str, Value] = dict(zip(self._graph.inputs, inputs, strict=True))
+        found = self._compute(self._graph, values)
+        # An output may be an input, or a size.
+        return tuple(as_tensor(value) for value in found)
+
+    def _compute(self, graph: Graph, values: dict[str, Value]) -> list[Value]:
+        for node in graph.nodes:
+            self.at = node
+            with traceback.annotate({SCOPE: node.scope}):
+                results = self._run(node, values)
+            named = zip(node.outputs, results, strict=False)
+            values.update({name: value for name, value in named if name and value is not None})
+        self.at = None
+        return [self._read(name, values) for name in graph.outputs]
+
+    def _run(self, node: Node, values: dict[str, Value]) -> list[Value | None]:
+        given = tuple(self._read(name, values) if name else None for name in node.inputs)
+        if node.bodies:
+            return list(self._branch(node, given, values))
+        domain = known_domain(node.domain)
+        call = Call(node, given, self._opsets.get(node.domain, 1))
+        result: Result | None = None
+        if given and all(isinstance(value, Known) for value in given if value is not None):
+            on_numbers = ON_NUMBERS.get((domain, node.op_type))
+            result = None if on_numbers is None else on_numbers(call)
+        if result is None:
+            result = OPERATORS[domain, node.op_type](call)
+        return [result] if isinstance(result, (torch.Tensor, Known)) else list(result)
+
+    def _branch(
+        self, node: Node, given: tuple[Value | None, ...], values: dict[str, Value]
+    ) -> Sequence[Value | None]:
+        """Compute the branch of an If whose condition is known while the model is traced."""
+        condition = given[0]
+        number = condition.flat()[0] if isinstance(condition, Known) else None
+        if not isinstance(number, bool):
+            raise ExportError(
+                f"{node.place} chooses between two graphs by a value that is known only when the"
+                " model runs; one traced program cannot hold both.",
+                hint="Export the original model again, without that branch.",
+            )
+        # A body sees the values around it.
+        body = node.bodies["then_branch" if number else "else_branch"]
+        return self._compute(body, dict(values))
+
+    def _read(self, name: str, values: Mapping[str, Value]) -> Value:
+        if name in values:
+            return values[name]
+        owner, attribute = self._places[name]
+        # Asked for each time: torch.export puts fakes in the place of weights.
+        tensor: torch.Tensor = getattr(owner, attribute)
+        numbers = self._numbers.get(name)
+        return tensor if numbers is None else Known(numbers, tensor.dtype, tensor)
+
+    def _store(self, graph: Graph) -> None:
+        for name, weight in graph.weights.items():
+            array = weight.numpy()
+            try:
+                tensor = to_torch(array)
+            except TypeError as error:
+                raise CheckpointError(
+                    f"weight '{name}' is {weight.dtype.name}, which torch has no tensors of."
+                ) from error
+            self._places[name] = _register(self, name, tensor)
+            if array.size <= MOST_NUMBERS:
+                self._numbers[name] = objects(tensor.flatten().tolist()).reshape(array.shape)
+        for node in graph.nodes:
+            for body in node.bodies.values():
+                self._store(body)
+
+
+def _register(root: nn.Module, name: str, tensor: torch.Tensor) -> tuple[nn.Module, str]:
+    """Put a weight where its name says: `layers.0.weight` into modules `layers` and `0`.
+
+    Returns:
+        The module that has it, and the name of the attribute.
+    """
+    *path, last = name.split(".")
+    owner = root
+    for part in path:
+        child = owner._modules.get(part)
+        if child is None and (not part or hasattr(owner, part)):
+            owner, last = root, name.replace(".", "_")  # `a..b`, or a method of modules
+            break
+        if child is None:
+            child = nn.Module()
+            owner.add_module(part, child)
+        owner = child
+    while not last or hasattr(owner, last):
+        last = f"{last}_"
+    if tensor.is_floating_point():
+        owner.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
+    else:
+        owner.register_buffer(last, tensor)
+    return owner, last
+
+
+def name_scopes(program: ExportedProgram) -> None:
+    """Say of each node of a traced graph which module it was in when the file was exported.
+
+    Layers are named so. In torch's own words of it: the stack of modules.
+    """
+    for node in program.graph.nodes:
+        scope = (node.meta.get("custom") or {}).get(SCOPE)
+        if scope is not None:
+            node.meta["nn_module_stack"] = {"": ("", "OnnxModule"), "scope": (".".join(scope), "")}

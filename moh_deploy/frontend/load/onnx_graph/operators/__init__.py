@@ -1,0 +1,43 @@
+"""What each operator of ONNX computes, in torch: one file a group.
+
+elementwise  each element of its own, and broadcasts
+layout       elements are moved
+creation     tensors of a shape or range
+reductions   sums, extremes, ranks, softmax
+products     matrices, convolutions, pooling
+norms        normalisations
+attention    attention and rotary embeddings as one operator
+images       images of another size
+sizes        what operators do with numbers
+moh          the operators of our own packages
+"""
+
+from moh_deploy.frontend.load.onnx_graph.operators import (
+    attention,
+    creation,
+    elementwise,
+    images,
+    layout,
+    moh,
+    norms,
+    products,
+    reductions,
+    sizes,
+)
+from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, ON_NUMBERS, OPERATORS
+
+__all__ = [
+    "MICROSOFT",
+    "ON_NUMBERS",
+    "OPERATORS",
+    "attention",
+    "creation",
+    "elementwise",
+    "images",
+    "layout",
+    "moh",
+    "norms",
+    "products",
+    "reductions",
+    "sizes",
+]

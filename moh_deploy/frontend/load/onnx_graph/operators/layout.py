@@ -1,0 +1,251 @@
+"""Operators that move elements and compute none: reshape, transpose, slices, gather, scatter."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch.nn import functional
+
+from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, operator
+from moh_deploy.frontend.load.onnx_graph.values import Known, is_symbol
+
+
+@operator("Reshape")
+def _reshape(call: Call) -> Result:
+    x, shape = call.tensor(0), call.sizes(1, "shape")
+    if not call.attribute("allowzero", 0):
+        # 0 keeps a size.
+        shape = [
+            x.shape[axis] if not is_symbol(size) and size == 0 else size
+            for axis, size in enumerate(shape)
+        ]
+    return x.reshape(shape)
+
+
+@operator("Flatten")
+def _flatten(call: Call) -> Result:
+    x = call.tensor(0)
+    axis = call.attribute("axis", 1) % x.ndim if call.attribute("axis", 1) != x.ndim else x.ndim
+    first = 1
+    for size in x.shape[:axis]:
+        first *= size
+    return x.reshape(first, -1)
+
+
+@operator("Transpose")
+def _transpose(call: Call) -> Result:
+    x = call.tensor(0)
+    return x.permute(call.ints("perm", range(x.ndim)[::-1]))
+
+
+@operator("Squeeze")
+def _squeeze(call: Call) -> Result:
+    x, axes = call.tensor(0), call.axes(1)
+    if axes is None:
+        axes = [axis for axis, size in enumerate(x.shape) if not is_symbol(size) and size == 1]
+    for axis in sorted((axis % x.ndim for axis in axes), reverse=True):
+        x = x.squeeze(axis)
+    return x
+
+
+@operator("Unsqueeze")
+def _unsqueeze(call: Call) -> Result:
+    x, axes = call.tensor(0), call.axes(1) or []
+    rank = x.ndim + len(axes)
+    for axis in sorted(axis % rank for axis in axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
+@operator("Expand")
+def _expand(call: Call) -> Result:
+    x, shape = call.tensor(0), call.sizes(1, "shape")
+    # Both are aligned at the end, and a 1 on either side takes the other's size.
+    rank = max(x.ndim, len(shape))
+    wide = [1] * (rank - len(shape)) + shape
+    own = [1] * (rank - x.ndim) + list(x.shape)
+    return x.expand([_wider(mine, wanted) for mine, wanted in zip(own, wide, strict=True)])
+
+
+def _wider(mine: int, wanted: int) -> int:
+    return mine if not is_symbol(wanted) and wanted == 1 else wanted
+
+
+@operator("Concat")
+def _concat(call: Call) -> Result:
+    return torch.cat(call.tensors(), dim=call.required("axis", int))
+
+
+@operator("Split")
+def _split(call: Call) -> Result:
+    x, axis = call.tensor(0), call.attribute("axis", 0)
+    if call.has(1):
+        return list(torch.split(x, call.sizes(1, "split"), dim=axis))
+    lengths = call.ints("split", ())  # before operator set 13
+    if lengths:
+        return list(torch.split(x, lengths, dim=axis))
+    count = call.attribute("num_outputs", len(call.node.outputs))
+    return list(torch.split(x, -(-x.shape[axis] // count), dim=axis))
+
+
+_TO_THE_END = 1 << 31
+"""Exporters write the largest number of 32 or 64 bits for an end that is not there."""
+
+
+def slices(call: Call, rank: int) -> dict[int, slice]:
+    """Return the slice along each axis that a Slice node cuts."""
+    if call.opset < 10:
+        starts, ends = call.ints("starts", ()), call.ints("ends", ())
+        axes, steps = call.ints("axes", range(len(starts))), [1] * len(starts)
+    else:
+        starts, ends = call.sizes(1, "starts"), call.sizes(2, "ends")
+        axes = call.sizes(3, "axes") if call.has(3) else list(range(len(starts)))
+        steps = call.sizes(4, "steps") if call.has(4) else [1] * len(starts)
+    return {
+        axis % rank: slice(start, _end(end, step), step)
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
+    }
+
+
+def _end(end: int, step: int) -> int | None:
+    if is_symbol(end):
+        return end
+    beyond = end >= _TO_THE_END - 1 if step > 0 else end <= 1 - _TO_THE_END
+    return None if beyond else end
+
+
+@operator("Slice")
+def _slice(call: Call) -> Result:
+    x = call.tensor(0)
+    for axis, cut in slices(call, x.ndim).items():
+        before = (slice(None),) * axis
+        x = x[before + (cut,)] if cut.step > 0 else _backwards(call, x, axis, cut)
+    return x
+
+
+def _backwards(call: Call, x: torch.Tensor, axis: int, cut: slice) -> torch.Tensor:
+    """A slice of negative step, which torch has not: the whole axis turned round."""
+    whole = not is_symbol(cut.start) and (cut.start == -1 or cut.start >= _TO_THE_END - 1)
+    if not whole or cut.stop is not None:
+        raise call.refused("cuts a part of an axis backwards; a whole axis alone is supported")
+    return x.flip(axis)[(slice(None),) * axis + (slice(None, None, -cut.step),)]
+
+
+@operator("Gather")
+def _gather(call: Call) -> Result:
+    x, index = call.tensor(0), call.value(1)
+    axis = call.attribute("axis", 0) % x.ndim
+    if isinstance(index, Known) and index.shape == ():
+        return x.select(axis, cast(int, index.flat()[0]))
+    found = call.tensor(1)
+    if axis == 0 and x.ndim == 2 and found.ndim > 0 and not isinstance(index, Known):
+        return functional.embedding(found.to(torch.int64), x)  # negative ones no exporter writes
+    flat = found.reshape(-1).to(torch.int64)
+    if isinstance(index, Known) and any(not is_symbol(one) and one < 0 for one in index.flat()):
+        # From the end, which index_select does not take. What is computed no exporter makes so.
+        flat = torch.where(flat < 0, flat + x.shape[axis], flat)
+    taken = x.index_select(axis, flat)
+    if found.ndim == 1:
+        return taken
+    return taken.reshape([*x.shape[:axis], *found.shape, *x.shape[axis + 1 :]])
+
+
+@operator("GatherElements")
+def _gather_elements(call: Call) -> Result:
+    return call.tensor(0).gather(call.attribute("axis", 0), call.tensor(1).to(torch.int64))
+
+
+@operator("GatherND")
+def _gather_nd(call: Call) -> Result:
+    x, index = call.tensor(0), call.tensor(1).to(torch.int64)
+    batch_dims = call.attribute("batch_dims", 0)
+    if not batch_dims:
+        return x[tuple(index.unbind(-1))]
+    # The batch axes go along: an index of their own for each.
+    shape = index.shape[:-1]
+    own = [
+        torch.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+        for axis in range(batch_dims)
+    ]
+    return x[tuple(own) + index.unbind(-1)]
+
+
+@operator("ScatterND")
+def _scatter_nd(call: Call) -> Result:
+    x, index, updates = call.tensor(0), call.tensor(1).to(torch.int64), call.tensor(2)
+    reduction = call.attribute("reduction", "none")
+    places = tuple(index.unbind(-1))
+    if reduction in ("none", "add"):
+        return torch.index_put(x, places, updates, accumulate=reduction == "add")
+    raise call.refused(f"reduces by '{reduction}'; none and add are supported")
+
+
+@operator("ScatterElements", "Scatter")
+def _scatter_elements(call: Call) -> Result:
+    x, index, updates = call.tensor(0), call.tensor(1).to(torch.int64), call.tensor(2)
+    axis = call.attribute("axis", 0)
+    reduction = call.attribute("reduction", "none")
+    if reduction == "none":
+        value = call.value(2)
+        uniform = isinstance(value, Known) and len(set(value.flat())) == 1
+        if uniform:
+            return x.scatter(axis, index, cast(float, cast(Known, value).flat()[0]))
+        return x.scatter(axis, index, updates)
+    kinds = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+    return x.scatter_reduce(axis, index, updates, kinds[reduction], include_self=True)
+
+
+@operator("Tile")
+def _tile(call: Call) -> Result:
+    return call.tensor(0).repeat(call.sizes(1, "repeats"))
+
+
+@operator("Pad")
+def _pad(call: Call) -> Result:
+    x, pads = call.tensor(0), call.sizes(1, "pads")
+    axes = [int(axis) % x.ndim for axis in call.sizes(3, "axes")] if call.has(3) else range(x.ndim)
+    count = len(pads) // 2
+    before_after: dict[int, tuple[int, int]] = {
+        axis: (pads[place], pads[count + place]) for place, axis in enumerate(axes)
+    }
+    mode = call.attribute("mode", "constant")
+    # Torch counts from the last axis, and other modes take the padded axes alone.
+    first = min((a for a, two in before_after.items() if two != (0, 0)), default=x.ndim)
+    flat = [one for a in range(x.ndim - 1, first - 1, -1) for one in before_after.get(a, (0, 0))]
+    if mode == "constant":
+        value = call.numbers(2, "constant_value")[0] if call.has(2) else 0
+        return functional.pad(x, flat, value=cast(float, value)) if flat else x
+    kinds = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+    return functional.pad(x, flat, mode=kinds[mode]) if flat else x
+
+
+@operator("Trilu")
+def _trilu(call: Call) -> Result:
+    x = call.tensor(0)
+    diagonal = cast(int, call.numbers(1, "k")[0]) if call.has(1) else 0
+    return x.triu(diagonal) if call.attribute("upper", 1) else x.tril(diagonal)
+
+
+operator("Trilu", domain=MICROSOFT)(_trilu)
+
+
+@operator("DepthToSpace")
+def _depth_to_space(call: Call) -> Result:
+    x, block = call.tensor(0), call.required("blocksize", int)
+    if call.attribute("mode", "DCR") == "CRD":
+        return functional.pixel_shuffle(x, block)
+    batch, channels, height, width = x.shape
+    split = x.reshape(batch, block, block, channels // (block * block), height, width)
+    moved = split.permute(0, 3, 4, 1, 5, 2)
+    return moved.reshape(batch, channels // (block * block), height * block, width * block)
+
+
+@operator("SpaceToDepth")
+def _space_to_depth(call: Call) -> Result:
+    x, block = call.tensor(0), call.required("blocksize", int)
+    batch, channels, height, width = x.shape
+    split = x.reshape(batch, channels, height // block, block, width // block, block)
+    moved = split.permute(0, 3, 5, 1, 2, 4)
+    return moved.reshape(batch, channels * block * block, height // block, width // block)

@@ -1,0 +1,120 @@
+"""The MoH operators of our own packages, written out as models in PyTorch write them.
+
+So a package is recognised as the model that it was made from: the same layers, and the same
+routers.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.operators.attention import (
+    attend,
+    merge_heads,
+    split_heads,
+)
+from moh_deploy.frontend.load.onnx_graph.operators.table import operator
+from moh_deploy.frontend.torch_ops.bodies import aggregated_heads, token_conv
+from moh_deploy.ops import (
+    MOH_AGGREGATED_ATTENTION,
+    MOH_ATTENTION,
+    MOH_OUTPUT_PROJECTION,
+    MOH_QUERY_PROJECTION,
+    MOH_ROUTER,
+    MOH_TOKEN_CONV,
+    OpSpec,
+)
+from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.ops.spec import AttributeValue
+
+_moh = partial(operator, domain=KERNEL_DOMAIN)
+
+
+def _attributes(call: Call, spec: OpSpec) -> list[AttributeValue]:
+    """Return all attributes in the order of the spec, those that the node leaves out by default."""
+    given = {
+        attribute.name: call.attribute(attribute.name, attribute.default)
+        for attribute in spec.attributes
+        if attribute.name in call.node.attributes
+    }
+    values = spec.complete(given)  # type: ignore[arg-type]
+    return [values[attribute.name] for attribute in spec.attributes]
+
+
+def _gated(heads: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+    """Multiply heads [B, H, S, D] with gates [B, S, H]."""
+    return heads * gates.transpose(1, 2).unsqueeze(-1).to(heads.dtype)
+
+
+@_moh(MOH_ATTENTION.name)
+def _attention(call: Call) -> Result:
+    query, key, value, gates = (call.tensor(index) for index in range(4))
+    num_heads, num_kv_heads, scale, is_causal = _attributes(call, MOH_ATTENTION)
+    packed = query.ndim == 3
+    if packed:
+        query = split_heads(query, int(num_heads))
+        key, value = (split_heads(one, int(num_kv_heads)) for one in (key, value))
+    heads = attend(
+        query,
+        key,
+        value,
+        call.optional(4),
+        scale=float(scale),
+        causal=bool(is_causal),
+        # The last query sees all keys.
+        past=key.shape[2] - query.shape[2] if is_causal else 0,
+    )
+    gated = _gated(heads, gates)
+    return merge_heads(gated) if packed else gated
+
+
+@_moh(MOH_QUERY_PROJECTION.name, MOH_OUTPUT_PROJECTION.name)
+def _projection(call: Call) -> Result:
+    bias = call.optional(3)
+    product = call.tensor(0) @ call.tensor(1)
+    return product if bias is None else product + bias
+
+
+@_moh(MOH_ROUTER.name)
+def _router(call: Call) -> Result:
+    routed, shared, stages = (call.optional(index) for index in range(3))
+    top_k, num_shared_heads, gate_mode = _attributes(call, MOH_ROUTER)
+    present = next(one for one in (routed, shared, stages) if one is not None)
+    gates: list[torch.Tensor] = []
+    if shared is not None:
+        gates.append(shared.softmax(-1) * int(num_shared_heads))
+    elif num_shared_heads:
+        gates.append(present.new_ones([*present.shape[:-1], int(num_shared_heads)]))
+    if routed is not None:
+        gates.append(_routed(routed.softmax(-1), int(top_k), masked=gate_mode == "mask"))
+    if stages is not None:
+        weights = stages.softmax(-1) * 2
+        gates = [gate * weights[..., i : i + 1] for i, gate in enumerate(gates)]
+    return torch.cat(gates, dim=-1) if len(gates) > 1 else gates[0]
+
+
+def _routed(scores: torch.Tensor, top_k: int, *, masked: bool) -> torch.Tensor:
+    chosen = torch.zeros_like(scores).scatter(-1, scores.topk(top_k, dim=-1).indices, 1.0)
+    if masked:
+        return chosen
+    kept = scores * chosen
+    eps = torch.finfo(torch.float32).eps
+    return kept / kept.sum(-1, keepdim=True).clamp(min=eps) * top_k
+
+
+@_moh(MOH_AGGREGATED_ATTENTION.name)
+def _aggregated_attention(call: Call) -> Result:
+    inputs = [call.optional(index) for index in range(len(MOH_AGGREGATED_ATTENTION.inputs))]
+    before, gates, behind = inputs[:5], call.tensor(5), inputs[6:]
+    attributes = _attributes(call, MOH_AGGREGATED_ATTENTION)
+    heads = aggregated_heads(*before, *behind, *attributes)  # type: ignore[arg-type]
+    return merge_heads(_gated(heads, gates)).to(call.tensor(0).dtype)
+
+
+@_moh(MOH_TOKEN_CONV.name)
+def _token_conv(call: Call) -> Result:
+    inputs = [call.optional(index) for index in range(len(MOH_TOKEN_CONV.inputs))]
+    return token_conv(*inputs, *_attributes(call, MOH_TOKEN_CONV))  # type: ignore[arg-type]

@@ -1,0 +1,175 @@
+"""Products of matrices, convolutions and pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, operator
+from moh_deploy.frontend.load.onnx_graph.values import is_symbol
+
+
+@operator("MatMul")
+def _matmul(call: Call) -> Result:
+    return torch.matmul(call.tensor(0), call.tensor(1))
+
+
+@operator("Gemm")
+def _gemm(call: Call) -> Result:
+    x, y = call.tensor(0), call.tensor(1)
+    alpha, beta = call.attribute("alpha", 1.0), call.attribute("beta", 1.0)
+    x = x.t() if call.attribute("transA", 0) else x
+    bias = call.optional(2)
+    if alpha == beta == 1 and call.attribute("transB", 0) and (bias is None or bias.ndim == 1):
+        return functional.linear(x, y, bias)  # as most models have it
+    product = x @ (y.t() if call.attribute("transB", 0) else y)
+    product = product if alpha == 1 else product * alpha
+    if bias is None:
+        return product
+    return product + (bias if beta == 1 else bias * beta)
+
+
+@operator("FusedMatMul", domain=MICROSOFT)
+def _fused_matmul(call: Call) -> Result:
+    x, y = call.tensor(0), call.tensor(1)
+    if call.attribute("transBatchA", 0) or call.attribute("transBatchB", 0):
+        raise call.refused("transposes its batch axes, which is not supported")
+    x = x.transpose(-2, -1) if call.attribute("transA", 0) else x
+    y = y.transpose(-2, -1) if call.attribute("transB", 0) else y
+    alpha = call.attribute("alpha", 1.0)
+    return x @ y if alpha == 1 else (x @ y) * alpha
+
+
+@operator("Einsum")
+def _einsum(call: Call) -> Result:
+    return torch.einsum(call.required("equation", str), *call.tensors())
+
+
+_CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
+
+
+@operator("Conv")
+def _conv(call: Call) -> Result:
+    x, weight = call.tensor(0), call.tensor(1)
+    axes = x.ndim - 2
+    if not 1 <= axes <= 3:
+        raise call.refused(f"convolves {axes} axes; 1 to 3 are supported")
+    strides, dilations = call.ints("strides", [1] * axes), call.ints("dilations", [1] * axes)
+    x, padding = _padded(call, x, weight.shape[2:], strides, dilations)
+    return _CONVOLUTIONS[axes - 1](
+        x, weight, call.optional(2), strides, padding, dilations, call.attribute("group", 1)
+    )
+
+
+def _padded(
+    call: Call,
+    x: torch.Tensor,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    fill: float = 0.0,
+) -> tuple[torch.Tensor, list[int]]:
+    """Return the input, padded where both sides differ, and what is left to be padded."""
+    axes = len(kernel)
+    auto = call.attribute("auto_pad", "NOTSET")
+    pads = call.ints("pads", [0] * 2 * axes)
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        pads = _same(call, x, kernel, strides, dilations, upper=auto == "SAME_UPPER")
+    elif auto == "VALID":
+        pads = [0] * 2 * axes
+    before, after = pads[:axes], pads[axes:]
+    if before == after:
+        return x, before
+    flat = [one for axis in range(axes)[::-1] for one in (before[axis], after[axis])]
+    return functional.pad(x, flat, value=fill), [0] * axes
+
+
+def _same(
+    call: Call,
+    x: torch.Tensor,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    *,
+    upper: bool,
+) -> list[int]:
+    totals = []
+    for size, taps, stride, dilation in zip(x.shape[2:], kernel, strides, dilations, strict=True):
+        if is_symbol(size) and stride != 1:
+            raise call.refused("pads a dynamic axis to the same size at a stride")
+        reach = (taps - 1) * dilation + 1
+        covered = reach - 1 if stride == 1 else (-(-size // stride) - 1) * stride + reach - size
+        totals.append(max(covered, 0))
+    small = [total // 2 for total in totals]
+    large = [total - half for total, half in zip(totals, small, strict=True)]
+    return [*small, *large] if upper else [*large, *small]
+
+
+@operator("ConvTranspose")
+def _conv_transpose(call: Call) -> Result:
+    x, weight = call.tensor(0), call.tensor(1)
+    axes = x.ndim - 2
+    pads = call.ints("pads", [0] * 2 * axes)
+    if pads[:axes] != pads[axes:] or "output_shape" in call.node.attributes or axes > 3:
+        raise call.refused("pads its sides differently, which is not supported")
+    functions = (
+        functional.conv_transpose1d,
+        functional.conv_transpose2d,
+        functional.conv_transpose3d,
+    )
+    return functions[axes - 1](
+        x,
+        weight,
+        call.optional(2),
+        call.ints("strides", [1] * axes),
+        pads[:axes],
+        call.ints("output_padding", [0] * axes),
+        call.attribute("group", 1),
+        call.ints("dilations", [1] * axes),
+    )
+
+
+@operator("AveragePool")
+def _average_pool(call: Call) -> Result:
+    x, kernel = call.tensor(0), call.ints("kernel_shape", ())
+    axes = len(kernel)
+    ones = [1] * axes
+    if call.ints("dilations", ones) != ones or axes > 3:
+        raise call.refused("averages windows with gaps, which is not supported")
+    strides, counts_padding = call.ints("strides", ones), call.attribute("count_include_pad", 0)
+    padded, padding = _padded(call, x, kernel, strides, ones)
+    if padded is not x and not counts_padding:
+        raise call.refused("pads its sides differently and does not count them: not supported")
+    functions = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)
+    return functions[axes - 1](
+        padded, kernel, strides, padding, bool(call.attribute("ceil_mode", 0)), bool(counts_padding)
+    )
+
+
+@operator("MaxPool")
+def _max_pool(call: Call) -> Result:
+    x, kernel = call.tensor(0), call.ints("kernel_shape", ())
+    axes = len(kernel)
+    strides, dilations = call.ints("strides", [1] * axes), call.ints("dilations", [1] * axes)
+    if len(list(filter(None, call.node.outputs))) > 1 or axes > 3:
+        raise call.refused("returns indices, which is not supported")
+    padded, padding = _padded(call, x, kernel, strides, dilations, fill=-torch.inf)
+    functions = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
+    return functions[axes - 1](
+        padded, kernel, strides, padding, dilations, bool(call.attribute("ceil_mode", 0))
+    )
+
+
+@operator("GlobalAveragePool")
+def _global_average_pool(call: Call) -> Result:
+    x = call.tensor(0)
+    return x.mean(list(range(2, x.ndim)), keepdim=True)
+
+
+@operator("GlobalMaxPool")
+def _global_max_pool(call: Call) -> Result:
+    x = call.tensor(0)
+    return x.amax(list(range(2, x.ndim)), keepdim=True)

@@ -1,0 +1,263 @@
+"""What operators do with numbers: the arithmetic of sizes, which stays out of the traced graph."""
+
+from __future__ import annotations
+
+import math
+import operator as python
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.operators.creation import filling
+from moh_deploy.frontend.load.onnx_graph.operators.layout import slices
+from moh_deploy.frontend.load.onnx_graph.operators.table import on_numbers
+from moh_deploy.frontend.load.onnx_graph.values import (
+    MOST_NUMBERS,
+    Known,
+    Number,
+    is_symbol,
+    objects,
+)
+
+
+def _known(call: Call, index: int) -> Known:
+    value = call.value(index)
+    assert isinstance(value, Known)
+    return value
+
+
+def _map(function: Callable[..., Number], *arrays: np.ndarray) -> np.ndarray:
+    """Apply a function to numbers and symbols, broadcast: numpy's own would not take symbols."""
+    broadcast = np.broadcast_arrays(*arrays)
+    flat = objects(function(*items) for items in zip(*(a.flat for a in broadcast), strict=True))
+    return flat.reshape(broadcast[0].shape)
+
+
+def _divide(x: Any, y: Any, *, whole: bool) -> Number:
+    if not whole:
+        return cast(Number, x / y)
+    # ONNX rounds toward zero. Sizes are not negative, and symbols are not asked whether they are.
+    both = isinstance(x, int) and isinstance(y, int)
+    return cast(Number, int(math.copysign(abs(x) // abs(y), x * y)) if both and y else x // y)
+
+
+_BINARY: dict[str, Callable[[Any, Any], Number]] = {
+    "Add": python.add,
+    "Sub": python.sub,
+    "Mul": python.mul,
+    "Max": lambda x, y: cast(Number, torch.sym_max(x, y)),  # type: ignore[no-untyped-call]
+    "Min": lambda x, y: cast(Number, torch.sym_min(x, y)),  # type: ignore[no-untyped-call]
+}
+_COMPARE: dict[str, Callable[[Any, Any], Number]] = {
+    "Equal": python.eq,
+    "Less": python.lt,
+    "LessOrEqual": python.le,
+    "Greater": python.gt,
+    "GreaterOrEqual": python.ge,
+    "And": python.and_,
+    "Or": python.or_,
+}
+
+
+def _arithmetic(call: Call, function: Callable[[Any, Any], Number]) -> Result | None:
+    if len(call.values) != 2:  # Max and Min of one or three
+        return None
+    x, y = _known(call, 0), _known(call, 1)
+    return Known(_map(function, x.numbers, y.numbers), x.dtype)
+
+
+def _comparison(call: Call, function: Callable[[Any, Any], Number]) -> Result | None:
+    x, y = _known(call, 0), _known(call, 1)
+    return Known(_map(function, x.numbers, y.numbers), torch.bool)
+
+
+for _name, _function in _BINARY.items():
+    on_numbers(_name)(partial(_arithmetic, function=_function))
+for _name, _function in _COMPARE.items():
+    on_numbers(_name)(partial(_comparison, function=_function))
+
+
+@on_numbers("Div")
+def _div(call: Call) -> Result | None:
+    x, y = _known(call, 0), _known(call, 1)
+    divide = partial(_divide, whole=not x.dtype.is_floating_point)
+    return Known(_map(divide, x.numbers, y.numbers), x.dtype)
+
+
+@on_numbers("Mod")
+def _mod(call: Call) -> Result | None:
+    x, y = _known(call, 0), _known(call, 1)
+    if call.attribute("fmod", 0) or x.dtype.is_floating_point:
+        return None
+    return Known(_map(python.mod, x.numbers, y.numbers), x.dtype)
+
+
+@on_numbers("Abs", "Neg", "Floor", "Ceil", "Not", "Sqrt")
+def _unary(call: Call) -> Result | None:
+    functions: dict[str, Callable[[Any], Number]] = {
+        "Abs": abs,
+        "Neg": python.neg,
+        "Floor": math.floor,
+        "Ceil": math.ceil,
+        "Not": torch.sym_not,
+        "Sqrt": torch.sym_sqrt if hasattr(torch, "sym_sqrt") else math.sqrt,
+    }
+    x = _known(call, 0)
+    return Known(_map(functions[call.node.op_type], x.numbers), x.dtype)
+
+
+@on_numbers("Where")
+def _where(call: Call) -> Result | None:
+    condition, chosen, other = (_known(call, index) for index in range(3))
+    # Deciding on a symbol would fix the sizes that it holds for.
+    if any(map(is_symbol, condition.flat())):
+        return None
+    found = _map(lambda c, x, y: x if c else y, condition.numbers, chosen.numbers, other.numbers)
+    return Known(found, chosen.dtype)
+
+
+@on_numbers("Identity")
+def _identity(call: Call) -> Result | None:
+    return _known(call, 0)
+
+
+@on_numbers("Cast")
+def _cast(call: Call) -> Result | None:
+    x, dtype = _known(call, 0), call.dtype("to")
+    if x.stored is not None and x.dtype != dtype:
+        return None  # a constant keeps its exact rounding
+    kinds = {one.is_floating_point for one in (x.dtype, dtype)}
+    if dtype == torch.bool or x.dtype == torch.bool:
+        return None
+    if kinds == {True, False}:
+        to = torch.sym_float if dtype.is_floating_point else torch.sym_int
+        return Known(_map(to, x.numbers), dtype)
+    return Known(x.numbers, dtype)
+
+
+@on_numbers("Concat")
+def _concat(call: Call) -> Result | None:
+    known = [_known(call, index) for index in range(len(call.values))]
+    joined = np.concatenate([one.numbers for one in known], axis=call.required("axis", int))
+    return Known(joined, known[0].dtype)
+
+
+@on_numbers("Gather")
+def _gather(call: Call) -> Result | None:
+    x, index = _known(call, 0), _known(call, 1)
+    if any(map(is_symbol, index.flat())):
+        return None
+    taken = np.take(x.numbers, index.numbers.astype(np.int64), axis=call.attribute("axis", 0))
+    return Known(np.asarray(taken, dtype=object).reshape(np.shape(taken)), x.dtype)
+
+
+@on_numbers("Slice")
+def _slice(call: Call) -> Result | None:
+    x = _known(call, 0)
+    along = slices(call, x.numbers.ndim)
+    if any(is_symbol(one) for cut in along.values() for one in (cut.start, cut.stop)):
+        return None
+    return Known(
+        x.numbers[tuple(along.get(a, slice(None)) for a in range(x.numbers.ndim))], x.dtype
+    )
+
+
+@on_numbers("Reshape", "Flatten")
+def _reshape(call: Call) -> Result | None:
+    x = _known(call, 0)
+    if call.node.op_type == "Flatten":
+        return None
+    shape = [int(cast(int, one)) for one in call.numbers(1, "shape")]
+    if 0 in shape:
+        return None
+    return Known(x.numbers.reshape(shape), x.dtype)
+
+
+@on_numbers("Unsqueeze")
+def _unsqueeze(call: Call) -> Result | None:
+    x, axes = _known(call, 0), call.axes(1) or []
+    return Known(np.expand_dims(x.numbers, tuple(axes)), x.dtype)
+
+
+@on_numbers("Squeeze")
+def _squeeze(call: Call) -> Result | None:
+    x, axes = _known(call, 0), call.axes(1)
+    squeezed = x.numbers.squeeze() if axes is None else x.numbers.squeeze(tuple(axes))
+    return Known(np.asarray(squeezed, dtype=object), x.dtype)
+
+
+@on_numbers("Split")
+def _split(call: Call) -> Result | None:
+    x = _known(call, 0)
+    axis, count = call.attribute("axis", 0), len(call.node.outputs)
+    if not call.has(1) and x.shape[axis] % count:
+        return None
+    lengths = call.sizes(1, "split") if call.has(1) else [x.shape[axis] // count] * count
+    places = np.cumsum([int(length) for length in lengths])[:-1]
+    return [Known(part, x.dtype) for part in np.split(x.numbers, places, axis=axis)]
+
+
+@on_numbers("ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin")
+def _reduce(call: Call) -> Result | None:
+    x = _known(call, 0)
+    functions: dict[str, Callable[[Any, Any], Number]] = {
+        "ReduceProd": python.mul,
+        "ReduceSum": python.add,
+        "ReduceMax": _BINARY["Max"],
+        "ReduceMin": _BINARY["Min"],
+    }
+    if x.numbers.ndim != 1 or not x.numbers.size:
+        return None
+    function, numbers = functions[call.node.op_type], x.flat()
+    total = numbers[0]
+    for number in numbers[1:]:
+        total = function(total, number)
+    found = objects([total])
+    return Known(found if call.attribute("keepdims", 1) else found.reshape(()), x.dtype)
+
+
+@on_numbers("ConstantOfShape")
+def _constant_of_shape(call: Call) -> Result | None:
+    shape = call.sizes(0, "shape")
+    if any(map(is_symbol, shape)):
+        return None
+    if math.prod(shape) > MOST_NUMBERS:
+        return None
+    number, dtype = filling(call)
+    array = objects([number] * math.prod(shape))
+    return Known(array.reshape(shape), dtype)
+
+
+@on_numbers("Expand")
+def _expand(call: Call) -> Result | None:
+    x, shape = _known(call, 0), call.sizes(1, "shape")
+    if any(map(is_symbol, shape)):
+        return None
+    wide = np.broadcast_shapes(x.shape, tuple(shape))
+    if math.prod(wide) > MOST_NUMBERS:
+        return None
+    return Known(np.broadcast_to(x.numbers, wide), x.dtype)
+
+
+@on_numbers("Range")
+def _range(call: Call) -> Result | None:
+    start, stop, step = (call.numbers(index, "bounds")[0] for index in range(3))
+    whole = all(isinstance(one, int) for one in (start, stop, step))
+    if not whole or len(range(start, stop, step)) > MOST_NUMBERS:  # type: ignore[arg-type]
+        return None
+    return Known.of(list(range(start, stop, step)), _known(call, 0).dtype)  # type: ignore[arg-type]
+
+
+@on_numbers("Size")
+def _size(call: Call) -> Result | None:
+    return Known.of([_known(call, 0).numbers.size])
+
+
+@on_numbers("Shape")
+def _shape(call: Call) -> Result | None:
+    axes = _known(call, 0).shape
+    return Known.of(axes[call.attribute("start", 0) : call.attribute("end", len(axes))])

@@ -1,0 +1,57 @@
+"""The table from operator to function, which each file of this folder fills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import TypeVar
+
+from moh_deploy.frontend.load.onnx_graph.call import NumberOperator, Operator
+from moh_deploy.frontend.load.onnx_graph.node import Node
+from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
+
+T = TypeVar("T")
+
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
+_TENSORS: dict[tuple[str, str], Operator] = {}
+_NUMBERS: dict[tuple[str, str], NumberOperator] = {}
+
+OPERATORS = MappingProxyType(_TENSORS)
+"""By domain and name."""
+
+ON_NUMBERS = MappingProxyType(_NUMBERS)
+"""What operators do where all their inputs are `Known`: sizes stay numbers."""
+
+
+def operator(*names: str, domain: str = "") -> Callable[[Operator], Operator]:
+    """Register a function for operators of a domain."""
+    return _registrar(_TENSORS, names, domain)
+
+
+def on_numbers(*names: str) -> Callable[[NumberOperator], NumberOperator]:
+    """Register what standard operators do with numbers."""
+    return _registrar(_NUMBERS, names, "")
+
+
+def _registrar(
+    table: dict[tuple[str, str], T], names: tuple[str, ...], domain: str
+) -> Callable[[T], T]:
+    def register(function: T) -> T:
+        for name in names:
+            assert (domain, name) not in table, f"{domain}.{name} is registered twice"
+            table[domain, name] = function
+        return function
+
+    return register
+
+
+def known_domain(domain: str) -> str:
+    """Return the domain under which the table has a node's operator: bodies share one."""
+    return KERNEL_DOMAIN if base_domain(domain) is not None else domain
+
+
+def is_known(node: Node) -> bool:
+    """Tell whether the table has a node's operator."""
+    return (known_domain(node.domain), node.op_type) in OPERATORS
