@@ -100,6 +100,8 @@ def _trace(
                 dynamic_shapes=shapes,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
+    except ExportError:  # a node of an ONNX file, which names itself
+        raise
     except Exception as error:  # torch raises many kinds, some of them private
         narrower = _suggested_bounds(str(error))
         if not narrower or narrower.items() <= bounds.items():

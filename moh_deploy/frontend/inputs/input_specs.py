@@ -19,7 +19,10 @@ from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.system.bounded_yaml import parse_yaml
 from moh_deploy.system.suggest import did_you_mean
 
-_INPUT = re.compile(r"(?P<name>.+?):\[(?P<shape>[^\]]*)\](?::(?P<dtype>\w+))?")
+_INPUT = re.compile(
+    r"(?P<name>.+?):\[(?P<shape>[^\]]*)\](?::(?P<dtype>\w+))?"
+    r"(?:=(?P<low>-?\d+(?:\.\d+)?)\.\.(?P<high>-?\d+(?:\.\d+)?))?"
+)
 _CONSTANT = re.compile(r"(?P<name>[^:=\[\]]+)=(?P<value>[^:\[\]{}]*)")
 _DYNAMIC = re.compile(r"(?P<name>.+):(?P<axes>[^:]+)")
 
@@ -87,7 +90,7 @@ def parse_input_options(options: Sequence[str]) -> tuple[ExampleSpec, ...]:
 
     `name=size` is a dynamic dimension with its example size, a bare number is fixed. A derived
     dimension is `past+1=9`, or `past+1` where another axis gives the size of `past`. The dtype is
-    float32 if left out.
+    float32 if left out. `ids:[2,8]:int64=0..999` also says which values are made.
 
     Raises:
         ConfigError: An option is malformed, or sizes are missing, contradict each other or are
@@ -95,17 +98,20 @@ def parse_input_options(options: Sequence[str]) -> tuple[ExampleSpec, ...]:
     """
     options = [option for option in options if not _is_constant(option)]
     parsed = [_parse_input(option) for option in options]
-    names = [name for name, _, _ in parsed]
+    names = [name for name, _, _, _ in parsed]
     for index, name in enumerate(names):
         if name in names[:index]:
             raise ConfigError(f"--input '{options[index]}': the name '{name}' stands twice.")
     sizes = solve_sizes(
         DynamicAxis(axis.place, axis.expr, axis.size)
-        for _, axes, _ in parsed
+        for _, axes, _, _ in parsed
         for axis in axes
         if axis.expr is not None and axis.size is not None
     )
-    return tuple(_resolve(name, axes, dtype, sizes) for name, axes, dtype in parsed)
+    return tuple(
+        _resolve(name, axes, dtype, sizes, value_range=value_range)
+        for name, axes, dtype, value_range in parsed
+    )
 
 
 def parse_dynamic_options(
@@ -153,11 +159,15 @@ def _config_axis(size: int | str, place: str) -> _Axis:
     return _Axis(place, DimExpr.parse(size, place=place), None)
 
 
-def _parse_input(option: str) -> tuple[str, list[_Axis], ModelDtype]:
+_Range = tuple[float, float]
+
+
+def _parse_input(option: str) -> tuple[str, list[_Axis], ModelDtype, _Range | None]:
     match = _INPUT.fullmatch(option.strip())
     if match is None:
         raise ConfigError(
-            f"--input '{option}': expected NAME:[SHAPE]:DTYPE, or NAME=VALUE for a constant.",
+            f"--input '{option}': expected NAME:[SHAPE]:DTYPE, or NAME:[SHAPE]:DTYPE=FIRST..LAST,"
+            " or NAME=VALUE for a constant.",
             hint="Examples: --input 'x:[batch=2,3,224,224]:float32', --input use_cache=False.",
         )
     dtype = match["dtype"] or "float32"
@@ -172,7 +182,18 @@ def _parse_input(option: str) -> tuple[str, list[_Axis], ModelDtype]:
         _parse_axis(entry.strip(), f"--input '{option}': axis {index}")
         for index, entry in enumerate(entries)
     ]
-    return match["name"], axes, cast(ModelDtype, dtype)
+    return match["name"], axes, cast(ModelDtype, dtype), _parse_range(match, option, dtype)
+
+
+def _parse_range(match: re.Match[str], option: str, dtype: str) -> _Range | None:
+    if match["low"] is None:
+        return None
+    low, high = float(match["low"]), float(match["high"])
+    if low > high:
+        raise ConfigError(f"--input '{option}': the first value exceeds the last.")
+    if dtype == "bool":
+        raise ConfigError(f"--input '{option}': a range has no meaning for dtype bool.")
+    return low, high
 
 
 def _parse_axis(entry: str, place: str) -> _Axis:

@@ -83,7 +83,7 @@ def _dimension(text: str, otherwise: str) -> DimExpr:
         return DimExpr.parse(text, place="")
     except ConfigError:
         # `past_sequence_length + sequence_length`, `/layers/Mul_output_0`: any text is allowed.
-        return DimExpr(_word(text.replace("+", "_plus_")))
+        return DimExpr(_word(re.sub(r"\s*\+\s*", "_plus_", text)))
 
 
 def _word(text: str) -> str:
@@ -120,8 +120,8 @@ def _no_range(source: OnnxSource, spec: OnnxInput) -> ConfigError:
     return ConfigError(
         f"{source.path}: input '{spec.name}' is {spec.dtype}[{shape}], and nothing in the file says"
         " which values it may have: it does not look up the rows of a table.",
-        hint="Give examples with --inputs FILE.npz, or describe all inputs in a --config, where"
-        " `range: [0, 1]` says it.",
+        hint=f"Give examples with --inputs FILE.npz, or describe all inputs: --input"
+        f" '{spec.name}:[...]:{spec.dtype}=0..1' (in a --config: range: [0, 1]).",
     )
 
 

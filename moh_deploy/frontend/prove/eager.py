@@ -13,7 +13,7 @@ import torch
 
 from moh_deploy.config.export_config import load_config
 from moh_deploy.config.options import ModelOptions
-from moh_deploy.errors import BackendError
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
 from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
 from moh_deploy.frontend.load.model import LoadedModel
@@ -51,7 +51,9 @@ class EagerModel:
 
     @property
     def runtime(self) -> str:
-        """Return `PyTorch 2.13.0`."""
+        """Return `PyTorch 2.13.0`; an ONNX file runs in ONNX Runtime."""
+        if self.model.original is not None:
+            return self.model.original.runner.describe().runtime
         return f"PyTorch {torch.__version__}"
 
     @property
@@ -105,7 +107,12 @@ class EagerModel:
         return [to_numpy(tensor) for tensor in tensors]
 
     def bound(self, arguments: Sequence[Array]) -> Callable[[], object]:
-        """Return a call that runs it on these arguments, without gradients: to be timed."""
+        """Return a call that runs it on these arguments, without gradients: to be timed.
+
+        Raises:
+            ConfigError: It is an ONNX file, which is opened unoptimised here.
+        """
+        self._refuse_onnx("eager")
         call, tensors = self.model.callable(), [to_torch(argument) for argument in arguments]
 
         def run() -> None:
@@ -123,7 +130,9 @@ class EagerModel:
 
         Raises:
             ExportError: PyTorch cannot export it.
+            ConfigError: It is an ONNX file already.
         """
+        self._refuse_onnx("plain-onnx")
         with user_code(self.code_dirs):
             write_plain_onnx(self.model, package, path)
 
@@ -131,6 +140,14 @@ class EagerModel:
         """Return what loads it again in another process; None for a model in memory."""
         named = self.options.model
         return partial(open_eager, self.options) if isinstance(named, (str, Path)) else None
+
+    def _refuse_onnx(self, baseline: str) -> None:
+        if self.model.original is not None:
+            path = self.model.original.source.path
+            raise ConfigError(
+                f"the original model {path} is an ONNX file: there is no {baseline} of it.",
+                hint=f"Name the file itself: --baseline {path}.",
+            )
 
 
 def open_eager(options: ModelOptions) -> EagerModel:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator
 
 import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from moh_deploy.errors import CheckpointError
 
@@ -36,6 +37,8 @@ def clean_model(model: ir.Model) -> ir.Model:
     """
     import onnx_graphsurgeon as gs
 
+    # graphsurgeon would take a `value_float` for a double.
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     notes = {_first_output(node): dict(node.metadata_props) for node in model.graph.all_nodes()}
     inputs = [value for value in model.graph.inputs if not value.is_initializer()]
     weights = _set_aside(model)

@@ -120,3 +120,21 @@ def test_unknown_input_of_a_dynamic_option_is_refused_with_a_suggestion() -> Non
     with pytest.raises(ConfigError, match="there is no input 'imag'") as caught:
         parse_dynamic_options(["imag:0=batch"], {"image": 4, "t": 1})
     assert "Did you mean 'image'? Inputs: image, t." in str(caught.value.hint)
+
+
+def test_range_of_made_values_stands_behind_the_dtype() -> None:
+    (spec,) = parse_input_options(["ids:[2,8]:int64=0..999"])
+    assert (spec.name, spec.dtype, spec.value_range) == ("ids", "int64", (0, 999))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("ids:[2]:int64=9..1", "the first value exceeds the last"),
+        ("m:[2]:bool=0..1", "a range has no meaning for dtype bool"),
+        ("ids:[2]:int64=0..", "expected NAME:[SHAPE]:DTYPE"),
+    ],
+)
+def test_range_that_says_nothing_is_refused(option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_input_options([option])

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from moh_deploy.frontend.load.onnx_graph.call import Call, Result
 from moh_deploy.frontend.load.onnx_graph.operators.creation import filling
@@ -72,7 +73,18 @@ def _arithmetic(call: Call, function: Callable[[Any, Any], Number]) -> Result | 
 
 def _comparison(call: Call, function: Callable[[Any, Any], Number]) -> Result | None:
     x, y = _known(call, 0), _known(call, 1)
-    return Known(_map(function, x.numbers, y.numbers), torch.bool)
+    return Known(_map(lambda a, b: _decided(function(a, b)), x.numbers, y.numbers), torch.bool)
+
+
+def _decided(answer: Number) -> Number:
+    """Turn a comparison into True or False where the ranges of its symbols leave no choice."""
+    if not isinstance(answer, torch.SymBool):
+        return answer
+    # Older exporters compare each size with -1 before they expand.
+    if statically_known_true(answer):
+        return True
+    no = torch.sym_not(answer)  # type: ignore[no-untyped-call]
+    return False if statically_known_true(no) else answer
 
 
 for _name, _function in _BINARY.items():

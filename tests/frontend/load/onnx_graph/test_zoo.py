@@ -1,0 +1,86 @@
+"""The zoo by way of ONNX files: the same layers as from PyTorch, and the numbers of the file.
+
+The files are those that `bench --baseline plain-onnx` writes, and those of the older exporter.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from moh_deploy.config.export_config import ExportConfig
+from moh_deploy.frontend.emit import quiet
+from moh_deploy.frontend.fx.arrays import to_numpy
+from moh_deploy.frontend.inputs.onnx_inputs import build_onnx_inputs
+from moh_deploy.frontend.load.onnx_file import load_onnx
+from moh_deploy.frontend.normalize import normalize
+from moh_deploy.frontend.plain_onnx import dynamic_shapes
+from moh_deploy.frontend.trace import trace
+from tests.frontend.rewritten import checked_layers
+from tests.nightly import one_in
+from tests.zoo import ZOO, ExpectedLayer, ZooModel
+
+OTHERWISE: dict[str, str] = {}
+"""Models whose layers are others by way of ONNX, and why."""
+
+
+@pytest.mark.parametrize("animal", one_in(30, ZOO), ids=lambda animal: animal.name)
+def test_layers_are_those_of_the_model_in_pytorch(animal: ZooModel, tmp_path: Path) -> None:
+    write_plain(animal, tmp_path / "model.onnx")
+    assert (layers_of_file(tmp_path / "model.onnx", animal) == animal.expected.layers) is (
+        animal.name not in OTHERWISE
+    )
+
+
+# What the older exporter translates: it knows no grouped attention, for one.
+BY_TORCHSCRIPT = ("llama_prefill", "vit_two_stage", "dit", "nested_sequential", "select_argsort")
+
+
+@pytest.mark.parametrize(
+    "animal",
+    one_in(3, [animal for animal in ZOO if animal.name in BY_TORCHSCRIPT]),
+    ids=lambda animal: animal.name,
+)
+def test_layers_of_what_the_older_exporter_wrote_are_the_same(
+    animal: ZooModel, tmp_path: Path
+) -> None:
+    inputs = animal.inputs()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            animal.build().eval(),
+            tuple(item.value for item in inputs),
+            tmp_path / "model.onnx",
+            dynamo=False,
+            opset_version=17,
+            input_names=[item.name for item in inputs],
+            dynamic_axes={item.name: item.dims for item in inputs},
+        )
+    assert layers_of_file(tmp_path / "model.onnx", animal) == animal.expected.layers
+
+
+def layers_of_file(path: Path, animal: ZooModel) -> tuple[ExpectedLayer, ...]:
+    loaded = load_onnx(path)
+    assert loaded.original is not None
+    arrays = {item.name: to_numpy(item.value) for item in animal.inputs()}
+    inputs = build_onnx_inputs(loaded.original.source, ExportConfig(), npz=arrays)
+    program = normalize(trace(loaded, inputs))
+    # Two runtimes, each with its own order of summation.
+    return checked_layers(program, loaded.callable(), animal, within=1e-4)
+
+
+def write_plain(animal: ZooModel, path: Path) -> None:
+    module, inputs = animal.build().eval(), animal.inputs()
+    with quiet():
+        torch.onnx.export(
+            module,
+            tuple(item.value for item in inputs),
+            path,
+            dynamo=True,
+            input_names=[item.name for item in inputs],
+            dynamic_shapes=dynamic_shapes(module, inputs),
+            verbose=False,
+        )
