@@ -20,7 +20,9 @@ from moh_deploy.frontend.fx.graph import is_tensor, op, tensor
 from moh_deploy.frontend.fx.source_line import source_line
 from moh_deploy.frontend.quiet import muted, no_warnings
 from moh_deploy.frontend.torch_ops import TRANSLATIONS
+from moh_deploy.frontend.torch_ops.opaque import OPAQUE, translate_opaque
 from moh_deploy.frontend.trace import headline
+from moh_deploy.graph.stand_ins import register_stand_in, replace_stand_ins
 from moh_deploy.ops import VERSION
 from moh_deploy.ops.domains import KERNEL_DOMAIN
 from moh_deploy.ops.onnx_schema import register_schemas
@@ -39,13 +41,14 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
         ExportError: If an operator has no translation.
     """
     register_schemas()
+    register_stand_in()
     try:
         with quiet():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=opset,
-                custom_translation_table=TRANSLATIONS,
+                custom_translation_table={**TRANSLATIONS, OPAQUE: translate_opaque},
                 verbose=False,
             )
     except Exception as error:
@@ -56,6 +59,7 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
         ) from error
     assert exported is not None
     model = exported.model
+    replace_stand_ins(model)
     model.opset_imports.setdefault(KERNEL_DOMAIN, VERSION)
     for value, name in zip(model.graph.inputs, input_names, strict=True):
         value.name = name

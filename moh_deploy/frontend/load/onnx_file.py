@@ -17,7 +17,7 @@ def load_onnx(path: Path) -> LoadedModel:
 
     Raises:
         CheckpointError: It cannot be read.
-        ExportError: It has operators that cannot be read.
+        ExportError: It has loops, or draws random numbers.
         BackendError: ONNX Runtime does not run it: an operator's library is missing, say.
     """
     source = read_onnx(path)

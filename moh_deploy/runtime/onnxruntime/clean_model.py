@@ -19,7 +19,7 @@ from moh_deploy.errors import CheckpointError
 _MOST_BYTES = 1 << 16
 """Larger weights take no part: their transposes and casts are folded later, where they are read."""
 
-_RANDOM = {
+RANDOM_OPERATORS = {
     "Bernoulli",
     "Multinomial",
     "RandomNormal",
@@ -51,7 +51,7 @@ def clean_model(model: ir.Model) -> ir.Model:
             graph.fold_constants(
                 fold_shapes=False,
                 size_threshold=_MOST_BYTES,
-                should_exclude_node=lambda node: node.op in _RANDOM,
+                should_exclude_node=lambda node: node.op in RANDOM_OPERATORS,
             )
             graph.cleanup()
             cleaned: ir.Model = ir.from_proto(gs.export_onnx(graph, do_type_check=False))

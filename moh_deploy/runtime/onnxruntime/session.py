@@ -143,7 +143,7 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     )
     # Fused operators would skip the roundings that are emulated.
     optimize = variant.optimize and not model.emulated_dtype
-    options = _session_options(path.parent, variant.threads, optimize)
+    options = session_options(path.parent, variant.threads, optimize)
     if model.has_float16:
         options.add_session_config_entry(*_WITHOUT_TRANSPOSE_FUSION)
     session, layer_impl = _placed(model, use, options)
@@ -177,7 +177,7 @@ def _placed(
         placement = Placement(list(model.moh_nodes), scratch)
         placement.prepare(options)
         register(use, options, {operator.domain for operator in model.moh_nodes.values()})
-        session = _create(model.content, options)
+        session = create_session(model.content, options)
         return session, placement.read(session) | model.dense_nodes
 
 
@@ -215,13 +215,15 @@ def _has_bfloat16() -> bool:
     text = "g (bfloat16[2, 2] a, bfloat16[2, 2] b) => (bfloat16[2, 2] y) { y = MatMul (a, b) }"
     product = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}')
     try:
-        _create(product.SerializeToString(), _session_options(Path(), threads=1, optimize=False))
+        create_session(
+            product.SerializeToString(), session_options(Path(), threads=1, optimize=False)
+        )
     except BackendError:
         return False
     return True
 
 
-def _session_options(folder: Path, threads: int | None, optimize: bool) -> ort.SessionOptions:
+def session_options(folder: Path, threads: int | None, optimize: bool) -> ort.SessionOptions:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -237,7 +239,7 @@ def _session_options(folder: Path, threads: int | None, optimize: bool) -> ort.S
     return options
 
 
-def _create(content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+def create_session(content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     import onnxruntime as ort
 
     model = content if isinstance(content, bytes) else _RawPath(content)

@@ -14,12 +14,11 @@ import onnx_ir as ir
 from moh_deploy.errors import CheckpointError, ExportError, PackageError
 from moh_deploy.frontend.load.onnx_graph.call import TORCH_DTYPES
 from moh_deploy.frontend.load.onnx_graph.node import Graph, Node, graph_of
-from moh_deploy.frontend.load.onnx_graph.operators.table import is_known
 from moh_deploy.graph.inline_functions import inline_functions
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops.domains import base_domain
 from moh_deploy.package.onnx_outline import ExternalTensor, read_outline
-from moh_deploy.runtime.onnxruntime.clean_model import clean_model
+from moh_deploy.runtime.onnxruntime.clean_model import RANDOM_OPERATORS, clean_model
 from moh_deploy.system.bounded_file import open_regular
 from moh_deploy.system.digest import sha256_of
 
@@ -73,7 +72,7 @@ def read_onnx(path: Path) -> OnnxSource:
     Raises:
         CheckpointError: It is damaged, a file of its weights is missing or too short, its operator
             set is too new or too old, or an input is no tensor.
-        ExportError: It has operators that cannot be read; all of them are named.
+        ExportError: It has loops, or draws random numbers; all such nodes are named.
     """
     files = _checked_files(path)
     try:
@@ -189,10 +188,12 @@ def _input(path: Path, value: ir.Value) -> OnnxInput:
 
 
 def _check_operators(path: Path, graph: Graph) -> None:
-    """Refuse all operators at once that no function stands for."""
-    unknown = [node for node in graph.all_nodes() if not node.bodies and not is_known(node)]
-    loops = [node for node in graph.all_nodes() if node.bodies and node.op_type != "If"]
-    refused = [*unknown, *loops]
+    """Refuse all nodes at once that no traced program can hold."""
+    refused = [
+        node
+        for node in graph.all_nodes()
+        if (node.bodies and node.op_type != "If") or node.op_type in RANDOM_OPERATORS
+    ]
     if not refused:
         return
     counts = Counter(node.operator for node in refused)
@@ -200,9 +201,9 @@ def _check_operators(path: Path, graph: Graph) -> None:
         f"{name} ({count}x: {_named(refused, name)})" for name, count in counts.most_common()
     )
     raise ExportError(
-        f"{path}: has {len(refused)} nodes of operators that cannot be read: {listed}.",
-        hint="docs/onnx-input.md lists those that can. A loop has to be unrolled by the exporter;"
-        " quantised models are exported before they are quantised.",
+        f"{path}: has {len(refused)} nodes that cannot be exported: {listed}.",
+        hint="A loop has to be unrolled by whoever exports the model; a model that draws random"
+        " numbers is equal to no other one.",
     )
 
 

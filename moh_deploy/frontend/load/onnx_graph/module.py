@@ -15,6 +15,7 @@ from moh_deploy.frontend.fx.arrays import to_torch
 from moh_deploy.frontend.load.onnx_graph.call import Call, Result
 from moh_deploy.frontend.load.onnx_graph.node import Graph, Node
 from moh_deploy.frontend.load.onnx_graph.operators import ON_NUMBERS, OPERATORS
+from moh_deploy.frontend.load.onnx_graph.operators.opaque import opaque
 from moh_deploy.frontend.load.onnx_graph.operators.table import known_domain
 from moh_deploy.frontend.load.onnx_graph.values import (
     MOST_NUMBERS,
@@ -33,7 +34,7 @@ class OnnxModule(nn.Module):
     """Computes a graph with torch. Initializers are its parameters and buffers, under their names.
 
     Args:
-        graph: All operators of it are in the table.
+        graph: Operators that the table does not have are computed by ONNX Runtime, and stay.
         opsets: Domain to version.
 
     Raises:
@@ -77,7 +78,7 @@ class OnnxModule(nn.Module):
             on_numbers = ON_NUMBERS.get((domain, node.op_type))
             result = None if on_numbers is None else on_numbers(call)
         if result is None:
-            result = OPERATORS[domain, node.op_type](call)
+            result = OPERATORS.get((domain, node.op_type), opaque)(call)
         return [result] if isinstance(result, (torch.Tensor, Known)) else list(result)
 
     def _branch(
@@ -125,10 +126,13 @@ class OnnxModule(nn.Module):
 def _register(root: nn.Module, name: str, tensor: torch.Tensor) -> tuple[nn.Module, str]:
     """Put a weight where its name says: `layers.0.weight` into modules `layers` and `0`.
 
+    A name without a dot goes into `constants`: exporters call what they fold `val_7`, and what is
+    written later would get the same name from torch.onnx.
+
     Returns:
         The module that has it, and the name of the attribute.
     """
-    *path, last = name.split(".")
+    *path, last = name.split(".") if "." in name else ("constants", name)
     owner = root
     for part in path:
         child = owner._modules.get(part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import onnx
 import onnx_ir as ir
 
 from moh_deploy.errors import CheckpointError
@@ -31,6 +32,25 @@ class Node:
     attributes: dict[str, object] = field(repr=False)
     bodies: dict[str, Graph] = field(repr=False)
     scope: tuple[str, ...]
+    _source: ir.Node = field(repr=False)
+
+    def alone(self, version: int) -> bytes:
+        """Return a ModelProto of the node alone, whose inputs have no types.
+
+        Args:
+            version: Of the node's domain.
+        """
+        proto = ir.to_proto(self._source)
+        graph = onnx.helper.make_graph(
+            [proto],
+            "node",
+            [onnx.ValueInfoProto(name=name) for name in self.inputs if name],
+            [onnx.ValueInfoProto(name=name) for name in self.outputs if name],
+        )
+        domains = {"": 20, self.domain: version}
+        imports = [onnx.helper.make_opsetid(*one) for one in domains.items()]
+        model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION)
+        return bytes(model.SerializeToString())
 
     @property
     def operator(self) -> str:
@@ -86,6 +106,7 @@ def graph_of(graph: ir.Graph) -> Graph:
     )
 
 
+_IR_VERSION = 10
 _PLAIN = {
     ir.AttributeType.FLOAT,
     ir.AttributeType.INT,
@@ -120,6 +141,7 @@ def _node(node: ir.Node) -> Node:
         attributes=attributes,
         bodies=bodies,
         scope=_scope(node),
+        _source=node,
     )
 
 

@@ -10,6 +10,7 @@ attention    attention and rotary embeddings as one operator
 images       images of another size
 sizes        what operators do with numbers
 moh          the operators of our own packages
+opaque       operators that are not in the table: ONNX Runtime computes them, and they stay
 """
 
 from moh_deploy.frontend.load.onnx_graph.operators import (

@@ -14,6 +14,11 @@ from moh_deploy.frontend.load.onnx_graph.operators.table import operator
 _Reduction = Callable[[torch.Tensor, list[int], bool], torch.Tensor]
 
 
+def _kept(x: torch.Tensor) -> torch.dtype | None:
+    """The dtype to sum in: torch would make int64 of shorter ones. None where that is its own."""
+    return None if x.is_floating_point() or x.dtype == torch.int64 else x.dtype
+
+
 def _product(x: torch.Tensor, axes: list[int], keep: bool) -> torch.Tensor:
     for axis in sorted((axis % x.ndim for axis in axes), reverse=True):
         x = x.prod(axis, keepdim=keep)
@@ -21,7 +26,7 @@ def _product(x: torch.Tensor, axes: list[int], keep: bool) -> torch.Tensor:
 
 
 _REDUCTIONS: dict[str, _Reduction] = {
-    "ReduceSum": lambda x, axes, keep: x.sum(axes, keep, dtype=x.dtype),
+    "ReduceSum": lambda x, axes, keep: x.sum(axes, keep, dtype=_kept(x)),
     "ReduceMean": lambda x, axes, keep: x.mean(axes, keep),
     "ReduceMax": lambda x, axes, keep: x.amax(axes, keep),
     "ReduceMin": lambda x, axes, keep: x.amin(axes, keep),
@@ -60,7 +65,7 @@ def _cum_sum(call: Call) -> Result:
     x, axis = call.tensor(0), cast(int, call.numbers(1, "axis")[0])
     turned = bool(call.attribute("reverse", 0))
     x = x.flip(axis) if turned else x
-    total = x.cumsum(axis, dtype=x.dtype)
+    total = x.cumsum(axis, dtype=_kept(x))
     total = total - x if call.attribute("exclusive", 0) else total
     return total.flip(axis) if turned else total
 

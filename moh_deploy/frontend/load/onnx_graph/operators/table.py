@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from moh_deploy.frontend.load.onnx_graph.call import NumberOperator, Operator
-from moh_deploy.frontend.load.onnx_graph.node import Node
 from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
 
 T = TypeVar("T")
@@ -50,8 +49,3 @@ def _registrar(
 def known_domain(domain: str) -> str:
     """Return the domain under which the table has a node's operator: bodies share one."""
     return KERNEL_DOMAIN if base_domain(domain) is not None else domain
-
-
-def is_known(node: Node) -> bool:
-    """Tell whether the table has a node's operator."""
-    return (known_domain(node.domain), node.op_type) in OPERATORS
