@@ -184,6 +184,7 @@ def _manifest(
             "torch": version("torch"),
             "onnx": version("onnx"),
             "python": platform.python_version(),
+            **({"onnxruntime": version("onnxruntime")} if converted.from_onnx else {}),
         },
     )
 

@@ -71,6 +71,7 @@ class Converted:
         call: How the original takes the inputs; None where they are its positional arguments.
         valid_tokens: The input that says which tokens are valid; None if all are.
         valid_tokens_found: The graph shows that, and nobody said it.
+        from_onnx: The original is an ONNX file, whose runs ONNX Runtime recorded.
     """
 
     model: ir.Model
@@ -89,6 +90,7 @@ class Converted:
     call: Call | None
     valid_tokens: str | None
     valid_tokens_found: bool
+    from_onnx: bool
 
 
 def convert(
@@ -179,6 +181,7 @@ def convert(
         call=None if model.call is None or model.call.is_plain else model.call,
         valid_tokens=mask,
         valid_tokens_found=mask is not None and not is_told,
+        from_onnx=model.original is not None,
     )
 
 

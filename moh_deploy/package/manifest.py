@@ -342,7 +342,8 @@ class Manifest(Strict):
             None if unknown.
         precision: The shortest floating-point dtype of weights and outputs: picks the tolerance.
         checkpoint_sha256: Digest of the checkpoint the package was made from, or None.
-        made_with: Versions: moh-deploy, torch, onnx, python.
+        made_with: Versions: moh-deploy, torch, onnx, python; onnxruntime where the original was an
+            ONNX file, which it recorded.
         proof: What the export measured; None if nothing was compared.
         dim_ranges: Dynamic dimension to the smallest and largest size that the trace is good for;
             None for no largest. Dimensions that take every size are left out.

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 from hypothesis import strategies as st
+from onnx import parser
 
 from moh_deploy.config.export_config import load_config
 from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.load.onnx_graph.file import read_onnx
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, MinedToken, write_corpus
@@ -110,6 +112,33 @@ def model(folder: Path) -> Prepared:
         layers = package.manifest.layers
         prepare_model(package.model_path, layers, package.gate_names, (), emulate_dtypes=())
         load_ir(package)
+
+    structured = field_changes.map(lambda one: change_model(found, one).SerializeToString())
+    raw = byte_changes.map(lambda changes: change_bytes(content, changes))
+    return Prepared(structured | structured | raw, read)
+
+
+def onnx_file(folder: Path) -> Prepared:
+    """An ONNX file that is to be exported, and that has weights in another one."""
+    path = folder / "model.onnx"
+    found = parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 20]> g (float[n, 4] x) => (float[n, 4] y) {
+            half = Constant <value_float = 0.5> ()
+            c = Constant <value_ints = [0, 4]> ()
+            z = MatMul (x, w)
+            s = Mul (z, half)
+            y = Reshape (s, c)
+        }"""
+    )
+    weight = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    found.graph.initializer.append(weight)
+    found.functions.add(name="F", domain="f").opset_import.add(domain="", version=20)
+    onnx.save(found, path, save_as_external_data=True, location="weights", size_threshold=0)
+    content = found.SerializeToString()
+
+    def read(changed: bytes) -> None:
+        path.write_bytes(changed)
+        read_onnx(path)
 
     structured = field_changes.map(lambda one: change_model(found, one).SerializeToString())
     raw = byte_changes.map(lambda changes: change_bytes(content, changes))
@@ -402,7 +431,7 @@ def program(folder: Path) -> Prepared:
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
-        *(manifest, files, recorded, corpus, model, inputs, labels),
+        *(manifest, files, recorded, corpus, model, onnx_file, inputs, labels),
         *(config, policy, baseline, engine, safetensors, shards, program),
     )
 }

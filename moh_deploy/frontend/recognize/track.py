@@ -137,6 +137,9 @@ class Tracker:
         if name in _CUTS or name == "getitem":
             return self._split(node, source, state)
         if name == "where":
+            made_safe = _without_nan(node)
+            if made_safe in self._tracked and self._tracked[made_safe].stage == "weights":
+                return self._tracked[made_safe]
             return self._choice(node, source, state)
         if name == "sum":
             return self._sum(node, state)
@@ -356,6 +359,17 @@ def _why(node: Node, stage: str, tensors: bool) -> str:
         return _why_changed(node, stage)
     what = "another attention output" if tensors else "a number"
     return f"{named(node)} combines the attention output with {what} before the gates"
+
+
+def _without_nan(node: Node) -> Node | None:
+    """Return p of `where(isnan(p), 0, p)`: exporters write it behind a softmax.
+
+    A row of scores that is all hidden has NaN for weights, and they make zeros of it. So does the
+    operator that takes over, which leaves the rest as it is.
+    """
+    condition, zero, kept = node.args
+    same = isinstance(condition, Node) and op(condition) == "isnan" and condition.args[0] is kept
+    return kept if same and isinstance(kept, Node) and zero == 0 else None
 
 
 def _why_changed(node: Node, stage: str) -> str:

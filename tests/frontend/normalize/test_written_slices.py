@@ -69,6 +69,28 @@ def test_products_that_are_written_back_are_products(
     torch.testing.assert_close(program.module()(Y, G), model(Y, G))
 
 
+def test_product_that_was_written_by_way_of_the_first_axis_is_one():
+    def model(y: Tensor, g: Tensor) -> Tensor:
+        order = (2, 1, 0, 3)
+        product = y[:, :, 1:3] * g[:, :, 1:3, None]
+        moved = torch.slice_scatter(y.permute(order), product.permute(order), 0, 1, 3)
+        return moved.permute(order) * 1
+
+    program = normalize(plain_trace(model, Y, G))
+    assert nodes(program, "slice_scatter") == []
+    torch.testing.assert_close(program.module()(Y, G), model(Y, G))
+
+
+def test_write_of_what_stood_there_is_none():
+    def model(y: Tensor, g: Tensor) -> Tensor:
+        own = y.exp()
+        return torch.slice_scatter(own, own[:, :, 1:], 2, 1, 4) * 1
+
+    program = normalize(plain_trace(model, Y, G))
+    assert nodes(program, "slice_scatter") == []
+    torch.testing.assert_close(program.module()(Y, G), model(Y, G))
+
+
 def a_sum(y: Tensor, g: Tensor) -> None:
     y[:, 2:] += g[:, 2:]
 
@@ -81,11 +103,17 @@ def a_product_of_others(y: Tensor, g: Tensor) -> None:
     y[:, 2:] = y[:, :2] * g[:, 2:]
 
 
+def from_elsewhere(y: Tensor, g: Tensor) -> None:
+    y[:, 2:] = y[:, 1:3].clone()
+
+
 def every_other(y: Tensor, g: Tensor) -> None:
     y[:, ::2] *= g[:, ::2]
 
 
-@pytest.mark.parametrize("write", [a_sum, another_value, a_product_of_others, every_other])
+@pytest.mark.parametrize(
+    "write", [a_sum, another_value, a_product_of_others, from_elsewhere, every_other]
+)
 def test_other_writes_keep_their_meaning(write: Callable[[Tensor, Tensor], None]):
     model = written(write)
     program = normalize(plain_trace(model, Y, G))

@@ -38,6 +38,10 @@ def merge(y: Tensor) -> Tensor:
     return y.flatten(2) @ OUT
 
 
+def without_nan(p: Tensor) -> Tensor:
+    return torch.where(p.isnan(), 0.0, p)
+
+
 GATED: dict[str, Model] = {
     "per_head": lambda q, k, v, g: merge(attention(q, k, v) * g[..., None]),
     "heads_first": lambda q, k, v, g: merge((sdpa(q, k, v) * g.mT[..., None]).transpose(1, 2)),
@@ -50,6 +54,9 @@ GATED: dict[str, Model] = {
     ),
     "on_weights": lambda q, k, v, g: merge(
         (((q @ k.mT).softmax(-1) * g.mT[..., None]) @ v).transpose(1, 2)
+    ),
+    "weights_without_nan": lambda q, k, v, g: merge(
+        (without_nan((q @ k.mT).softmax(-1)) @ v).transpose(1, 2) * g[..., None]
     ),
     "projected_by_einsum": lambda q, k, v, g: torch.einsum(
         "bshd,hdc->bsc", attention(q, k, v) * g[..., None], OUT.view(H, D, 7)

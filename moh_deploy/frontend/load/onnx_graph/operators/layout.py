@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from moh_deploy.frontend.load.onnx_graph.call import Call, Result
 from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, operator
-from moh_deploy.frontend.load.onnx_graph.values import Known, is_symbol
+from moh_deploy.frontend.load.onnx_graph.values import Known, Value, is_symbol
 
 
 @operator("Reshape")
@@ -172,11 +172,27 @@ def _gather_nd(call: Call) -> Result:
     return x[tuple(own) + index.unbind(-1)]
 
 
+def _consecutive(index: Value) -> range | None:
+    """Return the rows that an index [n, 1] of ScatterND names, if they are a slice."""
+    if not isinstance(index, Known) or len(index.shape) != 2 or index.shape[1] != 1:
+        return None
+    rows = cast(list[int], index.flat())
+    if not rows or any(map(is_symbol, rows)) or rows[0] < 0:
+        return None
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    found = range(rows[0], rows[0] + step * len(rows), step) if step > 0 else None
+    return found if found is not None and list(found) == rows else None
+
+
 @operator("ScatterND")
 def _scatter_nd(call: Call) -> Result:
-    x, index, updates = call.tensor(0), call.tensor(1).to(torch.int64), call.tensor(2)
+    x, updates = call.tensor(0), call.tensor(2)
     reduction = call.attribute("reduction", "none")
-    places = tuple(index.unbind(-1))
+    rows = _consecutive(call.value(1))
+    if rows is not None and reduction == "none":
+        # What exporters make of writing into a slice.
+        return torch.slice_scatter(x, updates, 0, rows.start, rows.stop, rows.step)
+    places = tuple(call.tensor(1).to(torch.int64).unbind(-1))
     if reduction in ("none", "add"):
         return torch.index_put(x, places, updates, accumulate=reduction == "add")
     raise call.refused(f"reduces by '{reduction}'; none and add are supported")

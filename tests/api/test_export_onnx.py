@@ -1,0 +1,120 @@
+"""From an ONNX file to a package, end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import moh_deploy
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.open_runner import open_runner
+from tests.exporting import prove_in_this_process
+from tests.frontend.load.onnx_graph.gated_layers import write_layer
+from tests.frontend.load.onnx_graph.onnx_models import written
+
+
+@pytest.fixture(autouse=True)
+def _proof_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    prove_in_this_process(monkeypatch)
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Path:
+    """A file of one MoH layer, operator set 23, with metadata of its author's."""
+    path = write_layer(tmp_path / "layer.onnx", "Attention of opset 23")
+    model = onnx.load(path)
+    model.metadata_props.add(key="author", value="somebody")
+    onnx.save(model, path)
+    return path
+
+
+def test_package_of_a_file_keeps_names_dimensions_opset_and_metadata(
+    layer: Path, tmp_path: Path
+) -> None:
+    report = moh_deploy.export(layer, tmp_path / "package")
+    assert [(one.router, one.top_k, one.replaced) for one in report.layers] == [("ranked", 2, True)]
+    package = OnnxPackage.open(tmp_path / "package")
+    manifest = package.manifest
+    assert [(one.name, one.dtype, one.shape) for one in manifest.inputs] == [
+        ("x", "float32", ("batch", 6, 64))
+    ]
+    assert [(one.name, one.shape) for one in manifest.outputs] == [("y", ("batch", 6, 64))]
+    assert manifest.opset == 23
+    assert "onnxruntime" in manifest.made_with
+    model = onnx.load(package.model_path)
+    assert {one.key: one.value for one in model.metadata_props}["author"] == "somebody"
+    # Recorded were runs of the file itself.
+    vectors = package.vectors[0]
+    found = open_runner(layer).run({"x": vectors.inputs["x"]})
+    np.testing.assert_allclose(found["y"], vectors.outputs["y"], rtol=0, atol=1e-6)
+
+
+def test_package_of_a_package_has_the_same_layers(layer: Path, tmp_path: Path) -> None:
+    first = moh_deploy.export(layer, tmp_path / "first")
+    again = moh_deploy.export(tmp_path / "first" / "model.onnx", tmp_path / "again")
+    kept = [(one.num_heads, one.top_k, one.router, one.op, one.replaced) for one in first.layers]
+    assert kept == [
+        (one.num_heads, one.top_k, one.router, one.op, one.replaced) for one in again.layers
+    ]
+
+
+def test_options_that_have_no_meaning_for_a_file_are_refused(layer: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is an ONNX model, for which --factory 'm:f'"):
+        moh_deploy.export(layer, tmp_path / "package", factory="m:f")
+    with pytest.raises(ConfigError, match="--dtype float16 was given, but the model is an ONNX"):
+        moh_deploy.export(layer, tmp_path / "package", dtype="float16")
+
+
+def test_file_without_layers_is_exported_as_it_is(tmp_path: Path) -> None:
+    path = written(
+        "g (float[n, 3] x) => (float[n, 3] y) { y = Softmax (x) }", tmp_path / "model.onnx"
+    )
+    report = moh_deploy.export(path, tmp_path / "package")
+    assert report.layers == ()
+
+
+def test_old_operator_set_is_brought_to_the_first_that_bodies_are_written_in(
+    tmp_path: Path,
+) -> None:
+    path = write_layer(tmp_path / "layer.onnx", "MultiHeadAttention")
+    moh_deploy.export(path, tmp_path / "package")
+    assert OnnxPackage.open(tmp_path / "package").manifest.opset == 18
+
+
+def test_node_of_another_domain_stays_in_the_package(tmp_path: Path) -> None:
+    path = written(
+        """g (float[n, 3, 3] x) => (float[n, 3, 3] y) {
+            [turned] v = com.microsoft.Inverse (x)
+            y = Relu (v)
+        }""",
+        tmp_path / "model.onnx",
+    )
+    arrays = {"x": np.stack([np.eye(3, dtype=np.float32) * (2 + i) for i in range(3)])}
+    moh_deploy.export(path, tmp_path / "package", inputs=arrays)
+    model = onnx.load(tmp_path / "package" / "model.onnx")
+    first = model.graph.node[0]
+    assert (first.domain, first.op_type, first.name) == ("com.microsoft", "Inverse", "turned")
+    assert {one.domain: one.version for one in model.opset_import}["com.microsoft"] == 1
+
+
+def test_file_is_no_eager_baseline_of_itself(layer: Path, tmp_path: Path) -> None:
+    moh_deploy.export(layer, tmp_path / "package")
+    original = moh_deploy.load_original(layer)
+    assert original.runtime.startswith("ONNX Runtime")
+    package = OnnxPackage.open(tmp_path / "package")
+    with pytest.raises(ConfigError, match=r"is an ONNX file: there is no plain-onnx of it"):
+        original.write_onnx(tmp_path / "plain.onnx", package)
+    with pytest.raises(ConfigError, match="there is no eager of it"):
+        original.bound([package.vectors[0].inputs["x"]])
+
+
+def test_package_is_compared_with_the_file_layer_by_layer(layer: Path, tmp_path: Path) -> None:
+    moh_deploy.export(layer, tmp_path / "package")
+    original = moh_deploy.load_original(layer)
+    report = moh_deploy.verify(tmp_path / "package", against=[original])
+    report.raise_if_unequal()
+    assert report.routing_agreement == 1.0
