@@ -1,4 +1,4 @@
-"""The public functions that take a model in PyTorch: `export` and `load_original`."""
+"""The public functions that take a model: `export` and `load_original`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def export(
     progress: SilentProgress | None = None,
     **settings: Unpack[ExportSettings],
 ) -> ExportReport:
-    """Turn a PyTorch model into a verified ONNX package.
+    """Turn a model, of PyTorch or an ONNX file, into a verified ONNX package.
 
         moh_deploy.export(model, "build/model", inputs={"x": images}, dynamic=["x:0=batch"])
 

@@ -1,4 +1,4 @@
-"""Export a PyTorch checkpoint to a package that is proven equal to it."""
+"""Export a PyTorch checkpoint or an ONNX file to a package that is proven equal to it."""
 
 from __future__ import annotations
 

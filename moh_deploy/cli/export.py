@@ -11,7 +11,10 @@ from moh_deploy.cli.output import print_answer
 @click.command("export_package")
 @options.takes(*options.EXPORT)
 def command(as_json: bool, **given: object) -> None:
-    """Turn the PyTorch MODEL (.pt, .pth, .safetensors, .pt2) into a verified ONNX package."""
+    """Turn MODEL, of PyTorch (.pt, .pth, .safetensors, .pt2) or .onnx, into a verified package.
+
+    An ONNX file needs no code and no example inputs: docs/onnx-input.md.
+    """
     from moh_deploy.api.export_package import export_package
     from moh_deploy.config.options import ExportOptions
 

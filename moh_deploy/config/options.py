@@ -20,8 +20,8 @@ class ModelOptions:
     """Options that load a model in PyTorch; they win over the configuration file.
 
     Attributes:
-        model: Path of the checkpoint, or a `torch.nn.Module` or `torch.export.ExportedProgram` in
-            memory.
+        model: Path of the checkpoint or ONNX file, or a `torch.nn.Module` or
+            `torch.export.ExportedProgram` in memory.
         config: YAML file with the same settings.
         overrides: `key=value` settings that win over the file's.
         factory: `module:callable` that builds the model a state dict belongs to.
@@ -48,12 +48,13 @@ class ExportOptions(ModelOptions):
 
     Attributes:
         output: Package directory to write.
-        inputs: npz file whose members are the model's inputs, by the names of its parameters; or
+        inputs: npz file whose members are the model's inputs, by the names of its parameters (or of
+            an ONNX file's inputs); or
             such a mapping, or a tuple of positional arguments, of nested values.
         dynamic: Dynamic axes: `x:0=batch,2=height`.
-        input_specs: Inputs to make up: `x:[batch=2,3,224,224]:float32`.
+        input_specs: Inputs to make up: `x:[batch=2,3,224,224]:float32`, `ids:[8]:int64=0..999`.
         output_names: Names of the outputs, in order; empty lets the exporter name them.
-        opset: ONNX operator set; None picks the default.
+        opset: ONNX operator set; None picks the default, or that of an ONNX file.
         compute_type: What kernels may round the operands of attention's matrix products to; None
             takes the configuration's, or else float32.
         require_layers: How many MoH layers have to be replaced, or `all`: then nothing that looks

@@ -1,1 +1,1 @@
-"""From a file to a model: pickles, state dicts, safetensors, exported programs."""
+"""From a file to a model: pickles, state dicts, safetensors, exported programs, ONNX files."""

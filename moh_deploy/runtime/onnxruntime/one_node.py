@@ -35,7 +35,7 @@ def run_node(model: bytes, inputs: Sequence[Array]) -> list[Array]:
     return [from_ort(value) for value in session.run_with_ort_values(None, feeds)]
 
 
-def output_types(model: bytes, inputs: Sequence[TensorInfo]) -> list[TensorInfo]:
+def node_output_types(model: bytes, inputs: Sequence[TensorInfo]) -> list[TensorInfo]:
     """Return what ONNX Runtime says of a node's outputs; a size that it cannot tell has a name
     that no input's size has.
 

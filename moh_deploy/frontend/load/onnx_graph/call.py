@@ -11,11 +11,11 @@ import torch
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.load.onnx_graph.node import Node
-from moh_deploy.frontend.load.onnx_graph.values import Known, Number, Value, as_tensor
+from moh_deploy.frontend.load.onnx_graph.values import ExactNumber, Known, NodeValue, as_tensor
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-Result: TypeAlias = Value | Sequence[Value | None]
+Result: TypeAlias = NodeValue | Sequence[NodeValue | None]
 Operator: TypeAlias = "Callable[[Call], Result]"
 NumberOperator: TypeAlias = "Callable[[Call], Result | None]"
 """Returns None where tensors have to compute it."""
@@ -32,14 +32,14 @@ class Call:
     """
 
     node: Node
-    values: tuple[Value | None, ...]
+    values: tuple[NodeValue | None, ...]
     opset: int
 
     def has(self, index: int) -> bool:
         """Whether an optional input is there."""
         return index < len(self.values) and self.values[index] is not None
 
-    def value(self, index: int) -> Value:
+    def value(self, index: int) -> NodeValue:
         """Return an input.
 
         Raises:
@@ -60,7 +60,7 @@ class Call:
         """Return all inputs that are there."""
         return [as_tensor(value) for value in self.values if value is not None]
 
-    def numbers(self, index: int, what: str) -> list[Number]:
+    def numbers(self, index: int, what: str) -> list[ExactNumber]:
         """Return the elements of an input that has to be known before the model runs.
 
         Args:
@@ -81,11 +81,11 @@ class Call:
         """Return the elements of an input of sizes or axes; as `numbers`."""
         return cast(list[int], self.numbers(index, what))
 
-    def attribute(self, name: str, default: T) -> T:
+    def attribute(self, name: str, default: _T) -> _T:
         """Return an attribute of the default's type."""
-        return cast(T, self.node.attributes.get(name, default))
+        return cast(_T, self.node.attributes.get(name, default))
 
-    def required(self, name: str, kind: type[T]) -> T:
+    def required(self, name: str, kind: type[_T]) -> _T:
         """Return an attribute that the operator needs.
 
         Raises:
@@ -93,7 +93,7 @@ class Call:
         """
         if name not in self.node.attributes:
             raise self.refused(f"has no attribute '{name}', which the operator needs")
-        return cast(T, self.node.attributes[name])
+        return cast(_T, self.node.attributes[name])
 
     def ints(self, name: str, default: Sequence[int]) -> list[int]:
         return list(cast(Sequence[int], self.node.attributes.get(name, default)))

@@ -13,13 +13,13 @@ import onnx_ir as ir
 
 from moh_deploy.errors import CheckpointError, ExportError, PackageError
 from moh_deploy.frontend.load.onnx_graph.call import TORCH_DTYPES
-from moh_deploy.frontend.load.onnx_graph.node import Graph, Node, graph_of
+from moh_deploy.frontend.load.onnx_graph.node import Graph, Node, plain_graph
 from moh_deploy.graph.inline_functions import inline_functions
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops.domains import base_domain
 from moh_deploy.package.onnx_outline import ExternalTensor, read_outline
 from moh_deploy.runtime.onnxruntime.clean_model import RANDOM_OPERATORS, clean_model
-from moh_deploy.system.bounded_file import open_regular
+from moh_deploy.system.bounded_file import is_plain_name, open_regular
 from moh_deploy.system.digest import sha256_of
 
 OLDEST_OPSET, NEWEST_OPSET = 13, 24
@@ -88,7 +88,7 @@ def read_onnx(path: Path) -> OnnxSource:
         outputs = tuple(value.name or "" for value in model.graph.outputs)
         metadata = dict(model.metadata_props)
         model = clean_model(model)
-        graph = graph_of(model.graph)
+        graph = plain_graph(model.graph)
     except CheckpointError as error:
         message = error.message
         named = message if message.startswith(str(path)) else f"{path}: {message}"
@@ -121,9 +121,8 @@ def _checked_files(path: Path) -> list[Path]:
 
 def _data_file(path: Path, tensor: ExternalTensor) -> Path:
     location = tensor.entries.get("location", "")
-    parts = Path(location).parts
     # A path that leads elsewhere would be read from anywhere on this machine.
-    if not location or Path(location).is_absolute() or ".." in parts:
+    if not all(map(is_plain_name, location.split("/"))):
         raise CheckpointError(
             f"{path}: the data of weight '{tensor.name[:200]}' is in '{location[:200]}', expected a"
             " file beside the model."

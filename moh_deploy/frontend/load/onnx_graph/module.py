@@ -14,13 +14,13 @@ from moh_deploy.errors import CheckpointError, ExportError
 from moh_deploy.frontend.fx.arrays import to_torch
 from moh_deploy.frontend.load.onnx_graph.call import Call, Result
 from moh_deploy.frontend.load.onnx_graph.node import Graph, Node
-from moh_deploy.frontend.load.onnx_graph.operators import ON_NUMBERS, OPERATORS
-from moh_deploy.frontend.load.onnx_graph.operators.opaque import opaque
+from moh_deploy.frontend.load.onnx_graph.operators import ON_NUMBERS, ONNX_OPERATORS
+from moh_deploy.frontend.load.onnx_graph.operators.opaque import computed_by_runtime
 from moh_deploy.frontend.load.onnx_graph.operators.table import known_domain
 from moh_deploy.frontend.load.onnx_graph.values import (
     MOST_NUMBERS,
     Known,
-    Value,
+    NodeValue,
     as_tensor,
     objects,
 )
@@ -52,12 +52,12 @@ class OnnxModule(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the graph's outputs, in order."""
-        values: dict[str, Value] = dict(zip(self._graph.inputs, inputs, strict=True))
+        values: dict[str, NodeValue] = dict(zip(self._graph.inputs, inputs, strict=True))
         found = self._compute(self._graph, values)
         # An output may be an input, or a size.
         return tuple(as_tensor(value) for value in found)
 
-    def _compute(self, graph: Graph, values: dict[str, Value]) -> list[Value]:
+    def _compute(self, graph: Graph, values: dict[str, NodeValue]) -> list[NodeValue]:
         for node in graph.nodes:
             self.at = node
             with traceback.annotate({SCOPE: node.scope}):
@@ -67,7 +67,7 @@ class OnnxModule(nn.Module):
         self.at = None
         return [self._read(name, values) for name in graph.outputs]
 
-    def _run(self, node: Node, values: dict[str, Value]) -> list[Value | None]:
+    def _run(self, node: Node, values: dict[str, NodeValue]) -> list[NodeValue | None]:
         given = tuple(self._read(name, values) if name else None for name in node.inputs)
         if node.bodies:
             return list(self._branch(node, given, values))
@@ -78,12 +78,12 @@ class OnnxModule(nn.Module):
             on_numbers = ON_NUMBERS.get((domain, node.op_type))
             result = None if on_numbers is None else on_numbers(call)
         if result is None:
-            result = OPERATORS.get((domain, node.op_type), opaque)(call)
+            result = ONNX_OPERATORS.get((domain, node.op_type), computed_by_runtime)(call)
         return [result] if isinstance(result, (torch.Tensor, Known)) else list(result)
 
     def _branch(
-        self, node: Node, given: tuple[Value | None, ...], values: dict[str, Value]
-    ) -> Sequence[Value | None]:
+        self, node: Node, given: tuple[NodeValue | None, ...], values: dict[str, NodeValue]
+    ) -> Sequence[NodeValue | None]:
         """Compute the branch of an If whose condition is known while the model is traced."""
         condition = given[0]
         number = condition.flat()[0] if isinstance(condition, Known) else None
@@ -97,7 +97,7 @@ class OnnxModule(nn.Module):
         body = node.bodies["then_branch" if number else "else_branch"]
         return self._compute(body, dict(values))
 
-    def _read(self, name: str, values: Mapping[str, Value]) -> Value:
+    def _read(self, name: str, values: Mapping[str, NodeValue]) -> NodeValue:
         if name in values:
             return values[name]
         owner, attribute = self._places[name]

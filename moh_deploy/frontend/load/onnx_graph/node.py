@@ -88,7 +88,7 @@ class Graph:
         return found
 
 
-def graph_of(graph: ir.Graph) -> Graph:
+def plain_graph(graph: ir.Graph) -> Graph:
     """Return a graph of onnx_ir as plain data.
 
     Raises:
@@ -123,7 +123,7 @@ def _node(node: ir.Node) -> Node:
     bodies: dict[str, Graph] = {}
     for name, attribute in node.attributes.items():
         if attribute.type is ir.AttributeType.GRAPH:
-            bodies[name] = graph_of(attribute.as_graph())
+            bodies[name] = plain_graph(attribute.as_graph())
         elif attribute.type in _PLAIN:
             attributes[name] = attribute.value
         else:

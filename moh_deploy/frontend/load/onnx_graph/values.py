@@ -14,7 +14,7 @@ from typing import TypeAlias, cast
 import numpy as np
 import torch
 
-Number: TypeAlias = int | float | bool
+ExactNumber: TypeAlias = int | float | bool
 """Or a symbol of torch, which its own type hints call a number, too; see `is_symbol`."""
 
 
@@ -33,7 +33,7 @@ class Known:
     stored: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, numbers: Sequence[Number], dtype: torch.dtype = torch.int64) -> Known:
+    def of(cls, numbers: Sequence[ExactNumber], dtype: torch.dtype = torch.int64) -> Known:
         """Return a tensor of one axis."""
         return cls(objects(numbers), dtype)
 
@@ -41,9 +41,9 @@ class Known:
     def shape(self) -> tuple[int, ...]:
         return self.numbers.shape
 
-    def flat(self) -> list[Number]:
+    def flat(self) -> list[ExactNumber]:
         """Return all numbers in order."""
-        return cast(list[Number], list(self.numbers.flat))
+        return cast(list[ExactNumber], list(self.numbers.flat))
 
     def tensor(self) -> torch.Tensor:
         """Return the tensor that it stands for."""
@@ -56,14 +56,14 @@ class Known:
         return torch.stack(scalars).reshape(self.shape) if self.shape else scalars[0]
 
 
-Value: TypeAlias = torch.Tensor | Known
+NodeValue: TypeAlias = torch.Tensor | Known
 
 MOST_NUMBERS = 64
 """Larger constants are tensors alone: no shape has so many axes, and no list of indices of a graph
 that was written out is longer where it matters."""
 
 
-def objects(numbers: Iterable[Number]) -> np.ndarray:
+def objects(numbers: Iterable[ExactNumber]) -> np.ndarray:
     """Return numbers, symbols among them, as an array of one axis that leaves them as they are."""
     listed = list(numbers)
     array = np.empty(len(listed), dtype=object)
@@ -77,5 +77,5 @@ def is_symbol(number: object) -> bool:
     return isinstance(number, (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
-def as_tensor(value: Value) -> torch.Tensor:
+def as_tensor(value: NodeValue) -> torch.Tensor:
     return value.tensor() if isinstance(value, Known) else value

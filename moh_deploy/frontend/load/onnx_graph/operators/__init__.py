@@ -25,12 +25,16 @@ from moh_deploy.frontend.load.onnx_graph.operators import (
     reductions,
     sizes,
 )
-from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, ON_NUMBERS, OPERATORS
+from moh_deploy.frontend.load.onnx_graph.operators.table import (
+    MICROSOFT,
+    ON_NUMBERS,
+    ONNX_OPERATORS,
+)
 
 __all__ = [
     "MICROSOFT",
+    "ONNX_OPERATORS",
     "ON_NUMBERS",
-    "OPERATORS",
     "attention",
     "creation",
     "elementwise",

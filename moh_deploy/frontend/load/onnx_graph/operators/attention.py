@@ -76,7 +76,7 @@ def attend(
 
     Args:
         mask: Broadcasts to [B, Hq, S, T]; False hides a key, a number is added.
-        past: Number of keys that all queries see under a causal mask.
+        past: ExactNumber of keys that all queries see under a causal mask.
         softcap: Bounds the scores by a tanh; 0 does not.
     """
     if causal and (mask is not None or is_symbol(past) or past):

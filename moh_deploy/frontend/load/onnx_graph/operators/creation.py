@@ -10,7 +10,7 @@ import torch
 
 from moh_deploy.frontend.load.onnx_graph.call import Call, Result
 from moh_deploy.frontend.load.onnx_graph.operators.table import operator
-from moh_deploy.frontend.load.onnx_graph.values import Known, Number, objects
+from moh_deploy.frontend.load.onnx_graph.values import ExactNumber, Known, objects
 
 
 @operator("Shape")
@@ -25,14 +25,14 @@ def _size(call: Call) -> Result:
     return Known(objects([math.prod(call.tensor(0).shape)]).reshape(()), torch.int64)
 
 
-def filling(call: Call) -> tuple[Number, torch.dtype]:
+def filling(call: Call) -> tuple[ExactNumber, torch.dtype]:
     """Return the number that ConstantOfShape fills with, and its dtype."""
     value = call.node.attributes.get("value")
     if value is None:
         return 0.0, torch.float32
     array = cast(ir.TensorProtocol, value).numpy()
     dtype: torch.dtype = getattr(torch, array.dtype.name)
-    return cast(Number, array.reshape(-1)[0].item()), dtype
+    return cast(ExactNumber, array.reshape(-1)[0].item()), dtype
 
 
 @operator("ConstantOfShape")

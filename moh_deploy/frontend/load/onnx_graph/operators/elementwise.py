@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from moh_deploy.frontend.load.onnx_graph.call import Call, Result
 from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, operator
-from moh_deploy.frontend.load.onnx_graph.values import Known, Number, Value, as_tensor
+from moh_deploy.frontend.load.onnx_graph.values import ExactNumber, Known, NodeValue, as_tensor
 
-Operand: TypeAlias = "torch.Tensor | Number"
+BroadcastOperand: TypeAlias = "torch.Tensor | ExactNumber"
 
 _UNARY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Abs": torch.abs,
@@ -59,7 +59,7 @@ for _name, _function in _UNARY.items():
     operator(_name)(partial(_unary, function=_function))
 
 
-def operands(call: Call) -> tuple[Operand, Operand]:
+def operands(call: Call) -> tuple[BroadcastOperand, BroadcastOperand]:
     """Return two inputs that are broadcast; a constant scalar beside a tensor as a number.
 
     Recognition and runtimes know `x * 0.125` better than a product with a stored tensor.
@@ -72,14 +72,14 @@ def operands(call: Call) -> tuple[Operand, Operand]:
     return as_tensor(first), as_tensor(second)
 
 
-def _number_or_tensor(value: Value, other: torch.Tensor) -> Operand:
+def _number_or_tensor(value: NodeValue, other: torch.Tensor) -> BroadcastOperand:
     # Of the same dtype in ONNX, so that a number does not change what the result is.
     if isinstance(value, Known) and value.numbers.size == 1 and len(value.shape) <= other.ndim:
         return value.flat()[0]
     return as_tensor(value)
 
 
-def _divide(x: Operand, y: Operand) -> torch.Tensor:
+def _divide(x: BroadcastOperand, y: BroadcastOperand) -> torch.Tensor:
     kept = x if isinstance(x, torch.Tensor) else y
     assert isinstance(kept, torch.Tensor)
     if kept.is_floating_point():
@@ -91,7 +91,7 @@ def _divide(x: Operand, y: Operand) -> torch.Tensor:
 def _flipped(compare: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """A comparison for a number on the left, which torch's functions do not take."""
 
-    def function(x: Operand, y: Operand) -> torch.Tensor:
+    def function(x: BroadcastOperand, y: BroadcastOperand) -> torch.Tensor:
         if isinstance(x, torch.Tensor):
             return compare(x, y)
         assert isinstance(y, torch.Tensor)
@@ -171,9 +171,6 @@ def _mean(call: Call) -> Result:
 
 @operator("Clip")
 def _clip(call: Call) -> Result:
-    if call.opset < 11:
-        low, high = call.attribute("min", -torch.inf), call.attribute("max", torch.inf)
-        return torch.clamp(call.tensor(0), low, high)
     x = call.tensor(0)
     bounds = [_bound(call, index, x) for index in (1, 2)]
     if all(bound is None for bound in bounds):
@@ -183,7 +180,7 @@ def _clip(call: Call) -> Result:
     return torch.clamp(x, *bounds)  # type: ignore[arg-type]
 
 
-def _bound(call: Call, index: int, x: torch.Tensor) -> Operand | None:
+def _bound(call: Call, index: int, x: torch.Tensor) -> BroadcastOperand | None:
     return _number_or_tensor(call.value(index), x) if call.has(index) else None
 
 
@@ -196,7 +193,7 @@ def _where(call: Call) -> Result:
     return torch.where(condition, chosen, other)
 
 
-def _branch(value: Value) -> Operand:
+def _branch(value: NodeValue) -> BroadcastOperand:
     """A constant scalar as a number: `masked_fill` is written so in most exports."""
     if isinstance(value, Known) and value.shape == ():
         return value.flat()[0]

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from moh_deploy.frontend.load.onnx_graph.call import Call, Result
 from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, operator
-from moh_deploy.frontend.load.onnx_graph.values import Known, Value, is_symbol
+from moh_deploy.frontend.load.onnx_graph.values import Known, NodeValue, is_symbol
 
 
 @operator("Reshape")
@@ -83,9 +83,6 @@ def _split(call: Call) -> Result:
     x, axis = call.tensor(0), call.attribute("axis", 0)
     if call.has(1):
         return list(torch.split(x, call.sizes(1, "split"), dim=axis))
-    lengths = call.ints("split", ())  # before operator set 13
-    if lengths:
-        return list(torch.split(x, lengths, dim=axis))
     count = call.attribute("num_outputs", len(call.node.outputs))
     return list(torch.split(x, -(-x.shape[axis] // count), dim=axis))
 
@@ -96,13 +93,9 @@ _TO_THE_END = 1 << 31
 
 def slices(call: Call, rank: int) -> dict[int, slice]:
     """Return the slice along each axis that a Slice node cuts."""
-    if call.opset < 10:
-        starts, ends = call.ints("starts", ()), call.ints("ends", ())
-        axes, steps = call.ints("axes", range(len(starts))), [1] * len(starts)
-    else:
-        starts, ends = call.sizes(1, "starts"), call.sizes(2, "ends")
-        axes = call.sizes(3, "axes") if call.has(3) else list(range(len(starts)))
-        steps = call.sizes(4, "steps") if call.has(4) else [1] * len(starts)
+    starts, ends = call.sizes(1, "starts"), call.sizes(2, "ends")
+    axes = call.sizes(3, "axes") if call.has(3) else list(range(len(starts)))
+    steps = call.sizes(4, "steps") if call.has(4) else [1] * len(starts)
     return {
         axis % rank: slice(start, _end(end, step), step)
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
@@ -172,7 +165,7 @@ def _gather_nd(call: Call) -> Result:
     return x[tuple(own) + index.unbind(-1)]
 
 
-def _consecutive(index: Value) -> range | None:
+def _consecutive(index: NodeValue) -> range | None:
     """Return the rows that an index [n, 1] of ScatterND names, if they are a slice."""
     if not isinstance(index, Known) or len(index.shape) != 2 or index.shape[1] != 1:
         return None
@@ -198,7 +191,7 @@ def _scatter_nd(call: Call) -> Result:
     raise call.refused(f"reduces by '{reduction}'; none and add are supported")
 
 
-@operator("ScatterElements", "Scatter")
+@operator("ScatterElements")
 def _scatter_elements(call: Call) -> Result:
     x, index, updates = call.tensor(0), call.tensor(1).to(torch.int64), call.tensor(2)
     axis = call.attribute("axis", 0)

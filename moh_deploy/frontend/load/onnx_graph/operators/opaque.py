@@ -10,7 +10,7 @@ from moh_deploy.frontend.load.onnx_graph.values import as_tensor
 from moh_deploy.frontend.torch_ops.opaque import OPAQUE
 
 
-def opaque(call: Call) -> Result:
+def computed_by_runtime(call: Call) -> Result:
     """Compute a node of an operator that the table does not have.
 
     Raises:

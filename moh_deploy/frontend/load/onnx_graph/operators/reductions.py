@@ -80,12 +80,8 @@ def _top_k(call: Call) -> Result:
 @operator("Softmax", "LogSoftmax")
 def _softmax(call: Call) -> Result:
     x = call.tensor(0)
-    axis = call.attribute("axis", -1 if call.opset >= 13 else 1)
     function = torch.softmax if call.node.op_type == "Softmax" else torch.log_softmax
-    if call.opset >= 13 or axis % x.ndim == x.ndim - 1:
-        return function(x, axis)
-    # Older operator sets flatten all axes from this one on into one.
-    return function(x.flatten(axis), -1).reshape(x.shape)
+    return function(x, call.attribute("axis", -1))
 
 
 @operator("LpNormalization")

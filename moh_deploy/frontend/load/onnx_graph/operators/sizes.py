@@ -18,8 +18,8 @@ from moh_deploy.frontend.load.onnx_graph.operators.layout import slices
 from moh_deploy.frontend.load.onnx_graph.operators.table import on_numbers
 from moh_deploy.frontend.load.onnx_graph.values import (
     MOST_NUMBERS,
+    ExactNumber,
     Known,
-    Number,
     is_symbol,
     objects,
 )
@@ -31,29 +31,29 @@ def _known(call: Call, index: int) -> Known:
     return value
 
 
-def _map(function: Callable[..., Number], *arrays: np.ndarray) -> np.ndarray:
+def _map(function: Callable[..., ExactNumber], *arrays: np.ndarray) -> np.ndarray:
     """Apply a function to numbers and symbols, broadcast: numpy's own would not take symbols."""
     broadcast = np.broadcast_arrays(*arrays)
     flat = objects(function(*items) for items in zip(*(a.flat for a in broadcast), strict=True))
     return flat.reshape(broadcast[0].shape)
 
 
-def _divide(x: Any, y: Any, *, whole: bool) -> Number:
+def _divide(x: Any, y: Any, *, whole: bool) -> ExactNumber:
     if not whole:
-        return cast(Number, x / y)
+        return cast(ExactNumber, x / y)
     # ONNX rounds toward zero. Sizes are not negative, and symbols are not asked whether they are.
     both = isinstance(x, int) and isinstance(y, int)
-    return cast(Number, int(math.copysign(abs(x) // abs(y), x * y)) if both and y else x // y)
+    return cast(ExactNumber, int(math.copysign(abs(x) // abs(y), x * y)) if both and y else x // y)
 
 
-_BINARY: dict[str, Callable[[Any, Any], Number]] = {
+_BINARY: dict[str, Callable[[Any, Any], ExactNumber]] = {
     "Add": python.add,
     "Sub": python.sub,
     "Mul": python.mul,
-    "Max": lambda x, y: cast(Number, torch.sym_max(x, y)),  # type: ignore[no-untyped-call]
-    "Min": lambda x, y: cast(Number, torch.sym_min(x, y)),  # type: ignore[no-untyped-call]
+    "Max": lambda x, y: cast(ExactNumber, torch.sym_max(x, y)),  # type: ignore[no-untyped-call]
+    "Min": lambda x, y: cast(ExactNumber, torch.sym_min(x, y)),  # type: ignore[no-untyped-call]
 }
-_COMPARE: dict[str, Callable[[Any, Any], Number]] = {
+_COMPARE: dict[str, Callable[[Any, Any], ExactNumber]] = {
     "Equal": python.eq,
     "Less": python.lt,
     "LessOrEqual": python.le,
@@ -64,19 +64,19 @@ _COMPARE: dict[str, Callable[[Any, Any], Number]] = {
 }
 
 
-def _arithmetic(call: Call, function: Callable[[Any, Any], Number]) -> Result | None:
+def _arithmetic(call: Call, function: Callable[[Any, Any], ExactNumber]) -> Result | None:
     if len(call.values) != 2:  # Max and Min of one or three
         return None
     x, y = _known(call, 0), _known(call, 1)
     return Known(_map(function, x.numbers, y.numbers), x.dtype)
 
 
-def _comparison(call: Call, function: Callable[[Any, Any], Number]) -> Result | None:
+def _comparison(call: Call, function: Callable[[Any, Any], ExactNumber]) -> Result | None:
     x, y = _known(call, 0), _known(call, 1)
     return Known(_map(lambda a, b: _decided(function(a, b)), x.numbers, y.numbers), torch.bool)
 
 
-def _decided(answer: Number) -> Number:
+def _decided(answer: ExactNumber) -> ExactNumber:
     """Turn a comparison into True or False where the ranges of its symbols leave no choice."""
     if not isinstance(answer, torch.SymBool):
         return answer
@@ -110,7 +110,7 @@ def _mod(call: Call) -> Result | None:
 
 @on_numbers("Abs", "Neg", "Floor", "Ceil", "Not", "Sqrt")
 def _unary(call: Call) -> Result | None:
-    functions: dict[str, Callable[[Any], Number]] = {
+    functions: dict[str, Callable[[Any], ExactNumber]] = {
         "Abs": abs,
         "Neg": python.neg,
         "Floor": math.floor,
@@ -216,7 +216,7 @@ def _split(call: Call) -> Result | None:
 @on_numbers("ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin")
 def _reduce(call: Call) -> Result | None:
     x = _known(call, 0)
-    functions: dict[str, Callable[[Any, Any], Number]] = {
+    functions: dict[str, Callable[[Any, Any], ExactNumber]] = {
         "ReduceProd": python.mul,
         "ReduceSum": python.add,
         "ReduceMax": _BINARY["Max"],

@@ -9,7 +9,7 @@ from typing import TypeVar
 from moh_deploy.frontend.load.onnx_graph.call import NumberOperator, Operator
 from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
@@ -17,7 +17,7 @@ MICROSOFT = "com.microsoft"
 _TENSORS: dict[tuple[str, str], Operator] = {}
 _NUMBERS: dict[tuple[str, str], NumberOperator] = {}
 
-OPERATORS = MappingProxyType(_TENSORS)
+ONNX_OPERATORS = MappingProxyType(_TENSORS)
 """By domain and name."""
 
 ON_NUMBERS = MappingProxyType(_NUMBERS)
@@ -35,9 +35,9 @@ def on_numbers(*names: str) -> Callable[[NumberOperator], NumberOperator]:
 
 
 def _registrar(
-    table: dict[tuple[str, str], T], names: tuple[str, ...], domain: str
-) -> Callable[[T], T]:
-    def register(function: T) -> T:
+    table: dict[tuple[str, str], _T], names: tuple[str, ...], domain: str
+) -> Callable[[_T], _T]:
+    def register(function: _T) -> _T:
         for name in names:
             assert (domain, name) not in table, f"{domain}.{name} is registered twice"
             table[domain, name] = function
