@@ -362,12 +362,15 @@ def _why(node: Node, stage: str, tensors: bool) -> str:
 
 
 def _without_nan(node: Node) -> Node | None:
-    """Return p of `where(isnan(p), 0, p)`: exporters write it behind a softmax.
+    """Return p of `where(isnan(p), 0, p)`, or the other way round: exporters write it behind a
+    softmax.
 
     A row of scores that is all hidden has NaN for weights, and they make zeros of it. So does the
     operator that takes over, which leaves the rest as it is.
     """
     condition, zero, kept = node.args
+    if isinstance(condition, Node) and op(condition) in ("logical_not", "bitwise_not"):
+        condition, zero, kept = condition.args[0], kept, zero
     same = isinstance(condition, Node) and op(condition) == "isnan" and condition.args[0] is kept
     return kept if same and isinstance(kept, Node) and zero == 0 else None
 

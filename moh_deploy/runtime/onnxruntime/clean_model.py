@@ -46,8 +46,8 @@ def clean_model(model: ir.Model) -> ir.Model:
     try:
         with _quiet():
             graph = gs.import_onnx(ir.to_proto(model))
-            graph.toposort(recurse_functions=False)
-            # Shapes that a file writes down for its values are not trusted: fold_shapes is off.
+            # In the file's order, in which layers run. Shapes that it writes down for its values
+            # are not trusted: fold_shapes is off.
             graph.fold_constants(
                 fold_shapes=False,
                 size_threshold=_MOST_BYTES,

@@ -38,6 +38,10 @@ def merge(y: Tensor) -> Tensor:
     return y.flatten(2) @ OUT
 
 
+def filled_without_nan(p: Tensor, v: Tensor) -> Tensor:
+    return torch.where(~p.isnan(), p, 0.0) @ v
+
+
 def without_nan(p: Tensor) -> Tensor:
     return torch.where(p.isnan(), 0.0, p)
 
@@ -57,6 +61,9 @@ GATED: dict[str, Model] = {
     ),
     "weights_without_nan": lambda q, k, v, g: merge(
         (without_nan((q @ k.mT).softmax(-1)) @ v).transpose(1, 2) * g[..., None]
+    ),
+    "weights_filled_without_nan": lambda q, k, v, g: merge(
+        filled_without_nan((q @ k.mT).softmax(-1), v).transpose(1, 2) * g[..., None]
     ),
     "projected_by_einsum": lambda q, k, v, g: torch.einsum(
         "bshd,hdc->bsc", attention(q, k, v) * g[..., None], OUT.view(H, D, 7)

@@ -98,6 +98,7 @@ BINARY = [
     Case("Mean", [f(2, 3), f(3, seed=1), f(1, seed=2)]),
     Case("Where", [bools(2, 3), f(2, 3), f(3, seed=1)]),
     Case("Where", [bools(2, 3), scalar(-np.inf), f(2, 3)], constants=(1,), name="masked"),
+    Case("Where", [bools(2, 3), scalar(0), f(3)], constants=(1,), name="filled with 0"),
     Case("Where", [bools(2, 3), scalar(1), scalar(0)], constants=(1, 2), name="numbers"),
 ]
 

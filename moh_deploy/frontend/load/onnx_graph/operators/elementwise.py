@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch.nn import functional
@@ -190,6 +190,8 @@ def _where(call: Call) -> Result:
     chosen, other = (_branch(call.value(index)) for index in (1, 2))
     if not isinstance(chosen, torch.Tensor) and not isinstance(other, torch.Tensor):
         chosen = call.tensor(1)
+    if not isinstance(chosen, torch.Tensor) and chosen == 0:
+        return torch.masked_fill(cast(torch.Tensor, other), condition, chosen)
     return torch.where(condition, chosen, other)
 
 
