@@ -26,8 +26,8 @@ from tests.zoo import ZOO, ExpectedLayer, ZooModel
 OTHERWISE = {
     "select_argsort": "a sort is exported as TopK of all heads: its router is `ranked`",
     "select_top_p": "the same: a custom router, which chooses 4 of 4",
-    "no_number_is_zero": "nan_to_num becomes comparisons and choices, in which the weights are lost;"
-    " their layer is counted in PyTorch, and not replaced there either",
+    "no_number_is_zero": "nan_to_num becomes choices, in which the weights are lost; in"
+    " PyTorch, too, their layer is not replaced, but counted",
 }
 """Models whose layers are others by way of ONNX, and why."""
 
@@ -78,6 +78,22 @@ def test_layers_of_what_the_older_exporter_wrote_are_the_same(
             dynamic_axes={item.name: item.dims for item in inputs},
         )
     assert layers_of_file(tmp_path / "model.onnx", animal) == animal.expected.layers
+
+
+def test_what_onnx_runtime_has_fused_is_read(tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime as ort
+
+    (animal,) = (one for one in ZOO if one.name == "vit_two_stage")
+    write_plain(animal, tmp_path / "model.onnx")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    ort.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
+    fused = onnx.load(tmp_path / "fused.onnx", load_external_data=False)
+    operators = {node.op_type for node in fused.graph.node if node.domain == "com.microsoft"}
+    assert {"FusedMatMul", "BiasGelu"} <= operators
+    assert layers_of_file(tmp_path / "fused.onnx", animal) == animal.expected.layers
 
 
 def layers_of_file(path: Path, animal: ZooModel) -> tuple[ExpectedLayer, ...]:
