@@ -15,6 +15,7 @@ from moh_deploy.runtime.open_runner import open_runner
 from tests.exporting import prove_in_this_process
 from tests.frontend.load.onnx_graph.gated_layers import write_layer
 from tests.frontend.load.onnx_graph.onnx_models import written
+from tests.zoo import ZOO
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +61,15 @@ def test_package_of_a_package_has_the_same_layers(layer: Path, tmp_path: Path) -
     assert kept == [
         (one.num_heads, one.top_k, one.router, one.op, one.replaced) for one in again.layers
     ]
+
+
+@pytest.mark.nightly
+def test_package_with_windows_of_an_image_has_them_again(tmp_path: Path) -> None:
+    (animal,) = (one for one in ZOO if one.name == "window_by_columns")
+    inputs = {item.name: item.value for item in animal.inputs()}
+    moh_deploy.export(animal.build(), tmp_path / "first", inputs=inputs)
+    again = moh_deploy.export(tmp_path / "first" / "model.onnx", tmp_path / "again")
+    assert [(one.op, one.replaced) for one in again.layers] == [("MoHAggregatedAttention", True)]
 
 
 def test_options_that_have_no_meaning_for_a_file_are_refused(layer: Path, tmp_path: Path) -> None:

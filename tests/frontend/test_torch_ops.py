@@ -142,29 +142,28 @@ def _running_on(height, width, kernel_height, kernel_width):
     offsets = torch.arange(kernel_height)[:, None] - kernel_height // 2
     offsets = offsets * width + torch.arange(kernel_width) - kernel_width // 2
     tokens = torch.arange(height * width)[:, None] + offsets.flatten()
-    inside = (tokens >= 0) & (tokens < height * width)
-    return tokens.where(inside, 0), inside
+    return (tokens >= 0) & (tokens < height * width)
 
 
-def _sides_swapped(height, width, kernel_height, kernel_width):
-    return _window(width, height, kernel_height, kernel_width)
+def _sides_swapped(x, height, width, kernel_height, kernel_width):
+    return _windows(x, width, height, kernel_height, kernel_width)
 
 
-def _kernel_swapped(height, width, kernel_height, kernel_width):
-    return _window(height, width, kernel_width, kernel_height)
+def _kernel_swapped(x, height, width, kernel_height, kernel_width):
+    return _windows(x, height, width, kernel_width, kernel_height)
 
 
 _routed = bodies._routed_gates
-_window = bodies._neighbours
+_windows = bodies._windows
 _linear = bodies._linear
 
 
 @pytest.mark.parametrize(
     ("op", "name", "bug"),
     [
-        ("MoHAggregatedAttention", "_neighbours", _running_on),
-        ("MoHAggregatedAttention", "_neighbours", _sides_swapped),
-        ("MoHAggregatedAttention", "_neighbours", _kernel_swapped),
+        ("MoHAggregatedAttention", "_inside", _running_on),
+        ("MoHAggregatedAttention", "_windows", _sides_swapped),
+        ("MoHAggregatedAttention", "_windows", _kernel_swapped),
         ("MoHAttention", "_masked_softmax", _softmax_without_mask),
         ("MoHQueryProjection", "_linear", _transposed_weight),
         ("MoHOutputProjection", "_linear", _bias_for_each_row),

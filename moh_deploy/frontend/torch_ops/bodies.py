@@ -67,12 +67,12 @@ def aggregated_heads(
     )
     if normalize:
         q, k, pk = (functional.normalize(x, dim=-1, eps=epsilon) for x in (q, k, pk))
-    neighbours, inside = _neighbours(height, width, kernel_height, kernel_width)  # [N, L]
-    neighbours, inside = neighbours.to(q.device), inside.to(q.device)
+    k_windows, v_windows = (_windows(x, height, width, kernel_height, kernel_width) for x in (k, v))
+    inside = _inside(height, width, kernel_height, kernel_width).to(q.device)  # [N, L]
 
     s = _plus(q, query_embedding)
     s = s if query_scale is None else s * query_scale.to(precise).unsqueeze(-1)
-    window = _plus((k[:, :, neighbours] @ s.unsqueeze(-1)).squeeze(-1), window_bias)
+    window = _plus((k_windows @ s.unsqueeze(-1)).squeeze(-1), window_bias)
     window = window.masked_fill(~inside, float("-inf"))  # [B, H, N, L]
     pooled = s @ pk.transpose(-2, -1)  # [B, H, N, P]
     pooled = pooled if pooled_bias is None else pooled + pooled_bias.to(precise)
@@ -82,8 +82,7 @@ def aggregated_heads(
     window, pooled = weights[..., :num_places], weights[..., num_places:]
     window = window if window_tokens is None else window + q @ window_tokens.to(precise)
     window = _plus(window, window_offset)
-    beside = v[:, :, neighbours].masked_fill(~inside.unsqueeze(-1), 0.0)  # [B, H, N, L, D]
-    return (window.unsqueeze(-2) @ beside).squeeze(-2) + pooled @ pv
+    return (window.unsqueeze(-2) @ v_windows).squeeze(-2) + pooled @ pv
 
 
 def _plus(tokens: Tensor, term: Tensor | None) -> Tensor:
@@ -91,19 +90,23 @@ def _plus(tokens: Tensor, term: Tensor | None) -> Tensor:
     return tokens if term is None else tokens + term.to(tokens.dtype).unsqueeze(1)
 
 
-def _neighbours(
-    height: int, width: int, kernel_height: int, kernel_width: int
-) -> tuple[Tensor, Tensor]:
-    """The token at each place of each window, 0 outside the image, and where it is inside: [N, L].
+def _windows(x: Tensor, height: int, width: int, kernel_height: int, kernel_width: int) -> Tensor:
+    """The tokens in the window of each pixel, zeros outside the image: [B, H, N, L, D]."""
+    batch, heads, tokens, channels = x.shape
+    image = x.transpose(2, 3).reshape(batch, heads * channels, height, width)
+    kernel = (kernel_height, kernel_width)
+    cut = functional.unfold(image, kernel, padding=(kernel_height // 2, kernel_width // 2))
+    places = kernel_height * kernel_width
+    return cut.reshape(batch, heads, channels, places, tokens).permute(0, 1, 4, 3, 2)
 
-    Places are counted row by row, as `torch.nn.functional.unfold` does.
-    """
+
+def _inside(height: int, width: int, kernel_height: int, kernel_width: int) -> Tensor:
+    """Which places of each window are in the image: [N, L], row by row as `unfold` counts."""
     rows = torch.arange(height)[:, None] + torch.arange(kernel_height) - kernel_height // 2
     columns = torch.arange(width)[:, None] + torch.arange(kernel_width) - kernel_width // 2
     rows, columns = rows[:, None, :, None], columns[None, :, None, :]  # [height, width, kh, kw]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    tokens = torch.where(inside, rows * width + columns, 0)
-    return tokens.flatten(2).flatten(0, 1), inside.flatten(2).flatten(0, 1)
+    return inside.flatten(2).flatten(0, 1)
 
 
 def attention(
