@@ -407,6 +407,45 @@ def test_operator_computes_what_onnx_runtime_does(case: Case, tmp_path: Path) ->
         np.testing.assert_allclose(to_numpy(mine), to_numpy(reference), rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("rotary", [0, 1])
+@pytest.mark.parametrize(
+    ("past", "length", "totals"), [(4, 1, (5, 3)), (0, 3, (3, 2))], ids=["step", "prompt"]
+)
+def test_samples_of_grouped_attention_have_lengths_of_their_own(
+    tmp_path: Path, past: int, length: int, totals: tuple[int, int], rotary: int
+) -> None:
+    """Lengths are an input: what is traced has to be right for all of them."""
+    case = Case(
+        "GroupQueryAttention",
+        [
+            f(2, length, 64),
+            f(2, length, 32, seed=1),
+            f(2, length, 32, seed=2),
+            f(2, 2, past, 16, seed=3) if past else None,
+            f(2, 2, past, 16, seed=4) if past else None,
+            np.int32([total - 1 for total in totals]),
+            np.array(max(totals), np.int32),
+            f(9, 8, seed=5),
+            f(9, 8, seed=6),
+        ],
+        {"num_heads": 4, "kv_num_heads": 2, "do_rotary": rotary},
+        constants=(6,),
+        outputs=3,
+        domain=MS,
+    )
+    onnx.save(case.model(), tmp_path / "model.onnx")
+    loaded = load_onnx(tmp_path / "model.onnx")
+    assert loaded.module is not None
+    assert loaded.original is not None
+    arguments = [to_torch(case.fed[spec.name]) for spec in loaded.original.source.inputs]
+    got, expected = loaded.module(*arguments), loaded.callable()(*arguments)
+    for sample, total in enumerate(totals):
+        real = min(total, length)  # tokens behind are padding, and anything
+        torch.testing.assert_close(got[0][sample, :real], expected[0][sample, :real])
+        for mine, theirs in zip(got[1:], expected[1:], strict=True):
+            torch.testing.assert_close(mine[sample, :, :total], theirs[sample, :, :total])
+
+
 def test_every_operator_of_the_table_has_a_case() -> None:
     tested = {(case.domain, case.op_type) for case in CASES}
     # Ours are tested on packages.

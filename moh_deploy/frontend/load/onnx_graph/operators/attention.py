@@ -218,11 +218,8 @@ def _packed_attention(call: Call) -> Result:
 
 @operator("GroupQueryAttention", domain=MICROSOFT)
 def _group_query_attention(call: Call) -> Result:
-    """Causal attention of decoders: query [B, S, Hq*D], a cache, and its length for each sample.
-
-    Supported where every sample's cache is full, as it is where no token is padding: the lengths
-    then say nothing that the cache's size does not, and the comparison with the original shows it.
-    """
+    """Causal attention of decoders: query [B, S, Hq*D], a cache of T tokens, and for each sample
+    how many tokens of cache and query there are, less one: the rest is padding, on the right."""
     for name in ("softcap", "smooth_softmax", "k_quant_type", "v_quant_type"):
         given = call.node.attributes.get(name)
         if given and given != "NONE":
@@ -231,20 +228,42 @@ def _group_query_attention(call: Call) -> Result:
         raise call.refused("attends to a window of its own, which is not supported")
     if not call.has(1) or not call.has(2):
         raise call.refused("takes query, key and value packed in one tensor: not supported")
+    if call.has(9) or call.has(10):
+        raise call.refused("takes positions or a bias of its own, which is not supported")
     num_heads = call.required("num_heads", int)
     num_kv_heads = call.required("kv_num_heads", int)
     q = split_heads(call.tensor(0), num_heads)
     k, v = (split_heads(call.tensor(index), num_kv_heads) for index in (1, 2))
-    past = call.tensor(3).shape[2] if call.has(3) else 0
+    length, past = q.shape[2], call.tensor(3).shape[2] if call.has(3) else 0
+    total = call.tensor(5).to(torch.int64) + 1  # [B]
+    cached = (total - length).clamp(min=0)  # a prompt may be padded, and has nothing before it
     if call.attribute("do_rotary", 0):
-        positions = torch.arange(q.shape[2]) + past
-        cosine, sine = (call.tensor(index)[positions] for index in (7, 8))
+        positions = cached.unsqueeze(-1) + torch.arange(length)  # [B, S]
+        cosine, sine = (call.tensor(index)[positions].unsqueeze(1) for index in (7, 8))
         interleaved = bool(call.attribute("rotary_interleaved", 0))
         q, k = (rotate(x, cosine, sine, interleaved=interleaved) for x in (q, k))
     k, v = _behind(call.optional(3), k), _behind(call.optional(4), v)
+    new = torch.arange(length)
+    seen = new <= new.unsqueeze(-1)  # [S, S]
+    seen = seen & (cached.unsqueeze(-1) + new < total.unsqueeze(-1)).unsqueeze(1)  # [B, S, S]
+    if call.has(3):
+        before = torch.arange(past) < cached.unsqueeze(-1)  # [B, T]
+        seen = torch.cat([before.unsqueeze(1).expand(-1, length, -1), seen], dim=-1)
     scale = call.attribute("scale", 0.0) or None
-    heads = attend(q, k, v, call.optional(10), scale=scale, causal=True, past=past)
+    heads = attend(q, k, v, seen.unsqueeze(1), scale=scale, causal=False)
+    if not any(call.node.outputs[1:3]):
+        return merge_heads(heads)
+    if call.has(3):
+        k, v = (_without_gap(one, cached, past) for one in (k, v))
     return merge_heads(heads), k, v
+
+
+def _without_gap(joined: torch.Tensor, cached: torch.Tensor, past: int) -> torch.Tensor:
+    """Move new keys or values up to the last token of a sample's cache: [B, H, T + S, D]."""
+    place = torch.arange(joined.shape[2])
+    beyond = place - cached.unsqueeze(-1)  # [B, T + S]
+    source = torch.where(beyond < 0, place, past + beyond).clamp(max=joined.shape[2] - 1)
+    return joined.gather(2, source[:, None, :, None].expand_as(joined))
 
 
 @operator("RotaryEmbedding")
