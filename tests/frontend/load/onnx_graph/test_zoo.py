@@ -20,8 +20,9 @@ from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.plain_onnx import dynamic_shapes
 from moh_deploy.frontend.trace import trace
 from tests.frontend.rewritten import checked_layers
+from tests.frontend.traced import traced
 from tests.nightly import one_in
-from tests.zoo import ZOO, ExpectedLayer, ZooModel
+from tests.zoo import MISSED, ZOO, ExpectedLayer, ZooModel
 
 OTHERWISE = {
     "select_argsort": "a sort is exported as TopK of all heads: its router is `ranked`",
@@ -43,6 +44,15 @@ def test_layers_are_those_of_the_model_in_pytorch(animal: ZooModel, tmp_path: Pa
     same = layers_of_file(tmp_path / "model.onnx", animal) == animal.expected.layers
     # A model that is found alike does not belong among the others any more.
     assert same is (animal.name not in OTHERWISE)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("animal", MISSED, ids=lambda animal: animal.name)
+def test_what_is_missed_in_pytorch_is_found_no_worse(animal: ZooModel, tmp_path: Path) -> None:
+    module = animal.build().eval()
+    expected = checked_layers(traced(module, animal.inputs()), module, animal)
+    write_plain(animal, tmp_path / "model.onnx")
+    assert layers_of_file(tmp_path / "model.onnx", animal) == expected
 
 
 @pytest.mark.nightly
