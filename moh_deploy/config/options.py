@@ -49,8 +49,8 @@ class ExportOptions(ModelOptions):
     Attributes:
         output: Package directory to write.
         inputs: npz file whose members are the model's inputs, by the names of its parameters (or of
-            an ONNX file's inputs); or
-            such a mapping, or a tuple of positional arguments, of nested values.
+            an ONNX file's inputs); or such a mapping, or a tuple of positional arguments, of nested
+            values.
         dynamic: Dynamic axes: `x:0=batch,2=height`.
         input_specs: Inputs to make up: `x:[batch=2,3,224,224]:float32`, `ids:[8]:int64=0..999`.
         output_names: Names of the outputs, in order; empty lets the exporter name them.

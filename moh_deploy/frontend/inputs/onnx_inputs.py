@@ -13,6 +13,7 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.inputs.examples import (
+    GivenInputs,
     add_dynamic_axes,
     build_inputs,
     example_sizes,
@@ -22,7 +23,6 @@ from moh_deploy.frontend.inputs.index_ranges import index_range
 from moh_deploy.frontend.inputs.made_values import made_values
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.load.onnx_graph.file import OnnxInput, OnnxSource
-from moh_deploy.system.npz import Array
 
 _FIRST_SIZE = 2
 """Dimensions get sizes of their own, from this one on: what is equal by chance shows nothing."""
@@ -32,7 +32,7 @@ def build_onnx_inputs(
     source: OnnxSource,
     config: ExportConfig,
     *,
-    npz: Path | Mapping[str, Array] | None = None,
+    npz: Path | GivenInputs | None = None,
     specs: Sequence[str] = (),
     dynamic: Sequence[str] = (),
     seed: int = 0,
@@ -111,7 +111,7 @@ def _made(
         limits = index_range(source.graph, spec.name)
         if limits is None:
             raise _no_range(source, spec)
-    value = made_values(shape, dtype, value_range=limits, seed=seed)
+    value = made_values(shape, spec.dtype, limits, seed=seed)
     return ModelInput(spec.name, value, {axis: str(expr) for axis, expr in own.items()})
 
 

@@ -23,4 +23,4 @@ def load_onnx(path: Path) -> LoadedModel:
     source = read_onnx(path)
     runner = onnx_file(path).open(FUNCTION_BODIES)
     module = OnnxModule(source.graph, source.opsets)
-    return LoadedModel(module, None, "onnx", source.sha256, OnnxOriginal(source, runner))
+    return LoadedModel(module, None, "onnx", source.sha256, original=OnnxOriginal(source, runner))

@@ -57,7 +57,9 @@ def _read(builder: GraphBuilder, node: Node) -> Node:
     if op(base) != "permute" or op(written) != "permute" or base.args[1] != written.args[1]:
         return _product(builder, node, base, written, dim) or node
     order = [axis % rank(base) for axis in cast(list[int], base.args[1])]
-    found = _product(builder, node, cast(Node, base.args[0]), cast(Node, written.args[0]), order[dim])
+    found = _product(
+        builder, node, cast(Node, base.args[0]), cast(Node, written.args[0]), order[dim]
+    )
     return node if found is None else builder.call(aten.permute.default, found, order)
 
 

@@ -16,13 +16,13 @@ from moh_deploy.frontend.load.onnx_graph.values import ExactNumber, Known, NodeV
 _T = TypeVar("_T")
 
 Result: TypeAlias = NodeValue | Sequence[NodeValue | None]
-Operator: TypeAlias = "Callable[[Call], Result]"
-NumberOperator: TypeAlias = "Callable[[Call], Result | None]"
+NodeFunction: TypeAlias = "Callable[[NodeCall], Result]"
+NumberFunction: TypeAlias = "Callable[[NodeCall], Result | None]"
 """Returns None where tensors have to compute it."""
 
 
 @dataclass(frozen=True)
-class Call:
+class NodeCall:
     """One node that is about to be computed.
 
     Attributes:

@@ -12,7 +12,7 @@ from torch.fx import traceback
 
 from moh_deploy.errors import CheckpointError, ExportError
 from moh_deploy.frontend.fx.arrays import to_torch
-from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.node import Graph, Node
 from moh_deploy.frontend.load.onnx_graph.operators import ON_NUMBERS, ONNX_OPERATORS
 from moh_deploy.frontend.load.onnx_graph.operators.opaque import computed_by_runtime
@@ -72,7 +72,7 @@ class OnnxModule(nn.Module):
         if node.bodies:
             return list(self._branch(node, given, values))
         domain = known_domain(node.domain)
-        call = Call(node, given, self._opsets.get(node.domain, 1))
+        call = NodeCall(node, given, self._opsets.get(node.domain, 1))
         result: Result | None = None
         if given and all(isinstance(value, Known) for value in given if value is not None):
             on_numbers = ON_NUMBERS.get((domain, node.op_type))

@@ -11,13 +11,13 @@ from typing import cast
 import torch
 from torch.nn import functional
 
-from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, operator
 from moh_deploy.frontend.load.onnx_graph.values import is_symbol
 
 
 @operator("Attention")
-def _attention(call: Call) -> Result:
+def _attention(call: NodeCall) -> Result:
     """Attention of operator sets 23 and 24: packed [B, S, H*D] or [B, H, S, D], with a cache."""
     if call.has(6):
         raise call.refused("takes lengths of padding, which is not supported")
@@ -133,7 +133,7 @@ def _with_causal(mask: torch.Tensor | None, length: int, keys: int, past: int) -
 
 
 @operator("MultiHeadAttention", domain=MICROSOFT)
-def _multi_head_attention(call: Call) -> Result:
+def _multi_head_attention(call: NodeCall) -> Result:
     """Query [B, S, H*D], key and value [B, T, H*D], or all as [B, H, T, D] for key and value."""
     num_heads = call.required("num_heads", int)
     query = call.tensor(0)
@@ -175,7 +175,7 @@ _MASKED = -10000.0
 says otherwise."""
 
 
-def _key_padding(call: Call, index: int, dtype: torch.dtype) -> torch.Tensor | None:
+def _key_padding(call: NodeCall, index: int, dtype: torch.dtype) -> torch.Tensor | None:
     """Return what a mask of 0 and 1 adds to the scores: [B, 1, 1, T] or [B, 1, S, T]."""
     mask = call.optional(index)
     if mask is None:
@@ -188,7 +188,7 @@ def _key_padding(call: Call, index: int, dtype: torch.dtype) -> torch.Tensor | N
 
 
 @operator("Attention", domain=MICROSOFT)
-def _packed_attention(call: Call) -> Result:
+def _packed_attention(call: NodeCall) -> Result:
     """Attention with its projection: input [B, S, C], weight [C, Hq*D + Hk*D + Hv*D]."""
     num_heads = call.required("num_heads", int)
     x, weight, bias = call.tensor(0), call.tensor(1), call.optional(2)
@@ -217,7 +217,7 @@ def _packed_attention(call: Call) -> Result:
 
 
 @operator("GroupQueryAttention", domain=MICROSOFT)
-def _group_query_attention(call: Call) -> Result:
+def _group_query_attention(call: NodeCall) -> Result:
     """Causal attention of decoders: query [B, S, Hq*D], a cache of T tokens, and for each sample
     how many tokens of cache and query there are, less one: the rest is padding, on the right."""
     for name in ("softcap", "smooth_softmax", "k_quant_type", "v_quant_type"):
@@ -267,8 +267,8 @@ def _without_gap(joined: torch.Tensor, cached: torch.Tensor, past: int) -> torch
 
 
 @operator("RotaryEmbedding")
-def _rotary_embedding(call: Call) -> Result:
-    """Operator set 23: x [B, H, S, D] or [B, S, H*D]; caches [B, S, D/2], or tables to look up."""
+def _rotary_embedding(call: NodeCall) -> Result:
+    """NodeFunction set 23: x [B, H, S, D] or [B, S, H*D]; caches [B, S, D/2], or tables to look up."""
     x, cosine, sine = (call.tensor(index) for index in range(3))
     positions = call.optional(3)
     if positions is not None:
@@ -277,7 +277,7 @@ def _rotary_embedding(call: Call) -> Result:
 
 
 @operator("RotaryEmbedding", domain=MICROSOFT)
-def _ort_rotary_embedding(call: Call) -> Result:
+def _ort_rotary_embedding(call: NodeCall) -> Result:
     """x as above; positions [B, S], or [1] for where the sequence starts; tables [M, D/2]."""
     x, positions = call.tensor(0), call.tensor(1)
     if positions.ndim == 1 and positions.shape[0] == 1:
@@ -290,7 +290,7 @@ def _ort_rotary_embedding(call: Call) -> Result:
 
 
 def _rotated(
-    call: Call, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, width: int
+    call: NodeCall, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, width: int
 ) -> torch.Tensor:
     """Rotate the first channels of each head; cosine and sine are [S, D/2] or [B, S, D/2]."""
     packed = x.ndim == 3

@@ -8,24 +8,24 @@ from typing import cast
 import onnx_ir as ir
 import torch
 
-from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.operators.table import operator
 from moh_deploy.frontend.load.onnx_graph.values import ExactNumber, Known, objects
 
 
 @operator("Shape")
-def _shape(call: Call) -> Result:
+def _shape(call: NodeCall) -> Result:
     shape = call.tensor(0).shape
     end = call.attribute("end", len(shape))
     return Known.of(list(shape)[call.attribute("start", 0) : end])
 
 
 @operator("Size")
-def _size(call: Call) -> Result:
+def _size(call: NodeCall) -> Result:
     return Known(objects([math.prod(call.tensor(0).shape)]).reshape(()), torch.int64)
 
 
-def filling(call: Call) -> tuple[ExactNumber, torch.dtype]:
+def filling(call: NodeCall) -> tuple[ExactNumber, torch.dtype]:
     """Return the number that ConstantOfShape fills with, and its dtype."""
     value = call.node.attributes.get("value")
     if value is None:
@@ -36,20 +36,20 @@ def filling(call: Call) -> tuple[ExactNumber, torch.dtype]:
 
 
 @operator("ConstantOfShape")
-def _constant_of_shape(call: Call) -> Result:
+def _constant_of_shape(call: NodeCall) -> Result:
     number, dtype = filling(call)
     return torch.full(call.sizes(0, "shape"), cast(float, number), dtype=dtype)
 
 
 @operator("Range")
-def _range(call: Call) -> Result:
+def _range(call: NodeCall) -> Result:
     start, stop, step = (call.numbers(index, "bounds")[0] for index in range(3))
     value = call.value(1)
     return torch.arange(start, stop, step, dtype=value.dtype)
 
 
 @operator("EyeLike")
-def _eye_like(call: Call) -> Result:
+def _eye_like(call: NodeCall) -> Result:
     x = call.tensor(0)
     dtype = call.dtype("dtype") if "dtype" in call.node.attributes else x.dtype
     rows, columns = torch.arange(x.shape[0]), torch.arange(x.shape[1])
@@ -57,7 +57,7 @@ def _eye_like(call: Call) -> Result:
 
 
 @operator("OneHot")
-def _one_hot(call: Call) -> Result:
+def _one_hot(call: NodeCall) -> Result:
     indices, values = call.tensor(0), call.tensor(2)
     depth = call.numbers(1, "depth")[0]
     axis = call.attribute("axis", -1)

@@ -9,7 +9,7 @@ from typing import TypeAlias, cast
 import torch
 from torch.nn import functional
 
-from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, operator
 from moh_deploy.frontend.load.onnx_graph.values import ExactNumber, Known, NodeValue, as_tensor
 
@@ -51,7 +51,7 @@ _UNARY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def _unary(call: Call, function: Callable[[torch.Tensor], torch.Tensor]) -> Result:
+def _unary(call: NodeCall, function: Callable[[torch.Tensor], torch.Tensor]) -> Result:
     return function(call.tensor(0))
 
 
@@ -59,7 +59,7 @@ for _name, _function in _UNARY.items():
     operator(_name)(partial(_unary, function=_function))
 
 
-def operands(call: Call) -> tuple[BroadcastOperand, BroadcastOperand]:
+def operands(call: NodeCall) -> tuple[BroadcastOperand, BroadcastOperand]:
     """Return two inputs that are broadcast; a constant scalar beside a tensor as a number.
 
     Recognition and runtimes know `x * 0.125` better than a product with a stored tensor.
@@ -119,7 +119,7 @@ _BINARY: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-def _binary(call: Call, function: Callable[..., torch.Tensor]) -> Result:
+def _binary(call: NodeCall, function: Callable[..., torch.Tensor]) -> Result:
     return function(*operands(call))
 
 
@@ -129,7 +129,7 @@ for _name, _two in _BINARY.items():
 
 
 @operator("Pow")
-def _pow(call: Call) -> Result:
+def _pow(call: NodeCall) -> Result:
     base = call.tensor(0)
     exponent = _number_or_tensor(call.value(1), base)
     # The result has the dtype of the base, whatever that of the exponent.
@@ -137,40 +137,40 @@ def _pow(call: Call) -> Result:
 
 
 @operator("Mod")
-def _mod(call: Call) -> Result:
+def _mod(call: NodeCall) -> Result:
     x, y = call.tensor(0), call.tensor(1)
     return torch.fmod(x, y) if call.attribute("fmod", 0) else torch.remainder(x, y)
 
 
 @operator("BitShift")
-def _bit_shift(call: Call) -> Result:
+def _bit_shift(call: NodeCall) -> Result:
     x, y = call.tensor(0), call.tensor(1)
     left = call.required("direction", str) == "LEFT"
     return torch.bitwise_left_shift(x, y) if left else torch.bitwise_right_shift(x, y)
 
 
 @operator("Max")
-def _max(call: Call) -> Result:
+def _max(call: NodeCall) -> Result:
     return reduce(torch.maximum, call.tensors())
 
 
 @operator("Min")
-def _min(call: Call) -> Result:
+def _min(call: NodeCall) -> Result:
     return reduce(torch.minimum, call.tensors())
 
 
 @operator("Sum")
-def _sum(call: Call) -> Result:
+def _sum(call: NodeCall) -> Result:
     return reduce(torch.add, call.tensors())
 
 
 @operator("Mean")
-def _mean(call: Call) -> Result:
+def _mean(call: NodeCall) -> Result:
     return reduce(torch.add, call.tensors()) / len(call.tensors())
 
 
 @operator("Clip")
-def _clip(call: Call) -> Result:
+def _clip(call: NodeCall) -> Result:
     x = call.tensor(0)
     bounds = [_bound(call, index, x) for index in (1, 2)]
     if all(bound is None for bound in bounds):
@@ -180,12 +180,12 @@ def _clip(call: Call) -> Result:
     return torch.clamp(x, *bounds)  # type: ignore[arg-type]
 
 
-def _bound(call: Call, index: int, x: torch.Tensor) -> BroadcastOperand | None:
+def _bound(call: NodeCall, index: int, x: torch.Tensor) -> BroadcastOperand | None:
     return _number_or_tensor(call.value(index), x) if call.has(index) else None
 
 
 @operator("Where")
-def _where(call: Call) -> Result:
+def _where(call: NodeCall) -> Result:
     condition = call.tensor(0)
     chosen, other = (_branch(call.value(index)) for index in (1, 2))
     if not isinstance(chosen, torch.Tensor) and not isinstance(other, torch.Tensor):
@@ -203,17 +203,17 @@ def _branch(value: NodeValue) -> BroadcastOperand:
 
 
 @operator("Cast")
-def _cast(call: Call) -> Result:
+def _cast(call: NodeCall) -> Result:
     return call.tensor(0).to(call.dtype("to"))
 
 
 @operator("CastLike")
-def _cast_like(call: Call) -> Result:
+def _cast_like(call: NodeCall) -> Result:
     return call.tensor(0).to(call.tensor(1).dtype)
 
 
 @operator("Identity", "Dropout")
-def _identity(call: Call) -> Result:
+def _identity(call: NodeCall) -> Result:
     if call.has(2) and any(call.numbers(2, "training_mode")):
         raise call.refused("drops values at random, as in training")
     value = call.value(0)
@@ -223,7 +223,7 @@ def _identity(call: Call) -> Result:
 
 
 @operator("IsInf")
-def _is_inf(call: Call) -> Result:
+def _is_inf(call: NodeCall) -> Result:
     x = call.tensor(0)
     positive, negative = call.attribute("detect_positive", 1), call.attribute("detect_negative", 1)
     if positive and negative:
@@ -232,62 +232,62 @@ def _is_inf(call: Call) -> Result:
 
 
 @operator("Gelu")
-def _gelu(call: Call) -> Result:
+def _gelu(call: NodeCall) -> Result:
     return functional.gelu(call.tensor(0), approximate=call.attribute("approximate", "none"))
 
 
 @operator("Gelu", domain=MICROSOFT)
-def _exact_gelu(call: Call) -> Result:
+def _exact_gelu(call: NodeCall) -> Result:
     return functional.gelu(call.tensor(0))
 
 
 @operator("BiasGelu", domain=MICROSOFT)
-def _bias_gelu(call: Call) -> Result:
+def _bias_gelu(call: NodeCall) -> Result:
     return functional.gelu(call.tensor(0) + call.tensor(1))
 
 
 @operator("FastGelu", domain=MICROSOFT)
-def _fast_gelu(call: Call) -> Result:
+def _fast_gelu(call: NodeCall) -> Result:
     bias = call.optional(1)
     x = call.tensor(0) if bias is None else call.tensor(0) + bias
     return functional.gelu(x, approximate="tanh")
 
 
 @operator("QuickGelu", domain=MICROSOFT)
-def _quick_gelu(call: Call) -> Result:
+def _quick_gelu(call: NodeCall) -> Result:
     x = call.tensor(0)
     return x * torch.sigmoid(x * call.attribute("alpha", 1.702))
 
 
 @operator("Swish")
-def _swish(call: Call) -> Result:
+def _swish(call: NodeCall) -> Result:
     x, alpha = call.tensor(0), call.attribute("alpha", 1.0)
     return functional.silu(x) if alpha == 1 else x * torch.sigmoid(x * alpha)
 
 
 @operator("LeakyRelu")
-def _leaky_relu(call: Call) -> Result:
+def _leaky_relu(call: NodeCall) -> Result:
     return functional.leaky_relu(call.tensor(0), call.attribute("alpha", 0.01))
 
 
 @operator("PRelu")
-def _prelu(call: Call) -> Result:
+def _prelu(call: NodeCall) -> Result:
     x, slope = call.tensor(0), call.tensor(1)
     return torch.where(x < 0, x * slope, x)
 
 
 @operator("Elu")
-def _elu(call: Call) -> Result:
+def _elu(call: NodeCall) -> Result:
     return functional.elu(call.tensor(0), call.attribute("alpha", 1.0))
 
 
 @operator("Celu")
-def _celu(call: Call) -> Result:
+def _celu(call: NodeCall) -> Result:
     return functional.celu(call.tensor(0), call.attribute("alpha", 1.0))
 
 
 @operator("Selu")
-def _selu(call: Call) -> Result:
+def _selu(call: NodeCall) -> Result:
     x = call.tensor(0)
     alpha = call.attribute("alpha", 1.67326319217681884765625)
     gamma = call.attribute("gamma", 1.05070102214813232421875)
@@ -295,12 +295,12 @@ def _selu(call: Call) -> Result:
 
 
 @operator("ThresholdedRelu")
-def _thresholded_relu(call: Call) -> Result:
+def _thresholded_relu(call: NodeCall) -> Result:
     x = call.tensor(0)
     return torch.where(x > call.attribute("alpha", 1.0), x, 0)
 
 
 @operator("HardSigmoid")
-def _hard_sigmoid(call: Call) -> Result:
+def _hard_sigmoid(call: NodeCall) -> Result:
     alpha, beta = call.attribute("alpha", 0.2), call.attribute("beta", 0.5)
     return torch.clamp(call.tensor(0) * alpha + beta, 0, 1)

@@ -6,12 +6,12 @@ from typing import cast
 
 from torch.nn import functional
 
-from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.operators.table import operator
 
 
 @operator("Resize")
-def _resize(call: Call) -> Result:
+def _resize(call: NodeCall) -> Result:
     x = call.tensor(0)
     mode = call.attribute("mode", "nearest")
     place = call.attribute("coordinate_transformation_mode", "half_pixel")
@@ -50,7 +50,7 @@ def _resize(call: Call) -> Result:
 
 
 @operator("GridSample")
-def _grid_sample(call: Call) -> Result:
+def _grid_sample(call: NodeCall) -> Result:
     kinds = {"linear": "bilinear", "bilinear": "bilinear", "nearest": "nearest", "cubic": "bicubic"}
     return functional.grid_sample(
         call.tensor(0),

@@ -7,13 +7,13 @@ from typing import cast
 import torch
 from torch.nn import functional
 
-from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, operator
 from moh_deploy.frontend.load.onnx_graph.values import Known, NodeValue, is_symbol
 
 
 @operator("Reshape")
-def _reshape(call: Call) -> Result:
+def _reshape(call: NodeCall) -> Result:
     x, shape = call.tensor(0), call.sizes(1, "shape")
     if not call.attribute("allowzero", 0):
         # 0 keeps a size.
@@ -25,7 +25,7 @@ def _reshape(call: Call) -> Result:
 
 
 @operator("Flatten")
-def _flatten(call: Call) -> Result:
+def _flatten(call: NodeCall) -> Result:
     x = call.tensor(0)
     axis = call.attribute("axis", 1) % x.ndim if call.attribute("axis", 1) != x.ndim else x.ndim
     first = 1
@@ -35,13 +35,13 @@ def _flatten(call: Call) -> Result:
 
 
 @operator("Transpose")
-def _transpose(call: Call) -> Result:
+def _transpose(call: NodeCall) -> Result:
     x = call.tensor(0)
     return x.permute(call.ints("perm", range(x.ndim)[::-1]))
 
 
 @operator("Squeeze")
-def _squeeze(call: Call) -> Result:
+def _squeeze(call: NodeCall) -> Result:
     x, axes = call.tensor(0), call.axes(1)
     if axes is None:
         axes = [axis for axis, size in enumerate(x.shape) if not is_symbol(size) and size == 1]
@@ -51,7 +51,7 @@ def _squeeze(call: Call) -> Result:
 
 
 @operator("Unsqueeze")
-def _unsqueeze(call: Call) -> Result:
+def _unsqueeze(call: NodeCall) -> Result:
     x, axes = call.tensor(0), call.axes(1) or []
     rank = x.ndim + len(axes)
     for axis in sorted(axis % rank for axis in axes):
@@ -60,7 +60,7 @@ def _unsqueeze(call: Call) -> Result:
 
 
 @operator("Expand")
-def _expand(call: Call) -> Result:
+def _expand(call: NodeCall) -> Result:
     x, shape = call.tensor(0), call.sizes(1, "shape")
     # Both are aligned at the end, and a 1 on either side takes the other's size.
     rank = max(x.ndim, len(shape))
@@ -74,12 +74,12 @@ def _wider(mine: int, wanted: int) -> int:
 
 
 @operator("Concat")
-def _concat(call: Call) -> Result:
+def _concat(call: NodeCall) -> Result:
     return torch.cat(call.tensors(), dim=call.required("axis", int))
 
 
 @operator("Split")
-def _split(call: Call) -> Result:
+def _split(call: NodeCall) -> Result:
     x, axis = call.tensor(0), call.attribute("axis", 0)
     if call.has(1):
         return list(torch.split(x, call.sizes(1, "split"), dim=axis))
@@ -91,7 +91,7 @@ _TO_THE_END = 1 << 31
 """Exporters write the largest number of 32 or 64 bits for an end that is not there."""
 
 
-def slices(call: Call, rank: int) -> dict[int, slice]:
+def slices(call: NodeCall, rank: int) -> dict[int, slice]:
     """Return the slice along each axis that a Slice node cuts."""
     starts, ends = call.sizes(1, "starts"), call.sizes(2, "ends")
     axes = call.sizes(3, "axes") if call.has(3) else list(range(len(starts)))
@@ -110,7 +110,7 @@ def _end(end: int, step: int) -> int | None:
 
 
 @operator("Slice")
-def _slice(call: Call) -> Result:
+def _slice(call: NodeCall) -> Result:
     x = call.tensor(0)
     for axis, cut in slices(call, x.ndim).items():
         before = (slice(None),) * axis
@@ -118,7 +118,7 @@ def _slice(call: Call) -> Result:
     return x
 
 
-def _backwards(call: Call, x: torch.Tensor, axis: int, cut: slice) -> torch.Tensor:
+def _backwards(call: NodeCall, x: torch.Tensor, axis: int, cut: slice) -> torch.Tensor:
     """A slice of negative step, which torch has not: the whole axis turned round."""
     whole = not is_symbol(cut.start) and (cut.start == -1 or cut.start >= _TO_THE_END - 1)
     if not whole or cut.stop is not None:
@@ -127,7 +127,7 @@ def _backwards(call: Call, x: torch.Tensor, axis: int, cut: slice) -> torch.Tens
 
 
 @operator("Gather")
-def _gather(call: Call) -> Result:
+def _gather(call: NodeCall) -> Result:
     x, index = call.tensor(0), call.value(1)
     axis = call.attribute("axis", 0) % x.ndim
     if isinstance(index, Known) and index.shape == ():
@@ -146,12 +146,12 @@ def _gather(call: Call) -> Result:
 
 
 @operator("GatherElements")
-def _gather_elements(call: Call) -> Result:
+def _gather_elements(call: NodeCall) -> Result:
     return call.tensor(0).gather(call.attribute("axis", 0), call.tensor(1).to(torch.int64))
 
 
 @operator("GatherND")
-def _gather_nd(call: Call) -> Result:
+def _gather_nd(call: NodeCall) -> Result:
     x, index = call.tensor(0), call.tensor(1).to(torch.int64)
     batch_dims = call.attribute("batch_dims", 0)
     if not batch_dims:
@@ -178,7 +178,7 @@ def _consecutive(index: NodeValue) -> range | None:
 
 
 @operator("ScatterND")
-def _scatter_nd(call: Call) -> Result:
+def _scatter_nd(call: NodeCall) -> Result:
     x, updates = call.tensor(0), call.tensor(2)
     reduction = call.attribute("reduction", "none")
     rows = _consecutive(call.value(1))
@@ -192,7 +192,7 @@ def _scatter_nd(call: Call) -> Result:
 
 
 @operator("ScatterElements")
-def _scatter_elements(call: Call) -> Result:
+def _scatter_elements(call: NodeCall) -> Result:
     x, index, updates = call.tensor(0), call.tensor(1).to(torch.int64), call.tensor(2)
     axis = call.attribute("axis", 0)
     reduction = call.attribute("reduction", "none")
@@ -207,12 +207,12 @@ def _scatter_elements(call: Call) -> Result:
 
 
 @operator("Tile")
-def _tile(call: Call) -> Result:
+def _tile(call: NodeCall) -> Result:
     return call.tensor(0).repeat(call.sizes(1, "repeats"))
 
 
 @operator("Pad")
-def _pad(call: Call) -> Result:
+def _pad(call: NodeCall) -> Result:
     x, pads = call.tensor(0), call.sizes(1, "pads")
     axes = [int(axis) % x.ndim for axis in call.sizes(3, "axes")] if call.has(3) else range(x.ndim)
     count = len(pads) // 2
@@ -231,7 +231,7 @@ def _pad(call: Call) -> Result:
 
 
 @operator("Trilu")
-def _trilu(call: Call) -> Result:
+def _trilu(call: NodeCall) -> Result:
     x = call.tensor(0)
     diagonal = cast(int, call.numbers(1, "k")[0]) if call.has(1) else 0
     return x.triu(diagonal) if call.attribute("upper", 1) else x.tril(diagonal)
@@ -241,7 +241,7 @@ operator("Trilu", domain=MICROSOFT)(_trilu)
 
 
 @operator("DepthToSpace")
-def _depth_to_space(call: Call) -> Result:
+def _depth_to_space(call: NodeCall) -> Result:
     x, block = call.tensor(0), call.required("blocksize", int)
     if call.attribute("mode", "DCR") == "CRD":
         return functional.pixel_shuffle(x, block)
@@ -252,7 +252,7 @@ def _depth_to_space(call: Call) -> Result:
 
 
 @operator("SpaceToDepth")
-def _space_to_depth(call: Call) -> Result:
+def _space_to_depth(call: NodeCall) -> Result:
     x, block = call.tensor(0), call.required("blocksize", int)
     batch, channels, height, width = x.shape
     split = x.reshape(batch, channels, height // block, block, width // block, block)

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.operators.attention import (
     attend,
     merge_heads,
@@ -33,7 +33,7 @@ from moh_deploy.ops.spec import AttributeValue
 _moh = partial(operator, domain=KERNEL_DOMAIN)
 
 
-def _attributes(call: Call, spec: OpSpec) -> list[AttributeValue]:
+def _attributes(call: NodeCall, spec: OpSpec) -> list[AttributeValue]:
     """Return all attributes in the order of the spec, those that the node leaves out by default."""
     given = {
         attribute.name: call.attribute(attribute.name, attribute.default)
@@ -50,7 +50,7 @@ def _gated(heads: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
 
 
 @_moh(MOH_ATTENTION.name)
-def _attention(call: Call) -> Result:
+def _attention(call: NodeCall) -> Result:
     query, key, value, gates = (call.tensor(index) for index in range(4))
     num_heads, num_kv_heads, scale, is_causal = _attributes(call, MOH_ATTENTION)
     packed = query.ndim == 3
@@ -72,14 +72,14 @@ def _attention(call: Call) -> Result:
 
 
 @_moh(MOH_QUERY_PROJECTION.name, MOH_OUTPUT_PROJECTION.name)
-def _projection(call: Call) -> Result:
+def _projection(call: NodeCall) -> Result:
     bias = call.optional(3)
     product = call.tensor(0) @ call.tensor(1)
     return product if bias is None else product + bias
 
 
 @_moh(MOH_ROUTER.name)
-def _router(call: Call) -> Result:
+def _router(call: NodeCall) -> Result:
     routed, shared, stages = (call.optional(index) for index in range(3))
     top_k, num_shared_heads, gate_mode = _attributes(call, MOH_ROUTER)
     present = next(one for one in (routed, shared, stages) if one is not None)
@@ -106,7 +106,7 @@ def _routed(scores: torch.Tensor, top_k: int, *, masked: bool) -> torch.Tensor:
 
 
 @_moh(MOH_AGGREGATED_ATTENTION.name)
-def _aggregated_attention(call: Call) -> Result:
+def _aggregated_attention(call: NodeCall) -> Result:
     inputs = [call.optional(index) for index in range(len(MOH_AGGREGATED_ATTENTION.inputs))]
     before, gates, behind = inputs[:5], call.tensor(5), inputs[6:]
     attributes = _attributes(call, MOH_AGGREGATED_ATTENTION)
@@ -115,6 +115,6 @@ def _aggregated_attention(call: Call) -> Result:
 
 
 @_moh(MOH_TOKEN_CONV.name)
-def _token_conv(call: Call) -> Result:
+def _token_conv(call: NodeCall) -> Result:
     inputs = [call.optional(index) for index in range(len(MOH_TOKEN_CONV.inputs))]
     return token_conv(*inputs, *_attributes(call, MOH_TOKEN_CONV))  # type: ignore[arg-type]

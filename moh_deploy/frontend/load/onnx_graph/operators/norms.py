@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, operator
 
 
 @operator("LayerNormalization")
-def _layer_normalization(call: Call) -> Result:
+def _layer_normalization(call: NodeCall) -> Result:
     x = call.tensor(0)
     first = call.attribute("axis", -1) % x.ndim
     # Mean and deviation are what training reads.
@@ -21,7 +21,7 @@ def _layer_normalization(call: Call) -> Result:
 
 
 @operator("RMSNormalization", "SimplifiedLayerNormalization")
-def _rms_normalization(call: Call) -> Result:
+def _rms_normalization(call: NodeCall) -> Result:
     x = call.tensor(0)
     first = call.attribute("axis", -1) % x.ndim
     return _rms_norm(x, call.tensor(1), call.attribute("epsilon", 1e-5), first)
@@ -34,7 +34,7 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float, first: int)
     return (wide * torch.rsqrt(square + epsilon)).to(x.dtype) * weight
 
 
-def _skipped(call: Call, bias: int) -> torch.Tensor:
+def _skipped(call: NodeCall, bias: int) -> torch.Tensor:
     """Input + skip + bias, what the fused normalisations begin with."""
     total = call.tensor(0) + call.tensor(1)
     added = call.optional(bias)
@@ -42,7 +42,7 @@ def _skipped(call: Call, bias: int) -> torch.Tensor:
 
 
 @operator("SkipLayerNormalization", domain=MICROSOFT)
-def _skip_layer_normalization(call: Call) -> Result:
+def _skip_layer_normalization(call: NodeCall) -> Result:
     total = _skipped(call, 4)
     weight, bias = call.tensor(2), call.optional(3)
     epsilon = call.attribute("epsilon", 1e-12)
@@ -51,14 +51,14 @@ def _skip_layer_normalization(call: Call) -> Result:
 
 
 @operator("SkipSimplifiedLayerNormalization", domain=MICROSOFT)
-def _skip_simplified_layer_normalization(call: Call) -> Result:
+def _skip_simplified_layer_normalization(call: NodeCall) -> Result:
     total = _skipped(call, 3)
     epsilon = call.attribute("epsilon", 1e-12)
     return _rms_norm(total, call.tensor(2), epsilon, total.ndim - 1), None, None, total
 
 
 @operator("EmbedLayerNormalization", domain=MICROSOFT)
-def _embed_layer_normalization(call: Call) -> Result:
+def _embed_layer_normalization(call: NodeCall) -> Result:
     """Words, positions and segments, summed and normalised, as BERT begins."""
     ids, segments = call.tensor(0), call.optional(1)
     total = functional.embedding(ids, call.tensor(2))
@@ -78,7 +78,7 @@ def _embed_layer_normalization(call: Call) -> Result:
 
 
 @operator("BatchNormalization")
-def _batch_normalization(call: Call) -> Result:
+def _batch_normalization(call: NodeCall) -> Result:
     if call.attribute("training_mode", 0):
         raise call.refused("is in training mode")
     x, weight, bias, mean, variance = call.tensors()
@@ -87,14 +87,14 @@ def _batch_normalization(call: Call) -> Result:
 
 
 @operator("InstanceNormalization")
-def _instance_normalization(call: Call) -> Result:
+def _instance_normalization(call: NodeCall) -> Result:
     x, weight, bias = call.tensors()
     epsilon = call.attribute("epsilon", 1e-5)
     return functional.instance_norm(x, None, None, weight, bias, True, 0.0, epsilon)
 
 
 @operator("GroupNormalization")
-def _group_normalization(call: Call) -> Result:
+def _group_normalization(call: NodeCall) -> Result:
     x, weight, bias = call.tensors()
     groups, epsilon = call.required("num_groups", int), call.attribute("epsilon", 1e-5)
     if call.opset < 21:  # one factor for each group

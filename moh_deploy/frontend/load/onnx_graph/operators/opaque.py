@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 
 from moh_deploy.errors import ExportError, MoHDeployError
-from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.values import as_tensor
 from moh_deploy.frontend.torch_ops.opaque import OPAQUE
 
 
-def computed_by_runtime(call: Call) -> Result:
+def computed_by_runtime(call: NodeCall) -> Result:
     """Compute a node of an operator that the table does not have.
 
     Raises:

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, operator
 from moh_deploy.frontend.load.onnx_graph.values import is_symbol
 
 
 @operator("MatMul")
-def _matmul(call: Call) -> Result:
+def _matmul(call: NodeCall) -> Result:
     return torch.matmul(call.tensor(0), call.tensor(1))
 
 
 @operator("Gemm")
-def _gemm(call: Call) -> Result:
+def _gemm(call: NodeCall) -> Result:
     x, y = call.tensor(0), call.tensor(1)
     alpha, beta = call.attribute("alpha", 1.0), call.attribute("beta", 1.0)
     x = x.t() if call.attribute("transA", 0) else x
@@ -33,7 +33,7 @@ def _gemm(call: Call) -> Result:
 
 
 @operator("FusedMatMul", domain=MICROSOFT)
-def _fused_matmul(call: Call) -> Result:
+def _fused_matmul(call: NodeCall) -> Result:
     x, y = call.tensor(0), call.tensor(1)
     if call.attribute("transBatchA", 0) or call.attribute("transBatchB", 0):
         raise call.refused("transposes its batch axes, which is not supported")
@@ -44,7 +44,7 @@ def _fused_matmul(call: Call) -> Result:
 
 
 @operator("Einsum")
-def _einsum(call: Call) -> Result:
+def _einsum(call: NodeCall) -> Result:
     return torch.einsum(call.required("equation", str), *call.tensors())
 
 
@@ -52,7 +52,7 @@ _CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 
 
 @operator("Conv")
-def _conv(call: Call) -> Result:
+def _conv(call: NodeCall) -> Result:
     x, weight = call.tensor(0), call.tensor(1)
     axes = x.ndim - 2
     if not 1 <= axes <= 3:
@@ -65,7 +65,7 @@ def _conv(call: Call) -> Result:
 
 
 def _padded(
-    call: Call,
+    call: NodeCall,
     x: torch.Tensor,
     kernel: Sequence[int],
     strides: Sequence[int],
@@ -88,7 +88,7 @@ def _padded(
 
 
 def _same(
-    call: Call,
+    call: NodeCall,
     x: torch.Tensor,
     kernel: Sequence[int],
     strides: Sequence[int],
@@ -109,7 +109,7 @@ def _same(
 
 
 @operator("ConvTranspose")
-def _conv_transpose(call: Call) -> Result:
+def _conv_transpose(call: NodeCall) -> Result:
     x, weight = call.tensor(0), call.tensor(1)
     axes = x.ndim - 2
     pads = call.ints("pads", [0] * 2 * axes)
@@ -133,7 +133,7 @@ def _conv_transpose(call: Call) -> Result:
 
 
 @operator("AveragePool")
-def _average_pool(call: Call) -> Result:
+def _average_pool(call: NodeCall) -> Result:
     x, kernel = call.tensor(0), call.ints("kernel_shape", ())
     axes = len(kernel)
     ones = [1] * axes
@@ -150,7 +150,7 @@ def _average_pool(call: Call) -> Result:
 
 
 @operator("MaxPool")
-def _max_pool(call: Call) -> Result:
+def _max_pool(call: NodeCall) -> Result:
     x, kernel = call.tensor(0), call.ints("kernel_shape", ())
     axes = len(kernel)
     strides, dilations = call.ints("strides", [1] * axes), call.ints("dilations", [1] * axes)
@@ -164,12 +164,12 @@ def _max_pool(call: Call) -> Result:
 
 
 @operator("GlobalAveragePool")
-def _global_average_pool(call: Call) -> Result:
+def _global_average_pool(call: NodeCall) -> Result:
     x = call.tensor(0)
     return x.mean(list(range(2, x.ndim)), keepdim=True)
 
 
 @operator("GlobalMaxPool")
-def _global_max_pool(call: Call) -> Result:
+def _global_max_pool(call: NodeCall) -> Result:
     x = call.tensor(0)
     return x.amax(list(range(2, x.ndim)), keepdim=True)

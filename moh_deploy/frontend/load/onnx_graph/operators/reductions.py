@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 
-from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.operators.table import operator
 
 _Reduction = Callable[[torch.Tensor, list[int], bool], torch.Tensor]
@@ -39,7 +39,7 @@ _REDUCTIONS: dict[str, _Reduction] = {
 }
 
 
-def _reduce(call: Call, function: _Reduction) -> Result:
+def _reduce(call: NodeCall, function: _Reduction) -> Result:
     x, axes = call.tensor(0), call.axes(1)
     if axes is None and call.attribute("noop_with_empty_axes", 0):
         return x
@@ -52,7 +52,7 @@ for _name, _function in _REDUCTIONS.items():
 
 
 @operator("ArgMax", "ArgMin")
-def _arg(call: Call) -> Result:
+def _arg(call: NodeCall) -> Result:
     x, axis = call.tensor(0), call.attribute("axis", 0)
     if call.attribute("select_last_index", 0):
         raise call.refused("takes the last of equal elements; the first alone is supported")
@@ -61,7 +61,7 @@ def _arg(call: Call) -> Result:
 
 
 @operator("CumSum")
-def _cum_sum(call: Call) -> Result:
+def _cum_sum(call: NodeCall) -> Result:
     x, axis = call.tensor(0), cast(int, call.numbers(1, "axis")[0])
     turned = bool(call.attribute("reverse", 0))
     x = x.flip(axis) if turned else x
@@ -71,21 +71,21 @@ def _cum_sum(call: Call) -> Result:
 
 
 @operator("TopK")
-def _top_k(call: Call) -> Result:
+def _top_k(call: NodeCall) -> Result:
     x, count = call.tensor(0), cast(int, call.numbers(1, "K")[0])
     largest, ordered = bool(call.attribute("largest", 1)), bool(call.attribute("sorted", 1))
     return list(torch.topk(x, count, call.attribute("axis", -1), largest, ordered))
 
 
 @operator("Softmax", "LogSoftmax")
-def _softmax(call: Call) -> Result:
+def _softmax(call: NodeCall) -> Result:
     x = call.tensor(0)
     function = torch.softmax if call.node.op_type == "Softmax" else torch.log_softmax
     return function(x, call.attribute("axis", -1))
 
 
 @operator("LpNormalization")
-def _lp_normalization(call: Call) -> Result:
+def _lp_normalization(call: NodeCall) -> Result:
     x, axis, power = call.tensor(0), call.attribute("axis", -1), call.attribute("p", 2)
     length: torch.Tensor = torch.linalg.vector_norm(x, power, axis, keepdim=True)
     return x / length

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from moh_deploy.frontend.load.onnx_graph.call import Call, Result
+from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.operators.creation import filling
 from moh_deploy.frontend.load.onnx_graph.operators.layout import slices
 from moh_deploy.frontend.load.onnx_graph.operators.table import on_numbers
@@ -25,7 +25,7 @@ from moh_deploy.frontend.load.onnx_graph.values import (
 )
 
 
-def _known(call: Call, index: int) -> Known:
+def _known(call: NodeCall, index: int) -> Known:
     value = call.value(index)
     assert isinstance(value, Known)
     return value
@@ -64,14 +64,14 @@ _COMPARE: dict[str, Callable[[Any, Any], ExactNumber]] = {
 }
 
 
-def _arithmetic(call: Call, function: Callable[[Any, Any], ExactNumber]) -> Result | None:
+def _arithmetic(call: NodeCall, function: Callable[[Any, Any], ExactNumber]) -> Result | None:
     if len(call.values) != 2:  # Max and Min of one or three
         return None
     x, y = _known(call, 0), _known(call, 1)
     return Known(_map(function, x.numbers, y.numbers), x.dtype)
 
 
-def _comparison(call: Call, function: Callable[[Any, Any], ExactNumber]) -> Result | None:
+def _comparison(call: NodeCall, function: Callable[[Any, Any], ExactNumber]) -> Result | None:
     x, y = _known(call, 0), _known(call, 1)
     return Known(_map(lambda a, b: _decided(function(a, b)), x.numbers, y.numbers), torch.bool)
 
@@ -94,14 +94,14 @@ for _name, _function in _COMPARE.items():
 
 
 @on_numbers("Div")
-def _div(call: Call) -> Result | None:
+def _div(call: NodeCall) -> Result | None:
     x, y = _known(call, 0), _known(call, 1)
     divide = partial(_divide, whole=not x.dtype.is_floating_point)
     return Known(_map(divide, x.numbers, y.numbers), x.dtype)
 
 
 @on_numbers("Mod")
-def _mod(call: Call) -> Result | None:
+def _mod(call: NodeCall) -> Result | None:
     x, y = _known(call, 0), _known(call, 1)
     if call.attribute("fmod", 0) or x.dtype.is_floating_point:
         return None
@@ -109,7 +109,7 @@ def _mod(call: Call) -> Result | None:
 
 
 @on_numbers("Abs", "Neg", "Floor", "Ceil", "Not", "Sqrt")
-def _unary(call: Call) -> Result | None:
+def _unary(call: NodeCall) -> Result | None:
     functions: dict[str, Callable[[Any], ExactNumber]] = {
         "Abs": abs,
         "Neg": python.neg,
@@ -123,7 +123,7 @@ def _unary(call: Call) -> Result | None:
 
 
 @on_numbers("Where")
-def _where(call: Call) -> Result | None:
+def _where(call: NodeCall) -> Result | None:
     condition, chosen, other = (_known(call, index) for index in range(3))
     # Deciding on a symbol would fix the sizes that it holds for.
     if any(map(is_symbol, condition.flat())):
@@ -133,12 +133,12 @@ def _where(call: Call) -> Result | None:
 
 
 @on_numbers("Identity")
-def _identity(call: Call) -> Result | None:
+def _identity(call: NodeCall) -> Result | None:
     return _known(call, 0)
 
 
 @on_numbers("Cast")
-def _cast(call: Call) -> Result | None:
+def _cast(call: NodeCall) -> Result | None:
     x, dtype = _known(call, 0), call.dtype("to")
     if x.stored is not None and x.dtype != dtype:
         return None  # a constant keeps its exact rounding
@@ -152,14 +152,14 @@ def _cast(call: Call) -> Result | None:
 
 
 @on_numbers("Concat")
-def _concat(call: Call) -> Result | None:
+def _concat(call: NodeCall) -> Result | None:
     known = [_known(call, index) for index in range(len(call.values))]
     joined = np.concatenate([one.numbers for one in known], axis=call.required("axis", int))
     return Known(joined, known[0].dtype)
 
 
 @on_numbers("Gather")
-def _gather(call: Call) -> Result | None:
+def _gather(call: NodeCall) -> Result | None:
     x, index = _known(call, 0), _known(call, 1)
     if any(map(is_symbol, index.flat())):
         return None
@@ -168,7 +168,7 @@ def _gather(call: Call) -> Result | None:
 
 
 @on_numbers("Slice")
-def _slice(call: Call) -> Result | None:
+def _slice(call: NodeCall) -> Result | None:
     x = _known(call, 0)
     along = slices(call, x.numbers.ndim)
     if any(is_symbol(one) for cut in along.values() for one in (cut.start, cut.stop)):
@@ -179,7 +179,7 @@ def _slice(call: Call) -> Result | None:
 
 
 @on_numbers("Reshape", "Flatten")
-def _reshape(call: Call) -> Result | None:
+def _reshape(call: NodeCall) -> Result | None:
     x = _known(call, 0)
     if call.node.op_type == "Flatten":
         return None
@@ -190,20 +190,20 @@ def _reshape(call: Call) -> Result | None:
 
 
 @on_numbers("Unsqueeze")
-def _unsqueeze(call: Call) -> Result | None:
+def _unsqueeze(call: NodeCall) -> Result | None:
     x, axes = _known(call, 0), call.axes(1) or []
     return Known(np.expand_dims(x.numbers, tuple(axes)), x.dtype)
 
 
 @on_numbers("Squeeze")
-def _squeeze(call: Call) -> Result | None:
+def _squeeze(call: NodeCall) -> Result | None:
     x, axes = _known(call, 0), call.axes(1)
     squeezed = x.numbers.squeeze() if axes is None else x.numbers.squeeze(tuple(axes))
     return Known(np.asarray(squeezed, dtype=object), x.dtype)
 
 
 @on_numbers("Split")
-def _split(call: Call) -> Result | None:
+def _split(call: NodeCall) -> Result | None:
     x = _known(call, 0)
     axis, count = call.attribute("axis", 0), len(call.node.outputs)
     if not call.has(1) and x.shape[axis] % count:
@@ -214,7 +214,7 @@ def _split(call: Call) -> Result | None:
 
 
 @on_numbers("ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin")
-def _reduce(call: Call) -> Result | None:
+def _reduce(call: NodeCall) -> Result | None:
     x = _known(call, 0)
     functions: dict[str, Callable[[Any, Any], ExactNumber]] = {
         "ReduceProd": python.mul,
@@ -233,7 +233,7 @@ def _reduce(call: Call) -> Result | None:
 
 
 @on_numbers("ConstantOfShape")
-def _constant_of_shape(call: Call) -> Result | None:
+def _constant_of_shape(call: NodeCall) -> Result | None:
     shape = call.sizes(0, "shape")
     if any(map(is_symbol, shape)):
         return None
@@ -245,7 +245,7 @@ def _constant_of_shape(call: Call) -> Result | None:
 
 
 @on_numbers("Expand")
-def _expand(call: Call) -> Result | None:
+def _expand(call: NodeCall) -> Result | None:
     x, shape = _known(call, 0), call.sizes(1, "shape")
     if any(map(is_symbol, shape)):
         return None
@@ -256,7 +256,7 @@ def _expand(call: Call) -> Result | None:
 
 
 @on_numbers("Range")
-def _range(call: Call) -> Result | None:
+def _range(call: NodeCall) -> Result | None:
     start, stop, step = (call.numbers(index, "bounds")[0] for index in range(3))
     whole = all(isinstance(one, int) for one in (start, stop, step))
     if not whole or len(range(start, stop, step)) > MOST_NUMBERS:  # type: ignore[arg-type]
@@ -265,11 +265,11 @@ def _range(call: Call) -> Result | None:
 
 
 @on_numbers("Size")
-def _size(call: Call) -> Result | None:
+def _size(call: NodeCall) -> Result | None:
     return Known.of([_known(call, 0).numbers.size])
 
 
 @on_numbers("Shape")
-def _shape(call: Call) -> Result | None:
+def _shape(call: NodeCall) -> Result | None:
     axes = _known(call, 0).shape
     return Known.of(axes[call.attribute("start", 0) : call.attribute("end", len(axes))])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import TypeVar
 
-from moh_deploy.frontend.load.onnx_graph.call import NumberOperator, Operator
+from moh_deploy.frontend.load.onnx_graph.call import NodeFunction, NumberFunction
 from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
 
 _T = TypeVar("_T")
@@ -14,8 +14,8 @@ _T = TypeVar("_T")
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 
-_TENSORS: dict[tuple[str, str], Operator] = {}
-_NUMBERS: dict[tuple[str, str], NumberOperator] = {}
+_TENSORS: dict[tuple[str, str], NodeFunction] = {}
+_NUMBERS: dict[tuple[str, str], NumberFunction] = {}
 
 ONNX_OPERATORS = MappingProxyType(_TENSORS)
 """By domain and name."""
@@ -24,12 +24,12 @@ ON_NUMBERS = MappingProxyType(_NUMBERS)
 """What operators do where all their inputs are `Known`: sizes stay numbers."""
 
 
-def operator(*names: str, domain: str = "") -> Callable[[Operator], Operator]:
+def operator(*names: str, domain: str = "") -> Callable[[NodeFunction], NodeFunction]:
     """Register a function for operators of a domain."""
     return _registrar(_TENSORS, names, domain)
 
 
-def on_numbers(*names: str) -> Callable[[NumberOperator], NumberOperator]:
+def on_numbers(*names: str) -> Callable[[NumberFunction], NumberFunction]:
     """Register what standard operators do with numbers."""
     return _registrar(_NUMBERS, names, "")
 
