@@ -268,7 +268,7 @@ def _without_gap(joined: torch.Tensor, cached: torch.Tensor, past: int) -> torch
 
 @operator("RotaryEmbedding")
 def _rotary_embedding(call: NodeCall) -> Result:
-    """NodeFunction set 23: x [B, H, S, D] or [B, S, H*D]; caches [B, S, D/2], or tables to look up."""
+    """Operator set 23: x [B, H, S, D] or [B, S, H*D]; caches [B, S, D/2], or tables to look up."""
     x, cosine, sine = (call.tensor(index) for index in range(3))
     positions = call.optional(3)
     if positions is not None:
