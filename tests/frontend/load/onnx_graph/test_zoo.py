@@ -15,10 +15,10 @@ from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.frontend.emit import quiet
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.inputs.onnx_inputs import build_onnx_inputs
+from moh_deploy.frontend.load.call import positional, taking_tensors
 from moh_deploy.frontend.load.onnx_file import load_onnx
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.plain_onnx import dynamic_shapes
-from moh_deploy.frontend.trace import trace
+from moh_deploy.frontend.trace import dynamic_shapes, trace
 from tests.frontend.rewritten import checked_layers
 from tests.frontend.traced import traced
 from tests.nightly import one_in
@@ -118,13 +118,14 @@ def layers_of_file(path: Path, animal: ZooModel) -> tuple[ExpectedLayer, ...]:
 
 def write_plain(animal: ZooModel, path: Path) -> None:
     module, inputs = animal.build().eval(), animal.inputs()
-    with quiet():
+    names = [item.name for item in inputs]
+    with quiet(), taking_tensors(module, positional(names)) as parameters:
         torch.onnx.export(
             module,
             tuple(item.value for item in inputs),
             path,
             dynamo=True,
-            input_names=[item.name for item in inputs],
-            dynamic_shapes=dynamic_shapes(module, inputs),
+            input_names=names,
+            dynamic_shapes=dynamic_shapes(parameters, inputs, bounds={}),
             verbose=False,
         )
