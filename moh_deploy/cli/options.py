@@ -258,8 +258,8 @@ EXPORT = (
         "--input",
         "SPEC",
         "An example input to make up: 'x:[batch=2,3,224,224]:float32'. NAME=SIZE is a dynamic"
-        " dimension, a number a fixed one; 'ids:[seq=8]:int64=0..999' has a range. Or a constant that"
-        " the model is called with: use_cache=False.",
+        " dimension, a number a fixed one; 'ids:[seq=8]:int64=0..999' has a range. Or a constant"
+        " that the model is called with: use_cache=False.",
         to="input_specs",
     ),
     _many("--output-name", "NAME", "Name of an output, in order.", to="output_names"),

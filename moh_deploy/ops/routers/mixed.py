@@ -5,7 +5,7 @@
 
 The weights of the shared heads may be made in any way, with a sum that divides them or without; a
 first stage may weigh shared against routed heads, by a softmax of two logits, say. The MoHRouter
-gives shared heads gates of 1, and plain operators weigh them. See docs/adr/0041.
+gives shared heads gates of 1, and plain operators weigh them (docs/adr/0041).
 """
 
 from moh_deploy.ops.routers.form import RouterForm
