@@ -35,7 +35,7 @@ from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.system.user_code import user_code
 from moh_deploy.validate.export_report import ExportReport
-from moh_deploy.validate.fresh_process import ProvenRun, prove
+from moh_deploy.validate.fresh_process import ProvenRun, Way, prove
 
 # A protobuf message holds 2 GB at most: larger weights go into a file of their own.
 EXTERNAL_DATA_BYTES = 1 << 30
@@ -104,9 +104,8 @@ def _prove(root: Path, manifest: Manifest) -> tuple[ProvenRun, ...]:
     Kernels at the example's sizes only: what they compute at all sizes is not the package's matter.
     """
     has_kernels = bool(manifest.ops) and kernel_library() is not None
-    if not has_kernels:
-        return (prove(root, "auto"),)
-    return prove(root, "off"), prove(root, "auto", vectors=1)
+    ways = [Way("off"), Way("auto", vectors=1)] if has_kernels else [Way("auto")]
+    return prove(root, ways)
 
 
 def _convert(

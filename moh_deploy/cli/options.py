@@ -282,6 +282,9 @@ EXPORT = (
         help="Fail (exit 4) unless at least N MoH layers were replaced; all: unless all were, and"
         " nothing else looks like one.",
     ),
+    click.option(
+        "--verbose", is_flag=True, help="Say on stderr where time went: each step and its seconds."
+    ),
     JSON,
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -50,6 +50,19 @@ class TerminalProgress(SilentProgress):
         from rich.console import Console
 
         return Console(stderr=True).status(f"{name} ...")
+
+
+def seconds_text(seconds: Mapping[str, float]) -> str:
+    """Say where time went: a line for each step, with its seconds and its share of all steps.
+
+    Args:
+        seconds: Of steps that do not lie within each other.
+    """
+    total = sum(seconds.values())
+    rows = [*seconds.items(), ("all steps", total)]
+    return "\n".join(
+        f"{taken:8.2f} s {taken / total if total else 0:5.0%}  {name}" for name, taken in rows
+    )
 
 
 def progress_for_terminal(*, quiet: bool) -> SilentProgress:

@@ -6,6 +6,7 @@ not add up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -49,29 +50,50 @@ class ProvenRun:
     tokens: TokenCount | None
 
 
-def prove(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun:
-    """Verify a package, as `moh-deploy verify` does.
+@dataclass(frozen=True)
+class Way:
+    """One way to run a package.
+
+    Attributes:
+        kernels: What runs MoH nodes, see `Variant`.
+        vectors: Compare with the first so many runs of the original only; None takes all.
+    """
+
+    kernels: Kernels
+    vectors: int | None = None
+
+
+def prove(root: Path, ways: Sequence[Way]) -> tuple[ProvenRun, ...]:
+    """Verify a package in several ways, each as `moh-deploy verify` does.
+
+    One process does them all, since its start and imports cost more than a small model's runs.
 
     Args:
         root: The package, which may still be staged.
-        kernels: What runs MoH nodes, see `Variant`.
-        vectors: Compare with the first so many runs of the original only; None takes all.
+        ways: In this order, until the first that does not agree.
 
     Returns:
-        How well it agrees.
+        How well it agrees, for each way.
 
     Raises:
         ValidationError: It does not agree.
         MoHDeployError: The comparison failed, with the error of that process.
     """
     # This process has torch and the user's code loaded; the new one imports neither.
-    found = isolated(proven, root, kernels, vectors)
+    found = isolated(proven, root, tuple(ways))
     return found.required("the process that compares the package")
 
 
-def proven(root: Path, kernels: Kernels, vectors: int | None = None) -> ProvenRun:
+def proven(root: Path, ways: Sequence[Way]) -> tuple[ProvenRun, ...]:
     """Verify a package in this process; as `prove` otherwise."""
-    subject = read_subject(root, None, kernels, staged=True)
+    # Read once: what it is run by has no part in it.
+    subject = read_subject(root, None, "off", staged=True)
+    return tuple(
+        _proven_in(replace(subject, kernels=way.kernels), vectors=way.vectors) for way in ways
+    )
+
+
+def _proven_in(subject: Subject, *, vectors: int | None) -> ProvenRun:
     # No files, no other reference, built-in tolerances: `verify` as it is without options.
     what = WhatToRun((), vectors, subject.package.manifest.valid_tokens)
     policy = BUILT_IN_POLICY

@@ -16,7 +16,7 @@ from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.onnxruntime.placement import Placement
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.npz import write_npz
-from moh_deploy.validate.fresh_process import prove
+from moh_deploy.validate.fresh_process import Way, prove
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library
 from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
@@ -70,7 +70,7 @@ def test_function_bodies_are_reported_of_each_layer(jobs: Jobs, package: OnnxPac
         LayerRun("blocks.1.attn", "function", "function"),
     )
     assert jobs.layer_runs(package, "off") == in_each_report(*runs)
-    assert prove(package.root, "off").layer_runs == runs
+    assert prove(package.root, [Way("off")])[0].layer_runs == runs
 
 
 def test_kernels_are_reported_of_each_layer(jobs: Jobs, package: OnnxPackage):
@@ -80,7 +80,7 @@ def test_kernels_are_reported_of_each_layer(jobs: Jobs, package: OnnxPackage):
         LayerRun("blocks.1.attn", "kernel", "kernel"),
     )
     assert jobs.layer_runs(package, "require") == in_each_report(*runs)
-    assert prove(package.root, "require").layer_runs == runs
+    assert prove(package.root, [Way("require")])[0].layer_runs == runs
 
 
 def test_layers_that_a_session_runs_in_different_ways_are_told_apart(
@@ -115,7 +115,7 @@ def test_layers_that_a_session_runs_in_different_ways_are_told_apart(
 def test_package_without_layers_reports_none(jobs: Jobs, tmp_path: Path):
     package = write_package(tmp_path / "package", with_layer=False)
     assert jobs.layer_runs(package, "auto") == in_each_report()
-    assert prove(package.root, "auto").layer_runs == ()
+    assert prove(package.root, [Way("auto")])[0].layer_runs == ()
 
 
 def test_model_file_is_parsed_once(package: OnnxPackage, monkeypatch: pytest.MonkeyPatch):

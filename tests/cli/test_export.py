@@ -98,6 +98,22 @@ def test_report_is_shown(cli: Cli, pipeline: Pipeline):
     assert "EQUAL to the original on 2 runs: max abs error 1e-06" in shown.out
 
 
+def test_verbose_says_where_time_went(cli: Cli, pipeline: Pipeline):
+    quiet = cli("export", "model.pt", "-o", "out", "--json")
+    verbose = cli("export", "model.pt", "-o", "out", "--json", "--verbose")
+    assert quiet.err == ""
+    assert [line.split()[-1] for line in verbose.err.splitlines()] == ["tracing", "steps"]
+    assert verbose.json == quiet.json
+
+
+def test_verbose_says_it_of_an_export_that_fails(cli: Cli, pipeline: Pipeline):
+    def fail() -> None:
+        raise CheckpointError("model.pt does not exist.", hint="Look for it.")
+
+    pipeline.act = fail
+    assert "%  tracing\n" in cli("export", "model.pt", "-o", "out", "--verbose").err
+
+
 def test_what_the_users_code_prints_does_not_disturb_the_json(cli: Cli, pipeline: Pipeline):
     pipeline.act = lambda: print("building the network")
     shown = cli("export", "model.pt", "-o", "out", "--json")

@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from moh_deploy.system.progress import SilentProgress, TerminalProgress, progress_for_terminal
+from moh_deploy.system.progress import (
+    SilentProgress,
+    TerminalProgress,
+    progress_for_terminal,
+    seconds_text,
+)
 
 
 def test_seconds_of_each_step_are_kept_in_order():
@@ -44,3 +49,15 @@ def test_spinner_names_the_step_on_stderr(
     out, err = capsys.readouterr()
     assert out == ""
     assert "tracing the model" in err
+
+
+def test_seconds_are_told_with_their_share():
+    assert seconds_text({"trace": 3.0, "write": 1.0}).splitlines() == [
+        "    3.00 s   75%  trace",
+        "    1.00 s   25%  write",
+        "    4.00 s  100%  all steps",
+    ]
+
+
+def test_no_seconds_have_no_share():
+    assert seconds_text({}) == "    0.00 s    0%  all steps"
