@@ -15,28 +15,30 @@ from moh_deploy.cli.export import command as moh_deploy_export
 from moh_deploy.config.export_config import load_config
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.inputs.from_options import example_inputs
+from moh_deploy.frontend.load.call import positional, taking_tensors
 from moh_deploy.frontend.load.from_options import code_dirs, load
-from moh_deploy.frontend.plain_onnx import dynamic_shapes
+from moh_deploy.frontend.trace import dynamic_shapes
 from moh_deploy.system.user_code import user_code
 
 
-def plain_export(as_json: bool, **options: object) -> None:
+def plain_export(as_json: bool, verbose: bool, **options: object) -> None:
     """Write `model.onnx`, and its weights beside it, to the output directory."""
+    del as_json, verbose  # The answer is one JSON object, whatever they say.
     # The options are named as the fields of ExportOptions.
     job = ExportOptions(**options)  # type: ignore[arg-type]
     config = load_config(job.config, job.overrides)
-    model = load(job, config)
-    inputs = example_inputs(job, config, model)
+    model, inputs = example_inputs(job, config, load(job, config))
     if model.module is None:
         raise click.UsageError("the baseline needs a module; a .pt2 file is traced already.")
     job.output.mkdir()
-    with user_code(code_dirs(job, config)):
+    call = model.call or positional([item.name for item in inputs])
+    with user_code(code_dirs(job, config)), taking_tensors(model.module, call) as names:
         torch.onnx.export(
             model.module,
             tuple(item.value for item in inputs),
             job.output / "model.onnx",
             dynamo=True,
-            dynamic_shapes=dynamic_shapes(model.module, inputs),
+            dynamic_shapes=dynamic_shapes(names, inputs, bounds={}),
         )
     click.echo(json.dumps({"package": str(job.output)}))
 
