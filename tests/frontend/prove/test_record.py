@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.prove.layer_values import are_the_best
-from moh_deploy.frontend.prove.record import LayerRecord, record
+from moh_deploy.frontend.prove.record import LayerRecord, distance, record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, insert
 from moh_deploy.frontend.rewrite.attention_view import view_attention
@@ -195,3 +195,11 @@ def test_scores_that_do_not_decide_alone_are_not_recorded():
     assert not are_the_best(ranked, torch.tensor([[[True, False, True]]]), 2)
     assert not are_the_best(ranked, torch.tensor([[[True, True, True]]]), 2)
     assert not are_the_best(ranked * float("nan"), torch.tensor([[[True, True, False]]]), 2)
+
+
+def test_distance_leaves_out_what_is_not_finite_in_the_original():
+    expected = torch.tensor([1.0, float("nan"), float("inf"), -4.0])
+    assert distance(expected, torch.tensor([1.5, 7.0, float("nan"), -4.0])) == (0.5, 4.0)
+    assert distance(expected, torch.tensor([1.5, 7.0, 7.0, float("nan")])) == (float("inf"), 0.0)
+    assert distance(expected[1:3], torch.zeros(2)) == (0.0, 0.0)
+    assert distance(expected[:1], torch.tensor([float("inf")])) == (float("inf"), 0.0)
