@@ -39,7 +39,7 @@ class Pipeline:
             max_abs_error=1e-6,
             routing_agreement=1.0,
             vector_sets=2,
-            runs=(ProvenRun(2, 1e-6, 1.0, 0, 1, (), NO_KERNELS),),
+            runs=(ProvenRun(2, 1e-6, 1.0, 0, 1, (), NO_KERNELS, None),),
         )
 
 

@@ -62,8 +62,8 @@ def export_report(*, with_layer: bool = True) -> ExportReport:
         routing_agreement=1.0,
         vector_sets=3,
         runs=(
-            ProvenRun(3, 1.25e-6, 1.0, 0, 2, (run_of("function", "function"),), NO_KERNELS),
-            ProvenRun(1, 2e-3, 1.0, 2, 0, (run_of("kernel", "kernel"),), KERNELS),
+            ProvenRun(3, 1.25e-6, 1.0, 0, 2, (run_of("function", "function"),), NO_KERNELS, None),
+            ProvenRun(1, 2e-3, 1.0, 2, 0, (run_of("kernel", "kernel"),), KERNELS, None),
         ),
         seconds={"tracing": 1.5, "writing": 2.0},
     )
