@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from moh_deploy.package import ComputeType
-from moh_deploy.report.json import in_json
+from moh_deploy.report.json import HIDDEN, in_json
 
 Kernels = Literal["auto", "off", "require"]
 
@@ -39,7 +39,12 @@ class KernelUse:
     instruction_set: str | None
     asked_compute_type: ComputeType = "float32"
     emulated_dtype: str | None = None
-    no_kernel_for: tuple[str, ...] = ()
+    no_kernel_for: tuple[str, ...] = field(default=(), metadata=HIDDEN)
+
+    @property
+    @in_json("no_kernel_for")
+    def _without_kernel(self) -> str | None:
+        return ", ".join(self.no_kernel_for) or None
 
     @property
     @in_json()

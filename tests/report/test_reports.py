@@ -95,7 +95,7 @@ def test_reports_name_the_kernels_or_the_reason_why_there_are_none():
             "compute_type": "float32",
             "asked_compute_type": "bfloat16",
             "emulated_dtype": None,
-            "no_kernel_for": [],
+            "no_kernel_for": None,
         }
 
 

@@ -69,11 +69,12 @@ def choose_kernels(
     return KernelUse(path, None, instruction_set or usable[0], compute_type)
 
 
-def register(use: KernelUse, options: ort.SessionOptions, domains: Iterable[str]) -> None:
+def register(use: KernelUse, options: ort.SessionOptions, domains: Iterable[str] = ()) -> None:
     """Give the library to a session that is still to be made.
 
     Args:
-        domains: Those in which the model has nodes that are to run on kernels.
+        domains: Those in which the model has nodes that are to run on kernels; none for the eight
+            that the library expects.
 
     Raises:
         BackendError: The library or this ONNX Runtime refuses, with the reason.
@@ -83,7 +84,8 @@ def register(use: KernelUse, options: ort.SessionOptions, domains: Iterable[str]
     # The library reads these when it is registered.
     options.add_session_config_entry("moh.instruction_set", str(use.instruction_set))
     options.add_session_config_entry("moh.compute_type", use.compute_type)
-    options.add_session_config_entry("moh.domains", ",".join(sorted(domains)))
+    if named := ",".join(sorted(domains)):
+        options.add_session_config_entry("moh.domains", named)
     try:
         options.register_custom_ops_library(str(use.library))
     except Exception as error:  # ONNX Runtime's exceptions have no common base class but this.
