@@ -25,6 +25,7 @@ from moh_deploy.runtime.onnxruntime.models import OnnxFile
 from moh_deploy.system.npz import write_npz
 from tests import called_models as models
 from tests.exporting import prove_in_this_process, run
+from tests.nightly import one_in
 
 
 @pytest.fixture(autouse=True)
@@ -94,9 +95,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.nightly) if n == "dict" else n for n in WAYS]
-)
+@pytest.mark.parametrize("name", one_in(4, WAYS))
 def test_package_equals_a_model_that_is_called_so(tmp_path: Path, name: str):
     way = WAYS[name]
     model = models.seeded(way.build())

@@ -30,6 +30,7 @@ from tests.exporting import (
     prove_in_this_process,
     sizes_of_x,
 )
+from tests.nightly import nightly, one_in
 from tests.zoo import ZOO, Expected, ZooModel, language
 from tests.zoo.model import noise, seeded
 
@@ -130,8 +131,8 @@ def test_package_says_what_was_exported(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "recorded"),
     [
-        ({}, "float32"),
-        ({"compute_type": "bfloat16"}, "bfloat16"),
+        pytest.param({}, "float32", marks=nightly),
+        pytest.param({"compute_type": "bfloat16"}, "bfloat16", marks=nightly),
         ({"overrides": ("compute_type=bfloat16",)}, "bfloat16"),
         ({"overrides": ("compute_type=bfloat16",), "compute_type": "float32"}, "float32"),
     ],
@@ -204,7 +205,7 @@ def export_half(dtype: torch.dtype, output: Path) -> ExportReport:
     return export(model, output, inputs=inputs, dynamic=("x:0=batch,1=seq",))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", one_in(2, ["float16", "bfloat16"]))
 def test_half_precision_stays_half_precision(dtype: str, tmp_path: Path):
     torch_dtype = getattr(torch, dtype)
     (layer,) = export_half(torch_dtype, tmp_path / "package").layers

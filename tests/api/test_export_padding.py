@@ -17,6 +17,7 @@ from moh_deploy.errors import ConfigError, ExportError, ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.validate.export_report import ExportReport
 from tests.exporting import prove_in_this_process
+from tests.nightly import one_in
 from tests.report.shown import as_markdown
 
 
@@ -183,7 +184,7 @@ def test_difference_at_valid_tokens_is_refused_though_padding_is_left_out(tmp_pa
     assert "only where" not in refused.value.message
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+@pytest.mark.parametrize("dtype", one_in(2, [torch.bool, torch.float32]))
 def test_mask_that_is_named_may_be_of_any_dtype(dtype: torch.dtype, tmp_path: Path):
     mask = LEFT.to(dtype)
     report = export(UnmasksEagerly(), tmp_path / "package", mask, valid_tokens="attention_mask")
@@ -220,7 +221,7 @@ def test_router_that_makes_nan_of_padding_refuses_no_right_model(tmp_path: Path)
     assert run.scores[0] is not None
 
 
-@pytest.mark.parametrize("model", [Decoder, Additive])
+@pytest.mark.parametrize("model", one_in(2, [Decoder, Additive]))
 def test_padding_on_both_sides_is_recorded_whatever_the_example_holds(
     model: type[Decoder], tmp_path: Path
 ):
@@ -239,7 +240,7 @@ def test_padding_on_both_sides_is_recorded_whatever_the_example_holds(
     ] == [1, 0, 0, 1]
 
 
-@pytest.mark.parametrize("dtype", ["int64", "bool", "float32"])
+@pytest.mark.parametrize("dtype", one_in(3, ["int64", "bool", "float32"]))
 def test_mask_that_is_made_up_holds_padding(dtype: str, tmp_path: Path):
     specs = ["input_ids:[batch=3,seq=7]:int64", f"attention_mask:[batch=3,seq=7]:{dtype}"]
     moh_deploy.export(

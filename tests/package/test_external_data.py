@@ -13,6 +13,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.system.digest import sha256_of
 from tests.cli.run_cli import run_python
 from tests.handmade_package import model, write_package
+from tests.nightly import nightly
 from tests.repaired_package import change_model, replace_file, rewrite_manifest
 
 DATA = np.zeros(64, np.float32).tobytes()
@@ -116,6 +117,7 @@ def test_data_beyond_the_end_of_its_file_is_refused(root: Path, offset: object, 
         OnnxPackage.open(root)
 
 
+@nightly
 def test_every_command_that_opens_a_package_refuses_such_data(tmp_path: Path):
     """The whole story: weights beside the model, unlisted, changed after they were written."""
     root = write_package(tmp_path / "package", external_data=True).root

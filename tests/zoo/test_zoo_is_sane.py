@@ -62,7 +62,8 @@ def test_tokens_choose_differently(animal: ZooModel):
     choosing_all = [one for one in layers if one.top_k == one.num_heads]
     with Choices() as seen:
         run(animal, animal.inputs(**{dim: size + 6 for dim, size in animal.dims.items()}))
-    alike = [indices for indices in seen.indices if not varies(indices)]
+    # A vector of heads, without tokens, is chosen by a table of gates.
+    alike = [one for one in seen.indices if one.ndim > 1 and not varies(one)]
     assert len(alike) == len(choosing_all)
 
 

@@ -33,7 +33,7 @@ def test_program_in_memory_is_used_as_it_is():
     loaded = load(ExportOptions(program, OUT), NO_CONFIG)
     assert loaded.program is program
     assert loaded.module is None
-    (x,) = example_inputs(ExportOptions(program, OUT), NO_CONFIG, loaded)
+    _, (x,) = example_inputs(ExportOptions(program, OUT), NO_CONFIG, loaded)
     assert (x.name, tuple(x.value.shape)) == ("x", (2, 3))
 
 
