@@ -40,10 +40,9 @@ IN_THE_WAY = {
 }
 """Models of which something is not replaced, and what is said of it."""
 
-
 NOT_COMPARED_HERE = ("mixed_weather_lora", "mistral_dataclass_output")
-"""Eager PyTorch takes its fast path past a subclass, which an export refuses; outputs are in a class
-whose tensors nobody registered."""
+"""PyTorch's fast path passes a subclass by in eager mode, so that an export refuses the model; the
+other returns a class whose tensors nobody registered."""
 
 EXPORTED = [model for model in MODELS if model.name not in {*IN_THE_WAY, *NOT_COMPARED_HERE}]
 OTHERS = [model for model in MODELS if model.name in IN_THE_WAY]
