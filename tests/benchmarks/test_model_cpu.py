@@ -201,6 +201,7 @@ def test_long_runs_are_all_timed(bench: ModuleType, monkeypatch: pytest.MonkeyPa
     assert len(ran) == 2
 
 
+@nightly
 def test_rows_of_inputs_repeat_for_larger_batches(prepared: object) -> None:
     two, five = prepared.inputs(2), prepared.inputs(5)
     for name, array in two.items():
@@ -208,6 +209,7 @@ def test_rows_of_inputs_repeat_for_larger_batches(prepared: object) -> None:
         np.testing.assert_array_equal(array, prepared.example.inputs[name])
 
 
+@nightly
 def test_missing_runtime_or_compiler_is_no_failure(
     bench: ModuleType, prepared: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +228,7 @@ def test_missing_runtime_or_compiler_is_no_failure(
     assert "pip install 'moh-deploy[bench]'" in field.absent["openvino"]
 
 
+@nightly
 @pytest.mark.parametrize("kernels", ["off", "auto"])
 def test_rows_are_skipped_by_kernels_only(
     bench: ModuleType, prepared: object, kernels: str
@@ -248,6 +251,7 @@ def test_rows_are_skipped_by_kernels_only(
     }
 
 
+@nightly
 def test_dense_layer_and_open_gates_are_measured_beside_ours(
     bench: ModuleType, prepared: object
 ) -> None:
@@ -261,6 +265,7 @@ def test_dense_layer_and_open_gates_are_measured_beside_ours(
         assert time.gain == time.dense / time.moh
 
 
+@nightly
 def test_profile_has_the_operators_of_both_sides(
     bench: ModuleType, prepared: object, tmp_path: Path
 ) -> None:

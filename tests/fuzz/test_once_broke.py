@@ -149,7 +149,7 @@ def test_yaml_is_refused(cli: Cli, root: Path, tmp_path: Path, name: str):
 
 
 def test_override_of_an_entry_beyond_all_numbers_is_refused(cli: Cli, tmp_path: Path):
-    option = f"inputs.{'9' * 5000}=1"
+    option = f"outputs.{'9' * 5000}=1"
     assert cli("export", tmp_path / "m.pt", "-o", tmp_path / "o", "--set", option).exit_code == 2
 
 
