@@ -67,7 +67,7 @@ def _part_of(node: Node, constant: Constants) -> list[Node] | None:
 
 
 def _read_values(node: Node) -> Iterable[Node]:
-    """What a node reads the elements of; sizes are known without what they are sizes of."""
+    """Return the nodes whose elements a node reads; sizes are known without those."""
     if reads_shape_only(node):
         return ()
     return [source for source in node.all_input_nodes if not _is_size(source)]

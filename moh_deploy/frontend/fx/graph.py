@@ -157,7 +157,7 @@ def reads_first(node: Node, reads: Callable[[Node], Iterable[Node]]) -> list[Nod
 
 
 def computed(node: Node, value_of: Callable[[Node], object]) -> object:
-    """What a node's operator computes of these values of the nodes that it reads."""
+    """Run the operator of a node on values of the nodes that it reads."""
     args, kwargs = map_arg(
         (node.args, dict(node.kwargs)), cast(Callable[[Node], Argument], value_of)
     )

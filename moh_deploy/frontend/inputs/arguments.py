@@ -282,7 +282,7 @@ class _Collected:
 
 
 def _way_out(unknown: Sequence[str], free: Sequence[str]) -> str:
-    """What may be meant with names that are no parameters."""
+    """Suggest parameters for names that are none."""
     suggestion = did_you_mean(unknown[0], free)
     if suggestion or len(free) != 1:
         return suggestion

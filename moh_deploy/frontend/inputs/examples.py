@@ -127,7 +127,7 @@ def _named(config: ExportConfig, npz: Path | Mapping[str, object]) -> dict[str, 
 
 
 def _source(npz: Path | GivenInputs | None) -> str | None:
-    """What the values come from, in words; None where they are made."""
+    """Say where the values come from; None where they are made."""
     return None if npz is None else str(npz) if isinstance(npz, Path) else "inputs"
 
 

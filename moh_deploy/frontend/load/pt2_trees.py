@@ -94,7 +94,7 @@ def _is_known(spec: dict[str, object]) -> bool:
 
 
 def _parsed(context: object) -> object:
-    """What a context says: most classes keep theirs as JSON, and any text may be one."""
+    """Read a context: most classes keep theirs as JSON, and any text may be one."""
     try:
         return json.loads(context) if isinstance(context, str) else context
     except ValueError:

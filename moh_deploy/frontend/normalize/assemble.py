@@ -154,7 +154,7 @@ def _is_there(write: _Write) -> bool:
 
 
 def _added(value: Node, write: _Write) -> Node:
-    """What a write puts there: of `out[..., a:b] += part` the part, as `out` is 0 there yet."""
+    """Return what a write puts there: of `out[..., a:b] += part` the part, `out` being 0 yet."""
     if op(value) == "copy":
         source = cast(Node, value.args[1])
         return source if shape(source) == shape(value) else value

@@ -332,7 +332,7 @@ def _adds(node: Node) -> bool:
 
 
 def _terms(node: Node) -> tuple[list[Node], set[Node]]:
-    """What a row of additions adds up, in order, and the additions."""
+    """Return the summands of a row of additions, in order, and the additions."""
     terms: list[Node] = []
     adds, stack = {node}, [node]
     while stack:

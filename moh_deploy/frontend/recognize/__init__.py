@@ -34,7 +34,7 @@ __all__ = ["MoHLayer", "Recognized", "recognize", "survey"]
 
 @dataclass(frozen=True)
 class Recognized:
-    """What was found in a program.
+    """Keep the layers of a program, and the attention that belongs to none.
 
     Attributes:
         layers: The MoH layers, in execution order.

@@ -235,7 +235,7 @@ class _Follower:
         )
 
     def _is_residual(self, node: Node, trail: Trail) -> bool:
-        """What the attention itself was computed from is added to it."""
+        """Tell whether a value is added to attention that is computed from it: a residual."""
         others = [one for one in tensor_inputs(node) if one not in self._trails]
         if trail.start not in self._before:
             self._before[trail.start] = frozenset(ancestors(trail.start))
@@ -311,7 +311,7 @@ class _Follower:
 
 @dataclass(frozen=True)
 class _Router:
-    """What a tensor is computed from, back to projections, attention and products of tokens."""
+    """Follow a tensor back to the projections, attention and products it is computed from."""
 
     node: Node
     stops: Collection[Node]
@@ -390,7 +390,7 @@ def _sums_product(node: Node) -> bool:
 
 
 def _trail_of(state: Tracked) -> Trail:
-    """What recognition knows, in axes of their own: following on may split them."""
+    """Start a trail where recognition stopped, in axes of its own: following may split them."""
     axes = {axis: Axis(axis.size) for axis in (*flat(state.layout), *state.value_axes)}
     return Trail(
         start=state.core.anchor,

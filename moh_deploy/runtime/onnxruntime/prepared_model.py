@@ -20,7 +20,7 @@ from moh_deploy.runtime.layer_runs import LayerImpl
 
 
 class Operator(NamedTuple):
-    """What a node computes, as ONNX names it: `moh::MoHRouter`."""
+    """Name the operator of a node as ONNX does: `moh::MoHRouter`."""
 
     domain: str
     name: str

@@ -18,4 +18,5 @@ def test_quantised_model_is_refused_with_what_to_export_instead() -> None:
 
 
 def test_model_in_floating_point_is_none() -> None:
-    in_eval_mode(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)))
+    model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
+    assert in_eval_mode(model) is model

@@ -42,7 +42,7 @@ class OnnxInput:
 
 @dataclass(frozen=True)
 class OnnxSource:
-    """What an ONNX file holds.
+    """Hold an ONNX file that was read and cleaned, and what it says of itself.
 
     Attributes:
         graph: Cleaned; functions but those of MoH operators are put in their place.

@@ -115,7 +115,7 @@ class Weighing:
         return replace(routed, shared=shared)
 
     def _joint_finish(self, weights: Logits | None, kept: torch.Tensor) -> Finish | None:
-        """What does it where shared and routed gates are divided by the sum of both."""
+        """The same where shared and routed gates are divided by the sum of both."""
         given = torch.cat((self.shared, self.gates), -1)
         for shared, rows in self._unchanged(self.shared.shape[-1]):
             # Whatever the sum is, both kinds are divided by it: how many times the routed ones were
