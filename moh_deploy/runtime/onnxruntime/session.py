@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -60,10 +60,17 @@ class OrtRunner(Runner):
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; see `Runner.run`."""
+        return self.run_returning(inputs, self.outputs)
+
+    def run_returning(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
+        """Run the model once, and copy some of its outputs; see `Runner.run_returning`."""
         check_inputs(self.inputs, inputs)
         feeds = {name: to_ort(array) for name, array in inputs.items()}
-        results = self._explaining(inputs, lambda: self._session.run_with_ort_values(None, feeds))
-        return {name: from_ort(value) for name, value in zip(self.outputs, results, strict=True)}
+        names = list(outputs)
+        results = self._explaining(inputs, lambda: self._session.run_with_ort_values(names, feeds))
+        return {name: from_ort(value) for name, value in zip(names, results, strict=True)}
 
     def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         """Return a call that runs the model on these inputs and gives no outputs: to be timed.

@@ -1,0 +1,78 @@
+"""Join the inputs of several requests into one batch, and give each its part of the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from typing_extensions import Self
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import Manifest
+from moh_deploy.runtime.base import ModelInterface
+from moh_deploy.system.npz import Array
+
+
+@dataclass(frozen=True)
+class BatchAxis:
+    """The first axis of all inputs and outputs, where it is one dynamic dimension: the samples.
+
+    Attributes:
+        dim: Name of the dimension: `batch`.
+        most: The most samples that the model takes; None for any number.
+    """
+
+    dim: str
+    most: int | None = None
+
+    @classmethod
+    def of(cls, manifest: ModelInterface) -> Self | None:
+        """Return the batch axis of a model; None where requests cannot be joined."""
+        tensors = (*manifest.inputs, *manifest.outputs)
+        first = {one.shape[0] if one.shape else None for one in tensors}
+        # A dimension that stands at another place too (batch * batch attention) is none of samples.
+        elsewhere = {size for one in tensors for size in one.shape[1:]}
+        (dim,) = first if len(first) == 1 else (None,)
+        if not isinstance(dim, str) or dim in elsewhere or not dim.isidentifier():
+            return None
+        ranges = manifest.dim_ranges if isinstance(manifest, Manifest) else {}
+        return cls(dim, ranges.get(dim, (0, None))[1])
+
+    def size(self, inputs: Mapping[str, Array]) -> int:
+        """Return the number of samples in a request whose inputs were checked."""
+        return len(next(iter(inputs.values())))
+
+    def key(self, inputs: Mapping[str, Array]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Return what has to be equal in requests that are joined: every other size."""
+        return tuple(sorted((name, one.shape[1:]) for name, one in inputs.items()))
+
+    def joined(self, requests: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+        """Return one batch of requests with equal keys, in their order."""
+        if len(requests) == 1:
+            return dict(requests[0])
+        return {name: np.concatenate([one[name] for one in requests]) for name in requests[0]}
+
+    def split(
+        self, outputs: Mapping[str, Array], sizes: Sequence[int]
+    ) -> tuple[dict[str, Array], ...]:
+        """Return each request's part of the outputs of a batch.
+
+        Args:
+            outputs: What the model made of the batch.
+            sizes: Samples of each request, in the order in which they were joined.
+
+        Raises:
+            ConfigError: An output has another number of samples: the model mixes them.
+        """
+        for name, one in outputs.items():
+            if len(one) != sum(sizes):
+                raise ConfigError(
+                    f"output '{name}' has {len(one)} samples, expected the {sum(sizes)} of the"
+                    " batch."
+                )
+        ends = np.cumsum(sizes)
+        return tuple(
+            {name: one[end - size : end] for name, one in outputs.items()}
+            for size, end in zip(sizes, ends, strict=True)
+        )

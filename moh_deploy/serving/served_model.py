@@ -1,0 +1,162 @@
+"""A model in a serving process: it answers batches, and lets observers see the runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from moh_deploy.package import Manifest, TensorInfo
+from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
+from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.serving.batches import BatchAxis
+from moh_deploy.serving.metrics import Family
+from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.user_vectors import check_ranges
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a batch is answered with.
+
+    Attributes:
+        outputs: Name to array, for every output of the model.
+        rung: What computed it: `kernels`, or the rung of the ladder that took over.
+    """
+
+    outputs: Mapping[str, Array]
+    rung: str
+
+
+@dataclass(frozen=True)
+class ServedRun:
+    """A run that was made to answer a batch, for observers.
+
+    Attributes:
+        inputs: The batch.
+        results: Its outputs, and the inner values that the observers wanted of this run.
+        sizes: Samples of each request in the batch, in order; a batch that cannot be told apart is
+            one request.
+        seconds: How long the run took.
+        rung: What ran.
+    """
+
+    inputs: Mapping[str, Array]
+    results: Mapping[str, Array]
+    sizes: tuple[int, ...]
+    seconds: float
+    rung: str
+
+
+class Observer(Protocol):
+    """Sees the runs of a served model, from several threads. What it raises is a bug."""
+
+    inner: tuple[str, ...]
+    """Names of the inner values that it may want."""
+
+    def wanted(self) -> tuple[str, ...]:
+        """Return the inner values that it wants of the run that begins."""
+
+    def saw(self, run: ServedRun) -> None:
+        """Take note of a run whose answer is right as far as can be told."""
+
+    def families(self) -> tuple[Family, ...]:
+        """Return what it has counted so far."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+class ServedModel:
+    """A model that answers batches. Several threads may ask at the same time.
+
+    Args:
+        model: The package or engine.
+        runner: It, opened with the inner values that observers may want among its outputs.
+        observers: Who sees the runs.
+    """
+
+    def __init__(self, model: Deployed, runner: Runner, observers: Sequence[Observer] = ()) -> None:
+        self.model = model
+        self.inputs: tuple[TensorInfo, ...] = model.manifest.inputs
+        self.outputs: tuple[TensorInfo, ...] = model.manifest.outputs
+        self.batch_axis = BatchAxis.of(model.manifest)
+        self._runner = runner
+        self._observers = tuple(observers)
+        self._names = tuple(one.name for one in self.outputs)
+
+    def check(self, inputs: Mapping[str, Array]) -> dict[str, int]:
+        """Check the inputs of a request, and return the sizes of its dynamic dimensions.
+
+        Raises:
+            ConfigError: A name, dtype, rank or size is wrong, or was refused at export.
+        """
+        sizes = check_inputs(self.inputs, inputs)
+        if isinstance(self.model.manifest, Manifest):
+            check_ranges(sizes, self.model.manifest)
+        return sizes
+
+    def answer(self, inputs: Mapping[str, Array], sizes: Sequence[int] = ()) -> Answered:
+        """Answered one batch.
+
+        Args:
+            inputs: Name to array, for every input.
+            sizes: Samples of each request in it; it is one request without.
+
+        Raises:
+            ConfigError: The inputs do not fit the model.
+            BackendError: The runtime failed.
+        """
+        self.check(inputs)
+        wanted = tuple({name: None for one in self._observers for name in one.wanted()})
+        start = time.perf_counter()
+        results = self._runner.run_returning(inputs, (*self._names, *wanted))
+        seconds = time.perf_counter() - start
+        run = ServedRun(
+            inputs, results, tuple(sizes) or (self._samples(inputs),), seconds, "kernels"
+        )
+        for one in self._observers:
+            one.saw(run)
+        return Answered({name: results[name] for name in self._names}, run.rung)
+
+    def describe(self) -> Description:
+        """Say what runs each layer."""
+        return self._runner.describe()
+
+    def families(self) -> tuple[Family, ...]:
+        """Return what was counted so far."""
+        return tuple(family for one in self._observers for family in one.families())
+
+    def close(self) -> None:
+        """Give back what the runner and the observers hold."""
+        for one in self._observers:
+            one.close()
+        self._runner.close()
+
+    def _samples(self, inputs: Mapping[str, Array]) -> int:
+        return 1 if self.batch_axis is None else self.batch_axis.size(inputs)
+
+
+def open_served(model: Deployed, settings: ServingSettings) -> ServedModel:
+    """Open a package or engine to be served.
+
+    Raises:
+        BackendError: The runtime is not there, or refuses the model.
+        PackageError: It cannot be read, or has changed since it was written.
+    """
+    observers: tuple[Observer, ...] = ()
+    inner = tuple({name: None for one in observers for name in one.inner})
+    runner = model.open(Variant(threads=threads_of(settings), extra_outputs=inner))
+    return ServedModel(model, runner, observers)
+
+
+def threads_of(settings: ServingSettings) -> int:
+    """Return the threads of an instance: instances by threads are the cores of this machine."""
+    # More threads than cores is what makes servers of ONNX Runtime slow.
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return settings.threads or max(1, cores // settings.instances)

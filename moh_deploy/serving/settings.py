@@ -1,0 +1,32 @@
+"""How a model is served: what `serve` is told, and what a bundle carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moh_deploy.package.manifest import Strict
+
+
+@dataclass(frozen=True)
+class ServingSettings(Strict):
+    """Settings of a serving process. Paths are relative to the directory that they came from.
+
+    Attributes:
+        name: What clients call the model.
+        version: Its version, as clients and metrics have it.
+        instances: How many batches run at the same time.
+        threads: Threads of each instance; None for the cores of the machine by the instances.
+        max_batch: The most samples in one batch.
+        max_delay_ms: How long the first request of a batch waits for others, in milliseconds.
+        sample_every: Routing is read of one batch in so many; 0 reads none.
+        per_head: Count head by head, not by layer alone.
+    """
+
+    name: str
+    version: str = "1"
+    instances: int = 1
+    threads: int | None = None
+    max_batch: int = 64
+    max_delay_ms: float = 1.0
+    sample_every: int = 16
+    per_head: bool = False

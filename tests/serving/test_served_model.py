@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.serving import Family, Series, ServedModel, ServedRun, ServingSettings, open_served
+from tests.handmade_package import vectors, write_package
+
+
+class Noting:
+    """An observer that keeps what it saw of every other run."""
+
+    def __init__(self, inner: tuple[str, ...]) -> None:
+        self.inner = inner
+        self.runs: list[ServedRun] = []
+        self.is_closed = False
+
+    def wanted(self) -> tuple[str, ...]:
+        return self.inner if len(self.runs) % 2 == 0 else ()
+
+    def saw(self, run: ServedRun) -> None:
+        self.runs.append(run)
+
+    def families(self) -> tuple[Family, ...]:
+        return (Family("runs_total", "Runs.", "counter", (Series({}, len(self.runs)),)),)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> OnnxPackage:
+    return write_package(tmp_path / "package")
+
+
+@pytest.fixture
+def observer(package: OnnxPackage) -> Noting:
+    return Noting(tuple(layer.gates for layer in package.manifest.layers))
+
+
+@pytest.fixture
+def served(package: OnnxPackage, observer: Noting) -> Iterator[ServedModel]:
+    model = PackageDir(package.root)
+    served = ServedModel(model, model.open(Variant(extra_outputs=observer.inner)), (observer,))
+    yield served
+    served.close()
+
+
+def test_answer_is_what_the_original_computed(package: OnnxPackage):
+    served = open_served(PackageDir(package.root), ServingSettings("m"))
+    recorded = vectors()
+    answer = served.answer(recorded.inputs)
+    np.testing.assert_allclose(answer.outputs["y"], recorded.outputs["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_inner_values_are_fetched_when_they_are_wanted_and_not_answered(
+    served: ServedModel, observer: Noting
+):
+    x = vectors().inputs
+    answers = [served.answer(x, (1, 1)) for _ in range(2)]
+    assert [set(answer.outputs) for answer in answers] == [{"y"}, {"y"}]
+    assert [set(run.results) for run in observer.runs] == [{"y", *observer.inner}, {"y"}]
+    assert [run.sizes for run in observer.runs] == [(1, 1), (1, 1)]
+
+
+def test_what_observers_count_is_there(served: ServedModel):
+    served.answer(vectors().inputs)
+    assert [one.samples[0].value for one in served.families()] == [1]
+
+
+def test_close_closes_observers(served: ServedModel, observer: Noting):
+    served.close()
+    assert observer.is_closed
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "input 'x' is missing"),
+        ({"x": np.zeros((1, 2), np.float32)}, "with 2 axes"),
+        ({"x": np.zeros((1, 2, 3), np.float64)}, "expected dtype float32"),
+    ],
+)
+def test_wrong_inputs_are_refused(served: ServedModel, inputs: dict[str, object], message: str):
+    with pytest.raises(ConfigError, match=message):
+        served.answer(inputs)  # type: ignore[arg-type]
