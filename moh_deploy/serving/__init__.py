@@ -6,14 +6,14 @@ hand it batches.
 
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.metrics import Family, Series
-from moh_deploy.serving.served_model import Answered, Observer, ServedModel, ServedRun, open_served
+from moh_deploy.serving.served_model import Observer, Reply, ServedModel, ServedRun, open_served
 from moh_deploy.serving.settings import ServingSettings
 
 __all__ = [
-    "Answered",
     "BatchAxis",
     "Family",
     "Observer",
+    "Reply",
     "Series",
     "ServedModel",
     "ServedRun",

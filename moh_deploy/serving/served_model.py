@@ -19,7 +19,7 @@ from moh_deploy.validate.user_vectors import check_ranges
 
 
 @dataclass(frozen=True)
-class Answered:
+class Reply:
     """What a batch is answered with.
 
     Attributes:
@@ -99,8 +99,8 @@ class ServedModel:
             check_ranges(sizes, self.model.manifest)
         return sizes
 
-    def answer(self, inputs: Mapping[str, Array], sizes: Sequence[int] = ()) -> Answered:
-        """Answered one batch.
+    def answer(self, inputs: Mapping[str, Array], sizes: Sequence[int] = ()) -> Reply:
+        """Reply one batch.
 
         Args:
             inputs: Name to array, for every input.
@@ -120,7 +120,7 @@ class ServedModel:
         )
         for one in self._observers:
             one.saw(run)
-        return Answered({name: results[name] for name in self._names}, run.rung)
+        return Reply({name: results[name] for name in self._names}, run.rung)
 
     def describe(self) -> Description:
         """Say what runs each layer."""
