@@ -57,8 +57,8 @@ class Observer(Protocol):
     inner: tuple[str, ...]
     """Names of the inner values that it may want."""
 
-    def wanted(self) -> tuple[str, ...]:
-        """Return the inner values that it wants of the run that begins."""
+    def wanted(self, inputs: Mapping[str, Array]) -> tuple[str, ...]:
+        """Return the inner values that it wants of the run that begins, with these inputs."""
 
     def saw(self, run: ServedRun) -> None:
         """Take note of a run whose answer is right as far as can be told."""
@@ -111,7 +111,7 @@ class ServedModel:
             BackendError: The runtime failed.
         """
         self.check(inputs)
-        wanted = tuple({name: None for one in self._observers for name in one.wanted()})
+        wanted = tuple({name: None for one in self._observers for name in one.wanted(inputs)})
         start = time.perf_counter()
         results = self._runner.run_returning(inputs, (*self._names, *wanted))
         seconds = time.perf_counter() - start
