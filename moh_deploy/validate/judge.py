@@ -257,7 +257,7 @@ class Judge:
         rounding, precision = self.package.manifest.rounding, self.package.manifest.precision
         if rounding is not None:
             compared = case.view.select(case.expected.outputs)
-            return recorded_floor(self.package, rounding, compared)
+            return recorded_floor(self.package, rounding, case.expected, compared)
         # Half precision is measured on the package itself; float32 without recorded figures has
         # none.
         if precision not in STEPS:

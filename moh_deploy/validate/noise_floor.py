@@ -24,6 +24,7 @@ from moh_deploy.package import (
     OnnxPackage,
     Rounding,
     Spread,
+    VectorSet,
     fingerprint_spread,
     spread,
 )
@@ -66,15 +67,20 @@ NO_FLOOR = NoiseFloor()
 
 
 def recorded_floor(
-    package: OnnxPackage, rounding: Rounding, references: Mapping[str, Array]
+    package: OnnxPackage,
+    rounding: Rounding,
+    expected: VectorSet,
+    references: Mapping[str, Array],
 ) -> NoiseFloor:
-    """Return the floor that an export measured.
+    """Return the floor that an export measured, for a run at whatever sizes.
 
     Args:
         package: What it wrote; its first run is that on which the floor was measured.
         rounding: What it measured.
-        references: What is expected and compared of the outputs, by name.
+        expected: What is expected of the run.
+        references: What of its outputs is compared, by name.
     """
+    growth = _growth(package, expected)
     # Of the example, too, what is padding by the package was not measured.
     example: Mapping[str, Array] = {}
     for first in package.vectors[:1]:
@@ -85,12 +91,55 @@ def recorded_floor(
         sizes = [spread(finite(one)) for one in (reference, example.get(name, reference))]
         share = rounding.outputs[name]
         return Spread(
-            share.rms * max(size.rms for size in sizes),
-            share.largest * max(size.largest for size in sizes),
+            growth * share.rms * max(size.rms for size in sizes),
+            growth * share.largest * max(size.largest for size in sizes),
         )
 
     known = {name: array for name, array in references.items() if name in rounding.outputs}
-    return NoiseFloor({name: floor(name, array) for name, array in known.items()}, rounding.layers)
+    layers = [_grown(one, growth) for one in rounding.layers]
+    return NoiseFloor({name: floor(name, array) for name, array in known.items()}, layers)
+
+
+_FEW_TERMS = 64
+"""Sums of more terms than this are further off than a step, by the root of their number, as in the
+noise that the floor was measured with: see `frontend/prove/noisy_run.py`."""
+
+
+def _growth(package: OnnxPackage, expected: VectorSet) -> float:
+    """Return how much further rounding moves a run than the example, for its sums are longer.
+
+    Attention over a thousand tokens adds a thousand terms, which nearly cancel: what is left
+    shrinks with the root of their number, and their rounding does not.
+    """
+    if not package.vectors or not expected.sizes:
+        return 1.0
+    example = package.vectors[0]
+    known = [name for name, size in example.sizes.items() if size and name in expected.sizes]
+    longer = math.prod(expected.sizes[name] / example.sizes[name] for name in known)
+    # Samples and windows are no terms of a sum: gates are [B, S, H].
+    pairs = [
+        (one.shape[0], first.shape[0])
+        for one, first in zip(expected.gates, example.gates, strict=False)
+    ]
+    longer /= max((now / then for now, then in pairs if now and then), default=1.0)
+    keys = max((layer.kv_len or 0 for layer in package.manifest.layers), default=0)
+    # Whatever else is summed over, as a mean over all tokens, is no longer than the keys are.
+    terms = max(keys, 1)
+    # A shorter run is held to what was measured.
+    longer = max(longer, 1.0)
+    return math.sqrt(max(1.0, terms * longer / _FEW_TERMS) / max(1.0, terms / _FEW_TERMS))
+
+
+def _grown(floor: LayerRounding, growth: float) -> LayerRounding:
+    return LayerRounding(
+        None if floor.scores is None else _times(floor.scores, growth),
+        _times(floor.gates, growth),
+        None if floor.attention is None else _times(floor.attention, growth),
+    )
+
+
+def _times(one: Spread, factor: float) -> Spread:
+    return Spread(factor * one.rms, factor * one.largest)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -109,17 +109,48 @@ def test_floor_of_a_layer_is_the_spread_over_all_draws():
     assert floor.attention is None
 
 
+ANY_SIZE = VectorSet({}, {}, {}, (), ())
+
+
+def _run(batch: int, seq: int) -> VectorSet:
+    return VectorSet({"batch": batch, "seq": seq}, {}, {}, (np.zeros((batch, seq, 4)),), ())
+
+
+@pytest.mark.parametrize(
+    ("batch", "seq", "kv_len", "growth"),
+    [
+        (2, 8, 8, 1.0),
+        (2, 64, 8, 1.0),  # as few terms as rounding a step covers
+        (2, 1024, 8, 4.0),
+        (64, 1024, 8, 4.0),  # samples are no terms
+        (2, 32, 256, 2.0),  # the example was long, this is four times as long
+        (2, 4, 256, 1.0),  # a shorter run is not held to less than was measured
+        (2, 1024, None, math.sqrt(2)),
+    ],
+)
+def test_floor_grows_with_the_root_of_the_terms_of_a_sum(
+    batch: int, seq: int, kv_len: int | None, growth: float
+):
+    rounding = Rounding({"y": Spread(1e-7, 1e-6)}, (LayerRounding(None, Spread(1e-7, 1e-6), None),))
+    (layer,) = MANIFEST.layers
+    manifest = replace(MANIFEST, layers=(replace(layer, kv_len=kv_len),))
+    package = OnnxPackage(Path("package"), manifest, (_run(2, 8),))
+    floor = recorded_floor(package, rounding, _run(batch, seq), {"y": np.array([1.0, -1.0])})
+    assert floor.outputs["y"].rms == pytest.approx(growth * 1e-7)
+    assert floor.layers[0].gates.largest == pytest.approx(growth * 1e-6)
+
+
 def test_floor_of_an_export_is_scaled_to_what_is_expected():
     layer = LayerRounding(None, Spread(1e-7, 1e-6), None)
     rounding = Rounding({"y": Spread(1e-7, 1e-6)}, (layer,))
     package = OnnxPackage(Path("package"), MANIFEST, ())
-    floor = recorded_floor(package, rounding, {"y": np.array([20.0, -20.0])})
+    floor = recorded_floor(package, rounding, ANY_SIZE, {"y": np.array([20.0, -20.0])})
     assert floor.outputs["y"].largest == pytest.approx(2e-5)
     assert floor.outputs["y"].rms == pytest.approx(2e-6)
-    assert floor.of_layer(0) is layer
+    assert floor.of_layer(0) == layer
     # What is small here by cancellation is moved as far as what was large in the example.
     example = VectorSet({}, {}, {"y": np.array([40.0, -40.0])}, (), ())
     package = OnnxPackage(Path("package"), MANIFEST, (example,))
-    floor = recorded_floor(package, rounding, {"y": np.array([20.0, -20.0])})
+    floor = recorded_floor(package, rounding, ANY_SIZE, {"y": np.array([20.0, -20.0])})
     assert floor.outputs["y"].largest == pytest.approx(4e-5)
     assert NO_FLOOR.of_layer(0) is None

@@ -206,7 +206,7 @@ class VariantJudge:
             # Float32: the export measured the floor on the original.
             if rounding is not None:
                 self._floors = [
-                    _recorded_floors(package, rounding, view.select(one.outputs))
+                    _recorded_floors(package, rounding, one, view.select(one.outputs))
                     for one, view in zip(self.vectors, self._views, strict=True)
                 ]
                 return self._floors
@@ -225,13 +225,14 @@ class VariantJudge:
 
 
 def _recorded_floors(
-    package: OnnxPackage, rounding: Rounding, outputs: Mapping[str, Array]
+    package: OnnxPackage, rounding: Rounding, run: VectorSet, outputs: Mapping[str, Array]
 ) -> dict[str, Spread]:
     """Return the floors that the export measured, by the names of the values."""
     # With gates fed, a router's own go by another name, under which the floor is looked up.
-    pairs = zip(package.manifest.layers, rounding.layers, strict=True)
-    gates = {computed_gates(layer.gates): floor.gates for layer, floor in pairs}
-    return {**recorded_floor(package, rounding, outputs).outputs, **gates}
+    floor = recorded_floor(package, rounding, run, outputs)
+    pairs = zip(package.manifest.layers, floor.layers, strict=True)
+    gates = {computed_gates(layer.gates): one.gates for layer, one in pairs}
+    return {**floor.outputs, **gates}
 
 
 def _worse(known: Recorded, one: Recorded) -> Recorded:
