@@ -14,6 +14,7 @@ from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.user_vectors import check_ranges
 
@@ -77,10 +78,19 @@ class ServedModel:
         model: The package or engine.
         runner: It, opened with the inner values that observers may want among its outputs.
         observers: Who sees the runs.
+        telemetry: The one of them that counts what routers do; None where none does.
     """
 
-    def __init__(self, model: Deployed, runner: Runner, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        model: Deployed,
+        runner: Runner,
+        observers: Sequence[Observer] = (),
+        *,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self.model = model
+        self.telemetry = telemetry
         self.inputs: tuple[TensorInfo, ...] = model.manifest.inputs
         self.outputs: tuple[TensorInfo, ...] = model.manifest.outputs
         self.batch_axis = BatchAxis.of(model.manifest)
@@ -147,10 +157,24 @@ def open_served(model: Deployed, settings: ServingSettings) -> ServedModel:
         BackendError: The runtime is not there, or refuses the model.
         PackageError: It cannot be read, or has changed since it was written.
     """
-    observers: tuple[Observer, ...] = ()
+    telemetry = _telemetry(model, settings)
+    observers: tuple[Observer, ...] = () if telemetry is None else (telemetry,)
     inner = tuple({name: None for one in observers for name in one.inner})
     runner = model.open(Variant(threads=threads_of(settings), extra_outputs=inner))
-    return ServedModel(model, runner, observers)
+    return ServedModel(model, runner, observers, telemetry=telemetry)
+
+
+def _telemetry(model: Deployed, settings: ServingSettings) -> Telemetry | None:
+    # An engine was compiled without its gates: nothing of its routing can be read.
+    if model.is_compiled:
+        return None
+    return Telemetry(
+        model.made_from(None),
+        model=settings.name,
+        version=settings.version,
+        sample_every=settings.sample_every,
+        per_head=settings.per_head,
+    )
 
 
 def threads_of(settings: ServingSettings) -> int:

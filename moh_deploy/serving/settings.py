@@ -28,5 +28,5 @@ class ServingSettings(Strict):
     threads: int | None = None
     max_batch: int = 64
     max_delay_ms: float = 1.0
-    sample_every: int = 16
+    sample_every: int = 128
     per_head: bool = False

@@ -1,0 +1,168 @@
+"""Keep the counts of single requests for a while: `start | stop | dump`.
+
+Sums are not enough to tell chance from change: how much requests differ from each other is needed,
+too, since the tokens of one request are alike.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package.manifest import Strict
+from moh_deploy.serving.telemetry.layout import CountedLayer, CountLayout
+from moh_deploy.serving.telemetry.routing import Counts, RequestCounts
+from moh_deploy.system.bounded_json import parse_json
+from moh_deploy.system.npz import Array, read_npz, write_npz
+from moh_deploy.system.staging import staged_file
+
+MOST_BYTES = 256 * 2**20
+"""What a window may hold in memory; it stops by itself when it is full."""
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class WindowAbout(Strict):
+    """What a dump says of itself.
+
+    Attributes:
+        digest: Of the model.onnx that was served.
+        layers: Which were counted.
+        is_cut: The window was full before it was stopped.
+        format_version: Of the file.
+    """
+
+    digest: str
+    layers: tuple[CountedLayer, ...]
+    is_cut: bool = False
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class RecordedWindow:
+    """Counts request by request, in the order in which they were answered.
+
+    Attributes:
+        about: Of which model.
+        rows: [rows, columns of the layout].
+        requests: How many requests each row is of: more than one where a batch could not be told
+            apart.
+        seconds: When each was answered, in seconds since 1970.
+    """
+
+    about: WindowAbout
+    rows: Counts
+    requests: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+
+    @property
+    def layout(self) -> CountLayout:
+        return CountLayout(self.about.layers)
+
+    def arrays(self) -> dict[str, Array]:
+        """Return what a dump holds."""
+        about = TypeAdapter(WindowAbout).dump_json(self.about).decode()
+        return {
+            "about": np.array(about),
+            # Half the size; counts of a request are exact up to 2**24.
+            "rows": self.rows.astype(np.float32),
+            "requests": self.requests,
+            "seconds": self.seconds,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write an npz file, which `read_window` reads.
+
+        Raises:
+            PackageError: It cannot be written.
+        """
+        with staged_file(path) as partial:
+            write_npz(partial, self.arrays())
+
+
+class WindowRecorder:
+    """Keeps rows until it is full or stopped; whoever calls holds a lock."""
+
+    def __init__(self, layout: CountLayout, digest: str) -> None:
+        self._layout, self._digest = layout, digest
+        self._rows: list[NDArray[np.float32]] = []
+        self._requests: list[NDArray[np.int64]] = []
+        self._seconds: list[NDArray[np.float64]] = []
+        self._bytes = 0
+        self._is_open, self._is_cut = True, False
+
+    def add(self, counted: RequestCounts) -> None:
+        """Keep the rows of a run."""
+        if not self._is_open:
+            return
+        rows = counted.rows.astype(np.float32)
+        if self._bytes + rows.nbytes > MOST_BYTES:
+            self._is_open, self._is_cut = False, True
+            return
+        self._bytes += rows.nbytes
+        self._rows.append(rows)
+        self._requests.append(counted.requests)
+        self._seconds.append(np.full(len(rows), time.time()))
+
+    def stop(self) -> None:
+        self._is_open = False
+
+    def recorded(self) -> RecordedWindow:
+        """Return what was kept so far."""
+        about = WindowAbout(self._digest, self._layout.layers, self._is_cut)
+        empty = np.zeros((0, self._layout.width), np.float32)
+        return RecordedWindow(
+            about,
+            np.concatenate([empty, *self._rows]).astype(np.float64),
+            np.concatenate([np.zeros(0, np.int64), *self._requests]),
+            np.concatenate([np.zeros(0), *self._seconds]),
+        )
+
+
+def read_window(path: Path) -> RecordedWindow:
+    """Read a dump.
+
+    Raises:
+        ConfigError: It is none, or contradicts itself.
+    """
+    arrays = read_npz(path, error=ConfigError)
+    missing = [name for name in ("about", "rows", "requests", "seconds") if name not in arrays]
+    if missing:
+        raise ConfigError(
+            f"{path} is no dump of a window: it has no member '{missing[0]}'.",
+            hint="`dump` of a served model's telemetry writes such files.",
+        )
+    about = _read_about(path, arrays["about"])
+    layout = CountLayout(about.layers)
+    rows, requests, seconds = arrays["rows"], arrays["requests"], arrays["seconds"]
+    shapes = (rows.shape, requests.shape, seconds.shape)
+    expected = ((len(requests), layout.width), (len(requests),), (len(requests),))
+    if requests.ndim != 1 or shapes != expected or requests.dtype.kind != "i":
+        raise ConfigError(f"{path} contradicts itself: shapes {shapes}, expected {expected}.")
+    found = rows.astype(np.float64)
+    if rows.dtype.kind != "f" or not np.isfinite(found).all() or (found < 0).any():
+        raise ConfigError(f"{path} holds counts that are no numbers, or negative.")
+    return RecordedWindow(about, found, requests.astype(np.int64), seconds.astype(np.float64))
+
+
+def _read_about(path: Path, text: Array) -> WindowAbout:
+    if text.dtype.kind != "U" or text.ndim:
+        raise ConfigError(f"{path}: 'about' is {text.dtype}{list(text.shape)}, expected a text.")
+    content = parse_json(str(text), f"{path}: 'about'", error=ConfigError)
+    try:
+        about = TypeAdapter(WindowAbout).validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: 'about' is of another form: {error}.") from error
+    if about.format_version != FORMAT_VERSION:
+        raise ConfigError(
+            f"{path} is of format version {about.format_version}, expected {FORMAT_VERSION}."
+        )
+    return about

@@ -1,0 +1,210 @@
+"""What is counted of a served model, by many threads at the same time."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.serving import Family, ServedModel, ServedRun, ServingSettings, open_served
+from moh_deploy.serving.telemetry import Telemetry
+from tests.edge_case_package import HEADS, inputs, write_edge_package
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    """Edge cases, with the shapes of gates that an export writes down."""
+    return write_edge_package(tmp_path_factory.mktemp("edge") / "package", _with_shapes)
+
+
+def _with_shapes(model: onnx.ModelProto) -> None:
+    shape = ["batch", "seq", HEADS]
+    infos = [helper.make_tensor_value_info(f"gates_{i}", TensorProto.FLOAT, shape) for i in (0, 1)]
+    model.graph.value_info.extend(infos)
+
+
+@pytest.fixture
+def served(package: OnnxPackage) -> Iterator[ServedModel]:
+    settings = ServingSettings("edges", sample_every=4, per_head=True, threads=1)
+    served = open_served(PackageDir(package.root), settings)
+    yield served
+    served.close()
+
+
+def telemetry(served: ServedModel) -> Telemetry:
+    assert served.telemetry is not None
+    return served.telemetry
+
+
+def named(families: tuple[Family, ...], name: str) -> Family:
+    return next(one for one in families if one.name == name)
+
+
+def test_tokens_are_counted_in_every_run_and_gates_in_one_of_so_many(served: ServedModel):
+    for _ in range(8):
+        served.answer(inputs())
+    totals = telemetry(served).totals()
+    assert totals.runs == 8
+    assert totals.tokens == (80, 80)
+    assert totals.requests == 2
+    families = served.families()
+    sampled = named(families, "moh_sampled_tokens_total")
+    assert [one.value for one in sampled.samples] == [20, 20]
+    assert sampled.samples[0].labels == {"model": "edges", "version": "1", "layer": "blocks.0.attn"}
+
+
+def test_without_sampling_tokens_are_still_exact(package: OnnxPackage):
+    settings = ServingSettings("edges", sample_every=0)
+    served = open_served(PackageDir(package.root), settings)
+    for _ in range(3):
+        served.answer(inputs(batch=1, seq=2))
+    totals = telemetry(served).totals()
+    assert (totals.tokens, totals.requests) == ((6, 6), 0)
+
+
+def test_where_the_graph_tells_no_sizes_tokens_are_exact(tmp_path: Path):
+    package = write_edge_package(tmp_path / "package")
+    settings = ServingSettings("edges", sample_every=1000)
+    served = open_served(PackageDir(package.root), settings)
+    for batch, seq in [(1, 2), (2, 3), (1, 2), (1, 2)]:
+        served.answer(inputs(batch=batch, seq=seq))
+    totals = telemetry(served).totals()
+    assert totals.tokens == (12, 12)
+    # The first run of each mix of sizes was read.
+    assert totals.requests >= 2
+
+
+def test_metrics_are_of_the_gates(served: ServedModel, package: OnnxPackage):
+    for _ in range(4):
+        served.answer(package.vectors[0].inputs)
+    families = served.families()
+    gates = package.vectors[0].gates[0].astype(np.float64)
+    activations = named(families, "moh_head_activations_total").samples[:HEADS]
+    assert [one.labels["head"] for one in activations] == [str(i) for i in range(HEADS)]
+    assert [one.value for one in activations] == (gates != 0).sum(axis=(0, 1)).tolist()
+    mass = named(families, "moh_gate_mass_total").samples[:HEADS]
+    assert [one.labels["kind"] for one in mass] == ["shared"] * 2 + ["routed"] * 4
+    np.testing.assert_allclose(
+        [one.value for one in mass], np.abs(gates).sum(axis=(0, 1)), rtol=1e-5
+    )
+    margins = named(families, "moh_router_margin").samples[0]
+    assert margins.buckets[math.inf] == 10
+    assert list(margins.buckets.values()) == sorted(margins.buckets.values())
+
+
+def test_layers_alone_are_shown_unless_heads_are_asked_for(package: OnnxPackage):
+    settings = ServingSettings("edges", sample_every=1)
+    served = open_served(PackageDir(package.root), settings)
+    served.answer(package.vectors[0].inputs)
+    activations = named(served.families(), "moh_head_activations_total").samples
+    assert [set(one.labels) for one in activations] == [{"model", "version", "layer"}] * 2
+    on = [(gates != 0).sum() for gates in package.vectors[0].gates]
+    assert [one.value for one in activations] == on
+
+
+THREADS, RUNS = 8, 400
+
+
+def count_in_threads(observer: Telemetry, run: ServedRun, runs: int = RUNS) -> None:
+    """Count as many runs in several threads, which take turns as often as Python allows."""
+    started = threading.Barrier(THREADS)
+
+    def count() -> None:
+        started.wait()
+        for _ in range(runs):
+            observer.wanted(run.inputs)
+            observer.saw(run)
+
+    threads = [threading.Thread(target=count) for _ in range(THREADS)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+    finally:
+        sys.setswitchinterval(before)
+
+
+@pytest.fixture
+def seen(package: OnnxPackage) -> ServedRun:
+    """A run with all inner values."""
+    observer = Telemetry(package, model="edges")
+    given = inputs(batch=1, seq=2)
+    rng = np.random.default_rng(0)
+    results = {name: rng.random((1, 2, HEADS), np.float32) for name in observer.inner}
+    return ServedRun(given, results, (1,), 0.001, "kernels")
+
+
+def test_no_thread_loses_a_count(package: OnnxPackage, seen: ServedRun):
+    observer = Telemetry(package, model="edges", sample_every=2)
+    count_in_threads(observer, seen)
+    totals, runs = observer.totals(), THREADS * RUNS
+    assert (totals.runs, totals.tokens) == (runs, (2 * runs, 2 * runs))
+    assert totals.requests == runs // 2
+    columns = observer.reader.layout.columns[0]
+    assert totals.counts[columns.tokens] == runs
+
+
+class Slow(int):
+    """A number that takes long to be added to: another thread has its turn meanwhile."""
+
+    def __add__(self, other: int) -> Slow:
+        time.sleep(1e-5)
+        return Slow(int(self) + other)
+
+
+def test_threads_without_a_lock_would_lose_counts(package: OnnxPackage, seen: ServedRun):
+    """The test above is able to fail."""
+    observer = Telemetry(package, model="edges", sample_every=1)
+    observer._requests = Slow(0)
+    count_in_threads(observer, seen, runs=20)
+    assert observer.totals().requests == 20 * THREADS
+    observer._lock = nullcontext()  # type: ignore[assignment]
+    count_in_threads(observer, seen, runs=20)
+    assert observer.totals().requests < 40 * THREADS
+
+
+def test_window_has_each_request_and_other_runs_are_not_in_it(served: ServedModel):
+    served.answer(inputs(batch=3), (1, 2))
+    telemetry(served).start_window(sample_every=1)
+    for _ in range(3):
+        served.answer(inputs(batch=3), (1, 2))
+    telemetry(served).stop_window()
+    served.answer(inputs(batch=3), (1, 2))
+    window = telemetry(served).dump_window()
+    assert window is not None
+    column = window.layout.columns[0].tokens
+    assert window.rows[:, column].tolist() == [5, 10] * 3
+    assert window.requests.tolist() == [1] * 6
+    assert (np.diff(window.seconds) >= 0).all()
+
+
+def test_run_that_others_want_values_of_is_not_counted_twice(package: OnnxPackage, seen: ServedRun):
+    observer = Telemetry(package, model="edges", sample_every=0)
+    assert observer.wanted(seen.inputs) == ()
+    observer.saw(seen)
+    assert observer.totals().requests == 0
+
+
+@pytest.mark.parametrize("every", [1, 3, 16])
+def test_one_run_of_each_so_many_is_drawn(package: OnnxPackage, every: int):
+    observer = Telemetry(package, model="edges", sample_every=every, seed=3)
+    given = inputs()
+    turns = [bool(observer.wanted(given)) for _ in range(every * 20)]
+    blocks = np.reshape(turns, (20, every))
+    assert (blocks.sum(axis=1) == 1).all()
+    # Not always the same one of a block.
+    assert every == 1 or len(set(blocks.argmax(axis=1))) > 1
