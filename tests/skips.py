@@ -61,6 +61,7 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without transformers": lambda: not _has_package("transformers"),
     "without OpenVINO": lambda: not _has_package("openvino"),
     "without onnxruntime-web": lambda: not has_onnxruntime_web(),
+    "without promtool": lambda: shutil.which("promtool") is None,
     "without browser": lambda: not any(map(shutil.which, BROWSERS)),
     "without ONNX Runtime's headers": lambda: not Path("/usr/include/onnxruntime").is_dir(),
     "without addr2line": lambda: shutil.which("addr2line") is None,

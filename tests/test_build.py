@@ -314,7 +314,7 @@ def test_package_that_apt_does_not_have_is_no_failure(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["chromium", "chromium_browser", "google_chrome"])
 def test_browser_that_is_there_is_not_installed(tmp_path: Path, name: str):
-    there = {name: "exit 0"}
+    there = {name: "exit 0", "promtool": "exit 0"}
     said, called = install_dependencies(
         tmp_path, "install-test-dependencies", apt_get=APT_GET, id="echo 0", **there
     )
@@ -323,13 +323,22 @@ def test_browser_that_is_there_is_not_installed(tmp_path: Path, name: str):
 
 def test_browser_is_installed_for_tests_only(tmp_path: Path):
     said, called = install_dependencies(
-        tmp_path, "install-test-dependencies", apt_get=APT_GET, id="echo 0"
+        tmp_path, "install-test-dependencies", apt_get=APT_GET, id="echo 0", promtool="exit 0"
     )
     assert " chromium" in called.splitlines()[1]
     assert "installing chromium" in said
     (tmp_path / "build").mkdir()
     _, called = install_dependencies(tmp_path / "build", apt_get=APT_GET, id="echo 0")
     assert "chromium" not in called
+
+
+def test_promtool_is_installed_by_itself(tmp_path: Path):
+    # Where apt has no promtool, the browser is installed all the same.
+    said, called = install_dependencies(
+        tmp_path, "install-test-dependencies", apt_get=APT_GET, id="echo 0", chromium="exit 0"
+    )
+    assert said == "moh-deploy: installing promtool\n"
+    assert called.splitlines()[1].endswith(" promtool")
 
 
 def test_without_a_browser_tests_are_said_to_be_skipped(tmp_path: Path):
