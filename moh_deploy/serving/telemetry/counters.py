@@ -16,7 +16,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.telemetry.layout import MARGIN_EDGES, LayerColumns
 from moh_deploy.serving.telemetry.routing import Counts, RoutingReader
-from moh_deploy.serving.telemetry.token_sizes import Sizes, TokenCounter, shapes_inferred
+from moh_deploy.serving.telemetry.token_sizes import InputShapes, TokenCounter, shapes_inferred
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.layer_values import LayerValues
@@ -103,7 +103,7 @@ class Telemetry:
         with self._lock:
             tokens.add(sizes, valid)
 
-    def _read(self, run: ServedRun, sizes: Sizes) -> None:
+    def _read(self, run: ServedRun, sizes: InputShapes) -> None:
         counted = self.reader.count(run.inputs, run.results, run.sizes)
         shapes = [run.results[one.gates].shape for one in self.reader.values]
         with self._lock:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -16,10 +17,10 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
 from moh_deploy.system.npz import Array
 
-Sizes = tuple[tuple[int, ...], ...]
+InputShapes: TypeAlias = tuple[tuple[int, ...], ...]
 """The shapes of all inputs."""
 
-_Way = tuple[int | DimExpr, int | DimExpr]
+_Way: TypeAlias = tuple[int | DimExpr, int | DimExpr]
 _MOST_SIZES = 4096
 
 
@@ -58,12 +59,12 @@ class TokenCounter:
         dims = _dims(graph)
         self._ways = tuple(self._way([dims.get(name, ()) for name in names]) for names in gates)
         self.has_unknown = None in self._ways
-        self._seen: dict[Sizes, tuple[tuple[int, int], ...]] = {}
+        self._seen: dict[InputShapes, tuple[tuple[int, int], ...]] = {}
         # Runs and valid tokens of each mix of sizes: what these come to is reckoned when asked for.
-        self._open: dict[Sizes, tuple[int, int]] = {}
+        self._open: dict[InputShapes, tuple[int, int]] = {}
         self._runs, self._tokens = 0, [0] * len(self._ways)
 
-    def sizes(self, inputs: Mapping[str, Array]) -> Sizes:
+    def sizes(self, inputs: Mapping[str, Array]) -> InputShapes:
         """Return the sizes of a run."""
         return tuple([inputs[name].shape for name in self._names])
 
@@ -71,11 +72,11 @@ class TokenCounter:
         """Return how many tokens of a run are valid; 0 where nothing tells."""
         return 0 if self._mask is None else int(np.count_nonzero(inputs[self._names[self._mask]]))
 
-    def knows(self, sizes: Sizes) -> bool:
+    def knows(self, sizes: InputShapes) -> bool:
         """Tell whether the tokens of a run of these sizes are known."""
         return not self.has_unknown or sizes in self._seen
 
-    def learn(self, sizes: Sizes, shapes: Sequence[tuple[int, ...]]) -> None:
+    def learn(self, sizes: InputShapes, shapes: Sequence[tuple[int, ...]]) -> None:
         """Remember the shapes of all layers' gates, [B, S, H], in a run of these sizes."""
         if self.has_unknown and sizes not in self._seen:
             # Enough for every mix of sizes that is served; what is forgotten is seen again.
@@ -84,7 +85,7 @@ class TokenCounter:
                 self._seen.clear()
             self._seen[sizes] = tuple((shape[0], shape[1]) for shape in shapes)
 
-    def add(self, sizes: Sizes, valid: int) -> None:
+    def add(self, sizes: InputShapes, valid: int) -> None:
         """Count a run whose tokens are known."""
         runs, tokens = self._open.get(sizes, (0, 0))
         self._open[sizes] = runs + 1, tokens + valid
@@ -116,10 +117,10 @@ class TokenCounter:
     def _is_known(self, dim: int | DimExpr) -> bool:
         return isinstance(dim, int) or dim.name in self._axes
 
-    def _shape(self, way: _Way, sizes: Sizes) -> tuple[int, int]:
+    def _shape(self, way: _Way, sizes: InputShapes) -> tuple[int, int]:
         return self._size(way[0], sizes), self._size(way[1], sizes)
 
-    def _size(self, dim: int | DimExpr, sizes: Sizes) -> int:
+    def _size(self, dim: int | DimExpr, sizes: InputShapes) -> int:
         if isinstance(dim, int):
             return dim
         axis = self._axes[dim.name]
