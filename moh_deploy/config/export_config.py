@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from moh_deploy.config.dims import DimExpr, DynamicAxis, require_traceable
 from moh_deploy.config.nested_inputs import ConstantValue, flat_document, in_document
+from moh_deploy.config.schema_errors import Key, document_path, dotted, explain, shown
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_yaml import parse_yaml, read_yaml
 from moh_deploy.system.suggest import did_you_mean, shortened
@@ -27,7 +28,6 @@ from moh_deploy.system.suggest import did_you_mean, shortened
 ModelDtype = Literal[
     "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"
 ]
-Key = str | int
 RequiredLayers = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
@@ -131,7 +131,16 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
             if item["loc"][:1] == ("constants",) and len(item["loc"]) > 1:
                 item["msg"] = "expected a tensor with a shape, null, true, false, a number or text"
             item["loc"] = in_document(item["loc"], paths)
-        lines = [_explain(item, document, source, overridden) for item in problems]
+        lines = [
+            explain(
+                item,
+                document,
+                _source_of(item, document, source, overridden),
+                known_keys=_known_keys,
+                expectation=_expectation,
+            )
+            for item in problems
+        ]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
     return _with_absolute_code_dirs(config, path)
 
@@ -148,7 +157,7 @@ def _with_absolute_code_dirs(config: ExportConfig, path: Path | None) -> ExportC
 def _read(path: Path) -> dict[str, object]:
     document = read_yaml(path, error=ConfigError)
     if not isinstance(document, dict):
-        what = "is empty" if document is None else f"holds {_show(document)}"
+        what = "is empty" if document is None else f"holds {shown(document)}"
         raise ConfigError(
             f"{path}: {what}; expected a mapping with {shortened(ExportConfig.model_fields)}."
         )
@@ -168,8 +177,8 @@ def _apply_override(document: dict[str, object], override: str) -> tuple[Key, ..
     value = parse_yaml(value_text, f"the value of --set '{override}'", error=ConfigError)
     target: object = document
     for index, key in enumerate(keys[:-1]):
-        target = _descend(target, key, f"--set '{override}': {_dotted(keys[:index]) or 'the top'}")
-    _assign(target, keys[-1], value, f"--set '{override}': {_dotted(keys[:-1]) or 'the top'}")
+        target = _descend(target, key, f"--set '{override}': {dotted(keys[:index]) or 'the top'}")
+    _assign(target, keys[-1], value, f"--set '{override}': {dotted(keys[:-1]) or 'the top'}")
     return keys
 
 
@@ -194,54 +203,31 @@ def _assign(target: object, key: Key, value: object, place: str) -> None:
 
 def _entries(target: object, key: Key, place: str) -> list[object]:
     if not isinstance(target, list):
-        raise ConfigError(f"{place} is {_show(target)}, which has no '{key}' to set.")
+        raise ConfigError(f"{place} is {shown(target)}, which has no '{key}' to set.")
     if not isinstance(key, int) or key >= len(target):
         raise ConfigError(f"{place} has no entry '{key}'; it has {len(target)}, counted from 0.")
     return target
 
 
-def _explain(
+def _source_of(
     item: ErrorDetails,
     document: Mapping[str, object],
     source: str,
     overridden: Sequence[tuple[Key, ...]],
 ) -> str:
+    """Return where a value comes from that is wrong: the file, or an override."""
     if item["type"] == "value_error":
-        # One of our own checks: its text names the place already.
-        return "\n".join(f"{source}: {line}" for line in str(item["ctx"]["error"]).splitlines())
-    path = _document_path(item["loc"], document)
-    place = "--set" if any(path[: len(keys)] == keys for keys in overridden) else source
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(path[:-1])
-        hint = f"{did_you_mean(str(path[-1]), known)} It may hold: {shortened(known)}.".strip()
-        return f"{place}: {_dotted(path)} is not a known key. {hint}"
-    if item["type"] == "missing":
-        what = "has too few values" if isinstance(item["loc"][-1], int) else "is missing"
-        return f"{place}: {_dotted(path)} {what}."
-    return f"{place}: {_dotted(path)} is {_show(item['input'])}: {_expectation(path, item)}."
+        return source
+    path = document_path(item["loc"], document)
+    return "--set" if any(path[: len(keys)] == keys for keys in overridden) else source
 
 
-def _expectation(path: Sequence[Key], item: ErrorDetails) -> str:
+def _expectation(path: Sequence[Key]) -> str | None:
     if "shape" in path[-2:-1]:
         return "expected a size or a dimension such as 'batch' or 'past+1'"
     if "require_layers" in path[-1:]:
         return "expected a number from 1 on, or 'all'"
-    return item["msg"][0].lower() + item["msg"][1:]
-
-
-def _document_path(loc: Sequence[Key], document: object) -> tuple[Key, ...]:
-    """Return an error's location without the branches of unions that pydantic appends to it."""
-    path: list[Key] = []
-    value = document
-    for key in loc:
-        # The document is walked along: pydantic's own keys for branches of a union lead nowhere in
-        # it.
-        is_entry = isinstance(value, list) and isinstance(key, int) and key < len(value)
-        if not is_entry and not isinstance(value, dict):
-            break
-        path.append(key)
-        value = value[key] if is_entry else value.get(key)  # type: ignore[attr-defined, index]
-    return tuple(path)
+    return None
 
 
 def _known_keys(section: Sequence[Key]) -> list[str]:
@@ -295,12 +281,3 @@ def _range_problems(config: ExportConfig, places: Sequence[str]) -> Iterator[str
             yield f"{place}.range is {list(entry.range)}: the first value exceeds the last."
         if entry.range is not None and entry.dtype == "bool":
             yield f"{place}.range has no meaning for dtype bool."
-
-
-def _dotted(keys: Sequence[Key]) -> str:
-    return ".".join(str(key) for key in keys)
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

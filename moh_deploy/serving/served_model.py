@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from moh_deploy.package import Manifest, TensorInfo
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.serving.batches import BatchAxis
+from moh_deploy.serving.guard.open_guard import GuardOptions, open_guard
+from moh_deploy.serving.guard.shadow import open_shadow
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.source import OneRunner, Source
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.user_vectors import check_ranges
@@ -38,7 +41,8 @@ class ServedRun:
 
     Attributes:
         inputs: The batch.
-        results: Its outputs, and the inner values that the observers wanted of this run.
+        results: Its outputs, and the inner values that the observers wanted of this run, of what
+            the rung has: another package has none.
         sizes: Samples of each request in the batch, in order; a batch that cannot be told apart is
             one request.
         seconds: How long the run took.
@@ -76,7 +80,7 @@ class ServedModel:
 
     Args:
         model: The package or engine.
-        runner: It, opened with the inner values that observers may want among its outputs.
+        source: What runs it, opened with the inner values that observers may want.
         observers: Who sees the runs.
         telemetry: The one of them that counts what routers do; None where none does.
     """
@@ -84,7 +88,7 @@ class ServedModel:
     def __init__(
         self,
         model: Deployed,
-        runner: Runner,
+        source: Source | Runner,
         observers: Sequence[Observer] = (),
         *,
         telemetry: Telemetry | None = None,
@@ -94,7 +98,7 @@ class ServedModel:
         self.inputs: tuple[TensorInfo, ...] = model.manifest.inputs
         self.outputs: tuple[TensorInfo, ...] = model.manifest.outputs
         self.batch_axis = BatchAxis.of(model.manifest)
-        self._runner = runner
+        self._source = OneRunner(source) if isinstance(source, Runner) else source
         self._observers = tuple(observers)
         self._names = tuple(one.name for one in self.outputs)
 
@@ -122,29 +126,27 @@ class ServedModel:
         """
         self.check(inputs)
         wanted = tuple({name: None for one in self._observers for name in one.wanted(inputs)})
-        start = time.perf_counter()
-        results = self._runner.run_returning(inputs, (*self._names, *wanted))
-        seconds = time.perf_counter() - start
-        run = ServedRun(
-            inputs, results, tuple(sizes) or (self._samples(inputs),), seconds, "kernels"
-        )
+        parts = tuple(sizes) or (self._samples(inputs),)
+        ran = self._source.run(inputs, self._names, wanted, len(parts))
+        run = ServedRun(inputs, ran.results, parts, ran.seconds, ran.rung)
         for one in self._observers:
             one.saw(run)
-        return Reply({name: results[name] for name in self._names}, run.rung)
+        return Reply({name: ran.results[name] for name in self._names}, ran.rung)
 
     def describe(self) -> Description:
         """Say what runs each layer."""
-        return self._runner.describe()
+        return self._source.describe()
 
     def families(self) -> tuple[Family, ...]:
         """Return what was counted so far."""
-        return tuple(family for one in self._observers for family in one.families())
+        own = self._source.families()
+        return (*own, *(family for one in self._observers for family in one.families()))
 
     def close(self) -> None:
         """Give back what the runner and the observers hold."""
         for one in self._observers:
             one.close()
-        self._runner.close()
+        self._source.close()
 
     def _samples(self, inputs: Mapping[str, Array]) -> int:
         return 1 if self.batch_axis is None else self.batch_axis.size(inputs)
@@ -156,10 +158,17 @@ def open_served(model: Deployed, settings: ServingSettings) -> ServedModel:
     Raises:
         BackendError: The runtime is not there, or refuses the model.
         PackageError: It cannot be read, or has changed since it was written.
+        ConfigError: The guard's policy is wrong, or a package beside takes or returns others.
     """
     telemetry = _telemetry(model, settings)
     observers: tuple[Observer, ...] = () if telemetry is None else (telemetry,)
+    if settings.shadow is not None:
+        shadow = Path(settings.shadow)
+        observers += (open_shadow(model, shadow, settings.shadow_share, threads_of(settings)),)
     inner = tuple({name: None for one in observers for name in one.inner})
+    if settings.guard:
+        guard = open_guard(model, guard_options(settings), inner, threads_of(settings))
+        return ServedModel(model, guard, observers, telemetry=telemetry)
     runner = model.open(Variant(threads=threads_of(settings), extra_outputs=inner))
     return ServedModel(model, runner, observers, telemetry=telemetry)
 
@@ -175,6 +184,15 @@ def _telemetry(model: Deployed, settings: ServingSettings) -> Telemetry | None:
         sample_every=settings.sample_every,
         per_head=settings.per_head,
     )
+
+
+def guard_options(settings: ServingSettings) -> GuardOptions:
+    """Return what the settings say of the guard."""
+    policy, log, control = (
+        None if path is None else Path(path)
+        for path in (settings.policy, settings.audit_log, settings.control)
+    )
+    return GuardOptions(policy, log, control, drill=settings.drill)
 
 
 def threads_of(settings: ServingSettings) -> int:

@@ -20,6 +20,13 @@ class ServingSettings(Strict):
         max_delay_ms: How long the first request of a batch waits for others, in milliseconds.
         sample_every: Routing is read of one batch in so many; 0 reads none.
         per_head: Count head by head, not by layer alone.
+        guard: Answers are judged, and a rung below answers where the first fails.
+        policy: YAML file of the ladder and its limits; None for kernels, then function bodies.
+        audit_log: File that the guard's transitions are appended to; None for none.
+        control: Control file of the guard: manual switch, alarms of drift; None for none.
+        drill: Faults that the control file names are planted.
+        shadow: Package that is run beside, and compared; None for none.
+        shadow_share: On which share of the batches.
     """
 
     name: str
@@ -30,3 +37,10 @@ class ServingSettings(Strict):
     max_delay_ms: float = 1.0
     sample_every: int = 128
     per_head: bool = False
+    guard: bool = False
+    policy: str | None = None
+    audit_log: str | None = None
+    control: str | None = None
+    drill: bool = False
+    shadow: str | None = None
+    shadow_share: float = 0.05

@@ -1,1 +1,1 @@
-"""Return to safe answers: a ladder of ways to run a model, and what moves serving up and down it."""
+"""Return to safe answers: ways to run a model, and what moves serving up and down among them."""

@@ -24,8 +24,9 @@ class BreakerLimits:
 
     Attributes:
         faults: So many wrong answers within `window_s` open it.
-        window_s: For how many seconds answers and their times count.
+        window_s: For how many seconds a wrong answer counts.
         p99_ms: What 99 of 100 runs take at most, in milliseconds; None: no time opens it.
+        latency_window_s: For how many seconds the time of a run counts.
         min_samples: Fewer runs than that in the window say nothing of their times.
         recover_share: A run that is to close the breaker takes at most this share of `p99_ms`: what
             opens and what closes it are apart.
@@ -39,6 +40,7 @@ class BreakerLimits:
     faults: int = 1
     window_s: float = 60.0
     p99_ms: float | None = None
+    latency_window_s: float = 60.0
     min_samples: int = 200
     recover_share: float = 0.8
     cool_down_s: float = 30.0
@@ -87,7 +89,8 @@ class Breaker:
             return False
         self._times.append((now, 1e3 * seconds))
         self._slow += 1e3 * seconds > limit
-        while self._times[0][0] < now - self.limits.window_s or len(self._times) > _MOST_TIMES:
+        oldest = now - self.limits.latency_window_s
+        while self._times[0][0] < oldest or len(self._times) > _MOST_TIMES:
             self._slow -= self._times.popleft()[1] > limit
         # The 99th percentile is above the limit if more than 1 of 100 runs are: nothing is sorted.
         runs = len(self._times)

@@ -25,6 +25,7 @@ Reason = Literal[
     "cool-down is over",
     "probes passed",
     "manual",
+    "control file",  # which cannot be read
 ]
 
 Evidence = Mapping[str, str | float | int | None]
@@ -141,28 +142,28 @@ class LadderState:
             return Route(tuple(half_open), None)
         return Route(rungs, half_open[0] if half_open else None)
 
-    def answered(
-        self, now: float, rung: int, seconds: float, failures: Sequence[Failure] = ()
-    ) -> None:
-        """Count a right answer, and the wrong ones of the rungs that were asked before.
+    def answered(self, now: float, rung: int, seconds: float) -> None:
+        """Count a right answer.
 
         Args:
             now: When.
             rung: Which rung gave it.
             seconds: How long that took.
-            failures: Of others, to the same request.
         """
-        for one in failures:
-            breaker = self._breakers[one.rung]
-            # Several requests may have been on their way when the first of them opened it.
-            if breaker.state == "half-open" or (breaker.state == "closed" and breaker.failed(now)):
-                self._open(now, one.rung, one.reason, one.evidence)
         breaker = self._breakers[rung]
+        # Several requests may have been on their way when the first of them opened it.
         if breaker.state == "half-open":
             self._passed(now, rung, seconds)
         elif breaker.state == "closed" and breaker.took(now, seconds) and self._below(rung):
             evidence = {"p99_ms": breaker.p99_ms, "limit_ms": breaker.limits.p99_ms}
             self._open(now, rung, "latency", {**evidence, "runs": breaker.runs})
+
+    def failed(self, now: float, failures: Sequence[Failure]) -> None:
+        """Count wrong answers to a request that a rung below answered better."""
+        for one in failures:
+            breaker = self._breakers[one.rung]
+            if breaker.state == "half-open" or (breaker.state == "closed" and breaker.failed(now)):
+                self._open(now, one.rung, one.reason, one.evidence)
 
     def probed(self, now: float, rung: int, seconds: float, failure: Failure | None) -> None:
         """Count a run beside the rung that serves.

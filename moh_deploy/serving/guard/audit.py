@@ -1,0 +1,66 @@
+"""The audit log of a guard: one JSON object a line, each written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.serving.guard.ladder_state import Transition
+from moh_deploy.system.json_text import to_json_text
+
+
+class AuditLog:
+    """Appends transitions to a file; several processes may append to one.
+
+    Args:
+        path: The file; None keeps no log.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._file: int | None = None
+        if path is None:
+            return
+        try:
+            # A line in one write at the end of the file: those of two processes do not mix.
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigError(
+                f"the audit log {path} cannot be written: {error.strerror}."
+            ) from None
+
+    def add(self, change: Transition, now: float) -> None:
+        """Write a transition.
+
+        Args:
+            change: What changed.
+            now: Seconds since 1970.
+        """
+        if self._file is None:
+            return
+        time = datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="milliseconds")
+        found = asdict(change)
+        entry = {
+            "time": time.replace("+00:00", "Z"),
+            "from": found.pop("mode_from"),
+            "to": found.pop("mode_to"),
+            "reason": found.pop("reason"),
+            **found,
+        }
+        os.write(self._file, (_line(entry) + "\n").encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _line(entry: dict[str, object]) -> str:
+    return json.dumps(json.loads(to_json_text(entry)), separators=(", ", ": "))

@@ -1,0 +1,91 @@
+"""The control file of a guard: the manual switch, alarms of drift, and the faults of a drill.
+
+A file works for any server, on whatever protocol; who may write it may switch. It is written whole
+and moved into place, as `write_control` does.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.serving.guard.faults import Fault
+from moh_deploy.system.bounded_json import read_json
+from moh_deploy.system.staging import staged_file
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a control file says.
+
+    Attributes:
+        pin: The rung that the manual switch holds; None: it is off.
+        drift: What alarmed, as long as an alarm holds; empty: nothing.
+        faults: What a drill plants; ignored by a server that was not started for one.
+    """
+
+    pin: str | None = None
+    drift: str = ""
+    faults: tuple[Fault, ...] = field(default=())
+
+
+_CONTROL = TypeAdapter(Control)
+
+
+def write_control(path: Path, control: Control) -> None:
+    """Write a control file whole."""
+    with staged_file(path) as partial:
+        partial.write_bytes(_CONTROL.dump_json(control))
+
+
+class ControlFile:
+    """Reads a control file when it has changed.
+
+    Args:
+        path: The file; it need not be there.
+        every_s: It is looked at no more often than that.
+    """
+
+    def __init__(self, path: Path, every_s: float = 0.1) -> None:
+        self._path = path
+        self._every_s = every_s
+        self._next = float("-inf")
+        self._seen: tuple[int, int, int] | None = None
+
+    def is_due(self, now: float) -> bool:
+        """Tell whether it is time to look, for one caller only."""
+        if now < self._next:
+            return False
+        self._next = now + self._every_s
+        return True
+
+    def changed(self) -> Control | None:
+        """Return what it says, if that is new.
+
+        Raises:
+            ConfigError: It cannot be read, or holds something else.
+        """
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            found = None
+        else:
+            found = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if found == self._seen:
+            return None
+        self._seen = found
+        if found is None:
+            return Control()
+        try:
+            content = read_json(self._path, error=ConfigError)
+            return _CONTROL.validate_python(content, strict=False)
+        except FileNotFoundError:
+            return Control()
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "it"
+            raise ConfigError(f"{self._path}: {place} is wrong: {first['msg']}.") from None

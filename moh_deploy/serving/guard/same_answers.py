@@ -1,0 +1,85 @@
+"""Compare what two rungs answer to a request by `verify`'s rules, near-ties of routers included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from moh_deploy.package import OnnxPackage, TensorInfo
+from moh_deploy.runtime.base import Description, Runner, Variant
+from moh_deploy.runtime.variants import PackageVariants
+from moh_deploy.system.npz import Array
+from moh_deploy.validate.function_bodies import Recorder
+from moh_deploy.validate.layer_values import LayerValues
+from moh_deploy.validate.parity import compare
+from moh_deploy.validate.parity_report import ParityReport
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What answers are compared with, and how.
+
+    Attributes:
+        package: What is judged: says which outputs and layers there are.
+        layers: Where the inner values of its layers are.
+        recorder: Runs what it is compared with.
+        reference: What that is, in the words of a report.
+        has_routing: Both have the same layers, so that gates are compared as well.
+    """
+
+    package: OnnxPackage
+    layers: tuple[LayerValues, ...]
+    recorder: Recorder
+    reference: str
+    has_routing: bool = True
+
+    def report(
+        self,
+        inputs: Mapping[str, Array],
+        results: Mapping[str, Array],
+        description: Description,
+        variant: Variant,
+    ) -> ParityReport:
+        """Run the reference, and compare.
+
+        Args:
+            inputs: Of the request.
+            results: What is judged: outputs, gates, and as many other inner values as there are.
+            description: Of what ran.
+            variant: How that is opened: where a near-tie went the other way, it is opened once more
+                with the reference's gates fed to it.
+        """
+        expected = self.recorder.record(inputs)
+        # Who kept outputs and gates only is compared by those.
+        if not all(name in results for layer in self.layers for name in layer.names):
+            expected = replace(expected, scores=(), attention=())
+        has_gates = self.has_routing and all(name in results for name in self.package.gate_names)
+        return compare(
+            self.package,
+            _Given(results, self.package.manifest.inputs, description),
+            [expected],
+            reference=self.reference,
+            outputs_only=not has_gates,
+            variants=PackageVariants(self.package, replace(variant, extra_outputs=())),
+        )
+
+
+class _Given(Runner):
+    """What was computed already, as a runner."""
+
+    def __init__(
+        self,
+        results: Mapping[str, Array],
+        inputs: tuple[TensorInfo, ...],
+        description: Description,
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = tuple(results)
+        self._results = dict(results)
+        self._description = description
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return self._results
+
+    def describe(self) -> Description:
+        return self._description
