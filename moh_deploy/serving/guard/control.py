@@ -6,20 +6,22 @@ and moved into place, as `write_control` does.
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.package.manifest import Strict
 from moh_deploy.serving.guard.faults import Fault
 from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.staging import staged_file
 
 
 @dataclass(frozen=True)
-class Control:
+class Control(Strict):
     """What a control file says.
 
     Attributes:
@@ -30,7 +32,7 @@ class Control:
 
     pin: str | None = None
     drift: str = ""
-    faults: tuple[Fault, ...] = field(default=())
+    faults: tuple[Fault, ...] = ()
 
 
 _CONTROL = TypeAdapter(Control)
@@ -82,7 +84,8 @@ class ControlFile:
             return Control()
         try:
             content = read_json(self._path, error=ConfigError)
-            return _CONTROL.validate_python(content, strict=False)
+            # As JSON text: only so does strict mode take lists for tuples.
+            return _CONTROL.validate_json(json.dumps(content))
         except FileNotFoundError:
             return Control()
         except ValidationError as error:

@@ -78,7 +78,11 @@ def test_a_probe_has_to_be_faster_than_what_opens(seconds, is_slow):
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.integers(1, 30)), min_size=1, max_size=300))
 def test_the_counted_percentile_is_that_of_sorted_times(runs):
-    breaker, now, kept = Breaker(BreakerLimits(p99_ms=15, min_samples=20, window_s=60)), 0.0, []
+    breaker, now, kept = (
+        Breaker(BreakerLimits(p99_ms=15, min_samples=20, latency_window_s=60)),
+        0.0,
+        [],
+    )
     for wait, time_ms in runs:
         now += wait
         kept = [one for one in [*kept, (now, time_ms)] if one[0] >= now - 60]

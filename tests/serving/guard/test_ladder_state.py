@@ -19,7 +19,8 @@ def ladder(rungs: int = 3, drift_to: int | None = None, **changed: float) -> Lad
 
 def fail(state: LadderState, now: float, rung: int = 0) -> None:
     """Let a rung give NaN and the next one a right answer, to one request."""
-    state.answered(now, rung + 1, 0.01, [Failure(rung, NAN)])
+    state.failed(now, [Failure(rung, NAN)])
+    state.answered(now, rung + 1, 0.01)
 
 
 def probe(state: LadderState, now: float, failure: Failure | None = None) -> None:
@@ -187,7 +188,8 @@ class LadderMachine(RuleBasedStateMachine):
             if rung in self.faulty:
                 failures.append(Failure(rung, NAN))
                 continue
-            self.state.answered(self.now, rung, self.seconds(rung), failures)
+            self.state.failed(self.now, failures)
+            self.state.answered(self.now, rung, self.seconds(rung))
             served = rung
             break
         if route.probe is not None:

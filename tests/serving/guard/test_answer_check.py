@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from moh_deploy.package import VectorSet
+from moh_deploy.serving.guard.answer_check import AnswerCheck, WrongSamples, is_finite
+from moh_deploy.system.npz import Array
+
+
+def values(*rows: float, dtype: str = "float32") -> Array:
+    """Return [B, 1]."""
+    return np.array(rows, dtype)[:, None]
+
+
+def check(*recorded: VectorSet, has_samples: bool = True) -> AnswerCheck:
+    return AnswerCheck.of(["y"], ["gates"], recorded, has_samples=has_samples)
+
+
+def recorded(x: Array, y: Array) -> VectorSet:
+    return VectorSet({}, {"x": x}, {"y": y}, (values(1, 1),), (values(1, 1),))
+
+
+def test_finite_answers_are_not_wrong():
+    assert check().wrong({"x": values(1, 2)}, {"y": values(1, 2), "gates": values(0, 1)}) is None
+
+
+def test_each_sample_that_is_not_finite_is_named():
+    found = check().wrong({"x": values(1, 2, 3)}, {"y": values(np.nan, 2, np.inf)})
+    assert found == WrongSamples("non-finite outputs", "y", (0, 2))
+
+
+def test_gates_are_judged_too():
+    found = check().wrong({"x": values(1, 2)}, {"y": values(1, 2), "gates": values(1, np.nan)})
+    assert found == WrongSamples("non-finite gates", "gates", (1,))
+
+
+def test_samples_whose_inputs_are_not_finite_are_not_judged():
+    inputs = {"x": values(np.inf, 2)}
+    assert check().wrong(inputs, {"y": values(np.nan, 2)}) is None
+    found = check().wrong(inputs, {"y": values(np.nan, np.nan)})
+    assert found == WrongSamples("non-finite outputs", "y", (1,))
+
+
+def test_without_samples_a_call_is_judged_as_a_whole():
+    whole = check(has_samples=False)
+    assert whole.wrong({"x": values(np.inf, 2)}, {"y": values(1, np.nan)}) is None
+    assert whole.wrong({"x": values(1, 2)}, {"y": values(1, 2, np.nan)}) == WrongSamples(
+        "non-finite outputs", "y", (0,)
+    )
+
+
+def test_kinds_of_values_in_recorded_runs_are_usual():
+    masked = check(recorded(values(0, -np.inf), values(-np.inf, 1)))
+    inputs = {"x": values(-np.inf, 0)}
+    assert masked.wrong(inputs, {"y": values(-np.inf, -np.inf)}) is None
+    found = masked.wrong(inputs, {"y": values(-np.inf, np.inf)})
+    assert found == WrongSamples("non-finite outputs", "y", (1,))
+
+
+def test_gates_that_are_not_of_samples_concern_all_of_them():
+    found = check().wrong({"x": values(1, 2)}, {"y": values(1, 2), "gates": values(1, 1, np.nan)})
+    assert found == WrongSamples("non-finite gates", "gates", (0, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ml_dtypes.bfloat16])
+def test_every_float_is_looked_at(dtype: str):
+    array = np.array([1, 2, np.nan], dtype)
+    assert not is_finite(array)
+    assert is_finite(array[:2])
+    wrong = check().wrong({"x": values(1, 2, 3)}, {"y": array[:, None]})
+    assert wrong == WrongSamples("non-finite outputs", "y", (2,))
+
+
+def test_what_is_no_float_is_finite():
+    assert is_finite(np.array([1, 2]))
+    assert is_finite(np.array([True]))
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from(["float32", "float64"]),
+        st.integers(0, 40),
+        elements=st.floats(allow_nan=True, allow_infinity=True, width=32),
+    )
+)
+def test_a_sum_tells_what_elements_tell(array: Array):
+    assert is_finite(array) == bool(np.isfinite(array).all())
+
+
+def test_a_sum_that_overflows_is_looked_at_again():
+    assert is_finite(np.full(10, 3e38, np.float32))

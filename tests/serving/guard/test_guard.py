@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.serving.guard.breaker import BreakerLimits
+from moh_deploy.serving.guard.control import Control, write_control
+from moh_deploy.serving.guard.faults import Fault
+from tests.handmade_package import write_package
+from tests.serving.guard.ladders import TriedLadder
+
+Make = Callable[..., TriedLadder]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    return write_package(tmp_path_factory.mktemp("guard") / "package")
+
+
+@pytest.fixture
+def make(package: OnnxPackage, tmp_path: Path) -> Iterator[Make]:
+    made = []
+
+    def new(**options: object) -> TriedLadder:
+        made.append(TriedLadder(package, tmp_path, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield new
+    for one in made:
+        one.guard.close()
+
+
+def is_right(ladder: TriedLadder, y: np.ndarray) -> bool:
+    return np.allclose(y, ladder.package.vectors[0].outputs["y"], rtol=1e-5, atol=1e-6)
+
+
+def audit(ladder: TriedLadder) -> list[dict[str, object]]:
+    return [json.loads(line) for line in ladder.log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("nan", "non-finite outputs"),
+        ("gates", "non-finite gates"),
+        ("crash", "kernel error"),
+        ("missing-library", "cannot be opened"),
+    ],
+)
+def test_a_fault_is_answered_by_the_rung_below_at_once_and_the_first_returns_after_it(
+    make: Make, fault: Fault, reason: str
+):
+    ladder = make()
+    assert ladder.ask().rung == "kernels"
+    ladder.plant(0, fault)
+    ran = ladder.ask()
+    assert ran.rung == "functions"
+    assert is_right(ladder, ran.results["y"])
+    assert ladder.guard.mode == "functions"
+    ladder.plant(0)
+    assert ladder.until(lambda: ladder.guard.mode == "kernels") >= 10
+    assert is_right(ladder, ladder.ask().results["y"])
+    assert [(one["from"], one["to"], one["reason"]) for one in audit(ladder)] == [
+        ("kernels", "functions", reason),
+        ("functions", "functions", "cool-down is over"),
+        ("functions", "kernels", "probes passed"),
+    ]
+    assert ladder.count("moh_fallback_requests_total", reason=reason, rung="functions") >= 10
+    assert ladder.count("moh_guard_transitions_total", reason=reason) == 1
+
+
+def test_a_fault_that_stays_is_never_served_and_tried_less_and_less_often(make: Make):
+    ladder = make()
+    ladder.plant(0, "nan")
+    for _ in range(100):
+        assert is_right(ladder, ladder.ask().results["y"])
+    opened = [one["evidence"]["cool_down_s"] for one in audit(ladder) if one["state"] == "open"]
+    assert opened == [10, 20, 40, 80]
+
+
+def test_where_the_second_rung_fails_too_the_third_answers(make: Make):
+    ladder = make(rungs=3)
+    ladder.plant(0, "nan")
+    ladder.plant(1, "crash")
+    assert ladder.ask().rung == "third"
+    assert ladder.guard.states == {"kernels": "open", "functions": "open", "third": "closed"}
+
+
+def test_what_no_rung_answers_rightly_is_an_error_and_no_rung_is_blamed(make: Make):
+    ladder = make()
+    ladder.plant(0, "nan")
+    ladder.plant(1, "nan")
+    for _ in range(3):
+        with pytest.raises(BackendError, match="not finite: non-finite outputs in 'y'"):
+            ladder.ask()
+    assert set(ladder.guard.states.values()) == {"closed"}
+    assert ladder.count("moh_refused_requests_total") == 3
+    assert not ladder.log.read_text()
+
+
+def test_a_sample_that_nobody_can_answer_does_not_hide_a_fault(make: Make):
+    ladder = make()
+    x = np.array(ladder.package.vectors[0].inputs["x"])
+    x[0] = 3e38  # finite, and beyond what the model can compute with
+    with np.errstate(over="ignore"), pytest.raises(BackendError, match="not finite"):
+        ladder.ask(x)
+    assert ladder.guard.mode == "kernels"
+    ladder.plant(0, "nan")
+    with np.errstate(over="ignore"), pytest.raises(BackendError, match="not finite"):
+        ladder.ask(x)
+    assert ladder.guard.mode == "functions"
+
+
+def test_nan_of_a_client_is_answered_with_nan_and_judged_in_the_other_samples_only(make: Make):
+    ladder = make()
+    x = np.array(ladder.package.vectors[0].inputs["x"])
+    x[0] = np.nan
+    assert np.isnan(ladder.ask(x).results["y"][0]).all()
+    assert ladder.guard.mode == "kernels"
+    ladder.plant(0, "nan")
+    ran = ladder.ask(x)
+    assert ran.rung == "functions"
+    assert np.isfinite(ran.results["y"][1]).all()
+
+
+def test_slow_runs_open_the_rung(make: Make):
+    limits = BreakerLimits(cool_down_s=10, probes=2, p99_ms=200, min_samples=3)
+    ladder = make(limits=limits)
+    ladder.plant(0, "slow")
+    assert ladder.until(lambda: ladder.guard.mode == "functions") == 3
+    assert audit(ladder)[0]["reason"] == "latency"
+
+
+def test_a_spot_check_finds_what_is_wrong_and_finite(make: Make):
+    ladder = make(spot_checks=1.0)
+    ladder.ask()
+    ladder.plant(0, "wrong")
+    assert not is_right(ladder, ladder.ask().results["y"])  # nothing told it from a right one
+    assert ladder.guard.mode == "functions"
+    assert is_right(ladder, ladder.ask().results["y"])
+    first = audit(ladder)[0]
+    assert first["reason"] == "other answers"
+    assert "output 'y'" in first["evidence"]["why"]
+
+
+def test_without_spot_checks_nothing_finds_it(make: Make):
+    ladder = make()
+    ladder.plant(0, "wrong")
+    for _ in range(5):
+        ladder.ask()
+    assert ladder.guard.mode == "kernels"
+
+
+def test_a_rung_that_answers_otherwise_does_not_return(make: Make):
+    ladder = make()
+    ladder.plant(0, "nan")
+    ladder.ask()
+    ladder.plant(0, "wrong")
+    for _ in range(30):
+        assert is_right(ladder, ladder.ask().results["y"])
+    assert ladder.guard.mode == "functions"
+    assert ladder.count("moh_guard_comparisons_total", kind="probe", outcome="other") >= 1
+
+
+def test_the_switch_and_alarms_move_the_ladder(make: Make):
+    ladder = make(rungs=3, drift_to=2)
+    ladder.guard.pin("functions", "operator")
+    assert ladder.ask().rung == "functions"
+    ladder.guard.pin(None, "operator")
+    assert ladder.ask().rung == "kernels"
+    ladder.guard.drifted({"layer": "blocks.0.attn"})
+    assert ladder.ask().rung == "third"
+    assert ladder.until(lambda: ladder.guard.mode == "kernels") >= 8
+    with pytest.raises(ConfigError, match="no rung 'fast', expected one of kernels, functions"):
+        ladder.guard.pin("fast", "operator")
+
+
+def test_the_control_file_switches_alarms_and_plants(make: Make):
+    ladder = make(rungs=3, drift_to=2, control=True)
+    for said, rung in (
+        (Control(pin="functions"), "functions"),
+        (Control(drift="head load of blocks.0.attn"), "third"),
+        (Control(faults=("drift",)), "third"),
+    ):
+        write_control(ladder.control_file, said)
+        assert ladder.ask().rung == rung
+    ladder.control_file.unlink()
+    ladder.until(lambda: ladder.guard.mode == "kernels")
+    write_control(ladder.control_file, Control(faults=("nan",)))
+    assert is_right(ladder, ladder.ask().results["y"])
+    assert ladder.guard.mode == "functions"
+
+
+def test_a_server_that_was_not_started_for_a_drill_plants_nothing(make: Make):
+    ladder = make(control=True, drill=False)
+    write_control(ladder.control_file, Control(faults=("nan", "drift")))
+    assert ladder.ask().rung == "kernels"
+    (line,) = audit(ladder)
+    assert line["reason"] == "control file"
+    assert "not started for a drill" in line["evidence"]["error"]
+
+
+@pytest.mark.parametrize("text", ['{"pin": "fast"}', "{", '{"faults": ["fire"]}', '{"pins": null}'])
+def test_a_control_file_that_is_wrong_is_logged_and_changes_nothing(make: Make, text: str):
+    ladder = make(control=True)
+    ladder.control_file.write_text(text)
+    assert ladder.ask().rung == "kernels"
+    assert audit(ladder)[0]["reason"] == "control file"
+
+
+def test_no_answer_is_wrong_under_threads_while_faults_come_and_go(make: Make):
+    ladder = make(limits=BreakerLimits(cool_down_s=0.01, longest_cool_down_s=0.02, probes=1))
+    wrong, inputs = [], ladder.package.vectors[0].inputs
+    ends = threading.Event()
+
+    def client() -> None:
+        while not ends.is_set():
+            y = ladder.guard.run(inputs, ("y",), ()).results["y"]
+            ladder.now += 1e-3
+            if not is_right(ladder, y):
+                wrong.append(y)
+
+    clients = [threading.Thread(target=client) for _ in range(4)]
+    for one in clients:
+        one.start()
+    for _ in range(30):
+        for fault in ("nan", "crash", "gates"):
+            ladder.plant(0, fault)
+            ends.wait(0.01)
+            ladder.plant(0)
+            ends.wait(0.01)
+    ends.set()
+    for one in clients:
+        one.join()
+    assert not wrong
+    assert ladder.count("moh_guard_transitions_total") >= 2

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.serving import ServedModel, ServingSettings, open_served
+from moh_deploy.serving.guard.control import Control, write_control
+from tests.handmade_package import vectors, write_package
+from tests.kernel_library import needs_library, without_library
+
+LADDER = """
+rungs:
+- {kind: kernels}
+- {kind: functions}
+- {kind: dense, opened: first use}
+- kind: package
+  name: plain
+  path: plain
+  measured_loss: {report: report.json, metric: top-1, loss: 0.02}
+cool_down: {first_s: 0.01}
+probes: 1
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> OnnxPackage:
+    metric = {"metric": "top-1", "better": "higher", "reference": 0.975, "package": 0.955}
+    content = {"equal": False, "accuracy": [metric], "comparisons": []}
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    write_package(tmp_path / "plain", with_layer=False)
+    return write_package(tmp_path / "package")
+
+
+@pytest.fixture
+def served(package: OnnxPackage, tmp_path: Path) -> Iterator[ServedModel]:
+    (tmp_path / "policy.yaml").write_text(LADDER)
+    settings = ServingSettings(
+        "m",
+        guard=True,
+        policy=str(tmp_path / "policy.yaml"),
+        audit_log=str(tmp_path / "audit.jsonl"),
+        control=str(tmp_path / "control.json"),
+        drill=True,
+    )
+    served = open_served(PackageDir(package.root), settings)
+    yield served
+    served.close()
+
+
+@needs_library
+def test_every_rung_of_a_policy_answers(served: ServedModel, tmp_path: Path):
+    recorded = vectors()
+    for rung in ("kernels", "functions", "dense", "plain"):
+        write_control(tmp_path / "control.json", Control(pin=rung))
+        while served.answer(recorded.inputs).rung != rung:
+            pass  # the file is looked at ten times a second
+        y = served.answer(recorded.inputs).outputs["y"]
+        expected = recorded.inputs["x"] if rung == "plain" else recorded.outputs["y"]
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_library
+def test_metrics_name_the_rung_that_serves(served: ServedModel):
+    found = {one.name: one for one in served.families()}
+    modes = {one.labels["rung"]: one.value for one in found["moh_mode"].samples}
+    assert modes == {"kernels": 1, "functions": 0, "dense": 0, "plain": 0}
+
+
+def test_without_a_library_function_bodies_serve_and_the_log_says_why(
+    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    without_library(tmp_path / "native", monkeypatch)
+    settings = ServingSettings("m", guard=True, audit_log=str(tmp_path / "audit.jsonl"))
+    served = open_served(PackageDir(package.root), settings)
+    assert served.answer(vectors().inputs).rung == "functions"
+    served.close()
+    (line,) = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    assert (line["reason"], line["to"]) == ("cannot be opened", "functions")
+    assert "cmake was not found" in line["evidence"]["error"]
+
+
+def test_where_no_rung_can_be_opened_the_server_does_not_start(
+    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    without_library(tmp_path / "native", monkeypatch)
+    (tmp_path / "policy.yaml").write_text("rungs: [{kind: kernels}]")
+    settings = ServingSettings("m", guard=True, policy=str(tmp_path / "policy.yaml"))
+    with pytest.raises(BackendError, match="no layer runs on a kernel: .*cmake was not found"):
+        open_served(PackageDir(package.root), settings)
+
+
+def test_a_package_without_layers_has_no_kernels_to_miss(tmp_path: Path):
+    package = write_package(tmp_path / "plain", with_layer=False)
+    served = open_served(PackageDir(package.root), ServingSettings("m", guard=True))
+    assert served.answer(vectors(with_layer=False).inputs).rung == "kernels"
+    served.close()
+
+
+def test_a_drill_needs_a_control_file(package: OnnxPackage):
+    settings = ServingSettings("m", guard=True, drill=True)
+    with pytest.raises(ConfigError, match="no control file"):
+        open_served(PackageDir(package.root), settings)
+
+
+def test_a_rung_that_is_no_package_is_refused(package: OnnxPackage, tmp_path: Path):
+    (tmp_path / "policy.yaml").write_text(LADDER.replace("path: plain", "path: nothing"))
+    settings = ServingSettings("m", guard=True, policy=str(tmp_path / "policy.yaml"))
+    with pytest.raises(PackageError, match="nothing"):
+        open_served(PackageDir(package.root), settings)

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.serving.guard.policy import GuardPolicy, read_policy
+
+OTHER = "rungs: [{kind: kernels}, {kind: package, name: plain, path: plain, measured_loss: %s}]"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "policy.yaml"
+    path.write_text(text)
+    return path
+
+
+def report(folder: Path, *, equal: bool = False, better: str = "higher") -> None:
+    metric = {"metric": "top-1", "better": better, "reference": 0.975, "package": 0.955}
+    content = {"equal": equal, "accuracy": [metric], "comparisons": []}
+    (folder / "report.json").write_text(json.dumps(content))
+
+
+def test_what_is_left_out_is_usual(tmp_path: Path):
+    policy = read_policy(written(tmp_path, "probes: 3"))
+    assert policy == GuardPolicy(probes=3)
+    assert [one.called for one in policy.rungs] == ["kernels", "functions"]
+
+
+def test_limits_are_those_of_the_sections(tmp_path: Path):
+    text = """
+rungs: [{kind: kernels, p99_ms: 20}, {kind: functions, opened: first use}]
+faults: {count: 3, window_s: 10}
+latency: {window_s: 5, min_samples: 100, recover_share: 0.5}
+cool_down: {first_s: 1, back_off: 3, longest_s: 9, stable_s: 60}
+"""
+    policy = read_policy(written(tmp_path, text))
+    limits = policy.limits(policy.rungs[0])
+    assert vars(limits) == {
+        "faults": 3,
+        "window_s": 10,
+        "p99_ms": 20,
+        "latency_window_s": 5,
+        "min_samples": 100,
+        "recover_share": 0.5,
+        "cool_down_s": 1,
+        "back_off": 3,
+        "longest_cool_down_s": 9,
+        "stable_s": 60,
+        "probes": 5,
+    }
+    assert policy.limits(policy.rungs[1]).p99_ms is None
+
+
+def test_a_rung_that_changes_answers_may_be_used_with_its_measured_loss(tmp_path: Path):
+    report(tmp_path)
+    text = OTHER % "{report: report.json, metric: top-1, loss: 0.02}"
+    policy = read_policy(written(tmp_path, f"{text}\ndrift: {{rung: plain}}"))
+    assert policy.rungs[1].path == tmp_path / "plain"
+    assert not policy.rungs[1].same_answers
+
+
+def test_a_report_that_says_equal_is_enough(tmp_path: Path):
+    report(tmp_path, equal=True)
+    assert read_policy(written(tmp_path, OTHER % "{report: report.json}"))
+
+
+@pytest.mark.parametrize(
+    ("loss", "better", "message"),
+    [
+        ("{report: missing.json}", "higher", "rungs.1.measured_loss.report is .*not exist"),
+        ("{report: report.json}", "higher", "does not say that the packages are equal"),
+        (
+            "{report: report.json, metric: top-5}",
+            "higher",
+            "rungs.1.measured_loss.metric is 'top-5'; .* has top-1",
+        ),
+        (
+            "{report: report.json, metric: top-1, loss: 0.01}",
+            "higher",
+            "rungs.1.measured_loss.loss is 0.01, but .* says 0.02 of top-1",
+        ),
+        ("{report: policy.yaml}", "higher", "not valid JSON"),
+        ("{report: other.json}", "higher", "no JSON report of `moh-deploy verify`"),
+    ],
+)
+def test_a_loss_that_its_report_does_not_say_is_refused(
+    tmp_path: Path, loss: str, better: str, message: str
+):
+    report(tmp_path, better=better)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ConfigError, match=message):
+        read_policy(written(tmp_path, OTHER % loss))
+
+
+def test_a_metric_that_is_better_on_the_rung_loses_nothing(tmp_path: Path):
+    report(tmp_path, better="lower")
+    assert read_policy(written(tmp_path, OTHER % "{report: report.json, metric: top-1}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rungs: [{kind: kernels}, {kind: package, path: a}]", "rungs.1.measured_loss is missing"),
+        ("rungs: [{kind: package, measured_loss: {report: r}}]", "rungs.0.path is missing"),
+        ("rungs: [{kind: kernels, path: a}]", "rungs.0.path is given"),
+        ("rungs: [{kind: kernels}, {kind: kernels}]", "rungs.1.name is 'kernels'"),
+        ("rungs: [{kind: fast}]", "rungs.0.kind is 'fast': input should be 'kernels'"),
+        ("rungs: []", r"rungs is \[\]"),
+        ("rungs: [{kinds: kernels}]", "rungs.0.kinds is not a known key. Did you mean 'kind'"),
+        ("cool_down: {first: 3}", "cool_down.first is not a known key"),
+        ("cool_down: {first_s: '3'}", "cool_down.first_s is '3': input should be a valid number"),
+        ("cool_down: {first_s: 700}", "cool_down.longest_s is less"),
+        ("spot_checks: 2", "spot_checks is 2: input should be less"),
+        ("{spot_checks: 0.1, rungs: [{kind: kernels}]}", "spot_checks is given, but no rung"),
+        ("drift: {rung: plain}", "drift.rung is 'plain', expected one of kernels, functions"),
+        ("drift: {rung: functions}", "routes as the first rung does"),
+        ("- a", "expected a mapping with rungs"),
+        ("", "expected a mapping with rungs"),
+    ],
+)
+def test_what_is_wrong_is_said_with_file_and_key(tmp_path: Path, text: str, message: str):
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_policy(path)
+    assert str(caught.value).startswith(f"{path}: ")

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.serving import ServedModel
+from moh_deploy.serving.guard.shadow import Shadow, open_shadow
+from tests.handmade_package import vectors, write_package
+from tests.routed_package import Fault, write_routed
+
+
+def observed(package: OnnxPackage, shadow: Path, share: float = 1.0) -> tuple[ServedModel, Shadow]:
+    model = PackageDir(package.root)
+    beside = open_shadow(model, shadow, share, threads=1)
+    variant = Variant(kernels="off", threads=1, extra_outputs=beside.inner)
+    return ServedModel(model, model.open(variant), (beside,)), beside
+
+
+@pytest.mark.parametrize(
+    ("fault", "tied", "outcome"),
+    [
+        (None, False, "equal"),
+        # Its routers are plain operators, whose scores nobody knows: a tie explains nothing.
+        ("other tie order", True, "differing"),
+        ("stale weights", False, "differing"),
+        ("top_k off by one", False, "differing"),
+    ],
+)
+def test_a_shadow_is_judged_by_the_rules_of_verify(
+    tmp_path: Path, fault: Fault | None, tied: bool, outcome: str
+):
+    package = write_routed(tmp_path / "package", tied=tied)
+    write_routed(tmp_path / "shadow", fault, tied=tied)
+    served, beside = observed(package, tmp_path / "shadow")
+    recorded = package.vectors[0]
+    for _ in range(2):
+        y = served.answer(recorded.inputs).outputs["y"]
+        np.testing.assert_allclose(y, recorded.outputs["y"], rtol=1e-4, atol=1e-5)
+        beside.wait()
+    report = beside.report()
+    assert (report.compared, getattr(report, outcome)) == (2, 2)
+    assert bool(report.reasons) == (outcome == "differing")
+    assert report.failed == 0
+    served.close()
+
+
+def test_only_the_share_is_run(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    served, beside = observed(package, package.root, share=0.25)
+    for _ in range(200):
+        served.answer(vectors().inputs)
+        beside.wait()
+    assert 25 < beside.report().compared < 75
+    served.close()
+
+
+def test_what_comes_while_the_shadow_is_behind_is_dropped_and_counted(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    served, beside = observed(package, package.root)
+    for _ in range(200):
+        served.answer(vectors().inputs)
+    beside.wait()
+    report = beside.report()
+    assert report.compared + report.dropped == 200
+    counted = {dict(s.labels)["outcome"]: s.value for s in beside.families()[0].samples}
+    assert counted["equal"] == report.equal
+    assert counted["dropped"] == report.dropped > 0
+    served.close()
+
+
+def test_a_shadow_without_the_same_layers_is_compared_by_outputs(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    write_package(tmp_path / "plain", with_layer=False)
+    served, beside = observed(package, tmp_path / "plain")
+    assert beside.inner == ()
+    served.answer(vectors().inputs)
+    beside.wait()
+    assert beside.report().differing == 1
+    served.close()
+
+
+def test_a_shadow_that_fails_is_counted_and_harms_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = write_routed(tmp_path / "package")
+    write_package(tmp_path / "shadow")  # of another width
+    served, beside = observed(package, tmp_path / "shadow")
+    assert served.answer(package.vectors[0].inputs).outputs["y"].shape == (3, 7, 24)
+    beside.wait()
+    assert beside.report().failed == 1
+    assert "x" in beside.report().reasons[0]
+    served.close()
+
+
+@pytest.mark.parametrize("share", [0, 1.5, -1])
+def test_a_share_is_above_0_and_at_most_1(tmp_path: Path, share: float):
+    package = write_package(tmp_path / "package")
+    with pytest.raises(ConfigError, match="expected above 0, at most 1"):
+        open_shadow(PackageDir(package.root), package.root, share, threads=1)
