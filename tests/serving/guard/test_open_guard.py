@@ -92,7 +92,7 @@ def test_where_no_rung_can_be_opened_the_server_does_not_start(
     without_library(tmp_path / "native", monkeypatch)
     (tmp_path / "policy.yaml").write_text("rungs: [{kind: kernels}]")
     settings = ServingSettings("m", guard=True, policy=str(tmp_path / "policy.yaml"))
-    with pytest.raises(BackendError, match="no layer runs on a kernel: .*cmake was not found"):
+    with pytest.raises(BackendError, match=r"no layer runs on a kernel: .*cmake was not found"):
         open_served(PackageDir(package.root), settings)
 
 
