@@ -179,7 +179,7 @@ def _difference(expected: torch.Tensor, got: torch.Tensor, valid: torch.Tensor) 
         return f"has shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
     if expected.dtype != got.dtype:
         return f"has dtype {got.dtype}, expected {expected.dtype}"
-    error, largest = distance(expected[valid], got[valid])
+    error, largest = distance(expected, got, valid)
     if math.isinf(error):
         return "is not finite where the original is"
     limit = tolerance_for(dtype_name(expected.dtype)).limit(largest)

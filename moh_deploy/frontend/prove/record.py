@@ -186,7 +186,8 @@ def _disagreement(
             return found
     if rewrite.fixed_gates is not None:
         fixed, gates = values[rewrite.fixed_gates], values[rewrite.gates]
-        found = _difference("the gates computed at export", fixed, gates)
+        every = torch.ones(gates.shape, dtype=torch.bool)
+        found = _difference("the gates computed at export", fixed, gates, every)
         if found is not None:
             return found
     everything_decided = True
@@ -196,7 +197,12 @@ def _disagreement(
         counted = valid.of_node(rewrite.computed_gates, original)[..., 0]  # [...] of [..., H]
         everything_decided = bool((decided | ~counted).all())
         decided &= counted
-        found = _difference(op_names.ROUTER, values[rewrite.routed][decided], original[decided])
+        found = _difference(
+            op_names.ROUTER,
+            values[rewrite.routed],
+            original,
+            decided[..., None].expand(original.shape),
+        )
         if found is not None:
             return found
     if rewrite.replacement is None or rewrite.op is None or not everything_decided:
@@ -211,10 +217,7 @@ def _swapped(
     swap: Swap, values: dict[Node, torch.Tensor], valid: ValidElements
 ) -> LayerDifference | None:
     got, expected = values[swap.new], values[swap.old]
-    if got.shape == expected.shape:
-        counted = valid.of_node(swap.old, expected)
-        got, expected = got[counted], expected[counted]
-    return _difference(swap.what, got, expected)
+    return _difference(swap.what, got, expected, valid.of_node(swap.old, expected))
 
 
 def _decided(
@@ -235,11 +238,13 @@ def _margins(router: Router, scores: torch.Tensor, top_k: int) -> torch.Tensor:
     return torch.from_numpy(np.nan_to_num(margins, nan=0.0, posinf=np.inf))
 
 
-def _difference(what: str, got: torch.Tensor, expected: torch.Tensor) -> LayerDifference | None:
+def _difference(
+    what: str, got: torch.Tensor, expected: torch.Tensor, counted: torch.Tensor
+) -> LayerDifference | None:
     if got.shape != expected.shape:
         shapes = f"{tuple(got.shape)}, the original {tuple(expected.shape)}"
         return LayerDifference(f"{what} gives shape {shapes}")
-    error, largest = distance(expected, got)
+    error, largest = distance(expected, got, counted)
     if math.isinf(error):
         return LayerDifference(f"{what} is not finite where the original is")
     if error > tolerance_for(dtype_name(expected.dtype)).limit(largest):
@@ -248,14 +253,19 @@ def _difference(what: str, got: torch.Tensor, expected: torch.Tensor) -> LayerDi
     return None
 
 
-def distance(expected: torch.Tensor, got: torch.Tensor) -> tuple[float, float]:
+def distance(
+    expected: torch.Tensor, got: torch.Tensor, counted: torch.Tensor
+) -> tuple[float, float]:
     """Return the largest difference and the largest value where the original is finite.
 
     The difference is inf where the other one is not finite there; both are 0 where nothing is.
+
+    Args:
+        counted: Which elements are compared: bool, of their shape.
     """
-    finite = expected.isfinite()
-    if not bool(finite.all()):  # picking elements takes far longer than comparing them all
-        expected, got = expected[finite], got[finite]
+    compared = counted & expected.isfinite()
+    if not bool(compared.all()):  # picking elements takes far longer than comparing them all
+        expected, got = expected[compared], got[compared]
     exact, other = expected.double(), got.double()
     if not bool(other.isfinite().all()):
         return math.inf, 0.0

@@ -198,8 +198,15 @@ def test_scores_that_do_not_decide_alone_are_not_recorded():
 
 
 def test_distance_leaves_out_what_is_not_finite_in_the_original():
-    expected = torch.tensor([1.0, float("nan"), float("inf"), -4.0])
-    assert distance(expected, torch.tensor([1.5, 7.0, float("nan"), -4.0])) == (0.5, 4.0)
-    assert distance(expected, torch.tensor([1.5, 7.0, 7.0, float("nan")])) == (float("inf"), 0.0)
-    assert distance(expected[1:3], torch.zeros(2)) == (0.0, 0.0)
-    assert distance(expected[:1], torch.tensor([float("inf")])) == (float("inf"), 0.0)
+    expected, every = torch.tensor([1.0, float("nan"), float("inf"), -4.0]), torch.ones(4) > 0
+    assert distance(expected, torch.tensor([1.5, 7.0, float("nan"), -4.0]), every) == (0.5, 4.0)
+    got = torch.tensor([1.5, 7.0, 7.0, float("nan")])
+    assert distance(expected, got, every) == (float("inf"), 0.0)
+    assert distance(expected[1:3], torch.zeros(2), every[1:3]) == (0.0, 0.0)
+    assert distance(expected[:1], torch.tensor([float("inf")]), every[:1]) == (float("inf"), 0.0)
+
+
+def test_distance_is_that_of_the_elements_that_count():
+    expected, got = torch.tensor([1.0, 2.0, 8.0]), torch.tensor([1.0, 2.5, float("nan")])
+    assert distance(expected, got, torch.tensor([True, True, False])) == (0.5, 2.0)
+    assert distance(expected, got, torch.tensor([True, False, False])) == (0.0, 1.0)

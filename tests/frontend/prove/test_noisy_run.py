@@ -1,0 +1,85 @@
+"""Noise moves each element by up to a step of its dtype, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moh_deploy.frontend.prove.noisy_run import NoisyRun, noisy_runs
+from tests.frontend.traced import plain_trace
+
+
+def runs_of(model: nn.Module, x: Tensor, *, draws: int = 1) -> list[NoisyRun]:
+    program = plain_trace(model.eval(), x)
+    return list(noisy_runs(program, [x], watched=(), fed={}, draws=draws))
+
+
+class Negated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return -x
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_noise_is_even_and_of_one_step(dtype: torch.dtype):
+    x = torch.rand(100, 1001, generator=torch.Generator().manual_seed(0)).to(dtype) + 1
+    first, second = (run.outputs[0] for run in runs_of(Negated(), x, draws=2))
+    assert first.dtype == dtype
+    assert not torch.equal(first, second)
+    shares = (first.double() + x.double()) / (torch.finfo(dtype).eps * x.double())
+    assert shares.abs().max() <= 1.5  # a step and what rounding to the dtype adds
+    assert abs(float(shares.mean())) < 0.01
+    assert 0.5 < float(shares.square().mean().sqrt()) < 0.7  # 1/sqrt(3), rounded
+
+
+def test_noise_of_each_eighth_element_is_its_own():
+    x = torch.ones(100_000, dtype=torch.float64)
+    (run,) = runs_of(Negated(), x)
+    noise = (run.outputs[0] + 1).reshape(-1, 8)
+    correlation = torch.corrcoef(noise.T)
+    assert (correlation - torch.eye(8)).abs().max() < 0.05
+
+
+def test_what_is_not_finite_stays_and_its_neighbours_move():
+    x = torch.ones(64, 128)
+    x[0, 0], x[1, 1], x[2, 2] = float("inf"), -float("inf"), float("nan")
+    (run,) = runs_of(Negated(), x)
+    y = run.outputs[0]
+    assert torch.equal(y.isfinite(), x.isfinite())
+    assert y[0, 0] == -float("inf")
+    assert y[1, 1] == float("inf")
+    assert (y[x.isfinite()] != -1).any()
+
+
+def test_a_row_with_infinity_has_noise_of_the_size_of_the_others():
+    class Product(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.ones(256, 64)
+
+    x = torch.ones(2, 256)
+    x[1, 0] = float("inf")
+    (run,) = runs_of(Product(), x)
+    assert 0 < (run.outputs[0][0] - 256).abs().max() < 1e-3
+    assert run.outputs[0][1].isinf().all()
+
+
+def test_what_is_moved_can_be_viewed_as_before():
+    class Turned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.transpose(0, 1) + 1).transpose(0, 1).view(-1)  # [A, B] lies as it did
+
+    x = torch.ones(3, 5)
+    (run,) = runs_of(Turned(), x)
+    assert run.outputs[0].shape == (15,)
+    assert (run.outputs[0] - 2).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (7,)])
+def test_any_shape_takes_noise(shape: tuple[int, ...]):
+    (run,) = runs_of(Negated(), torch.ones(shape))
+    assert run.outputs[0].shape == shape
+
+
+def test_whole_numbers_stay():
+    (run,) = runs_of(Negated(), torch.arange(5))
+    assert torch.equal(run.outputs[0], -torch.arange(5))
