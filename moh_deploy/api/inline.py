@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.graph.load_model import load_ir
-from moh_deploy.graph.router_logits import attention_value
+from moh_deploy.graph.router_logits import attention_values
 from moh_deploy.graph.standard_operators import to_standard_operators
-from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, LayerInfo, OnnxPackage
+from moh_deploy.package import (
+    MODEL_DATA_NAME,
+    MODEL_NAME,
+    LayerInfo,
+    OnnxPackage,
+    load_without_weights,
+)
 from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.runtime.base import Variant
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -91,7 +96,7 @@ def _check_output(output: Path, package_dir: Path) -> None:
 
 def _as_plain_operators(package: OnnxPackage) -> tuple[LayerInfo, ...]:
     """Return the layers as of a model whose attention and routers are ordinary operators."""
-    graph = onnx.load(package.model_path, load_external_data=False).graph
+    layers, graph = package.manifest.layers, load_without_weights(package.model_path).graph
     # Inner values keep their names, so they are compared as they are in the package.
     return tuple(
         replace(
@@ -102,9 +107,9 @@ def _as_plain_operators(package: OnnxPackage) -> tuple[LayerInfo, ...]:
             op=None,
             choice=None,
             ranges=(),
-            attention=attention_value(graph, layer),
+            attention=attention,
         )
-        for layer in package.manifest.layers
+        for layer, attention in zip(layers, attention_values(graph, layers), strict=True)
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx
 
 from moh_deploy.graph.forced_gates import gate_views
-from moh_deploy.graph.router_logits import attention_value
+from moh_deploy.graph.router_logits import attention_values
 from moh_deploy.graph.switches import reads
 from moh_deploy.package.manifest import LayerInfo
 
@@ -45,9 +45,11 @@ def layer_sources(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[
     # One pass in execution order. `known` is what readers of a value depend on: nothing for gates,
     # which are fed; the layer itself, with all before it, for what an attention makes. `before` is
     # what the value itself was computed from.
-    attention = {attention_value(graph, layer): i for i, layer in enumerate(layers)}
+    values = attention_values(graph, layers)
+    attention = {value: i for i, value in enumerate(values)}
     # Fed: what reads them depends on no router, and on nothing before one.
-    gates = {name for layer in layers for name in _gate_names(graph, layer)}
+    names = [_gate_names(graph, layer) for layer in layers]
+    gates = {name for chain in names for name in chain}
     weights = {tensor.name for tensor in graph.initializer}
     known: dict[str, frozenset[LayerSource]] = {
         value.name: frozenset([value.name]) for value in graph.input if value.name not in weights
@@ -67,11 +69,11 @@ def layer_sources(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[
                 known[name] = found
     return tuple(
         LayerSources(
-            before.get(attention_value(graph, layer) or "", _NONE),
+            before.get(value or "", _NONE),
             # The last name is what the router makes, in front of all views.
-            before.get(_gate_names(graph, layer)[-1], _NONE),
+            before.get(chain[-1], _NONE),
         )
-        for layer in layers
+        for value, chain in zip(values, names, strict=True)
     )
 
 

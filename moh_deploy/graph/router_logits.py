@@ -5,7 +5,7 @@ A layer whose router is of plain operators has no such place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -60,21 +60,31 @@ def router_logits(
     # Of the main graph: routers stand in no branch.
     nodes = {node.name: node for node in graph.node if node.name}
     routers = router_nodes(graph, layers)
+    makers = {name: node for node in graph.node for name in node.output}
+    results = _results(graph)
     return tuple(
-        None if name is None else _of_layer(graph, layer, nodes[name])
+        None if name is None else _of_layer(layer, nodes[name], makers, results)
         for layer, name in zip(layers, routers, strict=True)
     )
 
 
-def attention_value(graph: onnx.GraphProto, layer: LayerInfo) -> str | None:
-    """Return the name of what a layer's attention computes, gates included; None without one.
+def attention_values(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[str | None, ...]:
+    """Return the name of what each layer's attention computes, gates included; None without one.
 
     It is [B, S, heads * value size], or [B, heads, S, value size] where the operator is given that.
     """
-    return layer.attention if layer.node is None else _made_by(graph, layer.node)
+    results = _results(graph)
+    return tuple(
+        layer.attention if layer.node is None else results.get(layer.node) for layer in layers
+    )
 
 
-def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) -> RouterLogits:
+def _of_layer(
+    layer: LayerInfo,
+    router: onnx.NodeProto,
+    makers: Mapping[str, onnx.NodeProto],
+    results: Mapping[str, str],
+) -> RouterLogits:
     return RouterLogits(
         path=layer.path,
         node=router.name,
@@ -82,16 +92,15 @@ def _of_layer(graph: onnx.GraphProto, layer: LayerInfo, router: onnx.NodeProto) 
         logits={port: name for port, name in zip(PORTS, router.input, strict=False) if name},
         gates=router.output[0],
         attributes={attribute.name: _value(attribute) for attribute in router.attribute},
-        attention=None if layer.node is None else _made_by(graph, layer.node),
-        in_order=_in_order(graph, layer.gates, router.output[0]),
+        attention=None if layer.node is None else results.get(layer.node),
+        in_order=_in_order(makers, layer.gates, router.output[0]),
         form=form_named(layer.router),
     )
 
 
-def _in_order(graph: onnx.GraphProto, gates: str, made: str) -> bool:
+def _in_order(makers: Mapping[str, onnx.NodeProto], gates: str, made: str) -> bool:
     """Tell whether nothing on the way from what a router made to the gates moves a token."""
     # Weighing operators have the gates as their first input; none of these moves a token.
-    makers = {name: node for node in graph.node for name in node.output}
     # From the recorded gates backwards, as long as operators keep the tokens in place.
     while gates != made and gates in makers and makers[gates].op_type in _KEEP_ORDER:
         gates = makers[gates].input[0]
@@ -103,15 +112,17 @@ def _value(attribute: onnx.AttributeProto) -> int | str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _made_by(graph: onnx.GraphProto, name: str) -> str | None:
-    """Return the main graph's name of a node's result: the node itself may be in a branch."""
+def _results(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return the main graph's name of the first result of each node, those in branches included."""
+    results: dict[str, str] = {}
     for node in graph.node:
-        if node.name == name:
-            return str(node.output[0])
+        if node.output:
+            results.setdefault(node.name, node.output[0])
         for attribute in node.attribute:
-            inner = {one.name: one.output[0] for one in all_nodes(attribute.g)}
-            if name in inner:
+            if attribute.HasField("g"):
                 # Output i of an If is output i of either branch.
-                returned = [value.name for value in attribute.g.output]
-                return str(node.output[returned.index(inner[name])])
-    return None
+                returned = {value.name: i for i, value in enumerate(attribute.g.output)}
+                for inner in all_nodes(attribute.g):
+                    if inner.output and inner.output[0] in returned:
+                        results.setdefault(inner.name, node.output[returned[inner.output[0]]])
+    return results

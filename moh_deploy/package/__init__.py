@@ -51,6 +51,7 @@ from moh_deploy.package.onnx_package import OnnxPackage, require_finished
 from moh_deploy.package.size_ranges import at_sizes, choice_at, measure
 from moh_deploy.package.spread import fingerprint_spread, spread
 from moh_deploy.package.vectors import VectorSet
+from moh_deploy.package.weightless_model import load_without_weights
 from moh_deploy.package.writer import PackageWriter, check_package_output, check_replaceable
 
 __all__ = [
@@ -95,6 +96,7 @@ __all__ = [
     "current_choice",
     "fingerprint",
     "fingerprint_spread",
+    "load_without_weights",
     "measure",
     "node_rules",
     "projections",

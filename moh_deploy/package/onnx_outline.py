@@ -89,11 +89,11 @@ def read_outline(path: Path) -> ModelOutline:
         raise PackageError(f"{path} does not exist.") from error
     except OSError as error:
         raise PackageError(f"{path}: cannot be read: {error.strerror}.") from error
-    except _DamagedError as error:
+    except DamagedError as error:
         raise PackageError(f"{path} cannot be read as an ONNX model: {error}.") from error
 
 
-class _DamagedError(Exception):
+class DamagedError(Exception):
     """The bytes are no ONNX model."""
 
 
@@ -164,7 +164,7 @@ class _Reader:
             # A read beyond the map raises IndexError: the file ends there.
             self._walk(0, len(self.data), _MODEL, ())
         except IndexError:
-            raise _DamagedError("it ends in the middle of a number") from None
+            raise DamagedError("it ends in the middle of a number") from None
 
     def outline(self) -> ModelOutline:
         # Before IR version 4 weights had to be inputs, too.
@@ -175,7 +175,7 @@ class _Reader:
     def _walk(self, at: int, end: int, message: str, path: tuple[str, ...]) -> None:
         """Look at all fields of a message; `path` has the names of the fields that lead to it."""
         if len(path) > _DEEPEST:
-            raise _DamagedError(f"it is nested deeper than {_DEEPEST} levels")
+            raise DamagedError(f"it is nested deeper than {_DEEPEST} levels")
         data, fields, begin = self.data, _fields_by_message()[message], at
         # Both are known only when the whole tensor was seen: fields may come in any order.
         has_external = False
@@ -183,17 +183,17 @@ class _Reader:
         # The wire format: a tag (number << 3 | kind), then a varint, 4 or 8 bytes, or a length and
         # bytes.
         while at < end:
-            tag, at = self._varint(at)
+            tag, at = read_varint(data, at)
             kind = tag & 7
             # Numbers that no field can have tell damage from an unknown field, which is skipped.
             if not 0 < tag >> 3 <= _LARGEST_FIELD:
-                raise _DamagedError(f"byte {at - 1} begins a field of number {tag >> 3}")
+                raise DamagedError(f"byte {at - 1} begins a field of number {tag >> 3}")
             if kind == _LENGTH_DELIMITED:
-                size, at = self._varint(at)
+                size, at = read_varint(data, at)
                 stop = at + size
                 # A length that leads out of its message is damage, or an attempt to read elsewhere.
                 if stop > end:
-                    raise _DamagedError(
+                    raise DamagedError(
                         f"a field of {size} bytes begins at byte {at}, but what holds it ends at"
                         f" {end}"
                     )
@@ -210,54 +210,40 @@ class _Reader:
                     has_external |= name == "external_data" and message == _TENSOR
                 at = stop
             elif kind == _VARINT:
-                _, at = self._varint(at)
+                _, at = read_varint(data, at)
             elif kind in (_FIXED_64, _FIXED_32):
                 at += 8 if kind == _FIXED_64 else 4
             else:
-                raise _DamagedError(f"byte {at - 1} begins a field of a kind that ONNX has not")
+                raise DamagedError(f"byte {at - 1} begins a field of a kind that ONNX has not")
         # The last field was cut off by the end of its message.
         if at != end:
-            raise _DamagedError(f"a field does not end at byte {end}, where what holds it does")
+            raise DamagedError(f"a field does not end at byte {end}, where what holds it does")
         self._note_message(path, begin, end)
         if has_external:
             self.external.append(_external(data[begin:end]))
         elif raw_bytes is not None:
             self._check_raw(begin, end, raw_bytes)
 
-    def _varint(self, at: int) -> tuple[int, int]:
-        """Return a number, and where it ends."""
-        byte = self.data[at]
-        if byte < 0x80:
-            return byte, at + 1
-        number = 0
-        # Ten groups of seven bits hold 64.
-        for index in range(_LONGEST_VARINT):
-            byte = self.data[at + index]
-            number |= (byte & 0x7F) << 7 * index
-            if byte < 0x80:
-                return number, at + index + 1
-        raise _DamagedError(f"a number at byte {at} has no end")
-
     def _check_raw(self, begin: int, end: int, raw_bytes: int) -> None:
         """Compare the size of a tensor's data with its shape; the data itself is stepped over."""
         # Dims, dtype and name alone are parsed: raw_data is stepped over, and never touched.
-        head, at = b"", begin
+        head, at, data = b"", begin, self.data
         while at < end:
             start = at
-            tag, at = self._varint(at)
+            tag, at = read_varint(data, at)
             size = 0
             if tag & 7 == _LENGTH_DELIMITED:
-                size, at = self._varint(at)
+                size, at = read_varint(data, at)
             elif tag & 7 == _VARINT:
-                _, at = self._varint(at)
+                _, at = read_varint(data, at)
             else:
                 size = 8 if tag & 7 == _FIXED_64 else 4
             at += size
             if tag >> 3 in _HEAD_OF_TENSOR:
-                head += self.data[start:at]
+                head += data[start:at]
         tensor = _parsed(onnx.TensorProto.FromString, head)
         if _num_bytes(tensor) != raw_bytes:
-            raise _DamagedError(
+            raise DamagedError(
                 f"tensor '{tensor.name[:200]}' is {_described(tensor)}, but has {raw_bytes} bytes"
             )
 
@@ -270,13 +256,13 @@ class _Reader:
         else:
             whole = (stop - at) % _FIXED_SIZES[held] == 0
         if not whole:
-            raise _DamagedError(f"the numbers from byte {at} to byte {stop} are cut off")
+            raise DamagedError(f"the numbers from byte {at} to byte {stop} are cut off")
 
     def _note_text(self, path: tuple[str, ...], content: bytes) -> None:
         try:
             text = content.decode()
         except UnicodeDecodeError:
-            raise _DamagedError(
+            raise DamagedError(
                 f"{'.'.join(path)} is {content[:60]!r}, which is not UTF-8"
             ) from None
         # Of the main graph alone: values in branches and functions cannot be fetched.
@@ -292,6 +278,26 @@ class _Reader:
             found[value.name] = _declared(value)
 
 
+def read_varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    """Return a number of protobuf's, and where it ends.
+
+    Raises:
+        DamagedError: It has no end.
+        IndexError: The data ends before.
+    """
+    byte = data[at]
+    if byte < 0x80:
+        return byte, at + 1
+    number = 0
+    # Ten groups of seven bits hold 64.
+    for index in range(_LONGEST_VARINT):
+        byte = data[at + index]
+        number |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return number, at + index + 1
+    raise DamagedError(f"a number at byte {at} has no end")
+
+
 _WEIGHT_NAMES = (
     ("graph", "initializer", "name"),
     ("graph", "sparse_initializer", "values", "name"),
@@ -304,7 +310,7 @@ def _parsed(parse: Callable[[bytes], Any], content: bytes) -> Any:
     try:
         return parse(content)
     except DecodeError as error:
-        raise _DamagedError(str(error)) from error
+        raise DamagedError(str(error)) from error
 
 
 def _external(content: bytes) -> ExternalTensor:

@@ -10,7 +10,7 @@ import onnx
 
 from moh_deploy.graph.forced_gates import GateTypes, computed_gates, force_gates, unforceable_layers
 from moh_deploy.graph.weight_noise import add_weight_noise, has_low_weights
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import OnnxPackage, load_without_weights
 from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 
@@ -80,4 +80,4 @@ class PackageVariants:
         return gates_fed(bodies, gates, inner)
 
     def _graph(self) -> onnx.GraphProto:
-        return onnx.load(self.package.model_path, load_external_data=False).graph
+        return load_without_weights(self.package.model_path).graph

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 
 from moh_deploy.graph.layer_sources import NO_SOURCES, LayerSources, layer_sources
-from moh_deploy.graph.router_logits import RouterLogits, attention_value, router_logits
-from moh_deploy.package import OnnxPackage, fingerprint
+from moh_deploy.graph.router_logits import RouterLogits, attention_values, router_logits
+from moh_deploy.package import OnnxPackage, fingerprint, load_without_weights
 from moh_deploy.system.npz import Array
 
 _ROUTED = "routed_logits"
@@ -84,13 +83,18 @@ class LayerValues:
 
 def layer_values(package: OnnxPackage) -> tuple[LayerValues, ...]:
     """Return where each layer's inner values are, in the manifest's order."""
-    # Only the graph is read: weights stay on disk.
-    graph = onnx.load(package.model_path, load_external_data=False).graph
+    graph = load_without_weights(package.model_path).graph
     layers = package.manifest.layers
-    found = zip(layers, router_logits(graph, layers), layer_sources(graph, layers), strict=True)
+    found = zip(
+        layers,
+        attention_values(graph, layers),
+        router_logits(graph, layers),
+        layer_sources(graph, layers),
+        strict=True,
+    )
     return tuple(
-        LayerValues(layer.gates, attention_value(graph, layer), router, sources)
-        for layer, router, sources in found
+        LayerValues(layer.gates, attention, router, sources)
+        for layer, attention, router, sources in found
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
 from moh_deploy.graph.router_nodes import router_nodes
 from moh_deploy.graph.switches import all_nodes, switch_rules
 from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
-from moh_deploy.package import LayerInfo, read_outline
+from moh_deploy.package import LayerInfo, load_without_weights
 from moh_deploy.runtime.base import GraphEdit
 from moh_deploy.runtime.layer_runs import LayerImpl
 
@@ -70,7 +71,8 @@ def prepare_model(
         BackendError: A name in `extra_outputs` is unknown.
         PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
     """
-    model = _load_without_weights(path)
+    # Edits may read weights; what they are made for is loaded as a whole. So is what is emulated.
+    model = _whole(path) if edits else load_without_weights(path)
     moh_nodes = _nodes_of(KERNEL_DOMAIN, path, model.graph)
     dense_nodes: dict[str, LayerImpl] = dict.fromkeys(
         _nodes_of(DENSE_DOMAIN, path, model.graph), "dense"
@@ -86,34 +88,40 @@ def prepare_model(
     # One dtype at most: the first that the model computes in.
     emulated = next((dtype for dtype in emulate_dtypes if computes_in(model, dtype)), None)
     if emulated is not None:
+        model = model if edits else _whole(path)
         emulate(model, emulated)
-    if extra_outputs or edits or emulated is not None:
-        _add_outputs(model, extra_outputs)
+    added = _outputs(model.graph, extra_outputs)
+    if edits or emulated is not None:
+        model.graph.output.extend(added)
         content = model.SerializeToString()
+    elif added:
+        # A message may come in parts: outputs behind the encoded model are appended to its graph.
+        more = onnx.ModelProto(graph=onnx.GraphProto(output=added))
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            content = b"".join((data, more.SerializeToString()))
     return PreparedModel(
         content, moh_nodes, dense_nodes, switches, routers, nodes, has_float16, emulated
     )
 
 
-def _load_without_weights(path: Path) -> onnx.ModelProto:
-    read_outline(path)  # protobuf fails only where a name is read that is not UTF-8
+def _whole(path: Path) -> onnx.ModelProto:
     return onnx.load(path, load_external_data=False)
 
 
-def _add_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
-    graph = model.graph
+def _outputs(graph: onnx.GraphProto, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
+    """Return what is to be declared for inner values to be outputs, too."""
     # Only values of the main graph can be outputs, not those within branches and functions.
     known = {name for node in graph.node for name in node.output}
     known |= {value.name for value in (*graph.input, *graph.initializer)}
     present = {output.name for output in graph.output}
-    for name in dict.fromkeys(names):
-        if name not in known:
-            raise BackendError(
-                f"the model has no value '{name}', which was asked for as an extra output."
-            )
-        if name not in present:
-            # ONNX Runtime infers type and shape.
-            graph.output.append(onnx.ValueInfoProto(name=name))
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        raise BackendError(
+            f"the model has no value '{unknown}', which was asked for as an extra output."
+        )
+    # ONNX Runtime infers type and shape.
+    wanted = [name for name in dict.fromkeys(names) if name not in present]
+    return [onnx.ValueInfoProto(name=name) for name in wanted]
 
 
 def _nodes_of(domain: str, path: Path, graph: onnx.GraphProto) -> dict[str, Operator]:

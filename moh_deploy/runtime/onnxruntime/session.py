@@ -15,7 +15,7 @@ from onnx import parser
 
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype
-from moh_deploy.package import OnnxPackage, TensorInfo
+from moh_deploy.package import OnnxPackage, TensorInfo, read_outline
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs, empty_axis
 from moh_deploy.runtime.kernel_use import KernelUse
@@ -136,6 +136,7 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         compute_type = source.manifest.compute_type
     else:
         path, layers, compute_type = source, (), "float32"
+        read_outline(path)  # of a package that was done when it was opened
     use = choose_kernels(
         variant.kernels,
         library=variant.library,
