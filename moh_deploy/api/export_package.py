@@ -72,7 +72,7 @@ def export_package(
             _save(converted.model, writer.root)
             manifest = writer.stage(manifest, converted.vectors)
         sizes = tuple(one.sizes for one in converted.vectors)
-        valid_tokens_found = converted.valid_tokens_found
+        valid_tokens_found, limits = converted.valid_tokens_found, converted.limits
         # Its weights would stay in memory while another process loads what was written.
         del converted
         with progress.step("comparing the package with the original model"):
@@ -94,6 +94,8 @@ def export_package(
         runs=runs,
         valid_tokens=manifest.valid_tokens,
         valid_tokens_found=valid_tokens_found,
+        dim_ranges=manifest.dim_ranges,
+        limits=limits,
         seconds=progress.seconds,
     )
 

@@ -80,6 +80,12 @@ def size_at(dim: int | str | None, sizes: Mapping[str, int]) -> int | None:
         return None
 
 
+def limits_text(limits: tuple[int, int | None]) -> str:
+    """Return `1 to 64` or `5 to any size` for the smallest and largest size of a dimension."""
+    smallest, largest = limits
+    return f"{smallest} to {'any size' if largest is None else largest}"
+
+
 @dataclass(frozen=True)
 class DynamicAxis:
     """An axis that is dynamic, with its size in the example.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx_ir as ir
 import torch
@@ -14,17 +15,23 @@ from moh_deploy.errors import ExportError
 from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.outputs import output_names
-from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
-from moh_deploy.frontend.limits import dim_ranges, joined_dims
+from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims, resize_inputs
+from moh_deploy.frontend.inputs.sizes import SizeTrials
+from moh_deploy.frontend.limits import Ranges, Relations, dim_ranges, joined_dims
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.flex_attention import refuse_flex_attention
 from moh_deploy.frontend.normalize.fold import fold_weights
 from moh_deploy.frontend.normalize.plain_attention import prepare_plain_attention
-from moh_deploy.frontend.prove.original import OriginalRun, one_thread_if_small, run_example
+from moh_deploy.frontend.prove.original import (
+    OriginalRun,
+    one_thread_if_small,
+    run_example,
+    run_original,
+)
 from moh_deploy.frontend.prove.record import LayerDifference, LayerRecord, Recording
 from moh_deploy.frontend.prove.recorded_run import input_text, recorded_vectors, try_to_record
-from moh_deploy.frontend.prove.size_runs import SizeRuns, record_sizes
+from moh_deploy.frontend.prove.size_runs import record_sizes
 from moh_deploy.frontend.prove.valid_elements import ValidElements
 from moh_deploy.frontend.recognize import MoHLayer, survey
 from moh_deploy.frontend.recognize.padding import padding_input
@@ -47,9 +54,6 @@ from moh_deploy.package import (
 from moh_deploy.system.progress import Progress
 from moh_deploy.system.user_code import describe_error
 
-# A run of up to about a second on one core.
-_QUICK_FLOPS = 50_000_000_000
-
 
 @dataclass(frozen=True)
 class Converted:
@@ -67,6 +71,7 @@ class Converted:
         total_flops: Of the original at the example's sizes.
         precision: The shortest floating-point dtype among weights and outputs.
         dim_ranges: Dimension to the sizes that the trace is good for, where it limits them.
+        limits: Why dimensions have such ranges, where that is no matter of size 0.
         rounding: How far rounding moves the original; None where it does not run in float64.
         call: How the original takes the inputs; None where they are its positional arguments.
         valid_tokens: The input that says which tokens are valid; None if all are.
@@ -85,7 +90,8 @@ class Converted:
     vectors: tuple[VectorSet, ...]
     total_flops: int | None
     precision: str
-    dim_ranges: dict[str, tuple[int, int | None]]
+    dim_ranges: Ranges
+    limits: dict[str, str]
     rounding: Rounding | None
     call: Call | None
     valid_tokens: str | None
@@ -118,6 +124,7 @@ def convert(
         program = normalize(program)
         _check_stateless(program)
         ranges = dim_ranges(program, inputs)
+        relations = Relations.of(program, inputs)
         joined = joined_dims(program, inputs)
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
@@ -131,11 +138,14 @@ def convert(
         rewrites = view_attention(program, rewrites)
     with progress.step("recording the original model"), one_thread_if_small(model):
         example, flops = _run_example(model, inputs)
-        thorough = flops is not None and flops <= _QUICK_FLOPS
         elements = ValidElements.of(program, inputs, outputs)
         sizes = record_sizes(
-            model,
-            inputs,
+            SizeTrials(
+                inputs,
+                partial(run_original, model),
+                ranges={n: limits for n, limits in ranges.items() if n not in relations.forms},
+                complete=relations.complete,
+            ),
             example,
             lambda run: try_to_record(
                 program,
@@ -146,8 +156,9 @@ def convert(
                 valid=elements.where(run.valid_tokens),
                 measure_rounding=run is example,
             ),
-            thorough=thorough,
-            may_be_empty=[name for name in joined if ranges.get(name, (1, None))[0] == 1],
+            flops=flops,
+            may_be_empty=joined,
+            retraced=partial(_ranges_at, model, inputs),
         )
         rewrites = [_checked(r, i, sizes.recordings) for i, r in enumerate(rewrites)]
         agreeing, kept = _told_apart(swaps, sizes.recordings)
@@ -176,7 +187,8 @@ def convert(
         ),
         total_flops=flops,
         precision=_precision(program, example.outputs),
-        dim_ranges=_with_smallest(ranges, sizes),
+        dim_ranges=relations.complete_ranges(sizes.ranges),
+        limits=sizes.reasons,
         rounding=sizes.recordings[0].rounding,
         call=None if model.call is None or model.call.is_plain else model.call,
         valid_tokens=mask,
@@ -192,6 +204,19 @@ def _traced(model: LoadedModel, inputs: Sequence[ModelInput]) -> ExportedProgram
     except ExportError:
         _run_example(model, inputs)
         raise
+
+
+def _ranges_at(
+    model: LoadedModel, inputs: Sequence[ModelInput], name: str, size: int
+) -> Ranges | None:
+    """Return the ranges of a trace at another size of a dimension; None if it cannot be traced."""
+    if model.module is None:
+        return None
+    resized = resize_inputs(inputs, {name: size})
+    try:
+        return dim_ranges(trace(model, resized), resized)
+    except ExportError:
+        return None
 
 
 def _with_padding_input(
@@ -266,21 +291,6 @@ def _precision(program: ExportedProgram, outputs: Sequence[torch.Tensor]) -> str
     floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     coarsest = max(floats, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
     return dtype_name(coarsest)
-
-
-def _with_smallest(
-    ranges: Mapping[str, tuple[int, int | None]], sizes: SizeRuns
-) -> dict[str, tuple[int, int | None]]:
-    """The ranges of dimensions, from the smallest size at which the trace was found to be good."""
-    limited = dict(ranges)
-    for name in sizes.too_small:
-        smallest, largest = ranges.get(name, (1, None))
-        limited[name] = (max(smallest, 2), largest)
-    for name, recorded in sizes.empty.items():
-        _, largest = limited.pop(name, (1, None))
-        if not recorded or largest is not None:
-            limited[name] = (0 if recorded else 1, largest)
-    return limited
 
 
 def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> Rewrite:

@@ -7,7 +7,7 @@ each size, and assertions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -72,6 +72,54 @@ def dim_ranges(program: ExportedProgram, inputs: Sequence[ModelInput]) -> Ranges
             if looked is not None:
                 _limit(ranges, names[symbol], looked)
     return ranges
+
+
+@dataclass(frozen=True)
+class Relations:
+    """The dimensions that follow from others, as the length of a mask is that of a cache and of new
+    tokens: what the program asserts of them.
+
+    Attributes:
+        forms: Name of such a dimension to its size, as an expression of the names of others.
+    """
+
+    forms: Mapping[str, sympy.Expr]
+
+    @classmethod
+    def of(cls, program: ExportedProgram, inputs: Sequence[ModelInput]) -> Relations:
+        """Read them from a program."""
+        names = {symbol: name for name, symbol in _symbols(program, inputs).items()}
+        forms: dict[str, sympy.Expr] = {}
+        used: set[str] = set()
+        equations = [one for one in _assertions(program) if isinstance(one, sympy.Eq)]
+        for symbol, form in [pair for one in equations for pair in (one.args, one.args[::-1])]:
+            name, others = names.get(symbol), form.free_symbols
+            if name is None or name in used or symbol in others or not others <= names.keys():
+                continue
+            if forms.keys().isdisjoint(names[one] for one in others):
+                used |= {names[one] for one in others}
+                named = {one: sympy.Symbol(names[one], integer=True) for one in others}
+                forms.setdefault(name, form.xreplace(named))
+        return cls(forms)
+
+    def complete(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Return sizes in which those that follow from others do so."""
+        return {**sizes, **{name: _value(form, sizes) for name, form in self.forms.items()}}
+
+    def complete_ranges(self, ranges: Mapping[str, tuple[int, int | None]]) -> Ranges:
+        """Return ranges in which those of dimensions that follow from others do so."""
+        found = {name: limits for name, limits in ranges.items() if name not in self.forms}
+        smallest = {name: limits[0] for name, limits in found.items()}
+        for name, form in self.forms.items():
+            parts = {str(symbol): smallest.get(str(symbol), 0) for symbol in form.free_symbols}
+            least = _value(form, parts)
+            if least > 1:
+                found[name] = (least, None)
+        return found
+
+
+def _value(form: sympy.Expr, sizes: Mapping[str, int]) -> int:
+    return int(form.xreplace({one: sympy.Integer(sizes[str(one)]) for one in form.free_symbols}))
 
 
 def joined_dims(program: ExportedProgram, inputs: Sequence[ModelInput]) -> list[str]:

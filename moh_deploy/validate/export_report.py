@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moh_deploy.config.dims import limits_text
 from moh_deploy.package import KeptOperators, LayerInfo, NearMiss, TensorInfo
 from moh_deploy.report.document import Block, Document, Text
 from moh_deploy.report.json import in_json
@@ -44,6 +45,8 @@ class ExportReport(Report):
             library, with that too. The errors above are those of the function bodies.
         valid_tokens: The input that says which tokens are valid; None if all are.
         valid_tokens_found: The graph shows that, and nobody said it.
+        dim_ranges: Smallest and largest size of dimensions that are limited.
+        limits: What is in the way beyond, by dimension.
         seconds: Wall time of each step.
     """
 
@@ -61,6 +64,8 @@ class ExportReport(Report):
     ungated: int = 0
     valid_tokens: str | None = None
     valid_tokens_found: bool = False
+    dim_ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    limits: Mapping[str, str] = field(default_factory=dict)
 
     @property
     @in_json()
@@ -90,6 +95,11 @@ class ExportReport(Report):
         blocks += map(Text, [*reasons(self.layers), *constant_gates(self.layers)])
         blocks += map(Text, not_layers(len(self.layers), self.near_misses, self.ungated))
         blocks += map(Text, map(kept_text, self.kept))
+        blocks += (
+            Text(f"Dimension '{name}' may be {limits_text(self.dim_ranges[name])}: {why}.")
+            for name, why in self.limits.items()
+            if name in self.dim_ranges
+        )
         if self.valid_tokens_found:
             found = (
                 f"The graph shows that '{self.valid_tokens}' is 0 for padding: no attention of a"

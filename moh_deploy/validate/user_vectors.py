@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moh_deploy.config.dims import limits_text
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest
 from moh_deploy.runtime.base import ModelInterface
@@ -94,10 +95,11 @@ def check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
     for name, (smallest, largest) in manifest.dim_ranges.items():
         size = sizes.get(name, smallest)
         if size < smallest or (largest is not None and size > largest):
-            limits = f"{smallest} to {'any size' if largest is None else largest}"
             raise ConfigError(
-                f"dimension '{name}' is {size}; the model was traced for {limits}.",
-                hint="Export the model again with an example of a size on that side of the limit.",
+                f"dimension '{name}' is {size}; the model was traced for"
+                f" {limits_text((smallest, largest))}.",
+                hint="`export` says what limits it. Where that is a branch of the model's code,"
+                " export it again with an example (of size 2 or more) on that side of the limit.",
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -275,8 +276,8 @@ BRANCHED = (
 
 @pytest.mark.parametrize(
     "branch",
-    [lambda size: size == 5, lambda size: size > 3, lambda size: size % 2 == 1],
-    ids=["equality", "range", "remainder"],
+    [lambda size: size == 5, lambda size: size % 2 == 1],
+    ids=["equality", "remainder"],
 )
 def test_python_branch_on_a_size_is_refused(tmp_path: Path, branch: Callable[[int], bool]):
     with pytest.raises(ExportError, match=BRANCHED):
@@ -294,8 +295,22 @@ def test_size_on_the_other_side_of_a_branch_is_refused(tmp_path: Path):
         )
 
 
+def test_branch_on_a_range_limits_a_size_and_it_is_said_why(tmp_path: Path):
+    report = export(BranchesOnASize(lambda size: size > 3), tmp_path / "package")
+    assert report.dim_ranges == {"seq": (4, None)}
+    assert re.search(
+        r"Dimension 'seq' may be 4 to any size: the traced program .* is off by \S+, allowed",
+        report.to_markdown(),
+    )
+    np.savez(tmp_path / "in.npz", x=noise(1, 3, 8).numpy())
+    with pytest.raises(ConfigError, match="'seq' is 3; the model was traced for 4 to any size"):
+        moh_deploy.run(
+            tmp_path / "package", inputs=tmp_path / "in.npz", outputs=tmp_path / "out.npz"
+        )
+
+
 class RowsOfPatches(nn.Module):
-    """Torch traces sizes as 2 or more: the rows of patches cannot be 1 in the trace."""
+    """Torch traces sizes as 2 or more, and asserts that rows of patches are so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -305,12 +320,32 @@ class RowsOfPatches(nn.Module):
         return self.out(self.stem(x).flatten(2).transpose(1, 2))
 
 
-def test_size_one_that_the_trace_does_not_take_is_left_out_of_the_range(tmp_path: Path):
+def test_size_one_that_the_trace_alone_limits_is_taken(tmp_path: Path):
     images, dynamic = noise(2, 3, 8, 6).numpy(), ("x:0=batch,2=2*h,3=2*w",)
-    export(seeded(RowsOfPatches)(), tmp_path / "package", inputs={"x": images}, dynamic=dynamic)
+    model = seeded(RowsOfPatches)()
+    export(model, tmp_path / "package", inputs={"x": images}, dynamic=dynamic)
     manifest = OnnxPackage.open(tmp_path / "package").manifest
-    assert manifest.dim_ranges == {"h": (2, None), "w": (2, None)}
-    assert manifest.proof.sizes[-1] == {"batch": 1, "h": 4, "w": 3}
+    assert manifest.dim_ranges == {}
+    assert manifest.proof.sizes[-1] == {"batch": 1, "h": 1, "w": 1}
+    assert_package_equals(tmp_path / "package", model, sizes_of_x(2, 3, 2, 6))
+
+
+class PaddedWindows(nn.Module):
+    """Pads to whole windows of 4; of one window, the trace would make a constant."""
+
+    def forward(self, x):
+        x = nn.functional.pad(x, (0, 0, 0, -x.shape[1] % 4)).unflatten(1, (-1, 4))
+        return (x @ x.transpose(2, 3)).softmax(-1).sum(1)
+
+
+def test_limit_of_the_trace_that_is_none_of_the_models_is_lifted(tmp_path: Path):
+    x, dynamic = noise(2, 9, 8).numpy(), ("x:0=batch,1=seq",)
+    export(PaddedWindows(), tmp_path / "package", inputs={"x": x}, dynamic=dynamic)
+    manifest = OnnxPackage.open(tmp_path / "package").manifest
+    assert manifest.dim_ranges == {}
+    assert manifest.proof.sizes[-1] == {"batch": 1, "seq": 1}
+    for seq in (1, 3, 4, 5, 12):
+        assert_package_equals(tmp_path / "package", PaddedWindows(), sizes_of_x(2, seq, 8))
 
 
 class StepWithPositions(nn.Module):
@@ -338,6 +373,26 @@ def test_cache_may_be_empty(tmp_path: Path):
     assert manifest.dim_ranges["past"][0] == 0
     empty = [ModelInput("x", noise(2, 4, 4)), ModelInput("past", torch.zeros(2, 0, 4))]
     assert_package_equals(tmp_path / "package", model, empty)
+
+
+class StepWithAMask(nn.Module):
+    """The length of its mask follows from two others."""
+
+    def forward(self, x, past, mask):
+        keys = torch.cat([past, x], 1)
+        scores = x @ keys.transpose(1, 2)
+        return scores.masked_fill(mask[:, None] == 0, -1e4).softmax(-1) @ keys, keys
+
+
+def test_dimension_that_follows_from_others_limits_none_of_them(tmp_path: Path):
+    arrays = {"x": noise(2, 3, 4), "past": noise(2, 5, 4), "mask": torch.ones(2, 8)}
+    arrays = {name: to_numpy(value) for name, value in arrays.items()}
+    dynamic = ("x:0=batch,1=seq", "past:0=batch,1=past", "mask:0=batch,1=total")
+    export(StepWithAMask(), tmp_path / "package", inputs=arrays, dynamic=dynamic)
+    manifest = OnnxPackage.open(tmp_path / "package").manifest
+    assert manifest.dim_ranges == {}
+    assert {"batch": 1, "seq": 1, "past": 1, "total": 2} in manifest.proof.sizes
+    assert {"batch": 2, "seq": 3, "past": 0, "total": 3} in manifest.proof.sizes
 
 
 # Names.

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.limits import dim_ranges, joined_dims
+from moh_deploy.frontend.limits import Relations, dim_ranges, joined_dims
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.trace import trace
 from tests.frontend.test_trace import Model
@@ -129,3 +129,16 @@ def test_relation_of_several_dimensions_limits_none_of_them():
 class Joined(nn.Module):
     def forward(self, x: Tensor, past: Tensor, mask: Tensor) -> Tensor:
         return torch.cat([past, x], 1).masked_fill(mask > 0, 0.0)
+
+
+def test_dimension_that_follows_from_others_is_completed():
+    inputs = [
+        ModelInput("x", torch.randn(2, 3, 4), {1: "seq"}),
+        ModelInput("past", torch.randn(2, 5, 4), {1: "past"}),
+        ModelInput("mask", torch.randn(2, 8, 1), {1: "total"}),
+    ]
+    relations = Relations.of(trace(loaded(Joined()), inputs), inputs)
+    sizes = relations.complete({"seq": 1, "past": 0, "total": 8})
+    assert sizes == {"seq": 1, "past": 0, "total": 1}
+    assert relations.complete_ranges({"seq": (1, None), "total": (4, None)}) == {"seq": (1, None)}
+    assert relations.complete_ranges({"seq": (2, 9)}) == {"seq": (2, 9), "total": (2, None)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,44 +17,100 @@ SizeRun = tuple[tuple[ModelInput, ...], list[torch.Tensor]]
 """The inputs of a run of the original model, and its outputs."""
 
 
-def other_runs(
-    inputs: Sequence[ModelInput], run: Run, *, thorough: bool = True
-) -> Iterator[SizeRun]:
-    """Run the original model at other sizes of all dimensions: changed ones, and 1 where it can.
+@dataclass(frozen=True)
+class SizeTrials:
+    """Runs the original model at sizes of its dynamic dimensions.
 
-    Not every size is legal (images in whole patches, tables of positions): the original model
-    decides. Where no change of all dimensions together is legal, each one is changed alone.
-
-    Args:
+    Attributes:
+        inputs: The example.
         run: Runs the original model.
-        thorough: Try both. For a model that takes long, size 1 alone says that sizes are dynamic.
-
-    Raises:
-        ExportError: If a dimension can be changed to no other size.
+        ranges: Smallest and largest size of dimensions beyond which nothing is tried by itself.
+        complete: Returns sizes in which those that follow from others do so.
     """
-    example = example_sizes(inputs)
-    if not example:
-        return
-    if thorough:
-        yield from changed_runs(inputs, run, example)
-    ones = run_at(inputs, run, dict.fromkeys(example, 1))
-    if not isinstance(ones, Exception):
-        yield ones
-    elif not thorough:
-        yield from changed_runs(inputs, run, example)
+
+    inputs: Sequence[ModelInput]
+    run: Run
+    ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    complete: Callable[[Mapping[str, int]], dict[str, int]] = dict
+
+    def at(self, sizes: Mapping[str, int]) -> SizeRun | Exception:
+        """Run the original model at given sizes; return what it raises where it does not take them.
+
+        Where it is known which input says which tokens are valid, there is padding at these sizes:
+        on both sides, or where the model does not take that, on the right, or as in the example.
+        """
+        try:
+            resized = resize_inputs(self.inputs, self.complete(sizes))
+        except ConfigError as error:
+            return error
+        if not any(item.says_valid for item in self.inputs):
+            return _try_run(resized, self.run)
+        return (
+            run_padded(resized, self.run, *TURNS)
+            or run_padded(resized, self.run, "right", None)
+            or _try_run(resized, self.run)
+        )
+
+    def others(self, *, thorough: bool = True) -> Iterator[SizeRun]:
+        """Run at other sizes of all dimensions: changed ones, and the smallest, where it can.
+
+        Not every size is legal (images in whole patches, tables of positions): the original model
+        decides. Where no change of all dimensions together is legal, each one is changed alone.
+
+        Args:
+            thorough: Try both. For a model that takes long, the smallest sizes alone say that they
+                are dynamic.
+
+        Raises:
+            ExportError: If a dimension can be changed to no other size.
+        """
+        example = example_sizes(self.inputs)
+        if not example:
+            return
+        if thorough:
+            yield from self.changed()
+        smallest = self.at({name: self.ranges.get(name, (1, None))[0] for name in example})
+        if not isinstance(smallest, Exception):
+            yield smallest
+        elif not thorough:
+            yield from self.changed()
+
+    def changed(self) -> Iterator[SizeRun]:
+        """Run at changed sizes of all dimensions together, or of each alone."""
+        example = example_sizes(self.inputs)
+        together = [{name: how(size) for name, size in example.items()} for how in _CHANGES]
+        try:
+            yield self._first_that_runs(together)
+        except ExportError:
+            for name, size in example.items():
+                alone = [{**example, name: how(size)} for how in _CHANGES]
+                if any(self.complete(sizes) != example for sizes in alone):
+                    yield self._first_that_runs(alone)
+
+    def _first_that_runs(self, candidates: Sequence[Mapping[str, int]]) -> SizeRun:
+        failures: list[str] = []
+        for sizes in map(self.complete, candidates):
+            at = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            beyond = [name for name, size in sizes.items() if not self._is_within(name, size)]
+            result = None if beyond else self.at(sizes)
+            if result is not None and not isinstance(result, Exception):
+                return result
+            why = first_line(result) if result else f"the trace limits {', '.join(beyond)}"
+            failures.append(f"{at}: {why}")
+        raise ExportError(
+            "the model was declared dynamic, but the original runs at no other size than the"
+            f" example's; tried {'; '.join(failures)[:600]}.",
+            hint="Leave the axis out of --dynamic if the model has one size.",
+        )
+
+    def _is_within(self, name: str, size: int) -> bool:
+        smallest, largest = self.ranges.get(name, (0, None))
+        return smallest <= size and (largest is None or size <= largest)
 
 
-def changed_runs(
-    inputs: Sequence[ModelInput], run: Run, example: Mapping[str, int]
-) -> Iterator[SizeRun]:
-    """Run the original model at changed sizes of all dimensions together, or of each alone."""
-    together = [{name: how(size) for name, size in example.items()} for how in _CHANGES]
-    try:
-        yield _first_that_runs(inputs, run, together)
-    except ExportError:
-        for name, size in example.items():
-            alone = [{**example, name: how(size)} for how in _CHANGES]
-            yield _first_that_runs(inputs, run, alone)
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind if it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 _CHANGES: tuple[Callable[[int], int], ...] = (
@@ -66,25 +123,6 @@ _CHANGES: tuple[Callable[[int], int], ...] = (
 )
 
 
-def _first_that_runs(
-    inputs: Sequence[ModelInput], run: Run, candidates: Sequence[Mapping[str, int]]
-) -> SizeRun:
-    failures: list[str] = []
-    for sizes in candidates:
-        result = run_at(inputs, run, sizes)
-        if not isinstance(result, Exception):
-            return result
-        at = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        failures.append(
-            f"{at}: {str(result).splitlines()[0] if str(result) else type(result).__name__}"
-        )
-    raise ExportError(
-        "the model was declared dynamic, but the original runs at no other size than the example's;"
-        f" tried {'; '.join(failures)[:600]}.",
-        hint="Leave the axis out of --dynamic if the model has one size.",
-    )
-
-
 _NOT_AT_THIS_SIZE = (
     BackendError,
     ConfigError,
@@ -94,25 +132,6 @@ _NOT_AT_THIS_SIZE = (
     ValueError,
     TypeError,
 )
-
-
-def run_at(inputs: Sequence[ModelInput], run: Run, sizes: Mapping[str, int]) -> SizeRun | Exception:
-    """Run the original model at given sizes; return what it raises where it does not take them.
-
-    Where it is known which input says which tokens are valid, there is padding at these sizes: on
-    both sides, or where the model does not take that, on the right, or as in the example.
-    """
-    try:
-        resized = resize_inputs(inputs, sizes)
-    except ConfigError as error:
-        return error
-    if not any(item.says_valid for item in inputs):
-        return _try_run(resized, run)
-    return (
-        run_padded(resized, run, *TURNS)
-        or run_padded(resized, run, "right", None)
-        or _try_run(resized, run)
-    )
 
 
 def run_padded(inputs: Sequence[ModelInput], run: Run, *sides: Side | None) -> SizeRun | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch.export import ExportedProgram
 
+from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.prove.original import OriginalRun, check_trace
@@ -19,10 +20,11 @@ from moh_deploy.package import VectorSet
 
 @dataclass(frozen=True)
 class DoesNotRun:
-    """The traced program does not run at the sizes of a run of the original.
+    """The traced program does not run at the sizes of a run of the original; or it computes
+    something else there, and says so by what it asserts of sizes.
 
     Attributes:
-        why: The first line of what PyTorch says, without a full stop.
+        why: The first line of what PyTorch says, or the difference; without a full stop.
     """
 
     why: str
@@ -45,7 +47,7 @@ def try_to_record(
         measure_rounding: Measure how far rounding moves it, too.
 
     Raises:
-        ExportError: It computes something else.
+        ExportError: It computes something else, at sizes of which it asserts nothing against.
     """
     arguments = [item.value.clone() for item in run.inputs]
     try:
@@ -55,7 +57,12 @@ def try_to_record(
         )
     except RuntimeError as error:
         return DoesNotRun((str(error).splitlines() or [type(error).__name__])[0].rstrip("."))
-    check_trace(run, recording, outputs, valid)
+    try:
+        check_trace(run, recording, outputs, valid)
+    except ExportError as error:
+        if not recording.unmet:
+            raise
+        return DoesNotRun(error.message.rstrip("."))
     return recording
 
 

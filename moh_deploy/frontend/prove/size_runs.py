@@ -1,23 +1,27 @@
 """Record the original model at the example's sizes and at others, as far as the trace takes them.
 
 Torch traces for sizes from 2 on, and builds that into what it makes of a size: the rows of an image
-are its height over that of a patch, and must not be 1 in the traced program, though the model takes
-an image of one patch. Such a size is no failure; it is below what the trace is good for.
+are its height over that of a patch, and may have to be 2 or more in the traced program, though the
+model takes an image of one patch. Such a size is no failure; it is below what the trace is good
+for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.inputs.padding import SIDES, is_padded
-from moh_deploy.frontend.inputs.sizes import Run, changed_runs, other_runs, run_at, run_padded
-from moh_deploy.frontend.load.model import LoadedModel, ModelInput
-from moh_deploy.frontend.prove.original import OriginalRun, run_original
+from moh_deploy.frontend.inputs.sizes import SizeTrials, first_line, run_padded
+from moh_deploy.frontend.limits import Ranges
+from moh_deploy.frontend.prove.beyond_limits import try_limits
+from moh_deploy.frontend.prove.original import OriginalRun
 from moh_deploy.frontend.prove.record import Recording
 from moh_deploy.frontend.prove.recorded_run import DoesNotRun
+
+# A run of up to about a second on one core.
+_QUICK_FLOPS = 50_000_000_000
 
 Take = Callable[[OriginalRun], Recording | DoesNotRun]
 """Runs the traced program at the sizes of a run of the original."""
@@ -28,62 +32,80 @@ class SizeRuns:
     """Runs of the original at the sizes that the trace takes; the first is the example.
 
     Attributes:
-        too_small: Dimensions that the model takes at size 1 and the trace does not.
-        empty: Whether dimensions that may be empty, as a cache may, were recorded at size 0.
+        ranges: Smallest and largest size of the dimensions for which the trace is not good at all
+            sizes from 1 on.
+        reasons: Why they are limited, by dimension.
     """
 
     runs: list[OriginalRun]
     recordings: list[Recording]
-    too_small: frozenset[str]
-    empty: dict[str, bool]
+    ranges: Ranges
+    reasons: dict[str, str]
 
 
 def record_sizes(
-    model: LoadedModel,
-    inputs: Sequence[ModelInput],
+    trials: SizeTrials,
     example: OriginalRun,
     take: Take,
     *,
-    thorough: bool,
+    flops: int | None,
     may_be_empty: Collection[str] = (),
+    retraced: Callable[[str, int], Ranges | None] = lambda name, size: None,
 ) -> SizeRuns:
     """Run the original model and the traced program at the example's sizes and at others.
 
     Args:
-        thorough: As in `other_runs`.
+        trials: Runs the original. Its ranges are those of the trace, which may be stricter than the
+            model.
+        flops: Of the example; None if that is not known. A model that takes long is run at fewer
+            sizes.
         may_be_empty: Dimensions to try at size 0.
+        retraced: As in `try_limits`.
 
     Raises:
-        ExportError: The traced program does not run at a size above 1 where the original does.
+        ExportError: The traced program does not run at a size above the smallest where the original
+            does.
     """
-
-    run = partial(run_original, model)
-    recorder = _Recorder(inputs, run, take)
+    recorder = _Recorder(trials, take)
     recorder.add(example)
-    for resized, outputs in other_runs(inputs, run, thorough=thorough):
-        one = OriginalRun(resized, outputs)
+    thorough = _is_quick(flops)
+    limits = try_limits(
+        trials.ranges, lambda name, size: recorder.in_the_way(name, size, flops), retraced
+    )
+    ranges, reasons = dict(limits.ranges), dict(limits.reasons)
+    trials = replace(trials, ranges=ranges)
+    for made in trials.others(thorough=thorough):
+        one = OriginalRun(*made)
         taken = take(one)
         if isinstance(taken, DoesNotRun) and 1 in one.sizes.values():
             too_small = _too_small(recorder, one)
+            reasons |= {
+                name: f"the trace does not take {name}=1: {taken.why}" for name in too_small
+            }
+            ranges |= {name: (2, ranges.get(name, (1, None))[1]) for name in too_small}
             if not thorough or len(recorder.runs) == 1:
-                for changed in changed_runs(inputs, run, example.sizes):
+                for changed in trials.changed():
                     recorder.add(OriginalRun(*changed))
             break
         recorder.append(one, taken)
-    else:
-        too_small = frozenset()
     recorder.add_padding()
-    tried = {name: recorder.add_empty(name) for name in may_be_empty if name not in too_small}
-    empty = {name: found for name, found in tried.items() if found is not None}
-    return SizeRuns(recorder.runs, recorder.recordings, too_small, empty)
+    for name in may_be_empty:
+        smallest, largest = ranges.get(name, (1, None))
+        takes_none = recorder.add_empty(name) if smallest == 1 else None
+        if takes_none is False or (takes_none and largest is not None):
+            ranges[name] = (0 if takes_none else 1, largest)
+    return SizeRuns(recorder.runs, recorder.recordings, ranges, reasons)
+
+
+def _is_quick(flops: int | None) -> bool:
+    return flops is not None and flops <= _QUICK_FLOPS
 
 
 @dataclass(frozen=True)
 class _Recorder:
     """Runs the original model, and collects what the traced program makes of the same inputs."""
 
-    inputs: Sequence[ModelInput]
-    run: Run
+    trials: SizeTrials
     take: Take
     runs: list[OriginalRun] = field(default_factory=list)
     recordings: list[Recording] = field(default_factory=list)
@@ -108,7 +130,7 @@ class _Recorder:
         """Record a run at size 0 of a dimension, if both take it and agree; None if nothing is
         computed at that size, or no numbers, as behind a mask that leaves nothing.
         """
-        made = run_at(self.inputs, self.run, {**self.runs[0].sizes, name: 0})
+        made = self.trials.at({**self.runs[0].sizes, name: 0})
         if isinstance(made, Exception):
             return False
         one = OriginalRun(*made)
@@ -124,6 +146,32 @@ class _Recorder:
         self.append(one, taken)
         return True
 
+    def in_the_way(self, name: str, size: int, flops: int | None) -> str | None:
+        """Run both at a size of a dimension; say what is in the way if they do not agree.
+
+        Args:
+            flops: Of the example.
+        """
+        example = self.runs[0].sizes
+        # Attention grows with the square of its tokens.
+        times = max(1, size // example[name]) ** 2
+        if size > example[name] and not _is_quick(None if flops is None else flops * times):
+            return f"{name}={size} would take long to try"
+        made = self.trials.at({**example, name: size})
+        if isinstance(made, Exception):
+            return f"the original model does not take {name}={size}: {first_line(made)}"
+        one = OriginalRun(*made)
+        try:
+            taken = self.take(one)
+        except ExportError as error:
+            return error.message.rstrip(".")
+        if isinstance(taken, DoesNotRun):
+            return f"the traced program does not take {name}={size}: {taken.why}"
+        if not all(output.isfinite().any() for output in one.outputs if output.numel()):
+            return f"the original model computes no numbers at {name}={size}"
+        layers = zip(taken.layers, self.recordings[0].layers, strict=True)
+        return next((one.disagreement for one, known in layers if not known.disagreement), None)
+
     def add_padding(self) -> None:
         """Record the example with padding on a side, where no run has any there and it is known
         which tokens are valid."""
@@ -131,14 +179,14 @@ class _Recorder:
             masks = [item.value for run in self.runs for item in run.inputs if item.says_valid]
             if not masks or any(is_padded(mask, side) for mask in masks):
                 continue
-            made = run_padded(self.inputs, self.run, side)
+            made = run_padded(self.trials.inputs, self.trials.run, side)
             taken = None if made is None else self.take(OriginalRun(*made))
             if made is not None and isinstance(taken, Recording):
                 self.append(OriginalRun(*made), taken)
 
     def taken_at(self, sizes: Mapping[str, int]) -> tuple[OriginalRun, Recording] | None:
         """Return both runs at given sizes; None where either does not take them."""
-        made = run_at(self.inputs, self.run, sizes)
+        made = self.trials.at(sizes)
         if isinstance(made, Exception):
             return None
         one = OriginalRun(*made)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moh_deploy.frontend.inputs.padding import is_padded, padded_mask
-from moh_deploy.frontend.inputs.sizes import run_at
+from moh_deploy.frontend.inputs.sizes import SizeTrials
 from moh_deploy.frontend.load.model import ModelInput
 
 
@@ -34,7 +34,7 @@ def a_mask() -> list[ModelInput]:
 
 
 def test_mask_is_made_anew_at_another_size():
-    resized, _ = expect(run_at(a_mask(), list, {"batch": 3, "seq": 5}))
+    resized, _ = expect(SizeTrials(a_mask(), list).at({"batch": 3, "seq": 5}))
     assert torch.equal(resized[0].value, padded_mask((3, 5), torch.float32))
 
 
@@ -44,7 +44,7 @@ def test_padding_is_on_the_right_where_the_left_makes_valid_tokens_nan():
         (mask,) = arguments
         return [(mask / mask[:, :1]).cumsum(1)]
 
-    resized, outputs = expect(run_at(a_mask(), cumulative, {"seq": 5}))
+    resized, outputs = expect(SizeTrials(a_mask(), cumulative).at({"seq": 5}))
     assert not is_padded(resized[0].value, "left")
     assert is_padded(resized[0].value, "right")
     assert outputs[0].isfinite().all()
@@ -56,7 +56,7 @@ def test_mask_is_that_of_the_example_where_the_model_takes_no_padding():
             raise ValueError("padding")
         return arguments
 
-    resized, _ = expect(run_at(a_mask(), strict, {"seq": 5}))
+    resized, _ = expect(SizeTrials(a_mask(), strict).at({"seq": 5}))
     assert resized[0].value.tolist() == [[1.0] * 5] * 2
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.inputs.sizes import other_runs
+from moh_deploy.frontend.inputs.sizes import SizeTrials
 from moh_deploy.frontend.load.model import ModelInput
 
 X = ModelInput("x", torch.arange(24.0).reshape(2, 4, 3), {0: "batch", 1: "seq"})
@@ -21,7 +21,7 @@ def shapes(accepts: Callable[[int, int], bool], inputs: Sequence[ModelInput] = (
             raise RuntimeError("not at this size")
         return list(arguments)
 
-    return [tuple(made[0].value.shape[:2]) for made, _ in other_runs(inputs, run)]
+    return [tuple(made[0].value.shape[:2]) for made, _ in SizeTrials(inputs, run).others()]
 
 
 def test_all_dimensions_change_and_then_all_are_one():
@@ -45,7 +45,7 @@ def test_model_without_dynamic_dimensions_runs_once():
 def test_derived_dimension_changes_with_its_name():
     mask = ModelInput("mask", torch.ones(2, 5), {0: "batch", 1: "seq+1"})
     seen = []
-    list(other_runs([X, mask], lambda arguments: seen.append(arguments[1].shape) or []))
+    list(SizeTrials([X, mask], lambda arguments: seen.append(arguments[1].shape) or []).others())
     assert [tuple(shape) for shape in seen] == [(3, 6), (1, 2)]
 
 
@@ -62,12 +62,16 @@ def test_bug_of_the_model_is_not_taken_for_a_size_it_refuses():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(other_runs([X], interrupted))
+        list(SizeTrials([X], interrupted).others())
 
 
 def test_expensive_model_is_tried_at_size_one_alone():
     seen = []
-    list(other_runs([X], lambda arguments: seen.append(arguments[0].shape) or [], thorough=False))
+    list(
+        SizeTrials([X], lambda arguments: seen.append(arguments[0].shape) or []).others(
+            thorough=False
+        )
+    )
     assert [tuple(shape[:2]) for shape in seen] == [(1, 1)]
 
 
@@ -77,5 +81,5 @@ def test_expensive_model_that_does_not_take_size_one_is_tried_at_another():
             raise RuntimeError("too short")
         return list(arguments)
 
-    made = list(other_runs([X], run, thorough=False))
+    made = list(SizeTrials([X], run).others(thorough=False))
     assert [tuple(inputs[0].value.shape[:2]) for inputs, _ in made] == [(3, 5)]

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from moh_deploy.errors import ExportError
+from moh_deploy.frontend.inputs.sizes import SizeTrials
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
-from moh_deploy.frontend.prove.original import OriginalRun
+from moh_deploy.frontend.prove.original import OriginalRun, run_original
 from moh_deploy.frontend.prove.record import Recording
 from moh_deploy.frontend.prove.recorded_run import DoesNotRun
 from moh_deploy.frontend.prove.size_runs import SizeRuns, record_sizes
@@ -24,10 +26,15 @@ class Sums(nn.Module):
 
 
 def recorded(
-    refuses: Callable[..., bool], *, thorough: bool = True, may_be_empty: Sequence[str] = ()
+    refuses: Callable[..., bool],
+    *,
+    thorough: bool = True,
+    may_be_empty: Sequence[str] = (),
+    ranges: Mapping[str, tuple[int, int | None]] | None = None,
 ) -> SizeRuns:
     """What is recorded of a model that takes all sizes, if its trace refuses some."""
     model = LoadedModel(Sums(), None, "in_memory", None)
+    trials = SizeTrials([X], partial(run_original, model), ranges=ranges or {})
 
     def take(run: OriginalRun) -> Recording | DoesNotRun:
         if run.sizes["columns"] == 0:
@@ -35,7 +42,8 @@ def recorded(
         return DoesNotRun("no") if refuses(**run.sizes) else Recording([], [], [])
 
     example = OriginalRun((X,), [X.value])
-    return record_sizes(model, [X], example, take, thorough=thorough, may_be_empty=may_be_empty)
+    flops = 1 if thorough else None
+    return record_sizes(trials, example, take, flops=flops, may_be_empty=may_be_empty)
 
 
 def sizes(found: SizeRuns) -> list[tuple[int, ...]]:
@@ -49,20 +57,21 @@ def nothing(**_: int) -> bool:
 def test_trace_that_takes_all_sizes_is_limited_by_none():
     found = recorded(nothing)
     assert sizes(found) == [(2, 4, 3), (3, 5, 4), (1, 1, 1)]
-    assert not found.too_small
+    assert not found.ranges
 
 
 def test_dimension_whose_size_one_the_trace_refuses_is_left_at_the_example_there():
     found = recorded(lambda batch, rows, columns: rows == 1)
     assert sizes(found) == [(2, 4, 3), (3, 5, 4), (1, 4, 1)]
-    assert found.too_small == {"rows"}
+    assert found.ranges == {"rows": (2, None)}
+    assert found.reasons == {"rows": "the trace does not take rows=1: no"}
     assert len(found.recordings) == len(found.runs)
 
 
 def test_dimensions_that_only_together_cannot_be_one_are_all_limited():
     found = recorded(lambda batch, rows, columns: rows == columns == 1)
     assert sizes(found) == [(2, 4, 3), (3, 5, 4)]
-    assert found.too_small == {"batch", "rows", "columns"}
+    assert found.ranges == dict.fromkeys(dims(), (2, None))
 
 
 @pytest.mark.parametrize("thorough", [True, False])
@@ -72,20 +81,20 @@ def test_another_size_is_recorded_where_no_size_one_is_taken(thorough: bool):
 
     found = recorded(refuses, thorough=thorough)
     assert sizes(found) == [(2, 4, 3), (3, 5, 4)]
-    assert found.too_small == {"batch", "rows", "columns"}
+    assert found.ranges == dict.fromkeys(dims(), (2, None))
 
 
 def test_dimension_that_may_be_empty_is_recorded_so():
     found = recorded(nothing, may_be_empty=["rows", "columns"])
     assert sizes(found) == [(2, 4, 3), (3, 5, 4), (1, 1, 1), (2, 0, 3)]
-    assert found.empty == {"rows": True, "columns": False}
+    assert found.ranges == {"columns": (1, None)}
     assert len(found.recordings) == len(found.runs)
 
 
 def test_dimension_whose_size_one_is_refused_is_not_tried_empty():
     found = recorded(lambda batch, rows, columns: rows == 1, may_be_empty=["batch", "rows"])
     assert sizes(found) == [(2, 4, 3), (3, 5, 4), (1, 4, 1)]
-    assert found.empty == {}  # without samples, nothing is computed
+    assert found.ranges == {"rows": (2, None)}  # without samples, nothing is computed
 
 
 def test_expensive_model_is_tried_at_a_changed_size_where_size_one_was_refused():
