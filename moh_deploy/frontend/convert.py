@@ -15,7 +15,8 @@ from moh_deploy.errors import ExportError
 from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.outputs import output_names
-from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims, resize_inputs
+from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
+from moh_deploy.frontend.inputs.resized import resize_inputs
 from moh_deploy.frontend.inputs.sizes import SizeTrials
 from moh_deploy.frontend.limits import Ranges, Relations, dim_ranges, joined_dims
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput

@@ -395,6 +395,40 @@ def test_dimension_that_follows_from_others_limits_none_of_them(tmp_path: Path):
     assert {"batch": 2, "seq": 3, "past": 0, "total": 3} in manifest.proof.sizes
 
 
+class HeadsChooseTokens(nn.Module):
+    """Each head takes four tokens, which nothing tells apart but their ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.router, self.qkv = (
+            nn.Embedding(100, 16),
+            nn.Linear(16, 4),
+            nn.Linear(16, 48),
+        )
+
+    def forward(self, ids):
+        x = self.table(ids)
+        query, key, value = self.qkv(x).unflatten(2, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        scores, chosen = self.router(x).softmax(-1).topk(4, dim=1)
+        gates = torch.zeros(*x.shape[:2], 4).scatter(1, chosen, scores)
+        heads = (query @ key.transpose(2, 3)).softmax(-1) @ value
+        return (heads.transpose(1, 2) * gates[..., None]).flatten(2)
+
+
+def test_inputs_of_other_sizes_have_no_tokens_that_tie(tmp_path: Path):
+    ids = torch.randperm(100, generator=torch.Generator().manual_seed(2))[:14].reshape(2, 7)
+    report = export(
+        seeded(HeadsChooseTokens)(),
+        tmp_path / "package",
+        inputs={"ids": ids.numpy()},
+        dynamic=("ids:0=batch,1=seq",),
+    )
+    assert report.routing_agreement == 1
+    assert report.vector_sets == 3
+    assert report.dim_ranges == {"seq": (4, None)}
+    assert "the original model does not take seq=3" in report.limits["seq"]
+
+
 # Names.
 
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import ConfigError
@@ -175,53 +173,6 @@ def parsed_dims(item: ModelInput) -> dict[int, DimExpr]:
         axis: DimExpr.parse(text, place=f"axis {axis} of input '{item.name}'")
         for axis, text in item.dims.items()
     }
-
-
-def resize_inputs(inputs: Sequence[ModelInput], sizes: Mapping[str, int]) -> tuple[ModelInput, ...]:
-    """Return the same inputs at other dimension sizes.
-
-    Each dynamic axis is cropped, or extended by starting again at its first entry, so that the
-    values stay those of the example: ids stay legal, masks stay masks. Numbers that are not whole
-    become smaller where they are repeated, by up to a quarter: where a model ranks tokens, equal
-    ones are a tie, which each runtime breaks in its own way. Dimensions that `sizes` leaves out
-    keep their size.
-
-    Args:
-        sizes: Dimension name to its new size.
-
-    Raises:
-        ConfigError: A name is no dimension of the inputs, or an axis would become smaller than 0.
-    """
-    known = example_sizes(inputs)
-    for name in sizes.keys() - known.keys():
-        raise ConfigError(
-            f"no input has a dimension '{name}'; there are: {', '.join(known) or 'none'}."
-        )
-    return tuple(_resized(item, {**known, **sizes}) for item in inputs)
-
-
-def _resized(item: ModelInput, sizes: Mapping[str, int]) -> ModelInput:
-    value = item.value
-    for axis, expr in parsed_dims(item).items():
-        size = expr.evaluate(sizes)
-        if size < 0:
-            raise ConfigError(
-                f"axis {axis} of input '{item.name}' ('{expr}') would have size {size} with"
-                f" {expr.name}={sizes[expr.name]}; a size must be at least 0."
-            )
-        value = _extended(value, axis, size)
-    return replace(item, value=value)
-
-
-def _extended(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    known = value.shape[axis]
-    repeated = value.index_select(axis, torch.arange(size) % known)
-    if size <= known or not value.is_floating_point():
-        return repeated
-    generator = torch.Generator().manual_seed(axis)
-    factors = 1 - torch.rand(repeated.shape, generator=generator) / 4
-    factors.narrow(axis, 0, known).fill_(1)
-    return torch.where(repeated == repeated.round(), repeated, repeated * factors.to(value.dtype))
 
 
 def _described_by(

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from moh_deploy.errors import BackendError, ConfigError, ExportError
-from moh_deploy.frontend.inputs.examples import example_sizes, resize_inputs
+from moh_deploy.frontend.inputs.examples import example_sizes
 from moh_deploy.frontend.inputs.padding import TURNS, Side, with_padding
+from moh_deploy.frontend.inputs.resized import resize_inputs
 from moh_deploy.frontend.load.model import ModelInput
 
 Run = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
@@ -39,8 +40,14 @@ class SizeTrials:
         Where it is known which input says which tokens are valid, there is padding at these sizes:
         on both sides, or where the model does not take that, on the right, or as in the example.
         """
+        made = self._with_ids(sizes, new=True)
+        has_ids = not all(item.value.is_floating_point() for item in self.inputs)
+        # It may need those of the example.
+        return self._with_ids(sizes, new=False) if isinstance(made, Exception) and has_ids else made
+
+    def _with_ids(self, sizes: Mapping[str, int], *, new: bool) -> SizeRun | Exception:
         try:
-            resized = resize_inputs(self.inputs, self.complete(sizes))
+            resized = resize_inputs(self.inputs, self.complete(sizes), new_ids=new)
         except ConfigError as error:
             return error
         if not any(item.says_valid for item in self.inputs):

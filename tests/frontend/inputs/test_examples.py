@@ -10,13 +10,7 @@ import torch
 
 from moh_deploy.config.export_config import ExportConfig, load_config
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.inputs.examples import (
-    build_call,
-    build_inputs,
-    example_sizes,
-    resize_inputs,
-)
-from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.frontend.inputs.examples import build_call, build_inputs, example_sizes
 from moh_deploy.package import CallArgument
 
 NO_CONFIG = ExportConfig()
@@ -233,46 +227,3 @@ def test_values_in_memory_get_dynamic_axes_by_their_paths() -> None:
     assert [item.dims for item in bound.inputs] == [{}, {0: "past"}]
     with pytest.raises(ConfigError, match=r"constants are given by name \(use_cache\)"):
         build_call(takes_by_name, NO_CONFIG, npz=(torch.ones(2),), specs=["use_cache=True"])
-
-
-def test_resizing_repeats_or_crops_the_example() -> None:
-    ids = ModelInput("ids", torch.tensor([[1, 2, 3], [4, 5, 6]]), {0: "batch", 1: "seq"})
-    (longer,) = resize_inputs([ids], {"batch": 3, "seq": 5})
-    expected = [[1, 2, 3, 1, 2], [4, 5, 6, 4, 5], [1, 2, 3, 1, 2]]
-    assert longer.value.tolist() == expected
-    (shorter,) = resize_inputs([ids], {"batch": 1, "seq": 2})
-    assert shorter.value.tolist() == [[1, 2]]
-    assert longer.dims == ids.dims
-
-
-def test_resizing_repeats_no_token_exactly_but_codes() -> None:
-    """Where heads choose tokens, equal tokens are a tie that each runtime breaks in its own way."""
-    tokens = ModelInput("x", torch.randn(2, 3, 4), {0: "batch", 1: "seq"})
-    mask = ModelInput(
-        "mask", torch.tensor([[0.0, -torch.inf, torch.finfo(torch.float32).min]]), {1: "seq"}
-    )
-    bigger, longer = resize_inputs([tokens, mask], {"batch": 4, "seq": 7})
-    torch.testing.assert_close(bigger.value[:2, :3], tokens.value, rtol=0, atol=0)
-    assert len(bigger.value.flatten().unique()) == bigger.value.numel()
-    assert ((bigger.value[2:, :3] / tokens.value) >= 0.75).all()
-    assert ((bigger.value[2:, :3] / tokens.value) <= 1).all()
-    torch.testing.assert_close(longer.value, mask.value[:, [0, 1, 2, 0, 1, 2, 0]], rtol=0, atol=0)
-
-
-def test_resizing_follows_derived_dimensions_and_leaves_others_alone() -> None:
-    inputs = [
-        ModelInput("past", torch.ones(2, 4, 8), {0: "batch", 1: "past"}),
-        ModelInput("mask", torch.ones(2, 9), {0: "batch", 1: "2*past+1"}),
-        ModelInput("fixed", torch.ones(3)),
-    ]
-    resized = resize_inputs(inputs, {"past": 7})
-    assert [tuple(item.value.shape) for item in resized] == [(2, 7, 8), (2, 15), (3,)]
-    assert resized[2].value is inputs[2].value
-
-
-def test_resizing_to_an_impossible_size_is_refused() -> None:
-    inputs = [ModelInput("x", torch.ones(4), {0: "n-3"})]
-    with pytest.raises(ConfigError, match=r"axis 0 of input 'x' \('n-3'\) would have size -1"):
-        resize_inputs(inputs, {"n": 2})
-    with pytest.raises(ConfigError, match="no input has a dimension 'm'; there are: n"):
-        resize_inputs(inputs, {"m": 3})

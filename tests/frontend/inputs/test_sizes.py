@@ -83,3 +83,17 @@ def test_expensive_model_that_does_not_take_size_one_is_tried_at_another():
 
     made = list(SizeTrials([X], run).others(thorough=False))
     assert [tuple(inputs[0].value.shape[:2]) for inputs, _ in made] == [(3, 5)]
+
+
+def test_ids_are_those_of_the_example_where_the_model_needs_them():
+    """As of so many places for an image in a text."""
+    ids = ModelInput("ids", torch.tensor([[3, 9, 40], [9, 5, 22]]), {0: "batch"})
+
+    def run(arguments: Sequence[Tensor]) -> list[Tensor]:
+        if not (arguments[0] == 9).any(1).all():
+            raise ValueError("no image")
+        return list(arguments)
+
+    made = SizeTrials([ids], run).at({"batch": 3})
+    assert not isinstance(made, Exception)
+    assert made[0][0].value[2].tolist() == [3, 9, 40]
