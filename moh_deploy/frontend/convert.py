@@ -48,6 +48,7 @@ from moh_deploy.package import (
     KeptOperators,
     LayerInfo,
     NearMiss,
+    OtherRouter,
     Rounding,
     TensorInfo,
     VectorSet,
@@ -67,6 +68,7 @@ class Converted:
         layers: The MoH layers.
         kept: Operators outside of them that stay because their replacement differed.
         near_misses: What looks like an MoH layer and was not read as one.
+        other_routers: Routers that weigh no attention.
         ungated: How many attentions have no gates.
         vectors: Runs of the original.
         total_flops: Of the original at the example's sizes.
@@ -87,6 +89,7 @@ class Converted:
     layers: tuple[LayerInfo, ...]
     kept: tuple[KeptOperators, ...]
     near_misses: tuple[NearMiss, ...]
+    other_routers: tuple[OtherRouter, ...]
     ungated: int
     vectors: tuple[VectorSet, ...]
     total_flops: int | None
@@ -181,6 +184,7 @@ def convert(
         ),
         kept=kept,
         near_misses=found.near_misses,
+        other_routers=found.other_routers,
         ungated=found.ungated,
         vectors=tuple(
             recorded_vectors(run, recording, outputs)

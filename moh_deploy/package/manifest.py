@@ -225,6 +225,26 @@ class NearMiss(Strict):
 
 
 @dataclass(frozen=True)
+class OtherRouter(Strict):
+    """A router that weighs no attention: that of a mixture of experts, say.
+
+    Attributes:
+        paths: Module paths, in execution order; `model` for the model itself.
+        router: What ranks or weighs how many candidates: `topk of 2 among 8`.
+        place: The line of the original model's code with that operator, `experts.py:31`; None
+            where the trace does not tell.
+        weighs: The operator, or input, that makes what its gates are multiplied with.
+        gates: The line with that product, likewise.
+    """
+
+    paths: tuple[str, ...]
+    router: str
+    place: str | None
+    weighs: str
+    gates: str | None
+
+
+@dataclass(frozen=True)
 class Float32Node(Strict):
     """An operator of a package in lower precision that computes in float32 because `bisect` found
     that it has to.
@@ -353,6 +373,7 @@ class Manifest(Strict):
             chose.
         kept: Operators outside of the layers that stay because their replacement differed.
         near_misses: What looks like MoH layers and was not read as such.
+        other_routers: Routers that weigh no attention.
         ungated: How many attentions have no gates.
         float32_nodes: Operators that `bisect` put into float32.
         rounding: How far rounding moves the original; None where nobody measured it.
@@ -379,6 +400,7 @@ class Manifest(Strict):
     tuning: Tuning | None = None
     kept: tuple[KeptOperators, ...] = ()
     near_misses: tuple[NearMiss, ...] = ()
+    other_routers: tuple[OtherRouter, ...] = ()
     ungated: int = 0
     float32_nodes: tuple[Float32Node, ...] = ()
     rounding: Rounding | None = None

@@ -24,6 +24,7 @@ from moh_deploy.runtime.layers_text import (
     layer_table,
     nodes_text,
     not_layers,
+    other_router_text,
     reasons,
     router_legend,
     runs_as,
@@ -156,6 +157,7 @@ class InspectReport(Report):
             yield from reasons(manifest.layers)
             yield from constant_gates(manifest.layers)
         yield from not_layers(len(manifest.layers), manifest.near_misses, manifest.ungated)
+        yield from map(other_router_text, manifest.other_routers)
         if manifest.layers:
             yield from map(kept_text, manifest.kept)
             yield from choice_lines(manifest, self.predictions, self.kernels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from moh_deploy.ops.routers import form_named
-from moh_deploy.package import KeptOperators, LayerInfo, NearMiss
+from moh_deploy.package import KeptOperators, LayerInfo, NearMiss, OtherRouter
 from moh_deploy.report.document import Cell, Share, Table
 from moh_deploy.report.numbers import count, percent
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
@@ -83,6 +83,16 @@ def near_miss_text(miss: NearMiss) -> str:
     place = "" if miss.place is None else f" ({miss.place})"
     gates = f"; gates are applied at {miss.gates}" if miss.gates not in (None, miss.place) else ""
     return f"{paths_text(miss.paths)}: {miss.reason}{place}{gates}"
+
+
+def other_router_text(other: OtherRouter) -> str:
+    """Return a sentence on routers of one kind that weigh no attention."""
+    place = "" if other.place is None else f" ({other.place})"
+    gates = "" if other.gates is None else f" ({other.gates})"
+    return (
+        f"{paths_text(other.paths)}: {other.router}{place} multiplies what {other.weighs}"
+        f" makes{gates}: a router that weighs no attention, left as it is"
+    )
 
 
 def constant_gates(layers: Iterable[LayerInfo]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moh_deploy.config.dims import limits_text
-from moh_deploy.package import KeptOperators, LayerInfo, NearMiss, TensorInfo
+from moh_deploy.package import KeptOperators, LayerInfo, NearMiss, OtherRouter, TensorInfo
 from moh_deploy.report.document import Block, Document, Text
 from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count
@@ -19,6 +19,7 @@ from moh_deploy.runtime.layers_text import (
     layer_table,
     nodes_text,
     not_layers,
+    other_router_text,
     reasons,
     runs_text,
 )
@@ -34,6 +35,7 @@ class ExportReport(Report):
         layers: Every MoH layer that was recognised.
         kept: Operators outside of them that stay because their replacement gave another result.
         near_misses: What looks like an MoH layer and was not read as one.
+        other_routers: Routers that weigh no attention.
         ungated: How many attentions have no gates.
         inputs: The package's inputs.
         outputs: The package's outputs.
@@ -61,6 +63,7 @@ class ExportReport(Report):
     seconds: Mapping[str, float] = field(default_factory=dict)
     kept: tuple[KeptOperators, ...] = ()
     near_misses: tuple[NearMiss, ...] = ()
+    other_routers: tuple[OtherRouter, ...] = ()
     ungated: int = 0
     valid_tokens: str | None = None
     valid_tokens_found: bool = False
@@ -94,6 +97,7 @@ class ExportReport(Report):
             blocks.append(layer_table(title, self.layers, "replaced", replaced))
         blocks += map(Text, [*reasons(self.layers), *constant_gates(self.layers)])
         blocks += map(Text, not_layers(len(self.layers), self.near_misses, self.ungated))
+        blocks += map(Text, map(other_router_text, self.other_routers))
         blocks += map(Text, map(kept_text, self.kept))
         blocks += (
             Text(f"Dimension '{name}' may be {limits_text(self.dim_ranges[name])}: {why}.")

@@ -527,6 +527,19 @@ def test_error_of_the_users_model_names_it(
     assert_nothing_is_left(tmp_path / "package")
 
 
+class Experts(small_moh.SmallMoH):
+    """Two experts behind the attention, with a router of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.route, self.one, self.other = nn.Linear(8, 2), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        weights = self.route(x).softmax(-1)
+        return self.one(y) * weights[..., :1] + self.other(y) * weights[..., 1:2]
+
+
 class FlippedWeights(small_moh.SmallMoH):
     """No op has such weights: recognition ends there."""
 
@@ -546,3 +559,11 @@ def test_what_looks_like_a_layer_is_in_the_package_and_may_be_refused(tmp_path: 
     with pytest.raises(ExportError, match=rf"lost at flip \({miss.place}\)"):
         export(FlippedWeights(), refused, overrides=("require_layers=all",))
     assert_nothing_is_left(refused)
+
+
+def test_a_router_of_experts_is_in_the_package_and_no_layer_that_is_missing(tmp_path: Path):
+    report = export(Experts(), tmp_path / "package", overrides=("require_layers=all",))
+    (other,) = report.other_routers
+    assert (other.paths, other.router, other.weighs) == (("model",), "softmax of 2", "linear")
+    manifest = OnnxPackage.open(tmp_path / "package").manifest
+    assert (len(manifest.layers), manifest.other_routers) == (1, (other,))

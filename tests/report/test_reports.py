@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from moh_deploy.graph.layer_nodes import LayerNodes
-from moh_deploy.package import KeptOperators, NearMiss, TensorInfo
+from moh_deploy.package import KeptOperators, NearMiss, OtherRouter, TensorInfo
 from moh_deploy.perf.inspect_report import InspectReport
 from moh_deploy.report.json import to_json
 from moh_deploy.report.numbers import si
@@ -169,6 +169,25 @@ def test_what_looks_like_a_layer_is_told_with_where_it_was_lost():
         shown = text_of(report)
         assert all(line in shown for line in NEAR_MISS_LINES)
         assert report.to_json()["near_misses"] == [to_json(miss) for miss in NEAR_MISSES]
+
+
+def test_a_router_that_weighs_no_attention_is_told_with_what_it_multiplies():
+    experts = OtherRouter(
+        tuple(f"layers.{index}.moe" for index in range(12)),
+        "topk of 2 among 8",
+        "models/moe.py:31",
+        "linear",
+        "models/moe.py:36",
+    )
+    line = (
+        "layers.0.moe ... layers.11.moe (12 layers): topk of 2 among 8 (models/moe.py:31)"
+        " multiplies what linear makes (models/moe.py:36): a router that weighs no attention,"
+        " left as it is"
+    )
+    inspected = replace(inspect_report(), manifest=replace(MANIFEST, other_routers=(experts,)))
+    for report in (replace(export_report(), other_routers=(experts,)), inspected):
+        assert line in text_of(report)
+        assert report.to_json()["other_routers"] == [to_json(experts)]
 
 
 def test_attention_without_gates_is_counted_and_no_near_miss():

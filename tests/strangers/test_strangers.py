@@ -28,6 +28,8 @@ IN_THE_WAY = {
     "differential_attention": r"softmax was followed; lost at select",
     "cait_talking": r"the scores of softmax were lost at linear",
     "xcit_covariance": r"softmax weighs channels, not tokens",
+    "graph_gat": r"index_add sums over an index, as attention over edges does",
+    "mixed_autocorrelation": r"sum weighs what topk chose among scores, not all keys",
     "coat_factorized": r"einsum multiplies computed tensors .* is no softmax of scores",
     # Layers that are found and stay: somebody reads what skipping heads would not compute.
     "mixed_clip": r"the attention weights are also used by view \(strangers/mixed_multimodal",

@@ -11,6 +11,8 @@ parameter.
     aggregated/                one softmax over windows and a pooled image
     elements, known_values     which elements a tensor is moved from; what no input changes
     routers/                   which router form computes the gates
+    near_misses, trails        attention with gates that is no layer, and where it was lost
+    heads_elsewhere            gates of what is no attention
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from moh_deploy.frontend.recognize.gates import layers_of
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.near_misses import find_near_misses
 from moh_deploy.frontend.recognize.track import Tracker
-from moh_deploy.package import NearMiss
+from moh_deploy.package import NearMiss, OtherRouter
 
 __all__ = ["MoHLayer", "Recognized", "recognize", "survey"]
 
@@ -39,11 +41,13 @@ class Recognized:
     Attributes:
         layers: The MoH layers, in execution order.
         near_misses: What looks like one and was not read as such.
+        other_routers: Routers that weigh no attention.
         ungated: How many attentions have no gates.
     """
 
     layers: tuple[MoHLayer, ...]
     near_misses: tuple[NearMiss, ...]
+    other_routers: tuple[OtherRouter, ...]
     ungated: int
 
 
@@ -55,7 +59,7 @@ def survey(program: ExportedProgram) -> Recognized:
     tracker = Tracker(nodes, dynamic, Constants(program))
     tracked = tracker.run()
     layers = layers_of(tracker.products, tracked, dynamic)
-    missed, ungated = find_near_misses(nodes, tracked, layers, dynamic)
+    missed = find_near_misses(nodes, tracked, layers, dynamic)
     return Recognized(
         layers=tuple(
             with_token_axes(layer)
@@ -63,8 +67,9 @@ def survey(program: ExportedProgram) -> Recognized:
             else layer
             for layer in layers
         ),
-        near_misses=missed,
-        ungated=ungated,
+        near_misses=missed.near_misses,
+        other_routers=missed.other_routers,
+        ungated=missed.ungated,
     )
 
 

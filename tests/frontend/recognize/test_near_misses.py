@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.recognize import Recognized, survey
-from moh_deploy.package import NearMiss
+from moh_deploy.package import NearMiss, OtherRouter
 from tests.frontend.traced import traced
 from tests.zoo.model import noise, tokens_in
 
@@ -204,6 +204,106 @@ def test_gates_in_front_of_the_attention_are_told():
     assert (found.layers, found.ungated) == ((), 0)
 
 
+class GatedElsewhere(Gated):
+    """Gates of heads [tokens, H, D] that have another attention than one over keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 8)).unbind(-3)
+        return q, k, v
+
+
+class EdgeAttention(GatedElsewhere):
+    """A softmax over the edges of a graph: one sum over an index for its denominators, and one for
+    its values."""
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        weights = (q[edges[1]] * k[edges[0]]).sum(-1).exp()
+        total = weights.new_zeros(x.shape[0], 4).index_add(0, edges[1], weights)
+        weights = weights / total[edges[1]]
+        merged = torch.zeros_like(v).index_add(0, edges[1], weights[..., None] * v[edges[0]])
+        gate = self.router(x).sigmoid()
+        gate = torch.where(gate > 0.5, gate, 0.0)
+        return x + self.proj((merged * gate[..., None]).flatten(1))
+
+
+class EdgeAttentionByHeads(GatedElsewhere):
+    """One head after the other, summed by scatter_add, and put side by side."""
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        gate, heads = self.router(x).softmax(-1), []
+        for h in range(4):
+            weights = (q[edges[1], h] * k[edges[0], h]).sum(-1, keepdim=True).exp()
+            where = edges[1][:, None].expand(-1, 8)
+            one = torch.zeros_like(v[:, h]).scatter_add(0, where, weights * v[edges[0], h])
+            heads.append(one * gate[:, h : h + 1])
+        return x + self.proj(torch.cat(heads, -1))
+
+
+class DelayedAttention(GatedElsewhere):
+    """The few delays of the largest correlation, of heads and channels together, one by one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        back = (torch.arange(12)[:, None] - torch.arange(12)) % 12
+        correlation = torch.einsum("bthd,bsthd->bs", q, k[:, back])
+        weights, delays = correlation.topk(3, -1)
+        weights = weights.softmax(-1)
+        merged = torch.zeros_like(v)
+        for i in range(3):
+            moved = (torch.arange(12) + delays[:, i : i + 1]) % 12
+            rolled = v.gather(1, moved[..., None, None].expand_as(v))
+            merged = merged + rolled * weights[:, i, None, None, None]
+        gate = self.router(x).softmax(-1)
+        gate = gate.masked_fill(gate < gate.topk(2).values[..., -1:], 0.0)
+        return x + self.proj((merged * gate[..., None]).flatten(2))
+
+
+EDGES = (
+    ModelInput("x", noise(6, 32), {0: "nodes"}),
+    ModelInput("edges", torch.arange(20).view(2, 10) % 6, {1: "edges"}),
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "reason", "lost", "applied"),
+    [
+        (
+            EdgeAttention,
+            EDGES,
+            "index_add sums over an index, as attention over edges does, not over all keys",
+            "zeros_like(v)",
+            "merged * gate",
+        ),
+        (
+            EdgeAttentionByHeads,
+            EDGES,
+            "scatter_add sums over an index, as attention over edges does, not over all keys",
+            "zeros_like(v",
+            "one * gate",
+        ),
+        (
+            DelayedAttention,
+            (ModelInput("x", noise(2, 12, 32), {0: "batch"}),),
+            "gates of heads multiply what gather makes, which is no softmax of scores",
+            "v.gather",
+            "merged * gate",
+        ),
+    ],
+)
+def test_gated_heads_of_what_is_no_softmax_over_keys_are_told(
+    model: type[nn.Module], inputs: tuple[ModelInput, ...], reason: str, lost: str, applied: str
+):
+    miss = NearMiss(("model",), reason, line_of(model, lost), line_of(model, applied))
+    found = found_in(model(), *inputs)
+    assert (found.layers, found.near_misses, found.other_routers) == ((), (miss,), ())
+
+
 class SplitOffChannelGates(Gated):
     """Queries and gates of channels are made by one projection."""
 
@@ -277,6 +377,47 @@ class ExpertsBehindTheSum(Experts):
         return gates[..., :1] * self.proj(x) + gates[..., 1:] * self.proj(x.flip(-1))
 
 
+class GroupedExperts(Experts):
+    """The better of two groups of experts is chosen first, and its better expert then."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.router(x).unflatten(-1, (2, 2))
+        best = logits.amax(-1).topk(1, -1).indices
+        group = torch.zeros(*x.shape[:2], 2).scatter(-1, best, 1.0)
+        scores = (logits.sigmoid() * group[..., None]).flatten(2)
+        value, which = scores.topk(1, -1)
+        gates = torch.zeros_like(scores).scatter(-1, which, value)
+        each = torch.stack([expert(x) for expert in (*self.experts, *self.experts)], -1)
+        return self.merged(x) + (each * gates[..., None, :]).sum(-1)
+
+
+class StackedExperts(NoGates):
+    """Experts that are computed as one, and weighed without a choice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.route = nn.Linear(32, 2)
+        self.up, self.down = (
+            nn.Parameter(torch.randn(2, 32, 16)),
+            nn.Parameter(torch.randn(2, 16, 32)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        hidden = torch.einsum("bsd,edf->bsef", x, self.up).relu()
+        each = torch.einsum("bsef,efd->bsed", hidden, self.down)
+        return x + torch.einsum("bse,bsed->bsd", self.route(x).softmax(-1), each)
+
+
+class GatedProjection(NoGates):
+    """Gates of heads that attend to nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        heads = self.proj(x).unflatten(-1, (4, 8)).relu()
+        return x + (heads * self.gates(x)[..., None]).flatten(2)
+
+
 class PooledTokens(NoGates):
     def forward(self, x: Tensor) -> Tensor:
         x = self.proj(self.merged(x))
@@ -304,6 +445,45 @@ def test_what_gates_no_heads_is_no_near_miss(
 ):
     found = found_in(model(), *inputs)
     assert (found.layers, found.near_misses, found.ungated) == ((), (), 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "router", "place", "weighs", "gates"),
+    [
+        (Experts, "topk of 1 among 2", "topk", "linear", "gates[..., i"),
+        (ExpertsBehindTheSum, "topk of 1 among 2", "topk", "linear", "gates[..., :1]"),
+        (GroupedExperts, "topk of 1 among 4", "scores.topk", "linear", "each * gates"),
+        (StackedExperts, "softmax of 2", "softmax", "einsum", "softmax"),
+    ],
+)
+def test_a_router_that_weighs_no_attention_is_told_with_what_it_multiplies(
+    model: type[nn.Module], router: str, place: str, weighs: str, gates: str
+):
+    other = OtherRouter(("model",), router, line_of(model, place), weighs, line_of(model, gates))
+    assert found_in(model()).other_routers == (other,)
+
+
+def test_gates_of_heads_that_were_only_projected_are_no_near_miss():
+    found = found_in(GatedProjection())
+    (other,) = found.other_routers
+    assert (other.router, other.weighs, found.near_misses) == ("topk of 2 among 4", "linear", ())
+
+
+class Squeezed(nn.Module):
+    """Squeeze and excitation: channels of an image by their means. No router."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.squeeze = nn.Conv2d(3, 8, 3), nn.Linear(8, 8)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.max_pool2d(self.conv(image), 2)
+        return (x * self.squeeze(x.mean((2, 3))).sigmoid()[..., None, None]).flatten(1)
+
+
+def test_a_gate_of_channels_is_no_router():
+    found = found_in(Squeezed(), ModelInput("image", noise(2, 3, 10, 10), {0: "batch"}))
+    assert (found.near_misses, found.other_routers) == ((), ())
 
 
 def test_a_layer_that_is_recognised_is_no_near_miss():

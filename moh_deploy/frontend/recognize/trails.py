@@ -1,0 +1,333 @@
+"""Follow attention farther than recognition does, to what looks like the gates of its heads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, Size, flat, fresh_dim, leaves, resolve
+from moh_deploy.frontend.fx.contraction import contraction
+from moh_deploy.frontend.fx.graph import (
+    ancestors,
+    is_tensor,
+    op,
+    reads_shape_only,
+    shape,
+    tensor_inputs,
+)
+from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.slices import SPLITS
+from moh_deploy.frontend.fx.views import broadcast, forward, history, is_view, lacks, through_views
+from moh_deploy.frontend.recognize.cores.softmax import elementwise_sources
+from moh_deploy.frontend.recognize.gates import chain_of, without_axes
+from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.made_by import weighs_experts
+from moh_deploy.frontend.recognize.router_like import (
+    SQUASHES,
+    RouterLike,
+    is_counted,
+    projects,
+    spread_sizes,
+    sums_product,
+)
+from moh_deploy.frontend.recognize.routers.selection import NORMS, SELECTIONS
+from moh_deploy.frontend.recognize.track import Tracked, token_axes
+
+_CHOICES = frozenset(["gather", "index_select", "index", "take_along_dim"])
+_ATTENTION = frozenset(["softmax", "scaled_dot_product_attention"])
+_SUMS = frozenset(["add", "sub", "subtract"])
+
+
+@dataclass(frozen=True)
+class Trail:
+    """A tensor that carries attention, whether or not recognition could follow it there.
+
+    Attributes:
+        start: The softmax or fused attention, or a product of two computed tensors.
+        is_weights: It stands before the product with the values.
+        layout: What the dimensions mean, as far as that is known.
+        channels: The axes that only one head's output has; None where unknown.
+        tokens: The axes of the queries, as far as they are known.
+        projected: Behind a product with weights: an output projection.
+        lost: The first operator that recognition did not follow; None where it did so far.
+    """
+
+    start: Node
+    is_weights: bool
+    layout: Layout | None
+    channels: Dim | None
+    tokens: Dim = ()
+    projected: bool = False
+    lost: Node | None = None
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Attention that meets what looks like its gates, and is part of no layer."""
+
+    trail: Trail
+    applied: Node
+    gate: Node
+    attends_to_channels: bool = False
+    is_in_front: bool = False
+
+
+class Follower:
+    """Follows every attention, and collects what looks like its gates."""
+
+    def __init__(
+        self,
+        tracked: Mapping[Node, Tracked],
+        layers: Sequence[MoHLayer],
+        dynamic: Collection[Node],
+    ) -> None:
+        self._tracked = tracked
+        self._dynamic = dynamic
+        self._ends = {layer.node for layer in layers}
+        # Whatever lies between a layer's softmax and its gates is the layer's.
+        self._known = {n for layer in layers for n in chain_of(layer.core, layer.node, tracked)}
+        self._trails: dict[Node, Trail] = {}
+        self._before: dict[Node, frozenset[Node]] = {}
+
+    @property
+    def attention(self) -> set[Node]:
+        """What carries attention, and the chains of layers up to their gates."""
+        return {*self._trails, *self._known, *self._ends}
+
+    def run(self, nodes: Sequence[Node]) -> list[Miss]:
+        misses: dict[Node, Miss] = {}
+        for node in nodes:
+            if node.op != "call_function" or reads_shape_only(node):
+                continue
+            for source in node.all_input_nodes:
+                trail = self._trails.get(source)
+                if trail is None or trail.start in misses or node in self._known:
+                    continue
+                miss = self._miss(node, source, trail)
+                if miss is not None:
+                    misses[trail.start] = miss
+            found = self._visit(node)
+            if found is not None:
+                self._trails[node] = found
+        return list(misses.values())
+
+    def _visit(self, node: Node) -> Trail | None:
+        if node in self._ends or not _is_float(node):
+            return None
+        if node in self._tracked:
+            return _trail_of(self._tracked[node])
+        if op(node) == "softmax":
+            lost = self._lost_scores(node)
+            return None if lost is None else Trail(node, True, None, None, lost=lost)
+        sources = [source for source in node.all_input_nodes if source in self._trails]
+        if not sources:
+            return self._begun(node)
+        # Of weights and values that come of another attention, it is the weights' attention.
+        source = next((s for s in sources if self._trails[s].is_weights), sources[0])
+        trail = self._trails[source]
+        name = op(node)
+        if name in SQUASHES or name in SELECTIONS or name == "scaled_dot_product_attention":
+            return None
+        if trail.projected and (name in NORMS or projects(node, self._dynamic)):
+            return None
+        if name in _SUMS and not trail.is_weights and self._is_residual(node, trail):
+            return None
+        product = contraction(node)
+        is_product = product is not None and bool(product.summed)
+        return replace(
+            trail,
+            lost=trail.lost or node,
+            layout=_layout_behind(node, source, trail),
+            is_weights=trail.is_weights and not (is_product and not projects(node, self._dynamic)),
+            projected=trail.projected or (projects(node, self._dynamic) and not trail.is_weights),
+        )
+
+    def _begun(self, node: Node) -> Trail | None:
+        """A product of two computed tensors is taken for attention, if gates follow."""
+        product = contraction(node)
+        if product is None or not product.summed or projects(node, self._dynamic):
+            return None
+        if product.operands[0] is product.operands[1]:
+            return None
+        # Scores become weights before anything is attended.
+        if weighs_experts(product, self._trails, self._dynamic) or self._is_scores(node):
+            return None
+        return Trail(start=node, is_weights=False, layout=None, channels=None, lost=node)
+
+    def _lost_scores(self, softmax: Node) -> Node | None:
+        """The operator between a softmax and a product of computed tensors that cannot be read
+        through: what writes into the scores, mixes heads, and the like.
+        """
+        read, stack = set[Node](), [(cast(Node, softmax.args[0]), cast(Node | None, None))]
+        while stack:
+            begin, lost = stack.pop()
+            reached = [one for one in elementwise_sources(begin) if one not in read]
+            read.update(reached)
+            for node in reached:
+                if node in self._trails and op(self._trails[node].start) in _ATTENTION:
+                    continue  # the logits of a router that reads attention
+                if sums_product(node) and not projects(node, self._dynamic):
+                    return lost
+                # One such operator is looked through: what lies farther away are no scores.
+                if lost is None:
+                    others = (one for one in tensor_inputs(node) if one not in read)
+                    stack += [(other, lost or node) for other in others]
+        return None
+
+    def _is_scores(self, node: Node) -> bool:
+        stack, seen = [node], {node}
+        while stack:
+            for user in stack.pop().users:
+                if user in self._tracked:
+                    return True
+                if user not in seen and not projects(user, self._dynamic) and len(seen) < 50:
+                    seen.add(user)
+                    stack.append(user)
+        return False
+
+    def _is_residual(self, node: Node, trail: Trail) -> bool:
+        """Tell whether a value is added to attention that is computed from it: a residual."""
+        others = [one for one in tensor_inputs(node) if one not in self._trails]
+        if trail.start not in self._before:
+            self._before[trail.start] = frozenset(ancestors(trail.start))
+        return any(one in self._before[trail.start] for one in others)
+
+    def _miss(self, node: Node, source: Node, trail: Trail) -> Miss | None:
+        """A product of attention with a factor that looks like the gates of its heads."""
+        name = op(node)
+        if name in _CHOICES and source is node.args[0]:
+            index = self._chosen(node, source, trail)
+            return None if index is None else Miss(trail, node, index)
+        gate: object
+        layout: Layout | None = None
+        product = contraction(node)
+        if product is not None and source in product.operands:
+            if product.summed and trail.is_weights:
+                return None  # the values
+            side = product.operands.index(source)
+            gate = product.operands[1 - side]
+            if trail.layout is not None:
+                layout = product.layouts(trail.layout, side)[0]
+        elif name in ("where", "masked_fill") and source is not node.args[name == "masked_fill"]:
+            gate = node.args[name == "masked_fill"]
+            if trail.layout is not None and isinstance(gate, Node):
+                layout = broadcast(gate, trail.layout)
+        else:
+            return None
+        if not isinstance(gate, Node) or gate in self._trails:
+            return None
+        router = RouterLike(gate, self._trails, self._dynamic)
+        if not router.is_router:
+            return None
+        if layout is not None and _is_of_channels(gate, layout, trail):
+            return Miss(trail, node, gate, attends_to_channels=True)
+        others = _beside_channels(gate, layout, source, trail)
+        is_gate = others is not None and (any(map(is_counted, others)) or router.is_cut)
+        return Miss(trail, node, gate) if is_gate else None
+
+    def gated_in_front(self, start: Node, tracked: Mapping[Node, Tracked]) -> Miss | None:
+        """Queries, keys or values that what looks like gates of heads was applied to."""
+        core = next(
+            state.core
+            for state in tracked.values()
+            if state.core.anchor is start and state.stage == "output"
+        )
+        for operand in core.operands:
+            made = through_views(operand)
+            product = contraction(made)
+            if product is None or product.summed:
+                continue
+            for side, gate in enumerate(product.operands):
+                trail = Trail(start, False, None, None)
+                router = RouterLike(gate, self._trails, self._dynamic)
+                others = _beside_channels(gate, None, product.operands[1 - side], trail)
+                if router.is_router and others is not None and any(map(is_counted, others)):
+                    return Miss(trail, made, gate, is_in_front=True)
+        return None
+
+    def _chosen(self, node: Node, source: Node, trail: Trail) -> Node | None:
+        """`attention.gather(heads, index)`: the chosen heads are taken out."""
+        if not shape(node) or len(shape(node)) != len(shape(source)):
+            return None
+        for position, (got, had) in enumerate(zip(shape(node), shape(source), strict=True)):
+            if got == had or not (got.is_Integer and had.is_Integer):
+                continue
+            if trail.layout is not None and set(trail.layout[position]) <= set(trail.tokens):
+                continue
+            for index in tensor_inputs(node):
+                if (
+                    index is not source
+                    and RouterLike(index, self._trails, self._dynamic).selection is not None
+                ):
+                    return index
+        return None
+
+
+def _trail_of(state: Tracked) -> Trail:
+    """Start a trail where recognition stopped, in axes of its own: following may split them."""
+    axes = {axis: Axis(axis.size) for axis in (*flat(state.layout), *state.value_axes)}
+    return Trail(
+        start=state.core.anchor,
+        is_weights=state.stage == "weights",
+        layout=tuple(tuple(axes[axis] for axis in dim) for dim in resolve(state.layout)),
+        channels=tuple(axes[axis] for axis in state.value_axes),
+        tokens=tuple(axes[axis] for axis in token_axes(state.core) if axis in axes),
+        projected=state.projection is not None,
+    )
+
+
+def _layout_behind(node: Node, source: Node, trail: Trail) -> Layout | None:
+    """The layout of what an operator makes of a tensor, where that is plain."""
+    layout = trail.layout
+    if layout is None or not is_tensor(node) or not is_tensor(source):
+        return None
+    if is_view(node):
+        return forward(node, layout)
+    product = contraction(node)
+    if product is not None and source in product.operands:
+        return product.layouts(layout, product.operands.index(source))[1]
+    if len(shape(node)) != len(shape(source)):
+        return None
+    moved = zip(layout, shape(node), shape(source), strict=True)
+    return tuple(dim if got == had else fresh_dim(got) for dim, got, had in moved)
+
+
+def _beside_channels(
+    gate: Node, layout: Layout | None, source: Node, trail: Trail
+) -> list[Size] | None:
+    """The sizes that the gate varies along, but for tokens; None if it varies along channels.
+
+    Where the layout is not known, it has to be broadcast at least.
+    """
+    if layout is not None and trail.channels is not None:
+        bare = without_axes(Operand(gate, layout), trail.channels)
+        if bare is None:
+            return None
+        others = set(flat(bare.layout)) - set(leaves(trail.tokens))
+        return [axis.size for axis in others]
+    return spread_sizes(gate, source)
+
+
+def _is_of_channels(gate: Node, layout: Layout, trail: Trail) -> bool:
+    """Attention of channels to channels: what looks like its channels are the tokens."""
+    if not trail.tokens or trail.channels is None or not lacks(layout, trail.tokens):
+        return False
+    if without_axes(Operand(gate, layout), trail.channels) is not None:
+        return False
+    # A gate for each channel has heads and channels in one dimension, as a projection made them.
+    channels = set(leaves(trail.channels))
+    _, first = history(gate, layout)[-1]
+    others = [set(dim) - channels for dim in first]
+    apart = not any(rest and rest != set(dim) for rest, dim in zip(others, first, strict=True))
+    return apart and any(is_counted(axis.size) for rest in others for axis in rest)
+
+
+def _is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    if isinstance(value, (list, tuple)) and op(node) in SPLITS and value:
+        value = value[0]
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
