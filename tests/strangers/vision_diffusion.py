@@ -225,7 +225,7 @@ MODELS = [
         "mmdit_joint",
         seeded(MmDit),
         streams,
-        Expected((ExpectedLayer(4, 4, 2, 0, "custom"),)),
+        Expected((ExpectedLayer(4, 4, 2, 0, "top_k"),)),
         "queries, keys, values and gates of two streams concatenated along the tokens, then sliced",
     ),
     ZooModel(

@@ -20,7 +20,8 @@ no_ops           what has no effect is left out
 
 stack_heads      heads that are computed one by one become one tensor: of the operators above
 gates_before_channels   gates of heads are applied first, those of channels behind them
-join_parts       last: it asks for the softmax and the products that the others make
+join_parts       it asks for the softmax and the products that the others make
+join_routers     last: it asks for the gates that the other joins
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from moh_deploy.frontend.normalize.factor import factor_out_slices, is_joined
 from moh_deploy.frontend.normalize.functionalize import functionalize
 from moh_deploy.frontend.normalize.gates_before_channels import put_gates_before_channels
 from moh_deploy.frontend.normalize.join_parts import join_parts
+from moh_deploy.frontend.normalize.join_routers import join_routers
 from moh_deploy.frontend.normalize.no_ops import drop_no_op
 from moh_deploy.frontend.normalize.spread import replace_spreads
 from moh_deploy.frontend.normalize.stack_heads import stack_heads
@@ -70,6 +72,8 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
         put_gates_before_channels(node)
     for node in list(graph.nodes):
         join_parts(node)
+    for node in list(graph.nodes):
+        join_routers(node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program

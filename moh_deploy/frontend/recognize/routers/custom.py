@@ -9,6 +9,8 @@ from moh_deploy.frontend.recognize.routers.program import RouterProgram
 from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.ops.routers.custom import CUSTOM
 
+_OTHER = "the router is of no published form; it stays as ordinary operators"
+
 
 def match(program: RouterProgram) -> Router:
     """Count the heads that are chosen and those that no token closes."""
@@ -32,7 +34,17 @@ def _reason(program: RouterProgram) -> str:
     tokens = op(joined) == "cat" and argument(joined, "dim", 0) not in (-1, rank(joined) - 1)
     if tokens and example_shape(joined)[-1] == program.num_heads:
         return (
-            f"{named(joined)} joins the gates of several routers, and a MoHRouter is one for all"
-            " tokens; they stay as ordinary operators"
+            f"{named(joined)} joins the gates of several routers that are not written alike, and a"
+            " MoHRouter is one for all tokens; they stay as ordinary operators"
         )
-    return "the router is of no published form; it stays as ordinary operators"
+    selection, run = program.selection, program.run
+    if selection is None or run is None or not 0 < selection.candidates < program.num_heads:
+        return _OTHER
+    behind, heads = program.num_heads - selection.candidates, program.num_heads
+    if run.closes_only_first(selection.candidates, selection.top_k):
+        return (
+            f"its shared heads, the last {behind} of {heads}, stand behind the routed ones, and a"
+            " MoHRouter has them in front: let the model order its heads that way; the router stays"
+            " as ordinary operators"
+        )
+    return _OTHER

@@ -57,6 +57,14 @@ class RouterRun:
         gates = torch.cat([values[self.gates].flatten(0, -2) for values in self.values])
         return min(int((gates != 0).all(0).sum()), gates.shape[-1] - candidates)
 
+    def closes_only_first(self, candidates: int, top_k: int) -> bool:
+        """Tell whether the candidates are the first heads, and no token closes the others, which
+        stand behind them."""
+        gates = torch.cat([values[self.gates].flatten(0, -2) for values in self.values])
+        is_open = gates != 0
+        chosen = is_open[:, :candidates].sum(-1)
+        return bool(is_open[:, candidates:].all()) and bool((chosen == top_k).all())
+
 
 def run_router(
     gates: Node, cone: Sequence[Node], scores: Node, constant: Constants

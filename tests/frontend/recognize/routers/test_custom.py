@@ -43,7 +43,21 @@ def test_routers_that_are_joined_are_told_with_the_line():
     reason = reason_of(RoutersOfParts())
     assert reason is not None
     assert reason.startswith("cat (tests/small_moh.py:")
-    assert "joins the gates of several routers" in reason
+    assert "joins the gates of several routers that are not written alike" in reason
+
+
+class SharedBehind(small_moh.SmallMoH):
+    """The shared heads are the last ones; their gates are the form's in every other way."""
+
+    def gates(self, x: Tensor) -> Tensor:
+        return super().gates(x).roll(2, -1)
+
+
+def test_shared_heads_behind_the_routed_ones_are_told():
+    assert reason_of(SharedBehind()) == (
+        "its shared heads, the last 2 of 4, stand behind the routed ones, and a MoHRouter has them"
+        " in front: let the model order its heads that way; the router stays as ordinary operators"
+    )
 
 
 def test_any_other_router_is_of_no_published_form():

@@ -1,0 +1,233 @@
+"""Routers of parts of an attention's tokens, each with weights of its own, as one router of all.
+
+Two streams that attend together are gated by `cat([route(a(x)), route(b(y))], tokens)`. What a
+router does behind its projection it does for each token by itself: that is
+`route(cat([a(x), b(y)], tokens))`, one choice of heads, where both do the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.axes import Size
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.constants import is_random
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
+
+aten = torch.ops.aten
+
+_SELECTIONS = frozenset(["topk", "sort", "argsort", "argmax", "max", "kthvalue"])
+# Of a router, operators that are looked at: a router is a dozen of them.
+_MOST_NODES = 100
+
+Parts = tuple[Node, ...]
+
+
+def join_routers(node: Node) -> None:
+    """Let one router take over where the gates of several are joined along tokens."""
+    if op(node) != "cat" or not is_tensor(node):
+        return
+    parts = cast(Sequence[Node], node.args[0])
+    dim = cast(int, argument(node, "dim", 0)) % rank(node)
+    if len(parts) < 2 or any(part is parts[0] for part in parts[1:]):
+        return
+    joiner = _Joiner(GraphBuilder(node.graph, node))
+    try:
+        joined = joiner.joined(tuple(parts), dim)
+    except _DifferError:
+        return
+    # What ranks nothing is no router; what was inserted for it is dead code.
+    if joiner.ranks and shape(joined) == shape(node):
+        node.replace_all_uses_with(joined)
+
+
+class _DifferError(Exception):
+    """The routers cannot be one."""
+
+
+class _Joiner:
+    """Inserts what routers compute as operators on the tokens of all.
+
+    Attributes:
+        ranks: A ranking of heads is among them.
+    """
+
+    def __init__(self, builder: GraphBuilder) -> None:
+        self._builder = builder
+        self._found: dict[tuple[Parts, int], Node] = {}
+        self.ranks = False
+
+    def joined(self, parts: Parts, dim: int) -> Node:
+        """One tensor for those that the routers have in one place.
+
+        Args:
+            dim: The dimension of the tokens.
+        """
+        # Of two dtypes a concatenation makes one: here earlier than the model does.
+        kinds = {(tensor(part).dtype, *_without(shape(part), dim)) for part in parts}
+        if len(kinds) > 1:
+            raise _DifferError
+        found = self._operator(parts, dim)
+        if found is None:
+            found = self._builder.call(aten.cat.default, list(parts), dim)
+            self._found[parts, dim] = found
+        return found
+
+    def _operator(self, parts: Parts, dim: int) -> Node | None:
+        """The operator that made each part, on what all of them read; None for a projection, or
+        another operator that is not known to work on each token by itself."""
+        if (parts, dim) in self._found:
+            return self._found[parts, dim]
+        if len(self._found) > _MOST_NODES:
+            raise _DifferError
+        first = parts[0]
+        rule = _RULES.get(op(first))
+        if rule is None and _is_elementwise(first):
+            rule = _elementwise
+        if rule is None or any(part.target is not first.target for part in parts):
+            return None
+        given = [_given(part) for part in parts]
+        read = [rule(part, one, dim) for part, one in zip(parts, given, strict=True)]
+        sources = read[0]
+        if sources is None or any(one != sources for one in read) or not _agree(given, sources):
+            return None
+        joined: dict[str, object] = dict(given[0])
+        for name, source_dim in sources.items():
+            operands = tuple(cast(Node, one[name]) for one in given)
+            if source_dim is None:
+                if any(operand is not operands[0] for operand in operands):
+                    return None
+            elif is_tensor(operands[0]):
+                joined[name] = self.joined(operands, source_dim)
+            else:  # values and indices of a top-k
+                joined[name] = self._operator(operands, source_dim)
+                if joined[name] is None:
+                    return None
+        self.ranks |= op(first) in _SELECTIONS
+        self._found[parts, dim] = self._call(first, joined)
+        return self._found[parts, dim]
+
+    def _call(self, first: Node, given: Mapping[str, object]) -> Node:
+        target = cast(Callable[..., object], first.target)
+        if not isinstance(target, torch._ops.OpOverload):  # getitem
+            return self._builder.call(target, *given.values())
+        named = {formal.name for formal in target._schema.arguments if formal.kwarg_only}
+        return self._builder.call(
+            target,
+            *(value for name, value in given.items() if name not in named),
+            **{name: value for name, value in given.items() if name in named},
+        )
+
+
+Sources = dict[str, int | None]
+"""The tensors among an operator's arguments, each with its dimension of tokens; None for one that
+has none."""
+
+
+def _without(extents: Sequence[Size], dim: int) -> tuple[Size, ...]:
+    return (*extents[:dim], *extents[dim + 1 :])
+
+
+def _given(node: Node) -> dict[str, object]:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {str(position): value for position, value in enumerate(node.args)}
+    return {formal.name: argument(node, formal.name) for formal in node.target._schema.arguments}
+
+
+def _agree(given: Sequence[Mapping[str, object]], sources: Sources) -> bool:
+    """All arguments but the tensors are the same."""
+    return all(
+        value == one[name]
+        for one in given[1:]
+        for name, value in given[0].items()
+        if name not in sources
+    )
+
+
+def _is_elementwise(node: Node) -> bool:
+    target = node.target
+    pointwise = isinstance(target, torch._ops.OpOverload) and (
+        torch.Tag.pointwise in target.tags or op(node) in ("where", "masked_fill")
+    )
+    return pointwise and is_tensor(node) and not is_random(node)
+
+
+def _elementwise(node: Node, given: Mapping[str, object], dim: int) -> Sources | None:
+    sources: Sources = {}
+    for name, value in given.items():
+        if not is_tensor(value):
+            continue
+        operand = cast(Node, value)
+        own = dim - (rank(node) - rank(operand))
+        has_tokens = own >= 0 and shape(operand)[own] == shape(node)[dim]
+        sources[name] = own if has_tokens else None
+    return sources
+
+
+def _along(node: Node, given: Mapping[str, object], dim: int) -> Sources | None:
+    """An operator along dimensions that are not the tokens', and may be lost."""
+    source = cast(Node, given["self"])
+    dims = given.get("dim")
+    if isinstance(dims, int):
+        dims = [dims]
+    if not isinstance(dims, (list, tuple)) or not dims:
+        return None
+    worked_on = {cast(int, one) % rank(source) for one in dims}
+    kept = [axis for axis in range(rank(source)) if axis not in worked_on]
+    result = _result(node)
+    if rank(source) == result.dim():
+        own = dim
+    elif len(kept) == result.dim():
+        own = kept[dim]
+    else:
+        return None
+    return None if own in worked_on else {"self": own}
+
+
+def _result(node: Node) -> torch.Tensor:
+    value = node.meta["val"]
+    return cast(torch.Tensor, value if isinstance(value, torch.Tensor) else value[0])
+
+
+def _indexed(node: Node, given: Mapping[str, object], dim: int) -> Sources | None:
+    """gather and scatter: every tensor has the dimensions of the result."""
+    tensors = [name for name, value in given.items() if is_tensor(value)]
+    whole = all(shape(cast(Node, given[name]))[dim] == shape(node)[dim] for name in tensors)
+    apart = cast(int, given["dim"]) % rank(node) != dim
+    return dict.fromkeys(tensors, dim) if whole and apart else None
+
+
+def _entry(node: Node, given: Mapping[str, object], dim: int) -> Sources:
+    return {"0": dim}
+
+
+def _unsqueezed(node: Node, given: Mapping[str, object], dim: int) -> Sources | None:
+    position = cast(int, given["dim"]) % rank(node)
+    return None if position == dim else {"self": dim - (position < dim)}
+
+
+def _new_dim_behind(node: Node, given: Mapping[str, object], dim: int) -> Sources | None:
+    return {"self": dim} if dim < rank(node) - 1 else None
+
+
+def _same_place(node: Node, given: Mapping[str, object], dim: int) -> Sources:
+    return {"self": dim}
+
+
+Rule = Callable[[Node, Mapping[str, object], int], Sources | None]
+
+_RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(("softmax", "log_softmax", "topk", "sort", "argsort", "argmax"), _along),
+    **dict.fromkeys(("max", "kthvalue", "cumsum", "sum", "mean", "amax", "amin"), _along),
+    **dict.fromkeys(("slice", "narrow", "select", "squeeze"), _along),
+    **dict.fromkeys(("gather", "scatter", "scatter_add"), _indexed),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like"), _same_place),
+    **dict.fromkeys(("to", "to_copy", "clone", "contiguous", "alias", "detach"), _same_place),
+    "getitem": _entry,
+    "unsqueeze": _unsqueezed,
+    "one_hot": _new_dim_behind,
+}
