@@ -78,7 +78,7 @@ def probe(
     # One side as the user runs it, the other on function bodies: they differ by kernels and
     # optimisations alone.
     subject = Source(package, Variant(kernels=kernels))
-    sides = Sides(package, subject, body_source(package), rules)
+    sides = Sides(package, subject, body_source(package), rules, mask)
     mining = None
     if files:
         with progress.step("searching the inputs"):
@@ -88,7 +88,7 @@ def probe(
     if mining is not None and original is not None:
         with progress.step("running the original model"):
             mining = recorded_by(original, package, mining)
-    results = Suite(sides, states, mask).run(progress, mining)
+    results = Suite(sides, states).run(progress, mining)
     if mining is not None and update_corpus:
         with progress.step("writing the package"):
             package = replace_corpus(package, grown(package.corpus, mining.samples))

@@ -332,7 +332,8 @@ def _kept(swap: Swap, differences: Sequence[LayerDifference]) -> KeptOperators:
 def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerRecord]) -> LayerInfo:
     batch, seq_len, num_heads = records[0].gates.shape
     fixed = rewrite.router.fixed_gates
-    open_gates = sum(int((record.gates != 0).sum()) for record in records)
+    counted = [record.gates[record.counted] for record in records]  # [tokens, H], no padding
+    open_gates = sum(int((gates != 0).sum()) for gates in counted)
     return LayerInfo(
         path=names.layer,
         num_heads=num_heads,
@@ -352,7 +353,7 @@ def _layer_info(rewrite: Rewrite, names: LayerNames, records: Sequence[LayerReco
         batch=batch,
         seq_len=seq_len,
         kv_len=rewrite.kv_len,
-        active_share=open_gates / max(1, sum(record.gates.numel() for record in records)),
+        active_share=open_gates / max(1, sum(gates.numel() for gates in counted)),
         attention=names.attention,
         closed_heads=() if fixed is None else _closed_heads(fixed),
     )

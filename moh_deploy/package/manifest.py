@@ -146,7 +146,7 @@ class LayerInfo(Strict):
         kv_len: Keys that a token may see, at the example's sizes: all of its window and all pooled
             ones for MoHAggregatedAttention; None where unknown.
         active_share: Share of (token, head) pairs with a non-zero gate, measured on the recorded
-            vectors.
+            vectors, padding left out where it is known.
         query_projection: Name of the MoHQueryProjection node that makes the queries; None if they
             are made by plain operators.
         output_projection: Name of the MoHOutputProjection node that reads the heads; None likewise.

@@ -219,6 +219,8 @@ def test_router_that_makes_nan_of_padding_refuses_no_right_model(tmp_path: Path)
     assert np.isnan(run.gates[0][LEFT.numpy() == 0]).any(-1).all()
     assert not np.isnan(run.gates[0][LEFT.numpy() == 1]).any()
     assert run.scores[0] is not None
+    # Padding, whose gates are all NaN, counts for nothing: two heads of four are open.
+    assert layer.active_share == 0.5
 
 
 @pytest.mark.parametrize("model", one_in(2, [Decoder, Additive]))

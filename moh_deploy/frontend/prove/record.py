@@ -51,6 +51,7 @@ class LayerRecord:
         attention: The fingerprint of the gated heads; None where they have no view [B, S, ...].
         disagreement: How the inserted operators differ from the original ones, in words; None if
             they agree.
+        counted: [B, S]: the tokens that are compared: no padding.
     """
 
     gates: torch.Tensor
@@ -58,6 +59,7 @@ class LayerRecord:
     scores: Array | None
     attention: Array | None
     disagreement: str | None
+    counted: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -177,12 +179,14 @@ def _layer_record(
     else:
         margins = _margins(rewrite.router, values[rewrite.scores], selection.top_k)
     found = _disagreement(rewrite, values, valid)
+    counted = valid.of_node(rewrite.gates, gates)[..., 0]
     return LayerRecord(
         gates,
         margins,
-        scores=ranked_scores(rewrite, values, valid.of_node(rewrite.gates, gates)[..., 0]),
+        scores=ranked_scores(rewrite, values, counted),
         attention=attention_fingerprint(rewrite, values),
         disagreement=None if found is None else found.words,
+        counted=counted,
     )
 
 

@@ -24,11 +24,9 @@ class CorpusJudge:
 
     Attributes:
         sides: The package, and how it is run.
-        valid_tokens: The input that is 0 for padding, which is not compared.
     """
 
     sides: Sides
-    valid_tokens: str | None
 
     def kept(self) -> CaseResult:
         """Run the regression corpus of the package."""
@@ -65,7 +63,7 @@ class CorpusJudge:
 
     def _compare(self, kept: Sequence[CorpusSample]) -> ParityReport:
         sides, manifest = self.sides, self.sides.package.manifest
-        samples = with_valid_tokens(corpus_samples(kept), manifest, self.valid_tokens)
+        samples = with_valid_tokens(corpus_samples(kept), manifest, self.sides.valid_tokens)
         return compare(
             sides.package,
             sides.runner,

@@ -55,10 +55,10 @@ class InputJudge:
     valid_tokens: str | None = None
 
     @classmethod
-    def of(cls, sides: Sides, valid_tokens: str | None = None) -> InputJudge:
+    def of(cls, sides: Sides) -> InputJudge:
         """Judge what a probe compares; where a run first differs is looked for only if one does."""
         runs = (sides.package, sides.runner, sides.recorder, sides.variants)
-        return cls(*runs, sides.policy, FirstDifference(sides), valid_tokens)
+        return cls(*runs, sides.policy, FirstDifference(sides), sides.valid_tokens)
 
     def judge(self, state: InputState) -> CaseResult:
         """Run a state, and say how it ended."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,12 +82,22 @@ def router_reference(router: RouterLogits, logits: PortArrays) -> NDArray[np.flo
 
 
 def values_mismatch(
-    what: str, got: Array | None, reference: Array, tolerance: Tolerance
+    what: str,
+    got: Array | None,
+    reference: Array,
+    tolerance: Tolerance,
+    counted: BoolArray | None = None,
 ) -> str | None:
-    """Compare two arrays, NaN equal to NaN in the same place; None if they agree."""
+    """Compare two arrays, NaN equal to NaN in the same place; None if they agree.
+
+    Args:
+        counted: Which elements are compared; None for all.
+    """
     mismatch = structural_mismatch(what, got, reference)
     if got is None or mismatch is not None:
         return mismatch
+    if counted is not None:
+        got = np.where(counted, got, reference)
     nan_got, nan_reference = nan_places(got), nan_places(reference)
     # NaN that moved, vanished or appeared is an error of its own, whatever the numbers are.
     moved = nan_got != nan_reference
@@ -151,7 +161,7 @@ def _unless(right: BoolArray, what: str, hit: BoolArray) -> str | None:
 _CAUSE = "inputs and logits are finite, and the function bodies give NaN, too"
 
 
-def nan_attention_problem(what: str, made: Array) -> str | None:
+def nan_attention_problem(what: str, made: Array, counted: BoolArray) -> str | None:
     """Describe NaN in attention that agrees, where no token got anything; None if there is none.
 
     Some tokens may be NaN, as a query without keys is in many a model, and closed heads are 0. But
@@ -159,7 +169,7 @@ def nan_attention_problem(what: str, made: Array) -> str | None:
     """
     # [B, S, C], or [B, H, S, D].
     nan = nan_places(made)
-    if not nan.any() or (made[~nan] != 0).any():
+    if not nan[counted].any() or (made[~nan & counted] != 0).any():
         return None
     return (
         f"{what} is NaN wherever it is not 0: {_CAUSE}. It comes of this layer, or of weights or"
@@ -167,7 +177,12 @@ def nan_attention_problem(what: str, made: Array) -> str | None:
     )
 
 
-def nan_output_problem(case: str, outputs: Mapping[str, Array], recorded: VectorSet) -> str | None:
+def nan_output_problem(
+    case: str,
+    outputs: Mapping[str, Array],
+    recorded: VectorSet,
+    counted: Callable[[str, tuple[int, ...]], BoolArray],
+) -> str | None:
     """Describe NaN in outputs that agree and should have none; None if there is none.
 
     NaN is right where the recorded run has NaN, unless there is nothing but NaN.
@@ -176,12 +191,14 @@ def nan_output_problem(case: str, outputs: Mapping[str, Array], recorded: Vector
         case: The case, for the sentence.
         outputs: What the model made of the inputs of the recorded run, and of finite logits.
         recorded: That run.
+        counted: Tells which elements of an output of some shape are looked at.
     """
     if any(nan_places(array).any() for array in recorded.inputs.values()):
         return None
-    found = {name: nan_places(array) for name, array in outputs.items()}
+    looked_at = {name: counted(name, array.shape) for name, array in outputs.items()}
+    found = {name: nan_places(array) & looked_at[name] for name, array in outputs.items()}
     # A recorded run that is NaN throughout excuses nothing: it is the fault to be found.
-    only_nan = all(places.all() for places in found.values())
+    only_nan = all((found[name] | ~looked_at[name]).all() for name in found)
     for name, places in found.items():
         known = nan_places(recorded.outputs[name])
         # At another shape nothing is known of the places, and none is excused.

@@ -180,15 +180,17 @@ class _RoutingRun:
         if router.attention is None:
             return None
         got, reference = both.got[router.attention], both.reference[router.attention]
+        counted = self.sides.counted.of_attention(router, reference.shape)
         # Tokens in another order than the gates' cannot be told apart by the mask.
         if skipped is not None:
-            by_token = _by_token(got, skipped.shape), _by_token(reference, skipped.shape)
-            if not router.in_order or by_token[0] is None or by_token[1] is None:
+            by_token = [_by_token(one, skipped.shape) for one in (got, reference, counted)]
+            known = [one[~skipped] for one in by_token if one is not None]
+            if not router.in_order or len(known) < len(by_token):
                 return None
-            got, reference = by_token[0][~skipped], by_token[1][~skipped]
+            got, reference, counted = known[0], known[1], known[2].astype(np.bool_)
         what = f"attention of layer '{router.path}' in case '{case}'"
-        problem = values_mismatch(what, got, reference, self._rule(reference))
-        return problem or nan_attention_problem(what, got)
+        problem = values_mismatch(what, got, reference, self._rule(reference), counted)
+        return problem or nan_attention_problem(what, got, counted)
 
     def _nan_problem(self, router: RouterLogits, logits: PortArrays, both: _Both) -> str | None:
         for values, whose in ((both.got, "gates"), (both.reference, "gates of the function body")):
@@ -204,8 +206,13 @@ class _RoutingRun:
         if router.attention is None or router.attributes["gate_mode"] != "weighted":
             return None
         # Weighted: NaN times anything is NaN, so a number means that the head was skipped.
-        rows = _by_token(both.got[router.attention], hit.shape)
-        if rows is None or np.isnan(rows[hit].astype(np.float64)).any(axis=-1).all():
+        made = both.got[router.attention]
+        rows = _by_token(made, hit.shape)
+        if rows is None:
+            return None
+        counted = _by_token(self.sides.counted.of_attention(router, made.shape), hit.shape)
+        hit = hit if counted is None else hit & counted.any(axis=-1)
+        if np.isnan(rows[hit].astype(np.float64)).any(axis=-1).all():
             return None
         return (
             f"attention of layer '{router.path}' in case '{NAN}' gives numbers to tokens whose"
@@ -217,12 +224,16 @@ class _RoutingRun:
         outputs = {one.name: both.got[one.name] for one in self.sides.package.manifest.outputs}
         for name, got in outputs.items():
             reference, what = both.reference[name], f"output '{name}' in case '{case}'"
-            problem = problem or values_mismatch(what, got, reference, self._rule(reference))
+            counted = self.sides.counted.of_output(name, reference.shape)
+            rule = self._rule(reference)
+            problem = problem or values_mismatch(what, got, reference, rule, counted)
         # Empty outputs agree with anything.
         if all(both.reference[name].size == 0 for name in outputs):
             return _result(case, MODEL, "not run", "every output is empty: no data.")
         recorded = self.sides.package.vectors[0]
-        problem = problem or nan_output_problem(case, outputs, recorded)
+        problem = problem or nan_output_problem(
+            case, outputs, recorded, self.sides.counted.of_output
+        )
         return _judged(case, MODEL, problem, "they agree with the function bodies")
 
     def _rule(self, reference: Array) -> Tolerance:

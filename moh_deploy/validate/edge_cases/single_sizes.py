@@ -13,6 +13,7 @@ import numpy as np
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.router_nodes import operator_text
 from moh_deploy.graph.size_questions import SizeQuestion, size_questions
+from moh_deploy.package import VectorSet
 from moh_deploy.runtime.base import GraphEdit, Runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.case_result import CaseResult, input_result
@@ -21,6 +22,7 @@ from moh_deploy.validate.edge_cases.routing_judge import values_mismatch
 from moh_deploy.validate.edge_cases.source import Sides, Source, feeding, fixed_values
 from moh_deploy.validate.input_sets import sized_inputs
 from moh_deploy.validate.tolerances import coarsest
+from moh_deploy.validate.valid_tokens import EVERY_TOKEN, token_view
 
 SIZES_CASE = "one size apart"
 
@@ -73,10 +75,15 @@ class _Asked:
         except BackendError as error:
             return input_result(case, "not applicable", error.message)
         what = operator_text(self.question.node)
+        made = {spec.name: expected[spec.name] for spec in manifest.outputs}
+        run = VectorSet({}, inputs, made, (), ())
+        valid = sides.valid(run)
+        view = EVERY_TOKEN if valid is None else token_view(valid, manifest, run)
         for spec in manifest.outputs:
             rule = coarsest(*map(sides.policy.rule, (spec.dtype, manifest.precision)))
             name, values = f"output '{spec.name}'", (got[spec.name], expected[spec.name])
-            problem = values_mismatch(name, *values, rule)
+            places = view.places(spec.name, made[spec.name].shape)
+            problem = values_mismatch(name, *values, rule, places)
             if problem is None:
                 continue
             # The model as it is against itself with the usual answer, at the same inputs.

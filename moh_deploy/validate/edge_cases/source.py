@@ -6,19 +6,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import onnx
 
 from moh_deploy.graph.fixed_routing import fix_routing, fixed_input
 from moh_deploy.graph.gate_reads import GateRead, gate_reads
 from moh_deploy.graph.router_logits import RouterLogits, router_logits
-from moh_deploy.package import LayerInfo, OnnxPackage
+from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet
 from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, GraphEdit, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
-from moh_deploy.system.npz import Array
+from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
+from moh_deploy.validate.samples import valid_tokens_of
+from moh_deploy.validate.valid_tokens import (
+    EVERY_TOKEN,
+    TokenView,
+    ValidTokens,
+    over_axes,
+    token_view,
+)
 
 
 @dataclass(frozen=True)
@@ -74,12 +83,15 @@ class Sides:
         subject: The package as it is to be judged.
         reference: Its function bodies.
         policy: What counts as equal.
+        valid_tokens: The input that is 0 for padding, which is not compared; None if all tokens
+            count.
     """
 
     package: OnnxPackage
     subject: Source
     reference: Source
     policy: Policy = BUILT_IN_POLICY
+    valid_tokens: str | None = None
 
     @cached_property
     def routing(self) -> Routing:
@@ -100,6 +112,49 @@ class Sides:
     def recorder(self) -> Recorder:
         """The recorder of runs of the function bodies."""
         return Recorder.of(self.package, self.reference.variant)
+
+    def valid(self, run: VectorSet) -> ValidTokens | None:
+        """Return which tokens of a run count; None if all do, as of a run of nothing but padding:
+        it has no others."""
+        found = valid_tokens_of(run, {}, "run", self.package.manifest, self.valid_tokens)
+        return None if found is None or not found.mask.any() else found
+
+    @cached_property
+    def counted(self) -> Counted:
+        """What counts of the values that a run on the first recorded inputs makes."""
+        run = self.package.vectors[0]
+        found = self.valid(run)
+        if found is None:
+            return Counted()
+        return Counted(token_view(found, self.package.manifest, run), found.mask)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The elements of values that count: those of valid tokens.
+
+    Attributes:
+        view: Of outputs.
+        mask: [B, S], of layers with these tokens; None if all count.
+    """
+
+    view: TokenView = EVERY_TOKEN
+    mask: BoolArray | None = None
+
+    def of_output(self, name: str, shape: tuple[int, ...]) -> BoolArray:
+        """Return which elements of an output count, in its shape."""
+        return self.view.places(name, shape)
+
+    def of_attention(self, router: RouterLogits, shape: tuple[int, ...]) -> BoolArray:
+        """Return which elements of what attention makes count, [B, S, C] or [B, H, S, D]; all where
+        its tokens are others than the mask's, or in another order than their gates."""
+        every = np.ones(shape, np.bool_)
+        if self.mask is None or not router.in_order:
+            return every
+        tokens = (0, 2) if len(shape) == 4 else (0, 1)
+        if tuple(shape[axis] for axis in tokens if axis < len(shape)) != self.mask.shape:
+            return every
+        return over_axes(self.mask, tokens, shape)
 
 
 @dataclass(frozen=True)

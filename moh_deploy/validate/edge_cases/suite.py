@@ -25,12 +25,10 @@ class Suite:
     Attributes:
         sides: What is compared.
         states: The input states.
-        valid_tokens: The input that is 0 for padding; None if nobody named one.
     """
 
     sides: Sides
     states: Sequence[InputState]
-    valid_tokens: str | None = None
 
     def run(self, progress: Progress, found: Mined | None = None) -> list[CaseResult]:
         """Run them all.
@@ -45,7 +43,7 @@ class Suite:
         sides, package = self.sides, self.sides.package
         # Routers first: a fault there shows in every case behind it.
         results = run_routing_states(sides, progress)
-        judge = InputJudge.of(sides, self.valid_tokens)
+        judge = InputJudge.of(sides)
         for state in self.states:
             with progress.step(f"inputs: {state.case}"):
                 results.append(judge.judge(state))
@@ -58,7 +56,7 @@ class Suite:
                 results += sizes.tokens()
             with progress.step(f"inputs: {ONE_SIZE}"):
                 results += run_single_sizes(sides)
-        corpus = CorpusJudge(sides, self.valid_tokens)
+        corpus = CorpusJudge(sides)
         with progress.step(f"inputs: {KEPT}"):
             results.append(corpus.kept())
         # There is a search only where the user gave inputs.

@@ -11,11 +11,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.router_front import front_values, is_exact, logit_sources
-from moh_deploy.system.npz import Array
+from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.followed_gates import read_problem
 from moh_deploy.validate.edge_cases.routing_judge import (
@@ -168,7 +169,9 @@ class _TiedModel:
             # From the first layer that chose other heads on, later ones see other inputs.
             comparable = comparable and alike
             if problem is None and comparable and layer.router.attention is not None:
-                what = self._jump(layer.router.attention, values)
+                name, router = layer.router.attention, layer.router
+                counted = self.sides.counted.of_attention(router, values[0][name].shape)
+                what = self._jump(name, values, counted)
                 problem = None if what is None else f"attention of {_place(layer.path)} {what}"
             if problem is not None:
                 comparable = False
@@ -197,14 +200,20 @@ class _TiedModel:
         package = self.sides.package
         outputs = {one.name: values[0][one.name] for one in package.manifest.outputs}
         for name in outputs:
-            what = self._jump(name, values)
+            counted = self.sides.counted.of_output(name, outputs[name].shape)
+            what = self._jump(name, values, counted)
             if what is not None:
                 return f"output '{name}' in case '{TIES_CASE}' {what}"
-        return nan_output_problem(TIES_CASE, outputs, package.vectors[0])
+        of_output = self.sides.counted.of_output
+        return nan_output_problem(TIES_CASE, outputs, package.vectors[0], of_output)
 
-    def _jump(self, name: str, values: Sequence[_Values]) -> str | None:
+    def _jump(
+        self, name: str, values: Sequence[_Values], counted: BoolArray | None = None
+    ) -> str | None:
         # At ties, behind one step, and behind two.
         arrays = [one[name] for one in values]
+        if counted is not None:
+            arrays = [np.where(counted, array, arrays[0]) for array in arrays]
         if arrays[0].dtype.kind not in "fV":
             return None
         names = (arrays[0].dtype.name, self.sides.package.manifest.precision)

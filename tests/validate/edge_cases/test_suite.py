@@ -18,7 +18,8 @@ from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.validate.edge_cases.corpus_run import CorpusJudge
 from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.routing_judge import nan_output_problem
-from moh_deploy.validate.edge_cases.source import Sides, Source, body_source
+from moh_deploy.validate.edge_cases.routing_run import run_routing_states
+from moh_deploy.validate.edge_cases.source import Counted, Sides, Source, body_source
 from moh_deploy.validate.edge_cases.suite import Suite
 from moh_deploy.validate.edge_cases.ties_before import TIES_CASE as TIES_BEFORE
 from tests.edge_case_package import Plant, write_edge_package
@@ -31,9 +32,9 @@ from tests.validate.edge_cases.planted_faults import Site, in_layer, planted
 def run(judged: OnnxPackage, reference: OnnxPackage, kernels: Kernels = "off") -> list[CaseResult]:
     """Compare what one package runs with the function bodies of another."""
     subject = Source(judged, Variant(kernels=kernels))
-    sides = Sides(reference, subject, body_source(reference))
+    sides = Sides(reference, subject, body_source(reference), valid_tokens="valid")
     states = tuple(input_states(reference, {"batch": 3, "seq": 9}, "valid"))
-    return Suite(sides, states, "valid").run(SilentProgress())
+    return Suite(sides, states).run(SilentProgress())
 
 
 def failed(results: Sequence[CaseResult]) -> dict[str, str]:
@@ -138,7 +139,7 @@ def test_outputs_of_nothing_but_nan_are_no_pass_though_both_sides_have_them(tmp_
     assert found.keys() == OF_OUTPUTS
     assert found["flat"] == (
         "output 'y' in case 'flat' is NaN at [0, 0, 0]: inputs and logits are finite, and the"
-        " function bodies give NaN, too (240 of 240 elements)."
+        " function bodies give NaN, too (216 of 240 elements)."
     )
     kinds = {one.kind for one in results if one.status == "passed" and one.place == MODEL}
     assert kinds == set()
@@ -167,9 +168,51 @@ def test_nan_that_was_recorded_is_right_unless_there_is_nothing_else(
     if whole:
         made[:] = np.nan
     known = replace(recorded, outputs={"y": made})
-    assert (nan_output_problem("flat", {"y": made}, known) is None) is not whole
-    assert nan_output_problem("flat", {"y": made}, recorded) is not None
-    assert nan_output_problem("flat", recorded.outputs, recorded) is None
+    every = Counted().of_output
+    assert (nan_output_problem("flat", {"y": made}, known, every) is None) is not whole
+    assert nan_output_problem("flat", {"y": made}, recorded, every) is not None
+    assert nan_output_problem("flat", recorded.outputs, recorded, every) is None
+    # Of padding nobody says that it may not be NaN.
+    others = np.ones(made.shape, bool)
+    others[0, 1] = False
+    if not whole:
+        assert nan_output_problem("flat", {"y": made}, recorded, lambda *_: others) is None
+
+
+def garbage_at_padding(model: onnx.ModelProto) -> None:
+    """The output of padded tokens is NaN."""
+    last = model.graph.node[-1]
+    last.output[0] = "right_y"
+    nan = onnx.numpy_helper.from_array(np.asarray(np.nan, np.float32), "nan")
+    model.graph.initializer.extend(
+        [nan, onnx.numpy_helper.from_array(np.asarray([2]), "last_axis_of_y")]
+    )
+    for op, read, made in (
+        ("Unsqueeze", ["valid", "last_axis_of_y"], "valid_tokens_of_y"),
+        ("Where", ["valid_tokens_of_y", "right_y", "nan"], "y"),
+    ):
+        model.graph.node.append(onnx.helper.make_node(op, read, [made]))
+
+
+def test_padding_is_not_compared_in_any_case(right: OnnxPackage, tmp_path: Path):
+    wrong = plant(tmp_path, garbage_at_padding)
+    assert failed(run(wrong, right)).keys() == {"padding only: valid all 0"}  # it has no others
+    subject = Source(wrong, Variant(kernels="off"))
+    sides = Sides(right, subject, body_source(right))
+    results = run_routing_states(sides, SilentProgress())
+    assert {one.place for one in results if one.status == "failed"} == {MODEL}
+
+
+@pytest.mark.parametrize(
+    ("shape", "left_out"), [((2, 5, 24), 24), ((2, 6, 5, 4), 24), ((2, 4, 24), 0), ((10, 24), 0)]
+)
+def test_attention_counts_without_padding_where_it_has_the_tokens_of_the_mask(
+    right: OnnxPackage, shape: tuple[int, ...], left_out: int
+):
+    sides = Sides(right, body_source(right), body_source(right), valid_tokens="valid")
+    router = sides.routing.routed[0].router
+    assert (~sides.counted.of_attention(router, shape)).sum() == left_out
+    assert sides.counted.of_attention(replace(router, in_order=False), shape).all()
 
 
 def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
@@ -181,7 +224,7 @@ def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
     package = replace(right, corpus=(kept,))
     sides = Sides(package, Source(right, Variant(kernels="off")), body_source(right))
     for mask, status in (("valid", "passed"), (None, "failed")):
-        assert CorpusJudge(sides, mask).kept().status == status
+        assert CorpusJudge(replace(sides, valid_tokens=mask)).kept().status == status
 
 
 def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
