@@ -203,6 +203,33 @@ def output_view(
     return TokenView(found, tuple(notes))
 
 
+def inner_places(valid: ValidTokens, dims: Sequence[_Dim], shape: Sequence[int]) -> BoolArray:
+    """Return which elements of an inner value are of valid tokens alone: of scores [B, H, S, S],
+    those of a valid query and a valid key.
+
+    Args:
+        dims: How the model calls its axes.
+        shape: Of the value.
+
+    Returns:
+        Bool, in that shape; all of a value whose axes are not those of the mask, for certain.
+    """
+    places = np.ones(tuple(shape), np.bool_)
+    batch, tokens = valid.dims or (0, 0)
+    samples = [axis for axis, dim in enumerate(dims) if dim == batch]
+    of_tokens = [axis for axis, dim in enumerate(dims) if dim == tokens]
+    # A number may be a size of something else: it has to be there once.
+    named = isinstance(tokens, str) or len(of_tokens) == 1
+    if len(samples) != 1 or batch == tokens or not named or len(dims) != len(shape):
+        return places
+    for axis in of_tokens:
+        mask = valid.mask if samples[0] < axis else valid.mask.T
+        selection = _Selection(tuple(sorted((samples[0], axis))), mask)
+        if selection.fits(shape):
+            places &= over_axes(mask, selection.axes, shape)
+    return places
+
+
 def over_axes(mask: BoolArray, axes: Sequence[int], shape: Sequence[int]) -> BoolArray:
     """Return a mask of all elements of an array: True where its mask over some axes is.
 

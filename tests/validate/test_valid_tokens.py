@@ -17,7 +17,7 @@ from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from moh_deploy.report.document import About
 from moh_deploy.system.npz import Array, write_npz
-from moh_deploy.validate.valid_tokens import ValidTokens, token_view
+from moh_deploy.validate.valid_tokens import ValidTokens, inner_places, token_view
 from tests.handmade_package import MANIFEST, model, vectors, write_package
 from tests.report.shown import as_junit, as_page
 from tests.routed_package import SEQ, WIDTH, write_routed
@@ -26,6 +26,32 @@ MASK = np.array([[1, 1, 0], [1, 0, 0]], np.int64)
 PADDED = MASK == 0
 
 Change = Callable[[VectorSet], None]
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape", "left_out"),
+    [
+        (("batch", "seq", 4), (2, 3, 4), 3 * 4),
+        (("seq", 4, "batch"), (3, 4, 2), 3 * 4),
+        (("batch", 4, "seq", "seq"), (2, 4, 3, 3), 4 * (5 + 8)),  # queries and keys
+        (("batch", "batch", "seq"), (2, 2, 3), 0),
+        (("seq", "seq"), (3, 3), 0),
+        (("batch", "seq2", 4), (2, 3, 4), 0),
+        (("batch", "seq"), (2, 4), 0),
+    ],
+)
+def test_inner_values_count_where_query_and_key_are_valid(
+    dims: tuple[int | str, ...], shape: tuple[int, ...], left_out: int
+):
+    valid = ValidTokens("mask", MASK != 0, ("batch", "seq"))
+    places = inner_places(valid, dims, shape)
+    assert (places.shape, int((~places).sum())) == (shape, left_out)
+
+
+def test_axes_of_a_fixed_size_have_to_be_there_once():
+    valid = ValidTokens("mask", MASK != 0, (2, 3))
+    assert (~inner_places(valid, (2, 3, 4), (2, 3, 4))).sum() == 3 * 4
+    assert inner_places(valid, (2, 3, 3), (2, 3, 3)).all()
 
 
 def write_masked(

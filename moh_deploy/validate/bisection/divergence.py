@@ -11,10 +11,12 @@ import numpy as np
 from moh_deploy.graph.switches import reads
 from moh_deploy.package import VectorSet
 from moh_deploy.report.json import FLAT, HIDDEN
-from moh_deploy.system.npz import BFLOAT16, Array
+from moh_deploy.system.npz import BFLOAT16, Array, BoolArray
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.places import ModelGraph, NodePlace
 from moh_deploy.validate.differences import abs_error, largest, largest_finite
+from moh_deploy.validate.samples import own_masks
+from moh_deploy.validate.valid_tokens import ValidTokens, inner_places
 
 _FIRST = 64
 """Values that are fetched in the first pair of runs; their size decides on the next ones."""
@@ -59,15 +61,22 @@ def compare_values(
         vectors: What to run.
     """
     found: dict[str, InnerValue] = {}
+    # What padding makes of rounding, or of NaN, is no fault of any node.
+    manifest, dims = tested.package.manifest, tested.value_dims()
+    masks = own_masks(manifest, vectors, [str(index) for index in range(len(vectors))])
+    valid: Sequence[ValidTokens | None] = masks or [None] * len(vectors)
     # All values at once would not fit into memory: [B, H, S, S] scores of every layer, say.
     for chunk in _chunks(names, found):
         # Each chunk needs new sessions, since a session's outputs are fixed when it is opened.
         runners = tested.open(chunk), reference.open(chunk)
-        for one in vectors:
+        for one, tokens in zip(vectors, valid, strict=True):
             got = runners[0].run(tested.inputs(one))
             expected = runners[1].run(reference.inputs(one))
             for name in chunk:
-                _note(found, name, got[name], expected[name])
+                counted = None
+                if tokens is not None and name in dims:
+                    counted = inner_places(tokens, dims[name], expected[name].shape)
+                _note(found, name, got[name], expected[name], counted)
     return found
 
 
@@ -84,10 +93,16 @@ def _chunks(names: Sequence[str], found: Mapping[str, InnerValue]) -> Iterator[S
         size = max(_FIRST, min(1024, int(_MOST_BYTES / max(mean, 1.0))))
 
 
-def _note(found: dict[str, InnerValue], name: str, got: Array, expected: Array) -> None:
+def _note(
+    found: dict[str, InnerValue],
+    name: str,
+    got: Array,
+    expected: Array,
+    counted: BoolArray | None = None,
+) -> None:
     if not _is_number(got) or not _is_number(expected):
         return
-    one = _compared(name, got, expected)
+    one = _compared(name, got, expected, counted)
     known = found.get(name)
     if known is not None:
         one = replace(
@@ -99,14 +114,19 @@ def _note(found: dict[str, InnerValue], name: str, got: Array, expected: Array) 
     found[name] = one
 
 
-def _compared(name: str, got: Array, expected: Array) -> InnerValue:
+def _compared(
+    name: str, got: Array, expected: Array, counted: BoolArray | None = None
+) -> InnerValue:
     is_float = _is_float(got) or _is_float(expected)
     # Booleans have no difference in numpy.
     got, expected = (one.astype(np.int8) if one.dtype == bool else one for one in (got, expected))
+    shape = expected.shape
+    if counted is not None and got.shape == shape:
+        got, expected = got[counted], expected[counted]
     size = largest_finite(expected)
     # The shape of the reference is kept; finite, since no number can be looked at.
     if got.shape != expected.shape:
-        return InnerValue(name, math.inf, size, expected.shape, True, is_float)
+        return InnerValue(name, math.inf, size, shape, True, is_float)
     error = abs_error(got, expected)
     # float32 has -1e9 or the like where float16 has -inf: both switch a key off.
     masked = np.isinf(got) & (np.sign(got) == np.sign(expected)) & (np.abs(expected) > _MASK)
@@ -115,7 +135,7 @@ def _compared(name: str, got: Array, expected: Array) -> InnerValue:
     worst = largest(error)
     finite = bool((np.isfinite(got) | masked | ~np.isfinite(expected)).all())
     worst = math.inf if math.isnan(worst) else worst
-    return InnerValue(name, worst, size, got.shape, finite, is_float)
+    return InnerValue(name, worst, size, shape, finite, is_float)
 
 
 def _is_number(array: Array) -> bool:

@@ -72,6 +72,17 @@ class ForcedModel:
         types = {one.name: one.type.tensor_type.elem_type for one in known}
         return {name: dtype for name, dtype in types.items() if dtype}
 
+    def value_dims(self) -> dict[str, tuple[int | str, ...]]:
+        """Return how the axes of values are called, of those that the model declares."""
+        graph = self._model().graph
+        return {
+            one.name: tuple(
+                axis.dim_param or axis.dim_value for axis in one.type.tensor_type.shape.dim
+            )
+            for one in (*graph.value_info, *graph.output)
+            if one.type.tensor_type.HasField("shape")
+        }
+
     def inputs(self, vectors: VectorSet) -> dict[str, Array]:
         """Return the inputs for a runner of `open`: the model's, and the gates."""
         if not self.gates:
