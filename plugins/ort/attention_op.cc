@@ -5,6 +5,17 @@ namespace {
 
 constexpr const char* kName = contract::attention::kOp.name;
 
+// What the operands of a node's products may be rounded to. It is no part of what the op means: a
+// writer adds it where no session entry will say so (moh.compute_type).
+constexpr const char* kComputeTypes[] = {"float32", "bfloat16"};
+constexpr AttributeContract kComputeType =
+    AttributeContract{"compute_type", AttributeType::kText}.one_of(kComputeTypes).default_to(0);
+
+const Backend& backend_for(const Ort::ConstKernelInfo& node, const Backend& backend) {
+  const bool rounds = choice_attribute(node, kComputeType) == 1;
+  return rounds ? backend.with_bfloat16_products() : backend;
+}
+
 // [batch, tokens, heads * dim] or [batch, heads, tokens, dim].
 struct HeadsShape {
   int64_t batch, heads, tokens, dim;
@@ -36,7 +47,7 @@ Ort::Status wrong_heads(const char* name, const Shape& shape, int64_t heads) {
 }  // namespace
 
 AttentionKernel::AttentionKernel(const OrtKernelInfo* info, DType dtype, const Backend& backend)
-    : dtype_(dtype), backend_(backend) {
+    : dtype_(dtype), backend_(backend_for(Ort::ConstKernelInfo(info), backend)) {
   const Ort::ConstKernelInfo node(info);
   q_heads_ = int_attribute(node, contract::attention::kQNumHeads);
   kv_heads_ = int_attribute(node, contract::attention::kKvNumHeads);

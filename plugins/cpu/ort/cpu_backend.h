@@ -9,10 +9,15 @@ namespace moh::ort {
 // One choice of kernels, on the session's own threads.
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const cpu::Kernels& kernels, cpu::Compute compute)
-      : kernels_(kernels), compute_(compute) {}
+  // `rounding`: for nodes that allow products of bfloat16; null where their word does not count.
+  CpuBackend(const cpu::Kernels& kernels, cpu::Compute compute, const CpuBackend* rounding)
+      : kernels_(kernels), compute_(compute), rounding_(rounding) {}
 
   const char* execution_provider() const override { return "CPUExecutionProvider"; }
+
+  const Backend& with_bfloat16_products() const override {
+    return rounding_ == nullptr ? *this : *rounding_;
+  }
 
   Ort::Status attention(const AttentionArgs& args, Ort::KernelContext& context) const override {
     kernels_.attention(args, compute_, session_threads(context));
@@ -33,6 +38,7 @@ class CpuBackend final : public Backend {
  private:
   const cpu::Kernels& kernels_;
   const cpu::Compute compute_;
+  const CpuBackend* const rounding_;
 };
 
 }  // namespace moh::ort

@@ -3,12 +3,13 @@
 //
 // Session config entries, read when the library is registered:
 //   moh.instruction_set   one of moh_cpu_instruction_sets(); default: the best
-//   moh.compute_type      float32 (default), or bfloat16: products of bfloat16 operands where the
-//   CPU has them
+//   moh.compute_type      float32, or bfloat16: products of bfloat16 operands where the CPU has
+//                         them; default: as the node's attribute compute_type says, or float32
 //   moh.domains           see ort/domains.h
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "cpu/ort/cpu_backend.h"
 #include "cpu/ort/projection_op.h"
@@ -26,8 +27,10 @@ namespace {
 // The ops of one choice of kernels. Sessions point into it, and nothing tells when the last one is
 // gone: kept for good.
 struct Ops {
-  Ops(const cpu::Kernels& kernels, cpu::Compute compute)
-      : backend(kernels, compute),
+  // Without a compute type each node says its own.
+  Ops(const cpu::Kernels& kernels, std::optional<cpu::Compute> compute)
+      : rounding(kernels, cpu::Compute::kBFloat16, nullptr),
+        backend(kernels, compute.value_or(cpu::Compute::kFloat32), compute ? nullptr : &rounding),
         attention(backend),
         aggregated_attention(backend),
         query_projection(kernels),
@@ -35,6 +38,7 @@ struct Ops {
         router(backend),
         token_conv(kernels) {}
 
+  const CpuBackend rounding;
   const CpuBackend backend;
   InEveryDType<AttentionOp> attention;
   InEveryDType<AggregatedAttentionOp> aggregated_attention;
@@ -52,8 +56,8 @@ struct Ops {
   }};
 };
 
-Ops& ops_for(const cpu::Kernels& kernels, cpu::Compute compute) {
-  using Key = std::pair<const cpu::Kernels*, cpu::Compute>;
+Ops& ops_for(const cpu::Kernels& kernels, std::optional<cpu::Compute> compute) {
+  using Key = std::pair<const cpu::Kernels*, std::optional<cpu::Compute>>;
   static std::mutex mutex;
   static auto& made = *new std::map<Key, std::unique_ptr<Ops>>();
   const std::lock_guard<std::mutex> lock(mutex);
@@ -78,16 +82,18 @@ const char* instruction_sets() {
 Ort::Status register_ops(OrtSessionOptions* options) {
   Ort::UnownedSessionOptions session(options);
   const std::string set = session.GetConfigEntryOrDefault("moh.instruction_set", "");
-  const std::string type = session.GetConfigEntryOrDefault("moh.compute_type", "float32");
+  const std::string type = session.GetConfigEntryOrDefault("moh.compute_type", "");
   const cpu::Kernels* kernels = cpu::find_kernels(set);
   if (kernels == nullptr) {
     return invalid_argument("moh.instruction_set is '", set,
                             "'; expected one that this machine has: ", instruction_sets(), ".");
   }
-  if (type != "float32" && type != "bfloat16") {
+  std::optional<cpu::Compute> compute;
+  if (type == "float32" || type == "bfloat16") {
+    compute = type == "bfloat16" ? cpu::Compute::kBFloat16 : cpu::Compute::kFloat32;
+  } else if (!type.empty()) {
     return invalid_argument("moh.compute_type is '", type, "'; expected float32 or bfloat16.");
   }
-  const auto compute = type == "bfloat16" ? cpu::Compute::kBFloat16 : cpu::Compute::kFloat32;
   return ops_for(*kernels, compute).domains.add_to(session);
 }
 
