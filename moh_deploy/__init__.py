@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from moh_deploy.api.bench import bench
     from moh_deploy.api.bisect import bisect
     from moh_deploy.api.build import build
+    from moh_deploy.api.bundle import bundle, check_bundle
     from moh_deploy.api.doctor import doctor
     from moh_deploy.api.export import export, load_original
     from moh_deploy.api.inline import inline
@@ -33,6 +34,8 @@ __all__ = [
     "bench",
     "bisect",
     "build",
+    "bundle",
+    "check_bundle",
     "doctor",
     "export",
     "inline",
@@ -53,6 +56,8 @@ _HOME = {
     "bench": "moh_deploy.api.bench",
     "bisect": "moh_deploy.api.bisect",
     "build": "moh_deploy.api.build",
+    "bundle": "moh_deploy.api.bundle",
+    "check_bundle": "moh_deploy.api.bundle",
     "doctor": "moh_deploy.api.doctor",
     "export": "moh_deploy.api.export",
     "inline": "moh_deploy.api.inline",

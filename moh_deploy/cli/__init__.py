@@ -30,6 +30,9 @@ main = CommandGroup(
             "inspect": "Show what is in a package and what runs it.",
             "doctor": "Say what can be built and run here, and what is missing.",
         },
+        "Serve": {
+            "bundle": "Write a package as a directory that Triton loads, or check one.",
+        },
     },
 )
 

@@ -614,3 +614,76 @@ DOCTOR = (
     _path("--plugin", "FILE", "The plugin library for TensorRT, if not the installation's."),
     JSON,
 )
+
+BUNDLE = (
+    click.argument("artefact", metavar="[DIR]", required=False, type=FILE_PATH),
+    _output("The bundle to write; an earlier one is replaced.", required=False),
+    click.option(
+        "--target",
+        type=click.Choice(["triton"]),
+        default="triton",
+        show_default=True,
+        help="The server that is to load it.",
+    ),
+    click.option(
+        "--backend",
+        type=click.Choice(["python", "onnxruntime", "tensorrt"]),
+        help="What runs the model in the server: moh-deploy in its Python backend (telemetry,"
+        " guard), or the server's own.  [default: tensorrt for an engine, else python]",
+    ),
+    click.option(
+        "--name", metavar="NAME", help="What clients call the model.  [default: the directory's]"
+    ),
+    click.option(
+        "--instances",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="How many batches run at the same time.",
+    ),
+    click.option(
+        "--threads",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Threads of each instance.  [default: cores by instances; onnxruntime: 1]",
+    ),
+    click.option(
+        "--max-batch",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=64,
+        show_default=True,
+        help="The most samples in a batch.",
+    ),
+    click.option(
+        "--max-delay-ms",
+        metavar="MS",
+        type=click.FloatRange(min=0),
+        default=1.0,
+        show_default=True,
+        help="How long the first request of a batch waits for others.",
+    ),
+    click.option(
+        "--sample-every",
+        metavar="N",
+        type=click.IntRange(min=0),
+        default=16,
+        show_default=True,
+        help="Read the routing of one batch in so many; 0 reads none.",
+    ),
+    _flag("--per-head", "Count head by head, not by layer alone."),
+    _path("--reference", "FILE.json", "A routing profile to bring along (`moh-deploy profile`)."),
+    click.option("--image", metavar="IMAGE", help="The container that kserve.yaml names."),
+    click.option(
+        "--storage", metavar="URI", help="Where kserve.yaml says the bundle is: pvc://models/NAME."
+    ),
+    _path("--check", "BUNDLE", "Say why a server on this machine would not load this bundle."),
+    _path(
+        "--server",
+        "DIR",
+        "With --check: the folder with bin/tritonserver, or an environment with nvidia-pytriton."
+        "  [default: what is installed]",
+    ),
+    JSON,
+)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, write_vectors
 from moh_deploy.system import replaceable
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.replaceable import DirectoryKind
-from moh_deploy.system.staging import StagedDirectory, sync_file
+from moh_deploy.system.staging import StagedDirectory, link_or_copy, sync_file
 
 
 class PackageWriter:
@@ -63,12 +61,7 @@ class PackageWriter:
 
     def bring_along(self, earlier: OnnxPackage, name: str) -> None:
         """Put a file of an earlier package into this one, without a copy where the disk can."""
-        source, target = earlier.root.resolve() / name, self.path(name)
-        try:
-            # A hard link takes neither time nor room; packages are never changed in place.
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
+        link_or_copy(earlier.root / name, self.path(name))
 
     def require_free(self, needed_bytes: int) -> None:
         """Fail now rather than in the middle of writing if the disk has no room for so many bytes.

@@ -298,6 +298,15 @@ def _resolved(output: Path) -> Path:
         raise PackageError(f"{output} cannot be written: {problem}.") from error
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a file that is never changed in place at another one, without a copy if the disk can."""
+    try:
+        # A hard link takes neither time nor room.
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sync_file(path: Path) -> None:
     """Return once the file's content has reached the disk."""
     with path.open("rb") as file:

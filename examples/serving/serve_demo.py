@@ -1,0 +1,112 @@
+"""Serve the digits package by the real Triton on a CPU, and compare every answer.
+
+Writes a bundle, asks `moh-deploy bundle --check` about it, starts the server, sends requests from
+several clients by HTTP and gRPC, and compares: bit for bit with the package run on the batch that
+the server formed, and within rounding with the request run alone. Exit code 1 if an answer differs
+or the metrics do not add up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from answers import Answers, compare_answers
+
+import moh_deploy
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving.served_model import threads_of
+from moh_deploy.serving.triton.bundle_json import read_bundle
+from moh_deploy.serving.triton.server import RunningServer, find_server, running_server
+from moh_deploy.validate.user_vectors import read_user_vectors
+
+HERE = Path(__file__).parent
+MODEL = "digits"
+COUNT = "nv_inference_count"
+LOG_BATCHES = 'parameters { key: "log_batches" value { string_value: "1" } }\n'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--package", type=Path, default=Path("build/digits/package"))
+    parser.add_argument("--samples", type=Path, default=Path("build/digits/held-out.npz"))
+    parser.add_argument("--server", type=Path, default=Path("build/triton-server"))
+    parser.add_argument("--work-dir", type=Path, default=Path("build/serve-demo"))
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--clients", type=int, default=8)
+    given = parser.parse_args()
+    given.work_dir.mkdir(parents=True, exist_ok=True)
+    root = given.work_dir / "bundle"
+
+    step("Writing the bundle")
+    moh_deploy.bundle(given.package, root, name=MODEL, instances=2)
+    bundle = read_bundle(root)
+    with (root / bundle.config).open("a") as config:
+        config.write(LOG_BATCHES)  # So that each batch can be run again.
+    found = moh_deploy.check_bundle(root, server=given.server)
+    print(found.to_markdown())
+    if found.failure is not None:
+        sys.exit(str(found.failure))
+    server = find_server(given.server)
+    assert server is not None, "check_bundle found one"
+
+    model = find_deployed(given.package)
+    samples = read_user_vectors(given.samples, model.manifest).inputs
+    inputs, log = given.work_dir / "samples.npz", given.work_dir / "server.log"
+    np.savez(inputs, **samples)  # type: ignore[arg-type]
+    answers_file = given.work_dir / "answers.npz"
+
+    step("Starting tritonserver, and asking it")
+    with running_server(server, root, log) as running:
+        ports = ["--http", str(running.ports.http), "--grpc", str(running.ports.grpc)]
+        files = ["--inputs", str(inputs), "--answers", str(answers_file)]
+        load = ["--requests", str(given.requests), "--clients", str(given.clients)]
+        command = [given.server / "bin/python", HERE / "client.py", "--model", MODEL]
+        before = total_of(COUNT, running.metrics())
+        subprocess.run([*command, *ports, *files, *load], check=True)
+        answers = Answers.read(answers_file)
+        served = int(answers.count.sum())
+        counted = counted_from(running, before, served)
+
+    step("Running the package on every batch, and on every request alone")
+    with model.open(Variant(threads=threads_of(bundle.settings))) as runner:
+        comparison = compare_answers(answers, samples, runner, log)
+    p50, p99 = np.percentile(answers.ms, [50, 99])
+    print(comparison.text())
+    print(f"each request took {p50:.1f} ms (median), {p99:.1f} ms (99th percentile)")
+    print(f"the server counts {counted} samples, sent were {served}")
+    if not comparison.is_good or counted != served:
+        sys.exit("FAILED")
+    print("every answer is equal")
+
+
+def counted_from(running: RunningServer, before: float, expected: int) -> int:
+    """Return how many samples the server has counted since, once it is as many as expected.
+
+    Counts reach Prometheus a moment later than answers their clients.
+    """
+    end = time.monotonic() + 10
+    while True:
+        counted = int(total_of(COUNT, running.metrics()) - before)
+        if counted == expected or time.monotonic() > end:
+            return counted
+        time.sleep(0.2)
+
+
+def total_of(name: str, metrics: str) -> float:
+    """Return the sum of all series of a metric, in the text that Prometheus reads."""
+    lines = [one for one in metrics.splitlines() if one.startswith(f"{name}{{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def step(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

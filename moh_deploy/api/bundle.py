@@ -1,0 +1,109 @@
+"""Write a package or engine as a directory that an inference server loads, and check one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
+from moh_deploy.serving.triton.bundle_report import BundleReport
+from moh_deploy.serving.triton.check import BundleCheck
+from moh_deploy.serving.triton.check import check_bundle as check
+from moh_deploy.serving.triton.config_pbtxt import Backend
+from moh_deploy.system.progress import Progress, SilentProgress
+
+
+def bundle(
+    artefact: Path | str,
+    output: Path | str,
+    *,
+    target: str = "triton",
+    backend: Backend | None = None,
+    name: str | None = None,
+    instances: int = 1,
+    threads: int | None = None,
+    max_batch: int = 64,
+    max_delay_ms: float = 1.0,
+    sample_every: int = 16,
+    per_head: bool = False,
+    reference: Path | str | None = None,
+    image: str | None = None,
+    storage: str | None = None,
+    progress: Progress | None = None,
+) -> BundleReport:
+    """Write a bundle: the model, its configuration, kernels, dashboards and alert rules.
+
+    Args:
+        artefact: A package or an engine directory.
+        output: The directory to write; an earlier bundle is replaced.
+        target: The server; `triton` is the only one.
+        backend: What runs the model in it: `python` (our code: telemetry, kernels), `onnxruntime`
+            or `tensorrt` (the server's own); None: `tensorrt` for an engine, else `python`.
+        name: What clients call the model; None: the directory's name.
+        instances: How many batches run at the same time.
+        threads: Threads of each instance; None: the machine's cores by the instances, and 1 for
+            `onnxruntime`.
+        max_batch: The most samples in a batch.
+        max_delay_ms: How long the first request of a batch waits for others.
+        sample_every: Routing is read of one batch in so many; 0 reads none.
+        per_head: Count head by head, not by layer alone.
+        reference: A routing profile to bring along, for `watch`.
+        image: The container for KServe.
+        storage: Where KServe finds the bundle: `pvc://models/digits`.
+        progress: What to report steps to.
+
+    Raises:
+        ConfigError: An option is not for this model, or Triton has no tensors of a dtype of it.
+        PackageError: Not a package or engine, or one that has changed; or it cannot be written.
+    """
+    progress = progress or SilentProgress()
+    if target != "triton":
+        raise ConfigError(f"target is '{target}', expected triton.")
+    for option, number, least in (
+        ("instances", instances, 1),
+        ("threads", threads, 1),
+        ("max_batch", max_batch, 1),
+        ("max_delay_ms", max_delay_ms, 0),
+        ("sample_every", sample_every, 0),
+    ):
+        if number is not None and number < least:
+            raise ConfigError(f"{option} is {number}, expected {least} or more.")
+    settings = ServingSettings(
+        name=name or _name_of(Path(artefact)),
+        instances=instances,
+        threads=threads,
+        max_batch=max_batch,
+        max_delay_ms=max_delay_ms,
+        sample_every=sample_every,
+        per_head=per_head,
+    )
+    profile = None if reference is None else Path(reference)
+    options = BundleOptions(settings, backend, profile, image, storage)
+    with progress.step("writing the bundle"):
+        written = write_bundle(find_deployed(artefact), Path(output), options)
+    return BundleReport.of(Path(output), written)
+
+
+def check_bundle(root: Path | str, *, server: Path | str | None = None) -> BundleCheck:
+    """Say why a server on this machine would not load a bundle, without starting one.
+
+    Args:
+        root: The bundle.
+        server: Where the server is: the folder with `bin/tritonserver`, or an environment with
+            `nvidia-pytriton`; None: what is installed.
+
+    Returns:
+        What was found. Look at `failure`: None if nothing stands against loading it.
+
+    Raises:
+        PackageError: It is no bundle, or `bundle.json` has changed.
+    """
+    return check(Path(root), None if server is None else Path(server))
+
+
+def _name_of(artefact: Path) -> str:
+    name = artefact.resolve().name
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name).strip(".-") or "model"

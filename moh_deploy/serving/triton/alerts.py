@@ -1,0 +1,95 @@
+"""Make the alert rules of a bundle, for Prometheus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import yaml
+
+
+@dataclass(frozen=True)
+class _Alert:
+    """A rule; `{model}` in its expression stands for the selector of the model."""
+
+    name: str
+    expression: str
+    lasts: str
+    severity: str
+    summary: str
+
+
+_ALERTS = (
+    _Alert(
+        "MohNoData",
+        "absent(nv_inference_request_success{{{model}}})",
+        "5m",
+        "critical",
+        "nothing is heard of the server, or it has not loaded the model",
+    ),
+    _Alert(
+        "MohRoutingUnseen",
+        "sum(rate(nv_inference_count{{{model}}}[10m])) > 0"
+        " unless sum(rate(moh_routed_tokens_total{{{model}}}[10m])) > 0",
+        "10m",
+        "warning",
+        "requests are answered, and no routing is counted: drift would go unseen",
+    ),
+    _Alert(
+        "MohRequestsFail",
+        "sum(rate(nv_inference_request_failure{{{model}}}[5m]))"
+        " / (sum(rate(nv_inference_request_success{{{model}}}[5m]))"
+        " + sum(rate(nv_inference_request_failure{{{model}}}[5m]))) > 0.01",
+        "5m",
+        "warning",
+        "more than 1 % of requests fail",
+    ),
+    _Alert(
+        "MohQueueGrows",
+        "sum(nv_inference_pending_request_count{{{model}}}) > 512",
+        "2m",
+        "warning",
+        "more than 512 requests wait; the server refuses beyond 1024",
+    ),
+    _Alert(
+        "MohNonfiniteGates",
+        "sum by (layer) (increase(moh_nonfinite_gates_total{{{model}}}[5m])) > 0",
+        "0m",
+        "critical",
+        "a router computes NaN or infinity",
+    ),
+    _Alert(
+        "MohFallback",
+        'sum by (arm) (moh_mode{{{model},arm!="kernels"}}) > 0',
+        "5m",
+        "warning",
+        "an instance answers by another rung than the kernels",
+    ),
+    _Alert(
+        "MohDrift",
+        "max by (layer, statistic) (moh_drift_ratio{{{model}}}) > 1",
+        "0m",
+        "warning",
+        "routing is beyond the limits that were calibrated on known traffic",
+    ),
+)
+
+
+def alerts_text(model: str) -> str:
+    """Return the rules as YAML, for a Prometheus that scrapes the server's metrics port.
+
+    Args:
+        model: Name of the model in the server.
+    """
+    selector = f'model="{model}"'
+    rules = [
+        {
+            "alert": one.name,
+            "expr": one.expression.format(model=selector),
+            "for": one.lasts,
+            "labels": {"severity": one.severity, "model": model},
+            "annotations": {"summary": f"{model}: {one.summary}"},
+        }
+        for one in _ALERTS
+    ]
+    content = {"groups": [{"name": f"moh-deploy {model}", "rules": rules}]}
+    return yaml.safe_dump(content, sort_keys=False, width=100)

@@ -1,0 +1,170 @@
+"""The contents of a bundle's `bundle.json`: what the directory holds and was made with."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from pydantic import TypeAdapter, ValidationError
+
+from moh_deploy.errors import PackageError
+from moh_deploy.package import TensorInfo
+from moh_deploy.package.manifest import Strict
+from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.triton.config_pbtxt import CONFIG_NAME, Backend
+from moh_deploy.system.bounded_json import has_keys, read_json
+from moh_deploy.system.digest import sha256_of_json
+
+BUNDLE_NAME = "bundle.json"
+BUNDLE_FORMAT_VERSION = 1
+REPOSITORY = "repository"
+LIBRARIES = "lib"
+WARMUP = "warmup"  # Triton's own name
+PACKAGE = "package"
+FALLBACK = "fallback"
+_DIGEST = "sha256"
+
+
+@dataclass(frozen=True)
+class LibraryInfo(Strict):
+    """A native library of the bundle, and what it needs.
+
+    Attributes:
+        file: Path in the bundle.
+        glibc: The oldest GNU C library that it runs with: `2.36`; None where that is not known.
+        machine: The processor that it is for: `x86_64`.
+        instruction_sets: Those that it could use where the bundle was written, best first.
+    """
+
+    file: str
+    glibc: str | None
+    machine: str
+    instruction_sets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bundle(Strict):
+    """`bundle.json`.
+
+    Attributes:
+        backend: What runs the model in the server.
+        settings: How it is served; paths in it are relative to the bundle.
+        inputs: Of the model.
+        outputs: Likewise.
+        versions: Of what it was made with: moh-deploy, the runtime, Python.
+        package_sha256: Digest of the manifest of the package or engine, which has those of its
+            files.
+        max_batch: The most samples in one batch; 0: requests cannot be joined.
+        library: The kernels; None: it has none, and function bodies run.
+        files: Path in the bundle to sha256, for each file but this one.
+        format_version: Of the directory.
+    """
+
+    backend: Backend
+    settings: ServingSettings
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    versions: dict[str, str]
+    package_sha256: str
+    max_batch: int
+    library: LibraryInfo | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    format_version: int = BUNDLE_FORMAT_VERSION
+
+    @property
+    def model(self) -> PurePosixPath:
+        """The directory of the model in the repository."""
+        return PurePosixPath(REPOSITORY, self.settings.name)
+
+    @property
+    def config(self) -> PurePosixPath:
+        """Its `config.pbtxt`."""
+        return self.model / CONFIG_NAME
+
+    @property
+    def version(self) -> PurePosixPath:
+        """The directory of its one version."""
+        return self.model / self.settings.version
+
+    @property
+    def served(self) -> PurePosixPath:
+        """The directory of the package or engine that it holds as such."""
+        return self.version / PACKAGE
+
+
+def is_bundle(root: Path) -> bool:
+    """Tell whether `moh-deploy bundle` wrote a directory, changed or not."""
+    return looks_like_bundle(root / BUNDLE_NAME)
+
+
+def looks_like_bundle(path: Path) -> bool:
+    """Tell whether a file is the `bundle.json` of a bundle, of whatever format version."""
+    return has_keys(path, {"format_version", "backend", "package_sha256"})
+
+
+def read_bundle(root: Path) -> Bundle:
+    """Decode `bundle.json`; no other file is looked at.
+
+    Raises:
+        PackageError: There is none, or it is of another format version, or not as it was written.
+    """
+    path = root / BUNDLE_NAME
+    try:
+        content = read_json(path, error=PackageError)
+    except FileNotFoundError:
+        raise PackageError(
+            f"{root} is no bundle: it has no {BUNDLE_NAME}.", hint=_WRITE_ONE
+        ) from None
+    except OSError as problem:
+        raise PackageError(f"{path} cannot be read: {problem.strerror}.") from problem
+    if not isinstance(content, dict) or content.get("format_version") != BUNDLE_FORMAT_VERSION:
+        found = content.get("format_version") if isinstance(content, dict) else None
+        raise PackageError(
+            f"{path}: format_version is {found!r:.60}, expected {BUNDLE_FORMAT_VERSION}.",
+            hint=_WRITE_ONE,
+        )
+    written = content.pop(_DIGEST, None)
+    if written != sha256_of_json(content):
+        raise PackageError(
+            f"{path} has changed since it was written: sha256 in it is {written!r:.80}, of what it"
+            f" says {sha256_of_json(content)}.",
+            hint=_WRITE_ONE,
+        )
+    return _decoded(path, content)
+
+
+def bundle_text(bundle: Bundle) -> str:
+    """Encode a bundle; `read_bundle` gives an equal one back."""
+    content = json.loads(_adapter().dump_json(bundle))
+    return json.dumps({**content, _DIGEST: sha256_of_json(content)}, indent=2) + "\n"
+
+
+def _decoded(path: Path, content: Mapping[str, object]) -> Bundle:
+    try:
+        bundle = _adapter().validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise PackageError(f"{path}: key '{key[:100]}': {first['msg']}.") from error
+    places = [*bundle.files, *([] if bundle.library is None else [bundle.library.file])]
+    for place in (*places, bundle.version.as_posix()):
+        # A path that leads out could make another file be read, or loaded as a library.
+        if not _is_inside(place):
+            raise PackageError(f"{path}: names '{place[:100]}', expected a path in the bundle.")
+    return bundle
+
+
+def _is_inside(place: str) -> bool:
+    parts = PurePosixPath(place).parts
+    return bool(parts) and not {"..", "/", "//"} & set(parts) and not {"\0", "\\"} & set(place)
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Bundle]:
+    return TypeAdapter(Bundle)
+
+
+_WRITE_ONE = "Write one: moh-deploy bundle PACKAGE -o DIR."

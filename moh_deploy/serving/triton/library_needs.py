@@ -1,0 +1,66 @@
+"""Tell what a native library needs of a machine, without loading it."""
+
+from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
+
+from moh_deploy.errors import PackageError
+from moh_deploy.system.bounded_file import read_bytes
+
+Version = tuple[int, ...]
+
+MOST_LIBRARY_BYTES = 2**28
+_MAGIC = b"\x7fELF"
+# Versions of symbols that a library needs stand as text in its table of names.
+_GLIBC = re.compile(rb"\0GLIBC_(\d{1,3})\.(\d{1,3})(?:\.\d{1,3})?\0")
+_MACHINES = {62: "x86_64", 183: "aarch64"}
+
+
+def glibc_floor(library: Path) -> Version:
+    """Return the oldest GNU C library that has all that a library needs: `(2, 36)`.
+
+    Raises:
+        PackageError: It cannot be read, or is no library.
+        FileNotFoundError: There is none.
+    """
+    content = _content(library)
+    # Names follow each other directly: the zero that ends one begins the next.
+    versions = {
+        (int(major), int(minor)) for major, minor in _GLIBC.findall(content.replace(b"\0", b"\0\0"))
+    }
+    return max(versions, default=(2, 0))
+
+
+def machine_of(library: Path) -> str:
+    """Return the processor that a library is for, as `platform.machine()` calls it.
+
+    Raises:
+        PackageError: It cannot be read, or is no library.
+        FileNotFoundError: There is none.
+    """
+    # e_machine of the ELF header; the byte before says which end comes first.
+    content = _content(library)
+    number = int.from_bytes(content[18:20], "big" if content[5] == 2 else "little")
+    return _MACHINES.get(number, f"machine {number}")
+
+
+def glibc_here() -> Version | None:
+    """Return the version of this process's GNU C library; None where it has another one."""
+    name, version = platform.libc_ver()
+    if name != "glibc":
+        return None
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def version_text(version: Version) -> str:
+    """Return `2.36`."""
+    return ".".join(map(str, version))
+
+
+def _content(library: Path) -> bytes:
+    content = read_bytes(library, most_bytes=MOST_LIBRARY_BYTES, error=PackageError)
+    if len(content) < 64 or not content.startswith(_MAGIC):
+        raise PackageError(f"{library} is no native library.")
+    return content

@@ -1,0 +1,36 @@
+"""Open the package or engine of a bundle to be served."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from moh_deploy import __version__
+from moh_deploy.errors import PackageError
+from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving.served_model import ServedModel, open_served
+from moh_deploy.serving.triton.bundle_json import read_bundle
+
+
+def open_bundle(root: Path, *, instances: int | None = None) -> ServedModel:
+    """Open what a bundle serves, with its settings.
+
+    Args:
+        root: The bundle.
+        instances: How many of it share the machine's cores; None for the bundle's own number.
+
+    Raises:
+        PackageError: It is none, has changed since it was written, or is of another version.
+        BackendError: The runtime is not there, or refuses the model.
+    """
+    bundle = read_bundle(root)
+    made_by = bundle.versions["moh-deploy"]
+    if made_by != __version__:
+        raise PackageError(
+            f"{root} was written by moh-deploy {made_by}, this is {__version__}.",
+            hint="Write the bundle again, or install that version.",
+        )
+    settings = bundle.settings
+    if instances is not None:
+        settings = replace(settings, instances=instances)
+    return open_served(find_deployed(root / bundle.served), settings)

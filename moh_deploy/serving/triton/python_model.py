@@ -1,0 +1,197 @@
+"""The model that Triton's Python backend runs: `model.py` of a bundle imports it.
+
+Triton forms batches of requests and hands each to `execute`; what answers them is `ServedModel`, as
+in every other server. Tensors go by DLPack: the backend's own conversion was built for numpy 1 and
+gives wrong numbers with numpy 2, without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeAlias
+
+from moh_deploy.errors import ConfigError, MoHDeployError
+from moh_deploy.runtime.onnxruntime.dlpack import from_dlpack, to_dlpack
+from moh_deploy.serving.metrics import Family
+from moh_deploy.serving.served_model import ServedModel
+from moh_deploy.serving.triton.opened_bundle import open_bundle
+from moh_deploy.system.npz import Array
+
+# The server's classes exist in its own process only, and say nothing of their types.
+Request: TypeAlias = Any
+Response: TypeAlias = Any
+
+PUSH_SECONDS = 0.5
+"""How old counts may be when Prometheus asks: each goes to the server by a message of its own."""
+
+
+class TritonPythonModel:
+    """What Triton makes of each instance, in a process of its own. All names are Triton's."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Open the package; what this raises, the server reports, and does not load the model."""
+        import triton_python_backend_utils as pb_utils
+
+        self._pb: ModuleType = pb_utils
+        config = json.loads(args["model_config"])
+        instances = sum(group["count"] for group in config["instance_group"])
+        # repository/NAME/ is two levels below the bundle.
+        root = Path(args["model_repository"]).parents[1]
+        self._served = open_bundle(root, instances=instances)
+        self._logs_batches = _parameter(config, "log_batches") == "1"
+        self._metrics = _Metrics(pb_utils, args["model_instance_name"])
+        self._is_closing = threading.Event()
+        self._pusher = threading.Thread(target=self._keep_pushing, daemon=True)
+        self._pusher.start()
+
+    def execute(self, requests: Sequence[Request]) -> list[Response]:
+        """Answer the requests of one batch, each with its outputs or an error."""
+        responses: dict[int, Response] = {}
+        inputs: dict[int, dict[str, Array]] = {}
+        for index, request in enumerate(requests):
+            read = self._read(request)
+            if isinstance(read, MoHDeployError):
+                responses[index] = self._error(read)
+            else:
+                inputs[index] = read
+        for group in _joinable(self._served, inputs):
+            if self._logs_batches:
+                ids = " ".join(requests[index].request_id() for index in group)
+                self._pb.Logger.log_info(f"batch of requests: {ids}")
+            answers = self._answer([inputs[index] for index in group])
+            for index, answer in zip(group, answers, strict=True):
+                responses[index] = self._response(requests[index], answer)
+        return [responses[index] for index in range(len(requests))]
+
+    def finalize(self) -> None:
+        """Send the last counts and close the package, when the server unloads the model."""
+        self._is_closing.set()
+        self._pusher.join()
+        self._metrics.push(self._served.families())
+        self._served.close()
+
+    def _read(self, request: Request) -> dict[str, Array] | MoHDeployError:
+        """Copy the inputs of a request out of the server's memory, or say what is wrong with them.
+
+        Each request for itself: a bad one must not spoil the batch that it is in.
+        """
+        names = [one.name for one in self._served.inputs]
+        tensors = {name: self._pb.get_input_tensor_by_name(request, name) for name in names}
+        inputs = {name: from_dlpack(one) for name, one in tensors.items() if one is not None}
+        try:
+            self._served.check(inputs)
+        except MoHDeployError as error:
+            return error
+        return inputs
+
+    def _answer(
+        self, requests: Sequence[Mapping[str, Array]]
+    ) -> Sequence[Mapping[str, Array] | MoHDeployError]:
+        """Run a batch; where that fails, every request in it gets the error."""
+        axis = self._served.batch_axis
+        try:
+            if axis is None:
+                return [self._served.answer(requests[0]).outputs]
+            sizes = [axis.size(one) for one in requests]
+            return axis.split(self._served.answer(axis.joined(requests), sizes).outputs, sizes)
+        except MoHDeployError as error:
+            return [error] * len(requests)
+
+    def _response(self, request: Request, answer: Mapping[str, Array] | MoHDeployError) -> Response:
+        if isinstance(answer, MoHDeployError):
+            return self._error(answer)
+        tensors = [
+            self._pb.Tensor.from_dlpack(name, to_dlpack(answer[name]))
+            for name in request.requested_output_names()
+        ]
+        return self._pb.InferenceResponse(tensors)
+
+    def _error(self, error: MoHDeployError) -> Response:
+        # What the client did wrong, or what went wrong here: the server makes 4xx and 5xx of it.
+        code = self._pb.TritonError.INTERNAL
+        if isinstance(error, ConfigError):
+            code = self._pb.TritonError.INVALID_ARG
+        return self._pb.InferenceResponse(error=self._pb.TritonError(error.message, code))
+
+    def _keep_pushing(self) -> None:
+        while not self._is_closing.wait(PUSH_SECONDS):
+            self._metrics.push(self._served.families())
+
+
+def _joinable(
+    served: ServedModel, inputs: Mapping[int, Mapping[str, Array]]
+) -> Iterator[list[int]]:
+    """Yield the numbers of the requests that make up each batch, in order."""
+    if served.batch_axis is None:
+        yield from ([index] for index in inputs)
+        return
+    groups: dict[object, list[int]] = {}
+    for index, one in inputs.items():
+        groups.setdefault(served.batch_axis.key(one), []).append(index)
+    yield from groups.values()
+
+
+def _parameter(config: Mapping[str, Any], key: str) -> str | None:
+    found = config.get("parameters", {}).get(key)
+    return None if found is None else str(found["string_value"])
+
+
+class _Metrics:
+    """The families of a served model among the server's own metrics.
+
+    Instances are processes of their own, whose counters of one name the server adds up; what is a
+    gauge says which instance it is of. A histogram goes as the counters that Prometheus makes of
+    it, since the server's histograms take single observations only.
+    """
+
+    def __init__(self, pb_utils: ModuleType, instance: str) -> None:
+        self._pb = pb_utils
+        self._instance = instance
+        self._families: dict[str, Any] = {}
+        self._metrics: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
+        self._sent: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+
+    def push(self, families: Sequence[Family]) -> None:
+        """Send what has changed since the last time."""
+        for family in families:
+            for name, labels, value in _flattened(family):
+                if family.kind == "gauge":
+                    self._send(family, name, {**labels, "instance": self._instance}, value)
+                else:
+                    self._send(family, name, labels, value)
+
+    def _send(self, family: Family, name: str, labels: Mapping[str, str], value: float) -> None:
+        key = name, tuple(sorted(labels.items()))
+        if key not in self._metrics:
+            self._metrics[key] = self._family(name, family).Metric(labels=dict(labels))
+        elif self._sent[key] == value:
+            return
+        if family.kind == "gauge":
+            self._metrics[key].set(value)
+        else:
+            self._metrics[key].increment(value - self._sent.get(key, 0.0))
+        self._sent[key] = value
+
+    def _family(self, name: str, family: Family) -> Any:
+        kinds = self._pb.MetricFamily
+        if name not in self._families:
+            kind = kinds.GAUGE if family.kind == "gauge" else kinds.COUNTER
+            self._families[name] = kinds(name=name, description=family.help, kind=kind)
+        return self._families[name]
+
+
+def _flattened(family: Family) -> Iterator[tuple[str, Mapping[str, str], float]]:
+    """Yield name, labels and value of each series, those of a histogram as Prometheus has them."""
+    for one in family.samples:
+        if family.kind != "histogram":
+            yield family.name, one.labels, one.value
+            continue
+        for edge, count in one.buckets.items():
+            text = "+Inf" if edge == float("inf") else f"{edge:g}"
+            yield f"{family.name}_bucket", {**one.labels, "le": text}, count
+        yield f"{family.name}_sum", one.labels, one.value
+        yield f"{family.name}_count", one.labels, max(one.buckets.values(), default=0)
