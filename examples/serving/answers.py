@@ -101,8 +101,9 @@ def compare_answers(
     """
     places = {name: index for index, name in enumerate(answers.ids)}
     groups = [line.split() for line in _BATCH.findall(log.read_text(errors="replace"))]
-    # Warm-up has no ids.
-    batches = [[places[name] for name in group] for group in groups if group]
+    # Warm-up has no ids, and what others asked has other ones.
+    ours = [group for group in groups if group and set(group) <= places.keys()]
+    batches = [[places[name] for name in group] for group in ours]
     seen = np.bincount([index for batch in batches for index in batch], minlength=len(places))
     ends = np.cumsum(answers.count)
     unequal = 0

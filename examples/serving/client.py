@@ -30,6 +30,7 @@ class Load:
         http: Port of HTTP.
         grpc: Port of gRPC.
         inputs: File with the samples, by name of the input.
+        run: What the ids of all its requests begin with, so that no other run has the same.
     """
 
     client: int
@@ -38,6 +39,7 @@ class Load:
     http: int
     grpc: int
     inputs: Path
+    run: str
 
 
 def main() -> None:
@@ -51,10 +53,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     given = parser.parse_args()
     share, rest = divmod(given.requests, given.clients)
-    loads = [
-        Load(index, share + (index < rest), given.model, given.http, given.grpc, given.inputs)
-        for index in range(given.clients)
-    ]
+    run, place = f"{time.time_ns():x}", (given.model, given.http, given.grpc, given.inputs)
+    loads = [Load(index, share + (index < rest), *place, run) for index in range(given.clients)]
     start = time.monotonic()
     with ProcessPoolExecutor(given.clients) as pool:
         parts = list(pool.map(ask, loads))
@@ -85,19 +85,20 @@ def ask(load: Load) -> dict[str, np.ndarray]:
         count = int(random.integers(1, min(MOST_SAMPLES, total) + 1))
         first = int(random.integers(0, total - count + 1))
         inputs = []
-        for name, array in samples.items():
+        for key, array in samples.items():
             part = np.ascontiguousarray(array[first : first + count])
-            tensor = module.InferInput(name, list(part.shape), np_to_triton_dtype(part.dtype))
+            tensor = module.InferInput(key, list(part.shape), np_to_triton_dtype(part.dtype))
             tensor.set_data_from_numpy(part)
             inputs.append(tensor)
+        name = f"{load.run}-{load.client}-{index}"
         start = time.perf_counter()
-        answer = client.infer(load.model, inputs, request_id=f"{load.client}-{index}")
+        answer = client.infer(load.model, inputs, request_id=name)
         facts["ms"].append(1e3 * (time.perf_counter() - start))
         facts["first"].append(first)
         facts["count"].append(count)
-        facts["id"].append(f"{load.client}-{index}")
-        for name in _names(answer):
-            outputs.setdefault(name, []).append(answer.as_numpy(name))
+        facts["id"].append(name)
+        for output in _names(answer):
+            outputs.setdefault(output, []).append(answer.as_numpy(output))
     joined = {f"output/{name}": np.concatenate(parts) for name, parts in outputs.items()}
     return {**{name: np.array(values) for name, values in facts.items()}, **joined}
 

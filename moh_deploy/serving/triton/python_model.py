@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.runtime.onnxruntime.dlpack import from_dlpack, to_dlpack
 from moh_deploy.serving.metrics import Family
@@ -37,6 +39,7 @@ class TritonPythonModel:
         import triton_python_backend_utils as pb_utils
 
         self._pb: ModuleType = pb_utils
+        to_dlpack(np.zeros(1))  # Now rather than at the first answer, if this cannot be done here.
         config = json.loads(args["model_config"])
         instances = sum(group["count"] for group in config["instance_group"])
         # repository/NAME/ is two levels below the bundle.

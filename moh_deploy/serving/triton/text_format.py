@@ -73,7 +73,7 @@ def from_text(text: str, source: str, *, error: type[MoHDeployError]) -> dict[st
 _TOKEN = re.compile(
     r"""(?P<blank>(?:\s|\#[^\n]*)+)
     |(?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
-    |(?P<number>[-+]?(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)f?)
+    |(?P<number>[-+]?(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)f?(?![\w.]))
     |(?P<word>[A-Za-z_]\w*)
     |(?P<sign>[{}\[\]<>:,;])""",
     re.VERBOSE,
@@ -140,12 +140,9 @@ class _Parser:
     def _number(self, token: _Token) -> int | float:
         if len(token.text) > _LONGEST_NUMBER:
             raise self._problem(f"a number has more than {_LONGEST_NUMBER} digits")
+        is_whole = token.text.lstrip("+-").isdecimal() or "x" in token.text.lower()
         try:
-            return int(token.text, 0)
-        except ValueError:
-            pass
-        try:
-            return float(token.text.removesuffix("f"))
+            return int(token.text, 0) if is_whole else float(token.text.removesuffix("f"))
         except ValueError:
             raise self._problem(f"'{token.text}' is no number") from None
 

@@ -1,0 +1,52 @@
+"""Bundles that tests write and damage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving import ServingSettings
+from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
+from moh_deploy.serving.triton.bundle_json import BUNDLE_NAME
+from moh_deploy.serving.triton.config_pbtxt import Backend
+from moh_deploy.system.digest import sha256_of, sha256_of_json
+from tests.handmade_package import write_package
+
+
+def bundle_of_handmade(folder: Path, *, backend: Backend | None = None, **settings: Any) -> Path:
+    """Write the handmade package's bundle; its name is `handmade`."""
+    package = write_package(folder / "package").root
+    root = folder / "bundle"
+    chosen = ServingSettings("handmade", **settings)
+    write_bundle(find_deployed(package), root, BundleOptions(chosen, backend))
+    return root
+
+
+def rewrite_bundle(root: Path, changes: Mapping[str, object]) -> None:
+    """Change values of `bundle.json` and repair its digest."""
+    path = root / BUNDLE_NAME
+    content = json.loads(path.read_text())
+    content.pop("sha256")
+    content |= changes
+    path.write_text(json.dumps({**content, "sha256": sha256_of_json(content)}))
+
+
+def replace_in(root: Path, name: str, old: str, new: str) -> None:
+    """Edit a text file of a bundle."""
+    path = root / name
+    text = path.read_text()
+    assert old in text, f"{name} has no {old!r}"
+    path.write_text(text.replace(old, new))
+
+
+def replace_whole(root: Path, name: str, content: bytes) -> None:
+    """Put another file in place of one, whose digest is repaired in `bundle.json`."""
+    path = root / name
+    # Files may be links to those of the package.
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    files = json.loads((root / BUNDLE_NAME).read_text())["files"]
+    rewrite_bundle(root, {"files": {**files, name: sha256_of(path)}})

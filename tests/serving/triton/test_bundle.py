@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving import ServingSettings
+from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
+from moh_deploy.serving.triton.bundle_json import read_bundle
+from moh_deploy.serving.triton.opened_bundle import open_bundle
+from tests.handmade_package import vectors, write_package
+from tests.kernel_library import required_library
+from tests.runtime.tensorrt.engines import MANIFEST as ENGINE_MANIFEST
+from tests.runtime.tensorrt.engines import write_engine
+from tests.serving.triton.bundles import bundle_of_handmade, rewrite_bundle
+
+OPTIONS = BundleOptions(ServingSettings("m"))
+
+
+def test_bundle_has_what_a_server_and_those_around_it_need(tmp_path: Path):
+    library = required_library()
+    root = bundle_of_handmade(tmp_path)
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    assert files == {
+        "bundle.json",
+        "repository/handmade/config.pbtxt",
+        "repository/handmade/1/model.py",
+        "repository/handmade/1/package/manifest.json",
+        "repository/handmade/1/package/model.onnx",
+        "repository/handmade/1/package/vectors.npz",
+        "repository/handmade/warmup/0-0",
+        f"lib/{library.name}",
+        "dashboard.json",
+        "alerts.yaml",
+        "kserve.yaml",
+    }
+    assert set(read_bundle(root).files) == files - {"bundle.json"}
+
+
+def test_warmup_is_a_recorded_sample(tmp_path: Path):
+    root = bundle_of_handmade(tmp_path)
+    written = (root / "repository/handmade/warmup/0-0").read_bytes()
+    assert written == vectors().inputs["x"][0].tobytes()
+    text = (root / "repository/handmade/config.pbtxt").read_text()
+    assert "batch_size: 2" in text
+    assert "dims: [ 3, 8 ]" in text
+
+
+def test_moved_bundle_answers_as_the_package_does(tmp_path: Path):
+    root = bundle_of_handmade(tmp_path)
+    moved = tmp_path / "else where" / "b"
+    moved.parent.mkdir()
+    shutil.move(root, moved)
+    shutil.rmtree(tmp_path / "package")
+    recorded = vectors()
+    served = open_bundle(moved)
+    outputs = served.answer(recorded.inputs).outputs
+    served.close()
+    np.testing.assert_allclose(outputs["y"], recorded.outputs["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_no_file_names_a_place_of_the_machine(tmp_path: Path):
+    root = bundle_of_handmade(tmp_path)
+    for path in root.rglob("*"):
+        # The library has the paths of its sources in it, which nobody opens.
+        if path.is_file() and path.suffix != ".so":
+            assert str(tmp_path).encode() not in path.read_bytes(), path
+
+
+def test_earlier_bundle_is_replaced_and_nothing_else(tmp_path: Path):
+    root = bundle_of_handmade(tmp_path)
+    write_bundle(find_deployed(tmp_path / "package"), root, OPTIONS)
+    assert read_bundle(root).settings.name == "m"
+    assert not (root / "repository/handmade").exists()
+    (root / "notes.txt").write_text("mine")
+    with pytest.raises(PackageError, match=r"holds 'notes\.txt', which is not part of a bundle"):
+        write_bundle(find_deployed(tmp_path / "package"), root, OPTIONS)
+
+
+def test_failure_leaves_nothing_behind(tmp_path: Path):
+    package = write_package(tmp_path / "package").root
+    (package / "model.onnx").write_bytes(b"damaged")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(PackageError, match="has changed since the package was written"):
+        write_bundle(find_deployed(package), tmp_path / "bundle", OPTIONS)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["", "../m", "a/b", ".hidden", "ü", "a b"])
+def test_name_that_is_no_directory_is_refused(tmp_path: Path, name: str):
+    model = find_deployed(write_package(tmp_path / "package").root)
+    options = replace(OPTIONS, settings=ServingSettings(name))
+    with pytest.raises(ConfigError, match=r"name is '.*', expected letters"):
+        write_bundle(model, tmp_path / "bundle", options)
+
+
+def test_version_that_triton_does_not_read_is_refused(tmp_path: Path):
+    model = find_deployed(write_package(tmp_path / "package").root)
+    options = replace(OPTIONS, settings=ServingSettings("m", version="v2"))
+    with pytest.raises(ConfigError, match="version is 'v2', expected a number from 1 on"):
+        write_bundle(model, tmp_path / "bundle", options)
+
+
+def test_bundle_of_another_version_of_moh_deploy_is_not_opened(tmp_path: Path):
+    root = bundle_of_handmade(tmp_path)
+    versions = {**read_bundle(root).versions, "moh-deploy": "0.0.9"}
+    rewrite_bundle(root, {"versions": versions})
+    with pytest.raises(PackageError, match=r"was written by moh-deploy 0\.0\.9"):
+        open_bundle(root)
+
+
+# The server's own ONNX Runtime.
+
+
+def test_native_model_is_the_packages_where_nothing_has_to_travel(tmp_path: Path):
+    root = bundle_of_handmade(tmp_path, backend="onnxruntime")
+    model = root / "repository/handmade/1/model.onnx"
+    assert model.read_bytes() == (tmp_path / "package/model.onnx").read_bytes()
+    text = (root / "repository/handmade/config.pbtxt").read_text()
+    assert f'op_library_filename: "{required_library().name}"' in text
+
+
+def test_native_model_carries_its_compute_type_and_weights(tmp_path: Path):
+    package = write_package(tmp_path / "package", compute_type="bfloat16", external_data=True)
+    options = BundleOptions(ServingSettings("m"), "onnxruntime")
+    write_bundle(find_deployed(package.root), tmp_path / "bundle", options)
+    folder = tmp_path / "bundle/repository/m/1"
+    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.onnx.data"]
+    model = onnx.load(folder / "model.onnx")
+    (node,) = [one for one in model.graph.node if one.op_type == "MoHAttention"]
+    (told,) = [one.s for one in node.attribute if one.name == "compute_type"]
+    assert told == b"bfloat16"
+
+
+# Engines.
+
+
+def test_engine_is_for_the_tensorrt_backend(tmp_path: Path):
+    engine = write_engine(tmp_path / "engine")
+    bundle = write_bundle(find_deployed(engine), tmp_path / "bundle", OPTIONS)
+    assert bundle.backend == "tensorrt"
+    assert bundle.max_batch == 32  # the most of any profile
+    text = (tmp_path / "bundle" / bundle.config).read_text()
+    assert 'default_model_filename: "package/model.engine"' in text
+    assert 'profile: [ "0", "1" ]' in text
+    served = tmp_path / "bundle" / bundle.served
+    assert set(ENGINE_MANIFEST.files) <= {path.name for path in served.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("make", "backend"), [(write_engine, "python"), (write_package, "tensorrt")]
+)
+def test_backend_that_cannot_run_the_model_is_refused(tmp_path: Path, make, backend):
+    make(tmp_path / "model")
+    options = BundleOptions(ServingSettings("m"), backend)
+    with pytest.raises(ConfigError, match=f"backend is '{backend}', but"):
+        write_bundle(find_deployed(tmp_path / "model"), tmp_path / "bundle", options)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.errors import PackageError
+from moh_deploy.serving.triton import library_needs
+from tests.kernel_library import required_library
+
+
+def test_floor_is_what_readelf_lists():
+    if shutil.which("readelf") is None:
+        pytest.skip("readelf was not found")
+    library = required_library()
+    ran = subprocess.run(
+        ["readelf", "-V", str(library)], capture_output=True, text=True, check=True
+    )
+    listed = {tuple(map(int, one)) for one in re.findall(r"GLIBC_(\d+)\.(\d+)", ran.stdout)}
+    assert library_needs.glibc_floor(library) == max(listed)
+
+
+def test_library_that_was_built_here_runs_here():
+    library = required_library()
+    assert library_needs.machine_of(library) == platform.machine()
+    here = library_needs.glibc_here()
+    assert here is not None
+    assert here >= library_needs.glibc_floor(library)
+
+
+def test_versions_that_follow_each_other_are_all_seen(tmp_path: Path):
+    header = b"\x7fELF\x02\x01" + bytes(12) + (183).to_bytes(2, "little") + bytes(60)
+    names = b"\0memcpy\0GLIBC_2.9\0GLIBC_2.34\0GLIBC_2.4\0GLIBC_PRIVATE\0"
+    library = tmp_path / "lib.so"
+    library.write_bytes(header + names)
+    assert library_needs.glibc_floor(library) == (2, 34)
+    assert library_needs.machine_of(library) == "aarch64"
+
+
+def test_what_is_no_library_is_refused(tmp_path: Path):
+    path = tmp_path / "lib.so"
+    path.write_bytes(b"GLIBC_2.36" * 20)
+    with pytest.raises(PackageError, match=r"lib\.so is no native library"):
+        library_needs.glibc_floor(path)
+
+
+def test_version_is_written_with_points():
+    assert library_needs.version_text((2, 36)) == "2.36"

@@ -1,0 +1,227 @@
+"""The Python backend's model, with classes that stand for the server's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moh_deploy.errors import BackendError
+from moh_deploy.serving import Family, Reply, Series
+from moh_deploy.serving.triton import python_model
+from moh_deploy.serving.triton.python_model import TritonPythonModel
+from moh_deploy.system.npz import Array
+from tests.handmade_package import vectors
+from tests.serving.triton.bundles import bundle_of_handmade
+
+FAMILIES = (
+    Family("moh_a_total", "A.", "counter", (Series({"layer": "l"}, 3.0),)),
+    Family("moh_mode", "Mode.", "gauge", (Series({"arm": "kernels"}, 1.0),)),
+    Family("moh_margin", "Margin.", "histogram", (Series({}, 2.5, {0.1: 1, 1.0: 4, np.inf: 5}),)),
+)
+
+
+@dataclass
+class Request:
+    """A request with tensors by name."""
+
+    tensors: Mapping[str, Array]
+    id: str = ""
+
+    def request_id(self) -> str:
+        return self.id
+
+    def requested_output_names(self) -> list[str]:
+        return ["y"]
+
+
+@dataclass
+class FakeMetric:
+    """Keeps what was sent."""
+
+    labels: Mapping[str, str]
+    value: float = 0.0
+    sent: int = 0
+
+    def increment(self, value: float) -> None:
+        self.value += value
+        self.sent += 1
+
+    def set(self, value: float) -> None:
+        self.value = value
+        self.sent += 1
+
+
+@dataclass
+class FakeFamily:
+    """A family of the server."""
+
+    name: str
+    description: str
+    kind: str
+    metrics: list[FakeMetric] = field(default_factory=list)
+
+    def Metric(self, labels: Mapping[str, str]) -> FakeMetric:
+        self.metrics.append(FakeMetric(labels))
+        return self.metrics[-1]
+
+
+class Server(SimpleNamespace):
+    """What stands for `triton_python_backend_utils`: keeps families and lines of the log."""
+
+    def __init__(self) -> None:
+        self.families: dict[str, FakeFamily] = {}
+        self.log: list[str] = []
+
+        def family(name: str, description: str, kind: str) -> FakeFamily:
+            self.families[name] = FakeFamily(name, description, kind)
+            return self.families[name]
+
+        family.COUNTER, family.GAUGE = "counter", "gauge"  # type: ignore[attr-defined]
+        super().__init__(
+            MetricFamily=family,
+            Logger=SimpleNamespace(log_info=self.log.append),
+            Tensor=SimpleNamespace(from_dlpack=lambda name, tensor: (name, np.from_dlpack(tensor))),
+            TritonError=_error,
+            InferenceResponse=_response,
+            get_input_tensor_by_name=lambda request, name: request.tensors.get(name),
+        )
+
+
+def _error(message: str, code: str) -> SimpleNamespace:
+    return SimpleNamespace(message=message, code=code)
+
+
+_error.INVALID_ARG, _error.INTERNAL = "invalid", "internal"  # type: ignore[attr-defined]
+
+
+def _response(tensors: Sequence[Any] = (), error: Any = None) -> SimpleNamespace:
+    return SimpleNamespace(outputs=dict(tensors), error=error)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server()
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", server)
+    monkeypatch.setattr(python_model, "PUSH_SECONDS", 3600)
+    return server
+
+
+@pytest.fixture
+def model(server: Server, tmp_path: Path) -> Iterator[TritonPythonModel]:
+    root = bundle_of_handmade(tmp_path)
+    config = {
+        "instance_group": [{"count": 1}],
+        "parameters": {"log_batches": {"string_value": "1"}},
+    }
+    model = TritonPythonModel()
+    model.initialize(
+        {
+            "model_config": json.dumps(config),
+            "model_repository": str(root / "repository/handmade"),
+            "model_instance_name": "handmade_0_0",
+        }
+    )
+    yield model
+    model.finalize()
+
+
+def request(seed: int, batch: int = 1, seq: int = 3) -> Request:
+    return Request(vectors(batch=batch, seq=seq, seed=seed).inputs, f"r{seed}")
+
+
+def right(seed: int, batch: int = 1, seq: int = 3) -> Array:
+    return vectors(batch=batch, seq=seq, seed=seed).outputs["y"]
+
+
+def test_each_request_gets_its_own_rows(model: TritonPythonModel, server: Server):
+    answers = model.execute([request(0, batch=2), request(1), request(2, batch=3)])
+    for answer, expected in zip(answers, [right(0, 2), right(1), right(2, 3)], strict=True):
+        np.testing.assert_allclose(answer.outputs["y"], expected, rtol=1e-5, atol=1e-6)
+    assert server.log == ["batch of requests: r0 r1 r2"]
+
+
+def test_requests_of_other_sizes_are_batches_of_their_own(model: TritonPythonModel, server: Server):
+    answers = model.execute([request(0), request(1, seq=5), request(2)])
+    for answer, expected in zip(answers, [right(0), right(1, seq=5), right(2)], strict=True):
+        np.testing.assert_allclose(answer.outputs["y"], expected, rtol=1e-5, atol=1e-6)
+    assert server.log == ["batch of requests: r0 r2", "batch of requests: r1"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({}, "input 'x' is missing"),
+        ({"x": np.zeros((1, 3, 7), np.float32)}, "input 'x' is"),
+        ({"x": np.zeros((1, 3, 8), np.float64)}, "input 'x' is"),
+    ],
+)
+def test_bad_request_gets_its_error_and_spoils_no_other(
+    model: TritonPythonModel, tensors: Mapping[str, Array], message: str
+):
+    good, bad, also_good = model.execute([request(0), Request(tensors), request(1)])
+    assert bad.error.code == "invalid"
+    assert message in bad.error.message
+    for answer, seed in ((good, 0), (also_good, 1)):
+        np.testing.assert_allclose(answer.outputs["y"], right(seed), rtol=1e-5, atol=1e-6)
+
+
+def test_failure_of_the_runtime_is_an_error_for_all_that_were_joined(
+    model: TritonPythonModel, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*given: object) -> Reply:
+        raise BackendError("the runtime failed")
+
+    monkeypatch.setattr(model._served, "answer", fail)
+    answers = model.execute([request(0), request(1)])
+    assert [one.error.code for one in answers] == ["internal", "internal"]
+    assert [one.outputs for one in answers] == [{}, {}]
+
+
+def test_inputs_are_copied_out_of_the_servers_memory(model: TritonPythonModel):
+    asked = request(0)
+    inputs = model._read(asked)
+    assert isinstance(inputs, dict)
+    asked.tensors["x"][:] = np.nan
+    np.testing.assert_array_equal(inputs["x"], vectors(batch=1, seed=0).inputs["x"])
+
+
+def test_counts_go_to_the_server_once(server: Server):
+    metrics = python_model._Metrics(server, "m_0_0")  # type: ignore[arg-type]
+    metrics.push(FAMILIES)
+    metrics.push(FAMILIES)
+    (counter,) = server.families["moh_a_total"].metrics
+    assert (counter.labels, counter.value, counter.sent) == ({"layer": "l"}, 3.0, 1)
+    more = Family("moh_a_total", "A.", "counter", (Series({"layer": "l"}, 5.0),))
+    metrics.push((more,))
+    assert counter.value == 5.0
+
+
+def test_gauges_say_which_instance_they_are_of(server: Server):
+    python_model._Metrics(server, "m_0_1").push(FAMILIES)  # type: ignore[arg-type]
+    (gauge,) = server.families["moh_mode"].metrics
+    assert gauge.labels == {"arm": "kernels", "instance": "m_0_1"}
+
+
+def test_histogram_goes_as_its_buckets_sum_and_count(server: Server):
+    python_model._Metrics(server, "m_0_0").push(FAMILIES)  # type: ignore[arg-type]
+    buckets = server.families["moh_margin_bucket"].metrics
+    found = {one.labels["le"]: one.value for one in buckets}
+    assert found == {"0.1": 1, "1": 4, "+Inf": 5}
+    assert server.families["moh_margin_sum"].metrics[0].value == 2.5
+    assert server.families["moh_margin_count"].metrics[0].value == 5
+
+
+def test_last_counts_are_sent_when_the_model_is_unloaded(
+    server: Server, model: TritonPythonModel, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(model._served, "families", lambda: FAMILIES)
+    model.finalize()
+    assert server.families["moh_a_total"].metrics[0].value == 3.0

@@ -1,0 +1,305 @@
+"""Bundles in the real tritonserver, on a CPU, asked by Triton's own clients over HTTP and gRPC."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import parser
+
+from moh_deploy.errors import BackendError
+from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import find_deployed, open_runner
+from moh_deploy.serving import ServingSettings
+from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
+from moh_deploy.serving.triton.bundle_json import read_bundle
+from moh_deploy.serving.triton.config_pbtxt import Backend
+from moh_deploy.serving.triton.server import RunningServer, TritonServer, running_server
+from moh_deploy.system.npz import BFLOAT16, Array, write_npz
+from tests.handmade_package import vectors, without_layers
+from tests.kept_builds import ROOT
+from tests.runtime.tensorrt.engines import write_engine
+from tests.serving.triton.bundles import bundle_of_handmade, replace_in
+from tests.serving.triton.triton_environment import ENVIRONMENT, server_or_skip
+
+SERVING = ROOT / "examples" / "serving"
+SEQ = 5
+SAMPLES = {"x": vectors(batch=64, seq=SEQ, seed=3).inputs["x"]}
+
+
+@pytest.fixture(scope="module")
+def server() -> TritonServer:
+    return server_or_skip()
+
+
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The script that users start; it imports its neighbours by their bare names."""
+    monkeypatch.syspath_prepend(str(SERVING))
+    import serve_demo
+
+    yield serve_demo
+    for name in ("serve_demo", "answers"):
+        sys.modules.pop(name, None)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A bundle with a server that runs.
+
+    Attributes:
+        root: The bundle.
+        package: What is in it.
+        running: The server.
+    """
+
+    root: Path
+    package: OnnxPackage
+    running: RunningServer
+
+    def ask(self, *options: str, inputs: Path, answers: Path, model: str) -> None:
+        """Let the example's clients send requests."""
+        ports = self.running.ports
+        command = [ENVIRONMENT / "bin/python", SERVING / "client.py", "--model", model]
+        places = ["--http", str(ports.http), "--grpc", str(ports.grpc)]
+        files = ["--inputs", str(inputs), "--answers", str(answers)]
+        subprocess.run([*command, *places, *files, *options], check=True, capture_output=True)
+
+    def post(self, model: str, body: object) -> tuple[int, Any]:
+        """Send a request as JSON, and return the status and the answer."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.running.ports.http}/v2/models/{model}/infer",
+            json.dumps(body).encode(),
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    def post_raw(self, model: str, inputs: Mapping[str, Array]) -> tuple[int, Any]:
+        """Send tensors as bytes; return the status and the bytes of each output, or the error."""
+        tensors = [
+            {
+                "name": name,
+                "datatype": ECHO_TYPES[name],
+                # Triton has no tensors without axes: a number for each sample is a row of one.
+                "shape": [*array.shape, 1][:2],
+                "parameters": {"binary_data_size": array.nbytes},
+            }
+            for name, array in inputs.items()
+        ]
+        header = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.running.ports.http}/v2/models/{model}/infer",
+            header.encode() + b"".join(array.tobytes() for array in inputs.values()),
+            {"Inference-Header-Content-Length": str(len(header))},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                body, length = answer.read(), int(answer.headers["Inference-Header-Content-Length"])
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+        found, at = {}, length
+        for one in json.loads(body[:length])["outputs"]:
+            size = one["parameters"]["binary_data_size"]
+            found[one["name"]] = body[at : at + size]
+            at += size
+        return 200, found
+
+
+@pytest.fixture(scope="module")
+def served(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    root = bundle_of_handmade(folder, instances=2, threads=1, max_batch=16)
+    with (root / read_bundle(root).config).open("a") as config:
+        config.write('parameters { key: "log_batches" value { string_value: "1" } }\n')
+    with running_server(server, root, folder / "server.log") as running:
+        yield Served(root, OnnxPackage.open(folder / "package"), running)
+
+
+def compared(served: Served, demo: ModuleType, folder: Path, requests: int) -> Any:
+    """Send requests from 8 clients; return how their answers compare, and check what is counted."""
+    inputs, answers_file = folder / "samples.npz", folder / "answers.npz"
+    write_npz(inputs, SAMPLES)
+    before = demo.total_of(demo.COUNT, served.running.metrics())
+    served.ask(
+        *("--clients", "8", "--requests", str(requests)),
+        inputs=inputs,
+        answers=answers_file,
+        model="handmade",
+    )
+    answers = demo.Answers.read(answers_file)
+    expected = int(answers.count.sum())
+    assert demo.counted_from(served.running, before, expected) == expected
+    with open_runner(served.package, Variant(threads=1)) as runner:
+        return demo.compare_answers(answers, SAMPLES, runner, served.running.log)
+
+
+def test_every_answer_is_the_packages_for_its_batch(
+    served: Served, demo: ModuleType, tmp_path: Path
+):
+    found = compared(served, demo, tmp_path, 200)
+    assert found.is_good, found.text()
+    assert found.requests == 200
+    assert found.largest_batch > 1, "no requests were joined"
+
+
+@pytest.mark.nightly
+def test_ten_thousand_answers_are_the_packages(served: Served, demo: ModuleType, tmp_path: Path):
+    found = compared(served, demo, tmp_path, 10_000)
+    assert found.is_good, found.text()
+    assert found.requests == 10_000
+
+
+def test_wrong_answer_would_be_noticed(served: Served, demo: ModuleType, tmp_path: Path):
+    inputs, answers_file = tmp_path / "samples.npz", tmp_path / "answers.npz"
+    write_npz(inputs, SAMPLES)
+    load = ("--clients", "1", "--requests", "3")
+    served.ask(*load, inputs=inputs, answers=answers_file, model="handmade")
+    answers = demo.Answers.read(answers_file)
+    answers.outputs["y"][0, 0, 0] = np.nextafter(answers.outputs["y"][0, 0, 0], np.float32(9))
+    with open_runner(served.package, Variant(threads=1)) as runner:
+        found = demo.compare_answers(answers, SAMPLES, runner, served.running.log)
+    assert (found.unequal, found.beyond) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [1, 2, 7], "data": [0.0] * 14}, "unexpected shape for input 'x'"),
+        ({"datatype": "FP64"}, "inference input 'x' data-type is 'FP64'"),
+        ({"name": "z"}, "unexpected inference input 'z'"),
+        ({"shape": [99, 2, 8], "data": [0.0] * 99 * 16}, "batch-size must be <= 16"),
+    ],
+)
+def test_bad_request_gets_a_sentence_and_the_server_lives(
+    served: Served, change: dict[str, Any], message: str
+):
+    x = vectors(batch=1, seq=2, seed=9)
+    good = {
+        "name": "x",
+        "datatype": "FP32",
+        "shape": [1, 2, 8],
+        "data": x.inputs["x"].ravel().tolist(),
+    }
+    status, answer = served.post("handmade", {"inputs": [{**good, **change}]})
+    assert (status, message in answer["error"]) == (400, True), answer
+    status, answer = served.post("handmade", {"inputs": [good]})
+    assert status == 200
+    got = np.array(answer["outputs"][0]["data"], np.float32).reshape(1, 2, 8)
+    np.testing.assert_allclose(got, x.outputs["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_every_dtype_passes_bit_for_bit_and_the_packages_refusal_reaches_the_client(
+    server: TritonServer, tmp_path: Path
+):
+    package = write_echo(tmp_path / "package")
+    root = tmp_path / "bundle"
+    write_bundle(find_deployed(package.root), root, BundleOptions(ServingSettings("echo")))
+    sent = {name: echo_samples(3)[name] for name in ECHO_TYPES}
+    unequal = {**sent, "int64": sent["int64"][:, :2]}
+    with running_server(server, root, tmp_path / "server.log") as running:
+        served = Served(root, package, running)
+        status, refusal = served.post_raw("echo", unequal)
+        got = served.post_raw("echo", sent)
+    assert (status, "dimension 'seq' is inconsistent" in str(refusal)) == (400, True), refusal
+    assert got[0] == 200, got
+    for name, array in sent.items():
+        assert got[1][f"o_{name}"] == array.tobytes(), name
+
+
+ECHO_TYPES = {
+    "bool": "BOOL",
+    "int64": "INT64",
+    "int32": "INT32",
+    "uint8": "UINT8",
+    "float16": "FP16",
+    "float32": "FP32",
+    "bfloat16": "BF16",
+}
+
+
+def echo_samples(batch: int, seq: int = 4) -> dict[str, Array]:
+    """Return random numbers of every dtype, the first of them a number for each sample."""
+    random = np.random.default_rng(batch)
+    numbers = {name: random.integers(0, 100, (batch, seq)) for name in ECHO_TYPES}
+    numbers["float32"] = numbers["float32"][:, 0]
+    return {
+        name: (array % 2 if name == "bool" else array).astype(
+            BFLOAT16 if name == "bfloat16" else name
+        )
+        for name, array in numbers.items()
+    }
+
+
+def write_echo(output: Path) -> OnnxPackage:
+    """Write a package without layers that gives back what it is given, in every dtype."""
+    shapes = {name: ["batch"] if name == "float32" else ["batch", "seq"] for name in ECHO_TYPES}
+    elements = {"float32": "float"}
+    inputs = ", ".join(
+        f"{elements.get(name, name)}[{', '.join(shape)}] {name}" for name, shape in shapes.items()
+    )
+    outputs = inputs.replace("] ", "] o_")
+    body = " ".join(f"o_{name} = Identity ({name})" for name in ECHO_TYPES)
+    text = f'<ir_version: 10, opset_import: ["" : 20]> echo ({inputs}) => ({outputs}) {{ {body} }}'
+    sample = echo_samples(2)
+    manifest = replace(
+        without_layers(),
+        inputs=tuple(TensorInfo(name, name, tuple(shapes[name])) for name in ECHO_TYPES),
+        outputs=tuple(TensorInfo(f"o_{name}", name, tuple(shapes[name])) for name in ECHO_TYPES),
+        dims={"batch": 2, "seq": 4},
+        proof=None,
+    )
+    recorded = VectorSet(
+        {"batch": 2, "seq": 4}, sample, {f"o_{name}": one for name, one in sample.items()}, (), ()
+    )
+    with PackageWriter(output) as writer:
+        onnx.save(parser.parse_model(text), writer.path("model.onnx"))
+        return writer.finish(manifest, (recorded,))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+def test_native_configuration_is_read_by_the_server(
+    server: TritonServer, tmp_path: Path, backend: Backend
+):
+    root = native_bundle(tmp_path, backend)
+    with pytest.raises(BackendError), running_server(server, root, tmp_path / "server.log"):
+        pass
+    log = (tmp_path / "server.log").read_text()
+    assert f"unable to find backend library for backend '{backend}'" in log
+    assert "failed to parse" not in log.lower()
+
+
+def test_wrong_key_is_told_from_a_missing_backend(server: TritonServer, tmp_path: Path):
+    root = native_bundle(tmp_path, "onnxruntime")
+    replace_in(root, "repository/handmade/config.pbtxt", "op_library_filename", "op_library")
+    with pytest.raises(BackendError), running_server(server, root, tmp_path / "server.log"):
+        pass
+    log = (tmp_path / "server.log").read_text()
+    assert 'has no field named "op_library"' in log
+    assert "unable to find backend library" not in log
+
+
+def native_bundle(folder: Path, backend: Backend) -> Path:
+    if backend == "onnxruntime":
+        return bundle_of_handmade(folder, backend=backend)
+    settings = ServingSettings("handmade")
+    write_bundle(
+        find_deployed(write_engine(folder / "engine")), folder / "bundle", BundleOptions(settings)
+    )
+    return folder / "bundle"
