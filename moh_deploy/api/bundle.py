@@ -10,10 +10,13 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.bundle_report import BundleReport
+from moh_deploy.serving.triton.bundled_guard import GuardFiles
 from moh_deploy.serving.triton.check import BundleCheck
 from moh_deploy.serving.triton.check import check_bundle as check
 from moh_deploy.serving.triton.config_pbtxt import Backend
 from moh_deploy.system.progress import Progress, SilentProgress
+
+DEFAULT_GUARD = "default"
 
 
 def bundle(
@@ -27,8 +30,13 @@ def bundle(
     threads: int | None = None,
     max_batch: int = 64,
     max_delay_ms: float = 1.0,
-    sample_every: int = 16,
+    sample_every: int = 128,
     per_head: bool = False,
+    guard: Path | str | None = None,
+    fallback: Path | str | None = None,
+    shadow: Path | str | None = None,
+    shadow_share: float = 0.05,
+    drill: bool = False,
     reference: Path | str | None = None,
     image: str | None = None,
     storage: str | None = None,
@@ -50,6 +58,12 @@ def bundle(
         max_delay_ms: How long the first request of a batch waits for others.
         sample_every: Routing is read of one batch in so many; 0 reads none.
         per_head: Count head by head, not by layer alone.
+        guard: The policy by which answers are judged, and by which a rung below answers where the
+            first fails; `default` for kernels, then function bodies; None: no guard.
+        fallback: The package of the policy's rung of kind `package`, in place of its `path`.
+        shadow: A package that is run beside on a share of the batches, and compared.
+        shadow_share: That share.
+        drill: Let the guard's control file plant faults: for a rehearsal, never in production.
         reference: A routing profile to bring along, for `watch`.
         image: The container for KServe.
         storage: Where KServe finds the bundle: `pvc://models/digits`.
@@ -62,6 +76,8 @@ def bundle(
     progress = progress or SilentProgress()
     if target != "triton":
         raise ConfigError(f"target is '{target}', expected triton.")
+    if not 0 < shadow_share <= 1:
+        raise ConfigError(f"shadow_share is {shadow_share:g}, expected more than 0, and 1 at most.")
     for option, number, least in (
         ("instances", instances, 1),
         ("threads", threads, 1),
@@ -79,9 +95,21 @@ def bundle(
         max_delay_ms=max_delay_ms,
         sample_every=sample_every,
         per_head=per_head,
+        drill=drill,
+        shadow_share=shadow_share,
     )
-    profile = None if reference is None else Path(reference)
-    options = BundleOptions(settings, backend, profile, image, storage)
+    if drill and guard is None:
+        raise ConfigError("drill is for a guard: there is none.", hint="Give one: --guard default.")
+    policy, fallback, shadow, reference = (
+        None if path is None else Path(path) for path in (guard, fallback, shadow, reference)
+    )
+    beside = GuardFiles(
+        guard=policy is not None,
+        policy=None if policy == Path(DEFAULT_GUARD) else policy,
+        fallback=fallback,
+        shadow=shadow,
+    )
+    options = BundleOptions(settings, backend, reference, image, storage, beside)
     with progress.step("writing the bundle"):
         written = write_bundle(find_deployed(artefact), Path(output), options)
     return BundleReport.of(Path(output), written)

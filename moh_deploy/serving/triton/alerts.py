@@ -59,17 +59,24 @@ _ALERTS = (
     ),
     _Alert(
         "MohFallback",
-        'sum by (arm) (moh_mode{{{model},arm!="kernels"}}) > 0',
+        'sum by (rung) (moh_mode{{{model},rung!="kernels"}}) > 0',
         "5m",
         "warning",
         "an instance answers by another rung than the kernels",
     ),
     _Alert(
-        "MohDrift",
-        "max by (layer, statistic) (moh_drift_ratio{{{model}}}) > 1",
+        "MohRefused",
+        "sum by (reason) (increase(moh_refused_requests_total{{{model}}}[5m])) > 0",
+        "0m",
+        "critical",
+        "requests got an error because no rung could answer them rightly",
+    ),
+    _Alert(
+        "MohShadowDiffers",
+        'increase(moh_shadow_batches_total{{{model},outcome="differing"}}[1h]) > 0',
         "0m",
         "warning",
-        "routing is beyond the limits that were calibrated on known traffic",
+        "the package beside answers differently",
     ),
 )
 

@@ -8,7 +8,9 @@
         package/                     tensorrt: the engine directory
     repository/NAME/warmup/          recorded inputs, which run before the first request
     lib/                             kernels
-    reference.json, policy.yaml, fallback/     drift, guard: where they were asked for
+    guard/                           the policy, with the packages and reports that it names
+    shadow/                          a package that runs beside
+    reference.json                   the routing profile that drift is measured against
     dashboard.json, alerts.yaml, kserve.yaml   for Grafana, Prometheus, KServe
 
 Nothing in it names a place outside of it: it may be moved and copied.
@@ -49,11 +51,19 @@ from moh_deploy.serving.triton.bundle_json import (
     BUNDLE_NAME,
     LIBRARIES,
     PACKAGE,
+    REPOSITORY,
     WARMUP,
     Bundle,
     LibraryInfo,
     bundle_text,
     looks_like_bundle,
+)
+from moh_deploy.serving.triton.bundled_guard import (
+    GUARD,
+    NOTHING_BESIDE,
+    SHADOW,
+    GuardFiles,
+    bring_along,
 )
 from moh_deploy.serving.triton.config_pbtxt import Backend, ModelFacts, Warmup, config_text
 from moh_deploy.serving.triton.dashboard import dashboard_text
@@ -88,6 +98,7 @@ class BundleOptions:
         reference: The routing profile to bring along.
         image: The container for KServe; None: a name that says what has to be in it.
         storage: Where the cluster will find the bundle.
+        beside: The guard's policy, and packages beside.
     """
 
     settings: ServingSettings
@@ -95,6 +106,7 @@ class BundleOptions:
     reference: Path | None = None
     image: str | None = None
     storage: str | None = None
+    beside: GuardFiles = NOTHING_BESIDE
 
 
 def write_bundle(model: Deployed, output: Path, options: BundleOptions) -> Bundle:
@@ -106,6 +118,7 @@ def write_bundle(model: Deployed, output: Path, options: BundleOptions) -> Bundl
         PackageError: It cannot be written, or the model has changed since it was written.
     """
     _check_names(options.settings)
+    _check_beside(options, _backend_for(model, options.backend))
     writing = _Writing(model, output, options)
     check_output(output, BUNDLE_KIND)
     with StagedDirectory(output) as staged:
@@ -119,7 +132,7 @@ BUNDLE_KIND = DirectoryKind(
     manifest=BUNDLE_NAME,
     is_manifest=looks_like_bundle,
     files=frozenset(
-        {BUNDLE_NAME, "repository", LIBRARIES, "fallback", REFERENCE_NAME, "policy.yaml"}
+        {BUNDLE_NAME, REPOSITORY, LIBRARIES, GUARD, SHADOW, REFERENCE_NAME}
         | {"dashboard.json", "alerts.yaml", "kserve.yaml"}
     ),
 )
@@ -133,6 +146,15 @@ def _check_names(settings: ServingSettings) -> None:
         )
     if not settings.version.isdecimal() or settings.version.startswith("0"):
         raise ConfigError(f"version is '{settings.version}', expected a number from 1 on.")
+
+
+def _check_beside(options: BundleOptions, backend: Backend) -> None:
+    """Refuse a guard that would not run: only our own code has one."""
+    if backend != "python" and options.beside != NOTHING_BESIDE:
+        raise ConfigError(
+            f"guard and shadow are moh-deploy's, which the backend '{backend}' does not run.",
+            hint="Use --backend python, or leave them out.",
+        )
 
 
 class _Writing:
@@ -149,7 +171,7 @@ class _Writing:
         libraries = self._write_libraries(root / LIBRARIES)
         bundle = Bundle(
             backend=self.backend,
-            settings=self.options.settings,
+            settings=bring_along(self.options.beside, root, self.options.settings),
             inputs=self.manifest.inputs,
             outputs=self.manifest.outputs,
             versions=self._versions(),

@@ -24,7 +24,6 @@ REPOSITORY = "repository"
 LIBRARIES = "lib"
 WARMUP = "warmup"  # Triton's own name
 PACKAGE = "package"
-FALLBACK = "fallback"
 _DIGEST = "sha256"
 
 

@@ -107,21 +107,21 @@ _PANELS = (
         "short",
         ((f"sum by (layer) (rate(moh_nonfinite_gates_total{{$m}}{_RATE}))", "{{layer}}"),),
     ),
-    _Panel("What answers", "short", (("sum by (arm) (moh_mode{$m})", "{{arm}}"),)),
+    _Panel("What answers", "short", (("sum by (rung) (moh_mode{$m})", "{{rung}}"),)),
     _Panel(
         "Requests that a lower rung answered",
         "reqps",
         (
             (
-                f"sum by (reason, arm) (rate(moh_fallback_requests_total{{$m}}{_RATE}))",
-                "{{reason}} → {{arm}}",
+                f"sum by (reason, rung) (rate(moh_fallback_requests_total{{$m}}{_RATE}))",
+                "{{reason}} → {{rung}}",
             ),
         ),
     ),
     _Panel(
-        "Drift, 1 is the calibrated limit",
+        "Batches that another package was run on beside",
         "short",
-        (("max by (layer, statistic) (moh_drift_ratio{$m})", "{{layer}} {{statistic}}"),),
+        ((f"sum by (outcome) (rate(moh_shadow_batches_total{{$m}}{_RATE}))", "{{outcome}}"),),
     ),
 )
 

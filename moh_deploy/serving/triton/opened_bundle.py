@@ -10,6 +10,7 @@ from moh_deploy.errors import PackageError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.served_model import ServedModel, open_served
 from moh_deploy.serving.triton.bundle_json import read_bundle
+from moh_deploy.serving.triton.bundled_guard import settings_at
 
 
 def open_bundle(root: Path, *, instances: int | None = None) -> ServedModel:
@@ -30,7 +31,7 @@ def open_bundle(root: Path, *, instances: int | None = None) -> ServedModel:
             f"{root} was written by moh-deploy {made_by}, this is {__version__}.",
             hint="Write the bundle again, or install that version.",
         )
-    settings = bundle.settings
+    settings = settings_at(bundle.settings, root)
     if instances is not None:
         settings = replace(settings, instances=instances)
     return open_served(find_deployed(root / bundle.served), settings)

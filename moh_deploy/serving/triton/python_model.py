@@ -46,7 +46,8 @@ class TritonPythonModel:
         root = Path(args["model_repository"]).parents[1]
         self._served = open_bundle(root, instances=instances)
         self._logs_batches = _parameter(config, "log_batches") == "1"
-        self._metrics = _Metrics(pb_utils, args["model_instance_name"])
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        self._metrics = _Metrics(pb_utils, args["model_instance_name"], labels)
         self._is_closing = threading.Event()
         self._pusher = threading.Thread(target=self._keep_pushing, daemon=True)
         self._pusher.start()
@@ -151,9 +152,10 @@ class _Metrics:
     it, since the server's histograms take single observations only.
     """
 
-    def __init__(self, pb_utils: ModuleType, instance: str) -> None:
+    def __init__(self, pb_utils: ModuleType, instance: str, labels: Mapping[str, str]) -> None:
         self._pb = pb_utils
         self._instance = instance
+        self._labels = labels  # Of every series: a server has several models.
         self._families: dict[str, Any] = {}
         self._metrics: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
         self._sent: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
@@ -161,11 +163,11 @@ class _Metrics:
     def push(self, families: Sequence[Family]) -> None:
         """Send what has changed since the last time."""
         for family in families:
-            for name, labels, value in _flattened(family):
+            for name, own, value in _flattened(family):
+                labels = {**self._labels, **own}
                 if family.kind == "gauge":
-                    self._send(family, name, {**labels, "instance": self._instance}, value)
-                else:
-                    self._send(family, name, labels, value)
+                    labels["instance"] = self._instance
+                self._send(family, name, labels, value)
 
     def _send(self, family: Family, name: str, labels: Mapping[str, str], value: float) -> None:
         key = name, tuple(sorted(labels.items()))

@@ -127,6 +127,8 @@ def model(server: Server, tmp_path: Path) -> Iterator[TritonPythonModel]:
             "model_config": json.dumps(config),
             "model_repository": str(root / "repository/handmade"),
             "model_instance_name": "handmade_0_0",
+            "model_name": "handmade",
+            "model_version": "1",
         }
     )
     yield model
@@ -193,25 +195,32 @@ def test_inputs_are_copied_out_of_the_servers_memory(model: TritonPythonModel):
     np.testing.assert_array_equal(inputs["x"], vectors(batch=1, seed=0).inputs["x"])
 
 
+LABELS = {"model": "m", "version": "1"}
+
+
+def metrics_of(server: Server, instance: str = "m_0_0") -> python_model._Metrics:
+    return python_model._Metrics(server, instance, LABELS)  # type: ignore[arg-type]
+
+
 def test_counts_go_to_the_server_once(server: Server):
-    metrics = python_model._Metrics(server, "m_0_0")  # type: ignore[arg-type]
+    metrics = metrics_of(server)
     metrics.push(FAMILIES)
     metrics.push(FAMILIES)
     (counter,) = server.families["moh_a_total"].metrics
-    assert (counter.labels, counter.value, counter.sent) == ({"layer": "l"}, 3.0, 1)
+    assert (counter.labels, counter.value, counter.sent) == ({**LABELS, "layer": "l"}, 3.0, 1)
     more = Family("moh_a_total", "A.", "counter", (Series({"layer": "l"}, 5.0),))
     metrics.push((more,))
     assert counter.value == 5.0
 
 
 def test_gauges_say_which_instance_they_are_of(server: Server):
-    python_model._Metrics(server, "m_0_1").push(FAMILIES)  # type: ignore[arg-type]
+    metrics_of(server, "m_0_1").push(FAMILIES)
     (gauge,) = server.families["moh_mode"].metrics
-    assert gauge.labels == {"arm": "kernels", "instance": "m_0_1"}
+    assert gauge.labels == {**LABELS, "arm": "kernels", "instance": "m_0_1"}
 
 
 def test_histogram_goes_as_its_buckets_sum_and_count(server: Server):
-    python_model._Metrics(server, "m_0_0").push(FAMILIES)  # type: ignore[arg-type]
+    metrics_of(server).push(FAMILIES)
     buckets = server.families["moh_margin_bucket"].metrics
     found = {one.labels["le"]: one.value for one in buckets}
     assert found == {"0.1": 1, "1": 4, "+Inf": 5}
