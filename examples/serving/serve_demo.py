@@ -18,16 +18,19 @@ import numpy as np
 from answers import Answers, compare_answers
 
 import moh_deploy
-from moh_deploy.runtime.base import Variant
+from moh_deploy.package import Manifest
+from moh_deploy.runtime.base import ModelInterface, Variant
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.served_model import threads_of
 from moh_deploy.serving.triton.bundle_json import read_bundle
+from moh_deploy.serving.triton.python_model import PUSH_SECONDS
 from moh_deploy.serving.triton.server import RunningServer, find_server, running_server
 from moh_deploy.validate.user_vectors import read_user_vectors
 
 HERE = Path(__file__).parent
 MODEL = "digits"
-COUNT = "nv_inference_count"
+SAMPLES = "nv_inference_count"
+TOKENS = "moh_routed_tokens_total"
 LOG_BATCHES = 'parameters { key: "log_batches" value { string_value: "1" } }\n'
 
 
@@ -67,11 +70,15 @@ def main() -> None:
         files = ["--inputs", str(inputs), "--answers", str(answers_file)]
         load = ["--requests", str(given.requests), "--clients", str(given.clients)]
         command = [given.server / "bin/python", HERE / "client.py", "--model", MODEL]
-        before = total_of(COUNT, running.metrics())
+        before = settled_metrics(running)
         subprocess.run([*command, *ports, *files, *load], check=True)
         answers = Answers.read(answers_file)
         served = int(answers.count.sum())
-        counted = counted_from(running, before, served)
+        expected = {SAMPLES: served, TOKENS: served * tokens_of_a_sample(model.manifest)}
+        counted = {
+            name: counted_from(running, name, total_of(name, before), number)
+            for name, number in expected.items()
+        }
 
     step("Running the package on every batch, and on every request alone")
     with model.open(Variant(threads=threads_of(bundle.settings))) as runner:
@@ -79,29 +86,42 @@ def main() -> None:
     p50, p99 = np.percentile(answers.ms, [50, 99])
     print(comparison.text())
     print(f"each request took {p50:.1f} ms (median), {p99:.1f} ms (99th percentile)")
-    print(f"the server counts {counted} samples, sent were {served}")
-    if not comparison.is_good or counted != served:
+    for name, number in expected.items():
+        print(f"{name} has grown by {counted[name]}, sent were {number}")
+    if not comparison.is_good or counted != expected:
         sys.exit("FAILED")
     print("every answer is equal")
 
 
-def counted_from(running: RunningServer, before: float, expected: int) -> int:
-    """Return how many samples the server has counted since, once it is as many as expected.
+def counted_from(running: RunningServer, name: str, before: float, expected: int) -> int:
+    """Return how far a counter of the server has come, once it is as far as expected.
 
     Counts reach Prometheus a moment later than answers their clients.
     """
     end = time.monotonic() + 10
     while True:
-        counted = int(total_of(COUNT, running.metrics()) - before)
+        counted = int(total_of(name, running.metrics()) - before)
         if counted == expected or time.monotonic() > end:
             return counted
         time.sleep(0.2)
+
+
+def settled_metrics(running: RunningServer) -> str:
+    """Return what the server counts once warm-up is in it."""
+    time.sleep(2 * PUSH_SECONDS)
+    return running.metrics()
 
 
 def total_of(name: str, metrics: str) -> float:
     """Return the sum of all series of a metric, in the text that Prometheus reads."""
     lines = [one for one in metrics.splitlines() if one.startswith(f"{name}{{")]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def tokens_of_a_sample(manifest: ModelInterface) -> int:
+    """Return how many tokens all layers route for one sample, in a model of fixed length."""
+    assert isinstance(manifest, Manifest), "a package"
+    return sum(layer.seq_len or 0 for layer in manifest.layers)
 
 
 def step(text: str) -> None:

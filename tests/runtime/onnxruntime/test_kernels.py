@@ -13,6 +13,8 @@ import pytest
 from moh_deploy import native
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.add_function_bodies import add_function_bodies
+from moh_deploy.graph.load_model import load_ir
+from moh_deploy.graph.tell_compute_type import tell_compute_type
 from moh_deploy.ops import MOH_ROUTER
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
@@ -160,6 +162,54 @@ def test_compute_type_of_the_caller_wins(tmp_path: Path, library: Path):
     assert runner.describe().kernels.compute_type == "float32"
     exact = result(open_session(package, Variant(kernels="off")))
     np.testing.assert_allclose(result(runner), exact, atol=1e-5)
+
+
+def told(package: OnnxPackage, compute_type: str) -> bytes:
+    """Return the package's model, whose attention says what its products may be rounded to."""
+    model = load_ir(package)
+    assert tell_compute_type(model, compute_type)  # type: ignore[arg-type]
+    return ir.to_proto(model).SerializeToString()
+
+
+def bare_result(model: bytes, library: Path, entries: dict[str, str]) -> Array:
+    """Run a model in a session that nobody of ours makes, with these entries."""
+    options = ort.SessionOptions()
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    options.register_custom_ops_library(str(library))
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    (y,) = session.run(["y"], vectors(batch=3, seq=37, seed=4).inputs)
+    array: Array = y
+    return array
+
+
+def test_compute_type_of_a_node_holds_where_the_session_says_nothing(
+    package: OnnxPackage, library: Path
+):
+    if "avx512_bf16" not in ort_kernels.instruction_sets(library):
+        pytest.skip("this machine has no avx512_bf16")
+    rounds, exact = told(package, "bfloat16"), told(package, "float32")
+    expected = vectors(batch=3, seq=37, seed=4).outputs["y"]
+    assert 1e-5 < np.abs(bare_result(rounds, library, {}) - expected).max() < 5e-2
+    assert np.abs(bare_result(exact, library, {}) - expected).max() < 1e-5
+    # What the session says goes before, in both directions.
+    for told_model in (rounds, exact):
+        for asked, least, most in (("float32", 0, 1e-5), ("bfloat16", 1e-5, 5e-2)):
+            error = np.abs(bare_result(told_model, library, {"moh.compute_type": asked}) - expected)
+            assert least <= error.max() < most
+
+
+def test_node_with_another_compute_type_is_refused(package: OnnxPackage, library: Path):
+    with pytest.raises(Exception, match=r"compute_type is 'int8'; expected float32 or bfloat16"):
+        bare_result(told(package, "int8"), library, {})
+
+
+def test_function_body_does_not_mind_a_compute_type(package: OnnxPackage, tmp_path: Path):
+    (tmp_path / "model.onnx").write_bytes(told(package, "bfloat16"))
+    runner = open_session(tmp_path / "model.onnx", Variant(kernels="off"))
+    np.testing.assert_array_equal(
+        result(runner), result(open_session(package, Variant(kernels="off")))
+    )
 
 
 # Without one.

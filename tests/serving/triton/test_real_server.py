@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
+import os
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -23,12 +26,14 @@ from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.serving import ServingSettings
+from moh_deploy.serving.guard.control import Control, write_control
 from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.bundle_json import read_bundle
+from moh_deploy.serving.triton.bundled_guard import GuardFiles
 from moh_deploy.serving.triton.config_pbtxt import Backend
 from moh_deploy.serving.triton.server import RunningServer, TritonServer, running_server
 from moh_deploy.system.npz import BFLOAT16, Array, write_npz
-from tests.handmade_package import vectors, without_layers
+from tests.handmade_package import vectors, without_layers, write_package
 from tests.kept_builds import ROOT
 from tests.runtime.tensorrt.engines import write_engine
 from tests.serving.triton.bundles import bundle_of_handmade, replace_in
@@ -76,6 +81,24 @@ class Served:
         places = ["--http", str(ports.http), "--grpc", str(ports.grpc)]
         files = ["--inputs", str(inputs), "--answers", str(answers)]
         subprocess.run([*command, *places, *files, *options], check=True, capture_output=True)
+
+    def resident_bytes(self) -> int:
+        """Return the memory of the server and of the models' processes."""
+        group = os.getpgid(self.running.process.pid)
+        pages = 0
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                # After the name, which may hold blanks: state, parent, process group.
+                fields = status.read_text().rpartition(")")[2].split()
+                if int(fields[2]) == group:
+                    pages += int(status.with_name("statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def failures(self) -> float:
+        """Return how many requests the server could not answer, as it counts them."""
+        lines = self.running.metrics().splitlines()
+        found = [one for one in lines if one.startswith("nv_inference_request_failure{")]
+        return sum(float(one.rpartition(" ")[2]) for one in found)
 
     def post(self, model: str, body: object) -> tuple[int, Any]:
         """Send a request as JSON, and return the status and the answer."""
@@ -136,7 +159,7 @@ def compared(served: Served, demo: ModuleType, folder: Path, requests: int) -> A
     """Send requests from 8 clients; return how their answers compare, and check what is counted."""
     inputs, answers_file = folder / "samples.npz", folder / "answers.npz"
     write_npz(inputs, SAMPLES)
-    before = demo.total_of(demo.COUNT, served.running.metrics())
+    before = demo.settled_metrics(served.running)
     served.ask(
         *("--clients", "8", "--requests", str(requests)),
         inputs=inputs,
@@ -144,8 +167,11 @@ def compared(served: Served, demo: ModuleType, folder: Path, requests: int) -> A
         model="handmade",
     )
     answers = demo.Answers.read(answers_file)
-    expected = int(answers.count.sum())
-    assert demo.counted_from(served.running, before, expected) == expected
+    count = int(answers.count.sum())
+    # Of the server, and of our telemetry: the package has one layer.
+    for name, expected in ((demo.SAMPLES, count), (demo.TOKENS, count * SEQ)):
+        start = demo.total_of(name, before)
+        assert demo.counted_from(served.running, name, start, expected) == expected, name
     with open_runner(served.package, Variant(threads=1)) as runner:
         return demo.compare_answers(answers, SAMPLES, runner, served.running.log)
 
@@ -293,6 +319,61 @@ def test_wrong_key_is_told_from_a_missing_backend(server: TritonServer, tmp_path
     log = (tmp_path / "server.log").read_text()
     assert 'has no field named "op_library"' in log
     assert "unable to find backend library" not in log
+
+
+@pytest.mark.nightly
+def test_planted_fault_lets_no_wrong_answer_out(
+    server: TritonServer, demo: ModuleType, tmp_path: Path
+):
+    package = write_package(tmp_path / "package").root
+    root, log = tmp_path / "bundle", tmp_path / "server.log"
+    settings = ServingSettings("handmade", instances=2, threads=1, drill=True)
+    options = BundleOptions(settings, beside=GuardFiles(guard=True))
+    write_bundle(find_deployed(package), root, options)
+    inputs, answers_file = tmp_path / "samples.npz", tmp_path / "answers.npz"
+    write_npz(inputs, SAMPLES)
+    with running_server(server, root, log) as running:
+        served = Served(root, OnnxPackage.open(package), running)
+        before = demo.settled_metrics(running)
+        write_control(root / "guard/control.json", Control(faults=("nan",)))
+        load = ("--clients", "8", "--requests", "200")
+        served.ask(*load, inputs=inputs, answers=answers_file, model="handmade")
+        answers = demo.Answers.read(answers_file)
+        name, wanted = "moh_fallback_requests_total", 200
+        start = demo.total_of(name, before)
+        assert demo.counted_from(running, name, start, wanted) == wanted
+    with open_runner(package, Variant(threads=1)) as runner:
+        found = demo.compare_answers(answers, SAMPLES, runner, log)
+    assert (found.requests, found.beyond) == (200, 0)
+
+
+@pytest.mark.nightly
+def test_two_minutes_of_load_leave_no_error_and_no_more_memory(
+    served: Served, tmp_path: Path, record_property: Callable[[str, object], None]
+):
+    ports, report = served.running.ports, tmp_path / "perf.csv"
+    command = [
+        *(str(ENVIRONMENT / "bin/perf_analyzer"), "-m", "handmade", "-i", "grpc", "-b", "4"),
+        *("-u", f"127.0.0.1:{ports.grpc}", "--shape", f"x:{SEQ},8", "--concurrency-range", "8"),
+        *("--percentile", "99", "-f", str(report), "--stability-percentage", "999"),
+    ]
+
+    def load(seconds: int) -> None:
+        # As many windows as it takes: each is measured three times.
+        window = ("--measurement-interval", str(1000 * seconds // 3))
+        ran = subprocess.run([*command, *window], capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+    load(15)  # What is allocated once.
+    before, failed = served.resident_bytes(), served.failures()
+    load(120)
+    after = served.resident_bytes()
+    assert served.failures() == failed
+    assert after < before + 8 * 2**20, f"{(after - before) / 2**20:.1f} MiB more than before"
+    (row,) = csv.DictReader(report.open())
+    for name in ("p50 latency", "p99 latency", "Inferences/Second"):
+        record_property(name, row[name])
+        print(f"{name}: {row[name]}")
 
 
 def native_bundle(folder: Path, backend: Backend) -> Path:

@@ -1,0 +1,246 @@
+"""The files for Prometheus, Grafana and KServe, read by other programs where they can be had."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving import ServingSettings, open_served
+from moh_deploy.serving.triton.alerts import alerts_text
+from moh_deploy.serving.triton.dashboard import dashboard_text
+from moh_deploy.serving.triton.kserve import kserve_text
+from tests.handmade_package import write_package
+from tests.serving.triton.triton_environment import python_or_skip
+
+# Of Triton 2.51, as its metrics port shows them.
+TRITON = {
+    "nv_inference_request_success",
+    "nv_inference_request_failure",
+    "nv_inference_count",
+    "nv_inference_exec_count",
+    "nv_inference_pending_request_count",
+    "nv_inference_request_duration_us",
+    "nv_inference_queue_duration_us",
+    "nv_inference_compute_infer_duration_us",
+}
+METRIC = re.compile(r"\b(?:nv|moh)_\w+")
+
+
+def dashboard() -> Any:
+    return json.loads(dashboard_text("digits"))
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(alerts_text("digits"))["groups"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """What a served package with a guard and a shadow counts: name to the labels it has."""
+    folder = tmp_path_factory.mktemp("series")
+    package = write_package(folder / "package").root
+    settings = ServingSettings("m", guard=True, shadow=str(package))
+    served = open_served(find_deployed(package), settings)
+    found = {name: set[str]() for name in TRITON}
+    for family in served.families():
+        labels = {label for one in family.samples for label in one.labels} | {"model", "version"}
+        names = [family.name]
+        if family.kind == "histogram":
+            names = [f"{family.name}_{part}" for part in ("bucket", "sum", "count")]
+            labels |= {"le"}
+        found |= dict.fromkeys(names, labels)
+    served.close()
+    return found
+
+
+def expressions() -> list[str]:
+    panels = [target["expr"] for one in dashboard()["panels"] for target in one["targets"]]
+    return [*panels, *(rule["expr"] for rule in rules())]
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_expression_asks_for_what_is_counted(expression: str, series: Mapping[str, set[str]]):
+    for name in METRIC.findall(expression):
+        assert name in series, f"{name} is counted by nobody"
+    if "rate(" in expression or "increase(" in expression:
+        counters = [name for name in METRIC.findall(expression) if name.startswith("moh_")]
+        assert all(name.endswith(("_total", "_bucket")) for name in counters)
+
+
+# A test of the test above: what it compares with is not made of the expressions.
+def test_metric_that_nobody_counts_would_be_noticed(series: Mapping[str, set[str]]):
+    assert "moh_routed_tokens" not in series
+    assert {"moh_routed_tokens_total", "moh_mode", "moh_router_margin_bucket"} <= series.keys()
+
+
+def test_rules_are_of_this_model_only():
+    for expression in expressions():
+        selectors = re.findall(r"\{([^}]*)\}", expression)
+        assert selectors
+        assert all('model="' in one for one in selectors)
+
+
+def test_prometheus_takes_the_rules(tmp_path: Path):
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool was not found")
+    path = tmp_path / "alerts.yaml"
+    for text, is_right in (
+        (alerts_text("digits"), True),
+        (alerts_text("digits").replace("rate(", "rates("), False),
+    ):
+        path.write_text(text)
+        ran = subprocess.run([promtool, "check", "rules", str(path)], check=False)
+        assert (ran.returncode == 0) is is_right
+
+
+ROUND_TRIP = """
+import json, sys
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+register_default_plugins()
+read = Dashboard.from_json(json.load(sys.stdin))
+print(JSONEncoder(sort_keys=True).encode(read))
+"""
+
+
+def lost(given: object, kept: object, place: str = "") -> list[str]:
+    """Return the places of what a reader did not keep as it was given."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        return [one for key in given for one in lost(given[key], kept.get(key), f"{place}.{key}")]
+    if isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        both = enumerate(zip(given, kept, strict=True))
+        return [one for index, (a, b) in both for one in lost(a, b, f"{place}.{index}")]
+    return [] if given == kept else [place]
+
+
+def test_grafana_has_every_key_of_the_dashboard():
+    python, given = python_or_skip(), dashboard()
+
+    def read(content: Any) -> Any:
+        ran = subprocess.run(
+            [python, "-c", ROUND_TRIP],
+            input=json.dumps(content),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(ran.stdout)
+
+    assert lost(given, read(given)) == []
+    # It would drop a key that it does not know.
+    given["panels"][0]["gridpos"] = given["panels"][0].pop("gridPos")
+    assert lost(given, read(given)) == [".panels.0.gridpos"]
+
+
+def test_panels_stand_side_by_side():
+    taken = set()
+    for panel in dashboard()["panels"]:
+        grid = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(grid["x"], grid["x"] + grid["w"])
+            for y in range(grid["y"], grid["y"] + grid["h"])
+        }
+        assert not cells & taken
+        assert grid["x"] + grid["w"] <= 24
+        taken |= cells
+
+
+# KServe. What its own models (kserve 0.21, kubernetes 35) have of the keys that are written: each key,
+# with the type of its value.
+RUNTIME = {
+    "apiVersion": str,
+    "kind": str,
+    "metadata": {"name": str},
+    "spec": {
+        "annotations": {str: str},
+        "supportedModelFormats": [{"name": str, "version": str}],
+        "protocolVersions": [str],
+        "containers": [
+            {
+                "name": str,
+                "image": str,
+                "command": [str],
+                "args": [str],
+                "env": [{"name": str, "value": str}],
+                "ports": [{"name": str, "containerPort": int, "protocol": str}],
+                "resources": {"requests": {"cpu": str}, "limits": {"cpu": str}},
+            }
+        ],
+    },
+}
+SERVICE = {
+    "apiVersion": str,
+    "kind": str,
+    "metadata": {"name": str},
+    "spec": {
+        "predictor": {
+            "canaryTrafficPercent": int,
+            "model": {
+                "modelFormat": {"name": str, "version": str},
+                "protocolVersion": str,
+                "runtime": str,
+                "storageUri": str,
+            },
+        }
+    },
+}
+
+
+def matches(value: object, schema: Any) -> bool:
+    """Tell whether a value has the keys of a schema and no others, with its types."""
+    if isinstance(schema, type):
+        return type(value) is schema
+    if isinstance(schema, list):
+        return isinstance(value, list) and all(matches(one, schema[0]) for one in value)
+    if str in schema:
+        return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
+    return (
+        isinstance(value, dict)
+        and value.keys() == schema.keys()
+        and all(matches(value[key], schema[key]) for key in schema)
+    )
+
+
+@pytest.mark.parametrize("backend", ["python", "onnxruntime"])
+def test_kserve_gets_a_runtime_and_a_service_that_uses_it(backend: Any):
+    settings = ServingSettings("My_Digits.v2", instances=2, threads=3)
+    text = kserve_text(settings, backend=backend, image="i:1", storage="pvc://models/d")
+    runtime, service = yaml.safe_load_all(text)
+    assert matches(runtime, RUNTIME)
+    assert matches(service, SERVICE)
+    assert runtime["metadata"]["name"] == "my-digits-v2-triton"
+    assert service["spec"]["predictor"]["model"]["runtime"] == "my-digits-v2-triton"
+    (container,) = runtime["spec"]["containers"]
+    assert container["resources"]["limits"] == {"cpu": "6"}
+    assert "--model-repository=/mnt/models/repository" in container["args"]
+    libraries = [{"name": "LD_LIBRARY_PATH", "value": "/mnt/models/lib"}]
+    assert container["env"] == (libraries if backend == "onnxruntime" else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("8_bit", "moh-8-bit"), ("a" * 80, "a" * 40), ("_x_", "x")]
+)
+def test_name_becomes_one_that_kubernetes_takes(name: str, expected: str):
+    text = kserve_text(ServingSettings(name), backend="python", image="i", storage="s")
+    _, service = yaml.safe_load_all(text)
+    assert service["metadata"]["name"] == expected
+
+
+def test_name_of_which_kubernetes_takes_nothing_is_refused():
+    with pytest.raises(ConfigError, match="Kubernetes allows nothing"):
+        kserve_text(ServingSettings("___"), backend="python", image="i", storage="s")
