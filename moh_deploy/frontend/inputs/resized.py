@@ -76,7 +76,7 @@ def _with_other_ids(repeated: torch.Tensor, axis: int, known: int) -> torch.Tens
 
     Masks, kinds of tokens and positions stay as they are: two values, or all between two.
     """
-    used = repeated.unique()
+    used = torch.unique(repeated)  # type: ignore[no-untyped-call]
     if repeated.dtype == torch.bool or len(used) < 3 or repeated.numel() > _MOST_IDS:
         return repeated
     low, count = int(used[0]), int(used[-1]) - int(used[0]) + 1
@@ -97,10 +97,12 @@ def _with_other_ids(repeated: torch.Tensor, axis: int, known: int) -> torch.Tens
         first = draw.randrange(count)
         tries = min(count, 1 + sum(map(len, through)))
         candidates = (low + (first + step) % count for step in range(tries))
-        free = (one for one in candidates if not any(one in line for line in through))
+        free = (
+            one for one in candidates if not any(one in values_there for values_there in through)
+        )
         values[place] = value = next(free, int(values[place]))
-        for line in through:
-            line.add(value)
+        for known_values in through:
+            known_values.add(value)
     return torch.from_numpy(values)
 
 

@@ -160,8 +160,8 @@ def test_panels_stand_side_by_side():
         taken |= cells
 
 
-# KServe. What its own models (kserve 0.21, kubernetes 35) have of the keys that are written: each key,
-# with the type of its value.
+# KServe. What its own models (kserve 0.21, kubernetes 35) have of the keys that are written: each
+# key, with the type of its value.
 RUNTIME = {
     "apiVersion": str,
     "kind": str,
