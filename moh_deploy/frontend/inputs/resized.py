@@ -76,7 +76,7 @@ def _with_other_ids(repeated: torch.Tensor, axis: int, known: int) -> torch.Tens
 
     Masks, kinds of tokens and positions stay as they are: two values, or all between two.
     """
-    used = torch.unique(repeated)  # type: ignore[no-untyped-call]
+    used = torch.unique(repeated)
     if repeated.dtype == torch.bool or len(used) < 3 or repeated.numel() > _MOST_IDS:
         return repeated
     low, count = int(used[0]), int(used[-1]) - int(used[0]) + 1
