@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moh_deploy.api.precision import precision
     from moh_deploy.api.probe import probe
     from moh_deploy.api.run import run
+    from moh_deploy.api.serve import serve
     from moh_deploy.api.tune import tune
     from moh_deploy.api.verify import verify
     from moh_deploy.native import kernel_library
@@ -46,6 +47,7 @@ __all__ = [
     "precision",
     "probe",
     "run",
+    "serve",
     "tune",
     "verify",
 ]
@@ -68,6 +70,7 @@ _HOME = {
     "precision": "moh_deploy.api.precision",
     "probe": "moh_deploy.api.probe",
     "run": "moh_deploy.api.run",
+    "serve": "moh_deploy.api.serve",
     "tune": "moh_deploy.api.tune",
     "verify": "moh_deploy.api.verify",
 }

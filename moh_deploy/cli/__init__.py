@@ -31,6 +31,7 @@ main = CommandGroup(
             "doctor": "Say what can be built and run here, and what is missing.",
         },
         "Serve": {
+            "serve": "Serve a package over HTTP, as KServe and Triton do.",
             "bundle": "Write a package as a directory that Triton loads, or check one.",
         },
     },

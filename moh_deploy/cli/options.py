@@ -192,9 +192,24 @@ def _valid_tokens(help: str) -> Option:
     return click.option("--valid-tokens", metavar="NAME", help=help)
 
 
-def _min_time(help: str, *, default: str) -> Option:
+def _count(name: str, help: str, *, default: int | None = None) -> Option:
     return click.option(
-        "--min-time",
+        name,
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=default is not None,
+        help=help,
+    )
+
+
+def _min_time(help: str, *, default: str) -> Option:
+    return _time("--min-time", help, default=default)
+
+
+def _time(name: str, help: str, *, default: str) -> Option:
+    return click.option(
+        name,
         metavar="TIME",
         default=default,
         show_default=True,
@@ -604,6 +619,51 @@ RUN = (
         "--outputs", "FILE.npz", "Where to write the outputs, named as in the model.", required=True
     ),
     KERNELS,
+    JSON,
+)
+
+SERVE = (
+    PACKAGE,
+    click.option(
+        "--host",
+        default="127.0.0.1",
+        show_default=True,
+        help="Address to listen at. Whoever reaches it may ask: TLS and passwords are a proxy's.",
+    ),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        metavar="N",
+        default=8000,
+        show_default=True,
+        help="Port to listen at; 0 for any that is free.",
+    ),
+    click.option("--name", help="What clients call the model.  [default: the name of DIR]"),
+    _count("--instances", "How many batches run at the same time.  [default: cores by threads]"),
+    _count("--threads", "Threads of each instance.  [default: cores by instances]"),
+    _count("--max-batch", "The most samples that are joined into one batch.", default=64),
+    _time(
+        "--max-delay",
+        "How long the first request of a batch waits for others. 0: as long as all instances are"
+        " busy.",
+        default="1ms",
+    ),
+    _count("--max-queue", "The most requests that wait; then 503, with Retry-After.", default=256),
+    _count("--max-body", "The largest body of a request, in MiB; then 413.", default=64),
+    _many(
+        "--longest",
+        "DIM=N",
+        "The largest size of a dynamic dimension, seq=512; then 400. A long sequence is a small"
+        " body, but much work.",
+        callback=_read(parse_longest),
+    ),
+    _time("--read-timeout", "How long a request may take to arrive; then 408.", default="20s"),
+    _time("--request-timeout", "How long it waits for its answer; then 504.", default="60s"),
+    _time(
+        "--shutdown-timeout",
+        "How long requests that have arrived are still answered at the end.",
+        default="30s",
+    ),
     JSON,
 )
 

@@ -133,6 +133,15 @@ class ServedModel:
             one.saw(run)
         return Reply({name: ran.results[name] for name in self._names}, ran.rung)
 
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once, to try it: it is no request, and no observer sees it.
+
+        Raises:
+            ConfigError: The inputs do not fit the model.
+            BackendError: The runtime failed.
+        """
+        return self._runner.run_returning(inputs, self._names)
+
     def describe(self) -> Description:
         """Say what runs each layer."""
         return self._source.describe()
@@ -198,7 +207,11 @@ def guard_options(settings: ServingSettings) -> GuardOptions:
 def threads_of(settings: ServingSettings) -> int:
     """Return the threads of an instance: instances by threads are the cores of this machine."""
     # More threads than cores is what makes servers of ONNX Runtime slow.
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return settings.threads or max(1, cores // settings.instances)
+    return settings.threads or max(1, cores() // settings.instances)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

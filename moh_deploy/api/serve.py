@@ -1,0 +1,116 @@
+"""Serve a package over HTTP, for a laptop and for tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.serving.http.limits import MIB, HttpLimits
+from moh_deploy.serving.served_model import cores
+from moh_deploy.serving.settings import ServingSettings
+
+if TYPE_CHECKING:
+    from moh_deploy.serving.http.server import Listening
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def serve(
+    package_dir: Path | str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    name: str | None = None,
+    instances: int | None = None,
+    threads: int | None = None,
+    max_batch: int = 64,
+    max_delay: float = 0.001,
+    max_queue: int = 256,
+    max_body: int = 64,
+    longest: Mapping[str, int] | None = None,
+    read_timeout: float = 20.0,
+    request_timeout: float = 60.0,
+    shutdown_timeout: float = 30.0,
+    on_ready: Callable[[Listening], None] | None = None,
+) -> None:
+    """Serve a package, or an engine that was built from one, until SIGTERM or an interrupt.
+
+    It speaks the Open Inference Protocol v2 (KServe, Triton), and shows metrics at /metrics. Has to
+    be called in the main thread, which gets the signals.
+
+    Args:
+        package_dir: The package, or the engine directory.
+        host: Address to listen at. Whoever reaches it may ask: it knows neither TLS nor passwords.
+        port: Port; 0 for any that is free.
+        name: What clients call the model; None for the name of its directory.
+        instances: How many batches run at the same time.
+        threads: Threads of each. Of both, what is None follows from the other: together they are
+            the cores of this machine, and one instance has them all.
+        max_batch: The most samples that are joined into one batch.
+        max_delay: How long the first request of a batch waits for others, in seconds.
+        max_queue: The most requests that wait for an instance.
+        max_body: The largest body of a request, in MiB.
+        longest: Dynamic dimension to its largest size in a request. A long sequence is a small
+            body, but much work.
+        read_timeout: How long a client may take to send a request, in seconds.
+        request_timeout: How long a request waits for its answer, in seconds.
+        shutdown_timeout: How long requests that have arrived are still answered at the end.
+        on_ready: Is told where it listens, once it answers.
+
+    Raises:
+        ConfigError: An option is out of its range, or nobody can listen at that address.
+        PackageError: It cannot be read.
+        BackendError: starlette and uvicorn are not installed, the model cannot be run here, its
+            process died again and again, or requests were not answered in time at the end.
+    """
+    missing = [one for one in ("starlette", "uvicorn") if importlib.util.find_spec(one) is None]
+    if missing:
+        raise BackendError(
+            f"{' and '.join(missing)} is not installed.", hint="pip install 'moh-deploy[serve]'"
+        )
+    root = Path(package_dir)
+    name = root.resolve().name if name is None else name
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"the model's name is '{name}', expected letters, digits, '.', '_' and '-'.",
+            hint="Give it another one: --name NAME.",
+        )
+    for option, seconds in (
+        ("read-timeout", read_timeout),
+        ("request-timeout", request_timeout),
+        ("shutdown-timeout", shutdown_timeout),
+    ):
+        if seconds <= 0:
+            raise ConfigError(f"--{option} is {seconds:g} s, expected more than 0.")
+    instances = instances or max(1, cores() // (threads or cores()))
+    settings = ServingSettings(
+        name=name,
+        instances=instances,
+        threads=threads,
+        max_batch=max_batch,
+        max_delay_ms=max_delay * 1e3,
+    )
+    limits = HttpLimits(
+        max_body_bytes=max_body * MIB,
+        max_held_bytes=max(HttpLimits.max_held_bytes, 2 * max_body * MIB),
+        max_waiting=max_queue,
+        read_timeout_s=read_timeout,
+        request_timeout_s=request_timeout,
+        shutdown_timeout_s=shutdown_timeout,
+        longest=dict(longest or {}),
+    )
+    from moh_deploy.serving.http.server import serve_forever
+    from moh_deploy.serving.http.worker import WorkerTask
+
+    serve_forever(
+        WorkerTask(str(root.resolve()), settings, limits, listener=0, parent=0),
+        host=host,
+        port=port,
+        on_ready=on_ready or (lambda listening: None),
+        log=lambda line: print(line, file=sys.stderr, flush=True),
+    )

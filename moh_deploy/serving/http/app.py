@@ -1,0 +1,277 @@
+"""The routes of the server: the Open Inference Protocol v2, and metrics.
+
+The event loop reads and writes; a model runs on the threads of its queue. What is refused gets
+`{"error": "..."}` and the status that says whose fault it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from moh_deploy import __version__
+from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
+from moh_deploy.package import TensorInfo
+from moh_deploy.runtime.input_check import empty_axis
+from moh_deploy.serving.http.body import HeldBytes, read_body
+from moh_deploy.serving.http.limits import HttpLimits
+from moh_deploy.serving.http.protocol import (
+    DATATYPES,
+    HEADER_LENGTH,
+    InferRequest,
+    read_request,
+    write_answer,
+)
+from moh_deploy.serving.http.queue import BatchingQueue
+from moh_deploy.serving.http.refusal import Refusal
+from moh_deploy.serving.http.request_counts import RequestCounts
+from moh_deploy.serving.metrics import Family
+from moh_deploy.serving.served_model import Reply, ServedModel
+from moh_deploy.serving.telemetry.prometheus import prometheus_text
+
+_T = TypeVar("_T")
+
+_INLINE_BYTES = 64 * 1024
+"""Bodies up to this are read and written on the event loop: a thread would take longer."""
+
+_GONE = 499
+"""What is counted, as nginx does, where the client did not wait for its answer."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What is served, by which name, and within which limits.
+
+    Attributes:
+        name: What clients call the model.
+        version: Its version, as clients have it.
+        served: The model.
+        queue: What answers its requests.
+        limits: What clients may send.
+        families: What else metrics show.
+    """
+
+    name: str
+    version: str
+    served: ServedModel
+    queue: BatchingQueue
+    limits: HttpLimits
+    families: tuple[Family, ...] = ()
+
+
+def make_app(endpoint: Endpoint, routes: Sequence[BaseRoute] = ()) -> Starlette:
+    """Return the application that serves one model.
+
+    Args:
+        endpoint: The model.
+        routes: More routes: of telemetry and of the guard.
+    """
+    app = _App(endpoint)
+    model = ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"]
+    return Starlette(
+        routes=[
+            Route("/v2", app.server),
+            Route("/v2/health/live", app.live),
+            Route("/v2/health/ready", app.ready),
+            *(Route(path, app.model) for path in model),
+            *(Route(f"{path}/ready", app.model_ready) for path in model),
+            *(Route(f"{path}/infer", app.infer, methods=["POST"]) for path in model),
+            Route("/metrics", app.metrics),
+            *routes,
+        ],
+        exception_handlers={
+            MoHDeployError: _failed,
+            HTTPException: _no_route,
+        },
+        lifespan=app.lifespan,
+    )
+
+
+class _App:
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._counts = RequestCounts()
+        self._held = HeldBytes(endpoint.limits.max_held_bytes)
+        self._is_ready = False
+
+    @asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        self._is_ready = True
+        yield
+
+    async def server(self, _: Request) -> Response:
+        extensions = ["binary_tensor_data"]
+        return _json({"name": "moh-deploy", "version": __version__, "extensions": extensions})
+
+    async def live(self, _: Request) -> Response:
+        return _json({"live": True})
+
+    async def ready(self, _: Request) -> Response:
+        return _json({"ready": self._is_ready}, 200 if self._is_ready else 503)
+
+    async def model_ready(self, request: Request) -> Response:
+        self._check_model(request)
+        content = {"name": self._endpoint.name, "ready": self._is_ready}
+        return _json(content, 200 if self._is_ready else 503)
+
+    async def model(self, request: Request) -> Response:
+        self._check_model(request)
+        served = self._endpoint.served
+        return _json(
+            {
+                "name": self._endpoint.name,
+                "versions": [self._endpoint.version],
+                "platform": "moh-deploy",
+                "inputs": [_tensor_json(info) for info in served.inputs],
+                "outputs": [_tensor_json(info) for info in served.outputs],
+            }
+        )
+
+    async def metrics(self, _: Request) -> Response:
+        endpoint = self._endpoint
+        families = [
+            *endpoint.served.families(),
+            *endpoint.queue.families(),
+            *self._counts.families(),
+            *endpoint.families,
+        ]
+        return Response(prometheus_text(families), media_type="text/plain; version=0.0.4")
+
+    async def infer(self, request: Request) -> Response:
+        start = time.monotonic()
+        try:
+            response = await self._infer(request)
+        except ClientDisconnect:
+            self._counts.note(_GONE, time.monotonic() - start)
+            return Response(status_code=400)  # which nobody reads
+        except Exception as error:
+            response = await _failed(request, error)
+        self._counts.note(response.status_code, time.monotonic() - start)
+        return response
+
+    async def _infer(self, request: Request) -> Response:
+        endpoint = self._endpoint
+        served = endpoint.served
+        self._check_model(request)
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise Refusal("compressed bodies are not taken.", status=415)
+        with self._held.by_a_request() as held:
+            content = await read_body(request, endpoint.limits, held)
+            asked = await _off_loop(
+                len(content),
+                lambda: read_request(
+                    content,
+                    request.headers.get(HEADER_LENGTH),
+                    inputs=served.inputs,
+                    outputs=served.outputs,
+                ),
+            )
+            try:
+                sizes = served.check(asked.inputs)
+            except ConfigError as error:
+                raise Refusal(error.message, hint=error.hint) from error
+            endpoint.limits.check_sizes(sizes)
+            reply = await self._reply(request, asked)
+            body = await _off_loop(
+                sum(array.nbytes for array in reply.outputs.values()),
+                lambda: write_answer(
+                    asked,
+                    reply.outputs,
+                    model=endpoint.name,
+                    version=endpoint.version,
+                    parameters={"moh_rung": reply.rung},
+                ),
+            )
+        return Response(body.content, headers=body.headers)
+
+    async def _reply(self, request: Request, asked: InferRequest) -> Reply:
+        """Wait for the queue's answer, as long as somebody waits for it."""
+        limit = self._endpoint.limits.request_timeout_s
+        timeout_s = min(limit, asked.timeout_s or limit)
+        reply = asyncio.wrap_future(self._endpoint.queue.submit(asked.inputs))
+        gone = asyncio.ensure_future(_gone(request))
+        ends: list[asyncio.Future[Any]] = [reply, gone]
+        try:
+            await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if reply.done():
+                return reply.result()
+            if gone.done():
+                raise ClientDisconnect
+            raise Refusal(f"there was no answer within {timeout_s:g} s.", status=504)
+        except BackendError as error:
+            empty = empty_axis(self._endpoint.served.inputs, asked.inputs)
+            if empty is None:
+                raise
+            raise Refusal(error.message, hint=error.hint) from error
+        finally:
+            # Cancelled, it is not begun any more, if it was not yet.
+            reply.cancel()
+            gone.cancel()
+
+    def _check_model(self, request: Request) -> None:
+        endpoint, given = self._endpoint, request.path_params
+        if given["model"] != endpoint.name:
+            raise Refusal(
+                f"there is no model '{given['model'][:100]}', only '{endpoint.name}'.", status=404
+            )
+        if given.get("version", endpoint.version) != endpoint.version:
+            raise Refusal(
+                f"there is no version '{given['version'][:100]}', only '{endpoint.version}'.",
+                status=404,
+            )
+
+
+async def _off_loop(num_bytes: int, work: Callable[[], _T]) -> _T:
+    """Do work on so many bytes, on another thread where it would hold up other requests."""
+    return work() if num_bytes <= _INLINE_BYTES else await asyncio.to_thread(work)
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    if isinstance(error, Refusal):
+        headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+        if error.closes_connection:
+            headers["connection"] = "close"
+        return _json({"error": str(error)}, error.status, headers)
+    if isinstance(error, MoHDeployError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return _json({"error": error.message}, 500)
+    traceback.print_exception(error)
+    kind = type(error).__name__
+    return _json({"error": f"this is a bug of moh-deploy: {kind} was not expected."}, 500)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    sentence = f"{request.method} {request.url.path[:200]}: {error.detail}."
+    return _json({"error": sentence}, error.status_code, error.headers)
+
+
+def _json(
+    content: Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    text = json.dumps(content, separators=(",", ":"))
+    return Response(text, status, headers, media_type="application/json")
+
+
+def _tensor_json(info: TensorInfo) -> dict[str, object]:
+    shape = [size if isinstance(size, int) else -1 for size in info.shape]
+    return {"name": info.name, "datatype": DATATYPES.get(info.dtype, info.dtype), "shape": shape}

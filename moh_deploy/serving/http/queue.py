@@ -1,0 +1,262 @@
+"""Join requests that wait into batches, and answer them on threads, one for each instance.
+
+A batch is made of requests of equal other sizes, oldest first. It runs as soon as an instance is
+free and it is full, or its oldest request has waited for the longest delay. With no delay, requests
+are joined that arrived while every instance was busy.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from moh_deploy.serving.batches import BatchAxis
+from moh_deploy.serving.http.refusal import Refusal
+from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.serving.served_model import Reply
+from moh_deploy.system.npz import Array
+
+Inputs: TypeAlias = Mapping[str, Array]
+
+
+class Answering(Protocol):
+    """What answers batches: `ServedModel.answer`."""
+
+    def __call__(self, inputs: Inputs, sizes: Sequence[int] = ()) -> Reply: ...
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """How requests wait, and how many.
+
+    Attributes:
+        instances: How many batches run at the same time.
+        max_batch: The most samples that are joined; a request of more runs alone.
+        max_delay_s: How long the oldest request of a batch waits for others.
+        max_waiting: The most requests that wait; one more is refused.
+    """
+
+    instances: int
+    max_batch: int
+    max_delay_s: float
+    max_waiting: int
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A request that waits, since when, and its answer to come."""
+
+    inputs: Inputs
+    samples: int
+    arrived: float
+    future: Future[Reply]
+
+
+class BatchingQueue:
+    """Answers requests in batches. Threads may submit at the same time.
+
+    Args:
+        answer: Answers one batch; is called from several threads.
+        axis: How requests are joined; None where each runs alone.
+        limits: How they wait.
+    """
+
+    def __init__(self, answer: Answering, axis: BatchAxis | None, limits: QueueLimits) -> None:
+        self._answer = answer
+        self._axis = axis
+        self._limits = limits
+        limit = math.inf if axis is None or axis.most is None else axis.most
+        self._most = min(limits.max_batch, limit)
+        # All that follows is read and written with this held.
+        self._changed = threading.Condition()
+        self._waiting: dict[Hashable, deque[_Waiting]] = {}
+        self._num_waiting = 0
+        self._is_hurried = False
+        self._is_closed = False
+        self._batches: Counter[int] = Counter()  # samples to the number of batches of so many
+        self._threads = [
+            threading.Thread(target=self._work, name=f"instance {index}", daemon=True)
+            for index in range(limits.instances)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, inputs: Inputs) -> Future[Reply]:
+        """Take a request, to answer it later.
+
+        Args:
+            inputs: Name to array; they were checked.
+
+        Returns:
+            The answer to come. Cancelling it takes the request out, unless it runs already.
+
+        Raises:
+            Refusal: So many requests wait that this one cannot, or the queue is closed.
+        """
+        samples = 1 if self._axis is None else self._axis.size(inputs)
+        request = _Waiting(inputs, samples, time.monotonic(), Future())
+        # Without an axis no two requests have the same key: each is a batch of its own.
+        key: Hashable = request.future if self._axis is None else self._axis.key(inputs)
+        with self._changed:
+            if self._is_closed:
+                raise Refusal("the server is shutting down.", status=503, retry_after_s=1)
+            if self._num_waiting >= self._limits.max_waiting:
+                self._drop_cancelled()
+            if self._num_waiting >= self._limits.max_waiting:
+                raise Refusal(
+                    f"{self._num_waiting} requests wait already, which is the limit.",
+                    status=503,
+                    retry_after_s=1,
+                )
+            self._waiting.setdefault(key, deque()).append(request)
+            self._num_waiting += 1
+            self._changed.notify()
+        return request.future
+
+    def hurry(self) -> None:
+        """Let no request wait for others any more: no more will come."""
+        with self._changed:
+            self._is_hurried = True
+            self._changed.notify_all()
+
+    def close(self, *, timeout_s: float | None = None) -> bool:
+        """Answer what waits, and stop. New requests are refused from now on.
+
+        Args:
+            timeout_s: How long that may take; None waits for as long as it takes.
+
+        Returns:
+            Whether all is answered.
+        """
+        self.hurry()
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def families(self) -> tuple[Family, ...]:
+        """Return what was counted so far."""
+        with self._changed:
+            waiting, batches = self._num_waiting, dict(self._batches)
+        return (
+            Family(
+                "moh_queue_waiting_requests",
+                "Requests that wait for an instance.",
+                "gauge",
+                (Series({}, waiting),),
+            ),
+            Family(
+                "moh_batch_samples",
+                "Samples in the batches that were run.",
+                "histogram",
+                (_histogram(batches, self._limits.max_batch),),
+            ),
+        )
+
+    def _work(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            _answer_all(batch, self._replies)
+
+    def _next_batch(self) -> list[_Waiting] | None:
+        """Wait for the next batch and take it; None if the queue is closed and empty."""
+        with self._changed:
+            while True:
+                now, soonest = time.monotonic(), math.inf
+                due: list[Hashable] = []
+                for key, requests in self._waiting.items():
+                    when = self._due(requests)
+                    soonest = min(soonest, when)
+                    if when <= now:
+                        due.append(key)
+                if due:
+                    # The one whose oldest request is the oldest: none waits for ever.
+                    batch = self._take(min(due, key=lambda key: self._waiting[key][0].arrived))
+                    if batch:
+                        return batch
+                    continue
+                if self._is_closed:
+                    return None
+                self._changed.wait(soonest - now if self._waiting else None)
+
+    def _due(self, requests: deque[_Waiting]) -> float:
+        """Return when a batch of these requests is to run."""
+        oldest = requests[0].arrived
+        if self._axis is None or self._is_hurried or not self._limits.max_delay_s:
+            return oldest
+        samples = 0
+        for request in requests:  # not all: the queue may be long
+            samples += request.samples
+            if samples >= self._most:
+                return oldest
+        return oldest + self._limits.max_delay_s
+
+    def _take(self, key: Hashable) -> list[_Waiting]:
+        """Take a batch out of the requests of a key, without those that were cancelled."""
+        requests, batch, samples = self._waiting[key], list[_Waiting](), 0
+        while requests and (not batch or samples + requests[0].samples <= self._most):
+            request = requests.popleft()
+            self._num_waiting -= 1
+            if request.future.set_running_or_notify_cancel():
+                batch.append(request)
+                samples += request.samples
+        if not requests:
+            del self._waiting[key]
+        if self._waiting:
+            self._changed.notify()  # another instance may be free for the rest
+        if batch:
+            self._batches[samples] += 1
+        return batch
+
+    def _drop_cancelled(self) -> None:
+        for key, requests in list(self._waiting.items()):
+            kept = deque(one for one in requests if not one.future.cancelled())
+            self._num_waiting -= len(requests) - len(kept)
+            if kept:
+                self._waiting[key] = kept
+            else:
+                del self._waiting[key]
+
+    def _replies(self, batch: Sequence[_Waiting]) -> list[Reply]:
+        if self._axis is None:
+            return [self._answer(one.inputs) for one in batch]
+        sizes = [one.samples for one in batch]
+        reply = self._answer(self._axis.joined([one.inputs for one in batch]), sizes)
+        return [Reply(part, reply.rung) for part in self._axis.split(reply.outputs, sizes)]
+
+
+class _Replies(Protocol):
+    def __call__(self, batch: Sequence[_Waiting]) -> list[Reply]: ...
+
+
+def _answer_all(batch: Sequence[_Waiting], replies: _Replies) -> None:
+    """Settle every request of a batch, with its answer or with what was raised."""
+    try:
+        answers = replies(batch)
+    except Exception as error:
+        if len(batch) == 1:
+            batch[0].future.set_exception(error)
+            return
+        # One request, of a token that there is none of, say, must not fail the others.
+        for request in batch:
+            _answer_all([request], replies)
+        return
+    for request, reply in zip(batch, answers, strict=True):
+        request.future.set_result(reply)
+
+
+def _histogram(batches: Mapping[int, int], largest: int) -> Series:
+    edges = [2.0**power for power in range(max(0, largest - 1).bit_length() + 1)]
+    buckets = {
+        edge: sum(count for samples, count in batches.items() if samples <= edge)
+        for edge in (*edges, math.inf)
+    }
+    return Series({}, sum(samples * count for samples, count in batches.items()), buckets)

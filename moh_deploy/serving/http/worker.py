@@ -1,0 +1,215 @@
+"""The process that answers requests: it opens the model, and serves on a socket from its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from pydantic import TypeAdapter
+
+from moh_deploy.config.dims import DimExpr
+from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
+from moh_deploy.package.manifest import Strict
+from moh_deploy.runtime.base import ModelInterface
+from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving.http.app import Endpoint, make_app
+from moh_deploy.serving.http.connection import TimedConnection
+from moh_deploy.serving.http.limits import HttpLimits
+from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits
+from moh_deploy.serving.joining import find_joining
+from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.serving.served_model import open_served
+from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.system.suggest import did_you_mean
+
+_KEEP_ALIVE_S = 30
+
+
+@dataclass(frozen=True)
+class WorkerTask(Strict):
+    """What a worker is to do.
+
+    Attributes:
+        model: The package or engine.
+        settings: How it is served.
+        limits: What clients may send.
+        listener: Number of the open socket that clients connect to.
+        parent: Number of the open socket to the process that started it: it says there that it
+            is ready, and ends when the other end is closed.
+        restarts: How many workers have died before it.
+    """
+
+    model: str
+    settings: ServingSettings
+    limits: HttpLimits
+    listener: int
+    parent: int
+    restarts: int = 0
+
+    def to_json(self) -> str:
+        """Return it as the argument of a process."""
+        return _TASK.dump_json(self).decode()
+
+    @classmethod
+    def of_json(cls, text: str) -> WorkerTask:
+        """Read what `to_json` returned."""
+        return _TASK.validate_json(text)
+
+
+_TASK = TypeAdapter(WorkerTask)
+
+
+def work(task: WorkerTask, parent: socket.socket) -> None:
+    """Serve until SIGTERM, or until the parent is gone.
+
+    Raises:
+        BackendError: The model cannot be run here, or requests were not answered at the end.
+        PackageError: It cannot be read.
+    """
+    settings, limits = task.settings, task.limits
+    model = find_deployed(Path(task.model))
+    served = open_served(model, settings)
+    _check_dims(limits.longest, model.manifest)
+    joining = find_joining(served)
+    queue = BatchingQueue(
+        served.answer,
+        joining.axis,
+        QueueLimits(
+            settings.instances,
+            settings.max_batch,
+            settings.max_delay_ms / 1e3,
+            limits.max_waiting,
+        ),
+    )
+    restarts = Family(
+        "moh_worker_restarts_total",
+        "How often the process that answers was started again.",
+        "counter",
+        (Series({}, task.restarts),),
+    )
+    endpoint = Endpoint(settings.name, settings.version, served, queue, limits, (restarts,))
+    TimedConnection.limit_s = limits.read_timeout_s
+    config = uvicorn.Config(
+        make_app(endpoint),
+        http=TimedConnection,
+        ws="none",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(limits.shutdown_timeout_s)),
+    )
+    server = _Server(config, queue, parent, Word(alone_because=joining.reason))
+    asyncio.run(server.serve([socket.socket(fileno=task.listener)]))
+    if not queue.close(timeout_s=limits.shutdown_timeout_s):
+        raise BackendError(
+            f"requests were not answered within {limits.shutdown_timeout_s:g} s at the end."
+        )
+    served.close()
+
+
+def _check_dims(longest: Mapping[str, int], manifest: ModelInterface) -> None:
+    shapes = [size for info in manifest.inputs for size in info.shape if isinstance(size, str)]
+    dims = list(dict.fromkeys(DimExpr.parse(one, place="an input").name for one in shapes))
+    for name in longest:
+        if name not in dims:
+            known = ", ".join(f"'{dim}'" for dim in dims) or "none"
+            raise ConfigError(
+                f"longest is of '{name}', but the dynamic dimensions are {known}.",
+                hint=did_you_mean(name, dims) or None,
+            )
+
+
+class _Server(uvicorn.Server):
+    """A server whose parent says when it ends."""
+
+    def __init__(
+        self, config: uvicorn.Config, queue: BatchingQueue, parent: socket.socket, ready: Word
+    ) -> None:
+        super().__init__(config)
+        self._queue = queue
+        self._parent = parent
+        self._ready = ready
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """End in order at SIGTERM; an interrupt goes to the parent, too, which passes it on."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end)
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._parent.setblocking(False)
+        # It never says anything: what can be read is that it is gone.
+        asyncio.get_running_loop().add_reader(self._parent.fileno(), self._orphaned)
+        self._parent.send(self._ready.to_line())
+
+    def _orphaned(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._parent.fileno())
+        self._end()
+
+    def _end(self) -> None:
+        self.should_exit = True
+        self._queue.hurry()
+
+
+@dataclass(frozen=True)
+class Word(Strict):
+    """What a worker says to its parent: that it is ready, or why it will not be.
+
+    Attributes:
+        error: What stopped it; None if it is ready.
+        hint: The next step for the user.
+        exit_code: Of the error.
+        alone_because: Why requests are not joined; None if they are.
+    """
+
+    error: str | None = None
+    hint: str | None = None
+    exit_code: int = 0
+    alone_because: str | None = None
+
+    def to_line(self) -> bytes:
+        """Return it as a line that `of_line` reads."""
+        return _WORD.dump_json(self) + b"\n"
+
+    @classmethod
+    def of_line(cls, line: bytes) -> Word:
+        """Read what `to_line` returned."""
+        return _WORD.validate_json(line)
+
+
+_WORD = TypeAdapter(Word)
+
+
+def main(argument: str) -> int:
+    """Do the task in an argument, and return the exit code."""
+    # Ctrl-C reaches this process, too: it is the parent that answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    task = WorkerTask.of_json(argument)
+    parent = socket.socket(fileno=task.parent)
+    try:
+        work(task, parent)
+    except MoHDeployError as error:
+        # To the parent, whose error it becomes, while it waits; else to whoever reads the log.
+        with suppress(OSError):
+            parent.send(Word(error.message, error.hint, error.exit_code).to_line())
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1])
+    sys.stderr.flush()
+    # Threads of a run that hangs would be waited for.
+    os._exit(code)
