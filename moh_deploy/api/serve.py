@@ -30,6 +30,8 @@ def serve(
     threads: int | None = None,
     max_batch: int = 64,
     max_delay: float = 0.001,
+    sample_every: int = ServingSettings.sample_every,
+    per_head: bool = False,
     max_queue: int = 256,
     max_body: int = 64,
     longest: Mapping[str, int] | None = None,
@@ -53,6 +55,8 @@ def serve(
             the cores of this machine, and one instance has them all.
         max_batch: The most samples that are joined into one batch.
         max_delay: How long the first request of a batch waits for others, in seconds.
+        sample_every: Routing is read of one batch in so many; 0 reads none.
+        per_head: Count head by head, not by layer alone.
         max_queue: The most requests that wait for an instance.
         max_body: The largest body of a request, in MiB.
         longest: Dynamic dimension to its largest size in a request. A long sequence is a small
@@ -94,6 +98,8 @@ def serve(
         threads=threads,
         max_batch=max_batch,
         max_delay_ms=max_delay * 1e3,
+        sample_every=sample_every,
+        per_head=per_head,
     )
     limits = HttpLimits(
         max_body_bytes=max_body * MIB,

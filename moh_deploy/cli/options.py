@@ -648,6 +648,15 @@ SERVE = (
         " busy.",
         default="1ms",
     ),
+    click.option(
+        "--sample-every",
+        type=click.IntRange(min=0),
+        metavar="N",
+        default=128,
+        show_default=True,
+        help="Read routing of one batch in N for the metrics; 0: of none.",
+    ),
+    _flag("--per-head", "Count head by head, not by layer alone: more series."),
     _count("--max-queue", "The most requests that wait; then 503, with Retry-After.", default=256),
     _count("--max-body", "The largest body of a request, in MiB; then 413.", default=64),
     _many(

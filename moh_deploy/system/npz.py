@@ -29,9 +29,9 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _RAW_BFLOAT16 = np.dtype("V2")
 
 
-def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+def write_npz(file: Path | IO[bytes], arrays: Mapping[str, Array]) -> None:
     """Write arrays in the order given."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             # ZipInfo's own date is constant, so equal arrays give an equal file.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:

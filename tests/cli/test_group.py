@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.run_cli import REPOSITORY, Cli, run_python, start_python
 
-COMMANDS = ["build", "doctor", "export", "inspect", "run", "tune", "verify"]
+COMMANDS = ["build", "doctor", "export", "inspect", "run", "serve", "tune", "verify"]
 HEAVY = {"numpy", "pydantic", "rich", "onnx", "onnxruntime", "torch", "yaml", "ml_dtypes"}
 
 
@@ -24,7 +24,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]):
 
 
 @pytest.mark.parametrize(
-    "module", ["api.verify", "api.run", "api.inspect", "api.tune", "api.build", "package"]
+    "module",
+    ["api.verify", "api.run", "api.inspect", "api.serve", "api.tune", "api.build", "package"],
 )
 def test_what_reads_packages_never_imports_torch(module: str):
     code = f"import sys, moh_deploy.{module}; print('torch' in sys.modules)"
@@ -49,7 +50,7 @@ def test_version(cli: Cli):
         (
             ["zzz"],
             "No such command 'zzz'. There are bench, bisect, build, doctor, export, inline,"
-            " inspect, precision, probe, run, tune, verify.",
+            " inspect, precision, probe, run, serve, tune, verify.",
         ),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -37,10 +37,11 @@ from moh_deploy.serving.http.protocol import (
 )
 from moh_deploy.serving.http.queue import BatchingQueue
 from moh_deploy.serving.http.refusal import Refusal
-from moh_deploy.serving.http.request_counts import RequestCounts
+from moh_deploy.serving.http.status_counts import StatusCounts
+from moh_deploy.serving.http.telemetry_routes import telemetry_routes
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.served_model import Reply, ServedModel
-from moh_deploy.serving.telemetry.prometheus import prometheus_text
+from moh_deploy.serving.telemetry.prometheus import CONTENT_TYPE, prometheus_text
 
 _T = TypeVar("_T")
 
@@ -77,7 +78,7 @@ def make_app(endpoint: Endpoint, routes: Sequence[BaseRoute] = ()) -> Starlette:
 
     Args:
         endpoint: The model.
-        routes: More routes: of telemetry and of the guard.
+        routes: More routes: of the guard.
     """
     app = _App(endpoint)
     model = ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"]
@@ -90,6 +91,7 @@ def make_app(endpoint: Endpoint, routes: Sequence[BaseRoute] = ()) -> Starlette:
             *(Route(f"{path}/ready", app.model_ready) for path in model),
             *(Route(f"{path}/infer", app.infer, methods=["POST"]) for path in model),
             Route("/metrics", app.metrics),
+            *telemetry_routes(endpoint.served.telemetry),
             *routes,
         ],
         exception_handlers={
@@ -103,7 +105,7 @@ def make_app(endpoint: Endpoint, routes: Sequence[BaseRoute] = ()) -> Starlette:
 class _App:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._counts = RequestCounts()
+        self._counts = StatusCounts()
         self._held = HeldBytes(endpoint.limits.max_held_bytes)
         self._is_ready = False
 
@@ -142,13 +144,10 @@ class _App:
 
     async def metrics(self, _: Request) -> Response:
         endpoint = self._endpoint
-        families = [
-            *endpoint.served.families(),
-            *endpoint.queue.families(),
-            *self._counts.families(),
-            *endpoint.families,
-        ]
-        return Response(prometheus_text(families), media_type="text/plain; version=0.0.4")
+        labels = {"model": endpoint.name, "version": endpoint.version}
+        own = [*endpoint.queue.families(), *self._counts.families(), *endpoint.families]
+        families = [*endpoint.served.families(), *(_labelled(one, labels) for one in own)]
+        return Response(prometheus_text(families), headers={"content-type": CONTENT_TYPE})
 
     async def infer(self, request: Request) -> Response:
         start = time.monotonic()
@@ -243,6 +242,11 @@ async def _gone(request: Request) -> None:
     """Return when the client has closed its connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _labelled(family: Family, labels: Mapping[str, str]) -> Family:
+    samples = (replace(one, labels={**labels, **one.labels}) for one in family.samples)
+    return replace(family, samples=tuple(samples))
 
 
 async def _failed(_: Request, error: Exception) -> Response:

@@ -44,7 +44,7 @@ class HeldBytes:
         """
         if self._held + num_bytes > self._most:
             raise Refusal(
-                f"the server holds {self._held} bytes of requests already, of {self._most} at most.",
+                f"the server holds {self._held} bytes of requests, of {self._most} at most.",
                 status=503,
                 retry_after_s=1,
             )

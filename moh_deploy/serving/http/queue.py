@@ -22,13 +22,13 @@ from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.served_model import Reply
 from moh_deploy.system.npz import Array
 
-Inputs: TypeAlias = Mapping[str, Array]
+Tensors: TypeAlias = Mapping[str, Array]
 
 
 class Answering(Protocol):
     """What answers batches: `ServedModel.answer`."""
 
-    def __call__(self, inputs: Inputs, sizes: Sequence[int] = ()) -> Reply: ...
+    def __call__(self, inputs: Tensors, sizes: Sequence[int] = ()) -> Reply: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class QueueLimits:
 class _Waiting:
     """A request that waits, since when, and its answer to come."""
 
-    inputs: Inputs
+    inputs: Tensors
     samples: int
     arrived: float
     future: Future[Reply]
@@ -87,7 +87,7 @@ class BatchingQueue:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, inputs: Inputs) -> Future[Reply]:
+    def submit(self, inputs: Tensors) -> Future[Reply]:
         """Take a request, to answer it later.
 
         Args:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from types import FrameType
 
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
-from moh_deploy.serving.http.worker import Word, WorkerTask
+from moh_deploy.serving.http.worker import UNANSWERED, Word, WorkerTask
 from moh_deploy.serving.served_model import threads_of
 from moh_deploy.system.isolate import child_environment, how_it_ended
 
@@ -139,6 +139,7 @@ def serve_forever(
                 failed_starts += 1
                 if restarts == 0 or failed_starts == _MOST_FAILED_STARTS:
                     raise worker.error(word)
+                log(f"worker {worker.process.pid} did not start: {worker.error(word)}")
             restarts += 1
             is_healthy = not failed_starts and died - answers_since > _HEALTHY_S
             pause_s = 0.0 if is_healthy else min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
@@ -198,11 +199,11 @@ class _Worker:
     def check_end(self, timeout_s: float) -> None:
         """Raise if a worker that was asked to end has not answered all requests before."""
         # Asked before it could listen to that, it dies of the signal, and has no requests.
-        if self.process.returncode not in (0, -signal.SIGTERM):
-            raise BackendError(
-                f"the worker ended with {self.how()}: requests may not have been answered, for"
-                f" which it had {timeout_s:g} s."
-            )
+        if self.process.returncode in (0, -signal.SIGTERM):
+            return
+        if self.process.returncode == UNANSWERED:
+            raise BackendError(f"not all requests were answered within {timeout_s:g} s at the end.")
+        raise BackendError(f"the worker ended with {self.how()}: requests may be unanswered.")
 
     def error(self, word: Word | None) -> MoHDeployError:
         """Return why the worker did not start."""

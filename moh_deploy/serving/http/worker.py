@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import uvicorn
 from pydantic import TypeAdapter
 
 from moh_deploy.config.dims import DimExpr
-from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
+from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.package.manifest import Strict
 from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.runtime.open_runner import find_deployed
@@ -30,6 +31,7 @@ from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.suggest import did_you_mean
 
+UNANSWERED = 75  # EX_TEMPFAIL of sysexits.h: requests were cut off at the end
 _KEEP_ALIVE_S = 30
 
 
@@ -67,11 +69,15 @@ class WorkerTask(Strict):
 _TASK = TypeAdapter(WorkerTask)
 
 
-def work(task: WorkerTask, parent: socket.socket) -> None:
+def work(task: WorkerTask, parent: socket.socket) -> bool:
     """Serve until SIGTERM, or until the parent is gone.
 
+    Returns:
+        Whether all requests that have arrived are answered.
+
     Raises:
-        BackendError: The model cannot be run here, or requests were not answered at the end.
+        BackendError: The model cannot be run here.
+        ConfigError: A limit is of a dimension that there is none of.
         PackageError: It cannot be read.
     """
     settings, limits = task.settings, task.limits
@@ -110,14 +116,15 @@ def work(task: WorkerTask, parent: socket.socket) -> None:
     )
     server = _Server(config, queue, parent, Word(alone_because=joining.reason))
     asyncio.run(server.serve([socket.socket(fileno=task.listener)]))
-    if not queue.close(timeout_s=limits.shutdown_timeout_s):
-        raise BackendError(
-            f"requests were not answered within {limits.shutdown_timeout_s:g} s at the end."
-        )
+    if not queue.close(timeout_s=limits.shutdown_timeout_s) or server.has_cut_off:
+        return False  # and nothing is closed that is still in use
     served.close()
+    return True
 
 
 def _check_dims(longest: Mapping[str, int], manifest: ModelInterface) -> None:
+    if not longest:
+        return
     shapes = [size for info in manifest.inputs for size in info.shape if isinstance(size, str)]
     dims = list(dict.fromkeys(DimExpr.parse(one, place="an input").name for one in shapes))
     for name in longest:
@@ -139,6 +146,7 @@ class _Server(uvicorn.Server):
         self._queue = queue
         self._parent = parent
         self._ready = ready
+        self.has_cut_off = False
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -152,6 +160,12 @@ class _Server(uvicorn.Server):
         # It never says anything: what can be read is that it is gone.
         asyncio.get_running_loop().add_reader(self._parent.fileno(), self._orphaned)
         self._parent.send(self._ready.to_line())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        limit_s = self.config.timeout_graceful_shutdown or 0
+        began = time.monotonic()
+        await super().shutdown(sockets)
+        self.has_cut_off = time.monotonic() - began > limit_s
 
     def _orphaned(self) -> None:
         asyncio.get_running_loop().remove_reader(self._parent.fileno())
@@ -198,14 +212,11 @@ def main(argument: str) -> int:
     task = WorkerTask.of_json(argument)
     parent = socket.socket(fileno=task.parent)
     try:
-        work(task, parent)
+        return 0 if work(task, parent) else UNANSWERED
     except MoHDeployError as error:
-        # To the parent, whose error it becomes, while it waits; else to whoever reads the log.
-        with suppress(OSError):
+        with suppress(OSError):  # the parent, whose error it becomes, may be gone
             parent.send(Word(error.message, error.hint, error.exit_code).to_line())
-        print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
+from moh_deploy.serving.telemetry.prometheus import parse_text
 from moh_deploy.system.isolate import child_environment
 from moh_deploy.system.npz import Array
 
@@ -53,10 +54,10 @@ class Running:
         return httpx.Client(timeout=LONG_S)
 
     def metric(self, name: str) -> float:
-        """Return the value of a metric without labels."""
+        """Return the value of a metric that has one series."""
         text = httpx.get(f"{self.url}/metrics", timeout=LONG_S).text
-        (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
-        return float(line.split()[1])
+        ((_, value),) = parse_text(text, self.url)[name]
+        return value
 
     def stop(self) -> int:
         """End it as a system does, and return its exit code."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.serving import BatchAxis, Reply
-from moh_deploy.serving.http.queue import BatchingQueue, Inputs, QueueLimits
+from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits, Tensors
 from moh_deploy.serving.http.refusal import Refusal
 
 AXIS = BatchAxis("batch")
@@ -25,7 +25,7 @@ class Model:
         self.gate.set()
         self.begun = threading.Semaphore(0)
 
-    def __call__(self, inputs: Inputs, sizes: Sequence[int] = ()) -> Reply:
+    def __call__(self, inputs: Tensors, sizes: Sequence[int] = ()) -> Reply:
         self.batches.append(tuple(sizes))
         self.begun.release()
         assert self.gate.wait(LONG_S)

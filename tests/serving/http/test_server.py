@@ -18,7 +18,9 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, write_request
+from moh_deploy.serving.telemetry import read_window
 from moh_deploy.system.npz import Array
+from tests.cli.run_cli import run_python
 from tests.handmade_package import WIDTH, write_package
 from tests.serving.http.running import LONG_S, Running, is_there, running
 
@@ -303,10 +305,51 @@ def test_what_has_arrived_is_answered_at_the_end(
             client.get(f"{server.url}/v2")
 
 
+def test_window_of_traffic_is_dumped(server: Running, client: httpx.Client, tmp_path: Path):
+    url = f"{server.url}/v2/telemetry"
+    assert client.get(f"{url}/dump").status_code == 409
+    assert client.post(f"{url}/start", params={"sample_every": "0"}).status_code == 400
+    assert client.post(f"{url}/start").json() == {"recording": True}
+    for rows in (1, 2, 3):
+        server.infer(client, inputs(rows, seq=2))
+    assert client.post(f"{url}/stop").json() == {"recording": False}
+    server.infer(client, inputs(1))
+    (tmp_path / "dump.npz").write_bytes(client.get(f"{url}/dump").content)
+    window = read_window(tmp_path / "dump.npz")
+    assert window.requests.tolist() == [1, 1, 1]
+
+
+def test_tokens_in_metrics_are_those_that_were_sent(server: Running, client: httpx.Client):
+    before = server.metric("moh_routed_tokens_total")
+    for rows in (1, 2, 3):
+        server.infer(client, inputs(rows, seq=5))
+    assert server.metric("moh_routed_tokens_total") - before == 6 * 5
+
+
 def test_worker_does_not_outlive_its_parent(package: OnnxPackage, tmp_path: Path):
     with running(package.root, tmp_path / "said", "--threads", "1") as server:
         server.process.kill()
         _until(lambda: not is_there(server.worker))
+
+
+@pytest.mark.parametrize(
+    ("directory", "options", "exit_code", "message"),
+    [
+        ("missing", [], 5, "does not exist, expected a package directory"),
+        ("package", ["--longest", "sep=3"], 2, "longest is of 'sep', but the dynamic dimensions"),
+        ("package", ["--name", "a/b"], 2, "the model's name is 'a/b', expected letters"),
+        ("package", ["--read-timeout", "0s"], 2, "--read-timeout is 0 s, expected more than 0"),
+        ("package", ["--host", "192.0.2.1"], 2, "nobody can listen at 192.0.2.1, port 0"),
+    ],
+)
+def test_server_that_cannot_start_says_why(
+    package: OnnxPackage, directory: str, options: list[str], exit_code: int, message: str
+):
+    place = package.root.with_name(directory)
+    ended = run_python("-m", "moh_deploy", "serve", str(place), "--port", "0", *options)
+    assert ended.exit_code == exit_code
+    assert ended.err.count(message) == 1
+    assert "Traceback" not in ended.err
 
 
 def _until(condition: object) -> None:

@@ -12,7 +12,7 @@ from moh_deploy.serving.metrics import Family, Series
 _EDGES_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, math.inf)
 
 
-class RequestCounts:
+class StatusCounts:
     """Counts inference requests; is used on the event loop alone."""
 
     def __init__(self) -> None:

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import httpx
+import numpy as np
+import pytest
+from starlette.applications import Starlette
+
+from moh_deploy.errors import BackendError
+from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving import Reply, ServedModel, ServingSettings, open_served
+from moh_deploy.serving.http.app import Endpoint, make_app
+from moh_deploy.serving.http.limits import HttpLimits
+from moh_deploy.serving.http.protocol import read_answer, write_request
+from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits, Tensors
+from tests.handmade_package import WIDTH, write_package
+
+LONG_S = 60.0
+ASKED = write_request({"x": np.ones((1, 2, WIDTH), np.float32)})
+INFER = "/v2/models/m/infer"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedModel]:
+    root = write_package(tmp_path_factory.mktemp("app") / "package").root
+    opened = open_served(find_deployed(root), ServingSettings("m", threads=1))
+    yield opened
+    opened.close()
+
+
+class Held:
+    """A model that answers when `gate` is opened, with what `replies` makes of the inputs."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.runs = 0
+        self.replies: Callable[[Tensors], dict[str, np.ndarray]] = lambda inputs: {"y": inputs["x"]}
+
+    def __call__(self, inputs: Tensors, sizes: Sequence[int] = ()) -> Reply:
+        assert self.gate.wait(LONG_S)
+        self.runs += 1
+        return Reply(self.replies(inputs), "kernels")
+
+
+@pytest.fixture
+def held() -> Held:
+    return Held()
+
+
+@pytest.fixture
+def app(served: ServedModel, held: Held) -> Iterator[Callable[..., Starlette]]:
+    queues = []
+
+    def make(*, max_waiting: int = 100, limits: HttpLimits | None = None) -> Starlette:
+        queues.append(BatchingQueue(held, None, QueueLimits(1, 1, 0.0, max_waiting)))
+        return make_app(Endpoint("m", "1", served, queues[-1], limits or HttpLimits()))
+
+    yield make
+    held.gate.set()
+    assert all(queue.close(timeout_s=LONG_S) for queue in queues)
+
+
+def connected(app: Starlette) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://test", timeout=LONG_S)
+
+
+async def infer(client: httpx.AsyncClient) -> httpx.Response:
+    return await client.post(INFER, content=ASKED.content, headers=ASKED.headers)
+
+
+async def metric(client: httpx.AsyncClient, start: str) -> float:
+    text = (await client.get("/metrics")).text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(start))
+
+
+def test_full_queue_gets_503_and_when_to_come_again(app: Callable[..., Starlette], held: Held):
+    async def run() -> None:
+        async with connected(app(max_waiting=1)) as client:
+            running = asyncio.create_task(infer(client))
+            while await metric(client, "moh_batch_samples_count") < 1:
+                await asyncio.sleep(0.001)
+            waiting = asyncio.create_task(infer(client))
+            while await metric(client, "moh_queue_waiting_requests") < 1:
+                await asyncio.sleep(0.001)
+            refused = await infer(client)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert refused.json() == {"error": "1 requests wait already, which is the limit."}
+            held.gate.set()
+            assert [(await one).status_code for one in (running, waiting)] == [200, 200]
+
+    asyncio.run(run())
+
+
+def test_late_answer_is_504_and_goes_to_nobody(app: Callable[..., Starlette], held: Held):
+    async def run() -> None:
+        limits = replace(HttpLimits(), request_timeout_s=0.05)
+        async with connected(app(limits=limits)) as client:
+            late = await asyncio.gather(infer(client), infer(client))
+            assert [one.status_code for one in late] == [504, 504]
+            assert late[0].json() == {"error": "there was no answer within 0.05 s."}
+            held.gate.set()
+            answer = await infer(client)
+            assert answer.status_code == 200
+            # The one that had begun, and the last: the other one was taken out of the queue.
+            assert held.runs == 2
+            assert await metric(client, 'moh_requests_total{code="504"') == 2
+
+    asyncio.run(run())
+
+
+def test_client_may_wait_for_less(app: Callable[..., Starlette]):
+    async def run() -> None:
+        async with connected(app()) as client:
+            content = {"inputs": [], "parameters": {"timeout": 1000}}
+            x = {"name": "x", "datatype": "FP32", "shape": [1, 1, WIDTH], "data": [0] * WIDTH}
+            late = await client.post(INFER, json={**content, "inputs": [x]})
+            assert late.json() == {"error": "there was no answer within 0.001 s."}
+
+    asyncio.run(run())
+
+
+def test_request_of_a_client_that_left_is_not_run(app: Callable[..., Starlette], held: Held):
+    async def run() -> None:
+        made = app()
+        async with connected(made) as client:
+            running = asyncio.create_task(infer(client))
+            while await metric(client, "moh_batch_samples_count") < 1:
+                await asyncio.sleep(0.001)
+            await _leave(made)
+            assert await metric(client, 'moh_requests_total{code="499"') == 1
+            held.gate.set()
+            assert (await running).status_code == 200
+            assert (await infer(client)).status_code == 200
+            assert held.runs == 2
+
+    asyncio.run(run())
+
+
+async def _leave(app: Starlette) -> None:
+    """Send a request, and close the connection."""
+    messages = [
+        {"type": "http.request", "body": ASKED.content, "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    headers = [(name.encode(), value.encode()) for name, value in ASKED.headers.items()]
+    scope = {"type": "http", "method": "POST", "path": INFER, "headers": headers}
+
+    async def receive() -> dict[str, object]:
+        return messages.pop(0)
+
+    async def send(message: object) -> None:
+        pass
+
+    await app({**scope, "query_string": b"", "root_path": ""}, receive, send)  # type: ignore[arg-type]
+
+
+def test_failed_run_is_500_and_a_sentence(
+    app: Callable[..., Starlette], held: Held, capsys: pytest.CaptureFixture[str]
+):
+    def fails(_: Tensors) -> dict[str, np.ndarray]:
+        raise BackendError("ONNX Runtime failed.")
+
+    async def run() -> httpx.Response:
+        async with connected(app()) as client:
+            return await infer(client)
+
+    held.gate.set()
+    held.replies = fails
+    failed = asyncio.run(run())
+    assert (failed.status_code, failed.json()) == (500, {"error": "ONNX Runtime failed."})
+    assert capsys.readouterr().err == "error: ONNX Runtime failed.\n"
+
+
+def test_bug_is_500_and_its_traceback_is_not_for_clients(
+    app: Callable[..., Starlette], held: Held, capsys: pytest.CaptureFixture[str]
+):
+    async def run() -> httpx.Response:
+        async with connected(app()) as client:
+            return await infer(client)
+
+    held.gate.set()
+    held.replies = lambda inputs: {"y": inputs["secret"]}
+    failed = asyncio.run(run())
+    assert failed.status_code == 500
+    assert failed.json() == {"error": "this is a bug of moh-deploy: KeyError was not expected."}
+    assert "KeyError: 'secret'" in capsys.readouterr().err
+
+
+def test_bodies_together_are_limited(app: Callable[..., Starlette], held: Held):
+    async def run() -> None:
+        limits = replace(HttpLimits(), max_held_bytes=len(ASKED.content) + 10)
+        async with connected(app(limits=limits)) as client:
+            running = asyncio.create_task(infer(client))
+            while await metric(client, "moh_batch_samples_count") < 1:
+                await asyncio.sleep(0.001)
+            refused = await infer(client)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            held.gate.set()
+            assert (await running).status_code == 200
+            assert (await infer(client)).status_code == 200  # they are free again
+
+    asyncio.run(run())
+
+
+def test_large_tensors_go_through_threads(app: Callable[..., Starlette], held: Held):
+    asked = {"x": np.random.default_rng(0).standard_normal((64, 64, WIDTH)).astype(np.float32)}
+    body = write_request(asked)
+
+    async def run() -> httpx.Response:
+        async with connected(app()) as client:
+            return await client.post(INFER, content=body.content, headers=body.headers)
+
+    held.gate.set()
+    answer = asyncio.run(run())
+    got = read_answer(answer.content, answer.headers["inference-header-content-length"])
+    assert got["y"].tobytes() == asked["x"].tobytes()
+
+
+def test_empty_tensor_that_the_model_does_not_run_on_is_the_clients_fault(
+    app: Callable[..., Starlette], held: Held
+):
+    def fails(_: Tensors) -> dict[str, np.ndarray]:
+        raise BackendError("the model does not run on an empty tensor.")
+
+    async def run() -> httpx.Response:
+        x = {"name": "x", "datatype": "FP32", "shape": [1, 0, WIDTH], "data": []}
+        async with connected(app()) as client:
+            return await client.post(INFER, json={"inputs": [x]})
+
+    held.gate.set()
+    held.replies = fails
+    failed = asyncio.run(run())
+    assert failed.status_code == 400
+    assert failed.json() == {"error": "the model does not run on an empty tensor."}
+
+
+def test_model_that_nothing_counts_has_no_telemetry(served: ServedModel):
+    queue = BatchingQueue(served.answer, None, QueueLimits(1, 1, 0.0, 1))
+
+    async def run(bare: ServedModel) -> None:
+        made = make_app(Endpoint("m", "1", bare, queue, HttpLimits()))
+        async with connected(made) as client:
+            response = await client.post("/v2/telemetry/start")
+            assert response.status_code == 404
+            assert "an engine gives no gates" in response.json()["error"]
+
+    with served.model.open() as runner:
+        asyncio.run(run(ServedModel(served.model, runner)))
+    assert queue.close(timeout_s=LONG_S)
