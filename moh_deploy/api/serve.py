@@ -32,6 +32,13 @@ def serve(
     max_delay: float = 0.001,
     sample_every: int = ServingSettings.sample_every,
     per_head: bool = False,
+    guard: bool = False,
+    guard_policy: Path | str | None = None,
+    audit_log: Path | str | None = None,
+    control: Path | str | None = None,
+    drill: bool = False,
+    shadow: Path | str | None = None,
+    shadow_share: float = ServingSettings.shadow_share,
     max_queue: int = 256,
     max_body: int = 64,
     longest: Mapping[str, int] | None = None,
@@ -57,6 +64,14 @@ def serve(
         max_delay: How long the first request of a batch waits for others, in seconds.
         sample_every: Routing is read of one batch in so many; 0 reads none.
         per_head: Count head by head, not by layer alone.
+        guard: Judge answers, and let a rung below answer where the first fails.
+        guard_policy: YAML file of the ladder and its limits, with which there is a guard; None for
+            kernels, then function bodies.
+        audit_log: File that the guard's transitions are appended to.
+        control: Control file of the guard: manual switch, alarms of drift.
+        drill: Plant the faults that the control file names.
+        shadow: Package to run beside, and compare; None for none.
+        shadow_share: On which share of the batches.
         max_queue: The most requests that wait for an instance.
         max_body: The largest body of a request, in MiB.
         longest: Dynamic dimension to its largest size in a request. A long sequence is a small
@@ -91,6 +106,8 @@ def serve(
     ):
         if seconds <= 0:
             raise ConfigError(f"--{option} is {seconds:g} s, expected more than 0.")
+    if not (guard or guard_policy) and (audit_log or control or drill):
+        raise ConfigError("--audit-log, --control and --drill are of a guard: give --guard, too.")
     instances = instances or max(1, cores() // (threads or cores()))
     settings = ServingSettings(
         name=name,
@@ -100,6 +117,13 @@ def serve(
         max_delay_ms=max_delay * 1e3,
         sample_every=sample_every,
         per_head=per_head,
+        guard=guard or guard_policy is not None,
+        policy=_whole(guard_policy),
+        audit_log=_whole(audit_log),
+        control=_whole(control),
+        drill=drill,
+        shadow=_whole(shadow),
+        shadow_share=shadow_share,
     )
     limits = HttpLimits(
         max_body_bytes=max_body * MIB,
@@ -120,3 +144,7 @@ def serve(
         on_ready=on_ready or (lambda listening: None),
         log=lambda line: print(line, file=sys.stderr, flush=True),
     )
+
+
+def _whole(path: Path | str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())

@@ -12,6 +12,7 @@ from moh_deploy.package import Manifest, TensorInfo
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.serving.batches import BatchAxis
+from moh_deploy.serving.guard.guard import Guard
 from moh_deploy.serving.guard.open_guard import GuardOptions, open_guard
 from moh_deploy.serving.guard.shadow import open_shadow
 from moh_deploy.serving.metrics import Family
@@ -102,6 +103,11 @@ class ServedModel:
         self._observers = tuple(observers)
         self._names = tuple(one.name for one in self.outputs)
 
+    @property
+    def guard(self) -> Guard | None:
+        """The guard that judges its answers; None where nothing does."""
+        return self._source if isinstance(self._source, Guard) else None
+
     def check(self, inputs: Mapping[str, Array]) -> dict[str, int]:
         """Check the inputs of a request, and return the sizes of its dynamic dimensions.
 
@@ -140,7 +146,7 @@ class ServedModel:
             ConfigError: The inputs do not fit the model.
             BackendError: The runtime failed.
         """
-        return self._runner.run_returning(inputs, self._names)
+        return dict(self._source.run(inputs, self._names, (), 1).results)
 
     def describe(self) -> Description:
         """Say what runs each layer."""

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -20,13 +20,14 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from moh_deploy import __version__
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.package import TensorInfo
 from moh_deploy.runtime.input_check import empty_axis
 from moh_deploy.serving.http.body import HeldBytes, read_body
+from moh_deploy.serving.http.guard_routes import guard_routes
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import (
     DATATYPES,
@@ -47,6 +48,8 @@ _T = TypeVar("_T")
 
 _INLINE_BYTES = 64 * 1024
 """Bodies up to this are read and written on the event loop: a thread would take longer."""
+
+_TICK_S = 0.25
 
 _GONE = 499
 """What is counted, as nginx does, where the client did not wait for its answer."""
@@ -73,13 +76,8 @@ class Endpoint:
     families: tuple[Family, ...] = ()
 
 
-def make_app(endpoint: Endpoint, routes: Sequence[BaseRoute] = ()) -> Starlette:
-    """Return the application that serves one model.
-
-    Args:
-        endpoint: The model.
-        routes: More routes: of the guard.
-    """
+def make_app(endpoint: Endpoint) -> Starlette:
+    """Return the application that serves one model."""
     app = _App(endpoint)
     model = ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"]
     return Starlette(
@@ -92,7 +90,7 @@ def make_app(endpoint: Endpoint, routes: Sequence[BaseRoute] = ()) -> Starlette:
             *(Route(f"{path}/infer", app.infer, methods=["POST"]) for path in model),
             Route("/metrics", app.metrics),
             *telemetry_routes(endpoint.served.telemetry),
-            *routes,
+            *guard_routes(endpoint.served.guard, endpoint.limits),
         ],
         exception_handlers={
             MoHDeployError: _failed,
@@ -112,7 +110,16 @@ class _App:
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self._is_ready = True
+        ticking = asyncio.create_task(self._tick())
         yield
+        ticking.cancel()
+
+    async def _tick(self) -> None:
+        """Let the guard follow its control file and the clock where no request comes."""
+        guard = self._endpoint.served.guard
+        while guard is not None:
+            await asyncio.sleep(_TICK_S)
+            await asyncio.to_thread(guard.tick)
 
     async def server(self, _: Request) -> Response:
         extensions = ["binary_tensor_data"]
@@ -200,7 +207,8 @@ class _App:
         """Wait for the queue's answer, as long as somebody waits for it."""
         limit = self._endpoint.limits.request_timeout_s
         timeout_s = min(limit, asked.timeout_s or limit)
-        reply = asyncio.wrap_future(self._endpoint.queue.submit(asked.inputs))
+        queued = self._endpoint.queue.submit(asked.inputs)
+        reply = asyncio.wrap_future(queued)
         gone = asyncio.ensure_future(_gone(request))
         ends: list[asyncio.Future[Any]] = [reply, gone]
         try:
@@ -217,6 +225,7 @@ class _App:
             raise Refusal(error.message, hint=error.hint) from error
         finally:
             # Cancelled, it is not begun any more, if it was not yet.
+            queued.cancel()
             reply.cancel()
             gone.cancel()
 

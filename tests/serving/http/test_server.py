@@ -326,6 +326,28 @@ def test_tokens_in_metrics_are_those_that_were_sent(server: Running, client: htt
     assert server.metric("moh_routed_tokens_total") - before == 6 * 5
 
 
+def test_guard_is_shown_and_switched(package: OnnxPackage, runner: Runner, tmp_path: Path):
+    log, asked = tmp_path / "audit.jsonl", inputs(2, seed=4)
+    options = ["--threads", "1", "--guard", "--audit-log", str(log)]
+    with running(package.root, tmp_path / "said", *options) as server, server.client() as client:
+        url = f"{server.url}/v2/guard"
+        before = client.get(url).json()
+        assert (before["mode"], before["pinned"]) == ("kernels", None)
+        assert set(before["rungs"]) == {"kernels", "functions"}
+        assert client.post(url, json={"pin": "functions"}).json()["mode"] == "functions"
+        got = server.infer(client, asked)["y"]
+        np.testing.assert_allclose(got, runner.run(asked)["y"], rtol=1e-5, atol=1e-6)
+        wrong = client.post(url, json={"pin": "nothing"})
+        assert wrong.status_code == 400
+        assert "there is no rung 'nothing'" in wrong.json()["error"]
+        for content in ({"pin": 1}, {"pinned": None}, ["pin"]):
+            assert client.post(url, json=content).status_code == 400
+        assert client.post(url, content=b" " * 5000).status_code == 413
+        assert client.post(url, json={"pin": None}).json()["pinned"] is None
+        assert server.stop() == 0
+    assert "functions" in log.read_text()
+
+
 def test_worker_does_not_outlive_its_parent(package: OnnxPackage, tmp_path: Path):
     with running(package.root, tmp_path / "said", "--threads", "1") as server:
         server.process.kill()

@@ -1,0 +1,55 @@
+"""The route that shows what the guard does, and is its manual switch."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.serving.guard.guard import Guard
+from moh_deploy.serving.http.body import HeldBytes, read_body
+from moh_deploy.serving.http.limits import HttpLimits
+from moh_deploy.serving.http.refusal import Refusal
+from moh_deploy.system.bounded_json import parse_json
+
+_MOST_BYTES = 4096
+_EXPECTED = 'expected {"pin": "RUNG"}, or {"pin": null} to release the switch.'
+
+
+def guard_routes(guard: Guard | None, limits: HttpLimits) -> list[Route]:
+    """Return the routes of a guarded model; none where there is no guard."""
+    if guard is None:
+        return []
+    held, short = HeldBytes(_MOST_BYTES), replace(limits, max_body_bytes=_MOST_BYTES)
+
+    async def show(_: Request) -> Response:
+        # Its lock may be held by a thread that writes the log.
+        return JSONResponse(await asyncio.to_thread(_state, guard))
+
+    async def switch(request: Request) -> Response:
+        with held.by_a_request() as own:
+            content = await read_body(request, short, own)
+        said = parse_json(content, "the switch", error=Refusal)
+        if not isinstance(said, dict) or said.keys() != {"pin"}:
+            raise Refusal(f"the switch is of another form: {_EXPECTED}")
+        rung = said["pin"]
+        if rung is not None and not isinstance(rung, str):
+            raise Refusal(f"pin is no name of a rung: {_EXPECTED}")
+        try:
+            await asyncio.to_thread(guard.pin, rung, "http")
+        except ConfigError as error:
+            raise Refusal(error.message) from error
+        return await show(request)
+
+    return [
+        Route("/v2/guard", show),
+        Route("/v2/guard", switch, methods=["POST"]),
+    ]
+
+
+def _state(guard: Guard) -> dict[str, object]:
+    return {"mode": guard.mode, "pinned": guard.pinned, "rungs": dict(guard.states)}
