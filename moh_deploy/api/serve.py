@@ -6,17 +6,22 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moh_deploy.api.bundle import DEFAULT_GUARD
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.serving.http.limits import MIB, HttpLimits
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.triton.bundle_json import is_bundle
+from moh_deploy.serving.triton.opened_bundle import bundled_model
 
 if TYPE_CHECKING:
     from moh_deploy.serving.http.server import Listening
 
+_SHORTEST_S = 0.001
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -28,17 +33,16 @@ def serve(
     name: str | None = None,
     instances: int | None = None,
     threads: int | None = None,
-    max_batch: int = 64,
-    max_delay: float = 0.001,
-    sample_every: int = ServingSettings.sample_every,
+    max_batch: int | None = None,
+    max_delay_ms: float | None = None,
+    sample_every: int | None = None,
     per_head: bool = False,
-    guard: bool = False,
-    guard_policy: Path | str | None = None,
+    guard: Path | str | None = None,
     audit_log: Path | str | None = None,
     control: Path | str | None = None,
     drill: bool = False,
     shadow: Path | str | None = None,
-    shadow_share: float = ServingSettings.shadow_share,
+    shadow_share: float | None = None,
     max_queue: int = 256,
     max_body: int = 64,
     longest: Mapping[str, int] | None = None,
@@ -47,31 +51,32 @@ def serve(
     shutdown_timeout: float = 30.0,
     on_ready: Callable[[Listening], None] | None = None,
 ) -> None:
-    """Serve a package, or an engine that was built from one, until SIGTERM or an interrupt.
+    """Serve a package, an engine or a bundle until SIGTERM or an interrupt.
 
     It speaks the Open Inference Protocol v2 (KServe, Triton), and shows metrics at /metrics. Has to
     be called in the main thread, which gets the signals.
 
     Args:
-        package_dir: The package, or the engine directory.
+        package_dir: The package, the engine directory, or the bundle, which has settings of its own
+            where the arguments are None or False.
         host: Address to listen at. Whoever reaches it may ask: it knows neither TLS nor passwords.
         port: Port; 0 for any that is free.
-        name: What clients call the model; None for the name of its directory.
+        name: What clients call the model; None for what the bundle says, or the
+            name of its directory.
         instances: How many batches run at the same time.
         threads: Threads of each. Of both, what is None follows from the other: together they are
             the cores of this machine, and one instance has them all.
-        max_batch: The most samples that are joined into one batch.
-        max_delay: How long the first request of a batch waits for others, in seconds.
-        sample_every: Routing is read of one batch in so many; 0 reads none.
+        max_batch: The most samples that are joined into one batch; None for 64.
+        max_delay_ms: How long the first request of a batch waits for others; None for 1.
+        sample_every: Routing is read of one batch in so many; 0 reads none; None for 128.
         per_head: Count head by head, not by layer alone.
-        guard: Judge answers, and let a rung below answer where the first fails.
-        guard_policy: YAML file of the ladder and its limits, with which there is a guard; None for
-            kernels, then function bodies.
+        guard: The policy by which answers are judged, and by which a rung below answers where the
+            first fails; `default` for kernels, then function bodies.
         audit_log: File that the guard's transitions are appended to.
         control: Control file of the guard: manual switch, alarms of drift.
         drill: Plant the faults that the control file names.
         shadow: Package to run beside, and compare; None for none.
-        shadow_share: On which share of the batches.
+        shadow_share: On which share of the batches; None for 0.05.
         max_queue: The most requests that wait for an instance.
         max_body: The largest body of a request, in MiB.
         longest: Dynamic dimension to its largest size in a request. A long sequence is a small
@@ -92,39 +97,42 @@ def serve(
         raise BackendError(
             f"{' and '.join(missing)} is not installed.", hint="pip install 'moh-deploy[serve]'"
         )
-    root = Path(package_dir)
-    name = root.resolve().name if name is None else name
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"the model's name is '{name}', expected letters, digits, '.', '_' and '-'.",
-            hint="Give it another one: --name NAME.",
-        )
-    for option, seconds in (
-        ("read-timeout", read_timeout),
-        ("request-timeout", request_timeout),
-        ("shutdown-timeout", shutdown_timeout),
+    model, base = _bundled_or_bare(Path(package_dir).resolve())
+    for option, number, least in (
+        ("instances", instances, 1),
+        ("threads", threads, 1),
+        ("max-batch", max_batch, 1),
+        ("max-delay-ms", max_delay_ms, 0),
+        ("sample-every", sample_every, 0),
+        ("max-queue", max_queue, 1),
+        ("max-body", max_body, 1),
+        ("read-timeout", read_timeout, _SHORTEST_S),
+        ("request-timeout", request_timeout, _SHORTEST_S),
+        ("shutdown-timeout", shutdown_timeout, _SHORTEST_S),
     ):
-        if seconds <= 0:
-            raise ConfigError(f"--{option} is {seconds:g} s, expected more than 0.")
-    if not (guard or guard_policy) and (audit_log or control or drill):
-        raise ConfigError("--audit-log, --control and --drill are of a guard: give --guard, too.")
-    instances = instances or max(1, cores() // (threads or cores()))
-    settings = ServingSettings(
-        name=name,
-        instances=instances,
-        threads=threads,
-        max_batch=max_batch,
-        max_delay_ms=max_delay * 1e3,
-        sample_every=sample_every,
-        per_head=per_head,
-        guard=guard or guard_policy is not None,
-        policy=_whole(guard_policy),
-        audit_log=_whole(audit_log),
-        control=_whole(control),
-        drill=drill,
-        shadow=_whole(shadow),
-        shadow_share=shadow_share,
-    )
+        if number is not None and number < least:
+            raise ConfigError(f"--{option} is {number:g}, expected {least:g} or more.")
+    given: dict[str, object] = {
+        "name": name,
+        "instances": instances,
+        "threads": threads,
+        "max_batch": max_batch,
+        "max_delay_ms": max_delay_ms,
+        "sample_every": sample_every,
+        "per_head": per_head or None,
+        "guard": None if guard is None else True,
+        "policy": None if str(guard) == DEFAULT_GUARD else _whole(guard),
+        "audit_log": _whole(audit_log),
+        "control": _whole(control),
+        "drill": drill or None,
+        "shadow": _whole(shadow),
+        "shadow_share": shadow_share,
+    }
+    if threads is not None and instances is None:
+        given["instances"] = max(1, cores() // threads)
+    changes = {key: value for key, value in given.items() if value is not None}
+    settings = replace(base, **changes)  # type: ignore[arg-type]
+    _check(settings)
     limits = HttpLimits(
         max_body_bytes=max_body * MIB,
         max_held_bytes=max(HttpLimits.max_held_bytes, 2 * max_body * MIB),
@@ -138,12 +146,30 @@ def serve(
     from moh_deploy.serving.http.worker import WorkerTask
 
     serve_forever(
-        WorkerTask(str(root.resolve()), settings, limits, listener=0, parent=0),
+        WorkerTask(str(model), settings, limits, listener=0, parent=0),
         host=host,
         port=port,
         on_ready=on_ready or (lambda listening: None),
         log=lambda line: print(line, file=sys.stderr, flush=True),
     )
+
+
+def _bundled_or_bare(root: Path) -> tuple[Path, ServingSettings]:
+    if is_bundle(root):
+        return bundled_model(root)
+    return root, ServingSettings(root.name)
+
+
+def _check(settings: ServingSettings) -> None:
+    if not _NAME.fullmatch(settings.name):
+        raise ConfigError(
+            f"the model's name is '{settings.name}', expected letters, digits, '.', '_' and '-'.",
+            hint="Give it another one: --name NAME.",
+        )
+    if not settings.guard and (settings.audit_log or settings.control or settings.drill):
+        raise ConfigError(
+            "--audit-log, --control and --drill are of a guard: give --guard default, too."
+        )
 
 
 def _whole(path: Path | str | None) -> str | None:

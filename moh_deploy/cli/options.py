@@ -638,42 +638,42 @@ SERVE = (
         show_default=True,
         help="Port to listen at; 0 for any that is free.",
     ),
-    click.option("--name", help="What clients call the model.  [default: the name of DIR]"),
+    click.option(
+        "--name", help="What clients call the model.  [default: the bundle's, or the name of DIR]"
+    ),
     _count("--instances", "How many batches run at the same time.  [default: cores by threads]"),
     _count("--threads", "Threads of each instance.  [default: cores by instances]"),
-    _count("--max-batch", "The most samples that are joined into one batch.", default=64),
-    _time(
-        "--max-delay",
-        "How long the first request of a batch waits for others. 0: as long as all instances are"
-        " busy.",
-        default="1ms",
+    _count("--max-batch", "The most samples that are joined into one batch.  [default: 64]"),
+    click.option(
+        "--max-delay-ms",
+        metavar="MS",
+        type=click.FloatRange(min=0),
+        help="How long the first request of a batch waits for others. 0: as long as all instances"
+        " are busy.  [default: 1]",
     ),
     click.option(
         "--sample-every",
         type=click.IntRange(min=0),
         metavar="N",
-        default=128,
-        show_default=True,
-        help="Read routing of one batch in N for the metrics; 0: of none.",
+        help="Read routing of one batch in N for the metrics; 0: of none.  [default: 128]",
     ),
     _flag("--per-head", "Count head by head, not by layer alone: more series."),
-    _flag("--guard", "Judge answers, and let function bodies answer where kernels fail."),
-    _path(
-        "--guard-policy",
-        "FILE.yaml",
-        "A guard with this ladder and these limits; docs/production.md.",
+    click.option(
+        "--guard",
+        metavar="FILE.yaml|default",
+        type=NAME_OR_PATH,
+        help="Judge answers, and answer by a rung below where the first fails, by this policy;"
+        " default: kernels, then function bodies.",
     ),
     _path("--audit-log", "FILE", "Append what the guard does to this file, as JSON lines."),
     _path("--control", "FILE", "The guard's control file: manual switch, alarms of drift."),
-    _flag("--drill", "Plant the faults that the control file names. Not where users are."),
-    _path("--shadow", "DIR", "Run another package beside, and compare; it answers nobody."),
+    _flag("--drill", "Let the guard's control file plant faults: for rehearsals only."),
+    _path("--shadow", "DIR", "A package to run beside on a share of the batches, and to compare."),
     click.option(
         "--shadow-share",
         type=click.FloatRange(0, 1, min_open=True),
         metavar="SHARE",
-        default=0.05,
-        show_default=True,
-        help="On which share of the batches.",
+        help="That share.  [default: 0.05]",
     ),
     _count("--max-queue", "The most requests that wait; then 503, with Retry-After.", default=256),
     _count("--max-body", "The largest body of a request, in MiB; then 413.", default=64),

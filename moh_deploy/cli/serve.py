@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command("serve")
 @options.takes(*options.SERVE)
 def command(as_json: bool, **given: object) -> None:
-    """Serve the package or engine DIR over HTTP until Ctrl-C or SIGTERM: the Open Inference
+    """Serve the package, engine or bundle DIR over HTTP until Ctrl-C or SIGTERM: the Open Inference
     Protocol v2, as KServe and Triton have it, and metrics for Prometheus at /metrics.
 
     A worker answers; it is started again when it dies. At the end what has arrived is answered."""

@@ -49,8 +49,8 @@ def test_version(cli: Cli):
         (["exprt"], "No such command 'exprt'. Did you mean 'export'?"),
         (
             ["zzz"],
-            "No such command 'zzz'. There are bench, bisect, build, doctor, export, inline,"
-            " inspect, precision, probe, run, serve, tune, verify.",
+            "No such command 'zzz'. There are bench, bisect, build, bundle, doctor, export,"
+            " inline, inspect, precision, probe, run, serve, tune, verify.",
         ),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),

@@ -9,6 +9,7 @@ from moh_deploy import __version__
 from moh_deploy.errors import PackageError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.served_model import ServedModel, open_served
+from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.bundle_json import read_bundle
 from moh_deploy.serving.triton.bundled_guard import settings_at
 
@@ -24,6 +25,19 @@ def open_bundle(root: Path, *, instances: int | None = None) -> ServedModel:
         PackageError: It is none, has changed since it was written, or is of another version.
         BackendError: The runtime is not there, or refuses the model.
     """
+    path, settings = bundled_model(root)
+    if instances is not None:
+        settings = replace(settings, instances=instances)
+    return open_served(find_deployed(path), settings)
+
+
+def bundled_model(root: Path) -> tuple[Path, ServingSettings]:
+    """Return the package or engine in a bundle, and how it is to be served.
+
+    Raises:
+        PackageError: It is none, has changed since it was written, is of another version, or its
+            model is one for a server alone.
+    """
     bundle = read_bundle(root)
     made_by = bundle.versions["moh-deploy"]
     if made_by != __version__:
@@ -31,7 +45,10 @@ def open_bundle(root: Path, *, instances: int | None = None) -> ServedModel:
             f"{root} was written by moh-deploy {made_by}, this is {__version__}.",
             hint="Write the bundle again, or install that version.",
         )
-    settings = settings_at(bundle.settings, root)
-    if instances is not None:
-        settings = replace(settings, instances=instances)
-    return open_served(find_deployed(root / bundle.served), settings)
+    path = root / bundle.served
+    if not path.is_dir():
+        raise PackageError(
+            f"{root} is for the backend '{bundle.backend}' of Triton: it holds no package.",
+            hint="Serve the package that it was written from.",
+        )
+    return path, settings_at(bundle.settings, root)

@@ -66,9 +66,10 @@ class Running:
 
 
 @contextmanager
-def running(package: Path, said: Path, *options: str) -> Iterator[Running]:
-    """Serve a package as `m` at any port; the server is ended with the block."""
-    arguments = [str(package), "--port", "0", "--name", "m", "--json", *options]
+def running(package: Path, said: Path, *options: str, name: str | None = "m") -> Iterator[Running]:
+    """Serve a package at any port; the server is ended with the block."""
+    named = [] if name is None else ["--name", name]
+    arguments = [str(package), "--port", "0", "--json", *named, *options]
     with said.open("w") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "moh_deploy", "serve", *arguments],

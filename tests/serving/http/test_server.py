@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
+from moh_deploy.api.bundle import bundle
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
@@ -213,7 +214,7 @@ def test_answers_are_those_of_the_batch_that_was_formed(
 ):
     first, second = inputs(2, seed=1), inputs(3, seed=2)
     together = runner.run({"x": np.concatenate([first["x"], second["x"]])})["y"]
-    options = ["--threads", "1", "--max-batch", "5", "--max-delay", "60s"]
+    options = ["--threads", "1", "--max-batch", "5", "--max-delay-ms", "60000"]
     with running(package.root, tmp_path / "said", *options) as server, server.client() as client:
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(server.infer, client, first)
@@ -289,7 +290,7 @@ def test_what_has_arrived_is_answered_at_the_end(
     package: OnnxPackage, runner: Runner, tmp_path: Path, number: signal.Signals
 ):
     asked = inputs(1, seed=3)
-    options = ["--threads", "1", "--max-delay", "60s", "--shutdown-timeout", "60s"]
+    options = ["--threads", "1", "--max-delay-ms", "60000", "--shutdown-timeout", "60s"]
     with running(package.root, tmp_path / "said", *options) as server, server.client() as client:
         with ThreadPoolExecutor(3) as pool:
             # Three requests that wait for others to come.
@@ -328,7 +329,7 @@ def test_tokens_in_metrics_are_those_that_were_sent(server: Running, client: htt
 
 def test_guard_is_shown_and_switched(package: OnnxPackage, runner: Runner, tmp_path: Path):
     log, asked = tmp_path / "audit.jsonl", inputs(2, seed=4)
-    options = ["--threads", "1", "--guard", "--audit-log", str(log)]
+    options = ["--threads", "1", "--guard", "default", "--audit-log", str(log)]
     with running(package.root, tmp_path / "said", *options) as server, server.client() as client:
         url = f"{server.url}/v2/guard"
         before = client.get(url).json()
@@ -348,6 +349,18 @@ def test_guard_is_shown_and_switched(package: OnnxPackage, runner: Runner, tmp_p
     assert "functions" in log.read_text()
 
 
+def test_bundle_is_served_by_its_own_settings(package: OnnxPackage, tmp_path: Path):
+    bundle(package.root, tmp_path / "bundle", name="m", max_batch=7, threads=1)
+    asked = inputs(2, seed=8)
+    with running(tmp_path / "bundle", tmp_path / "said", name=None) as server:
+        with server.client() as client, open_runner(package, Variant(threads=1)) as runner:
+            assert server.infer(client, asked)["y"].tobytes() == runner.run(asked)["y"].tobytes()
+        edges = httpx.get(f"{server.url}/metrics", timeout=LONG_S).text
+        assert 'moh_batch_samples_bucket{le="8.0"' in edges
+        assert 'moh_batch_samples_bucket{le="16.0"' not in edges
+        assert server.stop() == 0
+
+
 def test_worker_does_not_outlive_its_parent(package: OnnxPackage, tmp_path: Path):
     with running(package.root, tmp_path / "said", "--threads", "1") as server:
         server.process.kill()
@@ -360,7 +373,7 @@ def test_worker_does_not_outlive_its_parent(package: OnnxPackage, tmp_path: Path
         ("missing", [], 5, "does not exist, expected a package directory"),
         ("package", ["--longest", "sep=3"], 2, "longest is of 'sep', but the dynamic dimensions"),
         ("package", ["--name", "a/b"], 2, "the model's name is 'a/b', expected letters"),
-        ("package", ["--read-timeout", "0s"], 2, "--read-timeout is 0 s, expected more than 0"),
+        ("package", ["--read-timeout", "0s"], 2, "--read-timeout is 0, expected 0.001 or more"),
         ("package", ["--host", "192.0.2.1"], 2, "nobody can listen at 192.0.2.1, port 0"),
     ],
 )
