@@ -19,8 +19,7 @@ from moh_deploy.serving.metrics import Family, Series
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import Metric, MetricExporter, MetricsData
 
-SCOPE = "moh_deploy"
-"""The instrumentation scope of all metrics."""
+_SCOPE = "moh_deploy"  # the instrumentation scope of all metrics
 
 
 class OtelExport:
@@ -87,7 +86,7 @@ def metrics_data(
 
     now = time.time_ns()
     metrics = [_metric(one, since, now) for one in families]
-    scope = ScopeMetrics(InstrumentationScope(SCOPE), metrics, "")
+    scope = ScopeMetrics(InstrumentationScope(_SCOPE), metrics, "")
     return MetricsData([ResourceMetrics(Resource.create(dict(resource)), [scope], "")])
 
 

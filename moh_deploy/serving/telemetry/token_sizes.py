@@ -98,13 +98,17 @@ class TokenCounter:
         return self._runs, tuple(self._tokens)
 
     def _close(self) -> None:
+        # What another package answered has sizes that were never seen here; it waits until they are.
+        waiting = {sizes: one for sizes, one in self._open.items() if not self.knows(sizes)}
         for sizes, (runs, valid) in self._open.items():
+            if sizes in waiting:
+                continue
             self._runs += runs
             for layer, way in enumerate(self._ways):
                 shape = self._seen[sizes][layer] if way is None else self._shape(way, sizes)
                 is_masked = self._mask is not None and sizes[self._mask] == shape
                 self._tokens[layer] += valid if is_masked else runs * shape[0] * shape[1]
-        self._open.clear()
+        self._open = waiting
 
     def _way(self, values: Sequence[Sequence[int | DimExpr | None]]) -> _Way | None:
         """Return how batch and tokens follow from the inputs; None where no value tells."""

@@ -26,7 +26,7 @@ from moh_deploy.system.staging import staged_file
 MOST_BYTES = 256 * 2**20
 """What a window may hold in memory; it stops by itself when it is full."""
 
-FORMAT_VERSION = 1
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class WindowAbout(Strict):
     digest: str
     layers: tuple[CountedLayer, ...]
     is_cut: bool = False
-    format_version: int = FORMAT_VERSION
+    format_version: int = _FORMAT
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,8 @@ def _read_about(path: Path, text: Array) -> WindowAbout:
         about = TypeAdapter(WindowAbout).validate_json(json.dumps(content))
     except ValidationError as error:
         raise ConfigError(f"{path}: 'about' is of another form: {error}.") from error
-    if about.format_version != FORMAT_VERSION:
+    if about.format_version != _FORMAT:
         raise ConfigError(
-            f"{path} is of format version {about.format_version}, expected {FORMAT_VERSION}."
+            f"{path} is of format version {about.format_version}, expected {_FORMAT}."
         )
     return about
