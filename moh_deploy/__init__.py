@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from moh_deploy.api.polygraphy import polygraphy_runner
     from moh_deploy.api.precision import precision
     from moh_deploy.api.probe import probe
+    from moh_deploy.api.profile import profile
     from moh_deploy.api.run import run
     from moh_deploy.api.serve import serve
     from moh_deploy.api.tune import tune
     from moh_deploy.api.verify import verify
+    from moh_deploy.api.watch import watch
     from moh_deploy.native import kernel_library
     from moh_deploy.package import OnnxPackage
     from moh_deploy.runtime.tensorrt.engine import Engine
@@ -46,10 +48,12 @@ __all__ = [
     "polygraphy_runner",
     "precision",
     "probe",
+    "profile",
     "run",
     "serve",
     "tune",
     "verify",
+    "watch",
 ]
 
 _HOME = {
@@ -69,10 +73,12 @@ _HOME = {
     "polygraphy_runner": "moh_deploy.api.polygraphy",
     "precision": "moh_deploy.api.precision",
     "probe": "moh_deploy.api.probe",
+    "profile": "moh_deploy.api.profile",
     "run": "moh_deploy.api.run",
     "serve": "moh_deploy.api.serve",
     "tune": "moh_deploy.api.tune",
     "verify": "moh_deploy.api.verify",
+    "watch": "moh_deploy.api.watch",
 }
 
 

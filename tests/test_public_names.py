@@ -22,10 +22,12 @@ def test_public_names_are_these():
         "polygraphy_runner",
         "precision",
         "probe",
+        "profile",
         "run",
         "serve",
         "tune",
         "verify",
+        "watch",
     ]
     assert set(moh_deploy.__all__) == set(_HOME)
 

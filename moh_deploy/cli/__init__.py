@@ -33,6 +33,8 @@ main = CommandGroup(
         "Serve": {
             "serve": "Serve a package over HTTP, as KServe and Triton do.",
             "bundle": "Write a package as a directory that Triton loads, or check one.",
+            "profile": "Record the routing of traffic that is known to be good.",
+            "watch": "Compare live routing with that, and alarm if it drifts.",
         },
     },
 )

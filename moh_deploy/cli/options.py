@@ -696,6 +696,67 @@ SERVE = (
 
 INSPECT = (PACKAGE, KERNELS, JSON)
 
+PROFILE = (
+    PACKAGE,
+    _many(
+        "--inputs",
+        "FILE.npz|DIR",
+        "Requests that are known to be good, or a dump of a served model's window.",
+        type=FILE_PATH,
+        required=True,
+    ),
+    _output("Reference to write.", metavar="FILE.json"),
+    click.option(
+        "--request-size",
+        metavar="N",
+        type=int,
+        default=1,
+        show_default=True,
+        help="Samples of a request: files of inputs are cut into such.",
+    ),
+    click.option(
+        "--window",
+        metavar="N",
+        type=int,
+        default=256,
+        show_default=True,
+        help="Requests of the smallest window that `watch` will judge.",
+    ),
+    click.option(
+        "--false-alarms",
+        metavar="SHARE",
+        type=float,
+        default=0.001,
+        show_default=True,
+        help="Share of windows of unchanged traffic that may alarm.",
+    ),
+    KERNELS,
+    JSON,
+)
+
+WATCH = (
+    click.argument("source"),
+    _path("--reference", "FILE.json", "What `moh-deploy profile` wrote.", required=True),
+    click.option(
+        "--every",
+        metavar="TIME",
+        default="60s",
+        show_default=True,
+        callback=_seconds,
+        help="Time between two looks at metrics.",
+    ),
+    click.option(
+        "--windows",
+        metavar="N",
+        type=int,
+        default=1,
+        show_default=True,
+        help="How often to look at metrics after the first time.",
+    ),
+    REPORT_FILES,
+    JSON,
+)
+
 DOCTOR = (
     click.argument("artefact", metavar="[DIR]", required=False, type=FILE_PATH),
     _path("--plugin", "FILE", "The plugin library for TensorRT, if not the installation's."),

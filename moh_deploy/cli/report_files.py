@@ -20,6 +20,7 @@ _NOT_FINISHED = {
     "verify": "The comparison did not finish.",
     "bench": "The measurement did not finish.",
     "probe": "The edge cases did not finish.",
+    "watch": "Nothing was judged yet.",
 }
 
 
@@ -27,7 +28,7 @@ class Filed(Protocol):
     """A report that can be written to files."""
 
     @property
-    def kernels(self) -> KernelUse: ...
+    def kernels(self) -> KernelUse | None: ...
 
     def document(self) -> Document: ...
 

@@ -9,7 +9,18 @@ import pytest
 
 from tests.cli.run_cli import REPOSITORY, Cli, run_python, start_python
 
-COMMANDS = ["build", "doctor", "export", "inspect", "run", "serve", "tune", "verify"]
+COMMANDS = [
+    "build",
+    "doctor",
+    "export",
+    "inspect",
+    "profile",
+    "run",
+    "serve",
+    "tune",
+    "verify",
+    "watch",
+]
 HEAVY = {"numpy", "pydantic", "rich", "onnx", "onnxruntime", "torch", "yaml", "ml_dtypes"}
 
 
@@ -25,7 +36,16 @@ def test_help_imports_nothing_heavy(arguments: list[str]):
 
 @pytest.mark.parametrize(
     "module",
-    ["api.verify", "api.run", "api.inspect", "api.serve", "api.tune", "api.build", "package"],
+    [
+        "api.build",
+        "api.inspect",
+        "api.run",
+        "api.serve",
+        "api.tune",
+        "api.verify",
+        "api.watch",
+        "package",
+    ],
 )
 def test_what_reads_packages_never_imports_torch(module: str):
     code = f"import sys, moh_deploy.{module}; print('torch' in sys.modules)"
@@ -50,7 +70,7 @@ def test_version(cli: Cli):
         (
             ["zzz"],
             "No such command 'zzz'. There are bench, bisect, build, bundle, doctor, export,"
-            " inline, inspect, precision, probe, run, serve, tune, verify.",
+            " inline, inspect, precision, probe, profile, run, serve, tune, verify, watch.",
         ),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),

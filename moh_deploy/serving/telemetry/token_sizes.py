@@ -98,7 +98,7 @@ class TokenCounter:
         return self._runs, tuple(self._tokens)
 
     def _close(self) -> None:
-        # What another package answered has sizes that were never seen here; it waits until they are.
+        # What another package answered may have sizes that nobody saw: it waits until somebody has.
         waiting = {sizes: one for sizes, one in self._open.items() if not self.knows(sizes)}
         for sizes, (runs, valid) in self._open.items():
             if sizes in waiting:

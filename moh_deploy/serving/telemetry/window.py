@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,6 +126,15 @@ class WindowRecorder:
             np.concatenate([np.zeros(0, np.int64), *self._requests]),
             np.concatenate([np.zeros(0), *self._seconds]),
         )
+
+
+def is_window(path: Path) -> bool:
+    """Tell whether a file is a dump, by what it holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"about.npy", "rows.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def read_window(path: Path) -> RecordedWindow:

@@ -1,0 +1,36 @@
+"""`moh-deploy watch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moh_deploy.cli import options
+from moh_deploy.cli.output import print_answer
+from moh_deploy.cli.report_files import FileFormat, ReportFiles
+
+
+@click.command("watch")
+@options.takes(*options.WATCH)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    source: str,
+    junit: Path | None,
+    markdown: Path | None,
+    html: Path | None,
+    as_json: bool,
+    **given: object,
+) -> None:
+    """Compare live routing with a reference: SOURCE is the address of a server's metrics, or a dump
+    of its window. Exit 1 if it is not as it was, or if there is no data."""
+    from moh_deploy.api.watch import watch
+
+    paths: dict[FileFormat, Path | None] = {"junit": junit, "markdown": markdown, "html": html}
+    files = ReportFiles("watch", source, paths, ctx.obj or ())
+    print_answer(
+        lambda progress: files.write_on(lambda: watch(source, progress=progress, **given)),  # type: ignore[arg-type]
+        as_json=as_json,
+    )

@@ -1,0 +1,232 @@
+"""Judge a window of live traffic by a reference: which layers and heads moved, and how far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moh_deploy.report.json import in_json
+from moh_deploy.report.numbers import share
+from moh_deploy.serving.drift.distances import (
+    OF_LAYERS,
+    Quantity,
+    Statistic,
+    distances,
+    loads,
+    quantities,
+)
+from moh_deploy.serving.drift.reference import RoutingReference
+from moh_deploy.serving.telemetry.routing import Counts
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far one number of a layer is from the reference.
+
+    Attributes:
+        statistic: Which, see `distances`.
+        distance: How far.
+        limit: What chance explains.
+    """
+
+    statistic: Statistic
+    distance: float
+    limit: float
+
+    @property
+    @in_json()
+    def ratio(self) -> float:
+        """The distance by its limit: above 1 it is no chance."""
+        if self.limit > 0:
+            return self.distance / self.limit
+        return 0.0 if self.distance == 0 else float("inf")
+
+
+@dataclass(frozen=True)
+class LiveHead:
+    """One head of a layer.
+
+    Attributes:
+        head: Its number.
+        live: The share of tokens that it is on for.
+        reference: The same in the reference.
+        limit: How far the two may be apart by chance.
+    """
+
+    head: int
+    live: float
+    reference: float
+    limit: float
+
+    @property
+    @in_json()
+    def has_moved(self) -> bool:
+        return abs(self.live - self.reference) > self.limit
+
+    @property
+    @in_json()
+    def is_dead(self) -> bool:
+        """It is on for no token any more."""
+        return self.has_moved and self.live == 0
+
+    @property
+    @in_json()
+    def is_always_open(self) -> bool:
+        """It is on for every token now."""
+        return self.has_moved and self.live == 1
+
+
+@dataclass(frozen=True)
+class LayerVerdict:
+    """One layer in one window.
+
+    Attributes:
+        path: The layer.
+        tokens: That were read.
+        nonfinite: Gates that are NaN or infinite.
+        drifts: Each distance that is known; `head` is that of the head that moved most.
+        heads: Every head; empty where counts of heads are not known.
+    """
+
+    path: str
+    tokens: int
+    nonfinite: int
+    drifts: tuple[Drift, ...]
+    heads: tuple[LiveHead, ...]
+
+    @property
+    @in_json()
+    def ratio(self) -> float:
+        """The largest distance by its limit."""
+        return max((one.ratio for one in self.drifts), default=0.0)
+
+    def alarms(self) -> tuple[str, ...]:
+        """Return what is not as in the reference; nothing where all is chance."""
+        if self.nonfinite:
+            return (f"{self.path}: {self.nonfinite} gates are NaN or infinite",)
+        if not self.tokens:
+            return (f"{self.path}: no token was routed",)
+        moved = [
+            f"{_WORDS[one.statistic]} moved by {one.distance:.3g} (limit {one.limit:.3g})"
+            for one in self.drifts
+            if one.ratio > 1 and one.statistic != "head"
+        ]
+        heads = [self._head(one) for one in self.heads if one.has_moved]
+        return (f"{self.path}: {'; '.join([*moved, *heads])}",) if moved or heads else ()
+
+    @staticmethod
+    def _head(one: LiveHead) -> str:
+        live, reference = share(one.live), share(one.reference)
+        kind = " is dead," if one.is_dead else " is always open," if one.is_always_open else ""
+        return f"head {one.head}{kind} is on for {live} of the tokens, was for {reference}"
+
+
+_WORDS: dict[Statistic, str] = {
+    "load": "choices of heads",
+    "active": "heads on for a token",
+    "mass": "gate mass of heads",
+    "shared": "gate mass of shared heads",
+    "margin": "margins",
+}
+
+
+@dataclass(frozen=True)
+class WindowVerdict:
+    """One window of live traffic.
+
+    Attributes:
+        since: When it begins, in seconds since 1970.
+        until: When it ends.
+        requests: Whose routing was read.
+        limits_of: The size of windows that its limits are of; None where nothing was judged.
+        layers: Every layer; empty without data.
+        no_data: Why there is nothing to judge; None where there is.
+    """
+
+    since: float
+    until: float
+    requests: int
+    limits_of: int | None
+    layers: tuple[LayerVerdict, ...]
+    no_data: str | None = None
+
+    @property
+    @in_json()
+    def alarms(self) -> tuple[str, ...]:
+        """Sentences on what is not as it should be; none where all is."""
+        if self.no_data is not None:
+            return (f"no data: {self.no_data}",)
+        return tuple(alarm for layer in self.layers for alarm in layer.alarms())
+
+    @property
+    @in_json()
+    def ratio(self) -> float | None:
+        """The largest distance by its limit; None without data."""
+        return max((one.ratio for one in self.layers), default=None)
+
+
+@dataclass(frozen=True)
+class LiveCounts:
+    """The counts of a window.
+
+    Attributes:
+        totals: Summed rows, in the reference's layout.
+        requests: Of how many requests.
+        since: When it begins, in seconds since 1970.
+        until: When it ends.
+        per_head: Heads were counted one by one; else what is of single heads is not looked at.
+    """
+
+    totals: Counts
+    requests: int
+    since: float
+    until: float
+    per_head: bool = True
+
+
+def judge_window(reference: RoutingReference, live: LiveCounts) -> WindowVerdict:
+    """Compare a window with the reference.
+
+    A window that is larger than those that limits were calibrated for is judged by the limits of
+    the next smaller size: chance moves it less, so false alarms are rarer and drift has to be
+    larger than it need be. One that is smaller than all is not judged, which is an alarm.
+    """
+    limits = reference.limits_for(live.requests)
+    if limits is None:
+        fewest = reference.limits[0].requests
+        found = f"{live.requests} requests were read, limits hold from {fewest} on"
+        why = found if live.requests else "no request was read"
+        return WindowVerdict(live.since, live.until, live.requests, None, (), why)
+    layout, totals = reference.layout, reference.totals
+    far = distances(layout, live.totals[None], totals)[0]
+    of_layers: list[list[Drift]] = [[] for _ in layout.layers]
+    of_heads: list[list[LiveHead]] = [[] for _ in layout.layers]
+    known = [
+        one for one in zip(quantities(layout), far.tolist(), strict=True) if _is_known(one[0], live)
+    ]
+    for one, distance in known:
+        limit = limits.layers[one.layer].of(one)
+        if one.head is None:
+            of_layers[one.layer].append(Drift(one.statistic, distance, limit))
+        else:
+            columns, head = layout.columns[one.layer], one.head
+            now, then = loads(columns, live.totals)[head], loads(columns, totals)[head]
+            of_heads[one.layer].append(LiveHead(head, float(now), float(then), limit))
+    for drifts, heads in zip(of_layers, of_heads, strict=True):
+        if heads:
+            each = [Drift("head", abs(one.live - one.reference), one.limit) for one in heads]
+            drifts.append(max(each, key=lambda one: one.ratio))
+    layers = tuple(
+        LayerVerdict(
+            columns.layer.path,
+            round(live.totals[columns.tokens]),
+            round(live.totals[columns.nonfinite]),
+            tuple(of_layers[number]),
+            tuple(of_heads[number]),
+        )
+        for number, columns in enumerate(layout.columns)
+    )
+    return WindowVerdict(live.since, live.until, live.requests, limits.requests, layers)
+
+
+def _is_known(one: Quantity, live: LiveCounts) -> bool:
+    return live.per_head or one.statistic in OF_LAYERS

@@ -1,0 +1,102 @@
+"""A reference is made of inputs or of a dump."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moh_deploy
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.serving import ServingSettings, open_served
+from moh_deploy.serving.drift.reference import read_reference
+from moh_deploy.system.npz import write_npz
+from tests.edge_case_package import inputs, write_edge_package
+from tests.runtime.tensorrt.engines import write_engine
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    return write_edge_package(tmp_path_factory.mktemp("edge") / "package")
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inputs") / "inputs.npz"
+    write_npz(path, inputs(batch=121, seq=5, seed=3))
+    return path
+
+
+@pytest.mark.parametrize(("size", "requests"), [(1, 121), (2, 60)])
+def test_files_are_cut_into_requests(
+    package: OnnxPackage, samples: Path, tmp_path: Path, size: int, requests: int
+):
+    output = tmp_path / "reference.json"
+    made = [samples] if size == 1 else [samples, write_second(tmp_path)]
+    report = moh_deploy.profile(
+        package.root, output, inputs=made, request_size=size, window=32, false_alarms=0.05
+    )
+    found = read_reference(output)
+    assert found == report.reference
+    assert found.requests == requests * len(made)
+    assert found.digest == package.manifest.files["model.onnx"]
+    assert found.layers[0].tokens == requests * len(made) * size * 5
+
+
+def write_second(folder: Path) -> Path:
+    path = folder / "second.npz"
+    write_npz(path, inputs(batch=121, seq=5, seed=4))
+    return path
+
+
+def test_dump_of_a_served_model_gives_the_same_counts(
+    package: OnnxPackage, samples: Path, tmp_path: Path
+):
+    served = open_served(PackageDir(package.root), ServingSettings("m", threads=1))
+    assert served.telemetry is not None
+    served.telemetry.start_window(sample_every=1)
+    arrays = dict(np.load(samples))
+    for start in range(0, 121, 11):
+        served.answer({name: one[start : start + 11] for name, one in arrays.items()}, (1,) * 11)
+    recorded = served.telemetry.dump_window()
+    assert recorded is not None
+    recorded.write(tmp_path / "dump.npz")
+    served.close()
+
+    def made(path: Path) -> moh_deploy.api.profile.ProfileReport:  # type: ignore[name-defined]
+        output = tmp_path / f"{path.stem}.json"
+        return moh_deploy.profile(package.root, output, inputs=[path], window=32, false_alarms=0.05)
+
+    first, second = made(samples).reference, made(tmp_path / "dump.npz").reference
+    assert first.requests == second.requests
+    for one, other in zip(first.layers, second.layers, strict=True):
+        assert (one.tokens, one.on, one.margins) == (other.tokens, other.on, other.margins)
+        np.testing.assert_allclose(one.mass, other.mass, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inputs": []}, "profile needs inputs"),
+        ({"request_size": 0}, "request_size is 0"),
+        ({"window": 0}, "window is 0"),
+        ({"false_alarms": 0.5}, "expected 0.0001 to 0.1"),
+        ({"request_size": 40}, "of 3 requests in 3 runs was asked for"),
+    ],
+)
+def test_wrong_options_are_refused(
+    package: OnnxPackage, samples: Path, tmp_path: Path, options: dict[str, object], message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        moh_deploy.profile(package.root, tmp_path / "r.json", **{"inputs": [samples], **options})  # type: ignore[arg-type]
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_engine_is_refused(tmp_path: Path):
+    engine = write_engine(tmp_path / "engine")
+    root = engine if isinstance(engine, Path) else engine.root
+    with pytest.raises(ConfigError, match="it was compiled without its gates"):
+        moh_deploy.profile(root, tmp_path / "r.json", inputs=["x.npz"])

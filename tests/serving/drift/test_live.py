@@ -1,0 +1,234 @@
+"""Windows of live traffic, from a dump and from a server's metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.serving import Family, ServedRun
+from moh_deploy.serving.drift.judge import LiveCounts
+from moh_deploy.serving.drift.live import NoData, windows_of_dump, windows_of_metrics
+from moh_deploy.serving.drift.reference import RoutingReference, profile_of
+from moh_deploy.serving.telemetry import Telemetry
+from moh_deploy.serving.telemetry.prometheus import prometheus_text
+from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
+from tests.edge_case_package import HEADS, inputs, write_edge_package
+from tests.serving.drift.servers import metrics_at
+from tests.serving.drift.traffic import LAYERS, requests, window
+
+
+@pytest.fixture(scope="module")
+def made_up() -> RoutingReference:
+    return profile_of(window(requests(120, seed=0)), window=50, rate=0.05)
+
+
+def dumped(folder: Path, recorded: RecordedWindow) -> Path:
+    path = folder / "dump.npz"
+    recorded.write(path)
+    return path
+
+
+def test_dump_is_cut_into_windows_and_the_rest_goes_to_the_last(
+    made_up: RoutingReference, tmp_path: Path
+):
+    rows = requests(130, seed=1)
+    found = windows_of_dump(dumped(tmp_path, window(rows)), made_up)
+    assert [one.requests for one in found] == [50, 80]
+    assert [(one.since, one.until) for one in found] == [(0, 49), (50, 129)]
+    np.testing.assert_allclose(found[0].totals, rows[:50].sum(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(found[1].totals, rows[50:].sum(axis=0), rtol=1e-6)
+
+
+def test_dump_that_is_too_short_is_one_window(made_up: RoutingReference, tmp_path: Path):
+    found = windows_of_dump(dumped(tmp_path, window(requests(20, seed=1))), made_up)
+    assert [one.requests for one in found] == [20]
+
+
+def test_rows_of_several_requests_count_as_these(made_up: RoutingReference, tmp_path: Path):
+    rows = requests(60, seed=1)
+    about = WindowAbout("d1", LAYERS)
+    twos = RecordedWindow(about, rows, np.full(60, 2), np.arange(60) * 1.0)
+    found = windows_of_dump(dumped(tmp_path, twos), made_up)
+    assert [one.requests for one in found] == [50, 70]
+
+
+def test_empty_dump_has_no_window(made_up: RoutingReference, tmp_path: Path):
+    assert windows_of_dump(dumped(tmp_path, window(requests(0, seed=1))), made_up) == ()
+
+
+def test_dump_of_another_package_is_refused(made_up: RoutingReference, tmp_path: Path):
+    path = dumped(tmp_path, window(requests(60, seed=1), digest="d2"))
+    with pytest.raises(ConfigError, match="of another package than the reference: digest d2"):
+        windows_of_dump(path, made_up)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    return write_edge_package(tmp_path_factory.mktemp("edge") / "package")
+
+
+class Served:
+    """Telemetry of a package that answers random gates."""
+
+    def __init__(self, package: OnnxPackage, *, per_head: bool = True) -> None:
+        self.telemetry = Telemetry(package, model="m", sample_every=1, per_head=per_head)
+        self._rng = np.random.default_rng(0)
+
+    def answer(self, times: int) -> None:
+        for _ in range(times):
+            given = inputs(batch=1)
+            self.telemetry.wanted(given)
+            values = {
+                name: self._rng.random((1, 5, HEADS), np.float32) for name in self.telemetry.inner
+            }
+            self.telemetry.saw(ServedRun(given, values, (1,), 0.001, "kernels"))
+
+    def text(self) -> str:
+        return prometheus_text(self.telemetry.families())
+
+
+@pytest.fixture(scope="module")
+def reference(package: OnnxPackage) -> RoutingReference:
+    served = Served(package)
+    served.telemetry.start_window()
+    served.answer(120)
+    recorded = served.telemetry.dump_window()
+    assert recorded is not None
+    return profile_of(recorded, window=50, rate=0.05)
+
+
+def watched(
+    url: str, reference: RoutingReference, actions: list[object]
+) -> list[LiveCounts | NoData]:
+    """Look after each action: a number of requests that a server answers, or a function."""
+    waiting: Iterator[object] = iter(actions)
+
+    def wait(_: float) -> None:
+        action = next(waiting)
+        assert callable(action)
+        action()
+
+    clock = count()
+    return list(
+        windows_of_metrics(
+            url, reference, every=1.0, windows=len(actions), wait=wait, now=lambda: next(clock)
+        )
+    )
+
+
+def test_windows_are_what_was_counted_between_two_looks(
+    package: OnnxPackage, reference: RoutingReference
+):
+    served = Served(package)
+    served.answer(30)
+    served.telemetry.start_window()
+    with metrics_at(served.text) as url:
+        actions: list[object] = [lambda: served.answer(60), lambda: served.answer(70)]
+        first, second = watched(url, reference, actions)
+    recorded = served.telemetry.dump_window()
+    assert recorded is not None
+    for found, rows in ((first, recorded.rows[:60]), (second, recorded.rows[60:])):
+        assert isinstance(found, LiveCounts)
+        assert found.requests == len(rows)
+        totals = rows.sum(axis=0)
+        # No distance is of the sum of margins.
+        for columns in recorded.layout.columns:
+            totals[columns.margin_sum] = 0
+        np.testing.assert_allclose(found.totals, totals, rtol=1e-5)
+
+
+def test_windows_that_are_too_small_are_put_together(
+    package: OnnxPackage, reference: RoutingReference
+):
+    served = Served(package)
+    with metrics_at(served.text) as url:
+        actions: list[object] = [lambda: served.answer(30) for _ in range(4)]
+        found = watched(url, reference, actions)
+    assert [one.requests for one in found if isinstance(one, LiveCounts)] == [60, 60]
+
+
+def test_no_request_is_a_window_of_its_own(package: OnnxPackage, reference: RoutingReference):
+    served = Served(package)
+    with metrics_at(served.text) as url:
+        actions: list[object] = [lambda: None, lambda: served.answer(50)]
+        found = watched(url, reference, actions)
+    assert [one.requests for one in found if isinstance(one, LiveCounts)] == [0, 50]
+
+
+def test_server_that_began_anew_has_counted_from_nothing(
+    package: OnnxPackage, reference: RoutingReference
+):
+    servers = [Served(package), Served(package)]
+    servers[0].answer(200)
+
+    def restart() -> None:
+        servers.pop(0)
+        servers[0].answer(60)
+
+    with metrics_at(lambda: servers[0].text()) as url:
+        (found,) = watched(url, reference, [restart])
+    assert isinstance(found, LiveCounts)
+    assert found.requests == 60
+
+
+def test_server_that_does_not_answer_gives_no_data(
+    package: OnnxPackage, reference: RoutingReference
+):
+    served, is_down = Served(package), [False]
+
+    def fail() -> None:
+        is_down[0] = True
+
+    def repair() -> None:
+        is_down[0] = False
+        served.answer(50)
+
+    with metrics_at(lambda: "" if is_down[0] else served.text()) as url:
+        found = watched(url, reference, [fail, repair, lambda: served.answer(50)])
+    assert isinstance(found[0], NoData)
+    assert "does not answer: HTTP Error 503" in found[0].why
+    # What was counted while nobody looked is of no window: nothing tells since when.
+    assert isinstance(found[1], NoData)
+    assert isinstance(found[2], LiveCounts)
+    assert found[2].requests == 50
+
+
+def test_heads_that_are_not_counted_are_not_known(
+    package: OnnxPackage, reference: RoutingReference
+):
+    served = Served(package, per_head=False)
+    with metrics_at(served.text) as url:
+        (found,) = watched(url, reference, [lambda: served.answer(50)])
+    assert isinstance(found, LiveCounts)
+    assert not found.per_head
+    columns = reference.layout.columns[0]
+    assert found.totals[columns.on].sum() == 50 * 5 * HEADS
+
+
+def test_metrics_of_another_package_are_refused(package: OnnxPackage, made_up: RoutingReference):
+    with (
+        metrics_at(Served(package).text) as url,
+        pytest.raises(ConfigError, match="of another package than the reference"),
+    ):
+        watched(url, made_up, [lambda: None])
+
+
+def test_metrics_that_know_no_routing_are_refused(reference: RoutingReference):
+    text = prometheus_text((Family("up", "Up.", "gauge", ()),))
+    with (
+        metrics_at(lambda: text) as url,
+        pytest.raises(ConfigError, match="has no metric moh_package_info"),
+    ):
+        watched(url, reference, [lambda: None])
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://h/metrics", "http://[", "metrics"])
+def test_only_addresses_of_servers_are_looked_at(reference: RoutingReference, url: str):
+    with pytest.raises(ConfigError, match="is no address"):
+        watched(url, reference, [lambda: None])

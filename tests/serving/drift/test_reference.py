@@ -1,0 +1,106 @@
+"""The profile of good traffic, in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.serving.drift.reference import (
+    RoutingReference,
+    profile_of,
+    read_reference,
+    write_reference,
+)
+from tests.serving.drift.traffic import LAYOUT, requests, window
+
+
+@pytest.fixture(scope="module")
+def reference() -> RoutingReference:
+    return profile_of(window(requests(150, seed=0)), window=64, rate=0.01)
+
+
+def test_reference_is_read_as_it_was_written(reference: RoutingReference, tmp_path: Path):
+    write_reference(tmp_path / "reference.json", reference)
+    assert read_reference(tmp_path / "reference.json") == reference
+
+
+def test_counts_are_those_of_the_requests(reference: RoutingReference):
+    rows = requests(150, seed=0).sum(axis=0)
+    rows[[one.margin_sum for one in LAYOUT.columns]] = 0
+    np.testing.assert_array_equal(reference.totals, rows)
+
+
+def test_limits_are_of_windows_up_to_four_times_the_reference(reference: RoutingReference):
+    assert [one.requests for one in reference.limits] == [64, 128, 256, 512]
+
+
+@pytest.mark.parametrize(
+    ("requests", "limits"), [(63, None), (64, 64), (127, 64), (128, 128), (10_000, 512)]
+)
+def test_window_is_judged_by_the_next_smaller_size(
+    reference: RoutingReference, requests: int, limits: int | None
+):
+    found = reference.limits_for(requests)
+    assert (None if found is None else found.requests) == limits
+
+
+def test_too_few_requests_are_no_reference():
+    with pytest.raises(ConfigError, match="of 99 requests in 99 runs was asked for, expected 100"):
+        profile_of(window(requests(99, seed=0)), window=64, rate=0.01)
+
+
+def test_gates_that_are_no_numbers_are_no_reference():
+    rows = requests(100, seed=0)
+    rows[3, LAYOUT.columns[1].nonfinite] = 1
+    with pytest.raises(ConfigError, match=r"gates of blocks\.1 are NaN"):
+        profile_of(window(rows), window=64, rate=0.01)
+
+
+def _set(path: str, value: Any) -> Callable[[Any], None]:
+    def change(content: Any) -> None:
+        *way, last = path.split(".")
+        for name in way:
+            content = content[int(name) if name.isdecimal() else name]
+        content[int(last) if last.isdecimal() else last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("format_version", 2), "no reference of format version 1: got 2"),
+        (_set("requests", 0), "requests: Input should be greater"),
+        (_set("layers.0.on", [1.0]), r"layer 'blocks\.0' contradicts itself"),
+        (_set("layers.0.tokens", -1.0), r"layers\.0\.tokens"),
+        (_set("limits", []), "expected ascending sizes"),
+        (_set("limits.1.requests", 64), "expected ascending sizes"),
+        (_set("limits.0.layers.0.margin", None), "a limit of margin is missing"),
+        (_set("limits.0.layers.1.heads", [0.1]), "a limit of head is missing"),
+        (_set("limits.0.layers", []), "limits are of 0 layers"),
+        (_set("limits.0.layers.0.load", float("nan")), "load"),
+        (_set("more", 1), "more"),
+    ],
+)
+def test_file_that_is_no_reference_is_refused(
+    reference: RoutingReference, tmp_path: Path, change: Callable[[Any], None], message: str
+):
+    path = tmp_path / "reference.json"
+    write_reference(path, reference)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=message):
+        read_reference(path)
+
+
+def test_missing_file_says_what_writes_it(tmp_path: Path):
+    with pytest.raises(ConfigError, match="does not exist") as raised:
+        read_reference(tmp_path / "reference.json")
+    assert "moh-deploy profile" in str(raised.value.hint)
