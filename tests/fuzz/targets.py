@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,17 @@ from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, MinedToken, wri
 from moh_deploy.report.baseline.baseline_file import read_baseline
 from moh_deploy.runtime.onnxruntime.prepared_model import prepare_model
 from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
+from moh_deploy.serving import Family, Series
+from moh_deploy.serving.drift.judge import LiveCounts, judge_window
+from moh_deploy.serving.drift.live import windows_of_dump
+from moh_deploy.serving.drift.reference import (
+    RoutingReference,
+    profile_of,
+    read_reference,
+    write_reference,
+)
+from moh_deploy.serving.drift.report import WatchReport
+from moh_deploy.serving.telemetry.prometheus import parse_text, prometheus_text
 from moh_deploy.system.npz import map_npz, read_npz
 from moh_deploy.validate.accuracy.label_files import read_labels
 from moh_deploy.validate.policy import read_policy
@@ -34,6 +46,7 @@ from tests.fuzz.target import Prepared, Target
 from tests.handmade_package import vectors, write_package
 from tests.repaired_package import digest_of, replace_file, rewrite_manifest
 from tests.runtime.tensorrt.engines import write_engine
+from tests.serving.drift.traffic import requests, window
 
 
 def manifest(folder: Path) -> Prepared:
@@ -428,11 +441,61 @@ def program(folder: Path) -> Prepared:
     )
 
 
+def window_dump(folder: Path) -> Prepared:
+    """A dump of a served model's window, judged by a reference."""
+    dump, known = window(requests(120, seed=1)), _reference()
+    path = folder / "dump.npz"
+    arrays = dump.arrays()
+
+    def read(change: Any) -> None:
+        path.write_bytes(change_archive(arrays, change))
+        judged = [judge_window(known, one) for one in windows_of_dump(path, known)]
+        WatchReport("dump", tuple(judged), known).to_markdown()
+
+    return Prepared(archive_changes, read)
+
+
+def routing_reference(folder: Path) -> Prepared:
+    """A reference of routing, by which a window is judged."""
+    path = folder / "reference.json"
+    write_reference(path, _reference())
+    text = path.read_bytes()
+    document = json.loads(text)
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        found = read_reference(path)
+        judged = judge_window(found, LiveCounts(found.totals, 100, 0.0, 1.0))
+        WatchReport("dump", (judged,), found).to_markdown()
+
+    valued = value_changes.map(lambda one: json_text(change_values(document, one)).encode())
+    return Prepared(valued | byte_changes.map(lambda one: change_bytes(text, one)), read)
+
+
+def metrics_text(_: Path) -> Prepared:
+    """What a server answers for metrics."""
+    labels = {"model": "m", "layer": "blocks.0"}
+    counter = Family("moh_routed_tokens_total", "Tokens.", "counter", (Series(labels, 3),))
+    buckets = {0.1: 1, 1.0: 2, math.inf: 2}
+    histogram = Family("moh_margin", "M.", "histogram", (Series(labels, 0.4, buckets),))
+    text = prometheus_text((counter, histogram)).encode()
+
+    def read(content: bytes) -> None:
+        parse_text(content.decode("utf-8", "replace"), "url")
+
+    return Prepared(byte_changes.map(lambda one: change_bytes(text, one)), read)
+
+
+def _reference() -> RoutingReference:
+    return profile_of(window(requests(120, seed=0)), window=50, rate=0.05)
+
+
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
         *(manifest, files, recorded, corpus, model, onnx_file, inputs, labels),
         *(config, policy, baseline, engine, safetensors, shards, program),
+        *(window_dump, routing_reference, metrics_text),
     )
 }
 

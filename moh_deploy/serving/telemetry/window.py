@@ -153,14 +153,23 @@ def read_window(path: Path) -> RecordedWindow:
     about = _read_about(path, arrays["about"])
     layout = CountLayout(about.layers)
     rows, requests, seconds = arrays["rows"], arrays["requests"], arrays["seconds"]
-    shapes = (rows.shape, requests.shape, seconds.shape)
-    expected = ((len(requests), layout.width), (len(requests),), (len(requests),))
-    if requests.ndim != 1 or shapes != expected or requests.dtype.kind != "i":
+    shapes, count = (rows.shape, requests.shape, seconds.shape), requests.size
+    expected = ((count, layout.width), (count,), (count,))
+    if shapes != expected:
         raise ConfigError(f"{path} contradicts itself: shapes {shapes}, expected {expected}.")
+    kinds = rows.dtype.kind + requests.dtype.kind + seconds.dtype.kind
+    if kinds != "fif" or not all(map(_is_sensible, (rows, requests, seconds))):
+        raise ConfigError(f"{path} holds counts or times that are no numbers, negative or huge.")
+    if (requests < 1).any():
+        raise ConfigError(f"{path} holds a row of no request.")
     found = rows.astype(np.float64)
-    if rows.dtype.kind != "f" or not np.isfinite(found).all() or (found < 0).any():
-        raise ConfigError(f"{path} holds counts that are no numbers, or negative.")
     return RecordedWindow(about, found, requests.astype(np.int64), seconds.astype(np.float64))
+
+
+def _is_sensible(numbers: Array) -> bool:
+    """Tell whether numbers are from 0 to 10**11, which a time in seconds reaches in 5138."""
+    wide = numbers.astype(np.float64)
+    return bool(((wide >= 0) & (wide <= 1e11)).all())
 
 
 def _read_about(path: Path, text: Array) -> WindowAbout:

@@ -76,8 +76,12 @@ def _with(**values: Array) -> Callable[[dict[str, Array]], None]:
         ),
         (_with(requests=np.ones(2, np.int64)), "contradicts itself"),
         (_with(rows=np.zeros((3, 4), np.float32)), "contradicts itself"),
-        (_with(rows=np.full((3, LAYOUT.width), np.nan, np.float32)), "no numbers, or negative"),
-        (_with(rows=np.full((3, LAYOUT.width), -1, np.float32)), "no numbers, or negative"),
+        (_with(rows=np.full((3, LAYOUT.width), np.nan, np.float32)), "no numbers, negative or huge"),
+        (_with(rows=np.full((3, LAYOUT.width), -1, np.float32)), "no numbers, negative or huge"),
+        (_with(rows=np.zeros((3, LAYOUT.width), "S1")), "no numbers, negative or huge"),
+        (_with(requests=np.array(3)), "contradicts itself"),
+        (_with(requests=np.array([1, 0, 1])), "a row of no request"),
+        (_with(seconds=np.full(3, np.inf)), "no numbers, negative or huge"),
     ],
 )
 def test_file_that_is_no_dump_is_refused(
