@@ -160,7 +160,7 @@ def read_window(path: Path) -> RecordedWindow:
     kinds = rows.dtype.kind + requests.dtype.kind + seconds.dtype.kind
     if kinds != "fif" or not all(map(_is_sensible, (rows, requests, seconds))):
         raise ConfigError(f"{path} holds counts or times that are no numbers, negative or huge.")
-    if (requests < 1).any():
+    if (requests.astype(np.int64) < 1).any():
         raise ConfigError(f"{path} holds a row of no request.")
     found = rows.astype(np.float64)
     return RecordedWindow(about, found, requests.astype(np.int64), seconds.astype(np.float64))
