@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-long test-cuda test-gpu test-trt cuda plugin check format clean build-dependencies test-dependencies
+.PHONY: help demo serve-demo test test-all test-long test-cuda test-gpu test-trt cuda plugin check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -29,6 +29,7 @@ TEST_EXTRAS := test$(if $(shell command -v nvcc),$(comma)test-tensorrt)
 
 help:
 	@echo "make demo    train a small model on real digits, export it, verify it, compare every image"
+	@echo "make serve-demo  serve the package of make demo by Triton on the CPU, and compare every answer"
 	@echo "make test    run the tests that every push runs"
 	@echo "make test-all   run all tests: every planted bug, every plan, sanitizers, random examples"
 	@echo "make test-long  fuzz the readers, and plant every fault in every model; takes hours"
@@ -43,6 +44,17 @@ help:
 
 demo: build-dependencies $(VENV)/.installed-examples $(VENV)/.kernels
 	$(BIN)/python examples/digits/demo.py
+
+# Triton's wheel asks for numpy 1, and has an environment of its own.
+TRITON := build/triton-server
+serve-demo: $(VENV)/.installed-examples $(VENV)/.kernels $(TRITON)/.installed
+	@test -e build/digits/held-out.npz || $(MAKE) demo
+	$(BIN)/python examples/serving/serve_demo.py --server $(TRITON)
+
+$(TRITON)/.installed: examples/serving/server-requirements.txt | $(VENV)/.created
+	$(BIN)/python -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet -r $<
+	@touch $@
 
 test: build-dependencies test-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels
 	$(BIN)/python -m tests.native_builds

@@ -16,6 +16,7 @@ import yaml
 
 from moh_deploy import native
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
+from tests.kept_builds import BUILDS
 
 BROWSERS = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
 """Programs that reports are opened in. The last may be a note that says to install another."""
@@ -62,6 +63,8 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without OpenVINO": lambda: not _has_package("openvino"),
     "without onnxruntime-web": lambda: not has_onnxruntime_web(),
     "without promtool": lambda: shutil.which("promtool") is None,
+    "without readelf": lambda: shutil.which("readelf") is None,
+    "without Triton's wheel": lambda: not (BUILDS / "triton-server" / "made").is_file(),
     "without browser": lambda: not any(map(shutil.which, BROWSERS)),
     "without ONNX Runtime's headers": lambda: not Path("/usr/include/onnxruntime").is_dir(),
     "without addr2line": lambda: shutil.which("addr2line") is None,

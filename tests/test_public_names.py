@@ -13,6 +13,8 @@ def test_public_names_are_these():
         "bench",
         "bisect",
         "build",
+        "bundle",
+        "check_bundle",
         "doctor",
         "export",
         "inline",

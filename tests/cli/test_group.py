@@ -11,6 +11,7 @@ from tests.cli.run_cli import REPOSITORY, Cli, run_python, start_python
 
 COMMANDS = [
     "build",
+    "bundle",
     "doctor",
     "export",
     "inspect",
@@ -38,6 +39,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]):
     "module",
     [
         "api.build",
+        "api.bundle",
         "api.inspect",
         "api.run",
         "api.serve",

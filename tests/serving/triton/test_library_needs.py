@@ -13,9 +13,8 @@ from moh_deploy.serving.triton import library_needs
 from tests.kernel_library import required_library
 
 
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf was not found")
 def test_floor_is_what_readelf_lists():
-    if shutil.which("readelf") is None:
-        pytest.skip("readelf was not found")
     library = required_library()
     ran = subprocess.run(
         ["readelf", "-V", str(library)], capture_output=True, text=True, check=True

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import moh_deploy
+from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.serving.triton.bundle_json import read_bundle
+from tests.handmade_package import write_package
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    return write_package(tmp_path / "my package").root
+
+
+def test_bundle_is_written_and_found_good(package: Path, tmp_path: Path):
+    report = moh_deploy.bundle(package, tmp_path / "b", instances=2, threads=3, max_batch=8)
+    settings = read_bundle(tmp_path / "b").settings
+    assert report.bundle.settings == settings
+    assert (settings.name, settings.instances, settings.threads) == ("my-package", 2, 3)
+    assert settings.max_batch == 8
+    assert f"tritonserver --model-repository={tmp_path / 'b' / 'repository'}" in report.start
+    assert moh_deploy.check_bundle(tmp_path / "b", server=tmp_path).failure is None
+
+
+def test_native_backend_is_started_with_the_kernels(package: Path, tmp_path: Path):
+    report = moh_deploy.bundle(package, tmp_path / "b", backend="onnxruntime")
+    assert report.start.startswith(f"LD_LIBRARY_PATH={tmp_path / 'b' / 'lib'}:")
+
+
+def test_guard_is_the_usual_one_by_its_name(package: Path, tmp_path: Path):
+    moh_deploy.bundle(package, tmp_path / "b", guard="default", shadow=package, shadow_share=0.5)
+    settings = read_bundle(tmp_path / "b").settings
+    assert (settings.guard, settings.policy, settings.drill) == (True, None, False)
+    assert (settings.shadow, settings.shadow_share) == ("shadow", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "tfserving"}, "target is 'tfserving', expected triton"),
+        ({"instances": 0}, "instances is 0, expected 1 or more"),
+        ({"threads": 0}, "threads is 0, expected 1 or more"),
+        ({"max_delay_ms": -1}, "max_delay_ms is -1, expected 0 or more"),
+        ({"shadow_share": 0}, "shadow_share is 0, expected more than 0"),
+        ({"drill": True}, "drill is for a guard: there is none"),
+        ({"backend": "tensorrt"}, "backend is 'tensorrt', but package"),
+        ({"guard": "default", "backend": "onnxruntime"}, "the backend 'onnxruntime' does not run"),
+    ],
+)
+def test_wrong_option_is_refused(
+    package: Path, tmp_path: Path, options: dict[str, Any], message: str
+):
+    with pytest.raises(ConfigError) as error:
+        moh_deploy.bundle(package, tmp_path / "b", **options)
+    assert message in error.value.message
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_is_no_bundle_cannot_be_checked(package: Path):
+    with pytest.raises(PackageError, match="is no bundle"):
+        moh_deploy.check_bundle(package)

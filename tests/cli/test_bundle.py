@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.cli.run_cli import Cli
+
+
+def test_bundle_is_written_and_checked(cli: Cli, package: Path, tmp_path: Path):
+    root = tmp_path / "bundle"
+    shown = cli("bundle", package, "-o", root, "--name", "digits", "--instances", "2")
+    assert (shown.exit_code, shown.err) == (0, "")
+    assert "digits, version 1" in shown.out
+    checked = cli("bundle", "--check", root, "--server", tmp_path, "--json")
+    assert checked.exit_code == 0
+    assert {one["is_good"] for one in checked.json["findings"]} <= {True, None}
+
+
+def test_bundle_that_no_server_would_load_ends_with_5(cli: Cli, package: Path, tmp_path: Path):
+    root = tmp_path / "bundle"
+    cli("bundle", package, "-o", root, "--name", "digits")
+    (root / "repository/digits/1/model.py").unlink()
+    checked = cli("bundle", "--check", root)
+    assert checked.exit_code == 5
+    assert "A SERVER WOULD NOT LOAD IT" in checked.out
+    assert "model.py: is missing" in checked.err
+    assert "hint: Copy the bundle again" in checked.err
+
+
+def test_writing_and_checking_are_not_mixed(cli: Cli, package: Path, tmp_path: Path):
+    for arguments, message in (
+        (["--check", tmp_path, package], "--check takes a bundle alone"),
+        ([package], "name a package or engine DIR and --output"),
+        ([package, "-o", tmp_path / "b", "--server", tmp_path], "--server is for --check"),
+    ):
+        shown = cli("bundle", *arguments)
+        assert (shown.exit_code, message in shown.err) == (2, True), shown.err
