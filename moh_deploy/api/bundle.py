@@ -11,8 +11,7 @@ from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.bundle_report import BundleReport
 from moh_deploy.serving.triton.bundled_guard import GuardFiles
-from moh_deploy.serving.triton.check import BundleCheck
-from moh_deploy.serving.triton.check import check_bundle as check
+from moh_deploy.serving.triton.check import BundleCheck, examine_bundle
 from moh_deploy.serving.triton.config_pbtxt import Backend
 from moh_deploy.system.progress import Progress, SilentProgress
 
@@ -129,7 +128,7 @@ def check_bundle(root: Path | str, *, server: Path | str | None = None) -> Bundl
     Raises:
         PackageError: It is no bundle, or `bundle.json` has changed.
     """
-    return check(Path(root), None if server is None else Path(server))
+    return examine_bundle(Path(root), None if server is None else Path(server))
 
 
 def _name_of(artefact: Path) -> str:

@@ -34,6 +34,7 @@ from moh_deploy.serving.drift.reference import (
 )
 from moh_deploy.serving.drift.report import WatchReport
 from moh_deploy.serving.telemetry.prometheus import parse_text, prometheus_text
+from moh_deploy.serving.triton.check import examine_bundle
 from moh_deploy.system.npz import map_npz, read_npz
 from moh_deploy.validate.accuracy.label_files import read_labels
 from moh_deploy.validate.policy import read_policy
@@ -47,6 +48,7 @@ from tests.handmade_package import vectors, write_package
 from tests.repaired_package import digest_of, replace_file, rewrite_manifest
 from tests.runtime.tensorrt.engines import write_engine
 from tests.serving.drift.traffic import requests, window
+from tests.serving.triton.bundles import bundle_of_handmade
 
 
 def manifest(folder: Path) -> Prepared:
@@ -340,6 +342,35 @@ def engine(folder: Path) -> Prepared:
     return Prepared(valued | byte_changes.map(lambda one: change_bytes(text, one)), read)
 
 
+def bundle(folder: Path) -> Prepared:
+    """What a bundle says of itself, its digest repaired, and the configuration of the server."""
+    root = bundle_of_handmade(folder)
+    path = root / "bundle.json"
+    document, text = json.loads(path.read_text()), path.read_bytes()
+    document.pop("sha256")
+    config = root / "repository/handmade/config.pbtxt"
+    config_text = config.read_bytes()
+
+    def read(contents: tuple[bytes, bytes]) -> None:
+        path.write_bytes(contents[0])
+        config.write_bytes(contents[1])
+        examine_bundle(root, folder)
+
+    def valued(changes: Any) -> bytes:
+        changed = change_values(document, changes)
+        if isinstance(changed, dict):
+            changed = {**changed, "sha256": digest_of(changed)}
+        return json_text(changed).encode()
+
+    return Prepared(
+        st.one_of(
+            st.tuples(value_changes.map(valued), st.just(config_text)),
+            st.tuples(st.just(text), byte_changes.map(lambda one: change_bytes(config_text, one))),
+        ),
+        read,
+    )
+
+
 def safetensors(folder: Path) -> Prepared:
     """Weights in safetensors: what the header says, and the bytes."""
     import torch
@@ -494,7 +525,7 @@ TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
         *(manifest, files, recorded, corpus, model, onnx_file, inputs, labels),
-        *(config, policy, baseline, engine, safetensors, shards, program),
+        *(config, policy, baseline, engine, bundle, safetensors, shards, program),
         *(window_dump, routing_reference, metrics_text),
     )
 }

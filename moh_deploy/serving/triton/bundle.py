@@ -50,8 +50,8 @@ from moh_deploy.serving.triton.alerts import alerts_text
 from moh_deploy.serving.triton.bundle_json import (
     BUNDLE_NAME,
     LIBRARIES,
-    PACKAGE,
     REPOSITORY,
+    SERVED,
     WARMUP,
     Bundle,
     LibraryInfo,
@@ -225,7 +225,7 @@ class _Writing:
         return LibraryInfo(
             file=f"{LIBRARIES}/{source.name}",
             glibc=library_needs.version_text(library_needs.glibc_floor(target)),
-            machine=library_needs.machine_of(target),
+            machine=library_needs.processor_of(target),
             instruction_sets=usable,
         )
 
@@ -305,7 +305,7 @@ class _Writing:
             outputs=self.manifest.outputs,
             warmups=warmups,
             library=Path(library.file).name if is_native and library is not None else None,
-            model_file=f"{PACKAGE}/{ENGINE_NAME}" if self.backend == "tensorrt" else None,
+            model_file=f"{SERVED}/{ENGINE_NAME}" if self.backend == "tensorrt" else None,
             profiles=len(profiles),
             batch_axis=self.axis,
         )

@@ -23,7 +23,7 @@ BUNDLE_FORMAT_VERSION = 1
 REPOSITORY = "repository"
 LIBRARIES = "lib"
 WARMUP = "warmup"  # Triton's own name
-PACKAGE = "package"
+SERVED = "package"
 _DIGEST = "sha256"
 
 
@@ -91,7 +91,7 @@ class Bundle(Strict):
     @property
     def served(self) -> PurePosixPath:
         """The directory of the package or engine that it holds as such."""
-        return self.version / PACKAGE
+        return self.version / SERVED
 
 
 def is_bundle(root: Path) -> bool:
@@ -166,4 +166,4 @@ def _adapter() -> TypeAdapter[Bundle]:
     return TypeAdapter(Bundle)
 
 
-_WRITE_ONE = "Write one: moh-deploy bundle PACKAGE -o DIR."
+_WRITE_ONE = "Write one: moh-deploy bundle SERVED -o DIR."

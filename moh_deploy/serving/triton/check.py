@@ -30,7 +30,7 @@ from moh_deploy.serving.triton.bundle_json import (
 )
 from moh_deploy.serving.triton.config_pbtxt import TRITON_TYPES, tensor_message
 from moh_deploy.serving.triton.server import TritonServer, find_server
-from moh_deploy.serving.triton.text_format import Message, Value, Word, from_text
+from moh_deploy.serving.triton.text_format import TextMessage, TextValue, Word, from_text
 from moh_deploy.system.bounded_file import read_text
 from moh_deploy.system.digest import sha256_of
 
@@ -100,7 +100,7 @@ class BundleCheck(Report):
         )
 
 
-def check_bundle(root: Path, server: Path | None = None) -> BundleCheck:
+def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
     """Look at a bundle as a server on this machine would, without starting one.
 
     Args:
@@ -189,7 +189,7 @@ def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
         return
     path = root / info.file
     try:
-        machine, floor = library_needs.machine_of(path), library_needs.glibc_floor(path)
+        machine, floor = library_needs.processor_of(path), library_needs.glibc_floor(path)
     except (OSError, PackageError) as error:
         yield Finding(info.file, f"cannot be read: {error}", False, _COPY_AGAIN)
         return
@@ -237,7 +237,7 @@ def _check_config(root: Path, bundle: Bundle) -> Iterator[Finding]:
     yield from _check_cores(config, bundle)
 
 
-def _config_problems(config: Mapping[str, Sequence[Value]], bundle: Bundle) -> Iterator[str]:
+def _config_problems(config: Mapping[str, Sequence[TextValue]], bundle: Bundle) -> Iterator[str]:
     # Triton takes the directory's name where there is none.
     for key, expected in (("name", bundle.settings.name), ("backend", bundle.backend)):
         found = config.get(key, [expected] if key == "name" else [])
@@ -265,7 +265,7 @@ def _config_problems(config: Mapping[str, Sequence[Value]], bundle: Bundle) -> I
 
 
 def _named_files(
-    config: Mapping[str, Sequence[Value]], root: Path, bundle: Bundle
+    config: Mapping[str, Sequence[TextValue]], root: Path, bundle: Bundle
 ) -> Iterator[str]:
     """Yield what is wrong with the files and folders that a configuration names."""
     for operations in _messages(config, "model_operations"):
@@ -292,7 +292,7 @@ def _named_files(
                     yield f"warm-up file '{file}' has {found} bytes, its dims make {expected}"
 
 
-def _check_cores(config: Mapping[str, Sequence[Value]], bundle: Bundle) -> Iterator[Finding]:
+def _check_cores(config: Mapping[str, Sequence[TextValue]], bundle: Bundle) -> Iterator[Finding]:
     if bundle.backend == "tensorrt":
         return
     instances = sum(_number(one, "count", 1) for one in _messages(config, "instance_group"))
@@ -335,32 +335,32 @@ def _check_python(server: TritonServer) -> Iterator[Finding]:
 _OTHER_PYTHON = "Use a Python that was built with --enable-shared, of a version the server has."
 
 
-def _messages(message: Mapping[str, Sequence[Value]], key: str) -> list[Message]:
+def _messages(message: Mapping[str, Sequence[TextValue]], key: str) -> list[TextMessage]:
     return [one for one in message.get(key, []) if isinstance(one, Mapping)]
 
 
-def _text(message: Message, key: str) -> str:
+def _text(message: TextMessage, key: str) -> str:
     values = message.get(key, [])
     return str(values[-1]) if values else ""
 
 
-def _word(message: Message, key: str) -> str:
+def _word(message: TextMessage, key: str) -> str:
     values = message.get(key, [])
     return values[-1].text if values and isinstance(values[-1], Word) else ""
 
 
-def _number(message: Mapping[str, Sequence[Value]], key: str, absent: int) -> int:
+def _number(message: Mapping[str, Sequence[TextValue]], key: str, absent: int) -> int:
     values = message.get(key, [])
     return values[-1] if values and isinstance(values[-1], int) else absent
 
 
-def _parameter(config: Mapping[str, Sequence[Value]], key: str) -> str | None:
+def _parameter(config: Mapping[str, Sequence[TextValue]], key: str) -> str | None:
     for entry in _messages(config, "parameters"):
         if _text(entry, "key") == key:
             return next((_text(one, "string_value") for one in _messages(entry, "value")), None)
     return None
 
 
-def _shown(values: Sequence[Value] | None) -> str:
+def _shown(values: Sequence[TextValue] | None) -> str:
     texts = [one.text if isinstance(one, Word) else str(one) for one in values or ()]
     return f"[{', '.join(texts)}]" if len(texts) != 1 else texts[0]

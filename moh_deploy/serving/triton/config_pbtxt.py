@@ -13,7 +13,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.serving.triton.text_format import Message, Value, Word, to_text
+from moh_deploy.serving.triton.text_format import TextMessage, TextValue, Word, to_text
 
 CONFIG_NAME = "config.pbtxt"
 
@@ -101,17 +101,17 @@ def config_text(facts: ModelFacts) -> str:
     return to_text(config_message(facts)) + comments
 
 
-def config_message(facts: ModelFacts) -> Message:
+def config_message(facts: ModelFacts) -> TextMessage:
     """Return what `config.pbtxt` says; see `config_text`."""
     is_batched = facts.batch_axis is not None
     kind = "KIND_GPU" if facts.backend == "tensorrt" else "KIND_CPU"
-    group: dict[str, Sequence[Value]] = {
+    group: dict[str, Sequence[TextValue]] = {
         "count": [facts.settings.instances],
         "kind": [Word(kind)],
     }
     if facts.profiles > 1:
         group["profile"] = [str(index) for index in range(facts.profiles)]
-    message: dict[str, Sequence[Value]] = {
+    message: dict[str, Sequence[TextValue]] = {
         "name": [facts.settings.name],
         "backend": [facts.backend],
         "max_batch_size": [facts.max_batch],
@@ -133,14 +133,14 @@ def config_message(facts: ModelFacts) -> Message:
     return message
 
 
-def tensor_message(info: TensorInfo, *, is_batched: bool) -> Message:
+def tensor_message(info: TensorInfo, *, is_batched: bool) -> TextMessage:
     """Return an entry of `input` or `output`: its batch axis is the server's.
 
     Raises:
         ConfigError: Triton has no such dtype.
     """
     sizes = [size if isinstance(size, int) else -1 for size in info.shape[is_batched:]]
-    message: dict[str, Sequence[Value]] = {
+    message: dict[str, Sequence[TextValue]] = {
         "name": [info.name],
         "data_type": [Word(triton_type(info))],
         # Triton has no tensors without axes: clients see one of size 1, the model none.
@@ -165,15 +165,15 @@ def triton_type(info: TensorInfo) -> str:
     return TRITON_TYPES[info.dtype]
 
 
-def _batching(settings: ServingSettings) -> Message:
-    policy: dict[str, Sequence[Value]] = {"max_queue_size": [MOST_WAITING]}
+def _batching(settings: ServingSettings) -> TextMessage:
+    policy: dict[str, Sequence[TextValue]] = {"max_queue_size": [MOST_WAITING]}
     return {
         "max_queue_delay_microseconds": [round(settings.max_delay_ms * 1000)],
         "default_queue_policy": [policy],
     }
 
 
-def _parameters(facts: ModelFacts) -> list[Value]:
+def _parameters(facts: ModelFacts) -> list[TextValue]:
     if facts.backend != "onnxruntime":
         return []  # our own code reads bundle.json; an engine has no threads
     # The most common complaint about that backend: every session takes all cores.
@@ -184,13 +184,13 @@ def _parameters(facts: ModelFacts) -> list[Value]:
     ]
 
 
-def _parameter(key: str, value: str) -> Message:
+def _parameter(key: str, value: str) -> TextMessage:
     return {"key": [key], "value": [{"string_value": [value]}]}
 
 
-def _warmup_message(warmup: Warmup, facts: ModelFacts) -> Message:
+def _warmup_message(warmup: Warmup, facts: ModelFacts) -> TextMessage:
     types = {one.name: triton_type(one) for one in facts.inputs}
-    inputs: list[Value] = [
+    inputs: list[TextValue] = [
         {
             "key": [name],
             "value": [

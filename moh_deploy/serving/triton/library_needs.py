@@ -33,7 +33,7 @@ def glibc_floor(library: Path) -> Version:
     return max(versions, default=(2, 0))
 
 
-def machine_of(library: Path) -> str:
+def processor_of(library: Path) -> str:
     """Return the processor that a library is for, as `platform.machine()` calls it.
 
     Raises:

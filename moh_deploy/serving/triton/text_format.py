@@ -25,11 +25,11 @@ class Word:
     text: str
 
 
-Value: TypeAlias = Union[str, int, float, bool, Word, "Message"]
-Message: TypeAlias = Mapping[str, Sequence["Value"]]
+TextValue: TypeAlias = Union[str, int, float, bool, Word, "TextMessage"]
+TextMessage: TypeAlias = Mapping[str, Sequence["TextValue"]]
 
 
-def to_text(message: Message, indent: str = "") -> str:
+def to_text(message: TextMessage, indent: str = "") -> str:
     """Encode a message: scalars of a field in one line, messages nested."""
     lines = []
     for name, values in message.items():
@@ -46,7 +46,7 @@ def to_text(message: Message, indent: str = "") -> str:
     return "".join(lines)
 
 
-def _scalar_text(value: Value) -> str:
+def _scalar_text(value: TextValue) -> str:
     if isinstance(value, Word):
         return value.text
     if isinstance(value, bool):
@@ -60,7 +60,7 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _UNESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
 
 
-def from_text(text: str, source: str, *, error: type[MoHDeployError]) -> dict[str, list[Value]]:
+def from_text(text: str, source: str, *, error: type[MoHDeployError]) -> dict[str, list[TextValue]]:
     """Parse a message.
 
     Args:
@@ -96,10 +96,10 @@ class _Parser:
         self._tokens = self._split(text)
         self._ahead = next(self._tokens)
 
-    def message(self, closing: str | None, depth: int) -> dict[str, list[Value]]:
+    def message(self, closing: str | None, depth: int) -> dict[str, list[TextValue]]:
         if depth > MOST_DEPTH:
             raise self._problem(f"it is nested deeper than {MOST_DEPTH} levels")
-        found: dict[str, list[Value]] = {}
+        found: dict[str, list[TextValue]] = {}
         while not self._at_end_of(closing):
             name = self._take("word", "the name of a field").text
             has_colon = self._skip(":")
@@ -120,7 +120,7 @@ class _Parser:
             return self._ahead.kind == "end"
         return self._skip(closing)
 
-    def _value(self, depth: int, has_colon: bool) -> Value:
+    def _value(self, depth: int, has_colon: bool) -> TextValue:
         for opening, closing in (("{", "}"), ("<", ">")):
             if self._skip(opening):
                 return self.message(closing, depth + 1)

@@ -14,7 +14,7 @@ from moh_deploy.serving.guard.control import Control, write_control
 from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.bundle_json import read_bundle
 from moh_deploy.serving.triton.bundled_guard import GuardFiles
-from moh_deploy.serving.triton.check import check_bundle
+from moh_deploy.serving.triton.check import examine_bundle
 from moh_deploy.serving.triton.config_pbtxt import Backend
 from moh_deploy.serving.triton.opened_bundle import open_bundle
 from tests.handmade_package import vectors, write_package
@@ -60,7 +60,7 @@ def test_usual_guard_answers_by_function_bodies_when_kernels_fail(tmp_path: Path
     write_control(root / "guard/control.json", Control(faults=("nan",)))
     assert rung_of_answer(root) == "functions"
     assert (root / "guard/audit.jsonl").read_text().count("\n") >= 1
-    assert check_bundle(root, tmp_path).failure is None
+    assert examine_bundle(root, tmp_path).failure is None
 
 
 def test_moved_bundle_falls_back_to_the_package_that_it_brought(tmp_path: Path, policy: Path):

@@ -12,7 +12,7 @@ import pytest
 
 from moh_deploy.serving.triton import check
 from moh_deploy.serving.triton.bundle_json import read_bundle
-from moh_deploy.serving.triton.check import BundleCheck, Finding, check_bundle
+from moh_deploy.serving.triton.check import BundleCheck, Finding, examine_bundle
 from tests.kernel_library import required_library
 from tests.serving.triton.bundles import (
     bundle_of_handmade,
@@ -66,28 +66,28 @@ def wrong(found: BundleCheck) -> list[Finding]:
 
 
 def test_whole_bundle_is_found_good(bundle: Path, server: Path):
-    found = check_bundle(bundle, server)
+    found = examine_bundle(bundle, server)
     assert wrong(found) == []
     assert found.failure is None
     assert "nothing stands against loading it" in found.to_markdown()
 
 
 def test_machine_without_server_is_no_fault(bundle: Path, tmp_path: Path):
-    found = check_bundle(bundle, tmp_path)
+    found = examine_bundle(bundle, tmp_path)
     assert found.failure is None
     assert found.findings[-1].found == "is not on this machine: not looked at"
 
 
 def test_edited_configuration_is_a_note(bundle: Path, server: Path):
     replace_in(bundle, CONFIG, "count: 1", "count: 2")
-    found = check_bundle(bundle, server)
+    found = examine_bundle(bundle, server)
     assert found.failure is None
     assert Finding(CONFIG, "has been edited since it was written", None) in found.findings
 
 
 def test_more_threads_than_cores_are_a_note(bundle: Path, server: Path):
     replace_in(bundle, CONFIG, "count: 1", "count: 4096")
-    (threads,) = [one for one in check_bundle(bundle, server).findings if one.what == "threads"]
+    (threads,) = [one for one in examine_bundle(bundle, server).findings if one.what == "threads"]
     assert threads.is_good is None
     assert "4096 instances" in threads.found
 
@@ -172,7 +172,7 @@ def test_fault_is_named(
     bundle: Path, server: Path, plant: Callable[[Path], None], what: str, found: str
 ):
     plant(bundle)
-    report = check_bundle(bundle, server)
+    report = examine_bundle(bundle, server)
     faults = [one for one in wrong(report) if one.what == what and found in one.found]
     assert faults, report.findings
     assert report.failure is not None
@@ -181,20 +181,20 @@ def test_fault_is_named(
 
 
 def test_library_that_a_native_configuration_names_has_to_be_there(native: Path, tmp_path: Path):
-    assert check_bundle(native, tmp_path).failure is None
+    assert examine_bundle(native, tmp_path).failure is None
     replace_in(native, CONFIG, "libmoh_ort_cpu.so", "libother.so")
-    (fault,) = wrong(check_bundle(native, tmp_path))
+    (fault,) = wrong(examine_bundle(native, tmp_path))
     assert fault.found == "op_library_filename is 'libother.so', which is not in lib/"
 
 
 def test_server_without_the_backend_is_named(native: Path, server: Path):
-    (fault,) = wrong(check_bundle(native, server))
+    (fault,) = wrong(examine_bundle(native, server))
     assert fault.found.endswith("has no backend 'onnxruntime', only python")
 
 
 def test_server_without_a_stub_of_this_python_is_named(bundle: Path, server: Path):
     (server / stub(PYTHON)).unlink()
-    (fault,) = wrong(check_bundle(bundle, server))
+    (fault,) = wrong(examine_bundle(bundle, server))
     assert fault.found == f"the server has no stub for Python {PYTHON}"
 
 
@@ -202,5 +202,5 @@ def test_python_without_its_library_is_named(
     bundle: Path, server: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(check.sysconfig, "get_config_var", lambda name: "/nowhere")
-    (fault,) = wrong(check_bundle(bundle, server))
+    (fault,) = wrong(examine_bundle(bundle, server))
     assert fault.found == f"libpython{PYTHON}.so.1.0 is not in /nowhere"

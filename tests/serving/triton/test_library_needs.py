@@ -25,7 +25,7 @@ def test_floor_is_what_readelf_lists():
 
 def test_library_that_was_built_here_runs_here():
     library = required_library()
-    assert library_needs.machine_of(library) == platform.machine()
+    assert library_needs.processor_of(library) == platform.machine()
     here = library_needs.glibc_here()
     assert here is not None
     assert here >= library_needs.glibc_floor(library)
@@ -37,7 +37,7 @@ def test_versions_that_follow_each_other_are_all_seen(tmp_path: Path):
     library = tmp_path / "lib.so"
     library.write_bytes(header + names)
     assert library_needs.glibc_floor(library) == (2, 34)
-    assert library_needs.machine_of(library) == "aarch64"
+    assert library_needs.processor_of(library) == "aarch64"
 
 
 def test_what_is_no_library_is_refused(tmp_path: Path):
