@@ -27,7 +27,7 @@ class BundleReport(Report):
     @classmethod
     def of(cls, root: Path, bundle: Bundle) -> BundleReport:
         """Return the report of a bundle."""
-        return cls(root, bundle, _start(root.resolve(), bundle))
+        return cls(root, bundle, _start(root, bundle))
 
     def document(self) -> Document:
         """Return what it says."""
@@ -63,7 +63,7 @@ def _start(root: Path, bundle: Bundle) -> str:
     if bundle.library is None:
         return command
     if bundle.backend == "onnxruntime":
-        return f"LD_LIBRARY_PATH={root / LIBRARIES}:$LD_LIBRARY_PATH {command}"
+        return f"LD_LIBRARY_PATH={(root / LIBRARIES).resolve()}:$LD_LIBRARY_PATH {command}"
     if bundle.backend == "tensorrt":
         # docs/running-engines.md says where it comes from.
         return f"{command} --backend-config=tensorrt,plugins=libmoh_plugin_registered.so"
