@@ -6,7 +6,6 @@ They exist only in a server that was started with `drill` allowed: without, no r
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import numpy as np
@@ -20,17 +19,17 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 UNSEEN: frozenset[Fault] = frozenset(("wrong",))
 """Those whose answers nothing tells from right ones while they are given."""
 
-SLOW_S = 0.25
-
 
 class Faults:
     """The faults that are planted now. A server that was not started for a drill has none.
 
     Attributes:
-        planted: They.
+        slow_s: How much longer a slow run takes.
+        planted: What is planted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, slow_s: float = 0.25) -> None:
+        self.slow_s = slow_s
         self.planted: frozenset[Fault] = frozenset()
 
     def before_run(self) -> None:
@@ -40,7 +39,7 @@ class Faults:
             BackendError: A crash is planted.
         """
         if "slow" in self.planted:
-            time.sleep(SLOW_S)
+            time.sleep(self.slow_s)
         if "crash" in self.planted:
             raise BackendError("a kernel failed, as a drill has planted it.")
 
@@ -63,9 +62,9 @@ class Faults:
                 found[name] = _with_nan(found[name])
         return found
 
-    def plant(self, faults: Mapping[Fault, object] | frozenset[Fault]) -> None:
+    def plant(self, faults: frozenset[Fault]) -> None:
         """Plant these, and take out all others."""
-        self.planted = frozenset(faults)
+        self.planted = faults
 
 
 def _with_nan(array: Array) -> Array:

@@ -62,7 +62,10 @@ def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], thr
     policy = GuardPolicy() if options.policy is None else read_policy(options.policy)
     watched = _watched(model)
     names = [name for layer in watched.layers for name in layer.names]
-    faults = Faults() if options.drill else None
+    limit_ms = policy.rungs[0].p99_ms
+    # A slow run is slow by the policy's own limit.
+    slow_s = 0.25 if limit_ms is None else 3e-3 * limit_ms
+    faults = Faults(slow_s) if options.drill else None
     with ExitStack() as stack:
         scratch = temporary_place("moh-deploy-guard")
         # A package that is written for a rung lives as long as the guard.

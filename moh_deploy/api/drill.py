@@ -1,0 +1,206 @@
+"""Break a server on purpose, under load, and report what its clients saw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.native import kernel_library
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
+from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving.drill.drill import KILL, DrillPlan, run_drill
+from moh_deploy.serving.drill.load import Case, Load
+from moh_deploy.serving.drill.report import DrillReport
+from moh_deploy.serving.drill.targets import InProcess, Target
+from moh_deploy.serving.guard.faults import FAULTS
+from moh_deploy.serving.guard.policy import GuardPolicy, read_policy
+from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.system.npz import Array
+from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.staging import scratch_directory
+from moh_deploy.system.suggest import did_you_mean
+from moh_deploy.validate.policy import BUILT_IN_POLICY
+from moh_deploy.validate.tolerances import Tolerance
+
+ALL_FAULTS = (*FAULTS, KILL)
+_MOST_CASES = 8
+
+
+def drill(
+    package_dir: Path | str,
+    *,
+    faults: Sequence[str] = (),
+    policy: Path | str | None = None,
+    clients: int = 4,
+    seconds: float = 3.0,
+    trip_timeout: float = 10.0,
+    return_timeout: float = 60.0,
+    in_process: bool = False,
+    progress: Progress | None = None,
+) -> DrillReport:
+    """Serve a package with a guard, plant one fault after the other, and count what clients get.
+
+    Every answer is compared with what the package itself computes, on kernels and as function
+    bodies; of a rung that is another package, with that one's own.
+
+    Args:
+        package_dir: The package.
+        faults: What is planted, in this order: `nan`, `gates`, `slow`, `crash`, `drift`,
+            `missing-library`, `wrong`, `kill`; all of them without.
+        policy: YAML file of the guard, see `moh_deploy.serving.guard.policy`; None for one of short
+            cool-downs, so that a drill takes a minute.
+        clients: How many ask at the same time, each one request after the other.
+        seconds: How long the load runs before, and each fault stays.
+        trip_timeout: A fault stays so long, in seconds, until the guard has noticed it.
+        return_timeout: How long the first rung may take to come back, in seconds.
+        in_process: Serve in this process, by no protocol: without a worker to kill.
+        progress: What to report steps to.
+
+    Returns:
+        What clients saw. Look at `passed`, or `failure`.
+
+    Raises:
+        ConfigError: A fault is unknown, a number is out of its range, or the policy is wrong.
+        PackageError: It is no package, or has changed since it was written.
+        BackendError: The runtime failed, or the server did not start.
+    """
+    progress = progress or SilentProgress()
+    asked = _checked(faults, in_process=in_process)
+    for name, number in (
+        ("clients", clients),
+        ("seconds", seconds),
+        ("trip-timeout", trip_timeout),
+        ("return-timeout", return_timeout),
+    ):
+        if not 0 < number < float("inf"):
+            raise ConfigError(f"{name} is {number:g}, expected more than 0.")
+    with progress.step("reading the package"):
+        model = find_deployed(package_dir)
+        if model.is_compiled:
+            raise ConfigError(f"{model.name} is an engine: only packages can be drilled yet.")
+        package = model.made_from(None)
+    with scratch_directory("moh-deploy-drill") as folder:
+        with progress.step("running the package by itself"):
+            alone = _Alone.of(model, package)
+        rules, source = _policy(policy, alone, folder)
+        with progress.step("making the cases"):
+            cases = _cases(package, alone, rules)
+        settings = ServingSettings("drilled", policy=str(source), sample_every=0)
+        with progress.step("starting the server"):
+            target = _target(model, settings, folder, in_process=in_process)
+        with target:
+            load = Load([target.connect() for _ in range(clients)], cases, alone.rule)
+            plan = DrillPlan(asked, seconds, trip_timeout, return_timeout, rules.rungs[0].called)
+            try:
+                with progress.step("breaking it"):
+                    before, found = run_drill(target, load, plan)
+            finally:
+                load.close()
+            return DrillReport(
+                subject=model.name,
+                server=target.name,
+                policy=str(policy) if policy is not None else _OWN_POLICY,
+                clients=clients,
+                seconds=seconds,
+                before=before,
+                faults=found,
+                kernels=alone.description.kernels,
+            )
+
+
+def _checked(faults: Sequence[str], *, in_process: bool) -> tuple[str, ...]:
+    for one in faults:
+        if one not in ALL_FAULTS:
+            raise ConfigError(
+                f"fault '{one}' is none of {', '.join(ALL_FAULTS)}.",
+                hint=did_you_mean(one, ALL_FAULTS) or None,
+            )
+        if one == KILL and in_process:
+            raise ConfigError("in this process there is no worker to kill: leave out 'kill'.")
+    return tuple(faults) or (FAULTS if in_process else ALL_FAULTS)
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """What the package computes by itself.
+
+    Attributes:
+        outputs: Of each recorded run, as it runs here and as function bodies.
+        milliseconds: How long a run takes, the median.
+        description: What ran it here.
+        rule: By which answers are compared.
+    """
+
+    outputs: tuple[tuple[Mapping[str, Array], ...], ...]
+    milliseconds: float
+    description: Description
+    rule: Tolerance
+
+    @classmethod
+    def of(cls, model: Deployed, package: OnnxPackage) -> _Alone:
+        vectors = package.vectors[:_MOST_CASES]
+        with model.open() as here, model.open(Variant(kernels="off")) as bodies:
+            outputs = tuple((here.run(v.inputs), bodies.run(v.inputs)) for v in vectors)
+            times = sorted(_milliseconds(here, vectors[0].inputs) for _ in range(9))
+            rule = BUILT_IN_POLICY.model_rule(package.manifest.precision, here)
+            return cls(outputs, times[4], here.describe(), rule)
+
+
+def _milliseconds(runner: Runner, inputs: Mapping[str, Array]) -> float:
+    start = time.perf_counter()
+    runner.run(inputs)
+    return 1e3 * (time.perf_counter() - start)
+
+
+_OWN_POLICY = "the drill's own, of short cool-downs"
+_OWN_LADDER = """
+rungs:
+- {{kind: {first}, name: {first}, p99_ms: {limit_ms:.1f}}}
+- {{kind: functions, name: {second}}}
+latency: {{min_samples: 50, window_s: 10.0}}
+cool_down: {{first_s: 1.0, longest_s: 4.0, stable_s: 0.0}}
+probes: 3
+spot_checks: 0.1
+"""
+
+
+def _policy(given: Path | str | None, alone: _Alone, folder: Path) -> tuple[GuardPolicy, Path]:
+    """Return the policy that is drilled, and its file."""
+    if given is not None:
+        return read_policy(Path(given)), Path(given).resolve()
+    # Without kernels function bodies are the first rung, and the second one, too.
+    first = "functions" if kernel_library() is None else "kernels"
+    second = "functions" if first == "kernels" else "functions-again"
+    limit_ms = max(200.0, 20 * alone.milliseconds)
+    path = folder / "policy.yaml"
+    path.write_text(_OWN_LADDER.format(first=first, second=second, limit_ms=limit_ms))
+    return read_policy(path), path
+
+
+def _cases(package: OnnxPackage, alone: _Alone, policy: GuardPolicy) -> tuple[Case, ...]:
+    others: dict[str, Runner] = {}
+    for rung in policy.rungs:
+        if rung.path is not None:
+            others[rung.called] = find_deployed(rung.path).open()
+    found = []
+    for vectors, own in zip(package.vectors, alone.outputs, strict=False):
+        right: dict[str, tuple[Mapping[str, Array], ...]] = {
+            rung.called: (others[rung.called].run(vectors.inputs),)
+            if rung.called in others
+            else own
+            for rung in policy.rungs
+        }
+        found.append(Case(vectors.inputs, right))
+    for runner in others.values():
+        runner.close()
+    return tuple(found)
+
+
+def _target(
+    model: Deployed, settings: ServingSettings, folder: Path, *, in_process: bool
+) -> Target:
+    return InProcess(model, settings, folder)
