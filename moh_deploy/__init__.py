@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from moh_deploy.api.build import build
     from moh_deploy.api.bundle import bundle, check_bundle
     from moh_deploy.api.doctor import doctor
+    from moh_deploy.api.drill import drill
     from moh_deploy.api.export import export, load_original
     from moh_deploy.api.inline import inline
     from moh_deploy.api.inspect import inspect
@@ -40,6 +41,7 @@ __all__ = [
     "bundle",
     "check_bundle",
     "doctor",
+    "drill",
     "export",
     "inline",
     "inspect",
@@ -65,6 +67,7 @@ _HOME = {
     "bundle": "moh_deploy.api.bundle",
     "check_bundle": "moh_deploy.api.bundle",
     "doctor": "moh_deploy.api.doctor",
+    "drill": "moh_deploy.api.drill",
     "export": "moh_deploy.api.export",
     "inline": "moh_deploy.api.inline",
     "inspect": "moh_deploy.api.inspect",

@@ -13,11 +13,11 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.drill.drill import KILL, DrillPlan, run_drill
-from moh_deploy.serving.drill.load import Case, Load
+from moh_deploy.serving.drill.load import Load, LoadCase
 from moh_deploy.serving.drill.report import DrillReport
 from moh_deploy.serving.drill.targets import InProcess, Target
 from moh_deploy.serving.guard.faults import FAULTS
-from moh_deploy.serving.guard.policy import GuardPolicy, read_policy
+from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -171,17 +171,17 @@ spot_checks: 0.1
 def _policy(given: Path | str | None, alone: _Alone, folder: Path) -> tuple[GuardPolicy, Path]:
     """Return the policy that is drilled, and its file."""
     if given is not None:
-        return read_policy(Path(given)), Path(given).resolve()
+        return read_guard_policy(Path(given)), Path(given).resolve()
     # Without kernels function bodies are the first rung, and the second one, too.
     first = "functions" if kernel_library() is None else "kernels"
     second = "functions" if first == "kernels" else "functions-again"
     limit_ms = max(200.0, 20 * alone.milliseconds)
     path = folder / "policy.yaml"
     path.write_text(_OWN_LADDER.format(first=first, second=second, limit_ms=limit_ms))
-    return read_policy(path), path
+    return read_guard_policy(path), path
 
 
-def _cases(package: OnnxPackage, alone: _Alone, policy: GuardPolicy) -> tuple[Case, ...]:
+def _cases(package: OnnxPackage, alone: _Alone, policy: GuardPolicy) -> tuple[LoadCase, ...]:
     others: dict[str, Runner] = {}
     for rung in policy.rungs:
         if rung.path is not None:
@@ -194,7 +194,7 @@ def _cases(package: OnnxPackage, alone: _Alone, policy: GuardPolicy) -> tuple[Ca
             else own
             for rung in policy.rungs
         }
-        found.append(Case(vectors.inputs, right))
+        found.append(LoadCase(vectors.inputs, right))
     for runner in others.values():
         runner.close()
     return tuple(found)

@@ -35,6 +35,7 @@ main = CommandGroup(
             "bundle": "Write a package as a directory that Triton loads, or check one.",
             "profile": "Record the routing of traffic that is known to be good.",
             "watch": "Compare live routing with that, and alarm if it drifts.",
+            "drill": "Break a guarded server on purpose, and say what clients saw.",
         },
     },
 )

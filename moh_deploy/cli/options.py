@@ -694,6 +694,34 @@ SERVE = (
     JSON,
 )
 
+_FAULT_NAMES = "nan|gates|slow|crash|drift|missing-library|wrong|kill"
+
+DRILL = (
+    PACKAGE,
+    _many("--fault", _FAULT_NAMES, "Plant this, and no other.  [default: all]", to="faults"),
+    _path(
+        "--policy",
+        "FILE.yaml",
+        "The guard's policy, as `serve` takes it.  [default: one of short cool-downs]",
+    ),
+    click.option(
+        "--clients",
+        metavar="N",
+        type=click.IntRange(1, 256),
+        default=4,
+        show_default=True,
+        help="How many ask at the same time.",
+    ),
+    _time("--seconds", "How long the load runs before, and each fault stays.", default="3s"),
+    _time(
+        "--trip-timeout", "How long a fault stays that the guard has not noticed.", default="10s"
+    ),
+    _time("--return-timeout", "How long the first rung may take to come back.", default="60s"),
+    _flag("--in-process", "Serve in this process, by no protocol: without a worker to kill."),
+    REPORT_FILES,
+    JSON,
+)
+
 INSPECT = (PACKAGE, KERNELS, JSON)
 
 PROFILE = (

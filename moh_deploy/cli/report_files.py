@@ -21,6 +21,7 @@ _NOT_FINISHED = {
     "bench": "The measurement did not finish.",
     "probe": "The edge cases did not finish.",
     "watch": "Nothing was judged yet.",
+    "drill": "The drill did not finish.",
 }
 
 

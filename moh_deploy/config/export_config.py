@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 
 from moh_deploy.config.dims import DimExpr, DynamicAxis, require_traceable
 from moh_deploy.config.nested_inputs import ConstantValue, flat_document, in_document
-from moh_deploy.config.schema_errors import Key, document_path, dotted, explain, shown
+from moh_deploy.config.schema_errors import Key, document_path, dotted, explain, shown_value
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_yaml import parse_yaml, read_yaml
 from moh_deploy.system.suggest import did_you_mean, shortened
@@ -157,7 +157,7 @@ def _with_absolute_code_dirs(config: ExportConfig, path: Path | None) -> ExportC
 def _read(path: Path) -> dict[str, object]:
     document = read_yaml(path, error=ConfigError)
     if not isinstance(document, dict):
-        what = "is empty" if document is None else f"holds {shown(document)}"
+        what = "is empty" if document is None else f"holds {shown_value(document)}"
         raise ConfigError(
             f"{path}: {what}; expected a mapping with {shortened(ExportConfig.model_fields)}."
         )
@@ -203,7 +203,7 @@ def _assign(target: object, key: Key, value: object, place: str) -> None:
 
 def _entries(target: object, key: Key, place: str) -> list[object]:
     if not isinstance(target, list):
-        raise ConfigError(f"{place} is {shown(target)}, which has no '{key}' to set.")
+        raise ConfigError(f"{place} is {shown_value(target)}, which has no '{key}' to set.")
     if not isinstance(key, int) or key >= len(target):
         raise ConfigError(f"{place} has no entry '{key}'; it has {len(target)}, counted from 0.")
     return target

@@ -40,7 +40,7 @@ def explain(
         what = "has too few values" if isinstance(item["loc"][-1], int) else "is missing"
         return f"{source}: {dotted(path)} {what}."
     words = expectation(path) or item["msg"][0].lower() + item["msg"][1:]
-    return f"{source}: {dotted(path)} is {shown(item['input'])}: {words}."
+    return f"{source}: {dotted(path)} is {shown_value(item['input'])}: {words}."
 
 
 def document_path(loc: Sequence[Key], document: object) -> tuple[Key, ...]:
@@ -63,7 +63,7 @@ def dotted(keys: Sequence[Key]) -> str:
     return ".".join(str(key) for key in keys)
 
 
-def shown(value: object) -> str:
+def shown_value(value: object) -> str:
     """Return a value as a message has it, cut if it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -17,7 +17,7 @@ from moh_deploy.serving.guard.open_guard import GuardOptions, open_guard
 from moh_deploy.serving.guard.shadow import open_shadow
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.serving.source import OneRunner, Source
+from moh_deploy.serving.source import BatchSource, OneRunner
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.user_vectors import check_ranges
@@ -89,7 +89,7 @@ class ServedModel:
     def __init__(
         self,
         model: Deployed,
-        source: Source | Runner,
+        source: BatchSource | Runner,
         observers: Sequence[Observer] = (),
         *,
         telemetry: Telemetry | None = None,

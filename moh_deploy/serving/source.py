@@ -30,7 +30,7 @@ class Ran:
     seconds: float
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Runs batches; several threads may ask at the same time."""
 
     def run(
@@ -75,7 +75,7 @@ class OneRunner:
         inner: Sequence[str],
         requests: int = 1,
     ) -> Ran:
-        """Run a batch; see `Source.run`."""
+        """Run a batch; see `BatchSource.run`."""
         start = time.perf_counter()
         results = self.runner.run_returning(inputs, (*outputs, *inner))
         return Ran(results, FIRST_RUNG, time.perf_counter() - start)

@@ -71,8 +71,8 @@ def test_version(cli: Cli):
         (["exprt"], "No such command 'exprt'. Did you mean 'export'?"),
         (
             ["zzz"],
-            "No such command 'zzz'. There are bench, bisect, build, bundle, doctor, export,"
-            " inline, inspect, precision, probe, profile, run, serve, tune, verify, watch.",
+            "No such command 'zzz'. There are bench, bisect, build, bundle, doctor, drill,"
+            " export, inline, inspect, precision, probe, profile, run, serve, tune, verify, watch.",
         ),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),

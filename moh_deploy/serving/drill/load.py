@@ -17,7 +17,7 @@ from moh_deploy.validate.tolerances import Tolerance
 
 
 @dataclass(frozen=True)
-class Answered:
+class ServerAnswer:
     """What a server answered; `rung` is empty where it does not say what computed it."""
 
     outputs: Mapping[str, Array]
@@ -27,7 +27,7 @@ class Answered:
 class Asking(Protocol):
     """A connection to a server, of one thread."""
 
-    def __call__(self, inputs: Mapping[str, Array]) -> Answered:
+    def __call__(self, inputs: Mapping[str, Array]) -> ServerAnswer:
         """Ask, and wait for the answer.
 
         Raises:
@@ -36,7 +36,7 @@ class Asking(Protocol):
 
 
 @dataclass(frozen=True)
-class Case:
+class LoadCase:
     """A request, and what is right.
 
     Attributes:
@@ -47,7 +47,7 @@ class Case:
     inputs: Mapping[str, Array]
     right: Mapping[str, tuple[Mapping[str, Array], ...]]
 
-    def is_right(self, answered: Answered, rule: Tolerance) -> bool:
+    def is_right(self, answered: ServerAnswer, rule: Tolerance) -> bool:
         """Compare an answer by the rule of its outputs' dtypes and of the model's precision."""
         allowed = self.right.get(answered.rung) or tuple(
             one for every in self.right.values() for one in every
@@ -100,7 +100,7 @@ class Load:
     def __init__(
         self,
         connections: Sequence[Asking],
-        cases: Sequence[Case],
+        cases: Sequence[LoadCase],
         rule: Tolerance,
         pause_s: float = 0.0,
     ) -> None:
@@ -138,7 +138,7 @@ class Load:
             number += 1
             self._ends.wait(_PAUSE_S if asked.outcome == "failed" else self._pause_s)
 
-    def _ask(self, ask: Asking, case: Case) -> Asked:
+    def _ask(self, ask: Asking, case: LoadCase) -> Asked:
         begun = time.time()
         try:
             answered = ask(case.inputs)

@@ -24,7 +24,10 @@ from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.serving.guard.faults import UNSEEN
 
-Outcome = Literal["held", "failed", "cannot be seen"]
+DrillOutcome = Literal["held", "failed", "cannot be seen", "no fault"]
+
+NOTHING = "none, before"
+"""How the load before any fault is called."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,14 @@ class FaultDrill:
 
     @property
     @in_json()
-    def outcome(self) -> Outcome:
+    def outcome(self) -> DrillOutcome:
         """Whether the guard held: no wrong answer got out, and the first rung came back.
 
         A fault that leaves finite, wrong answers cannot be seen while they are given: it is not
         judged, and said.
         """
+        if self.fault == NOTHING:
+            return "no fault"
         if self.fault in UNSEEN:
             return "cannot be seen"
         returned = not self.moved or self.seconds_to_return is not None
@@ -74,6 +79,8 @@ class FaultDrill:
     @in_json()
     def sentence(self) -> str:
         """What happened, in words."""
+        if self.fault == NOTHING:
+            return f"without any fault: {count(self.requests, 'request')}."
         if self.fault in UNSEEN:
             seen = (
                 f" A spot check found it after {self.seconds_to_trip:.2f} s."
@@ -213,12 +220,11 @@ _COLUMNS = (
 
 
 def _row(one: FaultDrill) -> tuple[str | int | float | Status | None, ...]:
-    good = {"held": True, "failed": False, "cannot be seen": None}[one.outcome]
-    status = Status("–", None) if one.fault == NOTHING else Status(one.outcome, good)
+    good = {"held": True, "failed": False}.get(one.outcome)
     served = ", ".join(f"{name} {number}" for name, number in one.served.items())
     return (
         one.fault,
-        status,
+        Status(one.outcome, good),
         one.requests,
         one.wrong,
         one.failed,
@@ -227,7 +233,3 @@ def _row(one: FaultDrill) -> tuple[str | int | float | Status | None, ...]:
         one.reason,
         served,
     )
-
-
-NOTHING = "none, before"
-"""How the load before any fault is called."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing_extensions import Self
 
 from moh_deploy.runtime.base import Deployed
-from moh_deploy.serving.drill.load import Answered, Asking
+from moh_deploy.serving.drill.load import Asking, ServerAnswer
 from moh_deploy.serving.served_model import ServedModel, open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.npz import Array
@@ -68,9 +68,9 @@ class InProcess(Target):
         return "the served model in this process"
 
     def connect(self) -> Asking:
-        def ask(inputs: Mapping[str, Array]) -> Answered:
+        def ask(inputs: Mapping[str, Array]) -> ServerAnswer:
             reply = self._served.answer(inputs)
-            return Answered(reply.outputs, reply.rung)
+            return ServerAnswer(reply.outputs, reply.rung)
 
         return ask
 

@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 
 from moh_deploy.package import VectorSet
-from moh_deploy.serving.guard.ladder_state import Reason
+from moh_deploy.serving.guard.ladder_state import TripReason
 from moh_deploy.system.npz import Array, BoolArray
 
-Kind = Literal["NaN", "inf", "-inf"]
-_TESTS: Mapping[Kind, Callable[[Array], BoolArray]] = {
+NonFinite = Literal["NaN", "inf", "-inf"]
+_TESTS: Mapping[NonFinite, Callable[[Array], BoolArray]] = {
     "NaN": np.isnan,
     "inf": lambda array: np.isinf(array) & ~np.signbit(array),
     "-inf": lambda array: np.isinf(array) & np.signbit(array),
@@ -34,7 +34,7 @@ class WrongSamples:
         samples: Numbers of the samples.
     """
 
-    reason: Reason
+    reason: TripReason
     value: str
     samples: tuple[int, ...]
 
@@ -52,7 +52,7 @@ class AnswerCheck:
 
     outputs: tuple[str, ...]
     gates: tuple[str, ...]
-    usual: Mapping[str, frozenset[Kind]]
+    usual: Mapping[str, frozenset[NonFinite]]
     has_samples: bool
 
     @classmethod
@@ -65,7 +65,7 @@ class AnswerCheck:
         has_samples: bool,
     ) -> AnswerCheck:
         """Learn from recorded runs what is usual."""
-        usual: dict[str, frozenset[Kind]] = {}
+        usual: dict[str, frozenset[NonFinite]] = {}
         for one in recorded:
             tensors = {**one.inputs, **one.outputs, **dict(zip(gates, one.gates, strict=False))}
             for name, array in tensors.items():
@@ -94,7 +94,7 @@ class AnswerCheck:
                 every = self._unusual_samples(results, [name for name, _ in suspects], size)
                 samples = tuple(map(int, np.flatnonzero(every & judged)))
                 is_output = name in self.outputs
-                reason: Reason = "non-finite outputs" if is_output else "non-finite gates"
+                reason: TripReason = "non-finite outputs" if is_output else "non-finite gates"
                 return WrongSamples(reason, name, samples)
         return None
 
@@ -133,7 +133,7 @@ def is_finite(array: Array) -> bool:
     return bool(np.isfinite(array).all())
 
 
-def _kinds(array: Array) -> frozenset[Kind]:
+def _kinds(array: Array) -> frozenset[NonFinite]:
     if is_finite(array):
         return frozenset()
     return frozenset(kind for kind, test in _TESTS.items() if test(array).any())

@@ -28,11 +28,11 @@ from moh_deploy.serving.guard.faults import Faults
 from moh_deploy.serving.guard.ladder import Rung
 from moh_deploy.serving.guard.ladder_state import (
     Evidence,
-    Failure,
     LadderState,
-    Reason,
     Route,
+    RungFailure,
     Transition,
+    TripReason,
 )
 from moh_deploy.serving.guard.same_answers import Comparison
 from moh_deploy.serving.metrics import Family, Series
@@ -113,7 +113,7 @@ class Guard:
         self._is_probing = False
         self._drift = ""
         self._next_probe = float("-inf")
-        self._transitions: Counter[tuple[str, str, Reason]] = Counter()
+        self._transitions: Counter[tuple[str, str, TripReason]] = Counter()
         self._fallbacks: Counter[tuple[str, str]] = Counter()
         self._refused: Counter[str] = Counter()
         self._compared: Counter[tuple[str, str]] = Counter()
@@ -126,7 +126,7 @@ class Guard:
         inner: Sequence[str],
         requests: int = 1,
     ) -> Ran:
-        """Run a batch; see `Source.run`."""
+        """Run a batch; see `BatchSource.run`."""
         self._obey_control()
         with self._lock:
             route = self._state.route(self._hands.clock())
@@ -161,7 +161,7 @@ class Guard:
         try:
             results, seconds = rung.run(inputs, outputs, wanted)
         except BackendError as error:
-            failure = Failure(index, "kernel error", {"error": error.message[:500]})
+            failure = RungFailure(index, "kernel error", {"error": error.message[:500]})
             return _Tried(failure, float("inf"), error)
         wrong = self._watched.check.wrong(inputs, results)
         if wrong is None:
@@ -172,7 +172,7 @@ class Guard:
             " ladder has a better one.",
             hint="The inputs are finite: the model itself has no answer to them.",
         )
-        return _Tried(Failure(index, wrong.reason, evidence), len(wrong.samples), refused)
+        return _Tried(RungFailure(index, wrong.reason, evidence), len(wrong.samples), refused)
 
     def _answered(
         self,
@@ -266,7 +266,7 @@ class Guard:
 
     def _other_answer(
         self, index: int, inputs: dict[str, Array], results: Mapping[str, Array]
-    ) -> Failure | None:
+    ) -> RungFailure | None:
         """Return what is wrong with results, by the next rung that is to compute the same."""
         below = self._reference(index)
         package, layers = self._watched.package, self._watched.layers
@@ -279,7 +279,7 @@ class Guard:
         if report.answer != "NOT EQUAL":
             return None
         evidence: Evidence = {"compared_with": below.found.name, "why": report.reasons[0][:500]}
-        return Failure(index, "other answers", evidence)
+        return RungFailure(index, "other answers", evidence)
 
     def _reference(self, index: int) -> Rung | None:
         """Return the rung below that is proven to give the same answers, and serves."""
@@ -460,7 +460,7 @@ class Guard:
 class _Tried:
     """A rung that did not answer rightly: why, how many samples are wrong, and what to raise."""
 
-    failure: Failure
+    failure: RungFailure
     bad: float
     error: MoHDeployError
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from moh_deploy.serving.guard.breaker import Breaker, BreakerLimits, State
 
-Reason = Literal[
+TripReason = Literal[
     "non-finite outputs",
     "non-finite gates",
     "kernel error",
@@ -49,16 +49,16 @@ class Transition:
     state: State | Literal["on", "off"]
     mode_from: str
     mode_to: str
-    reason: Reason
+    reason: TripReason
     evidence: Evidence = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Failure:
+class RungFailure:
     """An answer of a rung that was judged wrong, or that did not come."""
 
     rung: int
-    reason: Reason
+    reason: TripReason
     evidence: Evidence = field(default_factory=dict)
 
 
@@ -158,14 +158,14 @@ class LadderState:
             evidence = {"p99_ms": breaker.p99_ms, "limit_ms": breaker.limits.p99_ms}
             self._open(now, rung, "latency", {**evidence, "runs": breaker.runs})
 
-    def failed(self, now: float, failures: Sequence[Failure]) -> None:
+    def failed(self, now: float, failures: Sequence[RungFailure]) -> None:
         """Count wrong answers to a request that a rung below answered better."""
         for one in failures:
             breaker = self._breakers[one.rung]
             if breaker.state == "half-open" or (breaker.state == "closed" and breaker.failed(now)):
                 self._open(now, one.rung, one.reason, one.evidence)
 
-    def probed(self, now: float, rung: int, seconds: float, failure: Failure | None) -> None:
+    def probed(self, now: float, rung: int, seconds: float, failure: RungFailure | None) -> None:
         """Count a run beside the rung that serves.
 
         Args:
@@ -182,7 +182,7 @@ class LadderState:
         else:
             self._passed(now, rung, seconds)
 
-    def disagreed(self, now: float, failure: Failure) -> None:
+    def disagreed(self, now: float, failure: RungFailure) -> None:
         """Open a rung whose answer, already given, is not that of a rung proven to be the same."""
         if self._breakers[failure.rung].state == "closed" and self._below(failure.rung):
             self._open(now, failure.rung, failure.reason, failure.evidence)
@@ -237,12 +237,12 @@ class LadderState:
         elif breaker.probed(now):
             self._note(rung, before, "probes passed", {"probes": breaker.limits.probes})
 
-    def _open(self, now: float, rung: int, reason: Reason, evidence: Evidence) -> None:
+    def _open(self, now: float, rung: int, reason: TripReason, evidence: Evidence) -> None:
         before = self.mode
         cool_down = self._breakers[rung].open(now)
         self._note(rung, before, reason, {**evidence, "cool_down_s": cool_down})
 
-    def _note(self, rung: int, before: str, reason: Reason, evidence: Evidence) -> None:
+    def _note(self, rung: int, before: str, reason: TripReason, evidence: Evidence) -> None:
         self._change(self.names[rung], self._breakers[rung].state, before, reason, evidence)
 
     def _change(
@@ -250,7 +250,7 @@ class LadderState:
         rung: str,
         state: State | Literal["on", "off"],
         before: str,
-        reason: Reason,
+        reason: TripReason,
         evidence: Evidence,
     ) -> None:
         self._changes.append(Transition(rung, state, before, self.mode, reason, evidence))

@@ -17,7 +17,7 @@ from moh_deploy.serving.guard.faults import Faults
 from moh_deploy.serving.guard.guard import Guard, Hands, Watched
 from moh_deploy.serving.guard.ladder import LadderSetting, Rung, find_rung, open_at_start
 from moh_deploy.serving.guard.ladder_state import LadderState
-from moh_deploy.serving.guard.policy import GuardPolicy, read_policy
+from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.system.staging import scratch_directory, temporary_place
 from moh_deploy.validate.layer_values import layer_values
 
@@ -59,7 +59,7 @@ def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], thr
     """
     if options.drill and options.control is None:
         raise ConfigError("drill is allowed, but there is no control file that says what to plant.")
-    policy = GuardPolicy() if options.policy is None else read_policy(options.policy)
+    policy = GuardPolicy() if options.policy is None else read_guard_policy(options.policy)
     watched = _watched(model)
     names = [name for layer in watched.layers for name in layer.names]
     limit_ms = policy.rungs[0].p99_ms

@@ -164,7 +164,7 @@ class GuardPolicy(_Section):
         )
 
 
-def read_policy(path: Path) -> GuardPolicy:
+def read_guard_policy(path: Path) -> GuardPolicy:
     """Read a policy; paths in it become absolute.
 
     Raises:

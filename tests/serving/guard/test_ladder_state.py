@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from moh_deploy.serving.guard.breaker import BreakerLimits
-from moh_deploy.serving.guard.ladder_state import NOWHERE, Failure, LadderState
+from moh_deploy.serving.guard.ladder_state import NOWHERE, LadderState, RungFailure
 
 LIMITS = BreakerLimits(
     cool_down_s=10, longest_cool_down_s=40, stable_s=60, probes=2, p99_ms=100, min_samples=5
@@ -19,11 +19,11 @@ def ladder(rungs: int = 3, drift_to: int | None = None, **changed: float) -> Lad
 
 def fail(state: LadderState, now: float, rung: int = 0) -> None:
     """Let a rung give NaN and the next one a right answer, to one request."""
-    state.failed(now, [Failure(rung, NAN)])
+    state.failed(now, [RungFailure(rung, NAN)])
     state.answered(now, rung + 1, 0.01)
 
 
-def probe(state: LadderState, now: float, failure: Failure | None = None) -> None:
+def probe(state: LadderState, now: float, failure: RungFailure | None = None) -> None:
     asked = state.route(now).probe
     assert asked is not None
     state.probed(now, asked, 0.01, failure)
@@ -67,7 +67,7 @@ def test_a_half_open_rung_is_run_beside_and_serves_only_when_its_probes_passed()
 def test_a_failed_probe_opens_again_and_cools_down_longer():
     state = ladder()
     fail(state, 0)
-    probe(state, 10, Failure(0, "other answers"))
+    probe(state, 10, RungFailure(0, "other answers"))
     assert state.route(29).probe is None
     assert state.route(30).probe == 0
 
@@ -186,7 +186,7 @@ class LadderMachine(RuleBasedStateMachine):
         for rung in route.rungs:
             assert states[rung] in allowed, "an open rung was to serve"
             if rung in self.faulty:
-                failures.append(Failure(rung, NAN))
+                failures.append(RungFailure(rung, NAN))
                 continue
             self.state.failed(self.now, failures)
             self.state.answered(self.now, rung, self.seconds(rung))
@@ -194,7 +194,7 @@ class LadderMachine(RuleBasedStateMachine):
             break
         if route.probe is not None:
             assert states[route.probe] == "half-open"
-            found = Failure(route.probe, NAN) if route.probe in self.faulty else None
+            found = RungFailure(route.probe, NAN) if route.probe in self.faulty else None
             self.state.probed(self.now, route.probe, self.seconds(route.probe), found)
         self.check_changes()
         return served

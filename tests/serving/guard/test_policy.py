@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.serving.guard.policy import GuardPolicy, read_policy
+from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 
 OTHER = "rungs: [{kind: kernels}, {kind: package, name: plain, path: plain, measured_loss: %s}]"
 
@@ -24,7 +24,7 @@ def report(folder: Path, *, equal: bool = False, better: str = "higher") -> None
 
 
 def test_what_is_left_out_is_usual(tmp_path: Path):
-    policy = read_policy(written(tmp_path, "probes: 3"))
+    policy = read_guard_policy(written(tmp_path, "probes: 3"))
     assert policy == GuardPolicy(probes=3)
     assert [one.called for one in policy.rungs] == ["kernels", "functions"]
 
@@ -36,7 +36,7 @@ faults: {count: 3, window_s: 10}
 latency: {window_s: 5, min_samples: 100, recover_share: 0.5}
 cool_down: {first_s: 1, back_off: 3, longest_s: 9, stable_s: 60}
 """
-    policy = read_policy(written(tmp_path, text))
+    policy = read_guard_policy(written(tmp_path, text))
     limits = policy.limits(policy.rungs[0])
     assert vars(limits) == {
         "faults": 3,
@@ -57,14 +57,14 @@ cool_down: {first_s: 1, back_off: 3, longest_s: 9, stable_s: 60}
 def test_a_rung_that_changes_answers_may_be_used_with_its_measured_loss(tmp_path: Path):
     report(tmp_path)
     text = OTHER % "{report: report.json, metric: top-1, loss: 0.02}"
-    policy = read_policy(written(tmp_path, f"{text}\ndrift: {{rung: plain}}"))
+    policy = read_guard_policy(written(tmp_path, f"{text}\ndrift: {{rung: plain}}"))
     assert policy.rungs[1].path == tmp_path / "plain"
     assert not policy.rungs[1].same_answers
 
 
 def test_a_report_that_says_equal_is_enough(tmp_path: Path):
     report(tmp_path, equal=True)
-    assert read_policy(written(tmp_path, OTHER % "{report: report.json}"))
+    assert read_guard_policy(written(tmp_path, OTHER % "{report: report.json}"))
 
 
 @pytest.mark.parametrize(
@@ -92,12 +92,12 @@ def test_a_loss_that_its_report_does_not_say_is_refused(
     report(tmp_path, better=better)
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ConfigError, match=message):
-        read_policy(written(tmp_path, OTHER % loss))
+        read_guard_policy(written(tmp_path, OTHER % loss))
 
 
 def test_a_metric_that_is_better_on_the_rung_loses_nothing(tmp_path: Path):
     report(tmp_path, better="lower")
-    assert read_policy(written(tmp_path, OTHER % "{report: report.json, metric: top-1}"))
+    assert read_guard_policy(written(tmp_path, OTHER % "{report: report.json, metric: top-1}"))
 
 
 @pytest.mark.parametrize(
@@ -124,5 +124,5 @@ def test_a_metric_that_is_better_on_the_rung_loses_nothing(tmp_path: Path):
 def test_what_is_wrong_is_said_with_file_and_key(tmp_path: Path, text: str, message: str):
     path = written(tmp_path, text)
     with pytest.raises(ConfigError, match=message) as caught:
-        read_policy(path)
+        read_guard_policy(path)
     assert str(caught.value).startswith(f"{path}: ")
