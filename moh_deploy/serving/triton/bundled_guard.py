@@ -12,7 +12,7 @@ import yaml
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.manifest_json import MANIFEST_NAME
-from moh_deploy.serving.guard.policy import read_policy
+from moh_deploy.serving.guard.policy import read_guard_policy
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.system.staging import link_or_copy
@@ -100,7 +100,7 @@ def copy_package(source: Path, target: Path) -> None:
 def _copy_policy(policy: Path, fallback: Path | None, folder: Path) -> None:
     """Write the policy with what it names beside it."""
     # Read first: what is wrong with it is said of the user's file.
-    rungs = read_policy(policy).rungs
+    rungs = read_guard_policy(policy).rungs
     packages = [index for index, rung in enumerate(rungs) if rung.kind == "package"]
     if fallback is not None and len(packages) != 1:
         raise ConfigError(
@@ -110,8 +110,8 @@ def _copy_policy(policy: Path, fallback: Path | None, folder: Path) -> None:
     document: Any = read_yaml(policy, error=ConfigError)
     for index in packages:
         path, loss = rungs[index].path, rungs[index].measured_loss
-        assert path is not None, "read_policy refuses a rung without its package"
-        assert loss is not None, "read_policy refuses a package without its loss"
+        assert path is not None, "read_guard_policy refuses a rung without its package"
+        assert loss is not None, "read_guard_policy refuses a package without its loss"
         section = document["rungs"][index]
         copy_package(fallback or path, folder / f"package-{index}")
         shutil.copyfile(loss.report, folder / f"report-{index}.json")
