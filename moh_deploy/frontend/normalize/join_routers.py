@@ -24,7 +24,7 @@ _SELECTIONS = frozenset(["topk", "sort", "argsort", "argmax", "max", "kthvalue"]
 # Of a router, operators that are looked at: a router is a dozen of them.
 _MOST_NODES = 100
 
-Parts = tuple[Node, ...]
+_Parts = tuple[Node, ...]
 
 
 def join_routers(node: Node) -> None:
@@ -58,10 +58,10 @@ class _Joiner:
 
     def __init__(self, builder: GraphBuilder) -> None:
         self._builder = builder
-        self._found: dict[tuple[Parts, int], Node] = {}
+        self._found: dict[tuple[_Parts, int], Node] = {}
         self.ranks = False
 
-    def joined(self, parts: Parts, dim: int) -> Node:
+    def joined(self, parts: _Parts, dim: int) -> Node:
         """One tensor for those that the routers have in one place.
 
         Args:
@@ -77,7 +77,7 @@ class _Joiner:
             self._found[parts, dim] = found
         return found
 
-    def _operator(self, parts: Parts, dim: int) -> Node | None:
+    def _operator(self, parts: _Parts, dim: int) -> Node | None:
         """The operator that made each part, on what all of them read; None for a projection, or
         another operator that is not known to work on each token by itself."""
         if (parts, dim) in self._found:
@@ -218,9 +218,9 @@ def _same_place(node: Node, given: Mapping[str, object], dim: int) -> Sources:
     return {"self": dim}
 
 
-Rule = Callable[[Node, Mapping[str, object], int], Sources | None]
+_Rule = Callable[[Node, Mapping[str, object], int], Sources | None]
 
-_RULES: Mapping[str, Rule] = {
+_RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("softmax", "log_softmax", "topk", "sort", "argsort", "argmax"), _along),
     **dict.fromkeys(("max", "kthvalue", "cumsum", "sum", "mean", "amax", "amin"), _along),
     **dict.fromkeys(("slice", "narrow", "select", "squeeze"), _along),

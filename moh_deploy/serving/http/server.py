@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from types import FrameType
 
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
-from moh_deploy.serving.http.worker import UNANSWERED, Word, WorkerTask
+from moh_deploy.serving.http.worker import UNANSWERED, FirstWord, WorkerTask
 from moh_deploy.serving.served_model import threads_of
 from moh_deploy.system.isolate import child_environment, how_it_ended
 
@@ -168,14 +168,14 @@ class _Worker:
                 env=child_environment(),
             )
 
-    def word(self) -> Word | None:
+    def word(self) -> FirstWord | None:
         """Wait for what the worker says; None if it ends without a word."""
         while not self._said.endswith(b"\n"):
             received = self._socket.recv(4096)
             if not received:
                 return None
             self._said += received
-        return Word.of_line(self._said)
+        return FirstWord.of_line(self._said)
 
     def wait_until_it_ends(self, stop: _Stop) -> None:
         """Wait for the worker to end, or to be asked to."""
@@ -205,7 +205,7 @@ class _Worker:
             raise BackendError(f"not all requests were answered within {timeout_s:g} s at the end.")
         raise BackendError(f"the worker ended with {self.how()}: requests may be unanswered.")
 
-    def error(self, word: Word | None) -> MoHDeployError:
+    def error(self, word: FirstWord | None) -> MoHDeployError:
         """Return why the worker did not start."""
         if word is None or word.error is None:
             return BackendError(f"the worker ended with {self.how()} before it could answer.")

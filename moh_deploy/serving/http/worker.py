@@ -114,7 +114,7 @@ def work(task: WorkerTask, parent: socket.socket) -> bool:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(limits.shutdown_timeout_s)),
     )
-    server = _Server(config, queue, parent, Word(alone_because=joining.reason))
+    server = _Server(config, queue, parent, FirstWord(alone_because=joining.reason))
     asyncio.run(server.serve([socket.socket(fileno=task.listener)]))
     if not queue.close(timeout_s=limits.shutdown_timeout_s) or server.has_cut_off:
         return False  # and nothing is closed that is still in use
@@ -140,7 +140,7 @@ class _Server(uvicorn.Server):
     """A server whose parent says when it ends."""
 
     def __init__(
-        self, config: uvicorn.Config, queue: BatchingQueue, parent: socket.socket, ready: Word
+        self, config: uvicorn.Config, queue: BatchingQueue, parent: socket.socket, ready: FirstWord
     ) -> None:
         super().__init__(config)
         self._queue = queue
@@ -177,7 +177,7 @@ class _Server(uvicorn.Server):
 
 
 @dataclass(frozen=True)
-class Word(Strict):
+class FirstWord(Strict):
     """What a worker says to its parent: that it is ready, or why it will not be.
 
     Attributes:
@@ -197,12 +197,12 @@ class Word(Strict):
         return _WORD.dump_json(self) + b"\n"
 
     @classmethod
-    def of_line(cls, line: bytes) -> Word:
+    def of_line(cls, line: bytes) -> FirstWord:
         """Read what `to_line` returned."""
         return _WORD.validate_json(line)
 
 
-_WORD = TypeAdapter(Word)
+_WORD = TypeAdapter(FirstWord)
 
 
 def main(argument: str) -> int:
@@ -215,7 +215,7 @@ def main(argument: str) -> int:
         return 0 if work(task, parent) else UNANSWERED
     except MoHDeployError as error:
         with suppress(OSError):  # the parent, whose error it becomes, may be gone
-            parent.send(Word(error.message, error.hint, error.exit_code).to_line())
+            parent.send(FirstWord(error.message, error.hint, error.exit_code).to_line())
         return error.exit_code
 
 

@@ -76,7 +76,10 @@ def _with(**values: Array) -> Callable[[dict[str, Array]], None]:
         ),
         (_with(requests=np.ones(2, np.int64)), "contradicts itself"),
         (_with(rows=np.zeros((3, 4), np.float32)), "contradicts itself"),
-        (_with(rows=np.full((3, LAYOUT.width), np.nan, np.float32)), "no numbers, negative or huge"),
+        (
+            _with(rows=np.full((3, LAYOUT.width), np.nan, np.float32)),
+            "no numbers, negative or huge",
+        ),
         (_with(rows=np.full((3, LAYOUT.width), -1, np.float32)), "no numbers, negative or huge"),
         (_with(rows=np.zeros((3, LAYOUT.width), "S1")), "no numbers, negative or huge"),
         (_with(requests=np.array(3)), "contradicts itself"),
