@@ -8,11 +8,13 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.skips import MACHINE, expected_skips, reason_of, unexpected_skips
+from tests.warm_python import is_possible, warm_python
 
 pytest_plugins = ["pytester"]
 
@@ -90,6 +92,22 @@ def _unexpected(config: pytest.Config) -> list[str]:
         return []
     counts = Counter(reason_of(report) for report in terminal.stats.get("skipped", []))
     return unexpected_skips(counts, expected_skips(), lambda name: MACHINE[name]())
+
+
+@pytest.fixture(scope="session")
+def warm_interpreter() -> Iterator[Path]:
+    """What is called as Python is, and has imported what commands need: see `tests.warm_python`."""
+    if not is_possible():
+        yield Path(sys.executable)
+        return
+    with warm_python() as interpreter:
+        yield interpreter
+
+
+@pytest.fixture
+def warm_processes(warm_interpreter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of Python that a test starts, and those that moh_deploy starts, are quick."""
+    monkeypatch.setattr(sys, "executable", str(warm_interpreter))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -119,6 +119,7 @@ def test_package_with_an_edited_manifest_is_refused(cli: Cli, package: Path):
     assert cli("inspect", package).exit_code == 0
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_reader_that_goes_away_is_no_error(package: Path):
     with start_python("-m", "moh_deploy", "inspect", str(package)) as process:
         assert process.stdout is not None
@@ -128,6 +129,7 @@ def test_reader_that_goes_away_is_no_error(package: Path):
     assert process.returncode == 141
 
 
+@pytest.mark.usefixtures("warm_processes")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["for people", "json"])
 @pytest.mark.parametrize("directory", ["package", "nowhere"])
@@ -148,6 +150,7 @@ def test_full_disk_behind_stdout_is_no_answer(package: Path, directory: str, opt
     assert ("error: stdout cannot be written: No space left on device" in ended.stderr) == is_lost
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_interrupt_that_a_module_makes_an_error_of_is_one():
     """An extension module that is interrupted while it is loaded raises ImportError."""
     code = "import sys, signal, moh_deploy.api.inspect as job; from moh_deploy.cli import main\n"
@@ -159,6 +162,7 @@ def test_interrupt_that_a_module_makes_an_error_of_is_one():
     assert (process.returncode, out, err.strip()) == (130, "", "interrupted")
 
 
+@pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize("error", ["ValueError", "RecursionError", "MemoryError", "OSError"])
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["for people", "json"])
 def test_bug_keeps_its_traceback_and_is_no_answer(error: str, options: list[str]):
@@ -171,6 +175,7 @@ def test_bug_keeps_its_traceback_and_is_no_answer(error: str, options: list[str]
     assert f"{error}: planted\nerror: this is a bug of moh-deploy: {error} was" in ended.err
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_interrupted_process_ends_with_130_and_no_traceback():
     code = "import time, moh_deploy.api.inspect as job; from moh_deploy.cli import main\n"
     code += "def wait(*_, **__): print('ready', file=sys.stderr, flush=True); time.sleep(60)\n"

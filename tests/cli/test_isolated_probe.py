@@ -13,6 +13,8 @@ from tests.cli.dying_probe import dying_probe
 from tests.cli.run_cli import Cli
 from tests.edge_case_package import write_edge_package
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 LONGEST = {"batch": 3, "seq": 9}
 
 

@@ -13,6 +13,8 @@ import pytest
 from tests.cli.run_cli import REPOSITORY, Cli
 from tests.handmade_package import WIDTH, write_package
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 NOT_TEXT = os.fsdecode(b"d\xff")
 
 

@@ -12,6 +12,7 @@ from tests.cli.run_cli import start_python
 from tests.kernel_library import required_library
 
 
+@pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)], ids=str
 )

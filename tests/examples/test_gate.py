@@ -24,6 +24,8 @@ from tests.examples.ci_runner import REPOSITORY, CiRunner, Outcome
 from tests.examples.digits_demo import DIGITS, DemoRun
 from tests.nightly import nightly
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 QUICK = "--threads=1\n--min-time=0s\n--warmup=0s"
 
 

@@ -118,6 +118,7 @@ def test_data_beyond_the_end_of_its_file_is_refused(root: Path, offset: object, 
 
 
 @nightly
+@pytest.mark.usefixtures("warm_processes")
 def test_every_command_that_opens_a_package_refuses_such_data(tmp_path: Path):
     """The whole story: weights beside the model, unlisted, changed after they were written."""
     root = write_package(tmp_path / "package", external_data=True).root

@@ -265,6 +265,7 @@ def in_subprocess(code: str, *arguments: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize(
     "write",
     [
@@ -322,6 +323,7 @@ WRITER_IN_FINALISER = """
 """
 
 
+@pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize(
     ("code", "number"),
     [

@@ -58,6 +58,7 @@ def writer(folder: Path) -> tuple[subprocess.Popen[str], Path, Path]:
     return process, staged, file
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_what_a_killed_run_left_is_removed_by_the_next_and_what_a_living_one_writes_is_not(
     tmp_path: Path,
 ):

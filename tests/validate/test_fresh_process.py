@@ -24,6 +24,7 @@ def test_equal_package_is_proven(tmp_path: Path):
     assert run.kernels.reason == "switched off"
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_kernels_are_proven_too(tmp_path: Path):
     library = required_library()
     package = write_package(tmp_path / "package", compute_type="bfloat16")
@@ -34,6 +35,7 @@ def test_kernels_are_proven_too(tmp_path: Path):
     assert run.kernels.asked_compute_type == "bfloat16"
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_one_process_runs_function_bodies_and_then_kernels(tmp_path: Path):
     required_library()
     package = write_package(tmp_path / "package")
@@ -52,12 +54,14 @@ def count_processes() -> Iterator[list[object]]:
         yield start.mock_calls
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_wrong_package_is_not(tmp_path: Path):
     package = write_package(tmp_path / "package", scale=1.001)
     with pytest.raises(ValidationError, match="not equal to the reference"):
         prove(package.root, [Way("off")])
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_error_of_the_process_keeps_its_kind(tmp_path: Path):
     with pytest.raises(PackageError, match=r"nowhere does not exist"):
         prove(tmp_path / "nowhere", [Way("off")])
