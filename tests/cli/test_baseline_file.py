@@ -11,6 +11,8 @@ from tests.handmade_package import vectors, write_package
 from tests.nightly import nightly
 from tests.report.junit_reader import read_outcomes
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 BENCH = ("--threads", "1", "--min-time", "0s", "--warmup", "0ms")
 
 

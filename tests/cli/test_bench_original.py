@@ -12,6 +12,8 @@ from tests.cli.run_cli import Cli
 from tests.handmade_package import write_package
 from tests.nightly import nightly
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 CODE = """
 from torch import nn
 

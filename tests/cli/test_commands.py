@@ -15,6 +15,8 @@ from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library, without_library
 from tests.report.json_schema import validate_answer
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 
 def test_inspect_shows_layers_and_what_runs_them(cli: Cli, package: Path):
     shown = cli("inspect", package, "--kernels", "off")

@@ -10,6 +10,8 @@ from tests.cli.run_cli import Cli
 from tests.edge_case_package import inputs, write_edge_package
 from tests.validate.edge_cases import planted_bugs
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 QUICK = ["--kernels", "off", "--longest", "seq=9", "--longest", "batch=3"]
 
 

@@ -15,6 +15,8 @@ from tests.cuda.mutations.planting import try_out
 from tests.cuda.mutations.table import MUTATIONS
 from tests.nightly import first_of_each
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 
 def _file(mutation: Mutation) -> str | None:
     """A push builds the kernels without sanitizers only, and plants one bug in each file."""

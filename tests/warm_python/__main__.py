@@ -28,6 +28,7 @@ MODULES = (
     "moh_deploy.cli",
     "moh_deploy.report.html",
     "moh_deploy.validate.fresh_process",
+    "tests.cuda.run_cases",
     "onnx_ir.passes.common",
 )
 
