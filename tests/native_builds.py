@@ -26,7 +26,7 @@ from tests.plugins.test_sanitizers import sanitized_library
 # Those that take longest come first.
 PUSH: dict[str, Callable[[], object]] = {
     "kernels, compiled to PTX": lambda: nvcc.ptx_of(nvcc.kernel_sources()),
-    "emulated kernels": lambda: build(PLAIN),
+    "emulated kernels, and the plugin on them": lambda: builds.plugin_on_emulated(build(PLAIN)),
     "TensorRT plugin": builds.plugin_on_fakes,
     "harness of the plugin": builds.harness,
 }

@@ -24,7 +24,11 @@ HERE = Path(__file__).parent
 BUILDS = ROOT / "build" / "cuda-trt"
 FLAGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations")
 _PARTS = ("MAJOR", "MINOR", "PATCH")
-SHARED = ("-fPIC", "-shared", "-fvisibility=hidden")
+_LINKED = ("-Wl,-z,defs", "-ldl")
+PROGRAM = _LINKED
+SHARED = ("-fPIC", "-shared", "-fvisibility=hidden", *_LINKED)
+OBJECT = ("-fPIC", "-fvisibility=hidden", "-r", "-nostdlib")
+"""What is built: a program, a shared library, or several sources as one object for others."""
 
 
 def plugin_sources() -> list[Path]:
@@ -72,9 +76,9 @@ def build(
     *,
     headers: Path | None = None,
     libraries: tuple[Path, ...] = (),
-    shared: bool = True,
+    kind: tuple[str, ...] = SHARED,
 ) -> Path:
-    """Build a shared library, or a program, with the C++ compiler and return its path.
+    """Build a shared library, or something else, with the C++ compiler and return its path.
 
     Args:
         headers: TensorRT's; None: of the Python package.
@@ -83,19 +87,18 @@ def build(
     if shutil.which(COMPILER) is None:
         pytest.skip(f"no C++ compiler: {COMPILER}")
     command = [
-        *(COMPILER, "-O1", *FLAGS, *(SHARED if shared else ())),
+        *(COMPILER, "-O1", *FLAGS),
         f'-DMOH_VERSION="{moh_deploy.__version__}"',
         *("-isystem", str(headers or required_headers()), "-isystem", str(cuda_headers())),
         *("-I", str(PLUGINS), "-I", str(PLUGINS / "include")),
         *(str(source) for source in sources),
         *(str(library) for library in libraries),
         *(f"-Wl,-rpath,{library.parent}" for library in libraries),
-        "-Wl,-z,defs",
-        "-ldl",
+        *kind,
     ]
     content = digest_of(_inputs(), command)
     # Several versions of a library are in use at once: each has a folder of its own.
-    library = BUILDS / content[:16] / f"{name}.so"
+    library = BUILDS / content[:16] / f"{name}.{'o' if kind is OBJECT else 'so'}"
 
     def compile_it() -> None:
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -116,9 +119,15 @@ def harness() -> Path:
 
 def plugin_on_fakes(headers: Path | None = None) -> Path:
     """The plugin library over kernels that the test answers for (fake_kernels.cc)."""
-    return build("plugin", [*plugin_sources(), HERE / "fake_kernels.cc"], headers=headers)
+    fakes = HERE / "fake_kernels.cc"
+    return build("plugin", [_plugin_object(headers), fakes], headers=headers)
 
 
 def plugin_on_emulated(kernels: Path) -> Path:
     """The plugin library over the kernels that the emulator runs (tests/cuda/libraries.py)."""
-    return build("plugin_emulated", plugin_sources(), libraries=(kernels,))
+    return build("plugin_emulated", [_plugin_object()], libraries=(kernels,))
+
+
+def _plugin_object(headers: Path | None = None) -> Path:
+    """What both of these have in common, compiled once."""
+    return build("plugin_object", plugin_sources(), headers=headers, kind=OBJECT)

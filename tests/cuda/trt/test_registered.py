@@ -18,7 +18,7 @@ _SOURCE = builds.PLUGINS / "cuda" / "registered" / "register.cc"
 @pytest.fixture(scope="module")
 def program() -> Path:
     source, library = builds.HERE / "registered.cc", lean(10)
-    return builds.build("registered", [source], libraries=(library,), shared=False)
+    return builds.build("registered", [source], libraries=(library,), kind=builds.PROGRAM)
 
 
 @pytest.fixture

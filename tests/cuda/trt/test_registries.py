@@ -28,7 +28,9 @@ def lean(major: int) -> Path:
 
 
 def _program(headers: Path) -> Path:
-    return builds.build("registry", [builds.HERE / "registry.cc"], headers=headers, shared=False)
+    return builds.build(
+        "registry", [builds.HERE / "registry.cc"], headers=headers, kind=builds.PROGRAM
+    )
 
 
 @pytest.mark.parametrize("version", HEADERS or ["10"])
