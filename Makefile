@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve-demo test test-all test-long test-cuda test-gpu test-trt cuda plugin check format clean build-dependencies test-dependencies
+.PHONY: help demo serve-demo test test-builds test-all test-long test-cuda test-gpu test-trt cuda plugin check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -26,6 +26,7 @@ JOBS ?= $(shell nproc)
 TEST_JOBS ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_JOBS) --maxprocesses=8 --dist=worksteal
 TEST_EXTRAS := test$(if $(shell command -v nvcc),$(comma)test-tensorrt)
+CHECK_EXTRAS := dev
 
 help:
 	@echo "make demo    train a small model on real digits, export it, verify it, compare every image"
@@ -56,9 +57,12 @@ $(TRITON)/.installed: examples/serving/server-requirements.txt | $(VENV)/.create
 	$(TRITON)/bin/python -m pip install --quiet -r $<
 	@touch $@
 
-test: build-dependencies test-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels
-	$(BIN)/python -m tests.native_builds
+test: test-builds test-dependencies
 	$(PYTEST) $(PYTEST_ARGS)
+
+# What is there already from the same sources is not built again.
+test-builds: build-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels
+	$(BIN)/python -m tests.native_builds
 
 test-all: build-dependencies test-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels
 	$(BIN)/python -m tests.native_builds --nightly
@@ -95,7 +99,7 @@ cuda:
 	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON
 	cmake --build build/cuda --parallel $(JOBS)
 
-check: $(VENV)/.installed-dev
+check: $(VENV)/.installed-$(CHECK_EXTRAS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

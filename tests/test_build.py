@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import shutil
@@ -99,6 +100,22 @@ def test_library_is_built_and_replaces_an_older_one(
     assert builder.build_kernels(tree / NATIVE)
     assert b"CHANGED" in stale.read_bytes()
     assert capsys.readouterr().err == ""
+
+
+@needs_cmake
+def test_nobody_else_builds_here_at_the_same_time(
+    tree: Path, builder: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    def compile_nothing(cmake: str) -> Path:
+        with (
+            open(tree / "build" / "kernels.lock", "w") as lock,
+            pytest.raises(BlockingIOError),
+        ):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return tree / "plugins" / "library.cc"
+
+    monkeypatch.setattr(builder, "_compile", compile_nothing)
+    assert builder.build_kernels(tree / NATIVE)
 
 
 @needs_cmake

@@ -75,9 +75,20 @@ def _build(mode: str) -> Path:
         raise NoKernels("switched off by MOH_DEPLOY_BUILD_KERNELS=off")
     if not sys.platform.startswith("linux"):
         raise NoKernels(f"they are built on Linux only, this is {sys.platform}")
+    import fcntl  # which Windows does not have
+
     cmake = shutil.which("cmake")
     if cmake is None:
         raise NoKernels("cmake was not found")
+    lock_path = ROOT / "build" / "kernels.lock"
+    lock_path.parent.mkdir(exist_ok=True)
+    with lock_path.open("w") as lock:
+        # `pip install` may run beside this: who comes second finds everything compiled.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _compile(cmake)
+
+
+def _compile(cmake: str) -> Path:
     source, work = ROOT / "plugins", _work_folder(ROOT / "plugins", ROOT / "build" / "kernels")
     configure = [cmake, "-S", str(source), "-B", str(work), "-DCMAKE_BUILD_TYPE=Release"]
     status, output = _run(configure)
