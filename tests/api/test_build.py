@@ -321,7 +321,7 @@ def test_another_version_of_the_library_is_refused(
         build()
 
 
-@pytest.mark.parametrize("form", one_in(3, FORMS))
+@pytest.mark.parametrize("form", one_in(6, FORMS))
 def test_without_plugins_the_lowered_model_computes_what_the_original_did(
     package_of: Callable[[str], Path], tmp_path: Path, form: str
 ):

@@ -107,7 +107,10 @@ def test_an_artefact_is_loaded(tmp_path: Path):
     assert "ONNX Runtime" in str(found.abilities[-1].how)
 
 
-def test_an_artefact_that_does_not_run_here_ends_with_1(tmp_path: Path):
+def test_an_artefact_that_does_not_run_here_ends_with_1(
+    here: DoctorReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("moh_deploy.api.doctor.look_around", lambda *_: here.machine)
     if shutil.which("nvidia-smi") is not None:
         pytest.skip("there is a GPU")
     failure = doctor(write_engine(tmp_path / "engine")).failure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +30,9 @@ class DemoRun:
         return self.work_dir / "package"
 
 
-def run_demo(work_dir: Path) -> DemoRun:
-    """Train for three epochs, export, verify and compare."""
+def run_demo(work_dir: Path, python: Path) -> DemoRun:
+    """Train for three epochs, export, verify and compare, by this interpreter."""
     options = ["--work-dir", str(work_dir), "--epochs", "3", "--min-accuracy", "0.2"]
-    command = [sys.executable, str(DIGITS / "demo.py"), *options]
+    command = [str(python), str(DIGITS / "demo.py"), *options]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     return DemoRun(process, work_dir)

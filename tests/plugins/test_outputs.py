@@ -28,15 +28,21 @@ def _cases(dtype: str) -> list[Case]:
 
 # bfloat16 first: the first instruction set is the one with instructions for it.
 OUTPUTS = [(dtype, poison) for poison in (np.nan, 777.0) for dtype in reversed(FLOAT_TYPES)]
+# A third of the cases at a time: a push runs another one on each instruction set.
+THIRDS = [
+    (dtype, poison, (turn + number) % 3)
+    for turn in range(3)
+    for number, (dtype, poison) in enumerate(OUTPUTS)
+]
 
 
-@pytest.mark.parametrize(("instruction_set", "output"), in_turn(INSTRUCTION_SETS, OUTPUTS))
+@pytest.mark.parametrize(("instruction_set", "output"), in_turn(INSTRUCTION_SETS, THIRDS))
 def test_what_the_output_held_before_does_not_matter(
-    instruction_set: str, output: tuple[str, float]
+    instruction_set: str, output: tuple[str, float, int]
 ):
-    kernels, (dtype, poison) = kernels_of(instruction_set), output
+    kernels, (dtype, poison, third) = kernels_of(instruction_set), output
 
     def run(case: Case) -> list[np.ndarray]:
         return [run_into(memory_for(case, poison), kernels.session(case_model(case)), case)]
 
-    assert_outputs_right(_cases(dtype), run)
+    assert_outputs_right(_cases(dtype)[third::3], run)

@@ -32,12 +32,14 @@ def _run(kernels: Kernels, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.usefixtures("warm_processes")
 @each_instruction_set
 def test_keys_and_values_of_unchosen_heads_are_not_read(instruction_set: str, op: str):
     ran = _run(kernels_of(instruction_set), op)
     assert (ran.returncode, ran.stdout) == (0, "done\n"), ran.stderr
 
 
+@pytest.mark.usefixtures("warm_processes")
 @each_instruction_set
 def test_keys_and_values_of_chosen_heads_are_read(instruction_set: str, op: str):
     """The twin: that memory really cannot be read."""

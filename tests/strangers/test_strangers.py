@@ -50,7 +50,7 @@ EXPORTED = [model for model in MODELS if model.name not in {*IN_THE_WAY, *NOT_CO
 OTHERS = [model for model in MODELS if model.name in IN_THE_WAY]
 
 
-@pytest.mark.parametrize("model", one_in(12, EXPORTED), ids=lambda model: model.name)
+@pytest.mark.parametrize("model", one_in(24, EXPORTED), ids=lambda model: model.name)
 def test_gated_layers_are_replaced(model: ZooModel):
     module = model.build().eval()
     layers = checked_layers(traced(module, model.inputs()), module, model, within=1e-4)
@@ -59,7 +59,7 @@ def test_gated_layers_are_replaced(model: ZooModel):
     assert sum(one.replaced for one in layers) >= sum(one.replaced for one in wanted)
 
 
-@pytest.mark.parametrize("model", one_in(5, OTHERS), ids=lambda model: model.name)
+@pytest.mark.parametrize("model", one_in(10, OTHERS), ids=lambda model: model.name)
 def test_what_is_in_the_way_is_said(model: ZooModel):
     said = " | ".join(_said_of(model))
     assert re.search(IN_THE_WAY[model.name], said), said

@@ -23,6 +23,7 @@ from moh_deploy.runtime.original import OriginalModel
 from moh_deploy.system.npz import Array, write_npz
 from tests.frontend.traced import plain_trace
 from tests.handmade_package import vectors, write_package
+from tests.nightly import nightly
 
 X = vectors().inputs["x"]
 
@@ -147,6 +148,16 @@ def test_process_of_its_own_loads_the_original_and_runs_it(
     assert found.load_ms > 0
     assert found.first_run_ms > 0
     assert found.peak_memory_bytes > 2**20
+
+
+@nightly  # another import of torch: a push sees errors of such a process in test_fresh_run.py
+def test_process_of_its_own_says_what_cannot_be_imported(
+    package: OnnxPackage, checkpoint: Path, code_dir: Path, tmp_path: Path
+):
+    write_npz(tmp_path / "in.npz", {"x": np.zeros((2, 3), np.float32)})
+    original = moh_deploy.load_original(checkpoint, factory="user_net:build", code_dirs=[code_dir])
+    alone = OriginalModel.of(original, package.manifest).alone(Variant(threads=1))
+    assert alone is not None
     (code_dir / "user_net.py").unlink()
     with pytest.raises(ConfigError, match="'user_net' cannot be imported"):
         fresh_run(FreshTask(*alone, tmp_path / "in.npz"))

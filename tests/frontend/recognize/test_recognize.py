@@ -10,7 +10,7 @@ from tests.nightly import one_in
 from tests.zoo import MISSED, ZOO, ExpectedLayer, ZooModel
 
 
-@pytest.mark.parametrize("animal", one_in(5, ZOO), ids=lambda animal: animal.name)
+@pytest.mark.parametrize("animal", one_in(10, ZOO), ids=lambda animal: animal.name)
 def test_layers_are_recognised_and_rewriting_changes_no_result(animal: ZooModel):
     assert rewritten_layers(animal) == animal.expected.layers
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch.export import ExportedProgram
@@ -10,6 +12,7 @@ from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, aggregated, commit, insert
 from tests.frontend.traced import nodes, traced
+from tests.nightly import one_in
 from tests.zoo.model import seeded
 from tests.zoo.windowed import FocusAttention, pixels_in
 
@@ -22,7 +25,9 @@ def inserted(dtype: torch.dtype = torch.float32) -> tuple[ExportedProgram, Rewri
     return program, rewrite
 
 
+@cache
 def committed() -> ExportedProgram:
+    """One program for all tests that only read it."""
     program, rewrite = inserted()
     done = commit(program, [rewrite])
     fold_weights(done)
@@ -57,7 +62,7 @@ def test_what_does_not_depend_on_the_input_is_constant():
     assert shapes == [(4, 8), (4, 64), (4, 9), (4, 64, 4), (4, 8, 9), (4, 9)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", one_in(2, [torch.bfloat16, torch.float16]))
 def test_half_precision_is_rewritten_within_its_rounding(dtype: torch.dtype):
     program, rewrite = inserted(dtype)
     assert rewrite.op == "MoHAggregatedAttention"

@@ -15,6 +15,7 @@ from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import in_turn
 
 B, S, C, H, D = 2, 5, 12, 4, 3
 X = torch.randn(B, S, C, generator=torch.Generator().manual_seed(0))
@@ -112,8 +113,7 @@ def reads(program: ExportedProgram) -> set[str]:
     return {op(node) for node in ancestors(output) if op(node)}
 
 
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
-@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(("spelling", "bias"), in_turn(SPELLINGS, [True, False]))
 def test_packed_weight_becomes_one_weight_for_each(spelling: str, bias: bool):
     program = committed(Packed(SPELLINGS[spelling], bias=bias))
     assert attention_operands(program) == ["linear"] * 3

@@ -14,7 +14,7 @@ from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.validate.edge_cases.source import Sides, body_source
 from moh_deploy.validate.edge_cases.ties_before import run_ties_before
 from tests.edge_case_package import write_edge_package
-from tests.nightly import nightly
+from tests.nightly import nightly, one_in
 from tests.validate.edge_cases.exported_packages import exported
 from tests.validate.edge_cases.planted_faults import (
     ALWAYS,
@@ -106,19 +106,19 @@ def test_what_is_right_passes(
     assert found == [(place, "passed") for place in (*places, MODEL)]
 
 
+@pytest.mark.parametrize("fault", one_in(3, BEHIND), ids=lambda one: one.__name__)
 def test_first_of_two_layers_is_named_alone(
-    package_of: Callable[[str], OnnxPackage], tmp_path: Path
+    package_of: Callable[[str], OnnxPackage], tmp_path: Path, fault: Fault
 ):
     right = package_of("llama_prefill")
     first, second = right.manifest.layers
-    for fault in BEHIND:
-        wrong = planted(right, tmp_path / fault.__name__, in_layer(first, fault))
-        by_place = {one.place: one for one in results(wrong)}
-        assert by_place[first.path].status == "failed", fault
-        assert by_place[second.path].status == "passed", fault
-        assert by_place[MODEL].detail == (
-            f"layer '{first.path}' is wrong, and every output stands behind it."
-        )
+    wrong = planted(right, tmp_path / "wrong", in_layer(first, fault))
+    by_place = {one.place: one for one in results(wrong)}
+    assert by_place[first.path].status == "failed"
+    assert by_place[second.path].status == "passed"
+    assert by_place[MODEL].detail == (
+        f"layer '{first.path}' is wrong, and every output stands behind it."
+    )
 
 
 def test_sentence_says_what_breaks_ties(package_of: Callable[[str], OnnxPackage], tmp_path: Path):
