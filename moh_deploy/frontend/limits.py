@@ -7,7 +7,7 @@ each size, and assertions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -77,7 +77,8 @@ def dim_ranges(program: ExportedProgram, inputs: Sequence[ModelInput]) -> Ranges
 @dataclass(frozen=True)
 class Relations:
     """The dimensions that follow from others, as the length of a mask is that of a cache and of new
-    tokens: what the program asserts of them.
+    tokens: what the program asserts of them. A mask that may be longer and is not in the example
+    follows, too.
 
     Attributes:
         forms: Name of such a dimension to its size, as an expression of the names of others.
@@ -91,10 +92,9 @@ class Relations:
         names = {symbol: name for name, symbol in _symbols(program, inputs).items()}
         forms: dict[str, sympy.Expr] = {}
         used: set[str] = set()
-        equations = [one for one in _assertions(program) if isinstance(one, sympy.Eq)]
-        for symbol, form in [pair for one in equations for pair in (one.args, one.args[::-1])]:
+        for symbol, form in _equal_at(example_sizes(inputs), names, _assertions(program)):
             name, others = names.get(symbol), form.free_symbols
-            if name is None or name in used or symbol in others or not others <= names.keys():
+            if name is None or name in used or symbol in others or not others:
                 continue
             if forms.keys().isdisjoint(names[one] for one in others):
                 used |= {names[one] for one in others}
@@ -118,6 +118,26 @@ class Relations:
         return found
 
 
+def _equal_at(
+    sizes: Mapping[str, int],
+    names: Mapping[sympy.Symbol, str],
+    assertions: Iterable[sympy.Basic],
+) -> Iterator[tuple[sympy.Expr, sympy.Expr]]:
+    """Yield both sides of equations, and of `past + seq <= total` where they are equal so far."""
+    for one in assertions:
+        if (
+            not isinstance(one, (sympy.Eq, sympy.Le, sympy.Ge))
+            or not one.free_symbols <= names.keys()
+        ):
+            continue
+        left, right = one.args
+        at = {symbol: sympy.Integer(sizes[names[symbol]]) for symbol in one.free_symbols}
+        joined = left.is_Add or right.is_Add
+        if isinstance(one, sympy.Eq) or (joined and left.xreplace(at) == right.xreplace(at)):
+            yield left, right
+            yield right, left
+
+
 def _value(form: sympy.Expr, sizes: Mapping[str, int]) -> int:
     return int(form.xreplace({one: sympy.Integer(sizes[str(one)]) for one in form.free_symbols}))
 
@@ -137,6 +157,27 @@ def joined_dims(program: ExportedProgram, inputs: Sequence[ModelInput]) -> list[
         for name, symbol in _symbols(program, inputs).items()
         if any(symbol in one.args and (one - symbol).is_positive for one in sums)
     ]
+
+
+def unmet_assertions(
+    program: ExportedProgram, inputs: Sequence[ModelInput], sizes: Mapping[str, int]
+) -> list[str]:
+    """Return what a program asserts of sizes that is not so at given ones: `past + seq <= total`.
+
+    Args:
+        inputs: The user inputs, in order.
+    """
+    symbols = _symbols(program, inputs)
+    ranges = [
+        condition
+        for symbol, limits in program.range_constraints.items()
+        for condition in (symbol >= max(limits.lower, 0), symbol <= limits.upper)
+        if limits.lower > _SMALLEST_TRACED or limits.upper.is_Integer
+    ]
+    named = {symbol: sympy.Symbol(name, integer=True) for name, symbol in symbols.items()}
+    values = {named[symbol]: sympy.Integer(sizes[name]) for name, symbol in symbols.items()}
+    asserted = [one.xreplace(named) for one in (*_assertions(program), *ranges)]
+    return [str(one) for one in asserted if one.xreplace(values) == sympy.false]
 
 
 def _symbols(program: ExportedProgram, inputs: Sequence[ModelInput]) -> dict[str, sympy.Symbol]:

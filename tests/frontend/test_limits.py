@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.limits import Relations, dim_ranges, joined_dims
+from moh_deploy.frontend.limits import Relations, dim_ranges, joined_dims, unmet_assertions
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.trace import trace
 from tests.frontend.test_trace import Model
@@ -142,3 +142,33 @@ def test_dimension_that_follows_from_others_is_completed():
     assert sizes == {"seq": 1, "past": 0, "total": 1}
     assert relations.complete_ranges({"seq": (1, None), "total": (4, None)}) == {"seq": (1, None)}
     assert relations.complete_ranges({"seq": (2, 9)}) == {"seq": (2, 9), "total": (2, None)}
+
+
+class Trimmed(nn.Module):
+    def forward(self, x: Tensor, past: Tensor, mask: Tensor) -> Tensor:
+        joined = torch.cat([past, x], 1)
+        if mask.shape[1] < joined.shape[1]:
+            return joined
+        return joined.masked_fill(mask[:, torch.arange(joined.shape[1])] > 0, 0.0)
+
+
+@pytest.mark.parametrize(("total", "follows"), [(8, True), (9, False)])
+def test_mask_that_may_be_longer_follows_where_it_is_not(total: int, follows: bool):
+    inputs = [
+        ModelInput("x", torch.randn(2, 3, 4), {1: "seq"}),
+        ModelInput("past", torch.randn(2, 5, 4), {1: "past"}),
+        ModelInput("mask", torch.randn(2, total, 1), {1: "total"}),
+    ]
+    program = trace(loaded(Trimmed()), inputs)
+    sizes = {"seq": 4, "past": 6, "total": 8}
+    relations = Relations.of(program, inputs)
+    assert relations.complete(sizes) == {**sizes, "total": 10 if follows else 8}
+    assert "past + seq <= total" in unmet_assertions(program, inputs, sizes)
+    assert "past + seq <= total" not in unmet_assertions(program, inputs, {**sizes, "total": 10})
+
+
+def test_range_of_a_size_is_asserted_too():
+    inputs = [ModelInput("x", torch.randn(2, 6, 4), {1: "n"})]
+    program = trace(loaded(Model(lambda m, x: x if x.shape[1] > 4 else x * 2)), inputs)
+    assert unmet_assertions(program, inputs, {"n": 5}) == []
+    assert unmet_assertions(program, inputs, {"n": 4}) == ["n >= 5"]

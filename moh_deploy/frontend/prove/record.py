@@ -71,15 +71,12 @@ class Recording:
         layers: One record for each rewrite, in order.
         disagreements: For each swap how its nodes differ; None if they agree.
         rounding: How far rounding moves it; None if that was not asked for, or cannot be known.
-        unmet: What the program asserts of sizes and is not so at those of this run. What it
-            computes may be right all the same.
     """
 
     outputs: list[torch.Tensor]
     layers: list[LayerRecord]
     disagreements: list[LayerDifference | None]
     rounding: Rounding | None = None
-    unmet: tuple[str, ...] = ()
 
 
 def record(
@@ -116,7 +113,6 @@ def record(
         layers=[_layer_record(rewrite, values, valid) for rewrite in rewrites],
         disagreements=[_swapped(swap, values, valid) for swap in swaps],
         rounding=rounding,
-        unmet=tuple(runner.unmet),
     )
 
 
@@ -134,19 +130,17 @@ def _watched(rewrite: Rewrite) -> list[Node]:
 
 
 class _WatchingInterpreter(Interpreter):
-    """Keeps the values of some nodes, and what is asserted of sizes and is not so."""
+    """Keeps the values of some nodes, and runs at sizes of which the program asserts that it is not
+    for them: what it computes there may be right all the same.
+    """
 
     def __init__(self, program: ExportedProgram, watched: set[Node]) -> None:
         super().__init__(program.graph_module)
         self._watched = watched
         self.values: dict[Node, torch.Tensor] = {}
-        self.unmet: list[str] = []
 
     def run_node(self, n: Node) -> object:
         if n.target is torch.ops.aten._assert_scalar.default:
-            (condition, message), _ = self.fetch_args_kwargs_from_env(n)
-            if not condition:
-                self.unmet.append(str(message))
             return None
         result = super().run_node(n)
         if n in self._watched:

@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy
+from moh_deploy.frontend.limits import unmet_assertions
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.prove.original import OriginalRun, check_trace
 from moh_deploy.frontend.prove.record import Recording, record
@@ -24,7 +25,8 @@ class DoesNotRun:
     something else there, and says so by what it asserts of sizes.
 
     Attributes:
-        why: The first line of what PyTorch says, or the difference; without a full stop.
+        why: The first line of what PyTorch says, or the difference, and what is asserted; without a
+            full stop.
     """
 
     why: str
@@ -51,18 +53,22 @@ def try_to_record(
     """
     arguments = [item.value.clone() for item in run.inputs]
     try:
-        rounding_of = outputs if measure_rounding else None
         recording = record(
-            program, rewrites, arguments, swaps, rounding_of=rounding_of, valid=valid
+            program,
+            rewrites,
+            arguments,
+            swaps,
+            rounding_of=outputs if measure_rounding else None,
+            valid=valid,
         )
-    except RuntimeError as error:
-        return DoesNotRun((str(error).splitlines() or [type(error).__name__])[0].rstrip("."))
-    try:
         check_trace(run, recording, outputs, valid)
-    except ExportError as error:
-        if not recording.unmet:
+    except (RuntimeError, IndexError, ValueError, ExportError) as error:
+        unmet = unmet_assertions(program, run.inputs, run.sizes)
+        if isinstance(error, ExportError) and not unmet:
             raise
-        return DoesNotRun(error.message.rstrip("."))
+        said = error.message if isinstance(error, ExportError) else str(error)
+        why = (said.splitlines() or [type(error).__name__])[0].rstrip(".")
+        return DoesNotRun(f"{why}; it was traced for {unmet[0]}" if unmet else why)
     return recording
 
 

@@ -166,7 +166,7 @@ class _Recorder:
         except ExportError as error:
             return error.message.rstrip(".")
         if isinstance(taken, DoesNotRun):
-            return f"the traced program does not take {name}={size}: {taken.why}"
+            return f"the trace is not good at {name}={size}: {taken.why}"
         if not all(output.isfinite().any() for output in one.outputs if output.numel()):
             return f"the original model computes no numbers at {name}={size}"
         layers = zip(taken.layers, self.recordings[0].layers, strict=True)
