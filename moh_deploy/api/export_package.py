@@ -72,7 +72,8 @@ def export_package(
             _save(converted.model, writer.root)
             manifest = writer.stage(manifest, converted.vectors)
         sizes = tuple(one.sizes for one in converted.vectors)
-        valid_tokens_found, limits = converted.valid_tokens_found, converted.limits
+        valid_tokens_found = converted.valid_tokens_found
+        limits, unnamed = converted.limits, converted.unnamed
         # Its weights would stay in memory while another process loads what was written.
         del converted
         with progress.step("comparing the package with the original model"):
@@ -97,6 +98,7 @@ def export_package(
         valid_tokens_found=valid_tokens_found,
         dim_ranges=manifest.dim_ranges,
         limits=limits,
+        unnamed=unnamed,
         seconds=progress.seconds,
     )
 
@@ -115,7 +117,9 @@ def _convert(
     options: ExportOptions, config: ExportConfig, progress: SilentProgress
 ) -> tuple[Converted, str | None]:
     with progress.step("loading the model"):
-        model, inputs = example_inputs(options, config, load(options, config))
+        has_inputs = options.inputs is not None or options.input_specs or config.inputs
+        model = load(options, config, needs_example=not has_inputs)
+        model, inputs = example_inputs(options, config, model)
         model, inputs = in_dtype(options, model, inputs)
     # Tracing runs the model, which may import more of the user's code.
     with user_code(code_dirs(options, config)):

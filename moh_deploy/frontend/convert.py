@@ -16,6 +16,7 @@ from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.outputs import output_names
 from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
+from moh_deploy.frontend.inputs.program_inputs import unnamed_dims
 from moh_deploy.frontend.inputs.resized import resize_inputs
 from moh_deploy.frontend.inputs.sizes import SizeTrials
 from moh_deploy.frontend.limits import Ranges, Relations, dim_ranges, joined_dims
@@ -75,6 +76,7 @@ class Converted:
         precision: The shortest floating-point dtype among weights and outputs.
         dim_ranges: Dimension to the sizes that the trace is good for, where it limits them.
         limits: Why dimensions have such ranges, where that is no matter of size 0.
+        unnamed: Dimensions of a program that nobody named, and their places.
         rounding: How far rounding moves the original; None where it does not run in float64.
         call: How the original takes the inputs; None where they are its positional arguments.
         valid_tokens: The input that says which tokens are valid; None if all are.
@@ -96,6 +98,7 @@ class Converted:
     precision: str
     dim_ranges: Ranges
     limits: dict[str, str]
+    unnamed: dict[str, str]
     rounding: Rounding | None
     call: Call | None
     valid_tokens: str | None
@@ -194,6 +197,7 @@ def convert(
         precision=_precision(program, example.outputs),
         dim_ranges=relations.complete_ranges(sizes.ranges),
         limits=sizes.reasons,
+        unnamed={} if model.program is None else unnamed_dims(model.program, inputs),
         rounding=sizes.recordings[0].rounding,
         call=None if model.call is None or model.call.is_plain else model.call,
         valid_tokens=mask,

@@ -49,6 +49,7 @@ class ExportReport(Report):
         valid_tokens_found: The graph shows that, and nobody said it.
         dim_ranges: Smallest and largest size of dimensions that are limited.
         limits: What is in the way beyond, by dimension.
+        unnamed: Dimensions of an exported program that nobody named, and their places: `x:1`.
         seconds: Wall time of each step.
     """
 
@@ -69,6 +70,7 @@ class ExportReport(Report):
     valid_tokens_found: bool = False
     dim_ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
+    unnamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     @in_json()
@@ -103,6 +105,13 @@ class ExportReport(Report):
             Text(f"Dimension '{name}' may be {limits_text(self.dim_ranges[name])}: {why}.")
             for name, why in self.limits.items()
             if name in self.dim_ranges
+        )
+        blocks += (
+            Text(
+                f"An exported program does not keep what dimensions were called: '{name}' is"
+                f" {place.replace(':', ', axis ')}; `--dynamic {place}=NAME` names it."
+            )
+            for name, place in self.unnamed.items()
         )
         if self.valid_tokens_found:
             found = (

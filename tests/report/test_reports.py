@@ -344,3 +344,16 @@ def test_reason_that_layers_share_is_shown_once():
 )
 def test_large_counts_get_a_prefix(value: int, text: str):
     assert si(value) == text
+
+
+def test_export_tells_limits_and_dimensions_without_a_name():
+    report = replace(
+        export_report(),
+        dim_ranges={"seq": (1, 64), "past": (1, None)},
+        limits={"seq": "the original model does not take seq=65: no such position"},
+        unnamed={"x_dim_1": "x:1"},
+    )
+    said = " ".join(text_of(report).split())
+    assert "Dimension 'seq' may be 1 to 64: the original model does not take seq=65" in said
+    assert "'past'" not in said
+    assert "'x_dim_1' is x, axis 1; `--dynamic x:1=NAME` names it." in said

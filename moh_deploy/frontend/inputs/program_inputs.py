@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sympy  # type: ignore[import-untyped, unused-ignore]
 import torch
-from torch.export.graph_signature import InputKind, TensorArgument
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.bound_inputs import is_bound
+from moh_deploy.frontend.fx.tree_keys import leaf_keys
 from moh_deploy.frontend.inputs.examples import (
     GivenInputs,
     add_dynamic_axes,
@@ -35,9 +37,9 @@ def inputs_from_program(
     """Return the user inputs of a program, in the order of its placeholders, without constants
     (None, a bool, a number), which are part of it.
 
-    The values are the example that was stored with the program, else made. A program keeps its
-    dynamic dimensions but not their names: a symbol of axis 0 becomes `batch`, another one is named
-    after its first place, such as `tokens_dim_1`.
+    They are called by their path, `past.0.key`. The values are the example that was stored with the
+    program, else made. A program keeps its dynamic dimensions but not their names: a symbol of axis
+    0 becomes `batch`, another one is named after its first place, such as `tokens_dim_1`.
 
     Raises:
         CheckpointError: An input is not a tensor, or a size is not a linear expression of one
@@ -84,15 +86,36 @@ def build_program_inputs(
     return with_values(described, given)
 
 
+def unnamed_dims(
+    program: torch.export.ExportedProgram, inputs: Sequence[ModelInput]
+) -> dict[str, str]:
+    """Return the dimensions that nobody named, as a program keeps no names, and where they are.
+
+    Args:
+        inputs: The program's inputs, in order.
+
+    Returns:
+        Dimension name to its first place, as `--dynamic` has it: `x_dim_1` to `x:1`.
+    """
+    found: dict[str, str] = {}
+    for own, item in zip(inputs_from_program(program), inputs, strict=True):
+        axes = parsed_dims(item)
+        for axis, made in parsed_dims(own).items():
+            if made.is_plain and made.name != "batch" and made.name == axes[axis].name:
+                found.setdefault(made.name, f"{item.name}:{axis}")
+    return found
+
+
 def _in_order(given: tuple[ModelInput, ...], names: Sequence[str]) -> tuple[ModelInput, ...]:
     """Inputs that are called as those of a program are, in its order; others as they are.
 
-    A program calls `past_0_key` what is `past.0.key` in the model.
+    Torch calls `past_0_key` what is `past.0.key` in the model.
     """
     called = {item.name.replace(".", "_"): item for item in given}
-    if called.keys() != set(names) or len(given) != len(names):
+    own = [name.replace(".", "_") for name in names]
+    if called.keys() != set(own) or len(given) != len(names):
         return given
-    return tuple(called[name] for name in names)
+    return tuple(called[name] for name in own)
 
 
 def with_values(
@@ -180,13 +203,12 @@ def _with_value(own: ModelInput, new: ModelInput, names: Mapping[str, str]) -> M
 def _tensor_placeholders(program: torch.export.ExportedProgram) -> list[_Placeholder]:
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     found = []
-    for spec in program.graph_signature.input_specs:
-        if spec.kind is not InputKind.USER_INPUT or is_bound(spec):
+    for spec, name in zip(_user_inputs(program), _paths(program), strict=True):
+        if is_bound(spec):
             continue
         if not isinstance(spec.arg, TensorArgument):
             raise CheckpointError(
-                f"input '{spec.arg.name}' of the program is not a tensor but a"
-                f" {type(spec.arg).__name__}.",
+                f"input '{name}' of the program is not a tensor but a {type(spec.arg).__name__}.",
                 hint="Export the program again with tensors, None, bools and numbers as its only"
                 " inputs.",
             )
@@ -195,8 +217,32 @@ def _tensor_placeholders(program: torch.export.ExportedProgram) -> list[_Placeho
         pairs = list(zip(value.shape, sizes, strict=True))
         shape = tuple(size if node is None else node.expr for size, node in pairs)
         hints = tuple(size if node is None else node.hint for size, node in pairs)
-        found.append(_Placeholder(spec.arg.name, value.dtype, shape, hints))
+        found.append(_Placeholder(name, value.dtype, shape, hints))
     return found
+
+
+def _user_inputs(program: torch.export.ExportedProgram) -> list[InputSpec]:
+    specs = program.graph_signature.input_specs
+    return [spec for spec in specs if spec.kind is InputKind.USER_INPUT]
+
+
+def _paths(program: torch.export.ExportedProgram) -> list[str]:
+    """Return what leads to each input in the arguments: `past.0.key`, which torch calls
+    `past_0_key`. Without its structure, or where two would be called the same, torch's names.
+    """
+    given = [spec.arg.name for spec in _user_inputs(program)]
+    structure = program.call_spec.in_spec
+    if structure is None or structure.num_leaves != len(given):
+        return given
+    paths: list[str] = []
+    for (kind, root, *keys), name in zip(leaf_keys(structure), given, strict=True):
+        if kind == "0":  # by position: the parameter's name is torch's, less the keys behind it
+            ending = "".join(f"_{re.sub('[^a-zA-Z0-9]+', '_', key)}" for key in keys).lower()
+            root = name[: len(name) - len(ending)]
+            keys = keys if root and name.lower().endswith(ending) else []
+            root = root if keys else name
+        paths.append(".".join([root, *keys]))
+    return paths if len(set(paths)) == len(paths) else given
 
 
 def _named_dims(placeholders: Sequence[_Placeholder]) -> list[dict[int, DimExpr]]:
@@ -219,6 +265,7 @@ def _named_dims(placeholders: Sequence[_Placeholder]) -> list[dict[int, DimExpr]
 
 
 def _name_dim(input_name: str, axis: int, plain: bool, taken: set[str]) -> str:
+    input_name = re.sub(r"\W", "_", input_name, flags=re.ASCII)
     name = "batch" if axis == 0 and plain else f"{input_name}_dim_{axis}"
     return f"{input_name}_dim_{axis}" if name in taken else name
 

@@ -41,6 +41,7 @@ def load_model(
     code_dirs: Sequence[Path],
     state_key: str | None,
     trust_pickle: bool,
+    needs_example: bool = True,
 ) -> LoadedModel:
     """Load a model from a checkpoint file; which form the file has is told by its content.
 
@@ -51,6 +52,7 @@ def load_model(
         state_key: Key of the weights in a training checkpoint, dotted for nested ones; None to find
             the only place.
         trust_pickle: Whether code that the file brings along may be executed.
+        needs_example: Whether the example inputs of a program have to be read.
 
     Raises:
         CheckpointError: The file cannot be read, is not trusted, or does not fit the module.
@@ -64,7 +66,9 @@ def load_model(
     with user_code(code_dirs):
         if form in ("pt2", "pt2_legacy"):
             _refuse_options(path, "a torch.export program", factory=factory, state_key=state_key)
-            program = _load_program(path, form, trust_pickle=trust_pickle)
+            program = _load_program(
+                path, form, trust_pickle=trust_pickle, needs_example=needs_example
+            )
             return LoadedModel(None, program, "pt2", digest)
         loaded = _read(path, form, trust_pickle=trust_pickle)
         found = select_weights(loaded, state_key=state_key, source=str(path))
@@ -108,14 +112,14 @@ def _read(path: Path, form: FileForm, *, trust_pickle: bool) -> object:
 
 
 def _load_program(
-    path: Path, form: FileForm, *, trust_pickle: bool
+    path: Path, form: FileForm, *, trust_pickle: bool, needs_example: bool
 ) -> torch.export.ExportedProgram:
     if form == "pt2_legacy" and not trust_pickle:
         raise CheckpointError(
             f"{path}: is a torch.export program of an old format, which is read by unpickling.",
             hint="Save it again with a newer torch, or pass --trust-pickle if you trust it.",
         )
-    program = load_program(path, trust_pickle=trust_pickle)
+    program = load_program(path, trust_pickle=trust_pickle, needs_example=needs_example)
     require_inference_mode(program, source=str(path))
     return program
 

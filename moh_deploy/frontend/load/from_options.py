@@ -17,8 +17,13 @@ from moh_deploy.frontend.load.checkpoint import in_eval_mode, load_model
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 
 
-def load(options: ModelOptions, config: ExportConfig) -> LoadedModel:
+def load(
+    options: ModelOptions, config: ExportConfig, *, needs_example: bool = False
+) -> LoadedModel:
     """Load the model that the options and the configuration name.
+
+    Args:
+        needs_example: Whether the example inputs of a program have to be read.
 
     Raises:
         CheckpointError: The file cannot be read, is not trusted, or does not fit the module.
@@ -41,6 +46,7 @@ def load(options: ModelOptions, config: ExportConfig) -> LoadedModel:
         code_dirs=code_dirs(options, config),
         state_key=options.state_key or config.model.state_key,
         trust_pickle=options.trust_pickle,
+        needs_example=needs_example,
     )
 
 

@@ -3,7 +3,7 @@
 torch.export.load evaluates parts of the file as Python: shape expressions (sympy.sympify), guards
 (exec), names of operators (attribute look-up), pickled weights, constants and example inputs.
 Unless the user trusts the file, each is checked first to be of the harmless form that
-torch.export.save writes.
+torch.export.save writes; of example inputs that are objects of classes, the tensors alone are read.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import CheckpointError
-from moh_deploy.frontend.load.pt2_trees import with_known_classes
+from moh_deploy.frontend.load.pt2_trees import (
+    is_example,
+    leaves_without_classes,
+    with_known_classes,
+)
 from moh_deploy.frontend.load.unpickle import reads_as_plain_data
 from moh_deploy.frontend.quiet import muted
 from moh_deploy.system.bounded_file import open_regular
@@ -49,7 +54,7 @@ _SHAPE_FUNCTIONS = frozenset(
     FloorDiv CleanDiv CeilDiv ModularIndexing Where PythonMod CeilToInt FloorToInt LShift RShift
     PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToInt TruncToFloat RoundToInt RoundDecimal
     ToFloat Identity IsNonOverlappingAndDenseIndicator math.ceil math.floor math.trunc
-    max min abs
+    max min abs torch.sym_float torch.sym_int torch.sym_max torch.sym_min torch.sym_not
     """.split()  # noqa: SIM905
 )
 _SHAPE_SYNTAX = (
@@ -58,25 +63,50 @@ _SHAPE_SYNTAX = (
 )
 
 
-def load_program(path: Path, *, trust_pickle: bool) -> torch.export.ExportedProgram:
+def load_program(
+    path: Path, *, trust_pickle: bool, needs_example: bool = True
+) -> torch.export.ExportedProgram:
     """Load an exported program.
+
+    Args:
+        needs_example: Whether the example inputs in the file have to be read.
 
     Raises:
         CheckpointError: The file is damaged, or it brings along code and is not trusted.
     """
-    if not trust_pickle:
-        _require_plain(path)
+    pickled = None if trust_pickle else _require_plain(path)
     try:
         # Torch logs that it unpickled example inputs, which the user has allowed.
         quiet = muted("torch._export.serde.serialize", "torch.export", below=logging.ERROR)
         with open_regular(path) as file, quiet:  # a path would have to end in .pt2
-            return torch.export.load(with_known_classes(file, path))
+            known = with_known_classes(file, path, drop_example=pickled is not None)
+            program = torch.export.load(known)
     except Exception as error:
         raise CheckpointError(
             f"{path}: is not a program that torch {torch.__version__} can load:"
             f" {type(error).__name__}: {error}",
             hint="Export it again with this version of torch, or give the module's checkpoint.",
         ) from error
+    if pickled is not None and needs_example:
+        program._example_inputs = _example(program, pickled, path)
+    return program
+
+
+def _example(
+    program: torch.export.ExportedProgram, pickled: bytes, path: Path
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Return the arguments in a pickle that has classes in it, of which nothing is run."""
+    spec = program.call_spec.in_spec
+    leaves = leaves_without_classes(pickled, spec)
+    if leaves is None:
+        raise CheckpointError(
+            f"{path}: its example inputs are pickled objects whose tensors cannot be read without"
+            " running their classes.",
+            hint="Give other inputs (--inputs FILE.npz, or --input), and they are not read; or, if"
+            " you trust the file, pass --trust-pickle.",
+        )
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    return args, kwargs
 
 
 def require_inference_mode(program: torch.export.ExportedProgram, *, source: str) -> None:
@@ -102,15 +132,19 @@ def _is_training(node: torch.fx.Node) -> bool:
     return any(i < len(node.args) and node.args[i] is True for i in flags)
 
 
-def _require_plain(path: Path) -> None:
+def _require_plain(path: Path) -> bytes | None:
+    """Refuse a file that runs code; return example inputs that are more than plain data."""
     what = "a program of torch.export.save"
     with open_archive(path, error=CheckpointError, what=what, hint="Export it again.") as archive:
         found = list(_executable_parts(path, archive))
+        examples = [archive.read(name) for name in archive.namelist() if is_example(name)]
     if found:
         raise CheckpointError(
             f"{path}: brings along parts that run code when loaded: {shortened(found)}.",
             hint="If you trust the file, pass --trust-pickle.",
         )
+    pickled = [one for one in examples if one and not reads_as_plain_data(io.BytesIO(one))]
+    return next(iter(pickled), None)
 
 
 def _executable_parts(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
@@ -122,10 +156,6 @@ def _executable_parts(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
             content = archive.read(member)
             place = f"{path}: '{member}'"
             yield from _executable_json(parse_json(content, place, error=CheckpointError))
-        elif record.endswith("model.pt"):
-            data = archive.read(member)
-            if data and not reads_as_plain_data(io.BytesIO(data)):
-                yield f"pickled example inputs '{member}'"
 
 
 def _executable_json(value: object) -> Iterator[str]:
@@ -186,7 +216,7 @@ def _is_harmless_node(node: ast.AST, text_allowed: set[int]) -> bool:
     if isinstance(node, ast.Attribute):
         return node.attr in _SHAPE_METHODS or ast.unparse(node) in _SHAPE_FUNCTIONS
     if isinstance(node, ast.Name):
-        return node.id in _SHAPE_FUNCTIONS | {"L", "args", "math"} or bool(
+        return node.id in _SHAPE_FUNCTIONS | {"L", "args", "math", "torch"} or bool(
             _SYMBOL.fullmatch(node.id)
         )
     if isinstance(node, ast.Constant):

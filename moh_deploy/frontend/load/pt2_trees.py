@@ -13,17 +13,28 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
+import torch
 from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import CheckpointError
-from moh_deploy.frontend.fx.tree_keys import names_in_context
+from moh_deploy.frontend.fx.tree_keys import keys_in_spec, names_in_context
+from moh_deploy.frontend.load.unpickle import read_without_classes
 from moh_deploy.system.bounded_json import parse_json
 
 _SPECS = ("in_spec", "out_spec")
 
 
-def with_known_classes(file: IO[bytes], path: Path) -> IO[bytes]:
-    """Return a program's file, or a copy in memory in which all classes are known."""
+def is_example(member: str) -> bool:
+    """Tell whether a member of the archive holds the example inputs."""
+    return member.endswith("/data/sample_inputs/model.pt")
+
+
+def with_known_classes(file: IO[bytes], path: Path, *, drop_example: bool = False) -> IO[bytes]:
+    """Return a program's file, or a copy in memory in which all classes are known.
+
+    Args:
+        drop_example: Leave the example inputs out.
+    """
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile:
@@ -35,15 +46,41 @@ def with_known_classes(file: IO[bytes], path: Path) -> IO[bytes]:
             if "/models/" in name
             and (changed := _with_known_classes(archive.read(name), f"{path}: '{name}'"))
         }
-        if not programs:
+        if not programs and not drop_example:
             file.seek(0)
             return file
         copy = io.BytesIO()
         with zipfile.ZipFile(copy, "w") as new:
             for name in archive.namelist():
-                new.writestr(name, programs.get(name) or archive.read(name))
+                dropped = drop_example and is_example(name)
+                new.writestr(name, b"" if dropped else programs.get(name) or archive.read(name))
     copy.seek(0)
     return copy
+
+
+def leaves_without_classes(pickled: bytes, spec: pytree.TreeSpec) -> list[object] | None:
+    """Return the leaves of pickled arguments, in the order of a structure; None where its objects
+    are not made of the parts that the structure names.
+    """
+    try:
+        leaves = _leaves(read_without_classes(pickled), spec)
+    except (KeyError, ValueError, AttributeError):
+        return None
+    plain = (torch.Tensor, bool, int, float, str, type(None))
+    return leaves if all(isinstance(leaf, plain) for leaf in leaves) else None
+
+
+def _leaves(value: object, spec: pytree.TreeSpec) -> list[object]:
+    if spec.is_leaf():
+        return [value]
+    if isinstance(value, (list, tuple)):
+        parts = list(value)
+    else:
+        named = value if isinstance(value, dict) else value.__dict__
+        by_name = {str(key): item for key, item in named.items()}
+        parts = [by_name[key] for key in keys_in_spec(spec) or ()]
+    pairs = zip(parts, spec.children(), strict=True)
+    return [leaf for part, child in pairs for leaf in _leaves(part, child)]
 
 
 def _with_known_classes(content: bytes, place: str) -> bytes | None:

@@ -13,6 +13,7 @@ from moh_deploy.frontend.inputs.examples import example_sizes
 from moh_deploy.frontend.inputs.program_inputs import (
     build_program_inputs,
     inputs_from_program,
+    unnamed_dims,
     with_values,
 )
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
@@ -171,6 +172,13 @@ def test_user_names_the_dimensions_of_a_program() -> None:
     ]
 
 
+def test_dimensions_that_nobody_named_are_told() -> None:
+    program = decode_program()
+    assert unnamed_dims(program, inputs_from_program(program)) == {"past_0_dim_1": "past_0:1"}
+    named = build_program_inputs(program, ExportConfig(), dynamic=["past_0:1=past"])
+    assert unnamed_dims(program, named) == {}
+
+
 def test_inputs_that_are_called_as_the_programs_are_in_any_order() -> None:
     given = {
         "past": (torch.ones(3, 7, 4), torch.zeros(3, 7, 4)),
@@ -180,6 +188,53 @@ def test_inputs_that_are_called_as_the_programs_are_in_any_order() -> None:
     inputs = build_program_inputs(decode_program(), ExportConfig(), npz=given)
     assert [item.name for item in inputs] == ["ids", "mask", "past.0", "past.1"]
     assert [int(item.value.max()) for item in inputs] == [1, 1, 1, 0]
+
+
+class Nested(nn.Module):
+    def forward(
+        self,
+        x: torch.Tensor,
+        past: list[dict[str, torch.Tensor]],
+        *,
+        Extra: dict[str, torch.Tensor],
+    ) -> torch.Tensor:
+        return x + past[1]["key.of"] + Extra["it"]
+
+
+def test_nested_inputs_are_called_by_their_path(tmp_path: Path) -> None:
+    x, y = torch.export.Dim("x"), torch.export.Dim("y")
+    one = torch.ones(3, 2)
+    program = torch.export.export(
+        Nested(),
+        (torch.ones(3, 1), [{}, {"key.of": one}]),
+        {"Extra": {"it": torch.ones(1, 2)}},
+        dynamic_shapes={
+            "x": {0: x},
+            "past": [{}, {"key.of": {0: x, 1: y}}],
+            "Extra": {"it": {1: y}},
+        },
+    )
+    assert program.graph_signature.user_inputs[1] == "past_1_key_of"
+    loaded = reloaded(tmp_path, program)
+    inputs = inputs_from_program(loaded)
+    assert [item.name for item in inputs] == ["x", "past.1.key.of", "Extra.it"]
+    assert inputs[1].dims == {0: "batch", 1: "past_1_key_of_dim_1"}
+    for names in ("x", "past.1.key.of", "Extra.it"), ("x", "past_1_key_of", "Extra_it"):
+        given = dict(zip(names, (item.value for item in inputs), strict=True))
+        backwards = dict(reversed(given.items()))
+        found = build_program_inputs(loaded, ExportConfig(), npz=backwards)
+        assert tuple(item.name for item in found) == names
+
+
+def test_inputs_that_would_be_called_the_same_keep_the_names_of_torch() -> None:
+    class Two(nn.Module):
+        def forward(self, past: dict[str, torch.Tensor], **more: torch.Tensor) -> torch.Tensor:
+            return past["x"] + more["past.x"]
+
+    program = torch.export.export(Two(), ({"x": torch.ones(2)},), {"past.x": torch.ones(2)})
+    names = program.graph_signature.user_inputs
+    assert tuple(item.name for item in inputs_from_program(program)) == names
+    assert len(set(names)) == 2
 
 
 def test_user_gives_values_to_a_program() -> None:

@@ -172,15 +172,30 @@ def test_operator_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
         load_program(path, trust_pickle=False)
 
 
-@pytest.mark.parametrize("text", ["__import__('os')", "L['x'].size()[0] == exec('1')", "print(1)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os')",
+        "L['x'].size()[0] == exec('1')",
+        "print(1)",
+        "torch.load(1) == 1",
+        "torch.sym_float.__globals__ == 1",
+    ],
+)
 def test_guard_that_is_more_than_arithmetic_is_refused(tmp_path: Path, text: str) -> None:
     path = change_json(save(shapes_program(), tmp_path / "m.pt2"), set_guard(text))
     with pytest.raises(CheckpointError, match="run code when loaded: guards_code"):
         load_program(path, trust_pickle=False)
 
 
-def test_guard_on_sizes_is_accepted(tmp_path: Path) -> None:
-    guard = "L['x'].size()[0] <= 64 and 2 * L['past'].size()[1] != 7"
+@pytest.mark.parametrize(
+    "guard",
+    [
+        "L['x'].size()[0] <= 64 and 2 * L['past'].size()[1] != 7",
+        "math.ceil(torch.sym_float(1 - 2 * L['x'].size()[1]) / (-1.0)) >= 2",
+    ],
+)
+def test_guard_on_sizes_is_accepted(tmp_path: Path, guard: str) -> None:
     path = change_json(save(shapes_program(), tmp_path / "m.pt2"), set_guard(guard))
     assert load_program(path, trust_pickle=False) is not None
 
@@ -221,8 +236,9 @@ def test_example_inputs_with_code_are_refused_and_run_when_trusted(tmp_path: Pat
         return buffer.getvalue() if name == "data/sample_inputs/model.pt" else content
 
     path = repack(save(shapes_program(), tmp_path / "m.pt2"), change)
-    with pytest.raises(CheckpointError, match="pickled example inputs"):
+    with pytest.raises(CheckpointError, match="example inputs are pickled objects"):
         load_program(path, trust_pickle=False)
+    assert load_program(path, trust_pickle=False, needs_example=False).example_inputs is None
     assert not mark.exists()
     load_program(path, trust_pickle=True)
     assert mark.exists()
