@@ -279,8 +279,9 @@ EXPORT = (
     ),
     _many("--output-name", "NAME", "Name of an output, in order.", to="output_names"),
     _valid_tokens(
-        "The input that is 1 for valid tokens and 0 for padding, [batch, tokens]: what is computed"
-        " for padding is not compared, here and wherever the package is. `all` compares all tokens."
+        "The input that is 1 for valid tokens and 0 for padding, [batch, tokens], or that is added"
+        " to scores, 0 for valid tokens: what is computed for padding is not compared, here and"
+        " wherever the package is. `all` compares all tokens."
         "  [default: what the graph shows to be such an input]"
     ),
     click.option("--opset", type=int, metavar="N", help="ONNX operator set."),
@@ -431,7 +432,8 @@ VERIFY = (
     ),
     _valid_tokens(
         "The input, or member of the files, that is 1 for valid tokens and 0 for padding,"
-        " [batch, tokens]: what is computed for padding is not compared. `all` compares all tokens."
+        " [batch, tokens], or that is added to scores, 0 for valid tokens: what is computed for"
+        " padding is not compared. `all` compares all tokens."
         "  [default: what the package names]"
     ),
     _vectors("Compare with the first N recorded runs only; the first is at the example's sizes."),

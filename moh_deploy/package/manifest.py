@@ -378,7 +378,8 @@ class Manifest(Strict):
         float32_nodes: Operators that `bisect` put into float32.
         rounding: How far rounding moves the original; None where nobody measured it.
         call: How the original takes the inputs; None where they are its positional arguments.
-        valid_tokens: The input that says which tokens are valid, [batch, tokens] of 0 and 1: what
+        valid_tokens: The input that says which tokens are valid, [batch, tokens] of 0 and 1, or
+            [batch, ..., tokens] that is added to scores: what
             the original computes for padding is recorded and not compared. None: all are valid.
         files: File name to sha256, for each file of the package but the manifest.
         format_version: Version of the package format.

@@ -239,12 +239,14 @@ def _rounding_problems(rounding: Rounding, manifest: Manifest) -> Iterator[Probl
 def _mask_problems(name: str, inputs: Sequence[TensorInfo]) -> Iterator[Problem]:
     # A mask that is not there would stop every comparison, far from here.
     ranks = {one.name: len(one.shape) for one in inputs}
+    dtypes = {one.name: one.dtype for one in inputs}
     if name not in ranks:
         yield "valid_tokens", f"is '{name[:100]}', which is no input, only {_listed(ranks)}"
-    elif ranks[name] != 2:
+    elif ranks[name] != 2 and not (ranks[name] > 2 and "float" in dtypes[name]):
         yield (
             "valid_tokens",
-            f"is '{name[:100]}', an input of {ranks[name]} axes, expected [batch, tokens]",
+            f"is '{name[:100]}', an input of {ranks[name]} axes, expected [batch, tokens], or"
+            " floats [batch, ..., keys]",
         )
 
 

@@ -13,8 +13,9 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, OnnxPackage, TensorInfo
 from moh_deploy.runtime.input_check import check_inputs
-from moh_deploy.system.npz import Array
+from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.system.suggest import did_you_mean
+from moh_deploy.validate.additive_mask import is_additive, mask_like, valid_keys
 from moh_deploy.validate.samples import npz_files
 from moh_deploy.validate.user_vectors import check_ranges, read_user_vectors
 
@@ -176,8 +177,22 @@ def _inputs_at(package: OnnxPackage, sizes: dict[str, int]) -> InputSet:
         # An example of size 0 holds nothing to draw from.
         values = example[spec.name].reshape(-1)
         values = values if values.size else np.zeros(1, values.dtype)
-        inputs[spec.name] = values[rng.integers(values.size, size=shape)]
+        keys = _keys(package.manifest, spec, example[spec.name])
+        if keys is None:
+            inputs[spec.name] = values[rng.integers(values.size, size=shape)]
+        else:
+            drawn = keys.reshape(-1)[rng.integers(keys.size, size=(shape[0], shape[-1]))]
+            inputs[spec.name] = mask_like(drawn, example[spec.name], shape[1:-1])
     return InputSet(RANDOM, sizes, inputs, 1.0)
+
+
+def _keys(manifest: Manifest, spec: TensorInfo, example: Array) -> BoolArray | None:
+    """Return which keys the mask of valid tokens leaves open where it is added to scores, so that
+    it is the same for every query of a random input, too; None for any other input."""
+    if spec.name != manifest.valid_tokens or not is_additive(spec.dtype, spec.shape):
+        return None
+    keys = valid_keys(example) if example.size else "it is empty"
+    return None if isinstance(keys, str) else keys
 
 
 def _axis(spec: TensorInfo, axis: int | str, sizes: Mapping[str, int]) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, TensorInfo, VectorSet
 from moh_deploy.system.npz import Array, BoolArray
+from moh_deploy.validate.additive_mask import is_additive, valid_keys
 from moh_deploy.validate.differences import ShownIndex
 
 _Dim: TypeAlias = int | str
@@ -148,15 +149,26 @@ EVERY_TOKEN = TokenView()
 
 
 def valid_tokens(name: str, mask: Array, dims: Sequence[_Dim] | None, *, where: str) -> ValidTokens:
-    """Read a mask: not 0 is valid.
+    """Read a mask: not 0 is valid; of one that is added to scores, [batch, ..., keys], 0 is.
 
     Args:
         where: The run that it belongs to, for messages.
 
     Raises:
-        ConfigError: It is not of two axes, or holds something else than 0 and 1.
+        ConfigError: It is neither of 0 and 1 in two axes, nor one that is added and hides the same
+            keys from every query.
     """
     got = f"{where}: '{name}' is {mask.dtype}{list(mask.shape)}"
+    if is_additive(mask.dtype.name, mask.shape):
+        keys = valid_keys(mask)
+        if isinstance(keys, str):
+            raise ConfigError(
+                f"{got}, expected a mask of valid tokens: [batch, tokens] of 0 and 1, or"
+                f" [batch, ..., keys] to be added to scores; {keys}.",
+                hint="Store which tokens are valid, [batch, tokens], in the npz file under another"
+                " name, and give that.",
+            )
+        return ValidTokens(name, keys, None if dims is None else (dims[0], dims[-1]))
     if mask.ndim != 2:
         expected = "a mask of valid tokens with the two axes [batch, tokens]"
         raise ConfigError(f"{got}, expected {expected}.")

@@ -16,6 +16,7 @@ from moh_deploy.api.export import ExportSettings
 from moh_deploy.errors import ConfigError, ExportError, ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.validate.export_report import ExportReport
+from moh_deploy.validate.input_sets import sized_inputs
 from tests.exporting import prove_in_this_process
 from tests.nightly import one_in
 from tests.report.shown import as_markdown
@@ -255,6 +256,51 @@ def test_mask_that_is_made_up_holds_padding(dtype: str, tmp_path: Path):
         [1, 1, 1, 0, 0, 0, 0],
         [1, 1, 1, 1, 1, 1, 1],
     ]
+
+
+class TakesAdditive(UnmasksEagerly):
+    """Is given what is added to scores, [batch, 1, queries, keys], but for causality."""
+
+    def keys(self, ids: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return super().keys(ids, (valid == 0)[:, 0, 0])
+
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize("lowest", one_in(2, [LOWEST, float("-inf")]))
+def test_mask_that_is_added_to_scores_says_which_tokens_are_valid(lowest: float, tmp_path: Path):
+    mask = torch.where(LEFT == 1, 0.0, lowest)[:, None, None].expand(3, 1, 7, 7)
+    dynamic = [DYNAMIC[0], "attention_mask:0=batch,2=seq,3=seq"]
+    with pytest.raises(ExportError, match="differs from the original"):
+        export(TakesAdditive(), tmp_path / "package", mask, dynamic=dynamic)
+    named: ExportSettings = {"dynamic": dynamic, "valid_tokens": "attention_mask"}
+    report = export(TakesAdditive(), tmp_path / "package", mask, **named)
+    assert report.runs[0].tokens is not None
+    assert (report.valid_tokens, report.runs[0].tokens.left_out) == ("attention_mask", 17)
+    moh_deploy.verify(tmp_path / "package", kernels="off").raise_if_unequal()
+    probed = moh_deploy.probe(tmp_path / "package", kernels="off", longest={"seq": 8})
+    assert probed.count("failed") == 0
+    assert any(one.case == "padding only: attention_mask hides all" for one in probed.results)
+    (drawn,) = sized_inputs(OnnxPackage.open(tmp_path / "package"), {"seq": [9]})
+    made = drawn.inputs["attention_mask"]
+    assert (made.shape, (made == made[:, :, :1]).all()) == ((3, 1, 9, 9), True)
+
+
+@pytest.mark.parametrize(
+    ("mask", "why"),
+    [
+        (torch.full((3, 1, 1, 7), -1.0), "it holds -1, and not only 0"),
+        (torch.full((3, 1, 7, 7), LOWEST).triu(1), "it hides other keys from one query than from"),
+    ],
+)
+def test_mask_that_is_added_and_does_not_tell_is_refused(
+    mask: torch.Tensor, why: str, tmp_path: Path
+):
+    with pytest.raises(ConfigError, match=rf"float32\[3, 1, \d, 7\], expected a mask .*{why}"):
+        export(
+            TakesAdditive(), tmp_path / "package", mask, dynamic=[], valid_tokens="attention_mask"
+        )
 
 
 def test_configuration_names_the_mask_and_an_option_wins(tmp_path: Path):

@@ -182,12 +182,16 @@ LAYER_ROUNDING = LayerRounding(None, Spread(0.0, 0.0), Spread(1e-7, 3e-7))
     ("name", "message"),
     [
         ("mask", r"'valid_tokens': is 'mask', which is no input, only 'x'"),
-        ("x", r"'valid_tokens': is 'x', an input of 3 axes, expected \[batch, tokens\]"),
+        ("ids", r"'valid_tokens': is 'ids', an input of 3 axes, expected \[batch, tokens\], or fl"),
+        ("flat", r"'valid_tokens': is 'flat', an input of 1 axes, expected \[batch, tokens\]"),
     ],
 )
 def test_mask_of_valid_tokens_that_is_none_is_refused(name: str, message: str):
+    ids = TensorInfo("ids", "int64", ("batch", 1, "seq"))
+    flat = TensorInfo("flat", "float32", ("batch",))
+    manifest = replace(MANIFEST, inputs=(*MANIFEST.inputs, ids, flat), valid_tokens=name)
     with pytest.raises(PackageError, match=message):
-        check_sense(Path("m.json"), replace(MANIFEST, valid_tokens=name))
+        check_sense(Path("m.json"), manifest)
 
 
 @pytest.mark.parametrize(

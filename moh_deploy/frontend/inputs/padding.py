@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.fx.arrays import to_numpy
+from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy, to_torch
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.system.suggest import did_you_mean
+from moh_deploy.validate.additive_mask import is_additive, mask_like
 from moh_deploy.validate.valid_tokens import ValidTokens, valid_tokens
 
 Side = Literal["left", "right"]
@@ -43,10 +45,11 @@ def padded_mask(
     return mask.to(dtype)
 
 
-def is_padded(mask: torch.Tensor, side: Side) -> bool:
-    """Tell whether a sample of a mask [batch, tokens] has valid tokens, and padding on a side."""
-    end = mask[:, 0] if side == "left" else mask[:, -1]
-    return bool(((end == 0) & (mask != 0).any(1)).any())
+def is_padded(item: ModelInput, side: Side) -> bool:
+    """Tell whether a sample of a mask has valid tokens, and padding on a side."""
+    valid = tokens_of(item).mask
+    end = valid[:, 0] if side == "left" else valid[:, -1]
+    return bool((~end & valid.any(1)).any())
 
 
 def named_tokens(inputs: Sequence[ModelInput], name: str, *, made: bool) -> tuple[ModelInput, ...]:
@@ -73,7 +76,7 @@ def tokens_of(item: ModelInput) -> ValidTokens:
     """Return the tokens that an input says are valid.
 
     Raises:
-        ConfigError: It is not of two axes, or holds something else than 0 and 1.
+        ConfigError: It is no mask, see `valid_tokens`.
     """
     dims = [item.dims.get(axis, size) for axis, size in enumerate(item.value.shape)]
     return valid_tokens(item.name, to_numpy(item.value), dims, where="the example inputs")
@@ -84,15 +87,21 @@ def with_padding(
 ) -> tuple[ModelInput, ...]:
     """Return inputs with padding in the mask that says which tokens are valid, if there is one."""
     return tuple(
-        replace(item, value=padded_mask(item.value.shape, item.value.dtype, sides))
-        if item.says_valid
-        else item
+        replace(item, value=_padded_like(item.value, sides)) if item.says_valid else item
         for item in inputs
     )
 
 
+def _padded_like(mask: torch.Tensor, sides: Sequence[Side | None] = TURNS) -> torch.Tensor:
+    """Return a mask of the same form, with padding."""
+    rows = padded_mask((mask.shape[0], mask.shape[-1]), torch.bool, sides)
+    return to_torch(mask_like(to_numpy(rows).astype(np.bool_), to_numpy(mask)))
+
+
 def _as_mask(item: ModelInput, *, made: bool) -> ModelInput:
-    if made and item.value.ndim == 2:
-        item = replace(item, value=padded_mask(item.value.shape, item.value.dtype))
+    if made and (
+        item.value.ndim == 2 or is_additive(dtype_name(item.value.dtype), item.value.shape)
+    ):
+        item = replace(item, value=_padded_like(item.value))
     tokens_of(item)
     return replace(item, says_valid=True)

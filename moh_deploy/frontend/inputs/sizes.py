@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from moh_deploy.errors import BackendError, ConfigError, ExportError
+from moh_deploy.frontend.fx.arrays import to_torch
 from moh_deploy.frontend.inputs.examples import example_sizes
-from moh_deploy.frontend.inputs.padding import TURNS, Side, with_padding
+from moh_deploy.frontend.inputs.padding import TURNS, Side, tokens_of, with_padding
 from moh_deploy.frontend.inputs.resized import resize_inputs
 from moh_deploy.frontend.load.model import ModelInput
 
@@ -161,7 +162,7 @@ def _try_run(inputs: tuple[ModelInput, ...], run: Run) -> SizeRun | Exception:
 
 def _is_nan(inputs: Sequence[ModelInput], outputs: Sequence[torch.Tensor]) -> bool:
     """Tell whether padding makes valid tokens NaN: then the model does not take it there."""
-    (mask,) = (item.value != 0 for item in inputs if item.says_valid)
+    (mask,) = (to_torch(tokens_of(item).mask) for item in inputs if item.says_valid)
     for output in outputs:
         if output.shape[:2] == mask.shape:
             output = output[mask]

@@ -30,8 +30,8 @@ class ModelInput:
         value: Example tensor; every dynamic axis has its example size.
         dims: Axis to dimension expression: `{0: "batch"}`, or derived, `{1: "past+1"}`. Axes that
             are absent are fixed.
-        says_valid: It is a mask of valid tokens, [batch, tokens] of 0 and 1: what is computed for
-            the others is not compared.
+        says_valid: It is a mask of valid tokens, [batch, tokens] of 0 and 1 or [batch, ..., tokens]
+            that is added to scores: what is computed for the others is not compared.
     """
 
     name: str

@@ -123,7 +123,7 @@ class _Joiner:
         )
 
 
-Sources = dict[str, int | None]
+_Sources = dict[str, int | None]
 """The tensors among an operator's arguments, each with its dimension of tokens; None for one that
 has none."""
 
@@ -138,7 +138,7 @@ def _given(node: Node) -> dict[str, object]:
     return {formal.name: argument(node, formal.name) for formal in node.target._schema.arguments}
 
 
-def _agree(given: Sequence[Mapping[str, object]], sources: Sources) -> bool:
+def _agree(given: Sequence[Mapping[str, object]], sources: _Sources) -> bool:
     """All arguments but the tensors are the same."""
     return all(
         value == one[name]
@@ -156,8 +156,8 @@ def _is_elementwise(node: Node) -> bool:
     return pointwise and is_tensor(node) and not is_random(node)
 
 
-def _elementwise(node: Node, given: Mapping[str, object], dim: int) -> Sources | None:
-    sources: Sources = {}
+def _elementwise(node: Node, given: Mapping[str, object], dim: int) -> _Sources | None:
+    sources: _Sources = {}
     for name, value in given.items():
         if not is_tensor(value):
             continue
@@ -168,7 +168,7 @@ def _elementwise(node: Node, given: Mapping[str, object], dim: int) -> Sources |
     return sources
 
 
-def _along(node: Node, given: Mapping[str, object], dim: int) -> Sources | None:
+def _along(node: Node, given: Mapping[str, object], dim: int) -> _Sources | None:
     """An operator along dimensions that are not the tokens', and may be lost."""
     source = cast(Node, given["self"])
     dims = given.get("dim")
@@ -193,7 +193,7 @@ def _result(node: Node) -> torch.Tensor:
     return cast(torch.Tensor, value if isinstance(value, torch.Tensor) else value[0])
 
 
-def _indexed(node: Node, given: Mapping[str, object], dim: int) -> Sources | None:
+def _indexed(node: Node, given: Mapping[str, object], dim: int) -> _Sources | None:
     """gather and scatter: every tensor has the dimensions of the result."""
     tensors = [name for name, value in given.items() if is_tensor(value)]
     whole = all(shape(cast(Node, given[name]))[dim] == shape(node)[dim] for name in tensors)
@@ -201,24 +201,24 @@ def _indexed(node: Node, given: Mapping[str, object], dim: int) -> Sources | Non
     return dict.fromkeys(tensors, dim) if whole and apart else None
 
 
-def _entry(node: Node, given: Mapping[str, object], dim: int) -> Sources:
+def _entry(node: Node, given: Mapping[str, object], dim: int) -> _Sources:
     return {"0": dim}
 
 
-def _unsqueezed(node: Node, given: Mapping[str, object], dim: int) -> Sources | None:
+def _unsqueezed(node: Node, given: Mapping[str, object], dim: int) -> _Sources | None:
     position = cast(int, given["dim"]) % rank(node)
     return None if position == dim else {"self": dim - (position < dim)}
 
 
-def _new_dim_behind(node: Node, given: Mapping[str, object], dim: int) -> Sources | None:
+def _new_dim_behind(node: Node, given: Mapping[str, object], dim: int) -> _Sources | None:
     return {"self": dim} if dim < rank(node) - 1 else None
 
 
-def _same_place(node: Node, given: Mapping[str, object], dim: int) -> Sources:
+def _same_place(node: Node, given: Mapping[str, object], dim: int) -> _Sources:
     return {"self": dim}
 
 
-_Rule = Callable[[Node, Mapping[str, object], int], Sources | None]
+_Rule = Callable[[Node, Mapping[str, object], int], _Sources | None]
 
 _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("softmax", "log_softmax", "topk", "sort", "argsort", "argmax"), _along),

@@ -176,7 +176,7 @@ class _Recorder:
         """Record the example with padding on a side, where no run has any there and it is known
         which tokens are valid."""
         for side in SIDES:
-            masks = [item.value for run in self.runs for item in run.inputs if item.says_valid]
+            masks = [item for run in self.runs for item in run.inputs if item.says_valid]
             if not masks or any(is_padded(mask, side) for mask in masks):
                 continue
             made = run_padded(self.trials.inputs, self.trials.run, side)

@@ -13,6 +13,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import LayerInfo, OnnxPackage
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
+from moh_deploy.validate.additive_mask import mask_like
 from moh_deploy.validate.input_sets import sized_inputs
 from moh_deploy.validate.valid_tokens import valid_tokens
 
@@ -119,7 +120,7 @@ def _all_valid(state: InputState, mask: str | None) -> InputState:
     """Let no token be padding: elements are drawn by chance, and all of them could be."""
     if mask is None or state.inputs is None:
         return state
-    return replace(state, inputs={**state.inputs, mask: np.ones_like(state.inputs[mask])})
+    return replace(state, inputs={**state.inputs, mask: _all(True, state.inputs[mask])})
 
 
 def _longest(package: OnnxPackage, name: str, asked: int | None) -> InputState:
@@ -180,5 +181,11 @@ def _padding(package: OnnxPackage, mask: str | None) -> InputState:
         )
         return InputState(PADDING, None, reason)
     known = package.vectors[0].inputs
-    inputs = {**known, mask: np.zeros_like(known[mask])}
-    return InputState(f"{PADDING}: {mask} all 0", inputs)
+    inputs = {**known, mask: _all(False, known[mask])}
+    means = "all 0" if known[mask].ndim == 2 else "hides all"
+    return InputState(f"{PADDING}: {mask} {means}", inputs)
+
+
+def _all(valid: bool, mask: Array) -> Array:
+    """Return a mask of this form by which all tokens are valid, or none."""
+    return mask_like(np.full((mask.shape[0], mask.shape[-1]), valid), mask)

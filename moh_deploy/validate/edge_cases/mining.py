@@ -19,11 +19,11 @@ from moh_deploy.package import (
     VectorSet,
     bounded,
 )
-from moh_deploy.system.npz import Array, BoolArray
+from moh_deploy.system.npz import BoolArray
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.input_sets import batch_dim, picked
 from moh_deploy.validate.reference import Reference
-from moh_deploy.validate.samples import Sample
+from moh_deploy.validate.samples import Sample, valid_tokens_of
 from moh_deploy.validate.user_vectors import check_ranges
 
 TOKENS_PER_LAYER = 3
@@ -72,22 +72,25 @@ def mine(
     searched = tokens = nan_choices = 0
     paths = [layer.path for layer in recorder.package.manifest.layers]
     # Layers with any scores at all; the others are named in the report as not searched.
-    known: set[int] = set()
+    with_scores: set[int] = set()
     best: list[tuple[str, CorpusSample]] = []
     for sample in samples:
         run = recorder.scored_run(sample.known.inputs)
         # Padding often ties, and nobody reads what it chooses.
-        mask = None if valid_tokens is None else sample.known.inputs[valid_tokens]
+        known = valid_tokens_of(
+            sample.known, {}, sample.label, recorder.package.manifest, valid_tokens
+        )
+        mask = None if known is None else known.mask
         searchable = [_searchable(scored, mask) for scored in run.is_scored]
         clear = [int(one.sum()) for one in searchable]
         searched, tokens = searched + 1, tokens + sum(clear)
         nan_choices += sum(int(_searchable(one, mask).sum()) for one in run.has_nan)
-        known.update(index for index, count in enumerate(clear) if count)
+        with_scores.update(index for index, count in enumerate(clear) if count)
         mined = _least_clear(run.vectors, searchable)
         if mined:
             # Only the best so far are kept: inputs may be many, and each has all its outputs.
             best = _best([*best, (sample.label, CorpusSample(run.vectors, mined))], len(paths))
-    unknown = tuple(path for index, path in enumerate(paths) if index not in known)
+    unknown = tuple(path for index, path in enumerate(paths) if index not in with_scores)
     return _with_samples(Mined(searched, tokens, (), (), 0, unknown, nan_choices), best)
 
 
@@ -136,11 +139,11 @@ def _with_samples(mined: Mined, found: Sequence[tuple[str, CorpusSample]]) -> Mi
     )
 
 
-def _searchable(is_scored: BoolArray, mask: Array | None) -> BoolArray:
+def _searchable(is_scored: BoolArray, mask: BoolArray | None) -> BoolArray:
     """Return [B, S]: tokens with scores that are no padding, as far as the mask is of the same."""
     if mask is None or mask.shape != is_scored.shape:
         return is_scored
-    return np.asarray(is_scored & (mask != 0), bool)
+    return np.asarray(is_scored & mask, bool)
 
 
 def _least_clear(vectors: VectorSet, searchable: Sequence[BoolArray]) -> tuple[MinedToken, ...]:

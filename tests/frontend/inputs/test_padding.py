@@ -25,8 +25,9 @@ def test_each_sample_has_a_valid_token(batch: int, tokens: int):
     mask = padded_mask((batch, tokens), torch.bool)
     assert mask.shape == (batch, tokens)
     assert mask.any(1).all()
-    assert is_padded(mask, "left") == (tokens > 1)
-    assert is_padded(mask, "right") == (tokens > 1 and batch > 1)
+    item = ModelInput("mask", mask)
+    assert is_padded(item, "left") == (tokens > 1)
+    assert is_padded(item, "right") == (tokens > 1 and batch > 1)
 
 
 def a_mask() -> list[ModelInput]:
@@ -38,6 +39,17 @@ def test_mask_is_made_anew_at_another_size():
     assert torch.equal(resized[0].value, padded_mask((3, 5), torch.float32))
 
 
+@pytest.mark.parametrize("lowest", [float("-inf"), torch.finfo(torch.float32).min])
+def test_mask_that_is_added_is_made_anew_in_its_own_form(lowest: float):
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[1, :, :, -1] = lowest
+    dims = {0: "batch", 2: "seq", 3: "seq"}
+    item = ModelInput("mask", mask, dims, says_valid=True)
+    resized, _ = expect(SizeTrials([item], list).at({"batch": 3, "seq": 5}))
+    wanted = torch.where(padded_mask((3, 5), torch.bool)[:, None, None], 0.0, lowest)
+    assert torch.equal(resized[0].value, wanted.expand(3, 1, 5, 5))
+
+
 def test_padding_is_on_the_right_where_the_left_makes_valid_tokens_nan():
     def cumulative(arguments: list[torch.Tensor]) -> list[torch.Tensor]:
         # A token that no earlier one is valid for gets 0/0; here, all behind it do.
@@ -45,8 +57,8 @@ def test_padding_is_on_the_right_where_the_left_makes_valid_tokens_nan():
         return [(mask / mask[:, :1]).cumsum(1)]
 
     resized, outputs = expect(SizeTrials(a_mask(), cumulative).at({"seq": 5}))
-    assert not is_padded(resized[0].value, "left")
-    assert is_padded(resized[0].value, "right")
+    assert not is_padded(resized[0], "left")
+    assert is_padded(resized[0], "right")
     assert outputs[0].isfinite().all()
 
 
