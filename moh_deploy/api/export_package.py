@@ -72,7 +72,7 @@ def export_package(
             _save(converted.model, writer.root)
             manifest = writer.stage(manifest, converted.vectors)
         sizes = tuple(one.sizes for one in converted.vectors)
-        valid_tokens_found = converted.valid_tokens_found
+        padding_inputs = converted.padding_inputs
         limits, unnamed = converted.limits, converted.unnamed
         # Its weights would stay in memory while another process loads what was written.
         del converted
@@ -95,7 +95,8 @@ def export_package(
         vector_sets=len(proof.sizes),
         runs=runs,
         valid_tokens=manifest.valid_tokens,
-        valid_tokens_found=valid_tokens_found,
+        valid_tokens_found=manifest.valid_tokens in padding_inputs,
+        padding_inputs=padding_inputs,
         dim_ranges=manifest.dim_ranges,
         limits=limits,
         unnamed=unnamed,

@@ -36,7 +36,7 @@ from moh_deploy.frontend.prove.recorded_run import input_text, recorded_vectors,
 from moh_deploy.frontend.prove.size_runs import record_sizes
 from moh_deploy.frontend.prove.valid_elements import ValidElements
 from moh_deploy.frontend.recognize import MoHLayer, survey
-from moh_deploy.frontend.recognize.padding import padding_input
+from moh_deploy.frontend.recognize.padding import padding_inputs
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from moh_deploy.frontend.rewrite.attention_view import view_attention
 from moh_deploy.frontend.rewrite.swap import Swap
@@ -80,7 +80,8 @@ class Converted:
         rounding: How far rounding moves the original; None where it does not run in float64.
         call: How the original takes the inputs; None where they are its positional arguments.
         valid_tokens: The input that says which tokens are valid; None if all are.
-        valid_tokens_found: The graph shows that, and nobody said it.
+        padding_inputs: All inputs of which the graph shows that they are 0 for padding, if nobody
+            said which one is.
         from_onnx: The original is an ONNX file, whose runs ONNX Runtime recorded.
     """
 
@@ -102,7 +103,7 @@ class Converted:
     rounding: Rounding | None
     call: Call | None
     valid_tokens: str | None
-    valid_tokens_found: bool
+    padding_inputs: tuple[str, ...]
     from_onnx: bool
 
 
@@ -137,8 +138,9 @@ def convert(
     with progress.step("recognising MoH layers"):
         found = survey(program)
         is_told = not find_padding or any(item.says_valid for item in inputs)
+        shown: tuple[str, ...] = ()
         if not is_told:
-            inputs = _with_padding_input(program, found.layers, inputs)
+            inputs, shown = _with_padding_input(program, found.layers, inputs)
         rewrites = insert(program, found.layers)
         swaps = insert_token_layout(program) if rewrites else []
         prepare_plain_attention(program)
@@ -201,7 +203,7 @@ def convert(
         rounding=sizes.recordings[0].rounding,
         call=None if model.call is None or model.call.is_plain else model.call,
         valid_tokens=mask,
-        valid_tokens_found=mask is not None and not is_told,
+        padding_inputs=shown,
         from_onnx=model.original is not None,
     )
 
@@ -230,10 +232,24 @@ def _ranges_at(
 
 def _with_padding_input(
     program: ExportedProgram, layers: Sequence[MoHLayer], inputs: Sequence[ModelInput]
-) -> tuple[ModelInput, ...]:
-    """Mark the input of which the graph shows that it says which tokens are valid."""
-    place = padding_input(program, layers, [item.value for item in inputs])
-    return tuple(replace(item, says_valid=index == place) for index, item in enumerate(inputs))
+) -> tuple[tuple[ModelInput, ...], tuple[str, ...]]:
+    """Mark the input of which the graph shows that it says which tokens are valid.
+
+    Of several, the first is taken where all have the same axes and agree in the example: leaving
+    out what is padding by one of them is safe, and the others' padding is compared.
+
+    Returns:
+        The inputs, and the names of all of which that is shown.
+    """
+    places = padding_inputs(program, layers, [item.value for item in inputs])
+    shown = [inputs[place] for place in places]
+    agree = all(
+        one.dims == shown[0].dims and torch.equal(one.value != 0, shown[0].value != 0)
+        for one in shown
+    )
+    taken = shown[0] if shown and agree else None
+    marked = tuple(replace(item, says_valid=item is taken) for item in inputs)
+    return marked, tuple(item.name for item in shown)
 
 
 def _translate(

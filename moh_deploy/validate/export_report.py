@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class ExportReport(Report):
             library, with that too. The errors above are those of the function bodies.
         valid_tokens: The input that says which tokens are valid; None if all are.
         valid_tokens_found: The graph shows that, and nobody said it.
+        padding_inputs: All inputs of which the graph shows that, if nobody said which one is.
         dim_ranges: Smallest and largest size of dimensions that are limited.
         limits: What is in the way beyond, by dimension.
         unnamed: Dimensions of an exported program that nobody named, and their places: `x:1`.
@@ -68,6 +69,7 @@ class ExportReport(Report):
     ungated: int = 0
     valid_tokens: str | None = None
     valid_tokens_found: bool = False
+    padding_inputs: tuple[str, ...] = ()
     dim_ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
     unnamed: Mapping[str, str] = field(default_factory=dict)
@@ -113,18 +115,39 @@ class ExportReport(Report):
             )
             for name, place in self.unnamed.items()
         )
-        if self.valid_tokens_found:
-            found = (
-                f"The graph shows that '{self.valid_tokens}' is 0 for padding: no attention of a"
-                " MoH layer reads such a token. `--valid-tokens all` compares every token."
-            )
-            blocks.append(Text(found))
+        blocks += map(Text, self._padding_lines())
         tokens = self.runs[0].tokens
         blocks += [] if tokens is None else [Text(tokens.describe())]
         blocks += (Text(f"EQUAL to the original {_run_text(run)}", True) for run in self.runs)
         written = f"written to {self.package} in {sum(self.seconds.values()):.1f} s"
         remarks = (self.runs[-1].kernels.describe(), written)
         return Document("export", tuple(blocks), remarks=remarks)
+
+    def _padding_lines(self) -> Iterator[str]:
+        """Yield what is said of inputs that nobody named, and the graph shows to be masks."""
+        if self.valid_tokens_found:
+            yield (
+                f"The graph shows that '{self.valid_tokens}' is 0 for padding: no attention of a"
+                " MoH layer reads such a token. `--valid-tokens all` compares every token."
+            )
+            others = [name for name in self.padding_inputs if name != self.valid_tokens]
+            if others:
+                yield (
+                    f"It shows so of {_listed(others)}, too, with the same values in the example:"
+                    f" padding by '{self.valid_tokens}' is what was left out."
+                )
+        elif len(self.padding_inputs) > 1:
+            first, *_ = self.padding_inputs
+            yield (
+                f"The graph shows that {_listed(self.padding_inputs)} are 0 for padding, each of"
+                " tokens of its own or with other values: every token was compared."
+                f" `--valid-tokens {first}`, or another of them, leaves its padding out."
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = (f"'{name}'" for name in names)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _run_text(run: ProvenRun) -> str:

@@ -88,6 +88,7 @@ class UnmasksEagerly(Decoder):
 
 IDS = torch.randint(1, VOCAB, (3, 7), generator=torch.Generator().manual_seed(1))
 LEFT = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7, [0, 1, 1, 1, 1, 1, 1]])
+TWO_DYNAMIC = [f"{name}:0=batch,1=seq" for name in ("input_ids", "attention_mask", "kept")]
 DYNAMIC = ["input_ids:0=batch,1=seq", "attention_mask:0=batch,1=seq"]
 
 
@@ -256,6 +257,40 @@ def test_mask_that_is_made_up_holds_padding(dtype: str, tmp_path: Path):
         [1, 1, 1, 0, 0, 0, 0],
         [1, 1, 1, 1, 1, 1, 1],
     ]
+
+
+class TwoMasks(Decoder):
+    """Takes keys away by one mask of a sequence, and by another."""
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, kept: torch.Tensor
+    ) -> torch.Tensor:
+        x, layer = self.embed(input_ids), self.layers[0]
+        heads = layer.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        scores = heads[0] @ heads[1].mT
+        for mask in (attention_mask, kept):
+            scores = scores.masked_fill(mask[:, None, None] == 0, -1e9)
+        gates = layer.router(x).relu().transpose(1, 2).unsqueeze(-1)
+        mixed = (scores.softmax(-1) @ heads[2]) * gates
+        return x + layer.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("agree", [True, False])
+def test_of_two_masks_that_the_graph_shows_one_is_taken_where_they_agree(
+    agree: bool, tmp_path: Path
+):
+    kept = LEFT if agree else torch.ones_like(LEFT)
+    inputs = {"input_ids": IDS, "attention_mask": LEFT, "kept": kept}
+    report = export(TwoMasks(), tmp_path / "package", inputs=inputs, dynamic=TWO_DYNAMIC)
+    assert report.padding_inputs == ("attention_mask", "kept")
+    shown = as_markdown(report, "m").replace("\\", "")
+    if agree:
+        assert (report.valid_tokens, report.valid_tokens_found) == ("attention_mask", True)
+        assert "It shows so of 'kept', too, with the same values in the example" in shown
+    else:
+        assert (report.valid_tokens, report.valid_tokens_found) == (None, False)
+        assert "that 'attention_mask' and 'kept' are 0 for padding, each of tokens" in shown
+        assert "`--valid-tokens attention_mask`, or another of them, leaves" in shown
 
 
 class TakesAdditive(UnmasksEagerly):

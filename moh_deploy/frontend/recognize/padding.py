@@ -25,30 +25,26 @@ from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.routers.trial import run_nodes
 
 
-def padding_input(
+def padding_inputs(
     program: ExportedProgram, layers: Sequence[MoHLayer], arguments: Sequence[torch.Tensor]
-) -> int | None:
-    """Return the place of the input that is 0 for padding, among the user inputs.
+) -> list[int]:
+    """Return the places of the inputs that are 0 for padding, among the user inputs.
 
-    It is [batch, tokens] of 0 and 1, and every layer whose keys are its tokens hides them where it
-    is 0, and no others for its sake. The tokens are those of a layer or of an output.
+    Each is [batch, tokens] of 0 and 1, and every layer whose keys are its tokens hides them where
+    it is 0, and no others for its sake. The tokens are those of a layer or of an output.
 
     Args:
         layers: The MoH layers of the program.
         arguments: Example values of the user inputs, in order.
-
-    Returns:
-        None where there is none, or more than one.
     """
     names = program.graph_signature.user_inputs
     places = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    found = [
+    return [
         index
         for index, (name, value) in enumerate(zip(names, arguments, strict=True))
         if value.ndim == 2 and bool(((value == 0) | (value == 1)).all())
         if _Candidate(program, places[name], value).says_padding(layers)
     ]
-    return found[0] if len(found) == 1 else None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.recognize import recognize
-from moh_deploy.frontend.recognize.padding import padding_input
+from moh_deploy.frontend.recognize.padding import padding_inputs
 from moh_deploy.frontend.trace import trace
 
 BATCH, SEQ, DIM, HEADS = 2, 5, 8, 2
@@ -77,7 +77,7 @@ def gathered(valid: torch.Tensor) -> torch.Tensor:
     return valid.bool()[batch[:, None, None, None], places] & causal(valid)
 
 
-def found(model: nn.Module, valid: torch.Tensor | None = None) -> int | None:
+def found(model: nn.Module, valid: torch.Tensor | None = None) -> list[int]:
     torch.manual_seed(0)
     dims = {0: "batch", 1: "seq"}
     valid = torch.ones(BATCH, SEQ) if valid is None else valid
@@ -88,18 +88,18 @@ def found(model: nn.Module, valid: torch.Tensor | None = None) -> int | None:
     program = normalize(trace(LoadedModel(model.eval(), None, "in_memory", None), inputs))
     layers = recognize(program)
     assert layers
-    return padding_input(program, layers, [item.value for item in inputs])
+    return padding_inputs(program, layers, [item.value for item in inputs])
 
 
 @pytest.mark.parametrize(
     "make", [keys, causal_keys, opened_rows, lowest, infinite, gathered], ids=lambda f: f.__name__
 )
 def test_mask_is_found_however_keys_are_hidden(make: MakeMask):
-    assert found(Gated(make)) == 1
+    assert found(Gated(make)) == [1]
 
 
 def test_mask_is_found_in_scores_that_are_written_out():
-    assert found(Gated(lambda valid: ~keys(valid), written=True)) == 1
+    assert found(Gated(lambda valid: ~keys(valid), written=True)) == [1]
 
 
 def shifted(valid: torch.Tensor) -> torch.Tensor:
@@ -126,11 +126,11 @@ def slightly(valid: torch.Tensor) -> torch.Tensor:
     ids=["reversed", "shifted", "neighbours", "bias", "one layer of two"],
 )
 def test_input_that_means_something_else_is_not_taken(model: nn.Module):
-    assert found(model) is None
+    assert found(model) == []
 
 
 def test_input_that_holds_other_values_is_not_taken():
-    assert found(Gated(keys), torch.full((BATCH, SEQ), 2.0)) is None
+    assert found(Gated(keys), torch.full((BATCH, SEQ), 2.0)) == []
 
 
 class CrossAttention(Gated):
@@ -153,4 +153,27 @@ def test_mask_of_tokens_that_are_only_read_is_not_taken():
     program = normalize(trace(LoadedModel(model, None, "in_memory", None), inputs))
     layers = recognize(program)
     assert len(layers) == 1
-    assert padding_input(program, layers, [item.value for item in inputs]) is None
+    assert padding_inputs(program, layers, [item.value for item in inputs]) == []
+
+
+class TwoMasks(Gated):
+    """Hides keys by either of two masks of one sequence."""
+
+    def forward(self, x: torch.Tensor, valid: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        gates = self.router(x).relu().transpose(1, 2).unsqueeze(-1)
+        scores = (q @ k.mT).masked_fill(~keys(valid), LOWEST).masked_fill(~keys(kept), LOWEST)
+        return ((scores.softmax(-1) @ v) * gates).transpose(1, 2).flatten(2)
+
+
+def test_each_of_two_masks_is_found():
+    dims = {0: "batch", 1: "seq"}
+    inputs = [
+        ModelInput("x", torch.randn(BATCH, SEQ, DIM), dims),
+        ModelInput("valid", torch.ones(BATCH, SEQ), dims),
+        ModelInput("kept", torch.ones(BATCH, SEQ), dims),
+    ]
+    model = TwoMasks().eval()
+    program = normalize(trace(LoadedModel(model, None, "in_memory", None), inputs))
+    values = [item.value for item in inputs]
+    assert padding_inputs(program, recognize(program), values) == [1, 2]
