@@ -115,7 +115,8 @@ def _with_gates(
         return None
     like = RouterLike(gate, attention, dynamic)
     counted = any(is_counted(size) and size in shape(whole) for size in sizes)
-    if not (counted or like.is_cut) or not like.is_router or like.ranks_scores:
+    is_one = not counted and (like.is_cut or like.takes_one)
+    if not (counted or is_one) or not like.is_router or like.ranks_scores:
         return None
     mixes, maker = made_by(whole, attention, dynamic)
     are_heads = mixes and (_are_joined(node) if like.is_cut else _are_merged(node, gate, whole))

@@ -101,6 +101,16 @@ class RouterLike:
         return self.squash is not None and computed and self.node in self.dynamic
 
     @property
+    def takes_one(self) -> bool:
+        """What it ranks best is looked up by its index, and weighed by its one score."""
+        if self.selection is None:
+            return False
+        if op(self.selection) in ("argmax", "argsort"):
+            return True
+        entries = (user for user in self.selection.users if op(user) == "getitem")
+        return any(entry.args[1] == 1 and entry.users for entry in entries)
+
+    @property
     def is_cut(self) -> bool:
         """It is one of several entries: `gates[..., 2:3]`, of a loop over heads."""
         for node in self.cone:

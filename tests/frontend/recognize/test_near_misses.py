@@ -391,6 +391,20 @@ class GroupedExperts(Experts):
         return self.merged(x) + (each * gates[..., None, :]).sum(-1)
 
 
+class SwitchedExperts(NoGates):
+    """The weights of the best expert are looked up, and its result is multiplied with one score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.route, self.experts = nn.Linear(32, 2), nn.Parameter(torch.randn(2, 32, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        value, which = self.route(x).softmax(-1).max(-1)
+        each = torch.einsum("bsd,bsde->bse", x, self.experts[which])
+        return x + each * value[..., None]
+
+
 class StackedExperts(NoGates):
     """Experts that are computed as one, and weighed without a choice."""
 
@@ -453,6 +467,7 @@ def test_what_gates_no_heads_is_no_near_miss(
         (Experts, "topk of 1 among 2", "topk", "linear", "gates[..., i"),
         (ExpertsBehindTheSum, "topk of 1 among 2", "topk", "linear", "gates[..., :1]"),
         (GroupedExperts, "topk of 1 among 4", "scores.topk", "linear", "each * gates"),
+        (SwitchedExperts, "max of 2", ".max(-1)", "einsum", "each * value"),
         (StackedExperts, "softmax of 2", "softmax", "einsum", "softmax"),
     ],
 )
