@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from moh_deploy import __version__
 from moh_deploy.api.required_layers import require_layers, required_layers
-from moh_deploy.config.export_config import ExportConfig, load_config
+from moh_deploy.config.export_config import ExportConfig, RequiredLayers, load_config
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
@@ -35,7 +35,7 @@ from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.system.user_code import user_code
 from moh_deploy.validate.export_report import ExportReport
-from moh_deploy.validate.fresh_process import ProvenRun, Way, prove
+from moh_deploy.validate.fresh_process import Prove, Way, early_prover
 
 # A protobuf message holds 2 GB at most: larger weights go into a file of their own.
 EXTERNAL_DATA_BYTES = 1 << 30
@@ -61,6 +61,18 @@ def export_package(
     check_package_output(options.output)
     config = load_config(options.config, options.overrides)
     wanted = required_layers(options, config)
+    # The process that is to compare imports what it needs while the model is traced here.
+    with early_prover() as prove:
+        return _export(options, config, wanted, prove, progress)
+
+
+def _export(
+    options: ExportOptions,
+    config: ExportConfig,
+    wanted: RequiredLayers | None,
+    prove: Prove,
+    progress: SilentProgress,
+) -> ExportReport:
     converted, checkpoint_sha256 = _convert(options, config, progress)
     require_layers(wanted, converted.layers, converted.near_misses)
     converted = _with_first_choices(converted)
@@ -77,7 +89,7 @@ def export_package(
         # Its weights would stay in memory while another process loads what was written.
         del converted
         with progress.step("comparing the package with the original model"):
-            runs = _prove(writer.root, manifest)
+            runs = prove(writer.root, _ways(manifest))
         # What any runtime computes, with kernels or without, is the function bodies' result.
         proof = Proof(runs[0].max_abs_error, runs[0].routing_agreement, sizes)
         package = writer.publish(replace(manifest, proof=proof))
@@ -104,14 +116,13 @@ def export_package(
     )
 
 
-def _prove(root: Path, manifest: Manifest) -> tuple[ProvenRun, ...]:
-    """Compare function bodies with the original model, and kernels too where there are any.
+def _ways(manifest: Manifest) -> list[Way]:
+    """Return how to run a package to prove it: function bodies, and kernels where there are any.
 
     Kernels at the example's sizes only: what they compute at all sizes is not the package's matter.
     """
     has_kernels = bool(manifest.ops) and kernel_library() is not None
-    ways = [Way("off"), Way("auto", vectors=1)] if has_kernels else [Way("auto")]
-    return prove(root, ways)
+    return [Way("off"), Way("auto", vectors=1)] if has_kernels else [Way("auto")]
 
 
 def _convert(

@@ -12,22 +12,25 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import IO, Generic, TypeVar, cast
 
 import moh_deploy
 from moh_deploy.errors import BackendError, MoHDeployError
 from moh_deploy.system.progress import SilentProgress, progress_for_terminal
-from moh_deploy.system.staging import is_disk_full, scratch_directory
+from moh_deploy.system.staging import is_disk_full, scratch_directory, temporary_place
 from moh_deploy.system.termination import cleaned_up_on_termination
 
 Answer = TypeVar("Answer")
 
 _PROCESS = "moh_deploy.system.isolated_process"
+_WAITING = "--waiting"
 _TASK, _ANSWER, _STEPS, _SAID = "task.pickle", "answer.pickle", "steps.txt", "said.txt"
 
 _DISK_FULL = 74
@@ -78,11 +81,60 @@ class Outcome(Generic[Answer]):
         return "a timeout" if self.return_code is None else how_it_ended(self.return_code)
 
 
+@dataclass(frozen=True)
+class EarlyProcess:
+    """A process that was started before it is known what `isolated` is to call in it.
+
+    Attributes:
+        process: It waits for the name of a folder.
+        said: What it writes, to stdout and stderr.
+    """
+
+    process: subprocess.Popen[bytes]
+    said: IO[bytes]
+
+    def hand_over(self, folder: Path) -> subprocess.Popen[bytes]:
+        """Let it do the task in a folder."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError), self.process.stdin as pipe:  # how it ended says more
+            pipe.write(os.fsencode(folder))
+        return self.process
+
+
+@contextmanager
+def started_early(get_ready: Callable[[], object]) -> Iterator[EarlyProcess]:
+    """Start the process of one `isolated` while there is something else to be done.
+
+    It is ended with the block, whether something was called in it or not.
+
+    Args:
+        get_ready: Called there at once, for what it imports: one that its module's name finds.
+
+    Raises:
+        PackageError: There is no place for temporary files.
+    """
+    named = [_WAITING, get_ready.__module__, get_ready.__qualname__]
+    with tempfile.TemporaryFile(dir=temporary_place("moh-deploy-isolated").parent) as said:
+        process = subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", "-m", _PROCESS, *named],
+            stdin=subprocess.PIPE,  # Its end tells the process that it is not needed any more.
+            stdout=said,
+            stderr=said,
+            env=child_environment(),
+        )
+        try:
+            yield EarlyProcess(process, said)
+        finally:
+            process.terminate()
+            process.communicate()
+
+
 def isolated(
     function: Callable[..., Answer],
     *arguments: object,
     timeout_s: float | None = None,
     show_steps: bool | None = None,
+    early: EarlyProcess | None = None,
 ) -> Outcome[Answer]:
     """Call a function in another process, which ends with this one.
 
@@ -93,16 +145,19 @@ def isolated(
         show_steps: The function takes a `progress` besides, whose last step the outcome has. True
             shows steps where stderr is a terminal. Then what the process writes is shown, too, and
             not kept.
+        early: The process to call it in, which is good for one call; None starts one. It shows
+            nothing.
 
     Raises:
         PackageError: There is no place for temporary files, or its disk is full.
     """
+    assert early is None or show_steps is None
     with scratch_directory("moh-deploy-isolated") as folder:
         # By files, not by pipes: stdout belongs to the user's code, which may print anything, and a
         # large answer cannot block.
         task = _Task(function, arguments, show_steps)
         (folder / _TASK).write_bytes(pickle.dumps(task))
-        return_code = _run(folder, timeout_s, is_shown=show_steps is not None)
+        return_code = _run(folder, timeout_s, early, is_shown=show_steps is not None)
         if return_code == _DISK_FULL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # `scratch_directory` says where
         answer, error, exception = None, None, None
@@ -111,6 +166,20 @@ def isolated(
             answer, error, exception = pickle.loads((folder / _ANSWER).read_bytes())
         said, step = _text(folder / _SAID), _text(folder / _STEPS)
     return Outcome(answer, error, exception, return_code, said.strip(), step or None)
+
+
+def carry_out_later(module: str, get_ready: str) -> None:
+    """Get ready, wait to be told a folder, and do the task there; nothing if none is told.
+
+    Args:
+        module, get_ready: Where a function is found, and its name.
+    """
+    getattr(import_module(module), get_ready)()
+    folder = os.fsdecode(sys.stdin.buffer.read())
+    if folder:
+        os.environ["TMPDIR"] = folder
+        tempfile.tempdir = None  # that of before, if somebody has asked for it
+        carry_out(Path(folder))
 
 
 def carry_out(folder: Path) -> None:
@@ -161,21 +230,37 @@ class _NotedProgress(SilentProgress):
         return self._shown_by.step(name)
 
 
-def _run(folder: Path, timeout_s: float | None, *, is_shown: bool) -> int | None:
+def _run(
+    folder: Path, timeout_s: float | None, early: EarlyProcess | None, *, is_shown: bool
+) -> int | None:
     """Run the other process, and return how it ended; None if it was ended for taking too long."""
+    if early is None:
+        return _waited(_started(folder, is_shown=is_shown), timeout_s)
+    try:
+        return _waited(early.hand_over(folder), timeout_s)
+    finally:
+        early.said.seek(0)
+        (folder / _SAID).write_bytes(early.said.read())
+
+
+def _started(folder: Path, *, is_shown: bool) -> subprocess.Popen[bytes]:
+    """Start the other process."""
     # What it has in temporary files when it is ended goes with the folder.
     environment = {**child_environment(), "TMPDIR": str(folder)}
     # Python's account of a crash is for whoever keeps what was said.
     options = [] if is_shown else ["-X", "faulthandler"]
     command = [sys.executable, *options, "-m", _PROCESS, str(folder)]
     with (folder / _SAID).open("wb") as said:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=sys.__stderr__ if is_shown else said,  # What is printed there is no answer.
             stderr=None if is_shown else said,
             env=environment,
         )
+
+
+def _waited(process: subprocess.Popen[bytes], timeout_s: float | None) -> int | None:
     # Not waited for when this is ended: that may have stopped a wait, which holds a lock.
     with process, cleaned_up_on_termination(process.terminate):
         try:

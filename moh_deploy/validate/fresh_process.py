@@ -6,8 +6,10 @@ not add up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ import numpy as np
 from moh_deploy.errors import ValidationError
 from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
-from moh_deploy.system.isolate import isolated
+from moh_deploy.runtime.onnxruntime.session import runtime_name
+from moh_deploy.system.isolate import EarlyProcess, isolated, started_early
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.validate.policy import BUILT_IN_POLICY
@@ -63,7 +66,28 @@ class Way:
     vectors: int | None = None
 
 
-def prove(root: Path, ways: Sequence[Way]) -> tuple[ProvenRun, ...]:
+Prove = Callable[[Path, Sequence[Way]], tuple[ProvenRun, ...]]
+"""What `prove` does of a package."""
+
+
+@contextmanager
+def early_prover() -> Iterator[Prove]:
+    """Yield `prove`, good for one package, whose process starts at once and imports what it needs.
+
+    Meanwhile the package can be made: the imports take as long as the runs of a small model.
+    """
+    with started_early(get_ready) as early:
+        yield partial(prove, early=early)
+
+
+def get_ready() -> None:
+    """Import what a proof needs that this module does not import itself."""
+    runtime_name()
+
+
+def prove(
+    root: Path, ways: Sequence[Way], early: EarlyProcess | None = None
+) -> tuple[ProvenRun, ...]:
     """Verify a package in several ways, each as `moh-deploy verify` does.
 
     One process does them all, since its start and imports cost more than a small model's runs.
@@ -71,6 +95,7 @@ def prove(root: Path, ways: Sequence[Way]) -> tuple[ProvenRun, ...]:
     Args:
         root: The package, which may still be staged.
         ways: In this order, until the first that does not agree.
+        early: The process to do it in; None starts one.
 
     Returns:
         How well it agrees, for each way.
@@ -80,7 +105,7 @@ def prove(root: Path, ways: Sequence[Way]) -> tuple[ProvenRun, ...]:
         MoHDeployError: The comparison failed, with the error of that process.
     """
     # This process has torch and the user's code loaded; the new one imports neither.
-    found = isolated(proven, root, tuple(ways))
+    found = isolated(proven, root, tuple(ways), early=early)
     return found.required("the process that compares the package")
 
 

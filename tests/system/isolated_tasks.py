@@ -36,3 +36,17 @@ def work(last: str, *, progress: Progress) -> None:
 
 def fill() -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def get_ready() -> None:
+    """Show that it was called in the process that a task runs in later."""
+    os.environ["IS_READY"] = "yes"
+    print("ready")
+
+
+def is_ready() -> tuple[str | None, str]:
+    return os.environ.get("IS_READY"), tempfile.gettempdir()
+
+
+def fail_to_get_ready() -> None:
+    raise ImportError("no such library")

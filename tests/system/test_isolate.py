@@ -11,8 +11,17 @@ import pytest
 
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.system import isolate
-from moh_deploy.system.isolate import isolated
-from tests.system.isolated_tasks import chat, die, fill, refuse, work
+from moh_deploy.system.isolate import isolated, started_early
+from tests.system.isolated_tasks import (
+    chat,
+    die,
+    fail_to_get_ready,
+    fill,
+    get_ready,
+    is_ready,
+    refuse,
+    work,
+)
 
 
 def test_answer_is_what_the_function_returns():
@@ -83,3 +92,46 @@ def test_full_disk_is_said_by_whoever_still_can(monkeypatch: pytest.MonkeyPatch)
 def test_process_that_does_not_start_is_a_failure(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert isolated(os.getpid).how() == "status 1"
+
+
+def test_process_that_was_started_early_gets_ready_and_does_the_task():
+    with started_early(get_ready) as early:
+        found = isolated(is_ready, early=early)
+    assert found.return_code == 0
+    assert found.said == "ready"
+    assert found.answer is not None
+    ready, temporary = found.answer
+    assert ready == "yes"
+    # What it leaves in temporary files goes with the folder of its task.
+    assert not Path(temporary).exists()
+    assert "moh-deploy-isolated" in temporary
+
+
+def test_early_process_fails_like_another():
+    with started_early(get_ready) as early, pytest.raises(ConfigError, match=r"x is wrong\."):
+        isolated(refuse, "x", early=early).required("it")
+    with started_early(get_ready) as early:
+        assert isolated(die, "no memory", early=early).how() == "SIGKILL"
+    with started_early(get_ready) as early:
+        assert isolated(time.sleep, 600, timeout_s=1.0, early=early).how() == "a timeout"
+
+
+def test_process_that_cannot_get_ready_says_why():
+    with started_early(fail_to_get_ready) as early:
+        early.process.wait()  # what is handed over finds nobody
+        found = isolated(is_ready, early=early)
+    with pytest.raises(BackendError, match=r"(?s)ended with status 1: .*no such library"):
+        found.required("the process")
+
+
+def test_process_that_nothing_was_called_in_ends_with_the_block():
+    with pytest.raises(KeyboardInterrupt), started_early(get_ready) as early:
+        raise KeyboardInterrupt
+    assert early.process.returncode is not None
+
+
+def test_process_that_waits_ends_when_the_other_one_is_gone():
+    with started_early(get_ready) as early:
+        assert early.process.stdin is not None
+        early.process.stdin.close()  # as the end of the process does
+        assert early.process.wait() == 0

@@ -10,7 +10,7 @@ import pytest
 
 from moh_deploy.errors import BackendError, PackageError, ValidationError
 from moh_deploy.runtime.layer_runs import LayerRun
-from moh_deploy.validate.fresh_process import Way, prove
+from moh_deploy.validate.fresh_process import Way, early_prover, prove
 from tests.handmade_package import write_package
 from tests.kernel_library import required_library
 
@@ -52,6 +52,14 @@ def test_one_process_runs_function_bodies_and_then_kernels(tmp_path: Path):
 def count_processes() -> Iterator[list[object]]:
     with patch("subprocess.Popen", wraps=subprocess.Popen) as start:
         yield start.mock_calls
+
+
+def test_process_that_starts_before_the_package_is_there_proves_the_same(tmp_path: Path):
+    with count_processes() as started, early_prover() as early:
+        package = write_package(tmp_path / "package")
+        found = early(package.root, [Way("off")])
+    assert len(started) == 1
+    assert found == prove(package.root, [Way("off")])
 
 
 @pytest.mark.usefixtures("warm_processes")
