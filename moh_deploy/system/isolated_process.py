@@ -7,6 +7,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     try:
+        from moh_deploy.system.garbage import collect_rarely
+
+        collect_rarely()
         from moh_deploy.system.isolate import carry_out, carry_out_later
 
         if len(sys.argv) > 2:  # started early
