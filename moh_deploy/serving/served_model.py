@@ -175,16 +175,16 @@ def open_served(model: Deployed, settings: ServingSettings) -> ServedModel:
         PackageError: It cannot be read, or has changed since it was written.
         ConfigError: The guard's policy is wrong, or a package beside takes or returns others.
     """
-    telemetry = _telemetry(model, settings)
+    telemetry, way = _telemetry(model, settings), served_variant(settings)
     observers: tuple[Observer, ...] = () if telemetry is None else (telemetry,)
     if settings.shadow is not None:
         shadow = Path(settings.shadow)
-        observers += (open_shadow(model, shadow, settings.shadow_share, threads_of(settings)),)
+        observers += (open_shadow(model, shadow, settings.shadow_share, way),)
     inner = tuple({name: None for one in observers for name in one.inner})
     if settings.guard:
-        guard = open_guard(model, guard_options(settings), inner, threads_of(settings))
+        guard = open_guard(model, guard_options(settings), inner, way)
         return ServedModel(model, guard, observers, telemetry=telemetry)
-    runner = model.open(Variant(threads=threads_of(settings), extra_outputs=inner))
+    runner = model.open(way.returning(inner))
     return ServedModel(model, runner, observers, telemetry=telemetry)
 
 
@@ -208,6 +208,12 @@ def guard_options(settings: ServingSettings) -> GuardOptions:
         for path in (settings.policy, settings.audit_log, settings.control)
     )
     return GuardOptions(policy, log, control, drill=settings.drill)
+
+
+def served_variant(settings: ServingSettings) -> Variant:
+    """Return the way in which whatever answers is opened: threads and kernels."""
+    library = None if settings.library is None else Path(settings.library)
+    return Variant(threads=threads_of(settings), library=library)
 
 
 def threads_of(settings: ServingSettings) -> int:

@@ -148,12 +148,12 @@ class LadderSetting:
     """What rungs are made with.
 
     Attributes:
-        threads: Threads of each run.
+        way: How rungs are opened: threads, kernels.
         inner: Inner values that may be wanted of rungs that are the package itself.
         scratch: Where a package may be written that is made for this.
     """
 
-    threads: int
+    way: Variant
     inner: tuple[str, ...]
     scratch: Path
 
@@ -171,7 +171,7 @@ def find_rung(section: RungSection, model: Deployed, setting: LadderSetting) -> 
             another package does not take and return the same.
         PackageError: Another package cannot be read.
     """
-    variant = Variant(threads=setting.threads, extra_outputs=setting.inner)
+    variant = setting.way.returning(setting.inner)
     outputs = tuple(one.name for one in model.manifest.outputs)
     if section.kind == "package":
         assert section.path is not None
@@ -180,8 +180,7 @@ def find_rung(section: RungSection, model: Deployed, setting: LadderSetting) -> 
             f"rung '{section.called}', {section.path},", model.manifest, other.manifest
         )
         # Its inner values are of layers of its own.
-        variant = Variant(threads=setting.threads)
-        return RungModel(section.called, other, variant, outputs, same_answers=False)
+        return RungModel(section.called, other, setting.way, outputs, same_answers=False)
     if section.kind == "kernels":
         needs = not model.is_compiled
         return RungModel(section.called, model, variant, outputs, True, needs_kernels=needs)

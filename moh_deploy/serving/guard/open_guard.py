@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.runtime.base import Deployed
+from moh_deploy.runtime.base import Deployed, Variant
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.guard.answer_check import AnswerCheck
 from moh_deploy.serving.guard.audit import AuditLog
@@ -39,7 +39,7 @@ class GuardOptions:
     drill: bool = False
 
 
-def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], threads: int) -> Guard:
+def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], way: Variant) -> Guard:
     """Find the rungs, and open those that the policy says.
 
     A rung that cannot be opened is open as a breaker is, and the rung below serves; it is tried
@@ -49,7 +49,7 @@ def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], thr
         model: What is served.
         options: Policy, log, control file.
         inner: Inner values that observers may want.
-        threads: Threads of each run.
+        way: How rungs are opened: threads, kernels.
 
     Raises:
         ConfigError: The policy is wrong, faults have no control file to come from, or a rung does
@@ -71,7 +71,7 @@ def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], thr
         # A package that is written for a rung lives as long as the guard.
         if any(one.kind == "dense" for one in policy.rungs):
             scratch = stack.enter_context(scratch_directory("moh-deploy-guard"))
-        setting = LadderSetting(threads, tuple(dict.fromkeys((*inner, *names))), scratch)
+        setting = LadderSetting(way, tuple(dict.fromkeys((*inner, *names))), scratch)
         rungs = [
             # Faults are planted in the first rung: the others are what shall help.
             Rung(find_rung(one, model, setting), watched.gates, None if index else faults)

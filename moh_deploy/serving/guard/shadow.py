@@ -178,14 +178,14 @@ class Shadow:
 _OUTCOMES = {"EQUAL": "equal", "NOT EQUAL": "differing", "CANNOT TELL": "undecided"}
 
 
-def open_shadow(model: Deployed, other: Path, share: float, threads: int) -> Shadow:
+def open_shadow(model: Deployed, other: Path, share: float, way: Variant) -> Shadow:
     """Open a second package to run beside a model.
 
     Args:
         model: What serves.
         other: The second package.
         share: Of the batches, above 0 and at most 1.
-        threads: Threads of a run.
+        way: How it is opened: threads, kernels.
 
     Raises:
         ConfigError: It does not take and return the same, or the share is no share.
@@ -201,11 +201,11 @@ def open_shadow(model: Deployed, other: Path, share: float, threads: int) -> Sha
         raise ConfigError(f"{shadow.name} is an engine, expected a package.")
     theirs = shadow.made_from(None)
     require_same_interface(f"the shadow {other}", model.manifest, theirs.manifest)
-    runner = shadow.open(Variant(threads=threads, extra_outputs=names_to_return(theirs)))
+    runner = shadow.open(way.returning(names_to_return(theirs)))
     recorder = Recorder(theirs, runner, layer_values(theirs))
     has_routing = _heads(ours) == _heads(theirs)
     comparison = Comparison(ours, layer_values(ours), recorder, shadow.name, has_routing)
-    return Shadow(comparison, Variant(threads=threads), share)
+    return Shadow(comparison, way, share)
 
 
 def _heads(package: OnnxPackage) -> list[tuple[str, int]]:

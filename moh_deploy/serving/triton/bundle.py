@@ -169,9 +169,13 @@ class _Writing:
     def fill(self, root: Path) -> Bundle:
         """Write all files below a directory."""
         libraries = self._write_libraries(root / LIBRARIES)
+        settings = bring_along(self.options.beside, root, self.options.settings)
+        # The server's own backends are told of it in their ways.
+        if self.backend == "python" and libraries is not None:
+            settings = replace(settings, library=libraries.file)
         bundle = Bundle(
             backend=self.backend,
-            settings=bring_along(self.options.beside, root, self.options.settings),
+            settings=settings,
             inputs=self.manifest.inputs,
             outputs=self.manifest.outputs,
             versions=self._versions(),

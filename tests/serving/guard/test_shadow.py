@@ -17,7 +17,7 @@ from tests.routed_package import Fault, write_routed
 
 def observed(package: OnnxPackage, shadow: Path, share: float = 1.0) -> tuple[ServedModel, Shadow]:
     model = PackageDir(package.root)
-    beside = open_shadow(model, shadow, share, threads=1)
+    beside = open_shadow(model, shadow, share, Variant(threads=1))
     variant = Variant(kernels="off", threads=1, extra_outputs=beside.inner)
     return ServedModel(model, model.open(variant), (beside,)), beside
 
@@ -102,4 +102,4 @@ def test_a_shadow_that_fails_is_counted_and_harms_no_answer(
 def test_a_share_is_above_0_and_at_most_1(tmp_path: Path, share: float):
     package = write_package(tmp_path / "package")
     with pytest.raises(ConfigError, match="expected above 0, at most 1"):
-        open_shadow(PackageDir(package.root), package.root, share, threads=1)
+        open_shadow(PackageDir(package.root), package.root, share, Variant(threads=1))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
@@ -61,8 +61,17 @@ def test_moved_bundle_answers_as_the_package_does(tmp_path: Path):
     recorded = vectors()
     served = open_bundle(moved)
     outputs = served.answer(recorded.inputs).outputs
+    library = served.describe().kernels.library
     served.close()
+    assert library == moved / "lib" / required_library().name
     np.testing.assert_allclose(outputs["y"], recorded.outputs["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_bundle_that_lost_its_kernels_is_not_served_without(tmp_path: Path):
+    root = bundle_of_handmade(tmp_path)
+    shutil.rmtree(root / "lib")
+    with pytest.raises(BackendError, match="cannot be loaded"):
+        open_bundle(root)
 
 
 def test_no_file_names_a_place_of_the_machine(tmp_path: Path):
