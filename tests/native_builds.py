@@ -22,6 +22,7 @@ from tests.cuda.test_bank_conflicts import counting_library
 from tests.cuda.test_emulator import library_without_assembly
 from tests.cuda.trt import builds
 from tests.plugins.test_sanitizers import sanitized_library
+from tests.serving.triton.triton_environment import server_or_skip
 
 # Those that take longest come first.
 PUSH: dict[str, Callable[[], object]] = {
@@ -29,6 +30,7 @@ PUSH: dict[str, Callable[[], object]] = {
     "emulated kernels, and the plugin on them": lambda: builds.plugin_on_emulated(build(PLAIN)),
     "TensorRT plugin": builds.plugin_on_fakes,
     "harness of the plugin": builds.harness,
+    "Triton's server": server_or_skip,
 }
 NIGHTLY: dict[str, Callable[[], object]] = {
     "emulated kernels for AddressSanitizer": lambda: build(ADDRESS),

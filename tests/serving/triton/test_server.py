@@ -1,0 +1,133 @@
+"""Finding and starting a server, with scripts that stand for one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+import moh_deploy
+from moh_deploy.errors import BackendError
+from moh_deploy.serving.triton import server as server_module
+from moh_deploy.serving.triton.server import (
+    Ports,
+    TritonServer,
+    find_server,
+    running_server,
+    server_environment,
+)
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+READY = """#!{python}
+import http.server, sys
+port = next(one.partition("=")[2] for one in sys.argv if one.startswith("--http-port="))
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *given):
+        pass
+print("serving", flush=True)
+http.server.HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+"""
+
+
+def install(root: Path, script: str = "#!/bin/sh\n") -> Path:
+    """Make a folder that looks like a server; the script is its program."""
+    program = root / "bin" / "tritonserver"
+    program.parent.mkdir(parents=True)
+    program.write_text(script)
+    program.chmod(0o755)
+    stub = root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
+    stub.parent.mkdir(parents=True)
+    stub.write_text("stub")
+    (root / "backends" / "python").mkdir(parents=True)
+    return root
+
+
+def test_server_is_found_in_a_folder_in_an_environment_and_on_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = install(tmp_path / "folder")
+    environment = tmp_path / "environment"
+    packages = environment / "lib" / "python3.11" / "site-packages"
+    packed = install(packages / "pytriton" / "tritonserver")
+    (packages / "nvidia_pytriton.libs").mkdir()
+    assert find_server(folder) == TritonServer(folder)
+    assert find_server(environment) == TritonServer(packed, (packages / "nvidia_pytriton.libs",))
+    assert find_server(tmp_path) is None
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+    assert find_server() == TritonServer(folder)
+
+
+def test_its_backends_are_listed(tmp_path: Path):
+    assert TritonServer(install(tmp_path / "s")).backends == ("python",)
+    assert TritonServer(tmp_path / "none").backends == ()
+
+
+def test_model_runs_in_this_python_with_the_servers_libraries(tmp_path: Path):
+    server = TritonServer(tmp_path, (tmp_path / "libs",))
+    found = server_environment(server, tmp_path / "bundle")
+    assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    libraries = found["LD_LIBRARY_PATH"].split(os.pathsep)
+    assert libraries[0] == str(tmp_path / "libs")
+    assert str(tmp_path / "bundle" / "lib") in libraries
+
+
+def test_server_runs_until_the_block_ends(tmp_path: Path):
+    server = TritonServer(install(tmp_path / "s", READY.format(python=sys.executable)))
+    with running_server(server, tmp_path / "bundle", tmp_path / "log") as running:
+        assert running.is_ready()
+        process = running.process
+        working = Path(f"/proc/{process.pid}/cwd").resolve()
+        assert working == Path(moh_deploy.__file__).resolve().parents[1]
+    assert process.poll() is not None
+    assert not running.is_ready()
+    assert (server.root / "backends/python/triton_python_backend_stub").read_text() == "stub"
+
+
+def test_server_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server_module, "_STOP_SECONDS", 0.2)
+    deaf = READY.replace(
+        "import http", "import signal; signal.signal(15, lambda *_: None)\nimport http"
+    )
+    server = TritonServer(install(tmp_path / "s", deaf.format(python=sys.executable)))
+    with running_server(server, tmp_path / "bundle", tmp_path / "log") as running:
+        process = running.process
+    assert process.returncode == -9
+
+
+def test_server_that_ends_is_reported_with_its_log(tmp_path: Path):
+    server = TritonServer(install(tmp_path / "s", "#!/bin/sh\necho no such model; exit 1\n"))
+    with (
+        pytest.raises(BackendError, match=r"tritonserver ended\..*\n.*no such model"),
+        running_server(server, tmp_path / "bundle", tmp_path / "log"),
+    ):
+        pass
+
+
+def test_server_that_is_never_ready_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server_module, "_START_SECONDS", 0.2)
+    server = TritonServer(install(tmp_path / "s", "#!/bin/sh\nexec sleep 60\n"))
+    with (
+        pytest.raises(BackendError, match="tritonserver is not ready"),
+        running_server(server, tmp_path / "bundle", tmp_path / "log"),
+    ):
+        pass
+
+
+def test_server_without_a_stub_of_this_python_is_refused(tmp_path: Path):
+    root = install(tmp_path / "s")
+    (root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub").unlink()
+    with (
+        pytest.raises(BackendError, match=f"no stub of its Python backend for Python {PYTHON}"),
+        running_server(TritonServer(root), tmp_path / "bundle", tmp_path / "log"),
+    ):
+        pass
+
+
+def test_ports_differ():
+    ports = Ports.free()
+    assert len({ports.http, ports.grpc, ports.metrics}) == 3
