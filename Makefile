@@ -48,7 +48,7 @@ demo: build-dependencies $(VENV)/.installed-examples $(VENV)/.kernels
 
 # Triton's wheel asks for numpy 1, and has an environment of its own.
 TRITON := build/triton-server
-serve-demo: $(VENV)/.installed-examples $(VENV)/.kernels $(TRITON)/.installed
+serve-demo: build-dependencies $(VENV)/.installed-examples $(VENV)/.kernels $(TRITON)/.installed
 	@test -e build/digits/held-out.npz || $(MAKE) demo
 	$(BIN)/python examples/serving/serve_demo.py --server $(TRITON)
 

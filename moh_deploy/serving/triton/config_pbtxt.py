@@ -37,7 +37,7 @@ TRITON_TYPES = {
 }
 
 MOST_WAITING = 1024
-"""Requests that wait for an instance; the server refuses what comes beyond (HTTP 503)."""
+"""Requests that wait for an instance; the server refuses what comes beyond."""
 
 
 @dataclass(frozen=True)

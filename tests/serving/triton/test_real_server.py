@@ -11,18 +11,16 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import parser
 
 from moh_deploy.errors import BackendError
-from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
+from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.serving import ServingSettings
@@ -32,11 +30,12 @@ from moh_deploy.serving.triton.bundle_json import read_bundle
 from moh_deploy.serving.triton.bundled_guard import GuardFiles
 from moh_deploy.serving.triton.config_pbtxt import Backend
 from moh_deploy.serving.triton.server import RunningServer, TritonServer, running_server
-from moh_deploy.system.npz import BFLOAT16, Array, write_npz
-from tests.handmade_package import vectors, without_layers, write_package
+from moh_deploy.system.npz import Array, write_npz
+from tests.handmade_package import vectors, write_package
 from tests.kept_builds import ROOT
 from tests.runtime.tensorrt.engines import write_engine
 from tests.serving.triton.bundles import bundle_of_handmade, replace_in
+from tests.serving.triton.echo_package import ECHO_TYPES, echo_samples, write_echo
 from tests.serving.triton.triton_environment import ENVIRONMENT, server_or_skip
 
 SERVING = ROOT / "examples" / "serving"
@@ -113,14 +112,16 @@ class Served:
             with error:
                 return error.code, json.load(error)
 
-    def post_raw(self, model: str, inputs: Mapping[str, Array]) -> tuple[int, Any]:
+    def post_raw(
+        self, model: str, inputs: Mapping[str, Array], *, unbatched: bool = False
+    ) -> tuple[int, Any]:
         """Send tensors as bytes; return the status and the bytes of each output, or the error."""
         tensors = [
             {
                 "name": name,
                 "datatype": ECHO_TYPES[name],
-                # Triton has no tensors without axes: a number for each sample is a row of one.
-                "shape": [*array.shape, 1][:2],
+                # Triton has no samples without axes: a number for each is a row of one.
+                "shape": list(array.shape) if unbatched else [*array.shape, 1][:2],
                 "parameters": {"binary_data_size": array.nbytes},
             }
             for name, array in inputs.items()
@@ -249,56 +250,6 @@ def test_every_dtype_passes_bit_for_bit_and_the_packages_refusal_reaches_the_cli
         assert got[1][f"o_{name}"] == array.tobytes(), name
 
 
-ECHO_TYPES = {
-    "bool": "BOOL",
-    "int64": "INT64",
-    "int32": "INT32",
-    "uint8": "UINT8",
-    "float16": "FP16",
-    "float32": "FP32",
-    "bfloat16": "BF16",
-}
-
-
-def echo_samples(batch: int, seq: int = 4) -> dict[str, Array]:
-    """Return random numbers of every dtype, the first of them a number for each sample."""
-    random = np.random.default_rng(batch)
-    numbers = {name: random.integers(0, 100, (batch, seq)) for name in ECHO_TYPES}
-    numbers["float32"] = numbers["float32"][:, 0]
-    return {
-        name: (array % 2 if name == "bool" else array).astype(
-            BFLOAT16 if name == "bfloat16" else name
-        )
-        for name, array in numbers.items()
-    }
-
-
-def write_echo(output: Path) -> OnnxPackage:
-    """Write a package without layers that gives back what it is given, in every dtype."""
-    shapes = {name: ["batch"] if name == "float32" else ["batch", "seq"] for name in ECHO_TYPES}
-    elements = {"float32": "float"}
-    inputs = ", ".join(
-        f"{elements.get(name, name)}[{', '.join(shape)}] {name}" for name, shape in shapes.items()
-    )
-    outputs = inputs.replace("] ", "] o_")
-    body = " ".join(f"o_{name} = Identity ({name})" for name in ECHO_TYPES)
-    text = f'<ir_version: 10, opset_import: ["" : 20]> echo ({inputs}) => ({outputs}) {{ {body} }}'
-    sample = echo_samples(2)
-    manifest = replace(
-        without_layers(),
-        inputs=tuple(TensorInfo(name, name, tuple(shapes[name])) for name in ECHO_TYPES),
-        outputs=tuple(TensorInfo(f"o_{name}", name, tuple(shapes[name])) for name in ECHO_TYPES),
-        dims={"batch": 2, "seq": 4},
-        proof=None,
-    )
-    recorded = VectorSet(
-        {"batch": 2, "seq": 4}, sample, {f"o_{name}": one for name, one in sample.items()}, (), ()
-    )
-    with PackageWriter(output) as writer:
-        onnx.save(parser.parse_model(text), writer.path("model.onnx"))
-        return writer.finish(manifest, (recorded,))
-
-
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
 def test_native_configuration_is_read_by_the_server(
     server: TritonServer, tmp_path: Path, backend: Backend
@@ -319,6 +270,19 @@ def test_wrong_key_is_told_from_a_missing_backend(server: TritonServer, tmp_path
     log = (tmp_path / "server.log").read_text()
     assert 'has no field named "op_library"' in log
     assert "unable to find backend library" not in log
+
+
+@pytest.mark.nightly
+def test_model_whose_requests_cannot_be_joined_answers_each(server: TritonServer, tmp_path: Path):
+    package = write_echo(tmp_path / "package", first=2)
+    root = tmp_path / "bundle"
+    write_bundle(find_deployed(package.root), root, BundleOptions(ServingSettings("echo")))
+    assert read_bundle(root).max_batch == 0
+    sent = echo_samples(2, seq=6)
+    with running_server(server, root, tmp_path / "server.log") as running:
+        status, got = Served(root, package, running).post_raw("echo", sent, unbatched=True)
+    assert status == 200, got
+    assert got == {f"o_{name}": array.tobytes() for name, array in sent.items()}
 
 
 @pytest.mark.nightly
