@@ -48,7 +48,7 @@ def test_guard_is_the_usual_one_by_its_name(package: Path, tmp_path: Path):
         ({"shadow_share": 0}, "shadow_share is 0, expected more than 0"),
         ({"drill": True}, "drill is for a guard: there is none"),
         ({"backend": "tensorrt"}, "backend is 'tensorrt', but package"),
-        ({"guard": "default", "backend": "onnxruntime"}, "the backend 'onnxruntime' does not run"),
+        ({"guard": "default", "backend": "onnxruntime"}, "which the backend 'onnxruntime' does"),
     ],
 )
 def test_wrong_option_is_refused(

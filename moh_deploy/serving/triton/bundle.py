@@ -44,6 +44,7 @@ from moh_deploy.runtime.tensorrt.engine_dir import (
     EngineManifest,
 )
 from moh_deploy.serving.batches import BatchAxis
+from moh_deploy.serving.drift.reference import read_reference
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton import library_needs
 from moh_deploy.serving.triton.alerts import alerts_text
@@ -119,6 +120,8 @@ def write_bundle(model: Deployed, output: Path, options: BundleOptions) -> Bundl
     """
     _check_names(options.settings)
     _check_beside(options, _backend_for(model, options.backend))
+    if options.reference is not None:
+        _check_reference(options.reference, model.made_from(None))
     writing = _Writing(model, output, options)
     check_output(output, BUNDLE_KIND)
     with StagedDirectory(output) as staged:
@@ -149,11 +152,22 @@ def _check_names(settings: ServingSettings) -> None:
 
 
 def _check_beside(options: BundleOptions, backend: Backend) -> None:
-    """Refuse a guard that would not run: only our own code has one."""
-    if backend != "python" and options.beside != NOTHING_BESIDE:
+    """Refuse what would never be used: only our own code guards, and counts what routers do."""
+    if backend != "python" and (options.beside != NOTHING_BESIDE or options.reference is not None):
         raise ConfigError(
-            f"guard and shadow are moh-deploy's, which the backend '{backend}' does not run.",
+            f"guard, shadow and reference are for moh-deploy, which the backend '{backend}' does"
+            " not run.",
             hint="Use --backend python, or leave them out.",
+        )
+
+
+def _check_reference(reference: Path, package: OnnxPackage) -> None:
+    digest = read_reference(reference).digest
+    if digest != package.manifest.files[MODEL_NAME]:
+        raise ConfigError(
+            f"reference {reference} is of another package: of a {MODEL_NAME} with sha256 {digest},"
+            f" that of {package.root} is {package.manifest.files[MODEL_NAME]}.",
+            hint="Profile this package: moh-deploy profile.",
         )
 
 

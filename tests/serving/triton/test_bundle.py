@@ -11,6 +11,7 @@ import pytest
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
+from moh_deploy.serving.drift.reference import profile_of, write_reference
 from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.bundle_json import read_bundle
 from moh_deploy.serving.triton.opened_bundle import open_bundle
@@ -18,6 +19,7 @@ from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library
 from tests.runtime.tensorrt.engines import MANIFEST as ENGINE_MANIFEST
 from tests.runtime.tensorrt.engines import write_engine
+from tests.serving.drift.traffic import requests, window
 from tests.serving.triton.bundles import bundle_of_handmade, rewrite_bundle
 
 OPTIONS = BundleOptions(ServingSettings("m"))
@@ -122,6 +124,19 @@ def test_bundle_of_another_version_of_moh_deploy_is_not_opened(tmp_path: Path):
     rewrite_bundle(root, {"versions": versions})
     with pytest.raises(PackageError, match=r"was written by moh-deploy 0\.0\.9"):
         open_bundle(root)
+
+
+def test_routing_profile_comes_along_if_it_is_of_this_package(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    model, path = find_deployed(package.root), tmp_path / "good.json"
+    digest = package.manifest.files["model.onnx"]
+    write_reference(path, profile_of(window(requests(150, seed=0), digest), window=64, rate=0.01))
+    write_bundle(model, tmp_path / "bundle", replace(OPTIONS, reference=path))
+    assert (tmp_path / "bundle/reference.json").read_bytes() == path.read_bytes()
+    assert "reference.json" in read_bundle(tmp_path / "bundle").files
+    write_reference(path, profile_of(window(requests(150, seed=0)), window=64, rate=0.01))
+    with pytest.raises(ConfigError, match=r"good\.json is of another package"):
+        write_bundle(model, tmp_path / "bundle", replace(OPTIONS, reference=path))
 
 
 # The server's own ONNX Runtime.
