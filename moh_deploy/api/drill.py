@@ -15,10 +15,11 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.drill.drill import KILL, DrillPlan, run_drill
 from moh_deploy.serving.drill.load import Load, LoadCase
 from moh_deploy.serving.drill.report import DrillReport
-from moh_deploy.serving.drill.targets import InProcess, Target
+from moh_deploy.serving.drill.targets import HttpServer, InProcess, Target, Triton
 from moh_deploy.serving.guard.faults import FAULTS
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.triton.server import TritonServer, find_server
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import scratch_directory
@@ -40,6 +41,7 @@ def drill(
     trip_timeout: float = 10.0,
     return_timeout: float = 60.0,
     in_process: bool = False,
+    tritonserver: Path | str | None = None,
     progress: Progress | None = None,
 ) -> DrillReport:
     """Serve a package with a guard, plant one fault after the other, and count what clients get.
@@ -58,6 +60,8 @@ def drill(
         trip_timeout: A fault stays so long, in seconds, until the guard has noticed it.
         return_timeout: How long the first rung may take to come back, in seconds.
         in_process: Serve in this process, by no protocol: without a worker to kill.
+        tritonserver: Serve a bundle by this Triton: the folder with `bin/tritonserver`, or an
+            environment with `nvidia-pytriton`. Without both, `moh-deploy serve` is what serves.
         progress: What to report steps to.
 
     Returns:
@@ -78,6 +82,11 @@ def drill(
     ):
         if not 0 < number < float("inf"):
             raise ConfigError(f"{name} is {number:g}, expected more than 0.")
+    server = None if tritonserver is None else find_server(Path(tritonserver))
+    if tritonserver is not None and server is None:
+        raise ConfigError(f"tritonserver is {tritonserver}, where there is no bin/tritonserver.")
+    if in_process and server is not None:
+        raise ConfigError("in-process and tritonserver are given: what is to serve?")
     with progress.step("reading the package"):
         model = find_deployed(package_dir)
         if model.is_compiled:
@@ -89,9 +98,8 @@ def drill(
         rules, source = _policy(policy, alone, folder)
         with progress.step("making the cases"):
             cases = _cases(package, alone, rules)
-        settings = ServingSettings("drilled", policy=str(source), sample_every=0)
         with progress.step("starting the server"):
-            target = _target(model, settings, folder, in_process=in_process)
+            target = _target(model, source, folder, in_process=in_process, triton=server)
         with target:
             load = Load([target.connect() for _ in range(clients)], cases, alone.rule)
             plan = DrillPlan(asked, seconds, trip_timeout, return_timeout, rules.rungs[0].called)
@@ -201,6 +209,11 @@ def _cases(package: OnnxPackage, alone: _Alone, policy: GuardPolicy) -> tuple[Lo
 
 
 def _target(
-    model: Deployed, settings: ServingSettings, folder: Path, *, in_process: bool
+    model: Deployed, policy: Path, folder: Path, *, in_process: bool, triton: TritonServer | None
 ) -> Target:
-    return InProcess(model, settings, folder)
+    if triton is not None:
+        return Triton(model, policy, triton, folder)
+    if in_process:
+        settings = ServingSettings("drilled", policy=str(policy), sample_every=0)
+        return InProcess(model, settings, folder)
+    return HttpServer(model, policy, folder)

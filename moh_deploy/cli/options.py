@@ -720,6 +720,12 @@ DRILL = (
     ),
     _time("--return-timeout", "How long the first rung may take to come back.", default="60s"),
     _flag("--in-process", "Serve in this process, by no protocol: without a worker to kill."),
+    _path(
+        "--tritonserver",
+        "DIR",
+        "Serve a bundle by this Triton: the folder with bin/tritonserver, or an environment with"
+        " nvidia-pytriton.  [default: moh-deploy serve]",
+    ),
     REPORT_FILES,
     JSON,
 )

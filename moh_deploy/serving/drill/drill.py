@@ -100,23 +100,20 @@ def _killed(target: Target, load: Load, plan: DrillPlan) -> FaultDrill:
     if not target.kill_worker():
         raise ConfigError(f"{target.name} has no worker that could be killed: leave out '{KILL}'.")
     asked: list[Asked] = []
-    down: list[float] = []
 
-    def is_back() -> bool:
+    def up() -> list[Asked]:
+        """Return the right answers to what was asked after the last failure."""
         asked.extend(load.take())
-        down.extend(one.ended for one in asked if one.outcome == "failed")
-        # Back is what was begun after the last failure.
-        last = max(down, default=begun)
-        return any(one.outcome != "failed" and one.begun > last for one in asked) and (
-            time.time() > begun + plan.seconds
-        )
+        failures = [one.ended for one in asked if one.outcome == "failed"]
+        since = max(failures, default=begun)
+        return [one for one in asked if one.outcome == "right" and one.begun > since]
 
-    back = _wait(is_back, plan.return_s)
-    asked.extend(load.take())
-    right = [one.ended for one in asked if one.outcome == "right" and one.begun > begun]
-    failed = [one.ended for one in asked if one.outcome == "failed"]
-    first = min((end for end in right if end > max(failed, default=begun)), default=None)
-    seconds = None if first is None or not back else first - begun
+    # Answers that were on their way say nothing of the next worker: every client is to get some.
+    is_back = _wait(
+        lambda: len(up()) >= 2 * load.clients and time.time() > begun + plan.seconds, plan.return_s
+    )
+    first = min((one.ended for one in up()), default=begun)
+    seconds = max(0.0, first - begun) if is_back else None
     return _drilled(KILL, asked, _Timed(0.0, seconds, "the worker was killed", moved=True))
 
 

@@ -95,6 +95,9 @@ class Load:
         cases: What they ask, in turns.
         rule: By which answers are right.
         pause_s: How long a client waits between two requests.
+
+    Attributes:
+        clients: How many there are.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Load:
         rule: Tolerance,
         pause_s: float = 0.0,
     ) -> None:
+        self.clients = len(connections)
         self._cases = tuple(cases)
         self._rule = rule
         self._pause_s = pause_s

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from typing_extensions import Self
 
+from moh_deploy.errors import BackendError
 from moh_deploy.runtime.base import Deployed
+from moh_deploy.serving.drill.client import V2Client
 from moh_deploy.serving.drill.load import Asking, ServerAnswer
 from moh_deploy.serving.served_model import ServedModel, open_served
 from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
+from moh_deploy.serving.triton.bundled_guard import AUDIT_NAME, CONTROL_NAME, GUARD, GuardFiles
+from moh_deploy.serving.triton.server import TritonServer, running_server
+from moh_deploy.system.bounded_json import parse_json
+from moh_deploy.system.isolate import child_environment
 from moh_deploy.system.npz import Array
 
 
@@ -76,6 +88,135 @@ class InProcess(Target):
 
     def close(self) -> None:
         self._served.close()
+
+
+class HttpServer(Target):
+    """`moh-deploy serve` in a process of its own, on a free port of this machine.
+
+    Args:
+        model: What is served.
+        policy: Of the guard.
+        folder: Where control file, audit log and what the server says are.
+
+    Raises:
+        BackendError: It did not start.
+    """
+
+    def __init__(self, model: Deployed, policy: Path, folder: Path) -> None:
+        self.control, self.audit_log = folder / "control.json", folder / "audit.jsonl"
+        self._outputs = [one.name for one in model.manifest.outputs]
+        said = folder / "server.log"
+        with said.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "moh_deploy", "serve", str(model.root), "--port", "0"]
+                + ["--name", _NAME, "--guard-policy", str(policy), "--drill", "--json"]
+                + ["--control", str(self.control), "--audit-log", str(self.audit_log)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=child_environment(),
+            )
+        assert self._process.stdout is not None
+        # One JSON object, over several lines, when it answers.
+        text = b""
+        for line in self._process.stdout:
+            text += line
+            if line.rstrip() == b"}":
+                break
+        else:
+            self.close()
+            tail = said.read_text(errors="replace")[-2000:]
+            raise BackendError(f"`moh-deploy serve` did not start: {tail}")
+        listening = parse_json(text, "what `moh-deploy serve` says", error=BackendError)
+        assert isinstance(listening, dict)
+        self._host, self._port = str(listening["host"]), int(listening["port"])
+
+    @property
+    def name(self) -> str:
+        return "`moh-deploy serve` over HTTP"
+
+    def connect(self) -> Asking:
+        return V2Client(self._host, self._port, _NAME, self._outputs)
+
+    def kill_worker(self) -> bool:
+        return _kill(_children(self._process.pid))
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+class Triton(Target):
+    """A bundle in tritonserver, on free ports of this machine.
+
+    Args:
+        model: What is served.
+        policy: Of the guard.
+        server: The installation.
+        folder: Where bundle and log are.
+
+    Raises:
+        BackendError: It did not start.
+    """
+
+    def __init__(self, model: Deployed, policy: Path, server: TritonServer, folder: Path) -> None:
+        bundle = folder / "bundle"
+        settings = ServingSettings(_NAME, sample_every=0, drill=True, max_delay_ms=0.0)
+        beside = GuardFiles(guard=True, policy=policy)
+        write_bundle(model, bundle, BundleOptions(settings, beside=beside))
+        self.control = bundle / GUARD / CONTROL_NAME
+        self.audit_log = bundle / GUARD / AUDIT_NAME
+        self._outputs = [one.name for one in model.manifest.outputs]
+        self._stack = ExitStack()
+        self._running = self._stack.enter_context(
+            running_server(server, bundle, folder / "server.log")
+        )
+
+    @property
+    def name(self) -> str:
+        return "tritonserver, Python backend"
+
+    def connect(self) -> Asking:
+        return V2Client("127.0.0.1", self._running.ports.http, _NAME, self._outputs)
+
+    def kill_worker(self) -> bool:
+        # The server's children are the stubs, which run the models.
+        return _kill(_children(self._running.process.pid))
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+_NAME = "drilled"
+_STOP_S = 60.0
+
+
+def _children(parent: int) -> list[int]:
+    """Return the processes that a process has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # After the name, which may hold blanks: state, parent.
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent:
+            found.append(int(status.parent.name))
+    return found
+
+
+def _kill(processes: Sequence[int]) -> bool:
+    for one in processes:
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+    return bool(processes)
 
 
 def drilled(settings: ServingSettings, folder: Path) -> ServingSettings:

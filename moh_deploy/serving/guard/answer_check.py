@@ -6,6 +6,7 @@ a package's recorded runs hold in a tensor are usual there, and say nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -81,10 +82,12 @@ class AnswerCheck:
             inputs: The batch.
             results: What it was answered with; gates that are not among it are not looked at.
         """
-        gates = [name for name in self.gates if name in results]
-        named = [(name, results[name]) for name in (*self.outputs, *gates)]
+        named = [(name, results[name]) for name in self.outputs]
+        named += [(name, results[name]) for name in self.gates if name in results]
+        # The way of nearly every answer.
+        if all_finite([array for _, array in named]):
+            return None
         suspects = [(name, one) for name, one in named if self._is_unusual(name, one)]
-        # All is finite: the way of nearly every answer.
         if not suspects:
             return None
         size = len(next(iter(inputs.values()))) if self.has_samples else 1
@@ -121,16 +124,19 @@ class AnswerCheck:
         return found
 
 
+def all_finite(arrays: Sequence[Array]) -> bool:
+    """Tell whether there is neither NaN nor infinity in any array: what is no float has none."""
+    # Sums are finite only if all of it is: one pass, and no array of booleans.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = sum(float(one.sum()) for one in arrays if one.dtype.char in "fd")
+    if not math.isfinite(total):
+        return all(map(is_finite, arrays))
+    return all(is_finite(one) for one in arrays if one.dtype.char not in "fd")
+
+
 def is_finite(array: Array) -> bool:
-    """Tell whether there is neither NaN nor infinity in an array: what is no float has none."""
-    if not array.size or not _is_float(array):
-        return True
-    if array.dtype in (np.float32, np.float64):
-        # A sum is finite only if all of it is: one pass, and no array of booleans.
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(array.sum()):
-                return True
-    return bool(np.isfinite(array).all())
+    """Tell the same of one array."""
+    return not (array.size and _is_float(array)) or bool(np.isfinite(array).all())
 
 
 def _kinds(array: Array) -> frozenset[NonFinite]:

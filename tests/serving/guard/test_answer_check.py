@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from moh_deploy.package import VectorSet
-from moh_deploy.serving.guard.answer_check import AnswerCheck, WrongSamples, is_finite
+from moh_deploy.serving.guard.answer_check import AnswerCheck, WrongSamples, all_finite, is_finite
 from moh_deploy.system.npz import Array
 
 
@@ -82,15 +82,19 @@ def test_what_is_no_float_is_finite():
 
 
 @given(
-    hnp.arrays(
-        st.sampled_from(["float32", "float64"]),
-        st.integers(0, 40),
-        elements=st.floats(allow_nan=True, allow_infinity=True, width=32),
+    st.lists(
+        hnp.arrays(
+            st.sampled_from(["float32", "float64", "float16", "int32"]),
+            st.integers(0, 40),
+        ),
+        max_size=3,
     )
 )
-def test_a_sum_tells_what_elements_tell(array: Array):
-    assert is_finite(array) == bool(np.isfinite(array).all())
+def test_sums_tell_what_elements_tell(arrays: list[Array]):
+    assert all_finite(arrays) == all(np.isfinite(one).all() for one in arrays)
 
 
-def test_a_sum_that_overflows_is_looked_at_again():
-    assert is_finite(np.full(10, 3e38, np.float32))
+def test_sums_that_overflow_are_looked_at_again():
+    large = np.full(10, 3e38, np.float32)
+    assert all_finite([large])
+    assert not all_finite([large, np.array([np.nan], np.float32)])
