@@ -34,19 +34,14 @@ def test_help_imports_nothing_heavy(arguments: list[str]):
     assert "Usage: moh-deploy" in usage
     assert not HEAVY & set(imported.split())
 
-    (
-        [
-            "api.build",
-            "api.bundle",
-            "api.inspect",
-            "api.run",
-            "api.serve",
-            "api.tune",
-            "api.verify",
-            "api.watch",
-            "package",
-        ],
-    )
+
+def test_what_reads_packages_never_imports_torch():
+    modules = ["package", *(f"api.{name}" for name in COMMANDS if name != "export")]
+    code = "import sys, importlib\nfor name in sys.argv[1:]:\n"
+    code += "    importlib.import_module(f'moh_deploy.{name}')\n"
+    code += "    if 'torch' in sys.modules: sys.exit(f'{name} imports torch')"
+    ended = run_python("-c", code, *modules)
+    assert (ended.exit_code, ended.err) == (0, "")
 
 
 def test_help_lists_commands(cli: Cli):
