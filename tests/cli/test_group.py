@@ -13,6 +13,7 @@ COMMANDS = [
     "build",
     "bundle",
     "doctor",
+    "drill",
     "export",
     "inspect",
     "profile",
