@@ -39,6 +39,8 @@ class Variant:
             kernel.
         optimize: Let the runtime rewrite the graph. Without, every node runs as it is written.
         threads: Threads within one operator; None lets the runtime choose.
+        spins: Threads wait for work in a loop, which starts an operator microseconds earlier and
+            takes a core meanwhile: for what is timed.
         extra_outputs: Names of inner values to return besides the outputs.
         edits: Changes of the graph, in their order: gates fed, routing fixed, noisy weights.
         round_results: Round what every operator computes in float16, as GPUs do. ONNX Runtime on
@@ -53,6 +55,7 @@ class Variant:
     kernels: Kernels = "auto"
     optimize: bool = True
     threads: int | None = None
+    spins: bool = True
     extra_outputs: tuple[str, ...] = ()
     edits: tuple[GraphEdit, ...] = ()
     round_results: bool = False

@@ -76,7 +76,7 @@ class PackageVariants:
     def _bodies(self, gates: GateTypes, inner: Sequence[str]) -> Variant:
         # Unoptimised: a fused operator would not see the noise, or the rounding, that stands
         # between its parts.
-        bodies = replace(FUNCTION_BODIES, threads=self.variant.threads)
+        bodies = replace(FUNCTION_BODIES, threads=self.variant.threads, spins=self.variant.spins)
         return gates_fed(bodies, gates, inner)
 
     def _graph(self) -> onnx.GraphProto:

@@ -41,7 +41,12 @@ class Subject:
         # An engine's graph is fixed: gates cannot be made inputs of it any more.
         if self.model.is_compiled:
             return None
-        return PackageVariants(self.package, Variant(kernels=self.kernels))
+        return PackageVariants(self.package, self._variant)
+
+    @property
+    def _variant(self) -> Variant:
+        # Nothing is timed, so threads may sleep between operators.
+        return Variant(kernels=self.kernels, spins=False)
 
     def recorded(self) -> tuple[tuple[VectorSet, ...], str]:
         """Return the recorded runs that it can repeat, and what they are in words.
@@ -67,7 +72,7 @@ class Subject:
             BackendError: The runtime failed, or the engine cannot run here.
         """
         # Inner values are asked for at once: a second session would take the model's memory again.
-        variant = Variant(kernels=self.kernels)
+        variant = self._variant
         if self.model.is_compiled:
             return self.model.open(variant)
         # The package as it was read: one that is still being written cannot be read by its path.

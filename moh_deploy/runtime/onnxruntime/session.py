@@ -152,6 +152,8 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     # Fused operators would skip the roundings that are emulated.
     optimize = variant.optimize and not model.emulated_dtype
     options = session_options(path.parent, variant.threads, optimize)
+    if not variant.spins:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if model.has_float16:
         options.add_session_config_entry(*_WITHOUT_TRANSPOSE_FUSION)
     session, layer_impl = _placed(model, use, options)
