@@ -69,9 +69,17 @@ def record_sizes(
     recorder = _Recorder(trials, take)
     recorder.add(example)
     thorough = _is_quick(flops)
-    limits = try_limits(
-        trials.ranges, lambda name, size: recorder.in_the_way(name, size, flops), retraced
-    )
+
+    def in_the_way(name: str, size: int) -> str | None:
+        # What is limited together with it is as small as it may be.
+        others = {other for one in sums if name in one.dims for other in one.dims} - {name}
+        if size < example.sizes[name] or not others:
+            return recorder.in_the_way(name, size, {}, flops)
+        return recorder.in_the_way(name, size, dict.fromkeys(others, 0), flops) and (
+            recorder.in_the_way(name, size, dict.fromkeys(others, 1), flops)
+        )
+
+    limits = try_limits(trials.ranges, in_the_way, retraced)
     ranges, reasons = dict(limits.ranges), dict(limits.reasons)
     trials = replace(trials, ranges=ranges)
     for made in trials.others(thorough=thorough):
