@@ -196,6 +196,7 @@ def _manifest(
         call=converted.call,
         valid_tokens=converted.valid_tokens,
         dim_ranges=converted.dim_ranges,
+        dim_sums=converted.dim_sums,
         compute_type=options.compute_type or config.compute_type,
         checkpoint_sha256=checkpoint_sha256,
         made_with={

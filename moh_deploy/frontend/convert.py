@@ -19,7 +19,7 @@ from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
 from moh_deploy.frontend.inputs.program_inputs import unnamed_dims
 from moh_deploy.frontend.inputs.resized import resize_inputs
 from moh_deploy.frontend.inputs.sizes import SizeTrials
-from moh_deploy.frontend.limits import Ranges, Relations, dim_ranges, joined_dims
+from moh_deploy.frontend.limits import Ranges, Relations, dim_ranges, dim_sums, joined_dims
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.flex_attention import refuse_flex_attention
@@ -46,6 +46,7 @@ from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer
 from moh_deploy.graph.sequences import finish_export
 from moh_deploy.package import (
     Call,
+    DimSum,
     KeptOperators,
     LayerInfo,
     NearMiss,
@@ -75,6 +76,7 @@ class Converted:
         total_flops: Of the original at the example's sizes.
         precision: The shortest floating-point dtype among weights and outputs.
         dim_ranges: Dimension to the sizes that the trace is good for, where it limits them.
+        dim_sums: Dimensions that the trace limits together.
         limits: Why dimensions have such ranges, where that is no matter of size 0.
         unnamed: Dimensions of a program that nobody named, and their places.
         rounding: How far rounding moves the original; None where it does not run in float64.
@@ -98,6 +100,7 @@ class Converted:
     total_flops: int | None
     precision: str
     dim_ranges: Ranges
+    dim_sums: tuple[DimSum, ...]
     limits: dict[str, str]
     unnamed: dict[str, str]
     rounding: Rounding | None
@@ -132,7 +135,7 @@ def convert(
         program = normalize(program)
         _check_stateless(program)
         ranges = dim_ranges(program, inputs)
-        relations = Relations.of(program, inputs)
+        relations, sums = Relations.of(program, inputs), dim_sums(program, inputs)
         joined = joined_dims(program, inputs)
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
@@ -167,6 +170,7 @@ def convert(
             ),
             flops=flops,
             may_be_empty=joined,
+            sums=sums,
             retraced=partial(_ranges_at, model, inputs),
         )
         rewrites = [_checked(r, i, sizes.recordings) for i, r in enumerate(rewrites)]
@@ -198,6 +202,7 @@ def convert(
         total_flops=flops,
         precision=_precision(program, example.outputs),
         dim_ranges=relations.complete_ranges(sizes.ranges),
+        dim_sums=sums,
         limits=sizes.reasons,
         unnamed={} if model.program is None else unnamed_dims(model.program, inputs),
         rounding=sizes.recordings[0].rounding,

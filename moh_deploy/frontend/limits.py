@@ -19,10 +19,12 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
 from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.package import DimSum
 
 _SMALLEST_TRACED = 2
 _WINDOW = 16
 _LONGEST_PERIOD = 128
+_INEQUALITIES = (sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt)
 
 Ranges = dict[str, tuple[int, int | None]]
 
@@ -157,6 +159,25 @@ def joined_dims(program: ExportedProgram, inputs: Sequence[ModelInput]) -> list[
         for name, symbol in _symbols(program, inputs).items()
         if any(symbol in one.args and (one - symbol).is_positive for one in sums)
     ]
+
+
+def dim_sums(program: ExportedProgram, inputs: Sequence[ModelInput]) -> tuple[DimSum, ...]:
+    """Return the dimensions that the program limits together: `past + seq <= 64`."""
+    names = {symbol: name for name, symbol in _symbols(program, inputs).items()}
+    found: dict[tuple[str, ...], int] = {}
+    for one in _assertions(program):
+        symbols = one.free_symbols
+        if not isinstance(one, _INEQUALITIES) or len(symbols) < 2 or not symbols <= names.keys():
+            continue
+        # As an expression that is 0 or less.
+        rising = isinstance(one, (sympy.Le, sympy.Lt))
+        excess = sympy.expand((one.lhs - one.rhs) * (1 if rising else -1))
+        most = sum(symbols, sympy.Integer(0)) - excess
+        if most.is_Integer:
+            limit = int(most) - isinstance(one, (sympy.Lt, sympy.Gt))
+            dims = tuple(sorted(names[symbol] for symbol in symbols))
+            found[dims] = min(limit, found.get(dims, limit))
+    return tuple(DimSum(dims, most) for dims, most in found.items())
 
 
 def unmet_assertions(

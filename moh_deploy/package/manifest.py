@@ -102,6 +102,22 @@ class SizeRange(Strict):
 
 
 @dataclass(frozen=True)
+class DimSum(Strict):
+    """Dimensions that are limited together, as a cache and new tokens are by a table of positions.
+
+    Attributes:
+        dims: Their names.
+        most: The largest sum that the trace is good for.
+    """
+
+    dims: tuple[str, ...]
+    most: int
+
+    def __str__(self) -> str:
+        return f"{' + '.join(self.dims)} <= {self.most}"
+
+
+@dataclass(frozen=True)
 class RouterTypes(Strict):
     """The dtypes of the stages of a layer's router, in a package of lower precision.
 
@@ -367,6 +383,7 @@ class Manifest(Strict):
         proof: What the export measured; None if nothing was compared.
         dim_ranges: Dynamic dimension to the smallest and largest size that the trace is good for;
             None for no largest. Dimensions that take every size are left out.
+        dim_sums: Dimensions that are limited together.
         compute_type: What kernels may round the operands of attention's matrix products to;
             float32 allows no rounding. Sums are in float32 in any case.
         tuning: What the choices of the layers rest on; None if they rest on a prediction, or nobody
@@ -397,6 +414,7 @@ class Manifest(Strict):
     made_with: dict[str, str]
     proof: Proof | None = None
     dim_ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    dim_sums: tuple[DimSum, ...] = ()
     compute_type: ComputeType = "float32"
     tuning: Tuning | None = None
     kept: tuple[KeptOperators, ...] = ()
@@ -409,3 +427,14 @@ class Manifest(Strict):
     valid_tokens: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    def largest_size(self, name: str) -> int | None:
+        """Return the largest size of a dimension beside the example's sizes of the others; None if
+        there is no limit.
+        """
+        sums = [one for one in self.dim_sums if name in one.dims]
+        limits = [
+            self.dim_ranges.get(name, (0, None))[1],
+            *(one.most - sum(self.dims[dim] for dim in one.dims if dim != name) for one in sums),
+        ]
+        return min((limit for limit in limits if limit is not None), default=None)

@@ -112,6 +112,11 @@ def _range_problems(manifest: Manifest) -> Iterator[Problem]:
             continue
         yield from _number(f"{key}[0]", smallest, 0, _MOST_SIZE)
         yield from _number(f"{key}[1]", largest, smallest, _MOST_SIZE)
+    for index, one in enumerate(manifest.dim_sums):
+        key = f"dim_sums[{index}]"
+        for name in sorted(set(one.dims) - manifest.dims.keys()):
+            yield f"{key}.dims", f"'{name}' is no dynamic dimension, only {_listed(manifest.dims)}"
+        yield from _number(f"{key}.most", one.most, 0, _MOST_SIZE)
 
 
 def _tensor_problems(

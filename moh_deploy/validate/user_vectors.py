@@ -101,6 +101,13 @@ def check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
                 hint="`export` says what limits it. Where that is a branch of the model's code,"
                 " export it again with an example (of size 2 or more) on that side of the limit.",
             )
+    for one in manifest.dim_sums:
+        total = sum(sizes.get(name, 0) for name in one.dims)
+        if total > one.most:
+            raise ConfigError(
+                f"{' + '.join(one.dims)} is {total}; the model was traced for {one.most} at most.",
+                hint="As a table of positions limits a cache and new tokens: give fewer of them.",
+            )
 
 
 def _listed(names: Iterable[str]) -> str:

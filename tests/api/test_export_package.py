@@ -18,7 +18,7 @@ from moh_deploy.api import export_package as pipeline
 from moh_deploy.errors import ConfigError, ExportError, ValidationError
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.load.model import ModelInput
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import DimSum, OnnxPackage
 from moh_deploy.perf.cost_model import first_choices
 from moh_deploy.validate.export_report import ExportReport
 from moh_deploy.validate.function_bodies import Recorder
@@ -376,9 +376,18 @@ def test_cache_may_be_empty(tmp_path: Path):
     export(model, tmp_path / "package", inputs=arrays, dynamic=dynamic)
     manifest = OnnxPackage.open(tmp_path / "package").manifest
     assert {"batch": 2, "seq": 3, "past": 0} in manifest.proof.sizes
-    assert manifest.dim_ranges["past"][0] == 0
-    empty = [ModelInput("x", noise(2, 4, 4)), ModelInput("past", torch.zeros(2, 0, 4))]
-    assert_package_equals(tmp_path / "package", model, empty)
+    assert manifest.dim_ranges == {"seq": (1, 16), "past": (0, 15)}
+    assert manifest.dim_sums == (DimSum(("past", "seq"), 16),)
+    for seq, past in ((4, 0), (16, 0), (1, 15)):
+        given = [ModelInput("x", noise(2, seq, 4)), ModelInput("past", noise(2, past, 4))]
+        assert_package_equals(tmp_path / "package", model, given)
+    np.savez(tmp_path / "in.npz", x=noise(2, 3, 4).numpy(), past=noise(2, 15, 4).numpy())
+    with pytest.raises(
+        ConfigError, match=r"past \+ seq is 18; the model was traced for 16 at most"
+    ):
+        moh_deploy.run(
+            tmp_path / "package", inputs=tmp_path / "in.npz", outputs=tmp_path / "out.npz"
+        )
 
 
 class StepWithAMask(nn.Module):

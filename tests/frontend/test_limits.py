@@ -6,9 +6,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.limits import Relations, dim_ranges, joined_dims, unmet_assertions
+from moh_deploy.frontend.limits import (
+    Relations,
+    dim_ranges,
+    dim_sums,
+    joined_dims,
+    unmet_assertions,
+)
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.trace import trace
+from moh_deploy.package import DimSum
 from tests.frontend.test_trace import Model
 from tests.frontend.traced import loaded
 
@@ -172,3 +179,24 @@ def test_range_of_a_size_is_asserted_too():
     program = trace(loaded(Model(lambda m, x: x if x.shape[1] > 4 else x * 2)), inputs)
     assert unmet_assertions(program, inputs, {"n": 5}) == []
     assert unmet_assertions(program, inputs, {"n": 4}) == ["n >= 5"]
+
+
+class SharesATable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(16, 4))
+
+    def forward(self, x: Tensor, past: Tensor) -> Tensor:
+        start = past.shape[1]
+        return x + self.positions[start : start + x.shape[1]]
+
+
+def test_dimensions_that_share_a_table_are_limited_together():
+    inputs = [
+        ModelInput("x", torch.randn(2, 3, 4), {0: "batch", 1: "seq"}),
+        ModelInput("past", torch.randn(2, 5, 4), {0: "batch", 1: "past"}),
+    ]
+    assert dim_sums(trace(loaded(SharesATable()), inputs), inputs) == (DimSum(("past", "seq"), 16),)
+    alone = [ModelInput("x", torch.randn(2, 3, 4), {1: "n"})]
+    table = trace(loaded(Model(lambda m, x: x + m.positions[: x.shape[1]])), alone)
+    assert dim_sums(table, alone) == ()

@@ -11,6 +11,7 @@ from moh_deploy.errors import PackageError
 from moh_deploy.package import (
     Call,
     CallArgument,
+    DimSum,
     LayerRounding,
     Manifest,
     OnnxPackage,
@@ -99,6 +100,10 @@ NONSENSE: dict[str, tuple[Manifest, str]] = {
     "range": (
         replace(MANIFEST, dim_ranges={"seq": (5, 4)}),
         r"'dim_ranges\.seq\[1\]': is 4, expected 5 to",
+    ),
+    "sum": (
+        replace(MANIFEST, dim_sums=(DimSum(("past", "seq"), 9),)),
+        r"'dim_sums\[0\]\.dims': 'past' is no dynamic dimension, only 'batch', 'seq'",
     ),
     "opset": (replace(MANIFEST, opset=0), "'opset': is 0, expected 1"),
     "op": (replace(MANIFEST, ops={"moh::X": -1}), "'ops.moh::X': is -1, expected 1"),

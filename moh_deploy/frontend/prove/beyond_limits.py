@@ -80,15 +80,21 @@ def _largest(
     retraced: Callable[[str, int], Ranges | None],
     reasons: list[str],
 ) -> int | None:
-    """Try sizes up to four times the limit, and ask another trace how far it reaches."""
-    for size in (most + 1, 2 * most, 4 * most):
+    """Go up to four times the limit in the same way, and ask another trace how far it reaches."""
+    largest, step = most, 1
+    while largest < 4 * most:
+        size = min(largest + step, 4 * most)
         why = disagreement(name, size)
-        if why is not None:
+        if why is None:
+            largest, step = size, 2 * step
+        elif step > 1:
+            step = 1
+        else:
             reasons.append(why)
-            return most
-    beyond = retraced(name, 4 * most)
-    least, largest = (None, most) if beyond is None else beyond.get(name, (1, None))
+            return largest
+    beyond = retraced(name, largest)
+    least, further = (None, None) if beyond is None else beyond.get(name, (1, None))
     if least is None or least > most + 1:
-        reasons.append(f"the model takes another way at some sizes above {name}={most}")
-        return most
-    return largest
+        reasons.append(f"larger sizes than {name}={largest} were not tried")
+        return largest
+    return further

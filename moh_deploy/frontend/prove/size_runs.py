@@ -8,7 +8,7 @@ for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from moh_deploy.errors import ExportError
@@ -19,6 +19,7 @@ from moh_deploy.frontend.prove.beyond_limits import try_limits
 from moh_deploy.frontend.prove.original import OriginalRun
 from moh_deploy.frontend.prove.record import Recording
 from moh_deploy.frontend.prove.recorded_run import DoesNotRun
+from moh_deploy.package import DimSum
 
 # A run of up to about a second on one core.
 _QUICK_FLOPS = 50_000_000_000
@@ -50,6 +51,7 @@ def record_sizes(
     *,
     flops: int | None,
     may_be_empty: Collection[str] = (),
+    sums: Sequence[DimSum] = (),
     retraced: Callable[[str, int], Ranges | None] = lambda name, size: None,
 ) -> SizeRuns:
     """Run the original model and the traced program at the example's sizes and at others.
@@ -60,6 +62,7 @@ def record_sizes(
         flops: Of the example; None if that is not known. A model that takes long is run at fewer
             sizes.
         may_be_empty: Dimensions to try at size 0.
+        sums: Dimensions that are limited together.
         retraced: As in `try_limits`.
 
     Raises:
@@ -154,10 +157,13 @@ class _Recorder:
         self.append(one, taken)
         return True
 
-    def in_the_way(self, name: str, size: int, flops: int | None) -> str | None:
+    def in_the_way(
+        self, name: str, size: int, beside: Mapping[str, int], flops: int | None
+    ) -> str | None:
         """Run both at a size of a dimension; say what is in the way if they do not agree.
 
         Args:
+            beside: Sizes of others, where those are not the example's.
             flops: Of the example.
         """
         example = self.runs[0].sizes
@@ -165,7 +171,7 @@ class _Recorder:
         times = max(1, size // example[name]) ** 2
         if size > example[name] and not _is_quick(None if flops is None else flops * times):
             return f"{name}={size} would take long to try"
-        made = self.trials.at({**example, name: size})
+        made = self.trials.at({**example, **beside, name: size})
         if isinstance(made, Exception):
             return f"the original model does not take {name}={size}: {first_line(made)}"
         one = OriginalRun(*made)
@@ -175,7 +181,8 @@ class _Recorder:
             return error.message.rstrip(".")
         if isinstance(taken, DoesNotRun):
             return f"the trace is not good at {name}={size}: {taken.why}"
-        if not all(output.isfinite().any() for output in one.outputs if output.numel()):
+        # Without elements, or behind a mask that leaves nothing, nothing was compared.
+        if not all(output.isfinite().any() for output in one.outputs):
             return f"the original model computes no numbers at {name}={size}"
         layers = zip(taken.layers, self.recordings[0].layers, strict=True)
         return next((one.disagreement for one, known in layers if not known.disagreement), None)

@@ -127,7 +127,7 @@ def _longest(package: OnnxPackage, name: str, asked: int | None) -> InputState:
     if asked is not None:
         return _at_sizes(package, LONGEST, {name: asked}, "as asked")
     # Limits of the trace come first, then what memory allows: each case says which it was.
-    limit = package.manifest.dim_ranges.get(name, (0, None))[1]
+    limit = package.manifest.largest_size(name)
     fits, why = _fitting(package, name)
     if limit is not None and limit <= fits:
         return _at_sizes(package, LONGEST, {name: limit}, "the most that the trace is good for")

@@ -115,7 +115,7 @@ class SizeJudge:
 
     def _tokens(self, case: str, dim: str) -> CaseResult:
         # At least 12 tokens, as far as the trace is good for so many.
-        limit = self._package.manifest.dim_ranges.get(dim, (0, None))[1]
+        limit = self._package.manifest.largest_size(dim)
         longest = max(self._package.vectors[0].sizes[dim], _TOKENS)
         longest = longest if limit is None else min(limit, longest)
         try:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import DimSum, OnnxPackage
 from moh_deploy.validate.edge_cases.input_states import InputState, input_states
 from tests.edge_case_package import write_edge_package
 
@@ -50,6 +50,12 @@ def test_longest_is_what_the_trace_is_good_for(package: OnnxPackage):
     assert found["zero: seq=0"].inputs is None
     assert not found["zero: seq=0"].exists
     assert found["zero: seq=0"].reason == "dimension 'seq' is 0; the model was traced for 1 to 12."
+
+
+def test_longest_is_what_the_trace_is_good_for_beside_the_others(package: OnnxPackage):
+    manifest = replace(package.manifest, dim_sums=(DimSum(("batch", "seq"), 12),))
+    batch = package.manifest.dims["batch"]
+    assert f"longest: seq={12 - batch}" in states(replace(package, manifest=manifest))
 
 
 def test_longest_is_what_fits_where_there_is_no_limit(package: OnnxPackage):
