@@ -97,19 +97,29 @@ class _Joiner:
             return None
         joined: dict[str, object] = dict(given[0])
         for name, source_dim in sources.items():
-            operands = tuple(cast(Node, one[name]) for one in given)
-            if source_dim is None:
-                if any(operand is not operands[0] for operand in operands):
-                    return None
-            elif is_tensor(operands[0]):
-                joined[name] = self.joined(operands, source_dim)
-            else:  # values and indices of a top-k
-                joined[name] = self._operator(operands, source_dim)
-                if joined[name] is None:
-                    return None
+            values = [one[name] for one in given]
+            joined[name] = self._argument(values, source_dim)
+            if joined[name] is None:
+                return None
         self.ranks |= op(first) in _SELECTIONS
         self._found[parts, dim] = self._call(first, joined)
         return self._found[parts, dim]
+
+    def _argument(self, values: Sequence[object], dim: int | None) -> object:
+        """What stands for the tensors that the operators of all parts read in one place, or for
+        lists of them; None where there is none."""
+        first = values[0]
+        if dim is None:
+            return first if all(value is first for value in values) else None
+        if isinstance(first, (list, tuple)):
+            lists = cast(Sequence[Sequence[object]], values)
+            if len({len(one) for one in lists}) > 1:
+                return None
+            entries = [self._argument(one, dim) for one in zip(*lists, strict=True)]
+            return None if None in entries else entries
+        operands = cast(_Parts, tuple(values))
+        # Several results, as of a top-k, are no tensor that could be concatenated.
+        return (self.joined if is_tensor(first) else self._operator)(operands, dim)
 
     def _call(self, first: Node, given: Mapping[str, object]) -> Node:
         target = cast(Callable[..., object], first.target)
@@ -201,6 +211,12 @@ def _indexed(node: Node, given: Mapping[str, object], dim: int) -> _Sources | No
     return dict.fromkeys(tensors, dim) if whole and apart else None
 
 
+def _concatenated(node: Node, given: Mapping[str, object], dim: int) -> _Sources | None:
+    """A concatenation along another dimension, such as that of shared and routed heads."""
+    along = cast(int, given["dim"]) % rank(node)
+    return None if along == dim else {"tensors": dim}
+
+
 def _entry(node: Node, given: Mapping[str, object], dim: int) -> _Sources:
     return {"0": dim}
 
@@ -227,6 +243,8 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("gather", "scatter", "scatter_add"), _indexed),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like"), _same_place),
     **dict.fromkeys(("to", "to_copy", "clone", "contiguous", "alias", "detach"), _same_place),
+    **dict.fromkeys(("chunk", "split", "split_with_sizes"), _along),
+    "cat": _concatenated,
     "getitem": _entry,
     "unsqueeze": _unsqueezed,
     "one_hot": _new_dim_behind,

@@ -45,6 +45,15 @@ def sorted_down(logits: Tensor) -> Tensor:
     return torch.where(logits >= kth, logits.sigmoid(), 0.0)
 
 
+def two_stages(logits: Tensor) -> Tensor:
+    """Two shared heads, weighed against the better one of two routed heads."""
+    shared, routed = logits.chunk(2, -1)
+    p = routed.softmax(-1)
+    p = p * F.one_hot(p.topk(1, -1).indices, 2).sum(-2)
+    first, second = (logits[..., 1:3].softmax(-1) * 2).split([1, 1], -1)
+    return torch.cat([shared.softmax(-1) * 2 * first, p / p.sum(-1, keepdim=True) * second], -1)
+
+
 def rankings(function: Callable[..., object], *inputs: Tensor) -> int:
     """The rankings that are left; results must be what they were."""
     program = normalize(plain_trace(function, *inputs))
@@ -56,7 +65,9 @@ def output_of(program: ExportedProgram) -> Node:
     return next(iter(reversed(program.graph_module.graph.nodes)))
 
 
-@pytest.mark.parametrize("route", [masked_logits, scattered, one_hot, best, sorted_down])
+@pytest.mark.parametrize(
+    "route", [masked_logits, scattered, one_hot, best, sorted_down, two_stages]
+)
 @pytest.mark.parametrize("turned", [False, True])
 def test_routers_that_do_the_same_become_one(route: Route, turned: bool):
     def joined(a: Tensor, b: Tensor) -> Tensor:

@@ -28,6 +28,17 @@ class RoutersOfParts(small_moh.SmallMoH):
         return torch.cat(parts, dim=1)
 
 
+class AlikeRoutersOfParts(small_moh.SmallMoH):
+    """The first two tokens have a router of their own, which does the same as that of the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = small_moh.SmallMoH()
+
+    def gates(self, x: Tensor) -> Tensor:
+        return torch.cat([self.first.gates(x[:, :2]), super().gates(x[:, 2:])], dim=1)
+
+
 class ReciprocalGates(small_moh.SmallMoH):
     def gates(self, x: Tensor) -> Tensor:
         return 1 / (1 + torch.cat([self.routed(x), self.shared(x)], dim=-1).exp().exp())
@@ -37,6 +48,14 @@ def reason_of(model: nn.Module) -> str | None:
     program = traced(model.eval(), (X,))
     (rewrite,) = insert(program, recognize(program))
     return rewrite.router.reason
+
+
+def test_routers_of_parts_that_do_the_same_are_one_of_their_form():
+    program = traced(AlikeRoutersOfParts().eval(), (X,))
+    (rewrite,) = insert(program, recognize(program))
+    router = rewrite.router
+    assert (router.form.name, router.num_shared_heads, router.top_k) == ("two_stage", 2, 1)
+    assert (router.reason, rewrite.reason) == (None, None)
 
 
 def test_routers_that_are_joined_are_told_with_the_line():
