@@ -29,7 +29,7 @@ _CONTROL = """
 void begin(void) { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
 void end(const char *name) { CALLGRIND_DUMP_STATS_AT(name); CALLGRIND_STOP_INSTRUMENTATION; }
 """
-_WARM, _ROUNDS = 40, 8
+_WARM = 10
 _WAYS = ("bare", "gates declared", "not read", "read")
 
 
@@ -37,12 +37,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("package", type=Path)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=10, help="of each way in a round")
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--sample-every", type=int, default=128)
     parser.add_argument("--counted-in", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.counted_in is not None:
-        _run(options.package, options.batch, options.runs, options.counted_in)
+        _run(options)
         return
     with tempfile.TemporaryDirectory() as folder:
         found = list(_counted(options, Path(folder)))
@@ -51,7 +52,7 @@ def main() -> None:
     bare, declared, not_read, read = (counts[way] / options.runs for way in _WAYS)
     every = options.sample_every
     added = ((not_read - declared) * (every - 1) + (read - declared)) / every
-    print(f"{options.package}, batch {options.batch}, one thread, {_ROUNDS} rounds")
+    print(f"{options.package}, batch {options.batch}, one thread, {options.rounds} rounds")
     for way in _WAYS:
         print(f"{way:16} {counts[way] / options.runs / 1e6:10.3f} M instructions a run")
     print(f"gates declared, and not fetched: {(declared - bare) / bare:+.3%}")
@@ -66,6 +67,7 @@ def _counted(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, i
     out = folder / "counts"
     command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}"]
     given = [options.package, f"--batch={options.batch}", f"--runs={options.runs}"]
+    given.append(f"--rounds={options.rounds}")
     command += [sys.executable, __file__, *map(str, given), f"--counted-in={library}"]
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     subprocess.run(command, check=True, env=environment, capture_output=True)
@@ -77,11 +79,11 @@ def _counted(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, i
                 yield way, int(total.split()[1])
 
 
-def _run(root: Path, batch: int, runs: int, library: Path) -> None:
-    control = ctypes.CDLL(str(library))
-    model = PackageDir(root)
+def _run(options: argparse.Namespace) -> None:
+    control = ctypes.CDLL(str(options.counted_in))
+    model = PackageDir(options.package)
     inputs: Mapping[str, Array] = {
-        name: np.resize(array, (batch, *array.shape[1:]))
+        name: np.resize(array, (options.batch, *array.shape[1:]))
         for name, array in model.package.vectors[0].inputs.items()
     }
     telemetry = {
@@ -100,10 +102,10 @@ def _run(root: Path, batch: int, runs: int, library: Path) -> None:
     # Collections come when they like.
     gc.collect()
     gc.disable()
-    for _ in range(_ROUNDS):
+    for _ in range(options.rounds):
         for way in _WAYS:
             control.begin()
-            for _ in range(runs):
+            for _ in range(options.runs):
                 served[way].answer(inputs)
             control.end(way.encode())
 

@@ -62,6 +62,7 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without transformers": lambda: not _has_package("transformers"),
     "without OpenVINO": lambda: not _has_package("openvino"),
     "without onnxruntime-web": lambda: not has_onnxruntime_web(),
+    "without valgrind": lambda: shutil.which("valgrind") is None,
     "without promtool": lambda: shutil.which("promtool") is None,
     "without readelf": lambda: shutil.which("readelf") is None,
     "without Triton's wheel": lambda: not (BUILDS / "triton-server" / "made").is_file(),

@@ -136,7 +136,9 @@ class WatchReport(Report):
             return None
         first, *others = self.reasons
         more = f" ({len(others)} more)" if others else ""
-        return ValidationError(f"routing is not as in the reference: {first}{more}")
+        judged = any(one.no_data is None for one in self.windows)
+        said = "routing is not as in the reference" if judged else "routing could not be judged"
+        return ValidationError(f"{said}: {first}{more}")
 
     def document(self) -> Document:
         """Return what it says."""
