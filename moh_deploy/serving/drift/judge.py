@@ -81,6 +81,7 @@ class LayerVerdict:
 
     Attributes:
         path: The layer.
+        num_shared_heads: As in `CountedLayer`.
         tokens: That were read.
         nonfinite: Gates that are NaN or infinite.
         drifts: Each distance that is known; `head` is that of the head that moved most.
@@ -88,6 +89,7 @@ class LayerVerdict:
     """
 
     path: str
+    num_shared_heads: int | None
     tokens: int
     nonfinite: int
     drifts: tuple[Drift, ...]
@@ -218,6 +220,7 @@ def judge_window(reference: RoutingReference, live: LiveCounts) -> WindowVerdict
     layers = tuple(
         LayerVerdict(
             columns.layer.path,
+            columns.layer.num_shared_heads,
             round(live.totals[columns.tokens]),
             round(live.totals[columns.nonfinite]),
             tuple(of_layers[number]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import get_args
@@ -34,7 +34,7 @@ from moh_deploy.report.numbers import count, figure, share
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.serving.drift.distances import Statistic
-from moh_deploy.serving.drift.judge import LayerVerdict, LiveHead, WindowVerdict
+from moh_deploy.serving.drift.judge import LayerVerdict, WindowVerdict
 from moh_deploy.serving.drift.reference import LayerProfile, RoutingReference
 
 _MOST_REASONS = 10
@@ -297,18 +297,22 @@ def _now(window: WindowVerdict, number: int) -> Section:
 
 
 def _beside(layer: LayerVerdict) -> tuple[LoadRow, LoadRow]:
-    return _row(layer.path, layer.tokens, layer.heads, "live"), _reference_row(layer)
+    return _row(layer.path, layer, "live"), _reference_row(layer)
 
 
 def _reference_row(layer: LayerVerdict) -> LoadRow:
     then = tuple(round(one.reference * layer.tokens) for one in layer.heads)
-    return LoadRow("", layer.tokens, then, then, None, "reference")
+    return LoadRow("", layer.tokens, then, then, layer.num_shared_heads, "reference")
 
 
-def _row(name: str, tokens: int, heads: Sequence[LiveHead], note: str) -> LoadRow:
-    live = tuple(round(one.live * tokens) for one in heads)
-    then = tuple(round((one.reference if one.has_moved else one.live) * tokens) for one in heads)
-    return LoadRow(name, tokens, live, then, None, note)
+def _row(name: str, layer: LayerVerdict, note: str) -> LoadRow:
+    tokens = layer.tokens
+    live = tuple(round(one.live * tokens) for one in layer.heads)
+    # Both numbers are shown where they differ: of what chance explains the live one alone.
+    then = tuple(
+        round((one.reference if one.has_moved else one.live) * tokens) for one in layer.heads
+    )
+    return LoadRow(name, tokens, live, then, layer.num_shared_heads, note)
 
 
 def _over_time(windows: Sequence[WindowVerdict], reference: RoutingReference) -> Section:
@@ -317,11 +321,10 @@ def _over_time(windows: Sequence[WindowVerdict], reference: RoutingReference) ->
     for number, profile in enumerate(reference.layers):
         layers = [one.layers[number] for one in shown]
         rows = [
-            _row(_clock(one.since), layer.tokens, layer.heads, count(one.requests, "request"))
+            _row(_clock(one.since), layer, count(one.requests, "request"))
             for one, layer in zip(shown, layers, strict=True)
         ]
-        first = _reference_row(layers[0])
-        rows.insert(0, LoadRow("reference", first.tokens, first.got, first.got, None))
+        rows.insert(0, replace(_reference_row(layers[0]), name="reference", note=""))
         left_out = len(windows) - len(shown)
         maps.append(
             HeatMap(profile.layer.path, "window", tuple(rows), f"over-time-{number}", left_out)

@@ -79,6 +79,8 @@ def test_page_shows_reference_beside_live_and_over_time(reference: RoutingRefere
     for layer in LAYOUT.layers:
         assert layer.path in html
     assert html.count(">reference<") >= 2
+    # The first layer's shared heads are told apart, the second one's are not known.
+    assert "<b>S0</b>" in html
     # Heads that moved show both numbers.
     assert re.search(r"on for \d+ of \d+ tokens in the package, for \d+ in the reference", html)
 
