@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import Reply, ServedModel, ServingSettings, open_served
 from moh_deploy.serving.http.app import Endpoint, make_app
 from moh_deploy.serving.http.limits import HttpLimits
-from moh_deploy.serving.http.protocol import read_answer, write_request
+from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
 from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits, Tensors
 from tests.handmade_package import WIDTH, write_package
 
@@ -217,7 +218,7 @@ def test_large_tensors_go_through_threads(app: Callable[..., Starlette], held: H
 
     held.gate.set()
     answer = asyncio.run(run())
-    got = read_answer(answer.content, answer.headers["inference-header-content-length"])
+    got = read_answer(answer.content, answer.headers[HEADER_LENGTH])
     assert got["y"].tobytes() == asked["x"].tobytes()
 
 
@@ -252,3 +253,42 @@ def test_model_that_nothing_counts_has_no_telemetry(served: ServedModel):
     with served.model.open() as runner:
         asyncio.run(run(ServedModel(served.model, runner)))
     assert queue.close(timeout_s=LONG_S)
+
+
+def test_guard_is_shown_and_switched(served: ServedModel):
+    settings = ServingSettings("m", threads=1, guard=True)
+    guarded = open_served(served.model, settings)
+    queue = BatchingQueue(guarded.answer, None, QueueLimits(1, 1, 0.0, 9))
+    made = make_app(Endpoint("m", "1", guarded, queue, HttpLimits()))
+
+    async def switched(client: httpx.AsyncClient, content: object) -> httpx.Response:
+        return await client.post("/v2/guard", json=content)
+
+    async def run() -> None:
+        async with connected(made) as client:
+            before = (await client.get("/v2/guard")).json()
+            assert (before["mode"], before["pinned"]) == ("kernels", None)
+            assert set(before["rungs"]) == {"kernels", "functions"}
+            assert (await switched(client, {"pin": "functions"})).json()["mode"] == "functions"
+            answer = await infer(client)
+            head = json.loads(answer.content[: int(answer.headers[HEADER_LENGTH])])
+            assert head["parameters"] == {"moh_rung": "functions"}
+            wrong = await switched(client, {"pin": "nothing"})
+            assert wrong.status_code == 400
+            assert "there is no rung 'nothing'" in wrong.json()["error"]
+            for content in ({"pin": 1}, {"pinned": None}, ["pin"]):
+                assert (await switched(client, content)).status_code == 400
+            assert (await client.post("/v2/guard", content=b" " * 5000)).status_code == 413
+            assert (await switched(client, {"pin": None})).json()["pinned"] is None
+
+    asyncio.run(run())
+    assert queue.close(timeout_s=LONG_S)
+    guarded.close()
+
+
+def test_model_without_a_guard_has_no_switch(app: Callable[..., Starlette]):
+    async def run() -> None:
+        async with connected(app()) as client:
+            assert (await client.get("/v2/guard")).status_code == 404
+
+    asyncio.run(run())

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import moh_deploy
+from moh_deploy.errors import ConfigError, MoHDeployError, PackageError
+from moh_deploy.serving.http import server
+from moh_deploy.serving.http.worker import WorkerTask
+from moh_deploy.serving.served_model import cores
+from moh_deploy.serving.settings import ServingSettings
+from tests.handmade_package import write_package
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_package(tmp_path_factory.mktemp("serve") / "package").root
+
+
+@pytest.fixture
+def tasks(monkeypatch: pytest.MonkeyPatch) -> list[WorkerTask]:
+    """What workers would be started with."""
+    found: list[WorkerTask] = []
+    monkeypatch.setattr(server, "serve_forever", lambda task, **_: found.append(task))
+    return found
+
+
+def settings_of(tasks: list[WorkerTask]) -> ServingSettings:
+    (task,) = tasks
+    return task.settings
+
+
+def test_package_is_called_as_its_directory(package: Path, tasks: list[WorkerTask]):
+    moh_deploy.serve(package)
+    assert settings_of(tasks) == ServingSettings("package")
+    assert tasks[0].model == str(package)
+
+
+@pytest.mark.parametrize(
+    ("given", "instances", "threads"),
+    [({}, 1, None), ({"threads": 1}, cores(), 1), ({"instances": 2, "threads": 3}, 2, 3)],
+    ids=str,
+)
+def test_instances_by_threads_are_the_cores(
+    package: Path,
+    tasks: list[WorkerTask],
+    given: dict[str, int],
+    instances: int,
+    threads: int | None,
+):
+    moh_deploy.serve(package, **given)  # type: ignore[arg-type]
+    settings = settings_of(tasks)
+    assert (settings.instances, settings.threads) == (instances, threads)
+
+
+def test_limits_are_those_that_are_given(package: Path, tasks: list[WorkerTask]):
+    moh_deploy.serve(package, max_body=3, max_queue=5, longest={"seq": 7}, read_timeout=0.5)
+    limits = tasks[0].limits
+    assert (limits.max_body_bytes, limits.max_waiting) == (3 * 2**20, 5)
+    assert (limits.longest, limits.read_timeout_s) == ({"seq": 7}, 0.5)
+
+
+def test_bundle_has_settings_of_its_own_which_arguments_replace(
+    package: Path, tasks: list[WorkerTask], tmp_path: Path
+):
+    root = tmp_path / "bundle"
+    moh_deploy.bundle(package, root, name="m", max_batch=7, guard="default")
+    moh_deploy.serve(root)
+    moh_deploy.serve(root, name="n", max_batch=9)
+    first, second = (task.settings for task in tasks)
+    assert (first.name, first.max_batch, first.guard) == ("m", 7, True)
+    assert (second.name, second.max_batch, second.guard) == ("n", 9, True)
+    assert Path(tasks[0].model).parent.parent.name == "m"
+
+
+def test_bundle_for_a_server_alone_is_refused(package: Path, tmp_path: Path):
+    root = tmp_path / "bundle"
+    moh_deploy.bundle(package, root, name="m", backend="onnxruntime")
+    with pytest.raises(PackageError, match="for the backend 'onnxruntime' of Triton"):
+        moh_deploy.serve(root)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "a/b"}, "the model's name is 'a/b', expected letters"),
+        ({"read_timeout": 0}, "--read-timeout is 0, expected 0.001 or more"),
+        ({"threads": 0}, "--threads is 0, expected 1 or more"),
+        ({"drill": True}, "--drill are of a guard: give --guard default, too"),
+        ({"host": "192.0.2.1"}, "nobody can listen at 192.0.2.1, port 0"),
+    ],
+    ids=str,
+)
+def test_wrong_option_is_refused(package: Path, options: dict[str, object], message: str):
+    with pytest.raises(ConfigError, match=message):
+        moh_deploy.serve(package, **{"port": 0, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("directory", "longest", "kind", "message"),
+    [
+        ("missing", {}, PackageError, "does not exist, expected a package directory"),
+        ("package", {"sep": 3}, ConfigError, "longest is of 'sep', but the dynamic dimensions are"),
+    ],
+)
+def test_what_stops_the_worker_is_raised(
+    package: Path,
+    directory: str,
+    longest: dict[str, int],
+    kind: type[MoHDeployError],
+    message: str,
+    capfd: pytest.CaptureFixture[str],
+):
+    with pytest.raises(kind, match=message):
+        moh_deploy.serve(package.with_name(directory), port=0, longest=longest)
+    assert capfd.readouterr().err == ""
