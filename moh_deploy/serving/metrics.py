@@ -5,6 +5,7 @@ Names follow the conventions of Prometheus: one prefix, base units, counters end
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -43,3 +44,8 @@ class Family:
     help: str
     kind: FamilyKind
     samples: tuple[Series, ...]
+
+
+def edge_text(edge: float) -> str:
+    """Return the upper edge of a bucket as the label `le` has it; it reads back as it was."""
+    return "+Inf" if edge == math.inf else repr(float(edge))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.serving.metrics import Family
+from moh_deploy.serving.metrics import Family, edge_text
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -81,14 +81,10 @@ class _Collected:
                     metric.add_sample(family.name, labels, one.value)
                     continue
                 for edge, count in one.buckets.items():
-                    metric.add_sample(f"{name}_bucket", {**labels, "le": _edge(edge)}, count)
+                    metric.add_sample(f"{name}_bucket", {**labels, "le": edge_text(edge)}, count)
                 metric.add_sample(f"{name}_count", labels, one.buckets[math.inf])
                 metric.add_sample(f"{name}_sum", labels, one.value)
             yield metric
-
-
-def _edge(edge: float) -> str:
-    return "+Inf" if edge == math.inf else repr(float(edge))
 
 
 def _require() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.runtime.onnxruntime.dlpack import from_dlpack, to_dlpack
-from moh_deploy.serving.metrics import Family
+from moh_deploy.serving.metrics import Family, edge_text
 from moh_deploy.serving.served_model import ServedModel
 from moh_deploy.serving.triton.opened_bundle import open_bundle
 from moh_deploy.system.npz import Array
@@ -196,7 +196,6 @@ def _flattened(family: Family) -> Iterator[tuple[str, Mapping[str, str], float]]
             yield family.name, one.labels, one.value
             continue
         for edge, count in one.buckets.items():
-            text = "+Inf" if edge == float("inf") else f"{edge:g}"
-            yield f"{family.name}_bucket", {**one.labels, "le": text}, count
+            yield f"{family.name}_bucket", {**one.labels, "le": edge_text(edge)}, count
         yield f"{family.name}_sum", one.labels, one.value
         yield f"{family.name}_count", one.labels, max(one.buckets.values(), default=0)

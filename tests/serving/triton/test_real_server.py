@@ -23,8 +23,12 @@ from moh_deploy.errors import BackendError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
-from moh_deploy.serving import ServingSettings
+from moh_deploy.serving import ServedRun, ServingSettings
+from moh_deploy.serving.drift.judge import LiveCounts
+from moh_deploy.serving.drift.live import windows_of_metrics
+from moh_deploy.serving.drift.reference import RoutingReference, profile_of
 from moh_deploy.serving.guard.control import Control, write_control
+from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.bundle_json import read_bundle
 from moh_deploy.serving.triton.bundled_guard import GuardFiles
@@ -149,7 +153,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
-    root = bundle_of_handmade(folder, instances=2, threads=1, max_batch=16)
+    root = bundle_of_handmade(folder, instances=2, threads=1, max_batch=16, sample_every=1)
     with (root / read_bundle(root).config).open("a") as config:
         config.write('parameters { key: "log_batches" value { string_value: "1" } }\n')
     with running_server(server, root, folder / "server.log") as running:
@@ -191,6 +195,47 @@ def test_ten_thousand_answers_are_the_packages(served: Served, demo: ModuleType,
     found = compared(served, demo, tmp_path, 10_000)
     assert found.is_good, found.text()
     assert found.requests == 10_000
+
+
+def test_watch_reads_what_the_server_counts(served: Served, demo: ModuleType, tmp_path: Path):
+    inputs, answers_file = tmp_path / "samples.npz", tmp_path / "answers.npz"
+    write_npz(inputs, SAMPLES)
+
+    def ask(_: float) -> None:
+        load = ("--clients", "4", "--requests", "120")
+        served.ask(*load, inputs=inputs, answers=answers_file, model="handmade")
+        demo.settled_metrics(served.running)
+
+    demo.settled_metrics(served.running)
+    url, reference = f"http://127.0.0.1:{served.running.ports.metrics}/metrics", routing(served)
+    (found,) = windows_of_metrics(url, reference, every=1, windows=1, wait=ask)
+    assert isinstance(found, LiveCounts)
+    answers = demo.Answers.read(answers_file)
+    with open_runner(served.package, Variant(extra_outputs=("gates_0",))) as runner:
+        gates = runner.run(SAMPLES)["gates_0"]  # [samples, SEQ, heads]
+    places = zip(answers.first, answers.count, strict=True)
+    sent = np.concatenate([gates[first : first + count] for first, count in places])
+    (columns,) = reference.layout.columns
+    assert found.requests == 120
+    assert found.totals[columns.tokens] == len(sent) * SEQ
+    assert found.totals[columns.on].sum() == np.count_nonzero(sent)
+    np.testing.assert_allclose(found.totals[columns.mass].sum(), np.abs(sent).sum(), rtol=1e-5)
+
+
+def routing(served: Served) -> RoutingReference:
+    """Profile the package on random gates."""
+    telemetry = Telemetry(served.package, model="m", sample_every=1)
+    telemetry.start_window()
+    random = np.random.default_rng(0)
+    for seed in range(120):
+        given = vectors(batch=1, seq=SEQ, seed=seed).inputs
+        telemetry.wanted(given)
+        gates = random.random((1, SEQ, served.package.manifest.layers[0].num_heads), np.float32)
+        values = dict.fromkeys(telemetry.inner, gates)
+        telemetry.saw(ServedRun(given, values, (1,), 0.001, "kernels"))
+    recorded = telemetry.dump_window()
+    assert recorded is not None
+    return profile_of(recorded, window=50, rate=0.05)
 
 
 def test_wrong_answer_would_be_noticed(served: Served, demo: ModuleType, tmp_path: Path):
