@@ -11,6 +11,7 @@
     guard/                           the policy, with the packages and reports that it names
     shadow/                          a package that runs beside
     reference.json                   the routing profile that drift is measured against
+    probe.py                         asks the server for one answer: is it alive?
     dashboard.json, alerts.yaml, kserve.yaml   for Grafana, Prometheus, KServe
 
 Nothing in it names a place outside of it: it may be moved and copied.
@@ -68,7 +69,8 @@ from moh_deploy.serving.triton.bundled_guard import (
 )
 from moh_deploy.serving.triton.config_pbtxt import Backend, ModelFacts, Warmup, config_text
 from moh_deploy.serving.triton.dashboard import dashboard_text
-from moh_deploy.serving.triton.kserve import kserve_text
+from moh_deploy.serving.triton.kserve import Cluster, kserve_text
+from moh_deploy.serving.triton.probe import PROBE_NAME, probe_text
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.npz import Array
 from moh_deploy.system.replaceable import DirectoryKind, check_output
@@ -136,7 +138,7 @@ BUNDLE_KIND = DirectoryKind(
     is_manifest=looks_like_bundle,
     files=frozenset(
         {BUNDLE_NAME, REPOSITORY, LIBRARIES, GUARD, SHADOW, REFERENCE_NAME}
-        | {"dashboard.json", "alerts.yaml", "kserve.yaml"}
+        | {PROBE_NAME, "dashboard.json", "alerts.yaml", "kserve.yaml"}
     ),
 )
 
@@ -202,7 +204,11 @@ class _Writing:
         warmups = tuple(self._write_warmups(root / bundle.model / WARMUP, bundle))
         facts = self._facts(bundle, warmups)
         (root / bundle.config).write_text(config_text(facts), encoding="utf-8")
-        self._write_around(root)
+        if warmups:
+            options = self.options.settings.name, self.manifest.inputs, warmups[0]
+            text = probe_text(*options, batched=bundle.max_batch > 0)
+            (root / PROBE_NAME).write_text(text, encoding="utf-8")
+        self._write_around(root, has_probe=bool(warmups))
         files = sorted(path for path in root.rglob("*") if path.is_file())
         for path in files:
             sync_file(path)
@@ -328,14 +334,15 @@ class _Writing:
             batch_axis=self.axis,
         )
 
-    def _write_around(self, root: Path) -> None:
+    def _write_around(self, root: Path, *, has_probe: bool) -> None:
         """Write what watches and deploys the server."""
         options, name = self.options, self.options.settings.name
         (root / "dashboard.json").write_text(dashboard_text(name), encoding="utf-8")
         (root / "alerts.yaml").write_text(alerts_text(name), encoding="utf-8")
         image = options.image or f"triton-with-moh-deploy:{__version__}"
         storage = options.storage or f"pvc://models/{name}"
-        text = kserve_text(options.settings, backend=self.backend, image=image, storage=storage)
+        cluster = Cluster(image, storage, has_probe=has_probe)
+        text = kserve_text(options.settings, self.backend, cluster)
         (root / "kserve.yaml").write_text(text, encoding="utf-8")
         if options.reference is not None:
             shutil.copyfile(options.reference, root / REFERENCE_NAME)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import yaml
 
@@ -14,6 +15,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.bundle_json import LIBRARIES, REPOSITORY
 from moh_deploy.serving.triton.config_pbtxt import Backend
+from moh_deploy.serving.triton.probe import PROBE_NAME
 
 # Where KServe puts what `storageUri` names.
 _MODELS = "/mnt/models"
@@ -22,14 +24,28 @@ CANARY_PERCENT = 10
 _LONGEST_NAME = 40  # KServe adds to it, and Kubernetes takes 63 characters
 
 
-def kserve_text(settings: ServingSettings, *, backend: Backend, image: str, storage: str) -> str:
+@dataclass(frozen=True)
+class Cluster:
+    """What only the cluster's owner knows.
+
+    Attributes:
+        image: The container: Triton, with moh-deploy where the backend is `python`.
+        storage: Where the bundle is: `pvc://models/digits`.
+        has_probe: The bundle has a script that asks for an answer.
+    """
+
+    image: str
+    storage: str
+    has_probe: bool = False
+
+
+def kserve_text(settings: ServingSettings, backend: Backend, cluster: Cluster) -> str:
     """Return a ServingRuntime and an InferenceService that uses it.
 
     Args:
         settings: Name, instances and threads: their product is the cores to ask for.
         backend: What runs the model: the server's own finds kernels by LD_LIBRARY_PATH only.
-        image: The container: Triton, with moh-deploy where the backend is `python`.
-        storage: Where the cluster finds the bundle: `pvc://models/digits`.
+        cluster: Container and storage.
 
     Raises:
         ConfigError: Nothing is left of the name of what Kubernetes allows.
@@ -37,15 +53,17 @@ def kserve_text(settings: ServingSettings, *, backend: Backend, image: str, stor
     name = _kubernetes_name(settings.name)
     cores = str(settings.instances * (settings.threads or 1))
     env = {"LD_LIBRARY_PATH": f"{_MODELS}/{LIBRARIES}"} if backend == "onnxruntime" else {}
-    documents = (_runtime(name, image, cores, env), _service(name, storage))
+    documents = (_runtime(name, cluster, cores, env), _service(name, cluster.storage))
     texts = [yaml.safe_dump(one, sort_keys=False, width=100) for one in documents]
     return _COMMENT.format(percent=CANARY_PERCENT) + "---\n".join(texts)
 
 
-def _runtime(name: str, image: str, cores: str, env: Mapping[str, str]) -> Mapping[str, object]:
+def _runtime(
+    name: str, cluster: Cluster, cores: str, env: Mapping[str, str]
+) -> Mapping[str, object]:
     container = {
         "name": "kserve-container",
-        "image": image,
+        "image": cluster.image,
         "command": ["tritonserver"],
         "args": [
             f"--model-repository={_MODELS}/{REPOSITORY}",
@@ -56,6 +74,7 @@ def _runtime(name: str, image: str, cores: str, env: Mapping[str, str]) -> Mappi
         "env": [{"name": key, "value": value} for key, value in env.items()],
         "ports": [{"name": "http1", "containerPort": _HTTP_PORT, "protocol": "TCP"}],
         "resources": {"requests": {"cpu": cores}, "limits": {"cpu": cores}},
+        **_probes(has_probe=cluster.has_probe),
     }
     return {
         "apiVersion": "serving.kserve.io/v1alpha1",
@@ -71,6 +90,25 @@ def _runtime(name: str, image: str, cores: str, env: Mapping[str, str]) -> Mappi
             "containers": [container],
         },
     }
+
+
+def _probes(*, has_probe: bool) -> Mapping[str, object]:
+    """Return when a container has started, and when it is to be started again."""
+    ready = {"path": "/v2/health/ready", "port": _HTTP_PORT}
+    # Loading and warming up may take minutes; nothing else is asked until then.
+    found: dict[str, object] = {
+        "startupProbe": {"httpGet": ready, "periodSeconds": 5, "failureThreshold": 120},
+        "readinessProbe": {"httpGet": ready, "periodSeconds": 5},
+    }
+    if has_probe:
+        command = ["python3", f"{_MODELS}/{PROBE_NAME}", str(_HTTP_PORT)]
+        found["livenessProbe"] = {
+            "exec": {"command": command},
+            "periodSeconds": 10,
+            "timeoutSeconds": 15,
+            "failureThreshold": 3,
+        }
+    return found
 
 
 def _service(name: str, storage: str) -> Mapping[str, object]:

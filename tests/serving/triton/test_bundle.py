@@ -38,6 +38,7 @@ def test_bundle_has_what_a_server_and_those_around_it_need(tmp_path: Path):
         "repository/handmade/1/package/vectors.npz",
         "repository/handmade/warmup/0-0",
         f"lib/{library.name}",
+        "probe.py",
         "dashboard.json",
         "alerts.yaml",
         "kserve.yaml",

@@ -18,7 +18,7 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings, open_served
 from moh_deploy.serving.triton.alerts import alerts_text
 from moh_deploy.serving.triton.dashboard import dashboard_text
-from moh_deploy.serving.triton.kserve import kserve_text
+from moh_deploy.serving.triton.kserve import Cluster, kserve_text
 from tests.handmade_package import write_package
 from tests.serving.triton.triton_environment import python_or_skip
 
@@ -176,6 +176,21 @@ RUNTIME = {
                 "env": [{"name": str, "value": str}],
                 "ports": [{"name": str, "containerPort": int, "protocol": str}],
                 "resources": {"requests": {"cpu": str}, "limits": {"cpu": str}},
+                "startupProbe": {
+                    "httpGet": {"path": str, "port": int},
+                    "periodSeconds": int,
+                    "failureThreshold": int,
+                },
+                "readinessProbe": {
+                    "httpGet": {"path": str, "port": int},
+                    "periodSeconds": int,
+                },
+                "livenessProbe": {
+                    "exec": {"command": [str]},
+                    "periodSeconds": int,
+                    "timeoutSeconds": int,
+                    "failureThreshold": int,
+                },
             }
         ],
     },
@@ -216,7 +231,7 @@ def matches(value: object, schema: Any) -> bool:
 @pytest.mark.parametrize("backend", ["python", "onnxruntime"])
 def test_kserve_gets_a_runtime_and_a_service_that_uses_it(backend: Any):
     settings = ServingSettings("My_Digits.v2", instances=2, threads=3)
-    text = kserve_text(settings, backend=backend, image="i:1", storage="pvc://models/d")
+    text = kserve_text(settings, backend, Cluster("i:1", "pvc://models/d", has_probe=True))
     runtime, service = yaml.safe_load_all(text)
     assert matches(runtime, RUNTIME)
     assert matches(service, SERVICE)
@@ -233,11 +248,11 @@ def test_kserve_gets_a_runtime_and_a_service_that_uses_it(backend: Any):
     ("name", "expected"), [("8_bit", "moh-8-bit"), ("a" * 80, "a" * 40), ("_x_", "x")]
 )
 def test_name_becomes_one_that_kubernetes_takes(name: str, expected: str):
-    text = kserve_text(ServingSettings(name), backend="python", image="i", storage="s")
+    text = kserve_text(ServingSettings(name), "python", Cluster("i", "s"))
     _, service = yaml.safe_load_all(text)
     assert service["metadata"]["name"] == expected
 
 
 def test_name_of_which_kubernetes_takes_nothing_is_refused():
     with pytest.raises(ConfigError, match="Kubernetes allows nothing"):
-        kserve_text(ServingSettings("___"), backend="python", image="i", storage="s")
+        kserve_text(ServingSettings("___"), "python", Cluster("i", "s"))

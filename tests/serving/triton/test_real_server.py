@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -96,6 +97,21 @@ class Served:
                 if int(fields[2]) == group:
                     pages += int(status.with_name("statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def children(self) -> tuple[int, ...]:
+        """Return the processes that the models run in."""
+        found = []
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = status.read_text().rpartition(")")[2].split()
+                if int(fields[1]) == self.running.process.pid:
+                    found.append(int(status.parent.name))
+        return tuple(found)
+
+    def probe(self) -> int:
+        """Return the exit code of the bundle's own question whether the server answers."""
+        command = [sys.executable, "-I", self.root / "probe.py", str(self.running.ports.http)]
+        return subprocess.run(command, check=False, capture_output=True).returncode
 
     def failures(self) -> float:
         """Return how many requests the server could not answer, as it counts them."""
@@ -289,6 +305,7 @@ def test_every_dtype_passes_bit_for_bit_and_the_packages_refusal_reaches_the_cli
         served = Served(root, package, running)
         status, refusal = served.post_raw("echo", unequal)
         got = served.post_raw("echo", sent)
+        assert served.probe() == 0
     assert (status, "dimension 'seq' is inconsistent" in str(refusal)) == (400, True), refusal
     assert got[0] == 200, got
     for name, array in sent.items():
@@ -354,6 +371,40 @@ def test_planted_fault_lets_no_wrong_answer_out(
     with open_runner(package, Variant(threads=1)) as runner:
         found = demo.compare_answers(answers, SAMPLES, runner, log)
     assert (found.requests, found.beyond) == (200, 0)
+
+
+@pytest.mark.nightly
+def test_model_that_is_killed_gives_errors_until_it_is_loaded_again(
+    server: TritonServer, tmp_path: Path
+):
+    root = bundle_of_handmade(tmp_path, threads=1)
+    x = vectors(batch=1, seq=SEQ, seed=2)
+    data = x.inputs["x"].ravel().tolist()
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, SEQ, 8], "data": data}
+    options = ["--model-control-mode=explicit", "--load-model=*"]
+    with running_server(server, root, tmp_path / "server.log", options) as running:
+        served = Served(root, OnnxPackage.open(tmp_path / "package"), running)
+
+        def ask() -> int:
+            """Return the status; an answer has to be right."""
+            status, answer = served.post("handmade", {"inputs": [tensor]})
+            if status == 200:
+                got = np.array(answer["outputs"][0]["data"], np.float32).reshape(1, SEQ, 8)
+                np.testing.assert_allclose(got, x.outputs["y"], rtol=1e-5, atol=1e-6)
+            return status
+
+        assert [ask() for _ in range(5)] == [200] * 5
+        assert served.probe() == 0
+        (model,) = served.children()
+        os.kill(model, signal.SIGKILL)
+        assert [ask() for _ in range(5)] == [500] * 5
+        # What it says of itself is no help, and an answer is.
+        assert running.is_ready()
+        assert served.probe() == 1
+        url = f"http://127.0.0.1:{running.ports.http}/v2/repository/models/handmade/load"
+        urllib.request.urlopen(urllib.request.Request(url, b"{}"), timeout=120).close()
+        assert [ask() for _ in range(5)] == [200] * 5
+        assert served.probe() == 0
 
 
 @pytest.mark.nightly
