@@ -58,12 +58,18 @@ class V2Client:
             response = connection.getresponse()
             content, said = response.read(), response.getheader(HEADER_LENGTH)
         except (OSError, http.client.HTTPException) as error:
-            self._connection = None
+            self.close()
             raise BackendError(f"no answer: {type(error).__name__} {error}") from error
         if response.status >= 400:
             text = content[:300].decode(errors="replace")
             raise BackendError(f"status {response.status}: {text}")
         return _answer(content, len(content) if said is None else int(said))
+
+    def close(self) -> None:
+        """Close the connection; the next request makes another."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
     def _connected(self) -> http.client.HTTPConnection:
         if self._connection is None:

@@ -34,6 +34,9 @@ class Asking(Protocol):
             MoHDeployError: The request failed.
         """
 
+    def close(self) -> None:
+        """Close the connection."""
+
 
 @dataclass(frozen=True)
 class LoadCase:
@@ -141,6 +144,7 @@ class Load:
                 self._asked.append(asked)
             number += 1
             self._ends.wait(_PAUSE_S if asked.outcome == "failed" else self._pause_s)
+        ask.close()
 
     def _ask(self, ask: Asking, case: LoadCase) -> Asked:
         begun = time.time()

@@ -9,7 +9,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from typing_extensions import Self
@@ -80,14 +80,24 @@ class InProcess(Target):
         return "the served model in this process"
 
     def connect(self) -> Asking:
-        def ask(inputs: Mapping[str, Array]) -> ServerAnswer:
-            reply = self._served.answer(inputs)
-            return ServerAnswer(reply.outputs, reply.rung)
-
-        return ask
+        return _Direct(self._served)
 
     def close(self) -> None:
         self._served.close()
+
+
+@dataclass(frozen=True)
+class _Direct:
+    """Calls a served model."""
+
+    served: ServedModel
+
+    def __call__(self, inputs: Mapping[str, Array]) -> ServerAnswer:
+        reply = self.served.answer(inputs)
+        return ServerAnswer(reply.outputs, reply.rung)
+
+    def close(self) -> None:
+        """There is no connection."""
 
 
 class HttpServer(Target):
@@ -109,7 +119,7 @@ class HttpServer(Target):
         with said.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "moh_deploy", "serve", str(model.root), "--port", "0"]
-                + ["--name", _NAME, "--guard-policy", str(policy), "--drill", "--json"]
+                + ["--name", _NAME, "--guard", str(policy), "--drill", "--json"]
                 + ["--control", str(self.control), "--audit-log", str(self.audit_log)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -117,18 +127,17 @@ class HttpServer(Target):
                 env=child_environment(),
             )
         assert self._process.stdout is not None
-        # One JSON object, over several lines, when it answers.
+        # One JSON object, over several lines: where it listens, or why it does not.
         text = b""
         for line in self._process.stdout:
             text += line
             if line.rstrip() == b"}":
                 break
-        else:
+        listening = parse_json(text or b"{}", "what the server says", error=BackendError)
+        if not (isinstance(listening, dict) and "host" in listening):
             self.close()
-            tail = said.read_text(errors="replace")[-2000:]
+            tail = text.decode(errors="replace") + said.read_text(errors="replace")[-2000:]
             raise BackendError(f"`moh-deploy serve` did not start: {tail}")
-        listening = parse_json(text, "what `moh-deploy serve` says", error=BackendError)
-        assert isinstance(listening, dict)
         self._host, self._port = str(listening["host"]), int(listening["port"])
 
     @property

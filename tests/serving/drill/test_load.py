@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import BackendError
-from moh_deploy.serving.drill.load import Asking, Load, LoadCase, ServerAnswer, served_by
+from moh_deploy.serving.drill.load import Load, LoadCase, ServerAnswer, served_by
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.tolerances import TOLERANCES
 
@@ -36,25 +36,33 @@ def test_an_answer_is_right_by_the_rung_that_gave_it(
     assert CASE.is_right(ServerAnswer(outputs, rung), RULE) == is_right
 
 
-def taking_turns(*answers: ServerAnswer | None) -> Asking:
-    number = iter(range(10**9))
+class TakingTurns:
+    """A connection that answers so, over and over; None is a failure."""
 
-    def ask(inputs: Mapping[str, Array]) -> ServerAnswer:
-        answer = answers[next(number) % len(answers)]
+    def __init__(self, *answers: ServerAnswer | None) -> None:
+        self.answers = answers
+        self.seen: list[float] = []
+        self.is_closed = False
+
+    def __call__(self, inputs: Mapping[str, Array]) -> ServerAnswer:
+        answer = self.answers[len(self.seen) % len(self.answers)]
+        self.seen.append(float(inputs["x"][0, 0]))
         if answer is None:
             raise BackendError("it failed.")
         return answer
 
-    return ask
+    def close(self) -> None:
+        self.is_closed = True
 
 
 def test_a_load_counts_right_wrong_and_failed_requests():
-    ask = taking_turns(ServerAnswer(RIGHT, "kernels"), ServerAnswer(OTHER, "kernels"), None)
+    ask = TakingTurns(ServerAnswer(RIGHT, "kernels"), ServerAnswer(OTHER, "kernels"), None)
     load = Load([ask], [CASE], RULE)
     asked = []
     while len(asked) < 6:
         asked += load.take()
     load.close()
+    assert ask.is_closed
     assert [one.outcome for one in asked[:6]] == ["right", "wrong", "failed"] * 2
     assert asked[2].error == "it failed."
     assert all(one.begun <= one.ended for one in asked)
@@ -62,15 +70,10 @@ def test_a_load_counts_right_wrong_and_failed_requests():
 
 
 def test_every_client_asks_all_cases_in_turn():
-    seen: list[float] = []
-
-    def ask(inputs: Mapping[str, Array]) -> ServerAnswer:
-        seen.append(float(inputs["x"][0, 0]))
-        return ServerAnswer(RIGHT, "kernels")
-
+    ask = TakingTurns(ServerAnswer(RIGHT, "kernels"))
     cases = [LoadCase({"x": X["x"] * number}, CASE.right) for number in (1, 2, 3)]
     load = Load([ask], cases, RULE)
-    while len(seen) < 6:
+    while len(ask.seen) < 6:
         pass
     load.close()
-    assert seen[:6] == [1, 2, 3, 1, 2, 3]
+    assert ask.seen[:6] == [1, 2, 3, 1, 2, 3]

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moh_deploy.errors import BackendError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.serving.drill.load import Asking
+from moh_deploy.serving.drill.targets import HttpServer, Target
+from moh_deploy.serving.guard.control import Control, write_control
+from tests.handmade_package import write_package
+
+POLICY = "rungs: [{kind: functions, name: first}, {kind: functions}]\ncool_down: {first_s: 100}"
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    return write_package(tmp_path_factory.mktemp("drill") / "package")
+
+
+@pytest.fixture(scope="module")
+def target(package: OnnxPackage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "policy.yaml").write_text(POLICY)
+    with HttpServer(PackageDir(package.root), folder / "policy.yaml", folder) as target:
+        yield target
+
+
+@pytest.fixture
+def ask(target: Target) -> Iterator[Asking]:
+    connection = target.connect()
+    yield connection
+    connection.close()
+
+
+def test_a_server_answers_and_says_which_rung_it_was(ask: Asking, package: OnnxPackage):
+    recorded = package.vectors[0]
+    for _ in range(2):  # by one connection
+        answer = ask(recorded.inputs)
+        assert answer.rung == "first"
+        np.testing.assert_allclose(answer.outputs["y"], recorded.outputs["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_what_the_server_refuses_is_an_error(ask: Asking):
+    with pytest.raises(BackendError, match=r"status 400: .*with 2 axes"):
+        ask({"x": np.zeros((1, 2), np.float32)})
+
+
+def test_a_worker_is_killed_and_the_next_one_answers(
+    target: Target, ask: Asking, package: OnnxPackage
+):
+    x = package.vectors[0].inputs
+    ask(x)
+    assert target.kill_worker()
+    with pytest.raises(BackendError, match="no answer"):
+        ask(x)
+    assert ask(x).rung == "first"
+
+
+def test_a_fault_is_planted_by_the_control_file(target: Target, ask: Asking, package: OnnxPackage):
+    recorded = package.vectors[0]
+    write_control(target.control, Control(faults=("nan",)))
+    rung = "first"
+    while rung == "first":
+        answer = ask(recorded.inputs)
+        np.testing.assert_allclose(answer.outputs["y"], recorded.outputs["y"], rtol=1e-5, atol=1e-6)
+        rung = answer.rung
+    assert rung == "functions"
+    assert "non-finite outputs" in target.audit_log.read_text()
+    write_control(target.control, Control())
+
+
+def test_a_server_that_does_not_start_says_why(package: OnnxPackage, tmp_path: Path):
+    (tmp_path / "policy.yaml").write_text("rungs: []")
+    with pytest.raises(BackendError, match=r"did not start: (.|\n)*rungs"):
+        HttpServer(PackageDir(package.root), tmp_path / "policy.yaml", tmp_path)
