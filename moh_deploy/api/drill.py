@@ -169,7 +169,7 @@ _OWN_LADDER = """
 rungs:
 - {{kind: {first}, name: {first}, p99_ms: {limit_ms:.1f}}}
 - {{kind: functions, name: {second}}}
-latency: {{min_samples: 50, window_s: 10.0}}
+latency: {{min_samples: 20, window_s: 10.0}}
 cool_down: {{first_s: 1.0, longest_s: 4.0, stable_s: 0.0}}
 probes: 3
 spot_checks: 0.1
@@ -183,7 +183,7 @@ def _policy(given: Path | str | None, alone: _Alone, folder: Path) -> tuple[Guar
     # Without kernels function bodies are the first rung, and the second one, too.
     first = "functions" if kernel_library() is None else "kernels"
     second = "functions" if first == "kernels" else "functions-again"
-    limit_ms = max(200.0, 20 * alone.milliseconds)
+    limit_ms = max(250.0, 20 * alone.milliseconds)
     path = folder / "policy.yaml"
     path.write_text(_OWN_LADDER.format(first=first, second=second, limit_ms=limit_ms))
     return read_guard_policy(path), path

@@ -82,7 +82,7 @@ def _planted(target: Target, load: Load, plan: DrillPlan, log: _Log, fault: Faul
     ended = time.time()
     is_back = _wait(lambda: log.is_calm(plan.first_rung), plan.return_s)
     # A little longer: the first rung is to be seen at work again.
-    time.sleep(min(0.5, plan.seconds))
+    time.sleep(min(1.0, plan.seconds))
     trip, moved = log.trip, any(one.mode_to != plan.first_rung for one in log.changes)
     returned = next((one.time for one in reversed(log.changes) if _comes_back(one, plan)), None)
     timed = _Timed(

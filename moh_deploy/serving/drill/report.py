@@ -96,6 +96,11 @@ class FaultDrill:
             return f"{self.fault}: {count(self.wrong, 'wrong answer')} got out."
         if self.reason is None and self.fault != "kill":
             return f"{self.fault}: the guard did not notice it; has the policy a limit for it?"
+        if self.fault == "kill" and self.seconds_to_return is None:
+            return (
+                "kill: no worker answered again in time: something else has to restart it. It said"
+                f" {'; '.join(self.failures) or 'nothing'}"
+            )
         if self.moved and self.seconds_to_return is None:
             return f"{self.fault}: the first rung did not come back in time."
         return f"{self.fault}: no wrong answer, {count(self.failed, 'failed request')}."
