@@ -332,6 +332,12 @@ class Guard:
             return self._state.pinned
 
     @property
+    def is_drifting(self) -> bool:
+        """Whether an alarm of drift holds."""
+        with self._lock:
+            return self._state.is_drifting
+
+    @property
     def states(self) -> Mapping[str, str]:
         """Each rung's state, in order."""
         with self._lock:

@@ -1,4 +1,4 @@
-"""The route that shows what the guard does, and is its manual switch."""
+"""The route that shows what the guard does, and takes its manual switch and alarms of drift."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.system.bounded_json import parse_json
 
 _MOST_BYTES = 4096
-_EXPECTED = 'expected {"pin": "RUNG"}, or {"pin": null} to release the switch.'
+_EXPECTED = 'expected {"pin": "RUNG"}, {"pin": null} to release the switch, or {"drift": "WHAT"}.'
 
 
 def guard_routes(guard: Guard | None, limits: HttpLimits) -> list[Route]:
@@ -34,13 +34,16 @@ def guard_routes(guard: Guard | None, limits: HttpLimits) -> list[Route]:
         with held.by_a_request() as own:
             content = await read_body(request, short, own)
         said = parse_json(content, "the switch", error=Refusal)
-        if not isinstance(said, dict) or said.keys() != {"pin"}:
+        if not isinstance(said, dict) or said.keys() not in ({"pin"}, {"drift"}):
             raise Refusal(f"the switch is of another form: {_EXPECTED}")
-        rung = said["pin"]
-        if rung is not None and not isinstance(rung, str):
-            raise Refusal(f"pin is no name of a rung: {_EXPECTED}")
+        ((key, value),) = said.items()
+        if not isinstance(value, str) and not (key == "pin" and value is None):
+            raise Refusal(f"{key} is no text: {_EXPECTED}")
+        if key == "drift":
+            await asyncio.to_thread(guard.drifted, {"alarm": value, "by": "http"})
+            return await show(request)
         try:
-            await asyncio.to_thread(guard.pin, rung, "http")
+            await asyncio.to_thread(guard.pin, value, "http")
         except ConfigError as error:
             raise Refusal(error.message) from error
         return await show(request)
@@ -52,4 +55,9 @@ def guard_routes(guard: Guard | None, limits: HttpLimits) -> list[Route]:
 
 
 def _state(guard: Guard) -> dict[str, object]:
-    return {"mode": guard.mode, "pinned": guard.pinned, "rungs": dict(guard.states)}
+    return {
+        "mode": guard.mode,
+        "pinned": guard.pinned,
+        "drifting": guard.is_drifting,
+        "rungs": dict(guard.states),
+    }

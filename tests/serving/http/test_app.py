@@ -276,8 +276,10 @@ def test_guard_is_shown_and_switched(served: ServedModel):
             wrong = await switched(client, {"pin": "nothing"})
             assert wrong.status_code == 400
             assert "there is no rung 'nothing'" in wrong.json()["error"]
-            for content in ({"pin": 1}, {"pinned": None}, ["pin"]):
+            for content in ({"pin": 1}, {"pinned": None}, ["pin"], {"drift": None}):
                 assert (await switched(client, content)).status_code == 400
+            assert not (await client.get("/v2/guard")).json()["drifting"]
+            assert (await switched(client, {"drift": "blocks.0.attn"})).json()["drifting"]
             assert (await client.post("/v2/guard", content=b" " * 5000)).status_code == 413
             assert (await switched(client, {"pin": None})).json()["pinned"] is None
 
