@@ -128,7 +128,9 @@ def all_finite(arrays: Sequence[Array]) -> bool:
     """Tell whether there is neither NaN nor infinity in any array: what is no float has none."""
     # Sums are finite only if all of it is: one pass, and no array of booleans.
     with np.errstate(over="ignore", invalid="ignore"):
-        total = sum(float(one.sum()) for one in arrays if one.dtype.char in "fd")
+        total = sum(
+            float(np.add.reduce(one, axis=None)) for one in arrays if one.dtype.char in "fd"
+        )
     if not math.isfinite(total):
         return all(map(is_finite, arrays))
     return all(is_finite(one) for one in arrays if one.dtype.char not in "fd")

@@ -187,13 +187,15 @@ class Guard:
         failures = [one.failure for one in tried]
         with self._lock:
             now = self._hands.clock()
-            self._state.failed(now, failures)
+            if failures:
+                self._state.failed(now, failures)
             self._state.answered(now, index, ran.seconds)
             if index != 0:
                 reason = failures[0].reason if failures else self._why or "cannot be opened"
                 self._fallbacks[reason, ran.rung] += requests
             probe = None if tried or not self._takes_probe(route, now) else route.probe
-            spot = probe is None and self._draw.random() < self._hands.spot_checks
+            share = self._hands.spot_checks
+            spot = probe is None and share > 0 and self._draw.random() < share
             self._publish()
         # Copied for the thread beside: buffers may be a client's, gone once it has its answer.
         if probe is not None:
@@ -452,6 +454,8 @@ class Guard:
 
     def _publish(self) -> None:
         """Write and count what has changed; called with the lock held."""
+        if not self._state.has_changed:
+            return
         for change in self._state.take():
             self._hands.audit.add(change, self._hands.wall_clock())
             if change.mode_from != change.mode_to:

@@ -96,6 +96,7 @@ class LadderState:
         self._drift_to = drift_to
         self._drift = Breaker(limits[0])
         self._pinned: int | None = None
+        self._calm: Route | None = None  # what every request gets as long as nothing changes
         self._changes: list[Transition] = []
 
     @property
@@ -119,6 +120,11 @@ class LadderState:
         """Whether a drift alarm holds."""
         return self._drift.state == "open"
 
+    @property
+    def has_changed(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._changes)
+
     def take(self) -> tuple[Transition, ...]:
         """Return the changes since the last call."""
         found = tuple(self._changes)
@@ -127,6 +133,15 @@ class LadderState:
 
     def route(self, now: float) -> Route:
         """Return which rungs may answer a request that comes now."""
+        # The way of nearly every request: nothing is open, so there is nothing to wait for.
+        if self._calm is not None:
+            return self._calm
+        route = self._route(now)
+        if len(route.rungs) == len(self.names) and not self.is_drifting:
+            self._calm = route
+        return route
+
+    def _route(self, now: float) -> Route:
         for index, breaker in enumerate(self._breakers):
             before = self.mode
             if breaker.tick(now):
@@ -253,4 +268,5 @@ class LadderState:
         reason: TripReason,
         evidence: Evidence,
     ) -> None:
+        self._calm = None
         self._changes.append(Transition(rung, state, before, self.mode, reason, evidence))
