@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,31 @@ def _torch_expects_small_models() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exporter_reads_its_library_once() -> Iterator[None]:
+    """PyTorch's exporter reads the signatures of all functions that it knows for each model anew,
+    which takes a fifth of an export where models are this small: exports get copies of one list."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from torch.onnx._internal.exporter import _registration as registration
+
+    read = registration.ONNXRegistry.from_torchlib
+    kept: dict[object, registration.ONNXRegistry] = {}
+
+    def copied(**versions: object) -> registration.ONNXRegistry:
+        key = tuple(versions.items())
+        if key not in kept:
+            kept[key] = read(**versions)
+        made = copy(kept[key])
+        made.functions = {name: list(ways) for name, ways in made.functions.items()}
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registration.ONNXRegistry, "from_torchlib", staticmethod(copied))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
