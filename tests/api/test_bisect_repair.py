@@ -188,7 +188,7 @@ def test_inputs_that_leave_the_recorded_range_are_bisected_too(exported: Exporte
     assert not moh_deploy.bisect(tmp_path / "out", inputs=[tmp_path / "large.npz"]).diverges
 
 
-@pytest.mark.parametrize("to", ["fp16", "bf16"])
+@pytest.mark.parametrize("to", one_in(2, ["fp16", "bf16"]))
 def test_nothing_diverges_in_a_good_package(to: str, exported: Exported, tmp_path: Path):
     moh_deploy.precision(exported("Stack").root, to=to, output=tmp_path / "half")
     report = moh_deploy.bisect(tmp_path / "half", output=tmp_path / "out")
@@ -241,7 +241,10 @@ def test_target_below_the_rounding_of_float32_accuses_nobody(exported: Exported,
     ("allowed", "kernels", "why"),
     [
         (True, "auto", "rounding of float32 alone may be above the target."),
-        (False, "auto", "kernels or optimisations are wrong as well. Try --kernels off."),
+        pytest.param(
+            *(False, "auto", "kernels or optimisations are wrong as well. Try --kernels off."),
+            marks=nightly,
+        ),
         (False, "off", "wrong as ONNX Runtime runs it: optimisations are wrong as well."),
     ],
 )

@@ -143,7 +143,8 @@ def test_what_moves_nothing_is_accepted(plant_one: Plant):
     assert not found.verdict.refused
 
 
-@pytest.mark.parametrize("precision", one_in(len(PRECISIONS), PRECISIONS))
+@nightly
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_variations_are_accepted(precision: Precision, directory: Path, tmp_path: Path):
     subject = Subject(named("stack_near_ties"), precision, directory, tmp_path / "varied")
     refused = {row.variation: row.verdict for row in vary(subject, HONEST) if row.verdict.refused}
