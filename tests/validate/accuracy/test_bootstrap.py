@@ -1,21 +1,30 @@
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 import pytest
-from scipy import stats
 
 from moh_deploy.validate.accuracy.bootstrap import mcnemar, paired_bootstrap
+
+
+@pytest.fixture(scope="module")
+def stats() -> ModuleType:
+    """Imported by the process that needs it only, and not by all that collect tests."""
+    from scipy import stats
+
+    return stats
 
 
 @pytest.mark.parametrize(
     ("lost", "won"), [(0, 0), (1, 0), (0, 5), (3, 9), (10, 10), (40, 70), (2000, 2100)]
 )
-def test_mcnemar_is_the_exact_binomial_test(lost: int, won: int):
+def test_mcnemar_is_the_exact_binomial_test(lost: int, won: int, stats: ModuleType):
     expected = stats.binomtest(lost, lost + won).pvalue if lost + won else 1.0
     assert mcnemar(lost, won) == pytest.approx(expected, rel=1e-9)
 
 
-def test_interval_is_that_of_scipy():
+def test_interval_is_that_of_scipy(stats: ModuleType):
     draw = np.random.default_rng(3)
     reference = draw.gamma(2.0, size=80)
     package = reference + draw.normal(0.02, 0.1, size=80)
@@ -32,7 +41,7 @@ def test_interval_is_that_of_scipy():
     assert ours == pytest.approx((theirs.low, theirs.high), abs=1.5e-3)
 
 
-def test_equal_samples_are_drawn_as_often_as_others():
+def test_equal_samples_are_drawn_as_often_as_others(stats: ModuleType):
     # Nine of ten rows are alike: their share has the spread of a binomial, not of one in two.
     rows = np.array([[1.0, 0.0]] * 90 + [[1.0, 1.0]] * 10)
     low, high = paired_bootstrap(rows, lambda sums: sums[:, 1] / sums[:, 0])
