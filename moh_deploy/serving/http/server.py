@@ -13,14 +13,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from types import FrameType
+from typing import Any
 
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
+from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.worker import UNANSWERED, FirstWord, WorkerTask
 from moh_deploy.serving.served_model import threads_of
+from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.isolate import child_environment, how_it_ended
 
 _WORKER = "moh_deploy.serving.http.worker"
@@ -104,28 +107,15 @@ def serve_forever(
         BackendError: No worker starts any more, or requests were not answered in time at the end.
     """
     with _listener(host, port) as listener, _Stop().at_signals() as stop:
-        address = listener.getsockname()
-        restarts, failed_starts, pause_s, died = 0, 0, 0.0, 0.0
+        address, lives = listener.getsockname(), _Lives(log)
         while True:
-            worker = _Worker(replace(task, restarts=restarts), listener)
+            worker = _Worker(replace(task, restarts=lives.restarts), listener)
             stop.asks(worker)
-            word, answers_since = worker.word(), time.monotonic()
+            word = worker.word()
             if word is not None and word.error is None:
-                failed_starts = 0
-                if restarts == 0:
-                    on_ready(
-                        Listening(
-                            address[0],
-                            address[1],
-                            task.settings.name,
-                            task.settings.instances,
-                            threads_of(task.settings),
-                            worker.process.pid,
-                            word.alone_because,
-                        )
-                    )
-                else:
-                    log(f"worker {worker.process.pid} answers, {answers_since - died:.1f} s later")
+                lives.begins(worker)
+                if lives.restarts == 0:
+                    on_ready(_listening(address, task.settings, worker, word))
             worker.wait_until_it_ends(stop)
             if stop.is_asked:
                 # Whoever connects now is refused by the system, and can go elsewhere.
@@ -133,22 +123,68 @@ def serve_forever(
                 worker.kill_if_it_lives(stop.asked + task.limits.shutdown_timeout_s)
                 worker.check_end(task.limits.shutdown_timeout_s)
                 return
-            died = time.monotonic()
             worker.close()
-            if word is None or word.error is not None:
-                failed_starts += 1
-                if restarts == 0 or failed_starts == _MOST_FAILED_STARTS:
-                    raise worker.error(word)
-                log(f"worker {worker.process.pid} did not start: {worker.error(word)}")
-            restarts += 1
-            is_healthy = not failed_starts and died - answers_since > _HEALTHY_S
-            pause_s = 0.0 if is_healthy else min(max(2 * pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-            log(
-                f"worker {worker.process.pid} ended with {worker.how()}; the next starts"
-                f" in {pause_s:g} s (restart {restarts})"
-            )
-            if stop.wait(pause_s):
+            if stop.wait(lives.ends(worker, word)):
                 return
+
+
+def _listening(
+    address: Sequence[Any], settings: ServingSettings, worker: _Worker, word: FirstWord
+) -> Listening:
+    return Listening(
+        host=address[0],
+        port=address[1],
+        model=settings.name,
+        instances=settings.instances,
+        threads=threads_of(settings),
+        worker=worker.process.pid,
+        alone_because=word.alone_because,
+    )
+
+
+class _Lives:
+    """The lives of workers, one after the other: when the next one may begin.
+
+    Attributes:
+        restarts: How many have ended.
+    """
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self.restarts = 0
+        self._log = log
+        self._failed_starts = 0
+        self._pause_s = 0.0
+        self._answers_since: float | None = None
+        self._died = 0.0
+
+    def begins(self, worker: _Worker) -> None:
+        """Note that a worker answers."""
+        self._failed_starts, self._answers_since = 0, time.monotonic()
+        if self.restarts:
+            later_s = self._answers_since - self._died
+            self._log(f"worker {worker.process.pid} answers, {later_s:.1f} s later")
+
+    def ends(self, worker: _Worker, word: FirstWord | None) -> float:
+        """Note that a worker has ended by itself, and return how long to wait for the next.
+
+        Raises:
+            MoHDeployError: It was the first, or one of too many, that did not start.
+        """
+        since, self._died, self._answers_since = self._answers_since, time.monotonic(), None
+        if since is None:
+            self._failed_starts += 1
+            if self.restarts == 0 or self._failed_starts == _MOST_FAILED_STARTS:
+                raise worker.error(word)
+            self._log(f"worker {worker.process.pid} did not start: {worker.error(word)}")
+        is_healthy = since is not None and self._died - since > _HEALTHY_S
+        longer_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+        self._pause_s = 0.0 if is_healthy else longer_s
+        self.restarts += 1
+        self._log(
+            f"worker {worker.process.pid} ended with {worker.how()}; the next starts"
+            f" in {self._pause_s:g} s (restart {self.restarts})"
+        )
+        return self._pause_s
 
 
 class _Worker:
@@ -209,7 +245,8 @@ class _Worker:
         """Return why the worker did not start."""
         if word is None or word.error is None:
             return BackendError(f"the worker ended with {self.how()} before it could answer.")
-        kinds = {kind.exit_code: kind for kind in MoHDeployError.__subclasses__()}
+        known = [kind for kind in MoHDeployError.__subclasses__() if kind is not Refusal]
+        kinds = {kind.exit_code: kind for kind in known}
         return kinds.get(word.exit_code, BackendError)(word.error, hint=word.hint)
 
     def close(self) -> None:
