@@ -213,7 +213,8 @@ def guard_options(settings: ServingSettings) -> GuardOptions:
 def served_variant(settings: ServingSettings) -> Variant:
     """Return the way in which whatever answers is opened: threads and kernels."""
     library = None if settings.library is None else Path(settings.library)
-    return Variant(threads=threads_of(settings), library=library)
+    # A server waits more than it runs, and beside other processes.
+    return Variant(threads=threads_of(settings), spins=False, library=library)
 
 
 def threads_of(settings: ServingSettings) -> int:

@@ -11,6 +11,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime.models import PackageDir
 from moh_deploy.serving import Family, Series, ServedModel, ServedRun, ServingSettings, open_served
+from moh_deploy.serving.served_model import served_variant
 from moh_deploy.system.npz import Array
 from tests.handmade_package import vectors, write_package
 
@@ -92,3 +93,7 @@ def test_close_closes_observers(served: ServedModel, observer: Noting):
 def test_wrong_inputs_are_refused(served: ServedModel, inputs: dict[str, object], message: str):
     with pytest.raises(ConfigError, match=message):
         served.answer(inputs)  # type: ignore[arg-type]
+
+
+def test_threads_of_a_served_model_do_not_spin():
+    assert not served_variant(ServingSettings("m")).spins
