@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvicorn
@@ -27,7 +27,7 @@ from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits
 from moh_deploy.serving.joining import find_joining
 from moh_deploy.serving.metrics import Family, Series
-from moh_deploy.serving.served_model import open_served
+from moh_deploy.serving.served_model import open_served, threads_of
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.suggest import did_you_mean
 
@@ -82,7 +82,7 @@ def work(task: WorkerTask, parent: socket.socket) -> bool:
     """
     settings, limits = task.settings, task.limits
     model = find_deployed(Path(task.model))
-    served = open_served(model, settings)
+    served = open_served(model, replace(settings, threads=session_threads(settings)))
     _check_dims(limits.longest, model.manifest)
     joining = find_joining(served)
     queue = BatchingQueue(
@@ -120,6 +120,15 @@ def work(task: WorkerTask, parent: socket.socket) -> bool:
         return False  # and nothing is closed that is still in use
     served.close()
     return True
+
+
+def session_threads(settings: ServingSettings) -> int:
+    """Return the threads of the one session that all instances run.
+
+    ONNX Runtime counts the thread that calls among them: of N instances N threads call, and share
+    the others.
+    """
+    return settings.instances * (threads_of(settings) - 1) + 1
 
 
 def _check_dims(longest: Mapping[str, int], manifest: ModelInterface) -> None:
