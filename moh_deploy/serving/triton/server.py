@@ -27,7 +27,8 @@ from moh_deploy.serving.triton.bundle_json import LIBRARIES, REPOSITORY
 _EXECUTABLE = "tritonserver"
 _STUB = "triton_python_backend_stub"
 _USUAL_PLACE = Path("/opt/tritonserver")
-_START_SECONDS, _STOP_SECONDS = 60.0, 20.0
+# A large model takes minutes to load; a server that ends is noticed at once.
+_START_SECONDS, _STOP_SECONDS = 600.0, 20.0
 _LOG_TAIL_BYTES = 4000
 
 

@@ -30,6 +30,7 @@ from moh_deploy.serving.drift.live import windows_of_metrics
 from moh_deploy.serving.drift.reference import RoutingReference, profile_of
 from moh_deploy.serving.guard.control import Control, write_control
 from moh_deploy.serving.telemetry import Telemetry
+from moh_deploy.serving.triton import server as server_module
 from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.bundle_json import read_bundle
 from moh_deploy.serving.triton.bundled_guard import GuardFiles
@@ -371,6 +372,28 @@ def test_planted_fault_lets_no_wrong_answer_out(
     with open_runner(package, Variant(threads=1)) as runner:
         found = demo.compare_answers(answers, SAMPLES, runner, log)
     assert (found.requests, found.beyond) == (200, 0)
+
+
+@pytest.mark.nightly
+def test_model_runs_in_the_environment_that_its_configuration_names(
+    server: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root = bundle_of_handmade(tmp_path, threads=1)
+    usual = server_module.server_environment
+
+    def elsewhere(*given: Any) -> Mapping[str, str]:
+        """Return an environment whose Python is not the one that has moh-deploy."""
+        return {**usual(*given), "PATH": os.defpath}
+
+    monkeypatch.setattr(server_module, "server_environment", elsewhere)
+    with pytest.raises(BackendError), running_server(server, root, tmp_path / "server.log"):
+        pass
+    with (root / read_bundle(root).config).open("a") as config:
+        value = f'value {{ string_value: "{sys.prefix}" }}'
+        config.write(f'parameters {{ key: "EXECUTION_ENV_PATH" {value} }}\n')
+    with running_server(server, root, tmp_path / "server.log") as running:
+        served = Served(root, OnnxPackage.open(tmp_path / "package"), running)
+        assert served.probe() == 0
 
 
 @pytest.mark.nightly
