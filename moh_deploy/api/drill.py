@@ -15,10 +15,12 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.drill.drill import KILL, DrillPlan, run_drill
 from moh_deploy.serving.drill.load import Load, LoadCase
 from moh_deploy.serving.drill.report import DrillReport
-from moh_deploy.serving.drill.targets import HttpServer, InProcess, Target, Triton
+from moh_deploy.serving.drill.targets import HttpServer, InProcess, RunningServer, Target, Triton
 from moh_deploy.serving.guard.faults import FAULTS
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.triton.bundle_json import BUNDLE_NAME
+from moh_deploy.serving.triton.opened_bundle import bundled_model
 from moh_deploy.serving.triton.server import TritonServer, find_server
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -42,6 +44,10 @@ def drill(
     return_timeout: float = 60.0,
     in_process: bool = False,
     tritonserver: Path | str | None = None,
+    url: str | None = None,
+    name: str | None = None,
+    control: Path | str | None = None,
+    audit_log: Path | str | None = None,
     progress: Progress | None = None,
 ) -> DrillReport:
     """Serve a package with a guard, plant one fault after the other, and count what clients get.
@@ -50,7 +56,7 @@ def drill(
     bodies; of a rung that is another package, with that one's own.
 
     Args:
-        package_dir: The package.
+        package_dir: The package, or a bundle, whose own policy is drilled.
         faults: What is planted, in this order: `nan`, `gates`, `slow`, `crash`, `drift`,
             `missing-library`, `wrong`, `kill`; all of them without.
         policy: YAML file of the guard, see `moh_deploy.serving.guard.policy`; None for one of short
@@ -61,7 +67,11 @@ def drill(
         return_timeout: How long the first rung may take to come back, in seconds.
         in_process: Serve in this process, by no protocol: without a worker to kill.
         tritonserver: Serve a bundle by this Triton: the folder with `bin/tritonserver`, or an
-            environment with `nvidia-pytriton`. Without both, `moh-deploy serve` is what serves.
+            environment with `nvidia-pytriton`. Without all three `moh-deploy serve` serves.
+        url: Break this server, `http://HOST:PORT`, which runs with a guard and a drill allowed.
+        name: What it calls the model; None for what the bundle says.
+        control: Its control file; None for that of the bundle.
+        audit_log: What its guard appends to; None for that of the bundle.
         progress: What to report steps to.
 
     Returns:
@@ -73,33 +83,46 @@ def drill(
         BackendError: The runtime failed, or the server did not start.
     """
     progress = progress or SilentProgress()
-    asked = _checked(faults, in_process=in_process)
-    for name, number in (
+    asked = _checked(faults, has_worker=not in_process and url is None)
+    for option, number in (
         ("clients", clients),
         ("seconds", seconds),
         ("trip-timeout", trip_timeout),
         ("return-timeout", return_timeout),
     ):
         if not 0 < number < float("inf"):
-            raise ConfigError(f"{name} is {number:g}, expected more than 0.")
+            raise ConfigError(f"{option} is {number:g}, expected more than 0.")
+    if sum([in_process, tritonserver is not None, url is not None]) > 1:
+        raise ConfigError("of in-process, tritonserver and url one can be given.")
     server = None if tritonserver is None else find_server(Path(tritonserver))
     if tritonserver is not None and server is None:
         raise ConfigError(f"tritonserver is {tritonserver}, where there is no bin/tritonserver.")
-    if in_process and server is not None:
-        raise ConfigError("in-process and tritonserver are given: what is to serve?")
     with progress.step("reading the package"):
-        model = find_deployed(package_dir)
+        root, bundled = Path(package_dir), None
+        if (root / BUNDLE_NAME).is_file():
+            root, bundled = bundled_model(root)
+            policy = policy or bundled.policy
+        model = find_deployed(root)
         if model.is_compiled:
             raise ConfigError(f"{model.name} is an engine: only packages can be drilled yet.")
         package = model.made_from(None)
     with scratch_directory("moh-deploy-drill") as folder:
         with progress.step("running the package by itself"):
             alone = _Alone.of(model, package)
-        rules, source = _policy(policy, alone, folder)
+        if url is not None and policy is None:
+            # Of a server that runs nothing is known but what it was given: the usual one.
+            rules, source = GuardPolicy(), Path()
+        else:
+            rules, source = _policy(policy, alone, folder)
         with progress.step("making the cases"):
             cases = _cases(package, alone, rules)
         with progress.step("starting the server"):
-            target = _target(model, source, folder, in_process=in_process, triton=server)
+            if url is not None:
+                files = _files_of_server(name, control, audit_log, bundled)
+                outputs = [one.name for one in package.manifest.outputs]
+                target: Target = RunningServer(url, files[0], outputs, *files[1:])
+            else:
+                target = _target(model, source, folder, in_process=in_process, triton=server)
         with target:
             load = Load([target.connect() for _ in range(clients)], cases, alone.rule)
             plan = DrillPlan(asked, seconds, trip_timeout, return_timeout, rules.rungs[0].called)
@@ -111,7 +134,7 @@ def drill(
             return DrillReport(
                 subject=model.name,
                 server=target.name,
-                policy=str(policy) if policy is not None else _OWN_POLICY,
+                policy=_policy_text(policy, url),
                 clients=clients,
                 seconds=seconds,
                 before=before,
@@ -120,16 +143,41 @@ def drill(
             )
 
 
-def _checked(faults: Sequence[str], *, in_process: bool) -> tuple[str, ...]:
+def _policy_text(policy: Path | str | None, url: str | None) -> str:
+    if policy is not None:
+        return str(policy)
+    return _OWN_POLICY if url is None else "kernels, then function bodies, as the usual one has it"
+
+
+def _files_of_server(
+    name: str | None,
+    control: Path | str | None,
+    audit_log: Path | str | None,
+    bundled: ServingSettings | None,
+) -> tuple[str, Path, Path]:
+    """Return what a server that runs calls the model, its control file and its audit log."""
+    if bundled is not None:
+        name = name or bundled.name
+        control, audit_log = control or bundled.control, audit_log or bundled.audit_log
+    if name is None or control is None or audit_log is None:
+        raise ConfigError(
+            "of a server that runs, the name of the model, the control file and the audit log have"
+            " to be known.",
+            hint="Give --name, --control and --audit-log, or the bundle that it serves.",
+        )
+    return name, Path(control), Path(audit_log)
+
+
+def _checked(faults: Sequence[str], *, has_worker: bool) -> tuple[str, ...]:
     for one in faults:
         if one not in ALL_FAULTS:
             raise ConfigError(
                 f"fault '{one}' is none of {', '.join(ALL_FAULTS)}.",
                 hint=did_you_mean(one, ALL_FAULTS) or None,
             )
-        if one == KILL and in_process:
-            raise ConfigError("in this process there is no worker to kill: leave out 'kill'.")
-    return tuple(faults) or (FAULTS if in_process else ALL_FAULTS)
+        if one == KILL and not has_worker:
+            raise ConfigError("there is no worker that a drill may kill here: leave out 'kill'.")
+    return tuple(faults) or (ALL_FAULTS if has_worker else FAULTS)
 
 
 @dataclass(frozen=True)

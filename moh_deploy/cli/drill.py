@@ -24,8 +24,9 @@ def command(
     as_json: bool,
     **given: object,
 ) -> None:
-    """Serve the package DIR with a guard, under load, and plant one fault after the other: exit 1
-    if a wrong answer gets out where the fault can be seen, or the first rung does not come back."""
+    """Serve the package or bundle DIR with a guard, under load, and plant one fault after the
+    other: exit 1 if a wrong answer gets out where the fault can be seen, or the first rung does not
+    come back."""
     from moh_deploy.api.drill import drill
 
     paths: dict[FileFormat, Path | None] = {"junit": junit, "markdown": markdown, "html": html}

@@ -726,6 +726,14 @@ DRILL = (
         "Serve a bundle by this Triton: the folder with bin/tritonserver, or an environment with"
         " nvidia-pytriton.  [default: moh-deploy serve]",
     ),
+    click.option(
+        "--url",
+        metavar="http://HOST:PORT",
+        help="Break this server, which runs with --guard and --drill; its files have to be here.",
+    ),
+    click.option("--name", help="What that server calls the model.  [default: of the bundle]"),
+    _path("--control", "FILE", "Its control file.  [default: that of the bundle]"),
+    _path("--audit-log", "FILE", "Its audit log.  [default: that of the bundle]"),
     REPORT_FILES,
     JSON,
 )

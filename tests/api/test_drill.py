@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from moh_deploy.api.bundle import bundle
 from moh_deploy.api.drill import drill
 from moh_deploy.errors import ConfigError
+from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.serving.drill.targets import DRILLED_NAME, HttpServer
 from tests.handmade_package import write_package
 from tests.routed_package import write_routed
 
+QUICK = "rungs: [{kind: functions, name: first}, {kind: functions}]\ncool_down: {first_s: 0.5}"
 SHORT = {"seconds": 0.3, "clients": 2, "in_process": True}
 
 
@@ -49,11 +53,44 @@ def test_a_policy_that_sees_nothing_of_it_does_not_hold(tmp_path: Path):
     assert "slow: the guard did not notice it" in str(report.failure)
 
 
+def test_the_policy_of_a_bundle_is_drilled(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    (tmp_path / "policy.yaml").write_text(QUICK)
+    bundle(package.root, tmp_path / "bundle", name="m", guard=tmp_path / "policy.yaml")
+    report = drill(tmp_path / "bundle", faults=["nan"], **SHORT)
+    assert report.passed, report.reasons
+    assert report.before.served.keys() == {"first"}
+    assert report.policy == str(tmp_path / "bundle" / "guard" / "policy.yaml")
+
+
+def test_a_server_that_runs_is_drilled_by_its_files(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    (tmp_path / "policy.yaml").write_text(QUICK)
+    with HttpServer(PackageDir(package.root), tmp_path / "policy.yaml", tmp_path) as server:
+        report = drill(
+            package.root,
+            faults=["nan"],
+            url=server.url,
+            name=DRILLED_NAME,
+            control=server.control,
+            audit_log=server.audit_log,
+            policy=tmp_path / "policy.yaml",
+            seconds=0.3,
+            clients=2,
+        )
+        assert report.passed, report.reasons
+        assert report.server == f"the server at {server.url}"
+        assert server.connect()  # it still runs
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"faults": ["nann"]}, "fault 'nann' is none of nan, gates"),
-        ({"faults": ["kill"], "in_process": True}, "no worker to kill"),
+        ({"faults": ["kill"], "in_process": True}, "no worker that a drill may kill"),
+        ({"url": "http://127.0.0.1:1", "faults": ["kill"]}, "no worker that a drill may kill"),
+        ({"in_process": True, "url": "http://127.0.0.1:1"}, "one can be given"),
+        ({"tritonserver": "nowhere"}, "where there is no bin/tritonserver"),
         ({"clients": 0}, "clients is 0, expected more than 0"),
         ({"seconds": float("inf")}, "seconds is inf"),
     ],
@@ -61,3 +98,17 @@ def test_a_policy_that_sees_nothing_of_it_does_not_hold(tmp_path: Path):
 def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, object], message: str):
     with pytest.raises(ConfigError, match=message):
         drill(tmp_path, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "https://host:1", "http://host:1/v2/models"])
+def test_an_address_of_another_form_is_refused(tmp_path: Path, url: str):
+    package = write_package(tmp_path / "package")
+    files = {"name": "m", "control": tmp_path / "c", "audit_log": tmp_path / "a"}
+    with pytest.raises(ConfigError, match="expected http://HOST:PORT"):
+        drill(package.root, url=url, **files)  # type: ignore[arg-type]
+
+
+def test_of_a_server_that_runs_the_files_have_to_be_known(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    with pytest.raises(ConfigError, match="the control file and the audit log"):
+        drill(package.root, url="http://127.0.0.1:1", name="m")

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from typing_extensions import Self
 
-from moh_deploy.errors import BackendError
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.base import Deployed
 from moh_deploy.serving.drill.client import V2Client
 from moh_deploy.serving.drill.load import Asking, ServerAnswer
@@ -119,7 +120,7 @@ class HttpServer(Target):
         with said.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "moh_deploy", "serve", str(model.root), "--port", "0"]
-                + ["--name", _NAME, "--guard", str(policy), "--drill", "--json"]
+                + ["--name", DRILLED_NAME, "--guard", str(policy), "--drill", "--json"]
                 + ["--control", str(self.control), "--audit-log", str(self.audit_log)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -144,8 +145,13 @@ class HttpServer(Target):
     def name(self) -> str:
         return "`moh-deploy serve` over HTTP"
 
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://{self._host}:{self._port}"
+
     def connect(self) -> Asking:
-        return V2Client(self._host, self._port, _NAME, self._outputs)
+        return V2Client(self._host, self._port, DRILLED_NAME, self._outputs)
 
     def kill_worker(self) -> bool:
         return _kill(_children(self._process.pid))
@@ -177,7 +183,7 @@ class Triton(Target):
 
     def __init__(self, model: Deployed, policy: Path, server: TritonServer, folder: Path) -> None:
         bundle = folder / "bundle"
-        settings = ServingSettings(_NAME, sample_every=0, drill=True, max_delay_ms=0.0)
+        settings = ServingSettings(DRILLED_NAME, sample_every=0, drill=True, max_delay_ms=0.0)
         beside = GuardFiles(guard=True, policy=policy)
         write_bundle(model, bundle, BundleOptions(settings, beside=beside))
         self.control = bundle / GUARD / CONTROL_NAME
@@ -193,7 +199,7 @@ class Triton(Target):
         return "tritonserver, Python backend"
 
     def connect(self) -> Asking:
-        return V2Client("127.0.0.1", self._running.ports.http, _NAME, self._outputs)
+        return V2Client("127.0.0.1", self._running.ports.http, DRILLED_NAME, self._outputs)
 
     def kill_worker(self) -> bool:
         # The server's children are the stubs, which run the models.
@@ -203,7 +209,40 @@ class Triton(Target):
         self._stack.close()
 
 
-_NAME = "drilled"
+class RunningServer(Target):
+    """A server that runs already, with a drill allowed, on whatever machine; its files are here.
+
+    Args:
+        url: Where it answers by the Open Inference Protocol v2: `http://HOST:PORT`.
+        model: What it calls the model.
+        outputs: The model's outputs.
+        control: Its control file.
+        audit_log: What its guard appends to.
+
+    Raises:
+        ConfigError: The address is of another form.
+    """
+
+    def __init__(
+        self, url: str, model: str, outputs: Sequence[str], control: Path, audit_log: Path
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
+            raise ConfigError(f"url is '{url}', expected http://HOST:PORT.")
+        self.control, self.audit_log = control, audit_log
+        self._url, self._host, self._port = url, parts.hostname, parts.port or 80
+        self._model, self._outputs = model, tuple(outputs)
+
+    @property
+    def name(self) -> str:
+        return f"the server at {self._url}"
+
+    def connect(self) -> Asking:
+        return V2Client(self._host, self._port, self._model, self._outputs)
+
+
+DRILLED_NAME = "drilled"
+"""What servers that a drill starts call the model."""
 _STOP_S = 60.0
 
 
