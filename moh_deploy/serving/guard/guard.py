@@ -34,6 +34,7 @@ from moh_deploy.serving.guard.ladder_state import (
     Transition,
     TripReason,
 )
+from moh_deploy.serving.guard.running_marks import RunningMarks
 from moh_deploy.serving.guard.same_answers import Comparison
 from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.source import Ran
@@ -68,6 +69,7 @@ class Hands:
 
     Attributes:
         audit: Where transitions are written.
+        marks: Which rungs are running, for who comes after this process.
         control: The control file; None without.
         faults: What a drill plants; None where no drill is allowed.
         spot_checks: The share of answers that are computed once more and compared.
@@ -76,6 +78,7 @@ class Hands:
     """
 
     audit: AuditLog
+    marks: RunningMarks
     control: ControlFile | None = None
     faults: Faults | None = None
     spot_checks: float = 0.0
@@ -159,7 +162,8 @@ class Guard:
                 self._publish()
             return None
         try:
-            results, seconds = rung.run(inputs, outputs, wanted)
+            with self._hands.marks.during(index):
+                results, seconds = rung.run(inputs, outputs, wanted)
         except BackendError as error:
             failure = RungFailure(index, "kernel error", {"error": error.message[:500]})
             return _Tried(failure, float("inf"), error)
@@ -415,6 +419,7 @@ class Guard:
         for rung in self._rungs:
             rung.close()
         self._hands.audit.close()
+        self._hands.marks.close()
         self._resources.close()
 
     def _obey_control(self) -> None:

@@ -18,6 +18,7 @@ TripReason = Literal[
     "non-finite gates",
     "kernel error",
     "cannot be opened",
+    "process died",  # while the rung was running
     "other answers",  # than those of a rung that is proven to give the same
     "latency",
     "drift",
@@ -206,6 +207,12 @@ class LadderState:
         """Open a rung that cannot be loaded: of the last one, too."""
         if self._breakers[rung].state != "open":
             self._open(now, rung, "cannot be opened", {"error": why})
+
+    def died(self, now: float, rung: str) -> None:
+        """Open a rung that was running when the process before this one died, unless it is the
+        last."""
+        if rung in self.names and self._below(self.names.index(rung)):
+            self._open(now, self.names.index(rung), "process died", {})
 
     def drifted(self, now: float, evidence: Evidence) -> None:
         """Note an alarm: while they come, and a cool-down longer, the rung for drift serves."""

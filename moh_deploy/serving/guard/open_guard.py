@@ -18,6 +18,7 @@ from moh_deploy.serving.guard.guard import Guard, Hands, Watched
 from moh_deploy.serving.guard.ladder import LadderSetting, Rung, find_rung, open_at_start
 from moh_deploy.serving.guard.ladder_state import LadderState
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
+from moh_deploy.serving.guard.running_marks import RunningMarks, died_in
 from moh_deploy.system.staging import scratch_directory, temporary_place
 from moh_deploy.validate.layer_values import layer_values
 
@@ -85,8 +86,10 @@ def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], way
         state = LadderState(
             [rung.found.name for rung in rungs], list(map(policy.limits, policy.rungs)), drift_to
         )
+        dead = died_in(options.audit_log)
         hands = Hands(
             AuditLog(options.audit_log),
+            RunningMarks(options.audit_log, state.names),
             None if options.control is None else ControlFile(options.control),
             faults,
             policy.spot_checks,
@@ -97,7 +100,10 @@ def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], way
                 problems[index] = problem
                 state.unavailable(hands.clock(), index, problem.message)
         if len(problems) == len(rungs):
+            hands.marks.close()
             raise problems[0]
+        for name in dead:
+            state.died(hands.clock(), name)
         guard = Guard(rungs, state, watched, hands, stack.pop_all())
         guard.tick()
         return guard

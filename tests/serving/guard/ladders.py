@@ -17,6 +17,7 @@ from moh_deploy.serving.guard.faults import Fault, Faults
 from moh_deploy.serving.guard.guard import Guard, Hands, Watched
 from moh_deploy.serving.guard.ladder import Rung, RungModel
 from moh_deploy.serving.guard.ladder_state import LadderState
+from moh_deploy.serving.guard.running_marks import RunningMarks
 from moh_deploy.serving.source import Ran
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.layer_values import layer_values, names_to_return
@@ -55,6 +56,7 @@ class TriedLadder:
             Watched(check, gates, package, layer_values(package)),
             Hands(
                 AuditLog(self.log),
+                RunningMarks(self.log, names),
                 ControlFile(self.control_file) if self.control else None,
                 self.faults[0] if self.drill else None,
                 self.spot_checks,
