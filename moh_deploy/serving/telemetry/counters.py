@@ -16,7 +16,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.telemetry.layout import MARGIN_EDGES, LayerColumns
 from moh_deploy.serving.telemetry.routing import Counts, RoutingReader
-from moh_deploy.serving.telemetry.token_sizes import InputShapes, TokenCounter, shapes_inferred
+from moh_deploy.serving.telemetry.token_sizes import TokenCounter, shapes_inferred
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.layer_values import LayerValues
@@ -89,26 +89,24 @@ class Telemetry:
         is_read = self._turns.next()
         if self._tokens.has_unknown and not is_read:
             with self._lock:
-                is_read = not self._tokens.knows(self._tokens.sizes(inputs))
+                is_read = not self._tokens.knows(inputs)
         # Others may want the same values of other runs: what is there says nothing.
         self._this_run.is_read = is_read
         return self.inner if is_read else ()
 
     def saw(self, run: ServedRun) -> None:
         """Count a run that was answered."""
-        tokens = self._tokens
-        sizes, valid = tokens.sizes(run.inputs), tokens.valid(run.inputs)
         # Another package, which took over, has no values of these names.
         if self._this_run.is_read and set(self.inner) <= run.results.keys():
-            self._read(run, sizes)
+            self._read(run)
         with self._lock:
-            tokens.add(sizes, valid)
+            self._tokens.add(run.inputs)
 
-    def _read(self, run: ServedRun, sizes: InputShapes) -> None:
+    def _read(self, run: ServedRun) -> None:
         counted = self.reader.count(run.inputs, run.results, run.sizes)
         shapes = [run.results[one.gates].shape for one in self.reader.values]
         with self._lock:
-            self._tokens.learn(sizes, shapes)
+            self._tokens.learn(run.inputs, shapes)
             self._requests += int(counted.requests.sum())
             self._counts += counted.rows.sum(axis=0)
             if self._window is not None:

@@ -64,31 +64,26 @@ class TokenCounter:
         self._open: dict[InputShapes, tuple[int, int]] = {}
         self._runs, self._tokens = 0, [0] * len(self._ways)
 
-    def sizes(self, inputs: Mapping[str, Array]) -> InputShapes:
-        """Return the sizes of a run."""
-        return tuple([inputs[name].shape for name in self._names])
+    def knows(self, inputs: Mapping[str, Array]) -> bool:
+        """Tell whether the tokens of a run with these inputs are known."""
+        return not self.has_unknown or self._sizes(inputs) in self._seen
 
-    def valid(self, inputs: Mapping[str, Array]) -> int:
-        """Return how many tokens of a run are valid; 0 where nothing tells."""
-        return 0 if self._mask is None else int(np.count_nonzero(inputs[self._names[self._mask]]))
-
-    def knows(self, sizes: InputShapes) -> bool:
-        """Tell whether the tokens of a run of these sizes are known."""
-        return not self.has_unknown or sizes in self._seen
-
-    def learn(self, sizes: InputShapes, shapes: Sequence[tuple[int, ...]]) -> None:
+    def learn(self, inputs: Mapping[str, Array], shapes: Sequence[tuple[int, ...]]) -> None:
         """Remember the shapes of all layers' gates, [B, S, H], in a run of these sizes."""
-        if self.has_unknown and sizes not in self._seen:
+        if self.has_unknown:
             # Enough for every mix of sizes that is served; what is forgotten is seen again.
             if len(self._seen) >= _MOST_SIZES:
                 self._close()
                 self._seen.clear()
-            self._seen[sizes] = tuple((shape[0], shape[1]) for shape in shapes)
+            self._seen[self._sizes(inputs)] = tuple((shape[0], shape[1]) for shape in shapes)
 
-    def add(self, sizes: InputShapes, valid: int) -> None:
-        """Count a run whose tokens are known."""
-        runs, tokens = self._open.get(sizes, (0, 0))
-        self._open[sizes] = runs + 1, tokens + valid
+    def add(self, inputs: Mapping[str, Array]) -> None:
+        """Count a run."""
+        sizes = self._sizes(inputs)
+        runs, valid = self._open.get(sizes, (0, 0))
+        if self._mask is not None:
+            valid += int(np.count_nonzero(inputs[self._names[self._mask]]))
+        self._open[sizes] = runs + 1, valid
         if len(self._open) > _MOST_SIZES:
             self._close()
 
@@ -97,9 +92,16 @@ class TokenCounter:
         self._close()
         return self._runs, tuple(self._tokens)
 
+    def _sizes(self, inputs: Mapping[str, Array]) -> InputShapes:
+        return tuple([inputs[name].shape for name in self._names])
+
     def _close(self) -> None:
         # What another package answered may have sizes that nobody saw: it waits until somebody has.
-        waiting = {sizes: one for sizes, one in self._open.items() if not self.knows(sizes)}
+        waiting = {
+            sizes: one
+            for sizes, one in self._open.items()
+            if self.has_unknown and sizes not in self._seen
+        }
         for sizes, (runs, valid) in self._open.items():
             if sizes in waiting:
                 continue

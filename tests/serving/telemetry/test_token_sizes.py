@@ -32,8 +32,8 @@ def test_tokens_of_every_run_are_counted():
     counter = TokenCounter((X,), KNOWN, [["gates"], ["nothing", "gates"]], None)
     for shape in [(1, 3), (2, 5), (1, 3)]:
         given = of_sizes(*shape)
-        assert counter.knows(counter.sizes(given))
-        counter.add(counter.sizes(given), counter.valid(given))
+        assert counter.knows(given)
+        counter.add(given)
     assert counter.totals() == (3, (16, 16))
     assert counter.totals() == (3, (16, 16))
 
@@ -41,7 +41,7 @@ def test_tokens_of_every_run_are_counted():
 def test_padding_is_not_counted():
     counter = TokenCounter((X, MASK), KNOWN, [["gates"]], "valid")
     given = of_sizes(2, 5)
-    counter.add(counter.sizes(given), counter.valid(given))
+    counter.add(given)
     assert counter.totals() == (1, (2,))
 
 
@@ -49,15 +49,15 @@ def test_axis_that_the_graph_does_not_tell_is_looked_up():
     # Tokens that are not 0: no size of an input tells how many.
     body = "n = NonZero (x) t = Transpose <perm = [1, 0]> (n) gates = Cast <to = 1> (t)"
     counter = TokenCounter((X,), graph(f"{body} y = Unsqueeze (gates, x)"), [["gates"]], None)
-    sizes = counter.sizes(of_sizes(1, 4))
-    assert not counter.knows(sizes)
+    given = of_sizes(1, 4)
+    assert not counter.knows(given)
     # A run that another package answered, whose gates were not seen.
-    counter.add(sizes, 0)
+    counter.add(given)
     assert counter.totals() == (0, (0,))
-    counter.learn(sizes, [(1, 4, 3)])
-    assert counter.knows(sizes)
-    assert not counter.knows(counter.sizes(of_sizes(1, 5)))
-    counter.add(sizes, 0)
+    counter.learn(given, [(1, 4, 3)])
+    assert counter.knows(given)
+    assert not counter.knows(of_sizes(1, 5))
+    counter.add(given)
     assert counter.totals() == (2, (8,))
 
 
@@ -65,7 +65,7 @@ def test_axis_that_the_graph_does_not_tell_is_looked_up():
 def test_memory_is_bounded_and_no_run_is_lost(runs: int):
     counter = TokenCounter((X,), KNOWN, [["gates"]], None)
     for seq in range(1, runs + 1):
-        counter.add(((1, seq, 8),), 0)
+        counter.add({"x": np.broadcast_to(np.float32(0), (1, seq, 8))})
     assert len(counter._open) <= 4096
     assert counter.totals() == (runs, (runs * (runs + 1) // 2,))
 
@@ -76,5 +76,5 @@ def test_size_of_an_expression_is_reckoned():
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "past + 1"
     x = TensorInfo("x", "float32", ("batch", "past + 1", 8))
     counter = TokenCounter((x,), shapes_inferred(model), [["gates"]], None)
-    counter.add(((2, 5, 8),), 0)
+    counter.add({"x": np.zeros((2, 5, 8), np.float32)})
     assert counter.totals() == (1, (10,))
