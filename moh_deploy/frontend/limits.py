@@ -53,7 +53,7 @@ def dim_ranges(program: ExportedProgram, inputs: Sequence[ModelInput]) -> Ranges
     """Return the smallest and largest size of each dimension whose sizes the trace limits.
 
     Raises:
-        ExportError: The trace is good for some sizes between others: the multiples of 8, or what is
+        ExportError: The trace is good for what recurs among sizes: the multiples of 8, or what is
             none.
     """
     symbols = _symbols(program, inputs)
@@ -258,14 +258,15 @@ def _holds(assertion: sympy.Basic, symbol: sympy.Symbol, size: int) -> bool:
 
 
 def _limit(ranges: Ranges, name: str, looked: _Looked) -> None:
-    """Narrow a range to where an assertion holds.
+    """Narrow a range to where an assertion holds, around the example.
 
     Raises:
-        ExportError: It fails at a larger size, and holds again above that.
+        ExportError: It fails again and again.
     """
     least, most = looked.around()
-    if most < max(looked.holds):
-        raise _here_and_there(name, looked)
+    refused = _here_and_there(name, looked) if most < max(looked.holds) else None
+    if refused is not None:
+        raise refused
     _narrow(ranges, name, least, None if most == looked.sizes[-1] else most)
 
 
@@ -278,7 +279,8 @@ def _narrow(ranges: Ranges, name: str, least: int, most: int | None) -> None:
         ranges[name] = (smallest, largest)
 
 
-def _here_and_there(name: str, looked: _Looked) -> ExportError:
+def _here_and_there(name: str, looked: _Looked) -> ExportError | None:
+    """Return the error for sizes that recur; None for single ones (3*n != 96), which are a limit."""
     sizes = [size for size in looked.sizes if size >= looked.example]
     for period in range(2, len(sizes) // 2):
         holds = {size % period for size in sizes if size in looked.holds}
@@ -286,11 +288,7 @@ def _here_and_there(name: str, looked: _Looked) -> ExportError:
         if not holds & fails:
             break
     else:
-        first = min(size for size in sizes if size not in looked.holds)
-        return ExportError(
-            f"the model takes another way at some sizes of dimension '{name}', such as {first}.",
-            hint="Leave the axis out of --dynamic, or make the model take one way for all sizes.",
-        )
+        return None
     if len(holds) == 1:
         rest = holds.pop()
         form = DimExpr(name, period, rest - period if 2 * rest > period else rest)

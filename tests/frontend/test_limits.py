@@ -95,6 +95,14 @@ def test_branch_on_a_remainder_is_refused():
     assert ranges_of(padded_by_a_branch, 13, "8*n-3") == {}
 
 
+def test_single_size_that_is_another_way_is_a_limit():
+    def function(m, x):
+        return x if 3 * x.shape[1] == 96 else x * 2
+
+    assert ranges_of(function, 30) == {"n": (1, 31)}
+    assert ranges_of(function, 40) == {"n": (33, None)}
+
+
 def test_branch_on_a_long_remainder_is_refused():
     def function(m, x):
         return x * 3 if x.shape[1] % 100 else x * 2

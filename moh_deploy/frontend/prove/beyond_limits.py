@@ -94,7 +94,7 @@ def _largest(
             return largest
     beyond = retraced(name, largest)
     least, further = (None, None) if beyond is None else beyond.get(name, (1, None))
-    if least is None or least > most + 1:
+    if least is None or least > most + 2:  # the next one was tried, and may be all that is between
         reasons.append(f"larger sizes than {name}={largest} were not tried")
         return largest
     return further

@@ -57,6 +57,7 @@ def test_both_limits_are_tried():
         ({"n": (65, None)}, None),
         ({}, None),
         ({"n": (65, 1000)}, 1000),
+        ({"n": (66, None)}, None),
         ({"n": (100, None)}, 256),
         (None, 256),
     ],
