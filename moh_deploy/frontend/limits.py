@@ -280,7 +280,7 @@ def _narrow(ranges: Ranges, name: str, least: int, most: int | None) -> None:
 
 
 def _here_and_there(name: str, looked: _Looked) -> ExportError | None:
-    """Return the error for sizes that recur; None for single ones (3*n != 96), which are a limit."""
+    """Return the error for sizes that recur; None for single ones, which are a limit."""
     sizes = [size for size in looked.sizes if size >= looked.example]
     for period in range(2, len(sizes) // 2):
         holds = {size % period for size in sizes if size in looked.holds}
