@@ -15,7 +15,7 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.drill.drill import KILL, DrillPlan, run_drill
 from moh_deploy.serving.drill.load import Load, LoadCase
 from moh_deploy.serving.drill.report import DrillReport
-from moh_deploy.serving.drill.targets import HttpServer, InProcess, RunningServer, Target, Triton
+from moh_deploy.serving.drill.targets import HttpServer, InProcess, ServerAt, Target, Triton
 from moh_deploy.serving.guard.faults import FAULTS
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.settings import ServingSettings
@@ -120,7 +120,7 @@ def drill(
             if url is not None:
                 files = _files_of_server(name, control, audit_log, bundled)
                 outputs = [one.name for one in package.manifest.outputs]
-                target: Target = RunningServer(url, files[0], outputs, *files[1:])
+                target: Target = ServerAt(url, files[0], outputs, *files[1:])
             else:
                 target = _target(model, source, folder, in_process=in_process, triton=server)
         with target:

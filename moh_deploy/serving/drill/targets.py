@@ -209,7 +209,7 @@ class Triton(Target):
         self._stack.close()
 
 
-class RunningServer(Target):
+class ServerAt(Target):
     """A server that runs already, with a drill allowed, on whatever machine; its files are here.
 
     Args:
