@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,32 @@ def test_a_fault_is_planted_by_the_control_file(target: Target, ask: Asking, pac
     assert rung == "functions"
     assert "non-finite outputs" in target.audit_log.read_text()
     write_control(target.control, Control())
+
+
+def test_a_rung_that_took_the_worker_along_does_not_serve_in_the_next(
+    target: Target, ask: Asking, package: OnnxPackage
+):
+    x = package.vectors[0].inputs
+    assert target.kill_worker()  # whatever an earlier test has left: the next one begins anew
+    assert ask(x).rung == "first"
+    write_control(target.control, Control(faults=("slow",)))
+    while _seconds(lambda: ask(x)) < 0.25:
+        pass
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask, x)
+        time.sleep(0.1)
+        assert target.kill_worker()
+        with pytest.raises(BackendError, match="no answer"):
+            running.result()
+    write_control(target.control, Control())
+    assert ask(x).rung == "functions"
+    assert "process died" in target.audit_log.read_text()
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begun = time.monotonic()
+    call()
+    return time.monotonic() - begun
 
 
 def test_a_server_that_does_not_start_says_why(package: OnnxPackage, tmp_path: Path):
