@@ -63,6 +63,7 @@ def test_the_policy_of_a_bundle_is_drilled(tmp_path: Path):
     assert report.policy == str(tmp_path / "bundle" / "guard" / "policy.yaml")
 
 
+@pytest.mark.nightly
 def test_a_server_that_runs_is_drilled_by_its_files(tmp_path: Path):
     package = write_package(tmp_path / "package")
     (tmp_path / "policy.yaml").write_text(QUICK)

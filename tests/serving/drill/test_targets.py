@@ -102,6 +102,7 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.monotonic() - begun
 
 
+@pytest.mark.nightly
 def test_a_server_that_does_not_start_says_why(package: OnnxPackage, tmp_path: Path):
     (tmp_path / "policy.yaml").write_text("rungs: []")
     with pytest.raises(BackendError, match=r"did not start: (.|\n)*rungs"):

@@ -50,6 +50,7 @@ for number in range(300):
 """
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_lines_of_several_processes_do_not_mix(tmp_path: Path):
     path = tmp_path / "audit.jsonl"
     command = [sys.executable, "-c", _APPEND, str(path)]

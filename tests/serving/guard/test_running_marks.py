@@ -14,6 +14,8 @@ from moh_deploy.serving import ServingSettings, open_served
 from moh_deploy.serving.guard.running_marks import RunningMarks, died_in
 from tests.handmade_package import vectors, write_package
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 _DIES = """
 import os, signal, sys
 from pathlib import Path
