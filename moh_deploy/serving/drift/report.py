@@ -130,21 +130,26 @@ class WatchReport(Report):
         return bool(self.reasons)
 
     @property
+    def _has_drifted(self) -> bool:
+        """A window that was judged alarms: it is not for want of data alone."""
+        return any(one.alarms for one in self.windows if one.no_data is None)
+
+    @property
     def failure(self) -> ValidationError | None:
         """The error that says that routing is not as it was."""
         if not self.alarms:
             return None
         first, *others = self.reasons
         more = f" ({len(others)} more)" if others else ""
-        judged = any(one.no_data is None for one in self.windows)
-        said = "routing is not as in the reference" if judged else "routing could not be judged"
+        drifted = self._has_drifted
+        said = "routing is not as in the reference" if drifted else "routing could not be judged"
         return ValidationError(f"{said}: {first}{more}")
 
     def document(self) -> Document:
         """Return what it says."""
         judged = [one for one in self.windows if one.no_data is None]
         lines = tuple(self._lines(judged))
-        word = "UNCHANGED" if not self.alarms else "DRIFTED" if judged else "NO DATA"
+        word = "DRIFTED" if self._has_drifted else "NO DATA" if self.alarms else "UNCHANGED"
         verdict = Verdict(
             word,
             not self.alarms,

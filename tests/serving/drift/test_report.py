@@ -72,6 +72,15 @@ def test_no_window_is_an_alarm(reference: RoutingReference):
     assert found.failure.message.startswith("routing could not be judged: no data: there is no")
 
 
+def test_windows_without_data_beside_unchanged_ones_are_no_drift(reference: RoutingReference):
+    found = report(reference, SAME)
+    nothing = judge_window(reference, LiveCounts(SAME * 0, 0, 60.0, 120.0))
+    mixed = WatchReport("url", (*found.windows, nothing), reference)
+    assert "NO DATA: 1 of 2 windows alarmed" in text_of(mixed)
+    assert mixed.failure is not None
+    assert mixed.failure.message.startswith("routing could not be judged: window 2: no data")
+
+
 def test_page_shows_reference_beside_live_and_over_time(reference: RoutingReference):
     html = page(report(reference, SAME, SHIFTED).document(), About("dump.npz", ""))
     assert "Load by layer and head" in html
