@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
+from moh_deploy.ops.op_names import ATTENTION
 from moh_deploy.package import ComputeType
 
 ATTRIBUTE = "compute_type"
@@ -20,7 +21,7 @@ def tell_compute_type(model: ir.Model, compute_type: ComputeType) -> bool:
     nodes = [
         node
         for node in model.graph.all_nodes()
-        if node.op_type == "MoHAttention" and base_domain(node.domain) == KERNEL_DOMAIN
+        if node.op_type == ATTENTION and base_domain(node.domain) == KERNEL_DOMAIN
     ]
     for node in nodes:
         node.attributes[ATTRIBUTE] = ir.AttrString(ATTRIBUTE, compute_type)

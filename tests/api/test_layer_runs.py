@@ -118,7 +118,7 @@ def test_package_without_layers_reports_none(jobs: Jobs, tmp_path: Path):
     assert prove(package.root, [Way("auto")])[0].layer_runs == ()
 
 
-def test_model_file_is_parsed_once(package: OnnxPackage, monkeypatch: pytest.MonkeyPatch):
+def test_model_file_is_not_parsed_whole(package: OnnxPackage, monkeypatch: pytest.MonkeyPatch):
     """It may hold a gigabyte of weights."""
     parsed: list[Path] = []
     load = onnx.load
@@ -129,4 +129,4 @@ def test_model_file_is_parsed_once(package: OnnxPackage, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(onnx, "load", spy)
     moh_deploy.inspect(package.root)
-    assert parsed.count(package.model_path) == 1
+    assert package.model_path not in parsed

@@ -91,7 +91,7 @@ Ort::Status register_ops(OrtSessionOptions* options) {
   std::optional<cpu::Compute> compute;
   if (type == "float32" || type == "bfloat16") {
     compute = type == "bfloat16" ? cpu::Compute::kBFloat16 : cpu::Compute::kFloat32;
-  } else if (!type.empty()) {
+  } else if (session.HasConfigEntry("moh.compute_type")) {
     return invalid_argument("moh.compute_type is '", type, "'; expected float32 or bfloat16.");
   }
   return ops_for(*kernels, compute).domains.add_to(session);
