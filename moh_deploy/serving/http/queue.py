@@ -11,24 +11,15 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
 
+from moh_deploy.serving.answer_batch import Answering, Tensors, answer_batch
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.served_model import Reply
-from moh_deploy.system.npz import Array
-
-Tensors: TypeAlias = Mapping[str, Array]
-
-
-class Answering(Protocol):
-    """What answers batches: `ServedModel.answer`."""
-
-    def __call__(self, inputs: Tensors, sizes: Sequence[int] = ()) -> Reply: ...
 
 
 @dataclass(frozen=True)
@@ -164,7 +155,12 @@ class BatchingQueue:
 
     def _work(self) -> None:
         while (batch := self._next_batch()) is not None:
-            _answer_all(batch, self._replies)
+            replies = answer_batch(self._answer, self._axis, [one.inputs for one in batch])
+            for request, reply in zip(batch, replies, strict=True):
+                if isinstance(reply, Exception):
+                    request.future.set_exception(reply)
+                else:
+                    request.future.set_result(reply)
 
     def _next_batch(self) -> list[_Waiting] | None:
         """Wait for the next batch and take it; None if the queue is closed and empty."""
@@ -224,33 +220,6 @@ class BatchingQueue:
                 self._waiting[key] = kept
             else:
                 del self._waiting[key]
-
-    def _replies(self, batch: Sequence[_Waiting]) -> list[Reply]:
-        if self._axis is None:
-            return [self._answer(one.inputs) for one in batch]
-        sizes = [one.samples for one in batch]
-        reply = self._answer(self._axis.joined([one.inputs for one in batch]), sizes)
-        return [Reply(part, reply.rung) for part in self._axis.split(reply.outputs, sizes)]
-
-
-class _Replies(Protocol):
-    def __call__(self, batch: Sequence[_Waiting]) -> list[Reply]: ...
-
-
-def _answer_all(batch: Sequence[_Waiting], replies: _Replies) -> None:
-    """Settle every request of a batch, with its answer or with what was raised."""
-    try:
-        answers = replies(batch)
-    except Exception as error:
-        if len(batch) == 1:
-            batch[0].future.set_exception(error)
-            return
-        # One request, of a token that there is none of, say, must not fail the others.
-        for request in batch:
-            _answer_all([request], replies)
-        return
-    for request, reply in zip(batch, answers, strict=True):
-        request.future.set_result(reply)
 
 
 def _histogram(batches: Mapping[int, int], largest: int) -> Series:

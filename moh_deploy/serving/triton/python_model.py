@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +19,9 @@ import numpy as np
 
 from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.runtime.onnxruntime.dlpack import from_dlpack, to_dlpack
+from moh_deploy.serving.answer_batch import answer_batch
 from moh_deploy.serving.metrics import Family, edge_text
-from moh_deploy.serving.served_model import ServedModel
+from moh_deploy.serving.served_model import Reply, ServedModel
 from moh_deploy.serving.triton.opened_bundle import open_bundle
 from moh_deploy.system.npz import Array
 
@@ -66,9 +68,10 @@ class TritonPythonModel:
             if self._logs_batches:
                 ids = " ".join(requests[index].request_id() for index in group)
                 self._pb.Logger.log_info(f"batch of requests: {ids}")
-            answers = self._answer([inputs[index] for index in group])
-            for index, answer in zip(group, answers, strict=True):
-                responses[index] = self._response(requests[index], answer)
+            asked = [inputs[index] for index in group]
+            replies = answer_batch(self._served.answer, self._served.batch_axis, asked)
+            for index, reply in zip(group, replies, strict=True):
+                responses[index] = self._response(requests[index], reply)
         return [responses[index] for index in range(len(requests))]
 
     def finalize(self) -> None:
@@ -92,34 +95,26 @@ class TritonPythonModel:
             return error
         return inputs
 
-    def _answer(
-        self, requests: Sequence[Mapping[str, Array]]
-    ) -> Sequence[Mapping[str, Array] | MoHDeployError]:
-        """Run a batch; where that fails, every request in it gets the error."""
-        axis = self._served.batch_axis
-        try:
-            if axis is None:
-                return [self._served.answer(requests[0]).outputs]
-            sizes = [axis.size(one) for one in requests]
-            return axis.split(self._served.answer(axis.joined(requests), sizes).outputs, sizes)
-        except MoHDeployError as error:
-            return [error] * len(requests)
-
-    def _response(self, request: Request, answer: Mapping[str, Array] | MoHDeployError) -> Response:
-        if isinstance(answer, MoHDeployError):
-            return self._error(answer)
+    def _response(self, request: Request, reply: Reply | Exception) -> Response:
+        if isinstance(reply, Exception):
+            return self._error(reply)
         tensors = [
-            self._pb.Tensor.from_dlpack(name, to_dlpack(answer[name]))
+            self._pb.Tensor.from_dlpack(name, to_dlpack(reply.outputs[name]))
             for name in request.requested_output_names()
         ]
         return self._pb.InferenceResponse(tensors)
 
-    def _error(self, error: MoHDeployError) -> Response:
+    def _error(self, error: Exception) -> Response:
         # What the client did wrong, or what went wrong here: the server makes 4xx and 5xx of it.
         code = self._pb.TritonError.INTERNAL
         if isinstance(error, ConfigError):
             code = self._pb.TritonError.INVALID_ARG
-        return self._pb.InferenceResponse(error=self._pb.TritonError(error.message, code))
+        if isinstance(error, MoHDeployError):
+            message = error.message
+        else:
+            traceback.print_exception(error)
+            message = f"this is a bug of moh-deploy: {type(error).__name__} was not expected."
+        return self._pb.InferenceResponse(error=self._pb.TritonError(message, code))
 
     def _keep_pushing(self) -> None:
         while not self._is_closing.wait(PUSH_SECONDS):

@@ -177,16 +177,30 @@ def test_bad_request_gets_its_error_and_spoils_no_other(
         np.testing.assert_allclose(answer.outputs["y"], right(seed), rtol=1e-5, atol=1e-6)
 
 
-def test_failure_of_the_runtime_is_an_error_for_all_that_were_joined(
-    model: TritonPythonModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BackendError("the runtime failed"), "the runtime failed"),
+        (ValueError("what"), "this is a bug of moh-deploy: ValueError was not expected."),
+    ],
+)
+def test_request_that_fails_does_not_fail_those_that_it_was_joined_with(
+    model: TritonPythonModel, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ):
-    def fail(*given: object) -> Reply:
-        raise BackendError("the runtime failed")
+    answer = model._served.answer
+
+    def fail(inputs: Mapping[str, Array], sizes: Sequence[int] = ()) -> Reply:
+        if np.isnan(inputs["x"]).any():
+            raise error
+        return answer(inputs, sizes)
 
     monkeypatch.setattr(model._served, "answer", fail)
-    answers = model.execute([request(0), request(1)])
-    assert [one.error.code for one in answers] == ["internal", "internal"]
-    assert [one.outputs for one in answers] == [{}, {}]
+    failing = request(1)
+    failing.tensors["x"][:] = np.nan
+    good, bad, also_good = model.execute([request(0), failing, request(2)])
+    assert (bad.error.code, bad.error.message, bad.outputs) == ("internal", message, {})
+    for reply, seed in ((good, 0), (also_good, 2)):
+        np.testing.assert_allclose(reply.outputs["y"], right(seed), rtol=1e-5, atol=1e-6)
 
 
 def test_inputs_are_copied_out_of_the_servers_memory(model: TritonPythonModel):
