@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -36,7 +37,9 @@ class AuditLog:
             ) from None
 
     def add(self, change: Transition, now: float) -> None:
-        """Write a transition.
+        """Write a transition; to stderr where the file cannot be written: a disk that is full.
+
+        Serving goes on: the way back to safe answers must not fail for want of a log.
 
         Args:
             change: What changed.
@@ -53,7 +56,15 @@ class AuditLog:
             "reason": found.pop("reason"),
             **found,
         }
-        os.write(self._file, (_line(entry) + "\n").encode())
+        line = _line(entry)
+        try:
+            os.write(self._file, (line + "\n").encode())
+        except OSError as error:
+            print(
+                f"warning: the audit log cannot be written: {error.strerror}; its line is {line}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         """Close the file."""

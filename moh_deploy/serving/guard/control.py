@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +18,7 @@ from moh_deploy.package.manifest import Strict
 from moh_deploy.serving.guard.faults import Fault
 from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.staging import staged_file
+from moh_deploy.system.suggest import did_you_mean, shortened
 
 
 @dataclass(frozen=True)
@@ -91,4 +92,10 @@ class ControlFile:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "it"
-            raise ConfigError(f"{self._path}: {place} is wrong: {first['msg']}.") from None
+            if first["type"] == "unexpected_keyword_argument":
+                known = [one.name for one in fields(Control)]
+                hint = did_you_mean(place, known) or f"It may hold: {shortened(known)}."
+                problem = f"{place} is not a known key. {hint}"
+            else:
+                problem = f"{place} is wrong: {first['msg']}."
+            raise ConfigError(f"{self._path}: {problem}") from None

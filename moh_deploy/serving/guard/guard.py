@@ -7,6 +7,7 @@ answered by that rung at once. What no rung answers rightly is an error.
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -213,6 +214,8 @@ class Guard:
 
     def _no_answer(self, tried: Sequence[_Tried], requests: int) -> MoHDeployError:
         """Blame the rungs that did worse than one below them, and return the error."""
+        # Requests that were joined run again, each alone: those that then fail are refused.
+        refused = requests == 1
         with self._lock:
             if tried:
                 best = min(tried, key=lambda one: one.bad)
@@ -222,10 +225,10 @@ class Guard:
                     if one.bad > best.bad and one.failure.rung < best.failure.rung
                 ]
                 self._state.failed(self._hands.clock(), blamed)
-                self._refused[best.failure.reason] += requests
+                self._refused[best.failure.reason] += refused
                 self._publish()
                 return best.error
-            self._refused["no rung"] += requests
+            self._refused["no rung"] += refused
         states = ", ".join(f"{name} is {state}" for name, state in self._state.states.items())
         return BackendError(
             f"no rung of the ladder can answer now: {states}.", hint="Try again later."
@@ -448,11 +451,14 @@ class Guard:
         drills_drift = faults is not None and "drift" in faults.planted
         self._drift = said.drift or ("planted by a drill" if drills_drift else "")
         if said.pin is not None and said.pin not in self._state.names:
-            self._note_control(f"pin is '{said.pin}', which is no rung.")
+            known = ", ".join(self._state.names)
+            self._note_control(f"pin is '{said.pin}', which is no rung; expected one of {known}.")
         elif said.pin != self._state.pinned:
             self._state.pin(said.pin, {"by": "control file"})
 
     def _note_control(self, problem: str) -> None:
+        # Who wrote the file may keep no log, and would wait for what never comes.
+        print(f"warning: the control file is not obeyed: {problem}", file=sys.stderr, flush=True)
         mode = self._state.mode
         change = Transition("", "off", mode, mode, "control file", {"error": problem})
         self._hands.audit.add(change, self._hands.wall_clock())

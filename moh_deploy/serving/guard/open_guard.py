@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -53,13 +54,18 @@ def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], way
         way: How rungs are opened: threads, kernels.
 
     Raises:
-        ConfigError: The policy is wrong, faults have no control file to come from, or a rung does
-            not fit the model.
+        ConfigError: The policy is wrong, the control file has no folder, faults have no control
+            file to come from, or a rung does not fit the model.
         PackageError: The package of a rung cannot be read.
         BackendError: No rung can be opened.
     """
     if options.drill and options.control is None:
         raise ConfigError("drill is allowed, but there is no control file that says what to plant.")
+    if options.control is not None and not options.control.parent.is_dir():
+        raise ConfigError(
+            f"the control file {options.control} is in a folder that does not exist.",
+            hint="The file itself need not be there.",
+        )
     policy = GuardPolicy() if options.policy is None else read_guard_policy(options.policy)
     watched = _watched(model)
     names = [name for layer in watched.layers for name in layer.names]
@@ -99,6 +105,8 @@ def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], way
             if section.opened == "start" and (problem := open_at_start(rung)) is not None:
                 problems[index] = problem
                 state.unavailable(hands.clock(), index, problem.message)
+                name = rung.found.name
+                print(f"warning: rung '{name}' cannot be opened: {problem}", file=sys.stderr)
         if len(problems) == len(rungs):
             hands.marks.close()
             raise problems[0]

@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.serving.guard import audit
 from moh_deploy.serving.guard.audit import AuditLog
 from moh_deploy.serving.guard.ladder_state import Transition
 
@@ -41,6 +43,7 @@ def test_a_log_goes_on_where_it_ended(tmp_path: Path):
 _APPEND = """
 import sys
 from pathlib import Path
+from moh_deploy.serving.guard import audit
 from moh_deploy.serving.guard.audit import AuditLog
 from moh_deploy.serving.guard.ladder_state import Transition
 
@@ -70,3 +73,17 @@ def test_numbers_that_json_lacks_are_written_as_text(tmp_path: Path):
 def test_a_log_that_cannot_be_written_is_refused_at_once(tmp_path: Path):
     with pytest.raises(ConfigError, match="cannot be written: No such file or directory"):
         AuditLog(tmp_path / "missing" / "audit.jsonl")
+
+
+def test_a_line_that_the_disk_has_no_room_for_is_said_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def is_full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = AuditLog(tmp_path / "audit.jsonl")
+    monkeypatch.setattr(audit.os, "write", is_full)
+    log.add(CHANGE, 0)
+    said = capsys.readouterr().err
+    assert "cannot be written: No space left on device" in said
+    assert json.loads(said.split("its line is ")[1])["reason"] == "latency"

@@ -105,6 +105,15 @@ def test_what_no_rung_answers_rightly_is_an_error_and_no_rung_is_blamed(make: Ma
     assert not ladder.log.read_text()
 
 
+def test_requests_that_were_joined_are_not_refused_before_each_ran_alone(make: Make):
+    ladder = make()
+    ladder.plant(0, "nan")
+    ladder.plant(1, "nan")
+    with pytest.raises(BackendError, match="not finite"):
+        ladder.guard.run(ladder.package.vectors[0].inputs, ("y",), (), 2)
+    assert ladder.count("moh_refused_requests_total") == 0
+
+
 def test_a_sample_that_nobody_can_answer_does_not_hide_a_fault(make: Make):
     ladder = make()
     x = np.array(ladder.package.vectors[0].inputs["x"])
@@ -207,12 +216,25 @@ def test_a_server_that_was_not_started_for_a_drill_plants_nothing(make: Make):
     assert "not started for a drill" in line["evidence"]["error"]
 
 
-@pytest.mark.parametrize("text", ['{"pin": "fast"}', "{", '{"faults": ["fire"]}', '{"pins": null}'])
-def test_a_control_file_that_is_wrong_is_logged_and_changes_nothing(make: Make, text: str):
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"pin": "fast"}', "'fast', which is no rung; expected one of kernels, functions"),
+        ("{", "is not valid JSON"),
+        ('{"faults": ["fire"]}', "faults.0 is wrong"),
+        ('{"pins": null}', "pins is not a known key. Did you mean 'pin'?"),
+    ],
+)
+def test_a_control_file_that_is_wrong_is_said_and_changes_nothing(
+    make: Make, text: str, problem: str, capsys: pytest.CaptureFixture[str]
+):
     ladder = make(control=True)
     ladder.control_file.write_text(text)
     assert ladder.ask().rung == "kernels"
-    assert audit(ladder)[0]["reason"] == "control file"
+    (line,) = audit(ladder)
+    assert line["reason"] == "control file"
+    assert problem in line["evidence"]["error"]
+    assert problem in capsys.readouterr().err
 
 
 def test_no_answer_is_wrong_under_threads_while_faults_come_and_go(make: Make):

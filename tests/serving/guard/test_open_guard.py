@@ -74,7 +74,10 @@ def test_metrics_name_the_rung_that_serves(served: ServedModel):
 
 
 def test_without_a_library_function_bodies_serve_and_the_log_says_why(
-    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: OnnxPackage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     without_library(tmp_path / "native", monkeypatch)
     settings = ServingSettings("m", guard=True, audit_log=str(tmp_path / "audit.jsonl"))
@@ -84,6 +87,7 @@ def test_without_a_library_function_bodies_serve_and_the_log_says_why(
     (line,) = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
     assert (line["reason"], line["to"]) == ("cannot be opened", "functions")
     assert "cmake was not found" in line["evidence"]["error"]
+    assert "warning: rung 'kernels' cannot be opened" in capsys.readouterr().err
 
 
 def test_where_no_rung_can_be_opened_the_server_does_not_start(
@@ -101,6 +105,16 @@ def test_a_package_without_layers_has_no_kernels_to_miss(tmp_path: Path):
     served = open_served(PackageDir(package.root), ServingSettings("m", guard=True))
     assert served.answer(vectors(with_layer=False).inputs).rung == "kernels"
     served.close()
+
+
+def test_a_control_file_needs_a_folder_and_need_not_be_there_itself(
+    package: OnnxPackage, tmp_path: Path
+):
+    settings = ServingSettings("m", guard=True, control=str(tmp_path / "control.json"))
+    open_served(PackageDir(package.root), settings).close()
+    settings = ServingSettings("m", guard=True, control=str(tmp_path / "missing/control.json"))
+    with pytest.raises(ConfigError, match="in a folder that does not exist"):
+        open_served(PackageDir(package.root), settings)
 
 
 def test_a_drill_needs_a_control_file(package: OnnxPackage):
