@@ -134,7 +134,8 @@ def _looked(url: str, reference: RoutingReference) -> _Look | str:
         text = _fetched(url)
     except urllib.error.HTTPError as error:
         error.close()
-        return f"{url} does not answer: {error}"
+        elsewhere = " (a server's metrics are at /metrics)" if error.code == 404 else ""
+        return f"{url} does not answer: {error}{elsewhere}"
     except (OSError, http.client.HTTPException) as error:
         return f"{url} does not answer: {error}"
     return _read(parse_text(text, url), url, reference)

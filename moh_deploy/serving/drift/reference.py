@@ -189,13 +189,19 @@ def read_reference(path: Path) -> RoutingReference:
         ) from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != _FORMAT:
-        raise ConfigError(f"{path} is no reference of format version {_FORMAT}: got {version}.")
+        raise ConfigError(
+            f"{path} is no reference of format version {_FORMAT}: got {version}.",
+            hint="`moh-deploy profile` writes a reference.",
+        )
     try:
         found = _adapter().validate_json(json.dumps(content))
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
-        raise ConfigError(f"{path}: {place}: {problem['msg']}.") from error
+        raise ConfigError(
+            f"{path} is no reference: {place}: {problem['msg']}.",
+            hint="`moh-deploy profile` writes a reference.",
+        ) from error
     _check_sense(path, found)
     return found
 

@@ -30,6 +30,8 @@ def telemetry_routes(telemetry: Telemetry | None) -> list[Route]:
         return telemetry
 
     async def start(request: Request) -> Response:
+        if unknown := sorted(set(request.query_params) - {"sample_every"}):
+            raise Refusal(f"there is no parameter '{unknown[0][:40]}', expected sample_every.")
         text = request.query_params.get("sample_every", "1")
         if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0 and len(text) < 10):
             raise Refusal(f"sample_every is '{text[:20]}', expected a whole number from 1.")

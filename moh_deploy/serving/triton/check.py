@@ -77,8 +77,8 @@ class BundleCheck(Report):
             return None
         more = f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
         return PackageError(
-            f"{self.root} would not be served as it was written: {wrong[0].what}: {wrong[0].found}"
-            f"{more}.",
+            f"{self.root} would not be served as it was written: {wrong[0].what}:"
+            f" {wrong[0].found.rstrip('.')}{more}.",
             hint=wrong[0].fix,
         )
 
@@ -116,7 +116,7 @@ def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
         *_check_versions(bundle),
         *_check_library(root, bundle),
         *_check_config(root, bundle),
-        *_check_server(bundle, find_server(server)),
+        *_check_server(bundle, server),
     )
     return BundleCheck(root, bundle.backend, findings)
 
@@ -305,7 +305,12 @@ def _check_cores(config: Mapping[str, Sequence[TextValue]], bundle: Bundle) -> I
     yield Finding("threads", text, True if used <= cores else None)
 
 
-def _check_server(bundle: Bundle, server: TritonServer | None) -> Iterator[Finding]:
+def _check_server(bundle: Bundle, given: Path | None) -> Iterator[Finding]:
+    server = find_server(given)
+    if server is None and given is not None:
+        text = f"is not in {given}, neither bin/tritonserver nor a Python with nvidia-pytriton"
+        yield Finding("tritonserver", text, False, "Name another folder: --server DIR.")
+        return
     if server is None:
         yield Finding("tritonserver", "is not on this machine: not looked at", None)
         return

@@ -100,6 +100,14 @@ def test_file_that_is_no_reference_is_refused(
         read_reference(path)
 
 
+def test_another_document_is_no_reference_and_what_writes_one_is_said(tmp_path: Path):
+    path = tmp_path / "manifest.json"
+    path.write_text('{"format_version": 1, "model": "m"}')
+    with pytest.raises(ConfigError, match=r"manifest\.json is no reference: ") as raised:
+        read_reference(path)
+    assert "moh-deploy profile" in str(raised.value.hint)
+
+
 def test_missing_file_says_what_writes_it(tmp_path: Path):
     with pytest.raises(ConfigError, match="does not exist") as raised:
         read_reference(tmp_path / "reference.json")

@@ -294,7 +294,8 @@ def test_what_has_arrived_is_answered_at_the_end_as_the_batch_that_it_became(
 def test_window_of_traffic_is_dumped(server: Running, client: httpx.Client, tmp_path: Path):
     url = f"{server.url}/v2/telemetry"
     assert client.get(f"{url}/dump").status_code == 409
-    assert client.post(f"{url}/start", params={"sample_every": "0"}).status_code == 400
+    for wrong in ({"sample_every": "0"}, {"sample_evry": "1"}):
+        assert client.post(f"{url}/start", params=wrong).status_code == 400
     assert client.post(f"{url}/start").json() == {"recording": True}
     for rows in (1, 2, 3):
         server.infer(client, inputs(rows, seq=2))

@@ -60,7 +60,7 @@ def test_usual_guard_answers_by_function_bodies_when_kernels_fail(tmp_path: Path
     write_control(root / "guard/control.json", Control(faults=("nan",)))
     assert rung_of_answer(root) == "functions"
     assert (root / "guard/audit.jsonl").read_text().count("\n") >= 1
-    assert examine_bundle(root, tmp_path).failure is None
+    assert examine_bundle(root).failure is None
 
 
 def test_moved_bundle_falls_back_to_the_package_that_it_brought(tmp_path: Path, policy: Path):

@@ -72,10 +72,17 @@ def test_whole_bundle_is_found_good(bundle: Path, server: Path):
     assert "nothing stands against loading it" in found.to_markdown()
 
 
-def test_machine_without_server_is_no_fault(bundle: Path, tmp_path: Path):
-    found = examine_bundle(bundle, tmp_path)
+def test_machine_without_server_is_no_fault(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(check, "find_server", lambda given: None)
+    found = examine_bundle(bundle)
     assert found.failure is None
     assert found.findings[-1].found == "is not on this machine: not looked at"
+
+
+def test_named_folder_without_server_is_wrong(bundle: Path, tmp_path: Path):
+    (finding,) = wrong(examine_bundle(bundle, tmp_path))
+    assert finding.what == "tritonserver"
+    assert f"is not in {tmp_path}" in finding.found
 
 
 def test_edited_configuration_is_a_note(bundle: Path, server: Path):
@@ -180,10 +187,13 @@ def test_fault_is_named(
     assert all(one.fix for one in wrong(report))
 
 
-def test_library_that_a_native_configuration_names_has_to_be_there(native: Path, tmp_path: Path):
-    assert examine_bundle(native, tmp_path).failure is None
+def test_library_that_a_native_configuration_names_has_to_be_there(
+    native: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(check, "find_server", lambda given: None)
+    assert examine_bundle(native).failure is None
     replace_in(native, CONFIG, "libmoh_ort_cpu.so", "libother.so")
-    (fault,) = wrong(examine_bundle(native, tmp_path))
+    (fault,) = wrong(examine_bundle(native))
     assert fault.found == "op_library_filename is 'libother.so', which is not in lib/"
 
 
