@@ -20,8 +20,10 @@ import numpy as np
 from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.runtime.onnxruntime.dlpack import from_dlpack, to_dlpack
 from moh_deploy.serving.answer_batch import answer_batch
+from moh_deploy.serving.batches import BatchAxis
+from moh_deploy.serving.joining import find_joining
 from moh_deploy.serving.metrics import Family, edge_text
-from moh_deploy.serving.served_model import Reply, ServedModel
+from moh_deploy.serving.served_model import Reply
 from moh_deploy.serving.triton.opened_bundle import open_bundle
 from moh_deploy.system.npz import Array
 
@@ -47,6 +49,10 @@ class TritonPythonModel:
         # repository/NAME/ is two levels below the bundle.
         root = Path(args["model_repository"]).parents[1]
         self._served = open_bundle(root, instances=instances)
+        joining = find_joining(self._served)
+        self._axis = joining.axis
+        if joining.reason is not None:
+            self._pb.Logger.log_info(f"requests run one by one: {joining.reason}.")
         self._logs_batches = _parameter(config, "log_batches") == "1"
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._metrics = _Metrics(pb_utils, args["model_instance_name"], labels)
@@ -64,12 +70,12 @@ class TritonPythonModel:
                 responses[index] = self._error(read)
             else:
                 inputs[index] = read
-        for group in _joinable(self._served, inputs):
+        for group in _joinable(self._axis, inputs):
             if self._logs_batches:
                 ids = " ".join(requests[index].request_id() for index in group)
                 self._pb.Logger.log_info(f"batch of requests: {ids}")
             asked = [inputs[index] for index in group]
-            replies = answer_batch(self._served.answer, self._served.batch_axis, asked)
+            replies = answer_batch(self._served.answer, self._axis, asked)
             for index, reply in zip(group, replies, strict=True):
                 responses[index] = self._response(requests[index], reply)
         return [responses[index] for index in range(len(requests))]
@@ -122,15 +128,15 @@ class TritonPythonModel:
 
 
 def _joinable(
-    served: ServedModel, inputs: Mapping[int, Mapping[str, Array]]
+    axis: BatchAxis | None, inputs: Mapping[int, Mapping[str, Array]]
 ) -> Iterator[list[int]]:
     """Yield the numbers of the requests that make up each batch, in order."""
-    if served.batch_axis is None:
+    if axis is None:
         yield from ([index] for index in inputs)
         return
     groups: dict[object, list[int]] = {}
     for index, one in inputs.items():
-        groups.setdefault(served.batch_axis.key(one), []).append(index)
+        groups.setdefault(axis.key(one), []).append(index)
     yield from groups.values()
 
 

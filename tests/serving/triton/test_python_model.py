@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import BackendError
-from moh_deploy.serving import Family, Reply, Series
+from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving import Family, Reply, Series, ServingSettings
 from moh_deploy.serving.triton import python_model
+from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.python_model import TritonPythonModel
 from moh_deploy.system.npz import Array
 from tests.handmade_package import vectors
+from tests.serving.mixing_package import write_mixing
 from tests.serving.triton.bundles import bundle_of_handmade
 
 FAMILIES = (
@@ -116,9 +119,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     return server
 
 
-@pytest.fixture
-def model(server: Server, tmp_path: Path) -> Iterator[TritonPythonModel]:
-    root = bundle_of_handmade(tmp_path)
+def initialized(root: Path, name: str) -> TritonPythonModel:
     config = {
         "instance_group": [{"count": 1}],
         "parameters": {"log_batches": {"string_value": "1"}},
@@ -127,12 +128,18 @@ def model(server: Server, tmp_path: Path) -> Iterator[TritonPythonModel]:
     model.initialize(
         {
             "model_config": json.dumps(config),
-            "model_repository": str(root / "repository/handmade"),
-            "model_instance_name": "handmade_0_0",
-            "model_name": "handmade",
+            "model_repository": str(root / "repository" / name),
+            "model_instance_name": f"{name}_0_0",
+            "model_name": name,
             "model_version": "1",
         }
     )
+    return model
+
+
+@pytest.fixture
+def model(server: Server, tmp_path: Path) -> Iterator[TritonPythonModel]:
+    model = initialized(bundle_of_handmade(tmp_path), "handmade")
     yield model
     model.finalize()
 
@@ -157,6 +164,19 @@ def test_requests_of_other_sizes_are_batches_of_their_own(model: TritonPythonMod
     for answer, expected in zip(answers, [right(0), right(1, seq=5), right(2)], strict=True):
         np.testing.assert_allclose(answer.outputs["y"], expected, rtol=1e-5, atol=1e-6)
     assert server.log == ["batch of requests: r0 r2", "batch of requests: r1"]
+
+
+def test_requests_whose_samples_are_not_independent_run_alone(server: Server, tmp_path: Path):
+    package = write_mixing(tmp_path / "package", "ReduceMean", ["batch", 2])
+    settings = ServingSettings("mixing")
+    write_bundle(find_deployed(package), tmp_path / "bundle", BundleOptions(settings, None))
+    model = initialized(tmp_path / "bundle", "mixing")
+    asked = [np.full((1, 2), 3, np.float32), np.array([[1, 2], [3, 6]], np.float32)]
+    first, second = model.execute([Request({"x": one}) for one in asked])
+    model.finalize()
+    np.testing.assert_array_equal(first.outputs["y"], asked[0] * 0)
+    np.testing.assert_array_equal(second.outputs["y"], asked[1] - [2, 4])
+    assert "one by one: output 'y' of a sample depends on the other samples" in server.log[0]
 
 
 @pytest.mark.parametrize(
