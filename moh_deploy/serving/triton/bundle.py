@@ -23,6 +23,7 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +47,8 @@ from moh_deploy.runtime.tensorrt.engine_dir import (
 )
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.drift.reference import read_reference
+from moh_deploy.serving.joining import find_joining
+from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton import library_needs
 from moh_deploy.serving.triton.alerts import alerts_text
@@ -181,6 +184,11 @@ class _Writing:
         self.model, self.manifest = model, model.manifest
         self.backend = _backend_for(model, options.backend)
         self.axis = _batch_axis(self.manifest)
+        if self.backend == "onnxruntime":
+            # Ours tries it in the server, at each start; there nobody will.
+            settings = replace(options.settings, sample_every=0)
+            with closing(open_served(model, settings)) as served:
+                self.axis = find_joining(served).axis
 
     def fill(self, root: Path) -> Bundle:
         """Write all files below a directory."""

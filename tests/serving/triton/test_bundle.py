@@ -20,6 +20,7 @@ from tests.kernel_library import required_library
 from tests.runtime.tensorrt.engines import MANIFEST as ENGINE_MANIFEST
 from tests.runtime.tensorrt.engines import write_engine
 from tests.serving.drift.traffic import requests, window
+from tests.serving.mixing_package import write_mixing
 from tests.serving.triton.bundles import bundle_of_handmade, rewrite_bundle
 
 OPTIONS = BundleOptions(ServingSettings("m"))
@@ -53,6 +54,23 @@ def test_warmup_is_a_recorded_sample(tmp_path: Path):
     text = (root / "repository/handmade/config.pbtxt").read_text()
     assert "batch_size: 2" in text
     assert "dims: [ 3, 8 ]" in text
+
+
+@pytest.mark.parametrize(
+    ("operator", "batches"), [("ReduceMean", "max_batch_size: 0"), (None, "dynamic_batching")]
+)
+def test_the_servers_own_backend_joins_only_what_is_independent(
+    tmp_path: Path, operator: str | None, batches: str
+):
+    package = tmp_path / "package"
+    if operator is None:
+        write_package(package)
+    else:
+        write_mixing(package, operator, ["batch", 2])
+    write_bundle(find_deployed(package), tmp_path / "b", replace(OPTIONS, backend="onnxruntime"))
+    text = (tmp_path / "b/repository/m/config.pbtxt").read_text()
+    assert batches in text
+    assert ("dynamic_batching" in text) == (operator is None)
 
 
 def test_moved_bundle_answers_as_the_package_does(tmp_path: Path):
