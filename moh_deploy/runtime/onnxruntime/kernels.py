@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 _REINSTALL = "Install moh-deploy again, or run without the library: --kernels off."
+_COPY_AGAIN = "Copy it again from where it was whole, or write the bundle again."
 
 
 def choose_kernels(
@@ -123,16 +124,20 @@ def instruction_sets(path: Path) -> list[str]:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise BackendError(
-            f"the kernel library {path} cannot be loaded: {error}.", hint=_REINSTALL
+            f"the kernel library {path} cannot be loaded: {error}.", hint=_again(path)
         ) from error
     # Library and Python share the meaning of attributes, which may change with any version.
     version = _text(library, "moh_cpu_version", path)
     if version != __version__:
         raise BackendError(
             f"the kernel library {path} is of version {version}, moh-deploy of {__version__}.",
-            hint=_REINSTALL,
+            hint=_again(path),
         )
     return _text(library, "moh_cpu_instruction_sets", path).split(",")
+
+
+def _again(path: Path) -> str:
+    return _REINSTALL if path == native.kernel_library() else _COPY_AGAIN
 
 
 def _text(library: ctypes.CDLL, name: str, path: Path) -> str:

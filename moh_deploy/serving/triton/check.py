@@ -190,6 +190,8 @@ def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
     path = root / info.file
     try:
         machine, floor = library_needs.processor_of(path), library_needs.glibc_floor(path)
+    except FileNotFoundError:  # said among the files
+        return
     except (OSError, PackageError) as error:
         yield Finding(info.file, f"cannot be read: {error}", False, _COPY_AGAIN)
         return
