@@ -152,9 +152,15 @@ class _App:
     async def metrics(self, _: Request) -> Response:
         endpoint = self._endpoint
         labels = {"model": endpoint.name, "version": endpoint.version}
-        own = [*endpoint.queue.families(), *self._counts.families(), *endpoint.families]
-        families = [*endpoint.served.families(), *(_labelled(one, labels) for one in own)]
-        return Response(prometheus_text(families), headers={"content-type": CONTENT_TYPE})
+        families = [
+            *endpoint.served.families(),
+            *endpoint.queue.families(),
+            *self._counts.families(),
+            *endpoint.families,
+        ]
+        # All say which model they are of: alert rules ask for one.
+        named = [_labelled(one, labels) for one in families]
+        return Response(prometheus_text(named), headers={"content-type": CONTENT_TYPE})
 
     async def infer(self, request: Request) -> Response:
         start = time.monotonic()

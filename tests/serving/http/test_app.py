@@ -281,6 +281,8 @@ def test_guard_is_shown_and_switched(served: ServedModel):
             assert not (await client.get("/v2/guard")).json()["drifting"]
             assert (await switched(client, {"drift": "blocks.0.attn"})).json()["drifting"]
             assert (await client.post("/v2/guard", content=b" " * 5000)).status_code == 413
+            text = (await client.get("/metrics")).text
+            assert 'moh_mode{model="m",rung="functions",version="1"} 1.0' in text
             assert (await switched(client, {"pin": None})).json()["pinned"] is None
 
     asyncio.run(run())
