@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from moh_deploy.config.export_config import ExportConfig
+from moh_deploy.errors import ExportError
 from moh_deploy.frontend.emit import quiet
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.inputs.onnx_inputs import build_onnx_inputs
@@ -29,10 +30,37 @@ OTHERWISE = {
     "select_top_p": "the same: a custom router, which chooses 4 of 4",
     "no_number_is_zero": "nan_to_num becomes choices, in which the weights are lost; in"
     " PyTorch, too, their layer is not replaced, but counted",
+    **dict.fromkeys(
+        ("joint_gates", "split_streams", "transposed_streams"),
+        "the routers of two streams are joined into one: `top_k`, in PyTorch `custom`",
+    ),
+    **dict.fromkeys(
+        ("seed_vectors", "learned_sigmoids", "learned_importance"),
+        "the exporter folds gates that no input changes: no router is left to be seen",
+    ),
+    **dict.fromkeys(
+        ("mapped_heads", "summed_by_index", "one_head_at_a_time", "chosen_tokens_added"),
+        "heads that are computed one by one are not stacked as the exporter writes them",
+    ),
 }
 """Models whose layers are others by way of ONNX, and why."""
 
-NOT_EXPORTED = {"two_batch_axes": "torch.onnx.export does not translate its reshapes"}
+_DECLARED = "were declared separately, but the model needs them to be equal"
+_BY_VALUES = "the shape of what it returns cannot be told before it runs"
+REFUSED = {
+    "static_cache": _DECLARED,
+    "scattered_cache": _DECLARED,
+    "nodes_by_nodes": _BY_VALUES,
+    "added_by_index": _BY_VALUES,
+}
+"""Models whose files are refused, and with which words: in the first two the exporter gives one
+size two names, in the others a NonZero stays."""
+
+NOT_EXPORTED = {
+    "two_batch_axes": "torch.onnx.export does not translate its reshapes",
+    "relative_shift": "nor its view of a product",
+    "weighed_average": "nor attention of rank 3",
+}
 """Models that PyTorch does not write as ONNX by itself."""
 
 EXPORTED = [animal for animal in ZOO if animal.name not in NOT_EXPORTED]
@@ -41,6 +69,10 @@ EXPORTED = [animal for animal in ZOO if animal.name not in NOT_EXPORTED]
 @pytest.mark.parametrize("animal", one_in(len(EXPORTED), EXPORTED), ids=lambda animal: animal.name)
 def test_layers_are_those_of_the_model_in_pytorch(animal: ZooModel, tmp_path: Path) -> None:
     write_plain(animal, tmp_path / "model.onnx")
+    if animal.name in REFUSED:
+        with pytest.raises(ExportError, match=REFUSED[animal.name]):
+            layers_of_file(tmp_path / "model.onnx", animal)
+        return
     same = layers_of_file(tmp_path / "model.onnx", animal) == animal.expected.layers
     # A model that is found alike does not belong among the others any more.
     assert same is (animal.name not in OTHERWISE)
@@ -59,7 +91,7 @@ def test_what_is_missed_in_pytorch_is_found_no_worse(animal: ZooModel, tmp_path:
 @pytest.mark.parametrize("name", NOT_EXPORTED)
 def test_what_pytorch_does_not_export_it_still_does_not(name: str, tmp_path: Path) -> None:
     (animal,) = (one for one in ZOO if one.name == name)
-    with pytest.raises(Exception, match="Failed to convert"):
+    with pytest.raises(Exception, match=r"Failed to (convert|decompose)"):
         write_plain(animal, tmp_path / "model.onnx")
 
 
