@@ -7,6 +7,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.serving.triton import check
 from moh_deploy.serving.triton.bundle_json import read_bundle
 from tests.handmade_package import write_package
 
@@ -16,14 +17,17 @@ def package(tmp_path: Path) -> Path:
     return write_package(tmp_path / "my package").root
 
 
-def test_bundle_is_written_and_found_good(package: Path, tmp_path: Path):
+def test_bundle_is_written_and_found_good(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(check, "find_server", lambda given: None)  # whatever this machine has
     report = moh_deploy.bundle(package, tmp_path / "b", instances=2, threads=3, max_batch=8)
     settings = read_bundle(tmp_path / "b").settings
     assert report.bundle.settings == settings
     assert (settings.name, settings.instances, settings.threads) == ("my-package", 2, 3)
     assert settings.max_batch == 8
     assert f"tritonserver --model-repository={tmp_path / 'b' / 'repository'}" in report.start
-    assert moh_deploy.check_bundle(tmp_path / "b", server=tmp_path).failure is None
+    assert moh_deploy.check_bundle(tmp_path / "b").failure is None
 
 
 def test_native_backend_is_started_with_the_kernels(package: Path, tmp_path: Path):
