@@ -182,7 +182,7 @@ def _checked(faults: Sequence[str], *, has_worker: bool) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Alone:
-    """What the package computes by itself.
+    """Answers of the package by itself: what a drill compares with.
 
     Attributes:
         outputs: Of each recorded run, as it runs here and as function bodies.

@@ -25,6 +25,9 @@ _SHORTEST_S = 0.001
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+_NEEDED = ("starlette", "uvicorn", "prometheus_client")
+
+
 def serve(
     package_dir: Path | str,
     *,
@@ -89,13 +92,13 @@ def serve(
     Raises:
         ConfigError: An option is out of its range, or nobody can listen at that address.
         PackageError: It cannot be read.
-        BackendError: starlette and uvicorn are not installed, the model cannot be run here, its
-            process died again and again, or requests were not answered in time at the end.
+        BackendError: A package of the extra `serve` is not installed, the model cannot be run here,
+            its process died again and again, or requests were not answered in time at the end.
     """
-    missing = [one for one in ("starlette", "uvicorn") if importlib.util.find_spec(one) is None]
+    missing = [one for one in _NEEDED if importlib.util.find_spec(one) is None]
     if missing:
         raise BackendError(
-            f"{' and '.join(missing)} is not installed.", hint="pip install 'moh-deploy[serve]'"
+            f"not installed: {', '.join(missing)}.", hint="pip install 'moh-deploy[serve]'"
         )
     model, base = _bundled_or_bare(Path(package_dir).resolve())
     for option, number, least in (

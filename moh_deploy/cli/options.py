@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
@@ -20,6 +20,12 @@ from moh_deploy.system.units import parse_seconds
 Command = TypeVar("Command", bound=Callable[..., Any])
 Option = Callable[[Any], Any]
 """What adds one option to a command."""
+
+
+class _Setting(Protocol):
+    """Makes an option of how a model is served, for one of the commands that have it."""
+
+    def __call__(self, *, is_written: bool) -> Option: ...
 
 
 def takes(*options: Option | Sequence[Option]) -> Callable[[Command], Command]:
@@ -624,6 +630,63 @@ RUN = (
     JSON,
 )
 
+
+def _setting(
+    name: str, metavar: str, kind: click.ParamType[Any], help: str, default: object
+) -> _Setting:
+    """An option of how a model is served: `bundle` writes its default, `serve` may find another in
+    a bundle."""
+
+    def option(*, is_written: bool) -> Option:
+        if is_written:
+            return click.option(
+                name, metavar=metavar, type=kind, default=default, show_default=True, help=help
+            )
+        return click.option(name, metavar=metavar, type=kind, help=f"{help}  [default: {default}]")
+
+    return option
+
+
+_BATCHING = (
+    _setting(
+        "--max-batch",
+        "N",
+        click.IntRange(min=1),
+        "The most samples that are joined into one batch.",
+        64,
+    ),
+    _setting(
+        "--max-delay-ms",
+        "MS",
+        click.FloatRange(min=0),
+        "How long the first request of a batch waits for others. 0: as long as all instances are"
+        " busy.",
+        1,
+    ),
+    _setting(
+        "--sample-every",
+        "N",
+        click.IntRange(min=0),
+        "Read routing of one batch in N for the metrics; 0: of none.",
+        128,
+    ),
+)
+_SHADOW_SHARE = _setting(
+    "--shadow-share", "SHARE", click.FloatRange(0, 1, min_open=True), "That share.", 0.05
+)
+_PER_HEAD = _flag("--per-head", "Count head by head, not by layer alone: more series.")
+_GUARD = click.option(
+    "--guard",
+    metavar="FILE.yaml|default",
+    type=NAME_OR_PATH,
+    help="Judge answers, and answer by a rung below where the first fails, by this policy; default:"
+    " kernels, then function bodies.",
+)
+_PLANTS_FAULTS = _flag("--drill", "Let the guard's control file plant faults: for rehearsals only.")
+_SHADOW = _path(
+    "--shadow", "DIR", "A package to run beside on a share of the batches, and to compare."
+)
+
 SERVE = (
     PACKAGE,
     click.option(
@@ -645,38 +708,14 @@ SERVE = (
     ),
     _count("--instances", "How many batches run at the same time.  [default: cores by threads]"),
     _count("--threads", "Threads of each instance.  [default: cores by instances]"),
-    _count("--max-batch", "The most samples that are joined into one batch.  [default: 64]"),
-    click.option(
-        "--max-delay-ms",
-        metavar="MS",
-        type=click.FloatRange(min=0),
-        help="How long the first request of a batch waits for others. 0: as long as all instances"
-        " are busy.  [default: 1]",
-    ),
-    click.option(
-        "--sample-every",
-        type=click.IntRange(min=0),
-        metavar="N",
-        help="Read routing of one batch in N for the metrics; 0: of none.  [default: 128]",
-    ),
-    _flag("--per-head", "Count head by head, not by layer alone: more series."),
-    click.option(
-        "--guard",
-        metavar="FILE.yaml|default",
-        type=NAME_OR_PATH,
-        help="Judge answers, and answer by a rung below where the first fails, by this policy;"
-        " default: kernels, then function bodies.",
-    ),
+    *(one(is_written=False) for one in _BATCHING),
+    _PER_HEAD,
+    _GUARD,
     _path("--audit-log", "FILE", "Append what the guard does to this file, as JSON lines."),
     _path("--control", "FILE", "The guard's control file: manual switch, alarms of drift."),
-    _flag("--drill", "Let the guard's control file plant faults: for rehearsals only."),
-    _path("--shadow", "DIR", "A package to run beside on a share of the batches, and to compare."),
-    click.option(
-        "--shadow-share",
-        type=click.FloatRange(0, 1, min_open=True),
-        metavar="SHARE",
-        help="That share.  [default: 0.05]",
-    ),
+    _PLANTS_FAULTS,
+    _SHADOW,
+    _SHADOW_SHARE(is_written=False),
     _count("--max-queue", "The most requests that wait; then 503, with Retry-After.", default=256),
     _count("--max-body", "The largest body of a request, in MiB; then 413.", default=64),
     _many(
@@ -826,63 +865,15 @@ BUNDLE = (
     click.option(
         "--name", metavar="NAME", help="What clients call the model.  [default: the directory's]"
     ),
-    click.option(
-        "--instances",
-        metavar="N",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="How many batches run at the same time.",
-    ),
-    click.option(
-        "--threads",
-        metavar="N",
-        type=click.IntRange(min=1),
-        help="Threads of each instance.  [default: cores by instances; onnxruntime: 1]",
-    ),
-    click.option(
-        "--max-batch",
-        metavar="N",
-        type=click.IntRange(min=1),
-        default=64,
-        show_default=True,
-        help="The most samples in a batch.",
-    ),
-    click.option(
-        "--max-delay-ms",
-        metavar="MS",
-        type=click.FloatRange(min=0),
-        default=1.0,
-        show_default=True,
-        help="How long the first request of a batch waits for others.",
-    ),
-    click.option(
-        "--sample-every",
-        metavar="N",
-        type=click.IntRange(min=0),
-        default=128,
-        show_default=True,
-        help="Read routing of one batch in N for the metrics; 0: of none.",
-    ),
-    _flag("--per-head", "Count head by head, not by layer alone: more series."),
-    click.option(
-        "--guard",
-        metavar="FILE.yaml|default",
-        type=NAME_OR_PATH,
-        help="Judge answers, and answer by a rung below where the first fails, by this policy;"
-        " default: kernels, then function bodies.",
-    ),
+    _count("--instances", "How many batches run at the same time.", default=1),
+    _count("--threads", "Threads of each instance.  [default: cores by instances; onnxruntime: 1]"),
+    *(one(is_written=True) for one in _BATCHING),
+    _PER_HEAD,
+    _GUARD,
     _path("--fallback", "DIR", "The package of the policy's rung of kind package."),
-    _path("--shadow", "DIR", "A package to run beside on a share of the batches, and to compare."),
-    click.option(
-        "--shadow-share",
-        metavar="SHARE",
-        type=click.FloatRange(min=0, max=1, min_open=True),
-        default=0.05,
-        show_default=True,
-        help="That share.",
-    ),
-    _flag("--drill", "Let the guard's control file plant faults: for rehearsals only."),
+    _SHADOW,
+    _SHADOW_SHARE(is_written=True),
+    _PLANTS_FAULTS,
     _path("--reference", "FILE.json", "A routing profile to bring along (`moh-deploy profile`)."),
     click.option("--image", metavar="IMAGE", help="The container that kserve.yaml names."),
     click.option(

@@ -13,7 +13,7 @@ Tensors: TypeAlias = Mapping[str, Array]
 
 
 class Answering(Protocol):
-    """What answers batches: `ServedModel.answer`."""
+    """Answers a batch, as `ServedModel.answer` does."""
 
     def __call__(self, inputs: Tensors, sizes: Sequence[int] = ()) -> Reply: ...
 

@@ -21,7 +21,7 @@ from moh_deploy.validate.tolerances import tolerance_for
 
 @dataclass(frozen=True)
 class Joining:
-    """How requests become batches.
+    """Says whether requests may be joined into batches, and if not why.
 
     Attributes:
         axis: What they are joined on; None where each runs alone.

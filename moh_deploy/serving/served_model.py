@@ -25,7 +25,7 @@ from moh_deploy.validate.user_vectors import check_ranges
 
 @dataclass(frozen=True)
 class Reply:
-    """What a batch is answered with.
+    """The reply to a batch, and which rung made it.
 
     Attributes:
         outputs: Name to array, for every output of the model.

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
 import moh_deploy
-from moh_deploy.errors import ConfigError, MoHDeployError, PackageError
+from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, PackageError
 from moh_deploy.serving.http import server
 from moh_deploy.serving.http.worker import WorkerTask
 from moh_deploy.serving.served_model import cores
@@ -115,3 +116,19 @@ def test_what_stops_the_worker_is_raised(
     with pytest.raises(kind, match=message):
         moh_deploy.serve(package.with_name(directory), port=0, longest=longest)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn", "prometheus_client"])
+def test_packages_of_the_extra_are_missed_before_anything_starts(
+    package: Path, tasks: list[WorkerTask], monkeypatch: pytest.MonkeyPatch, missing: str
+):
+    there = importlib.util.find_spec
+
+    def find_spec(name: str) -> object:
+        return None if name == missing else there(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    with pytest.raises(BackendError, match=f"not installed: {missing}") as error:
+        moh_deploy.serve(package)
+    assert error.value.hint == "pip install 'moh-deploy[serve]'"
+    assert tasks == []

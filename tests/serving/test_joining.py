@@ -28,7 +28,13 @@ def test_independent_samples_are_joined(served: ServedModel):
 
 def test_trial_is_seen_by_no_observer(served: ServedModel, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(served, "answer", None)
-    find_joining(served)
+    assert find_joining(served).axis == BatchAxis("batch")
+    assert all(
+        one.value == 0
+        for family in served.families()
+        if family.name.startswith("moh_sampled")
+        for one in family.samples
+    )
 
 
 def test_one_sample_proves_nothing(tmp_path: Path):

@@ -96,7 +96,7 @@ def heads_elsewhere(
 
 
 def _factors(node: Node) -> Iterator[tuple[Node, Node]]:
-    """What may be gates, and what they are multiplied with."""
+    """A tensor that may be gates, and the product it stands in."""
     product = contraction(node)
     if product is not None and product.operands[0] is not product.operands[1]:
         yield product.operands

@@ -31,8 +31,8 @@ _WITHIN_A_TOKEN = frozenset(
 def made_by(
     whole: Node, attention: Collection[Node], dynamic: Collection[Node]
 ) -> tuple[bool, Node]:
-    """What a tensor is made by through views and functions of elements: what mixes tokens, if
-    something does, or else the nearest that does not.
+    """Find the node that makes a tensor, behind views and functions of elements: the one that
+    mixes tokens, if there is one, or else the nearest that does not.
     """
     queue, seen, nearest = [whole], {whole}, None
     while queue:

@@ -38,7 +38,7 @@ _INDEX_SUMS = frozenset(["index_add", "scatter_add", "scatter_reduce", "index_pu
 
 @dataclass(frozen=True)
 class Missed:
-    """What belongs to no layer.
+    """Near misses and routers that weigh no attention: all that belongs to no layer.
 
     Attributes:
         near_misses: What looks like a layer and was not read as one.

@@ -31,7 +31,7 @@ OF_LAYERS: frozenset[Statistic] = frozenset({"active", "shared", "margin"})
 
 @dataclass(frozen=True)
 class Quantity:
-    """What one column of distances is.
+    """Name a column of distances: its layer, statistic and head.
 
     Attributes:
         layer: Number of the layer.

@@ -20,7 +20,7 @@ from moh_deploy.serving.telemetry.routing import Counts
 
 @dataclass(frozen=True)
 class Drift:
-    """How far one number of a layer is from the reference.
+    """The distance of one number of a layer from the reference, beside its limit.
 
     Attributes:
         statistic: Which, see `distances`.

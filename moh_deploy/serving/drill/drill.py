@@ -24,7 +24,7 @@ _MOST_FAILURES = 3
 
 @dataclass(frozen=True)
 class DrillPlan:
-    """What is drilled, and for how long.
+    """The faults to plant, and how long each stays.
 
     Attributes:
         faults: In this order; `kill` ends the worker.

@@ -18,7 +18,7 @@ from moh_deploy.validate.tolerances import Tolerance
 
 @dataclass(frozen=True)
 class ServerAnswer:
-    """What a server answered; `rung` is empty where it does not say what computed it."""
+    """An answer of a server; `rung` is empty where it does not say what computed it."""
 
     outputs: Mapping[str, Array]
     rung: str

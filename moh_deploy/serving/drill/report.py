@@ -108,7 +108,7 @@ class FaultDrill:
 
 @dataclass(frozen=True)
 class DrillReport(Report):
-    """What clients saw while a server was broken on purpose.
+    """The report of a drill: what clients saw while a server was broken on purpose.
 
     Attributes:
         schema_version: Of its JSON.

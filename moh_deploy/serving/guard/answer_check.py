@@ -27,7 +27,7 @@ _TESTS: Mapping[NonFinite, Callable[[Array], BoolArray]] = {
 
 @dataclass(frozen=True)
 class WrongSamples:
-    """What is wrong with some samples of an answer.
+    """Samples of an answer that cannot be right, and why.
 
     Attributes:
         reason: Of the first tensor that is wrong.

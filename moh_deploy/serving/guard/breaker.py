@@ -20,7 +20,7 @@ State = Literal["closed", "open", "half-open"]
 
 @dataclass(frozen=True)
 class BreakerLimits:
-    """What opens a breaker, and what closes it again.
+    """Limits that open a breaker, and that close it again.
 
     Attributes:
         faults: So many wrong answers within `window_s` open it.

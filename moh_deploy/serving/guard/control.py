@@ -23,7 +23,7 @@ from moh_deploy.system.suggest import did_you_mean, shortened
 
 @dataclass(frozen=True)
 class Control(Strict):
-    """What a control file says.
+    """The contents of a control file.
 
     Attributes:
         pin: The rung that the manual switch holds; None: it is off.

@@ -49,7 +49,7 @@ _STEP_S = 0.1
 
 @dataclass(frozen=True)
 class Watched:
-    """What a guard looks at beside outputs.
+    """The values that a guard looks at beside outputs.
 
     Attributes:
         check: Judges answers.
@@ -66,7 +66,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class Hands:
-    """What a guard reads and writes outside of itself.
+    """The files, faults and clocks of a guard: all that is outside of it.
 
     Attributes:
         audit: Where transitions are written.

@@ -145,7 +145,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class LadderSetting:
-    """What rungs are made with.
+    """The models and settings that rungs are made of.
 
     Attributes:
         way: How rungs are opened: threads, kernels.

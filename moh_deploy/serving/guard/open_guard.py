@@ -26,7 +26,7 @@ from moh_deploy.validate.layer_values import layer_values
 
 @dataclass(frozen=True)
 class GuardOptions:
-    """What a guard is opened with.
+    """The files and limits that a guard is opened with.
 
     Attributes:
         policy: YAML file; None for kernels, then function bodies.

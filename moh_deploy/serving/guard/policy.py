@@ -33,7 +33,7 @@ class _Section(BaseModel):
 
 
 class MeasuredLoss(_Section):
-    """What a rung that changes answers costs, and the report that says so.
+    """The measured loss of a rung that changes answers, and the report that says so.
 
     Attributes:
         report: JSON that `moh-deploy verify FALLBACK --against PACKAGE --json` wrote; relative to

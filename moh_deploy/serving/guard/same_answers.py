@@ -17,7 +17,7 @@ from moh_deploy.validate.parity_report import ParityReport
 
 @dataclass(frozen=True)
 class Comparison:
-    """What answers are compared with, and how.
+    """Compares answers with those of another rung, by the rules of `verify`.
 
     Attributes:
         package: What is judged: says which outputs and layers there are.
@@ -65,7 +65,7 @@ class Comparison:
 
 
 class _Given(Runner):
-    """What was computed already, as a runner."""
+    """Results that were computed already, as a runner."""
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ _KEPT_REASONS = 20
 
 @dataclass(frozen=True)
 class ShadowReport:
-    """What came of the comparisons so far.
+    """Counts of the comparisons so far, by outcome.
 
     Attributes:
         shadow: The second package.

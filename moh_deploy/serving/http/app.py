@@ -57,7 +57,7 @@ _GONE = 499
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What is served, by which name, and within which limits.
+    """A model to serve: its name, its queue, its limits.
 
     Attributes:
         name: What clients call the model.

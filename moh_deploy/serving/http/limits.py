@@ -1,4 +1,4 @@
-"""What a server takes of its clients, and for how long."""
+"""Limits of an HTTP server: sizes of requests, and how long clients may take."""
 
 from __future__ import annotations
 

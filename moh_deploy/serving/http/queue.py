@@ -24,7 +24,7 @@ from moh_deploy.serving.served_model import Reply
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """How requests wait, and how many.
+    """Limits of the queue: how long requests wait, and how many.
 
     Attributes:
         instances: How many batches run at the same time.

@@ -37,7 +37,7 @@ _KEEP_ALIVE_S = 30
 
 @dataclass(frozen=True)
 class WorkerTask(Strict):
-    """What a worker is to do.
+    """The task of a worker process: the model, and how it is served.
 
     Attributes:
         model: The package or engine.

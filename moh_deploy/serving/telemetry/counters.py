@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Totals:
-    """What was counted since the start, all at one moment.
+    """Counts since the start, all taken at one moment.
 
     Attributes:
         runs: Runs that were answered.

@@ -32,7 +32,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class WindowAbout(Strict):
-    """What a dump says of itself.
+    """The header of a dump: which model, and which layers.
 
     Attributes:
         digest: Of the model.onnx that was served.

@@ -96,7 +96,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 @dataclass(frozen=True)
 class BundleOptions:
-    """What a bundle is to be.
+    """Options of a bundle that is to be written.
 
     Attributes:
         settings: How the model is served.

@@ -23,7 +23,7 @@ POLICY_NAME, AUDIT_NAME, CONTROL_NAME = "policy.yaml", "audit.jsonl", "control.j
 
 @dataclass(frozen=True)
 class GuardFiles:
-    """What stands beside a served package.
+    """Files that go into a bundle beside the package: policy, fallback, shadow.
 
     Attributes:
         guard: Answers are judged, and a rung below answers where the first fails.

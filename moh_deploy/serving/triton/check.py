@@ -57,7 +57,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class BundleCheck(Report):
-    """What a server on this machine would meet.
+    """Findings on a bundle: why a server on this machine would not load it.
 
     Attributes:
         root: The bundle.

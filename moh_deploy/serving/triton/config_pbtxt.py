@@ -59,7 +59,7 @@ class Warmup:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a configuration is made of.
+    """The facts that config.pbtxt is made of.
 
     Attributes:
         backend: What runs the model.

@@ -26,7 +26,7 @@ _LONGEST_NAME = 40  # KServe adds to it, and Kubernetes takes 63 characters
 
 @dataclass(frozen=True)
 class Cluster:
-    """What only the cluster's owner knows.
+    """Names that only the owner of a cluster knows.
 
     Attributes:
         image: The container: Triton, with moh-deploy where the backend is `python`.

@@ -315,6 +315,7 @@ def test_tokens_in_metrics_are_those_that_were_sent(server: Running, client: htt
 
 def test_worker_does_not_outlive_its_parent(package: OnnxPackage, tmp_path: Path):
     with running(package.root, tmp_path / "said", "--threads", "1") as server:
+        assert is_there(server.worker)
         server.process.kill()
         _until(lambda: not is_there(server.worker))
 
