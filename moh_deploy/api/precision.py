@@ -1,18 +1,21 @@
-"""Write a package again in float16 or bfloat16."""
+"""Write a package again in float16, bfloat16 or int8."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import onnx_ir as ir
 
-from moh_deploy.errors import ValidationError
+from moh_deploy.config.dtypes import dtype_named
+from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.lower_precision.casts import IR_TYPES
 from moh_deploy.graph.lower_precision.policy import LowType
-from moh_deploy.package import OnnxPackage, PackageWriter, check_package_output
+from moh_deploy.package import Manifest, OnnxPackage, PackageWriter, check_package_output
 from moh_deploy.package.model_files import model_bytes, save_model
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import (
@@ -22,6 +25,7 @@ from moh_deploy.runtime.lowered_package import (
     lowered_manifest,
 )
 from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
+from moh_deploy.runtime.quantized_package import INT8, quantized
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.precision_report import PrecisionReport
@@ -29,28 +33,42 @@ from moh_deploy.validate.recorded_parity import compare_recorded, proof_of, requ
 
 
 def precision(
-    package_dir: Path | str, *, to: str, output: Path | str, progress: Progress | None = None
+    package_dir: Path | str,
+    *,
+    to: str,
+    output: Path | str,
+    float32: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> PrecisionReport:
     """Write a package whose graph says, by its types, where lower precision is used.
 
-    Products run in the lower precision; the scores, softmax, choice and gates of routers, norms and
-    other reductions stay in float32, and so does what left the range of float16 on the recorded
-    inputs. Inputs and outputs of the model keep their dtypes.
+    In half precision products and activations are low; the scores, softmax, choice and gates of
+    routers, norms and other reductions stay in float32, and so does what left the range of float16
+    on the recorded inputs. In int8 products with stored weights are, and what they read is rounded
+    when it is met; all else stays in float32, and products that make nothing but scores of routers
+    do. Inputs and outputs of the model keep their dtypes.
 
     Args:
         package_dir: A package in float32.
-        to: `float16` or `bfloat16`.
+        to: `float16`, `bfloat16` or `int8`.
         output: The package directory to write.
+        float32: With `int8`: names of products that stay in float32.
         progress: What to report steps to.
 
     Raises:
-        ConfigError: `to` is none of these, or the package is not in float32.
+        ConfigError: `to` is none of these, the package is not in float32, or has no product that
+            could be in int8.
         PackageError: Not a package, or the output cannot be written.
         ValidationError: The package, or the new one, differs from the original model by more than
             the rule for its precision allows. Nothing is written.
     """
     progress, output = progress or SilentProgress(), Path(output)
-    low = low_type(to)
+    low = dtype_named(to, (*get_args(LowType), INT8), option="to")
+    if float32 and low != INT8:
+        raise ConfigError(
+            f"float32 names products, which is for int8; to is {low}.",
+            hint="`moh-deploy bisect` finds the operators that have to stay in float32.",
+        )
     check_package_output(output)
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
@@ -58,35 +76,76 @@ def precision(
     with progress.step("comparing the package with the original model"):
         # First in float32: an error that was there before must not be taken for one of rounding.
         require_equal(package)
-    with progress.step("measuring how large values get"):
-        largest = largest_values(package)
-    with progress.step("lowering the precision"):
-        model = load_ir(package)
-        plan, layers = lower_model(model, package.manifest.layers, low, largest)
+    made = (
+        _int8(package, float32, progress) if low == INT8 else _half(package, low_type(to), progress)
+    )
     # Compared as it was written, from disk, and published only if it is equal.
     with PackageWriter(output) as writer:
         with progress.step("writing the package"):
-            save_model(model, package, writer.root)
-            manifest = lowered_manifest(package, low, layers)
-            manifest = writer.stage(manifest, package.vectors, package.corpus)
+            save_model(made.model, package, writer.root)
+            manifest = writer.stage(made.manifest, package.vectors, package.corpus)
         with progress.step("comparing what was written with the original model"):
             staged = OnnxPackage.open(writer.root, staged=True)
             parity = _compare(staged, round_results=False)
-            # Emulation rounds every result already: the second comparison would be the same.
-            is_rounded = parity.kernels.emulated_dtype is not None
+            # Integers are rounded as they are anywhere. Emulation rounds every result already: the
+            # second comparison would be the same.
+            is_rounded = low == INT8 or parity.kernels.emulated_dtype is not None
             rounded = parity if is_rounded else _compare(staged, round_results=True)
         written = writer.publish(replace(manifest, proof=proof_of(parity, package)))
     return PrecisionReport(
         package=written.root,
         precision=low,
-        layers=layers,
-        float32_reasons=Counter(_kind(reason, low) for reason in plan.float32.values()),
-        lowered=sum(1 for node in model.graph if _computes_in(node, low)),
+        layers=made.manifest.layers,
+        float32_reasons=made.float32_reasons,
+        lowered=made.lowered,
         bytes_before=model_bytes(package),
         bytes_after=model_bytes(written),
         parity=parity,
         rounded=rounded,
     )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A model in lower precision, and what is said of it.
+
+    Attributes:
+        float32_reasons: Why operators stay in float32, to how many do.
+        lowered: How many operators compute in the lower precision.
+    """
+
+    model: ir.Model
+    manifest: Manifest
+    float32_reasons: Counter[str]
+    lowered: int
+
+
+def _half(package: OnnxPackage, low: LowType, progress: Progress) -> _Made:
+    with progress.step("measuring how large values get"):
+        largest = largest_values(package)
+    with progress.step("lowering the precision"):
+        model = load_ir(package)
+        plan, layers = lower_model(model, package.manifest.layers, low, largest)
+    return _Made(
+        model,
+        lowered_manifest(package, low, layers),
+        Counter(_kind(reason, low) for reason in plan.float32.values()),
+        sum(1 for node in model.graph if _computes_in(node, low)),
+    )
+
+
+def _int8(package: OnnxPackage, float32: Sequence[str], progress: Progress) -> _Made:
+    with progress.step("rounding weights to int8"):
+        found = quantized(package, float32=float32)
+    reasons = Counter(found.plan.float32.values())
+    return _Made(found.model, found.manifest(package), reasons, len(found.plan.int8))
+
+
+_HINTS = {
+    False: "`moh-deploy bisect DIR --to float16|bfloat16 --output DIR` finds the operators that"
+    " have to stay in float32, and writes the package with them.",
+    True: "--float32 NODE keeps a product in float32: try those of the layer that is named first.",
+}
 
 
 def _compare(package: OnnxPackage, *, round_results: bool) -> ParityReport:
@@ -103,8 +162,7 @@ def _compare(package: OnnxPackage, *, round_results: bool) -> ParityReport:
         how = " That is with every result rounded, as hardware does." if round_results else ""
         raise ValidationError(
             f"{report.failure.message}{how}",
-            hint="`moh-deploy bisect DIR --to float16|bfloat16 --output DIR` finds the operators"
-            " that have to stay in float32, and writes the package with them.",
+            hint=_HINTS[package.manifest.precision == INT8],
         )
     return report
 

@@ -14,11 +14,11 @@ from moh_deploy.system.npz import Array
 ROUNDING_STEP = "moh.rounding_step"
 """Input of the variant: how far a weight may move, as a share of it; 0 for not at all."""
 
-_DRAWN = "moh.rounding_noise"
+DRAWN = "moh.rounding_noise"
 """Input of the variant: where it moves to. Drawn outside: not every runtime does in every opset."""
 
 # A prime: weights that are larger get it again and again, and no two rows of one get the same.
-_DRAWN_SIZE = 65537
+DRAWN_SIZE = 65537
 
 _LARGEST = {TensorProto.FLOAT: 1e8, TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 3.38e38}
 """The largest number that is a weight: masks are made of larger ones."""
@@ -54,10 +54,15 @@ def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = Non
     for dtype, largest in _LARGEST.items():
         for name, limit in zip(_limits(dtype), (-largest, largest), strict=True):
             graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [], [limit]))
+    add_noise_inputs(graph)
+    return True
+
+
+def add_noise_inputs(graph: onnx.GraphProto) -> None:
+    """Declare the inputs that say how far operands move, and where to; see `weight_noise`."""
     graph.input.append(helper.make_tensor_value_info(ROUNDING_STEP, TensorProto.FLOAT, []))
     # A row, not a list: shape inference follows every number of a list, which may be a shape.
-    graph.input.append(helper.make_tensor_value_info(_DRAWN, TensorProto.FLOAT, [1, _DRAWN_SIZE]))
-    return True
+    graph.input.append(helper.make_tensor_value_info(DRAWN, TensorProto.FLOAT, [1, DRAWN_SIZE]))
 
 
 def weight_noise(step: float, draw: int) -> dict[str, Array]:
@@ -67,8 +72,8 @@ def weight_noise(step: float, draw: int) -> dict[str, Array]:
         step: How far a weight may move, as a share of it; 0 for not at all.
         draw: Its number: equal ones move the weights in the same way.
     """
-    drawn = np.random.default_rng(draw).uniform(-1.0, 1.0, (1, _DRAWN_SIZE))
-    return {ROUNDING_STEP: np.asarray(step, np.float32), _DRAWN: drawn.astype(np.float32)}
+    drawn = np.random.default_rng(draw).uniform(-1.0, 1.0, (1, DRAWN_SIZE))
+    return {ROUNDING_STEP: np.asarray(step, np.float32), DRAWN: drawn.astype(np.float32)}
 
 
 def _weights(graph: onnx.GraphProto, names: Collection[str] | None) -> list[onnx.TensorProto]:
@@ -103,14 +108,14 @@ def _noise(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
 
 
 def _drawn(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
-    """Numbers of _DRAWN in the shape of the weight, from a place of its own on."""
+    """Numbers of DRAWN in the shape of the weight, from a place of its own on."""
     # Each weight starts at a place of its own in the numbers drawn, 7919 (a prime) behind the last.
     name, size = weight.name, math.prod(weight.dims)
     # Another prime: weights begin at places of their own in the drawn row.
-    start = seed * 7919 % _DRAWN_SIZE
+    start = seed * 7919 % DRAWN_SIZE
     for part, numbers in {
         # As many copies of the row as the weight has numbers for, from its place on.
-        "times": [1, -(-(start + size) // _DRAWN_SIZE)],
+        "times": [1, -(-(start + size) // DRAWN_SIZE)],
         "start": [start],
         "stop": [start + size],
         "axis": [1],
@@ -118,7 +123,7 @@ def _drawn(weight: onnx.TensorProto, seed: int) -> Iterator[onnx.NodeProto]:
     }.items():
         value = helper.make_tensor(part, TensorProto.INT64, [len(numbers)], numbers)
         yield helper.make_node("Constant", [], [f"{name}.{part}"], value=value)
-    yield helper.make_node("Tile", [_DRAWN, f"{name}.times"], [f"{name}.enough"])
+    yield helper.make_node("Tile", [DRAWN, f"{name}.times"], [f"{name}.enough"])
     places = (f"{name}.{part}" for part in ("start", "stop", "axis"))
     yield _node("Slice", name, "enough", *places, output="flat")
     yield _node("Reshape", name, "flat", f"{name}.dims", output="draw")

@@ -9,6 +9,7 @@ from functools import partial
 import onnx
 
 from moh_deploy.graph.forced_gates import GateTypes, computed_gates, force_gates, unforceable_layers
+from moh_deploy.graph.quantization_noise import add_quantization_noise, has_integer_products
 from moh_deploy.graph.weight_noise import add_weight_noise, has_low_weights
 from moh_deploy.package import OnnxPackage, load_without_weights
 from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, Runner, Variant
@@ -57,9 +58,14 @@ class PackageVariants:
         """Open function bodies, unoptimised, with gates and ROUNDING_STEP as inputs.
 
         Returns:
-            None if no weight is in half precision.
+            None if no weight is in half precision, and no product in int8.
         """
-        if not has_low_weights(self._graph()):
+        graph = self._graph()
+        if has_integer_products(graph):
+            return open_runner(
+                self.package, self._bodies(gates, inner).edited(add_quantization_noise)
+            )
+        if not has_low_weights(graph):
             return None
         return open_runner(self.package, self._bodies(gates, inner).edited(add_weight_noise))
 

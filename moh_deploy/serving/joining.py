@@ -16,7 +16,7 @@ from moh_deploy.package import VectorSet
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.served_model import ServedModel
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.tolerances import tolerance_for
+from moh_deploy.validate.tolerances import rule_name, tolerance_for
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def find_joining(served: ServedModel) -> Joining:
         )
     whole = served.run(recorded.inputs)
     samples = axis.size(recorded.inputs)
-    allowed = tolerance_for(served.model.manifest.precision).relative
+    allowed = tolerance_for(rule_name(served.model.manifest.precision)).relative
     for index in (0, samples - 1):
         same = {
             name: np.repeat(one[index : index + 1], samples, axis=0)

@@ -28,7 +28,7 @@ from moh_deploy.validate.layer_parity import (
     incomparable_layer,
 )
 from moh_deploy.validate.layer_values import LayerValues, layer_values
-from moh_deploy.validate.noise_floor import NO_FLOOR, STEPS, NoiseFloor, NoisyModel, recorded_floor
+from moh_deploy.validate.noise_floor import NO_FLOOR, NOISE, NoiseFloor, NoisyModel, recorded_floor
 from moh_deploy.validate.output_parity import compare_output, incomparable_output, unjudged_output
 from moh_deploy.validate.parity_report import LayerParity, OutputParity
 from moh_deploy.validate.policy import Policy
@@ -260,7 +260,7 @@ class Judge:
             return recorded_floor(self.package, rounding, case.expected, compared)
         # Half precision is measured on the package itself; float32 without recorded figures has
         # none.
-        if precision not in STEPS:
+        if precision not in NOISE:
             return NO_FLOOR
         gates = self._gates_to_feed(case.expected, got)
         # Without variants, or with gates that do not fit, nothing can be run. Where feeding them is

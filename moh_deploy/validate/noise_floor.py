@@ -1,11 +1,11 @@
 """Measure how far rounding alone moves a model: the floor that errors are judged by.
 
 Of a model in float32 the export measured it on the original, and the manifest has it. Of one in
-half precision it is measured here, on the package, which is verified without PyTorch, with the
-reference gates fed to it: each low weight moves at random by up to one step of its dtype, and the
-results are compared with those of the weights as they are; and every result is rounded, as hardware
-does. A wrong model differs from the reference, but not from itself: a fault does not raise its own
-floor.
+half precision or int8 it is measured here, on the package, which is verified without PyTorch, with
+the reference gates fed to it: each low weight moves at random by up to one step of its dtype, and
+the results are compared with those of the weights as they are; and every result is rounded, as
+hardware does. A wrong model differs from the reference, but not from itself: a fault does not raise
+its own floor.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ from moh_deploy.validate.variants import Variants
 
 STEPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 """One step of a dtype, as a share of a number."""
+
+NOISE = {**STEPS, "int8": 1.0}
+"""How far a weight moves: by up to one step of its dtype. Of int8 in steps of its scale, and what
+products read moves as well."""
 
 DRAWS = 3
 
@@ -251,7 +255,7 @@ class NoisyModel:
         # Step 0 comes first: the weights as they are, in the same session.
         exact, *drawn = (
             self._noisy.run({**inputs, **weight_noise(step, draw)})
-            for draw, step in enumerate((0.0, *[STEPS[self.dtype]] * DRAWS))
+            for draw, step in enumerate((0.0, *[NOISE[self.dtype]] * DRAWS))
         )
         rounded = None if self._rounded is None else self._rounded.run(inputs)
         return NoisyResults(exact, drawn, rounded)

@@ -19,7 +19,7 @@ class PrecisionReport(Report):
 
     Attributes:
         package: The directory that was written.
-        precision: `float16` or `bfloat16`.
+        precision: `float16`, `bfloat16` or `int8`.
         layers: Every MoH layer, with the dtypes of its router.
         float32_reasons: Why operators stay in float32, to how many do for that reason.
         lowered: How many operators compute in the lower precision.
@@ -27,7 +27,7 @@ class PrecisionReport(Report):
         bytes_after: The same of the new one.
         parity: The comparison of the package as it runs here with the original model.
         rounded: The same with every result rounded, as hardware does: ONNX Runtime on the CPU
-            computes runs of float16 operators in float32.
+            computes runs of float16 operators in float32. Of int8 it is `parity`.
     """
 
     package: Path
@@ -47,17 +47,21 @@ class PrecisionReport(Report):
         lowered = f"{count(self.lowered, 'operator')} in {self.precision}, {kept} in float32"
         rows = sorted(self.float32_reasons.items(), key=lambda entry: -entry[1])
         blocks: list[Block] = [Text(f"{lowered}; {sizes}")]
-        blocks.append(Table("stays in float32", ("why", "#operators"), rows))
-        if self.layers:
+        if rows:
+            blocks.append(Table("stays in float32", ("why", "#operators"), rows))
+        if any(layer.router_types for layer in self.layers):
             columns = ("layer", "router projection", "scores", "gates")
             blocks.append(Table("routers", columns, list(map(_router_row, self.layers))))
         if self.parity.kernels.emulated_dtype is not None:
             blocks.append(Text(self.parity.kernels.describe()))
         equal = (
             f"EQUAL to the original within the rule for {self.precision}: largest error"
-            f" {self.parity.max_abs_error:.3g} as it runs here,"
-            f" {self.rounded.max_abs_error:.3g} with every result rounded as hardware does"
+            f" {self.parity.max_abs_error:.3g} as it runs here"
         )
+        if self.precision != "int8":
+            equal += (
+                f", {self.rounded.max_abs_error:.3g} with every result rounded as hardware does"
+            )
         blocks.append(Text(equal, True))
         return Document("precision", tuple(blocks), remarks=(f"written to {self.package}",))
 

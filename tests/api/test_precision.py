@@ -105,5 +105,5 @@ def test_package_in_half_precision_is_refused(package: OnnxPackage, tmp_path: Pa
 
 
 def test_unknown_precision_is_refused(package: OnnxPackage, tmp_path: Path):
-    with pytest.raises(ConfigError, match="to is 'int8', expected float16 or bfloat16"):
-        moh_deploy.precision(package.root, to="int8", output=tmp_path / "low")
+    with pytest.raises(ConfigError, match="to is 'int4', expected float16, bfloat16 or int8"):
+        moh_deploy.precision(package.root, to="int4", output=tmp_path / "low")

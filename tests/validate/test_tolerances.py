@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, TOLERANCES, coarsest, tolerance_for
+from moh_deploy.validate.tolerances import (
+    BFLOAT16_PRODUCTS,
+    INT8_PRODUCTS,
+    TOLERANCES,
+    coarsest,
+    tolerance_for,
+)
 
 
 def test_float32_limit_grows_with_the_reference_but_not_below_one():
@@ -28,7 +34,7 @@ def test_coarsest_rule_is_the_one_that_allows_most():
 
 def test_only_short_mantissas_allow_more_behind_a_flip():
     loose = {name for name, rule in TOLERANCES.items() if rule.after_flip() != rule}
-    assert loose == {"float16", "bfloat16", BFLOAT16_PRODUCTS}
+    assert loose == {"float16", "bfloat16", BFLOAT16_PRODUCTS, INT8_PRODUCTS}
     single, products = tolerance_for("float32"), tolerance_for(BFLOAT16_PRODUCTS)
     assert coarsest(single, products) is products
 

@@ -120,6 +120,11 @@ def flavour_of(backend: str) -> Flavour:
 def lowered_type(precision: str | None, package: OnnxPackage) -> LowType | None:
     """Return the dtype that the package has to be lowered to; None if it need not be."""
     found = package.manifest.precision
+    if found == "int8":
+        raise ConfigError(
+            f"{package.root} is in int8, which is for ONNX Runtime on a CPU.",
+            hint="Build from the float32 package that it was made of.",
+        )
     if precision is None:
         return None
     wanted = dtype_named(precision, ("float32", *get_args(LowType)), option="precision")

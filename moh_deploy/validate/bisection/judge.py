@@ -19,7 +19,7 @@ from moh_deploy.validate.bisection.recorded_value import RecordedValue, recorded
 from moh_deploy.validate.differences import worst
 from moh_deploy.validate.layer_parity import LayerReference, LayerValuesFound, compare_layer
 from moh_deploy.validate.layer_values import LayerValues, layer_values
-from moh_deploy.validate.noise_floor import STEPS, NoisyModel, recorded_floor
+from moh_deploy.validate.noise_floor import NOISE, NoisyModel, recorded_floor
 from moh_deploy.validate.output_parity import compare_output
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.samples import own_view
@@ -211,7 +211,7 @@ class VariantJudge:
                 ]
                 return self._floors
             # Half precision: measured here, with the gates fed, as flips would exceed any rounding.
-            if precision not in STEPS or (package.manifest.layers and not gates):
+            if precision not in NOISE or (package.manifest.layers and not gates):
                 return self._floors
             noisy = NoisyModel(PackageVariants(package), gates, (), precision)
             names = set(map(computed_gates, gates))

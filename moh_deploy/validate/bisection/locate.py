@@ -26,6 +26,7 @@ from moh_deploy.validate.bisection.interval import find_interval
 from moh_deploy.validate.bisection.judge import Recorded
 from moh_deploy.validate.bisection.node_difference import WeightedGraph, node_differences
 from moh_deploy.validate.bisection.places import ModelGraph, NodePlace, Reached
+from moh_deploy.validate.tolerances import rule_name
 
 Cause = Literal["kernel", "optimisation", "precision", "float32", "graph"]
 
@@ -144,7 +145,10 @@ def locate(runs: Experiments) -> Located:
         return _in_runtime(runs)
     # In float32 it is right: what is wrong is rounding to half precision.
     if runs.float32 is not None and runs.right(runs.unrounded):
-        bound, models = runs.policy.rule(runs.precision).relative, (runs.plain, runs.unrounded)
+        bound, models = (
+            runs.policy.rule(rule_name(runs.precision)).relative,
+            (runs.plain, runs.unrounded),
+        )
         against = "the same graph in float32"
         return _compared(runs, *models, runs.recorded, "precision", against, bound)
     return _in_graph(runs)
@@ -158,7 +162,7 @@ def _in_runtime(runs: Experiments) -> Located:
         return _suspected(runs, runs.plain, runs.recorded_as_run, "optimisation")
     recorded, against = runs.judge.judge(kernels), "the function bodies"
     # Kernels add up in another order than the bodies: a step of the dtype is no fault.
-    bound = max(SAME_PRECISION, runs.policy.rule(runs.precision).least)
+    bound = max(SAME_PRECISION, runs.policy.rule(rule_name(runs.precision)).least)
     return _compared(runs, kernels, runs.plain, recorded, "kernel", against, bound)
 
 

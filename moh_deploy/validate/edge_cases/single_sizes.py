@@ -21,7 +21,7 @@ from moh_deploy.validate.edge_cases.first_difference import FirstDifference, who
 from moh_deploy.validate.edge_cases.routing_judge import values_mismatch
 from moh_deploy.validate.edge_cases.source import Sides, Source, feeding, fixed_values
 from moh_deploy.validate.input_sets import sized_inputs
-from moh_deploy.validate.tolerances import coarsest
+from moh_deploy.validate.tolerances import coarsest, rule_name
 from moh_deploy.validate.valid_tokens import EVERY_TOKEN, token_view
 
 SIZES_CASE = "one size apart"
@@ -80,7 +80,7 @@ class _Asked:
         valid = sides.valid(run)
         view = EVERY_TOKEN if valid is None else token_view(valid, manifest, run)
         for spec in manifest.outputs:
-            rule = coarsest(*map(sides.policy.rule, (spec.dtype, manifest.precision)))
+            rule = coarsest(*map(sides.policy.rule, (spec.dtype, rule_name(manifest.precision))))
             name, values = f"output '{spec.name}'", (got[spec.name], expected[spec.name])
             places = view.places(spec.name, made[spec.name].shape)
             problem = values_mismatch(name, *values, rule, places)

@@ -36,7 +36,7 @@ from moh_deploy.validate.edge_cases.tied_logits import (
     jump,
     same_choices,
 )
-from moh_deploy.validate.tolerances import coarsest
+from moh_deploy.validate.tolerances import coarsest, rule_name
 
 TIES_CASE = "ties before the router"
 
@@ -216,7 +216,7 @@ class _TiedModel:
             arrays = [np.where(counted, array, arrays[0]) for array in arrays]
         if arrays[0].dtype.kind not in "fV":
             return None
-        names = (arrays[0].dtype.name, self.sides.package.manifest.precision)
+        names = (arrays[0].dtype.name, rule_name(self.sides.package.manifest.precision))
         return jump(arrays, coarsest(*map(self.sides.policy.rule, names)).relative)
 
     @property

@@ -1,0 +1,138 @@
+"""Decide which matrix products of a model are to be in int8."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.graph.router_nodes import CONTRACTIONS
+from moh_deploy.ops import is_moh_op, op_names
+from moh_deploy.system.suggest import did_you_mean
+
+PRODUCTS = ("Gemm", "MatMul")
+"""Operators that may be in int8: what ONNX Runtime's dynamic quantiser has for two axes of
+weights."""
+
+
+@dataclass(frozen=True)
+class Int8Plan:
+    """The products of a graph, by what becomes of them.
+
+    Attributes:
+        int8: Names of those that are to be in int8.
+        float32: Name of each of the others to the reason why.
+    """
+
+    int8: tuple[str, ...]
+    float32: Mapping[str, str]
+
+    def without(self, names: Collection[str]) -> Int8Plan:
+        """Return the plan with some more products in float32.
+
+        Raises:
+            ConfigError: There is no product of a name.
+        """
+        for name in names:
+            if name not in {*self.int8, *self.float32}:
+                raise ConfigError(
+                    f"there is no product '{name}' in the model.",
+                    hint=did_you_mean(name, self.int8) or f"There are {', '.join(self.int8[:8])}.",
+                )
+        asked = {name: "asked for" for name in names if name in self.int8}
+        return Int8Plan(
+            tuple(name for name in self.int8 if name not in asked), {**self.float32, **asked}
+        )
+
+
+def plan_int8(model: ir.Model, *, gates: Collection[str]) -> Int8Plan:
+    """Decide of each product of the main graph.
+
+    Weights that are stored are rounded once, each column by its own scale; activations when they
+    are met. A product stays in float32 if its weights are computed, or if it makes nothing but
+    scores of a router: it is small, and rounding it chooses other heads. Where the scores are made
+    of the queries themselves, their product is one of the large ones, and is in int8.
+
+    Args:
+        model: All floats are float32; its projections are products. Products without a name get
+            one.
+        gates: Names of the layers' gates.
+    """
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    scores = {
+        node for name in gates if name in values for node in _products_of_scores(values[name])
+    }
+    int8: list[str] = []
+    float32: dict[str, str] = {}
+    for node in model.graph:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in PRODUCTS:
+            continue
+        # The quantiser is told by names which products to take.
+        node.name = node.name or f"{node.outputs[0].name}.{node.op_type}"
+        reason = _reason(node, scores)
+        if reason is None:
+            int8.append(node.name)
+        else:
+            float32[node.name] = reason
+    return Int8Plan(tuple(int8), float32)
+
+
+def _reason(node: ir.Node, scores: Collection[ir.Node]) -> str | None:
+    if node in scores:
+        return "a router ranks what it makes"
+    weight = node.inputs[1]
+    if weight is None or weight.const_value is None or weight.producer() is not None:
+        return "its weights are computed, not stored"
+    if len(weight.const_value.shape) != 2:  # [in, out]
+        return "its weights are no matrix"
+    attributes = {name: one.value for name, one in node.attributes.items()}
+    if attributes.get("transA", 0) or {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}:
+        return "it scales or transposes what it reads"
+    return None
+
+
+def _products_of_scores(gates: ir.Value) -> Iterator[ir.Node]:
+    """Yield the products that make the scores behind some gates and nothing else."""
+    way = set(_way(gates))
+    for node in way:
+        if node.op_type in CONTRACTIONS and _stays_on(node, way, gates):
+            yield node
+
+
+def _way(gates: ir.Value) -> Iterator[ir.Node]:
+    """Yield the nodes between the nearest contractions and some gates, these included.
+
+    What a contraction reads, or a custom operator but the router, is made of whole tokens and is
+    not looked at.
+    """
+    found: set[ir.Node] = set()
+    waiting = deque([gates.producer()])
+    while waiting:
+        node = waiting.popleft()
+        if node is None or node in found:
+            continue
+        found.add(node)
+        is_other = is_moh_op(node.domain, node.op_type) and node.op_type != op_names.ROUTER
+        if is_other:
+            continue
+        yield node
+        if node.op_type not in CONTRACTIONS:
+            waiting += [value.producer() for value in node.inputs if value is not None]
+
+
+def _stays_on(node: ir.Node, way: Collection[ir.Node], gates: ir.Value) -> bool:
+    """Tell whether all that is made of a node is on the way to the gates."""
+    waiting, found = [node], {node}
+    while waiting:
+        for value in waiting.pop().outputs:
+            if value is gates:  # what they do is what the router is for
+                continue
+            if value.is_graph_output() or any(user not in way for user in value.consumers()):
+                return False
+            new = [user for user in value.consumers() if user not in found]
+            found.update(new)
+            waiting += new
+    return True
