@@ -13,6 +13,7 @@ from moh_deploy.errors import BackendError
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
 from tests.cuda.trt import builds
 from tests.handmade_package import write_package
+from tests.nightly import nightly
 from tests.runtime.tensorrt import stand_in
 from tests.trt_packages import required_rtx
 
@@ -68,6 +69,7 @@ def test_it_builds_for_the_gpu_that_it_finds(
     assert build().status == "built"
 
 
+@nightly
 def test_measured_times_are_kept_for_the_same_stack(
     build: Callable[..., BuildReport],
     stand_in_folder: Path,

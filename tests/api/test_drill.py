@@ -10,6 +10,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.onnxruntime.models import PackageDir
 from moh_deploy.serving.drill.targets import DRILLED_NAME, HttpServer
 from tests.handmade_package import write_package
+from tests.nightly import nightly
 from tests.routed_package import write_routed
 
 QUICK = "rungs: [{kind: functions, name: first}, {kind: functions}]\ncool_down: {first_s: 0.5}"
@@ -30,6 +31,7 @@ def test_a_drill_in_this_process_holds_and_says_what_clients_saw(tmp_path: Path)
     assert report.faults[3].reason == "drift"
 
 
+@nightly
 def test_wrong_finite_answers_get_out_until_a_spot_check_finds_them(tmp_path: Path):
     package = write_routed(tmp_path / "package")
     (wrong,) = drill(package.root, faults=["wrong"], **SHORT).faults
@@ -53,6 +55,7 @@ def test_a_policy_that_sees_nothing_of_it_does_not_hold(tmp_path: Path):
     assert "slow: the guard did not notice it" in str(report.failure)
 
 
+@nightly
 def test_the_policy_of_a_bundle_is_drilled(tmp_path: Path):
     package = write_package(tmp_path / "package")
     (tmp_path / "policy.yaml").write_text(QUICK)

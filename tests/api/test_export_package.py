@@ -64,7 +64,7 @@ def one_layer_decoder() -> ZooModel:
     [
         one_layer_decoder(),
         pytest.param(animal("nested_outputs"), marks=nightly),
-        animal("windowed_pooled"),
+        pytest.param(animal("windowed_pooled"), marks=nightly),
     ],
     ids=lambda model: model.name,
 )
@@ -170,6 +170,7 @@ class RunsTwice(nn.Module):
         return y
 
 
+@nightly
 def test_layers_of_one_module_are_told_apart(tmp_path: Path):
     export(RunsTwice(), tmp_path / "package")
     report = moh_deploy.tune(tmp_path / "package", choose={"attn": "sparse", "attn#2": "dense"})
@@ -211,6 +212,7 @@ def export_half(dtype: torch.dtype, output: Path) -> ExportReport:
     return export(model, output, inputs=inputs, dynamic=("x:0=batch,1=seq",))
 
 
+@nightly
 @pytest.mark.parametrize("dtype", one_in(2, ["float16", "bfloat16"]))
 def test_half_precision_stays_half_precision(dtype: str, tmp_path: Path):
     torch_dtype = getattr(torch, dtype)
@@ -344,6 +346,7 @@ class PaddedWindows(nn.Module):
         return (x @ x.transpose(2, 3)).softmax(-1).sum(1)
 
 
+@nightly
 def test_limit_of_the_trace_that_is_none_of_the_models_is_lifted(tmp_path: Path):
     x, dynamic = noise(2, 9, 8).numpy(), ("x:0=batch,1=seq",)
     export(PaddedWindows(), tmp_path / "package", inputs={"x": x}, dynamic=dynamic)
@@ -593,6 +596,7 @@ def test_what_looks_like_a_layer_is_in_the_package_and_may_be_refused(tmp_path: 
     assert_nothing_is_left(refused)
 
 
+@nightly
 def test_a_router_of_experts_is_in_the_package_and_no_layer_that_is_missing(tmp_path: Path):
     report = export(Experts(), tmp_path / "package", overrides=("require_layers=all",))
     (other,) = report.other_routers

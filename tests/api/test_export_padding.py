@@ -18,7 +18,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.validate.export_report import ExportReport
 from moh_deploy.validate.input_sets import sized_inputs
 from tests.exporting import prove_in_this_process
-from tests.nightly import one_in
+from tests.nightly import nightly, one_in
 from tests.report.shown import as_markdown
 
 
@@ -186,6 +186,7 @@ def test_difference_at_valid_tokens_is_refused_though_padding_is_left_out(tmp_pa
     assert "only where" not in refused.value.message
 
 
+@nightly
 @pytest.mark.parametrize("dtype", one_in(2, [torch.bool, torch.float32]))
 def test_mask_that_is_named_may_be_of_any_dtype(dtype: torch.dtype, tmp_path: Path):
     mask = LEFT.to(dtype)
@@ -200,6 +201,7 @@ def test_mask_that_is_none_is_refused(tmp_path: Path):
         export(Decoder(), tmp_path / "package", valid_tokens="input_ids")
 
 
+@nightly
 def test_pooled_output_is_compared_whole(tmp_path: Path):
     report = export(PooledToo(), tmp_path / "package", output_names=["y", "pooled"])
     assert report.valid_tokens_found
@@ -208,6 +210,7 @@ def test_pooled_output_is_compared_whole(tmp_path: Path):
     assert elements == {"y": 17 * DIM, "pooled": 3 * DIM}
 
 
+@nightly
 def test_router_that_makes_nan_of_padding_refuses_no_right_model(tmp_path: Path):
     with pytest.raises(ValidationError, match="the reference is itself NaN") as refused:
         export(ZeroPadding(), tmp_path / "package")
@@ -225,6 +228,7 @@ def test_router_that_makes_nan_of_padding_refuses_no_right_model(tmp_path: Path)
     assert layer.active_share == 0.5
 
 
+@nightly
 @pytest.mark.parametrize("model", one_in(2, [Decoder, Additive]))
 def test_padding_on_both_sides_is_recorded_whatever_the_example_holds(
     model: type[Decoder], tmp_path: Path
@@ -244,6 +248,7 @@ def test_padding_on_both_sides_is_recorded_whatever_the_example_holds(
     ] == [1, 0, 0, 1]
 
 
+@nightly
 @pytest.mark.parametrize("dtype", one_in(3, ["int64", "bool", "float32"]))
 def test_mask_that_is_made_up_holds_padding(dtype: str, tmp_path: Path):
     specs = ["input_ids:[batch=3,seq=7]:int64", f"attention_mask:[batch=3,seq=7]:{dtype}"]
@@ -275,7 +280,7 @@ class TwoMasks(Decoder):
         return x + layer.out(mixed.transpose(1, 2).flatten(2))
 
 
-@pytest.mark.parametrize("agree", [True, False])
+@pytest.mark.parametrize("agree", [True, pytest.param(False, marks=nightly)])
 def test_of_two_masks_that_the_graph_shows_one_is_taken_where_they_agree(
     agree: bool, tmp_path: Path
 ):

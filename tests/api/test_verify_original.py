@@ -17,6 +17,7 @@ from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.validate.samples import recorded_samples
 from tests import small_moh
 from tests.cli.run_cli import Cli
+from tests.nightly import nightly
 from tests.report.shown import as_junit
 
 FACTORY = "tests.api.test_verify_original:build"
@@ -145,6 +146,7 @@ def _gap(layer: nn.Module, token: Array) -> float:
     return float(scores[1] - scores[0])
 
 
+@nightly
 def test_exported_program_is_a_reference(folder: Path, tmp_path: Path):
     dims = {"input": {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq")}}
     program = torch.export.export(build(), (torch.zeros(2, 7, 8),), dynamic_shapes=dims)
@@ -231,6 +233,7 @@ def test_outputs_alone_refuse_stale_weights(folder: Path):
     assert "does not run at batch=1, seq=11" in refused.value.message
 
 
+@nightly
 def test_labelled_batches_without_gates_are_scored_in_their_order(folder: Path, tmp_path: Path):
     """Batches of 2, 1, and 2 samples: the trace does not run on the second."""
     draw = np.random.default_rng(7)

@@ -13,6 +13,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from tests.kernel_library import needs_library
+from tests.nightly import nightly
 
 
 @pytest.fixture
@@ -96,6 +97,7 @@ def test_wrong_output_is_no_measurement(bench: ModuleType) -> None:
         bench._error("moh", np.full((2, 3), np.nan), expected)
 
 
+@nightly
 @needs_library
 def test_rows_have_what_was_measured(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--active", "1", "0.5", "--threads", "1", "2", "--rounds", "2", "--json"]

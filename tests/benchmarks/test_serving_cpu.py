@@ -8,8 +8,10 @@ from types import ModuleType
 import pytest
 
 from tests.handmade_package import write_package
+from tests.nightly import nightly
 
 
+@nightly
 def test_server_is_measured_beside_a_loop_and_answers_are_compared(
     tmp_path: Path,
     load_benchmark: Callable[[str], ModuleType],

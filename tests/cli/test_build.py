@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli.run_cli import REPOSITORY, Cli
 from tests.cuda.trt import builds
+from tests.nightly import nightly, one_in
 from tests.runtime.tensorrt import stand_in
 from tests.trt_packages import required_rtx, unknown_operators, write_changed
 
@@ -76,7 +77,9 @@ def _start(command: list[object], environment: dict[str, str]) -> subprocess.Pop
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)], ids=str
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, -signal.SIGTERM, marks=nightly)],
+    ids=str,
 )
 def test_a_build_that_is_stopped_leaves_nothing(
     package: Path,
@@ -114,7 +117,7 @@ def _wait_until_gone(pid: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("kilobytes", [4, 64])
+@pytest.mark.parametrize("kilobytes", one_in(2, [4, 64]))
 def test_a_full_disk_leaves_nothing(package: Path, library: Path, kilobytes: int):
     """In the model that is lowered, and in the engine, which another process writes."""
     limit = kilobytes << 10

@@ -83,7 +83,7 @@ FORMS: dict[str, tuple[Callable[[nn.Module, Path], None], str, tuple[str, ...]]]
 }
 
 
-@pytest.mark.parametrize("form", one_in(3, FORMS))
+@pytest.mark.parametrize("form", one_in(5, FORMS))
 def test_checkpoint_of_every_form_becomes_an_equal_package(
     cli: Cli, tmp_path: Path, code_dir: Path, form: str
 ):

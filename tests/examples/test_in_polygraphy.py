@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.handmade_package import vectors, write_package
+from tests.nightly import nightly
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "in_polygraphy.py"
 
 
+@nightly
 @pytest.mark.skipif(
     importlib.util.find_spec("polygraphy") is None,
     reason="Polygraphy is not installed: pip install 'moh-deploy[polygraphy]'",

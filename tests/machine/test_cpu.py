@@ -37,6 +37,7 @@ def test_without_a_library_the_recorded_reason_is_given(
     assert "apt install cmake" in str(found.kernels.fix)
 
 
+@nightly
 def test_a_broken_runtime_is_a_finding(fakes: Fakes):
     fakes.module("onnxruntime", "import os\nos.abort()\n")
     found = probe_cpu()

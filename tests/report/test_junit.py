@@ -7,6 +7,7 @@ from junitparser import JUnitXml
 
 from moh_deploy.report.document import About, CiCase, CiOutcome, CiSuite, Document
 from moh_deploy.report.junit import junit
+from tests.nightly import nightly
 from tests.report.junit_reader import read_outcomes
 
 
@@ -45,6 +46,7 @@ def test_what_xml_has_no_form_for_is_replaced(code: int):
     assert read_outcomes(written) == {"a?b": "failure"}
 
 
+@nightly
 @given(st.text(st.characters(codec=None, categories=None)), st.text())
 def test_any_text_can_be_read(name: str, message: str):
     case = CiCase("outputs", name, "failure", message)

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.npz import map_npz, read_npy, read_npz, write_npz
 from tests.cli.run_cli import run_python
+from tests.nightly import nightly
 
 DTYPES = [np.float16, np.float32, np.float64, np.int64, np.int32, np.uint8, np.bool_]
 
@@ -196,6 +197,7 @@ except ConfigError as error:
 """
 
 
+@nightly
 def test_bomb_takes_no_memory(tmp_path: Path):
     with (
         zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,

@@ -19,6 +19,7 @@ from moh_deploy.report.document import About
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.validate.valid_tokens import ValidTokens, inner_places, token_view
 from tests.handmade_package import MANIFEST, model, vectors, write_package
+from tests.nightly import one_in
 from tests.report.shown import as_junit, as_page
 from tests.routed_package import SEQ, WIDTH, write_routed
 
@@ -122,7 +123,7 @@ def test_option_wins_over_the_mask_that_a_package_names(tmp_path: Path):
     assert (report.tokens.name, report.tokens.left_out) == ("other", 0)
 
 
-@pytest.mark.parametrize("what", ["bench", "tune", "precision", "probe", "bisect"])
+@pytest.mark.parametrize("what", one_in(2, ["bench", "tune", "precision", "probe", "bisect"]))
 def test_every_command_leaves_out_what_a_package_says_is_padding(what: str, tmp_path: Path):
     root = write_masked(tmp_path / "package", garbage_in_padding, named="mask").root
     if what == "bench":

@@ -152,6 +152,7 @@ print(json.dumps([np.array_equal(y, 2 * x(2, 3)), "tensorrt" in sys.modules]))
     assert found == [True, False]
 
 
+@nightly
 @needs_polygraphy
 def test_engines_of_both_need_a_process_each(program: Program, fakes: Fakes, tmp_path: Path):
     simulate_gpu(fakes, module="tensorrt_rtx")

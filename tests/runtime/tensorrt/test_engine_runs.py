@@ -97,6 +97,7 @@ def test_kernels_of_an_engine_cannot_be_switched_off(tmp_path: Path):
     assert "was decided when it was built" in refused.stderr
 
 
+@nightly
 @needs_polygraphy
 def test_run_writes_what_the_engine_gives(fakes: Fakes, tmp_path: Path):
     simulate_gpu(fakes)

@@ -15,6 +15,7 @@ from moh_deploy.serving.drill.load import Asking
 from moh_deploy.serving.drill.targets import HttpServer, Target
 from moh_deploy.serving.guard.control import Control, write_control
 from tests.handmade_package import write_package
+from tests.nightly import nightly
 
 POLICY = "rungs: [{kind: functions, name: first}, {kind: functions}]\ncool_down: {first_s: 100}"
 
@@ -76,6 +77,7 @@ def test_a_fault_is_planted_by_the_control_file(target: Target, ask: Asking, pac
     write_control(target.control, Control())
 
 
+@nightly
 def test_a_rung_that_took_the_worker_along_does_not_serve_in_the_next(
     target: Target, ask: Asking, package: OnnxPackage
 ):

@@ -11,12 +11,14 @@ import numpy as np
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from tests.handmade_package import WIDTH, write_package
+from tests.nightly import nightly
 from tests.serving.http.running import LONG_S, running
 from tests.serving.triton.triton_environment import python_or_skip
 
 CLIENT = Path(__file__).with_name("triton_client.py")
 
 
+@nightly
 def test_tritons_client_is_answered(tmp_path: Path):
     python = python_or_skip()
     package = write_package(tmp_path / "package")

@@ -39,6 +39,7 @@ from moh_deploy.serving.triton.server import RunningServer, TritonServer, runnin
 from moh_deploy.system.npz import Array, write_npz
 from tests.handmade_package import vectors, write_package
 from tests.kept_builds import ROOT
+from tests.nightly import nightly
 from tests.runtime.tensorrt.engines import write_engine
 from tests.serving.triton.bundles import bundle_of_handmade, replace_in
 from tests.serving.triton.echo_package import ECHO_TYPES, echo_samples, write_echo
@@ -214,6 +215,7 @@ def test_ten_thousand_answers_are_the_packages(served: Served, demo: ModuleType,
     assert found.requests == 10_000
 
 
+@nightly
 def test_watch_reads_what_the_server_counts(served: Served, demo: ModuleType, tmp_path: Path):
     inputs, answers_file = tmp_path / "samples.npz", tmp_path / "answers.npz"
     write_npz(inputs, SAMPLES)
@@ -294,6 +296,7 @@ def test_bad_request_gets_a_sentence_and_the_server_lives(
     np.testing.assert_allclose(got, x.outputs["y"], rtol=1e-5, atol=1e-6)
 
 
+@nightly
 def test_every_dtype_passes_bit_for_bit_and_the_packages_refusal_reaches_the_client(
     server: TritonServer, tmp_path: Path
 ):
@@ -325,6 +328,7 @@ def test_native_configuration_is_read_by_the_server(
     assert "failed to parse" not in log.lower()
 
 
+@nightly
 def test_wrong_key_is_told_from_a_missing_backend(server: TritonServer, tmp_path: Path):
     root = native_bundle(tmp_path, "onnxruntime")
     replace_in(root, "repository/handmade/config.pbtxt", "op_library_filename", "op_library")

@@ -121,6 +121,7 @@ def test_first_of_two_layers_is_named_alone(
     )
 
 
+@nightly
 def test_sentence_says_what_breaks_ties(package_of: Callable[[str], OnnxPackage], tmp_path: Path):
     right = package_of("windows")
     layer = last_layer(right)

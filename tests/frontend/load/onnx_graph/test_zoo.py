@@ -22,7 +22,7 @@ from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.trace import dynamic_shapes, trace
 from tests.frontend.rewritten import checked_layers
 from tests.frontend.traced import traced
-from tests.nightly import one_in
+from tests.nightly import nightly, one_in
 from tests.zoo import MISSED, ZOO, ExpectedLayer, ZooModel
 
 OTHERWISE = {
@@ -99,6 +99,7 @@ def test_what_pytorch_does_not_export_it_still_does_not(name: str, tmp_path: Pat
 BY_TORCHSCRIPT = ("llama_prefill", "vit_two_stage", "dit", "nested_sequential", "top_k_no_shared")
 
 
+@nightly
 @pytest.mark.parametrize(
     "animal",
     one_in(6, [animal for animal in ZOO if animal.name in BY_TORCHSCRIPT]),

@@ -12,6 +12,7 @@ from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, insert
 from tests.frontend.traced import plain_trace, traced
+from tests.nightly import nightly
 from tests.zoo.model import noise
 from tests.zoo.windowed_otherwise import DIM, HEAD_DIM, HEADS, Pixels
 
@@ -199,6 +200,7 @@ def test_usual_form_is_replaced(batch: int):
     assert (rewrite.op, rewrite.reason) == ("MoHAggregatedAttention", None)
 
 
+@nightly
 def test_image_of_dynamic_size_stays_with_the_reason():
     class AnyHeight(Usual):
         def forward(self, image):
