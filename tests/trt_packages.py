@@ -84,6 +84,14 @@ def double_inside(content: onnx.ModelProto) -> None:
     content.graph.node.extend(nodes)
 
 
+def other_keys(content: onnx.ModelProto) -> None:
+    """Let the keys be values of their own, which are those of the queries: -(-x)."""
+    (node,) = [one for one in content.graph.node if one.op_type == "MoHAttention"]
+    node.input[1] = "keys"
+    for name, read in (("keys", "negated"), ("negated", "x")):
+        content.graph.node.insert(0, helper.make_node("Neg", [read], [name], name=name))
+
+
 def fused_attention(content: onnx.ModelProto) -> None:
     """Put ONNX's own Attention, in float32, before the output."""
     last = content.graph.node[-1]

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.api.plain_engine import build_plain_engine
+from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.baseline_figures import bench_figures, machine_of, require_one_package
 from moh_deploy.perf.bench.bench_run import BenchRun
 from moh_deploy.perf.bench.candidates import (
+    PLAIN_ENGINE,
     BenchSetting,
     find_candidates,
+    is_the_engine,
     is_the_original,
     is_the_package,
 )
@@ -25,6 +28,7 @@ from moh_deploy.report.baseline.path_keys import path_key
 from moh_deploy.report.baseline.ratchet import Ratchet
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.original import Original
+from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import scratch_directory, staged_file
 from moh_deploy.validate.input_sets import InputSet, batch_dim, input_sets, sized_inputs
@@ -60,7 +64,9 @@ def bench(
         package_dirs: Packages or engine directories, or one.
         baselines: What to compare with: `dense`, the first package with every layer dense;
             `functions`, the first package on function bodies; `fixed-routing`, the first package
-            with its routers' results fed; `eager`, the original in PyTorch; `plain-onnx`, its
+            with its routers' results fed; `plain-engine`, the first engine built once more without
+            kernels, which is what an engine with kernels is compared with if nothing is named;
+            `eager`, the original in PyTorch; `plain-onnx`, its
             export by PyTorch alone; another package; or an ONNX file.
         inputs: npz files to run on, as `run` takes them, or directories; without, the run at the
             example's sizes.
@@ -97,9 +103,13 @@ def bench(
     _check_writable(output)
     ratchet = Ratchet.open(baseline_file, "bench", update=update_baseline)
     roots = [package_dirs] if isinstance(package_dirs, (Path, str)) else list(package_dirs)
+    baselines = baselines or _usual_baselines(roots)
     with scratch_directory("moh-deploy-bench") as scratch:
+        plain = None
+        if any(is_the_engine(str(one)) for one in baselines):
+            plain = _plain_engine(roots, package, scratch, progress)
         with progress.step("reading the packages"):
-            setting = BenchSetting(kernels, threads, original, scratch)
+            setting = BenchSetting(kernels, threads, original, scratch, plain)
             candidates = find_candidates(setting, roots, baselines, package)
             names = [one.name for one in candidates.entries]
             against = [one.name for one in candidates.entries if one.is_baseline]
@@ -131,11 +141,40 @@ def bench(
     return report
 
 
+def _usual_baselines(roots: Sequence[Path | str]) -> Sequence[str]:
+    """Return what is compared with where nothing is named."""
+    # Kernels that are slower than what TensorRT has itself should not go unnoticed.
+    if not roots or not is_engine_dir(roots[0]):
+        return ()
+    layers = read_engine_dir(Path(roots[0])).layers
+    has_kernels = any("kernel" in (one.moh_impl, one.router_impl) for one in layers)
+    return (PLAIN_ENGINE,) if has_kernels else ()
+
+
+def _plain_engine(
+    roots: Sequence[Path | str], package: Path | str | None, scratch: Path, progress: Progress
+) -> Path | None:
+    # What is asked of a package, or of an engine without its package, is refused further on.
+    if package is None or not roots or not is_engine_dir(roots[0]):
+        return None
+    output = scratch / PLAIN_ENGINE
+    try:
+        build_plain_engine(Path(roots[0]), Path(package), output, progress)
+    except BackendError as error:
+        raise BackendError(
+            f"the baseline '{PLAIN_ENGINE}' cannot be built: {error.message}",
+            hint="Build it where that can be done, moh-deploy build --plain, and name it:"
+            " --baseline DIR.",
+        ) from error
+    return output
+
+
 def _path_keys(
     baselines: Sequence[str], inputs: Sequence[Path | str], file: Path
 ) -> dict[str, str]:
     """Return the keys of baselines and inputs in a baseline file, for those that are paths."""
-    packages = [one for one in baselines if not is_the_package(one) and not is_the_original(one)]
+    is_word = (is_the_package, is_the_original, is_the_engine)
+    packages = [one for one in baselines if not any(is_one(one) for is_one in is_word)]
     paths = [*packages, *map(str, npz_files([Path(one) for one in inputs]))]
     return {one: path_key(one, file) for one in paths}
 

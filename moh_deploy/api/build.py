@@ -14,9 +14,17 @@ from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.machine.device_code import DeviceCode, device_code
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
 from moh_deploy.package.model_files import save_model
-from moh_deploy.runtime.tensorrt.build_plan import BuildPlan, bytes_of, flavour_of, lowered_type
+from moh_deploy.runtime.tensorrt.build_plan import (
+    BuildPlan,
+    bytes_of,
+    flavour_of,
+    hardware_level,
+    lowered_type,
+    require_compatibility,
+)
 from moh_deploy.runtime.tensorrt.build_process import BuildProcess
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
+from moh_deploy.runtime.tensorrt.candidate_networks import choose_ways
 from moh_deploy.runtime.tensorrt.engine_dir import (
     ENGINE_FILES,
     ENGINE_LOG_NAME,
@@ -33,12 +41,12 @@ from moh_deploy.runtime.tensorrt.engine_graph import (
     EngineGraph,
     check_network,
     engine_layers,
-    make_engine_graph,
+    read_graph,
 )
 from moh_deploy.runtime.tensorrt.flavour import Flavour
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer, BuildRequest
 from moh_deploy.runtime.tensorrt.plugin_library import HOW_TO_BUILD, PLUGIN_NAME, find_plugin
-from moh_deploy.runtime.tensorrt.preflight import refused_by_parser, refused_targets
+from moh_deploy.runtime.tensorrt.preflight import refused_by_parser, refused_driver, refused_targets
 from moh_deploy.runtime.tensorrt.profiles import make_profiles, shapes
 from moh_deploy.runtime.tensorrt.rejection import Rejection, refusal
 from moh_deploy.runtime.tensorrt.timing_cache import TimingCache
@@ -48,7 +56,7 @@ from moh_deploy.system.replaceable import DirectoryKind, check_output
 from moh_deploy.system.staging import StagedDirectory, sync_file, temporary_place
 from moh_deploy.validate.recorded_parity import require_equal
 
-_WORK_NAME, _LOWERED_NAME = "work", "lowered"
+_WORK_NAME, _LOWERED_NAME, _TIMING_NAME = "work", "lowered", "timing"
 # Of a library that tests make, over kernels for the CPU: what the real one can be compiled for.
 _LEAST_CODE = DeviceCode(machine=(), ptx=(80,))
 _TIMES_BEFORE, _TIMES_AFTER = "times.before", "times.after"
@@ -65,16 +73,21 @@ def build(
     workspace: str | None = None,
     timing_cache: Path | str | None = None,
     require_kernels: bool = False,
+    plain: bool = False,
     embed_plugin: bool = False,
     plugin: Path | str | None = None,
     keep_onnx: bool = False,
+    version_compatible: bool = False,
+    hardware_compatibility: str | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Build an engine, unless the output is one of all the same already.
 
-    How layers run on a CPU says nothing of a GPU: every layer runs by kernels, but for those that
-    somebody chose to be dense (`moh-deploy tune --choose`).
+    How layers run on a CPU says nothing of a GPU. The attention of each layer runs in the way that
+    is the fastest on this machine's GPU, of the kernel, TensorRT's own attention, and the op's body
+    in other layers; where nothing can be timed, a table of estimates decides, and the report says
+    so. Layers that somebody chose to be dense (`moh-deploy tune --choose`) run by no kernel.
 
     Args:
         package_dir: The package.
@@ -85,10 +98,15 @@ def build(
         compute_capabilities: GPUs to build for, TensorRT-RTX only; none: the usual ones.
         workspace: The most scratch memory of a layer: `4GiB`; None: no limit.
         timing_cache: Where to keep what TensorRT measures; None: nowhere.
-        require_kernels: Fail where a layer would not run by kernels.
+        require_kernels: Let kernels run whatever they take, and fail where a layer would not run by
+            them.
+        plain: Use no kernels: the engine that others are to be compared with.
         embed_plugin: Put the plugin library into the engine, not beside it.
         plugin: The plugin library; None: the installed one, or none.
         keep_onnx: Keep the lowered model beside the engine, for TensorRT's own tools.
+        version_compatible: Let later versions of TensorRT run the engine; `tensorrt` only.
+        hardware_compatibility: Let other GPUs run it, `ampere-plus` or `same-compute-capability`;
+            `tensorrt` only.
         dry_run: Parse only, and write nothing.
         progress: What to report steps to.
 
@@ -103,6 +121,11 @@ def build(
             precision.
     """
     progress, output, flavour = progress or SilentProgress(), Path(output), flavour_of(backend)
+    if plain and (require_kernels or embed_plugin or plugin is not None):
+        raise ConfigError(
+            "plain is given, and an option of kernels: require_kernels, embed_plugin or plugin.",
+            hint="A plain engine has none: leave one of them out.",
+        )
     check_output(output, _ENGINE)
     _check_apart(output, Path(package_dir))
     with progress.step("reading the package"):
@@ -115,10 +138,16 @@ def build(
         targets=flavour.targets_of(tuple(compute_capabilities)),
         workspace_bytes=None if workspace is None else bytes_of(workspace),
         timing_cache=_timing_cache_path(timing_cache, flavour),
-        library=find_plugin(None if plugin is None else Path(plugin)),
+        library=None if plain else find_plugin(None if plugin is None else Path(plugin)),
         embed_plugin=embed_plugin,
         keep_onnx=keep_onnx,
+        plain=plain,
+        only_kernels=require_kernels,
+        version_compatible=version_compatible,
+        hardware_compatibility=hardware_level(hardware_compatibility, flavour),
     )
+    if version_compatible:
+        require_compatibility(flavour, "version_compatible is given")
     # Before TensorRT is started, which takes seconds.
     if require_kernels or embed_plugin:
         plan.require_library(why="--require-kernels" if require_kernels else "--embed-plugin")
@@ -159,13 +188,13 @@ class _Build:
         if earlier is not None and earlier.key == self._plan.key(self._process.stack):
             _require(earlier.layers, required=require_kernels)
             return self._cached(earlier)
-        graph = self._lower()
-        rejections = graph.rejections + self._refused_targets(graph)
+        graph, refused = self._lower(timed=not dry_run)
+        rejections = refused + self._refused_targets(graph)
         if not rejections and self._plan.low is None:  # else it was compared when it was lowered
             with self._progress.step("comparing the package with the original model"):
                 require_equal(self._plan.package)
         if not rejections:
-            _require(engine_layers(graph, graph.plugin_nodes), required=require_kernels)
+            _require(_planned_layers(graph), required=require_kernels)
         # Parsed even if the build is refused already: the parser's reasons are to be said with the
         # others.
         request = self._request(graph, parse_only=dry_run or bool(rejections))
@@ -174,9 +203,10 @@ class _Build:
         if rejections and not dry_run:
             raise refusal(rejections, title=self._title)
         # After a refusal there may be no network to read back: what was planned is reported.
-        layers = engine_layers(graph, graph.plugin_nodes if rejections else answer.plugins)
+        layers = _planned_layers(graph)
         if not rejections:
             check_network(graph, answer, title=self._title)
+            layers = engine_layers(graph, plugins=answer.plugins, attentions=answer.attentions)
         if dry_run:
             report = self._report("refused" if rejections else "possible", layers)
             return replace(report, rejections=rejections)
@@ -184,14 +214,34 @@ class _Build:
         report = self._report("built", layers)
         return replace(report, engine_bytes=answer.engine_bytes, build_seconds=answer.seconds)
 
-    def _lower(self) -> EngineGraph:
-        """Write the model that TensorRT is given."""
-        self._plan.require_gpu(self._process.stack)
-        package, has_plugins = self._in_precision(), self._plan.library is not None
+    def _lower(self, *, timed: bool) -> tuple[EngineGraph, tuple[Rejection, ...]]:
+        """Write the model that TensorRT is given; return what the plugins refuse, too."""
+        plan = self._plan
+        plan.require_gpu(self._process.stack)
+        package = self._in_precision()
+        with self._progress.step("reading the model"):
+            read = read_graph(
+                package,
+                plan.profiles,
+                no_plugins=plan.no_plugins,
+                only_kernels=plan.only_kernels,
+            )
+        refused = read.rejections
+        if plan.library is not None and read.plugin_nodes:
+            refused += refused_driver(self._process.stack.driver, needed=plan.library.cuda)
+        choices = choose_ways(
+            read,
+            plan,
+            here=self._process.stack.compute_capability,
+            # What is refused is not built: nobody waits for times of it.
+            timed=timed and not refused,
+            folder=self._work / _TIMING_NAME,
+            progress=self._progress,
+        )
         with self._progress.step("lowering the model"):
-            graph = make_engine_graph(package, self._plan.profiles, plugins=has_plugins)
+            graph = read.lowered(choices)
             save_model(graph.model, package, self._work)
-        return graph
+        return graph, refused
 
     def _refused_targets(self, graph: EngineGraph) -> tuple[Rejection, ...]:
         here = self._process.stack.compute_capability
@@ -230,6 +280,8 @@ class _Build:
             workspace_bytes=plan.workspace_bytes,
             timing_cache=self._times_before(),
             timing_cache_out=None if self._times is None else str(self._work / _TIMES_AFTER),
+            version_compatible=plan.version_compatible,
+            hardware_compatibility=plan.hardware_compatibility,
         )
 
     def _times_before(self) -> str | None:
@@ -293,6 +345,8 @@ class _Build:
             workspace_bytes=plan.workspace_bytes,
             build_seconds=answer.seconds,
             files={name: sha256_of(self._staged.path / name) for name in files},
+            version_compatible=plan.version_compatible,
+            hardware_compatibility=plan.hardware_compatibility,
         )
 
     def _cached(self, earlier: EngineManifest) -> BuildReport:
@@ -317,12 +371,19 @@ class _Build:
 
     def _notes(self) -> list[str]:
         notes = []
-        if self._plan.library is None:
+        if self._plan.library is None and not self._plan.plain:
             notes.append(f"no plugin library: MoH layers run their function bodies. {HOW_TO_BUILD}")
         ignored = None if self._times is None else self._times.why_ignored()
         if self._times is not None and ignored is not None:
             notes.append(f"timing cache {self._times.path} is neither used nor replaced: {ignored}")
         return notes
+
+
+def _planned_layers(graph: EngineGraph) -> tuple[EngineLayer, ...]:
+    """Return what runs each layer if the parser does as planned."""
+    return engine_layers(
+        graph, plugins=graph.plugin_nodes, attentions=tuple(graph.attentions.values())
+    )
 
 
 def _require(layers: Sequence[EngineLayer], *, required: bool) -> None:

@@ -374,12 +374,23 @@ BUILD = (
         "FILE",
         "Keep what tensorrt measures, for the next build on the same machine.",
     ),
-    _flag("--require-kernels", "Fail where an MoH layer would not run by kernels."),
+    _flag(
+        "--require-kernels",
+        "Let kernels run whatever they take, timed or not; fail where an MoH layer would not run by"
+        " them.",
+    ),
+    _flag("--plain", "Use no kernels: the engine that others are to be compared with."),
     _flag("--embed-plugin", "Put the plugin library into the engine."),
     _path(
         "--plugin", "FILE", "The plugin library, libmoh_plugin.so.  [default: the installed one]"
     ),
     _flag("--keep-onnx", "Keep the lowered model beside the engine, for trtexec."),
+    _flag("--version-compatible", "Let later versions of TensorRT run the engine; tensorrt only."),
+    click.option(
+        "--hardware-compatibility",
+        type=click.Choice(["ampere-plus", "same-compute-capability"]),
+        help="Let other GPUs run the engine; tensorrt only.",
+    ),
     _flag("--dry-run", "Say what would be built or refused; write nothing."),
     JSON,
 )
@@ -573,9 +584,10 @@ BENCH = (
     click.argument("package_dirs", metavar="DIR...", nargs=-1, required=True, type=FILE_PATH),
     _many(
         "--baseline",
-        "dense|functions|fixed-routing|eager|plain-onnx|DIR|FILE.onnx",
+        "dense|functions|fixed-routing|plain-engine|eager|plain-onnx|DIR|FILE.onnx",
         "Compare with the first package with every layer dense, with its function bodies,"
-        " without its routers (fixed-routing:LAYER: one of them); with the original in PyTorch,"
+        " without its routers (fixed-routing:LAYER: one of them); with the first engine without"
+        " kernels; with the original in PyTorch,"
         " with its export by PyTorch alone; with another package, engine or model.",
         to="baselines",
         type=NAME_OR_PATH,

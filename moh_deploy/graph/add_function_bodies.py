@@ -22,7 +22,7 @@ def add_function_bodies(model: ir.Model, *, opset: int) -> bool:
         numbers: dict[str, int] = {}
         for node in _nodes_of(model, spec):
             # Nodes of one variant share a body; a variant is all that a body depends on.
-            key = spec.variant(_types(node), _attributes(spec, node)).key()
+            key = spec.variant(types_of_inputs(node), own_attributes(spec, node)).key()
             number = numbers.setdefault(key, len(numbers) + 1)
             node.domain = numbered_domain(spec.domain, number)
             _add(model, spec, node, opset)
@@ -38,13 +38,14 @@ def _add(model: ir.Model, spec: OpSpec, node: ir.Node, opset: int) -> None:
     # The key is domain and name, which is why every body has a domain of its own.
     if node.op_identifier() in model.functions:
         return
-    proto = spec.function(_types(node), _attributes(spec, node), opset=opset)
+    proto = spec.function(types_of_inputs(node), own_attributes(spec, node), opset=opset)
     proto.domain = node.domain
     function = ir.serde.deserialize_function(proto)
     model.functions[function.identifier()] = function
 
 
-def _types(node: ir.Node) -> TensorTypes:
+def types_of_inputs(node: ir.Node) -> TensorTypes:
+    """Return dtypes and shapes of what a node reads, None for what it leaves out."""
     return [None if value is None else _type(value) for value in node.inputs]
 
 
@@ -56,7 +57,8 @@ def _type(value: ir.Value) -> TensorType:
     return TensorType(str(value.dtype.numpy()), tuple(dims))
 
 
-def _attributes(spec: OpSpec, node: ir.Node) -> Attributes:
+def own_attributes(spec: OpSpec, node: ir.Node) -> Attributes:
+    """Return the attributes that an op defines, of a node."""
     # What only a plugin reads takes no part in the meaning of the op.
     given = {name: attribute.value for name, attribute in node.attributes.items()}
     return spec.complete({name: given[name] for name in given if name not in PLUGIN_ATTRIBUTES})

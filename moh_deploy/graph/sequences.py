@@ -14,6 +14,8 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.close_input_gaps import close_input_gaps
+from moh_deploy.graph.float_masks import float_masks
+from moh_deploy.graph.fused_attention import fuse_attention
 from moh_deploy.graph.infer_types import infer_types
 from moh_deploy.graph.inline_functions import inline_functions
 from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer, keep_gates
@@ -112,8 +114,12 @@ def choose_for_engine(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
 
 
 def lower_to_tensorrt(
-    model: ir.Model, *, plugin_nodes: Collection[str], open_shares: Mapping[str, float]
-) -> bool:
+    model: ir.Model,
+    *,
+    plugin_nodes: Collection[str],
+    fused_nodes: Collection[str],
+    open_shares: Mapping[str, float],
+) -> dict[str, str]:
     """Turn a package's model into what TensorRT's parser and the plugins take.
 
     Not needed, and so not done: int64 indices (TensorRT has them from 10.0 on); constant top-k (an
@@ -123,14 +129,22 @@ def lower_to_tensorrt(
     Args:
         model: Its layers have one choice each (`choose_for_engine`): no `If` by size is left.
         plugin_nodes: Names of the nodes that are to be plugins.
+        fused_nodes: Names of those that are to be an attention of TensorRT's own.
         open_shares: Name of an attention node to its share of open gates, where that is known.
+
+    Returns:
+        Name of each of `fused_nodes` to that of the Attention in its place.
     """
     # The parser finds functions by name alone, without domain: it would take the node of a dense
     # layer for a plugin, and one body for another; and up to TensorRT 10.6 it prefers a function to
     # a plugin. So no function is left.
-    inlined = inline_functions(model, but=plugin_nodes)
+    inline_functions(model, but={*plugin_nodes, *fused_nodes})
+    # Behind that: bodies are of the opset that the model had until now.
+    fused = fuse_attention(model, fused_nodes)
+    # Of plugins alone, and before an input changes its place.
+    float_masks(model, plugin_nodes)
     # The parser refuses nodes that leave out an input in between.
-    closed = close_input_gaps(model)
+    close_input_gaps(model)
     # Last: closing a gap says which inputs there are, and that is a field.
-    told = tell_fields(model, open_shares)
-    return inlined or bool(closed) or told
+    tell_fields(model, open_shares)
+    return fused

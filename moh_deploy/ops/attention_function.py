@@ -70,20 +70,20 @@ def function_body(variant: AttentionVariant, *, opset: int) -> onnx.FunctionProt
     # The mask is the last input: a body without it does without the parameter.
     inputs = "Q, K, V, gates" + (", attn_mask" if variant.mask else "")
     steps = [
-        _CONSTANTS,
+        CONSTANTS,
         _split_heads(variant),
         _GATES,
-        _position_mask(variant),
-        _bias(variant),
+        position_mask(variant),
+        bias_of_mask(variant),
         _attend(variant),
         _gate(variant),
-        _merge_heads(variant),
+        merged_heads(variant),
     ]
     signature = f"MoHAttention <q_num_heads, kv_num_heads, scale, is_causal> ({inputs}) => (Y)"
     return parsed_function(signature, steps, opset=opset)
 
 
-_CONSTANTS = """
+CONSTANTS = """
     zero = Constant <value_float = 0.0> ()
     one_element = Constant <value_ints = [1]> ()
     first_axis = Constant <value_ints = [0]> ()
@@ -137,7 +137,7 @@ _GATES = """
 """
 
 
-def _position_mask(variant: AttentionVariant) -> str:
+def position_mask(variant: AttentionVariant) -> str:
     """seen_ST: key t is not in the future of query s, that is t <= s + T - S."""
     # Range makes positions from sizes at run time, so both lengths may be dynamic.
     if not variant.is_causal:
@@ -157,7 +157,7 @@ def _position_mask(variant: AttentionVariant) -> str:
     """
 
 
-def _bias(variant: AttentionVariant) -> str:
+def bias_of_mask(variant: AttentionVariant) -> str:
     """`bias`, added to the scores: -inf where a key is hidden; and `blind`: queries that see none.
 
     Both have the mask's own shape, which seldom has a head axis: nothing is as large as the scores.
@@ -234,7 +234,8 @@ def _gate(variant: AttentionVariant) -> str:
     """
 
 
-def _merge_heads(variant: AttentionVariant) -> str:
+def merged_heads(variant: AttentionVariant) -> str:
+    """Y in the dtype of Q, of `gated` [B, H, S, D]."""
     # The heads stay an axis of their own.
     if variant.rank == 4:
         return "Y = CastLike (gated, Q)"

@@ -20,7 +20,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.package.model_files import save_model
 from moh_deploy.runtime.tensorrt import plugin_library
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
-from moh_deploy.runtime.tensorrt.engine_graph import make_engine_graph
+from moh_deploy.runtime.tensorrt.engine_graph import read_graph
 from moh_deploy.runtime.tensorrt.profiles import make_profiles
 from tests.cuda.trt import builds
 from tests.cuda.trt.packages import FORMS, export
@@ -326,7 +326,8 @@ def test_without_plugins_the_lowered_model_computes_what_the_original_did(
     package_of: Callable[[str], Path], tmp_path: Path, form: str
 ):
     package = OnnxPackage.open(package_of(form))
-    graph = make_engine_graph(package, make_profiles([], package.manifest), plugins=False)
+    profiles = make_profiles([], package.manifest)
+    graph = read_graph(package, profiles, no_plugins="this test has none").lowered({})
     assert {node.domain for node in graph.model.graph} == {""}
     save_model(graph.model, package, tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

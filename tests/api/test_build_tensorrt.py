@@ -15,7 +15,7 @@ from tests.cuda.trt import builds
 from tests.handmade_package import write_package
 from tests.nightly import nightly
 from tests.runtime.tensorrt import stand_in
-from tests.trt_packages import required_rtx
+from tests.trt_packages import other_keys, required_rtx, write_changed
 
 
 @pytest.fixture
@@ -24,9 +24,8 @@ def build(tmp_path: Path) -> Callable[..., BuildReport]:
     package, library = write_package(tmp_path / "package").root, builds.plugin_on_fakes()
 
     def build(**options: object) -> BuildReport:
-        return moh_deploy.build(
-            package, backend="tensorrt", output=tmp_path / "engine", plugin=library, **options
-        )
+        given = {"package_dir": package, "plugin": library, "output": tmp_path / "engine"}
+        return moh_deploy.build(backend="tensorrt", **(given | options))
 
     return build
 
@@ -62,11 +61,76 @@ def test_it_builds_for_the_gpu_that_it_finds(
         "compute capability": "8.9",
         "CUDA of the driver": "13.0",
     }
-    assert build().status == "cached"
+    assert build(require_kernels=True).status == "cached"
     monkeypatch.setenv("STAND_IN_VERSION", "11.0.0.2")
-    assert build().status == "built"
+    assert build(require_kernels=True).status == "built"
     monkeypatch.setenv("STAND_IN_GPU", "Another")
-    assert build().status == "built"
+    assert build(require_kernels=True).status == "built"
+
+
+def test_the_candidate_that_is_timed_as_the_fastest_is_built(
+    build: Callable[..., BuildReport],
+    stand_in_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    stand_in.install(stand_in_folder, monkeypatch)
+    package = write_changed(tmp_path / "others", other_keys).root
+    for fastest in ("kernel", "fused", "function"):
+        times = {way: 0.1 if way == fastest else 0.3 for way in ("kernel", "fused", "function")}
+        monkeypatch.setenv("STAND_IN_TIMES", ",".join(f"{w}={ms}" for w, ms in times.items()))
+        report = build(
+            package_dir=package,
+            profiles=["batch=1..2,seq=3", "batch=8,seq=3"],
+            workspace=f"{len(fastest)}GiB",  # or it would be there already
+        )
+        (layer,) = report.layers
+        assert layer.moh_impl == fastest
+        assert layer.decision == "fastest of 3 that were timed here"
+        assert layer.times_ms == {w: pytest.approx((ms, ms), rel=1e-3) for w, ms in times.items()}
+        assert (layer.reason == layer.decision) == (fastest != "kernel")
+        engine = (tmp_path / "engine" / "model.engine").read_bytes()
+        assert (b"MoHAttention" in engine) == (fastest == "kernel")
+    written = json.loads((tmp_path / "engine" / "engine.json").read_text())
+    assert written["layers"][0]["times_ms"].keys() == times.keys()
+    shown = report.to_markdown()
+    assert "kernel 0.3/0.3, fused 0.3/0.3, function 0.1/0.1" in shown
+
+
+def test_a_candidate_that_does_not_run_is_none(
+    build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stand_in.install(stand_in_folder, monkeypatch, STAND_IN_TIMES="function=0.1")
+    (layer,) = build().layers
+    assert layer.moh_impl == "kernel"
+    assert layer.times_ms == {}
+    assert "nobody measured" in layer.decision
+    assert "kernel was not timed: TensorRT refuses to run kernel" in layer.decision
+
+
+def test_a_dry_run_times_nothing(
+    build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    times = "kernel=0.2,function=0.1"
+    stand_in.install(stand_in_folder, monkeypatch, STAND_IN_TIMES=times)
+    (layer,) = build(dry_run=True).layers
+    assert (layer.moh_impl, layer.times_ms) == ("kernel", {})
+    assert "nobody measured" in layer.decision
+
+
+def test_engines_may_be_for_other_versions_and_gpus(
+    build: Callable[..., BuildReport],
+    stand_in_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    record = tmp_path / "asked"
+    stand_in.install(stand_in_folder, monkeypatch, STAND_IN_CONFIG=str(record))
+    options = {"version_compatible": True, "hardware_compatibility": "ampere-plus"}
+    assert build(require_kernels=True, **options).status == "built"
+    assert record.read_text().splitlines() == ["VERSION_COMPATIBLE AMPERE_PLUS"]
+    assert build(require_kernels=True, **options).status == "cached"
+    assert build(require_kernels=True).status == "built"
 
 
 @nightly
@@ -78,12 +142,12 @@ def test_measured_times_are_kept_for_the_same_stack(
 ):
     stand_in.install(stand_in_folder, monkeypatch)
     times = tmp_path / "times"
-    assert build(timing_cache=times).notes == ()
+    assert build(timing_cache=times, require_kernels=True).notes == ()
     kept = times.read_bytes()
     assert b'"GPU": "Stand-in"' in kept
-    assert build(timing_cache=times, workspace="1GiB").notes == ()
+    assert build(timing_cache=times, workspace="1GiB", require_kernels=True).notes == ()
     monkeypatch.setenv("STAND_IN_VERSION", "11.0.0.2")
-    (note,) = build(timing_cache=times).notes
+    (note,) = build(timing_cache=times, require_kernels=True).notes
     assert "times is neither used nor replaced: it was measured with TensorRT 11.0.0.1" in note
     assert times.read_bytes() == kept
 
@@ -100,6 +164,15 @@ def test_without_a_gpu_it_is_said_so(
     with pytest.raises(BackendError, match="TensorRT builds for the GPU of the machine that it"):
         build()
     assert not (tmp_path / "engine").exists()
+
+
+def test_a_driver_that_is_too_old_for_the_kernels_is_refused(
+    build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stand_in.install(stand_in_folder, monkeypatch, STAND_IN_CUDA="11080", STAND_IN_TIMES="")
+    with pytest.raises(BackendError, match=r"takes CUDA 11\.8; expected 1\d\.0 or later, with whi"):
+        build()
+    assert build(plain=True, plugin=None).status == "built"
 
 
 def test_old_versions_are_refused(

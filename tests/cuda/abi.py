@@ -27,6 +27,8 @@ STATUSES = (
     "kUnsupported",
     "kWorkspaceTooSmall",
     "kCudaError",
+    "kNoDevice",
+    "kDriverTooOld",
 )
 TACTICS = {"sparse": 0, "dense": 1}
 
@@ -164,6 +166,7 @@ class EmulatorOptions(Structure):
         ("multiprocessors", c_int32),
         ("compute_capability", c_int32),
         ("unwritten", c_int32),
+        ("driver_cuda", c_int32),
     ]
 
 
@@ -173,6 +176,7 @@ DEFAULT_OPTIONS = {
     "multiprocessors": 4,
     "compute_capability": 80,
     "unwritten": 0xFF,
+    "driver_cuda": 99,
 }
 
 
@@ -201,6 +205,7 @@ LaunchHook = ctypes.CFUNCTYPE(
 _KERNELS = {
     "moh_cuda_last_error": (c_char_p, []),
     "moh_cuda_device": (c_int32, [POINTER(Device)]),
+    "moh_cuda_load_only": (None, [c_bool]),
     "moh_cuda_router": (c_int32, [POINTER(RouterArgs), c_void_p, c_void_p]),
     "moh_cuda_attention_choose": (
         c_int32,

@@ -3,7 +3,9 @@
     make test-trt            or: python -m tests.gpu.engines [--backend tensorrt-rtx]
 
 For each form of model (tests/cuda/trt/packages.py) and precision: an engine, every layer by a
-kernel, its outputs compared with the recorded runs of the original model. Needs moh-deploy with its
+kernel, its outputs compared with the recorded runs of the original model; and one of what is timed
+as the fastest. TensorRT has to have timed the kernels' tactics with gates that mean something: the
+plugin says so in the log of the build. Needs moh-deploy with its
 plugin library (`make plugin`), TensorRT, and a GPU. The exit code is 1 if anything is wrong.
 """
 
@@ -21,6 +23,9 @@ from moh_deploy.errors import MoHDeployError
 from tests.cuda.trt.packages import FORMS, export
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+# Those with a MoHAttention of which there is more than one tactic to time.
+TIMED_FORMS = ("dit", "llama")
+_TIMED = "timed with gates of which"
 
 
 def main() -> int:
@@ -39,7 +44,12 @@ def _results(folder: Path, backend: str, plugin: Path | None) -> Iterator[tuple[
         work = folder / f"{form}-{precision}"
         work.mkdir()
         try:
-            yield work.name, _problem(export(FORMS[form], work), work, backend, precision, plugin)
+            package = export(FORMS[form], work)
+            yield work.name, _problem(package, work, backend, precision, plugin)
+            if backend == "tensorrt":
+                if form in TIMED_FORMS:
+                    yield f"{work.name}, gates while timed", _gates_problem(work / "engine")
+                yield f"{work.name}, fastest", _choice_problem(package, work, precision, plugin)
         except MoHDeployError as error:
             yield work.name, f"{error.message} {error.hint or ''}"
 
@@ -58,6 +68,24 @@ def _problem(
     )
     report = moh_deploy.verify(engine, package=package)
     return "; ".join(report.reasons) or None
+
+
+def _gates_problem(engine: Path) -> str | None:
+    """Without that line tactics were timed on gates of whatever was in the memory."""
+    if _TIMED in (engine / "build.log").read_text(encoding="utf-8", errors="replace"):
+        return None
+    return f"build.log lacks '{_TIMED}': the plugin was not asked for tactics as TensorRT documents"
+
+
+def _choice_problem(package: Path, work: Path, precision: str, plugin: Path | None) -> str | None:
+    """Of candidates that were timed, on this GPU, one is chosen, and computes the same."""
+    engine = work / "fastest"
+    report = moh_deploy.build(
+        package, backend="tensorrt", output=engine, precision=precision, plugin=plugin
+    )
+    untimed = [one.decision or "" for one in report.layers if not one.times_ms]
+    reasons = moh_deploy.verify(engine, package=package).reasons
+    return "; ".join((*untimed, *reasons)) or None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,8 +21,10 @@ from moh_deploy.graph.close_input_gaps import close_input_gaps
 from moh_deploy.graph.drop_unread import drop_unread
 from moh_deploy.graph.emulated_dtype import emulate
 from moh_deploy.graph.fixed_routing import fix_routing
+from moh_deploy.graph.float_masks import float_masks
 from moh_deploy.graph.forced_gates import force_gates
 from moh_deploy.graph.forced_logits import force_logits
+from moh_deploy.graph.fused_attention import fuse_attention
 from moh_deploy.graph.import_domains import import_domains
 from moh_deploy.graph.infer_types import infer_types
 from moh_deploy.graph.inline_functions import inline_functions
@@ -39,7 +41,8 @@ from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.graph.tell_fields import tell_fields
 from moh_deploy.graph.weight_noise import add_weight_noise
 from moh_deploy.package import with_choices
-from tests.graph.models import two_convolutions
+from tests.graph.models import attention, two_convolutions, value
+from tests.graph.models import model as graph_model
 from tests.two_layers import FIRST, LAYERS, two_layers
 
 DOUBLED = (
@@ -68,6 +71,17 @@ def without_bodies() -> ir.Model:
     for node in model.graph:
         node.domain = "moh"
     return model
+
+
+MASKED = "masked"
+
+
+def masked() -> ir.Model:
+    x, gates, y = value("x", [2, 3, 8]), value("gates", [2, 3, 4]), value("y", [2, 3, 8])
+    mask = value("mask", [3, 3], ir.DataType.BOOL)
+    node = attention(x, x, gates, y, mask)
+    node.name = MASKED
+    return graph_model([x, gates, mask], [y], [node])
 
 
 def doubled(dtype: str) -> ir.Model:
@@ -174,6 +188,9 @@ CASES = {
     "emulate": Case(emulated, lambda: doubled("bfloat16"), lambda: doubled("float")),
     "fix_routing": Case(on_graph(lambda graph: fix_routing(graph, ROUTED)), layers, None),
     "fix_routing of none": Case(on_graph(lambda graph: fix_routing(graph, {})), None, layers),
+    "float_masks": repeated(lambda m: float_masks(m, [MASKED]), masked),
+    "fuse_attention": Case(lambda m: fuse_attention(m, [MASKED]), masked, None),
+    "fuse_attention of none": Case(lambda m: fuse_attention(m, []), None, masked),
     "force_gates": Case(on_graph(lambda graph: force_gates(graph, FED)), layers, None),
     "force_gates of none": Case(on_graph(lambda graph: force_gates(graph, {})), None, layers),
     "force_logits": Case(on_graph(logits_of(1)), layers, None),

@@ -22,7 +22,7 @@ from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
 
 def _lowered(model: ir.Model, *names: str, **shares: float) -> dict[str, ir.Node]:
     """Return what is left of our nodes, by name."""
-    lower_to_tensorrt(model, plugin_nodes=names, open_shares=shares)
+    lower_to_tensorrt(model, plugin_nodes=names, fused_nodes=(), open_shares=shares)
     assert not model.functions
     return {n.name or "": n for n in model.graph if n.domain.startswith("moh")}
 
@@ -89,8 +89,8 @@ def test_the_share_of_open_gates_is_told_to_attention_only(two_layers: OnnxPacka
     assert "open_share" not in left[ROUTER].attributes
 
 
-def test_each_body_becomes_its_own_operators():
-    """With and without a mask: the parser knows functions by name only."""
+def _two_attentions() -> tuple[ir.Model, dict[str, np.ndarray]]:
+    """Return a model of two attentions, `first` and `second`, and inputs; `second` has a mask."""
     x, gates = value("x", [2, 3, 8]), value("gates", [2, 3, 4])
     mask = value("mask", [3, 3], ir.DataType.BOOL)
     y, z = value("y", [2, 3, 8]), value("z", [2, 3, 8])
@@ -105,9 +105,35 @@ def test_each_body_becomes_its_own_operators():
         "gates": rng.random((2, 3, 4), np.float32),
         "mask": np.tri(3, dtype=bool),
     }
+    return content, feed
+
+
+def test_each_body_becomes_its_own_operators():
+    """With and without a mask: the parser knows functions by name only."""
+    content, feed = _two_attentions()
     expected = _run(content, feed)
     assert _lowered(content) == {}
     np.testing.assert_allclose(_run(content, feed), expected, atol=1e-6)
+
+
+def test_attentions_may_be_fused_beside_others_that_are_not():
+    content, feed = _two_attentions()
+    expected = _run(content, feed)
+    names = lower_to_tensorrt(content, plugin_nodes=(), fused_nodes=["second"], open_shares={})
+    assert [node.name for node in content.graph if node.op_type == "Attention"] == [names["second"]]
+    assert content.opset_imports[""] == 23
+    np.testing.assert_allclose(_run(content, feed), expected, atol=1e-6)
+
+
+def test_a_plugin_beside_a_fused_attention_stays_one_and_gets_no_bool():
+    content, _ = _two_attentions()
+    names = lower_to_tensorrt(
+        content, plugin_nodes=["second"], fused_nodes=["first"], open_shares={}
+    )
+    assert list(names) == ["first"]
+    (plugin,) = [node for node in content.graph if node.domain.startswith("moh")]
+    assert plugin.name == "second"
+    assert plugin.inputs[4].dtype == ir.DataType.FLOAT
 
 
 def _run(content: ir.Model, feed: dict[str, np.ndarray]) -> np.ndarray:

@@ -20,6 +20,7 @@ from moh_deploy.validate.subject import Subject, read_subject
 
 DENSE, FUNCTIONS = "dense", "functions"
 EAGER, PLAIN = "eager", "plain-onnx"
+PLAIN_ENGINE = "plain-engine"
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class BenchSetting:
         threads: Threads within an operator.
         original: What baselines of the original are; None if there is none.
         scratch: Where models may be written that are made for this.
+        plain_engine: The first one, which is an engine, without kernels; None: there is none.
     """
 
     kernels: Kernels
     threads: int | None
     original: Original | None
     scratch: Path
+    plain_engine: Path | None = None
 
     @property
     def variant(self) -> Variant:
@@ -138,6 +141,8 @@ def _baseline(
         return Candidate(DENSE, True, _dense(setting, package), setting.variant)
     if named == FUNCTIONS:
         return Candidate(FUNCTIONS, True, opened_package(package), off)
+    if named == PLAIN_ENGINE and setting.plain_engine is not None:
+        return Candidate(PLAIN_ENGINE, True, find_deployed(setting.plain_engine), setting.variant)
     original = setting.original
     if named == EAGER and original is not None:
         return Candidate(EAGER, True, OriginalModel.of(original, package.manifest), setting.variant)
@@ -147,7 +152,7 @@ def _baseline(
         return Candidate(PLAIN, True, export, off)
     path = Path(named)
     if not path.exists() and (
-        hint := did_you_mean(str(named), [DENSE, FUNCTIONS, EAGER, PLAIN, FIXED])
+        hint := did_you_mean(str(named), [DENSE, FUNCTIONS, EAGER, PLAIN, PLAIN_ENGINE, FIXED])
     ):
         raise ConfigError(f"baseline '{named}' is no directory and no file.", hint=hint)
     # Models of others are called anything: what is no package and no engine is taken for ONNX.
@@ -180,7 +185,13 @@ def _check_baselines(
         raise ConfigError(
             f"the baseline '{of_package[0]}' is a package run in another way, but the first"
             f" one, {first.model.root}, is an engine.",
-            hint="Build another engine to compare with, or name a package.",
+            hint=f"Compare it with the same without kernels: --baseline {PLAIN_ENGINE}.",
+        )
+    if PLAIN_ENGINE in baselines and not first.model.is_compiled:
+        raise ConfigError(
+            f"the baseline '{PLAIN_ENGINE}' is an engine without kernels, but the first one,"
+            f" {first.model.root}, is a package.",
+            hint=f"What kernels gain in ONNX Runtime is told by --baseline {FUNCTIONS}.",
         )
     wanting = [one for one in baselines if is_the_original(str(one))]
     if wanting and original is None:
@@ -199,6 +210,11 @@ def _check_baselines(
 def is_the_package(baseline: str) -> bool:
     """Tell whether a baseline is the first package, run in another way."""
     return baseline in (DENSE, FUNCTIONS) or baseline.partition(":")[0] == FIXED
+
+
+def is_the_engine(baseline: str) -> bool:
+    """Tell whether a baseline is the first engine, built in another way."""
+    return baseline == PLAIN_ENGINE
 
 
 def is_the_original(baseline: str) -> bool:

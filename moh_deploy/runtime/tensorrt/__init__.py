@@ -5,6 +5,11 @@
     plugin_library  finds libmoh_plugin.so and asks it what it is
     preflight       refuses, before any build, what the plugins do not take: all of it at once
     rejection       one thing that cannot be built
+    candidates      what may run the attention of each layer, and which of it does
+    estimates       which, where nothing can be timed
+    candidate_networks  the network of each candidate, of one node; a process that times them
+    network_timing  in that process: builds them, and times them in turns
+    device_work     memory, a stream and a clock of the GPU, for that
     build_process   starts and ends the process that builds, hears its steps
     messages        what the two processes tell each other
     worker          that process: its program

@@ -20,6 +20,12 @@ from moh_deploy.runtime.tensorrt.profiles import Profile, profile_text
 from moh_deploy.system.digest import sha256_of, sha256_of_json
 from moh_deploy.system.suggest import did_you_mean
 
+HARDWARE = {
+    "ampere-plus": "AMPERE_PLUS",
+    "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
+}
+"""What `--hardware-compatibility` takes, to TensorRT's names."""
+
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -38,6 +44,10 @@ class BuildPlan:
         library: The plugin library; None: there is none.
         embed_plugin: Put it into the engine.
         keep_onnx: Keep the lowered model beside the engine.
+        plain: Use no plugin.
+        only_kernels: What the plugins take is to run by them.
+        version_compatible: Later versions of TensorRT may run the engine.
+        hardware_compatibility: Other GPUs that may, as TensorRT names them; None: no others.
     """
 
     flavour: Flavour
@@ -50,6 +60,17 @@ class BuildPlan:
     library: PluginLibrary | None
     embed_plugin: bool
     keep_onnx: bool
+    plain: bool = False
+    only_kernels: bool = False
+    version_compatible: bool = False
+    hardware_compatibility: str | None = None
+
+    @property
+    def no_plugins(self) -> str | None:
+        """Why there are no plugins, in half a sentence; None: there are."""
+        if self.plain:
+            return "a plain engine was asked for"
+        return "there is no plugin library" if self.library is None else None
 
     @property
     def precision(self) -> str:
@@ -103,6 +124,9 @@ class BuildPlan:
                 "workspace": self.workspace_bytes,
                 "embedded": self.embed_plugin,
                 "with its model": self.keep_onnx,
+                "kernels": "none" if self.plain else "all" if self.only_kernels else "fastest",
+                "version compatible": self.version_compatible,
+                "hardware compatible": self.hardware_compatibility,
             }
         )
 
@@ -138,6 +162,29 @@ def lowered_type(precision: str | None, package: OnnxPackage) -> LowType | None:
             hint="Export the model with --dtype float32 and build from that package.",
         )
     return cast("LowType", wanted)
+
+
+def hardware_level(asked: str | None, flavour: Flavour) -> str | None:
+    """Return TensorRT's name of the GPUs besides this one that an engine is to run on."""
+    if asked is None:
+        return None
+    if asked not in HARDWARE:
+        raise ConfigError(
+            f"hardware_compatibility is '{asked}', expected {' or '.join(HARDWARE)}.",
+            hint=did_you_mean(asked, HARDWARE) or None,
+        )
+    require_compatibility(flavour, f"hardware_compatibility is {asked}")
+    return HARDWARE[asked]
+
+
+def require_compatibility(flavour: Flavour, asked: str) -> None:
+    """Raise a ConfigError if engines run on what they were built for, and nothing else."""
+    if flavour.targets:
+        raise ConfigError(
+            f"{asked}, but {flavour.title} has no such engines: they run with the version that"
+            " built them, on the GPUs that are named.",
+            hint="Leave the option out, and name the GPUs: --compute-capability 8.6 8.9.",
+        )
 
 
 def bytes_of(text: str) -> int:

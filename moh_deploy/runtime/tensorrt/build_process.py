@@ -1,4 +1,4 @@
-"""Start the process that builds an engine, hear its steps, and end it with this one (ADR 16)."""
+"""Start a process that builds and times engines, hear its steps, and end it (ADR 16)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
@@ -18,7 +18,10 @@ from moh_deploy.runtime.tensorrt.messages import (
     BuildStep,
     Failure,
     Message,
+    Order,
     Stack,
+    TimingAnswer,
+    TimingRequest,
     decode,
     encode,
 )
@@ -31,7 +34,7 @@ _WORKER = "moh_deploy.runtime.tensorrt.worker"
 
 
 class BuildProcess:
-    """A process with TensorRT in it, for one build. It is ended when the block is left.
+    """A process with TensorRT in it. It is ended when the block is left.
 
     Args:
         flavour: Which of the two.
@@ -77,13 +80,26 @@ class BuildProcess:
             BackendError: It failed, or died; with the end of its log.
             OSError: It could not write.
         """
+        answer = self._ask(request, progress)
+        assert isinstance(answer, BuildAnswer)
+        return answer
+
+    def time(self, request: TimingRequest, progress: Progress) -> TimingAnswer:
+        """Send a request, show its steps, and return the times. Raises as `build` does."""
+        answer = self._ask(request, progress)
+        assert isinstance(answer, TimingAnswer)
+        return answer
+
+    def _ask(self, request: Order, progress: Progress) -> BuildAnswer | TimingAnswer:
         assert self._process.stdin is not None
-        # One request for each process: after it stdin ends.
-        self._process.stdin.write(encode(request))
-        self._process.stdin.close()
+        try:
+            self._process.stdin.write(encode(request))
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._died() from None
         with ExitStack() as shown:
             for message in self._messages():
-                if isinstance(message, BuildAnswer):
+                if isinstance(message, BuildAnswer | TimingAnswer):
                     return message
                 if isinstance(message, BuildStep):
                     shown.close()
@@ -118,7 +134,9 @@ class BuildProcess:
         self._process.kill()
         self._process.wait()
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        # What was not sent when the process died cannot be sent any more.
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
 
     def _environment(self) -> dict[str, str]:
         environment = child_environment()
@@ -143,7 +161,7 @@ class BuildProcess:
     def _messages(self) -> Iterator[Message]:
         for line in self._channel:
             message = decode(line)
-            assert not isinstance(message, BuildRequest)
+            assert not isinstance(message, BuildRequest | TimingRequest)
             yield message
 
     def _raise(self, failure: Failure) -> None:

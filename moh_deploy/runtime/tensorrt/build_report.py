@@ -58,8 +58,11 @@ class BuildReport(Report):
         blocks: list[Block] = [Text(self._subject())]
         blocks += (Text(f"profile: {profile_text(profile)}") for profile in self.profiles)
         if self.layers:
-            columns = ("layer", "attention", "router", "why not by kernels")
-            rows = [(x.path, x.moh_impl, x.router_impl, x.reason) for x in self.layers]
+            columns = ("layer", "attention", "router", "ms", "why")
+            rows = [
+                (x.path, x.moh_impl, x.router_impl, _times_text(x), x.decision or x.reason)
+                for x in self.layers
+            ]
             blocks.append(Table("MoH layers", columns, rows))
         blocks += map(Text, self.notes)
         blocks.append(Text(self._verdict(), self.status != "refused"))
@@ -80,3 +83,9 @@ class BuildReport(Report):
         if self.status == "cached":
             return f"NOTHING TO DO: {self.output} is of all the same ({size}; MoH layers: {layers})"
         return f"BUILT {self.output} in {self.build_seconds:.1f} s ({size}; MoH layers: {layers})"
+
+
+def _times_text(layer: EngineLayer) -> str | None:
+    """Return `kernel 0.052, fused 0.061`, and a number for each profile."""
+    times = layer.times_ms.items()
+    return ", ".join(f"{way} {'/'.join(f'{ms:.3g}' for ms in each)}" for way, each in times) or None

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +19,59 @@ class BuildFailed(Exception):
     """TensorRT built nothing; its log says why."""
 
 
-def build_engine(trt: Any, request: BuildRequest, tell: Callable[[Message], None]) -> BuildAnswer:
+class BuildSession:
+    """TensorRT in this process: its one logger, and plugin libraries, each of which it takes once.
+
+    Args:
+        trt: The module of TensorRT or TensorRT-RTX.
+    """
+
+    def __init__(self, trt: Any) -> None:
+        self.trt, self.logger = trt, _logger(trt)
+        self._loaded: set[str] = set()
+
+    def load_plugins(self, path: str, ops: Sequence[str]) -> None:
+        """Load a plugin library, unless it is there.
+
+        Raises:
+            BuildFailed: TensorRT does not take it, or it lacks the creator of an op.
+        """
+        if path not in self._loaded:
+            # None, without a word, is what it gives for whatever is wrong.
+            if self.trt.get_plugin_registry().load_library(path) is None:
+                raise BuildFailed(f"the plugin registry did not take {path}")
+            self._loaded.add(path)
+        _check_creators(self.trt, path, ops)
+
+
+def build_engine(
+    session: BuildSession, request: BuildRequest, tell: Callable[[Message], None]
+) -> BuildAnswer:
     """Parse the model, and build the engine if one is asked for.
 
     Raises:
         BuildFailed: The plugin library was not taken, or TensorRT built nothing.
         OSError: The engine cannot be written.
     """
-    logger = _logger(trt)
+    trt = session.trt
     if request.plugin is not None:
-        _load(trt, request.plugin, request.creators)
-    builder = trt.Builder(logger)
-    parsed = ParsedNetwork(trt, logger, builder)
+        session.load_plugins(request.plugin, request.creators)
+    builder = trt.Builder(session.logger)
+    parsed = ParsedNetwork(trt, session.logger, builder)
     tell(BuildStep("parsing the model"))
     errors = parsed.parse(request.model)
     if errors:
         return BuildAnswer(errors)
     # Read from the network before it is built: an engine no longer tells.
-    plugins, types = parsed.plugins(), parsed.types()
+    answer = BuildAnswer(
+        plugins=parsed.plugins(), attentions=parsed.attentions(), types=parsed.types()
+    )
     if request.engine is None:
-        return BuildAnswer(plugins=plugins, types=types)
+        return answer
     tell(BuildStep("building the engine"))
     start = time.perf_counter()
     size = _write_engine(trt, builder, parsed.network, request, tell)
-    return BuildAnswer((), plugins, types, size, time.perf_counter() - start)
+    return replace(answer, engine_bytes=size, seconds=time.perf_counter() - start)
 
 
 def _logger(trt: Any) -> Any:
@@ -60,11 +90,8 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def _load(trt: Any, path: str, ops: Sequence[str]) -> None:
+def _check_creators(trt: Any, path: str, ops: Sequence[str]) -> None:
     registry = trt.get_plugin_registry()
-    # None, without a word, is what it gives for whatever is wrong.
-    if registry.load_library(path) is None:
-        raise BuildFailed(f"the plugin registry did not take {path}")
     # The parser looks a plugin up by all three; a library of another version would be passed over.
     found = {(one.name, one.plugin_version, one.plugin_namespace) for one in registry.all_creators}
     version, namespace = PLUGIN_ATTRIBUTES["plugin_version"], PLUGIN_ATTRIBUTES["plugin_namespace"]
@@ -112,6 +139,11 @@ def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:
         config.add_optimization_profile(profile)
     if request.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+    if request.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if request.hardware_compatibility is not None:
+        level = getattr(trt.HardwareCompatibilityLevel, request.hardware_compatibility)
+        config.hardware_compatibility_level = level
     if request.embed_plugin:
         config.plugins_to_serialize = [request.plugin]
     if request.timing_cache_out is not None:

@@ -50,17 +50,10 @@ def read_driver() -> Driver:
     Raises:
         BackendError: There is none, it fails, or it finds no GPU. The message is half a sentence.
     """
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        # Not found is the usual case; any other text of the linker is worth reading.
-        missing = "cannot open shared object file: No such file" in str(error)
-        why = "libcuda.so.1 was not found" if missing else str(error)
-        raise BackendError(f"no NVIDIA driver: {why}") from error
-    _check(cuda, "cuInit", cuda.cuInit(0))
+    cuda = load_driver()
     version, count = ctypes.c_int(), ctypes.c_int()
-    _check(cuda, "cuDriverGetVersion", cuda.cuDriverGetVersion(ctypes.byref(version)))
-    _check(cuda, "cuDeviceGetCount", cuda.cuDeviceGetCount(ctypes.byref(count)))
+    check_status(cuda, "cuDriverGetVersion", cuda.cuDriverGetVersion(ctypes.byref(version)))
+    check_status(cuda, "cuDeviceGetCount", cuda.cuDeviceGetCount(ctypes.byref(count)))
     if count.value == 0:
         raise BackendError("the NVIDIA driver finds no GPU")
     return Driver(
@@ -70,12 +63,25 @@ def read_driver() -> Driver:
     )
 
 
+def load_driver() -> ctypes.CDLL:
+    """Return the driver's library, ready to be called. Raises as `read_driver` does."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        # Not found is the usual case; any other text of the linker is worth reading.
+        missing = "cannot open shared object file: No such file" in str(error)
+        why = "libcuda.so.1 was not found" if missing else str(error)
+        raise BackendError(f"no NVIDIA driver: {why}") from error
+    check_status(cuda, "cuInit", cuda.cuInit(0))
+    return cuda
+
+
 def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
     device, memory = ctypes.c_int(), ctypes.c_size_t()
     name = ctypes.create_string_buffer(256)
-    _check(cuda, "cuDeviceGet", cuda.cuDeviceGet(ctypes.byref(device), index))
-    _check(cuda, "cuDeviceGetName", cuda.cuDeviceGetName(name, len(name), device))
-    _check(cuda, "cuDeviceTotalMem", cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device))
+    check_status(cuda, "cuDeviceGet", cuda.cuDeviceGet(ctypes.byref(device), index))
+    check_status(cuda, "cuDeviceGetName", cuda.cuDeviceGetName(name, len(name), device))
+    check_status(cuda, "cuDeviceTotalMem", cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device))
     major, minor = (_attribute(cuda, device, which) for which in (_MAJOR, _MINOR))
     return Gpu(name.value.decode(), 10 * major + minor, memory.value)
 
@@ -83,11 +89,12 @@ def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
 def _attribute(cuda: ctypes.CDLL, device: ctypes.c_int, which: int) -> int:
     value = ctypes.c_int()
     status = cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device)
-    _check(cuda, "cuDeviceGetAttribute", status)
+    check_status(cuda, "cuDeviceGetAttribute", status)
     return value.value
 
 
-def _check(cuda: ctypes.CDLL, function: str, status: int) -> None:
+def check_status(cuda: ctypes.CDLL, function: str, status: int) -> None:
+    """Raise a BackendError if a call of the driver did not return 0."""
     if status:
         text = ctypes.c_char_p()
         cuda.cuGetErrorName(status, ctypes.byref(text))

@@ -30,8 +30,9 @@ ENGINE_FILES = (
 )
 ENGINE_FORMAT_VERSION = 1
 
-Implementation = Literal["kernel", "function", "operators"]
-"""A plugin; the body of the op in ordinary operators; operators as the model wrote them."""
+Implementation = Literal["kernel", "fused", "function", "operators"]
+"""A plugin; TensorRT's own attention, times the gates; the body of the op in ordinary operators;
+operators as the model wrote them."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class EngineLayer(Strict):
         choice: How it was to be run; None: as operators, it was not replaced.
         reason: Why not by a kernel; None if it is.
         router_types: The dtypes of the router's stages, in lower precision.
+        decision: Who decided what runs its attention, and by what; None where nothing could.
+        times_ms: What was timed to decide it, to milliseconds at the usual sizes of each profile;
+            empty: nobody measured.
     """
 
     path: str
@@ -53,6 +57,8 @@ class EngineLayer(Strict):
     choice: Choice | None
     reason: str | None
     router_types: RouterTypes | None = None
+    decision: str | None = None
+    times_ms: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,8 @@ class EngineManifest(Strict):
         workspace_bytes: The most scratch memory of a layer; None: no limit.
         build_seconds: How long TensorRT built.
         files: File name to sha256, for each file but this one and the log.
+        version_compatible: Later versions of TensorRT may run it.
+        hardware_compatibility: Other GPUs that may, as TensorRT names them; None: no others.
         format_version: Of the directory.
     """
 
@@ -104,6 +112,8 @@ class EngineManifest(Strict):
     workspace_bytes: int | None
     build_seconds: float
     files: dict[str, str] = field(default_factory=dict)
+    version_compatible: bool = False
+    hardware_compatibility: str | None = None
     format_version: int = ENGINE_FORMAT_VERSION
 
     def fits(self, sizes: Mapping[str, int]) -> bool:

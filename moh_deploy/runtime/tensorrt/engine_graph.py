@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -13,6 +13,11 @@ from moh_deploy.graph.sequences import choose_for_engine, lower_to_tensorrt
 from moh_deploy.graph.tell_fields import nodes_with_plugins
 from moh_deploy.ops import op_names
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, choice_at, choices_for
+from moh_deploy.runtime.tensorrt.candidates import (
+    AttentionCandidates,
+    ChosenWay,
+    attention_candidates,
+)
 from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer, Implementation
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer
 from moh_deploy.runtime.tensorrt.preflight import refused_nodes, refused_types
@@ -23,15 +28,17 @@ _FLOATS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
-class EngineGraph:
-    """The graph that is handed to TensorRT, and what is known of its nodes.
+class PackageGraph:
+    """A package's graph as it is before it is lowered, and what may run its layers.
 
     Attributes:
-        model: The model; what is refused in it is made of ordinary operators.
+        model: The model; it is changed when it is lowered.
         layers: With one choice each, and the dtypes of routers in lower precision.
         routers: Name of each layer's MoHRouter node; None: its router is made of operators.
-        plugin_nodes: Names of the nodes that are plugins.
-        plugin_ops: Their ops.
+        plugin_nodes: Names of the nodes that the plugins take, to their ops.
+        no_kernel: Name of every other attention node to the reason.
+        no_plugins: Why there are no plugins at all; None: there are.
+        candidates: Of each layer's attention.
         types: Name of each value to its dtype.
         rejections: What the plugins do not take.
     """
@@ -39,46 +46,127 @@ class EngineGraph:
     model: ir.Model
     layers: tuple[LayerInfo, ...]
     routers: tuple[str | None, ...]
-    plugin_nodes: frozenset[str]
-    plugin_ops: tuple[str, ...]
+    plugin_nodes: Mapping[str, str]
+    no_kernel: Mapping[str, str]
+    no_plugins: str | None
+    candidates: tuple[AttentionCandidates, ...]
     types: dict[str, str]
     rejections: tuple[Rejection, ...]
 
+    def lowered(self, choices: Mapping[str, ChosenWay]) -> EngineGraph:
+        """Lower the model, once, and return what TensorRT is given.
 
-def make_engine_graph(
-    package: OnnxPackage, profiles: Sequence[Profile], *, plugins: bool
-) -> EngineGraph:
-    """Lower a package's model, and find out what the plugins refuse.
+        Args:
+            choices: Name of an attention node to what runs it.
+        """
+        ways = {node: choice.way for node, choice in choices.items()}
+        plugins = {
+            n: op for n, op in self.plugin_nodes.items() if ways.get(n, "kernel") == "kernel"
+        }
+        attentions = lower_to_tensorrt(
+            self.model,
+            plugin_nodes=plugins,
+            fused_nodes=[node for node, way in ways.items() if way == "fused"],
+            open_shares=open_shares(self.layers),
+        )
+        return EngineGraph(
+            self.model,
+            self.layers,
+            self.routers,
+            plugin_nodes=frozenset(plugins),
+            plugin_ops=tuple(sorted(set(plugins.values()))),
+            no_kernel=self.no_kernel,
+            no_plugins=self.no_plugins,
+            attentions=attentions,
+            choices=choices,
+            types=self.types,
+        )
+
+
+@dataclass(frozen=True)
+class EngineGraph:
+    """The graph that is handed to TensorRT, and what is known of its nodes.
+
+    Attributes:
+        model: The lowered model.
+        layers: As of the package's graph.
+        routers: Likewise.
+        plugin_nodes: Names of the nodes that are plugins.
+        plugin_ops: Their ops.
+        no_kernel: As of the package's graph.
+        no_plugins: Likewise.
+        attentions: Name of each attention node that is TensorRT's own to that of the node in its
+            place.
+        choices: Name of each attention node to what runs it, and why.
+        types: Name of each value to its dtype, before it was lowered.
+    """
+
+    model: ir.Model
+    layers: tuple[LayerInfo, ...]
+    routers: tuple[str | None, ...]
+    plugin_nodes: frozenset[str]
+    plugin_ops: tuple[str, ...]
+    no_kernel: Mapping[str, str]
+    no_plugins: str | None
+    attentions: Mapping[str, str]
+    choices: Mapping[str, ChosenWay]
+    types: dict[str, str]
+
+
+def read_graph(
+    package: OnnxPackage,
+    profiles: Sequence[Profile],
+    *,
+    no_plugins: str | None,
+    only_kernels: bool = False,
+) -> PackageGraph:
+    """Read a package's model, and find out what the plugins refuse, and what else may run layers.
 
     Args:
         package: The package, in the engine's precision.
         profiles: Sizes that the engine is for.
-        plugins: There is a plugin library.
+        no_plugins: Why there are no plugins, in half a sentence; None: there are.
+        only_kernels: What the plugins take is to run by them.
     """
     model, layers = load_ir(package), engine_choices(package.manifest, profiles)
     choose_for_engine(model, layers)
     # Preflight comes before lowering: it names nodes and ops as the package has them.
-    nodes = nodes_with_plugins(model) if plugins else ()
+    nodes = nodes_with_plugins(model) if no_plugins is None else ()
     rejections = refused_nodes(nodes, profiles)
-    names = frozenset(node.name or "" for node in nodes) - {one.layer for one in rejections}
+    refused = {one.layer for one in rejections}
+    taken = {node.name or "": node.op_type for node in nodes if node.name not in refused}
     # Before functions are inlined: a MoHRouter that is no plugin is no node afterwards.
     makers = {value.name: node for node in model.graph for value in node.outputs}
     routers = [_router_of(makers.get(one.gates)) if one.router_replaced else None for one in layers]
     values = (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
     types = {v.name: str(v.dtype.numpy()) for v in values if v.name and v.dtype is not None}
-    # TensorRT times tactics on made-up inputs; this tells the plugins how many gates are open in
-    # runs.
-    shares = {one.node: one.active_share for one in layers if one.node and one.active_share}
-    lower_to_tensorrt(model, plugin_nodes=names, open_shares=shares)
-    return EngineGraph(
+    no_kernel = {
+        one.node: _no_kernel(one, refused, no_plugins)
+        for one in layers
+        if one.node is not None and one.node not in taken
+    }
+    return PackageGraph(
         model,
         layers,
         tuple(routers),
-        plugin_nodes=names,
-        plugin_ops=tuple(sorted({node.op_type for node in nodes if node.name in names})),
+        plugin_nodes=taken,
+        no_kernel=no_kernel,
+        no_plugins=no_plugins,
+        candidates=attention_candidates(
+            model, layers, ruled_out=no_kernel, only_kernels=only_kernels
+        ),
         types=types,
         rejections=rejections + refused_types(types),
     )
+
+
+def open_shares(layers: Sequence[LayerInfo]) -> dict[str, float]:
+    """Return the share of open gates in recorded runs, by the name of the attention node.
+
+    TensorRT times tactics on made-up inputs; this tells the plugins how many gates are open in
+    runs.
+    """
+    return {one.node: one.active_share for one in layers if one.node and one.active_share}
 
 
 def engine_choices(manifest: Manifest, profiles: Sequence[Profile]) -> tuple[LayerInfo, ...]:
@@ -100,19 +188,34 @@ def engine_choices(manifest: Manifest, profiles: Sequence[Profile]) -> tuple[Lay
     return tuple(map(chosen, manifest.layers))
 
 
-def engine_layers(graph: EngineGraph, plugins: Collection[str]) -> tuple[EngineLayer, ...]:
-    """Return what runs each layer if these nodes are plugins."""
-    return tuple(
-        EngineLayer(
-            path=layer.path,
-            moh_impl=_implementation(layer.node, plugins),
-            router_impl=_implementation(router, plugins),
-            choice=layer.choice,
-            reason=_reason(layer, router, plugins),
-            router_types=layer.router_types,
+def engine_layers(
+    graph: EngineGraph, *, plugins: Collection[str], attentions: Collection[str]
+) -> tuple[EngineLayer, ...]:
+    """Return what runs each layer if these nodes are plugins, and those TensorRT's attention."""
+
+    def runs(node: str | None) -> Implementation:
+        if node is None:
+            return "operators"
+        if node in plugins:
+            return "kernel"
+        return "fused" if graph.attentions.get(node) in attentions else "function"
+
+    found = []
+    for layer, router in zip(graph.layers, graph.routers, strict=True):
+        choice = graph.choices.get(layer.node or "")
+        found.append(
+            EngineLayer(
+                path=layer.path,
+                moh_impl=runs(layer.node),
+                router_impl=runs(router),
+                choice=layer.choice,
+                reason=_reason(graph, layer, router, plugins),
+                router_types=layer.router_types,
+                decision=None if choice is None else choice.decision,
+                times_ms={} if choice is None else dict(choice.times_ms),
+            )
         )
-        for layer, router in zip(graph.layers, graph.routers, strict=True)
-    )
+    return tuple(found)
 
 
 def check_network(graph: EngineGraph, answer: BuildAnswer, *, title: str) -> None:
@@ -144,15 +247,22 @@ def _router_of(node: ir.Node | None) -> str | None:
     return None if node is None else node.name
 
 
-def _implementation(node: str | None, plugins: Collection[str]) -> Implementation:
-    return "operators" if node is None else "kernel" if node in plugins else "function"
-
-
-def _reason(layer: LayerInfo, router: str | None, plugins: Collection[str]) -> str | None:
-    if layer.node in plugins and (router is None or router in plugins):
-        return layer.reason
-    if layer.node is None:
-        return layer.reason or "it was not replaced"
+def _no_kernel(layer: LayerInfo, refused: Collection[str], no_plugins: str | None) -> str:
+    """Return why the attention of a layer cannot be a plugin."""
     if layer.choice == "dense":
         return "it was chosen to be dense"
-    return "there is no plugin library" if not plugins else "the plugins refuse it"
+    return no_plugins or "the plugins refuse it"
+
+
+def _reason(
+    graph: EngineGraph, layer: LayerInfo, router: str | None, plugins: Collection[str]
+) -> str | None:
+    """Return why not all of a layer runs by kernels; None if it does."""
+    if layer.node is None:
+        return layer.reason or "it was not replaced"
+    if layer.node in graph.no_kernel:
+        return graph.no_kernel[layer.node]
+    if layer.node not in plugins:
+        return graph.choices[layer.node].decision
+    # What is left is the router.
+    return layer.reason if router is None or router in plugins else "the plugins refuse its router"

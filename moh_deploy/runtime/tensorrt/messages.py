@@ -1,14 +1,15 @@
 """The messages between the process that builds and the one that waits for it, as JSON lines.
 
-The builder speaks first: its `Stack`. It then reads one `BuildRequest` from its stdin, tells steps,
-and ends with a `BuildAnswer` or a `Failure`.
+The builder speaks first: its `Stack`. It then reads requests from its stdin, one after the other,
+tells steps, and answers each: a `BuildRequest` by a `BuildAnswer`, a `TimingRequest` by a
+`TimingAnswer`. A `Failure` is its last word.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import cast
+from typing import Literal, cast, get_args
 
 from pydantic import TypeAdapter
 
@@ -57,6 +58,9 @@ class BuildRequest:
         workspace_bytes: The most scratch memory of a layer; None: no limit.
         timing_cache: File of measured times to begin with; None: none.
         timing_cache_out: Where to write them; None: nowhere.
+        version_compatible: Later versions of TensorRT may run the engine.
+        hardware_compatibility: Name of the GPUs besides this one that may, of TensorRT's
+            `HardwareCompatibilityLevel`; None: no other.
     """
 
     model: str
@@ -69,6 +73,41 @@ class BuildRequest:
     workspace_bytes: int | None
     timing_cache: str | None = None
     timing_cache_out: str | None = None
+    version_compatible: bool = False
+    hardware_compatibility: str | None = None
+
+
+Fill = Literal["random", "gates", "seen", "zero"]
+"""What an input holds while networks are timed: normal numbers; gates, of which a share is 1 and
+the others 0; a mask that hides nothing; zeros."""
+
+
+@dataclass(frozen=True)
+class TimingRequest:
+    """The order to time networks that compute the same, in turns.
+
+    Attributes:
+        networks: Name to how it is built; all have the same inputs and profiles.
+        fills: Name of each input to what it holds.
+        open_share: Share of the gates that is 1.
+    """
+
+    networks: dict[str, BuildRequest]
+    fills: dict[str, Fill]
+    open_share: float
+
+
+@dataclass(frozen=True)
+class TimingAnswer:
+    """The times of networks.
+
+    Attributes:
+        times_ms: Name to milliseconds of one run at the usual sizes of each profile.
+        failed: Name to why there is no time.
+    """
+
+    times_ms: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +126,7 @@ class BuildAnswer:
     Attributes:
         errors: What the parser refused; then nothing was built.
         plugins: Names of the nodes that became plugins.
+        attentions: Names of the nodes that became an attention of TensorRT's own.
         types: Name of each tensor of the network to its dtype.
         engine_bytes: Size of the engine; None: none was asked for, or there were errors.
         seconds: How long the build took, without parsing.
@@ -94,6 +134,7 @@ class BuildAnswer:
 
     errors: tuple[ParserError, ...] = ()
     plugins: tuple[str, ...] = ()
+    attentions: tuple[str, ...] = ()
     types: dict[str, str] = field(default_factory=dict)
     engine_bytes: int | None = None
     seconds: float = 0.0
@@ -119,19 +160,20 @@ class BuildStep:
     name: str
 
 
-# What the builder says; it is told `BuildRequest` only.
-Message = Stack | BuildStep | BuildAnswer | Failure
+# What the builder says, and what it is told.
+Message = Stack | BuildStep | BuildAnswer | TimingAnswer | Failure
+Order = BuildRequest | TimingRequest
 # The name of a message's class says of which kind a line is.
-_KINDS = {kind.__name__: kind for kind in (Stack, BuildStep, BuildAnswer, Failure, BuildRequest)}
+_KINDS = {kind.__name__: kind for kind in get_args(Message) + get_args(Order)}
 
 
-def encode(message: Message | BuildRequest) -> str:
+def encode(message: Message | Order) -> str:
     """Return a message as one line."""
     # JSON escapes newlines, so that a message is one line whatever text it holds.
     return json.dumps({type(message).__name__: asdict(message)}) + "\n"
 
 
-def decode(line: str) -> Message | BuildRequest:
+def decode(line: str) -> Message | Order:
     """Return the message of a line."""
     ((name, content),) = json.loads(line).items()
-    return cast("Message | BuildRequest", TypeAdapter(_KINDS[name]).validate_python(content))
+    return cast("Message | Order", TypeAdapter(_KINDS[name]).validate_python(content))

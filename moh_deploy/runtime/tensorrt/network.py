@@ -8,7 +8,7 @@ from typing import Any
 
 from moh_deploy.runtime.tensorrt.messages import ParserError
 
-_DTYPES = {
+DTYPE_NAMES = {
     "FLOAT": "float32",
     "HALF": "float16",
     "BF16": "bfloat16",
@@ -43,8 +43,11 @@ class ParsedNetwork:
 
     def plugins(self) -> tuple[str, ...]:
         """Return the names of the nodes that became plugins."""
-        kind = self._trt.LayerType.PLUGIN_V3
-        return tuple(_node_name(layer) for layer in self._layers() if layer.type == kind)
+        return self._nodes_of("PLUGIN_V3")
+
+    def attentions(self) -> tuple[str, ...]:
+        """Return the names of the nodes that became an attention of TensorRT's own."""
+        return self._nodes_of("ATTENTION_INPUT")
 
     def types(self) -> dict[str, str]:
         """Return the name of each tensor to its dtype."""
@@ -52,8 +55,14 @@ class ParsedNetwork:
         made = (layer.get_output(i) for layer in self._layers() for i in range(layer.num_outputs))
         tensors = (tensor for group in (inputs, made) for tensor in group if tensor is not None)
         return {
-            tensor.name: _DTYPES.get(tensor.dtype.name, tensor.dtype.name) for tensor in tensors
+            tensor.name: DTYPE_NAMES.get(tensor.dtype.name, tensor.dtype.name) for tensor in tensors
         }
+
+    def _nodes_of(self, kind_name: str) -> tuple[str, ...]:
+        # Older versions have no attention.
+        kind = getattr(self._trt.LayerType, kind_name, None)
+        found = (layer for layer in self._layers() if kind is not None and layer.type == kind)
+        return tuple(map(_node_name, found))
 
     def _layers(self) -> Iterator[Any]:
         return map(self.network.get_layer, range(self.network.num_layers))

@@ -24,10 +24,12 @@ class PluginLibrary:
     Attributes:
         path: Where it is.
         sha256: Digest of its content.
+        cuda: Major version of CUDA that a driver has to take.
     """
 
     path: Path
     sha256: str
+    cuda: int
 
 
 def find_plugin(given: Path | None) -> PluginLibrary | None:
@@ -43,14 +45,15 @@ def find_plugin(given: Path | None) -> PluginLibrary | None:
         return None
     if not path.is_file():
         raise BackendError(f"plugin is {path}: there is no such file.", hint=HOW_TO_BUILD)
-    _check_version(path)
-    return PluginLibrary(path.resolve(), sha256_of(path))
+    return PluginLibrary(path.resolve(), sha256_of(path), _checked_version(path))
 
 
-def _check_version(path: Path) -> None:
+def _checked_version(path: Path) -> int:
+    """Return the version of CUDA that a library needs, of this version of moh-deploy."""
     try:
         # Resolved: without a slash the linker would search its own paths for the name.
-        function = ctypes.CDLL(str(path.resolve())).moh_plugin_version
+        library = ctypes.CDLL(str(path.resolve()))
+        function, cuda = library.moh_plugin_version, library.moh_plugin_cuda
     except (OSError, AttributeError) as error:
         raise BackendError(
             f"{path} is not a plugin library of moh-deploy: {error}.", hint=HOW_TO_BUILD
@@ -61,3 +64,4 @@ def _check_version(path: Path) -> None:
         raise BackendError(
             f"{path} belongs to moh-deploy {found}, this is {__version__}.", hint=HOW_TO_BUILD
         )
+    return int(cuda())

@@ -22,6 +22,10 @@ from moh_deploy.runtime.tensorrt.rejection import Rejection
 from moh_deploy.system.suggest import shortened
 
 _FOREIGN_TYPES = ("float64", "complex64", "complex128", "str", "object")
+_DRIVER_HINT = (
+    "Update the driver (580 or later takes CUDA 13, 525 or later CUDA 12), or compile the library"
+    " with an older CUDA, 12.8 at least: make plugin."
+)
 _EXPORT_AGAIN = "This is no model that moh-deploy writes: export it again."
 
 
@@ -54,6 +58,28 @@ def refused_targets(
         )
         for one in targets
         if not runs_on(int(one.replace(".", "")))
+    )
+
+
+def refused_driver(driver_cuda: str | None, *, needed: int) -> tuple[Rejection, ...]:
+    """Return whether the driver is too old for the plugin library.
+
+    CUDA calls that by the same error as no driver at all, and what asks it then goes on as without
+    a GPU.
+
+    Args:
+        driver_cuda: Version of CUDA that the driver takes, `12.4`; None: it does not matter.
+        needed: Major version that the library was compiled with: minor ones get along.
+    """
+    if driver_cuda is None or int(driver_cuda.partition(".")[0]) >= needed:
+        return ()
+    return (
+        Rejection(
+            PLUGIN_NAME,
+            f"the NVIDIA driver takes CUDA {driver_cuda}",
+            f"{needed}.0 or later, with which the library was compiled",
+            _DRIVER_HINT,
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from moh_deploy.errors import BackendError
-from moh_deploy.runtime.tensorrt import builder
+from moh_deploy.runtime.tensorrt import builder, network_timing
 from moh_deploy.runtime.tensorrt.driver import read_driver
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.messages import (
@@ -22,6 +22,7 @@ from moh_deploy.runtime.tensorrt.messages import (
     Failure,
     Message,
     Stack,
+    TimingRequest,
     decode,
     encode,
 )
@@ -45,11 +46,14 @@ def _serve(flavour_name: str, tell: Callable[[Message], None]) -> None:
     trt = import_module(flavour.module)
     # Before a request is read: what is there decides whether anything has to be built at all.
     tell(Stack(trt.__version__, *(() if flavour.targets else _gpu())))
-    line = sys.stdin.readline()
-    if line:  # or nobody wants anything
+    session = builder.BuildSession(trt)
+    for line in sys.stdin:  # until nobody wants anything more
         request = decode(line)
-        assert isinstance(request, BuildRequest)
-        tell(builder.build_engine(trt, request, tell))
+        if isinstance(request, TimingRequest):
+            tell(network_timing.time_networks(session, request, tell))
+        else:
+            assert isinstance(request, BuildRequest)
+            tell(builder.build_engine(session, request, tell))
 
 
 def _reporting(serve: Callable[[], None], tell: Callable[[Message], None]) -> None:

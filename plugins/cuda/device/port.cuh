@@ -17,6 +17,9 @@
 
 namespace moh::cuda {
 
+// Whether `launch` loads kernels, and launches none, on this thread (moh_cuda_load_only).
+bool loads_only();
+
 constexpr int kWarpSize = 32;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
@@ -160,6 +163,10 @@ inline cudaError_t launch(void (*kernel)(Params), dim3 grid, dim3 block, size_t 
     if (error != cudaSuccess) {
       return error;
     }
+  }
+  if (loads_only()) {
+    cudaFuncAttributes attributes;
+    return cudaFuncGetAttributes(&attributes, kernel);
   }
   Params copy = params;
   void* arguments[] = {&copy};

@@ -11,7 +11,15 @@ cudaError_t cudaGetDeviceCount(int* count) {
   return cudaSuccess;
 }
 
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 1000 * options().driver_cuda;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGetDevice(int* device) {
+  if (options().driver_cuda < CUDART_VERSION / 1000) {
+    return cudaErrorInsufficientDriver;
+  }
   *device = 0;
   return cudaSuccess;
 }

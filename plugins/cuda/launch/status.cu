@@ -10,8 +10,11 @@ namespace moh::cuda {
 namespace {
 
 thread_local char last_error[512] = "";
+thread_local bool load_only = false;
 
 }  // namespace
+
+bool loads_only() { return load_only; }
 
 Status fail(Status status, const char* format, ...) {
   va_list values;
@@ -40,3 +43,4 @@ Status launch_status(cudaError_t error, const char* kernel) {
 }  // namespace moh::cuda
 
 const char* moh_cuda_last_error() { return moh::cuda::last_error; }
+void moh_cuda_load_only(bool load_only) { moh::cuda::load_only = load_only; }

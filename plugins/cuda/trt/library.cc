@@ -38,5 +38,8 @@ MOH_EXPORT const char* moh_plugin_table() {
   return table.c_str();
 }
 
+// The major version of CUDA that a driver has to take.
+MOH_EXPORT int moh_plugin_cuda() { return CUDART_VERSION / 1000; }
+
 // The version of moh-deploy that this library belongs to.
 MOH_EXPORT const char* moh_plugin_version() { return MOH_VERSION; }

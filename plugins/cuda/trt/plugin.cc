@@ -45,6 +45,7 @@ Plugin::Plugin(const OpInfo& info, const std::string& layer, const Fields& field
       op_(info.create(fields)),
       present_inputs_(fields.int_value(kPresentInputs, 0)),
       timed_(phase == nvinfer1::TensorRTPhase::kBUILD),
+      told_(std::make_shared<std::atomic<bool>>(false)),
       identity_(identity_of(numbers())) {}
 
 Plugin::Plugin(const Plugin& other)
@@ -58,6 +59,7 @@ Plugin::Plugin(const Plugin& other)
       present_inputs_(other.present_inputs_),
       timed_(other.timed_),
       ready_(other.ready_),
+      told_(other.told_),
       slots_(other.slots_),
       identity_(other.identity_) {}
 
@@ -134,6 +136,11 @@ int32_t Plugin::configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs,
                                 int32_t) noexcept {
   return guarded(subject_, kFailed, [&] {
     op_->configure(make_profile(inputs, input_count));
+    // It is built all the same, as without a GPU; but nobody should look for the GPU in vain.
+    cuda::Device device{};
+    if (moh_cuda_device(&device) == cuda::Status::kDriverTooOld) {
+      log(nvinfer1::ILogger::Severity::kWARNING, subject_ + ": " + moh_cuda_last_error());
+    }
     return kOk;
   });
 }
@@ -175,6 +182,7 @@ int32_t Plugin::onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t 
       set_type(inputs[i].type, tensor);
       set_shape(inputs[i].dims, tensor);
     }));
+    load_kernels();
     ready_ = true;
     return kOk;
   });
@@ -195,6 +203,7 @@ int32_t Plugin::enqueue(const nvinfer1::PluginTensorDesc*, const nvinfer1::Plugi
     call.workspace = workspace;
     call.stream = stream;
     call.timed = timed_;
+    tell_once_that_it_is_timed();
     op_->run(call);
     return kOk;
   });
@@ -245,6 +254,33 @@ std::vector<size_t> Plugin::find_slots(int32_t input_count) const {
                   " that the op has.");
   }
   return slots;
+}
+
+// A run may be captured into a CUDA graph, into which not every kernel can be loaded.
+void Plugin::load_kernels() const {
+  struct LoadOnly {
+    LoadOnly() { moh_cuda_load_only(true); }
+    ~LoadOnly() { moh_cuda_load_only(false); }
+  };
+  // Nothing is read or written there.
+  alignas(256) static char nowhere[256];
+  Call call;
+  for (const size_t slot : slots_) {
+    call.inputs[slot] = nowhere;
+  }
+  call.output = call.workspace = nowhere;
+  call.timed = timed_;
+  const LoadOnly loading;
+  op_->run(call);
+}
+
+// So that whoever reads the log of a build knows that its tactics were timed on gates that mean
+// something.
+void Plugin::tell_once_that_it_is_timed() {
+  const std::string what = timed_ ? op_->while_timed() : std::string();
+  if (!what.empty() && !told_->exchange(true)) {
+    log(nvinfer1::ILogger::Severity::kINFO, subject_ + ": " + what);
+  }
 }
 
 template <class Set>

@@ -3,6 +3,7 @@
 
 #include <NvInferRuntime.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -67,6 +68,8 @@ class Plugin final : public nvinfer1::IPluginV3,
   std::vector<size_t> find_slots(int32_t input_count) const;
   template <class Set>
   Inputs make_inputs(int32_t input_count, const Set& set) const;
+  void load_kernels() const;
+  void tell_once_that_it_is_timed();
   Profile make_profile(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count) const;
   std::vector<Number> numbers() const;
 
@@ -76,6 +79,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   int32_t present_inputs_;  // a bit for each input of the op; 0: the first ones, without a gap
   bool timed_;              // what runs is for TensorRT's clock, see Call::timed
   bool ready_ = false;      // onShapeChange was called
+  std::shared_ptr<std::atomic<bool>> told_;  // of this plugin and its clones: that it is timed
   std::vector<size_t> slots_;
   std::string identity_;
   std::vector<Number> numbers_;

@@ -24,7 +24,9 @@ enum class Status : int32_t {
   kInvalidArgument = 1,  // the caller's mistake: a null pointer, sizes that do not fit together
   kUnsupported = 2,      // defined by docs/ops.md, but beyond what these kernels can do
   kWorkspaceTooSmall = 3,
-  kCudaError = 4,  // the CUDA runtime refused a launch
+  kCudaError = 4,     // the CUDA runtime refused a launch
+  kNoDevice = 5,      // there is no driver, or it finds no GPU
+  kDriverTooOld = 6,  // there is one, of before the CUDA that this library was compiled with
 };
 
 enum class AttentionTactic : int32_t {
@@ -57,8 +59,13 @@ extern "C" {
 // Why the last call of this thread was not kOk: what, got, limit. Never null.
 const char* moh_cuda_last_error();
 
-// Of the current device.
+// Of the current device. Without one, says whether there is no GPU or the driver is too old.
 moh::cuda::Status moh_cuda_device(moh::cuda::Device* device);
+
+// From now on, calls of this thread load the kernels that they would launch, and launch none: what
+// is loaded when it is first launched cannot be captured into a CUDA graph in every case. The
+// arguments are checked as ever; pointers are not read.
+void moh_cuda_load_only(bool load_only);
 
 // MoHRouter. head_counts: [shared + routed] int32, to which the number of tokens that chose each
 // head is added, or null.

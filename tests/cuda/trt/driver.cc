@@ -1,13 +1,21 @@
-// The few calls to CUDA's driver that tell of a GPU, answered without one.
+// The few calls to CUDA's driver that tell of a GPU, answered without one; and those that time work
+// on it, by a clock that goes on where a program says so.
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+namespace {
+
+float now_ms = 0;
+
+}  // namespace
+
 EXPORT int cuInit(unsigned) { return 0; }
 EXPORT int cuDriverGetVersion(int* version) {
-  *version = 13000;
+  const char* other = std::getenv("STAND_IN_CUDA");
+  *version = other == nullptr ? 13000 : std::atoi(other);
   return 0;
 }
 EXPORT int cuDeviceGetCount(int* count) {
@@ -29,5 +37,49 @@ EXPORT int cuDeviceGetName(char* name, int length, int) {
 }
 EXPORT int cuDeviceGetAttribute(int* value, int attribute, int) {
   *value = attribute == 75 ? 8 : 9;
+  return 0;
+}
+
+// ---- work: one context, and memory of the CPU
+
+EXPORT void stand_in_run(float ms) { now_ms += ms; }
+EXPORT int cuDevicePrimaryCtxRetain(void** context, int) {
+  *context = &now_ms;
+  return 0;
+}
+EXPORT int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
+EXPORT int cuCtxSetCurrent(void* context) { return context == &now_ms ? 0 : 201; }
+EXPORT int cuStreamCreate(void** stream, unsigned) {
+  *stream = &now_ms;
+  return 0;
+}
+EXPORT int cuStreamDestroy_v2(void*) { return 0; }
+EXPORT int cuMemAlloc_v2(unsigned long long* address, size_t bytes) {
+  *address = reinterpret_cast<unsigned long long>(std::malloc(bytes));
+  return 0;
+}
+EXPORT int cuMemFree_v2(unsigned long long address) {
+  std::free(reinterpret_cast<void*>(address));
+  return 0;
+}
+EXPORT int cuMemcpyHtoD_v2(unsigned long long address, const void* from, size_t bytes) {
+  std::memcpy(reinterpret_cast<void*>(address), from, bytes);
+  return 0;
+}
+EXPORT int cuEventCreate(float** event, unsigned) {
+  *event = new float(0);
+  return 0;
+}
+EXPORT int cuEventDestroy_v2(float* event) {
+  delete event;
+  return 0;
+}
+EXPORT int cuEventRecord(float* event, void* stream) {
+  *event = now_ms;
+  return stream == &now_ms ? 0 : 400;
+}
+EXPORT int cuEventSynchronize(float*) { return 0; }
+EXPORT int cuEventElapsedTime(float* ms, const float* start, const float* end) {
+  *ms = *end - *start;
   return 0;
 }

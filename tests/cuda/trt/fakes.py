@@ -58,6 +58,7 @@ class Kernels:
     Attributes:
         status: Of each call that runs something.
         multiprocessors: 0: there is no GPU.
+        no_device: The status then.
         choose: (rows of queries) -> (tactic, key_splits).
         workspace: (args, choice) -> bytes.
     """
@@ -65,17 +66,25 @@ class Kernels:
     status: int = 0
     error: str = "MoHRouter: the launch failed."
     multiprocessors: int = 100
+    no_device: str = "kNoDevice"
     choose: Callable[[int], tuple[int, int]] = lambda queries: (0, 1)
     workspace: Callable[[abi.AttentionArgs, abi.AttentionChoice], int] = lambda args, choice: 1000
     calls: list[tuple[str, dict[str, object]]] = field(default_factory=list)
     devices: list[int] = field(default_factory=list)
+    device_calls: int = 0
 
     def install(self, library: Path) -> None:
         """Answer for the kernels of a library until the next one does."""
-        table = _Table.in_dll(ctypes.CDLL(str(library)), "fake_kernels")
+        self._library = ctypes.CDLL(str(library))
+        self.take_loads()
+        table = _Table.in_dll(self._library, "fake_kernels")
         self._kept = {n: kind(getattr(self, f"_{n}")) for n, kind in _SIGNATURES.items()}
         for name, function in self._kept.items():
             setattr(table, name, function)
+
+    def take_loads(self) -> int:
+        """Return how many calls since the last time were to load kernels, and run none."""
+        return self._library.fake_kernels_take_loads()
 
     def _keep(self, name: str, **values: object) -> int:
         self.calls.append((name, values))
@@ -86,9 +95,10 @@ class Kernels:
         return ctypes.addressof(self._text)
 
     def _device(self, device) -> int:
+        self.device_calls += 1
         device.contents.multiprocessors = self.multiprocessors
         device.contents.compute_capability = 90
-        return 0 if self.multiprocessors else abi.STATUSES.index("kCudaError")
+        return 0 if self.multiprocessors else abi.STATUSES.index(self.no_device)
 
     def _router(self, args, counts, stream) -> int:
         return self._keep("router", **_values(args.contents), counts=counts)

@@ -321,3 +321,76 @@ def test_results_are_of_the_real_gates(harness: Harness, kernels: Kernels, attac
     ((name, args),) = kernels.calls
     assert name == "attention"
     assert args["gates"] == run.inputs[3].ctypes.data
+
+
+TIMED = "I MoHAttention (l): timed with gates of which 0.5 is open, not with its input.\n"
+
+
+def test_gates_that_are_replaced_are_told_once(harness: Harness, kernels: Kernels):
+    """Of a plugin and all clones that TensorRT makes of it, for each tactic and each run."""
+    run = CaseRun(_case("MoHAttention", "plain_rank3"))
+    fields = {**run.fields, "open_share": 0.5}
+    plugin = harness.create("MoHAttention", fields, phase=0, layer="l")
+    assert plugin.on_shape_change(run.tensors)
+    assert harness.log() == ""
+    _enqueue(plugin, run)
+    assert harness.log() == TIMED
+    clone = plugin.clone()
+    _enqueue(clone, run)
+    _enqueue(plugin, run)
+    _enqueue(plugin.attach(), run)
+    assert harness.log() == ""
+
+
+@pytest.mark.parametrize(("op", "phase"), [("MoHAttention", RUNTIME), ("MoHRouter", 0)])
+def test_nothing_is_told_where_nothing_is_replaced(
+    harness: Harness, kernels: Kernels, op: str, phase: int
+):
+    case = "plain_rank3" if op == "MoHAttention" else "two_stage"
+    plugin, run = _ready(harness, _case(op, case), phase=phase)
+    _enqueue(plugin, run)
+    assert harness.log() == ""
+
+
+# ---- what is done before a run, once
+
+
+def test_the_device_is_asked_once_for_all_shapes(harness: Harness, kernels: Kernels):
+    plugin, run = _ready(harness, _case("MoHAttention", "plain_rank3"))
+    assert kernels.device_calls == 1
+    clone = plugin.clone()
+    for one in (plugin, clone):
+        assert one.on_shape_change(run.tensors)
+        assert one.set_tactic(DENSE)
+    assert kernels.device_calls == 1
+
+
+@pytest.mark.parametrize(
+    ("op", "case", "phase", "loads"),
+    [
+        ("MoHRouter", "two_stage", RUNTIME, 1),
+        ("MoHAttention", "plain_rank3", RUNTIME, 1),
+        ("MoHAttention", "plain_rank3", 0, 2),  # those that make gates, too
+        ("MoHAggregatedAttention", "plain", RUNTIME, 1),
+    ],
+)
+def test_kernels_are_loaded_when_the_shape_is_known(
+    harness: Harness, kernels: Kernels, op: str, case: str, phase: int, loads: int
+):
+    """A run may be captured into a CUDA graph."""
+    plugin, run = _ready(harness, _case(op, case), phase=phase)
+    assert kernels.take_loads() == loads
+    assert kernels.calls == []
+    _enqueue(plugin, run)
+    assert kernels.take_loads() == 0
+    assert kernels.calls
+
+
+def test_an_old_driver_is_told_apart_from_no_gpu(harness: Harness, kernels: Kernels):
+    kernels.multiprocessors = 0
+    kernels.error = "The NVIDIA driver takes CUDA 12.4; this library needs 13.0."
+    assert _attention(harness, phase=0).configure(_tensors((1, 16, 2000)))
+    assert harness.log() == ""
+    kernels.no_device = "kDriverTooOld"
+    assert _attention(harness, phase=0).configure(_tensors((1, 16, 2000)))
+    assert harness.log() == f"W MoHAttention (l): {kernels.error}\n"

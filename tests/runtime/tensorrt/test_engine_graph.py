@@ -15,7 +15,7 @@ from moh_deploy.runtime.tensorrt.engine_graph import (
     check_network,
     engine_choices,
     engine_layers,
-    make_engine_graph,
+    read_graph,
 )
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer
 from moh_deploy.runtime.tensorrt.profiles import make_profiles
@@ -61,7 +61,8 @@ def _graph(tmp_path: Path) -> EngineGraph:
 
 
 def _graph_of(package: OnnxPackage) -> EngineGraph:
-    return make_engine_graph(package, make_profiles([], package.manifest), plugins=True)
+    """Every layer runs by kernels."""
+    return read_graph(package, make_profiles([], package.manifest), no_plugins=None).lowered({})
 
 
 def test_routers_decide_in_float32_in_lower_precision(tmp_path: Path):
@@ -79,7 +80,7 @@ def _answer(graph: EngineGraph, **types: str) -> BuildAnswer:
 def test_a_network_of_all_the_same_passes(tmp_path: Path):
     graph = _graph(tmp_path)
     check_network(graph, _answer(graph), title="TensorRT")
-    layers = engine_layers(graph, graph.plugin_nodes)
+    layers = engine_layers(graph, plugins=graph.plugin_nodes, attentions=())
     assert [(one.moh_impl, one.router_impl) for one in layers] == [
         ("kernel", "operators"),
         ("kernel", "kernel"),

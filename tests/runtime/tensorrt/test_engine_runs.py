@@ -224,8 +224,43 @@ def test_bench_of_an_engine_needs_its_package(tmp_path: Path):
     assert "--package DIR" in str(refused.value.hint)
     with pytest.raises(ConfigError, match="is no engine: leave it out"):
         moh_deploy.bench(package.root, package=package.root)
-    with pytest.raises(ConfigError, match="'dense' is a package run in another way"):
+    with pytest.raises(ConfigError, match="'dense' is a package run in another way") as refused:
         moh_deploy.bench(root, package=package.root, baselines=["dense"])
+    assert "--baseline plain-engine" in str(refused.value.hint)
+    with pytest.raises(ConfigError, match="'plain-engine' is an engine without kernels, but"):
+        moh_deploy.bench(package.root, baselines=["plain-engine"])
+
+
+_BENCH_WITH_A_PLAIN_ENGINE = """
+import json, shutil, sys
+import moh_deploy
+from moh_deploy.api import bench
+
+engine, plain, package = sys.argv[1:]
+bench.build_plain_engine = lambda engine, package, output, progress: shutil.copytree(plain, output)
+report = moh_deploy.bench(engine, package=package, min_time=0.05, warmup=0)
+print(json.dumps({one.contestant: one.is_baseline for one in report.results}))
+"""
+
+
+@needs_polygraphy
+@nightly
+@pytest.mark.parametrize("has_kernels", [True, False])
+def test_an_engine_with_kernels_is_compared_with_one_without(
+    fakes: Fakes, tmp_path: Path, has_kernels: bool
+):
+    simulate_gpu(fakes)
+    package = _package(tmp_path / "package")
+    plain = _engine_of(package, tmp_path / "plain")
+    manifest = replace(MANIFEST, package_sha256=sha256_of(package.root / "manifest.json"))
+    engine = write_engine(
+        tmp_path / "engine", manifest if has_kernels else replace(manifest, layers=()), scale=1.0
+    )
+    ran = python(_BENCH_WITH_A_PLAIN_ENGINE, engine, plain, package.root)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    baseline = {"plain-engine": True} if has_kernels else {}
+    assert found == {str(engine): False, **baseline}
 
 
 @needs_polygraphy

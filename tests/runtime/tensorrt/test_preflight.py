@@ -11,6 +11,7 @@ from moh_deploy.ops.plugin_support import PLUGINS
 from moh_deploy.runtime.tensorrt.messages import ParserError
 from moh_deploy.runtime.tensorrt.preflight import (
     refused_by_parser,
+    refused_driver,
     refused_nodes,
     refused_targets,
     refused_types,
@@ -165,3 +166,21 @@ def test_all_of_it_is_said_at_once():
         "T cannot build this package, for 2 reasons:"
         "\n  - a: v; expected l. Do.\n  - b: w; expected m. Go."
     )
+
+
+@pytest.mark.parametrize(
+    ("driver", "needed", "is_refused"),
+    [("12.4", 13, True), ("13.0", 13, False), ("13.2", 13, False), ("12.4", 12, False)],
+)
+def test_old_drivers(driver: str, needed: int, is_refused: bool):
+    found = [str(one) for one in refused_driver(driver, needed=needed)]
+    assert bool(found) == is_refused
+    if found:
+        assert found[0].startswith(
+            "libmoh_plugin.so: the NVIDIA driver takes CUDA 12.4; expected 13.0 or later, with"
+            " which the library was compiled. Update the driver (580 or later takes CUDA 13"
+        )
+
+
+def test_a_driver_that_does_not_matter_is_not_refused():
+    assert refused_driver(None, needed=13) == ()

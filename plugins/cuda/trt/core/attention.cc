@@ -2,6 +2,7 @@
 // gates are open, which nobody knows before an engine runs. TensorRT measures both on buffers of
 // its own, so a measured plugin puts gates into its workspace of which a stated share is open.
 #include <algorithm>
+#include <optional>
 
 #include "cuda/trt/core/attention_sizes.h"
 #include "cuda/trt/core/ops.h"
@@ -96,6 +97,10 @@ class Attention final : public Op {
 
   std::vector<int32_t> tactics() const override { return tactics_; }
 
+  std::string while_timed() const override {
+    return make_text("timed with gates of which ", open_share_, " is open, not with its input.");
+  }
+
   void set_tactic(int32_t tactic) override {
     if (tactic < kNoTactic || tactic > tactic_number(AttentionTactic::kDense)) {
       throw Refusal("tactic is ", tactic, "; expected 0 to 2.");
@@ -142,9 +147,13 @@ class Attention final : public Op {
   }
 
   void decide() {
-    Device device{};
-    check_status(moh_cuda_device(&device));
-    choice_ = choose(args_, device);
+    // Shapes change often, and a plugin stays on the device that its engine was loaded for.
+    if (!device_) {
+      Device device{};
+      check_status(moh_cuda_device(&device));
+      device_ = device;
+    }
+    choice_ = choose(args_, *device_);
     if (tactic_ != kNoTactic) {
       choice_.tactic = static_cast<AttentionTactic>(tactic_ - 1);
     }
@@ -182,6 +191,7 @@ class Attention final : public Op {
   bool has_shapes_ = false;
   AttentionArgs args_{};
   AttentionChoice choice_{};
+  std::optional<Device> device_;
   size_t kernel_bytes_ = 0;
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "cuda/trt/core/fields.h"
@@ -92,6 +93,9 @@ class Op {
   virtual void configure(const Profile& profile);
   virtual size_t workspace_bytes(const Profile&) const { return 0; }
   virtual std::vector<int32_t> tactics() const { return {}; }  // none: there is no choice
+
+  // What it does while it is timed that it does not when results are wanted; none: it is the same.
+  virtual std::string while_timed() const { return {}; }
 
   // When it runs.
   virtual void set_tactic(int32_t) {}

@@ -1,0 +1,159 @@
+"""Make the networks of candidates, one node each, and have them timed by a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import onnx_ir as ir
+
+from moh_deploy.errors import BackendError
+from moh_deploy.graph.node_model import node_model
+from moh_deploy.graph.sequences import lower_to_tensorrt
+from moh_deploy.runtime.tensorrt.build_plan import BuildPlan
+from moh_deploy.runtime.tensorrt.build_process import BuildProcess
+from moh_deploy.runtime.tensorrt.candidates import (
+    AttentionCandidates,
+    AttentionWay,
+    ChosenWay,
+    choose,
+    unknown_sizes,
+)
+from moh_deploy.runtime.tensorrt.engine_graph import PackageGraph
+from moh_deploy.runtime.tensorrt.estimates import estimated_choice
+from moh_deploy.runtime.tensorrt.messages import BuildRequest, TimingAnswer, TimingRequest
+from moh_deploy.runtime.tensorrt.profiles import shapes
+from moh_deploy.system.progress import Progress
+
+
+def choose_ways(
+    read: PackageGraph,
+    plan: BuildPlan,
+    *,
+    here: str | None,
+    timed: bool,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, ChosenWay]:
+    """Return the name of each attention node to what runs it in an engine.
+
+    Args:
+        read: The package's graph, not lowered yet.
+        plan: What the engine is for.
+        here: Compute capability of this machine's GPU; None: it does not matter.
+        timed: Candidates are to be timed, where that can be done.
+        folder: Where their networks may be written.
+        progress: What to report steps to.
+    """
+    targets = plan.targets or ((here,) if here is not None else ())
+    estimate = partial(estimated_choice, profiles=plan.profiles, targets=targets)
+    # What measures nothing when it builds need not have a GPU to do so.
+    if not (timed and plan.flavour.has_timing_cache):
+        return choose(read.candidates, measure=None, estimate=estimate)
+    with CandidateTimer(read.model, plan, folder, progress) as timer:
+        return choose(read.candidates, measure=timer.measure, estimate=estimate)
+
+
+def candidate_requests(
+    model: ir.Model, one: AttentionCandidates, plan: BuildPlan, folder: Path
+) -> dict[str, BuildRequest]:
+    """Write a network of one node for each way in which it may run.
+
+    Args:
+        model: The package's model, not lowered yet.
+        one: The candidates.
+        plan: What the engine is for.
+        folder: Where the networks are written, and are to be built.
+
+    Returns:
+        Way to how the network is built.
+    """
+    return {way: _request(model, one, way, plan, folder) for way in one.possible}
+
+
+def _request(
+    model: ir.Model, one: AttentionCandidates, way: AttentionWay, plan: BuildPlan, folder: Path
+) -> BuildRequest:
+    node = next(node for node in model.graph if node.name == one.node)
+    network = node_model(model, node)
+    lower_to_tensorrt(
+        network,
+        plugin_nodes=[one.node] if way == "kernel" else [],
+        fused_nodes=[one.node] if way == "fused" else [],
+        open_shares={one.node: one.open_share},
+    )
+    path = folder / f"{way}.onnx"
+    ir.save(network, path)
+    library = plan.library if way == "kernel" else None
+    return BuildRequest(
+        model=str(path),
+        engine=str(folder / f"{way}.engine"),
+        plugin=None if library is None else str(library.path),
+        creators=() if library is None else (one.op,),
+        embed_plugin=False,
+        compute_capabilities=plan.targets,
+        profiles=tuple(shapes(one.inputs, profile) for profile in plan.profiles),
+        workspace_bytes=plan.workspace_bytes,
+        hardware_compatibility=plan.hardware_compatibility,
+    )
+
+
+class CandidateTimer:
+    """Has candidates timed on this machine's GPU, until the block is left.
+
+    In a process that builds nothing else: a candidate that crashes does not take the build along,
+    and leaves the GPU to it as it was.
+
+    Args:
+        model: The package's model, not lowered yet.
+        plan: What the engine is for.
+        folder: Where it may write.
+        progress: What to report steps to.
+    """
+
+    def __init__(self, model: ir.Model, plan: BuildPlan, folder: Path, progress: Progress) -> None:
+        self._model, self._plan, self._progress = model, plan, progress
+        self._folder = folder
+        self._closing = ExitStack()
+        self._process: BuildProcess | None = None
+        self._gone: str | None = None
+        self._timed = 0
+
+    def __enter__(self) -> CandidateTimer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closing.close()
+
+    def measure(self, one: AttentionCandidates) -> TimingAnswer:
+        """Return the times of the ways in which a node may run. Without a time, it says why."""
+        unknown = unknown_sizes(one, self._plan.package.manifest.dims)
+        if unknown is not None:
+            return _none(one.possible, f"{unknown}, which follows from no dimension of the package")
+        if self._gone is not None:
+            return _none(one.possible, self._gone)
+        folder = self._folder / f"{self._timed}"
+        folder.mkdir(parents=True)
+        self._timed += 1
+        networks = candidate_requests(self._model, one, self._plan, folder)
+        request = TimingRequest(networks, dict(one.fills), one.open_share)
+        try:
+            return self._started().time(request, self._progress)
+        except BackendError as error:
+            # Whatever killed it may do so again, and each start takes seconds.
+            self._gone = error.message
+            return _none(one.possible, self._gone)
+
+    def _started(self) -> BuildProcess:
+        if self._process is None:
+            process = BuildProcess(
+                self._plan.flavour, folder=self._folder, log=self._folder / "timing.log"
+            )
+            self._process = self._closing.enter_context(process)
+        return self._process
+
+
+def _none(ways: Sequence[AttentionWay], why: str) -> TimingAnswer:
+    return TimingAnswer({}, dict.fromkeys(ways, why))

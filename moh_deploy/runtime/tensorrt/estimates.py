@@ -1,0 +1,106 @@
+"""Estimates of what runs an attention fastest, for builds in which nothing can be timed.
+
+Nobody measured these. They are from a simulation of the kernel's schedule, with the instructions
+that it was compiled to, beside published times of attention kernels (docs/adr/0058): break-even
+shares are good to a tenth or so. What a build with TensorRT times on its GPU takes their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from moh_deploy.config.dims import size_at
+from moh_deploy.ops import op_names
+from moh_deploy.package import TensorInfo
+from moh_deploy.runtime.tensorrt.candidates import AttentionCandidates, AttentionWay, ChosenWay
+from moh_deploy.runtime.tensorrt.profiles import Profile, opt_sizes
+
+# Compute capability to the largest share of open gates at which the kernel is as fast as an
+# attention that TensorRT fuses: with heads of up to 64, and of more. Up to 8.9 and on 12.x both use
+# the same instructions; on 9.0 the rival has wgmma, which needs large tiles to pay.
+_BREAK_EVEN: Mapping[str, tuple[float, float]] = {
+    "8.0": (0.80, 0.80),
+    "8.6": (0.85, 0.85),
+    "8.7": (0.85, 0.85),
+    "8.9": (0.85, 0.85),
+    "9.0": (0.75, 0.45),
+    "12.0": (0.85, 0.85),
+    "12.1": (0.85, 0.85),
+}
+_SMALL_HEAD = 64
+# Up to so many queries the product with the gates, which the kernel saves a launch for, is most of
+# what there is to gain, whatever is open.
+_FEW_QUERIES = 256
+_IN_FLOAT32 = "TensorRT fuses no attention in float32"
+_NOBODY = "by a table of estimates, nobody measured"
+
+
+def estimated_choice(
+    one: AttentionCandidates, *, profiles: Sequence[Profile], targets: Sequence[str]
+) -> ChosenWay:
+    """Choose by the table.
+
+    Args:
+        one: The candidates; at least two are possible.
+        profiles: Judged at the most queries that one is tuned for.
+        targets: Compute capabilities that the engine is for: the kernel has to be right for all.
+    """
+    own = _own_layers(one)
+    if "kernel" not in one.possible:
+        return ChosenWay(own, f"{_NOBODY}: {_why_own(one, own)}")
+    if one.op != op_names.ATTENTION:
+        return ChosenWay("kernel", f"{_NOBODY}: nothing of TensorRT's fuses {one.op}")
+    if one.query.dtype == "float32":
+        return ChosenWay("kernel", f"{_NOBODY}: {_IN_FLOAT32}")
+    queries = _most_queries(one.query, profiles)
+    if queries is not None and queries <= _FEW_QUERIES:
+        return ChosenWay("kernel", f"{_NOBODY}: up to {_FEW_QUERIES} queries, gates cost no launch")
+    return _by_open_share(one, own, targets, _head_dim(one))
+
+
+def _by_open_share(
+    one: AttentionCandidates, own: AttentionWay, targets: Sequence[str], head_dim: int
+) -> ChosenWay:
+    column = 0 if head_dim <= _SMALL_HEAD else 1
+    for target in targets:
+        limits = _BREAK_EVEN.get(target)
+        if limits is None:
+            return ChosenWay(own, f"{_NOBODY}: no estimate for compute capability {target}")
+        if one.open_share > limits[column]:
+            return ChosenWay(
+                own, f"{_NOBODY}: {_compared(one, '>', limits[column], target, head_dim)}"
+            )
+    tightest = min(targets, key=lambda target: _BREAK_EVEN[target][column])
+    limit = _BREAK_EVEN[tightest][column]
+    return ChosenWay("kernel", f"{_NOBODY}: {_compared(one, '<=', limit, tightest, head_dim)}")
+
+
+def _compared(one: AttentionCandidates, sign: str, limit: float, target: str, head_dim: int) -> str:
+    return (
+        f"{one.open_share:.2f} of the gates are open, {sign} {limit:.2f} at which both are as fast"
+        f" on {target} with heads of {head_dim}"
+    )
+
+
+def _own_layers(one: AttentionCandidates) -> AttentionWay:
+    """What is best of TensorRT's own."""
+    in_half = one.query.dtype != "float32"
+    return "fused" if in_half and "fused" in one.possible else "function"
+
+
+def _why_own(one: AttentionCandidates, own: AttentionWay) -> str:
+    if own == "fused":
+        return "TensorRT has one kernel for attention"
+    return one.why_not.get("fused", _IN_FLOAT32)
+
+
+def _most_queries(query: TensorInfo, profiles: Sequence[Profile]) -> int | None:
+    sizes = [opt_sizes(profile) for profile in profiles] or [{}]
+    found = [size_at(query.shape[-2], one) for one in sizes]  # [B, S, H*D] or [B, H, S, D]
+    known = [one for one in found if one is not None]
+    return max(known) if len(known) == len(found) else None
+
+
+def _head_dim(one: AttentionCandidates) -> int:
+    last = size_at(one.query.shape[-1], {}) or 0
+    return last if len(one.query.shape) == 4 else last // one.num_heads

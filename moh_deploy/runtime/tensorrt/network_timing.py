@@ -1,0 +1,165 @@
+"""Time networks that compute the same on the GPU, in turns; it runs in the worker."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moh_deploy.errors import BackendError
+from moh_deploy.ops.cases import numpy_dtype
+from moh_deploy.runtime.tensorrt.builder import BuildFailed, BuildSession, build_engine
+from moh_deploy.runtime.tensorrt.device_work import DeviceWork
+from moh_deploy.runtime.tensorrt.messages import (
+    BuildRequest,
+    BuildStep,
+    Fill,
+    Message,
+    ParserError,
+    TimingAnswer,
+    TimingRequest,
+)
+from moh_deploy.runtime.tensorrt.network import DTYPE_NAMES
+from moh_deploy.system.npz import Array
+
+_ROUNDS = 11
+_WARM_UP_RUNS = 10
+# Long beside what an event and a wait cost, and short beside what a build takes.
+_ROUND_MS = 5.0
+_MOST_RUNS = 200
+
+GpuClock = Callable[[Callable[[], None], int], float]
+"""(call, count) -> milliseconds of that many calls, one behind the other."""
+
+
+def time_networks(
+    session: BuildSession, request: TimingRequest, tell: Callable[[Message], None]
+) -> TimingAnswer:
+    """Build each network, and time them in turns at the usual sizes of every profile.
+
+    A network that cannot be built or run has no time; the others have.
+    """
+    runtime = session.trt.Runtime(session.logger)
+    built = {
+        name: _engine_or_reason(session, runtime, build, tell)
+        for name, build in request.networks.items()
+    }
+    failed = {name: why for name, why in built.items() if isinstance(why, str)}
+    engines = {name: engine for name, engine in built.items() if name not in failed}
+    if not engines:
+        return TimingAnswer({}, failed)
+    tell(BuildStep(f"timing {', '.join(engines)}"))
+    try:
+        with DeviceWork() as gpu:
+            times = _times(session.trt, engines, request, gpu)
+    except (BackendError, BuildFailed) as error:
+        return TimingAnswer({}, failed | dict.fromkeys(engines, str(error)))
+    return TimingAnswer(times, failed)
+
+
+def time_in_turns(calls: Mapping[str, Callable[[], None]], clock: GpuClock) -> dict[str, float]:
+    """Return the median milliseconds of each call: rounds of several calls, by turns.
+
+    By turns, so that a clock that is raised or lowered meets all of them.
+    """
+    counts: dict[str, int] = {}
+    for name, call in calls.items():
+        each = clock(call, _WARM_UP_RUNS) / _WARM_UP_RUNS
+        counts[name] = max(1, min(_MOST_RUNS, round(_ROUND_MS / max(each, 1e-6))))
+    rounds = [
+        {name: clock(call, counts[name]) / counts[name] for name, call in calls.items()}
+        for _ in range(_ROUNDS)
+    ]
+    return {name: statistics.median(times[name] for times in rounds) for name in calls}
+
+
+def _engine_or_reason(
+    session: BuildSession, runtime: Any, build: BuildRequest, tell: Callable[[Message], None]
+) -> Any:
+    """Return an engine, or a text: why there is none."""
+    try:
+        answer = build_engine(session, build, tell)
+    except BuildFailed as error:
+        return str(error)
+    if answer.errors:
+        return f"the parser refuses {', '.join(map(_error_text, answer.errors))}"
+    assert build.engine is not None
+    engine = runtime.deserialize_cuda_engine(Path(build.engine).read_bytes())
+    return "TensorRT cannot load what it built" if engine is None else engine
+
+
+def _error_text(error: ParserError) -> str:
+    return f"{error.operator}: {error.text}"
+
+
+def _times(
+    trt: Any, engines: Mapping[str, Any], request: TimingRequest, gpu: DeviceWork
+) -> dict[str, tuple[float, ...]]:
+    profiles = next(iter(request.networks.values())).profiles
+    found: list[dict[str, float]] = []
+    for index in range(max(1, len(profiles))):
+        with gpu.scope():
+            feeds = _feeds(trt, next(iter(engines.values())), request, index)
+            # One copy of the inputs for all: they only read it.
+            given = {name: (array.shape, gpu.upload(array)) for name, array in feeds.items()}
+            calls = {
+                name: _bound(engine, index, given, gpu, name) for name, engine in engines.items()
+            }
+            found.append(time_in_turns(calls, gpu.elapsed_ms))
+    return {name: tuple(times[name] for times in found) for name in engines}
+
+
+def _feeds(trt: Any, engine: Any, request: TimingRequest, profile: int) -> dict[str, Array]:
+    """Return arrays for the inputs, of the usual sizes of a profile: the same ones each time."""
+    rng = np.random.default_rng(0)
+    shapes = next(iter(request.networks.values())).profiles
+    feeds = {}
+    for name, fill in request.fills.items():
+        # A network without dynamic sizes has no profile.
+        shape = shapes[profile][name][1] if shapes else tuple(engine.get_tensor_shape(name))
+        dtype = numpy_dtype(DTYPE_NAMES[engine.get_tensor_dtype(name).name])
+        feeds[name] = _filled(fill, shape, request.open_share, rng).astype(dtype)
+    return feeds
+
+
+def _filled(
+    fill: Fill, shape: tuple[int, ...], open_share: float, rng: np.random.Generator
+) -> Array:
+    if fill == "random":
+        return rng.standard_normal(shape)
+    if fill == "gates":
+        return rng.random(shape) < open_share
+    return np.full(shape, fill == "seen")
+
+
+def _bound(
+    engine: Any,
+    profile: int,
+    given: Mapping[str, tuple[tuple[int, ...], int]],
+    gpu: DeviceWork,
+    name: str,
+) -> Callable[[], None]:
+    """Return a call that enqueues one run."""
+    context = engine.create_execution_context()
+    if context is None:
+        raise BuildFailed(f"TensorRT makes no execution context for {name}")
+    done = [context.set_optimization_profile_async(profile, gpu.stream)]
+    for tensor, (shape, address) in given.items():
+        done.append(context.set_input_shape(tensor, shape))
+        done.append(context.set_tensor_address(tensor, address))
+    for tensor in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+        if tensor not in given:
+            size = numpy_dtype(DTYPE_NAMES[engine.get_tensor_dtype(tensor).name]).itemsize
+            elements = int(np.prod(tuple(context.get_tensor_shape(tensor))))
+            done.append(context.set_tensor_address(tensor, gpu.allocate(size * elements)))
+    if not all(done):
+        raise BuildFailed(f"TensorRT refuses the inputs of {name}")
+
+    def run() -> None:
+        if not context.execute_async_v3(gpu.stream):
+            raise BuildFailed(f"TensorRT refuses to run {name}")
+
+    return run
