@@ -86,7 +86,7 @@ def test_the_candidate_that_is_timed_as_the_fastest_is_built(
         )
         (layer,) = report.layers
         assert layer.moh_impl == fastest
-        assert layer.decision == "fastest of 3 that were timed here"
+        assert layer.decision == "fastest of 3 timed here"
         assert layer.times_ms == {w: pytest.approx((ms, ms), rel=1e-3) for w, ms in times.items()}
         assert (layer.reason == layer.decision) == (fastest != "kernel")
         engine = (tmp_path / "engine" / "model.engine").read_bytes()
@@ -102,10 +102,20 @@ def test_a_candidate_that_does_not_run_is_none(
 ):
     stand_in.install(stand_in_folder, monkeypatch, STAND_IN_TIMES="function=0.1")
     (layer,) = build().layers
-    assert layer.moh_impl == "kernel"
-    assert layer.times_ms == {}
+    assert (layer.moh_impl, list(layer.times_ms)) == ("function", ["function"])
+    assert layer.decision == (
+        "fastest of 1 timed here; kernel was not timed: TensorRT refuses to run it"
+    )
+
+
+def test_where_no_candidate_runs_the_table_decides(
+    build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stand_in.install(stand_in_folder, monkeypatch, STAND_IN_TIMES="fused=0.1")
+    (layer,) = build().layers
+    assert (layer.moh_impl, layer.times_ms) == ("kernel", {})
     assert "nobody measured" in layer.decision
-    assert "kernel was not timed: TensorRT refuses to run kernel" in layer.decision
+    assert "function was not timed: TensorRT refuses to run it" in layer.decision
 
 
 def test_a_dry_run_times_nothing(

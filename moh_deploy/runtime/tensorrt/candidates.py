@@ -157,7 +157,7 @@ def _fastest(
         (one for one in one.possible if one in times_ms),
         key=lambda one: geometric_mean(times_ms[one]),
     )
-    return ChosenWay(way, f"fastest of {len(times_ms)} that were timed here{failed}", times_ms)
+    return ChosenWay(way, f"fastest of {len(times_ms)} timed here{failed}", times_ms)
 
 
 def _why_not(

@@ -54,9 +54,9 @@ def time_networks(
     tell(BuildStep(f"timing {', '.join(engines)}"))
     try:
         with DeviceWork() as gpu:
-            times = _times(session.trt, engines, request, gpu)
-    except (BackendError, BuildFailed) as error:
-        return TimingAnswer({}, failed | dict.fromkeys(engines, str(error)))
+            times = _times(engines, request, gpu, failed)
+    except BackendError as error:
+        return TimingAnswer({}, failed | dict.fromkeys(engines, error.message))
     return TimingAnswer(times, failed)
 
 
@@ -96,23 +96,32 @@ def _error_text(error: ParserError) -> str:
 
 
 def _times(
-    trt: Any, engines: Mapping[str, Any], request: TimingRequest, gpu: DeviceWork
+    engines: dict[str, Any], request: TimingRequest, gpu: DeviceWork, failed: dict[str, str]
 ) -> dict[str, tuple[float, ...]]:
+    """Return the times of each profile; an engine that does not run moves to `failed`."""
     profiles = next(iter(request.networks.values())).profiles
     found: list[dict[str, float]] = []
     for index in range(max(1, len(profiles))):
         with gpu.scope():
-            feeds = _feeds(trt, next(iter(engines.values())), request, index)
+            feeds = _feeds(next(iter(engines.values())), request, index)
             # One copy of the inputs for all: they only read it.
             given = {name: (array.shape, gpu.upload(array)) for name, array in feeds.items()}
-            calls = {
-                name: _bound(engine, index, given, gpu, name) for name, engine in engines.items()
+            ready = {
+                name: _bound_or_reason(engine, index, given, gpu)
+                for name, engine in engines.items()
             }
+            for name, why in ready.items():
+                if isinstance(why, str):
+                    failed[name] = why
+                    del engines[name]
+            if not engines:
+                return {}
+            calls = {name: call for name, call in ready.items() if not isinstance(call, str)}
             found.append(time_in_turns(calls, gpu.elapsed_ms))
     return {name: tuple(times[name] for times in found) for name in engines}
 
 
-def _feeds(trt: Any, engine: Any, request: TimingRequest, profile: int) -> dict[str, Array]:
+def _feeds(engine: Any, request: TimingRequest, profile: int) -> dict[str, Array]:
     """Return arrays for the inputs, of the usual sizes of a profile: the same ones each time."""
     rng = np.random.default_rng(0)
     shapes = next(iter(request.networks.values())).profiles
@@ -135,17 +144,30 @@ def _filled(
     return np.full(shape, fill == "seen")
 
 
+def _bound_or_reason(
+    engine: Any,
+    profile: int,
+    given: Mapping[str, tuple[tuple[int, ...], int]],
+    gpu: DeviceWork,
+) -> Callable[[], None] | str:
+    """Return a call that enqueues one run, or a text: why it does not run."""
+    try:
+        call = _bound(engine, profile, given, gpu)
+        gpu.elapsed_ms(call, 1)  # scores of float32 may be more than the memory
+    except BuildFailed as error:
+        return str(error)
+    return call
+
+
 def _bound(
     engine: Any,
     profile: int,
     given: Mapping[str, tuple[tuple[int, ...], int]],
     gpu: DeviceWork,
-    name: str,
 ) -> Callable[[], None]:
-    """Return a call that enqueues one run."""
     context = engine.create_execution_context()
     if context is None:
-        raise BuildFailed(f"TensorRT makes no execution context for {name}")
+        raise BuildFailed("TensorRT makes no execution context")
     done = [context.set_optimization_profile_async(profile, gpu.stream)]
     for tensor, (shape, address) in given.items():
         done.append(context.set_input_shape(tensor, shape))
@@ -156,10 +178,10 @@ def _bound(
             elements = int(np.prod(tuple(context.get_tensor_shape(tensor))))
             done.append(context.set_tensor_address(tensor, gpu.allocate(size * elements)))
     if not all(done):
-        raise BuildFailed(f"TensorRT refuses the inputs of {name}")
+        raise BuildFailed("TensorRT refuses the inputs")
 
     def run() -> None:
         if not context.execute_async_v3(gpu.stream):
-            raise BuildFailed(f"TensorRT refuses to run {name}")
+            raise BuildFailed("TensorRT refuses to run it")
 
     return run
