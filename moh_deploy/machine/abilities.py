@@ -12,7 +12,7 @@ from moh_deploy.machine.machine import Machine
 from moh_deploy.machine.tensorrt import CreatorRegistry, TensorRTFacts
 from moh_deploy.machine.tools import OLDEST_NVCC
 from moh_deploy.report.json import in_json
-from moh_deploy.runtime.tensorrt.driver import Gpu
+from moh_deploy.runtime.tensorrt.driver import DRIVER_HINT, Gpu, takes_cuda
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 
@@ -177,6 +177,13 @@ def _code_gaps(machine: Machine, library: LibraryFacts | Failed) -> Iterator[Fai
         yield Failed(
             f"{library.path} has no code for {gpu}",
             f"build it again with -DMOH_CUDA_ARCHITECTURES={arch}; 8.0 is the least",
+        )
+    assert isinstance(machine.gpu, GpuFacts)
+    if library.cuda is not None and not takes_cuda(machine.gpu.cuda, library.cuda):
+        yield Failed(
+            f"the driver takes CUDA {machine.gpu.cuda}, and {library.path} was compiled with"
+            f" {library.cuda}",
+            DRIVER_HINT,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -26,15 +26,21 @@ class LibraryFacts:
 
     Attributes:
         code: Which GPUs it has code for.
+        cuda: Major version of CUDA that a driver has to take; None: it does not say.
     """
 
     path: Path
     code: DeviceCode
+    cuda: int | None = None
 
 
 def probe_plugin(given: Path | None = None) -> LibraryFacts | Failed:
     """Load the plugin library for TensorRT, the given one or the installation's."""
-    return _probe(given or native.FOLDER / PLUGIN_NAME, PLUGIN_NAME, "moh_plugin_version")
+    found = _probe(given or native.FOLDER / PLUGIN_NAME, PLUGIN_NAME, "moh_plugin_version")
+    if isinstance(found, Failed):
+        return found
+    cuda = ask(_plugin_cuda, str(found.path.resolve()))
+    return replace(found, cuda=None if isinstance(cuda, Failed) else cuda)
 
 
 def probe_ort_cuda() -> LibraryFacts | Failed:
@@ -75,6 +81,12 @@ def _version(path: str, version_function: str) -> str:
     if version != __version__:
         raise BackendError(f"it belongs to moh-deploy {version}, this is {__version__}")
     return version
+
+
+def _plugin_cuda(path: str) -> int | None:
+    """Load the plugin library, and ask it for the version of CUDA that it needs."""
+    function = getattr(ctypes.CDLL(path), "moh_plugin_cuda", None)
+    return None if function is None else int(function())
 
 
 def _how_to_build(name: str) -> str:

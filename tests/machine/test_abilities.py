@@ -160,3 +160,18 @@ def test_a_registry_that_refuses_the_plugin_is_named():
     lost = _cannot(replace(FULL, tensorrt=(facts, FULL.tensorrt[1])))
     assert set(lost) == {TRT_KERNELS}
     assert lost[TRT_KERNELS].gaps[0].why == "TensorRT with libmoh_plugin.so: it crashed"
+
+
+@pytest.mark.parametrize(("cuda", "lacks"), [("12.4", True), ("13.0", False)])
+def test_a_driver_of_before_the_plugins_cuda_runs_no_kernels(cuda: str, lacks: bool):
+    machine = replace(
+        FULL,
+        gpu=GpuFacts("550.1", cuda, (Gpu("NVIDIA L4", 89, 24 << 30),)),
+        plugin=replace(FULL.plugin, cuda=13),
+    )
+    found = _cannot(machine)
+    assert len(found) == lacks
+    for one in found.values():
+        (gap,) = one.gaps
+        assert gap.why == "the driver takes CUDA 12.4, and libmoh_plugin.so was compiled with 13"
+        assert "580 or later takes CUDA 13" in gap.fix

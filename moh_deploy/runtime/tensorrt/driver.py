@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 from moh_deploy.errors import BackendError
 
+DRIVER_HINT = (
+    "update the driver (580 or later takes CUDA 13, 525 or later CUDA 12), or compile the library"
+    " with an older CUDA, 12.8 at least: make plugin"
+)
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
@@ -61,6 +65,16 @@ def read_driver() -> Driver:
         cuda=f"{version.value // 1000}.{version.value % 1000 // 10}",
         gpus=tuple(_gpu(cuda, index) for index in range(count.value)),
     )
+
+
+def takes_cuda(driver_cuda: str, needed: int) -> bool:
+    """Tell whether a driver runs what was compiled with a version of CUDA.
+
+    Args:
+        driver_cuda: Version that the driver takes: `12.4`.
+        needed: Major version of the other: minor ones get along.
+    """
+    return int(driver_cuda.partition(".")[0]) >= needed
 
 
 def load_driver() -> ctypes.CDLL:

@@ -15,6 +15,7 @@ from moh_deploy.errors import ExportError
 from moh_deploy.ops import OPS, op_names
 from moh_deploy.ops.plugin_support import PLUGINS, PluginInput
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, TensorType
+from moh_deploy.runtime.tensorrt.driver import DRIVER_HINT, takes_cuda
 from moh_deploy.runtime.tensorrt.messages import ParserError
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 from moh_deploy.runtime.tensorrt.profiles import LARGEST, Profile
@@ -22,10 +23,6 @@ from moh_deploy.runtime.tensorrt.rejection import Rejection
 from moh_deploy.system.suggest import shortened
 
 _FOREIGN_TYPES = ("float64", "complex64", "complex128", "str", "object")
-_DRIVER_HINT = (
-    "Update the driver (580 or later takes CUDA 13, 525 or later CUDA 12), or compile the library"
-    " with an older CUDA, 12.8 at least: make plugin."
-)
 _EXPORT_AGAIN = "This is no model that moh-deploy writes: export it again."
 
 
@@ -71,14 +68,14 @@ def refused_driver(driver_cuda: str | None, *, needed: int) -> tuple[Rejection, 
         driver_cuda: Version of CUDA that the driver takes, `12.4`; None: it does not matter.
         needed: Major version that the library was compiled with: minor ones get along.
     """
-    if driver_cuda is None or int(driver_cuda.partition(".")[0]) >= needed:
+    if driver_cuda is None or takes_cuda(driver_cuda, needed):
         return ()
     return (
         Rejection(
             PLUGIN_NAME,
             f"the NVIDIA driver takes CUDA {driver_cuda}",
             f"{needed}.0 or later, with which the library was compiled",
-            _DRIVER_HINT,
+            f"{DRIVER_HINT[:1].upper()}{DRIVER_HINT[1:]}.",
         ),
     )
 
