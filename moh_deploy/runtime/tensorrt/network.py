@@ -47,7 +47,8 @@ class ParsedNetwork:
 
     def attentions(self) -> tuple[str, ...]:
         """Return the names of the nodes that became an attention of TensorRT's own."""
-        return self._nodes_of("ATTENTION_INPUT")
+        # An attention has two layers; of the first the parser does not tell the node.
+        return self._nodes_of("ATTENTION_OUTPUT")
 
     def types(self) -> dict[str, str]:
         """Return the name of each tensor to its dtype."""

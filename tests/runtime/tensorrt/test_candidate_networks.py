@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import onnx
 import pytest
 
 import moh_deploy
@@ -67,7 +68,7 @@ def built(tmp_path: Path) -> Callable[..., tuple[PackageGraph, Answers]]:
     return built
 
 
-def _assert_of_its_kind(read: PackageGraph, answers: Answers) -> None:
+def _assert_of_its_kind(read: PackageGraph, answers: Answers, folder: Path) -> None:
     for one in read.candidates:
         found = answers[one.layer]
         assert tuple(found) == one.possible
@@ -75,7 +76,13 @@ def _assert_of_its_kind(read: PackageGraph, answers: Answers) -> None:
             assert answer.errors == ()
             assert answer.engine_bytes, f"{one.layer}: {way}"
             assert answer.plugins == ((one.node,) if way == "kernel" else ())
+            assert answer.attentions == _attentions(folder / one.layer / f"{way}.onnx")
             assert len(answer.attentions) == (way == "fused")
+
+
+def _attentions(model: Path) -> tuple[str, ...]:
+    nodes = onnx.load(model).graph.node
+    return tuple(node.name for node in nodes if node.op_type == "Attention")
 
 
 @pytest.mark.parametrize("precision", [None, "float16"])
@@ -86,7 +93,7 @@ def test_each_candidate_is_built_of_its_own_layers(
     read, answers = built(
         package, profiles=["batch=1..2..4,seq=3..12", "batch=8"], precision=precision
     )
-    _assert_of_its_kind(read, answers)
+    _assert_of_its_kind(read, answers, tmp_path)
     assert [one.possible for one in read.candidates] == [("kernel", "fused", "function")]
 
 
@@ -97,7 +104,7 @@ def test_candidates_of_the_forms_of_models(
 ):
     """A mask and few key/value heads in LLaMA, aggregated attention in ViT, a dynamic batch."""
     read, answers = built(export(FORMS[form], tmp_path))
-    _assert_of_its_kind(read, answers)
+    _assert_of_its_kind(read, answers, tmp_path)
     ops = {one.op: one.possible for one in read.candidates}
     assert ops["MoHAttention"] == ("kernel", "fused", "function")
     assert ops.get("MoHAggregatedAttention", ("kernel", "function")) == ("kernel", "function")
