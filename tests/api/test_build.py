@@ -20,12 +20,13 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.package.model_files import save_model
 from moh_deploy.runtime.tensorrt import plugin_library
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
+from moh_deploy.runtime.tensorrt.candidates import AttentionWay, ChosenWay
 from moh_deploy.runtime.tensorrt.engine_graph import read_graph
 from moh_deploy.runtime.tensorrt.profiles import make_profiles
 from tests.cuda.trt import builds
 from tests.cuda.trt.packages import FORMS, export
 from tests.handmade_package import write_package
-from tests.nightly import one_in
+from tests.nightly import nightly, one_in
 from tests.trt_packages import (
     double_inside,
     fused_attention,
@@ -321,13 +322,42 @@ def test_another_version_of_the_library_is_refused(
         build()
 
 
+@nightly
+@pytest.mark.parametrize("form", FORMS)
+def test_a_plain_engine_runs_by_attention_of_tensorrt(
+    package_of: Callable[[str], Path], tmp_path: Path, form: str
+):
+    package = package_of(form)
+    report = moh_deploy.build(
+        package,
+        backend="tensorrt-rtx",
+        output=tmp_path / "engine",
+        precision="float16",
+        profiles=_profiles(package),
+        compute_capabilities=TARGETS,
+        plain=True,
+    )
+    assert report.status == "built"
+    assert report.notes == ()
+    for layer in report.layers:
+        aggregated = form == "vit" and layer.path == "blocks.0.attention"
+        assert layer.moh_impl == ("function" if aggregated else "fused")
+        assert layer.reason == "a plain engine was asked for"
+        assert aggregated or "nobody measured" in (layer.decision or "")
+
+
+@pytest.mark.parametrize("way", ["function", "fused"])
 @pytest.mark.parametrize("form", one_in(6, FORMS))
 def test_without_plugins_the_lowered_model_computes_what_the_original_did(
-    package_of: Callable[[str], Path], tmp_path: Path, form: str
+    package_of: Callable[[str], Path], tmp_path: Path, form: str, way: AttentionWay
 ):
     package = OnnxPackage.open(package_of(form))
     profiles = make_profiles([], package.manifest)
-    graph = read_graph(package, profiles, no_plugins="this test has none").lowered({})
+    read = read_graph(package, profiles, no_plugins="this test has none")
+    graph = read.lowered(
+        {one.node: ChosenWay(way, "") for one in read.candidates if way in one.possible}
+    )
+    assert bool(graph.attentions) == (way == "fused")
     assert {node.domain for node in graph.model.graph} == {""}
     save_model(graph.model, package, tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

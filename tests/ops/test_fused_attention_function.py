@@ -14,6 +14,7 @@ from moh_deploy.ops.attention_function import variant_of
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
 from moh_deploy.ops.fused_attention_function import FUSED_OPSET, fused_function_body
+from tests.nightly import nightly
 from tests.ops.batches import Batch, assert_nothing_wrong
 from tests.ops.case_models import case_model, named_inputs
 from tests.ops.cases import named_case
@@ -78,7 +79,7 @@ def test_it_needs_no_more_of_attention_than_that_promises():
     assert_nothing_wrong(cases, lambda case: find_mismatch(case, _run_on_numpy(case)))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=nightly)])
 def test_it_agrees_with_the_reference(dtype: str):
     cases = [case for case in Batch("MoHAttention", dtype).cases if _is_run(case)]
     assert len(cases) > 30

@@ -64,6 +64,9 @@ def load_engine(root: Path, manifest: EngineManifest) -> LoadedEngine:
     logger = _logger(trt, lines)
     # The library first: an engine with plugins is not read without their creators.
     runtime = trt.Runtime(logger)
+    if manifest.version_compatible:
+        # Such an engine brings along the code that runs it.
+        runtime.engine_host_code_allowed = True
     _make_plugins_known(trt, runtime, root, manifest)
     engine = runtime.deserialize_cuda_engine((root / ENGINE_NAME).read_bytes())
     if engine is None:
@@ -88,12 +91,27 @@ def _check_gpu(root: Path, manifest: EngineManifest) -> None:
 
 def _check_version(root: Path, manifest: EngineManifest, flavour: Flavour, here: str) -> None:
     built_with = manifest.versions.get(flavour.title)
+    run_by = "the version that built them"
+    if manifest.version_compatible and built_with is not None:
+        run_by = "that version and later ones of the same first number"
+        if _runs_later(built_with, here):
+            return
     if built_with != here:
         raise BackendError(
-            f"{root} was built by {flavour.title} {built_with}, here is {here}: engines run with"
-            " the version that built them.",
+            f"{root} was built by {flavour.title} {built_with}, here is {here}: engines of its kind"
+            f" run with {run_by}.",
             hint=_BUILD_HERE,
         )
+
+
+def _runs_later(built_with: str, here: str) -> bool:
+    """Tell whether one version of TensorRT runs version-compatible engines of another."""
+    # Of a version such as 10.9.0.34 or 10.9.0.dev2: what is no number ends it.
+    built, found = (
+        [int(part) for part in version.split(".") if part.isdecimal()]
+        for version in (built_with, here)
+    )
+    return built[:1] == found[:1] and found >= built
 
 
 def _logger(trt: Any, lines: list[str]) -> Any:

@@ -85,7 +85,7 @@ def _attentions(model: Path) -> tuple[str, ...]:
     return tuple(node.name for node in nodes if node.op_type == "Attention")
 
 
-@pytest.mark.parametrize("precision", [None, "float16"])
+@pytest.mark.parametrize("precision", [pytest.param(None, marks=nightly), "float16"])
 def test_each_candidate_is_built_of_its_own_layers(
     built: Callable[..., tuple[PackageGraph, Answers]], tmp_path: Path, precision: str | None
 ):

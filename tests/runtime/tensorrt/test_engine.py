@@ -351,6 +351,11 @@ print(json.dumps(attempt(lambda: Engine(sys.argv[3]))))
     [
         ({"compute_capabilities": ("8.6", "12.0")}, "of compute capability 8.6, 12.0; here is"),
         ({"versions": {"TensorRT": "10.7.0"}}, "was built by TensorRT 10.7.0, here is 10.9.0.34"),
+        (
+            {"versions": {"TensorRT": "10.10.0"}, "version_compatible": True},
+            "here is 10.9.0.34: engines of its kind run with that version and later ones of the sa",
+        ),
+        ({"versions": {"TensorRT": "9.3.0"}, "version_compatible": True}, "by TensorRT 9.3.0"),
         ({"backend": "tensorrt-rtx"}, "TensorRT-RTX"),
     ],
 )
@@ -362,6 +367,12 @@ def test_what_was_built_for_something_else_is_refused(
     assert (kind, calls) == ("BackendError", [])
     assert message in said
     assert hint
+
+
+def test_later_versions_run_what_is_compatible_with_them(program: Program, tmp_path: Path):
+    change = {"versions": {"TensorRT": "10.7.0"}, "version_compatible": True}
+    root = write_engine(tmp_path / "engine", replace(MANIFEST, **change), embedded=True)
+    assert program(_LOADED, root) == [None, ["deserialize"]]
 
 
 def test_tensorrt_that_is_missing_is_refused(fakes: Fakes, tmp_path: Path):
