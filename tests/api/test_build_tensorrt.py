@@ -13,7 +13,7 @@ from moh_deploy.errors import BackendError
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
 from tests.cuda.trt import builds
 from tests.handmade_package import write_package
-from tests.nightly import nightly
+from tests.nightly import nightly, one_in
 from tests.runtime.tensorrt import stand_in
 from tests.trt_packages import other_keys, required_rtx, write_changed
 
@@ -68,35 +68,33 @@ def test_it_builds_for_the_gpu_that_it_finds(
     assert build(require_kernels=True).status == "built"
 
 
+@pytest.mark.parametrize("fastest", one_in(3, ("fused", "kernel", "function")))
 def test_the_candidate_that_is_timed_as_the_fastest_is_built(
     build: Callable[..., BuildReport],
     stand_in_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    fastest: str,
 ):
     stand_in.install(stand_in_folder, monkeypatch)
     package = write_changed(tmp_path / "others", other_keys).root
-    for fastest in ("kernel", "fused", "function"):
-        times = {way: 0.1 if way == fastest else 0.3 for way in ("kernel", "fused", "function")}
-        monkeypatch.setenv("STAND_IN_TIMES", ",".join(f"{w}={ms}" for w, ms in times.items()))
-        report = build(
-            package_dir=package,
-            profiles=["batch=1..2,seq=3", "batch=8,seq=3"],
-            workspace=f"{len(fastest)}GiB",  # or it would be there already
-        )
-        (layer,) = report.layers
-        assert layer.moh_impl == fastest
-        assert layer.decision == "fastest of 3 timed here"
-        assert layer.times_ms == {w: pytest.approx((ms, ms), rel=1e-3) for w, ms in times.items()}
-        assert (layer.reason == layer.decision) == (fastest != "kernel")
-        engine = (tmp_path / "engine" / "model.engine").read_bytes()
-        assert (b"MoHAttention" in engine) == (fastest == "kernel")
+    times = {way: 0.1 if way == fastest else 0.3 for way in ("kernel", "fused", "function")}
+    monkeypatch.setenv("STAND_IN_TIMES", ",".join(f"{w}={ms}" for w, ms in times.items()))
+    report = build(package_dir=package, profiles=["batch=1..2,seq=3", "batch=8,seq=3"])
+    (layer,) = report.layers
+    assert layer.moh_impl == fastest
+    assert layer.decision == "fastest of 3 timed here"
+    assert layer.times_ms == {w: pytest.approx((ms, ms), rel=1e-3) for w, ms in times.items()}
+    assert (layer.reason == layer.decision) == (fastest != "kernel")
+    engine = (tmp_path / "engine" / "model.engine").read_bytes()
+    assert (b"MoHAttention" in engine) == (fastest == "kernel")
     written = json.loads((tmp_path / "engine" / "engine.json").read_text())
     assert written["layers"][0]["times_ms"].keys() == times.keys()
     shown = report.to_markdown()
-    assert "kernel 0.3/0.3, fused 0.3/0.3, function 0.1/0.1" in shown
+    assert ", ".join(f"{way} {ms:g}/{ms:g}" for way, ms in times.items()) in shown
 
 
+@nightly
 def test_a_candidate_that_does_not_run_is_none(
     build: Callable[..., BuildReport], stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -79,7 +79,8 @@ def test_it_needs_no_more_of_attention_than_that_promises():
     assert_nothing_wrong(cases, lambda case: find_mismatch(case, _run_on_numpy(case)))
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=nightly)])
+@nightly
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_it_agrees_with_the_reference(dtype: str):
     cases = [case for case in Batch("MoHAttention", dtype).cases if _is_run(case)]
     assert len(cases) > 30

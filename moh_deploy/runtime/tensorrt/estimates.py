@@ -67,18 +67,16 @@ def _by_open_share(
         if limits is None:
             return ChosenWay(own, f"{_NOBODY}: no estimate for compute capability {target}")
         if one.open_share > limits[column]:
-            return ChosenWay(
-                own, f"{_NOBODY}: {_compared(one, '>', limits[column], target, head_dim)}"
-            )
+            return ChosenWay(own, f"{_NOBODY}: {_compared(one, limits[column], target, head_dim)}")
     tightest = min(targets, key=lambda target: _BREAK_EVEN[target][column])
     limit = _BREAK_EVEN[tightest][column]
-    return ChosenWay("kernel", f"{_NOBODY}: {_compared(one, '<=', limit, tightest, head_dim)}")
+    return ChosenWay("kernel", f"{_NOBODY}: {_compared(one, limit, tightest, head_dim)}")
 
 
-def _compared(one: AttentionCandidates, sign: str, limit: float, target: str, head_dim: int) -> str:
+def _compared(one: AttentionCandidates, limit: float, target: str, head_dim: int) -> str:
     return (
-        f"{one.open_share:.2f} of the gates are open, {sign} {limit:.2f} at which both are as fast"
-        f" on {target} with heads of {head_dim}"
+        f"{one.open_share:.2f} of the gates are open; the kernel is as fast up to {limit:.2f}, on"
+        f" {target} with heads of {head_dim}"
     )
 
 

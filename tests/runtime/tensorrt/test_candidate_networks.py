@@ -44,7 +44,7 @@ def built(tmp_path: Path) -> Callable[..., tuple[PackageGraph, Answers]]:
             package,
             low=None,
             profiles=make_profiles(profiles, package.manifest),
-            targets=("8.6", "12.0"),
+            targets=("8.6",),
             workspace_bytes=None,
             timing_cache=None,
             library=library,
