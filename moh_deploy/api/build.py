@@ -21,6 +21,7 @@ from moh_deploy.runtime.tensorrt.build_plan import (
     hardware_level,
     lowered_type,
     require_compatibility,
+    timing_cache_path,
 )
 from moh_deploy.runtime.tensorrt.build_process import BuildProcess
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
@@ -43,7 +44,6 @@ from moh_deploy.runtime.tensorrt.engine_graph import (
     engine_layers,
     read_graph,
 )
-from moh_deploy.runtime.tensorrt.flavour import Flavour
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer, BuildRequest
 from moh_deploy.runtime.tensorrt.plugin_library import HOW_TO_BUILD, PLUGIN_NAME, find_plugin
 from moh_deploy.runtime.tensorrt.preflight import refused_by_parser, refused_driver, refused_targets
@@ -137,7 +137,7 @@ def build(
         profiles=make_profiles(profiles, package.manifest),
         targets=flavour.targets_of(tuple(compute_capabilities)),
         workspace_bytes=None if workspace is None else bytes_of(workspace),
-        timing_cache=_timing_cache_path(timing_cache, flavour),
+        timing_cache=timing_cache_path(timing_cache, flavour),
         library=None if plain else find_plugin(None if plugin is None else Path(plugin)),
         embed_plugin=embed_plugin,
         keep_onnx=keep_onnx,
@@ -194,7 +194,7 @@ class _Build:
             with self._progress.step("comparing the package with the original model"):
                 require_equal(self._plan.package)
         if not rejections:
-            _require(_planned_layers(graph), required=require_kernels)
+            _require(graph.planned_layers(), required=require_kernels)
         # Parsed even if the build is refused already: the parser's reasons are to be said with the
         # others.
         request = self._request(graph, parse_only=dry_run or bool(rejections))
@@ -203,7 +203,7 @@ class _Build:
         if rejections and not dry_run:
             raise refusal(rejections, title=self._title)
         # After a refusal there may be no network to read back: what was planned is reported.
-        layers = _planned_layers(graph)
+        layers = graph.planned_layers()
         if not rejections:
             check_network(graph, answer, title=self._title)
             layers = engine_layers(graph, plugins=answer.plugins, attentions=answer.attentions)
@@ -379,13 +379,6 @@ class _Build:
         return notes
 
 
-def _planned_layers(graph: EngineGraph) -> tuple[EngineLayer, ...]:
-    """Return what runs each layer if the parser does as planned."""
-    return engine_layers(
-        graph, plugins=graph.plugin_nodes, attentions=tuple(graph.attentions.values())
-    )
-
-
 def _require(layers: Sequence[EngineLayer], *, required: bool) -> None:
     """Refuse layers that would not run by kernels, where that is asked for."""
     others = [
@@ -408,18 +401,6 @@ def _check_apart(output: Path, package_dir: Path) -> None:
             f"output is {output}, inside of the package {package_dir}, which holds nothing else.",
             hint="Name a directory outside of it.",
         )
-
-
-def _timing_cache_path(path: Path | str | None, flavour: Flavour) -> Path | None:
-    if path is not None and not flavour.has_timing_cache:
-        raise ConfigError(
-            f"timing_cache is {path}, but {flavour.title} measures nothing when it builds: it"
-            " compiles for the GPU when it runs.",
-            hint="Leave the option out.",
-        )
-    if path is not None and not Path(path).resolve().parent.is_dir():
-        raise ConfigError(f"timing_cache is {path}: there is no such folder.")
-    return None if path is None else Path(path)
 
 
 _ENGINE = DirectoryKind(

@@ -38,6 +38,9 @@ def test_a_plain_engine_is_the_same_but_for_its_kernels(tmp_path: Path):
     assert plain.layers[0].reason == "a plain engine was asked for"
     assert plain.plugin is None
     assert b"MoHAttention" not in (tmp_path / "plain" / "model.engine").read_bytes()
+    # What is there is another engine, of all else the same.
+    again = moh_deploy.build(package, output=tmp_path / "engine", plain=True, **OPTIONS)
+    assert again.status == "built"
 
 
 @pytest.mark.parametrize("option", [{"require_kernels": True}, {"plugin": "lib.so"}])

@@ -187,6 +187,19 @@ def require_compatibility(flavour: Flavour, asked: str) -> None:
         )
 
 
+def timing_cache_path(path: Path | str | None, flavour: Flavour) -> Path | None:
+    """Return the file of measured times, checked; None: they are kept nowhere."""
+    if path is not None and not flavour.has_timing_cache:
+        raise ConfigError(
+            f"timing_cache is {path}, but {flavour.title} measures nothing when it builds: it"
+            " compiles for the GPU when it runs.",
+            hint="Leave the option out.",
+        )
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise ConfigError(f"timing_cache is {path}: there is no such folder.")
+    return None if path is None else Path(path)
+
+
 def bytes_of(text: str) -> int:
     """Read a number of bytes such as `4GiB` or `500MB`."""
     match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())

@@ -112,6 +112,11 @@ class EngineGraph:
     choices: Mapping[str, ChosenWay]
     types: dict[str, str]
 
+    def planned_layers(self) -> tuple[EngineLayer, ...]:
+        """Return what runs each layer if the parser does as planned."""
+        attentions = tuple(self.attentions.values())
+        return engine_layers(self, plugins=self.plugin_nodes, attentions=attentions)
+
 
 def read_graph(
     package: OnnxPackage,
