@@ -16,6 +16,7 @@ from moh_deploy.ops.spec import TensorType
 
 _STANDARD = "Attention"
 _DOMAIN = "moh.fused"
+_INPUTS = 5  # Q, K, V, gates and attn_mask
 # Operators that mean something else from a version up to FUSED_OPSET on: a model with one of them
 # is not brought to that version. Others took more dtypes, or defaults that say what was meant.
 _CHANGED = {"GridSample": 20, "DFT": 20, "GroupNormalization": 21}
@@ -25,6 +26,8 @@ def why_not_fused(model: ir.Model, node: ir.Node) -> str | None:
     """Return why a node cannot be ONNX's Attention; None if it can."""
     if node.op_type != op_names.ATTENTION:
         return f"{node.op_type} is more than scaled dot-product attention"
+    if any(value is not None for value in node.inputs[_INPUTS:]):
+        return "it has inputs behind attn_mask, which Attention does not have"
     if node.inputs[0] is node.inputs[1]:
         # Seen with TensorRT-RTX 1.7.1, in every dtype and size; of other values V may be one, too.
         return "its queries are its keys, on which TensorRT-RTX ends with SIGSEGV"

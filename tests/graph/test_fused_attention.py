@@ -37,6 +37,17 @@ def test_queries_that_are_the_keys_are_not_fused():
     assert (found or "").startswith("its queries are its keys")
 
 
+def test_inputs_that_attention_does_not_have_are_in_the_way():
+    x, key, gates = value("x", [2, 3, 8]), value("key", [2, 3, 8]), value("gates", [2, 3, 4])
+    lengths, y = value("lengths", [2], ir.DataType.INT64), value("y", [2, 3, 8])
+    node = attention(x, key, gates, y)
+    node.resize_inputs(6)
+    content = model([x, key, gates, lengths], [y], [node])
+    assert why_not_fused(content, node) is None
+    node.replace_input_with(5, lengths)
+    assert why_not_fused(content, node) is not None
+
+
 @pytest.mark.parametrize(("opset", "is_changed"), [(20, True), (21, False)])
 def test_an_operator_that_would_mean_something_else_is_in_the_way(opset: int, is_changed: bool):
     content, node = _case("MoHAttention", "plain_rank4")
