@@ -153,11 +153,9 @@ def _fastest(
     one: AttentionCandidates, times_ms: Mapping[str, tuple[float, ...]], failed: str
 ) -> ChosenWay:
     # Every profile counts alike, be its runs long or short: hence the ratios.
-    way = min(
-        (one for one in one.possible if one in times_ms),
-        key=lambda one: geometric_mean(times_ms[one]),
-    )
-    return ChosenWay(way, f"fastest of {len(times_ms)} timed here{failed}", times_ms)
+    timed = [way for way in one.possible if way in times_ms]
+    fastest = min(timed, key=lambda way: geometric_mean(times_ms[way]))
+    return ChosenWay(fastest, f"fastest of {len(times_ms)} timed here{failed}", times_ms)
 
 
 def _why_not(
