@@ -15,7 +15,7 @@ from pathlib import Path
 
 from moh_deploy.ops import OPS, OpSpec
 from moh_deploy.ops.plugin_support import PLUGINS
-from moh_deploy.ops.spec import FLOAT_TYPES, AttributeSpec, OpInput
+from moh_deploy.ops.spec import FLOAT_TYPES, LENGTH_TYPES, AttributeSpec, OpInput
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -131,12 +131,11 @@ def _op_contract(spec: OpSpec) -> str:
         lines += _attribute_contract(attribute)
     lines += [f"inline constexpr int64_t kMost{_camel(n)} = {most};" for n, most in limits.items()]
     inputs = [
-        f"    {{{_quoted(i.name)}, {_bool(i.optional)}, {_bool(_own_dtype(spec, i))}}},"
-        for i in spec.inputs
+        f"    {{{_quoted(i.name)}, {_bool(i.optional)}, {_input_type(i)}}}," for i in spec.inputs
     ]
     attributes = [f"    k{_camel(a.name)}," for a in spec.attributes]
     lines += [
-        "inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype",
+        "inline constexpr InputContract kInputs[] = {  // name, optional, type",
         *inputs,
         "};",
         "inline constexpr AttributeContract kAttributes[] = {",
@@ -179,8 +178,10 @@ def _attribute_contract(attribute: AttributeSpec) -> list[str]:
     return [*lines, *([whole] if len(whole) <= 100 else [head, f"    {made};"])]
 
 
-def _own_dtype(spec: OpSpec, given: OpInput) -> bool:
-    return given.constraint != "T"
+def _input_type(given: OpInput) -> str:
+    if given.constraint == "T":
+        return "InputType::kShared"
+    return "InputType::kLengths" if given.types == LENGTH_TYPES else "InputType::kMask"
 
 
 def _snake(name: str) -> str:

@@ -3,8 +3,9 @@
     Y = gates * softmax(scale * Q K^T + mask) V        for each batch, head and query
 
 Source: Mixture-of-Head attention, arXiv 2410.11842, section 3.2: a head's output enters the sum
-with its routing score, an unchosen head's with 0. Names, ranks, masks and grouped heads follow ONNX
-Attention, opset 23.
+with its routing score, an unchosen head's with 0. Names, ranks, masks, grouped heads and the filled
+length of a cache follow ONNX Attention, opset 24, with its erratum: a causal query counts from the
+last filled key.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import numpy as np
 
 from moh_deploy.ops import op_names
 from moh_deploy.ops.attention_function import function_body, variant_of
-from moh_deploy.ops.attention_shapes import attention_shape_rule
+from moh_deploy.ops.attention_shapes import NONPAD_KV_SEQLEN, attention_shape_rule
 from moh_deploy.ops.spec import (
     FLAG,
     FLOAT_TYPES,
+    LENGTH_TYPES,
     Arrays,
     Attributes,
     AttributeSpec,
@@ -30,7 +32,8 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     """Compute MoHAttention in float64, one head at a time.
 
     Args:
-        inputs: Q, K, V, gates and optionally attn_mask, of any supported dtype.
+        inputs: Q, K, V, gates and optionally attn_mask and nonpad_kv_seqlen, of any supported
+            dtype.
         attributes: All attributes of the op.
 
     Returns:
@@ -41,16 +44,19 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     key_BHTD = _with_head_axis(inputs[1], kv_num_heads)
     value_BHTD = _with_head_axis(inputs[2], kv_num_heads)
     gates_BSH = _float64(inputs[3])
+    filled_B = _filled_lengths(inputs, key_BHTD.shape[0], key_BHTD.shape[2])
     # In full size, for reading: kernels and function bodies never make it.
-    bias_BHST = _bias(inputs, attributes, query_BHSD.shape, key_BHTD.shape[2])
+    bias_BHST = _bias(inputs, attributes, query_BHSD.shape, key_BHTD.shape[2], filled_B)
 
     output_BHSD = np.empty((*query_BHSD.shape[:3], value_BHTD.shape[3]))
     for b, h in np.ndindex(query_BHSD.shape[:2]):
         # Grouped-query attention: neighbouring query heads share a key/value head.
         shared = h // (q_num_heads // kv_num_heads)
-        scores = float(attributes["scale"]) * _dot(query_BHSD[b, h], key_BHTD[b, shared].T)
-        weights = _softmax_or_zero(scores, bias_BHST[b, h])
-        heads = _dot(weights, value_BHTD[b, shared])
+        # What lies behind the filled keys may be anything, NaN included: nothing reads it.
+        key_TD, value_TD = (x[b, shared, : filled_B[b]] for x in (key_BHTD, value_BHTD))
+        scores = float(attributes["scale"]) * _dot(query_BHSD[b, h], key_TD.T)
+        weights = _softmax_or_zero(scores, bias_BHST[b, h, :, : filled_B[b]])
+        heads = _dot(weights, value_TD)
         gate = gates_BSH[b, :, h, None]
         with np.errstate(invalid="ignore"):
             # 0 for a closed head whatever its output is: 0 * NaN would be NaN.
@@ -73,8 +79,18 @@ def _with_head_axis(array: np.ndarray | None, num_heads: int) -> np.ndarray:
     return by_head
 
 
+def _filled_lengths(inputs: Arrays, batch: int, kv_len: int) -> np.ndarray:
+    """How many keys of each sequence are filled, [B]: all that there are, or nonpad_kv_seqlen."""
+    given = inputs[NONPAD_KV_SEQLEN] if len(inputs) > NONPAD_KV_SEQLEN else None
+    return np.full(batch, kv_len) if given is None else given.astype(np.int64)
+
+
 def _bias(
-    inputs: Arrays, attributes: Attributes, query_shape: tuple[int, ...], kv_len: int
+    inputs: Arrays,
+    attributes: Attributes,
+    query_shape: tuple[int, ...],
+    kv_len: int,
+    filled_B: np.ndarray,
 ) -> np.ndarray:
     """Return the bias of scores [B, H, S, T]: -inf where a key is hidden, else 0 or the mask."""
     batch, num_heads, seq_len, _ = query_shape
@@ -84,10 +100,11 @@ def _bias(
         # Broadcast to [B, H, S, T]; in a bool mask True means seen.
         bias += np.where(mask, 0.0, -np.inf) if mask.dtype == bool else _float64(mask)
     if attributes["is_causal"]:
-        for s in range(seq_len):
-            # The last query stands at the last key, so with cached keys the first is at T - S.
-            position = s + kv_len - seq_len
-            bias[:, :, s, max(position + 1, 0) :] = -np.inf
+        for b, s in np.ndindex(batch, seq_len):
+            # The last query stands at the last filled key, so with cached keys the first is at
+            # filled - S.
+            position = s + filled_B[b] - seq_len
+            bias[b, :, s, max(position + 1, 0) :] = -np.inf
     return bias
 
 
@@ -135,6 +152,14 @@ MOH_ATTENTION = OpSpec(
             types=("bool", *FLOAT_TYPES),
             constraint="U",
         ),
+        OpInput(
+            "nonpad_kv_seqlen",
+            "[B]: how many keys of each sequence are filled, 0 to T. Keys and values from there on "
+            "are neither seen nor read, so that K and V may be a cache with room for more.",
+            optional=True,
+            types=LENGTH_TYPES,
+            constraint="L",
+        ),
     ),
     outputs=(OutputSpec("Y", "[B, S, Hq*Dv] or [B, Hq, S, Dv], as `Q`: multiplied by the gates."),),
     attributes=(
@@ -147,7 +172,8 @@ MOH_ATTENTION = OpSpec(
         AttributeSpec("scale", "Factor of the scores, such as `1/sqrt(D)`.", "float"),
         AttributeSpec(
             "is_causal",
-            "1: query s sits at position `s + T - S` and sees the keys up to it.",
+            "1: query s sits at position `s + T - S`, or `s + nonpad_kv_seqlen - S`, and sees the "
+            "keys up to it.",
             default=0,
             choices=FLAG,
         ),

@@ -12,6 +12,7 @@ from typing import Literal
 
 import onnx
 
+from moh_deploy.ops.attention_shapes import ATTN_MASK, NONPAD_KV_SEQLEN, optional_input
 from moh_deploy.ops.function_text import parsed_function
 from moh_deploy.ops.spec import Attributes, TensorTypes
 
@@ -27,12 +28,19 @@ class AttentionVariant:
         mask: Kind of attn_mask, or None where the input is absent.
         is_causal: Query s sees keys up to s + T - S.
         grouped: Several query heads share a key/value head.
+        filled: nonpad_kv_seqlen is given: it stands in for T, sequence by sequence.
     """
 
     rank: Literal[3, 4]
     mask: MaskKind | None
     is_causal: bool
     grouped: bool
+    filled: bool = False
+
+    @property
+    def hides_keys(self) -> bool:
+        """Some query may not see some key, or none at all."""
+        return self.mask is not None or self.is_causal or self.filled
 
     def key(self) -> str:
         """Return the variant's name, such as `r3_causal_bool`; `r4` is the plainest."""
@@ -40,12 +48,13 @@ class AttentionVariant:
         parts += ["grouped"] if self.grouped else []
         parts += ["causal"] if self.is_causal else []
         parts += [self.mask] if self.mask else []
+        parts += ["filled"] if self.filled else []
         return "_".join(parts)
 
 
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> AttentionVariant:
     """Return the variant that a node needs; the node must satisfy the shape rule."""
-    query, mask = inputs[0], inputs[4] if len(inputs) > 4 else None
+    query, mask = inputs[0], optional_input(inputs, ATTN_MASK)
     assert query is not None
     # A bool mask selects, a float mask of any dtype is added: two bodies.
     kind: MaskKind | None = None if mask is None else "bool" if mask.dtype == "bool" else "float"
@@ -55,6 +64,7 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> AttentionVariant:
         is_causal=bool(attributes["is_causal"]),
         # With as many key/value heads as query heads nothing has to be stacked.
         grouped=attributes["q_num_heads"] != attributes["kv_num_heads"],
+        filled=optional_input(inputs, NONPAD_KV_SEQLEN) is not None,
     )
 
 
@@ -67,8 +77,10 @@ def function_body(variant: AttentionVariant, *, opset: int) -> onnx.FunctionProt
     Raises:
         ExportError: The opset is older than 18.
     """
-    # The mask is the last input: a body without it does without the parameter.
-    inputs = "Q, K, V, gates" + (", attn_mask" if variant.mask else "")
+    # A body has parameters up to its last present input, one that is left out in between included.
+    optional = ["attn_mask"] if variant.mask or variant.filled else []
+    optional += ["nonpad_kv_seqlen"] if variant.filled else []
+    inputs = ", ".join(["Q, K, V, gates", *optional])
     steps = [
         CONSTANTS,
         _split_heads(variant),
@@ -138,22 +150,57 @@ _GATES = """
 
 
 def position_mask(variant: AttentionVariant) -> str:
-    """seen_ST: key t is not in the future of query s, that is t <= s + T - S."""
+    """`in_reach`: key t is not behind the filled keys, nor in the future of query s.
+
+    [S, T] with t <= s + T - S, the same for each sequence; [B, 1, 1 or S, T] where lengths differ.
+    """
     # Range makes positions from sizes at run time, so both lengths may be dynamic.
-    if not variant.is_causal:
+    if not variant.is_causal and not variant.filled:
         return ""
-    return """
+    key_position = """
         one = Constant <value_int = 1> ()
-        no_keys = Constant <value_int = 0> ()
-        seq_len_1d = Shape <start = 2, end = 3> (query_BHSD)
+        first = Constant <value_int = 0> ()
         kv_len_1d = Shape <start = 3, end = 4> (key_BHDT)
-        seq_len = Squeeze (seq_len_1d, first_axis)
         kv_len = Squeeze (kv_len_1d, first_axis)
-        offset = Sub (kv_len, seq_len)
-        query_position = Range (offset, kv_len, one)
-        key_position = Range (no_keys, kv_len, one)
-        query_position_S1 = Unsqueeze (query_position, last_axis)
-        seen_ST = GreaterOrEqual (query_position_S1, key_position)
+        key_position = Range (first, kv_len, one)
+    """
+    query_length = """
+        seq_len_1d = Shape <start = 2, end = 3> (query_BHSD)
+        seq_len = Squeeze (seq_len_1d, first_axis)
+    """
+    if not variant.filled:
+        return f"""
+            {key_position}
+            {query_length}
+            offset = Sub (kv_len, seq_len)
+            query_position = Range (offset, kv_len, one)
+            query_position_S1 = Unsqueeze (query_position, last_axis)
+            in_reach = GreaterOrEqual (query_position_S1, key_position)
+        """
+    # The standard Attention is no help: older runtimes count causal positions from key 0.
+    lengths = """
+        inner_axes = Constant <value_ints = [1, 2, 3]> ()
+        filled = Unsqueeze (nonpad_kv_seqlen, inner_axes)
+        is_filled = Less (key_position, filled)
+        is_filled_column = Transpose <perm = [0, 1, 3, 2]> (is_filled)
+        value_filled = Where (is_filled_column, value, zero)
+    """
+    if not variant.is_causal:
+        return f"""
+            {key_position}
+            {lengths}
+            in_reach = Identity (is_filled)
+        """
+    # The last query stands at the last filled key: no query looks beyond it.
+    return f"""
+        {key_position}
+        {lengths}
+        {query_length}
+        query_index = Range (first, seq_len, one)
+        query_index_S1 = Unsqueeze (query_index, last_axis)
+        offset = Sub (filled, seq_len)
+        query_position_S1 = Add (query_index_S1, offset)
+        in_reach = GreaterOrEqual (query_position_S1, key_position)
     """
 
 
@@ -162,18 +209,17 @@ def bias_of_mask(variant: AttentionVariant) -> str:
 
     Both have the mask's own shape, which seldom has a head axis: nothing is as large as the scores.
     """
-    # By mask and is_causal: what tells which keys are seen, and what their bias is.
-    seen, seen_bias = {
-        (None, False): ("", ""),
-        (None, True): ("seen = Identity (seen_ST)", "zero"),
-        ("bool", False): ("seen = Identity (attn_mask)", "zero"),
-        ("bool", True): ("seen = And (attn_mask, seen_ST)", "zero"),
-        ("float", False): ("", "mask"),
-        ("float", True): ("seen = Identity (seen_ST)", "mask"),
-    }[variant.mask, variant.is_causal]
-    # Neither mask nor causal: scores are used as they are.
-    if not seen_bias:
+    if not variant.hides_keys:
         return ""
+    # By mask and whether positions count: what tells which keys are seen, and what their bias is.
+    by_position = variant.is_causal or variant.filled
+    seen, seen_bias = {
+        (None, True): ("seen = Identity (in_reach)", "zero"),
+        ("bool", False): ("seen = Identity (attn_mask)", "zero"),
+        ("bool", True): ("seen = And (attn_mask, in_reach)", "zero"),
+        ("float", False): ("", "mask"),
+        ("float", True): ("seen = Identity (in_reach)", "mask"),
+    }[variant.mask, by_position]
     return f"""
         minus_infinity = Constant <value_float = -inf> ()
         {"mask = Cast <to = 1> (attn_mask)" if variant.mask == "float" else ""}
@@ -184,22 +230,35 @@ def bias_of_mask(variant: AttentionVariant) -> str:
     """
 
 
+def _mask_scores(variant: AttentionVariant) -> str:
+    """`scores` from scores_BHST: biased, and -inf behind the filled keys whatever lies there."""
+    # Without a bias an Add is saved.
+    if not variant.hides_keys:
+        return "scores = Identity (scores_BHST)"
+    if not variant.filled:
+        return "scores = Add (scores_BHST, bias)"
+    biased = "Add (scores_BHST, mask)" if variant.mask == "float" else "Identity (scores_BHST)"
+    return f"""
+        biased = {biased}
+        scores = Where (seen, biased, minus_infinity)
+    """
+
+
 def _attend(variant: AttentionVariant) -> str:
     """heads_BHSD = softmax(query @ key + bias) @ value."""
-    # Without a bias no query is blind, and an Add is saved.
-    masked = variant.mask is not None or variant.is_causal
+    value = "value_filled" if variant.filled else "value"
     if not variant.grouped:
         return f"""
             scores_BHST = MatMul (query, key)
-            scores = {"Add (scores_BHST, bias)" if masked else "Identity (scores_BHST)"}
+            {_mask_scores(variant)}
             weights = Softmax <axis = -1> (scores)
-            heads_BHSD = MatMul (weights, value)
+            heads_BHSD = MatMul (weights, {value})
         """
     # The query heads of a group are neighbours: their rows stack into one product for each
     # key/value head, and no key or value is repeated.
-    masked_weights = """
+    masked_weights = f"""
         scores_BHST = Reshape (scores_stacked, unstack_shape)
-        scores = Add (scores_BHST, bias)
+        {_mask_scores(variant)}
         weights_BHST = Softmax <axis = -1> (scores)
         weights = Reshape (weights_BHST, stack_shape)
     """
@@ -208,8 +267,8 @@ def _attend(variant: AttentionVariant) -> str:
         unstack_shape = Concat <axis = 0> (keep_one, q_heads, rest, keep_one)
         query_stacked = Reshape (query, stack_shape)
         scores_stacked = MatMul (query_stacked, key)
-        {masked_weights if masked else "weights = Softmax <axis = -1> (scores_stacked)"}
-        heads_stacked = MatMul (weights, value)
+        {masked_weights if variant.hides_keys else "weights = Softmax <axis = -1> (scores_stacked)"}
+        heads_stacked = MatMul (weights, {value})
         heads_BHSD = Reshape (heads_stacked, unstack_shape)
     """
 
@@ -221,7 +280,7 @@ def _gate(variant: AttentionVariant) -> str:
     (softmax over -inf only).
     """
     # Every query sees a key, so only closed gates have to be silenced.
-    if variant.mask is None and not variant.is_causal:
+    if not variant.hides_keys:
         return """
             product = Mul (heads_BHSD, gate)
             gated = Where (closed, zero, product)

@@ -5,16 +5,26 @@ from __future__ import annotations
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
 from moh_deploy.ops.shape_checks import check_equal, check_tensor, known, required, show
-from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, OpDim, TensorType, TensorTypes
+from moh_deploy.ops.spec import (
+    FLOAT_TYPES,
+    LENGTH_TYPES,
+    Attributes,
+    OpDim,
+    TensorType,
+    TensorTypes,
+)
 
 _OP = op_names.ATTENTION
+
+ATTN_MASK, NONPAD_KV_SEQLEN = 4, 5
+"""Places of the optional inputs."""
 
 
 def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[TensorType, ...]:
     """Return the type of Y.
 
     Args:
-        inputs: Types of Q, K, V, gates and optionally attn_mask.
+        inputs: Types of Q, K, V, gates and optionally attn_mask and nonpad_kv_seqlen.
         attributes: All attributes of the op.
 
     Raises:
@@ -26,7 +36,7 @@ def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[T
             f"{_OP}: q_num_heads is {q_num_heads}; "
             f"expected a multiple of kv_num_heads, {kv_num_heads}."
         )
-    # required() refuses a None among them; zip leaves attn_mask to `_check_mask`.
+    # required() refuses a None among them; zip leaves the optional ones to their own checks.
     names = ("Q", "K", "V", "gates")
     query, key, value, gates = (required(_OP, n, t) for n, t in zip(names, inputs, strict=False))
     for name, tensor in zip(names, (query, key, value, gates), strict=True):
@@ -45,7 +55,11 @@ def attention_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[T
     check_equal(_OP, "batch size of gates", gates.shape[0], batch)
     check_equal(_OP, "length of gates", gates.shape[1], seq_len)
     check_equal(_OP, "number of heads in gates", gates.shape[2], q_num_heads)
-    _check_mask(inputs, (batch, q_num_heads, seq_len, known(kv_len, value_len)))
+    _check_mask(
+        optional_input(inputs, ATTN_MASK),
+        (batch, q_num_heads, seq_len, known(kv_len, value_len)),
+    )
+    _check_filled_lengths(optional_input(inputs, NONPAD_KV_SEQLEN), batch)
 
     # The output's sizes are taken from whichever input knows them.
     batch = known(batch, key_batch, value_batch, gates.shape[0])
@@ -73,8 +87,12 @@ def _per_head(name: str, tensor: TensorType, num_heads: int) -> tuple[OpDim, OpD
     return batch, length, hidden // num_heads
 
 
-def _check_mask(inputs: TensorTypes, scores: tuple[OpDim, ...]) -> None:
-    mask = inputs[4] if len(inputs) > 4 else None
+def optional_input(inputs: TensorTypes, place: int) -> TensorType | None:
+    """Return the type of an input, which a node may leave out or not list at all."""
+    return inputs[place] if len(inputs) > place else None
+
+
+def _check_mask(mask: TensorType | None, scores: tuple[OpDim, ...]) -> None:
     if mask is None:
         return
     check_tensor(_OP, "attn_mask", mask, ("bool", *FLOAT_TYPES), (1, 2, 3, 4))
@@ -85,3 +103,10 @@ def _check_mask(inputs: TensorTypes, scores: tuple[OpDim, ...]) -> None:
                 f"{_OP}: attn_mask of shape {show(mask)} does not broadcast to the scores "
                 f"{show(TensorType(mask.dtype, scores))} [B, Hq, S, T]."
             )
+
+
+def _check_filled_lengths(lengths: TensorType | None, batch: OpDim) -> None:
+    if lengths is None:
+        return
+    check_tensor(_OP, "nonpad_kv_seqlen", lengths, LENGTH_TYPES, (1,))
+    check_equal(_OP, "batch size of nonpad_kv_seqlen", lengths.shape[0], batch)

@@ -27,7 +27,7 @@ class Case:
         op: Name of the op.
         why: What an implementation that fails it gets wrong.
         attributes: All attributes of the op.
-        build: Makes the inputs in float32 (or bool) from a generator.
+        build: Makes the inputs from a generator: floats in float32, masks and lengths as they are.
         dtype: Dtype that the floating-point inputs are rounded to.
         score_bound: About the largest attention score (or other inner value) of the inputs:
             rounding grows with it.
@@ -68,7 +68,7 @@ class Case:
     def _rounded(self, array: np.ndarray | None) -> np.ndarray | None:
         if array is None:
             return None
-        dtype = array.dtype if array.dtype == bool else numpy_dtype(self.dtype)
+        dtype = numpy_dtype(self.dtype) if array.dtype.kind == "f" else array.dtype
         return array.astype(dtype, order="C")
 
 

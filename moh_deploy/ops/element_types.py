@@ -11,6 +11,7 @@ ELEMENT_TYPES = {
     "float16": onnx.TensorProto.FLOAT16,
     "bfloat16": onnx.TensorProto.BFLOAT16,
     "bool": onnx.TensorProto.BOOL,
+    "int64": onnx.TensorProto.INT64,
 }
 _DTYPES: dict[int, str] = {element: dtype for dtype, element in ELEMENT_TYPES.items()}
 

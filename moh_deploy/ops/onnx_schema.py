@@ -18,6 +18,7 @@ _ONNX_TYPES = {
     "float16": "tensor(float16)",
     "bfloat16": "tensor(bfloat16)",
     "bool": "tensor(bool)",
+    "int64": "tensor(int64)",
 }
 _ATTRIBUTE_TYPES = {
     "int": onnx.defs.OpSchema.AttrType.INT,

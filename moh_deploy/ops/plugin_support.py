@@ -14,7 +14,7 @@ from moh_deploy.ops import OPS, op_names
 
 @dataclass(frozen=True)
 class PluginInput:
-    """One input of a plugin. All that share `dtypes` have one dtype, but for a mask."""
+    """One input of a plugin. All that share `dtypes` have one dtype, but for masks and lengths."""
 
     name: str
     optional: bool
@@ -67,7 +67,7 @@ _FIELDS = {op_names.ATTENTION: (OPEN_SHARE,)}
 # Of each input.
 _RANKS: dict[str, tuple[tuple[int, ...], ...]] = {
     op_names.ROUTER: ((3,),) * 3,
-    op_names.ATTENTION: ((3, 4), (3, 4), (3, 4), (3,), (1, 2, 3, 4)),
+    op_names.ATTENTION: ((3, 4), (3, 4), (3, 4), (3,), (1, 2, 3, 4), (1,)),
     op_names.AGGREGATED_ATTENTION: (*((3,),) * 6, (2,), (2,), (2,), (3,), (3,), (2,)),
 }
 

@@ -19,6 +19,7 @@ from moh_deploy.ops.domains import KERNEL_DOMAIN
 
 VERSION = 1
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
+LENGTH_TYPES = ("int64",)
 FLAG = (0, 1)
 
 OpDim = int | str | None

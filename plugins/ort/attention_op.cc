@@ -62,7 +62,7 @@ AttentionKernel::AttentionKernel(const OrtKernelInfo* info, DType dtype, const B
 
 Ort::Status AttentionKernel::compute(Ort::KernelContext& context) const {
   const Tensors in{read_input(context, 0), read_input(context, 1), read_input(context, 2),
-                   read_input(context, 3), read_input(context, 4)};
+                   read_input(context, 3), read_input(context, 4), read_input(context, 5)};
   AttentionArgs args{};
   args.dtype = dtype_;
   if (auto status = read_sizes(in, args); !status.IsOK()) {
@@ -73,6 +73,11 @@ Ort::Status AttentionKernel::compute(Ort::KernelContext& context) const {
   }
   if (in.mask.present) {
     if (auto status = read_mask(in.mask, args); !status.IsOK()) {
+      return status;
+    }
+  }
+  if (in.lengths.present) {
+    if (auto status = read_lengths(in.lengths, args); !status.IsOK()) {
       return status;
     }
   }
@@ -174,6 +179,17 @@ Ort::Status AttentionKernel::read_mask(const Input& mask, AttentionArgs& args) {
                             "; expected rank 1 to 4, broadcastable to ", shape_text(target), ".");
   }
   args.mask.data = mask.data;
+  return Ort::Status();
+}
+
+// What the lengths are is the backend's to see: they are where it computes.
+Ort::Status AttentionKernel::read_lengths(const Input& lengths, AttentionArgs& args) {
+  const Shape expected{args.batch};
+  if (lengths.shape != expected) {
+    return invalid_argument(kName, ": nonpad_kv_seqlen is ", shape_text(lengths.shape),
+                            "; expected ", shape_text(expected), ".");
+  }
+  args.nonpad_kv_seqlen = static_cast<const int64_t*>(lengths.data);
   return Ort::Status();
 }
 

@@ -15,12 +15,13 @@ class AttentionKernel {
 
  private:
   struct Tensors {
-    Input query, key, value, gates, mask;
+    Input query, key, value, gates, mask, lengths;
   };
 
   Ort::Status read_sizes(const Tensors& in, AttentionArgs& args) const;
   static Ort::Status check_gates(const Tensors& in, const AttentionArgs& args);
   static Ort::Status read_mask(const Input& mask, AttentionArgs& args);
+  static Ort::Status read_lengths(const Input& lengths, AttentionArgs& args);
 
   const DType dtype_;
   const Backend& backend_;

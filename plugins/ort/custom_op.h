@@ -37,8 +37,14 @@ struct CustomOp : Ort::CustomOpBase<CustomOp<kOp, kType, Kernel, Shared>, Node<k
   const char* GetExecutionProviderType() const { return provider_of(shared, 0); }
   size_t GetInputTypeCount() const { return kOp.num_inputs; }
   ONNXTensorElementDataType GetInputType(size_t index) const {
-    return kOp.inputs[index].own_dtype ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED
-                                       : element_type(kType);
+    switch (kOp.inputs[index].type) {
+      case InputType::kShared:
+        return element_type(kType);
+      case InputType::kMask:
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+      default:
+        return element_type(DType::kInt64);
+    }
   }
   OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
     return kOp.inputs[index].optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;

@@ -29,6 +29,8 @@ constexpr ONNXTensorElementDataType element_type(DType dtype) {
       return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     case DType::kFloat16:
       return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    case DType::kInt64:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
     default:
       return ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
   }

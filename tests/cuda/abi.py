@@ -57,6 +57,7 @@ class AttentionArgs(Structure):
         ("value_strides", HeadStrides),
         ("output_strides", HeadStrides),
         ("mask", AttentionMask),
+        ("nonpad_kv_seqlen", c_void_p),
         *(
             (name, c_int32)
             for name in (

@@ -53,7 +53,7 @@ def router_args(case: Run, inputs: Sequence[Tensor], output: int, tokens: int) -
 
 
 def attention_args(case: Run, inputs: Sequence[Tensor], output: int) -> abi.AttentionArgs:
-    query, key, value, gates, *rest = inputs
+    query, key, value, gates, mask, lengths = (*inputs, None, None)[:6]
     q_heads, kv_heads = (int(case.attributes[n]) for n in ("q_num_heads", "kv_num_heads"))
     views = [
         _view(one.shape, heads)
@@ -77,7 +77,8 @@ def attention_args(case: Run, inputs: Sequence[Tensor], output: int) -> abi.Atte
         key_strides=key_strides,
         value_strides=value_strides,
         output_strides=_view(shape, q_heads)[-1],
-        mask=_mask(rest[0] if rest else None),
+        mask=_mask(mask),
+        nonpad_kv_seqlen=None if lengths is None else lengths.address,
         batch=batch,
         q_heads=q_heads,
         kv_heads=kv_heads,

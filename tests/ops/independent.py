@@ -28,7 +28,7 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def _attention(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:
-    query, key, value, gates, mask = (*inputs, None)[:5]
+    query, key, value, gates, mask, filled = (*inputs, None, None)[:6]
     heads, kv_heads = attributes["q_num_heads"], attributes["kv_num_heads"]
     merged = query.dim() == 3
     if merged:
@@ -38,8 +38,14 @@ def _attention(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Ten
     key = key.repeat_interleave(heads // kv_heads, dim=1)
     value = value.repeat_interleave(heads // kv_heads, dim=1)
 
+    hidden = torch.zeros(*query.shape[:3], key.shape[2], dtype=torch.bool)
+    if filled is not None:
+        # As if each sequence stood at the end of the keys, behind others that nobody sees.
+        room = [key.shape[2] - int(length) for length in filled]
+        key, value = (_moved_back(one, room, axis=2) for one in (key, value))
+        hidden |= (torch.arange(key.shape[2]) < torch.tensor(room)[:, None])[:, None, None]
+        mask = None if mask is None else _moved_back(mask.expand_as(hidden), room, axis=3)
     scores = torch.einsum("bhsd,bhtd->bhst", query, key) * attributes["scale"]
-    hidden = torch.zeros_like(scores, dtype=torch.bool)
     if attributes["is_causal"]:
         seq_len, kv_len = scores.shape[-2:]
         hidden |= torch.ones(seq_len, kv_len).tril(kv_len - seq_len) == 0
@@ -51,6 +57,14 @@ def _attention(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Ten
     output = torch.einsum("bhst,bhtd,bsh->bshd", weights, value, gates)
     output = output.masked_fill((gates == 0).unsqueeze(-1), 0.0)
     return output.flatten(2) if merged else output.transpose(1, 2)
+
+
+def _moved_back(tensor: torch.Tensor, room: list[int], axis: int) -> torch.Tensor:
+    """Move what a sequence has along an axis back by its room; zeros come in front."""
+    moved, size = torch.zeros(tensor.shape, dtype=tensor.dtype), tensor.shape[axis]
+    for to, given, by in zip(moved, tensor, room, strict=True):
+        to.narrow(axis - 1, by, size - by).copy_(given.narrow(axis - 1, 0, size - by))
+    return moved
 
 
 def _by_head(tensor: torch.Tensor, heads: int) -> torch.Tensor:

@@ -17,11 +17,12 @@ from moh_deploy.ops.single_node import single_node_model
 from moh_deploy.ops.spec import TensorType
 
 VARIANTS = [
-    AttentionVariant(rank, mask, is_causal, grouped)
+    AttentionVariant(rank, mask, is_causal, grouped, filled)
     for rank in (3, 4)
     for mask in (None, "bool", "float")
     for is_causal in (False, True)
     for grouped in (False, True)
+    for filled in (False, True)
 ]
 Sizes = tuple[int, int, int, int]
 sizes = st.tuples(*[st.integers(1, 4)] * 2, st.integers(1, 5), st.integers(1, 3))
@@ -104,17 +105,22 @@ def test_every_variant_has_its_own_short_name():
     keys = [variant.key() for variant in VARIANTS]
     assert len(set(keys)) == len(keys)
     assert AttentionVariant(3, "bool", True, False).key() == "r3_causal_bool"
+    assert AttentionVariant(3, "bool", True, False, True).key() == "r3_causal_bool_filled"
     assert AttentionVariant(4, None, False, False).key() == "r4"
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=AttentionVariant.key)
 def test_only_masked_variants_pay_for_masks(variant: AttentionVariant):
     ops = [node.op_type for node in function_body(variant, opset=18).node]
-    hides = variant.is_causal or variant.mask is not None
+    by_position = variant.is_causal or variant.filled
+    hides = by_position or variant.mask is not None
     assert ("ReduceMax" in ops) == hides
-    assert ("Range" in ops) == variant.is_causal
-    assert ("Add" in ops) == hides
-    assert ops.count("Where") == 1 + (variant.is_causal or variant.mask == "bool")
+    assert ("Range" in ops) == by_position
+    assert ("Less" in ops) == variant.filled
+    if not variant.filled:
+        assert ("Add" in ops) == hides
+    # Of gates; of the bias; of scores and values behind the filled keys.
+    assert ops.count("Where") == 1 + (by_position or variant.mask == "bool") + 2 * variant.filled
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=AttentionVariant.key)

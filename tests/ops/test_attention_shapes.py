@@ -20,6 +20,7 @@ def _infer(change: dict[str, TensorType | None] | None = None, **attributes: int
         "V": _float("batch", "past+seq", 2 * 3),
         "gates": _float("batch", "seq", 6),
         "attn_mask": None,
+        "nonpad_kv_seqlen": None,
     } | (change or {})
     complete = MOH_ATTENTION.complete({**ATTRIBUTES, **attributes})
     return MOH_ATTENTION.shape_rule(list(inputs.values()), complete)[0]
@@ -67,6 +68,12 @@ def test_broadcastable_masks_are_accepted(mask: TensorType):
     assert _infer({"attn_mask": mask}) == _infer()
 
 
+@pytest.mark.parametrize("batch", [2, "batch", None])
+def test_lengths_of_sequences_are_accepted(batch: OpDim):
+    lengths = {"nonpad_kv_seqlen": TensorType("int64", (batch,))}
+    assert _infer(BY_HEADS | lengths) == _infer(BY_HEADS)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -90,6 +97,18 @@ def test_broadcastable_masks_are_accepted(mask: TensorType):
         (
             BY_HEADS | {"attn_mask": _float(2, 5, 9)},
             r"attn_mask of shape \[2, 5, 9\] does not broadcast to the scores \[2, 6, 5, 9\]",
+        ),
+        (
+            BY_HEADS | {"nonpad_kv_seqlen": TensorType("int32", (2,))},
+            "nonpad_kv_seqlen has dtype int32; expected int64",
+        ),
+        (
+            BY_HEADS | {"nonpad_kv_seqlen": TensorType("int64", (2, 1))},
+            r"nonpad_kv_seqlen has rank 2, shape \[2, 1\]; expected rank 1",
+        ),
+        (
+            BY_HEADS | {"nonpad_kv_seqlen": TensorType("int64", (3,))},
+            "batch size of nonpad_kv_seqlen is 3; expected 2",
         ),
     ],
 )

@@ -273,11 +273,32 @@ BUGS: dict[str, tuple[str, Bug]] = {
     "scale_ignored": ("MoHAttention", _becomes("query", "Identity", "query_unscaled")),
     "causal_without_offset": (
         "MoHAttention",
-        _reads("query_position", "no_keys", "seq_len", "one"),
+        _reads("query_position", "first", "seq_len", "one"),
     ),
     "causal_hides_the_diagonal": (
         "MoHAttention",
-        _becomes("seen_ST", "Greater", "query_position_S1", "key_position"),
+        _becomes("in_reach", "Greater", "query_position_S1", "key_position"),
+    ),
+    "filled_lengths_ignored": ("MoHAttention", _reads("filled", "kv_len_1d", "inner_axes")),
+    "filled_length_is_seen": (
+        "MoHAttention",
+        _becomes("is_filled", "LessOrEqual", "key_position", "filled"),
+    ),
+    "filled_causal_from_the_first_key": (
+        "MoHAttention",
+        _becomes("query_position_S1", "Identity", "query_index_S1"),
+    ),
+    "filled_causal_from_the_end_of_the_room": (
+        "MoHAttention",
+        _becomes("offset", "Sub", "kv_len", "seq_len"),
+    ),
+    "what_is_not_filled_reaches_scores": (
+        "MoHAttention",
+        _becomes("scores", "Add", "scores_BHST", "bias"),
+    ),
+    "what_is_not_filled_reaches_values": (
+        "MoHAttention",
+        _becomes("value_filled", "Identity", "value"),
     ),
     "causal_ignored_beside_a_mask": ("MoHAttention", _becomes("seen", "Identity", "attn_mask")),
     "bool_mask_inverted": (

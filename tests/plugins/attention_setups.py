@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -114,6 +114,7 @@ class AttentionSetup:
     dtype: str = "float32"
     gates: str = "share"
     mask: MaskSetup | None = None
+    filled: bool = False  # to a length drawn for each batch
 
     @property
     def q_num_heads(self) -> int:
@@ -156,7 +157,19 @@ class AttentionSetup:
         if self.mask is not None:
             sizes = (self.batch, self.q_num_heads, self.seq_len, self.kv_len)
             tensors.append(self.mask.make(rng, sizes))
-        return tuple(tensors)
+        return (*tensors, *self._lengths(rng, *tensors[1:3])) if self.filled else tuple(tensors)
+
+    def _lengths(
+        self, rng: np.random.Generator, key: np.ndarray, value: np.ndarray
+    ) -> Iterator[np.ndarray | None]:
+        """What follows gates or a mask; keys and values from there on become NaN."""
+        if self.mask is None:
+            yield None
+        lengths = rng.integers(0, self.kv_len + 1, self.batch)
+        for batch, length in enumerate(lengths):
+            for tensor in (key, value):
+                tensor[(batch, ..., slice(length, None), slice(None))] = np.nan
+        yield lengths
 
 
 def make_gates(pattern: str, rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
@@ -185,11 +198,11 @@ class KernelCase(Case):
     def inputs(self) -> tuple[np.ndarray | None, ...]:
         if self.mask_dtype is None:
             return super().inputs()
-        *others, mask = replace(self, dtype="float32", mask_dtype=None).inputs()
-        dtype = numpy_dtype(self.dtype)
+        *others, mask = replace(self, dtype="float32", mask_dtype=None).inputs()[:5]
         with np.errstate(over="ignore"):  # float16 takes the lowest float32 for -inf
             narrow = mask.astype(numpy_dtype(self.mask_dtype))
-        return (*(other.astype(dtype) for other in others), narrow)
+        dtype, lengths = numpy_dtype(self.dtype), super().inputs()[5:]
+        return (*(other.astype(dtype) for other in others), narrow, *lengths)
 
 
 def _without_head_axis(array: np.ndarray) -> np.ndarray:

@@ -52,6 +52,7 @@ def attention_setups(draw: st.DrawFn, most_products: int = MOST_PRODUCTS) -> Att
         dtype=draw(st.sampled_from(FLOAT_TYPES)),
         gates=draw(st.sampled_from(GATE_PATTERNS)),
         mask=draw(st.none() | masks()),
+        filled=draw(st.booleans()),
     )
     return _affordable(setup, most_products)
 

@@ -1,8 +1,10 @@
-"""Runs attention whose unchosen heads have keys and values that cannot be read.
+"""Runs attention with keys and values that cannot be read: those of unchosen heads, or those
+behind the filled part of a cache.
 
-    python -m tests.plugins.run_unreadable_heads LIBRARY INSTRUCTION_SET OP [all]
+    python -m tests.plugins.run_unreadable_heads LIBRARY INSTRUCTION_SET OP|room [all]
 
-Ends by a signal if one is touched; with `all`, where every head is chosen, it has to.
+Ends by a signal if one is touched; with `all`, where every head is chosen or every key filled, it
+has to.
 """
 
 from __future__ import annotations
@@ -11,18 +13,21 @@ import ctypes
 import mmap
 import resource
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from moh_deploy.ops import OPS
+from moh_deploy.ops.cases import Case
 from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
 from tests.ops.case_models import case_model, named_inputs
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import AttentionSetup
 from tests.plugins.kernels import Kernels, assert_right
 
+ROOM = "room"
 NOBODY = 1  # a key/value head
 TILES = AttentionSetup(
     seq_len=40, kv_len=512, kv_num_heads=3, group=2, head_dim=32, value_dim=32, rank=4, gates="all"
@@ -31,8 +36,9 @@ PIXELS = AggregatedAttentionSetup(
     num_heads=3, head_dim=1024, height=5, width=7, pooled=3, gates="all"
 )
 Setup = AttentionSetup | AggregatedAttentionSetup
+ATTENTION = (TILES, replace(TILES, seq_len=1), replace(TILES, is_causal=True))
 SETUPS: dict[str, tuple[Setup, ...]] = {
-    "MoHAttention": (TILES, replace(TILES, seq_len=1), replace(TILES, is_causal=True)),
+    "MoHAttention": ATTENTION,
     "MoHAggregatedAttention": (PIXELS, replace(PIXELS, kernel_width=5, optional=())),
 }
 
@@ -46,16 +52,31 @@ def main(library: str, instruction_set: str, op: str, *, everybody: bool) -> Non
             names = [given.name for given in OPS[op].inputs]
             _close(inputs[names.index("gates")], setup)
         case = replace(setup.case(), build=lambda rng, inputs=inputs: inputs)
-        arrays = named_inputs(case)
-        arrays |= {
-            name: _copy_with_unreadable_head(array, setup)
-            for name, array in arrays.items()
-            if name in ("K", "V", "pooled_K", "pooled_V")
-        }
-        values = {name: to_ort(array) for name, array in arrays.items()}
-        outputs = kernels.session(case_model(case)).run_with_ort_values(None, values)
-        assert_right(case, [from_ort(output) for output in outputs])
+        _run(kernels, case, lambda array, setup=setup: _copy_with_unreadable_head(array, setup))
     print("done")
+
+
+def run_filled(library: str, instruction_set: str, *, everything: bool) -> None:
+    """Run attention in a cache half of which is room for more keys."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for setup in ATTENTION:
+        filled = np.array([setup.kv_len if everything else setup.kv_len // 2])
+        inputs = (*setup.case().inputs(), None, filled)
+        case = replace(setup.case(), build=lambda rng, inputs=inputs: inputs)
+        _run(Kernels(Path(library), instruction_set), case, _copy_with_unreadable_room)
+    print("done")
+
+
+def _run(kernels: Kernels, case: Case, copy: Callable[[np.ndarray], np.ndarray]) -> None:
+    arrays = named_inputs(case)
+    arrays |= {
+        name: copy(array)
+        for name, array in arrays.items()
+        if name in ("K", "V", "pooled_K", "pooled_V")
+    }
+    values = {name: to_ort(array) for name, array in arrays.items()}
+    outputs = kernels.session(case_model(case)).run_with_ort_values(None, values)
+    assert_right(case, [from_ort(output) for output in outputs])
 
 
 def _close(gates: np.ndarray, setup: Setup) -> None:
@@ -65,19 +86,33 @@ def _close(gates: np.ndarray, setup: Setup) -> None:
 
 def _copy_with_unreadable_head(array: np.ndarray, setup: Setup) -> np.ndarray:
     """[1, H, T, D], or [1, N, H*D]: what a head has in one piece is a whole number of pages."""
-    memory = mmap.mmap(-1, array.nbytes)
-    copy = np.frombuffer(memory, array.dtype).reshape(array.shape)
-    copy[:] = array
     heads = array.shape[1] if array.ndim == 4 else setup.num_heads
     pieces = 1 if array.ndim == 4 else array.shape[1]
     size = array.nbytes // heads // pieces
+    return _copy_unreadable_at(array, [(i * heads + NOBODY) * size for i in range(pieces)], size)
+
+
+def _copy_with_unreadable_room(array: np.ndarray) -> np.ndarray:
+    """[1, H, T, D]: the second half of the keys of each head."""
+    half = array.nbytes // array.shape[1] // 2
+    return _copy_unreadable_at(array, [(2 * i + 1) * half for i in range(array.shape[1])], half)
+
+
+def _copy_unreadable_at(array: np.ndarray, offsets: Sequence[int], size: int) -> np.ndarray:
+    memory = mmap.mmap(-1, array.nbytes)
+    copy = np.frombuffer(memory, array.dtype).reshape(array.shape)
+    copy[:] = array
     assert size % mmap.PAGESIZE == 0
     libc = ctypes.CDLL(None, use_errno=True)
-    for piece in range(pieces):
-        address = ctypes.c_void_p(copy.ctypes.data + (piece * heads + NOBODY) * size)
+    for offset in offsets:
+        address = ctypes.c_void_p(copy.ctypes.data + offset)
         assert libc.mprotect(address, ctypes.c_size_t(size), 0) == 0
     return copy
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], everybody=sys.argv[4:] == ["all"])
+    _library, _instruction_set, _what, *_all = sys.argv[1:]
+    if _what == ROOM:
+        run_filled(_library, _instruction_set, everything=_all == ["all"])
+    else:
+        main(_library, _instruction_set, _what, everybody=_all == ["all"])

@@ -59,6 +59,20 @@ LARGE = {
     "decode_large_groups": AttentionSetup(
         seq_len=1, kv_len=1000, kv_num_heads=2, group=16, head_dim=64, value_dim=64
     ),
+    "filled_causal": replace(_LARGE, seq_len=300, kv_len=1100, is_causal=True, filled=True),
+    "filled": replace(_LARGE, batch=3, seq_len=60, kv_len=600, filled=True),
+    "decode_filled": AttentionSetup(
+        batch=3,
+        seq_len=1,
+        kv_len=2100,
+        kv_num_heads=2,
+        group=4,
+        head_dim=64,
+        value_dim=64,
+        is_causal=True,
+        rank=4,
+        filled=True,
+    ),
     "decode_masked": AttentionSetup(
         batch=2,
         seq_len=1,
@@ -89,6 +103,7 @@ EMPTY = {
     "keys_many_rows": replace(_ODD, kv_len=0, seq_len=90, gates="all", dtype="float32"),
     "keys_grouped": replace(_ODD, kv_len=0, group=2, gates="nan"),
     "keys_causal": replace(_ODD, kv_len=0, is_causal=True, rank=4, group=2, dtype="bfloat16"),
+    "keys_filled": replace(_ODD, kv_len=0, batch=2, group=2, is_causal=True, filled=True),
     "keys_masked": replace(_ODD, kv_len=0, group=2, mask=MaskSetup(pattern="all")),
     "everything": replace(_ODD, batch=0, seq_len=0, kv_len=0),
 }
@@ -135,3 +150,21 @@ def test_nothing_comes_through_a_closed_gate(
     query[gates.transpose(0, 2, 1) == 0] = np.nan
     behind = replace(case, build=lambda rng: (query, key, value, gates))
     assert_right(behind, kernels.run(behind))
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+@pytest.mark.parametrize("seq_len", [1, 40])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_a_cache_with_room_gives_the_bits_of_one_that_is_full(
+    kernels: Kernels, seq_len: int, dtype: str, is_causal: bool
+):
+    """Whatever the room: blocks of keys, too, are those of the filled length."""
+    setup = AttentionSetup(
+        seq_len=seq_len, kv_len=700, group=2, rank=4, dtype=dtype, is_causal=is_causal
+    )
+    case = setup.case()
+    query, key, value, gates = case.inputs()
+    full = replace(case, build=lambda rng: (query, key[:, :, :300], value[:, :, :300], gates))
+    lengths = np.array([300])
+    room = replace(case, build=lambda rng: (query, key, value, gates, None, lengths))
+    assert kernels.run(room)[0].tobytes() == kernels.run(full)[0].tobytes()

@@ -63,7 +63,7 @@ WINDOWED: Shapes = {
 PROJECTION: Attributes = {"num_heads": 3}
 QUERY: Shapes = {"X": (2, 5, 8), "W": (8, 12), "gates": (2, 5, 3), "bias": (12,)}
 OUTPUT: Shapes = {"X": (2, 5, 12), "W": (12, 8), "gates": (2, 5, 3), "bias": (8,)}
-FLOAT = onnx.TensorProto.FLOAT
+FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 
 
 def _session(
@@ -383,6 +383,48 @@ def test_projection_of_no_feature_is_the_bias(op: str, shapes: Shapes):
 )
 def test_attention_of_nothing_is_empty(change: Shapes, shape: tuple[int, ...]):
     assert _run("MoHAttention", ATTENTION, MERGED | change).shape == shape
+
+
+def _attend_filled(*lengths: int) -> np.ndarray:
+    session = _session(
+        "MoHAttention",
+        ATTENTION,
+        {name: len(shape) for name, shape in MERGED.items()} | {"nonpad_kv_seqlen": 1},
+        {"nonpad_kv_seqlen": INT64},
+    )
+    arrays = {name: np.ones(shape, np.float32) for name, shape in MERGED.items()}
+    return session.run(None, arrays | {"nonpad_kv_seqlen": np.array(lengths, np.int64)})[0]
+
+
+def test_lengths_from_no_key_to_every_key_are_accepted():
+    # Values are all 1, and so is their mean wherever a key is seen.
+    np.testing.assert_array_equal(
+        _attend_filled(0, 9), np.repeat([0.0, 1.0], 5 * 18).reshape(2, 5, 18)
+    )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ((9, 10), r"nonpad_kv_seqlen\[1\] is 10; expected 0 to 9, the keys that there are"),
+        ((-1, 9), r"nonpad_kv_seqlen\[0\] is -1; expected 0 to 9"),
+        ((2**32, 9), r"nonpad_kv_seqlen\[0\] is 4294967296; expected 0 to 9"),
+        ((9, 9, 9), r"nonpad_kv_seqlen is \[3\]; expected \[2\]"),
+    ],
+)
+def test_lengths_beyond_the_keys_are_refused(lengths: tuple[int, ...], message: str):
+    with pytest.raises(Exception, match=message):
+        _attend_filled(*lengths)
+
+
+def test_lengths_of_another_type_are_refused():
+    with pytest.raises(Exception, match="nonpad_kv_seqlen"):
+        _run(
+            "MoHAttention",
+            ATTENTION,
+            MERGED | {"nonpad_kv_seqlen": (2,)},
+            {"nonpad_kv_seqlen": onnx.TensorProto.INT32},
+        )
 
 
 @pytest.mark.parametrize(("batch", "dim"), [(0, 6), (2, 0)])

@@ -1,4 +1,4 @@
-"""Keys and values of a head that nobody chose are not even read."""
+"""Keys and values of a head that nobody chose, or behind the filled ones, are not even read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nightly import in_turn
+from tests.nightly import in_turn, one_in
 from tests.plugins.kernels import INSTRUCTION_SETS, Kernels, kernels_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,3 +44,11 @@ def test_keys_and_values_of_unchosen_heads_are_not_read(instruction_set: str, op
 def test_keys_and_values_of_chosen_heads_are_read(instruction_set: str, op: str):
     """The twin: that memory really cannot be read."""
     assert _run(kernels_of(instruction_set), op, "all").returncode == -signal.SIGSEGV
+
+
+@pytest.mark.usefixtures("warm_processes")
+@pytest.mark.parametrize("instruction_set", one_in(2, INSTRUCTION_SETS))
+def test_keys_and_values_behind_the_filled_ones_are_not_read(instruction_set: str):
+    ran = _run(kernels_of(instruction_set), "room")
+    assert (ran.returncode, ran.stdout) == (0, "done\n"), ran.stderr
+    assert _run(kernels_of(instruction_set), "room", "all").returncode == -signal.SIGSEGV

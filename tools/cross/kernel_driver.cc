@@ -88,12 +88,13 @@ void run_attention(const moh::cpu::Kernels& kernels) {
     *stride = static_cast<ptrdiff_t>(read_number());
   }
   const Bytes query = read_tensor(), key = read_tensor(), value = read_tensor();
-  const Bytes gates = read_tensor(), mask = read_tensor();
+  const Bytes gates = read_tensor(), mask = read_tensor(), lengths = read_tensor();
   args.query = query.get();
   args.key = key.get();
   args.value = value.get();
   args.gates = gates.get();
   args.mask.data = mask.get();
+  args.nonpad_kv_seqlen = reinterpret_cast<const int64_t*>(lengths.get());
   args.query_strides = strides(rank, args.q_heads, args.queries, args.head_dim);
   args.key_strides = strides(rank, args.kv_heads, args.keys, args.head_dim);
   args.value_strides = strides(rank, args.kv_heads, args.keys, args.value_dim);

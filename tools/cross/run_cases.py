@@ -80,7 +80,7 @@ def _read(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> np.ndar
 
 
 def _attention(case: Case) -> bytes:
-    query, key, value, gates, mask = (*case.inputs(), None)[:5]
+    query, key, value, gates, mask, lengths = (*case.inputs(), None, None)[:6]
     heads, kv_heads = case.attributes["q_num_heads"], case.attributes["kv_num_heads"]
     length = 1 if query.ndim == 3 else 2
     width = [heads, kv_heads, kv_heads] if query.ndim == 3 else [1, 1, 1]
@@ -96,7 +96,7 @@ def _attention(case: Case) -> bytes:
     scale = _bits(case.attributes["scale"])
     mask_dtype = 0 if mask is None else DTYPES.index(mask.dtype.name)
     header = [DTYPES.index(case.dtype), query.ndim, *sizes, case.attributes["is_causal"], scale]
-    tensors = (query, key, value, gates, mask)
+    tensors = (query, key, value, gates, mask, lengths)
     return _numbers(1, *header, mask_dtype, *_mask_strides(mask)) + _tensors(*tensors)
 
 

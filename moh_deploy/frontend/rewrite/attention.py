@@ -81,6 +81,7 @@ class AttentionRewriter:
             value,
             operands.cast(gates),
             self._mask(),
+            None,
             form.num_heads,
             int(product(form.kv_heads)),
             self._scores.scale,

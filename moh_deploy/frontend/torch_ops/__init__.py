@@ -85,7 +85,8 @@ def _fake(spec: OpSpec, *arguments: object) -> Tensor:
 def _tensor_type(tensor: Tensor) -> TensorType:
     """Any floating-point dtype will do: the proof of a router computes in float64."""
     sizes = (size if isinstance(size, int) else str(size) for size in tensor.shape)
-    return TensorType("bool" if tensor.dtype == torch.bool else "float32", tuple(sizes))
+    name = "float32" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+    return TensorType(name, tuple(sizes))
 
 
 def _translation(spec: OpSpec) -> Callable[..., Value]:

@@ -115,6 +115,7 @@ def attention(
     value: Tensor,
     gates: Tensor,
     attn_mask: Tensor | None,
+    nonpad_kv_seqlen: Tensor | None,
     q_num_heads: int,
     kv_num_heads: int,
     scale: float,
@@ -130,7 +131,12 @@ def attention(
     wide_key = key.to(precise).repeat_interleave(groups, dim=1)
     wide_value = value.to(precise).repeat_interleave(groups, dim=1)
     scores = query.to(precise) @ wide_key.transpose(-2, -1) * scale  # [B, Hq, S, T]
-    weights = _masked_softmax(scores, attn_mask, is_causal)
+    in_reach = seen_by_position(query, key, nonpad_kv_seqlen, is_causal=is_causal)
+    weights = _masked_softmax(scores, attn_mask, in_reach)
+    if nonpad_kv_seqlen is not None:
+        # What lies behind the filled keys may be anything: a weight of 0 does not silence a NaN.
+        beyond = torch.arange(key.shape[2], device=key.device) >= nonpad_kv_seqlen[:, None]
+        wide_value = wide_value.masked_fill(beyond[:, None, :, None], 0.0)
     gate = gates.to(precise).transpose(1, 2).unsqueeze(-1)  # [B, Hq, S, 1]
     gated = torch.where(gate == 0, 0.0, weights @ wide_value * gate).to(query.dtype)
     return gated.transpose(1, 2).flatten(2) if packed else gated
@@ -141,16 +147,35 @@ def _split_heads(packed: Tensor, num_heads: int) -> Tensor:
     return packed.reshape(*packed.shape[:2], num_heads, -1).transpose(1, 2)
 
 
-def _masked_softmax(scores: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+def seen_by_position(
+    query: Tensor, key: Tensor, nonpad_kv_seqlen: Tensor | None, *, is_causal: bool
+) -> Tensor | None:
+    """Tell which keys are filled, and not in the future of a query; None where all are seen.
+
+    Args:
+        query, key: [B, Hq, S, D] and [B, Hkv, T, D].
+
+    Returns:
+        bool, [S, T], [B, 1, S, T] or [B, 1, 1, T].
+    """
+    seq_len, kv_len = query.shape[2], key.shape[2]
+    key_position = torch.arange(kv_len, device=key.device)
+    query_index = torch.arange(seq_len, device=key.device)[:, None]
+    if nonpad_kv_seqlen is None:
+        return key_position <= query_index + kv_len - seq_len if is_causal else None
+    filled = nonpad_kv_seqlen[:, None, None, None]
+    # The last query stands at the last filled key.
+    return key_position <= query_index + filled - seq_len if is_causal else key_position < filled
+
+
+def _masked_softmax(scores: Tensor, attn_mask: Tensor | None, in_reach: Tensor | None) -> Tensor:
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attn_mask, float("-inf"))
     elif attn_mask is not None:
         scores = scores + attn_mask.to(scores.dtype)
-    if is_causal:
-        seq_len, kv_len = scores.shape[-2:]
-        visible = torch.ones(seq_len, kv_len, dtype=torch.bool, device=scores.device)
-        scores = scores.masked_fill(~visible.tril(kv_len - seq_len), float("-inf"))
-    if attn_mask is None and not is_causal:
+    if in_reach is not None:
+        scores = scores.masked_fill(~in_reach, float("-inf"))
+    if attn_mask is None and in_reach is None:
         return scores.softmax(dim=-1)
     hidden = (scores == float("-inf")).all(dim=-1, keepdim=True)
     return scores.softmax(dim=-1).masked_fill(hidden, 0.0)

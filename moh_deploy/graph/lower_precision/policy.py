@@ -188,8 +188,8 @@ def _is_exempt(node: ir.Node, value: ir.Value) -> bool:
 
 def is_lowered(node: ir.Node, index: int) -> bool:
     """Tell whether an input takes part in the node's precision; others keep the dtype they have."""
-    # A mask, sizes and scales, a ratio: not what is computed with.
-    own_dtype = {op_names.ATTENTION: (4,), "Resize": (1, 2), "Upsample": (1,), "Dropout": (1,)}
+    # A mask, lengths, sizes and scales, a ratio: not what is computed with.
+    own_dtype = {op_names.ATTENTION: (4, 5), "Resize": (1, 2), "Upsample": (1,), "Dropout": (1,)}
     return index not in own_dtype.get(node.op_type, ())
 
 

@@ -14,7 +14,7 @@ from moh_deploy.config.dims import size_at
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import OPS, op_names
 from moh_deploy.ops.plugin_support import PLUGINS, PluginInput
-from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, TensorType
+from moh_deploy.ops.spec import FLOAT_TYPES, PLUGIN_ATTRIBUTES, Attributes, TensorType
 from moh_deploy.runtime.tensorrt.driver import DRIVER_HINT, takes_cuda
 from moh_deploy.runtime.tensorrt.messages import ParserError
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
@@ -146,8 +146,8 @@ def _input_refused(value: ir.Value, spec: PluginInput, first: ir.Value | None) -
     dtype, others = _dtype(value), _dtype(first)
     if dtype not in spec.dtypes:
         yield f"{spec.name} is {dtype}", _either(spec.dtypes), _EXPORT_AGAIN
-    # Floats of one node are of one dtype, that of its first input; a mask may be bool besides.
-    elif "bool" not in spec.dtypes and dtype != others:
+    # Floats of one node are of one dtype, that of its first input; others have their own.
+    elif spec.dtypes == FLOAT_TYPES and dtype != others:
         yield f"{spec.name} is {dtype}", f"{others}, as the inputs before it are", _EXPORT_AGAIN
     rank = len(value.shape) if value.shape is not None else None
     if rank is not None and rank not in spec.ranks:

@@ -29,6 +29,10 @@ struct TaskView {
   const AttentionArgs& args;
   const Task& task;
   int32_t group = args.q_heads / args.kv_heads;
+  // That are filled: what lies behind them is never read.
+  int32_t keys = args.nonpad_kv_seqlen == nullptr
+                     ? args.keys
+                     : static_cast<int32_t>(args.nonpad_kv_seqlen[task.batch]);
 
   Row row_at(int64_t place) const {
     const auto query = static_cast<int32_t>(place / group);
@@ -64,10 +68,10 @@ struct TaskView {
   // How many keys a query sees: all, or those up to its position.
   int32_t visible_keys(Row row) const {
     if (!args.causal) {
-      return args.keys;
+      return keys;
     }
-    const int64_t position = int64_t{row.query} + args.keys - args.queries;
-    return static_cast<int32_t>(std::clamp<int64_t>(position + 1, 0, args.keys));
+    const int64_t position = int64_t{row.query} + keys - args.queries;
+    return static_cast<int32_t>(std::clamp<int64_t>(position + 1, 0, keys));
   }
 };
 

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <numeric>
 
+#include "cpu/attention/addressing.h"
+
 namespace moh::cpu {
 namespace {
 
@@ -34,6 +36,12 @@ void list_open(const AttentionArgs& args, const Gate* gates, int32_t* rows, int3
 }
 
 int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
+
+// That a row of the task sees.
+int64_t most_keys(const AttentionArgs& args, const Task& task) {
+  const TaskView view{args, task};
+  return task.row_count == 0 ? 0 : view.visible_keys(view.row_at(task.rows[task.row_count - 1]));
+}
 
 }  // namespace
 
@@ -87,12 +95,16 @@ void Plan::divide(const AttentionArgs& args, const TaskSizes& sizes) {
       begin = end;
     }
   }
-  // Tasks of one cost stay in the order of heads, whose data lie side by side. A causal task costs
-  // about what its place says.
-  if (!args.causal) {
+  // Tasks of one cost stay in the order of heads, whose data lie side by side. Where batches are
+  // filled to different lengths, a task costs what it reads; a causal one, about what its place
+  // says.
+  if (!args.causal && args.nonpad_kv_seqlen == nullptr) {
     return;
   }
-  const auto cost = [](const Task& task) { return task.row_count * task.zero_end; };
+  const auto cost = [&args](const Task& task) {
+    return task.row_count *
+           (args.nonpad_kv_seqlen == nullptr ? task.zero_end : most_keys(args, task));
+  };
   std::stable_sort(tasks_.begin(), tasks_.end(),
                    [&cost](const Task& a, const Task& b) { return cost(a) > cost(b); });
 }

@@ -34,7 +34,8 @@ class Plan {
   // std::bad_alloc.
   void make(const AttentionArgs& args, const TaskSizes& sizes);
 
-  // In the order of heads; if causal, the longest first, so that threads finish together.
+  // In the order of heads; where they differ in how many keys they see, the longest first, so that
+  // threads finish together.
   const std::vector<Task>& tasks() const { return tasks_; }
 
  private:

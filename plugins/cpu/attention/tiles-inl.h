@@ -53,7 +53,7 @@ class TileTask {
     pack_tiles();
     const auto last_row = view_.row_at(view_.task.rows[view_.task.row_count - 1]);
     const auto keys = static_cast<size_t>(view_.visible_keys(last_row));
-    const size_t step = keys_per_block(static_cast<size_t>(args().keys));
+    const size_t step = keys_per_block(static_cast<size_t>(view_.keys));
     for (size_t begin = 0; begin < keys; begin += step) {
       const Block<Products> block = read_block(begin, HWY_MIN(step, keys - begin));
       for (size_t t = 0; t < tile_count_; ++t) {
@@ -71,7 +71,7 @@ class TileTask {
   const AttentionArgs& args() const { return view_.args; }
 
   void take_scratch() {
-    const size_t block = keys_per_block(static_cast<size_t>(args().keys));
+    const size_t block = keys_per_block(static_cast<size_t>(view_.keys));
     const auto head_dim = static_cast<size_t>(args().head_dim),
                value_dim = static_cast<size_t>(args().value_dim);
     const size_t vectors = (static_cast<size_t>(view_.task.row_count) + kLanes - 1) / kLanes;

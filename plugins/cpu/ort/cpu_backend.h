@@ -2,6 +2,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/ort/session_threads.h"
+#include "moh/op_contract.h"
 #include "ort/backend.h"
 
 namespace moh::ort {
@@ -20,6 +21,9 @@ class CpuBackend final : public Backend {
   }
 
   Ort::Status attention(const AttentionArgs& args, Ort::KernelContext& context) const override {
+    if (auto status = check_lengths(args); !status.IsOK()) {
+      return status;
+    }
     kernels_.attention(args, compute_, session_threads(context));
     return Ort::Status();
   }
@@ -36,6 +40,18 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  static Ort::Status check_lengths(const AttentionArgs& args) {
+    for (int32_t i = 0; args.nonpad_kv_seqlen != nullptr && i < args.batch; ++i) {
+      const int64_t length = args.nonpad_kv_seqlen[i];
+      if (length < 0 || length > args.keys) {
+        return invalid_argument(contract::attention::kOp.name, ": nonpad_kv_seqlen[", i, "] is ",
+                                length, "; expected 0 to ", args.keys,
+                                ", the keys that there are.");
+      }
+    }
+    return Ort::Status();
+  }
+
   const cpu::Kernels& kernels_;
   const cpu::Compute compute_;
   const CpuBackend* const rounding_;

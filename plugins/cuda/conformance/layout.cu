@@ -40,6 +40,7 @@ constexpr Line kLines[] = {
     MOH_AT(AttentionArgs, value_strides),
     MOH_AT(AttentionArgs, output_strides),
     MOH_AT(AttentionArgs, mask),
+    MOH_AT(AttentionArgs, nonpad_kv_seqlen),
     MOH_AT(AttentionArgs, batch),
     MOH_AT(AttentionArgs, q_heads),
     MOH_AT(AttentionArgs, kv_heads),

@@ -40,6 +40,8 @@ std::optional<DType> dtype_of(DataType type) {
       return DType::kBFloat16;
     case DataType::kBOOL:
       return DType::kBool;
+    case DataType::kINT64:
+      return DType::kInt64;
     default:
       return std::nullopt;
   }

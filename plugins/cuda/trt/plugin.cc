@@ -124,10 +124,12 @@ bool Plugin::supportsFormatCombination(int32_t position,
     if (asked.format != nvinfer1::TensorFormat::kLINEAR || !tensor.dtype) {
       return false;
     }
-    const bool mask =
-        position < input_count &&
-        info_.inputs[find_slots(input_count)[static_cast<size_t>(position)]].is_mask();
-    return mask || (*tensor.dtype != DType::kBool && asked.type == tensors[0].desc.type);
+    // The output is as the first input is.
+    const size_t slot =
+        position < input_count ? find_slots(input_count)[static_cast<size_t>(position)] : 0;
+    const InputInfo& info = info_.inputs[slot];
+    const bool shared = info.type == InputType::kShared;
+    return info.takes(*tensor.dtype) && (!shared || asked.type == tensors[0].desc.type);
   });
 }
 

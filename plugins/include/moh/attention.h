@@ -13,6 +13,9 @@ struct AttentionMask {
   ptrdiff_t batch = 0, head = 0, query = 0, key = 0;
 };
 
+// Where nonpad_kv_seqlen is given, it stands in for `keys`, batch by batch: neither keys nor values
+// from there on are read, and causal positions count from it.
+//
 // Y = gates * softmax(scale * Q Kᵀ + mask) V, with rows of closed gates exactly 0.
 struct AttentionArgs {
   DType dtype;  // of query, key, value, gates and output
@@ -23,6 +26,7 @@ struct AttentionArgs {
   void* output;
   HeadStrides query_strides, key_strides, value_strides, output_strides;
   AttentionMask mask;
+  const int64_t* nonpad_kv_seqlen;  // [batch], from 0 to `keys`; null: all keys are filled
   int32_t batch, q_heads, kv_heads, queries, keys, head_dim, value_dim;
   float scale;
   bool causal;  // query s sees the keys up to s + keys - queries

@@ -9,10 +9,16 @@
 
 namespace moh {
 
+enum class InputType : uint8_t {
+  kShared,   // the dtype that tensors of a node have in common
+  kMask,     // bool or any float
+  kLengths,  // int64
+};
+
 struct InputContract {
   const char* name;
   bool optional;
-  bool own_dtype;  // bool or any float; all other tensors of a node have one dtype
+  InputType type;
 };
 
 enum class AttributeType : uint8_t { kInt, kFloat, kText };

@@ -32,19 +32,19 @@ inline constexpr auto kEpsilon =
     AttributeContract{"epsilon", AttributeType::kFloat}.with_above(0).default_to(1e-12);
 inline constexpr int64_t kMostHeadDim = 256;
 inline constexpr int64_t kMostWindowPlaces = 128;
-inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
-    {"Q", false, false},
-    {"K", false, false},
-    {"V", false, false},
-    {"pooled_K", false, false},
-    {"pooled_V", false, false},
-    {"gates", false, false},
-    {"query_embedding", true, false},
-    {"query_scale", true, false},
-    {"window_bias", true, false},
-    {"pooled_bias", true, false},
-    {"window_tokens", true, false},
-    {"window_offset", true, false},
+inline constexpr InputContract kInputs[] = {  // name, optional, type
+    {"Q", false, InputType::kShared},
+    {"K", false, InputType::kShared},
+    {"V", false, InputType::kShared},
+    {"pooled_K", false, InputType::kShared},
+    {"pooled_V", false, InputType::kShared},
+    {"gates", false, InputType::kShared},
+    {"query_embedding", true, InputType::kShared},
+    {"query_scale", true, InputType::kShared},
+    {"window_bias", true, InputType::kShared},
+    {"pooled_bias", true, InputType::kShared},
+    {"window_tokens", true, InputType::kShared},
+    {"window_offset", true, InputType::kShared},
 };
 inline constexpr AttributeContract kAttributes[] = {
     kNumHeads,
@@ -71,12 +71,13 @@ inline constexpr auto kIsCausal =
     AttributeContract{"is_causal", AttributeType::kInt}.one_of(kIsCausalChoices).default_to(0);
 inline constexpr int64_t kMostHeadDim = 256;
 inline constexpr int64_t kMostValueDim = 256;
-inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
-    {"Q", false, false},
-    {"K", false, false},
-    {"V", false, false},
-    {"gates", false, false},
-    {"attn_mask", true, true},
+inline constexpr InputContract kInputs[] = {  // name, optional, type
+    {"Q", false, InputType::kShared},
+    {"K", false, InputType::kShared},
+    {"V", false, InputType::kShared},
+    {"gates", false, InputType::kShared},
+    {"attn_mask", true, InputType::kMask},
+    {"nonpad_kv_seqlen", true, InputType::kLengths},
 };
 inline constexpr AttributeContract kAttributes[] = {
     kQNumHeads,
@@ -92,11 +93,11 @@ namespace query_projection {
 
 inline constexpr auto kNumHeads =
     AttributeContract{"num_heads", AttributeType::kInt}.with_at_least(1);
-inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
-    {"X", false, false},
-    {"W", false, false},
-    {"gates", false, false},
-    {"bias", true, false},
+inline constexpr InputContract kInputs[] = {  // name, optional, type
+    {"X", false, InputType::kShared},
+    {"W", false, InputType::kShared},
+    {"gates", false, InputType::kShared},
+    {"bias", true, InputType::kShared},
 };
 inline constexpr AttributeContract kAttributes[] = {
     kNumHeads,
@@ -109,11 +110,11 @@ namespace output_projection {
 
 inline constexpr auto kNumHeads =
     AttributeContract{"num_heads", AttributeType::kInt}.with_at_least(1);
-inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
-    {"X", false, false},
-    {"W", false, false},
-    {"gates", false, false},
-    {"bias", true, false},
+inline constexpr InputContract kInputs[] = {  // name, optional, type
+    {"X", false, InputType::kShared},
+    {"W", false, InputType::kShared},
+    {"gates", false, InputType::kShared},
+    {"bias", true, InputType::kShared},
 };
 inline constexpr AttributeContract kAttributes[] = {
     kNumHeads,
@@ -132,10 +133,10 @@ inline constexpr auto kGateMode =
     AttributeContract{"gate_mode", AttributeType::kText}.one_of(kGateModeChoices).default_to(0);
 inline constexpr int64_t kMostRoutedHeads = 4096;
 inline constexpr int64_t kMostSharedHeads = 4096;
-inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
-    {"routed_logits", true, false},
-    {"shared_logits", true, false},
-    {"stage_logits", true, false},
+inline constexpr InputContract kInputs[] = {  // name, optional, type
+    {"routed_logits", true, InputType::kShared},
+    {"shared_logits", true, InputType::kShared},
+    {"stage_logits", true, InputType::kShared},
 };
 inline constexpr AttributeContract kAttributes[] = {
     kTopK,
@@ -158,11 +159,11 @@ inline constexpr auto kActivation =
 inline constexpr const char* kGatedChoices[] = {"0", "1"};
 inline constexpr auto kGated =
     AttributeContract{"gated", AttributeType::kInt}.one_of(kGatedChoices).default_to(0);
-inline constexpr InputContract kInputs[] = {  // name, optional, own_dtype
-    {"X", false, false},
-    {"W", false, false},
-    {"bias", true, false},
-    {"input_bias", true, false},
+inline constexpr InputContract kInputs[] = {  // name, optional, type
+    {"X", false, InputType::kShared},
+    {"W", false, InputType::kShared},
+    {"bias", true, InputType::kShared},
+    {"input_bias", true, InputType::kShared},
 };
 inline constexpr AttributeContract kAttributes[] = {
     kChannels,

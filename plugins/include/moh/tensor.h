@@ -6,7 +6,7 @@
 
 namespace moh {
 
-enum class DType : uint8_t { kBool, kFloat32, kFloat16, kBFloat16 };
+enum class DType : uint8_t { kBool, kFloat32, kFloat16, kBFloat16, kInt64 };
 
 // Where an element of a tensor [batch, head, token, feature] is: features are contiguous, the other
 // strides count elements. A rank-3 tensor [batch, token, head * feature] is such a view, too.

@@ -103,7 +103,8 @@ def test_an_attention_is_called_with_its_sizes_and_strides(
     assert args["causal"] == bool(case.attributes["is_causal"])
 
 
-MASKED = [c for c in ATTENTION if len(CaseRun(c).inputs) == 5 and CaseRun(c).inputs[4].size]
+MASKED = [c for c in ATTENTION if dict(CaseRun(c).given).get(4, np.empty(0)).size]
+FILLED = [c for c in ATTENTION if 5 in dict(CaseRun(c).given)]
 
 
 @pytest.mark.parametrize("case", MASKED, ids=str)
@@ -120,6 +121,23 @@ def test_mask_strides_reach_the_element_that_broadcasting_means(
     np.testing.assert_array_equal(np.tensordot(strides, np.indices(scores), axes=1), meant)
     assert args["mask"]["data"] == mask.ctypes.data
     assert args["mask"]["dtype"] == abi.DTYPES[mask.dtype.name]
+
+
+@pytest.mark.parametrize("case", FILLED, ids=str)
+def test_lengths_reach_the_kernels_unread(harness: Harness, kernels: Kernels, case: Case):
+    plugin, run = _ready(harness, case)
+    _enqueue(plugin, run)
+    ((_, args),) = kernels.calls
+    assert args["nonpad_kv_seqlen"] == dict(run.given)[5].ctypes.data
+
+
+def test_while_measured_every_key_is_seen(harness: Harness, kernels: Kernels):
+    """What TensorRT has in place of lengths means nothing."""
+    plugin, run = _ready(harness, _case("MoHAttention", "filled_decode"), phase=0)
+    _enqueue(plugin, run)
+    assert kernels.calls[-1][1]["nonpad_kv_seqlen"] is None
+    _enqueue(plugin.attach(), run)
+    assert kernels.calls[-1][1]["nonpad_kv_seqlen"] == run.inputs[-1].ctypes.data
 
 
 @pytest.mark.parametrize("case", AGGREGATED, ids=str)

@@ -158,6 +158,41 @@ def test_a_mask_that_does_not_broadcast_is_refused(harness: Harness, shape: tupl
     assert "attn_mask is [" in harness.log()
 
 
+FILLED = {**GOOD["MoHAttention"], "present_inputs": 0b101111}
+
+
+def _filled(dtype: str = "int64", shape: tuple[int, ...] = (2,)) -> list[Tensor]:
+    *inputs, output = _attention()
+    return [*inputs, Tensor(dtype, shape), output]
+
+
+def test_lengths_of_sequences_are_int64_and_nothing_else(harness: Harness):
+    plugin, tensors = harness.create("MoHAttention", FILLED), _filled()
+    assert plugin.configure(tensors), harness.log()
+    assert all(plugin.supports(position, tensors) for position in range(len(tensors)))
+    assert not any(plugin.supports(i, [Tensor("int64", (2, 9, 48))] * 6) for i in (0, 3, 5))
+    for dtype in ("int32", "float16", "bool"):
+        tensors = _filled(dtype)
+        assert not plugin.supports(4, tensors)
+        assert plugin.output_type([t.dtype for t in tensors[:-1]]) is None
+        assert f"nonpad_kv_seqlen is {dtype}; expected int64." in harness.log()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3,), "batch size of nonpad_kv_seqlen is 3; expected 2."),
+        ((2, 1), "nonpad_kv_seqlen is [2, 1], of rank 2; expected 1."),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused(
+    harness: Harness, shape: tuple[int, ...], message: str
+):
+    plugin = harness.create("MoHAttention", FILLED)
+    assert not plugin.configure(_filled(shape=shape))
+    assert message in harness.log()
+
+
 @pytest.mark.parametrize("op", PLUGINS)
 @pytest.mark.parametrize("dtype", ["int32", "int8", "int64", "bool"])
 def test_another_dtype_is_refused_with_its_name(harness: Harness, op: str, dtype: str):

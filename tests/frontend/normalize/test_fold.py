@@ -112,7 +112,7 @@ class PositionBias(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bias = self.net(self.places) - self.net(self.places).mT
         y = x[:, None].expand(-1, 64, -1)
-        return torch.ops.moh.attention(y, y, y, y[..., :1], bias, 1, 1, 1.0, False)
+        return torch.ops.moh.attention(y, y, y, y[..., :1], bias, None, 1, 1, 1.0, False)
 
 
 def test_what_a_moh_operator_reads_is_computed_once_although_it_may_grow():

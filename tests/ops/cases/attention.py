@@ -33,6 +33,7 @@ class _Setup:
     scale: float | None = None
     open_share: float = 0.6
     mask: MaskMaker | None = None
+    filled: tuple[int, ...] | None = None
     edit: Edit | None = None
     score_bound: float = 8.0
 
@@ -48,14 +49,19 @@ class _Setup:
     def build(self, rng: np.random.Generator) -> Arrays:
         queries = (self.batch, self.q_num_heads, self.seq_len)
         keys = (self.batch, self.kv_num_heads, self.kv_len)
-        values = {
+        values: dict[str, np.ndarray | None] = {
             "Q": rng.standard_normal((*queries, self.head_dim)),
             "K": rng.standard_normal((*keys, self.head_dim)),
             "V": rng.standard_normal((*keys, self.value_dim)),
             "gates": self._gates(rng),
         }
-        if self.mask is not None:
-            values["attn_mask"] = self.mask(rng)
+        if self.mask is not None or self.filled is not None:
+            values["attn_mask"] = None if self.mask is None else self.mask(rng)
+        if self.filled is not None:
+            values["nonpad_kv_seqlen"] = np.array(self.filled, np.int64)
+            for batch, filled in enumerate(self.filled):
+                # A cache has room for more: nothing may read what is there.
+                values["K"][batch, :, filled:] = values["V"][batch, :, filled:] = np.nan
         if self.edit is not None:
             self.edit(values)
         if self.rank == 3:
@@ -76,8 +82,8 @@ def _without_head_axis(array: np.ndarray) -> np.ndarray:
     return merged
 
 
-def _narrow(array: np.ndarray) -> np.ndarray:
-    return array if array.dtype == bool else array.astype(np.float32)
+def _narrow(array: np.ndarray | None) -> np.ndarray | None:
+    return array if array is None or array.dtype.kind != "f" else array.astype(np.float32)
 
 
 def _bool_mask(*shape: int) -> MaskMaker:
@@ -136,6 +142,10 @@ def _nan_bias(rng: np.random.Generator) -> np.ndarray:
     bias[:, 16:32] = -np.inf
     bias[5, 20] = bias[9, 3] = np.nan
     return bias
+
+
+def _nan_bias_behind(_: np.random.Generator) -> np.ndarray:
+    return np.array([0.5, -1.0, 0.0, 2.0, 1.0, -np.inf, np.nan])
 
 
 def _close(values: dict[str, np.ndarray]) -> None:
@@ -398,7 +408,97 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
         "A NaN gate propagates where the query sees no key.",
         _Setup(edit=_nan_gate_of_blind_query, mask=_blind_rows(7, 7)),
     ),
+    "filled": (
+        "Keys from nonpad_kv_seqlen on are not seen: each sequence has its own length.",
+        _Setup(batch=3, kv_len=13, filled=(13, 4, 1)),
+    ),
+    "filled_rank4": ("The same by heads.", _Setup(rank=4, kv_len=9, filled=(8, 3))),
+    "filled_grouped": (
+        "The same with grouped heads.",
+        _Setup(q_num_heads=6, kv_num_heads=2, kv_len=9, filled=(2, 9)),
+    ),
+    "filled_decode": (
+        "Decoding in a cache with room: the query stands at the last filled key.",
+        _Setup(rank=4, is_causal=True, seq_len=1, kv_len=37, filled=(37, 5)),
+    ),
+    "filled_chunk": (
+        "Query s sits at nonpad_kv_seqlen - S + s.",
+        _Setup(rank=4, batch=3, is_causal=True, seq_len=5, kv_len=19, filled=(19, 6, 12)),
+    ),
+    "filled_prompt": (
+        "Nothing was cached before: query s sees s + 1 keys.",
+        _Setup(is_causal=True, kv_len=16, filled=(7, 7)),
+    ),
+    "filled_fewer_than_queries": (
+        "Queries that would stand before the first key see nothing and give 0.",
+        _Setup(is_causal=True, kv_len=9, filled=(3, 6)),
+    ),
+    "filled_causal_grouped": (
+        "The form of a decoder with grouped heads.",
+        _Setup(
+            rank=4,
+            is_causal=True,
+            q_num_heads=6,
+            kv_num_heads=2,
+            seq_len=4,
+            kv_len=11,
+            filled=(4, 9),
+        ),
+    ),
+    "filled_many_keys": (
+        "Lengths on both sides of where tiles and blocks of keys end.",
+        _Setup(
+            batch=3,
+            is_causal=True,
+            seq_len=2,
+            kv_len=301,
+            q_num_heads=2,
+            kv_num_heads=2,
+            head_dim=24,
+            value_dim=24,
+            filled=(65, 256, 290),
+        ),
+    ),
+    "filled_many_queries": (
+        "Rows of a tile that see different numbers of keys.",
+        _Setup(batch=3, is_causal=True, seq_len=37, kv_len=70, filled=(37, 70, 51)),
+    ),
+    "filled_with_nothing": (
+        "No key is filled: every query sees none and gives 0.",
+        _Setup(filled=(0, 5), edit=_nan_gate),
+    ),
+    "filled_with_nothing_causal": (
+        "The same with a causal mask.",
+        _Setup(rank=4, is_causal=True, seq_len=3, filled=(0, 1)),
+    ),
+    "filled_bool_mask": (
+        "Both hide: padding on the left of a cache with room on the right.",
+        _Setup(kv_len=9, filled=(9, 4), mask=_bool_mask(2, 1, 1, 9)),
+    ),
+    "filled_bool_mask_causal": (
+        "All three hide.",
+        _Setup(
+            rank=4, is_causal=True, seq_len=5, kv_len=9, filled=(8, 6), mask=_bool_mask(2, 1, 5, 9)
+        ),
+    ),
+    "filled_additive_mask": (
+        "A bias on what is filled.",
+        _Setup(q_num_heads=4, kv_num_heads=2, filled=(2, 6), mask=_additive_mask(4, 1, 7)),
+    ),
+    "filled_additive_mask_causal": (
+        "A bias on what filling and position leave.",
+        _Setup(is_causal=True, seq_len=3, kv_len=7, filled=(3, 7), mask=_additive_mask(3, 7)),
+    ),
+    "filled_nan_bias": (
+        "The bias of a key that is not filled may be anything, too.",
+        _Setup(filled=(5, 6), mask=_nan_bias_behind),
+    ),
+    "filled_blind_queries": (
+        "A query that only sees keys that are not filled gives 0.",
+        _Setup(filled=(3, 5), mask=lambda rng: np.tri(7, k=-1, dtype=bool).T),
+    ),
     "empty_batch": ("No sequence at all.", _Setup(rank=4, batch=0)),
+    "empty_batch_filled": ("The same with lengths.", _Setup(rank=4, batch=0, filled=())),
     "empty_queries": (
         "No token asks.",
         _Setup(rank=4, seq_len=0, mask=_additive_mask(2, 3, 1, 7)),
@@ -406,6 +506,10 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
     "empty_queries_causal": ("The same after a cache.", _Setup(rank=4, seq_len=0, is_causal=True)),
     "empty_keys": ("Without keys, every query sees none and gives 0.", _Setup(rank=4, kv_len=0)),
     "empty_keys_causal": ("The same with a causal mask.", _Setup(rank=4, kv_len=0, is_causal=True)),
+    "empty_keys_filled": (
+        "Room for no key.",
+        _Setup(rank=4, kv_len=0, is_causal=True, filled=(0, 0)),
+    ),
     "empty_keys_masked": ("A mask of no key.", _Setup(rank=4, kv_len=0, mask=_no_keys)),
     "empty_keys_nan_gate": (
         "A NaN gate propagates here, too.",

@@ -117,6 +117,15 @@ def test_masks():
     assert "attn_mask is of rank 5; expected 1, 2, 3 or 4." in _refusals(node)[0]
 
 
+def test_lengths():
+    node = _node("MoHAttention", "filled_decode")
+    assert _refusals(node) == []
+    _set(node, 5, (2,), "INT32")
+    assert "nonpad_kv_seqlen is int32; expected int64." in _refusals(node)[0]
+    _set(node, 5, (2, 1), "INT64")
+    assert "nonpad_kv_seqlen is of rank 2; expected 1." in _refusals(node)[0]
+
+
 def test_sizes_at_the_largest_of_a_profile():
     node = _attention()
     heads = node.attributes["q_num_heads"].as_int()

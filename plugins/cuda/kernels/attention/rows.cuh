@@ -32,14 +32,23 @@ __device__ __forceinline__ float gate_at(const AttentionArgs& args, int batch, i
   return to_float(static_cast<const T*>(args.gates)[row * args.q_heads + head]);
 }
 
-// How many keys a query sees: all, or those up to its position.
-__device__ __forceinline__ int visible_keys(const AttentionArgs& args, int token) {
-  return args.causal ? larger(args.keys - (args.queries - token) + 1, 0) : args.keys;
+// How many keys of a batch are filled. A length that no host has seen is held within them.
+__device__ __forceinline__ int filled_keys(const AttentionArgs& args, int batch) {
+  if (args.nonpad_kv_seqlen == nullptr) {
+    return args.keys;
+  }
+  const int64_t length = args.nonpad_kv_seqlen[batch];
+  return static_cast<int>(length < 0 ? 0 : length < args.keys ? length : args.keys);
+}
+
+// How many of the filled keys a query sees: all, or those up to its position.
+__device__ __forceinline__ int visible_keys(const AttentionArgs& args, int filled, int token) {
+  return args.causal ? larger(filled - (args.queries - token) + 1, 0) : filled;
 }
 
 // A block's work: places [first, first + rows) of a pair. Long causal tiles come first.
 struct Task {
-  int pair, batch, kv_head, first, rows;
+  int pair, batch, kv_head, first, rows, keys;
 };
 
 __device__ __forceinline__ Task task_of_block(const AttentionParams& params) {
@@ -48,6 +57,7 @@ __device__ __forceinline__ Task task_of_block(const AttentionParams& params) {
   task.pair = block / params.row_tiles;
   task.batch = task.pair / params.args.kv_heads;
   task.kv_head = task.pair % params.args.kv_heads;
+  task.keys = filled_keys(params.args, task.batch);
   const int count = params.rows == nullptr ? params.rows_per_pair : params.counts[task.pair];
   task.first = (ceil_div(count, kTileRows) - 1 - block % params.row_tiles) * kTileRows;
   task.rows = task.first < 0 ? 0 : smaller(count - task.first, kTileRows);

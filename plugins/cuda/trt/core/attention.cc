@@ -124,6 +124,8 @@ class Attention final : public Op {
     args.value = call.inputs[2];
     args.gates = call.timed ? synthetic_gates(call) : call.inputs[3];
     args.mask.data = call.inputs[4];
+    // What TensorRT has there while it measures means nothing: all keys are measured.
+    args.nonpad_kv_seqlen = call.timed ? nullptr : static_cast<const int64_t*>(call.inputs[5]);
     args.output = call.output;
     check_status(moh_cuda_attention(&args, &choice_, call.workspace, kernel_bytes_, call.stream));
   }
@@ -201,7 +203,7 @@ std::unique_ptr<Op> create(const Fields& fields) { return std::make_unique<Atten
 
 const OpInfo& attention_info() {
   static const OpInfo info{contract::attention::kOp,
-                           {{"BSq", "BHSD"}, {"BTk", "BGTD"}, {"BTv", "BGTE"}, {"BSH"}, {}},
+                           {{"BSq", "BHSD"}, {"BTk", "BGTD"}, {"BTv", "BGTE"}, {"BSH"}, {}, {"B"}},
                            {{"open_share", AttributeType::kFloat, false},
                             {"workspace_kib", AttributeType::kInt, false, /*internal=*/true}},
                            {{'B', "batch size"},

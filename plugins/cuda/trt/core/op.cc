@@ -14,7 +14,7 @@ OpInfo::OpInfo(const OpContract& contract, const std::vector<Shapes>& shapes,
     : name(contract.name), axes(std::move(axes)), limits(std::move(limits)), create(create) {
   for (size_t i = 0; i < contract.num_inputs; ++i) {
     const InputContract& input = contract.inputs[i];
-    inputs.push_back({input.name, input.optional, shapes.at(i)});
+    inputs.push_back({input.name, input.optional, input.type, shapes.at(i)});
   }
   for (size_t i = 0; i < contract.num_attributes; ++i) {
     const AttributeContract& attribute = contract.attributes[i];

@@ -22,11 +22,16 @@ constexpr const char* kPresentInputs = "present_inputs";
 struct InputInfo {
   const char* name;
   bool optional;
-  // A letter an axis, one text for each rank that it may have. None: a mask, of rank 1 to 4, bool
-  // or float; every other input has the dtype of the output.
+  InputType type;
+  // A letter an axis, one text for each rank that it may have. None: a mask, of rank 1 to 4.
   std::vector<const char*> shapes;
 
-  bool is_mask() const { return shapes.empty(); }
+  bool is_mask() const { return type == InputType::kMask; }
+  bool takes(DType dtype) const {
+    return dtype == DType::kInt64  ? type == InputType::kLengths
+           : dtype == DType::kBool ? is_mask()
+                                   : type != InputType::kLengths;
+  }
 };
 
 struct AxisInfo {

@@ -36,11 +36,11 @@ void check_type(const InputInfo& info, const Tensor& tensor, const Tensor*& firs
   if (tensor.type == nullptr) {
     return;
   }
-  if (!tensor.dtype || (*tensor.dtype == DType::kBool && !info.is_mask())) {
+  if (!tensor.dtype || !info.takes(*tensor.dtype)) {
     throw Refusal(info.name, " is ", tensor.type, "; expected ", info.is_mask() ? "bool, " : "",
-                  contract::kFloatTypesText, ".");
+                  info.type == InputType::kLengths ? "int64" : contract::kFloatTypesText, ".");
   }
-  if (info.is_mask()) {
+  if (info.type != InputType::kShared) {
     return;
   }
   first = first == nullptr ? &tensor : first;
@@ -149,7 +149,7 @@ void measure(const OpInfo& op, const Inputs& inputs, Sizes& sizes) {
 
 DType dtype_of(const OpInfo& op, const Inputs& inputs) {
   for (size_t i = 0; i < op.inputs.size(); ++i) {
-    if (inputs[i].present && inputs[i].dtype && !op.inputs[i].is_mask()) {
+    if (inputs[i].present && inputs[i].dtype && op.inputs[i].type == InputType::kShared) {
       return *inputs[i].dtype;
     }
   }

@@ -28,6 +28,9 @@ std::string ranks_of(const InputInfo& input) {
 }
 
 std::string dtypes_of(const InputInfo& input) {
+  if (input.type == InputType::kLengths) {
+    return "[\"int64\"]";
+  }
   std::vector<std::string> names;
   if (input.is_mask()) {
     names.push_back(quoted("bool"));

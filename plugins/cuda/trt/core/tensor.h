@@ -38,7 +38,7 @@ inline std::string shape_text(const Tensor& tensor) {
 }
 
 constexpr size_t bytes_of(DType dtype) {
-  return dtype == DType::kFloat32 ? 4 : dtype == DType::kBool ? 1 : 2;
+  return dtype == DType::kInt64 ? 8 : dtype == DType::kFloat32 ? 4 : dtype == DType::kBool ? 1 : 2;
 }
 
 }  // namespace moh::trt

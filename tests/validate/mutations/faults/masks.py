@@ -94,13 +94,13 @@ def causal_flag_flipped(site: Site) -> None:
     body = site.own_body(attention)
     makers = {node.output[0]: node for node in body.node}
     if was:
-        mask = makers.get("seen_ST")
+        mask = makers.get("in_reach")
         if mask is None:
             raise DoesNotApplyError("another body")
         mask.output[0] = "planted_seen"
         zero = onnx.parser.parse_function(
-            """<domain: "moh", opset_import: ["" : 20]> f (planted_seen) => (seen_ST) {
-                seen_ST = Or (planted_seen, planted_unseen)
+            """<domain: "moh", opset_import: ["" : 20]> f (planted_seen) => (in_reach) {
+                in_reach = Or (planted_seen, planted_unseen)
             }"""
         ).node[0]
         negated = helper.make_node("Not", ["planted_seen"], ["planted_unseen"])

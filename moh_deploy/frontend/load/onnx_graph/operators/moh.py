@@ -17,7 +17,7 @@ from moh_deploy.frontend.load.onnx_graph.operators.attention import (
     split_heads,
 )
 from moh_deploy.frontend.load.onnx_graph.operators.table import operator
-from moh_deploy.frontend.torch_ops.bodies import aggregated_heads, token_conv
+from moh_deploy.frontend.torch_ops.bodies import aggregated_heads, seen_by_position, token_conv
 from moh_deploy.ops import (
     MOH_AGGREGATED_ATTENTION,
     MOH_ATTENTION,
@@ -57,18 +57,29 @@ def _attention(call: NodeCall) -> Result:
     if packed:
         query = split_heads(query, int(num_heads))
         key, value = (split_heads(one, int(num_kv_heads)) for one in (key, value))
+    mask, lengths, causal = call.optional(4), call.optional(5), bool(is_causal)
+    if lengths is not None:
+        # Where each sequence ends somewhere else, no operator knows what causal means.
+        mask, causal = _both(mask, seen_by_position(query, key, lengths, is_causal=causal)), False
     heads = attend(
         query,
         key,
         value,
-        call.optional(4),
+        mask,
         scale=float(scale),
-        causal=bool(is_causal),
+        causal=causal,
         # The last query sees all keys.
-        past=key.shape[2] - query.shape[2] if is_causal else 0,
+        past=key.shape[2] - query.shape[2] if causal else 0,
     )
     gated = _gated(heads, gates)
     return merge_heads(gated) if packed else gated
+
+
+def _both(mask: torch.Tensor | None, seen: torch.Tensor | None) -> torch.Tensor | None:
+    """Return a mask that hides what either of them hides."""
+    if mask is None or seen is None:
+        return seen if mask is None else mask
+    return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -torch.inf)
 
 
 @_moh(MOH_QUERY_PROJECTION.name, MOH_OUTPUT_PROJECTION.name)
