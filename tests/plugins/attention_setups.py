@@ -198,10 +198,11 @@ class KernelCase(Case):
     def inputs(self) -> tuple[np.ndarray | None, ...]:
         if self.mask_dtype is None:
             return super().inputs()
-        *others, mask = replace(self, dtype="float32", mask_dtype=None).inputs()[:5]
+        wide = replace(self, dtype="float32", mask_dtype=None).inputs()
+        others, mask, lengths = wide[:4], wide[4], wide[5:]
         with np.errstate(over="ignore"):  # float16 takes the lowest float32 for -inf
             narrow = mask.astype(numpy_dtype(self.mask_dtype))
-        dtype, lengths = numpy_dtype(self.dtype), super().inputs()[5:]
+        dtype = numpy_dtype(self.dtype)
         return (*(other.astype(dtype) for other in others), narrow, *lengths)
 
 
