@@ -14,6 +14,7 @@ from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from tests.cuda.trt.rtx import build
 from tests.graph.models import two_convolutions
+from tests.ops.cache_in_place import cache_model
 from tests.ops.case_models import case_model
 from tests.ops.cases import named_case
 
@@ -60,7 +61,10 @@ def test_an_engine_holds_the_plugin_and_not_the_function(
     assert "ERROR" not in built.log
 
 
-@pytest.mark.parametrize("name", ["plain_rank4", "additive_mask_rank3", "causal_grouped"])
+@pytest.mark.parametrize(
+    "name",
+    ["plain_rank4", "additive_mask_rank3", "causal_grouped", "filled_additive_mask_causal"],
+)
 def test_other_forms_of_attention_build(fake_library: Path, tmp_path: Path, name: str):
     case = _case("MoHAttention", "float16", name)
     built = build(case_model(case), tmp_path, library=fake_library)
@@ -150,6 +154,7 @@ GAPS = [
     ("MoHAggregatedAttention", "window_bias_only"),
     ("MoHAggregatedAttention", "window_offset_only"),
     ("MoHAggregatedAttention", "without_query_scale"),
+    ("MoHAttention", "filled_decode"),
 ]
 
 
@@ -161,6 +166,32 @@ def test_a_node_with_absent_inputs_builds_once_its_gaps_are_closed(
     assert close_input_gaps(model)
     built = build(ir.to_proto(model), tmp_path, library=fake_library)
     assert built.plugins == [op], built.log + built.stderr
+    assert built.engine
+
+
+def test_a_cache_is_written_in_place_in_front_of_the_plugin(fake_library: Path, tmp_path: Path):
+    """TensorScatter becomes TensorRT's own layer for caches, and the plugin reads what it wrote."""
+    model = ir.from_proto(cache_model("float16"))
+    assert close_input_gaps(model)
+    sizes = {name: (1, most, most) for name, most in (("batch", 4), ("seq", 8))}
+    profile = {
+        value.name: tuple(
+            [sizes[str(size)][end] if str(size) in sizes else size for size in value.shape]
+            for end in range(3)
+        )
+        for value in model.graph.inputs
+    }
+    built = build(ir.to_proto(model), tmp_path, library=fake_library, profiles=[profile])
+    assert built.plugins == ["MoHAttention"], built.log + built.stderr
+    assert built.layers.count("KV_CACHE_UPDATE") == 2
+    assert built.engine
+
+
+def test_the_body_of_a_cache_is_built_where_there_is_no_plugin(tmp_path: Path):
+    model = ir.from_proto(case_model(_case("MoHAttention", name="filled_chunk")))
+    inline_functions(model, but=())
+    built = build(ir.to_proto(model), tmp_path, library=None)
+    assert built.parsed, built.errors
     assert built.engine
 
 
