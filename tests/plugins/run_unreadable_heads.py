@@ -57,13 +57,16 @@ def main(library: str, instruction_set: str, op: str, *, everybody: bool) -> Non
 
 
 def run_filled(library: str, instruction_set: str, *, everything: bool) -> None:
-    """Run attention in a cache half of which is room for more keys."""
+    """Run attention in a cache half of which is room for more keys; a step also by a mask."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    kernels = Kernels(Path(library), instruction_set)
     for setup in ATTENTION:
-        filled = np.array([setup.kv_len if everything else setup.kv_len // 2])
-        inputs = (*setup.case().inputs(), None, filled)
-        case = replace(setup.case(), build=lambda rng, inputs=inputs: inputs)
-        _run(Kernels(Path(library), instruction_set), case, _copy_with_unreadable_room)
+        filled = setup.kv_len if everything else setup.kv_len // 2
+        forms = [(None, np.array([filled])), (np.arange(setup.kv_len) < filled,)]
+        for form in forms if setup.seq_len == 1 else forms[:1]:
+            inputs = (*setup.case().inputs(), *form)
+            case = replace(setup.case(), build=lambda rng, inputs=inputs: inputs)
+            _run(kernels, case, _copy_with_unreadable_room)
     print("done")
 
 

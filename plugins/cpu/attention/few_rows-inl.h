@@ -130,8 +130,9 @@ class FewRowsTask {
     const size_t keys = static_cast<size_t>(view_.visible_keys(rows_[row_count_ - 1]));
     const size_t step = keys_per_block(static_cast<size_t>(view_.keys));
     for (size_t begin = 0; begin < keys; begin += step) {
-      for (size_t row = 0; row < row_count_; row += kRowsAtOnce) {
-        with_rows(row, begin, HWY_MIN(step, keys - begin));
+      const Keys seen = without_hidden_ends({begin, HWY_MIN(step, keys - begin)});
+      for (size_t row = 0; seen.count != 0 && row < row_count_; row += kRowsAtOnce) {
+        with_rows(row, seen.begin, seen.count);
       }
     }
     for (size_t row = 0; row < row_count_; ++row) {
@@ -140,7 +141,44 @@ class FewRowsTask {
   }
 
  private:
+  struct Keys {
+    size_t begin, count;
+  };
+
   const AttentionArgs& args() const { return view_.args; }
+
+  // Leaves out what the mask hides from every row at either end, in whole vectors: the padding of
+  // a batch, or the room of a cache, is not read.
+  Keys without_hidden_ends(Keys keys) const {
+    if (args().mask.data == nullptr) {
+      return keys;
+    }
+    size_t first = 0, end = keys.count;
+    while (first < end && is_hidden(keys.begin + first, HWY_MIN(kLanes, end - first))) {
+      first += kLanes;
+    }
+    while (first < end) {
+      const size_t last = (end - 1) / kLanes * kLanes;
+      if (!is_hidden(keys.begin + last, end - last)) {
+        return {keys.begin + first, end - first};
+      }
+      end = last;
+    }
+    return {keys.begin, 0};
+  }
+
+  // Whether the mask hides each of `count` <= kLanes keys from every row.
+  bool is_hidden(size_t key, size_t count) const {
+    const DF df;
+    for (size_t row = 0; row < row_count_; ++row) {
+      const VF bias = row_bias(args().mask, view_.mask_offset(rows_[row]), key, count);
+      const auto shown = hn::Not(hn::Eq(bias, hn::Set(df, -kInfinity)));
+      if (!hn::AllFalse(df, hn::And(hn::FirstN(df, count), shown))) {
+        return false;
+      }
+    }
+    return true;
+  }
 
   void take_scratch() {
     row_count_ = static_cast<size_t>(view_.task.row_count);

@@ -136,8 +136,8 @@ struct KeyRange {
 };
 
 // The keys of a block: its split, as far as its last row sees, and none if all gates are closed.
-__device__ __forceinline__ KeyRange keys_of_block(const AttentionParams& params,
-                                                  const Task& task, const TileRows& rows) {
+__device__ __forceinline__ KeyRange keys_of_block(const AttentionParams& params, const Task& task,
+                                                  const TileRows& rows) {
   const int first = blockIdx.y * params.keys_per_split;
   const int visible = visible_keys(params.args, task.keys, rows.token[kTileRows - 1]);
   return {first, any_open_in_tile(rows) ? smaller(visible, first + params.keys_per_split) : first};
@@ -190,10 +190,9 @@ __global__ void __launch_bounds__(kAttentionThreads, kResidentBlocks<T, kHeadSiz
   const KeyRange range = keys_of_block(params, task, rows);
   const TileLoads<T, kHeadSize> load{params, task, shared, range.end};
   const int warp_row = warp_index() * kWarpRows;
-  const int warp_end =
-      any_open_in_warp(rows)
-          ? visible_keys(params.args, task.keys, rows.token[warp_row + kWarpRows - 1])
-          : 0;
+  const int warp_end = any_open_in_warp(rows) ? visible_keys(params.args, task.keys,
+                                                             rows.token[warp_row + kWarpRows - 1])
+                                              : 0;
   // Before this key each row of the warp sees every key, and the scale can wait for the exponent.
   const int edge_key =
       params.scale_log2 > 0.0f ? visible_keys(params.args, task.keys, rows.token[warp_row]) : 0;

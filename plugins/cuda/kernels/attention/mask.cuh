@@ -22,8 +22,8 @@ __device__ __forceinline__ Sight sight_of_lane(const AttentionArgs& args, const 
   for (int i = 0; i < 2; ++i) {
     const int r = warp_index() * kWarpRows + lane_index() / 4 + 8 * i;
     sight.visible[i] = visible_keys(args, task.keys, rows.token[r]);
-    sight.mask_row[i] =
-        task.batch * args.mask.batch + rows.head[r] * args.mask.head + rows.token[r] * args.mask.query;
+    sight.mask_row[i] = task.batch * args.mask.batch + rows.head[r] * args.mask.head +
+                        rows.token[r] * args.mask.query;
   }
   return sight;
 }
