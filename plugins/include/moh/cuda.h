@@ -72,7 +72,8 @@ void moh_cuda_load_only(bool load_only);
 moh::cuda::Status moh_cuda_router(const moh::RouterArgs* args, int32_t* head_counts,
                                   moh::cuda::Stream stream);
 
-// MoHAttention. Pointers are not looked at by the first two, but for mask.data being null or not.
+// MoHAttention. Pointers are not looked at by the first two, but for mask.data and nonpad_kv_seqlen
+// being null or not.
 moh::cuda::Status moh_cuda_attention_choose(const moh::AttentionArgs* args,
                                             const moh::cuda::Device* device,
                                             moh::cuda::AttentionChoice* choice);

@@ -5,7 +5,7 @@
 namespace moh::trt {
 namespace {
 
-constexpr size_t kMask = 4;
+constexpr size_t kMask = 4, kLengths = 5;
 
 // [batch, heads, tokens, dim] or, of rank 3, [batch, tokens, heads * dim].
 HeadStrides strides(int rank, int64_t heads, int64_t tokens, int64_t dim) {
@@ -89,6 +89,10 @@ AttentionArgs arguments(const Inputs& inputs, const AttentionAttributes& attribu
   args.output_strides = strides(rank, sizes['H'], sizes['S'], sizes['E']);
   if (inputs[kMask].present) {
     args.mask = mask_of(inputs[kMask]);
+  }
+  if (inputs[kLengths].present) {
+    static constexpr int64_t kNothingToRead = 0;
+    args.nonpad_kv_seqlen = &kNothingToRead;
   }
   args.batch = static_cast<int32_t>(sizes['B']);
   args.q_heads = attributes.q_heads;
