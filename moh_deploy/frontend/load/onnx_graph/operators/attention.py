@@ -14,13 +14,13 @@ from torch.nn import functional
 from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, operator
 from moh_deploy.frontend.load.onnx_graph.values import is_symbol
+from moh_deploy.frontend.torch_ops.bodies import seen_by_position
 
 
 @operator("Attention")
 def _attention(call: NodeCall) -> Result:
-    """Attention of operator sets 23 and 24: packed [B, S, H*D] or [B, H, S, D], with a cache."""
-    if call.has(6):
-        raise call.refused("takes lengths of padding, which is not supported")
+    """Attention of operator sets 23 and 24: packed [B, S, H*D] or [B, H, S, D], with a cache that
+    grows, or one that is filled to some length."""
     if any(call.node.outputs[3:]):
         raise call.refused("returns its scores, which is not supported")
     query, key, value = (call.tensor(index) for index in range(3))
@@ -31,18 +31,32 @@ def _attention(call: NodeCall) -> Result:
         query = split_heads(query, num_heads)
         key, value = split_heads(key, num_kv_heads), split_heads(value, num_kv_heads)
     key, value = _behind(call.optional(4), key), _behind(call.optional(5), value)
+    mask, causal = call.optional(3), bool(call.attribute("is_causal", 0))
+    if call.has(6):
+        # As the standard has it since its erratum. A runtime that counts causal positions from the
+        # first key computes something else, and then the proof fails.
+        lengths = call.tensor(6)
+        mask = hidden_by_either(mask, seen_by_position(query, key, lengths, is_causal=causal))
+        causal = False
     heads = attend(
         query,
         key,
         value,
-        call.optional(3),
+        mask,
         scale=cast("float | None", call.node.attributes.get("scale")),
         # Query i sees keys up to i, counted from the cache's end.
-        causal=bool(call.attribute("is_causal", 0)),
+        causal=causal,
         past=call.tensor(4).shape[2] if call.has(4) else 0,
         softcap=call.attribute("softcap", 0.0),
     )
     return merge_heads(heads) if packed else heads, key, value
+
+
+def hidden_by_either(mask: torch.Tensor | None, seen: torch.Tensor | None) -> torch.Tensor | None:
+    """Return a mask that hides what a mask hides, and what is not seen."""
+    if mask is None or seen is None:
+        return seen if mask is None else mask
+    return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -torch.inf)
 
 
 def split_heads(packed: torch.Tensor, num_heads: int) -> torch.Tensor:

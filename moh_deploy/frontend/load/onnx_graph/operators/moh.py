@@ -13,6 +13,7 @@ import torch
 from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
 from moh_deploy.frontend.load.onnx_graph.operators.attention import (
     attend,
+    hidden_by_either,
     merge_heads,
     split_heads,
 )
@@ -60,7 +61,8 @@ def _attention(call: NodeCall) -> Result:
     mask, lengths, causal = call.optional(4), call.optional(5), bool(is_causal)
     if lengths is not None:
         # Where each sequence ends somewhere else, no operator knows what causal means.
-        mask, causal = _both(mask, seen_by_position(query, key, lengths, is_causal=causal)), False
+        mask = hidden_by_either(mask, seen_by_position(query, key, lengths, is_causal=causal))
+        causal = False
     heads = attend(
         query,
         key,
@@ -73,13 +75,6 @@ def _attention(call: NodeCall) -> Result:
     )
     gated = _gated(heads, gates)
     return merge_heads(gated) if packed else gated
-
-
-def _both(mask: torch.Tensor | None, seen: torch.Tensor | None) -> torch.Tensor | None:
-    """Return a mask that hides what either of them hides."""
-    if mask is None or seen is None:
-        return seen if mask is None else mask
-    return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -torch.inf)
 
 
 @_moh(MOH_QUERY_PROJECTION.name, MOH_OUTPUT_PROJECTION.name)
