@@ -206,8 +206,8 @@ MASK = (
     _mask(
         name="a mask's query stride is left out",
         kind="mask stride",
-        before=" + rows.token[r] * args.mask.query",
-        after=" + rows.token[r]",
+        before="rows.token[r] * args.mask.query",
+        after="rows.token[r]",
         cases="bool_mask_rank2",
     ),
     _mask(
