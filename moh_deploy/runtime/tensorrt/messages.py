@@ -77,9 +77,9 @@ class BuildRequest:
     hardware_compatibility: str | None = None
 
 
-Fill = Literal["random", "gates", "seen", "zero"]
+Fill = Literal["random", "gates", "seen", "filled", "zero"]
 """What an input holds while networks are timed: normal numbers; gates, of which a share is 1 and
-the others 0; a mask that hides nothing; zeros."""
+the others 0; a mask that hides nothing; lengths beyond the last key, so that all count; zeros."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ _WARM_UP_RUNS = 10
 # Long beside what an event and a wait cost, and short beside what a build takes.
 _ROUND_MS = 5.0
 _MOST_RUNS = 200
+# Lengths are held within the keys that there are.
+_ALL_KEYS = 1 << 30
 
 GpuClock = Callable[[Callable[[], None], int], float]
 """(call, count) -> milliseconds of that many calls, one behind the other."""
@@ -141,6 +143,8 @@ def _filled(
         return rng.standard_normal(shape)
     if fill == "gates":
         return rng.random(shape) < open_share
+    if fill == "filled":
+        return np.full(shape, _ALL_KEYS)
     return np.full(shape, fill == "seen")
 
 

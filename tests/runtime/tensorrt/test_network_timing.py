@@ -66,3 +66,8 @@ def test_what_inputs_hold(fill: Fill, mean: float, values: set[float] | None):
     assert found.shape == (4, 100, 100)
     assert found.mean(dtype=np.float64) == pytest.approx(mean, abs=0.02)
     assert values is None or set(np.unique(found)) == values
+
+
+def test_lengths_are_beyond_the_last_key():
+    rng = np.random.default_rng(1)
+    assert (network_timing._filled("filled", (4,), 1.0, rng).astype(np.int64) > 2**20).all()
