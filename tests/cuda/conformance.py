@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-Words = np.ndarray
-"""uint32 [blocks, words of a block]."""
+from tests.cuda import golden
+from tests.cuda.golden import Words
 
 
 @dataclass(frozen=True)
@@ -56,28 +56,17 @@ def run(library: ctypes.CDLL, name: str, words: Words) -> Words:
     return out
 
 
-def find_difference(name: str, words: Words, got: Words) -> str | None:
-    """Say where an output is not what the formula gives, or return None."""
-    primitive = PRIMITIVES[name]
-    expected = np.stack([primitive.formula(block) for block in words])
-    wrong = _distance(got, expected) > primitive.ulps if primitive.ulps else got != expected
-    if not wrong.any():
-        return None
-    block, word = (int(i) for i in np.argwhere(wrong)[0])
-    return (
-        f"{name}: {int(wrong.sum())} words differ; the first is word {word} of block {block}: "
-        f"{got[block, word]:#010x}; expected {expected[block, word]:#010x}."
-    )
+def outputs(name: str, words: Words) -> Words:
+    """Return what a primitive should compute."""
+    return np.stack([PRIMITIVES[name].formula(block) for block in words])
 
 
-def _distance(got: Words, expected: Words) -> np.ndarray:
-    """Units in the last place between float32 numbers; NaN is at 0 from NaN."""
-    ordered = [
-        np.where(words >> 31, -(words & 0x7FFFFFFF).astype(np.int64), words.astype(np.int64))
-        for words in (got, expected)
-    ]
-    both_nan = np.isnan(got.view(np.float32)) & np.isnan(expected.view(np.float32))
-    return np.where(both_nan, 0, np.abs(ordered[0] - ordered[1]))
+def find_difference(
+    name: str, words: Words, got: Words, expected: Words | None = None
+) -> str | None:
+    """Say where an output is not what the formula gives, or what `expected` has; else None."""
+    right = outputs(name, words) if expected is None else expected
+    return golden.find_difference(name, got, right, ulps=PRIMITIVES[name].ulps)
 
 
 # Matrices: fragments by the tables of the PTX ISA, an element at a time.

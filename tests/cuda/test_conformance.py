@@ -1,21 +1,18 @@
 """Each primitive that kernels are made of computes what it should, in the emulator.
 
 The formulas are written independently of it. Golden vectors, recorded on a GPU, take the place of
-opinion: `tests/cuda/golden/primitives.npz`.
+opinion: tests/cuda/golden.py.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from tests.cuda import conformance
+from tests.cuda import conformance, golden
 from tests.cuda.conformance import PRIMITIVES
+from tests.cuda.golden import GOLDEN
 from tests.cuda.libraries import Emulator
-
-GOLDEN = Path(__file__).parent / "golden" / "primitives.npz"
 
 
 def test_every_primitive_has_a_formula(emulator: Emulator):
@@ -36,10 +33,12 @@ def test_primitive_is_its_formula(emulator: Emulator, name: str, seed: int, late
 def test_primitives_are_what_a_gpu_computed(emulator: Emulator):
     if not GOLDEN.exists():
         pytest.skip(f"no GPU has recorded {GOLDEN.name} yet")
-    with np.load(GOLDEN) as golden:
-        for name in PRIMITIVES:
-            got = conformance.run(emulator.library, name, golden[f"{name}.in"])
-            np.testing.assert_array_equal(got, golden[f"{name}.out"], err_msg=name)
+    recorded = golden.read()
+    assert recorded.keys() == PRIMITIVES.keys()
+    for name, vectors in recorded.items():
+        got = conformance.run(emulator.library, name, vectors.words_in)
+        problem = conformance.find_difference(name, vectors.words_in, got, vectors.words_out)
+        assert problem is None, problem
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,38 @@
-"""What `make test-gpu` does, rehearsed on the emulator, before a GPU is at hand."""
+"""What `python -m tests.gpu` does, rehearsed on the emulator, before a GPU is at hand."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from dataclasses import replace
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.cuda import abi
-from tests.cuda.libraries import Emulator
-from tests.gpu import correctness, primitives, stored_cases, timings
+from tests.cuda import abi, conformance, golden
+from tests.cuda.libraries import ROOT, Emulator
+from tests.cuda.test_gpu_stages import write_tool
+from tests.gpu import aggregated, correctness, parts, primitives, router, timings, workloads
+from tests.gpu.attention import KernelCall, Tensors, reference, with_gates
+from tests.gpu.attention_candidates import CANDIDATES
 from tests.gpu.build import PLUGINS, sources
+from tests.gpu.device import Host
+from tests.gpu.kernels import Bench, Refused
 from tests.gpu.prepare import prepare
+from tests.gpu.race import Entrant, Expected, TorchCall, race
+from tests.gpu.steps import Facts, Wrong
+from tests.gpu.stored_cases import StoredCases, Tolerance
+from tests.gpu.workloads import AttentionShape
+from tests.nightly import nightly
+
+TOLERANCE = Tolerance(2e-3, 2e-3)
+TIES = ("flat", "tie", "equal")  # torch breaks them as it likes
 
 
 @pytest.fixture(scope="module")
@@ -24,37 +42,367 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_stored_cases_are_right(emulator: Emulator, stored: Path):
-    cases = list(stored_cases.read_cases(stored))[::5]
-    assert {case.op for case in cases} == {"MoHRouter", "MoHAttention", "MoHAggregatedAttention"}
-    assert list(correctness.find_problems(emulator.library, cases, device="cpu")) == []
+@pytest.fixture
+def bench(emulator: Emulator, stored: Path) -> Bench:
+    bench = Bench(Host(), stored)
+    bench.library_path = emulator.path
+    return bench
 
 
-def test_wrong_result_is_found(emulator: Emulator, stored: Path):
-    case = next(c for c in stored_cases.read_cases(stored) if c.name.endswith("rank3/float32"))
+# Correctness.
+
+
+def test_stored_cases_are_right(bench: Bench):
+    names = bench.cases.names[::5]
+    assert {op for _, op, _ in names} == {"MoHRouter", "MoHAttention", "MoHAggregatedAttention"}
+    for index in range(0, len(bench.cases.names), 5):
+        correctness.case(bench, index)
+
+
+def test_wrong_result_is_found(bench: Bench):
+    index = [name for name, *_ in bench.cases.names].index("MoHAttention/plain_rank3/float32")
+    case = bench.cases.case(index)
     wrong = replace(case, reference=case.reference + 1e-4)
-    problems = list(correctness.find_problems(emulator.library, [wrong], device="cpu"))
+    problems = correctness.find_problems(bench, wrong)
     assert len(problems) == len(correctness.PLANS)
     assert "elements are wrong" in problems[0]
 
 
-def test_primitives_are_recorded(
-    emulator: Emulator, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_tools_get_memory_without_guards(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    """Which nobody has filled: initcheck is to see what a kernel reads before anyone wrote it."""
+    filled: list[object] = []
+    monkeypatch.setattr(torch.Tensor, "fill_", lambda self, value: filled.append(value) or self)
+    assert correctness.find_problems(bench, bench.cases.case(0), bare=True) == []
+    assert filled == []
+
+
+def test_library_of_other_sources_is_refused(
+    bench: Bench, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(primitives, "CASES", stored)
-    count = primitives.record(emulator.library, tmp_path / "golden.npz", device="cpu")
-    with np.load(tmp_path / "golden.npz") as golden:
-        assert len(golden.files) == 2 * count > 0
+    class Other(abi.RouterArgs):
+        _fields_ = (("more", abi.c_int32),)
+
+    Other.__name__ = "RouterArgs"
+    monkeypatch.setattr(abi, "STRUCTS", (*abi.STRUCTS[:-3], Other, *abi.STRUCTS[-2:]))
+    with pytest.raises(RuntimeError, match="built from other sources than these: its RouterArgs"):
+        bench.library  # noqa: B018
+
+
+def test_refusal_has_the_text_of_the_library(bench: Bench):
+    args = abi.RouterArgs(dtype=1, tokens=1, routed=4, top_k=2)
+    with pytest.raises(Refused, match="kInvalidArgument: MoHRouter: gates is null; expected"):
+        bench.library.call("moh_cuda_router", args, None, None)
+
+
+# Golden vectors.
+
+
+def test_primitives_are_recorded_and_read_back(bench: Bench, tmp_path: Path):
+    for name in bench.cases.primitives:
+        assert primitives.primitive(bench, name, str(tmp_path)) == {}
+    path = tmp_path / golden.GOLDEN.name
+    assert path.stat().st_size < golden.MOST_BYTES
+    recorded = golden.read(path)
+    assert recorded.keys() == conformance.PRIMITIVES.keys()
+    for name, vectors in recorded.items():
+        got = conformance.run(bench.library.functions, name, vectors.words_in)
+        assert conformance.find_difference(name, vectors.words_in, got, vectors.words_out) is None
+        assert len(vectors.words_in) >= 2
+
+
+def test_primitive_that_is_wrong_is_recorded_all_the_same(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    exact = primitives.run
+    monkeypatch.setattr(primitives, "run", lambda *given: exact(*given) ^ np.uint32(1))
+    with pytest.raises(Wrong, match=r"votes: .* words differ"):
+        primitives.primitive(bench, "votes", str(tmp_path))
+    recorded = golden.read(tmp_path / golden.GOLDEN.name)["votes"]
+    right = conformance.outputs("votes", recorded.words_in)
+    np.testing.assert_array_equal(recorded.words_out, right ^ 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "ulps"), [("exp2_approx", 2), ("mma_m16n8k16_half", 1), ("votes", 0)]
+)
+def test_golden_vectors_are_compared_by_the_tolerance_of_the_primitive(name: str, ulps: int):
+    words = conformance.inputs(name)
+    expected = conformance.outputs(name, words)
+    block, word = np.argwhere((expected > 1 << 23) & (expected < 1 << 30))[0] if ulps else (0, 0)
+    for off, is_right in ((ulps, True), (ulps + 1, False)):
+        got = expected.copy()
+        got[block, word] += np.uint32(off)
+        problem = conformance.find_difference(name, words, got, expected)
+        assert (problem is None) == is_right
+
+
+# Timings.
+
+
+def small(*, causal: bool = False, queries: int = 20, kv_heads: int = 2) -> AttentionShape:
+    return AttentionShape("small", 2, 4, kv_heads, queries, 20, 24, causal)
+
+
+def expected_of(tensors: Tensors) -> Expected:
+    exact = reference(tensors)
+    return Expected(exact, with_gates(exact, tensors.gates), TOLERANCE)
 
 
 @pytest.mark.parametrize("tactic", ["chosen", *abi.TACTICS])
 @pytest.mark.parametrize("causal", [False, True])
-def test_timed_call_computes_attention(emulator: Emulator, tactic: str, causal: bool):
-    shape = timings.Shape("small", 2, 4, 2, 70, 72, causal)
-    tensors = timings.Tensors.draw(shape, 0.75, torch.float16, seed=0, device="cpu")
+def test_timed_call_computes_attention(bench: Bench, tactic: str, causal: bool):
+    shape = replace(small(causal=causal), queries=70, keys=70, head_dim=72)
+    tensors, *_ = Tensors.draw(shape, 0.75, torch.float16, 2, "cpu")
     assert float((tensors.gates != 0).double().mean()) == 0.75
-    call = timings.Call(emulator.library, tensors, tactic)
-    assert timings.error(tensors, call) < 4e-3
+    KernelCall(bench, tensors, tactic)()
+    assert expected_of(tensors).judge(tensors.output, gated=True, ours=True)["right"]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [small(), small(causal=True), small(causal=True, queries=1), small(kv_heads=4)],
+    ids=["grouped", "causal", "decode", "ungrouped"],
+)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_every_candidate_computes_the_same(bench: Bench, shape: AttentionShape):
+    """Those that a CPU has: what GPUs alone have refuses."""
+    sets = Tensors.draw(shape, 0.5, torch.float32, 2, "cpu")
+    entries = {c.name: lambda c=c: c.enter(bench, sets) for c in CANDIDATES}
+    ours = [c.name for c in CANDIDATES if c.ours]
+    rows = race(Host(), entries, ours, expected_of(sets[0]), workloads.SMALL.effort)
+    refused = {name for name, row in rows.items() if "refused" in row}
+    assert refused <= {f"{n}{g}" for n in ("cudnn", "efficient") for g in ("", " times gates")}
+    wrong = {name: row for name, row in rows.items() if not row.get("right", True)}
+    assert wrong == {}
+    assert all(cast_us(row) > 0 for row in rows.values() if "refused" not in row)
+
+
+def cast_us(row: Facts) -> float:
+    us = row["us"]
+    assert isinstance(us, float)
+    return us
+
+
+def test_candidate_that_computes_something_else_is_told():
+    exact = torch.ones(8, 8, dtype=torch.float64)
+    expected = Expected(exact, exact, TOLERANCE)
+    effort = workloads.SMALL.effort
+    entries = {
+        "right": lambda: Entrant([TorchCall(torch.clone, [exact])], gated=True),
+        "wrong": lambda: Entrant([TorchCall(torch.neg, [exact])], gated=True),
+    }
+    rows = race(Host(), entries, ["right"], expected, effort)
+    assert (rows["right"]["right"], rows["wrong"]["right"]) == (True, False)
+
+
+def test_candidate_that_refuses_is_left_out():
+    exact = torch.ones(8, 8, dtype=torch.float64)
+
+    def refuse() -> Entrant:
+        raise RuntimeError("no kernel for this head size")
+
+    entries = {"a": lambda: Entrant([TorchCall(torch.clone, [exact])], gated=True), "b": refuse}
+    rows = race(Host(), entries, ["a"], Expected(exact, exact, TOLERANCE), workloads.SMALL.effort)
+    assert rows["b"] == {"refused": "RuntimeError: no kernel for this head size"}
+    assert cast_us(rows["a"]) > 0
+
+
+def test_wrong_kernel_fails_a_timing(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(timings, "with_gates", lambda exact, gates: exact)
+    with pytest.raises(Wrong, match=r"beyond the tolerance: chosen by .*, sparse by") as caught:
+        timings.attention(
+            bench, small().json(), 0.5, "float32", False, workloads.SMALL.effort.json()
+        )
+    assert "candidates" in caught.value.facts
+
+
+def test_best_of_the_others_is_one_that_is_right(bench: Bench):
+    rows: dict[str, Facts] = {
+        "ours": {"us": 2.0, "right": True, "gated": True},
+        "fast and wrong": {"us": 1.0, "right": False, "gated": True},
+        "slow": {"us": 6.0, "right": True, "gated": True},
+        "without gates": {"us": 3.0, "right": True, "gated": False},
+        "refuses": {"refused": "no"},
+    }
+    facts = timings.concluded({}, rows, ["ours"])
+    assert (facts["best_gated"], facts["times_best_gated"]) == ("slow", 3.0)
+    assert (facts["best_plain"], facts["times_best_plain"]) == ("without gates", 1.5)
+
+
+def test_turns_are_on_tensors_that_are_not_in_the_cache():
+    llama = workloads.FULL.attention[0]
+    vit = next(shape for shape in workloads.FULL.attention if shape.name == "ViT")
+    for shape in (llama, vit):
+        sets = Tensors.sets_for(shape, torch.float16, 128 << 20)
+        numbers = 2 * shape.heads * shape.queries + 2 * shape.kv_heads * shape.keys
+        assert sets * shape.batch * numbers * shape.head_dim * 2 >= 128 << 20
+
+
+@pytest.mark.parametrize("op", ["MoHAggregatedAttention", "MoHRouter"])
+def test_formulas_of_torch_are_those_of_the_contract(bench: Bench, op: str):
+    """On the cases that have all the inputs which the timings have."""
+    tried = 0
+    for index, (name, case_op, dtype) in enumerate(bench.cases.names):
+        if case_op != op or dtype != "float32" or any(kind in name for kind in TIES):
+            continue
+        case = bench.cases.case(index)
+        if any(tensor is None or 0 in tensor.shape for tensor in case.tensors):
+            continue
+        inputs = [t.to_torch().double() for t in case.tensors if t is not None]
+        if op == "MoHRouter":
+            if case.attributes["gate_mode"] != "weighted":
+                continue
+            k = int(case.attributes["top_k"])
+            rows = [one.flatten(0, 1) for one in inputs]
+            got = router.route(*rows, k)
+        else:
+            square = case.attributes["height"] == case.attributes["width"]
+            windows = {case.attributes["kernel_height"], case.attributes["kernel_width"]}
+            if not (square and windows == {3} and case.attributes["normalize"]):
+                continue
+            got = aggregated.attend(*inputs)
+        right = torch.from_numpy(case.reference).reshape(got.shape)
+        torch.testing.assert_close(got, right, atol=1e-6, rtol=1e-6)
+        tried += 1
+    assert tried > 0
+
+
+def test_time_of_each_kernel_is_summed_over_its_variants():
+    @dataclass
+    class Average:
+        key: str
+        device_time_total: float
+        count: int
+
+    averages = [
+        Average("void moh::cuda::attend<64, __half, false>(moh::cuda::AttentionParams)", 90.0, 3),
+        Average("void moh::cuda::attend<64, __half, true>(moh::cuda::AttentionParams)", 30.0, 1),
+        Average("void moh::cuda::compact<__half>(moh::cuda::CompactParams)", 8.0, 4),
+        Average("void at::native::fill(int)", 1000.0, 1),
+    ]
+    assert parts.by_kernel(averages) == {"compact": 2.0, "attend": 30.0}
+
+
+# From end to end, as a person runs it.
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    code: int
+    printed: str
+    rows: Mapping[str, Facts]
+
+
+def rehearse(
+    stage: str,
+    emulator: Emulator,
+    stored: Path,
+    out: Path,
+    *options: str,
+    faults: Mapping[str, tuple[str, str]] | None = None,
+    path: Path | None = None,
+) -> Rehearsal:
+    command = [sys.executable, "-m", "tests.gpu", "--rehearse", f"--stage={stage}", f"--out={out}"]
+    command += [f"--library={emulator.path}", f"--cases={stored}", *options]
+    command += ["--worker=tests.cuda.rehearsal_worker"]
+    environment = os.environ | {"MOH_FAULTS": json.dumps(faults or {}), "OMP_NUM_THREADS": "1"}
+    if path is not None:
+        environment["PATH"] = f"{path}:{environment['PATH']}"
+    ran = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    report = json.loads((out / f"{stage}.json").read_text())
+    return Rehearsal(ran.returncode, ran.stdout, {row["step"]: row for row in report["rows"]})
+
+
+def test_correct_stage_survives_an_illegal_access(emulator: Emulator, stored: Path, tmp_path: Path):
+    lost = StoredCases(stored).names[41][0]
+    faults = {"case": ('"index": 41}', "illegal access")}
+    done = rehearse("correct", emulator, stored, tmp_path, faults=faults)
+    assert done.code == 1, done.printed
+    bad = {
+        step: row for step, row in done.rows.items() if row["status"] not in ("passed", "missing")
+    }
+    assert list(bad) == [f"case/{lost}"], done.printed
+    assert bad[f"case/{lost}"]["problem"] == "its process was ended by SIGSEGV"
+    assert len(done.rows) > 30
+    assert len(golden.read(tmp_path / "primitives.npz")) == len(conformance.PRIMITIVES)
+
+
+@nightly
+@pytest.mark.parametrize(
+    ("fault", "status"), [("sticky", "failed"), ("hang", "hung"), ("exception", "failed")]
+)
+def test_speed_stage_survives(
+    emulator: Emulator, stored: Path, tmp_path: Path, fault: str, status: str
+):
+    faults = {"attention": ('"LLaMA-small"', fault)}
+    if fault == "hang":  # once, for it takes as long as a step may take
+        faults = {"router": ("", fault)}
+    done = rehearse("speed", emulator, stored, tmp_path, faults=faults)
+    bad = {
+        step: row for step, row in done.rows.items() if row["status"] not in ("passed", "missing")
+    }
+    assert done.code == 1
+    assert {row["status"] for row in bad.values()} <= {status, "cut"}
+    assert all("router" in step if fault == "hang" else "LLaMA" in step for step in bad)
+    timed = [step for step, row in done.rows.items() if "candidates" in row]
+    assert {step.split("/")[0] for step in timed} >= {"attention", "aggregated"}
+
+
+@nightly
+def test_deep_stage_runs_what_is_there(emulator: Emulator, stored: Path, tmp_path: Path):
+    """With stand-ins for the tools, which run what is beneath them."""
+    from tests.cuda.trt import builds
+
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    run_the_rest = 'while [ "${1#-}" != "$1" ]; do case "$1" in *kernel*) ;; esac; shift; done; '
+    skip_filter = 'case "$1" in kns=*) shift;; esac; '
+    write_tool(
+        tools / "compute-sanitizer",
+        'case "$1" in --help) echo --kernel-name; exit 0;; esac; '
+        + run_the_rest
+        + skip_filter
+        + 'exec "$@"',
+    )
+    write_tool(
+        tools / "ncu",
+        'for a; do case "$a" in --log-file=*) f="${a#--log-file=}";; --kernel-name=*)'
+        ' k="${a#--kernel-name=}";; esac; done; echo "$k" >"$f"; ' + run_the_rest + 'exec "$@"',
+    )
+    plugin = (
+        f"--plugin={builds.plugin_on_emulated(emulator.path)}",
+        f"--harness={builds.harness()}",
+    )
+    done = rehearse("deep", emulator, stored, tmp_path / "out", *plugin, path=tools)
+    assert done.code == 0, done.printed
+    assert {row["status"] for row in done.rows.values()} <= {"passed", "missing"}, done.printed
+    kinds = {step.split("/")[0] for step, row in done.rows.items() if row["status"] == "passed"}
+    assert kinds == {"capture", "profile", "sanitize", "plugin", "far_apart"}
+    assert len(list((tmp_path / "out").iterdir())) <= 8
+
+
+@nightly
+def test_all_stages_run_one_after_the_other(emulator: Emulator, stored: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "tests.gpu", "--rehearse", f"--out={tmp_path}"]
+    command += [f"--library={emulator.path}", f"--cases={stored}"]
+    ran = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.findall(r"^(\w+): exit status 0$", ran.stdout, re.MULTILINE) == [
+        "correct",
+        "speed",
+        "deep",
+    ]
 
 
 def test_build_compiles_every_source():

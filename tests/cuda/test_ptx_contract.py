@@ -15,7 +15,7 @@ from _pytest.mark import ParameterSet
 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
-from tests.cuda import conformance
+from tests.cuda import conformance, golden
 from tests.cuda.drawn import cases_of_several_tiles
 from tests.cuda.interpreted import Interpreted
 from tests.cuda.kernels import Plan, plans_of
@@ -102,3 +102,12 @@ def test_primitive_computes_what_its_formula_says(interpreted: Interpreted, name
     words = conformance.inputs(name)
     problem = conformance.find_difference(name, words, interpreted.run_primitive(name, words))
     assert problem is None, problem
+
+
+def test_primitives_are_what_a_gpu_computed(interpreted: Interpreted):
+    if not golden.GOLDEN.exists():
+        pytest.skip(f"no GPU has recorded {golden.GOLDEN.name} yet")
+    for name, vectors in golden.read().items():
+        got = interpreted.run_primitive(name, vectors.words_in)
+        problem = conformance.find_difference(name, vectors.words_in, got, vectors.words_out)
+        assert problem is None, problem

@@ -1,73 +1,132 @@
-"""Everything that needs a GPU, in one command:
+"""Everything that needs a GPU, in stages of a few minutes, each in processes of its own:
 
-    make test-gpu            or, with torch and numpy in another Python: python3 -m tests.gpu
+    python3 -m tests.gpu --out DIR                    all three, one after the other
+    python3 -m tests.gpu --out DIR --stage correct    primitives; contract cases in every tactic
+    python3 -m tests.gpu --out DIR --stage speed      timings against what a user would take instead
+    python3 -m tests.gpu --out DIR --stage deep       graphs, sanitizers, profiles, the plugin
+    python3 -m tests.gpu --plan                       what would run, and how long it should take
 
-builds the kernels for the card, runs every contract case in every tactic against float64, records
-the primitives, runs compute-sanitizer, measures attention against torch's dense attention, and
-writes one JSON with the card, the driver and the clocks. The exit code is 1 if anything is wrong.
+It needs torch and numpy, nvcc or a library that was built before, and build/gpu/cases.npz. What a
+stage finds is in DIR/STAGE.json after every step, so that nothing is lost whatever happens next.
+The exit code is 1 if anything is wrong, 2 if nothing was tested.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import json
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 
-import torch
-
-from tests.cuda import abi
-from tests.gpu import correctness, machine, primitives, sanitizer, timings
-from tests.gpu.build import BUILDS, build
-from tests.gpu.stored_cases import CASES, read_cases
+from tests.cuda.golden import GOLDEN
+from tests.gpu import plan, workloads
+from tests.gpu.build import BUILDS
+from tests.gpu.isolated import run_shown
+from tests.gpu.plan import BUDGETS_S, GRACE_S, STAGES, Ingredients
+from tests.gpu.report import Report
+from tests.gpu.stage import NothingTested, Options, conclude, run_stage
+from tests.gpu.stored_cases import CASES, StoredCases
+from tests.gpu.summary import plan_lines, timing_lines
 
 _HINT = "`python -m tests.gpu.prepare` writes it, where moh-deploy is installed; bring it along."
 
 
 def main() -> int:
     options = _parser().parse_args()
-    if not torch.cuda.is_available():
-        return _fail(f"torch {torch.__version__} finds no GPU.")
-    if not CASES.is_file():
-        return _fail(f"{CASES} is missing. {_HINT}")
-    major, minor = torch.cuda.get_device_capability()
-    library = ctypes.CDLL(str(build(10 * major + minor)))
-    abi.declare(library)
-    cases = list(islice(read_cases(), 0, None, options.every))
-    problems = list(correctness.find_problems(library, cases))
-    print(f"{len(cases)} cases, {len(problems)} problems", *problems, sep="\n", flush=True)
-    if options.only_cases:
-        return 1 if problems else 0
-    report = {"machine": machine.describe(), "cases": len(cases), "problems": problems}
-    report["primitives"] = primitives.record(library)
-    report["timings"] = _times(library, options.repeats)
-    report["clocks_after"] = machine.clocks()
-    report["sanitizer"] = sanitizer.check()
-    report["written"] = time.strftime("%Y-%m-%d %H:%M:%S")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {options.output}")
-    dirty = [tool for tool, verdict in report["sanitizer"].items() if verdict != "clean"]
-    return 1 if problems or dirty else 0
+    if not options.cases.is_file():
+        return _fail(f"{options.cases} is missing. {_HINT}")
+    stages = STAGES if options.stage is None else (options.stage,)
+    if options.plan:
+        for stage in stages:
+            steps = plan.steps_of(stage, _ingredients(options))
+            print(*plan_lines(stage, steps, _budget(options, stage)), sep="\n")
+        return 0
+    if options.stage is None:
+        return _run_all()
+    return _run_one(options)
 
 
-def _times(library: ctypes.CDLL, repeats: int) -> list[dict[str, object]]:
-    rows = []
-    for row in timings.rows(library, repeats=repeats):
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    return rows
+def _run_all() -> int:
+    """Run each stage in a process, which is killed if it does not end."""
+    codes = []
+    for stage in STAGES:
+        command = [sys.executable, "-m", "tests.gpu", *sys.argv[1:], f"--stage={stage}"]
+        code = run_shown(command, BUDGETS_S[stage] + 2 * GRACE_S)
+        print(f"{stage}: {'killed' if code is None else f'exit status {code}'}", flush=True)
+        codes.append(1 if code is None else code)
+    return max(codes)
+
+
+def _run_one(options: argparse.Namespace) -> int:
+    stage, out = options.stage, options.out.resolve()
+    if stage == "correct":
+        (out / GOLDEN.name).unlink(missing_ok=True)
+    steps = plan.steps_of(stage, _ingredients(options))
+    budget_s = _budget(options, stage)
+    report = Report(
+        out / f"{stage}.json",
+        {"stage": stage, "started": time.strftime("%Y-%m-%d %H:%M:%S"), "budget_s": budget_s},
+    )
+    device = "cpu" if options.rehearse else "cuda"
+    worker = [
+        sys.executable,
+        "-m",
+        options.worker,
+        f"--device={device}",
+        f"--cases={options.cases}",
+    ]
+    try:
+        run_stage(
+            steps,
+            report,
+            Options(options.library, device, options.cases, out, worker, budget_s),
+        )
+    except NothingTested as error:
+        report.note(nothing_tested=str(error))
+        return _fail(str(error))
+    print(*timing_lines(report.results), sep="\n", flush=True)
+    return conclude(report)
+
+
+def _ingredients(options: argparse.Namespace) -> Ingredients:
+    stored = StoredCases(options.cases)
+    plugin = (options.plugin, options.harness)
+    return Ingredients(
+        sizes=workloads.SMALL if options.rehearse else workloads.FULL,
+        cases=stored.names,
+        primitives=stored.primitives,
+        plugin=plugin if all(path.is_file() for path in plugin) else None,
+        out=options.out.resolve(),
+        small=options.rehearse,
+    )
+
+
+def _budget(options: argparse.Namespace, stage: str) -> float:
+    return BUDGETS_S[stage] if options.budget is None else float(options.budget)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.gpu")
-    parser.add_argument("--output", type=Path, default=BUILDS / "results.json")
-    parser.add_argument("--repeats", type=int, default=50, help="of each timing")
-    parser.add_argument("--every", type=int, default=1, help="run every Nth case only")
-    parser.add_argument("--only-cases", action="store_true", help="nothing but the cases")
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tests.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--stage", choices=STAGES)
+    parser.add_argument(
+        "--out", type=Path, default=BUILDS / "results", help="folder of the results"
+    )
+    parser.add_argument("--plan", "--dry-run", action="store_true", help="print it and do nothing")
+    parser.add_argument("--budget", type=float, metavar="S", help="seconds of a stage")
+    parser.add_argument("--library", type=Path, help="kernels that were built before")
+    parser.add_argument("--cases", type=Path, default=CASES, help="the stored contract cases")
+    parser.add_argument("--plugin", type=Path, default=BUILDS / "libmoh_plugin.so")
+    parser.add_argument("--harness", type=Path, default=BUILDS / "libmoh_harness.so")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="small shapes on the CPU: --library is one of the emulator",
+    )
+    parser.add_argument("--worker", default="tests.gpu.worker", help=argparse.SUPPRESS)
     return parser
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 from pathlib import Path
 
+from tests.cuda import nvcc
+
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ROOT / "plugins"
 BUILDS = ROOT / "build" / "gpu"
 
-_FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-Xcompiler=-fPIC", "-I", str(PLUGINS))
+_FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-Xcompiler=-fPIC")
+_INCLUDES = ("-I", str(PLUGINS), "-I", str(PLUGINS / "include"))
+_SECONDS_EACH = 300
 
 
 class BuildFailed(Exception):
-    """The compiler's output."""
+    """There is no compiler, or the compiler's output."""
 
 
 def sources() -> list[Path]:
@@ -25,32 +30,77 @@ def sources() -> list[Path]:
     return [PLUGINS / "cuda" / name for name in re.findall(r"^\s+(\S+\.cu)$", text, re.MULTILINE)]
 
 
+def target(compute_capability: int) -> str:
+    """Return nvcc's option for one GPU: what ships, without the other GPUs' code.
+
+    The code is made from the PTX of compute_80, as plugins/cuda/nvcc.cmake has it.
+    """
+    return f"-gencode=arch=compute_80,code=[sm_{compute_capability},compute_80]"
+
+
 def build(compute_capability: int) -> Path:
     """Compile what has changed since the last time, and return the library's path.
 
     Args:
         compute_capability: Of the card: 80, 90, ...
+
+    Raises:
+        BuildFailed: There is no nvcc, or something does not compile.
     """
+    try:
+        compiler = nvcc.compiler()
+    except nvcc.NoCompiler as error:
+        raise BuildFailed(
+            f"{error} Or bring a library along that was built elsewhere: --library FILE"
+            " (`make cuda` builds build/cuda/libmoh_cuda.so for all GPUs)."
+        ) from error
     folder = BUILDS / f"sm_{compute_capability}"
     folder.mkdir(parents=True, exist_ok=True)
+    content = _content(compute_capability)
+    command = [compiler, *_FLAGS, *_INCLUDES, target(compute_capability)]
     with ThreadPoolExecutor(cpu_count()) as pool:
-        objects = list(pool.map(lambda one: _compile(one, folder, compute_capability), sources()))
+        compiled = pool.map(lambda source: _compile(source, folder, command, content), sources())
+        objects = [str(path) for path in compiled]
     library = folder / "libmoh_cuda.so"
-    link = ["nvcc", "-shared", "-cudart", "static", "-o", str(library), *map(str, objects)]
-    _run([*link, f"-arch=sm_{compute_capability}"])
+    linked = [compiler, "-shared", "-cudart", "static", target(compute_capability), *objects]
+    _run_unless_made(linked, library, content)
     return library
 
 
-def _compile(source: Path, folder: Path, compute_capability: int) -> Path:
-    target = folder / f"{source.parent.name}-{source.stem}.o"
-    newest = max(path.stat().st_mtime for path in PLUGINS.rglob("*") if path.is_file())
-    if not target.is_file() or target.stat().st_mtime < newest:
-        include = ["-I", str(PLUGINS / "include"), f"-arch=sm_{compute_capability}"]
-        _run(["nvcc", *_FLAGS, *include, "-c", str(source), "-o", str(target)])
-    return target
+def _compile(source: Path, folder: Path, command: list[str], content: str) -> Path:
+    made = folder / f"{source.parent.name}-{source.stem}.o"
+    _run_unless_made([*command, "-c", str(source)], made, content)
+    return made
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run_unless_made(command: list[str], made: Path, content: str) -> None:
+    """Run a compiler unless it has made the file from the same content before."""
+    stamp = made.with_suffix(".from")
+    if made.is_file() and stamp.is_file() and stamp.read_text() == content:
+        return
+    stamp.unlink(missing_ok=True)
+    try:
+        done = subprocess.run(
+            [*command, "-o", str(made)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=_SECONDS_EACH,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BuildFailed(f"not done after {_SECONDS_EACH} s: {' '.join(command)}") from error
     if done.returncode:
-        raise BuildFailed(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        raise BuildFailed(f"{' '.join(command)}\n{done.stdout[-4000:]}")
+    stamp.write_text(content)
+
+
+def _content(compute_capability: int) -> str:
+    """Return a digest of all sources and options: copies have other times than their originals."""
+    digest = hashlib.sha256(repr((_FLAGS, target(compute_capability))).encode())
+    folders = [PLUGINS / "cuda", PLUGINS / "include"]
+    for path in sorted(path for folder in folders for path in folder.rglob("*")):
+        if path.is_file():
+            digest.update(f"\n{path.relative_to(PLUGINS)}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

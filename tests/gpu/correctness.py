@@ -1,134 +1,142 @@
-"""Runs stored contract cases on the GPU: outputs poisoned before, guards around what is written."""
+"""Runs stored contract cases on the device in every tactic: outputs poisoned, guards around."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from tests.cuda import abi
 from tests.cuda.arguments import aggregated_attention_args, attention_args, router_args
+from tests.gpu.kernels import Bench, Refused
+from tests.gpu.steps import Facts, Wrong
 from tests.gpu.stored_cases import StoredCase, StoredTensor
 
 _GUARD_BYTES = 256
 _GUARD, _UNWRITTEN = 0xA5, 0x5A
 
 # Tactic and key splits of an attention; None: as the library chooses.
-PLANS: tuple[tuple[str, int] | None, ...] = (
+Plan = tuple[str, int] | None
+PLANS: tuple[Plan, ...] = (
     None,
     *((tactic, splits) for tactic in abi.TACTICS for splits in (1, 3)),
 )
 
 
-def find_problems(
-    library: ctypes.CDLL, cases: Iterable[StoredCase], *, device: str = "cuda"
-) -> Iterator[str]:
-    """Yield a sentence for each case and plan that is wrong.
+def case(bench: Bench, index: int) -> Facts:
+    """Run a stored case in every plan.
+
+    Raises:
+        Wrong: An output is wrong, or something beside it was written to.
+    """
+    stored = bench.cases.case(index)
+    problems = find_problems(bench, stored)
+    if problems:
+        raise Wrong("; ".join(problems))
+    return {}
+
+
+def find_problems(bench: Bench, stored: StoredCase, *, bare: bool = False) -> list[str]:
+    """Return a sentence for each plan in which a case is wrong.
 
     Args:
-        device: Where the library's kernels work: `cpu` for the emulator, to rehearse this.
+        bare: Memory is as the allocator gives it, without guards: for tools that watch it.
     """
-    for case in cases:
-        for plan in PLANS if case.op == "MoHAttention" else (None,):
-            problem = _Run(library, case, plan, device).find_problem()
-            if problem is not None:
-                yield f"{problem} (plan: {plan or 'as chosen'})"
+    problems = []
+    for plan in PLANS if stored.op == "MoHAttention" else (None,):
+        try:
+            problem = _Run(bench, stored, plan, bare=bare).find_problem()
+        except Refused as refused:
+            problem = str(refused)
+        if problem is not None:
+            problems.append(f"{problem} (plan: {plan or 'as chosen'})")
+    return problems
 
 
-class _Guarded:
-    """Bytes on the GPU that nobody has written yet, between guards."""
+class _Memory:
+    """Bytes that nobody has written yet, between guards unless they are to be bare."""
 
-    def __init__(self, size: int, device: str) -> None:
-        total = size + 2 * _GUARD_BYTES
-        self._all = torch.full((total,), _GUARD, dtype=torch.uint8, device=device)
-        self.bytes = self._all[_GUARD_BYTES : _GUARD_BYTES + size]
-        self.bytes.fill_(_UNWRITTEN)
-
-    @property
-    def address(self) -> int:
-        return self._all.data_ptr() + _GUARD_BYTES
+    def __init__(self, size: int, device: str, *, bare: bool) -> None:
+        self._guard = 0 if bare else _GUARD_BYTES
+        self._all = torch.empty(max(1, size + 2 * self._guard), dtype=torch.uint8, device=device)
+        self.bytes = self._all[self._guard : self._guard + size]
+        self.address = self._all.data_ptr() + self._guard
+        if not bare:
+            self._all.fill_(_GUARD)
+            self.bytes.fill_(_UNWRITTEN)
 
     def is_intact(self) -> bool:
-        ends = self._all[:_GUARD_BYTES], self._all[_GUARD_BYTES + self.bytes.numel() :]
+        if self._guard == 0:
+            return True
+        ends = self._all[: self._guard], self._all[self._guard + self.bytes.numel() :]
         return all(bool((end == _GUARD).all()) for end in ends)
 
 
 @dataclass(frozen=True)
-class _Input:
+class DeviceTensor:
+    """A stored tensor on the device; without an address: it is absent."""
+
     address: int | None
     shape: tuple[int, ...]
     dtype: str
     data: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, stored: StoredTensor | None, device: str) -> _Input:
+    def of(cls, stored: StoredTensor | None, device: str) -> DeviceTensor:
         if stored is None:
             return cls(None, (0,), "")
+        # Copied, and not filled by a kernel of torch: initcheck looks at copies and at our kernels.
         # An empty tensor has an address, too.
-        data = torch.zeros(max(1, stored.data.size), dtype=torch.uint8, device=device)
-        data[: stored.data.size] = torch.from_numpy(stored.data.copy())
+        data = torch.from_numpy(np.resize(stored.data, max(1, stored.data.size))).to(device)
         return cls(data.data_ptr(), stored.shape, stored.dtype, data)
 
 
 class _Run:
-    def __init__(
-        self, library: ctypes.CDLL, case: StoredCase, plan: tuple[str, int] | None, device: str
-    ) -> None:
-        self._library, self._case, self._plan, self._device = library, case, plan, device
-        self._inputs = [_Input.of(one, device) for one in case.tensors]
-        self._dtype = getattr(torch, case.dtype)
-        self._output = _Guarded(case.reference.size * self._dtype.itemsize, device)
+    def __init__(self, bench: Bench, stored: StoredCase, plan: Plan, *, bare: bool) -> None:
+        self._bench, self._case, self._plan, self._bare = bench, stored, plan, bare
+        self._inputs = [DeviceTensor.of(tensor, bench.device.kind) for tensor in stored.tensors]
+        self._dtype = getattr(torch, stored.dtype)
+        self._output = self._memory(stored.reference.size * self._dtype.itemsize)
 
     def find_problem(self) -> str | None:
-        try:
-            self._enqueue()
-            self._synchronize()
-        except RuntimeError as error:
-            return f"{self._case.name}: {error}"
+        self._enqueue()
+        self._bench.device.synchronize()
         if not self._output.is_intact():
-            return f"{self._case.name}: bytes beside the output were written to"
+            return "bytes beside the output were written to"
         return self._case.find_mismatch(self._output.bytes.view(self._dtype))
 
     def _enqueue(self) -> None:
-        case, inputs, output = self._case, self._inputs, self._output.address
-        if case.op == "MoHRouter":
-            shape = next(one.shape for one in inputs if one.dtype)
-            args = router_args(case, inputs, output, shape[0] * shape[1])
-            self._call("moh_cuda_router", ctypes.byref(args), None, None)
-        elif case.op == "MoHAggregatedAttention":
-            args = aggregated_attention_args(case, inputs, output)
-            self._call("moh_cuda_aggregated_attention", ctypes.byref(args), None)
+        stored, inputs, output = self._case, self._inputs, self._output.address
+        library, stream = self._bench.library, self._bench.device.stream()
+        if stored.op == "MoHRouter":
+            shape = next(tensor.shape for tensor in inputs if tensor.dtype)
+            args = router_args(stored, inputs, output, shape[0] * shape[1])
+            library.call("moh_cuda_router", ctypes.byref(args), None, stream)
+        elif stored.op == "MoHAggregatedAttention":
+            aggregated = aggregated_attention_args(stored, inputs, output)
+            library.call("moh_cuda_aggregated_attention", ctypes.byref(aggregated), stream)
         else:
-            self._attend(attention_args(case, inputs, output))
+            self._attend(attention_args(stored, inputs, output), stream)
 
-    def _attend(self, args: abi.AttentionArgs) -> None:
-        device, choice, size = abi.Device(), abi.AttentionChoice(), ctypes.c_size_t()
-        described = ctypes.byref(args)
-        self._call("moh_cuda_device", ctypes.byref(device))
-        self._call(
+    def _attend(self, args: abi.AttentionArgs, stream: int | None) -> None:
+        library, choice, size = self._bench.library, abi.AttentionChoice(), ctypes.c_size_t()
+        described, device = ctypes.byref(args), library.device()
+        library.call(
             "moh_cuda_attention_choose", described, ctypes.byref(device), ctypes.byref(choice)
         )
         if self._plan is not None:
             tactic, choice.key_splits = self._plan
             choice.tactic = abi.TACTICS[tactic]
-        self._call(
-            "moh_cuda_attention_workspace", described, ctypes.byref(choice), ctypes.byref(size)
-        )
-        workspace = _Guarded(size.value, self._device)
+        chosen = ctypes.byref(choice)
+        library.call("moh_cuda_attention_workspace", described, chosen, ctypes.byref(size))
+        workspace = self._memory(size.value)
         address = workspace.address if size.value else None
-        self._call("moh_cuda_attention", described, ctypes.byref(choice), address, size.value, None)
-        self._synchronize()
+        library.call("moh_cuda_attention", described, chosen, address, size.value, stream)
+        self._bench.device.synchronize()
         if not workspace.is_intact():
-            raise RuntimeError("bytes beside the workspace were written to")
+            raise Refused("bytes beside the workspace were written to")
 
-    def _synchronize(self) -> None:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-
-    def _call(self, name: str, *arguments: object) -> None:
-        status = getattr(self._library, name)(*arguments)
-        if status:
-            text = self._library.moh_cuda_last_error().decode()
-            raise RuntimeError(f"{name}: {abi.STATUSES[status]}: {text}")
+    def _memory(self, size: int) -> _Memory:
+        return _Memory(size, self._bench.device.kind, bare=self._bare)

@@ -7,6 +7,9 @@ import subprocess
 
 import torch
 
+from tests.gpu.kernels import Bench
+from tests.gpu.steps import Facts, Json, Missing
+
 _QUERIES = (
     "name",
     "driver_version",
@@ -19,30 +22,36 @@ _QUERIES = (
 )
 
 
-def describe() -> dict[str, object]:
-    """Return the current GPU's properties, and what nvidia-smi says of it."""
+def describe(bench: Bench) -> Facts:
+    """Return the device's properties, and what nvidia-smi says of it.
+
+    Raises:
+        Missing: There is no GPU.
+    """
+    facts: Facts = {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
+    if bench.device.kind == "cpu":
+        return {**facts, "card": "none: the emulator"}
+    if not torch.cuda.is_available():
+        raise Missing(f"torch {torch.__version__} finds no GPU.")
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
+        **facts,
         "card": properties.name,
-        "compute_capability": f"{properties.major}.{properties.minor}",
+        "compute_capability": 10 * properties.major + properties.minor,
         "multiprocessors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
-        "torch": torch.__version__,
-        "torch_cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
         "nvcc": _last_line(["nvcc", "--version"]),
-        "nvidia_smi": clocks(),
+        "nvidia_smi": _clocks(),
     }
 
 
-def clocks() -> dict[str, str]:
+def _clocks() -> dict[str, Json]:
     """Return what nvidia-smi says now; nothing where there is none."""
-    if shutil.which("nvidia-smi") is None:
-        return {}
-    index = str(torch.cuda.current_device())
     line = _last_line(
         [
             "nvidia-smi",
-            f"--id={index}",
+            f"--id={torch.cuda.current_device()}",
             f"--query-gpu={','.join(_QUERIES)}",
             "--format=csv,noheader",
         ]
@@ -51,6 +60,8 @@ def clocks() -> dict[str, str]:
 
 
 def _last_line(command: list[str]) -> str:
+    if shutil.which(command[0]) is None:
+        return ""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     return lines[-1] if lines else ""

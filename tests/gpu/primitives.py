@@ -1,55 +1,61 @@
-"""Records what a GPU makes of each primitive, for the emulators to be compared with ever after."""
+"""Records what the device makes of each primitive: golden vectors to judge the emulators by."""
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tests.gpu.build import ROOT
-from tests.gpu.stored_cases import CASES
+from tests.cuda import golden
+from tests.cuda.golden import Recorded
+from tests.gpu.kernels import Bench
+from tests.gpu.report import write_whole
+from tests.gpu.steps import Facts, Wrong
 
-GOLDEN = ROOT / "tests" / "cuda" / "golden" / "primitives.npz"
 
-
-def record(library: ctypes.CDLL, path: Path = GOLDEN, *, device: str = "cuda") -> int:
-    """Run every primitive on its stored inputs and write inputs and outputs.
+def primitive(bench: Bench, name: str, out: str) -> Facts:
+    """Run a primitive, add it to the golden vectors, and compare it with its formula.
 
     Args:
-        device: Where the library's kernels work: `cpu` for the emulator, to rehearse this.
+        out: The folder of the golden vectors, which are whole after each primitive.
 
-    Returns:
-        How many primitives there are.
+    Raises:
+        Wrong: The device does not compute what the formula says: recorded all the same.
+        OSError: The vectors cannot be written.
     """
-    sizes = _listed(library)
-    recorded: dict[str, np.ndarray] = {}
-    with np.load(CASES) as stored:
-        for name, (_, words_out) in sizes.items():
-            words = stored[f"primitive/{name}"]
-            recorded[f"{name}/in"] = words
-            recorded[f"{name}/out"] = _run(library, name, words, words_out, device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **recorded)
-    return len(sizes)
+    stored = bench.cases.primitive(name)
+    got = run(bench, name, stored.words_in)
+    _record(Path(out) / golden.GOLDEN.name, name, Recorded(stored.words_in, got))
+    problem = golden.find_difference(name, got, stored.words_out, ulps=stored.ulps)
+    if problem is not None:
+        raise Wrong(problem)
+    return {}
 
 
-def _listed(library: ctypes.CDLL) -> dict[str, tuple[int, int]]:
-    lines = library.moh_cuda_conformance_list().decode().splitlines()
-    return {name: (int(first), int(second)) for name, first, second in map(str.split, lines)}
-
-
-def _run(
-    library: ctypes.CDLL, name: str, words: np.ndarray, words_out: int, device: str
-) -> np.ndarray:
-    given = torch.from_numpy(np.ascontiguousarray(words).view(np.int32)).to(device)
-    out = torch.full((len(words), words_out), -559038737, dtype=torch.int32, device=device)
-    status = library.moh_cuda_conformance(
-        name.encode(), given.data_ptr(), given.nbytes, out.data_ptr(), out.nbytes, None
+def run(bench: Bench, name: str, words: np.ndarray) -> np.ndarray:
+    """Return what the device makes of a primitive's inputs."""
+    functions, device = bench.library.functions, bench.device
+    lines = functions.moh_cuda_conformance_list().decode().splitlines()
+    words_out = {line.split()[0]: int(line.split()[2]) for line in lines}[name]
+    given = torch.from_numpy(np.ascontiguousarray(words).view(np.int32)).to(device.kind)
+    result = torch.full((len(words), words_out), -559038737, dtype=torch.int32, device=device.kind)
+    status = functions.moh_cuda_conformance(
+        name.encode(),
+        given.data_ptr(),
+        given.nbytes,
+        result.data_ptr(),
+        result.nbytes,
+        device.stream(),
     )
-    if device == "cuda":
-        torch.cuda.synchronize()
     if status:
         raise RuntimeError(f"{name}: cudaError {status}")
-    return out.cpu().numpy().view(np.uint32)
+    device.synchronize()
+    return result.cpu().numpy().view(np.uint32)
+
+
+def _record(path: Path, name: str, vectors: Recorded) -> None:
+    recorded = golden.read(path) if path.exists() else {}
+    problem = write_whole(path, golden.encode(recorded | {name: vectors}))
+    if problem:
+        raise OSError(problem)

@@ -7,15 +7,18 @@ Numbers are stored as bytes with the name of their dtype, since numpy knows no b
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from tests.gpu.build import BUILDS
+
+if TYPE_CHECKING:
+    import torch
 
 CASES = BUILDS / "cases.npz"
 
@@ -33,17 +36,23 @@ class StoredTensor:
     dtype: str
 
     def to_torch(self) -> torch.Tensor:
+        import torch
+
         flat = torch.from_numpy(self.data.copy())
         return flat.view(getattr(torch, self.dtype)).reshape(self.shape)
 
 
 @dataclass(frozen=True)
-class StoredCase:
-    """One run of an op, with what the float64 reference says of it.
+class Tolerance:
+    """|got - reference| <= absolute + relative * |reference|."""
 
-    Attributes:
-        specified: Which elements of the output mean something.
-    """
+    absolute: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """One run of an op, with what the float64 reference says of it."""
 
     name: str
     op: str
@@ -51,33 +60,73 @@ class StoredCase:
     attributes: dict[str, int | float | str]
     tensors: tuple[StoredTensor | None, ...]
     reference: np.ndarray
-    absolute: float
-    relative: float
+    tolerance: Tolerance
 
     def find_mismatch(self, got: torch.Tensor) -> str | None:
         """Say where an output is wrong, or return None: see moh_deploy/ops/contract.py."""
         result = got.double().cpu().numpy().reshape(self.reference.shape)
-        expected = self.reference
+        expected, tolerance = self.reference, self.tolerance
         nan, zero = np.isnan(expected), expected == 0
         with np.errstate(invalid="ignore"):
-            near = np.abs(result - expected) <= self.absolute + self.relative * np.abs(expected)
+            allowed = tolerance.absolute + tolerance.relative * np.abs(expected)
+            near = np.abs(result - expected) <= allowed
         right = np.where(nan, np.isnan(result), np.where(zero, result == 0, near))
         right |= np.isinf(expected) & (result == expected)
         if right.all():
             return None
         worst = tuple(int(i) for i in np.argwhere(~right)[0])
         return (
-            f"{self.name}: {int((~right).sum())} of {right.size} elements are wrong; at"
-            f" {list(worst)} got {result[worst]:.6g}, expected {expected[worst]:.6g}"
+            f"{int((~right).sum())} of {right.size} elements are wrong; at {list(worst)}"
+            f" got {result[worst]:.6g}, expected {expected[worst]:.6g}"
         )
 
 
-def read_cases(path: Path = CASES) -> Iterator[StoredCase]:
-    """Yield the cases in the order in which they were stored."""
-    with np.load(path) as file:
-        for index, header in enumerate(json.loads(str(file["headers"]))):
-            tensors = tuple(
-                None if one is None else StoredTensor(file[f"{index}/{i}"], tuple(one[0]), one[1])
-                for i, one in enumerate(header.pop("tensors"))
-            )
-            yield StoredCase(**header, tensors=tensors, reference=file[f"{index}/reference"])
+@dataclass(frozen=True)
+class StoredPrimitive:
+    """What a primitive is tried on, and what its formula says; uint32 [blocks, words of a block].
+
+    Attributes:
+        ulps: How many units in the last place a float32 output may be off; 0: no bit may be.
+    """
+
+    words_in: np.ndarray
+    words_out: np.ndarray
+    ulps: int
+
+
+class StoredCases:
+    """The file, of which a case is read when it is asked for."""
+
+    def __init__(self, path: Path = CASES) -> None:
+        # Read as a whole: nobody has to close it.
+        self._file = np.load(io.BytesIO(path.read_bytes()))
+        self._headers = json.loads(str(self._file["headers"]))
+        self._primitives = json.loads(str(self._file["primitives"]))
+        self._tolerances = json.loads(str(self._file["tolerances"]))
+
+    @property
+    def names(self) -> list[tuple[str, str, str]]:
+        """Name, op and dtype of each case."""
+        return [(header["name"], header["op"], header["dtype"]) for header in self._headers]
+
+    @property
+    def primitives(self) -> list[str]:
+        return list(self._primitives)
+
+    def tolerance(self, dtype: str) -> Tolerance:
+        """Return that of an attention whose numbers are of order 1."""
+        return Tolerance(*self._tolerances[dtype])
+
+    def case(self, index: int) -> StoredCase:
+        header = dict(self._headers[index])
+        tensors = tuple(
+            None if one is None else StoredTensor(self._file[f"{index}/{i}"], tuple(one[0]), one[1])
+            for i, one in enumerate(header.pop("tensors"))
+        )
+        tolerance = Tolerance(*header.pop("tolerance"))
+        reference = self._file[f"{index}/reference"]
+        return StoredCase(**header, tensors=tensors, reference=reference, tolerance=tolerance)
+
+    def primitive(self, name: str) -> StoredPrimitive:
+        words = (self._file[f"primitive/{name}/{end}"] for end in ("in", "out"))
+        return StoredPrimitive(*words, ulps=self._primitives[name])

@@ -1,17 +1,16 @@
-"""A plugin of the library, driven as TensorRT would, through harness.cc."""
+"""A plugin of the library, driven as TensorRT would, through harness.cc.
+
+Imports nothing of moh-deploy: a machine with a GPU may have torch and numpy only.
+"""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-
-from moh_deploy.ops import OPS
-from moh_deploy.ops.cases import Case, numpy_dtype
 
 BUILD, RUNTIME = 0, 1  # TensorRTPhase
 LINEAR, CHW32 = 0, 5  # TensorFormat
@@ -227,9 +226,20 @@ class Plugin:
         self, inputs: Sequence[np.ndarray], output: np.ndarray, workspace: np.ndarray | None = None
     ) -> bool:
         tensors = [Tensor(a.dtype.name, a.shape) for a in (*inputs, output)]
-        pointers = (ctypes.c_void_p * len(inputs))(*[a.ctypes.data for a in inputs])
         memory = None if workspace is None else workspace.ctypes.data
-        arguments = (pointers, ctypes.c_void_p(output.ctypes.data), ctypes.c_void_p(memory))
+        addresses = [a.ctypes.data for a in inputs]
+        return self.enqueue_at(tensors, addresses, output.ctypes.data, memory)
+
+    def enqueue_at(
+        self,
+        tensors: Sequence[Tensor],
+        inputs: Sequence[int | None],
+        output: int | None,
+        workspace: int | None,
+    ) -> bool:
+        """Enqueue to the default stream, with tensors at these addresses; the output comes last."""
+        pointers = (ctypes.c_void_p * len(inputs))(*inputs)
+        arguments = (pointers, ctypes.c_void_p(output), ctypes.c_void_p(workspace))
         return self._call("enqueue", _descs(tensors), len(inputs), *arguments) == 0
 
     def serialize(self) -> dict[str, int | float]:
@@ -250,33 +260,3 @@ def _descs(tensors: Sequence[Tensor]) -> ctypes.Array:
 
 def _ranges(tensors: Sequence[Tensor]) -> ctypes.Array:
     return (RangeDesc * len(tensors))(*[t.range_desc() for t in tensors])
-
-
-class CaseRun:
-    """A contract case as the node of a lowered model: inputs without gaps, and their fields."""
-
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        self.given = [(i, a) for i, a in enumerate(case.inputs()) if a is not None]
-        self.inputs = [array for _, array in self.given]
-
-    @cached_property
-    def fields(self) -> dict[str, FieldData]:
-        present = sum(1 << i for i, _ in self.given)
-        return {**self.case.attributes, "present_inputs": present}
-
-    @cached_property
-    def tensors(self) -> list[Tensor]:
-        (output,) = OPS[self.case.op].shape_rule(self.case.input_types(), self.case.attributes)
-        inputs = [Tensor(array.dtype.name, array.shape) for array in self.inputs]
-        return [*inputs, Tensor(output.dtype, output.shape)]
-
-    def run(self, plugin: Plugin) -> np.ndarray:
-        """Run all that an engine does with a plugin, and return its output."""
-        assert plugin.configure(self.tensors)
-        workspace = np.full(plugin.workspace_bytes(self.tensors) + 256, 0xFF, np.uint8)
-        workspace = workspace[-workspace.ctypes.data % 256 :]
-        output = np.full(self.tensors[-1].opt, np.nan, numpy_dtype(self.case.dtype))
-        assert plugin.on_shape_change(self.tensors)
-        assert plugin.enqueue(self.inputs, output, workspace)
-        return output

@@ -12,7 +12,8 @@ from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
 from tests.cuda.libraries import Emulator
 from tests.cuda.trt import builds
-from tests.cuda.trt.host_plugin import BUILD, RUNTIME, CaseRun, Harness, Plugin
+from tests.cuda.trt.case_runs import CaseRun
+from tests.cuda.trt.host_plugin import BUILD, RUNTIME, Harness, Plugin
 from tests.cuda.trt.test_attributes import PLUGINS
 from tests.nightly import in_turn
 from tests.ops.batches import Batch, assert_nothing_wrong, batches_of

@@ -10,8 +10,9 @@ import pytest
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from tests.cuda import abi
+from tests.cuda.trt.case_runs import CaseRun
 from tests.cuda.trt.fakes import Kernels
-from tests.cuda.trt.host_plugin import RUNTIME, CaseRun, Harness, Plugin, Tensor
+from tests.cuda.trt.host_plugin import RUNTIME, Harness, Plugin, Tensor
 from tests.ops.cases import OP_CASES, named_case
 
 SPARSE, DENSE = 1, 2  # tactics as TensorRT counts them

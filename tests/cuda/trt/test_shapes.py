@@ -9,7 +9,8 @@ import pytest
 
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
-from tests.cuda.trt.host_plugin import CHW32, CaseRun, Harness, Plugin, Tensor
+from tests.cuda.trt.case_runs import CaseRun
+from tests.cuda.trt.host_plugin import CHW32, Harness, Plugin, Tensor
 from tests.cuda.trt.test_attributes import GOOD, PLUGINS
 from tests.ops.batches import Batch, assert_nothing_wrong, batches_of
 

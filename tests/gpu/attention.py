@@ -1,0 +1,168 @@
+"""Tensors of an attention, our kernels called on them, and what they should compute."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tests.cuda import abi
+from tests.gpu.kernels import Bench
+from tests.gpu.workloads import AttentionShape
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Inputs and output of one attention, each [B, S, H, D]; gates [B, S, H]."""
+
+    shape: AttentionShape
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    gates: torch.Tensor
+    output: torch.Tensor
+
+    @classmethod
+    def draw(
+        cls, shape: AttentionShape, share: float, dtype: torch.dtype, sets: int, device: str
+    ) -> list[Tensors]:
+        """Draw sets of tensors; gates as `draw_gates` has them."""
+        generator = torch.Generator(device).manual_seed(0)
+
+        def normal(tokens: int, heads: int) -> torch.Tensor:
+            size = (sets, shape.batch, tokens, heads, shape.head_dim)
+            return torch.randn(size, generator=generator, device=device, dtype=torch.float32).to(
+                dtype
+            )
+
+        size = (sets, shape.batch, shape.queries, shape.heads)
+        gates = draw_gates(size, share, generator, device).to(dtype)
+        query = normal(shape.queries, shape.heads)
+        key, value = (normal(shape.keys, shape.kv_heads) for _ in range(2))
+        drawn = (query, key, value, gates, torch.full_like(query, math.nan))
+        return [cls(shape, *of_one_set) for of_one_set in zip(*drawn, strict=True)]
+
+    @staticmethod
+    def sets_for(shape: AttentionShape, dtype: torch.dtype, rotated_bytes: int) -> int:
+        """Return how many sets have so many bytes together."""
+        tokens = 2 * shape.queries * shape.heads + 2 * shape.keys * shape.kv_heads
+        numbers = shape.batch * tokens * shape.head_dim
+        return max(2, math.ceil(rotated_bytes / (numbers * dtype.itemsize)))
+
+
+class KernelCall:
+    """A call of our kernels: arguments and workspace are made once, a call only enqueues.
+
+    Args:
+        tactic: One of `abi.TACTICS`, or anything else: as the library chooses.
+    """
+
+    def __init__(self, bench: Bench, tensors: Tensors, tactic: str) -> None:
+        self.output = tensors.output
+        self._bench = bench
+        self._args, self._choice = arguments(tensors), abi.AttentionChoice()
+        device, size = bench.library.device(), ctypes.c_size_t()
+        described, chosen = ctypes.byref(self._args), ctypes.byref(self._choice)
+        bench.library.call("moh_cuda_attention_choose", described, ctypes.byref(device), chosen)
+        if tactic in abi.TACTICS:
+            self._choice.tactic = abi.TACTICS[tactic]
+        bench.library.call("moh_cuda_attention_workspace", described, chosen, ctypes.byref(size))
+        self._workspace = torch.empty(
+            max(1, size.value), dtype=torch.uint8, device=tensors.query.device
+        )
+
+    @property
+    def note(self) -> str:
+        """Which way was chosen, and why."""
+        tactic = next(name for name, n in abi.TACTICS.items() if n == self._choice.tactic)
+        return f"{tactic}, {self._choice.key_splits} key splits: {self._choice.reason.decode()}"
+
+    def __call__(self) -> None:
+        self._bench.library.call(
+            "moh_cuda_attention",
+            ctypes.byref(self._args),
+            ctypes.byref(self._choice),
+            self._workspace.data_ptr(),
+            self._workspace.numel(),
+            self._bench.device.stream(),
+        )
+
+
+def arguments(tensors: Tensors) -> abi.AttentionArgs:
+    """Return the C struct for tensors, which may have any strides."""
+    shape = tensors.shape
+    name = str(tensors.query.dtype).removeprefix("torch.")
+    return abi.AttentionArgs(
+        dtype=abi.DTYPES[name],
+        query=tensors.query.data_ptr(),
+        key=tensors.key.data_ptr(),
+        value=tensors.value.data_ptr(),
+        gates=tensors.gates.data_ptr(),
+        output=tensors.output.data_ptr(),
+        query_strides=_strides(tensors.query),
+        key_strides=_strides(tensors.key),
+        value_strides=_strides(tensors.value),
+        output_strides=_strides(tensors.output),
+        batch=shape.batch,
+        q_heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        queries=shape.queries,
+        keys=shape.keys,
+        head_dim=shape.head_dim,
+        value_dim=shape.head_dim,
+        scale=shape.head_dim**-0.5,
+        causal=shape.causal,
+    )
+
+
+def _strides(tensor: torch.Tensor) -> abi.HeadStrides:
+    batch, token, head, _ = tensor.stride()
+    return abi.HeadStrides(batch, head, token)
+
+
+def reference(tensors: Tensors) -> torch.Tensor:
+    """Return attention without gates in float64, [B, S, H, D]: docs/ops.md, MoHAttention."""
+    return torch.stack([_of_batch(tensors, b) for b in range(tensors.shape.batch)])
+
+
+def _of_batch(tensors: Tensors, batch: int) -> torch.Tensor:
+    shape = tensors.shape
+    group = shape.heads // shape.kv_heads
+    query, key, value = (
+        tensor[batch].double().transpose(0, 1)  # [H, S, D]
+        for tensor in (tensors.query, tensors.key, tensors.value)
+    )
+    heads = []
+    for head in range(shape.heads):
+        scores = query[head] @ key[head // group].T * shape.head_dim**-0.5  # [S, T]
+        if shape.causal:
+            seen = torch.ones_like(scores, dtype=torch.bool).tril(shape.keys - shape.queries)
+            scores = scores.masked_fill(~seen, -math.inf)
+        heads.append(scores.softmax(dim=-1) @ value[head // group])
+    return torch.stack(heads, dim=1)  # [S, H, D]
+
+
+def with_gates(exact: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+    """Multiply heads [B, S, H, D] by gates [B, S, H]."""
+    return exact * gates.double().unsqueeze(-1)
+
+
+def draw_gates(
+    size: tuple[int, ...], share: float, generator: torch.Generator, device: str
+) -> torch.Tensor:
+    """Draw gates [..., H]: half of the open ones are shared by all tokens, the others random."""
+    heads = size[-1]
+    open_heads = round(heads * share)
+    shared = open_heads // 2 if share < 1 else heads
+    rank = torch.rand(size, generator=generator, device=device)
+    rank[..., :shared] = 2.0
+    chosen = rank.topk(open_heads, dim=-1).indices
+    weights = 0.5 + torch.rand(size, generator=generator, device=device)
+    return torch.zeros(size, device=device).scatter(-1, chosen, weights.gather(-1, chosen))
+
+
+def kernel_calls(bench: Bench, sets: Sequence[Tensors], tactic: str) -> list[KernelCall]:
+    return [KernelCall(bench, tensors, tactic) for tensors in sets]
