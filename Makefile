@@ -37,7 +37,7 @@ help:
 	@echo "make cuda    compile the kernels for NVIDIA GPUs; needs nvcc, but no GPU"
 	@echo "make plugin  compile the plugin library for TensorRT into the package; needs nvcc, but no GPU"
 	@echo "make test-cuda  the tests of what runs on NVIDIA GPUs; need nvcc, but no GPU"
-	@echo "make test-gpu   all that needs a GPU: correctness, compute-sanitizer, timings; needs nvcc, torch and numpy"
+	@echo "make test-gpu   all that needs a GPU, in stages: correct, speed, deep; needs nvcc, torch and numpy"
 	@echo "make test-trt   build TensorRT engines, run them and compare; needs a GPU, TensorRT, and make plugin"
 	@echo "make check   formatting, lint, types, import rules"
 	@echo "make format  rewrite the files in the project's format"
@@ -79,9 +79,9 @@ test-long: build-dependencies $(VENV)/.installed-test $(VENV)/.kernels
 	$(BIN)/python -m tests.validate.mutations --cache build/mutations --jobs $(JOBS)
 
 # Any Python with torch and numpy will do: make test-gpu GPU_PYTHON=python3
-GPU_PYTHON ?= $(BIN)/python
+GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) python3)
 test-gpu:
-	@test -e build/gpu/cases.npz || $(GPU_PYTHON) -m tests.gpu.prepare
+	$(if $(wildcard $(BIN)/python),$(BIN)/python -m tests.gpu.prepare)
 	$(GPU_PYTHON) -m tests.gpu $(GPU_ARGS)
 
 test-trt: $(VENV)/.installed-test

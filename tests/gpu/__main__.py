@@ -25,16 +25,18 @@ from tests.gpu.isolated import run_shown
 from tests.gpu.plan import BUDGETS_S, GRACE_S, STAGES, Ingredients
 from tests.gpu.report import Report
 from tests.gpu.stage import NothingTested, Options, conclude, run_stage
-from tests.gpu.stored_cases import CASES, StoredCases
+from tests.gpu.stored_cases import CASES, HINT, OtherVersion, StoredCases
 from tests.gpu.summary import plan_lines, timing_lines
-
-_HINT = "`python -m tests.gpu.prepare` writes it, where moh-deploy is installed; bring it along."
 
 
 def main() -> int:
     options = _parser().parse_args()
     if not options.cases.is_file():
-        return _fail(f"{options.cases} is missing. {_HINT}")
+        return _fail(f"{options.cases} is missing: {HINT}")
+    try:
+        StoredCases(options.cases)
+    except OtherVersion as error:
+        return _fail(str(error))
     stages = STAGES if options.stage is None else (options.stage,)
     if options.plan:
         for stage in stages:

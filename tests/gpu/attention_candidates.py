@@ -49,7 +49,7 @@ def _fused(name: str, backend: SDPBackend) -> list[Candidate]:
     """A backend of scaled_dot_product_attention, without gates and times gates."""
 
     def context() -> AbstractContextManager[None]:
-        return sdpa_kernel(backend)  # type: ignore[no-any-return]
+        return sdpa_kernel(backend)
 
     def enter(bench: Bench, sets: Sequence[Tensors], gated: bool) -> Entrant:
         attend, note = _sdpa(sets[0], grouped=True), ""

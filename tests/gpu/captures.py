@@ -46,7 +46,7 @@ class _Setup:
 
 
 def _attention(bench: Bench, shape: Mapping[str, Json], tactic: str) -> _Setup:
-    sizes = AttentionShape(**shape)  # type: ignore[arg-type]
+    sizes = AttentionShape(**shape)
     mine, other = Tensors.draw(sizes, 0.75, getattr(torch, _DTYPE), 2, bench.device.kind)
 
     def expected() -> Expected:
@@ -62,7 +62,7 @@ def _attention(bench: Bench, shape: Mapping[str, Json], tactic: str) -> _Setup:
 
 
 def _aggregated(bench: Bench, shape: Mapping[str, Json], tactic: str) -> _Setup:
-    sizes = AggregatedShape(**shape)  # type: ignore[arg-type]
+    sizes = AggregatedShape(**shape)
     mine, other = aggregated.draw(sizes, 0.75, getattr(torch, _DTYPE), 0, bench.device.kind)
     return _Setup(
         aggregated.KernelCall(bench, mine),
@@ -72,7 +72,7 @@ def _aggregated(bench: Bench, shape: Mapping[str, Json], tactic: str) -> _Setup:
 
 
 def _router(bench: Bench, shape: Mapping[str, Json], tactic: str) -> _Setup:
-    sizes = RouterShape(**shape)  # type: ignore[arg-type]
+    sizes = RouterShape(**shape)
     mine, other = router.draw(sizes, getattr(torch, _DTYPE), 0, bench.device.kind)
     return _Setup(
         router.KernelCall(bench, mine),

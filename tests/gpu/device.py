@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -71,9 +72,20 @@ class Cuda:
 
     def capture(self, calls: Sequence[Call]) -> Call:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for call in calls:
-                call()
+        torch.cuda.synchronize()
+        # torch.cuda.graph collects garbage first, which takes as long as all else here. Collected
+        # during a capture, a graph of an earlier candidate would end it.
+        gc.disable()
+        try:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                graph.capture_begin()
+                try:
+                    for call in calls:
+                        call()
+                finally:
+                    graph.capture_end()
+        finally:
+            gc.enable()
         return graph.replay
 
     def compiled(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -23,7 +23,7 @@ def far_apart(
     Raises:
         Wrong: It computes something else than the same tensors close together.
     """
-    sizes, kind = AttentionShape(**shape), getattr(torch, dtype)  # type: ignore[arg-type]
+    sizes, kind = AttentionShape(**shape), getattr(torch, dtype)
     near = Tensors.draw(sizes, 0.75, kind, 2, bench.device.kind)[0]
     far = replace(
         near,

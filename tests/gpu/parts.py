@@ -45,7 +45,7 @@ def parts(
     Raises:
         Missing: The profiler sees no kernel of ours: there is no GPU, or it may not look at it.
     """
-    sizes = AttentionShape(**shape)  # type: ignore[arg-type]
+    sizes = AttentionShape(**shape)
     sets = Tensors.draw(sizes, share, getattr(torch, dtype), 2, bench.device.kind)
     calls = kernel_calls(bench, sets, tactic) * math.ceil(cast(int, effort["calls"]) / len(sets))
     bench.device.warm_up(calls)

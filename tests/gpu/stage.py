@@ -91,7 +91,7 @@ class _Stage:
     def run(self, steps: Sequence[Step]) -> None:
         for step in steps:
             result = self._run(step)
-            self._ended[step.job] += result.ended_worker
+            self._ended[step.kind] += result.ended_worker
             self._report.add(result)
 
     def _run(self, step: Step) -> Result:
@@ -100,8 +100,8 @@ class _Stage:
             return Result(
                 step.name, "cut", problem=f"it takes {step.expected_s:g} s; {left:.1f} left"
             )
-        if self._ended[step.job] >= MOST_ENDED_WORKERS:
-            problem = f"{self._ended[step.job]} processes have ended in a '{step.job}'"
+        if self._ended[step.kind] >= MOST_ENDED_WORKERS:
+            problem = f"{self._ended[step.kind]} processes have ended in a {step.kind}"
             return Result(step.name, "cut", problem=problem)
         timeout_s = min(step.timeout_s, left + GRACE_S)
         if step.job in TOOLS:

@@ -39,7 +39,8 @@ class Step:
     """One measurement or check: lost alone if it goes wrong.
 
     Attributes:
-        name: Unique in its stage, such as `attention/LLaMA-2k/float16/0.75`.
+        name: Unique in its stage, such as `attention/LLaMA-2k/float16/0.75`. The first two parts
+            are its kind.
         job: Which function runs it: of tests/gpu/worker.py, or of tests/gpu/tools.py.
         arguments: Of that function.
         expected_s: On the machine that the stages are planned for: 16 cores and one GPU.
@@ -53,6 +54,11 @@ class Step:
     expected_s: float = 1.0
     timeout_s: float = 30.0
     fresh: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Return what its name has in common with those of steps that are likely to fail alike."""
+        return "/".join(self.name.split("/")[:2])
 
 
 @dataclass(frozen=True)

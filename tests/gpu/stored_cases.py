@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     import torch
 
 CASES = BUILDS / "cases.npz"
+HINT = "`python -m tests.gpu.prepare` writes it, where moh-deploy is installed; bring it along."
+
+
+class OtherVersion(Exception):
+    """The file is not of the form that these tests read."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ class StoredCases:
     def __init__(self, path: Path = CASES) -> None:
         # Read as a whole: nobody has to close it.
         self._file = np.load(io.BytesIO(path.read_bytes()))
+        if "tolerances" not in self._file.files:
+            raise OtherVersion(f"{path} was written by another version: {HINT}")
         self._headers = json.loads(str(self._file["headers"]))
         self._primitives = json.loads(str(self._file["primitives"]))
         self._tolerances = json.loads(str(self._file["tolerances"]))

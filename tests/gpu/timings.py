@@ -37,7 +37,7 @@ def attention(
     Raises:
         Wrong: One of our tactics computes something else.
     """
-    sizes, kind = AttentionShape(**shape), getattr(torch, dtype)  # type: ignore[arg-type]
+    sizes, kind = AttentionShape(**shape), getattr(torch, dtype)
     asked = _asked(bench, effort)
     count = Tensors.sets_for(sizes, kind, asked.rotated_bytes)
     sets = Tensors.draw(sizes, share, kind, count, bench.device.kind)
@@ -62,7 +62,7 @@ def aggregated_attention(
     bench: Bench, shape: Described, share: float, dtype: str, effort: Described
 ) -> Facts:
     """Time aggregated attention against torch's operators, as they are and compiled."""
-    sizes, kind = AggregatedShape(**shape), getattr(torch, dtype)  # type: ignore[arg-type]
+    sizes, kind = AggregatedShape(**shape), getattr(torch, dtype)
     asked = _asked(bench, effort)
     sets = aggregated.draw(sizes, share, kind, asked.rotated_bytes, bench.device.kind)
     expected = aggregated.expected(sets[0], bench.cases.tolerance(dtype))
@@ -77,7 +77,7 @@ def aggregated_attention(
 
 def routing(bench: Bench, shape: Described, dtype: str, effort: Described) -> Facts:
     """Time the router against torch's operators, as they are and compiled."""
-    sizes, kind = RouterShape(**shape), getattr(torch, dtype)  # type: ignore[arg-type]
+    sizes, kind = RouterShape(**shape), getattr(torch, dtype)
     asked = _asked(bench, effort)
     sets = router.draw(sizes, kind, asked.rotated_bytes, bench.device.kind)
     expected = router.expected(sets[0], bench.cases.tolerance(dtype))
@@ -87,7 +87,7 @@ def routing(bench: Bench, shape: Described, dtype: str, effort: Described) -> Fa
 
 
 def _asked(bench: Bench, effort: Described) -> Effort:
-    asked = Effort(**effort)  # type: ignore[arg-type]
+    asked = Effort(**effort)
     return replace(asked, rotated_bytes=max(asked.rotated_bytes, 2 * bench.device.cache_bytes()))
 
 

@@ -45,7 +45,7 @@ class Tools:
             Wrong: It has found something.
             TimedOut: It was not done in time.
         """
-        return TOOLS[job](self, timeout_s, **arguments)  # type: ignore[arg-type]
+        return TOOLS[job](self, timeout_s, **arguments)
 
     def sanitize(self, timeout_s: float, *, tool: str, every: int) -> Facts:
         """Run contract cases under a tool of compute-sanitizer that looks at our kernels alone."""
@@ -68,7 +68,7 @@ class Tools:
         path.unlink(missing_ok=True)
         command = [
             ncu,
-            f"--kernel-name={kernel}",
+            f"--kernel-name=regex:(^|::){kernel}$",
             f"--launch-skip={_PROFILED_LAUNCH - 1}",
             "--launch-count=1",
             "--set=full",
