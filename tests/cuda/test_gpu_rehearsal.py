@@ -298,6 +298,21 @@ def test_time_of_each_kernel_is_summed_over_its_variants():
     assert parts.by_kernel(averages) == {"compact": 2.0, "attend": 30.0}
 
 
+def test_refusal_is_what_went_wrong_first():
+    """Where a capture ends with an error of its own."""
+    exact = torch.ones(8, 8, dtype=torch.float64)
+
+    def fail(*inputs: torch.Tensor) -> torch.Tensor:
+        try:
+            raise RuntimeError("no kernel for this head size")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    entries = {"a": lambda: Entrant([TorchCall(fail, [exact])], gated=True)}
+    rows = race(Host(), entries, [], Expected(exact, exact, TOLERANCE), workloads.SMALL.effort)
+    assert rows["a"] == {"refused": "RuntimeError: no kernel for this head size"}
+
+
 # From end to end, as a person runs it.
 
 

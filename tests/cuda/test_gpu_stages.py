@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -171,11 +171,32 @@ def test_grandchildren_are_killed_too():
     )
     code, output = run_command([sys.executable, "-c", script], 2.0)
     assert code is None
+    assert becomes(lambda: is_gone(int(output.split()[0])))
+
+
+def test_worker_ends_with_its_stage():
+    """A killed stage would else leave a worker that hangs, and has the device."""
+    script = (
+        "import tests.cuda.test_gpu_stages as t;"
+        "w = t.Worker(t.STUB);"
+        "print(w.run(t.Step('a', 'measured'), {'library': ''}, 20).facts['pid'], flush=True);"
+        "w.run(t.Step('b', 'hang'), {'library': ''}, 600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as stage:
+        assert stage.stdout is not None
+        pid = int(stage.stdout.readline())
+        assert not is_gone(pid)
+        stage.kill()
+    assert becomes(lambda: is_gone(pid))
+
+
+def becomes(holds: Callable[[], bool]) -> bool:
+    """Wait until something holds, for some seconds at most."""
     for _ in range(50):
-        if is_gone(int(output.split()[0])):
-            return
+        if holds():
+            return True
         time.sleep(0.1)
-    raise AssertionError("the process that the killed one has started is still there")
+    return False
 
 
 def is_gone(pid: int) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.cuda.golden import GOLDEN
@@ -44,16 +45,16 @@ def main() -> int:
             print(*plan_lines(stage, steps, _budget(options, stage)), sep="\n")
         return 0
     if options.stage is None:
-        return _run_all()
+        return _run_all(options)
     return _run_one(options)
 
 
-def _run_all() -> int:
+def _run_all(options: argparse.Namespace) -> int:
     """Run each stage in a process, which is killed if it does not end."""
     codes = []
     for stage in STAGES:
         command = [sys.executable, "-m", "tests.gpu", *sys.argv[1:], f"--stage={stage}"]
-        code = run_shown(command, BUDGETS_S[stage] + 2 * GRACE_S)
+        code = run_shown(command, _budget(options, stage) + 2 * GRACE_S)
         print(f"{stage}: {'killed' if code is None else f'exit status {code}'}", flush=True)
         codes.append(1 if code is None else code)
     return max(codes)
@@ -62,26 +63,27 @@ def _run_all() -> int:
 def _run_one(options: argparse.Namespace) -> int:
     stage, out = options.stage, options.out.resolve()
     if stage == "correct":
-        (out / GOLDEN.name).unlink(missing_ok=True)
+        with suppress(OSError):
+            (out / GOLDEN.name).unlink()
     steps = plan.steps_of(stage, _ingredients(options))
     budget_s = _budget(options, stage)
     report = Report(
         out / f"{stage}.json",
         {"stage": stage, "started": time.strftime("%Y-%m-%d %H:%M:%S"), "budget_s": budget_s},
     )
-    device = "cpu" if options.rehearse else "cuda"
+    device, cases = "cpu" if options.rehearse else "cuda", options.cases.resolve()
     worker = [
         sys.executable,
         "-m",
         options.worker,
         f"--device={device}",
-        f"--cases={options.cases}",
+        f"--cases={cases}",
     ]
     try:
         run_stage(
             steps,
             report,
-            Options(options.library, device, options.cases, out, worker, budget_s),
+            Options(options.library, device, cases, out, worker, budget_s),
         )
     except NothingTested as error:
         report.note(nothing_tested=str(error))
@@ -92,7 +94,7 @@ def _run_one(options: argparse.Namespace) -> int:
 
 def _ingredients(options: argparse.Namespace) -> Ingredients:
     stored = StoredCases(options.cases)
-    plugin = (options.plugin, options.harness)
+    plugin = (options.plugin.resolve(), options.harness.resolve())
     return Ingredients(
         sizes=workloads.SMALL if options.rehearse else workloads.FULL,
         cases=stored.names,

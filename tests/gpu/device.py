@@ -48,6 +48,10 @@ class Device(Protocol):
         """Return the size of the last cache."""
         ...
 
+    def release(self) -> None:
+        """Give back the memory of graphs that are gone."""
+        ...
+
 
 class Cuda:
     """The current GPU: CUDA graphs, and events around them."""
@@ -101,6 +105,9 @@ class Cuda:
         end.synchronize()
         return start.elapsed_time(end) * 1000
 
+    def release(self) -> None:
+        torch.cuda.empty_cache()
+
     def cache_bytes(self) -> int:
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size)
 
@@ -134,6 +141,9 @@ class Host:
         start = time.perf_counter()
         replay()
         return (time.perf_counter() - start) * 1e6
+
+    def release(self) -> None:
+        pass
 
     def cache_bytes(self) -> int:
         return 0

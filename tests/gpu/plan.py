@@ -92,6 +92,7 @@ def _speed(ingredients: Ingredients) -> Iterator[Step]:
     yield from _aggregated(sizes, soon, [first])
     yield from _attention(sizes, sizes.shares, others[1:], seconds=2.2)
     yield from _aggregated(sizes, [best], others)
+    yield Step("machine afterwards", "machine", expected_s=0.3)
 
 
 def _timed(sizes: Sizes) -> dict[str, Json]:

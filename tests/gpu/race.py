@@ -101,6 +101,7 @@ def race(
         For each: `us` a call (`low_us`, `high_us`: quartiles), `enqueue_us` of CPU time a call,
         `max_error`, whether it is `right`; or why it was `refused`.
     """
+    device.release()
     rows: dict[str, Facts] = {}
     replays: dict[str, tuple[Call, int]] = {}
     for name, enter in entries.items():
@@ -140,10 +141,17 @@ def _entered(
         if ours:
             raise
         device.synchronize()
-        return {"refused": f"{type(error).__name__}: {error}"[:300]}, None
+        return {"refused": _first_cause(error)[:300]}, None
     row = expected.judge(entrant.calls[0].output, gated=entrant.gated, ours=ours)
     row |= {"gated": entrant.gated, "enqueue_us": enqueue_us}
     return row | ({"note": entrant.note} if entrant.note else {}), (replay, len(calls))
+
+
+def _first_cause(error: BaseException) -> str:
+    """Return what went wrong first: ending a capture that has failed raises once more."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return f"{type(error).__name__}: {error}"
 
 
 def _repeated(calls: Sequence[OutputCall], least: int) -> list[OutputCall]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -11,6 +13,7 @@ from collections.abc import Callable, Mapping
 from tests.gpu.steps import Facts, Missing, Wrong, finite
 
 Job = Callable[..., Facts]
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def serve(jobs: Mapping[str, Job], is_healthy: Callable[[], str]) -> None:
@@ -21,6 +24,7 @@ def serve(jobs: Mapping[str, Job], is_healthy: Callable[[], str]) -> None:
         is_healthy: Waits for the device and returns why nothing can run on it any more; empty if
             all is well. An error of the device is thereby seen at the step that made it.
     """
+    _end_with_parent()
     # What libraries print goes to stderr: it must not get between the results.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -36,6 +40,11 @@ def serve(jobs: Mapping[str, Job], is_healthy: Callable[[], str]) -> None:
         replies.flush()
         if illness:
             os._exit(1)  # destructors would wait for the device
+
+
+def _end_with_parent() -> None:
+    """Let the system end this process with the one that started it, even if it hangs by then."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _run(job: Job, arguments: Mapping[str, object]) -> Facts:
