@@ -39,5 +39,17 @@ def test_times_are_of_seconds_without_a_unit():
     assert parse_seconds("500ms", option="--min-time") == 0.5
     with pytest.raises(ConfigError, match="--min-time is 'soon', expected a time such as 5s"):
         parse_seconds("soon", option="--min-time")
-    with pytest.raises(ConfigError, match="--min-time: '5 h' has the unit 'h'"):
+    with pytest.raises(ConfigError, match="--min-time: '5 h' has the unit 'h'") as unknown:
         parse_seconds("5 h", option="--min-time")
+    assert unknown.value.hint == "Example: 5 s"
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [("2sec", "s"), ("2 seconds", "s"), ("2 S", "s"), ("3 mins", "min"), ("3m", "min")]
+    + [("5 msec", "ms"), ("7 usec", "us")],
+)
+def test_other_spelling_of_a_unit_is_known(text: str, unit: str):
+    with pytest.raises(ConfigError, match="expected s, ms, min, us") as refused:
+        parse_seconds(text, option="--every")
+    assert refused.value.hint == f"Did you mean '{unit}'?"
