@@ -93,9 +93,12 @@ def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], way
             [rung.found.name for rung in rungs], list(map(policy.limits, policy.rungs)), drift_to
         )
         dead = died_in(options.audit_log)
+        # Before the log: where the disk is full, an empty one would stay.
+        marks = RunningMarks(options.audit_log, state.names)
+        stack.callback(marks.close)
         hands = Hands(
             AuditLog(options.audit_log),
-            RunningMarks(options.audit_log, state.names),
+            marks,
             None if options.control is None else ControlFile(options.control),
             faults,
             policy.spot_checks,
@@ -108,7 +111,6 @@ def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], way
                 name = rung.found.name
                 print(f"warning: rung '{name}' cannot be opened: {problem}", file=sys.stderr)
         if len(problems) == len(rungs):
-            hands.marks.close()
             raise problems[0]
         for name in dead:
             state.died(hands.clock(), name)

@@ -14,7 +14,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
@@ -43,11 +43,15 @@ class RunningMarks:
         head = "\n".join(rungs).encode() + b"\n\n"
         self._start = len(head)
         try:
-            self._file, path = tempfile.mkstemp(prefix=f"{log.name}.running-", dir=log.parent)
-            # Held before it says anything: what is empty is nobody's yet.
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            os.write(self._file, head + bytes(_BYTES * len(rungs)))
-            self._memory = mmap.mmap(self._file, 0)
+            with ExitStack() as undo:
+                self._file, path = tempfile.mkstemp(prefix=f"{log.name}.running-", dir=log.parent)
+                undo.callback(os.close, self._file)
+                undo.callback(os.unlink, path)
+                # Held before it says anything: what is empty is nobody's yet.
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+                os.write(self._file, head + bytes(_BYTES * len(rungs)))
+                self._memory = mmap.mmap(self._file, 0)
+                undo.pop_all()
         except OSError as error:
             raise ConfigError(
                 f"the folder of the audit log {log} cannot be written: {error.strerror}."

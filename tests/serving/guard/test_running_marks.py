@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.onnxruntime.models import PackageDir
 from moh_deploy.serving import ServingSettings, open_served
+from moh_deploy.serving.guard import running_marks
 from moh_deploy.serving.guard.running_marks import RunningMarks, died_in
 from tests.handmade_package import vectors, write_package
 
@@ -80,6 +82,31 @@ def test_what_lives_is_left_alone(tmp_path: Path):
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="the folder of the audit log"):
         RunningMarks(tmp_path / "missing" / "log", ["a"])
+
+
+def test_a_full_disk_refuses_the_start_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def is_full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    package = write_package(tmp_path / "package")
+    (tmp_path / "logs").mkdir()
+    settings = ServingSettings("m", guard=True, audit_log=str(tmp_path / "logs" / "audit.jsonl"))
+    with monkeypatch.context() as patched:
+        patched.setattr(running_marks.os, "write", is_full)
+        with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
+            open_served(PackageDir(package.root), settings)
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+def test_a_log_that_cannot_be_opened_leaves_no_mark(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    log = tmp_path / "logs" / "audit.jsonl"
+    log.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="cannot be written: Is a directory"):
+        open_served(PackageDir(package.root), ServingSettings("m", guard=True, audit_log=str(log)))
+    assert list(log.parent.iterdir()) == [log]
 
 
 def test_without_a_log_there_are_no_marks():
