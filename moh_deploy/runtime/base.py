@@ -140,7 +140,8 @@ class Runner(ABC):
             Name to array, for every output, extra outputs included.
 
         Raises:
-            ConfigError: An input is missing, unknown, or of a wrong dtype or shape.
+            ConfigError: An input is missing, unknown, of a wrong dtype or shape, or holds a number
+                that a table of the model has no row for.
             BackendError: The runtime failed.
         """
 

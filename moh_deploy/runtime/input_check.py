@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+import numpy as np
+
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
@@ -36,6 +38,28 @@ def empty_axis(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> str 
             array = inputs[spec.name]
             got = f"{array.dtype}{list(array.shape)}"
             return f"input '{spec.name}' is {got}, with size 0 on axis {index} ('{text}')"
+    return None
+
+
+def missing_row(rows: Mapping[str, int], inputs: Mapping[str, Array]) -> str | None:
+    """Return the first number that a table has no row for, in words; None if there is none.
+
+    Args:
+        rows: Of the table that each of these inputs is looked up in.
+        inputs: Name to array; they were checked.
+    """
+    for name, count in rows.items():
+        array = inputs[name]
+        if array.dtype.kind not in "iu":
+            continue
+        # Negative numbers count from the end, as ONNX has it.
+        wrong = np.argwhere((array >= count) | (array < -count))
+        if len(wrong):
+            place = wrong[0].tolist()
+            return (
+                f"input '{name}' is {array[tuple(place)]} at {place}, expected 0 to {count - 1}:"
+                f" the model looks it up in a table of {count} rows."
+            )
     return None
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
-from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.input_check import check_inputs, missing_row
 from moh_deploy.system.npz import Array
 
 SPECS = (
@@ -74,3 +74,27 @@ def test_misspelt_input_gets_a_suggestion():
     with pytest.raises(ConfigError) as error:
         check_inputs(SPECS, inputs(masks=np.zeros(1)))
     assert error.value.hint == "Did you mean 'mask'?"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "is_wrong"),
+    [
+        ("int64", 9, False),
+        ("int64", 10, True),
+        ("int32", -10, False),
+        ("int32", -11, True),
+        ("uint8", 255, True),
+        ("uint8", 0, False),
+        ("float32", 99, False),
+    ],
+)
+def test_number_that_a_table_has_no_row_for_is_found(dtype: str, value: int, is_wrong: bool):
+    ids = np.zeros((2, 3), dtype)
+    ids[1, 2] = value
+    found = missing_row({"ids": 10}, {"ids": ids})
+    words = f"input 'ids' is {value} at [1, 2], expected 0 to 9: the model looks it up in a table"
+    assert found == (f"{words} of 10 rows." if is_wrong else None)
+
+
+def test_empty_indices_are_in_every_table():
+    assert missing_row({"ids": 10}, {"ids": np.zeros((0, 3), np.int64)}) is None

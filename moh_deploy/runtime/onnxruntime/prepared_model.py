@@ -14,6 +14,7 @@ from moh_deploy.graph.emulated_dtype import EmulatedDtype, computes_in, emulate
 from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
 from moh_deploy.graph.router_nodes import router_nodes
 from moh_deploy.graph.switches import all_nodes, switch_rules
+from moh_deploy.graph.table_lookups import table_rows
 from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
 from moh_deploy.package import LayerInfo, load_without_weights
 from moh_deploy.runtime.base import GraphEdit
@@ -36,7 +37,7 @@ class PreparedModel(NamedTuple):
     `moh_nodes` has the name of each node that is to run on a kernel, and its operator. Nodes of
     domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has the nodes
     that depend on sizes, and their rules; `has_float16` says that some compute in that;
-    `emulated_dtype` is as in `KernelUse`.
+    `emulated_dtype` is as in `KernelUse`; `table_rows` has the inputs that are looked up in tables.
     """
 
     content: str | bytes
@@ -47,6 +48,7 @@ class PreparedModel(NamedTuple):
     layer_nodes: tuple[LayerNodes, ...]
     has_float16: bool
     emulated_dtype: str | None
+    table_rows: dict[str, int]
 
 
 def prepare_model(
@@ -84,6 +86,7 @@ def prepare_model(
     switches = switch_rules(model.graph)
     for edit in edits:
         edit(model.graph)
+    looked_up = table_rows(model.graph)
     has_float16 = computes_in(model, "float16")
     # One dtype at most: the first that the model computes in.
     emulated = next((dtype for dtype in emulate_dtypes if computes_in(model, dtype)), None)
@@ -100,7 +103,15 @@ def prepare_model(
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
             content = b"".join((data, more.SerializeToString()))
     return PreparedModel(
-        content, moh_nodes, dense_nodes, switches, routers, nodes, has_float16, emulated
+        content,
+        moh_nodes,
+        dense_nodes,
+        switches,
+        routers,
+        nodes,
+        has_float16,
+        emulated,
+        looked_up,
     )
 
 

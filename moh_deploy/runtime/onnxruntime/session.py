@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from onnx import parser
 
-from moh_deploy.errors import BackendError
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype
 from moh_deploy.package import OnnxPackage, TensorInfo, read_outline
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
-from moh_deploy.runtime.input_check import check_inputs, empty_axis
+from moh_deploy.runtime.input_check import check_inputs, empty_axis, missing_row
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels, register, require_kernels
@@ -47,11 +47,13 @@ class OrtRunner(Runner):
 
     Attributes:
         description: What runs each layer, as read from the session.
+        table_rows: Inputs that are looked up in tables, and the rows of these.
     """
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
     description: Description
+    table_rows: Mapping[str, int]
     _session: ort.InferenceSession
 
     def describe(self) -> Description:
@@ -106,10 +108,13 @@ class OrtRunner(Runner):
         try:
             return _calling_ort("running the model", run)
         except BackendError as error:
+            # ONNX Runtime's own message is about inner nodes, and comes last.
+            wrong = missing_row(self.table_rows, inputs)
+            if wrong is not None:
+                raise ConfigError(wrong) from error
             empty = empty_axis(self.inputs, inputs)
             if empty is None:
                 raise
-            # ONNX Runtime's own message is about inner nodes, and comes last.
             raise BackendError(
                 f"the model does not run on an empty tensor: {empty}, expected 1 or more."
                 f" {error.message}",
@@ -175,7 +180,7 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     )
     inputs = tuple(map(tensor_info, session.get_inputs()))
     outputs = tuple(one.name for one in session.get_outputs())
-    return OrtRunner(inputs, outputs, description, session)
+    return OrtRunner(inputs, outputs, description, model.table_rows, session)
 
 
 def _placed(

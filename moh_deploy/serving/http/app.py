@@ -224,6 +224,8 @@ class _App:
             if gone.done():
                 raise ClientDisconnect
             raise Refusal(f"there was no answer within {timeout_s:g} s.", status=504)
+        except ConfigError as error:  # which only the run could tell: a token that there is none of
+            raise Refusal(error.message, hint=error.hint) from error
         except BackendError as error:
             empty = empty_axis(self._endpoint.served.inputs, asked.inputs)
             if empty is None:

@@ -38,6 +38,20 @@ def one_node(op: str, dtype: int, **attributes: object) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("optimize", [True, False])
+def test_index_out_of_range_is_the_callers_fault(tmp_path: Path, optimize: bool):
+    text = "g (int64[batch, seq] ids) => (float[batch, seq, 2] y) { y = Gather (table, ids) }"
+    content = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}')
+    table = np.arange(20, dtype=np.float32).reshape(10, 2)
+    content.graph.initializer.append(numpy_helper.from_array(table, "table"))
+    runner = open_session(saved(tmp_path, content), Variant(optimize=optimize))
+    ids = np.array([[1, 9, 0]])
+    np.testing.assert_array_equal(runner.run({"ids": ids})["y"], table[ids])
+    ids[0, 2] = 10
+    with pytest.raises(ConfigError, match=r"input 'ids' is 10 at \[0, 2\], expected 0 to 9"):
+        runner.run({"ids": ids})
+
+
+@pytest.mark.parametrize("optimize", [True, False])
 @pytest.mark.parametrize("external_data", [True, False])
 def test_package_runs_and_gives_gates_as_extra_output(
     tmp_path: Path, optimize: bool, external_data: bool

@@ -114,6 +114,22 @@ def test_requests_that_were_joined_are_not_refused_before_each_ran_alone(make: M
     assert ladder.count("moh_refused_requests_total") == 0
 
 
+def test_what_is_wrong_with_the_inputs_is_no_fault_of_a_rung(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+):
+    def refuses(*_: object) -> None:
+        raise ConfigError("input 'ids' is 99 at [0, 1], expected 0 to 9.")
+
+    ladder = make()
+    with monkeypatch.context() as patched:
+        patched.setattr("moh_deploy.serving.guard.ladder.Rung.run", refuses)
+        with pytest.raises(ConfigError, match="'ids' is 99"):
+            ladder.ask()
+    assert ladder.ask().rung == "kernels"
+    assert ladder.count("moh_refused_requests_total") == 0
+    assert ladder.count("moh_fallback_requests_total") == 0
+
+
 def test_a_sample_that_nobody_can_answer_does_not_hide_a_fault(make: Make):
     ladder = make()
     x = np.array(ladder.package.vectors[0].inputs["x"])
