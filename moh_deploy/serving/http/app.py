@@ -129,12 +129,17 @@ class _App:
         return _json({"live": True})
 
     async def ready(self, _: Request) -> Response:
-        return _json({"ready": self._is_ready}, 200 if self._is_ready else 503)
+        is_ready = self._can_answer()
+        return _json({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model_ready(self, request: Request) -> Response:
         self._check_model(request)
-        content = {"name": self._endpoint.name, "ready": self._is_ready}
-        return _json(content, 200 if self._is_ready else 503)
+        is_ready = self._can_answer()
+        content = {"name": self._endpoint.name, "ready": is_ready}
+        return _json(content, 200 if is_ready else 503)
+
+    def _can_answer(self) -> bool:
+        return self._is_ready and not self._endpoint.queue.runs.are_all_hung
 
     async def model(self, request: Request) -> Response:
         self._check_model(request)

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from moh_deploy.serving.answer_batch import Answering, Tensors, answer_batch
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.serving.runs_under_way import RunsUnderWay
 from moh_deploy.serving.served_model import Reply
 
 
@@ -31,12 +32,14 @@ class QueueLimits:
         max_batch: The most samples that are joined; a request of more runs alone.
         max_delay_s: How long the oldest request of a batch waits for others.
         max_waiting: The most requests that wait; one more is refused.
+        hung_s: A run that lasts longer is taken for hung.
     """
 
     instances: int
     max_batch: int
     max_delay_s: float
     max_waiting: int
+    hung_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,16 @@ class BatchingQueue:
         answer: Answers one batch; is called from several threads.
         axis: How requests are joined; None where each runs alone.
         limits: How they wait.
+
+    Attributes:
+        runs: Those that are under way.
     """
 
     def __init__(self, answer: Answering, axis: BatchAxis | None, limits: QueueLimits) -> None:
         self._answer = answer
         self._axis = axis
         self._limits = limits
+        self.runs = RunsUnderWay(limits.instances, limits.hung_s)
         limit = math.inf if axis is None or axis.most is None else axis.most
         self._most = min(limits.max_batch, limit)
         # All that follows is read and written with this held.
@@ -72,7 +79,9 @@ class BatchingQueue:
         self._is_closed = False
         self._batches: Counter[int] = Counter()  # samples to the number of batches of so many
         self._threads = [
-            threading.Thread(target=self._work, name=f"instance {index}", daemon=True)
+            threading.Thread(
+                target=self._work, args=(index,), name=f"instance {index}", daemon=True
+            )
             for index in range(limits.instances)
         ]
         for thread in self._threads:
@@ -96,7 +105,7 @@ class BatchingQueue:
         key: Hashable = request.future if self._axis is None else self._axis.key(inputs)
         with self._changed:
             if self._is_closed:
-                raise Refusal("the server is shutting down.", status=503, retry_after_s=1)
+                raise _shutting_down()
             if self._num_waiting >= self._limits.max_waiting:
                 self._drop_cancelled()
             if self._num_waiting >= self._limits.max_waiting:
@@ -115,6 +124,17 @@ class BatchingQueue:
         with self._changed:
             self._is_hurried = True
             self._changed.notify_all()
+
+    def refuse_waiting(self) -> None:
+        """Refuse what waits and what comes: no instance is left that could answer it."""
+        with self._changed:
+            self._is_closed = True
+            waiting = [one for requests in self._waiting.values() for one in requests]
+            self._waiting.clear()
+            self._num_waiting = 0
+        for request in waiting:
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_exception(_shutting_down())
 
     def close(self, *, timeout_s: float | None = None) -> bool:
         """Answer what waits, and stop. New requests are refused from now on.
@@ -151,16 +171,22 @@ class BatchingQueue:
                 "histogram",
                 (_histogram(batches, self._limits.max_batch),),
             ),
+            *self.runs.families(),
         )
 
-    def _work(self) -> None:
+    def _work(self, instance: int) -> None:
+        def answer(inputs: Tensors, sizes: Sequence[int] = ()) -> Reply:
+            self.runs.begins(instance)
+            return self._answer(inputs, sizes)
+
         while (batch := self._next_batch()) is not None:
-            replies = answer_batch(self._answer, self._axis, [one.inputs for one in batch])
+            replies = answer_batch(answer, self._axis, [one.inputs for one in batch])
             for request, reply in zip(batch, replies, strict=True):
                 if isinstance(reply, Exception):
                     request.future.set_exception(reply)
                 else:
                     request.future.set_result(reply)
+            self.runs.ends(instance)
 
     def _next_batch(self) -> list[_Waiting] | None:
         """Wait for the next batch and take it; None if the queue is closed and empty."""
@@ -220,6 +246,10 @@ class BatchingQueue:
                 self._waiting[key] = kept
             else:
                 del self._waiting[key]
+
+
+def _shutting_down() -> Refusal:
+    return Refusal("the server is shutting down.", status=503, retry_after_s=1)
 
 
 def _histogram(batches: Mapping[int, int], largest: int) -> Series:

@@ -21,7 +21,7 @@ from typing import Any
 
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.serving.http.refusal import Refusal
-from moh_deploy.serving.http.worker import UNANSWERED, FirstWord, WorkerTask
+from moh_deploy.serving.http.worker import HUNG, UNANSWERED, FirstWord, WorkerTask
 from moh_deploy.serving.served_model import threads_of
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.isolate import child_environment, how_it_ended
@@ -255,7 +255,8 @@ class _Worker:
 
     def how(self) -> str:
         """Say how the worker ended."""
-        return how_it_ended(self.process.returncode)
+        code = self.process.returncode
+        return "a run that hung" if code == HUNG else how_it_ended(code)
 
 
 class _Stop:

@@ -32,6 +32,9 @@ from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.suggest import did_you_mean
 
 UNANSWERED = 75  # EX_TEMPFAIL of sysexits.h: requests were cut off at the end
+HUNG = 69  # EX_UNAVAILABLE: a run did not end, and the process has to
+HUNG_TIMES = 2
+"""A run that lasts so many times as long as anybody waits is ended, with the process."""
 _KEEP_ALIVE_S = 30
 
 
@@ -69,11 +72,11 @@ class WorkerTask(Strict):
 _TASK = TypeAdapter(WorkerTask)
 
 
-def work(task: WorkerTask, parent: socket.socket) -> bool:
-    """Serve until SIGTERM, or until the parent is gone.
+def work(task: WorkerTask, parent: socket.socket) -> int:
+    """Serve until SIGTERM, until the parent is gone, or until a run hangs.
 
     Returns:
-        Whether all requests that have arrived are answered.
+        The exit code: 0 if all requests that have arrived are answered, else why not.
 
     Raises:
         BackendError: The model cannot be run here.
@@ -93,6 +96,8 @@ def work(task: WorkerTask, parent: socket.socket) -> bool:
             settings.max_batch,
             settings.max_delay_ms / 1e3,
             limits.max_waiting,
+            # Who has asked for it does not wait any longer than that.
+            hung_s=limits.request_timeout_s,
         ),
     )
     restarts = Family(
@@ -116,10 +121,13 @@ def work(task: WorkerTask, parent: socket.socket) -> bool:
     )
     server = _Server(config, queue, parent, FirstWord(alone_because=joining.reason))
     asyncio.run(server.serve([socket.socket(fileno=task.listener)]))
+    # Nothing is closed that is still in use.
+    if server.has_hung:
+        return HUNG
     if not queue.close(timeout_s=limits.shutdown_timeout_s) or server.has_cut_off:
-        return False  # and nothing is closed that is still in use
+        return UNANSWERED
     served.close()
-    return True
+    return 0
 
 
 def session_threads(settings: ServingSettings) -> int:
@@ -146,7 +154,10 @@ def _check_dims(longest: Mapping[str, int], manifest: ModelInterface) -> None:
 
 
 class _Server(uvicorn.Server):
-    """A server whose parent says when it ends."""
+    """A server whose parent says when it ends; it ends by itself where a run hangs.
+
+    Nothing can stop a run but the end of its process. The parent starts the next one.
+    """
 
     def __init__(
         self, config: uvicorn.Config, queue: BatchingQueue, parent: socket.socket, ready: FirstWord
@@ -156,6 +167,8 @@ class _Server(uvicorn.Server):
         self._parent = parent
         self._ready = ready
         self.has_cut_off = False
+        self.has_hung = False
+        self._watching: asyncio.Task[None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -169,12 +182,30 @@ class _Server(uvicorn.Server):
         # It never says anything: what can be read is that it is gone.
         asyncio.get_running_loop().add_reader(self._parent.fileno(), self._orphaned)
         self._parent.send(self._ready.to_line())
+        self._watching = asyncio.create_task(self._watch())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         limit_s = self.config.timeout_graceful_shutdown or 0
         began = time.monotonic()
+        if self._watching is not None:
+            self._watching.cancel()
         await super().shutdown(sockets)
         self.has_cut_off = time.monotonic() - began > limit_s
+
+    async def _watch(self) -> None:
+        """End where a run hangs: other instances answer what has arrived before."""
+        runs = self._queue.runs
+        while not runs.hung(HUNG_TIMES):
+            await asyncio.sleep(min(1.0, runs.hung_s / 4))
+        print(
+            f"error: a run has not ended within {HUNG_TIMES * runs.hung_s:g} s: this worker ends.",
+            file=sys.stderr,
+            flush=True,
+        )
+        self.has_hung = True
+        if runs.are_all_hung:
+            self._queue.refuse_waiting()
+        self._end()
 
     def _orphaned(self) -> None:
         asyncio.get_running_loop().remove_reader(self._parent.fileno())
@@ -221,7 +252,7 @@ def main(argument: str) -> int:
     task = WorkerTask.of_json(argument)
     parent = socket.socket(fileno=task.parent)
     try:
-        return 0 if work(task, parent) else UNANSWERED
+        return work(task, parent)
     except MoHDeployError as error:
         with suppress(OSError):  # the parent, whose error it becomes, may be gone
             parent.send(FirstWord(error.message, error.hint, error.exit_code).to_line())

@@ -23,6 +23,7 @@ from moh_deploy.serving.answer_batch import answer_batch
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.joining import find_joining
 from moh_deploy.serving.metrics import Family, edge_text
+from moh_deploy.serving.runs_under_way import RunsUnderWay
 from moh_deploy.serving.served_model import Reply
 from moh_deploy.serving.triton.opened_bundle import open_bundle
 from moh_deploy.system.npz import Array
@@ -33,6 +34,9 @@ Response: TypeAlias = Any
 
 PUSH_SECONDS = 0.5
 """How old counts may be when Prometheus asks: each goes to the server by a message of its own."""
+
+HUNG_SECONDS = 60.0
+"""A batch that takes longer is taken for hung. Nothing here can end it: the liveness probe can."""
 
 
 class TritonPythonModel:
@@ -56,6 +60,7 @@ class TritonPythonModel:
         self._logs_batches = _parameter(config, "log_batches") == "1"
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._metrics = _Metrics(pb_utils, args["model_instance_name"], labels)
+        self._runs = RunsUnderWay(1, HUNG_SECONDS)
         self._is_closing = threading.Event()
         self._pusher = threading.Thread(target=self._keep_pushing, daemon=True)
         self._pusher.start()
@@ -75,16 +80,18 @@ class TritonPythonModel:
                 ids = " ".join(requests[index].request_id() for index in group)
                 self._pb.Logger.log_info(f"batch of requests: {ids}")
             asked = [inputs[index] for index in group]
+            self._runs.begins(0)
             replies = answer_batch(self._served.answer, self._axis, asked)
             for index, reply in zip(group, replies, strict=True):
                 responses[index] = self._response(requests[index], reply)
+        self._runs.ends(0)
         return [responses[index] for index in range(len(requests))]
 
     def finalize(self) -> None:
         """Send the last counts and close the package, when the server unloads the model."""
         self._is_closing.set()
         self._pusher.join()
-        self._metrics.push(self._served.families())
+        self._push()
         self._served.close()
 
     def _read(self, request: Request) -> dict[str, Array] | MoHDeployError:
@@ -124,7 +131,10 @@ class TritonPythonModel:
 
     def _keep_pushing(self) -> None:
         while not self._is_closing.wait(PUSH_SECONDS):
-            self._metrics.push(self._served.families())
+            self._push()
+
+    def _push(self) -> None:
+        self._metrics.push((*self._served.families(), *self._runs.families()))
 
 
 def _joinable(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from starlette.applications import Starlette
 
-from moh_deploy.errors import BackendError
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import Reply, ServedModel, ServingSettings, open_served
 from moh_deploy.serving.http.app import Endpoint, make_app
@@ -56,8 +56,10 @@ def held() -> Held:
 def app(served: ServedModel, held: Held) -> Iterator[Callable[..., Starlette]]:
     queues = []
 
-    def make(*, max_waiting: int = 100, limits: HttpLimits | None = None) -> Starlette:
-        queues.append(BatchingQueue(held, None, QueueLimits(1, 1, 0.0, max_waiting)))
+    def make(
+        *, max_waiting: int = 100, limits: HttpLimits | None = None, hung_s: float = LONG_S
+    ) -> Starlette:
+        queues.append(BatchingQueue(held, None, QueueLimits(1, 1, 0.0, max_waiting, hung_s)))
         return make_app(Endpoint("m", "1", served, queues[-1], limits or HttpLimits()))
 
     yield make
@@ -175,6 +177,46 @@ def test_failed_run_is_500_and_a_sentence(
     failed = asyncio.run(run())
     assert (failed.status_code, failed.json()) == (500, {"error": "ONNX Runtime failed."})
     assert capsys.readouterr().err == "error: ONNX Runtime failed.\n"
+
+
+def test_token_that_the_model_has_not_is_the_clients_fault(
+    app: Callable[..., Starlette], held: Held, capsys: pytest.CaptureFixture[str]
+):
+    def fails(_: Tensors) -> dict[str, np.ndarray]:
+        raise ConfigError("input 'ids' is 99 at [0, 1], expected 0 to 9.")
+
+    async def run() -> httpx.Response:
+        async with connected(app()) as client:
+            return await infer(client)
+
+    held.gate.set()
+    held.replies = fails
+    failed = asyncio.run(run())
+    assert failed.status_code == 400
+    assert failed.json() == {"error": "input 'ids' is 99 at [0, 1], expected 0 to 9."}
+    assert capsys.readouterr().err == ""
+
+
+def test_server_whose_instances_all_hang_is_not_ready(app: Callable[..., Starlette], held: Held):
+    made = app(hung_s=0.05)
+
+    async def run() -> None:
+        async with made.router.lifespan_context(made), connected(made) as client:
+            ready = [(await client.get("/v2/health/ready")).status_code]
+            running = asyncio.create_task(infer(client))
+            while await metric(client, "moh_hung_runs") < 1:
+                await asyncio.sleep(0.001)
+            ready += [
+                (await client.get(f"/v2/{path}/ready")).status_code
+                for path in ("health", "models/m")
+            ]
+            assert ready == [200, 503, 503]
+            assert (await client.get("/v2/health/live")).status_code == 200
+            held.gate.set()
+            assert (await running).status_code == 200
+            assert (await client.get("/v2/health/ready")).json() == {"ready": True}
+
+    asyncio.run(run())
 
 
 def test_bug_is_500_and_its_traceback_is_not_for_clients(

@@ -50,8 +50,9 @@ def make(model: Model) -> Iterator[Callable[..., BatchingQueue]]:
         max_batch: int = 8,
         max_delay_s: float = 0.0,
         max_waiting: int = 100,
+        hung_s: float = LONG_S,
     ) -> BatchingQueue:
-        limits = QueueLimits(instances, max_batch, max_delay_s, max_waiting)
+        limits = QueueLimits(instances, max_batch, max_delay_s, max_waiting, hung_s)
         made.append(BatchingQueue(model, axis, limits))
         return made[-1]
 
@@ -215,6 +216,40 @@ def test_close_says_that_a_run_did_not_end(make: Callable[..., BatchingQueue], m
     assert not queue.close(timeout_s=0.01)
 
 
+def test_run_that_hangs_is_counted_and_others_go_on(
+    make: Callable[..., BatchingQueue], model: Model
+):
+    queue = make(instances=2, hung_s=0.01)
+    model.gate.clear()
+    hanging = ask(queue, 1)
+    model.begun.acquire()
+    while not queue.runs.hung():
+        time.sleep(0.001)
+    assert not queue.runs.are_all_hung
+    assert queue.families()[-1].samples[0].value == 1
+    model.gate.set()
+    assert got(hanging) == [2]
+    while queue.runs.hung():
+        time.sleep(0.001)
+
+
+def test_what_waits_behind_hung_runs_is_refused(make: Callable[..., BatchingQueue], model: Model):
+    queue = make()
+    model.gate.clear()
+    hanging = ask(queue, 1)
+    model.begun.acquire()
+    waiting, gone = ask(queue, 2), ask(queue, 3)
+    gone.cancel()
+    queue.refuse_waiting()
+    with pytest.raises(Refusal, match="shutting down") as refused:
+        waiting.result(LONG_S)
+    assert (refused.value.status, refused.value.retry_after_s) == (503, 1)
+    with pytest.raises(Refusal, match="shutting down"):
+        ask(queue, 4)
+    model.gate.set()
+    assert got(hanging) == [2]
+
+
 def test_many_clients_get_their_own_answers(make: Callable[..., BatchingQueue], model: Model):
     queue = make(instances=3, max_batch=16, max_delay_s=0.0005)
 
@@ -238,10 +273,10 @@ def test_waiting_requests_and_batches_are_counted(make: Callable[..., BatchingQu
     asked = [ask(queue, 1)]
     model.begun.acquire()
     asked += [ask(queue, 1, 2), ask(queue, 3)]
-    waiting, batches = queue.families()
+    waiting, batches, _ = queue.families()
     assert waiting.samples[0].value == 2
     model.gate.set()
     wait(asked, LONG_S)
-    _, batches = queue.families()
+    _, batches, _ = queue.families()
     assert batches.samples[0].value == 4
     assert batches.samples[0].buckets == {1: 1, 2: 1, 4: 2, 8: 2, np.inf: 2}

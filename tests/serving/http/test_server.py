@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.serving.guard.control import Control, write_control
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, write_request
 from moh_deploy.serving.telemetry import read_window
 from moh_deploy.system.npz import Array
@@ -261,6 +263,40 @@ def test_worker_that_is_killed_is_started_again_and_answers_stay_right(
         assert len(failed) <= 4
         assert server.metric("moh_worker_restarts_total") == 1
         assert "ended with SIGKILL; the next starts" in server.said.read_text()
+        assert server.stop() == 0
+
+
+@pytest.mark.nightly
+def test_run_that_hangs_ends_the_worker_and_the_rung_below_serves_in_the_next(
+    package: OnnxPackage, runner: Runner, tmp_path: Path
+):
+    control, log, policy = (tmp_path / name for name in ("control.json", "log", "policy.yaml"))
+    # A planted slow run lasts three times the limit: a minute.
+    policy.write_text("rungs: [{kind: functions, name: first, p99_ms: 20000}, {kind: functions}]")
+    options = ["--guard", policy, "--control", control, "--audit-log", log, "--drill"]
+    limits = ["--threads", "1", "--request-timeout", "1s"]
+    asked = write_request(inputs(1))
+    with running(package.root, tmp_path / "said", *map(str, options), *limits) as server:
+        with server.client() as client:
+
+            def status(path: str, **body: Any) -> int:
+                return client.request(
+                    "POST" if body else "GET", f"{server.url}{path}", **body
+                ).status_code
+
+            body = {"content": asked.content, "headers": asked.headers}
+            assert status("/v2/models/m/infer", **body) == 200
+            write_control(control, Control(faults=("slow",)))
+            _until(lambda: status("/v2/models/m/infer", **body) == 504)
+            _until(lambda: "answers, " in server.said.read_text())
+            write_control(control, Control())
+            got = server.infer(client, inputs(1))["y"]
+        np.testing.assert_allclose(got, runner.run(inputs(1))["y"], rtol=1e-5, atol=1e-6)
+        said = server.said.read_text()
+        assert "a run has not ended within 2 s: this worker ends" in said
+        assert "ended with a run that hung; the next starts" in said
+        assert '"to": "functions", "reason": "process died"' in log.read_text()
+        assert server.metric("moh_worker_restarts_total") == 1
         assert server.stop() == 0
 
 

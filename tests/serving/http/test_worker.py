@@ -1,9 +1,19 @@
 from __future__ import annotations
 
-import pytest
+import asyncio
+import socket
+import threading
 
+import numpy as np
+import pytest
+import uvicorn
+
+from moh_deploy.serving import Reply
+from moh_deploy.serving.answer_batch import Tensors
 from moh_deploy.serving.http.limits import HttpLimits
-from moh_deploy.serving.http.worker import FirstWord, WorkerTask, session_threads
+from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits
+from moh_deploy.serving.http.refusal import Refusal
+from moh_deploy.serving.http.worker import FirstWord, WorkerTask, _Server, session_threads
 from moh_deploy.serving.settings import ServingSettings
 
 
@@ -26,3 +36,27 @@ def test_task_and_word_survive_their_way_to_another_process():
     for word in (FirstWord(), FirstWord("no\nway", "a hint", 5), FirstWord(alone_because="x")):
         assert word.to_line().count(b"\n") == 1
         assert FirstWord.of_line(word.to_line()) == word
+
+
+def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(
+    capsys: pytest.CaptureFixture[str],
+):
+    gate = threading.Event()
+
+    def hangs(inputs: Tensors, *_: object) -> Reply:
+        assert gate.wait(60)
+        return Reply(inputs, "kernels")
+
+    queue = BatchingQueue(hangs, None, QueueLimits(1, 1, 0.0, 9, hung_s=0.02))
+    asked = [queue.submit({"x": np.zeros(1)}) for _ in range(2)]
+    parent, other = socket.socketpair()
+    with parent, other:
+        server = _Server(uvicorn.Config(lambda: None), queue, parent, FirstWord())
+        asyncio.run(server._watch())
+    assert (server.has_hung, server.should_exit) == (True, True)
+    assert "a run has not ended within 0.04 s: this worker ends" in capsys.readouterr().err
+    with pytest.raises(Refusal, match="shutting down"):
+        asked[1].result(60)
+    gate.set()
+    assert asked[0].result(60).rung == "kernels"
+    assert queue.close(timeout_s=60)
