@@ -17,7 +17,7 @@ from moh_deploy.serving.guard.open_guard import GuardOptions, open_guard
 from moh_deploy.serving.guard.shadow import open_shadow
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.serving.source import BatchSource, OneRunner
+from moh_deploy.serving.source import BatchSource, OneModel, open_model
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.user_vectors import check_ranges
@@ -42,6 +42,7 @@ class ServedRun:
 
     Attributes:
         inputs: The batch.
+        dims: The sizes of its dynamic dimensions.
         results: Its outputs, and the inner values that the observers wanted of this run, of what
             the rung has: another package has none.
         sizes: Samples of each request in the batch, in order; a batch that cannot be told apart is
@@ -51,6 +52,7 @@ class ServedRun:
     """
 
     inputs: Mapping[str, Array]
+    dims: Mapping[str, int]
     results: Mapping[str, Array]
     sizes: tuple[int, ...]
     seconds: float
@@ -63,8 +65,8 @@ class Observer(Protocol):
     inner: tuple[str, ...]
     """Names of the inner values that it may want."""
 
-    def wanted(self, inputs: Mapping[str, Array]) -> tuple[str, ...]:
-        """Return the inner values that it wants of the run that begins, with these inputs."""
+    def wanted(self, dims: Mapping[str, int]) -> tuple[str, ...]:
+        """Return the inner values that it wants of the run that begins, of these sizes."""
 
     def saw(self, run: ServedRun) -> None:
         """Take note of a run whose answer is right as far as can be told."""
@@ -99,7 +101,7 @@ class ServedModel:
         self.inputs: tuple[TensorInfo, ...] = model.manifest.inputs
         self.outputs: tuple[TensorInfo, ...] = model.manifest.outputs
         self.batch_axis = BatchAxis.of(model.manifest)
-        self._source = OneRunner(source) if isinstance(source, Runner) else source
+        self._source = OneModel(source) if isinstance(source, Runner) else source
         self._observers = tuple(observers)
         self._names = tuple(one.name for one in self.outputs)
 
@@ -130,11 +132,11 @@ class ServedModel:
             ConfigError: The inputs do not fit the model.
             BackendError: The runtime failed.
         """
-        self.check(inputs)
-        wanted = tuple({name: None for one in self._observers for name in one.wanted(inputs)})
+        dims = self.check(inputs)
+        wanted = tuple({name: None for one in self._observers for name in one.wanted(dims)})
         parts = tuple(sizes) or (self._samples(inputs),)
         ran = self._source.run(inputs, self._names, wanted, len(parts))
-        run = ServedRun(inputs, ran.results, parts, ran.seconds, ran.rung)
+        run = ServedRun(inputs, dims, ran.results, parts, ran.seconds, ran.rung)
         for one in self._observers:
             one.saw(run)
         return Reply({name: ran.results[name] for name in self._names}, ran.rung)
@@ -184,8 +186,8 @@ def open_served(model: Deployed, settings: ServingSettings) -> ServedModel:
     if settings.guard:
         guard = open_guard(model, guard_options(settings), inner, way)
         return ServedModel(model, guard, observers, telemetry=telemetry)
-    runner = model.open(way.returning(inner))
-    return ServedModel(model, runner, observers, telemetry=telemetry)
+    opened = open_model(model, inner, way)
+    return ServedModel(model, opened, observers, telemetry=telemetry)
 
 
 def _telemetry(model: Deployed, settings: ServingSettings) -> Telemetry | None:

@@ -12,7 +12,6 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime.models import PackageDir
 from moh_deploy.serving import Family, Series, ServedModel, ServedRun, ServingSettings, open_served
 from moh_deploy.serving.served_model import served_variant
-from moh_deploy.system.npz import Array
 from tests.handmade_package import vectors, write_package
 
 
@@ -24,7 +23,7 @@ class Noting:
         self.runs: list[ServedRun] = []
         self.is_closed = False
 
-    def wanted(self, inputs: Mapping[str, Array]) -> tuple[str, ...]:
+    def wanted(self, dims: Mapping[str, int]) -> tuple[str, ...]:
         return self.inner if len(self.runs) % 2 == 0 else ()
 
     def saw(self, run: ServedRun) -> None:

@@ -94,7 +94,7 @@ class Shadow:
         self._largest = 0.0
         self._reasons: deque[str] = deque(maxlen=_KEPT_REASONS)
 
-    def wanted(self, inputs: Mapping[str, Array]) -> tuple[str, ...]:
+    def wanted(self, dims: Mapping[str, int]) -> tuple[str, ...]:
         """Choose the run, or not: gates are wanted of those that are compared."""
         with self._lock:
             self._chosen.run = self._draw.random() < self._share

@@ -16,9 +16,8 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.telemetry.layout import MARGIN_EDGES, LayerColumns
 from moh_deploy.serving.telemetry.routing import Counts, RoutingReader
-from moh_deploy.serving.telemetry.token_sizes import TokenCounter, shapes_inferred
+from moh_deploy.serving.telemetry.token_sizes import Dims, TokenCounter, shapes_inferred
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder
-from moh_deploy.system.npz import Array
 from moh_deploy.validate.layer_values import LayerValues
 
 if TYPE_CHECKING:
@@ -84,12 +83,12 @@ class Telemetry:
 
     # What stands in these two is done in every run: a model of 0.2 ms feels each microsecond.
 
-    def wanted(self, inputs: Mapping[str, Array]) -> tuple[str, ...]:
+    def wanted(self, dims: Dims) -> tuple[str, ...]:
         """Return the gates and logits where the run that begins is to be read."""
         is_read = self._turns.next()
         if self._tokens.has_unknown and not is_read:
             with self._lock:
-                is_read = not self._tokens.knows(inputs)
+                is_read = not self._tokens.knows(dims)
         # Others may want the same values of other runs: what is there says nothing.
         self._this_run.is_read = is_read
         return self.inner if is_read else ()
@@ -100,13 +99,13 @@ class Telemetry:
         if self._this_run.is_read and set(self.inner) <= run.results.keys():
             self._read(run)
         with self._lock:
-            self._tokens.add(run.inputs)
+            self._tokens.add(run.dims, run.inputs)
 
     def _read(self, run: ServedRun) -> None:
         counted = self.reader.count(run.inputs, run.results, run.sizes)
         shapes = [run.results[one.gates].shape for one in self.reader.values]
         with self._lock:
-            self._tokens.learn(run.inputs, shapes)
+            self._tokens.learn(run.dims, shapes)
             self._requests += int(counted.requests.sum())
             self._counts += counted.rows.sum(axis=0)
             if self._window is not None:
@@ -252,19 +251,17 @@ class _Turns:
     """
 
     def __init__(self, every: int, seed: int | None) -> None:
-        self._every = every
-        drawn = random.Random(seed)
+        draw = random.Random(seed)
         # A beat of as many runs as these is met by no traffic but one made for it.
-        self._chosen = [drawn.randrange(every) for _ in range(_DRAWN)] if every else []
+        self._period = max(1, every * _DRAWN)
+        starts = range(0, every * _DRAWN, every) if every else ()
+        self._chosen = frozenset(start + draw.randrange(every) for start in starts)
         # One call of C: no two threads get the same number.
         self._numbers = itertools.count()
 
     def next(self) -> bool:
         """Tell whether the run that begins is the one."""
-        if not self._every:
-            return False
-        block, place = divmod(next(self._numbers), self._every)
-        return place == self._chosen[block % _DRAWN]
+        return next(self._numbers) % self._period in self._chosen
 
 
 _DRAWN = 1009

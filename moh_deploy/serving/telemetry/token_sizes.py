@@ -17,20 +17,20 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
 from moh_deploy.system.npz import Array
 
-InputShapes: TypeAlias = tuple[tuple[int, ...], ...]
-"""The shapes of all inputs."""
+Dims: TypeAlias = Mapping[str, int]
+"""The size of each dynamic dimension of a run, always in the same order."""
 
-_Way: TypeAlias = tuple[int | DimExpr, int | DimExpr]
+_Axis: TypeAlias = int | DimExpr
 _MOST_SIZES = 4096
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """An axis of an input that tells a dynamic dimension."""
+@dataclass(slots=True)
+class _Mix:
+    """The runs of one mix of sizes that are not added up yet."""
 
-    input: int
-    axis: int
-    expression: DimExpr
+    dims: Dims
+    runs: int = 0
+    valid: int = 0
 
 
 class TokenCounter:
@@ -53,86 +53,80 @@ class TokenCounter:
         gates: Sequence[Sequence[str]],
         valid_tokens: str | None,
     ) -> None:
-        self._names = tuple(one.name for one in inputs)
-        self._mask = None if valid_tokens is None else self._names.index(valid_tokens)
-        self._axes = _axes(inputs)
-        dims = _dims(graph)
-        self._ways = tuple(self._way([dims.get(name, ()) for name in names]) for names in gates)
+        self._mask = valid_tokens
+        shapes = {one.name: tuple(map(_axis, one.shape)) for one in inputs}
+        self._mask_shape = () if valid_tokens is None else shapes[valid_tokens]
+        self._known = {
+            axis.name for shape in shapes.values() for axis in shape if isinstance(axis, DimExpr)
+        }
+        values = _shapes(graph)
+        self._ways = tuple(self._way([values.get(name, ()) for name in names]) for names in gates)
         self.has_unknown = None in self._ways
-        self._seen: dict[InputShapes, tuple[tuple[int, int], ...]] = {}
-        # Runs and valid tokens of each mix of sizes: what these come to is reckoned when asked for.
-        self._open: dict[InputShapes, tuple[int, int]] = {}
+        self._seen: dict[tuple[int, ...], tuple[tuple[int, int], ...]] = {}
+        # A run adds one to its mix of sizes: what the mixes come to is reckoned when asked for.
+        self._open: dict[tuple[int, ...], _Mix] = {}
         self._runs, self._tokens = 0, [0] * len(self._ways)
 
-    def knows(self, inputs: Mapping[str, Array]) -> bool:
-        """Tell whether the tokens of a run with these inputs are known."""
-        return not self.has_unknown or self._sizes(inputs) in self._seen
+    def knows(self, dims: Dims) -> bool:
+        """Tell whether the tokens of a run of these sizes are known."""
+        return not self.has_unknown or tuple(dims.values()) in self._seen
 
-    def learn(self, inputs: Mapping[str, Array], shapes: Sequence[tuple[int, ...]]) -> None:
+    def learn(self, dims: Dims, shapes: Sequence[tuple[int, ...]]) -> None:
         """Remember the shapes of all layers' gates, [B, S, H], in a run of these sizes."""
         if self.has_unknown:
             # Enough for every mix of sizes that is served; what is forgotten is seen again.
             if len(self._seen) >= _MOST_SIZES:
                 self._close()
                 self._seen.clear()
-            self._seen[self._sizes(inputs)] = tuple((shape[0], shape[1]) for shape in shapes)
+            self._seen[tuple(dims.values())] = tuple((shape[0], shape[1]) for shape in shapes)
 
-    def add(self, inputs: Mapping[str, Array]) -> None:
+    def add(self, dims: Dims, inputs: Mapping[str, Array]) -> None:
         """Count a run."""
-        sizes = self._sizes(inputs)
-        runs, valid = self._open.get(sizes, (0, 0))
+        mix = self._open.get(tuple(dims.values())) or self._begun(dims)
+        mix.runs += 1
         if self._mask is not None:
-            valid += int(np.count_nonzero(inputs[self._names[self._mask]]))
-        self._open[sizes] = runs + 1, valid
-        if len(self._open) > _MOST_SIZES:
-            self._close()
+            mix.valid += int(np.count_nonzero(inputs[self._mask]))
 
     def totals(self) -> tuple[int, tuple[int, ...]]:
         """Return the runs, and the tokens of each layer in them, padding left out."""
         self._close()
         return self._runs, tuple(self._tokens)
 
-    def _sizes(self, inputs: Mapping[str, Array]) -> InputShapes:
-        return tuple([inputs[name].shape for name in self._names])
+    def _begun(self, dims: Dims) -> _Mix:
+        if len(self._open) >= _MOST_SIZES:
+            self._close()
+        mix = self._open[tuple(dims.values())] = _Mix(dict(dims))
+        return mix
 
     def _close(self) -> None:
         # What another package answered may have sizes that nobody saw: it waits until somebody has.
-        waiting = {
-            sizes: one
-            for sizes, one in self._open.items()
-            if self.has_unknown and sizes not in self._seen
-        }
-        for sizes, (runs, valid) in self._open.items():
-            if sizes in waiting:
+        waiting = {}
+        for key, mix in self._open.items():
+            if self.has_unknown and key not in self._seen:
+                waiting[key] = mix
                 continue
-            self._runs += runs
+            self._runs += mix.runs
+            mask_shape = tuple(_size(axis, mix.dims) for axis in self._mask_shape)
             for layer, way in enumerate(self._ways):
-                shape = self._seen[sizes][layer] if way is None else self._shape(way, sizes)
-                is_masked = self._mask is not None and sizes[self._mask] == shape
-                self._tokens[layer] += valid if is_masked else runs * shape[0] * shape[1]
+                shape = (
+                    self._seen[key][layer]
+                    if way is None
+                    else (_size(way[0], mix.dims), _size(way[1], mix.dims))
+                )
+                is_masked = self._mask is not None and mask_shape == shape
+                self._tokens[layer] += mix.valid if is_masked else mix.runs * shape[0] * shape[1]
         self._open = waiting
 
-    def _way(self, values: Sequence[Sequence[int | DimExpr | None]]) -> _Way | None:
+    def _way(self, shapes: Sequence[Sequence[_Axis | None]]) -> tuple[_Axis, _Axis] | None:
         """Return how batch and tokens follow from the inputs; None where no value tells."""
-        for dims in values:
-            known = [one for one in dims[:2] if one is not None and self._is_known(one)]
+        for shape in shapes:
+            known = [one for one in shape[:2] if one is not None and self._is_known(one)]
             if len(known) == 2:
                 return known[0], known[1]
         return None
 
-    def _is_known(self, dim: int | DimExpr) -> bool:
-        return isinstance(dim, int) or dim.name in self._axes
-
-    def _shape(self, way: _Way, sizes: InputShapes) -> tuple[int, int]:
-        return self._size(way[0], sizes), self._size(way[1], sizes)
-
-    def _size(self, dim: int | DimExpr, sizes: InputShapes) -> int:
-        if isinstance(dim, int):
-            return dim
-        axis = self._axes[dim.name]
-        # Inputs were checked: there is a whole number.
-        size = axis.expression.solve(sizes[axis.input][axis.axis]) or 0
-        return dim.evaluate({dim.name: size})
+    def _is_known(self, axis: _Axis) -> bool:
+        return isinstance(axis, int) or axis.name in self._known
 
 
 def shapes_inferred(model: onnx.ModelProto) -> onnx.GraphProto:
@@ -141,18 +135,7 @@ def shapes_inferred(model: onnx.ModelProto) -> onnx.GraphProto:
     return inferred.graph
 
 
-def _axes(inputs: Sequence[TensorInfo]) -> dict[str, _Axis]:
-    """Return for each dynamic dimension the first axis that tells it."""
-    found: dict[str, _Axis] = {}
-    for index, one in enumerate(inputs):
-        for axis, size in enumerate(one.shape):
-            expression = _read(size) if isinstance(size, str) else None
-            if expression is not None:
-                found.setdefault(expression.name, _Axis(index, axis, expression))
-    return found
-
-
-def _dims(graph: onnx.GraphProto) -> dict[str, list[int | DimExpr | None]]:
+def _shapes(graph: onnx.GraphProto) -> dict[str, list[_Axis | None]]:
     """Return the axes of each value that has a shape; None for an axis that is not known."""
     return {
         value.name: [
@@ -163,8 +146,17 @@ def _dims(graph: onnx.GraphProto) -> dict[str, list[int | DimExpr | None]]:
     }
 
 
+def _axis(size: int | str) -> _Axis:
+    """Return an axis of an input; a text that is no expression is a dimension of its own."""
+    return size if isinstance(size, int) else _read(size) or DimExpr(size)
+
+
 def _read(text: str) -> DimExpr | None:
     try:
         return DimExpr.parse(text, place="an axis")
     except ConfigError:
         return None
+
+
+def _size(axis: _Axis, dims: Dims) -> int:
+    return axis if isinstance(axis, int) else axis.evaluate(dims)

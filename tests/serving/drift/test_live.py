@@ -11,14 +11,14 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.serving import Family, ServedRun
+from moh_deploy.serving import Family
 from moh_deploy.serving.drift.judge import LiveCounts
 from moh_deploy.serving.drift.live import NoData, windows_of_dump, windows_of_metrics
 from moh_deploy.serving.drift.reference import RoutingReference, profile_of
-from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.telemetry.prometheus import prometheus_text
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
-from tests.edge_case_package import HEADS, inputs, write_edge_package
+from tests.edge_case_package import HEADS, write_edge_package
+from tests.serving.drift.counted import RandomGates
 from tests.serving.drift.servers import metrics_at
 from tests.serving.drift.traffic import LAYERS, requests, window
 
@@ -73,29 +73,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
     return write_edge_package(tmp_path_factory.mktemp("edge") / "package")
 
 
-class Served:
-    """Telemetry of a package that answers random gates."""
-
-    def __init__(self, package: OnnxPackage, *, per_head: bool = True) -> None:
-        self.telemetry = Telemetry(package, model="m", sample_every=1, per_head=per_head)
-        self._rng = np.random.default_rng(0)
-
-    def answer(self, times: int) -> None:
-        for _ in range(times):
-            given = inputs(batch=1)
-            self.telemetry.wanted(given)
-            values = {
-                name: self._rng.random((1, 5, HEADS), np.float32) for name in self.telemetry.inner
-            }
-            self.telemetry.saw(ServedRun(given, values, (1,), 0.001, "kernels"))
-
-    def text(self) -> str:
-        return prometheus_text(self.telemetry.families())
-
-
 @pytest.fixture(scope="module")
 def reference(package: OnnxPackage) -> RoutingReference:
-    served = Served(package)
+    served = RandomGates(package)
     served.telemetry.start_window()
     served.answer(120)
     recorded = served.telemetry.dump_window()
@@ -125,7 +105,7 @@ def watched(
 def test_windows_are_what_was_counted_between_two_looks(
     package: OnnxPackage, reference: RoutingReference
 ):
-    served = Served(package)
+    served = RandomGates(package)
     served.answer(30)
     served.telemetry.start_window()
     with metrics_at(served.text) as url:
@@ -146,7 +126,7 @@ def test_windows_are_what_was_counted_between_two_looks(
 def test_windows_that_are_too_small_are_put_together(
     package: OnnxPackage, reference: RoutingReference
 ):
-    served = Served(package)
+    served = RandomGates(package)
     with metrics_at(served.text) as url:
         actions: list[object] = [lambda: served.answer(30) for _ in range(4)]
         found = watched(url, reference, actions)
@@ -154,7 +134,7 @@ def test_windows_that_are_too_small_are_put_together(
 
 
 def test_no_request_is_a_window_of_its_own(package: OnnxPackage, reference: RoutingReference):
-    served = Served(package)
+    served = RandomGates(package)
     with metrics_at(served.text) as url:
         actions: list[object] = [lambda: None, lambda: served.answer(50)]
         found = watched(url, reference, actions)
@@ -164,7 +144,7 @@ def test_no_request_is_a_window_of_its_own(package: OnnxPackage, reference: Rout
 def test_server_that_began_anew_has_counted_from_nothing(
     package: OnnxPackage, reference: RoutingReference
 ):
-    servers = [Served(package), Served(package)]
+    servers = [RandomGates(package), RandomGates(package)]
     servers[0].answer(200)
 
     def restart() -> None:
@@ -180,7 +160,7 @@ def test_server_that_began_anew_has_counted_from_nothing(
 def test_server_that_does_not_answer_gives_no_data(
     package: OnnxPackage, reference: RoutingReference
 ):
-    served, is_down = Served(package), [False]
+    served, is_down = RandomGates(package), [False]
 
     def fail() -> None:
         is_down[0] = True
@@ -202,7 +182,7 @@ def test_server_that_does_not_answer_gives_no_data(
 def test_heads_that_are_not_counted_are_not_known(
     package: OnnxPackage, reference: RoutingReference
 ):
-    served = Served(package, per_head=False)
+    served = RandomGates(package, per_head=False)
     with metrics_at(served.text) as url:
         (found,) = watched(url, reference, [lambda: served.answer(50)])
     assert isinstance(found, LiveCounts)
@@ -213,7 +193,7 @@ def test_heads_that_are_not_counted_are_not_known(
 
 def test_metrics_of_another_package_are_refused(package: OnnxPackage, made_up: RoutingReference):
     with (
-        metrics_at(Served(package).text) as url,
+        metrics_at(RandomGates(package).text) as url,
         pytest.raises(ConfigError, match="of another package than the reference"),
     ):
         watched(url, made_up, [lambda: None])

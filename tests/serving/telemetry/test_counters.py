@@ -127,7 +127,7 @@ def count_in_threads(observer: Telemetry, run: ServedRun, runs: int = RUNS) -> N
     def count() -> None:
         started.wait()
         for _ in range(runs):
-            observer.wanted(run.inputs)
+            observer.wanted(run.dims)
             observer.saw(run)
 
     threads = [threading.Thread(target=count) for _ in range(THREADS)]
@@ -149,7 +149,7 @@ def seen(package: OnnxPackage) -> ServedRun:
     given = inputs(batch=1, seq=2)
     rng = np.random.default_rng(0)
     results = {name: rng.random((1, 2, HEADS), np.float32) for name in observer.inner}
-    return ServedRun(given, results, (1,), 0.001, "kernels")
+    return ServedRun(given, {"batch": 1, "seq": 2}, results, (1,), 0.001, "kernels")
 
 
 def test_no_thread_loses_a_count(package: OnnxPackage, seen: ServedRun):
@@ -198,7 +198,7 @@ def test_window_has_each_request_and_other_runs_are_not_in_it(served: ServedMode
 
 def test_run_that_others_want_values_of_is_not_counted_twice(package: OnnxPackage, seen: ServedRun):
     observer = Telemetry(package, model="edges", sample_every=0)
-    assert observer.wanted(seen.inputs) == ()
+    assert observer.wanted(seen.dims) == ()
     observer.saw(seen)
     assert observer.totals().requests == 0
 
@@ -206,8 +206,7 @@ def test_run_that_others_want_values_of_is_not_counted_twice(package: OnnxPackag
 @pytest.mark.parametrize("every", [1, 3, 16])
 def test_one_run_of_each_so_many_is_drawn(package: OnnxPackage, every: int):
     observer = Telemetry(package, model="edges", sample_every=every, seed=3)
-    given = inputs()
-    turns = [bool(observer.wanted(given)) for _ in range(every * 20)]
+    turns = [bool(observer.wanted({"batch": 2, "seq": 5})) for _ in range(every * 20)]
     blocks = np.reshape(turns, (20, every))
     assert (blocks.sum(axis=1) == 1).all()
     # Not always the same one of a block.

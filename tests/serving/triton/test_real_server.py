@@ -247,11 +247,11 @@ def routing(served: Served) -> RoutingReference:
     telemetry.start_window()
     random = np.random.default_rng(0)
     for seed in range(120):
-        given = vectors(batch=1, seq=SEQ, seed=seed).inputs
-        telemetry.wanted(given)
+        given, dims = vectors(batch=1, seq=SEQ, seed=seed).inputs, {"batch": 1, "seq": SEQ}
+        telemetry.wanted(dims)
         gates = random.random((1, SEQ, served.package.manifest.layers[0].num_heads), np.float32)
         values = dict.fromkeys(telemetry.inner, gates)
-        telemetry.saw(ServedRun(given, values, (1,), 0.001, "kernels"))
+        telemetry.saw(ServedRun(given, dims, values, (1,), 0.001, "kernels"))
     recorded = telemetry.dump_window()
     assert recorded is not None
     return profile_of(recorded, window=50, rate=0.05)
