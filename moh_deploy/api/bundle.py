@@ -63,7 +63,7 @@ def bundle(
         shadow: A package that is run beside on a share of the batches, and compared.
         shadow_share: That share.
         drill: Let the guard's control file plant faults: for a rehearsal, never in production.
-        reference: A routing profile to bring along, for `watch`.
+        reference: A routing profile to bring along: metrics show how far live routing is from it.
         image: The container for KServe.
         storage: Where KServe finds the bundle: `pvc://models/digits`.
         progress: What to report steps to.
@@ -99,6 +99,8 @@ def bundle(
     )
     if drill and guard is None:
         raise ConfigError("drill is for a guard: there is none.", hint="Give one: --guard default.")
+    if reference is not None and sample_every == 0:
+        raise ConfigError("reference is compared with routing that is read: sample_every is 0.")
     policy, fallback, shadow, reference = (
         None if path is None else Path(path) for path in (guard, fallback, shadow, reference)
     )

@@ -40,6 +40,7 @@ def serve(
     max_delay_ms: float | None = None,
     sample_every: int | None = None,
     per_head: bool = False,
+    reference: Path | str | None = None,
     guard: Path | str | None = None,
     audit_log: Path | str | None = None,
     control: Path | str | None = None,
@@ -73,6 +74,7 @@ def serve(
         max_delay_ms: How long the first request of a batch waits for others; None for 1.
         sample_every: Routing is read of one batch in so many; 0 reads none; None for 128.
         per_head: Count head by head, not by layer alone.
+        reference: Routing profile; metrics show how far live routing is from it.
         guard: The policy by which answers are judged, and by which a rung below answers where the
             first fails; `default` for kernels, then function bodies.
         audit_log: File that the guard's transitions are appended to.
@@ -123,6 +125,7 @@ def serve(
         "max_delay_ms": max_delay_ms,
         "sample_every": sample_every,
         "per_head": per_head or None,
+        "reference": _whole(reference),
         "guard": None if guard is None else True,
         "policy": None if str(guard) == DEFAULT_GUARD else _whole(guard),
         "audit_log": _whole(audit_log),
@@ -136,6 +139,8 @@ def serve(
     changes = {key: value for key, value in given.items() if value is not None}
     settings = replace(base, **changes)  # type: ignore[arg-type]
     _check(settings)
+    if reference is not None and settings.sample_every == 0:
+        raise ConfigError("--reference is compared with routing that is read: --sample-every is 0.")
     limits = HttpLimits(
         max_body_bytes=max_body * MIB,
         max_held_bytes=max(HttpLimits.max_held_bytes, 2 * max_body * MIB),

@@ -695,6 +695,11 @@ _SHADOW_SHARE = _setting(
     "--shadow-share", "SHARE", click.FloatRange(0, 1, min_open=True), "That share.", 0.05
 )
 _PER_HEAD = _flag("--per-head", "Count head by head, not by layer alone: more series.")
+_REFERENCE = _path(
+    "--reference",
+    "FILE.json",
+    "A routing profile (`moh-deploy profile`): metrics show how far live routing is from it.",
+)
 _GUARD = click.option(
     "--guard",
     metavar="FILE.yaml|default",
@@ -730,6 +735,7 @@ SERVE = (
     _count("--threads", "Threads of each instance.  [default: cores by instances]"),
     *(one(is_written=False) for one in _BATCHING),
     _PER_HEAD,
+    _REFERENCE,
     _GUARD,
     _path("--audit-log", "FILE", "Append what the guard does to this file, as JSON lines."),
     _path("--control", "FILE", "The guard's control file: manual switch, alarms of drift."),
@@ -894,7 +900,7 @@ BUNDLE = (
     _SHADOW,
     _SHADOW_SHARE(is_written=True),
     _PLANTS_FAULTS,
-    _path("--reference", "FILE.json", "A routing profile to bring along (`moh-deploy profile`)."),
+    _REFERENCE,
     click.option("--image", metavar="IMAGE", help="The container that kserve.yaml names."),
     click.option(
         "--storage", metavar="URI", help="Where kserve.yaml says the bundle is: pvc://models/NAME."

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, TensorInfo
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.serving.batches import BatchAxis
+from moh_deploy.serving.drift.live_drift import LiveDrift, open_live_drift
 from moh_deploy.serving.guard.guard import Guard
 from moh_deploy.serving.guard.open_guard import GuardOptions, open_guard
 from moh_deploy.serving.guard.shadow import open_shadow
@@ -86,6 +88,7 @@ class ServedModel:
         source: What runs it, opened with the inner values that observers may want.
         observers: Who sees the runs.
         telemetry: The one of them that counts what routers do; None where none does.
+        drift: What compares that with a reference; None without one.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class ServedModel:
         observers: Sequence[Observer] = (),
         *,
         telemetry: Telemetry | None = None,
+        drift: LiveDrift | None = None,
     ) -> None:
         self.model = model
         self.telemetry = telemetry
@@ -103,6 +107,7 @@ class ServedModel:
         self.batch_axis = BatchAxis.of(model.manifest)
         self._source = OneModel(source) if isinstance(source, Runner) else source
         self._observers = tuple(observers)
+        self._drift = drift
         self._names = tuple(one.name for one in self.outputs)
 
     @property
@@ -157,7 +162,8 @@ class ServedModel:
     def families(self) -> tuple[Family, ...]:
         """Return what was counted so far."""
         own = self._source.families()
-        return (*own, *(family for one in self._observers for family in one.families()))
+        seen = (family for one in self._observers for family in one.families())
+        return (*own, *seen, *(() if self._drift is None else self._drift.families()))
 
     def close(self) -> None:
         """Give back what the runner and the observers hold."""
@@ -175,9 +181,11 @@ def open_served(model: Deployed, settings: ServingSettings) -> ServedModel:
     Raises:
         BackendError: The runtime is not there, or refuses the model.
         PackageError: It cannot be read, or has changed since it was written.
-        ConfigError: The guard's policy is wrong, or a package beside takes or returns others.
+        ConfigError: The guard's policy is wrong, a package beside takes or returns others, or the
+            reference is not of this package.
     """
     telemetry, way = _telemetry(model, settings), served_variant(settings)
+    drift = _drift(model, settings, telemetry)
     observers: tuple[Observer, ...] = () if telemetry is None else (telemetry,)
     if settings.shadow is not None:
         shadow = Path(settings.shadow)
@@ -185,9 +193,9 @@ def open_served(model: Deployed, settings: ServingSettings) -> ServedModel:
     inner = tuple({name: None for one in observers for name in one.inner})
     if settings.guard:
         guard = open_guard(model, guard_options(settings), inner, way)
-        return ServedModel(model, guard, observers, telemetry=telemetry)
+        return ServedModel(model, guard, observers, telemetry=telemetry, drift=drift)
     opened = open_model(model, inner, way)
-    return ServedModel(model, opened, observers, telemetry=telemetry)
+    return ServedModel(model, opened, observers, telemetry=telemetry, drift=drift)
 
 
 def _telemetry(model: Deployed, settings: ServingSettings) -> Telemetry | None:
@@ -201,6 +209,20 @@ def _telemetry(model: Deployed, settings: ServingSettings) -> Telemetry | None:
         sample_every=settings.sample_every,
         per_head=settings.per_head,
     )
+
+
+def _drift(
+    model: Deployed, settings: ServingSettings, telemetry: Telemetry | None
+) -> LiveDrift | None:
+    if settings.reference is None:
+        return None
+    if telemetry is None:
+        raise ConfigError(
+            f"{model.name} is an engine, whose routing cannot be read: there is nothing to compare"
+            " with a reference.",
+            hint="Serve the package, or leave the reference out.",
+        )
+    return open_live_drift(Path(settings.reference), telemetry)
 
 
 def guard_options(settings: ServingSettings) -> GuardOptions:

@@ -27,6 +27,7 @@ class ServingSettings(Strict):
         drill: Faults that the control file names are planted.
         shadow: Package that is run beside, and compared; None for none.
         shadow_share: On which share of the batches.
+        reference: Routing profile that live routing is compared with; None for none.
         library: The kernels to run on; None for the installation's.
     """
 
@@ -45,4 +46,5 @@ class ServingSettings(Strict):
     drill: bool = False
     shadow: str | None = None
     shadow_share: float = 0.05
+    reference: str | None = None
     library: str | None = None

@@ -58,6 +58,28 @@ _ALERTS = (
         "a router computes NaN or infinity",
     ),
     _Alert(
+        "MohDrift",
+        'sum(increase(moh_drift_windows_total{{{model},outcome="alarm"}}[1h])) > 0',
+        "0m",
+        "warning",
+        "routing is not what it was with the reference's traffic",
+    ),
+    _Alert(
+        "MohDriftUnjudged",
+        "sum(moh_reference_info{{{model}}}) > 0"
+        " unless sum(increase(moh_drift_windows_total{{{model}}}[1d])) > 0",
+        "1d",
+        "warning",
+        "for a day no window had requests enough to be compared with the reference",
+    ),
+    _Alert(
+        "MohHungRun",
+        "sum(moh_hung_runs{{{model}}}) > 0",
+        "0m",
+        "critical",
+        "a run does not end: its instance answers nobody until the process is started again",
+    ),
+    _Alert(
         "MohFallback",
         'sum by (rung) (moh_mode{{{model},rung!="kernels"}}) > 0',
         "5m",

@@ -194,6 +194,8 @@ class _Writing:
         """Write all files below a directory."""
         libraries = self._write_libraries(root / LIBRARIES)
         settings = bring_along(self.options.beside, root, self.options.settings)
+        if self.options.reference is not None:
+            settings = replace(settings, reference=REFERENCE_NAME)
         # The server's own backends are told of it in their ways.
         if self.backend == "python" and libraries is not None:
             settings = replace(settings, library=libraries.file)

@@ -82,6 +82,7 @@ def settings_at(settings: ServingSettings, root: Path) -> ServingSettings:
         audit_log=place(settings.audit_log),
         control=place(settings.control),
         shadow=place(settings.shadow),
+        reference=place(settings.reference),
         library=place(settings.library),
     )
 

@@ -107,6 +107,16 @@ _PANELS = (
         "short",
         ((f"sum by (layer) (rate(moh_nonfinite_gates_total{{$m}}{_RATE}))", "{{layer}}"),),
     ),
+    _Panel(
+        "Distance from the reference by what chance explains",
+        "short",
+        (("max by (layer, statistic) (moh_drift_ratio{$m})", "{{layer}} {{statistic}}"),),
+    ),
+    _Panel(
+        "Runs that hang",
+        "short",
+        (("sum(moh_hung_runs{$m})", "hung"),),
+    ),
     _Panel("What answers", "short", (("sum by (rung) (moh_mode{$m})", "{{rung}}"),)),
     _Panel(
         "Requests that a lower rung answered",

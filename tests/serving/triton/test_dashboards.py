@@ -16,10 +16,14 @@ import yaml
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings, open_served
+from moh_deploy.serving.drift.live_drift import LiveDrift
+from moh_deploy.serving.drift.reference import profile_of
+from moh_deploy.serving.runs_under_way import RunsUnderWay
 from moh_deploy.serving.triton.alerts import alerts_text
 from moh_deploy.serving.triton.dashboard import dashboard_text
 from moh_deploy.serving.triton.kserve import Cluster, kserve_text
 from tests.handmade_package import write_package
+from tests.serving.drift.traffic import requests, window
 from tests.serving.triton.triton_environment import python_or_skip
 
 # Of Triton 2.51, as its metrics port shows them.
@@ -48,13 +52,20 @@ def rules() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """What a served package with a guard and a shadow counts: name to the labels it has."""
+    """What a server of a package with a guard, a shadow and a reference counts: name to labels."""
     folder = tmp_path_factory.mktemp("series")
     package = write_package(folder / "package").root
     settings = ServingSettings("m", guard=True, shadow=str(package))
     served = open_served(find_deployed(package), settings)
     found = {name: set[str]() for name in TRITON}
-    for family in served.families():
+    assert served.telemetry is not None
+    reference = profile_of(window(requests(120, seed=0)), window=50, rate=0.05)
+    drift = LiveDrift(reference, "d", served.telemetry)
+    for family in (
+        *served.families(),
+        *drift.families(),
+        *RunsUnderWay(1, hung_s=60).families(),
+    ):
         labels = {label for one in family.samples for label in one.labels} | {"model", "version"}
         names = [family.name]
         if family.kind == "histogram":
@@ -74,9 +85,8 @@ def expressions() -> list[str]:
 def test_expression_asks_for_what_is_counted(expression: str, series: Mapping[str, set[str]]):
     for name in METRIC.findall(expression):
         assert name in series, f"{name} is counted by nobody"
-    if "rate(" in expression or "increase(" in expression:
-        counters = [name for name in METRIC.findall(expression) if name.startswith("moh_")]
-        assert all(name.endswith(("_total", "_bucket")) for name in counters)
+    for name in re.findall(r"(?:rate|increase)\((moh_\w+)", expression):
+        assert name.endswith(("_total", "_bucket"))
 
 
 # A test of the test above: what it compares with is not made of the expressions.

@@ -1,0 +1,110 @@
+"""Show how far live routing is from the reference, among the metrics of the process that serves.
+
+A window is what was counted since the one before, as soon as it has the requests that the
+smallest limits are for. It is judged when somebody asks for metrics: no thread waits for that.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.serving.drift.judge import LiveCounts, WindowVerdict, judge_window
+from moh_deploy.serving.drift.reference import RoutingReference, read_reference
+from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.serving.telemetry import Telemetry
+from moh_deploy.system.digest import sha256_of
+
+_OUTCOMES = ("usual", "alarm")
+
+
+class LiveDrift:
+    """Judges the traffic of a served model window by window. Several threads may ask.
+
+    Args:
+        reference: The routing of traffic that is known to be good.
+        digest: Of the file that it was read from.
+        telemetry: What counts.
+        clock: Seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        reference: RoutingReference,
+        digest: str,
+        telemetry: Telemetry,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._reference = reference
+        self._digest = digest
+        self._telemetry = telemetry
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._since, self._before = clock(), telemetry.totals()
+        self._last: WindowVerdict | None = None
+        self._outcomes: Counter[str] = Counter()
+
+    def families(self) -> tuple[Family, ...]:
+        """Return what came of the windows so far, as metrics."""
+        with self._lock:
+            self._judge()
+            last, outcomes = self._last, dict(self._outcomes)
+        ratios = [] if last is None else [(one.path, one.drifts) for one in last.layers]
+        return (
+            Family(
+                "moh_reference_info",
+                "The reference of routing: digest of its file.",
+                "gauge",
+                (Series({"digest": self._digest}, 1),),
+            ),
+            Family(
+                "moh_drift_ratio",
+                "Distance of the last window from the reference by what chance explains: above 1"
+                " it is drift.",
+                "gauge",
+                tuple(
+                    Series({"layer": path, "statistic": one.statistic}, one.ratio)
+                    for path, drifts in ratios
+                    for one in drifts
+                ),
+            ),
+            Family(
+                "moh_drift_windows_total",
+                "Windows of requests whose routing was judged by the reference.",
+                "counter",
+                tuple(Series({"outcome": one}, outcomes.get(one, 0)) for one in _OUTCOMES),
+            ),
+        )
+
+    def _judge(self) -> None:
+        now, totals = self._clock(), self._telemetry.totals()
+        requests = totals.requests - self._before.requests
+        if requests < self._reference.limits[0].requests:
+            return
+        # Heads are counted one by one in here, whatever is shown of them.
+        grown = LiveCounts(totals.counts - self._before.counts, requests, self._since, now)
+        self._last = judge_window(self._reference, grown)
+        self._outcomes["alarm" if self._last.alarms else "usual"] += 1
+        self._since, self._before = now, totals
+
+
+def open_live_drift(path: Path, telemetry: Telemetry) -> LiveDrift:
+    """Read a reference, to judge by it what is served.
+
+    Raises:
+        ConfigError: It is none, or of another package.
+    """
+    reference = read_reference(path)
+    if reference.digest != telemetry.digest:
+        raise ConfigError(
+            f"reference {path} is of another package: of a model.onnx with sha256"
+            f" {reference.digest}, that of what is served is {telemetry.digest}.",
+            hint="Profile this package: moh-deploy profile.",
+        )
+    if reference.layout != telemetry.reader.layout:
+        raise ConfigError(f"reference {path} counts other layers than the package has.")
+    return LiveDrift(reference, sha256_of(path), telemetry)
