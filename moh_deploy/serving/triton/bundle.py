@@ -12,6 +12,7 @@
     shadow/                          a package that runs beside
     reference.json                   the routing profile that drift is measured against
     probe.py                         asks the server for one answer: is it alive?
+    supervise.py                     starts the server again where it gives none
     dashboard.json, alerts.yaml, kserve.yaml   for Grafana, Prometheus, KServe
 
 Nothing in it names a place outside of it: it may be moved and copied.
@@ -50,7 +51,7 @@ from moh_deploy.serving.drift.reference import read_reference
 from moh_deploy.serving.joining import find_joining
 from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.serving.triton import library_needs
+from moh_deploy.serving.triton import library_needs, supervise
 from moh_deploy.serving.triton.alerts import alerts_text
 from moh_deploy.serving.triton.bundle_json import (
     BUNDLE_NAME,
@@ -74,6 +75,7 @@ from moh_deploy.serving.triton.config_pbtxt import Backend, ModelFacts, Warmup, 
 from moh_deploy.serving.triton.dashboard import dashboard_text
 from moh_deploy.serving.triton.kserve import Cluster, kserve_text
 from moh_deploy.serving.triton.probe import PROBE_NAME, probe_text
+from moh_deploy.serving.triton.server import SUPERVISE_NAME
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.npz import Array
 from moh_deploy.system.replaceable import DirectoryKind, check_output
@@ -141,7 +143,7 @@ BUNDLE_KIND = DirectoryKind(
     is_manifest=looks_like_bundle,
     files=frozenset(
         {BUNDLE_NAME, REPOSITORY, LIBRARIES, GUARD, SHADOW, REFERENCE_NAME}
-        | {PROBE_NAME, "dashboard.json", "alerts.yaml", "kserve.yaml"}
+        | {PROBE_NAME, SUPERVISE_NAME, "dashboard.json", "alerts.yaml", "kserve.yaml"}
     ),
 )
 
@@ -218,6 +220,7 @@ class _Writing:
             options = self.options.settings.name, self.manifest.inputs, warmups[0]
             text = probe_text(*options, batched=bundle.max_batch > 0)
             (root / PROBE_NAME).write_text(text, encoding="utf-8")
+            shutil.copyfile(supervise.__file__, root / SUPERVISE_NAME)
         self._write_around(root, has_probe=bool(warmups))
         files = sorted(path for path in root.rglob("*") if path.is_file())
         for path in files:

@@ -24,6 +24,7 @@ import moh_deploy
 from moh_deploy.errors import BackendError
 from moh_deploy.serving.triton.bundle_json import LIBRARIES, REPOSITORY
 
+SUPERVISE_NAME = "supervise.py"
 _EXECUTABLE = "tritonserver"
 _STUB = "triton_python_backend_stub"
 _USUAL_PLACE = Path("/opt/tritonserver")
@@ -111,7 +112,8 @@ class RunningServer:
     Attributes:
         ports: Where it listens.
         log: What it writes.
-        process: Of the server; its models run in children of it.
+        process: Of the server, whose models run in children of it; of what supervises it, whose
+            child it is then.
     """
 
     ports: Ports
@@ -141,19 +143,28 @@ class RunningServer:
 
 @contextlib.contextmanager
 def running_server(
-    server: TritonServer, bundle: Path, log: Path, options: Sequence[str] = ()
+    server: TritonServer,
+    bundle: Path,
+    log: Path,
+    options: Sequence[str] = (),
+    *,
+    is_supervised: bool = False,
 ) -> Iterator[RunningServer]:
     """Run a server for a bundle, with this Python's moh-deploy, until the block ends.
 
     Args:
         log: The file for what it writes.
         options: More of its own command line.
+        is_supervised: The bundle's supervise.py starts it, and starts it again; asking often.
 
     Raises:
         BackendError: It ends, or is not ready in time, with the end of its log.
     """
     ports = Ports.free()
     command = [*server_command(server, bundle, ports), *options]
+    if is_supervised:
+        watching = [str(bundle / SUPERVISE_NAME), f"--port={ports.http}", "--every=1", "--"]
+        command = [sys.executable, *watching, *command]
     with log.open("wb") as file:
         process = subprocess.Popen(
             command,

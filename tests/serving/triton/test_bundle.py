@@ -40,6 +40,7 @@ def test_bundle_has_what_a_server_and_those_around_it_need(tmp_path: Path):
         "repository/handmade/warmup/0-0",
         f"lib/{library.name}",
         "probe.py",
+        "supervise.py",
         "dashboard.json",
         "alerts.yaml",
         "kserve.yaml",

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -102,13 +103,7 @@ class Served:
 
     def children(self) -> tuple[int, ...]:
         """Return the processes that the models run in."""
-        found = []
-        for status in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                fields = status.read_text().rpartition(")")[2].split()
-                if int(fields[1]) == self.running.process.pid:
-                    found.append(int(status.parent.name))
-        return tuple(found)
+        return children_of(self.running.process.pid)
 
     def probe(self) -> int:
         """Return the exit code of the bundle's own question whether the server answers."""
@@ -435,6 +430,32 @@ def test_model_that_is_killed_gives_errors_until_it_is_loaded_again(
 
 
 @pytest.mark.nightly
+def test_server_below_the_bundles_supervisor_comes_back(server: TritonServer, tmp_path: Path):
+    root, log = bundle_of_handmade(tmp_path, threads=1), tmp_path / "server.log"
+    x = vectors(batch=1, seq=SEQ, seed=2).inputs["x"]
+    tensor = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}
+    with running_server(server, root, log, is_supervised=True) as running:
+        served = Served(root, OnnxPackage.open(tmp_path / "package"), running)
+
+        def ask() -> int:
+            try:
+                return served.post("handmade", {"inputs": [tensor]})[0]
+            except OSError:  # it is starting
+                return 0
+
+        assert ask() == 200
+        # A probe may be one of the supervisor's children, and has none itself.
+        (model,) = (stub for one in served.children() for stub in children_of(one))
+        os.kill(model, signal.SIGKILL)
+        assert ask() == 500
+        end = time.monotonic() + 300
+        while ask() != 200:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+    assert "supervise: the server gave no answer 3 times; it starts again" in log.read_text()
+
+
+@pytest.mark.nightly
 def test_two_minutes_of_load_leave_no_error_and_no_more_memory(
     served: Served, tmp_path: Path, record_property: Callable[[str, object], None]
 ):
@@ -464,6 +485,17 @@ def test_two_minutes_of_load_leave_no_error_and_no_more_memory(
         print(f"{name}: {row[name]}")
     record_property("more memory", after - before)
     print(f"memory: {before / 2**20:.1f} MiB, {(after - before) / 2**20:+.1f} MiB")
+
+
+def children_of(process: int) -> tuple[int, ...]:
+    """Return the processes that a process has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = status.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == process:
+                found.append(int(status.parent.name))
+    return tuple(found)
 
 
 def native_bundle(folder: Path, backend: Backend) -> Path:
