@@ -126,7 +126,17 @@ class HttpServer(Target):
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=child_environment(),
+                # Ctrl-C is the drill's: asked to end twice, the server would kill its worker.
+                start_new_session=True,
             )
+        try:
+            self._host, self._port = self._listening(said)
+        except BaseException:
+            self.close()
+            raise
+
+    def _listening(self, said: Path) -> tuple[str, int]:
+        """Wait until the server says where it listens; `said` is what it says besides."""
         assert self._process.stdout is not None
         # One JSON object, over several lines: where it listens, or why it does not.
         text = b""
@@ -136,10 +146,9 @@ class HttpServer(Target):
                 break
         listening = parse_json(text or b"{}", "what the server says", error=BackendError)
         if not (isinstance(listening, dict) and "host" in listening):
-            self.close()
             tail = text.decode(errors="replace") + said.read_text(errors="replace")[-2000:]
             raise BackendError(f"`moh-deploy serve` did not start: {tail}")
-        self._host, self._port = str(listening["host"]), int(listening["port"])
+        return str(listening["host"]), int(listening["port"])
 
     @property
     def name(self) -> str:
@@ -191,19 +200,20 @@ class Triton(Target):
         self._outputs = [one.name for one in model.manifest.outputs]
         self._stack = ExitStack()
         self._running = self._stack.enter_context(
-            running_server(server, bundle, folder / "server.log")
+            running_server(server, bundle, folder / "server.log", is_supervised=True)
         )
 
     @property
     def name(self) -> str:
-        return "tritonserver, Python backend"
+        return "tritonserver, Python backend, below the bundle's supervise.py"
 
     def connect(self) -> Asking:
         return V2Client("127.0.0.1", self._running.ports.http, DRILLED_NAME, self._outputs)
 
     def kill_worker(self) -> bool:
-        # The server's children are the stubs, which run the models.
-        return _kill(_children(self._running.process.pid))
+        # The children of the server, which is one itself, are the stubs, which run the models.
+        servers = _children(self._running.process.pid)
+        return _kill([stub for server in servers for stub in _children(server)])
 
     def close(self) -> None:
         self._stack.close()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,11 @@ def test_a_server_answers_and_says_which_rung_it_was(ask: Asking, package: OnnxP
 def test_what_the_server_refuses_is_an_error(ask: Asking):
     with pytest.raises(BackendError, match=r"status 400: .*with 2 axes"):
         ask({"x": np.zeros((1, 2), np.float32)})
+
+
+def test_ctrl_c_in_the_terminal_of_the_drill_does_not_reach_the_server(target: Target):
+    assert isinstance(target, HttpServer)
+    assert os.getpgid(target._process.pid) == target._process.pid != os.getpgid(0)
 
 
 def test_a_worker_is_killed_and_the_next_one_answers(
