@@ -53,7 +53,7 @@ def missing_row(rows: Mapping[str, int], inputs: Mapping[str, Array]) -> str | N
         if array.dtype.kind not in "iu":
             continue
         # Negative numbers count from the end, as ONNX has it.
-        wrong = np.argwhere((array >= count) | (array < -count))
+        wrong = np.argwhere(np.greater_equal(array, count) | np.less(array, -count))
         if len(wrong):
             place = wrong[0].tolist()
             return (
