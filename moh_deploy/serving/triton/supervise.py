@@ -32,7 +32,8 @@ class Supervisor:
         every_s: How long to wait between two probes.
         failures: So many probes without an answer, one after the other, end it.
         start_s: How long it may take until it gives the first answer.
-        stop_s: How long it may take to end before it is killed.
+        stop_s: How long it may take to end before it is killed; a model that has died cannot be
+            unloaded, which Triton would wait for.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Supervisor:
         every_s: float = 10.0,
         failures: int = 3,
         start_s: float = 600.0,
-        stop_s: float = 40.0,
+        stop_s: float = 10.0,
     ) -> None:
         self._command = list(command)
         self._probe = probe
@@ -55,12 +56,12 @@ class Supervisor:
     def run(self) -> None:
         """Start the server again and again, until `end` is called."""
         pause_s = 0.0
-        while not self._is_over:
+        while not self.is_over():
             begun = time.monotonic()
             self._process = subprocess.Popen(self._command)
             why = self._watch(begun)
             self._stop()
-            if self._is_over:
+            if self.is_over():
                 return
             # What fails at once will do so again: it is tried less and less often.
             is_healthy = time.monotonic() - begun > _HEALTHY_S
@@ -74,11 +75,15 @@ class Supervisor:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
+    def is_over(self) -> bool:
+        """Tell whether the server is to end."""
+        return self._is_over
+
     def _watch(self, begun: float) -> str:
         """Wait until the server has to be started again, and return why."""
         assert self._process is not None
         has_answered, failed = False, 0
-        while not self._is_over:
+        while not self.is_over():
             code = self._process.poll()
             if code is not None:
                 return f"ended with {code}"
@@ -95,7 +100,7 @@ class Supervisor:
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while not self._is_over and time.monotonic() < end:
+        while not self.is_over() and time.monotonic() < end:
             time.sleep(min(0.1, max(0.0, end - time.monotonic())))
 
     def _stop(self) -> None:
