@@ -69,12 +69,15 @@ def test_server_that_ends_is_started_again(tmp_path: Path, capfd: pytest.Capture
     assert "the server ended with 3; it starts again in 1 s" in capfd.readouterr().out
 
 
-def test_server_that_is_still_starting_is_left_alone(tmp_path: Path):
+@pytest.mark.parametrize("answers", [(False,), (True, False)], ids=["starting", "now and then"])
+def test_server_is_left_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], answers: tuple[bool, ...]
+):
     probes: list[int] = []
 
     def probe(starts: int) -> bool:
         probes.append(starts)
-        return False
+        return answers[len(probes) % len(answers)]
 
     supervised = Supervised(tmp_path, probe)
     thread = threading.Thread(target=supervised.supervisor.run)
@@ -84,3 +87,4 @@ def test_server_that_is_still_starting_is_left_alone(tmp_path: Path):
     supervised.supervisor.end()
     thread.join(60)
     assert set(probes) <= {0, 1}
+    assert capfd.readouterr().out == ""
