@@ -51,6 +51,7 @@ def test_guard_is_the_usual_one_by_its_name(package: Path, tmp_path: Path):
         ({"max_delay_ms": -1}, "max_delay_ms is -1, expected 0 or more"),
         ({"shadow_share": 0}, "shadow_share is 0, expected more than 0"),
         ({"drill": True}, "drill is for a guard: there is none"),
+        ({"reference": "r.json", "sample_every": 0}, "routing that is read: sample_every is 0"),
         ({"backend": "tensorrt"}, "backend is 'tensorrt', but package"),
         ({"guard": "default", "backend": "onnxruntime"}, "which the backend 'onnxruntime' does"),
     ],

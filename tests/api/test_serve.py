@@ -55,6 +55,11 @@ def test_instances_by_threads_are_the_cores(
     assert (settings.instances, settings.threads) == (instances, threads)
 
 
+def test_reference_is_found_wherever_the_worker_runs(package: Path, tasks: list[WorkerTask]):
+    moh_deploy.serve(package, reference="reference.json")
+    assert settings_of(tasks).reference == str(Path("reference.json").resolve())
+
+
 def test_limits_are_those_that_are_given(package: Path, tasks: list[WorkerTask]):
     moh_deploy.serve(package, max_body=3, max_queue=5, longest={"seq": 7}, read_timeout=0.5)
     limits = tasks[0].limits
@@ -89,6 +94,7 @@ def test_bundle_for_a_server_alone_is_refused(package: Path, tmp_path: Path):
         ({"read_timeout": 0}, "--read-timeout is 0, expected 0.001 or more"),
         ({"threads": 0}, "--threads is 0, expected 1 or more"),
         ({"drill": True}, "--drill are of a guard: give --guard default, too"),
+        ({"reference": "r.json", "sample_every": 0}, "routing that is read: --sample-every is 0"),
         ({"host": "192.0.2.1"}, "nobody can listen at 192.0.2.1, port 0"),
     ],
     ids=str,

@@ -14,6 +14,7 @@ from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.drift.reference import profile_of, write_reference
 from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.bundle_json import read_bundle
+from moh_deploy.serving.triton.bundled_guard import settings_at
 from moh_deploy.serving.triton.opened_bundle import open_bundle
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library
@@ -153,7 +154,9 @@ def test_routing_profile_comes_along_if_it_is_of_this_package(tmp_path: Path):
     write_reference(path, profile_of(window(requests(150, seed=0), digest), window=64, rate=0.01))
     write_bundle(model, tmp_path / "bundle", replace(OPTIONS, reference=path))
     assert (tmp_path / "bundle/reference.json").read_bytes() == path.read_bytes()
-    assert "reference.json" in read_bundle(tmp_path / "bundle").files
+    written = read_bundle(tmp_path / "bundle")
+    assert "reference.json" in written.files
+    assert settings_at(written.settings, tmp_path).reference == str(tmp_path / "reference.json")
     write_reference(path, profile_of(window(requests(150, seed=0)), window=64, rate=0.01))
     with pytest.raises(ConfigError, match=r"good\.json is of another package"):
         write_bundle(model, tmp_path / "bundle", replace(OPTIONS, reference=path))
