@@ -30,7 +30,6 @@ _CONTROL = """
 void begin(void) { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
 void end(const char *name) { CALLGRIND_DUMP_STATS_AT(name); CALLGRIND_STOP_INSTRUMENTATION; }
 """
-_WARM = 10
 _WAYS = ("bare", "not read", "read")
 
 
@@ -40,6 +39,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int, default=10, help="of each way in a round")
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--warm", type=int, default=10, help="runs of each way before")
     parser.add_argument("--sample-every", type=int, default=128)
     parser.add_argument("--counted-in", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -67,7 +67,7 @@ def _counted(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, i
     out = folder / "counts"
     command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}"]
     given = [options.package, f"--batch={options.batch}", f"--runs={options.runs}"]
-    given.append(f"--rounds={options.rounds}")
+    given += [f"--rounds={options.rounds}", f"--warm={options.warm}"]
     command += [sys.executable, __file__, *map(str, given), f"--counted-in={library}"]
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     subprocess.run(command, check=True, env=environment, capture_output=True)
@@ -99,7 +99,7 @@ def _run(options: argparse.Namespace) -> None:
         observers = (telemetry[way],) if way in telemetry else ()
         served[way] = ServedModel(model, counted if observers else plain, observers)
         # Python makes bytecode faster that runs often.
-        for _ in range(_WARM):
+        for _ in range(options.warm):
             served[way].answer(inputs)
     # Collections come when they like.
     gc.collect()

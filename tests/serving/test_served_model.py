@@ -10,9 +10,19 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime.models import PackageDir
-from moh_deploy.serving import Family, Series, ServedModel, ServedRun, ServingSettings, open_served
+from moh_deploy.serving import (
+    Family,
+    Reply,
+    Series,
+    ServedModel,
+    ServedRun,
+    ServingSettings,
+    open_served,
+)
+from moh_deploy.serving.answer_batch import answer_batch
 from moh_deploy.serving.served_model import served_variant
 from tests.handmade_package import vectors, write_package
+from tests.serving.lookup_package import TABLE, write_lookup
 
 
 class Noting:
@@ -59,6 +69,26 @@ def test_answer_is_what_the_original_computed(package: OnnxPackage):
     recorded = vectors()
     answer = served.answer(recorded.inputs)
     np.testing.assert_allclose(answer.outputs["y"], recorded.outputs["y"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("guard", [False, True], ids=["bare", "guarded"])
+def test_token_that_the_model_has_not_is_refused_and_its_batch_answered(
+    tmp_path: Path, guard: bool
+):
+    package = write_lookup(tmp_path / "package")
+    served = open_served(PackageDir(package.root), ServingSettings("m", threads=1, guard=guard))
+    asked = [{"ids": np.array([one])} for one in ([1, 2], [3, 10], [9, 0])]
+    first, bad, last = answer_batch(served.answer, served.batch_axis, asked)
+    for reply, inputs in ((first, asked[0]), (last, asked[2])):
+        assert isinstance(reply, Reply)
+        np.testing.assert_array_equal(reply.outputs["y"], TABLE[inputs["ids"]])
+    assert isinstance(bad, ConfigError)
+    assert "input 'ids' is 10 at [0, 1], expected 0 to 9" in bad.message
+    # No rung is to blame, and nobody is woken for it.
+    counts = {one.name: one.samples for one in served.families()}
+    assert not counts.get("moh_refused_requests_total")
+    assert not counts.get("moh_fallback_requests_total")
+    served.close()
 
 
 def test_inner_values_are_fetched_when_they_are_wanted_and_not_answered(

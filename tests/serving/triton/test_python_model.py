@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moh_deploy.errors import BackendError
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import Family, Reply, Series, ServingSettings
 from moh_deploy.serving.triton import python_model
@@ -198,14 +198,23 @@ def test_bad_request_gets_its_error_and_spoils_no_other(
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "code", "message"),
     [
-        (BackendError("the runtime failed"), "the runtime failed"),
-        (ValueError("what"), "this is a bug of moh-deploy: ValueError was not expected."),
+        (BackendError("the runtime failed"), "internal", "the runtime failed"),
+        (
+            ValueError("what"),
+            "internal",
+            "this is a bug of moh-deploy: ValueError was not expected.",
+        ),
+        (ConfigError("input 'ids' is 99"), "invalid", "input 'ids' is 99"),
     ],
 )
 def test_request_that_fails_does_not_fail_those_that_it_was_joined_with(
-    model: TritonPythonModel, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+    model: TritonPythonModel,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    code: str,
+    message: str,
 ):
     answer = model._served.answer
 
@@ -218,7 +227,7 @@ def test_request_that_fails_does_not_fail_those_that_it_was_joined_with(
     failing = request(1)
     failing.tensors["x"][:] = np.nan
     good, bad, also_good = model.execute([request(0), failing, request(2)])
-    assert (bad.error.code, bad.error.message, bad.outputs) == ("internal", message, {})
+    assert (bad.error.code, bad.error.message, bad.outputs) == (code, message, {})
     for reply, seed in ((good, 0), (also_good, 2)):
         np.testing.assert_allclose(reply.outputs["y"], right(seed), rtol=1e-5, atol=1e-6)
 
