@@ -73,6 +73,13 @@ _ALERTS = (
         "for a day no window had requests enough to be compared with the reference",
     ),
     _Alert(
+        "MohInstanceSilent",
+        "time() - (moh_heartbeat_seconds{{{model}}} > 0) > 60",
+        "0m",
+        "critical",
+        "the process of an instance is gone: it has to be started again",
+    ),
+    _Alert(
         "MohHungRun",
         "sum(moh_hung_runs{{{model}}}) > 0",
         "0m",

@@ -101,11 +101,12 @@ def _probes(*, has_probe: bool) -> Mapping[str, object]:
         "readinessProbe": {"httpGet": ready, "periodSeconds": 5},
     }
     if has_probe:
-        command = ["python3", f"{_MODELS}/{PROBE_NAME}", str(_HTTP_PORT)]
+        ports = [str(_HTTP_PORT), str(_METRICS_PORT)]
+        command = ["python3", f"{_MODELS}/{PROBE_NAME}", *ports]
         found["livenessProbe"] = {
             "exec": {"command": command},
             "periodSeconds": 10,
-            "timeoutSeconds": 15,
+            "timeoutSeconds": 25,
             "failureThreshold": 3,
         }
     return found

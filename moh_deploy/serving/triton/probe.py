@@ -1,7 +1,8 @@
 """Make the script that asks a server for one answer: the liveness probe of a bundle.
 
 Triton 2.51 does not start a model's process again that was killed, and goes on to say that it is
-ready: only an answer tells.
+ready: only an answer tells. Of several instances another may give it, so each is looked for among
+the metrics, too.
 """
 
 from __future__ import annotations
@@ -42,20 +43,24 @@ def probe_text(model: str, inputs: Sequence[TensorInfo], warmup: Warmup, *, batc
 _SCRIPT = '''\
 """Ask the server on this machine for one answer: exit 0 if it gives one, 1 if not.
 
-    python3 probe.py [PORT]     8000, the server's own, without
+    python3 probe.py [PORT [METRICS_PORT]]     8000, the server's own, without
+
+With the port of the metrics it is 1, too, if an instance has said nothing there for half a minute.
 """
 
 import json
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 MODEL = "{model}"
 TENSORS = {tensors}
+SILENT_SECONDS = 30
 
 
-def main(port):
+def main(port="8000", metrics_port=None):
     tensors, data = [], b""
     for one in TENSORS:
         content = Path(__file__).resolve().parent.joinpath(one["file"]).read_bytes()
@@ -77,9 +82,24 @@ def main(port):
             return f"{{MODEL}} gave no answer: {{error.read()[:500].decode(errors='replace')}}"
     except OSError as error:
         return f"{{MODEL}} gave no answer: {{error}}"
+    return 0 if metrics_port is None else silent(metrics_port)
+
+
+def silent(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{{port}}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError as error:
+        return f"the server shows no metrics: {{error}}"
+    for line in lines:
+        if line.startswith("moh_heartbeat_seconds{{") and f'model="{{MODEL}}"' in line:
+            said = float(line.rpartition(" ")[2])
+            # 0: it has ended in order.
+            if 0 < said < time.time() - SILENT_SECONDS:
+                return f"an instance of {{MODEL}} says nothing any more: {{line}}"
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "8000"))
+    sys.exit(main(*sys.argv[1:]))
 '''

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from moh_deploy.runtime.onnxruntime.dlpack import from_dlpack, to_dlpack
 from moh_deploy.serving.answer_batch import answer_batch
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.joining import find_joining
-from moh_deploy.serving.metrics import Family, edge_text
+from moh_deploy.serving.metrics import Family, Series, edge_text
 from moh_deploy.serving.runs_under_way import RunsUnderWay
 from moh_deploy.serving.served_model import Reply
 from moh_deploy.serving.triton.opened_bundle import open_bundle
@@ -91,7 +92,7 @@ class TritonPythonModel:
         """Send the last counts and close the package, when the server unloads the model."""
         self._is_closing.set()
         self._pusher.join()
-        self._push()
+        self._push(now=0.0)
         self._served.close()
 
     def _read(self, request: Request) -> dict[str, Array] | MoHDeployError:
@@ -131,10 +132,26 @@ class TritonPythonModel:
 
     def _keep_pushing(self) -> None:
         while not self._is_closing.wait(PUSH_SECONDS):
-            self._push()
+            self._push(now=time.time())
 
-    def _push(self) -> None:
-        self._metrics.push((*self._served.families(), *self._runs.families()))
+    def _push(self, now: float) -> None:
+        families = (*self._served.families(), *self._runs.families(), heartbeat(now))
+        self._metrics.push(families)
+
+
+def heartbeat(now: float) -> Family:
+    """Return the metric that tells an instance that lives from one whose process has died: the
+    server goes on to show what that said last.
+
+    Args:
+        now: Seconds since 1970; 0 where the instance ends in order.
+    """
+    return Family(
+        "moh_heartbeat_seconds",
+        "When an instance was last alive, in seconds since 1970; 0: it has ended.",
+        "gauge",
+        (Series({}, now),),
+    )
 
 
 def _joinable(

@@ -163,8 +163,8 @@ def running_server(
     ports = Ports.free()
     command = [*server_command(server, bundle, ports), *options]
     if is_supervised:
-        watching = [str(bundle / SUPERVISE_NAME), f"--port={ports.http}", "--every=1", "--"]
-        command = [sys.executable, *watching, *command]
+        places = [f"--port={ports.http}", f"--metrics-port={ports.metrics}", "--every=1", "--"]
+        command = [sys.executable, str(bundle / SUPERVISE_NAME), *places, *command]
     with log.open("wb") as file:
         process = subprocess.Popen(
             command,

@@ -1,6 +1,6 @@
 """Start a server, and start it again when it ends or no longer gives answers.
 
-    python3 supervise.py [--port 8000] -- tritonserver --model-repository=repository
+    python3 supervise.py [--port 8000] [--metrics-port 8002] -- tritonserver --model-repository=DIR
 
 Triton does not start a model's process again that has died or hangs, and calls it ready. Where no
 cluster has a liveness probe this stands in: it asks for an answer by probe.py, which lies beside
@@ -88,6 +88,9 @@ class Supervisor:
             if code is not None:
                 return f"ended with {code}"
             if self._probe():
+                if not has_answered:
+                    seconds = time.monotonic() - begun
+                    print(f"supervise: the server answers, after {seconds:.1f} s", flush=True)
                 has_answered, failed = True, 0
             elif has_answered:
                 failed += 1
@@ -118,11 +121,12 @@ def main(arguments: Sequence[str]) -> None:
     """Supervise the command behind `--`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--port", default="8000", help="the server's port for HTTP")
+    parser.add_argument("--metrics-port", default="8002", help="the port of its metrics")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two probes")
     parser.add_argument("--failures", type=int, default=3, help="probes that fail in a row")
     parser.add_argument("command", nargs="+", help="behind --: what starts the server")
     given = parser.parse_args(arguments)
-    asked = [sys.executable, str(_PROBE), given.port]
+    asked = [sys.executable, str(_PROBE), given.port, given.metrics_port]
 
     def probe() -> bool:
         return subprocess.run(asked, capture_output=True, check=False).returncode == 0

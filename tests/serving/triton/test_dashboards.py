@@ -22,6 +22,7 @@ from moh_deploy.serving.runs_under_way import RunsUnderWay
 from moh_deploy.serving.triton.alerts import alerts_text
 from moh_deploy.serving.triton.dashboard import dashboard_text
 from moh_deploy.serving.triton.kserve import Cluster, kserve_text
+from moh_deploy.serving.triton.python_model import heartbeat
 from tests.handmade_package import write_package
 from tests.serving.drift.traffic import requests, window
 from tests.serving.triton.triton_environment import python_or_skip
@@ -65,6 +66,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         *served.families(),
         *drift.families(),
         *RunsUnderWay(1, hung_s=60).families(),
+        heartbeat(0.0),
     ):
         labels = {label for one in family.samples for label in one.labels} | {"model", "version"}
         names = [family.name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -279,3 +280,16 @@ def test_last_counts_are_sent_when_the_model_is_unloaded(
     monkeypatch.setattr(model._served, "families", lambda: FAMILIES)
     model.finalize()
     assert server.families["moh_a_total"].metrics[0].value == 3.0
+    assert server.families["moh_hung_runs"].metrics[0].value == 0
+    # What ends in order is not missed.
+    assert server.families["moh_heartbeat_seconds"].metrics[0].value == 0
+
+
+def test_heart_beats_as_long_as_the_instance_lives(
+    server: Server, model: TritonPythonModel, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(python_model, "PUSH_SECONDS", 0.01)
+    before = time.time()
+    while not server.families.get("moh_heartbeat_seconds"):
+        time.sleep(0.01)
+    assert server.families["moh_heartbeat_seconds"].metrics[0].value >= before - 1
