@@ -20,8 +20,7 @@ import numpy as np
 
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime.models import PackageDir
-from moh_deploy.serving import ServedModel
-from moh_deploy.serving.source import open_model
+from moh_deploy.serving import ServedModel, source
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.system.npz import Array
 
@@ -40,6 +39,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10, help="of each way in a round")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--warm", type=int, default=10, help="runs of each way before")
+    parser.add_argument("--once", action="store_true", help="open it once, as a large model is")
     parser.add_argument("--sample-every", type=int, default=128)
     parser.add_argument("--counted-in", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -68,6 +68,7 @@ def _counted(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, i
     command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}"]
     given = [options.package, f"--batch={options.batch}", f"--runs={options.runs}"]
     given += [f"--rounds={options.rounds}", f"--warm={options.warm}"]
+    given += ["--once"] if options.once else []
     command += [sys.executable, __file__, *map(str, given), f"--counted-in={library}"]
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     subprocess.run(command, check=True, env=environment, capture_output=True)
@@ -90,9 +91,12 @@ def _run(options: argparse.Namespace) -> None:
         way: Telemetry(model.package, model="m", sample_every=every)
         for way, every in (("not read", 0), ("read", 1))
     }
+    if options.once:
+        source.MOST_BYTES_TWICE = 0
     # As `open_served` opens it with telemetry, and without.
     plain, counted = (
-        open_model(model, inner, Variant(threads=1)) for inner in ((), telemetry["read"].inner)
+        source.open_model(model, inner, Variant(threads=1))
+        for inner in ((), telemetry["read"].inner)
     )
     served: dict[str, ServedModel] = {}
     for way in _WAYS:
