@@ -105,6 +105,12 @@ MOH_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApi
                                  [&] { return moh::ort::register_ops(options); });
 }
 
+// The kernels of one of these sets, for the bindings to other runtimes that are of the same
+// version: what they call is compiled once. Null if this machine has none of that name.
+MOH_EXPORT const moh::cpu::Kernels* moh_cpu_kernels(const char* instruction_set) {
+  return moh::cpu::find_kernels(instruction_set);
+}
+
 // Names of the instruction sets that this machine has kernels for, best first, separated by commas.
 MOH_EXPORT const char* moh_cpu_instruction_sets() { return moh::ort::instruction_sets(); }
 

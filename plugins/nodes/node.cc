@@ -1,0 +1,25 @@
+#include "nodes/node.h"
+
+namespace moh::node {
+
+void check_inputs(const OpContract& op, const Tensors& in) {
+  const Tensor* first = nullptr;
+  for (size_t i = 0; i < op.num_inputs; ++i) {
+    const InputContract& input = op.inputs[i];
+    if (!in[i].present && !input.optional) {
+      refuse(input.name, " is absent; the op needs it.");
+    }
+    if (!in[i].present || input.own_dtype) {
+      continue;
+    }
+    if (in[i].dtype == DType::kBool) {
+      refuse(input.name, " is bool; expected floats.");
+    }
+    if (first != nullptr && in[i].dtype != first->dtype) {
+      refuse(input.name, " is of another dtype than the inputs before it; expected one for all.");
+    }
+    first = first == nullptr ? &in[i] : first;
+  }
+}
+
+}  // namespace moh::node

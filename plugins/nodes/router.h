@@ -1,0 +1,18 @@
+// MoHRouter: what its kernel is called with.
+#pragma once
+
+#include "moh/op_contract.h"
+#include "moh/router.h"
+#include "nodes/node.h"
+
+namespace moh::node {
+
+struct Router {
+  static constexpr const OpContract& kOp = contract::router::kOp;
+  using Args = RouterArgs;
+
+  // Fills in all but the gates, and returns their shape.
+  static Shape read(const Attributes& attributes, const Tensors& in, Args& args);
+};
+
+}  // namespace moh::node

@@ -1,0 +1,115 @@
+"""Build the extension by which OpenVINO runs MoH nodes on our CPU kernels: libmoh_openvino.so.
+
+`python tools/build_openvino.py`, by the Python whose OpenVINO is to run models. The library is
+compiled against the headers of that wheel and is good for that release alone, so it is built where
+it is used, and again after OpenVINO was upgraded. It takes a C++ compiler (`CXX`, or `c++`), and
+the kernels that `tools/build_kernels.py` has built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY_NAME = "libmoh_openvino.so"
+SOURCES = ("openvino/extension.cc", "openvino/kernels.cc", *(f"nodes/{one}.cc" for one in (
+    "node", "aggregated_attention", "attention", "router", "token_conv",
+)))  # fmt: skip
+OPTIONS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-z,defs")
+
+
+class NotBuilt(Exception):
+    """There is no library; says why."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT / "moh_deploy" / "native",
+        help="where to put it; default: where moh-deploy looks for it",
+    )
+    try:
+        print(f"built {build_openvino(parser.parse_args().folder)}")
+    except NotBuilt as failure:
+        sys.exit(f"moh-deploy: no extension of OpenVINO: {failure}")
+
+
+def build_openvino(folder: Path) -> Path:
+    """Compile the library for the OpenVINO of this Python, and return its path in `folder`.
+
+    Raises:
+        NotBuilt: There is no OpenVINO or no compiler, or it failed.
+    """
+    wheel = _wheel()
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        raise NotBuilt("no C++ compiler was found: apt install g++")
+    target = folder / LIBRARY_NAME
+    # In place in one step: a process may have the old one in use.
+    partial = target.with_name(f"{LIBRARY_NAME}.partial")
+    done = subprocess.run(
+        _command(compiler, wheel, partial),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        partial.unlink(missing_ok=True)
+        raise NotBuilt(f"the compiler failed:\n{done.stdout}")
+    partial.replace(target)
+    return target
+
+
+def _wheel() -> Path:
+    """Return the folder of the package openvino, which is not imported."""
+    found = importlib.util.find_spec("openvino")
+    if found is None or found.origin is None:
+        raise NotBuilt("openvino is not installed: pip install 'moh-deploy[openvino]'")
+    wheel = Path(found.origin).parent
+    if not (wheel / "include" / "openvino" / "core" / "version.hpp").is_file():
+        raise NotBuilt(f"{wheel} has no headers: install OpenVINO's own wheel from PyPI")
+    return wheel
+
+
+def _command(compiler: str, wheel: Path, target: Path) -> list[str]:
+    release = importlib.metadata.version("openvino")
+    text = (ROOT / "moh_deploy" / "__init__.py").read_text(encoding="utf-8")
+    version = re.findall(r'^__version__ = "(.*)"', text, re.MULTILINE)[0]
+    libraries = [_shared(wheel, one) for one in ("openvino", "openvino_onnx_frontend", "tbb")]
+    return [
+        *compiler.split(),
+        *OPTIONS,
+        f'-DMOH_OPENVINO_RELEASE="{release}"',
+        f'-DMOH_VERSION="{version}"',
+        f"-isystem{wheel / 'include'}",
+        f"-I{ROOT / 'plugins'}",
+        f"-I{ROOT / 'plugins' / 'include'}",
+        *(str(ROOT / "plugins" / one) for one in SOURCES),
+        *libraries,
+        "-o",
+        str(target),
+    ]
+
+
+def _shared(wheel: Path, name: str) -> str:
+    """Return the file of a shared library, whose name ends with the release."""
+    found = sorted((wheel / "libs").glob(f"lib{name}.so.*"))
+    if not found:
+        raise NotBuilt(f"{wheel / 'libs'} has no lib{name}.so")
+    # By its path: so its soname is what the extension asks for, and no folder of this machine.
+    return str(found[0])
+
+
+if __name__ == "__main__":
+    main()
