@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServedModel, source
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.system.npz import Array

@@ -10,7 +10,7 @@ from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Model, Variant
 from moh_deploy.runtime.kernel_use import Kernels
-from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.runtime.models import PackageDir
 from moh_deploy.runtime.open_runner import find_model, onnx_file
 from moh_deploy.runtime.original import OriginalModel, RunnableOriginal
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS

@@ -10,6 +10,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 LIBRARY_NAME = "libmoh_ort_cpu.so"
+# Built by tools/build_openvino.py, where it is used.
+OPENVINO_NAME = "libmoh_openvino.so"
 # Written by tools/build_kernels.py.
 RECORD_NAME = "build.json"
 LOG_NAME = "build.log"
@@ -21,6 +23,12 @@ def kernel_library() -> Path | None:
     options.register_custom_ops_library(str(moh_deploy.kernel_library()))
     """
     path = FOLDER / LIBRARY_NAME
+    return path if path.is_file() else None
+
+
+def openvino_extension() -> Path | None:
+    """Return the extension by which OpenVINO runs the kernels, or None."""
+    path = FOLDER / OPENVINO_NAME
     return path if path.is_file() else None
 
 

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
 import onnx
 from typing_extensions import Self
@@ -29,11 +29,16 @@ GraphEdit: TypeAlias = Callable[[onnx.GraphProto], object]
 """Changes a graph, whose weights may not be loaded, before it is opened; see `moh_deploy.graph`."""
 
 
+Runtime: TypeAlias = Literal["onnxruntime", "openvino"]
+"""What runs packages and ONNX models on the CPU. An engine has its own, whatever is said here."""
+
+
 @dataclass(frozen=True)
 class Variant:
-    """The way in which a model is opened: kernels, threads, changes of its graph.
+    """The way in which a model is opened: runtime, kernels, threads, changes of its graph.
 
     Attributes:
+        runtime: What a package or an ONNX model is opened with.
         kernels: `auto` runs MoH nodes on kernels where there are some, `off` runs their function
             bodies, `require` refuses to run if a MoH node that was not chosen to be dense has no
             kernel.
@@ -52,6 +57,7 @@ class Variant:
             `baseline`); None for the best.
     """
 
+    runtime: Runtime = "onnxruntime"
     kernels: Kernels = "auto"
     optimize: bool = True
     threads: int | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import AS_IT_IS, Deployed, Model, Runner, Variant
-from moh_deploy.runtime.onnxruntime.models import OnnxFile, PackageDir
+from moh_deploy.runtime.models import OnnxFile, PackageDir
 from moh_deploy.runtime.tensorrt.models import EngineDir
 
 # The first that takes a path is what it is, so the order matters: PackageDir takes any directory,

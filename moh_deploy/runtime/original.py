@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 from moh_deploy.package import Manifest, OnnxPackage, TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Description, Model, Runner, Variant
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.runtime.onnxruntime.models import OnnxFile
+from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.system.npz import Array
 
 

@@ -16,7 +16,7 @@ from moh_deploy.package import Manifest, OnnxPackage, PackageWriter
 from moh_deploy.perf.bench.fresh_run import FreshRun, FreshTask, fresh_run
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.onnxruntime.models import OnnxFile
+from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.system.npz import Array, write_npz
 from tests.api.test_bench import Fresh, measured
 from tests.handmade_package import MANIFEST, model, vectors, without_layers, write_package

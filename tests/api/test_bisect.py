@@ -119,7 +119,7 @@ def test_runtime_that_computes_something_else_is_told_apart(
         bodies = replace(variant, kernels="off")
         return onnxruntime.open_session(source, bodies.edited(partial(breaking, variant)))
 
-    monkeypatch.setattr("moh_deploy.runtime.onnxruntime.models.open_session", broken_session)
+    monkeypatch.setattr("moh_deploy.runtime.models.open_session", broken_session)
     found = moh_deploy.bisect(right).divergence
     assert found is not None
     assert found.cause == cause

@@ -7,7 +7,7 @@ import pytest
 from moh_deploy.api.bundle import bundle
 from moh_deploy.api.drill import drill
 from moh_deploy.errors import ConfigError
-from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving.drill.targets import DRILLED_NAME, HttpServer
 from tests.handmade_package import write_package
 from tests.nightly import nightly

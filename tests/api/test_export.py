@@ -21,7 +21,7 @@ from moh_deploy.frontend.fx.outputs import tensors_of
 from moh_deploy.frontend.inputs.arguments import bind
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.onnxruntime.models import OnnxFile
+from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.system.npz import write_npz
 from tests import called_models as models
 from tests.exporting import prove_in_this_process, run

@@ -10,7 +10,7 @@ import pytest
 import moh_deploy
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServingSettings, open_served
 from moh_deploy.serving.drift.reference import read_reference
 from moh_deploy.system.npz import write_npz

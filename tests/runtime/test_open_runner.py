@@ -12,7 +12,7 @@ from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.graph.fixed_routing import fix_routing, fixed_input
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import FUNCTION_BODIES, Variant
-from moh_deploy.runtime.onnxruntime.models import OnnxFile, PackageDir
+from moh_deploy.runtime.models import OnnxFile, PackageDir
 from moh_deploy.runtime.open_runner import find_deployed, find_model, open_runner
 from moh_deploy.runtime.tensorrt.models import EngineDir
 from tests.handmade_package import vectors, write_package

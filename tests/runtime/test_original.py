@@ -10,7 +10,7 @@ import onnx
 
 from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.onnxruntime.models import OnnxFile
+from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.runtime.original import OriginalModel, PlainExport
 from moh_deploy.system.npz import Array
 from tests.handmade_package import MANIFEST, model, vectors, write_package

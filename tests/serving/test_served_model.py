@@ -9,7 +9,7 @@ import pytest
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import (
     Family,
     Reply,

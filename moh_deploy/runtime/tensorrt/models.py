@@ -65,6 +65,12 @@ class EngineDir(Deployed):
 
     def open(self, variant: Variant = AS_IT_IS) -> EngineRunner:
         """Load the engine; see `Model.open`. Threads and optimisations are none of its."""
+        if variant.runtime != "onnxruntime":
+            raise ConfigError(
+                f"runtime is {variant.runtime}, but {self.root} is an engine, which runs in its"
+                " own.",
+                hint="Run the package that it was built from.",
+            )
         if variant.kernels == "off":
             raise ConfigError(
                 f"kernels is off, but what runs the layers of {self.root} was decided when it was"

@@ -8,7 +8,7 @@ import pytest
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.perf.bench.fresh_run import FreshTask, fresh_run
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.onnxruntime.models import OnnxFile
+from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.system.npz import write_npz
 from tests.handmade_package import vectors, write_package
 

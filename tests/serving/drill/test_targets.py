@@ -11,7 +11,7 @@ import pytest
 
 from moh_deploy.errors import BackendError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving.drill.load import Asking
 from moh_deploy.serving.drill.targets import HttpServer, Target
 from moh_deploy.serving.guard.control import Control, write_control

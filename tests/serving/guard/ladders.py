@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving.guard.answer_check import AnswerCheck
 from moh_deploy.serving.guard.audit import AuditLog
 from moh_deploy.serving.guard.breaker import BreakerLimits

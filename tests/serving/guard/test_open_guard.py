@@ -9,7 +9,7 @@ import pytest
 
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServedModel, ServingSettings, open_served
 from moh_deploy.serving.guard.control import Control, write_control
 from tests.handmade_package import vectors, write_package

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServingSettings, open_served
 from moh_deploy.serving.guard import running_marks
 from moh_deploy.serving.guard.running_marks import RunningMarks, died_in

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import Family, ServedModel, ServedRun, ServingSettings, open_served
 from moh_deploy.serving.telemetry import Telemetry
 from tests.edge_case_package import HEADS, inputs, write_edge_package

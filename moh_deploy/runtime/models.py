@@ -1,4 +1,4 @@
-"""The models that ONNX Runtime opens: packages, and ONNX files that belong to none."""
+"""The models that a runtime is chosen for: packages, and ONNX files that belong to none."""
 
 from __future__ import annotations
 
@@ -7,9 +7,47 @@ from functools import cached_property
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import Manifest, OnnxPackage
-from moh_deploy.runtime.base import AS_IT_IS, Deployed, Model, Variant
-from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session, runtime_name
+from moh_deploy.package import ComputeType, Manifest, OnnxPackage
+from moh_deploy.runtime.base import AS_IT_IS, Deployed, Model, Runner, Runtime, Variant
+from moh_deploy.runtime.kernel_use import KernelUse
+from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
+from moh_deploy.runtime.onnxruntime.session import open_session, runtime_name
+from moh_deploy.runtime.openvino.extension import choose_extension, openvino_name
+from moh_deploy.runtime.openvino.runner import open_compiled
+
+
+def _open(source: OnnxPackage | Path, variant: Variant) -> Runner:
+    """Load a package's or a file's model into the runtime that the variant names.
+
+    Raises:
+        BackendError, ConfigError, PackageError: See `Model.open`.
+    """
+    # A runtime for such models adds its branch here, and its name to `Runtime`.
+    if variant.runtime == "openvino":
+        return open_compiled(source, variant)
+    return open_session(source, variant)
+
+
+def runtime_name_of(runtime: Runtime) -> str:
+    """Return the name and version of a runtime, such as `ONNX Runtime 1.32.0`.
+
+    Raises:
+        BackendError: It is not installed.
+    """
+    if runtime == "openvino":
+        return openvino_name()
+    return runtime_name()
+
+
+def kernels_of(variant: Variant, compute_type: ComputeType) -> KernelUse:
+    """Say which kernels a model would run on, before one is opened.
+
+    Raises:
+        BackendError: The runtime is not installed, or its library is there and cannot be used.
+    """
+    if variant.runtime == "openvino":
+        return choose_extension(variant, compute_type)[1]
+    return choose_kernels(variant.kernels, compute_type=compute_type)
 
 
 @dataclass(frozen=True)
@@ -53,8 +91,8 @@ class PackageDir(Deployed):
             raise ConfigError(f"package is {package}, but {self.root} is no engine: leave it out.")
         return OnnxPackage.open(self.root, staged=staged) if staged else self.package
 
-    def open(self, variant: Variant = AS_IT_IS) -> OrtRunner:
-        return open_session(self.package, variant)
+    def open(self, variant: Variant = AS_IT_IS) -> Runner:
+        return _open(self.package, variant)
 
     def import_runtime(self) -> None:
         runtime_name()
@@ -81,8 +119,8 @@ class OnnxFile(Model):
     def name(self) -> str:
         return f"ONNX model {self.path}"
 
-    def open(self, variant: Variant = AS_IT_IS) -> OrtRunner:
-        return open_session(self.path, variant)
+    def open(self, variant: Variant = AS_IT_IS) -> Runner:
+        return _open(self.path, variant)
 
     def import_runtime(self) -> None:
         runtime_name()

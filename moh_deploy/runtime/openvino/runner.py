@@ -1,0 +1,243 @@
+"""Run a package with OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+import numpy as np
+
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.package import OnnxPackage, TensorInfo, read_outline
+from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
+from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
+from moh_deploy.runtime.onnxruntime.kernels import require_kernels
+from moh_deploy.runtime.onnxruntime.prepared_model import PreparedModel, prepare_model
+from moh_deploy.runtime.openvino.extension import (
+    Extension,
+    choose_extension,
+    import_openvino,
+    openvino_name,
+)
+from moh_deploy.runtime.openvino.lowered_model import write_lowered
+from moh_deploy.system.npz import BFLOAT16, Array
+from moh_deploy.system.staging import scratch_directory
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+_T = TypeVar("_T")
+_Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+
+MOST_SHAPES = 4
+"""How many compiled models a runner keeps, those used last. Each has packed weights of its own."""
+
+
+@dataclass(frozen=True)
+class OpenVinoRunner(Runner):
+    """A model in OpenVINO, compiled when a shape first comes, as sizes that are fixed run faster.
+
+    Attributes:
+        description: What runs each layer.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[str, ...]
+    description: Description
+    _core: ov.Core
+    _model: ov.Model
+    _config: Mapping[str, str]
+    _extension: Extension | None
+    _requests: OrderedDict[_Shapes, ov.InferRequest] = field(default_factory=OrderedDict)
+    # A request runs once at a time, and reshaping changes the model that all shapes share.
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def describe(self) -> Description:
+        """Say what runs each layer; see `Runner.describe`."""
+        return self.description
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once; see `Runner.run`."""
+        return self.run_returning(inputs, self.outputs)
+
+    def run_returning(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
+        """Run the model once, and copy some of its outputs; see `Runner.run_returning`."""
+        check_inputs(self.inputs, inputs)
+        with self._lock:
+            request = self._request(inputs)
+            self._infer(request, self._tensors(inputs))
+            return {name: _array(request.get_tensor(name)) for name in outputs}
+
+    def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
+        """Return a call that runs the model on these inputs and gives no outputs: to be timed."""
+        check_inputs(self.inputs, inputs)
+        with self._lock:
+            # Its own, so that other shapes may push the kept one out; the tensors live as long.
+            request = self._compiled(inputs).create_infer_request()
+            tensors = self._tensors(inputs)
+
+        def call() -> None:
+            with self._lock:
+                self._infer(request, tensors)
+
+        return call
+
+    def close(self) -> None:
+        self._requests.clear()
+
+    def _request(self, inputs: Mapping[str, Array]) -> ov.InferRequest:
+        key = tuple(inputs[one.name].shape for one in self.inputs)
+        if key not in self._requests:
+            self._requests[key] = self._compiled(inputs).create_infer_request()
+        self._requests.move_to_end(key)
+        while len(self._requests) > MOST_SHAPES:
+            self._requests.popitem(last=False)
+        return self._requests[key]
+
+    def _compiled(self, inputs: Mapping[str, Array]) -> ov.CompiledModel:
+        shapes = {one.name: list(inputs[one.name].shape) for one in self.inputs}
+
+        def compile_() -> ov.CompiledModel:
+            self._model.reshape(shapes)
+            return self._core.compile_model(self._model, "CPU", dict(self._config))
+
+        return _calling_openvino(f"compiling the model for {shapes}", compile_)
+
+    def _tensors(self, inputs: Mapping[str, Array]) -> dict[str, ov.Tensor]:
+        return {one.name: _tensor(inputs[one.name]) for one in self.inputs}
+
+    def _infer(self, request: ov.InferRequest, tensors: Mapping[str, ov.Tensor]) -> None:
+        """Run it once, and raise what OpenVINO does not: that an op of ours failed.
+
+        Raises:
+            BackendError: The runtime or an op failed.
+        """
+        before = self._extension.failures() if self._extension is not None else 0
+        for name, tensor in tensors.items():
+            request.set_tensor(name, tensor)
+        _calling_openvino("running the model", request.infer)
+        # Of the whole process: another model's failure may be taken for one of this, and none is
+        # missed.
+        if self._extension is not None and self._extension.failures() != before:
+            raise BackendError(f"a kernel failed in OpenVINO: {self._extension.last_failure()}.")
+
+
+def open_compiled(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> OpenVinoRunner:
+    """Load a model into OpenVINO.
+
+    Args:
+        source: A package, or the path of an ONNX model.
+        variant: In which way.
+
+    Raises:
+        BackendError: OpenVINO is not installed, kernels are required but not used, or OpenVINO
+            refuses the model.
+        ConfigError: An option is none of those listed, or not for OpenVINO.
+        PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
+    """
+    _check(variant)
+    import_openvino()
+    import openvino as ov
+
+    if isinstance(source, OnnxPackage):
+        path, layers = source.model_path, source.manifest.layers
+        compute_type = source.manifest.compute_type
+    else:
+        path, layers, compute_type = source, (), "float32"
+        read_outline(path)  # of a package that was done when it was opened
+    extension, use = choose_extension(variant, compute_type)
+    prepared = prepare_model(path, layers, variant.extra_outputs, variant.edits, emulate_dtypes=())
+    core = ov.Core()
+    with scratch_directory("moh-deploy-openvino") as scratch:
+        extended = extension is not None
+        written = write_lowered(prepared.content, path.parent, scratch, extended=extended)
+        if extension is not None:
+            extension.add_to(core, written.domains)
+        model = _calling_openvino("reading the model", lambda: core.read_model(written.path))
+    layer_impl = _layer_impl(prepared, on_kernels=extension is not None)
+    if variant.kernels == "require":
+        require_kernels(use, layer_impl)
+    description = Description(
+        openvino_name(),
+        use,
+        layer_impl,
+        layer_runs(
+            layers,
+            layer_impl,
+            switches=prepared.switches,
+            routers=prepared.routers,
+            model_path=path,
+        ),
+        prepared.layer_nodes,
+    )
+    return OpenVinoRunner(
+        written.inputs, written.outputs, description, core, model, _config(variant), extension
+    )
+
+
+def _check(variant: Variant) -> None:
+    """Refuse what OpenVINO has no word for: left out in silence it would be taken for done."""
+    if not variant.optimize or variant.round_results:
+        raise ConfigError(
+            "OpenVINO always rewrites the graph that it is given, and rounds no result by itself:"
+            " a model as it is written runs with ONNX Runtime."
+        )
+
+
+def _config(variant: Variant) -> dict[str, str]:
+    # `f32` leaves every operator the type that the model says: what is bfloat16 there runs in it
+    # where the processor can, and what a policy kept in float32 is not rounded behind its back.
+    config = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1"}
+    if variant.threads is not None:
+        config["INFERENCE_NUM_THREADS"] = str(variant.threads)
+    return config
+
+
+def _layer_impl(prepared: PreparedModel, *, on_kernels: bool) -> dict[str, LayerImpl]:
+    """Tell what runs each MoH node: the extension converts all of them, or there is none."""
+    impl: LayerImpl = "kernel" if on_kernels else "function"
+    return {**dict.fromkeys(prepared.moh_nodes, impl), **prepared.dense_nodes}
+
+
+def _tensor(array: Array) -> ov.Tensor:
+    import openvino as ov
+
+    array = np.require(array, requirements="C")
+    if array.dtype == BFLOAT16:
+        # numpy has no bfloat16 of its own: the bits, with their type beside them.
+        tensor = ov.Tensor(ov.Type.bf16, ov.Shape(array.shape))
+        tensor.data.view(np.uint16)[...] = array.view(np.uint16)
+        return tensor
+    # OpenVINO reads this very array, which the tensor keeps alive.
+    return ov.Tensor(array, shared_memory=True)
+
+
+def _array(tensor: ov.Tensor) -> Array:
+    """Return a copy of a tensor, which the next run overwrites."""
+    import openvino as ov
+
+    values: Array = np.array(tensor.data, copy=True)
+    # Handed over as float16, bit for bit.
+    return values.view(BFLOAT16) if tensor.get_element_type() == ov.Type.bf16 else values
+
+
+def _calling_openvino(doing: str, call: Callable[[], _T]) -> _T:
+    try:
+        return call()
+    except Exception as error:  # OpenVINO's exceptions have no common base class but this.
+        raise BackendError(f"OpenVINO failed while {doing}: {_essence(str(error))}") from error
+
+
+def _essence(message: str) -> str:
+    """Cut places in OpenVINO's source from a message: they say nothing about the model."""
+    lines = [line.strip() for line in message.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    text = " ".join(kept or lines)
+    return text if len(text) <= 500 else f"{text[:250]} [...] {text[-250:]}"

@@ -1,0 +1,44 @@
+"""OpenVINO's extension in tests, built for the OpenVINO that is there, or a skip where none is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moh_deploy import native
+from tests.kept_builds import BUILDS, COMPILER, ROOT, build_once, digest_of
+from tests.kernel_library import required_library
+
+TOOL = ROOT / "tools" / "build_openvino.py"
+FOLDER = BUILDS / "openvino"
+
+
+def require_openvino() -> None:
+    """Skip the test where OpenVINO is not installed."""
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("no OpenVINO: pip install 'moh-deploy[openvino]'")
+
+
+def built_extension() -> Path:
+    """Return the folder of an extension for this OpenVINO, with the kernels beside it."""
+    require_openvino()
+    kernels = required_library()
+    plugins = ROOT / "plugins"
+    used = [plugins / "openvino", plugins / "nodes", plugins / "include" / "moh"]
+    sources = [TOOL, plugins / "cpu" / "kernels.h", *(one for at in used for one in at.iterdir())]
+
+    def build() -> None:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, TOOL, "--folder", FOLDER], check=True)
+
+    content = digest_of(sources, [importlib.metadata.version("openvino"), COMPILER])
+    build_once(FOLDER / native.OPENVINO_NAME, content, build)
+    link = FOLDER / native.LIBRARY_NAME
+    link.unlink(missing_ok=True)
+    link.symlink_to(kernels)
+    return FOLDER

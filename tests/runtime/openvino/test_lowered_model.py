@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+from moh_deploy.package import OnnxPackage, TensorInfo
+from moh_deploy.runtime.openvino.lowered_model import LoweredModel, write_lowered
+from tests.handmade_package import WIDTH, write_package
+from tests.projected_package import write_projected
+
+
+def lowered(package: OnnxPackage, folder: Path, *, extended: bool = True) -> LoweredModel:
+    folder.mkdir()
+    return write_lowered(str(package.model_path), package.root, folder, extended=extended)
+
+
+def moh_nodes(path: Path) -> set[str]:
+    model = onnx.load(path, load_external_data=False)
+    assert not model.functions
+    return {node.op_type for node in model.graph.node if node.domain.startswith("moh")}
+
+
+def test_nodes_of_ours_stay_for_the_extension(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    found = lowered(package, tmp_path / "lowered")
+    assert moh_nodes(found.path) == {"MoHAttention"}
+    assert found.domains == {"moh"}
+    assert found.inputs == (TensorInfo("x", "float32", ("batch", "seq", WIDTH)),)
+    assert found.outputs == ("y",)
+
+
+def test_without_extension_bodies_are_written_out(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    found = lowered(package, tmp_path / "lowered", extended=False)
+    assert moh_nodes(found.path) == set()
+    assert found.domains == frozenset()
+    onnx.checker.check_model(found.path)
+
+
+def test_dense_projections_stay_and_a_dense_attention_does_not(tmp_path: Path):
+    package = write_projected(tmp_path / "package")
+    model = onnx.load(package.model_path)
+    for node in (*model.graph.node, *model.functions):
+        if node.domain == "moh":
+            node.domain = "moh.dense.2"
+    model.opset_import.append(helper.make_opsetid("moh.dense.2", 1))
+    onnx.save(model, package.model_path)
+    found = lowered(package, tmp_path / "lowered")
+    assert moh_nodes(found.path) == {"MoHQueryProjection", "MoHOutputProjection"}
+    assert found.domains == {"moh.dense.2"}
+
+
+@pytest.mark.parametrize("same_disk", [True, False])
+def test_weights_beside_the_model_are_beside_the_written_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_disk: bool
+):
+    package = write_package(tmp_path / "package", external_data=True)
+    if not same_disk:
+
+        def refuse(self: Path, target: Path) -> None:
+            raise OSError("Invalid cross-device link")
+
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    found = lowered(package, tmp_path / "lowered")
+    weights = found.path.with_name("model.onnx.data")
+    # OpenVINO opens no file outside of the model's folder, through a link either.
+    assert not weights.is_symlink()
+    assert weights.read_bytes() == (package.root / "model.onnx.data").read_bytes()

@@ -1,0 +1,186 @@
+"""Packages in the real OpenVINO: nightly, since the extension is built and models are compiled."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moh_deploy
+from moh_deploy import native
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.graph.forced_gates import force_gates
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.openvino.runner import MOST_SHAPES, OpenVinoRunner
+from tests.handmade_package import LAYER, vectors, write_package
+from tests.kept_builds import COMPILER, ROOT
+from tests.openvino_extension import built_extension
+from tests.projected_package import write_projected
+
+pytestmark = pytest.mark.nightly
+
+NODE = str(LAYER.node)
+OPENVINO = Variant(runtime="openvino", kernels="require", threads=1)
+
+
+@pytest.fixture(autouse=True)
+def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "FOLDER", built_extension())
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> OnnxPackage:
+    return write_package(tmp_path / "package")
+
+
+def opened(package: OnnxPackage, variant: Variant = OPENVINO) -> OpenVinoRunner:
+    runner = open_runner(package, variant)
+    assert isinstance(runner, OpenVinoRunner)
+    return runner
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nodes_run_on_our_kernels(package: OnnxPackage, threads: int):
+    runner = opened(package, Variant(runtime="openvino", kernels="require", threads=threads))
+    found = runner.describe()
+    assert found.layer_impl == {NODE: "kernel"}
+    assert found.runtime.startswith("OpenVINO 20")
+    one = vectors(batch=3, seq=150, seed=4)
+    np.testing.assert_allclose(runner.run(one.inputs)["y"], one.outputs["y"], atol=1e-5)
+
+
+def test_projections_are_products_of_openvino(tmp_path: Path):
+    package = write_projected(tmp_path / "package")
+    one = package.vectors[0]
+    np.testing.assert_allclose(
+        opened(package).run(one.inputs)["y"], one.outputs["y"], atol=1e-4, rtol=1e-5
+    )
+
+
+def test_bodies_compute_the_same(package: OnnxPackage):
+    runner = opened(package, Variant(runtime="openvino", kernels="off"))
+    assert runner.describe().layer_impl == {NODE: "function"}
+    one = vectors(batch=3, seq=37, seed=4)
+    np.testing.assert_allclose(runner.run(one.inputs)["y"], one.outputs["y"], atol=1e-5)
+
+
+def test_a_model_is_compiled_once_for_a_shape_and_the_last_shapes_are_kept(package: OnnxPackage):
+    runner = opened(package)
+    compiled = []
+    runner._core.compile_model = compiling(compiled, runner._core.compile_model)  # type: ignore[method-assign]
+    for seq in (3, 5, 3, 5):
+        one = vectors(seq=seq)
+        np.testing.assert_allclose(runner.run(one.inputs)["y"], one.outputs["y"], atol=1e-5)
+    assert len(compiled) == 2
+    for seq in range(6, 6 + MOST_SHAPES):
+        runner.run(vectors(seq=seq).inputs)
+    assert len(runner._requests) == MOST_SHAPES
+    runner.run(vectors(seq=3).inputs)  # forgotten meanwhile
+    assert len(compiled) == 3 + MOST_SHAPES
+
+
+def compiling(calls: list[object], compile_model):
+    def call(*given: object):
+        calls.append(given)
+        return compile_model(*given)
+
+    return call
+
+
+def test_gates_can_be_fed_and_inner_values_returned(package: OnnxPackage):
+    fed = OPENVINO.edited(partial(force_gates, gates={"gates_0": np.dtype("float32")}))
+    runner = opened(package, fed.returning(["heads"]))
+    one = vectors()
+    closed = {**one.inputs, "gates_0.forced": np.zeros_like(one.gates[0])}
+    results = runner.run(closed)
+    np.testing.assert_array_equal(results["y"], 0)
+    np.testing.assert_array_equal(results["heads"], 0)
+
+
+@pytest.mark.parametrize("to", ["float16", "bfloat16"])
+def test_lower_precision_is_equal_within_its_rule(tmp_path: Path, package: OnnxPackage, to: str):
+    moh_deploy.precision(package.root, to=to, output=tmp_path / "low")
+    report = moh_deploy.verify(tmp_path / "low", runtime="openvino", kernels="require")
+    assert report.equal, report.failure
+
+
+FAILING = """
+#include "cpu/kernels.h"
+#include <new>
+namespace {
+void fail(const moh::AttentionArgs&, moh::cpu::Compute, const moh::cpu::Parallel&) {
+  throw std::bad_alloc();
+}
+const moh::cpu::Kernels kernels{"baseline", false, fail};
+}
+extern "C" const moh::cpu::Kernels* moh_cpu_kernels(const char*) { return &kernels; }
+extern "C" const char* moh_cpu_instruction_sets() { return "baseline"; }
+extern "C" const char* moh_cpu_version() { return VERSION; }
+"""
+
+
+def test_a_kernel_that_fails_is_noticed_though_openvino_swallows_it(
+    tmp_path: Path, package: OnnxPackage
+):
+    library = tmp_path / "libfailing.so"
+    command = [
+        *(COMPILER, "-std=c++17", "-shared", "-fPIC", f'-DVERSION="{moh_deploy.__version__}"'),
+        *(f"-I{ROOT / 'plugins'}", f"-I{ROOT / 'plugins' / 'include'}", "-x", "c++", "-"),
+    ]
+    subprocess.run([*command, "-o", str(library)], input=FAILING.encode(), check=True)
+    one = vectors()
+    failing = opened(package, Variant(runtime="openvino", kernels="require", library=library))
+    with pytest.raises(
+        BackendError, match=r"a kernel failed in OpenVINO: MoHAttention .*bad_alloc"
+    ):
+        failing.run(one.inputs)
+    with pytest.raises(BackendError, match="a kernel failed"):
+        failing.bound(one.inputs)()
+    # Nothing of it is left to whoever runs next.
+    np.testing.assert_allclose(opened(package).run(one.inputs)["y"], one.outputs["y"], atol=1e-5)
+
+
+def test_shapes_that_do_not_fit_are_refused_before_anything_runs(
+    tmp_path: Path, package: OnnxPackage
+):
+    fed = OPENVINO.edited(partial(force_gates, gates={"gates_0": np.dtype("float32")}))
+    one = vectors()
+    runner = opened(package, fed)
+    with pytest.raises(BackendError, match=r"gates is \[2, 4, 4\]; expected \[2, 3, 4\]"):
+        runner.run({**one.inputs, "gates_0.forced": np.zeros((2, 4, 4), np.float32)})
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [Variant("openvino", optimize=False), Variant("openvino", round_results=True)],
+    ids=["as written", "rounded"],
+)
+def test_what_openvino_has_no_word_for_is_refused(package: OnnxPackage, variant: Variant):
+    with pytest.raises(ConfigError, match="OpenVINO always rewrites the graph"):
+        opened(package, variant)
+
+
+def test_weights_in_a_file_of_their_own_are_found(tmp_path: Path):
+    package = write_package(tmp_path / "package", external_data=True)
+    runner = opened(package)
+    shutil.rmtree(package.root)  # mapped, and not needed any more
+    one = vectors()
+    np.testing.assert_allclose(runner.run(one.inputs)["y"], one.outputs["y"], atol=1e-5)
+
+
+def test_a_thousand_runs_take_no_memory(package: OnnxPackage):
+    runner, one = opened(package), vectors(batch=8, seq=64)
+    for _ in range(100):
+        runner.run(one.inputs)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(1000):
+        runner.run(one.inputs)
+    # A result that were kept each time would be 16 MiB; kilobytes on Linux.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096
