@@ -26,6 +26,7 @@ from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import check_timing
 from moh_deploy.report.baseline.path_keys import path_key
 from moh_deploy.report.baseline.ratchet import Ratchet
+from moh_deploy.runtime.base import Runtime
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.original import Original
 from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
@@ -45,6 +46,7 @@ def bench(
     batch: Sequence[int] = (),
     sizes: Mapping[str, Sequence[int]] | None = None,
     threads: int | None = None,
+    runtime: Runtime = "onnxruntime",
     kernels: Kernels = "auto",
     min_time: float = DEFAULT_SECONDS,
     warmup: float = DEFAULT_WARMUP,
@@ -74,6 +76,7 @@ def bench(
         sizes: Other dynamic dimensions to the sizes to run at: all combinations are measured.
             Inputs of sizes that were not recorded are random.
         threads: Threads within an operator; None for ONNX Runtime's own choice.
+        runtime: `onnxruntime` or `openvino`: what runs a package. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
         min_time: Seconds that the candidates run on each set of inputs, all together.
         warmup: Seconds that they run before, untimed.
@@ -109,7 +112,7 @@ def bench(
         if any(is_the_engine(str(one)) for one in baselines):
             plain = _plain_engine(roots, package, scratch, progress)
         with progress.step("reading the packages"):
-            setting = BenchSetting(kernels, threads, original, scratch, plain)
+            setting = BenchSetting(kernels, threads, original, scratch, plain, runtime)
             candidates = find_candidates(setting, roots, baselines, package)
             names = [one.name for one in candidates.entries]
             against = [one.name for one in candidates.entries if one.is_baseline]

@@ -8,7 +8,7 @@ from pathlib import Path
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, check_replaceable
 from moh_deploy.package.replace_corpus import replace_corpus
-from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.base import Runtime, Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -29,6 +29,7 @@ def probe(
     update_corpus: bool = False,
     valid_tokens: str | None = None,
     longest: Mapping[str, int] | None = None,
+    runtime: Runtime = "onnxruntime",
     kernels: Kernels = "auto",
     policy: Path | str | None = None,
     original: Reference | None = None,
@@ -49,6 +50,7 @@ def probe(
         valid_tokens: The input that says which tokens are no padding: 0 for padding. None takes
             the one that the package names, if it names one; `all` takes none.
         longest: Dynamic dimension to the size that counts as its longest.
+        runtime: `onnxruntime` or `openvino`: what runs a package. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
         original: Records what is found in the inputs, such as `moh_deploy.load_original` makes;
             without, the function bodies do.
@@ -77,7 +79,7 @@ def probe(
         states = tuple(input_states(package, longest or {}, mask))
     # One side as the user runs it, the other on function bodies: they differ by kernels and
     # optimisations alone.
-    subject = Source(package, Variant(kernels=kernels))
+    subject = Source(package, Variant(runtime=runtime, kernels=kernels))
     sides = Sides(package, subject, body_source(package), rules, mask)
     mining = None
     if files:

@@ -46,10 +46,9 @@ from moh_deploy.perf.tune.whole_model import (
     slower_than_dense,
     time_model,
 )
-from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.base import Runtime, Variant
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
-from moh_deploy.runtime.onnxruntime.session import runtime_name
+from moh_deploy.runtime.models import kernels_of, runtime_name_of
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
@@ -67,6 +66,7 @@ def tune(
     *,
     inputs: Sequence[Path | str] = (),
     weights: Sequence[float] = (),
+    runtime: Runtime = "onnxruntime",
     threads: int | None = None,
     min_time: float = DEFAULT_SECONDS,
     choose: Mapping[str, str] | None = None,
@@ -88,7 +88,9 @@ def tune(
             the recorded run at the example's sizes. Choices are good for the sizes that were
             measured.
         weights: How often each file counts; 1 each without.
-        threads: Threads within an operator; None for ONNX Runtime's own choice.
+        runtime: `onnxruntime` or `openvino`: what it is to be fastest in. The choices are good for
+            that one.
+        threads: Threads within an operator; None for the runtime's own choice.
         min_time: Seconds that each comparison takes at least.
         choose: Path of a layer, or `all`, to `dense`, `sparse` or `projected`: nothing is measured.
             A range may follow, as in `all[seq<=64]`, up to which alone the choice is meant.
@@ -111,12 +113,13 @@ def tune(
             hint = "--dry-run measures without writing."
             check_replaceable(package.root, "the choices", hint=hint)
         sets = input_sets(package, [Path(one) for one in inputs], weights)
-        use = choose_kernels("auto", compute_type=package.manifest.compute_type)
+        variant = Variant(runtime=runtime, threads=threads)
+        use = kernels_of(variant, package.manifest.compute_type)
     # Beside the package, on whose disk there has to be room for the result anyway.
     # A dry run needs no permission to write beside the package.
     place = temporary_place("moh-deploy-tune") if dry_run else package.root
     with StagedDirectory(place) as scratch:
-        job = _Job(package, use, threads, one_choice, scratch.path, progress)
+        job = _Job(package, use, variant, one_choice, scratch.path, progress)
         if choose is not None:
             outcome = job.given(choose)
         else:
@@ -197,7 +200,7 @@ class _Job:
 
     package: OnnxPackage
     kernels: KernelUse
-    threads: int | None
+    variant: Variant
     one_choice: bool
     scratch: Path
     progress: Progress
@@ -215,12 +218,12 @@ class _Job:
         self._check_anything_to_measure()
         feeds, weights = [one.inputs for one in sets], [one.weight for one in sets]
         with self.progress.step("timing the layers"):
-            times = LayerBench(self.package, feeds, self.threads, self.scratch).measure(measure)
+            times = LayerBench(self.package, feeds, self.variant, self.scratch).measure(measure)
         tuning = Tuning(
             source="measured",
             machine=self._machine(),
-            runtime=runtime_name(),
-            threads=self.threads,
+            runtime=runtime_name_of(self.variant.runtime),
+            threads=self.variant.threads,
             clock=clock,
             sizes=tuple(one.sizes for one in sets),
             weights=tuple(weights),
@@ -262,7 +265,10 @@ class _Job:
         """Predict what layers take at the example's sizes."""
         found = [
             predict(
-                layer, one, instruction_set=self.kernels.instruction_set, threads=self.threads or 1
+                layer,
+                one,
+                instruction_set=self.kernels.instruction_set,
+                threads=self.variant.threads or 1,
             )
             for layer, one in zip(layers, nodes, strict=True)
         ]
@@ -280,12 +286,11 @@ class _Job:
         """
         with self.progress.step("comparing the outputs"):
             package = self._variant("proof", outcome.layers)
-            variant = Variant(threads=self.threads)
-            runner = open_runner(package, variant.returning(names_to_return(package)))
-            variants = PackageVariants(package, variant)
+            runner = open_runner(package, self.variant.returning(names_to_return(package)))
+            variants = PackageVariants(package, self.variant)
             report = compare(package, runner, package.vectors, variants=variants)
             report.raise_if_unequal()
-            flipped = check_same_outputs(self.package, package, runner, files)
+            flipped = check_same_outputs(self.package, package, runner, files, self.variant)
         return _Proof(report.max_abs_error, flipped, runner.describe().layer_nodes)
 
     def _checked_as_a_whole(
@@ -327,7 +332,7 @@ class _Job:
             layers[ONE_CHOICE] = outcome.one_choice
         with self.progress.step("timing the whole model"):
             packages = {name: self._variant(name, one) for name, one in layers.items()}
-            times = time_model(packages, feeds, measure=measure, threads=self.threads)
+            times = time_model(packages, feeds, measure=measure, variant=self.variant)
         return _with_times(outcome, times), times
 
     def _variant(self, name: str, layers: Sequence[LayerInfo]) -> OnnxPackage:

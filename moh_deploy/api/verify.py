@@ -10,6 +10,7 @@ import numpy as np
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.report.baseline.ratchet import Ratchet
+from moh_deploy.runtime.base import Runtime
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -33,6 +34,7 @@ def verify(
     package_dir: Path | str,
     *,
     inputs: Sequence[Path | str] = (),
+    runtime: Runtime = "onnxruntime",
     kernels: Kernels = "auto",
     vectors: int | None = None,
     package: Path | str | None = None,
@@ -52,7 +54,7 @@ def verify(
     staged: bool = False,
     progress: Progress | None = None,
 ) -> ParityReport:
-    """Compare what ONNX Runtime, or an engine, computes with one reference or several.
+    """Compare what a package, or an engine, computes with one reference or several.
 
     Without `inputs` and `against` the reference is what the original model computed when the
     package was made. For a file in `inputs` it is the expected outputs that the file holds, or, if
@@ -68,6 +70,7 @@ def verify(
         package_dir: The package, or the engine directory.
         inputs: npz files, or directories of them. Members are named like the model's inputs, or in
             their order, and like its outputs for expected outputs.
+        runtime: `onnxruntime` or `openvino`: what runs a package. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
         vectors: Compare with the first so many recorded runs only; None takes all. The first is the
             one at the example's sizes.
@@ -118,7 +121,7 @@ def verify(
     if labels is None and (metric or better or label_output or shift_labels or batch_size):
         raise ConfigError("a metric, or how to score, is named, and no labels: name --labels.")
     with progress.step("reading what is compared"):
-        subject = read_subject(Path(package_dir), source, kernels, staged=staged)
+        subject = read_subject(Path(package_dir), source, kernels, runtime, staged=staged)
         mask = named_mask(subject.package.manifest, valid_tokens)
     # Without labels files are runs to compare; with them they hold samples, which run in batches.
     paths = list(map(Path, inputs))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
+from moh_deploy.runtime.base import Runtime
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.system.isolate import Outcome, isolated
 from moh_deploy.system.progress import Progress
@@ -28,6 +29,7 @@ class ProbeTask:
     update_corpus: bool = False
     valid_tokens: str | None = None
     longest: Mapping[str, int] = field(default_factory=dict)
+    runtime: Runtime = "onnxruntime"
     kernels: Kernels = "auto"
     policy: Path | None = None
     checkpoint: Path | None = None
@@ -58,6 +60,7 @@ def _probed(task: ProbeTask, *, progress: Progress) -> ProbeReport:
         update_corpus=task.update_corpus,
         valid_tokens=task.valid_tokens,
         longest=task.longest,
+        runtime=task.runtime,
         kernels=task.kernels,
         policy=task.policy,
         original=original_of(task.checkpoint, task.loading, progress),

@@ -150,6 +150,14 @@ PACKAGE = click.argument("package_dir", metavar="DIR", type=FILE_PATH)
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else."
 )
+RUNTIME = click.option(
+    "--runtime",
+    type=click.Choice(["onnxruntime", "openvino"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs a package on the CPU. openvino compiles it for each shape, and runs bfloat16"
+    " where the processor can: pip install 'moh-deploy[openvino]'.",
+)
 KERNELS = click.option(
     "--kernels",
     type=click.Choice(["auto", "off", "require"]),
@@ -226,7 +234,7 @@ def _time(name: str, help: str, *, default: str) -> Option:
 
 def _threads(help: str) -> Option:
     return click.option(
-        "--threads", metavar="N", type=int, help=f"{help}  [default: as ONNX Runtime chooses]"
+        "--threads", metavar="N", type=int, help=f"{help}  [default: as the runtime chooses]"
     )
 
 
@@ -470,6 +478,7 @@ VERIFY = (
     REPORT_FILES,
     BASELINE_FILE,
     _LABELS,
+    RUNTIME,
     KERNELS,
     MODEL_OPTIONS,
     JSON,
@@ -499,6 +508,7 @@ PROBE = (
         "The original model: it, and not the function bodies, records what is found in the inputs."
         " Options that say how it is loaded are those of `moh-deploy export`."
     ),
+    RUNTIME,
     KERNELS,
     MODEL_OPTIONS,
     JSON,
@@ -560,6 +570,7 @@ TUNE = (
         help="How often a file of --inputs counts, in their order, in a directory that of names: 1"
         " for a prefill, 200 for a decoding step. Repeatable.  [default: 1 each]",
     ),
+    RUNTIME,
     _threads(
         "Threads within an operator. One thread is measured by CPU time, several by wall time."
     ),
@@ -635,6 +646,7 @@ BENCH = (
         to="gates",
     ),
     BASELINE_FILE,
+    RUNTIME,
     KERNELS,
     REPORT_FILES,
     JSON,
@@ -646,6 +658,7 @@ RUN = (
     _path(
         "--outputs", "FILE.npz", "Where to write the outputs, named as in the model.", required=True
     ),
+    RUNTIME,
     KERNELS,
     JSON,
 )

@@ -11,7 +11,7 @@ from moh_deploy.cli.output import print_answer
 @click.command("run")
 @options.takes(*options.RUN)
 def command(as_json: bool, **given: object) -> None:
-    """Run the package DIR once with ONNX Runtime, or the engine DIR with its TensorRT."""
+    """Run the package DIR once, or the engine DIR with its TensorRT."""
     from moh_deploy.api.run import run
 
     print_answer(lambda progress: run(**given, progress=progress), as_json=as_json)  # type: ignore[arg-type]

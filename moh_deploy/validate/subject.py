@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.runtime.base import Deployed, Runner, Variant
+from moh_deploy.runtime.base import Deployed, Runner, Runtime, Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.runtime.variants import PackageVariants
@@ -24,11 +24,13 @@ class Subject:
         model: The package, or the engine.
         package: The package, or the one that the engine was built from, of the engine's precision.
         kernels: What runs MoH nodes.
+        runtime: What a package is opened with.
     """
 
     model: Deployed
     package: OnnxPackage
     kernels: Kernels
+    runtime: Runtime = "onnxruntime"
 
     @property
     def has_gates(self) -> bool:
@@ -46,7 +48,7 @@ class Subject:
     @property
     def _variant(self) -> Variant:
         # Nothing is timed, so threads may sleep between operators.
-        return Variant(kernels=self.kernels, spins=False)
+        return Variant(runtime=self.runtime, kernels=self.kernels, spins=False)
 
     def recorded(self) -> tuple[tuple[VectorSet, ...], str]:
         """Return the recorded runs that it can repeat, and what they are in words.
@@ -80,7 +82,12 @@ class Subject:
 
 
 def read_subject(
-    root: Path, package: Path | None, kernels: Kernels, *, staged: bool = False
+    root: Path,
+    package: Path | None,
+    kernels: Kernels,
+    runtime: Runtime = "onnxruntime",
+    *,
+    staged: bool = False,
 ) -> Subject:
     """Read a package, or an engine and its package.
 
@@ -90,4 +97,4 @@ def read_subject(
             from.
     """
     model = find_deployed(root)
-    return Subject(model, model.made_from(package, staged=staged), kernels)
+    return Subject(model, model.made_from(package, staged=staged), kernels, runtime)

@@ -18,6 +18,7 @@ from moh_deploy.errors import BackendError, ConfigError, PackageError, Validatio
 from moh_deploy.graph import write_choices as writing
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune.report import TuneReport
+from moh_deploy.runtime.base import Variant
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.input_sets import InputSet
@@ -164,11 +165,13 @@ def test_outputs_on_the_users_inputs_are_compared_with_those_before(
     seen: list[str] = []
     check = job.check_same_outputs
 
-    def spy(before: OnnxPackage, after: OnnxPackage, runner: object, sets: list[InputSet]):
+    def spy(
+        before: OnnxPackage, after: OnnxPackage, runner: object, sets: list[InputSet], how: Variant
+    ):
         assert before.root == package.root
         assert [layer.choice for layer in after.manifest.layers] == ["dense", "sparse"]
         seen.extend(one.name for one in sets)
-        return {**check(before, after, runner, sets), "made up": 3}
+        return {**check(before, after, runner, sets, how), "made up": 3}
 
     monkeypatch.setattr(job, "check_same_outputs", spy)
     report = tuned(package, inputs=[tmp_path / "in.npz"])

@@ -80,3 +80,5 @@ def test_engine_is_opened_in_no_other_way_than_it_was_built(tmp_path: Path):
         open_runner(engine, Variant(kernels="off"))
     with pytest.raises(BackendError, match="inner values cannot be seen"):
         open_runner(engine, Variant().returning(["gates_0"]))
+    with pytest.raises(ConfigError, match=r"runtime is openvino, but .* is an engine"):
+        open_runner(engine, Variant(runtime="openvino"))

@@ -9,7 +9,7 @@ import pytest
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Description, Runner, Variant
-from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import source
 from moh_deploy.serving.source import OneModel, open_model
 from moh_deploy.system.npz import Array

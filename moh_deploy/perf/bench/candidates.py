@@ -11,7 +11,7 @@ from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage, choices_for, with_choices
 from moh_deploy.perf.bench.candidate import Candidate
 from moh_deploy.perf.bench.fixed_routing import FIXED, FixedRouters, FixedRouting, routers_to_fix
-from moh_deploy.runtime.base import Deployed, Model, Variant
+from moh_deploy.runtime.base import Deployed, Model, Runtime, Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import find_deployed, find_model, onnx_file, opened_package
 from moh_deploy.runtime.original import Original, OriginalModel, PlainExport
@@ -33,6 +33,7 @@ class BenchSetting:
         original: What baselines of the original are; None if there is none.
         scratch: Where models may be written that are made for this.
         plain_engine: The first one, which is an engine, without kernels; None: there is none.
+        runtime: What packages and ONNX models run in.
     """
 
     kernels: Kernels
@@ -40,11 +41,12 @@ class BenchSetting:
     original: Original | None
     scratch: Path
     plain_engine: Path | None = None
+    runtime: Runtime = "onnxruntime"
 
     @property
     def variant(self) -> Variant:
         """The way in which a candidate is opened that asks for nothing else."""
-        return Variant(kernels=self.kernels, threads=self.threads)
+        return Variant(runtime=self.runtime, kernels=self.kernels, threads=self.threads)
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,10 @@ def find_candidates(
     if not roots:
         raise ConfigError("there is no package to measure, expected at least one directory.")
     built_from = None if package is None else Path(package)
-    subject = read_subject(Path(roots[0]), built_from, setting.kernels)
+    subject = read_subject(Path(roots[0]), built_from, setting.kernels, setting.runtime)
     first = _inputs_package(subject)
     # Everybody runs on inputs of the first package, and baselines by a word are made from it.
-    others = {str(one): _other_subject(Path(one), first, setting.kernels) for one in roots[1:]}
+    others = {str(one): _other_subject(Path(one), first, setting) for one in roots[1:]}
     subjects = {str(roots[0]): subject, **others}
     # Refused before anything is exported or written, which may take minutes.
     _check_baselines(baselines, subject, setting.original)
@@ -116,17 +118,17 @@ def find_candidates(
     return Candidates(tuple(entries), first, subjects, tuple(fixed.values()))
 
 
-def _other_subject(root: Path, first: OnnxPackage, kernels: Kernels) -> Subject:
+def _other_subject(root: Path, first: OnnxPackage, setting: BenchSetting) -> Subject:
     """Read a package or engine besides the first one.
 
     Of an engine no more is known than what the first package says: it takes the same inputs.
     """
     model = find_deployed(root)
     if not model.is_compiled:
-        return Subject(model, model.made_from(None), kernels)
+        return Subject(model, model.made_from(None), setting.kernels, setting.runtime)
     # Its own precision, though: tolerances depend on it.
     manifest = replace(first.manifest, precision=model.manifest.precision)
-    return Subject(model, replace(first, manifest=manifest), kernels)
+    return Subject(model, replace(first, manifest=manifest), setting.kernels, setting.runtime)
 
 
 def _baseline(

@@ -51,13 +51,13 @@ class LayerBench:
     Attributes:
         package: The package.
         feeds: Sets of inputs of the whole model.
-        threads: Threads within an operator; None lets ONNX Runtime choose.
+        variant: The runtime, and threads within an operator.
         scratch: A directory to put small models into.
     """
 
     package: OnnxPackage
     feeds: Sequence[_Values]
-    threads: int | None
+    variant: Variant
     scratch: Path
 
     def measure(self, measure: Measure) -> list[LayerTimes]:
@@ -91,7 +91,7 @@ class LayerBench:
         given = set(self.feeds[0])
         read = [name for layer in layers for name in fed_names(model, layer)]
         inner = [name for name in dict.fromkeys(read) if name not in given]
-        return open_runner(self.package, Variant(threads=self.threads, extra_outputs=tuple(inner)))
+        return open_runner(self.package, self.variant.returning(inner))
 
     def _samples(
         self, model: ir.Model, layer: LayerInfo, values: Sequence[_Values], measure: Measure
@@ -117,7 +117,9 @@ class LayerBench:
         instruction_set: str | None,
     ) -> Mapping[str, float]:
         sized = at_sizes_of(model, layer, values)
-        found = predict(sized, nodes, instruction_set=instruction_set, threads=self.threads or 1)
+        found = predict(
+            sized, nodes, instruction_set=instruction_set, threads=self.variant.threads or 1
+        )
         return {} if found is None else found.ms
 
     def _open(self, model: onnx.ModelProto) -> Runner:
@@ -125,7 +127,7 @@ class LayerBench:
         path = self.scratch / "layer.onnx"
         onnx.save(model, path)
         compute_type = self.package.manifest.compute_type
-        return open_runner(path, Variant(threads=self.threads, compute_type=compute_type))
+        return open_runner(path, replace(self.variant, compute_type=compute_type))
 
 
 def at_sizes_of(model: ir.Model, layer: LayerInfo, values: _Values) -> LayerInfo:

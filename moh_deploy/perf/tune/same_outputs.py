@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.runtime.base import Runner, Variant
+from moh_deploy.runtime.base import AS_IT_IS, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.input_sets import InputSet
@@ -17,7 +17,11 @@ from moh_deploy.validate.valid_tokens import TokenView
 
 
 def check_same_outputs(
-    before: OnnxPackage, after: OnnxPackage, runner: Runner, sets: Sequence[InputSet]
+    before: OnnxPackage,
+    after: OnnxPackage,
+    runner: Runner,
+    sets: Sequence[InputSet],
+    variant: Variant = AS_IT_IS,
 ) -> dict[str, int]:
     """Compare outputs and gates, with the tolerances of `verify`.
 
@@ -29,6 +33,7 @@ def check_same_outputs(
         after: The package as chosen.
         runner: A session of it that also returns the gates.
         sets: What to run.
+        variant: How the package is opened as it was.
 
     Returns:
         Name of each set whose outputs were not compared, to how many tokens chose other heads.
@@ -38,7 +43,7 @@ def check_same_outputs(
     """
     flipped: dict[str, int] = {}
     names = before.gate_names
-    earlier = open_runner(before, Variant(extra_outputs=names)) if sets else None
+    earlier = open_runner(before, variant.returning(names)) if sets else None
     for one in sets:
         assert earlier is not None
         # `runner` may choose other heads than `earlier` where scores are tied within rounding: a

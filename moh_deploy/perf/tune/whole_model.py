@@ -23,12 +23,10 @@ def time_model(
     feeds: Sequence[Mapping[str, Array]],
     *,
     measure: Measure,
-    threads: int | None,
+    variant: Variant,
 ) -> list[dict[str, TimeSamples]]:
     """Return for each set of inputs the times of the packages."""
-    runners = {
-        name: open_runner(package, Variant(threads=threads)) for name, package in packages.items()
-    }
+    runners = {name: open_runner(package, variant) for name, package in packages.items()}
     return [
         # All candidates are open at once and take turns, so that what disturbs the machine disturbs
         # all.

@@ -9,7 +9,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.onnxruntime.models import PackageDir
+from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServingSettings, open_served
 from moh_deploy.serving.drift.live_drift import LiveDrift, open_live_drift
 from moh_deploy.serving.drift.reference import RoutingReference, profile_of, write_reference
