@@ -223,3 +223,52 @@ def test_value_that_is_output_and_read_on_is_cast_for_the_output_only(low: LowTy
     assert dtypes["h"] == "float32"
     assert dtypes[f"h.{low}"] == low
     assert [value.name for value in model.graph.outputs] == ["h", "y"]
+
+
+RESIDUAL = """
+block (float[n, 8] x, float[8, 8] a, float[8, 8] b, float[8] ones, float[8, 4] router)
+ => (float[n, 8] y, float[1, n, 4] gates)
+{ start = MatMul(x, a)
+  normed = RMSNormalization(start, ones)
+  wide = MatMul(normed, b)
+  gelu = Sigmoid(wide)
+  scaled = Mul(gelu, wide)
+  branch = MatMul(scaled, b)
+  stream = Add(start, branch)
+  beside = Add(wide, scaled)
+  again = RMSNormalization(stream, ones)
+  out = MatMul(again, b)
+  rows = MatMul(again, router)
+  axes = Constant <value_ints = [0]> ()
+  logits = Unsqueeze(rows, axes)
+  gates = moh.MoHRouter <top_k = 2, num_shared_heads = 0, gate_mode = "weighted"> (logits)
+  last = Add(stream, out)
+  y = MatMul(last, b)
+}
+"""
+
+
+def residual() -> ir.Model:
+    header = '<ir_version: 11, opset_import: ["" : 23, "moh" : 1]>\n'
+    model = ir.from_proto(onnx.parser.parse_model(header + RESIDUAL))
+    infer_types(model)
+    return model
+
+
+def planned(low: LowType) -> dict[str, str]:
+    """Return the reason of each value whose maker stays in float32."""
+    plan = plan_precision(residual(), low, {}, gates=frozenset(["gates"]))
+    return {str(node.outputs[0].name): reason for node, reason in plan.float32.items()}
+
+
+def test_the_residual_stream_its_norms_and_logits_stay_in_float32_in_bfloat16():
+    reasons = planned("bfloat16")
+    assert reasons["stream"] == reasons["last"] == "the residual stream"
+    assert reasons["again"] == "a norm of the residual stream"
+    assert reasons["rows"] == "a router ranks what is made of it"
+    # Products between them, and sums in which no layer is added to its own input, are low.
+    assert not {"start", "normed", "wide", "branch", "beside", "out"} & set(reasons)
+
+
+def test_the_residual_stream_is_float16():
+    assert not {"stream", "last", "again", "rows"} & set(planned("float16"))
