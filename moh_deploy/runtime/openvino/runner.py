@@ -14,7 +14,7 @@ import numpy as np
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, TensorInfo, read_outline
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
-from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.input_check import check_inputs, empty_axis
 from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
 from moh_deploy.runtime.onnxruntime.kernels import require_kernels
 from moh_deploy.runtime.onnxruntime.prepared_model import PreparedModel, prepare_model
@@ -69,7 +69,7 @@ class OpenVinoRunner(Runner):
         self, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
         """Run the model once, and copy some of its outputs; see `Runner.run_returning`."""
-        check_inputs(self.inputs, inputs)
+        self._check(inputs)
         with self._lock:
             request = self._request(inputs)
             self._infer(request, self._tensors(inputs))
@@ -77,7 +77,7 @@ class OpenVinoRunner(Runner):
 
     def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         """Return a call that runs the model on these inputs and gives no outputs: to be timed."""
-        check_inputs(self.inputs, inputs)
+        self._check(inputs)
         with self._lock:
             # Its own, so that other shapes may push the kept one out; the tensors live as long.
             request = self._compiled(inputs).create_infer_request()
@@ -91,6 +91,16 @@ class OpenVinoRunner(Runner):
 
     def close(self) -> None:
         self._requests.clear()
+
+    def _check(self, inputs: Mapping[str, Array]) -> None:
+        check_inputs(self.inputs, inputs)
+        # OpenVINO 2026.4 compiles many models for it, writes beyond their memory, and the process
+        # ends: with our kernels and without.
+        if empty := empty_axis(self.inputs, inputs):
+            raise BackendError(
+                f"OpenVINO does not run on an empty tensor: {empty}, expected 1 or more.",
+                hint="Fill that axis, or leave the call out. ONNX Runtime takes empty tensors.",
+            )
 
     def _request(self, inputs: Mapping[str, Array]) -> ov.InferRequest:
         key = tuple(inputs[one.name].shape for one in self.inputs)

@@ -167,6 +167,11 @@ def test_what_openvino_has_no_word_for_is_refused(package: OnnxPackage, variant:
         opened(package, variant)
 
 
+def test_an_empty_tensor_is_refused_and_does_not_end_the_process(package: OnnxPackage):
+    with pytest.raises(BackendError, match=r"on an empty tensor: input 'x' is float32\[2, 0, 8\]"):
+        opened(package).run(vectors(seq=0).inputs)
+
+
 def test_weights_in_a_file_of_their_own_are_found(tmp_path: Path):
     package = write_package(tmp_path / "package", external_data=True)
     runner = opened(package)
