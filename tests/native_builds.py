@@ -21,6 +21,7 @@ from tests.cuda.libraries import ADDRESS, PLAIN, THREAD, NoHeaders, build
 from tests.cuda.test_bank_conflicts import counting_library
 from tests.cuda.test_emulator import library_without_assembly
 from tests.cuda.trt import builds
+from tests.openvino_extension import built_extension
 from tests.plugins.test_sanitizers import sanitized_library
 from tests.serving.triton.triton_environment import server_or_skip
 
@@ -39,6 +40,7 @@ NIGHTLY: dict[str, Callable[[], object]] = {
     "emulator without assembly": library_without_assembly,
     "CPU kernels for sanitizers": sanitized_library,
     "kernels, assembled for every architecture": resources.measured,
+    "extension of OpenVINO": built_extension,
 }
 MISSING = (NoHeaders, nvcc.NoCompiler, pytest.skip.Exception)
 
