@@ -172,6 +172,16 @@ def test_an_empty_tensor_is_refused_and_does_not_end_the_process(package: OnnxPa
         opened(package).run(vectors(seq=0).inputs)
 
 
+def test_choices_by_size_are_followed(package: OnnxPackage):
+    moh_deploy.tune(package.root, choose={"all": "sparse", "all[seq<=4]": "dense"})
+    runner = opened(OnnxPackage.open(package.root))
+    (layer,) = runner.describe().layer_runs
+    assert layer.by_size == "dense if seq<=4, else sparse"
+    for seq in (3, 9):
+        one = vectors(seq=seq)
+        np.testing.assert_allclose(runner.run(one.inputs)["y"], one.outputs["y"], atol=1e-5)
+
+
 def test_weights_in_a_file_of_their_own_are_found(tmp_path: Path):
     package = write_package(tmp_path / "package", external_data=True)
     runner = opened(package)
