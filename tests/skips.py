@@ -69,6 +69,7 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without browser": lambda: not any(map(shutil.which, BROWSERS)),
     "without ONNX Runtime's headers": lambda: not Path("/usr/include/onnxruntime").is_dir(),
     "without addr2line": lambda: shutil.which("addr2line") is None,
+    "without amx_bf16": lambda: not _has_processor_flag("amx_bf16"),
     "without avx512_bf16": lambda: not _has_processor_flag("avx512_bf16"),
     "without avx512": lambda: not _has_processor_flag("avx512f"),
     "without avx2": lambda: not _has_processor_flag("avx2"),

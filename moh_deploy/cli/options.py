@@ -303,7 +303,8 @@ EXPORT = (
         "--compute-type",
         type=click.Choice(["float32", "bfloat16"]),
         help="What CPU kernels may round the operands of attention's matrix products to. bfloat16"
-        " is faster where the processor has it (avx512_bf16), and less exact.  [default: float32]",
+        " is faster where the processor has it (amx_bf16, avx512_bf16), and less exact."
+        "  [default: float32]",
     ),
     click.option(
         "--require-layers",

@@ -53,8 +53,8 @@ class Variant:
         compute_type: What kernels may round the operands of attention's products to; None takes
             what the package says, which is float32 for a model that is in none.
         library: A kernel library other than the installation's.
-        instruction_set: One of those that the library has here (`avx512_bf16`, `avx512`, `avx2`,
-            `baseline`); None for the best.
+        instruction_set: One of those that the library has here (`amx_bf16`, `avx512_bf16`,
+            `avx512`, `avx2`, `baseline`); None for the best.
     """
 
     runtime: Runtime = "onnxruntime"

@@ -11,8 +11,8 @@ from moh_deploy.report.json import HIDDEN, in_json
 
 Kernels = Literal["auto", "off", "require"]
 
-# The one instruction set with a matrix product of bfloat16 operands.
-BFLOAT16_SET = "avx512_bf16"
+BFLOAT16_SETS = ("amx_bf16", "avx512_bf16")
+"""The instruction sets with a matrix product of bfloat16 operands."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class KernelUse:
         """The operands that the matrix products of attention take, accumulated in float32."""
         # The package allows bfloat16, it does not ask for it: without such a product in hardware,
         # emulating one would be slower and less precise than float32.
-        return self.asked_compute_type if self.instruction_set == BFLOAT16_SET else "float32"
+        return self.asked_compute_type if self.instruction_set in BFLOAT16_SETS else "float32"
 
     def describe(self) -> str:
         """Return the line that reports show."""
@@ -71,7 +71,8 @@ class KernelUse:
             text = f"{text}, {self.instruction_set}, products of {self.compute_type}"
         if self.instruction_set is not None and self.compute_type != self.asked_compute_type:
             asked = self.asked_compute_type
-            text = f"{text} (the package allows {asked}, which {BFLOAT16_SET} alone has)"
+            able = " and ".join(BFLOAT16_SETS)
+            text = f"{text} (the package allows {asked}, which {able} alone have)"
         if self.no_kernel_for:
             text = f"{text}; it has none for {', '.join(self.no_kernel_for)}"
         return text

@@ -1,5 +1,6 @@
 #include "cpu/kernels.h"
 
+#include "cpu/simd/amx.h"
 #include "cpu/simd/targets.h"
 #include "hwy/highway.h"
 
@@ -21,6 +22,10 @@ namespace moh::cpu {
   void output_projection(const OutputProjectionArgs& args, const float* packed,              \
                          const Parallel& parallel);                                          \
   }
+#define MOH_DECLARE_ATTENTION(NAMESPACE, NAME)                                     \
+  namespace NAMESPACE {                                                            \
+  void NAME(const AttentionArgs& args, Compute compute, const Parallel& parallel); \
+  }
 #define MOH_KERNELS(NAME, NAMESPACE)                                                      \
   Kernels {                                                                               \
     NAME, NAMESPACE::kHasBFloat16, NAMESPACE::attention, NAMESPACE::aggregated_attention, \
@@ -29,12 +34,26 @@ namespace moh::cpu {
         NAMESPACE::query_projection, NAMESPACE::output_projection                         \
   }
 
+namespace {
+
+// The same kernels with other products of bfloat16 in an attention.
+Kernels with_attention(const char* name, Kernels kernels, decltype(Kernels::attention) attention) {
+  kernels.instruction_set = name;
+  kernels.has_bfloat16 = true;
+  kernels.attention = attention;
+  return kernels;
+}
+
+}  // namespace
+
 #if HWY_ARCH_X86
 
 MOH_DECLARE_KERNELS(N_SSE2)
 MOH_DECLARE_KERNELS(N_AVX2)
 MOH_DECLARE_KERNELS(N_AVX3)
 MOH_DECLARE_KERNELS(N_AVX3_ZEN4)
+MOH_DECLARE_ATTENTION(N_AVX3_ZEN4, amx_attention)
+MOH_DECLARE_ATTENTION(N_SSE2, emulated_amx_attention)
 
 namespace {
 
@@ -64,6 +83,10 @@ bool has_avx512_bfloat16() {
 
 std::vector<Kernels> find_usable() {
   std::vector<Kernels> usable;
+  if (has_avx512_bfloat16() && may_use_amx_bfloat16()) {
+    usable.push_back(with_attention("amx_bf16", MOH_KERNELS("avx512_bf16", N_AVX3_ZEN4),
+                                    N_AVX3_ZEN4::amx_attention));
+  }
   if (has_avx512_bfloat16()) {
     usable.push_back(MOH_KERNELS("avx512_bf16", N_AVX3_ZEN4));
   }
@@ -77,15 +100,20 @@ std::vector<Kernels> find_usable() {
   return usable;
 }
 
+constexpr auto* const kEmulatedAmxAttention = N_SSE2::emulated_amx_attention;
+
 }  // namespace
 
 #else
 
 MOH_DECLARE_KERNELS(HWY_NAMESPACE)
+MOH_DECLARE_ATTENTION(HWY_NAMESPACE, emulated_amx_attention)
 
 namespace {
 
 std::vector<Kernels> find_usable() { return {MOH_KERNELS("baseline", HWY_NAMESPACE)}; }
+
+constexpr auto* const kEmulatedAmxAttention = HWY_NAMESPACE::emulated_amx_attention;
 
 }  // namespace
 
@@ -103,7 +131,9 @@ const Kernels* find_kernels(const std::string& instruction_set) {
       return &kernels;
     }
   }
-  return nullptr;
+  static const auto& emulated_amx =
+      *new Kernels(with_attention("emulated_amx", usable_kernels().back(), kEmulatedAmxAttention));
+  return instruction_set == emulated_amx.instruction_set ? &emulated_amx : nullptr;
 }
 
 }  // namespace moh::cpu

@@ -43,7 +43,8 @@ struct Kernels {
 const std::vector<Kernels>& usable_kernels();
 
 // The set of that name, or null if this library or this machine does not have it. An empty name
-// means the best.
+// means the best. "emulated_amx" is on no list: "baseline" with bfloat16 products as "amx_bf16" has
+// them, in matrix registers that are emulated, for tests on any machine.
 const Kernels* find_kernels(const std::string& instruction_set);
 
 }  // namespace moh::cpu

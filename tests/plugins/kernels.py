@@ -21,7 +21,12 @@ from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
 from tests.kernel_library import required_library
 from tests.ops.case_models import case_model, named_inputs
 
-INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "baseline")
+VECTOR_SETS = ("avx512_bf16", "avx512", "avx2", "baseline")
+INSTRUCTION_SETS = ("amx_bf16", *VECTOR_SETS)
+"""Those that a library lists, best first. amx_bf16 is avx512_bf16 but for products of bfloat16."""
+
+EMULATED_AMX = "emulated_amx"
+"""Has the products of amx_bf16, in emulated registers: on any machine, and on no list."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ class Kernels:
 def kernels_of(instruction_set: str) -> Kernels:
     """Return the installation's kernels, or skip where there are none or not for this machine."""
     library = required_library()
-    if instruction_set not in ort_kernels.instruction_sets(library):
+    usable = (*ort_kernels.instruction_sets(library), EMULATED_AMX)
+    if instruction_set not in usable:
         pytest.skip(f"this machine has no {instruction_set}")
     return Kernels(library, instruction_set)
 

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
+from moh_deploy.runtime.kernel_use import BFLOAT16_SETS
 from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 from tests.ops.case_models import case_model
 from tests.ops.cases import OP_CASES
@@ -52,7 +53,7 @@ def main(library: Path) -> None:
         kernels = Kernels(library, name, threads=2, arena=False)
         for case in cases:
             _run(kernels, case)
-        if name == "avx512_bf16":
+        if name in BFLOAT16_SETS:
             for case in cases:
                 _run(replace(kernels, compute_type="bfloat16"), case, check=False)
         print(f"{name}: {len(cases)} cases", flush=True)

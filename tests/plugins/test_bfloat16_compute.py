@@ -11,19 +11,21 @@ from hypothesis import given
 from moh_deploy.ops import MOH_ATTENTION
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
+from moh_deploy.runtime.kernel_use import BFLOAT16_SETS
 from tests.ops.batches import assert_nothing_wrong
 from tests.ops.cases import OP_CASES
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.draws import attention_setups
-from tests.plugins.kernels import INSTRUCTION_SETS, Kernels, kernels_of
+from tests.plugins.kernels import EMULATED_AMX, INSTRUCTION_SETS, Kernels, kernels_of
 
 BOUND = 2e-2  # of the largest value, at least 1: bfloat16 has 8 bits
 TILES = AttentionSetup(batch=2, seq_len=130, kv_len=300, head_dim=37, value_dim=21)
 
 
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    return replace(kernels_of("avx512_bf16"), compute_type="bfloat16")
+@pytest.fixture(params=[*BFLOAT16_SETS, EMULATED_AMX], scope="module")
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    """The emulated ones have the layout and the packing of amx_bf16, on every machine."""
+    return replace(kernels_of(request.param), compute_type="bfloat16")
 
 
 def _assert_close(kernels: Kernels, case: Case, *, bound: float = BOUND) -> None:
@@ -75,7 +77,7 @@ def test_products_are_really_of_bfloat16(kernels: Kernels):
     assert np.abs(kernels.run(case)[0] - exact).max() > 1e-4
 
 
-@pytest.mark.parametrize("instruction_set", [n for n in INSTRUCTION_SETS if n != "avx512_bf16"])
+@pytest.mark.parametrize("instruction_set", [n for n in INSTRUCTION_SETS if n not in BFLOAT16_SETS])
 def test_other_instruction_sets_compute_in_float32(instruction_set: str):
     exact = kernels_of(instruction_set)
     for setup in (TILES, replace(TILES, dtype="bfloat16"), replace(TILES, seq_len=1)):

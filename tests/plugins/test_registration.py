@@ -48,7 +48,7 @@ def test_instruction_set_that_was_asked_for_computes(library: Path):
         name: Kernels(library, name).run(case)[0].tobytes()
         for name in ort_kernels.instruction_sets(library)
     }
-    lengths = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
+    lengths = {"amx_bf16": 16, "avx512_bf16": 16, "avx512": 16, "avx2": 8, "baseline": 4}
     assert len(set(bits.values())) == len({lengths[name] for name in bits})
 
 

@@ -10,11 +10,12 @@ import pytest
 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
+from moh_deploy.runtime.kernel_use import BFLOAT16_SETS
 from tests.nightly import in_turn
 from tests.ops.case_models import case_model
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
-from tests.plugins.kernels import INSTRUCTION_SETS, Kernels, assert_right, kernels_of, run_session
+from tests.plugins.kernels import VECTOR_SETS, Kernels, assert_right, kernels_of, run_session
 from tests.plugins.projection_setups import ProjectionSetup
 from tests.plugins.router_setups import RouterSetup
 from tests.plugins.token_conv_setups import TokenConvSetup
@@ -54,15 +55,16 @@ def test_one_two_and_eight_threads_give_the_same_bits(kernels: Kernels, name: st
     assert one == eight
 
 
-def test_one_two_and_eight_threads_give_the_same_bits_of_bfloat16_products():
-    kernels = replace(kernels_of("avx512_bf16"), compute_type="bfloat16")
+@pytest.mark.parametrize("instruction_set", BFLOAT16_SETS)
+def test_one_two_and_eight_threads_give_the_same_bits_of_bfloat16_products(instruction_set: str):
+    kernels = replace(kernels_of(instruction_set), compute_type="bfloat16")
     case = replace(_MANY_TASKS, is_causal=True).case()
     one, two, eight = (_bits(replace(kernels, threads=n), case) for n in (1, 2, 8))
     assert one == two
     assert one == eight
 
 
-@pytest.mark.parametrize(("name", "instruction_set"), in_turn(SETUPS, INSTRUCTION_SETS))
+@pytest.mark.parametrize(("name", "instruction_set"), in_turn(SETUPS, VECTOR_SETS))
 def test_every_run_of_a_session_gives_the_same_bits(name: str, instruction_set: str):
     case = SETUPS[name].case()
     session = replace(kernels_of(instruction_set), threads=8).session(case_model(case))

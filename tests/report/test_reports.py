@@ -82,7 +82,7 @@ def test_reports_name_the_kernels_or_the_reason_why_there_are_none():
     none = "kernels: none (switched off)"
     named = (
         "kernels: /there/lib.so, avx2, products of float32"
-        " (the package allows bfloat16, which avx512_bf16 alone has)"
+        " (the package allows bfloat16, which amx_bf16 and avx512_bf16 alone have)"
     )
     assert none in text_of(parity(output("y", "0", 0.0)))
     assert parity().to_json()["kernels"] == to_json(NO_KERNELS)

@@ -111,6 +111,7 @@ def test_error_within_the_tolerance_is_equal_and_above_is_not():
     ("impl", "instruction_set", "coarse"),
     [
         ("kernel", "avx512_bf16", True),
+        ("kernel", "amx_bf16", True),
         ("kernel", "avx2", False),  # computes in float32 all the same
         ("function", "avx512_bf16", False),  # was registered, but nothing runs on it
     ],

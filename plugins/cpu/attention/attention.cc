@@ -37,7 +37,8 @@ void zero_other_rows(const TaskView& view) {
   }
 }
 
-template <typename T>
+// Products are of float32, or of `Rounded` where Compute::kBFloat16 allows it.
+template <class Rounded, typename T>
 void run_task(const AttentionArgs& args, Compute compute, const Task& task) {
   thread_local Scratch scratch;
   zero_other_rows<T>({args, task});
@@ -47,16 +48,14 @@ void run_task(const AttentionArgs& args, Compute compute, const Task& task) {
   if (static_cast<size_t>(task.row_count) <= kFewRows) {
     return FewRowsTask<T>(args, task, scratch).run();
   }
-#if MOH_BFLOAT16_PRODUCTS
   if (compute == Compute::kBFloat16) {
-    return TileTask<BFloat16Products, T>(args, task, scratch).run();
+    return TileTask<Rounded, T>(args, task, scratch).run();
   }
-#endif
-  (void)compute;
   TileTask<Float32Products, T>(args, task, scratch).run();
 }
 
 // One call, as the threads see it.
+template <class Rounded>
 struct Call {
   const AttentionArgs& args;
   Compute compute;
@@ -67,23 +66,45 @@ struct Call {
     auto& self = *static_cast<Call*>(call);
     const Task& task = self.plan.tasks()[i];
     try {
-      with_type(self.args.dtype,
-                [&](auto type) { run_task<decltype(type)>(self.args, self.compute, task); });
+      with_type(self.args.dtype, [&](auto type) {
+        run_task<Rounded, decltype(type)>(self.args, self.compute, task);
+      });
     } catch (const std::bad_alloc&) {
       self.out_of_memory = true;
     }
   }
 };
 
-void attention(const AttentionArgs& args, Compute compute, const Parallel& parallel) {
+template <class Rounded>
+void compute_attention(const AttentionArgs& args, Compute compute, const Parallel& parallel) {
   thread_local Plan plan;
   plan.make(args, kTaskSizes);
-  Call call{args, compute, plan};
-  parallel(plan.tasks().size(), &Call::run_one, &call);
+  Call<Rounded> call{args, compute, plan};
+  parallel(plan.tasks().size(), &Call<Rounded>::run_one, &call);
   if (call.out_of_memory) {
     throw std::bad_alloc();
   }
 }
+
+void attention(const AttentionArgs& args, Compute compute, const Parallel& parallel) {
+#if MOH_BFLOAT16_PRODUCTS
+  compute_attention<BFloat16Products>(args, compute, parallel);
+#else
+  compute_attention<Float32Products>(args, compute, parallel);
+#endif
+}
+
+#if MOH_AMX_PRODUCTS
+void amx_attention(const AttentionArgs& args, Compute compute, const Parallel& parallel) {
+  compute_attention<MatrixProducts<AmxRegisters>>(args, compute, parallel);
+}
+#endif
+
+#if MOH_EMULATED_AMX
+void emulated_amx_attention(const AttentionArgs& args, Compute compute, const Parallel& parallel) {
+  compute_attention<MatrixProducts<EmulatedRegisters<kLanes>>>(args, compute, parallel);
+}
+#endif
 
 extern const bool kHasBFloat16;
 const bool kHasBFloat16 = MOH_BFLOAT16_PRODUCTS;

@@ -24,6 +24,8 @@ namespace HWY_NAMESPACE {
 struct Float32Products {
   using Operand = float;
   static constexpr size_t kDepth = 1;
+  struct Registers {};
+  static constexpr bool kInMatrices = false;
   static HWY_INLINE VF pack(VF first, VF /*none*/) { return first; }
   static HWY_INLINE VF mul_add(VF x, Operand broadcast, VF sum) {
     return hn::MulAdd(x, hn::Set(DF(), broadcast), sum);
@@ -38,6 +40,8 @@ struct Float32Products {
 struct BFloat16Products {
   using Operand = uint32_t;  // two bfloat16, the first in the low half
   static constexpr size_t kDepth = 2;
+  struct Registers {};
+  static constexpr bool kInMatrices = false;
   static HWY_INLINE VF pack(VF first, VF second) {
     const hn::Repartition<hwy::bfloat16_t, DF> db;
     const hn::RebindToUnsigned<decltype(db)> du16;

@@ -9,6 +9,7 @@
 
 #include "cpu/attention/addressing.h"
 #include "cpu/attention/mask-inl.h"
+#include "cpu/attention/matrices-inl.h"
 #include "cpu/attention/operands-inl.h"
 #include "cpu/attention/products-inl.h"
 #include "cpu/scratch.h"
@@ -40,6 +41,45 @@ struct Block {
   OperandRows<typename Products::Operand> keys, values;
   size_t begin, count;
   float* scores;  // [key][vector][lane]
+
+  // Leaves out the first `keys`, an even number.
+  void skip(size_t skipped, size_t width) {
+    keys = keys.from(skipped);
+    if constexpr (Products::kInMatrices) {
+      values.data += skipped / Products::kDepth;
+    } else {
+      values = values.from(skipped / Products::kDepth);
+    }
+    scores += skipped * width * kLanes;
+    begin += skipped;
+    count -= skipped;
+  }
+};
+
+// What a task needs room for, in numbers and operands.
+template <class Products>
+struct TileSizes {
+  size_t queries, outputs;             // of each tile
+  size_t keys, values, scores, strip;  // of a block; `strip` is for matrices alone
+
+  TileSizes(size_t head_dim, size_t value_dim, size_t block) {
+    constexpr size_t kRow = kMaxVectors * kLanes;
+    outputs = round_up(value_dim, kLanes) * kRow;
+    if constexpr (Products::kInMatrices) {
+      queries = matrix_operands(head_dim) * kRow;
+      outputs = round_up(value_dim, kMatrixRows) * kRow;
+      keys = (block + kMatrixRows) * matrix_operands(head_dim);
+      values = round_up(value_dim, kMatrixRows) * value_row_operands(block);
+      scores = (block + kMatrixPairs) * kRow;
+      strip = kMatrixRows * kRow;
+    } else {
+      queries = round_up(head_dim, kLanes) * kRow;
+      keys = block * row_operands<Products>(head_dim);
+      values = row_operands<Products>(block) * value_dim;
+      scores = block * kRow;
+      strip = 0;
+    }
+  }
 };
 
 template <class Products, typename T>
@@ -54,6 +94,7 @@ class TileTask {
     const auto last_row = view_.row_at(view_.task.rows[view_.task.row_count - 1]);
     const auto keys = static_cast<size_t>(view_.visible_keys(last_row));
     const size_t step = keys_per_block(static_cast<size_t>(view_.keys));
+    [[maybe_unused]] const typename Products::Registers registers;
     for (size_t begin = 0; begin < keys; begin += step) {
       const Block<Products> block = read_block(begin, HWY_MIN(step, keys - begin));
       for (size_t t = 0; t < tile_count_; ++t) {
@@ -76,20 +117,18 @@ class TileTask {
                value_dim = static_cast<size_t>(args().value_dim);
     const size_t vectors = (static_cast<size_t>(view_.task.row_count) + kLanes - 1) / kLanes;
     tile_count_ = (vectors + kMaxVectors - 1) / kMaxVectors;
-    const size_t keys = block * row_operands<Products>(head_dim),
-                 values = row_operands<Products>(block) * value_dim;
-    const size_t scores = block * kMaxVectors * kLanes;
-    const size_t queries = round_up(head_dim, kLanes) * kMaxVectors * kLanes;
-    const size_t outputs = round_up(value_dim, kLanes) * kMaxVectors * kLanes;
-    scratch_.reset(Scratch::bytes<Operand>(keys) + Scratch::bytes<Operand>(values) +
-                   Scratch::bytes<float>(scores) +
-                   tile_count_ * (Scratch::bytes<float>(queries) + Scratch::bytes<float>(outputs)));
-    keys_ = scratch_.take<Operand>(keys);
-    values_ = scratch_.take<Operand>(values);
-    scores_ = scratch_.take<float>(scores);
+    const TileSizes<Products> sizes(head_dim, value_dim, block);
+    scratch_.reset(Scratch::bytes<Operand>(sizes.keys) + Scratch::bytes<Operand>(sizes.values) +
+                   Scratch::bytes<float>(sizes.scores) + Scratch::bytes<float>(sizes.strip) +
+                   tile_count_ * (Scratch::bytes<float>(sizes.queries) +
+                                  Scratch::bytes<float>(sizes.outputs)));
+    keys_ = scratch_.take<Operand>(sizes.keys);
+    values_ = scratch_.take<Operand>(sizes.values);
+    scores_ = scratch_.take<float>(sizes.scores);
+    strip_ = scratch_.take<float>(sizes.strip);
     for (size_t t = 0; t < tile_count_; ++t) {
-      tiles_[t].queries = scratch_.take<float>(queries);
-      tiles_[t].outputs = scratch_.take<float>(outputs);
+      tiles_[t].queries = scratch_.take<float>(sizes.queries);
+      tiles_[t].outputs = scratch_.take<float>(sizes.outputs);
     }
   }
 
@@ -122,6 +161,12 @@ class TileTask {
     }
     pack_rows<Products>(queries, static_cast<size_t>(args().head_dim), args().scale * kLog2E,
                         tile.vectors, tile.queries + v * kLanes);
+    if constexpr (Products::kInMatrices) {
+      const auto head_dim = static_cast<size_t>(args().head_dim);
+      for (size_t pair = round_up(head_dim, kLanes) / 2; pair < matrix_operands(head_dim); ++pair) {
+        hn::Store(hn::Zero(DF()), DF(), tile.queries + (pair * tile.vectors + v) * kLanes);
+      }
+    }
     tile.largest[v] = hn::Set(DF(), kLowest);
     tile.sum[v] = hn::Zero(DF());
   }
@@ -130,11 +175,20 @@ class TileTask {
     const auto key = static_cast<int64_t>(begin);
     const auto head_dim = static_cast<size_t>(args().head_dim),
                value_dim = static_cast<size_t>(args().value_dim);
-    return {key_operands<Products>(view_.template key<T>(key), args().key_strides.token, count,
-                                   head_dim, keys_),
-            value_operands<Products>(view_.template value<T>(key), args().value_strides.token,
-                                     count, value_dim, values_),
-            begin, count, scores_};
+    if constexpr (Products::kInMatrices) {
+      const size_t block = keys_per_block(static_cast<size_t>(args().keys));
+      return {
+          matrix_keys(view_.template key<T>(key), args().key_strides.token, count, head_dim, keys_),
+          matrix_values<Products>(view_.template value<T>(key), args().value_strides.token, count,
+                                  value_dim, value_row_operands(block), values_),
+          begin, count, scores_};
+    } else {
+      return {key_operands<Products>(view_.template key<T>(key), args().key_strides.token, count,
+                                     head_dim, keys_),
+              value_operands<Products>(view_.template value<T>(key), args().value_strides.token,
+                                       count, value_dim, values_),
+              begin, count, scores_};
+    }
   }
 
   void with_width(Tile& tile, const Block<Products>& block) {
@@ -162,11 +216,8 @@ class TileTask {
     if (effect.last_seen == 0) {
       return;
     }
-    block.keys = block.keys.from(effect.first_seen);
-    block.values = block.values.from(effect.first_seen / Products::kDepth);
-    block.scores += effect.first_seen * kWidth * kLanes;
-    block.begin += effect.first_seen;
-    block.count = effect.last_seen - effect.first_seen;
+    block.count = effect.last_seen;
+    block.skip(effect.first_seen, kWidth);
     attend<kWidth>(tile, block, !effect.neutral);
   }
 
@@ -255,27 +306,39 @@ class TileTask {
   template <size_t kWidth, size_t kFirst, bool kAdd>
   void score(const Tile& tile, const Block<Products>& block, size_t begin, size_t end,
              VF (&largest)[kWidth]) {
-    score_range<Products, kWidth, kFirst, kAdd>(
-        block.keys, tile.queries, row_operands<Products>(static_cast<size_t>(args().head_dim)),
-        begin, end, block.scores, largest);
+    const auto head_dim = static_cast<size_t>(args().head_dim);
+    if constexpr (Products::kInMatrices) {
+      score_in_matrices<typename Products::Registers, kWidth, kFirst, kAdd>(
+          block.keys, tile.queries, matrix_operands(head_dim), begin, end, block.scores, strip_,
+          largest);
+    } else {
+      score_range<Products, kWidth, kFirst, kAdd>(block.keys, tile.queries,
+                                                  row_operands<Products>(head_dim), begin, end,
+                                                  block.scores, largest);
+    }
   }
 
   template <size_t kWidth>
   void weigh(Tile& tile, const Block<Products>& block, const size_t (&ends)[kWidth],
              const VF (&decay)[kWidth]) {
     const auto value_dim = static_cast<size_t>(args().value_dim);
-    size_t d = 0;
-    const auto step = [&](auto features_at_once) HWY_ATTR {
-      constexpr size_t kFeatures = decltype(features_at_once)::value;
-      for (; d + kFeatures <= value_dim; d += kFeatures) {
-        const OperandRows<Operand> values{block.values.data + d, block.values.stride};
-        weigh_features<Products, kFeatures, kWidth>(values, block.scores, ends, decay, tile.fresh,
-                                                    tile.outputs + d * kWidth * kLanes);
-      }
-    };
-    step(std::integral_constant<size_t, kStep>());
-    step(std::integral_constant<size_t, kStep / 2>());
-    step(std::integral_constant<size_t, 1>());
+    if constexpr (Products::kInMatrices) {
+      return weigh_in_matrices<typename Products::Registers, kWidth>(
+          block.values, block.scores, ends, decay, tile.fresh, value_dim, tile.outputs);
+    } else {
+      size_t d = 0;
+      const auto step = [&](auto features_at_once) HWY_ATTR {
+        constexpr size_t kFeatures = decltype(features_at_once)::value;
+        for (; d + kFeatures <= value_dim; d += kFeatures) {
+          const OperandRows<Operand> values{block.values.data + d, block.values.stride};
+          weigh_features<Products, kFeatures, kWidth>(values, block.scores, ends, decay, tile.fresh,
+                                                      tile.outputs + d * kWidth * kLanes);
+        }
+      };
+      step(std::integral_constant<size_t, kStep>());
+      step(std::integral_constant<size_t, kStep / 2>());
+      step(std::integral_constant<size_t, 1>());
+    }
   }
 
   void finish(const Tile& tile) {
@@ -327,6 +390,7 @@ class TileTask {
   Operand* keys_;
   Operand* values_;
   float* scores_;
+  float* strip_;
   size_t tile_count_;
   Tile tiles_[kTilesPerTask];
 };

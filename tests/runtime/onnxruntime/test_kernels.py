@@ -18,7 +18,7 @@ from moh_deploy.graph.tell_compute_type import tell_compute_type
 from moh_deploy.ops import MOH_ROUTER
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.kernel_use import Kernels
+from moh_deploy.runtime.kernel_use import BFLOAT16_SETS, Kernels
 from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 from moh_deploy.runtime.onnxruntime import session as backend
 from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
@@ -150,7 +150,7 @@ def test_compute_type_of_the_package_is_applied(tmp_path: Path, library: Path):
     exact = result(open_session(package, Variant(kernels="off")))
     for name in ort_kernels.instruction_sets(library):
         runner = open_session(package, Variant(kernels="require", instruction_set=name))
-        rounds = name == "avx512_bf16"
+        rounds = name in BFLOAT16_SETS
         assert runner.describe().kernels.compute_type == ("bfloat16" if rounds else "float32")
         error = np.abs(result(runner) - exact).max()
         assert (1e-5 < error < 5e-2) if rounds else error < 1e-5
