@@ -17,7 +17,8 @@ HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
-constexpr size_t kMostKeysPerBlock = 256;
+// The scores of a tile with so many keys leave room for their values in the first cache.
+constexpr size_t kMostKeysPerBlock = 128;
 
 // Keys per block: about equal blocks of at most kMostKeysPerBlock. A row's result depends on where
 // blocks end, so this depends on the number of keys alone.
