@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from moh_deploy.frontend.fx.graph import op
+from moh_deploy.frontend.fx.graph import argument, op, rank, tensor_inputs
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.rewrite import commit
@@ -332,6 +332,14 @@ def test_chain_of_operators_on_an_image_is_computed_on_tokens(name: str):
     computing = ("token_conv", "linear", "gelu", "silu", "hardswish", "mean")
     assert [op(node) for node in program.graph.nodes if op(node) in computing] == expected
     assert moves(program) == []
+
+
+def test_mean_of_blocks_reduces_the_middle_of_three_dimensions():
+    """Runtimes have fast code for that, and none for the six dimensions of rows of blocks."""
+    program, _ = rewritten(CHAINS["average_pool"][1])
+    means = nodes(program, "mean")
+    assert [argument(node, "dim") for node in means] == [[1], [1]]
+    assert [rank(tensor_inputs(node)[0]) for node in means] == [3, 3]
 
 
 def test_inserting_alone_changes_no_output():
