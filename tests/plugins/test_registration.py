@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,14 @@ from tests.kernel_library import required_library
 from tests.ops.case_models import case_model
 from tests.ops.cases import OP_CASES
 from tests.plugins.attention_setups import AttentionSetup
-from tests.plugins.kernels import INSTRUCTION_SETS, Kernels, run_session
+from tests.plugins.kernels import (
+    EMULATED_AMX,
+    INSTRUCTION_SETS,
+    VECTOR_SETS,
+    Kernels,
+    kernels_of,
+    run_session,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +48,36 @@ def test_instruction_sets_are_named_best_first(library: Path):
     names = _text(library, "moh_cpu_instruction_sets").split(",")
     assert names == [name for name in INSTRUCTION_SETS if name in names]
     assert names[-1] == "baseline"
+
+
+_IN_A_PROCESS_WITH_A_SMALL_STACK_FOR_SIGNALS = """
+import ctypes, sys
+class Stack(ctypes.Structure):
+    _fields_ = [("memory", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(4096)
+stack = Stack(ctypes.addressof(memory), 0, 4096)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
+names = ctypes.CDLL(sys.argv[1]).moh_cpu_instruction_sets
+names.restype = ctypes.c_char_p
+print(names().decode())
+"""
+
+
+def test_amx_is_not_listed_where_linux_refuses_it(library: Path):
+    """Its registers would not fit on the stack that a thread has for signals."""
+    kernels_of("amx_bf16")
+    program = [sys.executable, "-c", _IN_A_PROCESS_WITH_A_SMALL_STACK_FOR_SIGNALS, str(library)]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().split(",") == [*VECTOR_SETS]
+
+
+def test_emulated_amx_is_on_no_list_and_can_be_asked_for(library: Path):
+    assert EMULATED_AMX not in ort_kernels.instruction_sets(library)
+    case = AttentionSetup(seq_len=20, kv_len=50, head_dim=40, value_dim=30, gates="all").case()
+    emulated, portable = (Kernels(library, name) for name in (EMULATED_AMX, "baseline"))
+    assert emulated.run(case)[0].tobytes() == portable.run(case)[0].tobytes()
+    rounded = replace(emulated, compute_type="bfloat16").run(case)[0]
+    assert rounded.tobytes() != portable.run(case)[0].tobytes()
 
 
 def test_instruction_set_that_was_asked_for_computes(library: Path):
