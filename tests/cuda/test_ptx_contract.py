@@ -37,13 +37,19 @@ TILES = [
 ]
 
 
+_CACHE = "filled_chunk"
+
+
 def _runs() -> Iterator[ParameterSet]:
     """Yield every case in every dtype and plan: a push runs half of them, in one each by turns."""
     for number, (op, name) in enumerate(NAMES):
         cases = [case for case in OP_CASES[op] if case.name == name]
         runs = [(case, plan) for case in cases for plan in plans_of(case)]
         for place, (case, plan) in enumerate(runs):
-            left_out = nightly_if(number % 2 != 0 or place != number // 2 % len(runs))
+            by_turns = number % 2 == 0 and place == number // 2 % len(runs)
+            # Of caches with room a push runs one: all end the keys at the same place.
+            pushed = place == 0 if name == _CACHE else by_turns and not name.startswith("filled")
+            left_out = nightly_if(not pushed)
             yield pytest.param(case, plan, id=f"{case}-{plan}", marks=left_out)
 
 
