@@ -176,7 +176,7 @@ class TileTask {
     const auto head_dim = static_cast<size_t>(args().head_dim),
                value_dim = static_cast<size_t>(args().value_dim);
     if constexpr (Products::kInMatrices) {
-      const size_t block = keys_per_block(static_cast<size_t>(args().keys));
+      const size_t block = keys_per_block(static_cast<size_t>(view_.keys));
       return {
           matrix_keys(view_.template key<T>(key), args().key_strides.token, count, head_dim, keys_),
           matrix_values<Products>(view_.template value<T>(key), args().value_strides.token, count,
