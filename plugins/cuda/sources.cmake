@@ -16,6 +16,7 @@ set(MOH_CUDA_SOURCES
   launch/attention_96.cu
   launch/attention_checks.cu
   launch/attention_choice.cu
+  launch/attention_model.cu
   launch/attention_plan.cu
   launch/device.cu
   launch/router.cu
@@ -27,4 +28,5 @@ set(MOH_CUDA_SOURCES
 set(MOH_CUDA_CONFORMANCE_SOURCES
   conformance/conformance.cu
   conformance/layout.cu
+  conformance/schedule.cu
 )

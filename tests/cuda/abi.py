@@ -8,6 +8,7 @@ from ctypes import (
     Structure,
     c_bool,
     c_char_p,
+    c_double,
     c_float,
     c_int,
     c_int32,
@@ -31,6 +32,8 @@ STATUSES = (
     "kDriverTooOld",
 )
 TACTICS = {"sparse": 0, "dense": 1}
+BLOCKS = {"64by16": 0, "64by32": 1, "128by32": 2}
+USUAL_OPEN_SHARE = 0.75
 
 
 class HeadStrides(Structure):
@@ -128,7 +131,12 @@ class RouterArgs(Structure):
 
 
 class AttentionChoice(Structure):
-    _fields_ = [("tactic", c_int32), ("key_splits", c_int32), ("reason", c_char_p)]
+    _fields_ = [
+        ("tactic", c_int32),
+        ("key_splits", c_int32),
+        ("block", c_int32),
+        ("reason", c_char_p),
+    ]
 
 
 class Device(Structure):
@@ -210,7 +218,17 @@ _KERNELS = {
     "moh_cuda_router": (c_int32, [POINTER(RouterArgs), c_void_p, c_void_p]),
     "moh_cuda_attention_choose": (
         c_int32,
-        [POINTER(AttentionArgs), POINTER(Device), POINTER(AttentionChoice)],
+        [POINTER(AttentionArgs), POINTER(Device), c_float, POINTER(AttentionChoice)],
+    ),
+    "moh_cuda_attention_estimate": (
+        c_int32,
+        [
+            POINTER(AttentionArgs),
+            POINTER(Device),
+            c_float,
+            POINTER(AttentionChoice),
+            POINTER(c_double),
+        ],
     ),
     "moh_cuda_attention_workspace": (
         c_int32,
@@ -225,6 +243,14 @@ _KERNELS = {
 }
 _TESTING = {
     "moh_cuda_layout": (c_char_p, []),
+    "moh_cuda_attention_order": (
+        None,
+        [c_int32, c_int32, c_int32, POINTER(c_int32), POINTER(c_int32)],
+    ),
+    "moh_cuda_attention_resident_blocks": (
+        c_int32,
+        [POINTER(AttentionArgs), POINTER(AttentionChoice), POINTER(Device)],
+    ),
     "moh_cuda_conformance_list": (c_char_p, []),
     "moh_cuda_conformance": (
         c_int,

@@ -42,8 +42,8 @@ _SEVERAL_TILES = (
     replace(_TILES, seq_len=66, kv_len=40, head_dim=256, value_dim=256, is_causal=True),
     replace(_TILES, seq_len=20, kv_len=20, value_dim=40),  # values need a larger tile than queries
     replace(_TILES, seq_len=5, kv_len=193),  # a key more than three tiles, which are three splits
-    # More rows than are listed at once.
-    replace(_TILES, seq_len=1100, kv_len=3, head_dim=4, value_dim=4),
+    # More rows than are listed at once, and by a thread at once.
+    replace(_TILES, seq_len=4200, kv_len=3, head_dim=4, value_dim=4),
 )
 
 

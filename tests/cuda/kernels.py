@@ -27,18 +27,45 @@ class Plan:
 
     tactic: str | None = None
     key_splits: int | None = None
+    block: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.tactic or 'chosen'}x{self.key_splits or 'chosen'}"
+        named = f"{self.tactic or 'chosen'}x{self.key_splits or 'chosen'}"
+        return named if self.block is None else f"{named}-{self.block}"
 
 
 CHOSEN = Plan()
 PLANS = (CHOSEN, *(Plan(tactic, splits) for tactic in abi.TACTICS for splits in (1, 3)))
+"""For every attention; blocks with 16 rows a warp, unless the library chooses others."""
+WIDE_PLANS = (
+    Plan("sparse", 1, "64by32"),
+    Plan("dense", 3, "64by32"),
+    Plan("dense", 1, "128by32"),
+    Plan("sparse", 3, "128by32"),
+)
+"""Blocks with 32 rows a warp."""
 
 
 def plans_of(case: Case) -> tuple[Plan, ...]:
     """Return every way that a case can be run in."""
-    return PLANS if case.op == "MoHAttention" else (CHOSEN,)
+    if case.op != "MoHAttention":
+        return (CHOSEN,)
+    return (*PLANS, *WIDE_PLANS) if _has_wide_blocks(case) else PLANS
+
+
+def _has_wide_blocks(case: Case) -> bool:
+    """As `has_block` in plugins/cuda/launch/attention_plan.cu."""
+    if case.dtype == "float32":
+        return False
+    query, _, value, _, *mask = case.input_types()
+    assert query is not None
+    assert value is not None
+    heads = [int(case.attributes[name]) for name in ("q_num_heads", "kv_num_heads")]
+    sizes = [
+        one.shape[-1] if len(one.shape) == 4 else one.shape[-1] // count
+        for one, count in zip((query, value), heads, strict=True)
+    ]
+    return max(sizes) <= 128 and not any(mask)
 
 
 Placement = Callable[[abi.AttentionArgs], AbstractContextManager[None]]
@@ -155,12 +182,15 @@ class Kernels:
             "moh_cuda_attention_choose",
             ctypes.byref(args),
             ctypes.byref(device),
+            abi.USUAL_OPEN_SHARE,
             ctypes.byref(choice),
         )
         if plan.tactic is not None:
             choice.tactic = abi.TACTICS[plan.tactic]
         if plan.key_splits is not None:
             choice.key_splits = plan.key_splits
+        if plan != CHOSEN:
+            choice.block = abi.BLOCKS[plan.block or "64by16"]
         return choice
 
     def _attend_aggregated(self, case: Case, inputs: list[_Input], output: Guarded) -> None:

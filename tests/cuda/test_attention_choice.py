@@ -48,17 +48,19 @@ def _strides(tokens: int, heads: int, features: int) -> abi.HeadStrides:
     return abi.HeadStrides(tokens * heads * features, features, heads * features)
 
 
-def _choose(emulator: Emulator, sizes: Sizes) -> abi.AttentionChoice:
+def _choose(
+    emulator: Emulator, sizes: Sizes, share: float = abi.USUAL_OPEN_SHARE
+) -> abi.AttentionChoice:
     choice = abi.AttentionChoice()
     status = emulator.library.moh_cuda_attention_choose(
-        ctypes.byref(sizes.args()), ctypes.byref(H100), ctypes.byref(choice)
+        ctypes.byref(sizes.args()), ctypes.byref(H100), share, ctypes.byref(choice)
     )
     assert status == 0, emulator.library.moh_cuda_last_error()
     return choice
 
 
 def _workspace(emulator: Emulator, sizes: Sizes, tactic: str, splits: int) -> int:
-    choice = abi.AttentionChoice(abi.TACTICS[tactic], splits, None)
+    choice = abi.AttentionChoice(abi.TACTICS[tactic], splits, 0, None)
     size = ctypes.c_size_t()
     status = emulator.library.moh_cuda_attention_workspace(
         ctypes.byref(sizes.args()), ctypes.byref(choice), ctypes.byref(size)
@@ -67,25 +69,49 @@ def _workspace(emulator: Emulator, sizes: Sizes, tactic: str, splits: int) -> in
     return size.value
 
 
+LONG = Sizes(batch=8, kv_heads=8, head_dim=128, value_dim=128)
+DECODING = Sizes(kv_heads=8, queries=1, keys=32768)
+ONE_HEAD = Sizes(q_heads=1, kv_heads=1, queries=512, keys=65536)
+
+
 @pytest.mark.parametrize(
-    ("sizes", "tactic", "splits", "reason"),
+    ("sizes", "share", "tactic", "splits", "block", "reason"),
     [
-        (Sizes(), "sparse", 1, "skipped tiles"),
-        (Sizes(batch=8, kv_heads=8, head_dim=128, value_dim=128), "sparse", 1, "skipped tiles"),
-        (Sizes(batch=8, q_heads=16, kv_heads=16, queries=256, keys=256), "dense", 1, "256 rows"),
-        (Sizes(batch=64, kv_heads=8, queries=1), "dense", 1, "nothing to skip"),
-        (Sizes(kv_heads=8, queries=1, keys=32768), "dense", 49, "to occupy the GPU"),
-        (Sizes(kv_heads=8, queries=1, keys=600), "dense", 2, "to occupy the GPU"),
-        (Sizes(kv_heads=8, queries=1, keys=100), "dense", 1, "nothing to skip"),
-        (Sizes(q_heads=1, kv_heads=1, queries=512, keys=65536), "sparse", 49, "skipped tiles"),
-        (Sizes(queries=0), "dense", 1, "nothing to skip"),
+        (Sizes(), 0.25, "sparse", 1, "128by32", "expected to save more than their list costs"),
+        (Sizes(), 1.0, "dense", 1, "128by32", "expected to cost what it saves"),
+        (LONG, 0.75, "sparse", 1, "128by32", "expected to save more"),
+        (LONG, 1.0, "dense", 1, "128by32", "expected to cost what it saves"),
+        (Sizes(batch=64, kv_heads=8, queries=1), 0.75, "dense", 1, "64by32", "nothing to skip"),
+        (DECODING, 0.75, "dense", 66, "64by32", "one tile has all rows of a key/value head; keys"),
+        (replace(DECODING, keys=600), 0.75, "dense", 2, "64by16", "to occupy the GPU"),
+        (replace(DECODING, keys=100), 0.75, "dense", 1, "64by16", "nothing to skip"),
+        (ONE_HEAD, 0.25, "sparse", 128, "128by32", "their list costs; keys are split to occupy"),
+        (ONE_HEAD, 1.0, "dense", 66, "128by32", "what it saves; keys are split to occupy"),
+        (Sizes(queries=0), 0.75, "dense", 1, "64by16", "nothing to skip"),
+        (Sizes(dtype=abi.DTYPES["float32"]), 0.75, "sparse", 1, "64by16", "save more"),
+        (Sizes(head_dim=256, value_dim=256), 0.75, "sparse", 1, "64by16", "save more"),
     ],
     ids=str,
 )
-def test_choice(emulator: Emulator, sizes: Sizes, tactic: str, splits: int, reason: str):
-    choice = _choose(emulator, sizes)
+def test_choice(
+    emulator: Emulator,
+    sizes: Sizes,
+    share: float,
+    tactic: str,
+    splits: int,
+    block: str,
+    reason: str,
+):
+    choice = _choose(emulator, sizes, share)
     assert (choice.tactic, choice.key_splits) == (abi.TACTICS[tactic], splits)
+    assert choice.block == abi.BLOCKS[block]
     assert reason in choice.reason.decode()
+
+
+def test_the_largest_sizes_are_chosen_for_in_no_time(emulator: Emulator):
+    """The model looks at few of the blocks of a grid, however many there are."""
+    sizes = Sizes(batch=2**10, q_heads=2**10, kv_heads=2**10, queries=2**12, keys=2**30)
+    assert _choose(emulator, sizes).key_splits == 1
 
 
 def test_workspace(emulator: Emulator):
@@ -117,13 +143,17 @@ def test_workspace(emulator: Emulator):
 )
 def test_sizes_are_refused(emulator: Emulator, sizes: Sizes, status: str, text: str):
     got = emulator.library.moh_cuda_attention_choose(
-        ctypes.byref(sizes.args()), ctypes.byref(H100), ctypes.byref(abi.AttentionChoice())
+        ctypes.byref(sizes.args()),
+        ctypes.byref(H100),
+        abi.USUAL_OPEN_SHARE,
+        ctypes.byref(abi.AttentionChoice()),
     )
     assert abi.STATUSES[got] == status
     assert text in emulator.library.moh_cuda_last_error().decode()
 
 
 SMALL = Sizes(q_heads=2, kv_heads=1, queries=3, keys=5)
+MASK = abi.AttentionMask(4096, abi.DTYPES["bool"], 0, 0, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +162,9 @@ SMALL = Sizes(q_heads=2, kv_heads=1, queries=3, keys=5)
         (SMALL, (2, 1), None, 0, "kInvalidArgument", "tactic 2; expected 0 (sparse), 1 (dense)"),
         (SMALL, (1, 0), None, 0, "kInvalidArgument", "0 key splits; expected 1 to 128"),
         (SMALL, (1, 129), None, 0, "kInvalidArgument", "129 key splits"),
+        (SMALL, (1, 1, 3), None, 0, "kInvalidArgument", "block 3; expected 0 to 2"),
+        (replace(SMALL, dtype=1), (1, 1, 1), None, 0, "kInvalidArgument", "block 1, with 32 rows"),
+        (replace(SMALL, value_dim=136), (1, 1, 2), None, 0, "kInvalidArgument", "heads of up to"),
         (SMALL, (0, 1), None, 511, "kWorkspaceTooSmall", "511 bytes; this choice needs 512"),
         (SMALL, (1, 1), "gates", 0, "kInvalidArgument", "gates is null"),
         (SMALL, (1, 1), "key", 0, "kInvalidArgument", "key is null"),
@@ -142,7 +175,7 @@ SMALL = Sizes(q_heads=2, kv_heads=1, queries=3, keys=5)
 def test_calls_are_refused(
     emulator: Emulator,
     sizes: Sizes,
-    choice: tuple[int, int],
+    choice: tuple[int, ...],
     missing: str | None,
     workspace: int,
     status: str,

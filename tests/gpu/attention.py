@@ -66,7 +66,11 @@ class KernelCall:
         self._args, self._choice = arguments(tensors), abi.AttentionChoice()
         device, size = bench.library.device(), ctypes.c_size_t()
         described, chosen = ctypes.byref(self._args), ctypes.byref(self._choice)
-        bench.library.call("moh_cuda_attention_choose", described, ctypes.byref(device), chosen)
+        # As an engine's caller, who knows the share of open gates on average.
+        share = float((tensors.gates != 0).float().mean())
+        bench.library.call(
+            "moh_cuda_attention_choose", described, ctypes.byref(device), share, chosen
+        )
         if tactic in abi.TACTICS:
             self._choice.tactic = abi.TACTICS[tactic]
         bench.library.call("moh_cuda_attention_workspace", described, chosen, ctypes.byref(size))

@@ -124,7 +124,11 @@ class _Run:
         library, choice, size = self._bench.library, abi.AttentionChoice(), ctypes.c_size_t()
         described, device = ctypes.byref(args), library.device()
         library.call(
-            "moh_cuda_attention_choose", described, ctypes.byref(device), ctypes.byref(choice)
+            "moh_cuda_attention_choose",
+            described,
+            ctypes.byref(device),
+            abi.USUAL_OPEN_SHARE,
+            ctypes.byref(choice),
         )
         if self._plan is not None:
             tactic, choice.key_splits = self._plan

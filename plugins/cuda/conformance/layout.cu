@@ -89,6 +89,7 @@ constexpr Line kLines[] = {
     MOH_SIZE(AttentionChoice),
     MOH_AT(AttentionChoice, tactic),
     MOH_AT(AttentionChoice, key_splits),
+    MOH_AT(AttentionChoice, block),
     MOH_AT(AttentionChoice, reason),
     MOH_SIZE(Device),
     MOH_AT(Device, multiprocessors),

@@ -1,8 +1,8 @@
-// MoHAttention, one block for up to 64 rows of a (batch, KV head) pair and a range of keys: scores,
-// softmax and values of a tile of keys at a time, all sums in registers.
+// MoHAttention, one block for a tile of rows of a (batch, KV head) pair and a range of keys:
+// scores, softmax and values of a tile of keys at a time, all sums in registers.
 //
-// A warp has 16 rows. Keys and values have one buffer each, and are loaded in turn: values arrive
-// while scores are computed, and the next keys while values are added.
+// A warp has 16 or 32 rows (rows.cuh). Keys and values have one buffer each, and are loaded in
+// turn: values arrive while scores are computed, and the next keys while values are added.
 #pragma once
 
 #include "cuda/device/softmax.cuh"
@@ -14,67 +14,87 @@
 
 namespace moh::cuda {
 
-// Sizes for heads of up to kHeadSize. Shared memory is for every GPU from sm_80 on; the number of
-// keys also keeps scores and sums within 255 registers.
-template <class T, int kHeadSize>
+// Keys of a tile, as many as scores and sums leave registers for. With 16 rows a warp, no more than
+// leave room for a second block in 100 KB of shared memory (sm_86, 89, 120), if that helps.
+template <class T, int kHeadSize, class Block>
+constexpr int kTileKeys = sizeof(T) == 4         ? (kHeadSize <= 192 ? 32 : 16)
+                          : Block::kProducts > 1 ? (kHeadSize <= 80 ? 64 : 32)
+                                                 : (kHeadSize <= 64 || kHeadSize == 192 ? 64 : 32);
+
+// Sizes for heads of up to kHeadSize.
+template <class T, int kHeadSize, class Block>
 struct AttentionTile {
   static_assert(kHeadSize % 16 == 0, "two tiles of 8 columns at a time");
-  static constexpr int kKeys =
-      sizeof(T) == 2 ? (kHeadSize <= 192 ? 64 : 32) : (kHeadSize <= 192 ? 32 : 16);
+  static constexpr int kKeys = kTileKeys<T, kHeadSize, Block>;
   static constexpr int kStride = kHeadSize + TensorCore<T>::kPadding;
 
-  T queries[kTileRows * kStride];  // later the staging of outputs
+  T queries[Block::kRows * kStride];  // later the staging of outputs
   T keys[kKeys * kStride];
   T values[kKeys * kStride];
-  TileRows rows;
+  TileRows<Block> rows;
 };
 
-// scores = queries keysᵀ, for a warp's 16 rows.
-template <class T, int kHeadSize, int kTiles>
-__device__ __forceinline__ void score(float (&scores)[kTiles][4], const T* queries, const T* keys,
-                                      int stride) {
+// scores = queries keysᵀ, for a warp's rows: 16 for each of its products.
+template <class T, int kHeadSize, int kProducts, int kTiles>
+__device__ __forceinline__ void score(float (&scores)[kProducts][kTiles][4], const T* queries,
+                                      const T* keys, int stride) {
   using Core = TensorCore<T>;
   [[maybe_unused]] constexpr int kUnroll = sizeof(T) == 2 ? kHeadSize / Core::kDepth : 2;
 #pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
+  for (int product = 0; product < kProducts; ++product) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      scores[tile][i] = 0.0f;
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        scores[product][tile][i] = 0.0f;
+      }
     }
   }
 #pragma unroll kUnroll
   for (int depth = 0; depth < kHeadSize; depth += Core::kDepth) {
-    typename Core::A a;
-    Core::load_a(a, queries + depth, stride);
+    typename Core::A a[kProducts];
+#pragma unroll
+    for (int product = 0; product < kProducts; ++product) {
+      Core::load_a(a[product], queries + product * 16 * stride + depth, stride);
+    }
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile += 2) {
       typename Core::B b[2];
       Core::load_columns(b, keys + tile * 8 * stride + depth, stride);
-      Core::multiply_add(scores[tile], a, b[0]);
-      Core::multiply_add(scores[tile + 1], a, b[1]);
+#pragma unroll
+      for (int product = 0; product < kProducts; ++product) {
+        Core::multiply_add(scores[product][tile], a[product], b[0]);
+        Core::multiply_add(scores[product][tile + 1], a[product], b[1]);
+      }
     }
   }
 }
 
 // sums += weights values, for the first `count` keys at least; the others have weight 0.
-template <class T, int kKeyTiles, int kTiles>
-__device__ __forceinline__ void add_values(float (&sums)[kTiles][4],
-                                           const float (&weights)[kKeyTiles][4], const T* values,
-                                           int stride, int count) {
+template <class T, int kProducts, int kKeyTiles, int kTiles>
+__device__ __forceinline__ void add_values(float (&sums)[kProducts][kTiles][4],
+                                           const float (&weights)[kProducts][kKeyTiles][4],
+                                           const T* values, int stride, int count) {
   using Core = TensorCore<T>;
 #pragma unroll
   for (int key = 0; key < kKeyTiles * 8; key += Core::kDepth) {
     if (sizeof(T) == 4 && key >= count) {
       return;
     }
-    typename Core::A a;
-    Core::round_to_a(a, weights + key / 8);
+    typename Core::A a[kProducts];
+#pragma unroll
+    for (int product = 0; product < kProducts; ++product) {
+      Core::round_to_a(a[product], weights[product] + key / 8);
+    }
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile += 2) {
       typename Core::B b[2];
       Core::load_rows(b, values + key * stride + tile * 8, stride);
-      Core::multiply_add(sums[tile], a, b[0]);
-      Core::multiply_add(sums[tile + 1], a, b[1]);
+#pragma unroll
+      for (int product = 0; product < kProducts; ++product) {
+        Core::multiply_add(sums[product][tile], a[product], b[0]);
+        Core::multiply_add(sums[product][tile + 1], a[product], b[1]);
+      }
     }
   }
 }
@@ -96,9 +116,9 @@ __device__ __forceinline__ void weigh(float (&scores)[kTiles][4], RowPair& softm
 }
 
 // The copies of a block, all of whose threads call together.
-template <class T, int kHeadSize>
+template <class T, int kHeadSize, class Block>
 struct TileLoads {
-  using Tile = AttentionTile<T, kHeadSize>;
+  using Tile = AttentionTile<T, kHeadSize, Block>;
   const AttentionParams& params;
   const Task& task;
   Tile& shared;
@@ -106,9 +126,10 @@ struct TileLoads {
 
   __device__ __forceinline__ void queries() const {
     const AttentionArgs& args = params.args;
-    load_tile<kTileRows, kHeadSize, kAttentionThreads>(
-        shared.queries, Tile::kStride, kTileRows, args.head_dim, params.query_vectors, [&](int r) {
-          const TileRows& rows = shared.rows;
+    load_tile<Block::kRows, kHeadSize, Block::kThreads>(
+        shared.queries, Tile::kStride, Block::kRows, args.head_dim, params.query_vectors,
+        [&](int r) {
+          const TileRows<Block>& rows = shared.rows;
           return row_at<T>(args.query, args.query_strides, task.batch, rows.head[r], rows.token[r]);
         });
   }
@@ -125,7 +146,7 @@ struct TileLoads {
   __device__ __forceinline__ void load(T* tile, const void* tensor, const HeadStrides& strides,
                                        int key, int columns, bool vectors) const {
     const T* first = row_at<T>(tensor, strides, task.batch, task.kv_head, 0);
-    load_tile<Tile::kKeys, kHeadSize, kAttentionThreads>(
+    load_tile<Tile::kKeys, kHeadSize, Block::kThreads>(
         tile, Tile::kStride, end_key - key, columns, vectors,
         [&](int r) { return first + (key + r) * strides.token; });
   }
@@ -136,51 +157,59 @@ struct KeyRange {
 };
 
 // The keys of a block: its split, as far as its last row sees, and none if all gates are closed.
+template <class Block>
 __device__ __forceinline__ KeyRange keys_of_block(const AttentionParams& params, const Task& task,
-                                                  const TileRows& rows) {
+                                                  const TileRows<Block>& rows) {
   const int first = blockIdx.y * params.keys_per_split;
-  const int visible = visible_keys(params.args, task.keys, rows.token[kTileRows - 1]);
+  const int visible = visible_keys(params.args, task.keys, rows.token[Block::kRows - 1]);
   return {first, any_open_in_tile(rows) ? smaller(visible, first + params.keys_per_split) : first};
 }
 
-// Writes a warp's rows, or its partial results if there are several splits.
-template <class T, int kHeadSize, bool kMasked, int kTiles>
-__device__ __forceinline__ void write_results(AttentionTile<T, kHeadSize>& shared,
+// Writes the 16 rows of a product, from first_row on, or their partial results if there are several
+// splits.
+template <class T, int kHeadSize, bool kMasked, int kTiles, class Block>
+__device__ __forceinline__ void write_results(AttentionTile<T, kHeadSize, Block>& shared,
                                               const float (&sums)[kTiles][4], RowPair& softmax,
-                                              const Sight& sight, int first_key,
+                                              const Sight& sight, int first_row, int first_key,
                                               const AttentionParams& params, const Task& task) {
-  const TileRows& rows = shared.rows;
+  const TileRows<Block>& rows = shared.rows;
   bool seen[2];
   RowScale scales[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const float gate = rows.gate[warp_index() * kWarpRows + lane_index() / 4 + 8 * i];
+    const float gate = rows.gate[first_row + lane_index() / 4 + 8 * i];
     softmax.sum[i] = row_sum(softmax.sum[i]);
     seen[i] = kMasked ? row_any(sight.saw[i]) : first_key < sight.visible[i];
     scales[i] = row_scale(gate, seen[i], softmax.max[i], softmax.sum[i]);
   }
   if (params.splits > 1) {
-    write_partials(sums, softmax, seen, params, task, rows);
+    write_partials(sums, softmax, seen, first_row, params, task, rows);
   } else {
-    write_rows<T, kHeadSize>(shared.queries, shared.kStride, sums, scales, params, task, rows);
+    write_rows<T, kHeadSize>(shared.queries, shared.kStride, sums, scales, first_row, params, task,
+                             rows);
   }
 }
 
-// Blocks of a multiprocessor at a time, as far as their registers go without any in memory.
-template <class T, int kHeadSize, bool kMasked>
-constexpr int kResidentBlocks = sizeof(T) == 4    ? 1
-                                : kHeadSize <= 64 ? (kMasked ? 3 : 4)
-                                                  : (kMasked || kHeadSize > 128 ? 1 : 3);
+// Blocks of a multiprocessor at a time, as far as their registers go without any in memory. A warp
+// has up to 255 of them if there are 8 warps, 168 if there are 12, 128 if there are 16; heads of 64
+// need the middle, having 64 keys a tile.
+template <class T, int kHeadSize, class Block, bool kMasked>
+constexpr int kResidentWarps = Block::kProducts > 1 || kHeadSize > 128 ? 8
+                               : sizeof(T) == 4 ? (kHeadSize <= 80 && !kMasked ? 12 : 8)
+                                                : (kMasked || kHeadSize == 64 ? 12 : 16);
+template <class T, int kHeadSize, class Block, bool kMasked>
+constexpr int kResidentBlocks =
+    kResidentWarps<T, kHeadSize, Block, kMasked> * kWarpSize / Block::kThreads;
 
-template <class T, int kHeadSize, bool kMasked>
-__global__ void __launch_bounds__(kAttentionThreads, kResidentBlocks<T, kHeadSize, kMasked>)
+template <class T, int kHeadSize, class Block, bool kMasked>
+__global__ void __launch_bounds__(Block::kThreads, kResidentBlocks<T, kHeadSize, Block, kMasked>)
     attend(const AttentionParams params) {
-  using Tile = AttentionTile<T, kHeadSize>;
-  constexpr int kStride = Tile::kStride, kKeys = Tile::kKeys;
+  using Tile = AttentionTile<T, kHeadSize, Block>;
+  constexpr int kStride = Tile::kStride, kKeys = Tile::kKeys, kProducts = Block::kProducts;
   Tile& shared = *reinterpret_cast<Tile*>(shared_memory());
-  const TileRows& rows = shared.rows;
+  const TileRows<Block>& rows = shared.rows;
 
-  const Task task = task_of_block(params);
+  const Task task = task_of_block<Block>(params);
   if (task.rows == 0) {
     return;
   }
@@ -188,17 +217,22 @@ __global__ void __launch_bounds__(kAttentionThreads, kResidentBlocks<T, kHeadSiz
   __syncthreads();
 
   const KeyRange range = keys_of_block(params, task, rows);
-  const TileLoads<T, kHeadSize> load{params, task, shared, range.end};
-  const int warp_row = warp_index() * kWarpRows;
-  const int warp_end = any_open_in_warp(rows) ? visible_keys(params.args, task.keys,
-                                                             rows.token[warp_row + kWarpRows - 1])
-                                              : 0;
+  const TileLoads<T, kHeadSize, Block> load{params, task, shared, range.end};
+  const int warp_row = warp_index() * Block::kWarpRows;
+  const int warp_end = any_open_in_warp(rows)
+                           ? visible_keys(params.args, task.keys,
+                                          rows.token[warp_row + Block::kWarpRows - 1])
+                           : 0;
   // Before this key each row of the warp sees every key, and the scale can wait for the exponent.
   const int edge_key =
       params.scale_log2 > 0.0f ? visible_keys(params.args, task.keys, rows.token[warp_row]) : 0;
-  Sight sight = sight_of_lane(params.args, rows, task);
-  RowPair softmax;
-  float sums[kHeadSize / 8][4] = {};
+  Sight sight[kProducts];
+#pragma unroll
+  for (int product = 0; product < kProducts; ++product) {
+    sight[product] = sight_of_lane(params.args, rows, warp_row + 16 * product, task);
+  }
+  RowPair softmax[kProducts];
+  float sums[kProducts][kHeadSize / 8][4] = {};
 
   if (range.first < range.end) {
     load.queries();
@@ -207,7 +241,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kResidentBlocks<T, kHeadSiz
   }
   for (int key = range.first; key < range.end; key += kKeys) {
     const bool works = key < warp_end;
-    float scores[kKeys / 8][4];
+    float scores[kProducts][kKeys / 8][4];
     wait_for_copies<0>();
     __syncthreads();  // keys are here, and values no longer in use
     load.values(key);
@@ -222,13 +256,21 @@ __global__ void __launch_bounds__(kAttentionThreads, kResidentBlocks<T, kHeadSiz
       commit_copies();
     }
     if (works) {
-      float decay[2];
-      weigh<kMasked>(scores, softmax, sight, decay, params, key, key + kKeys > edge_key);
-      scale_rows(sums, decay);
+#pragma unroll
+      for (int product = 0; product < kProducts; ++product) {
+        float decay[2];
+        weigh<kMasked>(scores[product], softmax[product], sight[product], decay, params, key,
+                       key + kKeys > edge_key);
+        scale_rows(sums[product], decay);
+      }
       add_values(sums, scores, shared.values, kStride, warp_end - key);
     }
   }
-  write_results<T, kHeadSize, kMasked>(shared, sums, softmax, sight, range.first, params, task);
+#pragma unroll
+  for (int product = 0; product < kProducts; ++product) {
+    write_results<T, kHeadSize, kMasked>(shared, sums[product], softmax[product], sight[product],
+                                         warp_row + 16 * product, range.first, params, task);
+  }
 }
 
 }  // namespace moh::cuda

@@ -10,8 +10,13 @@ constexpr int kCompactThreads = 1024;
 constexpr int kCompactWarps = kCompactThreads / kWarpSize;
 static_assert(kCompactWarps == kWarpSize, "a lane for each warp's count");
 
+// Rows of a thread in a chunk: their gates are read at the same time.
+constexpr int kCompactRows = 4;
+constexpr int kCompactChunk = kCompactRows * kCompactThreads;
+
 struct CompactShared {
-  int counts[2][kCompactWarps];  // of open rows in a warp's part of the even, the odd chunks
+  // Of open rows in a warp's part of each turn, of the even, the odd chunks.
+  int counts[2][kCompactRows][kCompactWarps];
 };
 
 // How many of `counts` there are in all, and before this warp.
@@ -29,7 +34,7 @@ __device__ __forceinline__ Prefix prefix_of_warp(const int (&counts)[kCompactWar
   return prefix;
 }
 
-// The open rows of a pair, in order: a chunk at a time, a row a thread.
+// The open rows of a pair, in order: a chunk at a time, in turns of a row a thread.
 template <class T>
 __device__ __forceinline__ void list_open_rows(const CompactParams& params, int pair) {
   CompactShared& shared = *reinterpret_cast<CompactShared*>(shared_memory());
@@ -37,23 +42,35 @@ __device__ __forceinline__ void list_open_rows(const CompactParams& params, int 
   const int batch = pair / args.kv_heads, first_head = pair % args.kv_heads * params.group;
   int32_t* list = params.rows + int64_t{pair} * params.rows_per_pair;
   int listed = 0;
-  for (int chunk = 0; chunk * kCompactThreads < params.rows_per_pair; ++chunk) {
-    const int id = chunk * kCompactThreads + static_cast<int>(threadIdx.x);
-    const bool open =
-        id < params.rows_per_pair &&
-        gate_at<T>(args, batch, id / params.group, first_head + id % params.group) != 0.0f;
-    const uint32_t open_lanes = __ballot_sync(kAllLanes, open);
-    int (&counts)[kCompactWarps] = shared.counts[chunk % 2];
-    if (lane_index() == 0) {
-      counts[warp_index()] = __popc(open_lanes);
+  for (int chunk = 0; chunk * kCompactChunk < params.rows_per_pair; ++chunk) {
+    const int first_id = chunk * kCompactChunk + static_cast<int>(threadIdx.x);
+    bool open[kCompactRows];
+#pragma unroll
+    for (int turn = 0; turn < kCompactRows; ++turn) {
+      const int id = first_id + turn * kCompactThreads;
+      open[turn] = id < params.rows_per_pair && gate_at<T>(args, batch, id / params.group,
+                                                           first_head + id % params.group) != 0.0f;
+    }
+    int (&counts)[kCompactRows][kCompactWarps] = shared.counts[chunk % 2];
+    uint32_t open_lanes[kCompactRows];
+#pragma unroll
+    for (int turn = 0; turn < kCompactRows; ++turn) {
+      open_lanes[turn] = __ballot_sync(kAllLanes, open[turn]);
+      if (lane_index() == 0) {
+        counts[turn][warp_index()] = __popc(open_lanes[turn]);
+      }
     }
     __syncthreads();
-    const Prefix prefix = prefix_of_warp(counts);
-    if (open) {
-      const uint32_t lower_lanes = (1u << lane_index()) - 1;
-      list[listed + prefix.before + __popc(open_lanes & lower_lanes)] = id;
+#pragma unroll
+    for (int turn = 0; turn < kCompactRows; ++turn) {
+      const Prefix prefix = prefix_of_warp(counts[turn]);
+      if (open[turn]) {
+        const uint32_t lower_lanes = (1u << lane_index()) - 1;
+        list[listed + prefix.before + __popc(open_lanes[turn] & lower_lanes)] =
+            first_id + turn * kCompactThreads;
+      }
+      listed += prefix.total;
     }
-    listed += prefix.total;
   }
   if (threadIdx.x == 0) {
     params.counts[pair] = listed;
@@ -73,9 +90,10 @@ __device__ __forceinline__ void zero_closed_rows(const AttentionArgs& args, int 
   }
 }
 
-// The first blocks list a pair each; the others write zeros.
+// The first blocks list a pair each; the others write zeros. Two blocks share a multiprocessor,
+// where it has as many threads.
 template <class T>
-__global__ void __launch_bounds__(kCompactThreads) compact(const CompactParams params) {
+__global__ void __launch_bounds__(kCompactThreads, 2) compact(const CompactParams params) {
   const int block = blockIdx.x;
   if (block < params.pairs) {
     list_open_rows<T>(params, block);

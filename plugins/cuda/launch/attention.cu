@@ -6,6 +6,7 @@
 #include "cuda/kernels/combine.cuh"
 #include "cuda/kernels/compact.cuh"
 #include "cuda/launch/attention_heads.h"
+#include "cuda/launch/attention_model.h"
 #include "cuda/launch/attention_plan.h"
 #include "cuda/launch/status.h"
 #include "moh/cuda.h"
@@ -39,19 +40,14 @@ cudaError_t launch_combine(const AttentionParams& params, cudaStream_t stream) {
   });
 }
 
-cudaError_t launch_attention(const AttentionParams& params, cudaStream_t stream) {
+cudaError_t launch_attention(const AttentionParams& params, AttentionBlock block,
+                             cudaStream_t stream) {
   const AttentionArgs& args = params.args;
   const int64_t blocks = int64_t{args.batch} * args.kv_heads * params.row_tiles;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(params.splits));
-  const int32_t size = std::max(args.head_dim, args.value_dim);
-  const auto launch_size = size <= 32    ? launch_attend<32>
-                           : size <= 64  ? launch_attend<64>
-                           : size <= 80  ? launch_attend<80>
-                           : size <= 96  ? launch_attend<96>
-                           : size <= 128 ? launch_attend<128>
-                           : size <= 192 ? launch_attend<192>
-                                         : launch_attend<256>;
-  return launch_size(params, grid, stream);
+  return with_head_size(args, [&](auto head_size) {
+    return launch_attend<decltype(head_size)::value>(params, block, grid, stream);
+  });
 }
 
 Status run(const AttentionArgs& args, const AttentionChoice& choice, void* workspace,
@@ -63,7 +59,7 @@ Status run(const AttentionArgs& args, const AttentionChoice& choice, void* works
       return launch_status(error, "MoHAttention, list of rows");
     }
   }
-  const cudaError_t error = launch_attention(params, stream);
+  const cudaError_t error = launch_attention(params, choice.block, stream);
   if (error != cudaSuccess || params.splits == 1) {
     return launch_status(error, contract::attention::kOp.name);
   }
@@ -93,10 +89,23 @@ using moh::cuda::AttentionChoice;
 using moh::cuda::Status;
 
 Status moh_cuda_attention_choose(const AttentionArgs* args, const moh::cuda::Device* device,
-                                 AttentionChoice* choice) {
+                                 float open_share, AttentionChoice* choice) {
   const Status status = moh::cuda::check_attention(*args);
   if (status == Status::kOk) {
-    *choice = moh::cuda::choose_attention(*args, *device);
+    *choice = moh::cuda::choose_attention(*args, *device, open_share);
+  }
+  return status;
+}
+
+Status moh_cuda_attention_estimate(const AttentionArgs* args, const moh::cuda::Device* device,
+                                   float open_share, const AttentionChoice* choice,
+                                   double* microseconds) {
+  Status status = moh::cuda::check_attention(*args);
+  if (status == Status::kOk) {
+    status = moh::cuda::check_choice(*args, *choice);
+  }
+  if (status == Status::kOk) {
+    *microseconds = moh::cuda::estimated_us(*args, *choice, *device, open_share);
   }
   return status;
 }

@@ -92,7 +92,6 @@ Status check_attention(const AttentionArgs& args) {
 }
 
 Status check_choice(const AttentionArgs& args, const AttentionChoice& choice) {
-  (void)args;
   if (choice.tactic != AttentionTactic::kSparse && choice.tactic != AttentionTactic::kDense) {
     return fail(Status::kInvalidArgument,
                 "MoHAttention: tactic %d; expected 0 (sparse), 1 (dense).",
@@ -101,6 +100,16 @@ Status check_choice(const AttentionArgs& args, const AttentionChoice& choice) {
   if (choice.key_splits < 1 || choice.key_splits > kMaxKeySplits) {
     return fail(Status::kInvalidArgument, "MoHAttention: %d key splits; expected 1 to %d.",
                 choice.key_splits, kMaxKeySplits);
+  }
+  if (choice.block < AttentionBlock::k64By16 || choice.block > AttentionBlock::k128By32) {
+    return fail(Status::kInvalidArgument, "MoHAttention: block %d; expected 0 to 2.",
+                static_cast<int>(choice.block));
+  }
+  if (!has_block(args, choice.block)) {
+    return fail(Status::kInvalidArgument,
+                "MoHAttention: block %d, with 32 rows a warp; that is for float16 and bfloat16, "
+                "heads of up to 128, and no attn_mask. Expected 0.",
+                static_cast<int>(choice.block));
   }
   return Status::kOk;
 }

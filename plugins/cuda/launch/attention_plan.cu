@@ -3,13 +3,15 @@
 #include <algorithm>
 
 #include "cuda/device/integers.cuh"
-#include "cuda/kernels/attention/rows.cuh"
 
 namespace moh::cuda {
 namespace {
 
 constexpr size_t kAlignment = 256;
 constexpr int32_t kKeysUnit = 64;  // a multiple of every tile of keys
+// Rows whose tiles alternate in the grid, longest first: enough for every GPU to have the next ones
+// at hand when a block ends, and few enough for their keys and values to stay in its L2 cache.
+constexpr int32_t kSectionRows = 1 << 16;
 
 size_t pair_count(const AttentionArgs& args) {
   return static_cast<size_t>(args.batch) * static_cast<size_t>(args.kv_heads);
@@ -27,11 +29,23 @@ bool has_vectors(const void* data, const HeadStrides& strides, int32_t features,
          whole(strides.head) && whole(strides.token);
 }
 
-int32_t keys_per_split(const AttentionArgs& args, int32_t splits) {
-  return std::max(round_up(ceil_div(args.keys, splits), kKeysUnit), kKeysUnit);
+// Sections of about the same size.
+int32_t section_pairs(int32_t pairs, int32_t rows_per_pair) {
+  const int32_t most = std::max(kSectionRows / std::max(rows_per_pair, 1), 1);
+  return std::max(ceil_div(pairs, std::max(ceil_div(pairs, most), 1)), 1);
 }
 
 }  // namespace
+
+bool has_block(const AttentionArgs& args, AttentionBlock block) {
+  return block == AttentionBlock::k64By16 ||
+         (element_size(args) == 2 && args.mask.data == nullptr &&
+          std::max(args.head_dim, args.value_dim) <= 128);
+}
+
+int32_t keys_per_split(const AttentionArgs& args, int32_t splits) {
+  return std::max(round_up(ceil_div(args.keys, splits), kKeysUnit), kKeysUnit);
+}
 
 WorkspaceLayout lay_out(const AttentionArgs& args, const AttentionChoice& choice) {
   const size_t pairs = pair_count(args), rows = pairs * static_cast<size_t>(rows_per_pair(args));
@@ -67,7 +81,8 @@ AttentionParams attention_params(const AttentionArgs& args, const AttentionChoic
   }
   params.group = args.q_heads / args.kv_heads;
   params.rows_per_pair = rows_per_pair(args);
-  params.row_tiles = ceil_div(params.rows_per_pair, kTileRows);
+  params.row_tiles = ceil_div(params.rows_per_pair, rows_of(choice.block));
+  params.section_pairs = section_pairs(args.batch * args.kv_heads, params.rows_per_pair);
   params.splits = choice.key_splits;
   params.keys_per_split = keys_per_split(args, choice.key_splits);
   params.scale_log2 = static_cast<float>(args.scale * 1.4426950408889634);

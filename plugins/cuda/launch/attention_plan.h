@@ -16,8 +16,11 @@ Status check_attention(const AttentionArgs& args);
 Status check_choice(const AttentionArgs& args, const AttentionChoice& choice);
 Status check_pointers(const AttentionArgs& args);
 
-// One function decides, and says why.
-AttentionChoice choose_attention(const AttentionArgs& args, const Device& device);
+// One function decides, and says why. open_share: of the gates, as far as the caller knows.
+AttentionChoice choose_attention(const AttentionArgs& args, const Device& device, float open_share);
+
+// Whether there is a kernel with such a block for tensors like these.
+bool has_block(const AttentionArgs& args, AttentionBlock block);
 
 // Offsets in bytes; parts that are not needed have size 0.
 struct WorkspaceLayout {
@@ -25,9 +28,16 @@ struct WorkspaceLayout {
 };
 WorkspaceLayout lay_out(const AttentionArgs& args, const AttentionChoice& choice);
 
+// Of each part of the keys but the last; a multiple of every tile of keys.
+int32_t keys_per_split(const AttentionArgs& args, int32_t splits);
+
 AttentionParams attention_params(const AttentionArgs& args, const AttentionChoice& choice,
                                  void* workspace);
 CompactParams compact_params(const AttentionArgs& args, const AttentionParams& params);
+
+inline int32_t rows_of(AttentionBlock block) {
+  return block == AttentionBlock::k128By32 ? 128 : 64;
+}
 
 inline int32_t rows_per_pair(const AttentionArgs& args) {
   return args.queries * (args.q_heads / args.kv_heads);

@@ -43,7 +43,7 @@ Ort::Status CudaBackend::attention(const AttentionArgs& args, Ort::KernelContext
   size_t bytes = 0;
   Status status = moh_cuda_device(&device);
   if (status == Status::kOk) {
-    status = moh_cuda_attention_choose(&args, &device, &choice);
+    status = moh_cuda_attention_choose(&args, &device, cuda::kUsualOpenShare, &choice);
   }
   if (status == Status::kOk) {
     status = moh_cuda_attention_workspace(&args, &choice, &bytes);

@@ -34,15 +34,28 @@ enum class AttentionTactic : int32_t {
   kDense = 1,   // all rows are, and multiplied by their gates
 };
 
-// Rows of queries that are computed together. Where a key/value head has no more of them, tactics
-// do not differ in what they compute.
+// Rows of queries that a block computes together, by rows of each of its warps. With 32 rows a warp
+// multiplies each key that it loads twice as often: for float16 and bfloat16, heads of up to 128,
+// without attn_mask.
+enum class AttentionBlock : int32_t {
+  k64By16 = 0,
+  k64By32 = 1,
+  k128By32 = 2,
+};
+
+// The least rows of a block. Where a key/value head has no more of them, tactics do not differ in
+// what they compute.
 constexpr int32_t kAttentionTileRows = 64;
+
+// The share of open gates to expect where nothing is known: the published models have 0.5 to 0.9.
+constexpr float kUsualOpenShare = 0.75f;
 
 // How an attention runs.
 struct AttentionChoice {
   AttentionTactic tactic;
   int32_t key_splits;  // parts that the keys of a row are divided into; more than 1: their results
                        // are combined
+  AttentionBlock block;
   const char* reason;  // half a sentence, static
 };
 
@@ -72,11 +85,19 @@ void moh_cuda_load_only(bool load_only);
 moh::cuda::Status moh_cuda_router(const moh::RouterArgs* args, int32_t* head_counts,
                                   moh::cuda::Stream stream);
 
-// MoHAttention. Pointers are not looked at by the first two, but for mask.data and nonpad_kv_seqlen
+// MoHAttention. Pointers are looked at by the last alone, but for mask.data and nonpad_kv_seqlen
 // being null or not.
+//
+// open_share: of the gates, as far as the caller knows (kUsualOpenShare if not). Results are right
+// for any gates; which way is the fastest depends on it.
 moh::cuda::Status moh_cuda_attention_choose(const moh::AttentionArgs* args,
-                                            const moh::cuda::Device* device,
+                                            const moh::cuda::Device* device, float open_share,
                                             moh::cuda::AttentionChoice* choice);
+// What a choice is made by: the microseconds that a model of the GPU expects, nothing measured.
+moh::cuda::Status moh_cuda_attention_estimate(const moh::AttentionArgs* args,
+                                              const moh::cuda::Device* device, float open_share,
+                                              const moh::cuda::AttentionChoice* choice,
+                                              double* microseconds);
 moh::cuda::Status moh_cuda_attention_workspace(const moh::AttentionArgs* args,
                                                const moh::cuda::AttentionChoice* choice,
                                                size_t* bytes);

@@ -117,7 +117,7 @@ LOOP = (
     _attend(
         name="sums are not rescaled",
         kind="rescaling",
-        before="      scale_rows(sums, decay);\n",
+        before="        scale_rows(sums[product], decay);\n",
         after="",
     ),
     _attend(
@@ -137,7 +137,7 @@ LOOP = (
         name="the next causal tile is taken for one that all rows see",
         kind="causal",
         before="rows.token[warp_row])",
-        after="rows.token[warp_row + kWarpRows - 1])",
+        after="rows.token[warp_row + Block::kWarpRows - 1])",
         cases="AttentionSetup.*head_dim=24.*is_causal=True.*",
     ),
     _attend(
@@ -199,6 +199,41 @@ LOOP = (
         before="row_any(sight.saw[i])",
         after="sight.saw[i]",
         cases="bool_mask_by_head",
+    ),
+)
+
+WIDE = (
+    _attend(
+        name="all products of a warp have the first one's queries",
+        kind="products",
+        before="queries + product * 16 * stride + depth",
+        after="queries + depth",
+    ),
+    _attend(
+        name="all products of a warp have the first one's weights",
+        kind="products",
+        before="weights[product] + key / 8",
+        after="weights[0] + key / 8",
+    ),
+    _attend(
+        name="all products of a warp see what the first one sees",
+        kind="products",
+        before="rows, warp_row + 16 * product, task.batch",
+        after="rows, warp_row, task.batch",
+        cases="AttentionSetup.*head_dim=24.*is_causal=True.*",
+    ),
+    _attend(
+        name="all products of a warp are written over the first",
+        kind="products",
+        before="warp_row + 16 * product, range.first",
+        after="warp_row, range.first",
+    ),
+    _attend(
+        name="a warp's first product says how many keys it sees",
+        kind="products",
+        before="rows.token[warp_row + Block::kWarpRows - 1])\n",
+        after="rows.token[warp_row + 15])\n",
+        cases="AttentionSetup.*head_dim=24.*is_causal=True.*",
     ),
 )
 
@@ -306,8 +341,8 @@ OUTPUT = (
     _output(
         name="rows behind the last are written, too",
         kind="written twice",
-        before="smaller(task.rows - first, kWarpRows)",
-        after="kWarpRows",
+        before="smaller(task.rows - first, Block::kProductRows)",
+        after="Block::kProductRows",
     ),
     _output(
         name="lanes read rows that others have not written",
@@ -437,21 +472,21 @@ ROWS = (
     _rows(
         name="the last rows are no tile",
         kind="tail",
-        before="(ceil_div(count, kTileRows) - 1",
-        after="(count / kTileRows - 1",
+        before="ceil_div(count, Block::kRows);",
+        after="count / Block::kRows;",
     ),
     _rows(
         name="the second half of a tile has no open gates",
         kind="gate",
-        before=" || rows.gate[lane + kWarpSize] != 0.0f",
-        after="",
+        before="r < Block::kRows; r += kWarpSize",
+        after="r < kWarpSize; r += kWarpSize",
         cases="one_open_query",
     ),
     _rows(
         name="a warp looks at the first warp's gates",
         kind="gate",
-        before="rows.gate[warp_index() * kWarpRows + lane_index() % kWarpRows]",
-        after="rows.gate[lane_index() % kWarpRows]",
+        before="rows.gate[warp_index() * kRows + lane_index() % kRows]",
+        after="rows.gate[lane_index() % kRows]",
         cases="one_open_query",
     ),
     _rows(
@@ -465,4 +500,4 @@ ROWS = (
     ),
 )
 
-MUTATIONS = (*PIPELINE, *LOOP, *MASK, *OUTPUT, *ROWS)
+MUTATIONS = (*PIPELINE, *LOOP, *WIDE, *MASK, *OUTPUT, *ROWS)

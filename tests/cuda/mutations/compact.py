@@ -36,8 +36,8 @@ COMPACT = (
     _compact(
         name="no barrier between counting and listing open rows",
         kind="barrier",
-        before="    __syncthreads();\n    const Prefix",
-        after="    const Prefix",
+        before="    __syncthreads();\n#pragma unroll",
+        after="#pragma unroll",
         cases="sparse_routing",
     ),
     _compact(
@@ -45,7 +45,7 @@ COMPACT = (
         kind="barrier",
         before="shared.counts[chunk % 2]",
         after="shared.counts[0]",
-        cases="AttentionSetup.*seq_len=1100.*",
+        cases="AttentionSetup.*seq_len=4200.*",
         options=("--seeds", "0"),
     ),
     _compact(
@@ -65,13 +65,20 @@ COMPACT = (
         kind="tail",
         before="listed + prefix.before",
         after="prefix.before",
-        cases="AttentionSetup.*seq_len=1100.*",
+        cases="AttentionSetup.*seq_len=4200.*",
     ),
     _compact(
         name="the last chunk is left out",
         kind="tail",
-        before="chunk * kCompactThreads < params.rows_per_pair",
-        after="(chunk + 1) * kCompactThreads <= params.rows_per_pair",
+        before="chunk * kCompactChunk < params.rows_per_pair",
+        after="(chunk + 1) * kCompactChunk <= params.rows_per_pair",
+    ),
+    _compact(
+        name="a thread lists the row of its first turn in every turn",
+        kind="tail",
+        before="            first_id + turn * kCompactThreads;",
+        after="            first_id;",
+        cases="AttentionSetup.*seq_len=4200.*",
     ),
     _compact(
         name="a NaN gate is not listed, nor a negative one",
@@ -178,6 +185,12 @@ PLAN = (
         symptom=f"{DAMAGED}|{CRASHED}",
     ),
     _plan(
+        name="no block for the last rows",
+        kind="tail",
+        before="ceil_div(params.rows_per_pair, rows_of(choice.block))",
+        after="params.rows_per_pair / rows_of(choice.block)",
+    ),
+    _plan(
         name="every row is copied by 16 bytes",
         kind="alignment",
         before="reinterpret_cast<uintptr_t>(data) % 16 == 0 &&",
@@ -199,6 +212,7 @@ PLAN = (
     _launch(
         name="a head size for queries only",
         kind="overlap",
+        file="launch/attention_heads.h",
         before="std::max(args.head_dim, args.value_dim)",
         after="args.head_dim",
         cases="AttentionSetup.*value_dim=40.*",

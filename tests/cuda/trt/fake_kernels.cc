@@ -9,7 +9,7 @@ struct Fakes {
   const char* (*last_error)();
   Status (*device)(Device*);
   Status (*router)(const RouterArgs*, int32_t*, Stream);
-  Status (*choose)(const AttentionArgs*, const Device*, AttentionChoice*);
+  Status (*choose)(const AttentionArgs*, const Device*, float, AttentionChoice*);
   Status (*workspace)(const AttentionArgs*, const AttentionChoice*, size_t*);
   Status (*attention)(const AttentionArgs*, const AttentionChoice*, void*, size_t, Stream);
   Status (*gates)(void*, DType, int64_t, float, Stream);
@@ -22,8 +22,8 @@ __attribute__((visibility("default"))) Fakes fake_kernels{
     [] { return "MoHAttention: there is no GPU."; },
     [](Device*) { return Status::kCudaError; },
     [](const RouterArgs*, int32_t*, Stream) { return Status::kCudaError; },
-    [](const AttentionArgs*, const Device*, AttentionChoice* choice) {
-      *choice = {AttentionTactic::kSparse, 1, "as ever"};
+    [](const AttentionArgs*, const Device*, float, AttentionChoice* choice) {
+      *choice = {AttentionTactic::kSparse, 1, AttentionBlock::k64By16, "as ever"};
       return Status::kOk;
     },
     [](const AttentionArgs*, const AttentionChoice*, size_t* bytes) {
@@ -64,9 +64,9 @@ Status moh_cuda_device(Device* device) { return fake_kernels.device(device); }
 Status moh_cuda_router(const RouterArgs* args, int32_t* head_counts, Stream stream) {
   return load_only ? loaded() : fake_kernels.router(args, head_counts, stream);
 }
-Status moh_cuda_attention_choose(const AttentionArgs* args, const Device* device,
+Status moh_cuda_attention_choose(const AttentionArgs* args, const Device* device, float open_share,
                                  AttentionChoice* choice) {
-  return fake_kernels.choose(args, device, choice);
+  return fake_kernels.choose(args, device, open_share, choice);
 }
 Status moh_cuda_attention_workspace(const AttentionArgs* args, const AttentionChoice* choice,
                                     size_t* bytes) {

@@ -19,6 +19,7 @@ _SIGNATURES = {
         _STATUS,
         _POINTER(abi.AttentionArgs),
         _POINTER(abi.Device),
+        ctypes.c_float,
         _POINTER(abi.AttentionChoice),
     ),
     "workspace": ctypes.CFUNCTYPE(
@@ -60,6 +61,7 @@ class Kernels:
         multiprocessors: 0: there is no GPU.
         no_device: The status then.
         choose: (rows of queries) -> (tactic, key_splits).
+        open_shares: That a choice was asked for.
         workspace: (args, choice) -> bytes.
     """
 
@@ -72,6 +74,7 @@ class Kernels:
     calls: list[tuple[str, dict[str, object]]] = field(default_factory=list)
     devices: list[int] = field(default_factory=list)
     device_calls: int = 0
+    open_shares: list[float] = field(default_factory=list)
 
     def install(self, library: Path) -> None:
         """Answer for the kernels of a library until the next one does."""
@@ -103,8 +106,9 @@ class Kernels:
     def _router(self, args, counts, stream) -> int:
         return self._keep("router", **_values(args.contents), counts=counts)
 
-    def _choose(self, args, device, choice) -> int:
+    def _choose(self, args, device, open_share, choice) -> int:
         self.devices.append(device.contents.multiprocessors)
+        self.open_shares.append(open_share)
         tactic, splits = self.choose(args.contents.queries)
         choice.contents.tactic, choice.contents.key_splits = tactic, splits
         return 0

@@ -32,7 +32,7 @@ def _attention(emulator: Emulator, sizes: dict[str, int]) -> int:
         setattr(args, name, size)
     device, choice = abi.Device(100, 80), abi.AttentionChoice()
     choose = emulator.library.moh_cuda_attention_choose
-    return choose(ctypes.byref(args), ctypes.byref(device), ctypes.byref(choice))
+    return choose(ctypes.byref(args), ctypes.byref(device), 0.75, ctypes.byref(choice))
 
 
 def _aggregated(emulator: Emulator, sizes: dict[str, int]) -> int:

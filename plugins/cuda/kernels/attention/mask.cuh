@@ -8,19 +8,21 @@
 
 namespace moh::cuda {
 
-// Of a lane's two rows.
+// Of a lane's two rows of a product.
 struct Sight {
   int visible[2];                // keys up to the row's position
   ptrdiff_t mask_row[2] = {};    // where its row of the mask begins, in elements
   bool saw[2] = {false, false};  // whether the mask left this lane a key. Kept with a mask only
 };
 
-__device__ __forceinline__ Sight sight_of_lane(const AttentionArgs& args, const TileRows& rows,
+template <class Block>
+__device__ __forceinline__ Sight sight_of_lane(const AttentionArgs& args,
+                                               const TileRows<Block>& rows, int first_row,
                                                const Task& task) {
   Sight sight;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int r = warp_index() * kWarpRows + lane_index() / 4 + 8 * i;
+    const int r = first_row + lane_index() / 4 + 8 * i;
     sight.visible[i] = visible_keys(args, task.keys, rows.token[r]);
     sight.mask_row[i] = task.batch * args.mask.batch + rows.head[r] * args.mask.head +
                         rows.token[r] * args.mask.query;

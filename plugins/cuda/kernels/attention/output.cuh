@@ -27,21 +27,21 @@ __device__ __forceinline__ float scaled(float value, const RowScale& scale) {
   return scale.computed ? value * scale.factor : scale.factor;
 }
 
-// Writes a warp's rows: through shared memory, where each warp has room for its own, so that
-// 16 bytes go out at a time.
-template <class T, int kHeadSize, int kTiles>
+// Writes the 16 rows of a product, from `first` on: through shared memory, where each warp has room
+// for its own, so that 16 bytes go out at a time.
+template <class T, int kHeadSize, int kTiles, class Block>
 __device__ __forceinline__ void write_rows(T* staging, int stride, const float (&sums)[kTiles][4],
-                                           const RowScale (&scales)[2],
+                                           const RowScale (&scales)[2], int first,
                                            const AttentionParams& params, const Task& task,
-                                           const TileRows& rows) {
-  const int lane = lane_index(), first = warp_index() * kWarpRows;
-  T* warp_rows = staging + first * stride;
+                                           const TileRows<Block>& rows) {
+  const int lane = lane_index();
+  T* staged = staging + first * stride;
   __syncwarp();
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      store_pair(warp_rows + (lane / 4 + 8 * i) * stride + tile * 8 + lane % 4 * 2,
+      store_pair(staged + (lane / 4 + 8 * i) * stride + tile * 8 + lane % 4 * 2,
                  scaled(sums[tile][2 * i], scales[i]), scaled(sums[tile][2 * i + 1], scales[i]));
     }
   }
@@ -49,21 +49,21 @@ __device__ __forceinline__ void write_rows(T* staging, int stride, const float (
   const auto to = [&](int r) {
     return output_row<T>(params.args, task.batch, rows.head[first + r], rows.token[first + r]);
   };
-  const int count = smaller(task.rows - first, kWarpRows);
+  const int count = smaller(task.rows - first, Block::kProductRows);
   if (params.output_vectors) {
     constexpr int kParts = kHeadSize / kVector<T>;
     for (int i = lane; i < count * kParts; i += kWarpSize) {
       const int r = i / kParts, column = i % kParts * kVector<T>;
       if (column < params.args.value_dim) {
         *reinterpret_cast<uint4*>(to(r) + column) =
-            *reinterpret_cast<const uint4*>(warp_rows + r * stride + column);
+            *reinterpret_cast<const uint4*>(staged + r * stride + column);
       }
     }
   } else {
     for (int i = lane; i < count * kHeadSize; i += kWarpSize) {
       const int r = i / kHeadSize, column = i % kHeadSize;
       if (column < params.args.value_dim) {
-        to(r)[column] = warp_rows[r * stride + column];
+        to(r)[column] = staged[r * stride + column];
       }
     }
   }
@@ -77,16 +77,16 @@ __device__ __forceinline__ int64_t partial_index(const AttentionParams& params, 
 }
 
 // Of rows with closed gates, nothing is written.
-template <int kTiles>
+template <int kTiles, class Block>
 __device__ __forceinline__ void write_partials(const float (&sums)[kTiles][4],
                                                const RowPair& softmax, const bool (&seen)[2],
-                                               const AttentionParams& params, const Task& task,
-                                               const TileRows& rows) {
+                                               int first, const AttentionParams& params,
+                                               const Task& task, const TileRows<Block>& rows) {
   const Partials& partials = params.partials;
   const int lane = lane_index();
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int r = warp_index() * kWarpRows + lane / 4 + 8 * i;
+    const int r = first + lane / 4 + 8 * i;
     if (r >= task.rows || rows.gate[r] == 0.0f) {
       continue;
     }

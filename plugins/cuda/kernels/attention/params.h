@@ -26,7 +26,8 @@ struct AttentionParams {
   Partials partials;
   int32_t group;           // q_heads / kv_heads
   int32_t rows_per_pair;   // queries * group
-  int32_t row_tiles;       // of a pair
+  int32_t row_tiles;       // of a pair, if all rows are computed
+  int32_t section_pairs;   // pairs whose tiles alternate in the grid
   int32_t keys_per_split;  // a multiple of 64
   int32_t splits;
   float scale_log2;  // scale * log2(e)

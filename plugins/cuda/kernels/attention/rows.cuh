@@ -4,13 +4,22 @@
 #include "cuda/device/element.cuh"
 #include "cuda/device/integers.cuh"
 #include "cuda/device/tensor_core.cuh"
+#include "cuda/kernels/attention/order.cuh"
 #include "cuda/kernels/attention/params.h"
 
 namespace moh::cuda {
 
-constexpr int kTileRows = 64;
-constexpr int kWarpRows = 16;
-constexpr int kAttentionThreads = kTileRows / kWarpRows * kWarpSize;
+// Rows of a block's tile, and of each of its warps: with 32, every fragment of keys and values that
+// a warp loads is multiplied twice as often, at the price of twice the sums.
+template <int kRows_, int kWarpRows_>
+struct Block {
+  static constexpr int kRows = kRows_, kWarpRows = kWarpRows_;
+  static constexpr int kProductRows = 16;
+  static constexpr int kProducts = kWarpRows / kProductRows;  // of a warp, with the same fragment
+  static constexpr int kThreads = kRows / kWarpRows * kWarpSize;
+  static_assert(kWarpRows % kProductRows == 0 && kWarpRows <= kWarpSize && kRows <= kThreads,
+                "a lane for each row of its warp, a thread for each row of the block");
+};
 
 template <class T>
 __device__ __forceinline__ const T* row_at(const void* tensor, const HeadStrides& strides,
@@ -46,21 +55,26 @@ __device__ __forceinline__ int visible_keys(const AttentionArgs& args, int fille
   return args.causal ? larger(filled - (args.queries - token) + 1, 0) : filled;
 }
 
-// A block's work: places [first, first + rows) of a pair. Long causal tiles come first.
+// A block's work: places [first, first + rows) of a pair.
 struct Task {
   int pair, batch, kv_head, first, rows, keys;
 };
 
+template <class Block>
 __device__ __forceinline__ Task task_of_block(const AttentionParams& params) {
+  const int pairs = params.args.batch * params.args.kv_heads;
+  const Turn turn =
+      turn_of_block(static_cast<int>(blockIdx.x), pairs, params.row_tiles, params.section_pairs);
   Task task;
-  const int block = blockIdx.x;
-  task.pair = block / params.row_tiles;
+  task.pair = turn.pair;
   task.batch = task.pair / params.args.kv_heads;
   task.kv_head = task.pair % params.args.kv_heads;
   task.keys = filled_keys(params.args, task.batch);
   const int count = params.rows == nullptr ? params.rows_per_pair : params.counts[task.pair];
-  task.first = (ceil_div(count, kTileRows) - 1 - block % params.row_tiles) * kTileRows;
-  task.rows = task.first < 0 ? 0 : smaller(count - task.first, kTileRows);
+  const int tiles = ceil_div(count, Block::kRows);
+  const int tile = tile_of_turn(turn.rank, tiles, params.row_tiles);
+  task.first = (tiles - 1 - tile) * Block::kRows;
+  task.rows = tile < 0 ? 0 : smaller(count - task.first, Block::kRows);
   return task;
 }
 
@@ -76,17 +90,18 @@ __device__ __forceinline__ Row row_at_place(const AttentionParams& params, int p
 }
 
 // In shared memory. Rows behind the last are like it, but closed.
+template <class Block>
 struct TileRows {
-  int token[kTileRows];
-  int head[kTileRows];
-  float gate[kTileRows];
+  int token[Block::kRows];
+  int head[Block::kRows];
+  float gate[Block::kRows];
 };
 
-template <class T>
-__device__ __forceinline__ void load_tile_rows(TileRows& rows, const AttentionParams& params,
+template <class T, class Block>
+__device__ __forceinline__ void load_tile_rows(TileRows<Block>& rows, const AttentionParams& params,
                                                const Task& task) {
   const int r = threadIdx.x;
-  if (r < kTileRows) {
+  if (r < Block::kRows) {
     const Row row = row_at_place(params, task.pair, task.first + smaller(r, task.rows - 1));
     const float gate = gate_at<T>(params.args, task.batch, row.token, row.head);
     rows.token[r] = row.token;
@@ -96,14 +111,20 @@ __device__ __forceinline__ void load_tile_rows(TileRows& rows, const AttentionPa
 }
 
 // Whether a gate of the tile, of the warp's rows, is open. All lanes of the warp call.
-__device__ __forceinline__ bool any_open_in_tile(const TileRows& rows) {
-  const int lane = lane_index();
-  return __ballot_sync(kAllLanes, rows.gate[lane] != 0.0f || rows.gate[lane + kWarpSize] != 0.0f) !=
-         0;
+template <class Block>
+__device__ __forceinline__ bool any_open_in_tile(const TileRows<Block>& rows) {
+  bool open = false;
+#pragma unroll
+  for (int r = 0; r < Block::kRows; r += kWarpSize) {
+    open |= rows.gate[r + lane_index()] != 0.0f;
+  }
+  return __ballot_sync(kAllLanes, open) != 0;
 }
-__device__ __forceinline__ bool any_open_in_warp(const TileRows& rows) {
-  return __ballot_sync(kAllLanes,
-                       rows.gate[warp_index() * kWarpRows + lane_index() % kWarpRows] != 0.0f) != 0;
+template <class Block>
+__device__ __forceinline__ bool any_open_in_warp(const TileRows<Block>& rows) {
+  constexpr int kRows = Block::kWarpRows;
+  return __ballot_sync(kAllLanes, rows.gate[warp_index() * kRows + lane_index() % kRows] != 0.0f) !=
+         0;
 }
 
 }  // namespace moh::cuda

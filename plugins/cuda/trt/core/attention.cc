@@ -15,8 +15,7 @@ using cuda::AttentionChoice;
 using cuda::AttentionTactic;
 using cuda::Device;
 
-constexpr float kOpenShare = 0.75f;  // of the published models, 0.5 to 0.9
-constexpr int32_t kNoTactic = 0;     // TensorRT's: as the kernels choose
+constexpr int32_t kNoTactic = 0;  // TensorRT's: as the kernels choose
 
 // Where an engine is built without a GPU: keys are split into the more parts, and so the workspace
 // is the larger, the more multiprocessors there are.
@@ -25,12 +24,6 @@ constexpr Device kLargestDevice{/*multiprocessors=*/192, /*compute_capability=*/
 Device device_of_build() {
   Device device{};
   return moh_cuda_device(&device) == cuda::Status::kOk ? device : kLargestDevice;
-}
-
-AttentionChoice choose(const AttentionArgs& args, const Device& device) {
-  AttentionChoice choice{};
-  check_status(moh_cuda_attention_choose(&args, &device, &choice));
-  return choice;
 }
 
 size_t kernel_workspace(const AttentionArgs& args, const AttentionChoice& choice) {
@@ -43,7 +36,7 @@ class Attention final : public Op {
  public:
   explicit Attention(const Fields& fields)
       : attributes_(fields),
-        open_share_(fields.float_value("open_share", kOpenShare)),
+        open_share_(fields.float_value("open_share", cuda::kUsualOpenShare)),
         workspace_kib_(fields.int_value("workspace_kib", -1)) {
     if (!(open_share_ >= 0 && open_share_ <= 1)) {
       throw Refusal("field open_share is ", open_share_, "; expected 0 to 1.");
@@ -131,6 +124,12 @@ class Attention final : public Op {
   }
 
  private:
+  AttentionChoice choose(const AttentionArgs& args, const Device& device) const {
+    AttentionChoice choice{};
+    check_status(moh_cuda_attention_choose(&args, &device, open_share_, &choice));
+    return choice;
+  }
+
   static constexpr int32_t tactic_number(AttentionTactic tactic) {
     return static_cast<int32_t>(tactic) + 1;
   }
@@ -141,7 +140,7 @@ class Attention final : public Op {
   }
 
   // Both, for TensorRT to measure, unless the kernels' choice is beyond doubt up to these sizes.
-  static std::vector<int32_t> valid_tactics(const AttentionArgs& most) {
+  std::vector<int32_t> valid_tactics(const AttentionArgs& most) const {
     if (most.queries * int64_t{most.q_heads / most.kv_heads} <= cuda::kAttentionTileRows) {
       return {tactic_number(choose(most, device_of_build()).tactic)};
     }
