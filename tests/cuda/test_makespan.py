@@ -1,0 +1,156 @@
+"""The choice of an attention's way, and the model behind it, against a simulated schedule."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import pytest
+
+from tests.cuda.libraries import Emulator
+from tests.cuda.makespan import (
+    CARDS,
+    SHAPES,
+    SHARES,
+    Card,
+    Kernel,
+    Shape,
+    Way,
+    chosen,
+    makespan_before_us,
+    makespan_us,
+    schedule,
+)
+from tests.nightly import nightly_if
+
+H100 = CARDS[0]
+USUAL_SHARE = 0.75
+BLOCKS = ("64by16", "64by32", "128by32")
+RUNS = [
+    pytest.param(
+        card,
+        shape,
+        share,
+        id=f"{card.name}-{shape.name}-{share}",
+        marks=nightly_if(share != USUAL_SHARE),
+    )
+    for card in CARDS
+    for shape in SHAPES
+    for share in SHARES
+]
+
+
+def _shape(name: str) -> Shape:
+    return next(shape for shape in SHAPES if shape.name == name)
+
+
+def _ways(shape: Shape) -> list[Way]:
+    splits = (1, 2) if shape.tokens >= 512 else (1,)
+    return [
+        Way(tactic, block, count)
+        for tactic in ("dense", "sparse")
+        for block in BLOCKS
+        for count in splits
+    ]
+
+
+def _estimate_us(emulator: Emulator, card: Card, shape: Shape, way: Way, share: float) -> float:
+    microseconds = ctypes.c_double()
+    args, device, choice = shape.args(), card.device(), way.choice()
+    status = emulator.library.moh_cuda_attention_estimate(
+        ctypes.byref(args),
+        ctypes.byref(device),
+        share,
+        ctypes.byref(choice),
+        ctypes.byref(microseconds),
+    )
+    assert status == 0, emulator.library.moh_cuda_last_error()
+    return microseconds.value
+
+
+@pytest.mark.parametrize(("card", "shape", "share"), RUNS)
+def test_the_choice_is_near_the_best_that_the_simulation_knows(
+    emulator: Emulator, card: Card, shape: Shape, share: float
+):
+    """Closest at the share that is expected where nothing is known."""
+    simulated = {way: makespan_us(card, shape, way, share) for way in _ways(shape)}
+    choice = chosen(emulator.library, card, shape, share)
+    ours = makespan_us(card, shape, choice, share)
+    best = min(simulated, key=lambda way: simulated[way])
+    allowed = 1.05 if share == USUAL_SHARE else 1.2
+    assert ours <= allowed * simulated[best], f"{choice}: {ours:.1f} us; {best} has less"
+
+
+@pytest.mark.parametrize(("card", "shape", "share"), RUNS)
+def test_the_model_is_near_the_simulation(
+    emulator: Emulator, card: Card, shape: Shape, share: float
+):
+    ratios = {
+        way: _estimate_us(emulator, card, shape, way, share) / makespan_us(card, shape, way, share)
+        for way in _ways(shape)
+    }
+    far = {str(way): round(ratio, 2) for way, ratio in ratios.items() if not 0.7 < ratio < 1.5}
+    assert far == {}
+    typical = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+    assert 0.85 < typical < 1.15
+
+
+@pytest.mark.parametrize("card", CARDS, ids=str)
+@pytest.mark.parametrize("name", ["ViT", "DiT", "DiT-24"])
+@pytest.mark.parametrize("share", SHARES)
+def test_few_tokens_are_dense(emulator: Emulator, card: Card, name: str, share: float):
+    assert chosen(emulator.library, card, _shape(name), share).tactic == "dense"
+
+
+@pytest.mark.parametrize("card", CARDS, ids=str)
+@pytest.mark.parametrize("share", [0.9, 0.75])
+def test_512_tokens_are_not_sparse_where_that_loses(emulator: Emulator, card: Card, share: float):
+    shape = _shape("LLaMA-512")
+    choice = chosen(emulator.library, card, shape, share)
+    dense = min(makespan_us(card, shape, Way("dense", block), share) for block in BLOCKS)
+    assert choice.tactic == "dense" or makespan_us(card, shape, choice, share) <= dense
+
+
+def test_long_prompts_are_faster_than_they_were(emulator: Emulator):
+    shape = _shape("LLaMA-2k")
+    choice = chosen(emulator.library, H100, shape, USUAL_SHARE)
+    now, before = (
+        makespan_us(H100, shape, choice, USUAL_SHARE),
+        makespan_before_us(H100, shape, USUAL_SHARE),
+    )
+    assert now <= 100
+    assert before > 120
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("head_dim", [24, 64, 72, 128])
+@pytest.mark.parametrize("card", CARDS, ids=str)
+def test_as_many_blocks_are_resident_as_the_library_says(
+    emulator: Emulator, block: str, head_dim: int, card: Card
+):
+    args = Shape("", 1, 1, 1, 64, head_dim).args()
+    device, choice = card.device(), Way("dense", block).choice()
+    resident = emulator.library.moh_cuda_attention_resident_blocks(
+        ctypes.byref(args), ctypes.byref(choice), ctypes.byref(device)
+    )
+    assert resident == Kernel.of(block, head_dim).resident(card)
+
+
+def test_one_block_takes_its_latency_and_its_tiles():
+    assert schedule([(100, 5)], 4, 2, rates=(10, 7)) == pytest.approx(100 + 5 * 10)
+
+
+def test_blocks_of_a_multiprocessor_share_its_rate():
+    """Two of 5 and 3 tiles: 3 tiles each at 14 clocks, then 2 alone."""
+    assert schedule([(0, 5), (0, 3)], 1, 2, rates=(10, 7)) == pytest.approx(3 * 14 + 2 * 10)
+
+
+def test_a_block_starts_when_there_is_room():
+    jobs = [(0.0, 4.0), (0.0, 2.0), (0.0, 3.0)]
+    assert schedule(jobs, 2, 1, rates=(10, 7)) == pytest.approx(2 * 10 + 3 * 10)
+
+
+def test_longest_first_ends_sooner():
+    short_first = [(0.0, 1.0)] * 4 + [(0.0, 6.0)]
+    rates = (10, 7)
+    assert schedule(short_first[::-1], 2, 1, rates) < schedule(short_first, 2, 1, rates)
