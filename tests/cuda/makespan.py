@@ -109,8 +109,10 @@ class Kernel:
     def of(cls, block: str, head_dim: int) -> Kernel:
         rows, warp_rows = (int(number) for number in block.split("by"))
         size = next(size for size in (32, 64, 80, 96, 128) if head_dim <= size)
-        keys = 64 if size <= (80 if warp_rows == 32 else 64) else 32
-        warps = 8 if warp_rows == 32 else 12 if size == 64 else 16
+        if warp_rows == 32:
+            keys, warps = 64 if size <= 64 else 32, 8
+        else:
+            keys, warps = 32 if size == 128 else 64, 16 if size == 32 else 12
         return cls(rows, warp_rows, size, keys, resident_warps=warps)
 
     @property

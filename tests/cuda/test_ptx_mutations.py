@@ -16,9 +16,11 @@ from tests.cuda.libraries import Emulator
 from tests.cuda.many_tokens import MANY_TOKENS
 from tests.cuda.ptx.interpreter import NO_CHECKS
 from tests.cuda.ptx.machine import Checks
+from tests.nightly import in_turn
 from tests.plugins.attention_setups import AttentionSetup
 
-KERNEL = "attendI6__halfLi32ELb0"
+KERNEL = "attendI6__halfLi32ENS0_5BlockILi{}ELi{}EEELb0"
+BLOCKS = ("64by16", "64by32")
 _SETUP = AttentionSetup(
     seq_len=70, kv_len=140, kv_num_heads=1, group=2, head_dim=32, value_dim=32, dtype="float16"
 )
@@ -26,7 +28,7 @@ CASES = (
     replace(_SETUP, is_causal=True).case(),
     replace(_SETUP, group=3, seq_len=13, kv_len=70, head_dim=21, value_dim=19).case(),
 )
-PLANS = (Plan("sparse", 1), Plan("sparse", 3), Plan("dense", 1))
+PLANS = (("sparse", 1), ("sparse", 3), ("dense", 1))
 EVERYTHING = Checks(races=True, late_copies=True)
 
 
@@ -83,10 +85,10 @@ def modules(needs_nvcc: None) -> list[str]:
     return nvcc.ptx_of(sources)
 
 
-def planted(modules: list[str], bug: Bug) -> Iterator[list[str]]:
+def planted(modules: list[str], bug: Bug, block: str) -> Iterator[list[str]]:
     """Yield the modules with the bug at the first, and with it at the last of its places."""
     for number, text in enumerate(modules):
-        entry = _entry(text, KERNEL)
+        entry = _entry(text, KERNEL.format(*block.split("by")))
         if entry is None:
             continue
         places = list(re.finditer(bug.pattern, text[entry], re.M))
@@ -103,22 +105,28 @@ def _entry(text: str, kernel: str) -> slice | None:
     return slice(*match.span()) if match else None
 
 
-def find_problem(emulator: Emulator, modules: list[str], checks: Checks) -> str | None:
+def find_problem(emulator: Emulator, modules: list[str], checks: Checks, block: str) -> str | None:
     interpreted = Interpreted(emulator, modules)
-    runs: Iterator[tuple[Case, Plan]] = ((case, plan) for case in CASES for plan in PLANS)
+    plans = [Plan(tactic, splits, block) for tactic, splits in PLANS]
+    runs: Iterator[tuple[Case, Plan]] = ((case, plan) for case in CASES for plan in plans)
     problems = (interpreted.find_mismatch(case, plan, checks) for case, plan in runs)
     return next((problem for problem in problems if problem is not None), None)
 
 
-@pytest.mark.parametrize("checks", [NO_CHECKS, EVERYTHING])
-def test_nothing_is_wrong_without_a_bug(emulator: Emulator, modules: list[str], checks: Checks):
-    assert find_problem(emulator, modules, checks) is None
+@pytest.mark.parametrize(("checks", "block"), in_turn([NO_CHECKS, EVERYTHING], BLOCKS))
+def test_nothing_is_wrong_without_a_bug(
+    emulator: Emulator, modules: list[str], checks: Checks, block: str
+):
+    assert find_problem(emulator, modules, checks, block) is None
 
 
-@pytest.mark.parametrize("name", BUGS)
-def test_planted_bug_is_caught(emulator: Emulator, modules: list[str], name: str):
+@pytest.mark.parametrize(("name", "block"), in_turn(BUGS, BLOCKS))
+def test_planted_bug_is_caught(emulator: Emulator, modules: list[str], name: str, block: str):
     bug = BUGS[name]
-    found = [find_problem(emulator, changed, bug.checks) for changed in planted(modules, bug)]
+    found = [
+        find_problem(emulator, changed, bug.checks, block)
+        for changed in planted(modules, bug, block)
+    ]
     assert len(found) == 2
     for problem in found:
         assert problem is not None, "survived"

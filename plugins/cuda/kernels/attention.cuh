@@ -15,11 +15,11 @@
 namespace moh::cuda {
 
 // Keys of a tile, as many as scores and sums leave registers for. With 16 rows a warp, no more than
-// leave room for a second block in 100 KB of shared memory (sm_86, 89, 120), if that helps.
+// leave room for a second block in 100 KB of shared memory (sm_86, 89, 120), where that can be had.
 template <class T, int kHeadSize, class Block>
 constexpr int kTileKeys = sizeof(T) == 4         ? (kHeadSize <= 192 ? 32 : 16)
-                          : Block::kProducts > 1 ? (kHeadSize <= 80 ? 64 : 32)
-                                                 : (kHeadSize <= 64 || kHeadSize == 192 ? 64 : 32);
+                          : Block::kProducts > 1 ? (kHeadSize <= 64 ? 64 : 32)
+                                                 : (kHeadSize == 128 || kHeadSize == 256 ? 32 : 64);
 
 // Sizes for heads of up to kHeadSize.
 template <class T, int kHeadSize, class Block>
@@ -190,16 +190,24 @@ __device__ __forceinline__ void write_results(AttentionTile<T, kHeadSize, Block>
   }
 }
 
-// Blocks of a multiprocessor at a time, as far as their registers go without any in memory. A warp
-// has up to 255 of them if there are 8 warps, 168 if there are 12, 128 if there are 16; heads of 64
-// need the middle, having 64 keys a tile.
+// Warps of a multiprocessor at a time, as far as their registers go without any in memory: up to
+// 255 of each thread if there are 8 warps, 168 if there are 12, 128 if there are 16.
 template <class T, int kHeadSize, class Block, bool kMasked>
-constexpr int kResidentWarps = Block::kProducts > 1 || kHeadSize > 128 ? 8
-                               : sizeof(T) == 4 ? (kHeadSize <= 80 && !kMasked ? 12 : 8)
-                                                : (kMasked || kHeadSize == 64 ? 12 : 16);
+constexpr int resident_warps() {
+  if (Block::kProducts > 1 || kHeadSize > 128) {
+    return 8;
+  }
+  if (sizeof(T) == 4) {
+    return kHeadSize <= 80 && !kMasked ? 12 : 8;
+  }
+  if (kMasked) {
+    return kHeadSize == 80 || kHeadSize == 96 ? 8 : 12;  // 128 has half of their keys
+  }
+  return kHeadSize <= 32 ? 16 : 12;
+}
 template <class T, int kHeadSize, class Block, bool kMasked>
 constexpr int kResidentBlocks =
-    kResidentWarps<T, kHeadSize, Block, kMasked> * kWarpSize / Block::kThreads;
+    resident_warps<T, kHeadSize, Block, kMasked>() * kWarpSize / Block::kThreads;
 
 template <class T, int kHeadSize, class Block, bool kMasked>
 __global__ void __launch_bounds__(Block::kThreads, kResidentBlocks<T, kHeadSize, Block, kMasked>)

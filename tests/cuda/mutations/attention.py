@@ -208,12 +208,14 @@ WIDE = (
         kind="products",
         before="queries + product * 16 * stride + depth",
         after="queries + depth",
+        cases=_TILES,
     ),
     _attend(
         name="all products of a warp have the first one's weights",
         kind="products",
         before="weights[product] + key / 8",
         after="weights[0] + key / 8",
+        cases=_TILES,
     ),
     _attend(
         name="all products of a warp see what the first one sees",
@@ -227,12 +229,13 @@ WIDE = (
         kind="products",
         before="warp_row + 16 * product, range.first",
         after="warp_row, range.first",
+        cases=_TILES,
     ),
     _attend(
-        name="a warp's first product says how many keys it sees",
-        kind="products",
+        name="a warp's first row says how many keys it sees",
+        kind="causal",
         before="rows.token[warp_row + Block::kWarpRows - 1])\n",
-        after="rows.token[warp_row + 15])\n",
+        after="rows.token[warp_row])\n",
         cases="AttentionSetup.*head_dim=24.*is_causal=True.*",
     ),
 )

@@ -39,6 +39,7 @@ COMPACT = (
         before="    __syncthreads();\n#pragma unroll",
         after="#pragma unroll",
         cases="sparse_routing",
+        options=("--seeds", "0", "1", "2", "3"),
     ),
     _compact(
         name="one buffer for the counts of all chunks",

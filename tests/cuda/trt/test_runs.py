@@ -320,6 +320,7 @@ def test_while_measured_gates_are_those_of_the_stated_share(harness: Harness, ke
     assert plugin.on_shape_change(run.tensors)
     _, workspace = _enqueue(plugin.clone(), run)
     (_, made), (name, args) = kernels.calls
+    assert set(kernels.open_shares) == {0.5}
     assert (made["open_share"], made["count"]) == (0.5, run.inputs[3].size)
     assert made["dtype"] == abi.DTYPES["float16"]
     assert name == "attention"
