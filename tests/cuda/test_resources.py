@@ -1,31 +1,76 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.cuda import nvcc, resources
-from tests.nightly import nightly
+from tests.cuda import resources
+from tests.cuda.libraries import Emulator
+from tests.cuda.resources import Resources
+from tests.nightly import nightly, nightly_if
 
-pytestmark = nightly  # nvcc compiles every kernel for every architecture
+pytestmark = pytest.mark.usefixtures("needs_nvcc")
+
+REPRESENTATIVE = ("attention_64", 90)
+"""The kernels and the architecture that a push assembles: all others take minutes."""
+ATTENTION = [
+    pytest.param(
+        source,
+        architecture,
+        id=f"{source.stem}-sm_{architecture}",
+        marks=nightly_if((source.stem, architecture) != REPRESENTATIVE),
+    )
+    for source in resources.attention_sources()
+    for architecture in resources.ARCHITECTURES
+]
 
 
 @pytest.fixture(scope="module")
-def measured() -> tuple[resources.Resources, ...]:
-    try:
-        return resources.measured()
-    except nvcc.NoCompiler as error:
-        pytest.skip(str(error))
+def measured() -> tuple[Resources, ...]:
+    return resources.measured()
 
 
+@nightly  # nvcc compiles every kernel for every architecture
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
-def test_no_kernel_spills(measured: tuple[resources.Resources, ...], architecture: int):
+def test_no_kernel_spills(measured: tuple[Resources, ...], architecture: int):
     ours = [one for one in measured if one.architecture == architecture]
     assert ours
     assert [one for one in ours if one.memory_bytes] == []
 
 
-def test_no_kernel_takes_more_registers_than_it_did(measured: tuple[resources.Resources, ...]):
+@nightly
+def test_no_kernel_takes_more_registers_than_it_did(measured: tuple[Resources, ...]):
     """A kernel that needs more of them may run fewer blocks: `python -m tests.cuda.resources`
     takes over the new numbers, to be looked at."""
     allowed = resources.table()
     assert {one.kernel for one in measured} == set(allowed)
     assert [one for one in measured if one.registers > allowed[one.kernel]] == []
+
+
+@pytest.mark.parametrize(("source", "architecture"), ATTENTION)
+def test_attention_keeps_its_registers_loads_and_blocks(
+    emulator: Emulator, source: Path, architecture: int
+):
+    registers, allowed = resources.table(), resources.occupancy_table()
+    for one in resources.measured_of((source,), (architecture,)):
+        assert one.memory_bytes == 0, one
+        assert one.registers <= registers[one.kernel], one
+    for kernel, one in resources.occupancy(emulator, [source], (architecture,)).items():
+        assert one.loads_per_64_products <= allowed[kernel].loads_per_64_products, kernel
+        least = allowed[kernel].resident_blocks[architecture]
+        assert one.resident_blocks[architecture] >= least, kernel
+
+
+def test_warps_of_32_rows_load_half_as_much():
+    """36 of 64 with 16 rows a warp; 20 are what keys, values and queries need with 32."""
+    allowed = resources.occupancy_table()
+    for block in ("Block<64, 32>", "Block<128, 32>"):
+        assert allowed[f"attend<__half, 64, {block}, false>"].loads_per_64_products <= 20
+    assert allowed["attend<__half, 64, Block<64, 16>, false>"].loads_per_64_products == 36
+
+
+@pytest.mark.parametrize("architecture", [86, 89, 120])
+@pytest.mark.parametrize("head_size", [80, 96, 128])
+def test_a_second_block_fits_into_100_kib(architecture: int, head_size: int):
+    kernel = resources.occupancy_table()[f"attend<__half, {head_size}, Block<64, 16>, false>"]
+    assert kernel.resident_blocks[architecture] >= 2

@@ -190,6 +190,7 @@ PLAN = (
         kind="tail",
         before="ceil_div(params.rows_per_pair, rows_of(choice.block))",
         after="params.rows_per_pair / rows_of(choice.block)",
+        symptom="a grid of 0",
     ),
     _plan(
         name="every row is copied by 16 bytes",
