@@ -152,6 +152,19 @@ def test_sizes_are_refused(emulator: Emulator, sizes: Sizes, status: str, text: 
     assert text in emulator.library.moh_cuda_last_error().decode()
 
 
+@pytest.mark.parametrize("share", [-0.25, 1.25, float("nan")])
+def test_a_share_that_is_none_is_refused(emulator: Emulator, share: float):
+    status = emulator.library.moh_cuda_attention_choose(
+        ctypes.byref(Sizes().args()),
+        ctypes.byref(H100),
+        share,
+        ctypes.byref(abi.AttentionChoice()),
+    )
+    assert abi.STATUSES[status] == "kInvalidArgument"
+    text = emulator.library.moh_cuda_last_error().decode()
+    assert f"open_share {share:g}; expected 0 to 1" in text
+
+
 SMALL = Sizes(q_heads=2, kv_heads=1, queries=3, keys=5)
 MASK = abi.AttentionMask(4096, abi.DTYPES["bool"], 0, 0, 0, 1)
 

@@ -66,6 +66,15 @@ Status run(const AttentionArgs& args, const AttentionChoice& choice, void* works
   return launch_status(launch_combine(params, stream), "MoHAttention, combining of key splits");
 }
 
+Status check_open_share(const AttentionArgs& args, float open_share) {
+  const Status status = check_attention(args);
+  if (status == Status::kOk && !(open_share >= 0.0f && open_share <= 1.0f)) {
+    return fail(Status::kInvalidArgument, "MoHAttention: open_share %g; expected 0 to 1.",
+                static_cast<double>(open_share));
+  }
+  return status;
+}
+
 Status check_workspace(const AttentionArgs& args, const AttentionChoice& choice,
                        const void* workspace, size_t bytes) {
   const size_t needed = lay_out(args, choice).bytes;
@@ -90,7 +99,7 @@ using moh::cuda::Status;
 
 Status moh_cuda_attention_choose(const AttentionArgs* args, const moh::cuda::Device* device,
                                  float open_share, AttentionChoice* choice) {
-  const Status status = moh::cuda::check_attention(*args);
+  const Status status = moh::cuda::check_open_share(*args, open_share);
   if (status == Status::kOk) {
     *choice = moh::cuda::choose_attention(*args, *device, open_share);
   }
@@ -100,7 +109,7 @@ Status moh_cuda_attention_choose(const AttentionArgs* args, const moh::cuda::Dev
 Status moh_cuda_attention_estimate(const AttentionArgs* args, const moh::cuda::Device* device,
                                    float open_share, const AttentionChoice* choice,
                                    double* microseconds) {
-  Status status = moh::cuda::check_attention(*args);
+  Status status = moh::cuda::check_open_share(*args, open_share);
   if (status == Status::kOk) {
     status = moh::cuda::check_choice(*args, *choice);
   }
