@@ -87,16 +87,19 @@ test-gpu:
 test-trt: $(VENV)/.installed-test
 	$(BIN)/python -m tests.gpu.engines $(TRT_ARGS)
 
+# Kernels for Hopper and Blackwell are compiled where Triton (the compiler) is installed: pip install 'moh-deploy[build-cuda]'
+TRITON_PYTHON ?= $(shell $(BIN)/python -c 'import triton.compiler' 2>/dev/null && echo $(abspath $(BIN)/python))
 # TensorRT's headers are where it is installed, or come with the extra `test-tensorrt`; no library of it is needed.
 TENSORRT_INCLUDE_DIR ?= $(firstword $(wildcard $(VENV)/lib/python*/site-packages/kernel_lens/include/tensorrt))
 plugin:
 	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON -DMOH_REQUIRE_PLUGIN=ON \
+	    -DMOH_TRITON_PYTHON=$(TRITON_PYTHON) \
 	    $(if $(TENSORRT_INCLUDE_DIR),-DTENSORRT_INCLUDE_DIR=$(abspath $(TENSORRT_INCLUDE_DIR)))
 	cmake --build build/cuda --target moh_plugin --parallel $(JOBS)
 	cp build/cuda/libmoh_plugin.so moh_deploy/native/
 
 cuda:
-	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON
+	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON -DMOH_TRITON_PYTHON=$(TRITON_PYTHON)
 	cmake --build build/cuda --parallel $(JOBS)
 
 check: $(VENV)/.installed-$(CHECK_EXTRAS)

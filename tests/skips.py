@@ -65,6 +65,7 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without valgrind": lambda: shutil.which("valgrind") is None,
     "without promtool": lambda: shutil.which("promtool") is None,
     "without readelf": lambda: shutil.which("readelf") is None,
+    "without Triton's compiler": lambda: not _has_package("triton"),
     "without Triton's wheel": lambda: not (BUILDS / "triton-server" / "made").is_file(),
     "without browser": lambda: not any(map(shutil.which, BROWSERS)),
     "without ONNX Runtime's headers": lambda: not Path("/usr/include/onnxruntime").is_dir(),

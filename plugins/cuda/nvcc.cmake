@@ -18,8 +18,21 @@ set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 
+# Triton is needed to build its kernels, and nowhere else: the library holds their machine code.
+set(MOH_TRITON_PYTHON "" CACHE FILEPATH "A Python that has Triton, to compile its attention kernels for Hopper and Blackwell; empty: without them")
+if(MOH_TRITON_PYTHON)
+  file(GLOB triton_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/triton/*.py)
+  set(triton_code ${CMAKE_CURRENT_BINARY_DIR}/triton_code.cc)
+  add_custom_command(OUTPUT ${triton_code} DEPENDS ${triton_sources} VERBATIM
+    COMMAND ${MOH_TRITON_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/triton/compile.py --output ${triton_code})
+  message(STATUS "moh-deploy: attention kernels of Triton: compiled by ${MOH_TRITON_PYTHON}")
+else()
+  set(triton_code ${MOH_CUDA_WITHOUT_TRITON})
+  message(STATUS "moh-deploy: attention kernels of Triton: none; they need a Python that has it: -DMOH_TRITON_PYTHON=FILE")
+endif()
+
 # The plugins for runtimes are made of these objects, too.
-add_library(moh_cuda_kernels OBJECT ${MOH_CUDA_SOURCES})
+add_library(moh_cuda_kernels OBJECT ${MOH_CUDA_SOURCES} ${triton_code})
 target_include_directories(moh_cuda_kernels PUBLIC ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
 set(cuda_options -gencode=arch=compute_80,code=[${machine_codes},compute_80] -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas)
 target_compile_options(moh_cuda_kernels PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${cuda_options}>)

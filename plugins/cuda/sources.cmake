@@ -16,12 +16,19 @@ set(MOH_CUDA_SOURCES
   launch/attention_96.cu
   launch/attention_checks.cu
   launch/attention_choice.cu
+  launch/attention_kernel.cu
   launch/attention_model.cu
   launch/attention_plan.cu
   launch/device.cu
   launch/router.cu
   launch/status.cu
   launch/synthetic_gates.cu
+  launch/triton_attention.cu
+)
+
+# Left out where Triton writes the like of it, and where tests do.
+set(MOH_CUDA_WITHOUT_TRITON
+  launch/triton_code_none.cu
 )
 
 # What the tests call besides: a kernel for each primitive, and the layout of the C interface.

@@ -34,6 +34,7 @@ STATUSES = (
 TACTICS = {"sparse": 0, "dense": 1}
 BLOCKS = {"64by16": 0, "64by32": 1, "128by32": 2}
 USUAL_OPEN_SHARE = 0.75
+KERNELS = {"cuda": 0, "triton": 1}
 
 
 class HeadStrides(Structure):
@@ -136,11 +137,59 @@ class AttentionChoice(Structure):
         ("key_splits", c_int32),
         ("block", c_int32),
         ("reason", c_char_p),
+        ("kernel", c_int32),
+        ("kernel_reason", c_char_p),
     ]
 
 
 class Device(Structure):
     _fields_ = [("multiprocessors", c_int32), ("compute_capability", c_int32)]
+
+
+class TritonAttentionArguments(Structure):
+    """What plugins/cuda/triton/attention.py is called with."""
+
+    _fields_ = [
+        *(
+            (name, c_void_p)
+            for name in ("query", "key", "value", "gates", "output", "rows", "counts")
+        ),
+        ("query_strides", HeadStrides),
+        ("key_strides", HeadStrides),
+        ("value_strides", HeadStrides),
+        ("output_strides", HeadStrides),
+        *(
+            (name, c_int32)
+            for name in (
+                "pairs",
+                "q_heads",
+                "kv_heads",
+                "queries",
+                "keys",
+                "head_dim",
+                "value_dim",
+                "causal",
+                "listed",
+            )
+        ),
+        ("scale_log2", c_float),
+        ("global_scratch", c_void_p),
+        ("profile_scratch", c_void_p),
+    ]
+
+
+class TritonCode(Structure):
+    _fields_ = [
+        ("compute_capability", c_int32),
+        ("dtype", c_uint8),
+        ("columns", c_int32),
+        ("tile_rows", c_int32),
+        ("threads", c_int32),
+        ("shared_bytes", c_int32),
+        ("kernel", c_char_p),
+        ("code", c_void_p),
+        ("code_bytes", c_size_t),
+    ]
 
 
 STRUCTS = (
@@ -151,6 +200,8 @@ STRUCTS = (
     RouterArgs,
     AttentionChoice,
     Device,
+    TritonAttentionArguments,
+    TritonCode,
 )
 
 
@@ -203,6 +254,7 @@ class EmulatorCounts(Structure):
             "matrix_products",
             "copies",
             "max_shared_bytes",
+            "loads",
         )
     ]
 
@@ -211,11 +263,16 @@ LaunchHook = ctypes.CFUNCTYPE(
     c_int, c_char_p, POINTER(c_uint32), POINTER(c_uint32), c_size_t, c_void_p, c_size_t
 )
 
+CodeHook = ctypes.CFUNCTYPE(
+    c_int, c_void_p, c_char_p, POINTER(c_uint32), POINTER(c_uint32), c_size_t, POINTER(c_void_p)
+)
+
 _KERNELS = {
     "moh_cuda_last_error": (c_char_p, []),
     "moh_cuda_device": (c_int32, [POINTER(Device)]),
     "moh_cuda_load_only": (None, [c_bool]),
     "moh_cuda_router": (c_int32, [POINTER(RouterArgs), c_void_p, c_void_p]),
+    "moh_cuda_triton_kernels": (c_char_p, []),
     "moh_cuda_attention_choose": (
         c_int32,
         [POINTER(AttentionArgs), POINTER(Device), c_float, POINTER(AttentionChoice)],
@@ -260,6 +317,8 @@ _TESTING = {
     "moh_emulator_counts": (None, [POINTER(EmulatorCounts)]),
     "moh_emulator_error": (c_char_p, []),
     "moh_emulator_set_launch_hook": (None, [c_void_p]),
+    "moh_emulator_set_code_hook": (None, [c_void_p]),
+    "moh_emulator_set_triton_codes": (None, [POINTER(TritonCode), c_size_t]),
     "moh_emulator_bank_conflicts": (c_char_p, []),
     "moh_emulator_faults": (c_char_p, []),
     "moh_emulator_fault": (c_int, [c_char_p, c_int, POINTER(c_uint32)]),

@@ -28,10 +28,12 @@ class Plan:
     tactic: str | None = None
     key_splits: int | None = None
     block: str | None = None
+    kernel: str | None = None
 
     def __str__(self) -> str:
         named = f"{self.tactic or 'chosen'}x{self.key_splits or 'chosen'}"
-        return named if self.block is None else f"{named}-{self.block}"
+        named = named if self.block is None else f"{named}-{self.block}"
+        return named if self.kernel is None else f"{named} by {self.kernel}"
 
 
 CHOSEN = Plan()
@@ -194,6 +196,8 @@ class Kernels:
             choice.key_splits = plan.key_splits
         if plan != CHOSEN:
             choice.block = abi.BLOCKS[plan.block or "64by16"]
+        if plan.kernel is not None:
+            choice.kernel = abi.KERNELS[plan.kernel]
         return choice
 
     def _attend_aggregated(self, case: Case, inputs: list[_Input], output: Guarded) -> None:

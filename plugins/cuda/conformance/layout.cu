@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <string>
 
+#include "cuda/launch/triton_attention.h"
 #include "moh/cuda.h"
 
 namespace moh::cuda {
@@ -91,9 +92,45 @@ constexpr Line kLines[] = {
     MOH_AT(AttentionChoice, key_splits),
     MOH_AT(AttentionChoice, block),
     MOH_AT(AttentionChoice, reason),
+    MOH_AT(AttentionChoice, kernel),
+    MOH_AT(AttentionChoice, kernel_reason),
     MOH_SIZE(Device),
     MOH_AT(Device, multiprocessors),
     MOH_AT(Device, compute_capability),
+    MOH_SIZE(TritonAttentionArguments),
+    MOH_AT(TritonAttentionArguments, query),
+    MOH_AT(TritonAttentionArguments, key),
+    MOH_AT(TritonAttentionArguments, value),
+    MOH_AT(TritonAttentionArguments, gates),
+    MOH_AT(TritonAttentionArguments, output),
+    MOH_AT(TritonAttentionArguments, rows),
+    MOH_AT(TritonAttentionArguments, counts),
+    MOH_AT(TritonAttentionArguments, query_strides),
+    MOH_AT(TritonAttentionArguments, key_strides),
+    MOH_AT(TritonAttentionArguments, value_strides),
+    MOH_AT(TritonAttentionArguments, output_strides),
+    MOH_AT(TritonAttentionArguments, pairs),
+    MOH_AT(TritonAttentionArguments, q_heads),
+    MOH_AT(TritonAttentionArguments, kv_heads),
+    MOH_AT(TritonAttentionArguments, queries),
+    MOH_AT(TritonAttentionArguments, keys),
+    MOH_AT(TritonAttentionArguments, head_dim),
+    MOH_AT(TritonAttentionArguments, value_dim),
+    MOH_AT(TritonAttentionArguments, causal),
+    MOH_AT(TritonAttentionArguments, listed),
+    MOH_AT(TritonAttentionArguments, scale_log2),
+    MOH_AT(TritonAttentionArguments, global_scratch),
+    MOH_AT(TritonAttentionArguments, profile_scratch),
+    MOH_SIZE(TritonCode),
+    MOH_AT(TritonCode, compute_capability),
+    MOH_AT(TritonCode, dtype),
+    MOH_AT(TritonCode, columns),
+    MOH_AT(TritonCode, tile_rows),
+    MOH_AT(TritonCode, threads),
+    MOH_AT(TritonCode, shared_bytes),
+    MOH_AT(TritonCode, kernel),
+    MOH_AT(TritonCode, code),
+    MOH_AT(TritonCode, code_bytes),
 };
 
 std::string text() {

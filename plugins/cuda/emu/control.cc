@@ -4,6 +4,7 @@ namespace moh::cuda::emu {
 namespace {
 
 LaunchHook hook = nullptr;
+CodeHook hook_of_code = nullptr;
 
 }  // namespace
 
@@ -28,6 +29,7 @@ std::string& last_error() {
 }
 
 LaunchHook launch_hook() { return hook; }
+CodeHook code_hook() { return hook_of_code; }
 
 }  // namespace moh::cuda::emu
 
@@ -45,3 +47,4 @@ void moh_emulator_counts(Counts* result) { *result = counts(); }
 const char* moh_emulator_error() { return last_error().c_str(); }
 
 void moh_emulator_set_launch_hook(LaunchHook chosen) { hook = chosen; }
+void moh_emulator_set_code_hook(CodeHook chosen) { hook_of_code = chosen; }

@@ -26,6 +26,7 @@ struct Counts {
   uint64_t matrix_products = 0;
   uint64_t copies = 0;            // asynchronous ones
   uint64_t max_shared_bytes = 0;  // of a block
+  uint64_t loads = 0;             // of machine code
 };
 
 // By instruction: accesses of warps to shared memory, and their bank conflicts.
@@ -41,6 +42,12 @@ using LaunchHook = int (*)(const char* kernel, const uint32_t grid[3], const uin
                            size_t shared_bytes, const void* params, size_t params_bytes);
 LaunchHook launch_hook();
 
+// Runs instead of machine code that was loaded (code.cc); returns a cudaError_t. arguments: the
+// address of each.
+using CodeHook = int (*)(const void* code, const char* kernel, const uint32_t grid[3],
+                         const uint32_t block[3], size_t shared_bytes, void** arguments);
+CodeHook code_hook();
+
 }  // namespace moh::cuda::emu
 
 extern "C" {
@@ -52,5 +59,7 @@ void moh_emulator_counts(moh::cuda::emu::Counts* counts);
 const char* moh_emulator_error();
 // Null: kernels run in the emulator.
 void moh_emulator_set_launch_hook(moh::cuda::emu::LaunchHook hook);
+// Null: nothing runs machine code.
+void moh_emulator_set_code_hook(moh::cuda::emu::CodeHook hook);
 
 }  // extern "C"

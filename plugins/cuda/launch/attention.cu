@@ -9,6 +9,7 @@
 #include "cuda/launch/attention_model.h"
 #include "cuda/launch/attention_plan.h"
 #include "cuda/launch/status.h"
+#include "cuda/launch/triton_attention.h"
 #include "moh/cuda.h"
 #include "moh/op_contract.h"
 
@@ -50,14 +51,51 @@ cudaError_t launch_attention(const AttentionParams& params, AttentionBlock block
   });
 }
 
+// The code of Triton that a choice is for; null: none.
+Status find_code(const AttentionArgs& args, const Device& device, const AttentionChoice& choice,
+                 const TritonCode** code) {
+  *code = nullptr;
+  if (choice.kernel == AttentionKernel::kCuda) {
+    return Status::kOk;
+  }
+  const char* reason = nullptr;
+  *code = find_triton_code(args, device, choice.key_splits, &reason);
+  return *code != nullptr ? Status::kOk
+                          : fail(Status::kUnsupported,
+                                 "MoHAttention: kernel 1 (Triton) was chosen, but %s.", reason);
+}
+
+// It has to be there, and loaded, before anything is launched.
+Status load_code(const AttentionArgs& args, const AttentionChoice& choice,
+                 const TritonCode** code) {
+  *code = nullptr;
+  if (choice.kernel == AttentionKernel::kCuda) {
+    return Status::kOk;
+  }
+  Device device{};
+  Status status = moh_cuda_device(&device);
+  if (status == Status::kOk) {
+    status = find_code(args, device, choice, code);
+  }
+  return status == Status::kOk ? load_triton_code(**code) : status;
+}
+
 Status run(const AttentionArgs& args, const AttentionChoice& choice, void* workspace,
            cudaStream_t stream) {
+  const TritonCode* code = nullptr;
+  const Status loaded = load_code(args, choice, &code);
+  if (loaded != Status::kOk) {
+    return loaded;
+  }
   const AttentionParams params = attention_params(args, choice, workspace);
   if (choice.tactic == AttentionTactic::kSparse) {
     const cudaError_t error = launch_compact(compact_params(args, params), stream);
     if (error != cudaSuccess) {
       return launch_status(error, "MoHAttention, list of rows");
     }
+  }
+  if (code != nullptr) {
+    return launch_triton_attention(params, *code, stream);
   }
   const cudaError_t error = launch_attention(params, choice.block, stream);
   if (error != cudaSuccess || params.splits == 1) {
@@ -102,6 +140,7 @@ Status moh_cuda_attention_choose(const AttentionArgs* args, const moh::cuda::Dev
   const Status status = moh::cuda::check_open_share(*args, open_share);
   if (status == Status::kOk) {
     *choice = moh::cuda::choose_attention(*args, *device, open_share);
+    moh::cuda::choose_kernel(*args, *device, *choice);
   }
   return status;
 }
@@ -129,6 +168,16 @@ Status moh_cuda_attention_workspace(const AttentionArgs* args, const AttentionCh
     *bytes = moh::cuda::lay_out(*args, *choice).bytes;
   }
   return status;
+}
+
+Status moh_cuda_attention_check(const AttentionArgs* args, const moh::cuda::Device* device,
+                                const AttentionChoice* choice) {
+  Status status = moh::cuda::check_attention(*args);
+  if (status == Status::kOk) {
+    status = moh::cuda::check_choice(*args, *choice);
+  }
+  const moh::cuda::TritonCode* code = nullptr;
+  return status == Status::kOk ? moh::cuda::find_code(*args, *device, *choice, &code) : status;
 }
 
 Status moh_cuda_attention(const AttentionArgs* args, const AttentionChoice* choice, void* workspace,

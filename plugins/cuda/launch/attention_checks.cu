@@ -97,6 +97,10 @@ Status check_choice(const AttentionArgs& args, const AttentionChoice& choice) {
                 "MoHAttention: tactic %d; expected 0 (sparse), 1 (dense).",
                 static_cast<int>(choice.tactic));
   }
+  if (choice.kernel != AttentionKernel::kCuda && choice.kernel != AttentionKernel::kTriton) {
+    return fail(Status::kInvalidArgument, "MoHAttention: kernel %d; expected 0 (CUDA), 1 (Triton).",
+                static_cast<int>(choice.kernel));
+  }
   if (choice.key_splits < 1 || choice.key_splits > kMaxKeySplits) {
     return fail(Status::kInvalidArgument, "MoHAttention: %d key splits; expected 1 to %d.",
                 choice.key_splits, kMaxKeySplits);

@@ -18,6 +18,8 @@ Status check_pointers(const AttentionArgs& args);
 
 // One function decides, and says why. open_share: of the gates, as far as the caller knows.
 AttentionChoice choose_attention(const AttentionArgs& args, const Device& device, float open_share);
+// Adds which kernel computes the rows.
+void choose_kernel(const AttentionArgs& args, const Device& device, AttentionChoice& choice);
 
 // Whether there is a kernel with such a block for tensors like these.
 bool has_block(const AttentionArgs& args, AttentionBlock block);

@@ -43,6 +43,11 @@ enum class AttentionBlock : int32_t {
   k128By32 = 2,
 };
 
+enum class AttentionKernel : int32_t {
+  kCuda = 0,    // every GPU, dtype, size and mask
+  kTriton = 1,  // compiled by Triton for one generation of GPUs, if the library was built with it
+};
+
 // The least rows of a block. Where a key/value head has no more of them, tactics do not differ in
 // what they compute.
 constexpr int32_t kAttentionTileRows = 64;
@@ -57,6 +62,8 @@ struct AttentionChoice {
                        // are combined
   AttentionBlock block;
   const char* reason;  // half a sentence, static
+  AttentionKernel kernel = AttentionKernel::kCuda;
+  const char* kernel_reason = "";  // the same
 };
 
 // What a choice depends on.
@@ -85,8 +92,13 @@ void moh_cuda_load_only(bool load_only);
 moh::cuda::Status moh_cuda_router(const moh::RouterArgs* args, int32_t* head_counts,
                                   moh::cuda::Stream stream);
 
-// MoHAttention. Pointers are looked at by the last alone, but for mask.data and nonpad_kv_seqlen
-// being null or not.
+// What this library has of Triton's kernels, a line each: "sm_90 float16 64"; empty: it was built
+// without. moh_cuda_attention refuses kTriton where there is none for the GPU, dtype and head size,
+// with an attn_mask, lengths or key splits, or where rows are not whole, aligned 16 bytes.
+const char* moh_cuda_triton_kernels();
+
+// MoHAttention. The first two look at pointers for their alignment only, a null pointer being
+// aligned, and for mask.data and nonpad_kv_seqlen being null or not.
 //
 // open_share: of the gates, as far as the caller knows (kUsualOpenShare if not). Results are right
 // for any gates; which way is the fastest depends on it.
@@ -101,6 +113,10 @@ moh::cuda::Status moh_cuda_attention_estimate(const moh::AttentionArgs* args,
 moh::cuda::Status moh_cuda_attention_workspace(const moh::AttentionArgs* args,
                                                const moh::cuda::AttentionChoice* choice,
                                                size_t* bytes);
+// Whether a choice can be run on such a GPU; if not, moh_cuda_last_error says why.
+moh::cuda::Status moh_cuda_attention_check(const moh::AttentionArgs* args,
+                                           const moh::cuda::Device* device,
+                                           const moh::cuda::AttentionChoice* choice);
 moh::cuda::Status moh_cuda_attention(const moh::AttentionArgs* args,
                                      const moh::cuda::AttentionChoice* choice, void* workspace,
                                      size_t workspace_bytes, moh::cuda::Stream stream);
