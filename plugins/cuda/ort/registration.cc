@@ -3,6 +3,7 @@
 #include "ort/registration.h"
 
 #include "cuda/ort/cuda_backend.h"
+#include "moh/cuda.h"
 #include "ort/aggregated_attention_op.h"
 #include "ort/attention_op.h"
 #include "ort/domains.h"
@@ -37,6 +38,9 @@ MOH_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApi
   return moh::ort::register_with(base, "moh-deploy's CUDA kernels",
                                  [&] { return moh::ort::register_ops(options); });
 }
+
+// Which attention kernels of Triton it holds, a line each: moh_cuda_triton_kernels.
+MOH_EXPORT const char* moh_ort_cuda_triton_kernels() { return moh_cuda_triton_kernels(); }
 
 // The version of moh-deploy that this library belongs to.
 MOH_EXPORT const char* moh_ort_cuda_version() { return MOH_VERSION; }

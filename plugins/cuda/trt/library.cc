@@ -6,6 +6,7 @@
 #include "cuda/trt/core/table.h"
 #include "cuda/trt/creator.h"
 #include "cuda/trt/logging.h"
+#include "moh/cuda.h"
 
 #define MOH_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -40,6 +41,9 @@ MOH_EXPORT const char* moh_plugin_table() {
 
 // The major version of CUDA that a driver has to take.
 MOH_EXPORT int moh_plugin_cuda() { return CUDART_VERSION / 1000; }
+
+// Which attention kernels of Triton it holds, a line each: moh_cuda_triton_kernels.
+MOH_EXPORT const char* moh_plugin_triton_kernels() { return moh_cuda_triton_kernels(); }
 
 // The version of moh-deploy that this library belongs to.
 MOH_EXPORT const char* moh_plugin_version() { return MOH_VERSION; }

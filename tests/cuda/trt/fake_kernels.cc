@@ -14,6 +14,7 @@ struct Fakes {
   Status (*attention)(const AttentionArgs*, const AttentionChoice*, void*, size_t, Stream);
   Status (*gates)(void*, DType, int64_t, float, Stream);
   Status (*aggregated)(const AggregatedAttentionArgs*, Stream);
+  Status (*check)(const AttentionArgs*, const Device*, const AttentionChoice*);
 };
 
 // As on a machine without a GPU.
@@ -23,7 +24,8 @@ __attribute__((visibility("default"))) Fakes fake_kernels{
     [](Device*) { return Status::kCudaError; },
     [](const RouterArgs*, int32_t*, Stream) { return Status::kCudaError; },
     [](const AttentionArgs*, const Device*, float, AttentionChoice* choice) {
-      *choice = {AttentionTactic::kSparse, 1, AttentionBlock::k64By16, "as ever"};
+      *choice = {AttentionTactic::kSparse, 1,         AttentionBlock::k64By16, "as ever",
+                 AttentionKernel::kCuda,   "as ever"};
       return Status::kOk;
     },
     [](const AttentionArgs*, const AttentionChoice*, size_t* bytes) {
@@ -35,6 +37,9 @@ __attribute__((visibility("default"))) Fakes fake_kernels{
     },
     [](void*, DType, int64_t, float, Stream) { return Status::kCudaError; },
     [](const AggregatedAttentionArgs*, Stream) { return Status::kCudaError; },
+    [](const AttentionArgs*, const Device*, const AttentionChoice* choice) {
+      return choice->kernel == AttentionKernel::kCuda ? Status::kOk : Status::kUnsupported;
+    },
 };
 }  // extern "C"
 
@@ -72,6 +77,11 @@ Status moh_cuda_attention_workspace(const AttentionArgs* args, const AttentionCh
                                     size_t* bytes) {
   return fake_kernels.workspace(args, choice, bytes);
 }
+Status moh_cuda_attention_check(const AttentionArgs* args, const Device* device,
+                                const AttentionChoice* choice) {
+  return fake_kernels.check(args, device, choice);
+}
+const char* moh_cuda_triton_kernels() { return "sm_90 float16 64\n"; }
 Status moh_cuda_attention(const AttentionArgs* args, const AttentionChoice* choice, void* workspace,
                           size_t bytes, Stream stream) {
   return load_only ? loaded() : fake_kernels.attention(args, choice, workspace, bytes, stream);

@@ -45,6 +45,12 @@ _SIGNATURES = {
         ctypes.c_void_p,
     ),
     "aggregated": ctypes.CFUNCTYPE(_STATUS, _POINTER(abi.AggregatedAttentionArgs), ctypes.c_void_p),
+    "check": ctypes.CFUNCTYPE(
+        _STATUS,
+        _POINTER(abi.AttentionArgs),
+        _POINTER(abi.Device),
+        _POINTER(abi.AttentionChoice),
+    ),
 }
 
 
@@ -63,6 +69,7 @@ class Kernels:
         choose: (rows of queries) -> (tactic, key_splits).
         open_shares: That a choice was asked for.
         workspace: (args, choice) -> bytes.
+        has_triton: Whether the GPU runs a kernel of Triton.
     """
 
     status: int = 0
@@ -71,6 +78,7 @@ class Kernels:
     no_device: str = "kNoDevice"
     choose: Callable[[int], tuple[int, int]] = lambda queries: (0, 1)
     workspace: Callable[[abi.AttentionArgs, abi.AttentionChoice], int] = lambda args, choice: 1000
+    has_triton: bool = False
     calls: list[tuple[str, dict[str, object]]] = field(default_factory=list)
     devices: list[int] = field(default_factory=list)
     device_calls: int = 0
@@ -118,12 +126,16 @@ class Kernels:
         return 0
 
     def _attention(self, args, choice, workspace, size, stream) -> int:
-        chosen = {"tactic": choice.contents.tactic, "key_splits": choice.contents.key_splits}
+        chosen = {n: getattr(choice.contents, n) for n in ("tactic", "key_splits", "kernel")}
         memory = {"workspace": workspace, "workspace_bytes": size}
         return self._keep("attention", **_values(args.contents), **chosen, **memory)
 
     def _gates(self, gates, dtype, count, open_share, stream) -> int:
         return self._keep("gates", gates=gates, dtype=dtype, count=count, open_share=open_share)
+
+    def _check(self, args, device, choice) -> int:
+        is_there = self.has_triton or choice.contents.kernel == abi.KERNELS["cuda"]
+        return 0 if is_there else abi.STATUSES.index("kUnsupported")
 
     def _aggregated(self, args, stream) -> int:
         return self._keep("aggregated", **_values(args.contents))

@@ -22,8 +22,14 @@ from tests.ops.cases import OP_CASES
 
 # Of every Linux.
 SYSTEM = {"libc", "libm", "libdl", "libpthread", "librt", "ld-linux-x86-64", "ld-linux-aarch64"}
-EXPORTS = ["getCreators", "moh_plugin_cuda", "moh_plugin_table", "moh_plugin_version"]
-EXPORTS += ["setLoggerFinder"]
+EXPORTS = [
+    "getCreators",
+    "moh_plugin_cuda",
+    "moh_plugin_table",
+    "moh_plugin_triton_kernels",
+    "moh_plugin_version",
+    "setLoggerFinder",
+]
 
 
 pytestmark = nightly  # nvcc builds the plugin and all kernels

@@ -15,7 +15,7 @@ from tests.cuda.trt.fakes import Kernels
 from tests.cuda.trt.host_plugin import RUNTIME, Harness, Plugin, Tensor
 from tests.ops.cases import OP_CASES, named_case
 
-SPARSE, DENSE = 1, 2  # tactics as TensorRT counts them
+SPARSE, DENSE, SPARSE_BY_TRITON, DENSE_BY_TRITON = 1, 2, 3, 4  # as TensorRT counts tactics
 
 
 def _case(op: str, name: str, dtype: str = "float16") -> Case:
@@ -224,6 +224,13 @@ def test_both_tactics_are_offered(harness: Harness, kernels: Kernels):
     assert plugin.tactics() == [SPARSE, DENSE]
 
 
+def test_tactics_of_tritons_kernel_are_offered_where_it_runs(harness: Harness, kernels: Kernels):
+    kernels.has_triton = True
+    plugin = _attention(harness, phase=0)
+    assert plugin.configure(_tensors((1, 100, 2000)))
+    assert plugin.tactics() == [SPARSE, DENSE, SPARSE_BY_TRITON, DENSE_BY_TRITON]
+
+
 @pytest.mark.parametrize(("most", "tactics"), [(32, [DENSE]), (33, [SPARSE, DENSE])])
 def test_one_tactic_is_offered_where_one_tile_has_all_rows(
     harness: Harness, kernels: Kernels, most: int, tactics: list[int]
@@ -261,8 +268,31 @@ def test_the_tactic_that_is_set_runs(
 
 def test_a_tactic_that_does_not_exist_is_refused(harness: Harness, kernels: Kernels):
     plugin, _ = _ready(harness, _case("MoHAttention", "plain_rank3"))
-    assert not plugin.set_tactic(3)
-    assert harness.log() == "E MoHAttention (l): tactic is 3; expected 0 to 2.\n"
+    assert not plugin.set_tactic(5)
+    assert harness.log() == "E MoHAttention (l): tactic is 5; expected 0 to 4.\n"
+
+
+@pytest.mark.parametrize(
+    ("tactic", "ran"),
+    [(SPARSE_BY_TRITON, (0, 1, 1)), (DENSE_BY_TRITON, (1, 1, 1)), (DENSE, (1, 9, 0))],
+)
+def test_the_kernel_of_the_tactic_runs(
+    harness: Harness, kernels: Kernels, tactic: int, ran: tuple[int, int, int]
+):
+    kernels.has_triton = True
+    kernels.choose = lambda queries: (0, 9)
+    plugin, run = _ready(harness, _case("MoHAttention", "plain_rank3"))
+    assert plugin.set_tactic(tactic)
+    _enqueue(plugin, run)
+    call = kernels.calls[-1][1]
+    assert (call["tactic"], call["key_splits"], call["kernel"]) == ran
+
+
+def test_an_engine_is_refused_whose_kernel_the_library_lacks(harness: Harness, kernels: Kernels):
+    kernels.error = "MoHAttention: kernel 1 (Triton) was chosen, but there is none."
+    plugin, _ = _ready(harness, _case("MoHAttention", "plain_rank3"))
+    assert not plugin.set_tactic(SPARSE_BY_TRITON)
+    assert "kernel 1 (Triton) was chosen, but there is none" in harness.log()
 
 
 def test_workspace_is_enough_for_every_tactic_and_end_of_the_range(

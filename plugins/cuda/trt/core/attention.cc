@@ -1,6 +1,7 @@
-// MoHAttention has two tactics, and a workspace. Which of the two is faster depends on how many
-// gates are open, which nobody knows before an engine runs. TensorRT measures both on buffers of
-// its own, so a measured plugin puts gates into its workspace of which a stated share is open.
+// MoHAttention has two tactics, each for every kernel that the GPU runs, and a workspace. Which is
+// fastest depends on how many gates are open, which nobody knows before an engine runs. TensorRT
+// measures them on buffers of its own, so a measured plugin puts gates into its workspace of which
+// a stated share is open.
 #include <algorithm>
 #include <optional>
 
@@ -12,10 +13,12 @@ namespace moh::trt {
 namespace {
 
 using cuda::AttentionChoice;
+using cuda::AttentionKernel;
 using cuda::AttentionTactic;
 using cuda::Device;
 
-constexpr int32_t kNoTactic = 0;  // TensorRT's: as the kernels choose
+constexpr int32_t kNoTactic = 0;    // TensorRT's: as the kernels choose
+constexpr int32_t kMostTactic = 4;  // sparse, dense; both by Triton's kernel
 
 // Where an engine is built without a GPU: keys are split into the more parts, and so the workspace
 // is the larger, the more multiprocessors there are.
@@ -95,8 +98,8 @@ class Attention final : public Op {
   }
 
   void set_tactic(int32_t tactic) override {
-    if (tactic < kNoTactic || tactic > tactic_number(AttentionTactic::kDense)) {
-      throw Refusal("tactic is ", tactic, "; expected 0 to 2.");
+    if (tactic < kNoTactic || tactic > kMostTactic) {
+      throw Refusal("tactic is ", tactic, "; expected 0 to ", kMostTactic, ".");
     }
     tactic_ = tactic;
     if (has_shapes_) {
@@ -130,8 +133,17 @@ class Attention final : public Op {
     return choice;
   }
 
-  static constexpr int32_t tactic_number(AttentionTactic tactic) {
-    return static_cast<int32_t>(tactic) + 1;
+  static constexpr int32_t tactic_number(AttentionTactic tactic,
+                                         AttentionKernel kernel = AttentionKernel::kCuda) {
+    return 2 * static_cast<int32_t>(kernel) + static_cast<int32_t>(tactic) + 1;
+  }
+
+  static void set_tactic_of(AttentionChoice& choice, int32_t tactic) {
+    choice.tactic = static_cast<AttentionTactic>((tactic - 1) % 2);
+    choice.kernel = static_cast<AttentionKernel>((tactic - 1) / 2);
+    if (choice.kernel == AttentionKernel::kTriton) {
+      choice.key_splits = 1;
+    }
   }
 
   static size_t gate_count(const AttentionArgs& args) {
@@ -139,12 +151,25 @@ class Attention final : public Op {
            static_cast<size_t>(args.q_heads);
   }
 
-  // Both, for TensorRT to measure, unless the kernels' choice is beyond doubt up to these sizes.
+  // All, for TensorRT to measure, unless the kernels' choice is beyond doubt up to these sizes.
   std::vector<int32_t> valid_tactics(const AttentionArgs& most) const {
     if (most.queries * int64_t{most.q_heads / most.kv_heads} <= cuda::kAttentionTileRows) {
       return {tactic_number(choose(most, device_of_build()).tactic)};
     }
-    return {tactic_number(AttentionTactic::kSparse), tactic_number(AttentionTactic::kDense)};
+    const Device device = device_of_build();
+    std::vector<int32_t> tactics;
+    for (const auto kernel : {AttentionKernel::kCuda, AttentionKernel::kTriton}) {
+      for (const auto tactic : {AttentionTactic::kSparse, AttentionTactic::kDense}) {
+        AttentionChoice choice{};
+        choice.tactic = tactic;
+        choice.key_splits = 1;
+        choice.kernel = kernel;
+        if (moh_cuda_attention_check(&most, &device, &choice) == cuda::Status::kOk) {
+          tactics.push_back(tactic_number(tactic, kernel));
+        }
+      }
+    }
+    return tactics;
   }
 
   void decide() {
@@ -156,7 +181,9 @@ class Attention final : public Op {
     }
     choice_ = choose(args_, *device_);
     if (tactic_ != kNoTactic) {
-      choice_.tactic = static_cast<AttentionTactic>(tactic_ - 1);
+      set_tactic_of(choice_, tactic_);
+      // An engine may run with another library than it was built with.
+      check_status(moh_cuda_attention_check(&args_, &*device_, &choice_));
     }
     kernel_bytes_ = fit();
   }
