@@ -107,7 +107,8 @@ def _library(facts: LibraryFacts | Failed) -> str:
         return facts.why
     machine = [f"sm_{one}" for one in facts.code.machine]
     code = ", ".join(machine + [f"compute_{one} (PTX)" for one in facts.code.ptx]) or "no GPU"
-    return f"{facts.path}, code for {code}"
+    triton = ", ".join(facts.triton) or "none"
+    return f"{facts.path}, code for {code}; attention kernels of Triton: {triton}"
 
 
 def _tensorrt(facts: TensorRTFacts) -> str:

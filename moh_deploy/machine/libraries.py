@@ -27,16 +27,18 @@ class LibraryFacts:
     Attributes:
         code: Which GPUs it has code for.
         cuda: Major version of CUDA that a driver has to take; None: it does not say.
+        triton: Attention kernels that Triton compiled for it: `sm_90 float16 128`, ...
     """
 
     path: Path
     code: DeviceCode
     cuda: int | None = None
+    triton: tuple[str, ...] = ()
 
 
 def probe_plugin(given: Path | None = None) -> LibraryFacts | Failed:
     """Load the plugin library for TensorRT, the given one or the installation's."""
-    found = _probe(given or native.FOLDER / PLUGIN_NAME, PLUGIN_NAME, "moh_plugin_version")
+    found = _probe(given or native.FOLDER / PLUGIN_NAME, PLUGIN_NAME, "moh_plugin")
     if isinstance(found, Failed):
         return found
     cuda = ask(_plugin_cuda, str(found.path.resolve()))
@@ -46,7 +48,7 @@ def probe_plugin(given: Path | None = None) -> LibraryFacts | Failed:
 def probe_ort_cuda() -> LibraryFacts | Failed:
     """Load the operators for ONNX Runtime's CUDA provider, and register them."""
     path = native.FOLDER / ORT_CUDA_NAME
-    found = _probe(path, ORT_CUDA_NAME, "moh_ort_cuda_version")
+    found = _probe(path, ORT_CUDA_NAME, "moh_ort_cuda")
     if isinstance(found, Failed):
         return found
     # Loading proves little: ONNX Runtime may still refuse the operators, for its version say.
@@ -54,14 +56,15 @@ def probe_ort_cuda() -> LibraryFacts | Failed:
     return registered if isinstance(registered, Failed) else found
 
 
-def _probe(path: Path, name: str, version_function: str) -> LibraryFacts | Failed:
+def _probe(path: Path, name: str, prefix: str) -> LibraryFacts | Failed:
+    """Load a library whose functions begin with `prefix`."""
     if not path.is_file():
         return Failed(f"there is no {name} in {path.parent}", _how_to_build(name))
     # In another process: a library of another machine may crash this one as it is loaded.
-    loaded = ask(_version, str(path.resolve()), version_function)
+    loaded = ask(_triton_kernels, str(path.resolve()), prefix)
     if isinstance(loaded, Failed):
         return Failed(f"{path}: {loaded.why}", loaded.fix or _how_to_build(name))
-    return LibraryFacts(path, device_code(path))
+    return LibraryFacts(path, device_code(path), triton=loaded)
 
 
 def _registered(path: str) -> bool:
@@ -70,17 +73,26 @@ def _registered(path: str) -> bool:
     return True
 
 
-def _version(path: str, version_function: str) -> str:
-    """Load a native library of moh-deploy, and ask it for its version."""
+def _triton_kernels(path: str, prefix: str) -> tuple[str, ...]:
+    """Load a native library of this version, and ask which kernels of Triton it holds."""
+    library = ctypes.CDLL(path)
     # Plugins and moh-deploy share the meaning of attributes, which may change with any version.
-    function = getattr(ctypes.CDLL(path), version_function, None)
-    if function is None:
-        raise BackendError(f"it is no library of moh-deploy: it has no function {version_function}")
-    function.restype = ctypes.c_char_p
-    version: str = function().decode()
+    version = _text(library, f"{prefix}_version")
+    if version is None:
+        raise BackendError(f"it is no library of moh-deploy: it has no function {prefix}_version")
     if version != __version__:
         raise BackendError(f"it belongs to moh-deploy {version}, this is {__version__}")
-    return version
+    return tuple((_text(library, f"{prefix}_triton_kernels") or "").splitlines())
+
+
+def _text(library: ctypes.CDLL, name: str) -> str | None:
+    """Return what a function of a library says, or None if it has no such function."""
+    function = getattr(library, name, None)
+    if function is None:
+        return None
+    function.restype = ctypes.c_char_p
+    text: str = function().decode()
+    return text
 
 
 def _plugin_cuda(path: str) -> int | None:

@@ -22,6 +22,16 @@ def test_one_of_this_version_is_loaded(fakes: Fakes):
     assert isinstance(found, LibraryFacts)
     assert found.path == fakes.folder / "libmoh_plugin.so"
     assert (found.code.machine, found.code.ptx) == ((), ())
+    assert found.triton == ()
+
+
+def test_it_says_which_kernels_of_triton_it_holds(fakes: Fakes):
+    kernels = (
+        'const char* moh_plugin_triton_kernels() { return "sm_90 float16 64\\nsm_100 x 1\\n"; }'
+    )
+    found = probe_plugin(_plugin(fakes, more=kernels))
+    assert isinstance(found, LibraryFacts)
+    assert found.triton == ("sm_90 float16 64", "sm_100 x 1")
 
 
 def test_the_installed_one_is_meant(fakes: Fakes, monkeypatch: pytest.MonkeyPatch):
