@@ -8,8 +8,8 @@
 namespace moh::cuda {
 namespace {
 
-// Columns that a head leaves empty are computed, too. Estimated, not measured: Triton's kernel is
-// 1.3 to 1.6 times as fast where there are none (docs/adr/0057).
+// Columns that a head leaves empty are computed, too. Estimated, not measured: where there are
+// none, Triton's kernel is 1.3 to 1.6 times as fast as one with 16 rows a warp (docs/adr/0057).
 constexpr int32_t kLeastFilledQuarters = 3;
 
 // Its tiles have twice the rows of the other kernel's: they have to occupy half of the GPU.
@@ -23,16 +23,19 @@ bool occupies(const AttentionArgs& args, const TritonCode& code, const Device& d
 
 void choose_kernel(const AttentionArgs& args, const Device& device, AttentionChoice& choice) {
   choice.kernel = AttentionKernel::kCuda;
-  const TritonCode* code = find_triton_code(args, device, choice.key_splits, &choice.kernel_reason);
+  // Keys were split for tiles that are too few to occupy the GPU: then its tiles are, too.
+  const TritonCode* code = find_triton_code(args, device, /*key_splits=*/1, &choice.kernel_reason);
   if (code == nullptr) {
     return;
   }
   if (4 * std::max(args.head_dim, args.value_dim) < kLeastFilledQuarters * code->columns) {
-    choice.kernel_reason = "Triton's kernel would compute a quarter or more of its columns in vain";
+    choice.kernel_reason =
+        "Triton's kernel would compute more than a quarter of its columns in vain";
   } else if (!occupies(args, *code, device)) {
     choice.kernel_reason = "Triton's tiles are too few to occupy this GPU";
   } else {
     choice.kernel = AttentionKernel::kTriton;
+    choice.key_splits = 1;
     choice.kernel_reason = "Triton's kernel reaches this GPU's own matrix units";
   }
 }

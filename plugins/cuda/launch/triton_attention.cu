@@ -68,7 +68,10 @@ cudaError_t load_for_device(const TritonCode& code, cudaKernel_t* kernel) {
 }
 
 bool has_whole_vectors(const AttentionArgs& args) {
-  const AttentionParams params = attention_params(args, {AttentionTactic::kDense, 1, AttentionBlock::k64By16, ""}, nullptr);
+  AttentionChoice choice{};
+  choice.tactic = AttentionTactic::kDense;
+  choice.key_splits = 1;
+  const AttentionParams params = attention_params(args, choice, /*workspace=*/nullptr);
   return params.query_vectors && params.key_vectors && params.value_vectors &&
          params.output_vectors;
 }

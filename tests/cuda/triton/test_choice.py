@@ -46,8 +46,8 @@ def _choose(emulator: Emulator, args: abi.AttentionArgs, device: abi.Device) -> 
         (Sizes(head_dim=192), H100, CUDA, "this GPU, dtype and head size"),
         (Sizes(head_dim=72, value_dim=72), H100, CUDA, "columns in vain"),
         (Sizes(head_dim=60), H100, CUDA, "whole, aligned 16 bytes"),
-        (Sizes(kv_heads=8, queries=1, keys=32768), H100, CUDA, "does not split keys"),
-        (Sizes(q_heads=8, kv_heads=8, queries=512, keys=300), H100, CUDA, "too few to occupy"),
+        (Sizes(kv_heads=8, queries=1, keys=32768), H100, CUDA, "too few to occupy"),
+        (Sizes(q_heads=8, kv_heads=8, queries=512), H100, CUDA, "too few to occupy"),
     ],
     ids=str,
 )
@@ -116,7 +116,7 @@ class Call:
             setattr(args, name, 4096)
         args.key, args.mask.data = self.key, self.mask
         choice = abi.AttentionChoice(
-            abi.TACTICS[self.tactic], self.key_splits, None, self.kernel, None
+            tactic=abi.TACTICS[self.tactic], key_splits=self.key_splits, kernel=self.kernel
         )
         status = emulator.library.moh_cuda_attention(
             ctypes.byref(args), ctypes.byref(choice), 4096, 1 << 20, None
