@@ -36,6 +36,7 @@ class CodeLaunch:
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int
+    reads_list: bool
 
 
 class InterpretedTriton:
@@ -57,9 +58,13 @@ class InterpretedTriton:
         """Run a case by Triton's kernel and say what is wrong with it, or return None."""
         kernels = Kernels(self._emulator.library, place=place)
         with self._hooked() as errors:
+            before = len(self.launches)
             problem = kernels.find_mismatch(case, Plan(tactic, 1, "triton"))
         if errors:
             raise errors[0]
+        # All rows are as right as the open ones, but not what was asked for.
+        for launch in self.launches[before:]:
+            assert launch.reads_list == (tactic == "sparse"), f"{case}: {tactic}: {launch}"
         return problem
 
     @contextmanager
@@ -75,14 +80,8 @@ class InterpretedTriton:
             shared_bytes: int,
             parameters: Sequence[int],
         ) -> int:
-            launch = CodeLaunch(
-                name.decode(),
-                (grid[0], grid[1], grid[2]),
-                (block[0], block[1], block[2]),
-                shared_bytes,
-            )
             try:
-                self._launch(code, launch, parameters)
+                self._launch(code, name.decode(), grid, block, shared_bytes, parameters)
             except Exception as error:  # or it would be lost between here and the library
                 errors.append(error)
                 return LAUNCH_FAILED
@@ -100,19 +99,36 @@ class InterpretedTriton:
         finally:
             library.moh_emulator_set_code_hook(None)
 
-    def _launch(self, code: int, launch: CodeLaunch, parameters: Sequence[int]) -> None:
-        self.launches.append(launch)
+    def _launch(
+        self,
+        code: int,
+        name: str,
+        grid: Sequence[int],
+        block: Sequence[int],
+        shared_bytes: int,
+        parameters: Sequence[int],
+    ) -> None:
         variant = self._codes.by_address[code]
         shape = variant.shape
+        kernel = getattr(self._module, name)
+        names = [name for name in kernel.arg_names if not name.isupper()]
+        values = {
+            name: _value(name, parameters[at], variant.dtype) for at, name in enumerate(names)
+        }
+        launch = CodeLaunch(
+            name,
+            (grid[0], grid[1], grid[2]),
+            (block[0], block[1], block[2]),
+            shared_bytes,
+            reads_list=values["listed"] != 0,
+        )
+        self.launches.append(launch)
         assert variant.architecture == self._architecture
         assert launch.block == (32 * shape.warps, 1, 1)
         assert launch.shared_bytes == SHARED_BYTES
-        kernel = getattr(self._module, launch.kernel)
-        names = [name for name in kernel.arg_names if not name.isupper()]
-        values = [_value(name, parameters[at], variant.dtype) for at, name in enumerate(names)]
         with np.errstate(all="ignore"), _products_of_bfloat16():
             kernel[launch.grid](
-                *values,
+                **values,
                 COLUMNS=shape.columns,
                 TILE_ROWS=shape.tile_rows,
                 TILE_KEYS=shape.tile_keys,
