@@ -24,7 +24,7 @@ if(MOH_TRITON_PYTHON)
   file(GLOB triton_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/triton/*.py)
   set(triton_code ${CMAKE_CURRENT_BINARY_DIR}/triton_code.cc)
   add_custom_command(OUTPUT ${triton_code} DEPENDS ${triton_sources} VERBATIM
-    COMMAND ${MOH_TRITON_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/triton/compile.py --output ${triton_code})
+    COMMAND ${MOH_TRITON_PYTHON} -B ${CMAKE_CURRENT_SOURCE_DIR}/triton/compile.py --output ${triton_code})
   message(STATUS "moh-deploy: attention kernels of Triton: compiled by ${MOH_TRITON_PYTHON}")
 else()
   set(triton_code ${MOH_CUDA_WITHOUT_TRITON})
