@@ -59,7 +59,7 @@ class InterpretedTriton:
         kernels = Kernels(self._emulator.library, place=place)
         with self._hooked() as errors:
             before = len(self.launches)
-            problem = kernels.find_mismatch(case, Plan(tactic, 1, "triton"))
+            problem = kernels.find_mismatch(case, Plan(tactic, 1, kernel="triton"))
         if errors:
             raise errors[0]
         # All rows are as right as the open ones, but not what was asked for.

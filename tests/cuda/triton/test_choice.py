@@ -28,7 +28,7 @@ def with_codes(emulator: Emulator):
 def _choose(emulator: Emulator, args: abi.AttentionArgs, device: abi.Device) -> abi.AttentionChoice:
     choice = abi.AttentionChoice()
     status = emulator.library.moh_cuda_attention_choose(
-        ctypes.byref(args), ctypes.byref(device), ctypes.byref(choice)
+        ctypes.byref(args), ctypes.byref(device), abi.USUAL_OPEN_SHARE, ctypes.byref(choice)
     )
     assert status == 0, emulator.library.moh_cuda_last_error()
     return choice
