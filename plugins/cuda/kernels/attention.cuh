@@ -227,10 +227,10 @@ __global__ void __launch_bounds__(Block::kThreads, kResidentBlocks<T, kHeadSize,
   const KeyRange range = keys_of_block(params, task, rows);
   const TileLoads<T, kHeadSize, Block> load{params, task, shared, range.end};
   const int warp_row = warp_index() * Block::kWarpRows;
-  const int warp_end = any_open_in_warp(rows)
-                           ? visible_keys(params.args, task.keys,
-                                          rows.token[warp_row + Block::kWarpRows - 1])
-                           : 0;
+  const int warp_end =
+      any_open_in_warp(rows)
+          ? visible_keys(params.args, task.keys, rows.token[warp_row + Block::kWarpRows - 1])
+          : 0;
   // Before this key each row of the warp sees every key, and the scale can wait for the exponent.
   const int edge_key =
       params.scale_log2 > 0.0f ? visible_keys(params.args, task.keys, rows.token[warp_row]) : 0;
