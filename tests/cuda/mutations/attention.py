@@ -220,8 +220,8 @@ WIDE = (
     _attend(
         name="all products of a warp see what the first one sees",
         kind="products",
-        before="rows, warp_row + 16 * product, task.batch",
-        after="rows, warp_row, task.batch",
+        before="rows, warp_row + 16 * product, task",
+        after="rows, warp_row, task",
         cases="AttentionSetup.*head_dim=24.*is_causal=True.*",
     ),
     _attend(
