@@ -291,6 +291,10 @@ _KERNELS = {
         c_int32,
         [POINTER(AttentionArgs), POINTER(AttentionChoice), POINTER(c_size_t)],
     ),
+    "moh_cuda_attention_check": (
+        c_int32,
+        [POINTER(AttentionArgs), POINTER(Device), POINTER(AttentionChoice)],
+    ),
     "moh_cuda_attention": (
         c_int32,
         [POINTER(AttentionArgs), POINTER(AttentionChoice), c_void_p, c_size_t, c_void_p],

@@ -58,9 +58,16 @@ class KernelCall:
 
     Args:
         tactic: One of `abi.TACTICS`, or anything else: as the library chooses.
+        block: One of `abi.BLOCKS`, likewise.
+        kernel: One of `abi.KERNELS`, likewise.
+
+    Raises:
+        Refused: The library has no such kernel for these tensors on this GPU.
     """
 
-    def __init__(self, bench: Bench, tensors: Tensors, tactic: str) -> None:
+    def __init__(
+        self, bench: Bench, tensors: Tensors, tactic: str, *, block: str = "", kernel: str = ""
+    ) -> None:
         self.output = tensors.output
         self._bench = bench
         self._args, self._choice = arguments(tensors), abi.AttentionChoice()
@@ -73,6 +80,11 @@ class KernelCall:
         )
         if tactic in abi.TACTICS:
             self._choice.tactic = abi.TACTICS[tactic]
+        if block:
+            self._choice.block = abi.BLOCKS[block]
+        if kernel:
+            self._choice.kernel, self._choice.key_splits = abi.KERNELS[kernel], 1
+        bench.library.call("moh_cuda_attention_check", described, ctypes.byref(device), chosen)
         bench.library.call("moh_cuda_attention_workspace", described, chosen, ctypes.byref(size))
         self._workspace = torch.empty(
             max(1, size.value), dtype=torch.uint8, device=tensors.query.device
@@ -81,8 +93,17 @@ class KernelCall:
     @property
     def note(self) -> str:
         """Which way was chosen, and why."""
-        tactic = next(name for name, n in abi.TACTICS.items() if n == self._choice.tactic)
-        return f"{tactic}, {self._choice.key_splits} key splits: {self._choice.reason.decode()}"
+        tactic, block, kernel = (
+            next(name for name, number in names.items() if number == chosen)
+            for names, chosen in (
+                (abi.TACTICS, self._choice.tactic),
+                (abi.BLOCKS, self._choice.block),
+                (abi.KERNELS, self._choice.kernel),
+            )
+        )
+        where = "Triton" if kernel == "triton" else f"blocks of {block}"
+        splits, reason = self._choice.key_splits, self._choice.reason.decode()
+        return f"{tactic}, {where}, {splits} key splits: {reason}"
 
     def __call__(self) -> None:
         self._bench.library.call(
@@ -168,5 +189,7 @@ def draw_gates(
     return torch.zeros(size, device=device).scatter(-1, chosen, weights.gather(-1, chosen))
 
 
-def kernel_calls(bench: Bench, sets: Sequence[Tensors], tactic: str) -> list[KernelCall]:
-    return [KernelCall(bench, tensors, tactic) for tensors in sets]
+def kernel_calls(
+    bench: Bench, sets: Sequence[Tensors], tactic: str, *, block: str = "", kernel: str = ""
+) -> list[KernelCall]:
+    return [KernelCall(bench, tensors, tactic, block=block, kernel=kernel) for tensors in sets]

@@ -37,9 +37,9 @@ class Candidate:
     compiled: bool = False
 
 
-def _kernel(name: str, tactic: str) -> Candidate:
+def _kernel(name: str, tactic: str, *, block: str = "", kernel: str = "") -> Candidate:
     def enter(bench: Bench, sets: Sequence[Tensors]) -> Entrant:
-        calls = kernel_calls(bench, sets, tactic)
+        calls = kernel_calls(bench, sets, tactic, block=block, kernel=kernel)
         return Entrant(calls, gated=True, note=calls[0].note)
 
     return Candidate(name, enter, ours=True)
@@ -151,6 +151,9 @@ CANDIDATES: tuple[Candidate, ...] = (
     _kernel("chosen", tactic="as the library chooses"),
     _kernel("sparse", tactic="sparse"),
     _kernel("dense", tactic="dense"),
+    _kernel("sparse, 16 rows a warp", tactic="sparse", block="64by16"),
+    _kernel("sparse by Triton", tactic="sparse", kernel="triton"),
+    _kernel("dense by Triton", tactic="dense", kernel="triton"),
     *_fused("flash", SDPBackend.FLASH_ATTENTION),
     *_fused("cudnn", SDPBackend.CUDNN_ATTENTION),
     *_fused("efficient", SDPBackend.EFFICIENT_ATTENTION),

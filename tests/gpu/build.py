@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from os import cpu_count
 from pathlib import Path
 
@@ -24,10 +26,25 @@ class BuildFailed(Exception):
     """There is no compiler, or the compiler's output."""
 
 
+_WITHOUT_TRITON = PLUGINS / "cuda" / "launch" / "triton_code_none.cu"
+_TRITON_SOURCES = PLUGINS / "cuda" / "triton"
+
+
 def sources() -> list[Path]:
     """Return the .cu files of plugins/cuda/sources.cmake."""
     text = (PLUGINS / "cuda" / "sources.cmake").read_text()
     return [PLUGINS / "cuda" / name for name in re.findall(r"^\s+(\S+\.cu)$", text, re.MULTILINE)]
+
+
+def triton_code(folder: Path, content: str) -> Path:
+    """Return the source with the kernels of Triton, written where Triton is, as `make cuda` does;
+    the one without any elsewhere."""
+    if find_spec("triton") is None:
+        return _WITHOUT_TRITON
+    made = folder / "triton_code.cu"
+    compiler = [sys.executable, "-B", str(_TRITON_SOURCES / "compile.py")]
+    _run_unless_made(compiler, made, content, option="--output")
+    return made
 
 
 def target(compute_capability: int) -> str:
@@ -58,8 +75,12 @@ def build(compute_capability: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     content = _content(compute_capability)
     command = [compiler, *_FLAGS, *_INCLUDES, target(compute_capability)]
+    code = triton_code(folder, content)
+    compiled_sources = [code if source == _WITHOUT_TRITON else source for source in sources()]
     with ThreadPoolExecutor(cpu_count()) as pool:
-        compiled = pool.map(lambda source: _compile(source, folder, command, content), sources())
+        compiled = pool.map(
+            lambda source: _compile(source, folder, command, content), compiled_sources
+        )
         objects = [str(path) for path in compiled]
     library = folder / "libmoh_cuda.so"
     linked = [compiler, "-shared", "-cudart", "static", target(compute_capability), *objects]
@@ -73,7 +94,7 @@ def _compile(source: Path, folder: Path, command: list[str], content: str) -> Pa
     return made
 
 
-def _run_unless_made(command: list[str], made: Path, content: str) -> None:
+def _run_unless_made(command: list[str], made: Path, content: str, *, option: str = "-o") -> None:
     """Run a compiler unless it has made the file from the same content before."""
     stamp = made.with_suffix(".from")
     if made.is_file() and stamp.is_file() and stamp.read_text() == content:
@@ -81,7 +102,7 @@ def _run_unless_made(command: list[str], made: Path, content: str) -> None:
     stamp.unlink(missing_ok=True)
     try:
         done = subprocess.run(
-            [*command, "-o", str(made)],
+            [*command, option, str(made)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

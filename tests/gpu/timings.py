@@ -99,7 +99,7 @@ def concluded(facts: Facts, rows: dict[str, Facts], ours: list[str]) -> Facts:
             best = min(others, key=others.__getitem__)
             facts |= {f"best_{name}": best, f"times_best_{name}": others[best] / mine}
     facts["candidates"] = cast(Json, rows)
-    wrong = [name for name in ours if not rows[name]["right"]]
+    wrong = [name for name in ours if rows[name].get("right") is False]
     if wrong:
         errors = ", ".join(f"{name} by {rows[name]['max_error']}" for name in wrong)
         raise Wrong(f"beyond the tolerance: {errors}", facts)

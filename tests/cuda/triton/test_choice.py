@@ -25,6 +25,11 @@ def with_codes(emulator: Emulator):
         yield
 
 
+def _named(value: object) -> str:
+    """A name that is the same in each process of pytest."""
+    return f"sm_{value.compute_capability}" if isinstance(value, abi.Device) else str(value)
+
+
 def _choose(emulator: Emulator, args: abi.AttentionArgs, device: abi.Device) -> abi.AttentionChoice:
     choice = abi.AttentionChoice()
     status = emulator.library.moh_cuda_attention_choose(
@@ -49,7 +54,7 @@ def _choose(emulator: Emulator, args: abi.AttentionArgs, device: abi.Device) -> 
         (Sizes(kv_heads=8, queries=1, keys=32768), H100, CUDA, "too few to occupy"),
         (Sizes(q_heads=8, kv_heads=8, queries=512), H100, CUDA, "too few to occupy"),
     ],
-    ids=str,
+    ids=_named,
 )
 def test_choice(
     emulator: Emulator, with_codes: None, sizes: Sizes, device: abi.Device, kernel: int, reason: str
@@ -133,7 +138,7 @@ class Call:
         (Call(key=4100), "kUnsupported", "whole, aligned 16 bytes"),
         (Call(replace(SMALL, head_dim=136)), "kUnsupported", "this GPU, dtype and head size"),
     ],
-    ids=str,
+    ids=_named,
 )
 def test_calls_are_refused(
     emulator: Emulator, with_codes: None, call: Call, status: str, text: str
