@@ -31,6 +31,7 @@ from moh_deploy.package import (
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import Stopwatch, ratio
 from moh_deploy.perf.tune.whole_model import time_model
+from moh_deploy.runtime.base import Variant
 from moh_deploy.validate.input_sets import input_sets
 
 PACKAGES = ("moh-deploy", "onnxruntime")
@@ -89,7 +90,7 @@ def measured(
             packages,
             [one.inputs for one in sets],
             measure=Stopwatch.for_threads(threads, min_time),
-            threads=threads,
+            variant=Variant(threads=threads),
         )
     return [
         Row(sizes_text(one.sizes), name, median(ms), _over(ms, samples[AS_IT_IS]))

@@ -13,6 +13,7 @@ from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.layer_models import fed_names, layer_model
 from moh_deploy.ops.onnx_schema import make_node
 from moh_deploy.perf.tune.layers import LayerBench, at_sizes_of
+from moh_deploy.runtime.base import Variant
 from tests.handmade_package import ATTRIBUTES, BODY, LAYER, vectors, write_package
 from tests.kernel_library import required_library
 from tests.two_layers import LAYERS, write_two_layers
@@ -91,7 +92,7 @@ def test_every_choice_of_every_layer_is_timed_on_what_the_model_feeds_it(tmp_pat
         return dict.fromkeys(candidates, (1.0,))
 
     sets = [vectors().inputs, vectors(batch=1, seq=1).inputs]
-    times = LayerBench(package, sets, 1, tmp_path).measure(measure)
+    times = LayerBench(package, sets, Variant(threads=1), tmp_path).measure(measure)
     candidates = ["nothing", "dense", "sparse"]
     assert seen == [(layer.path, candidates) for layer in LAYERS for _ in sets]
     assert [list(one) for layer in times for one in layer.samples] == [["dense", "sparse"]] * 4
@@ -108,7 +109,9 @@ def test_what_a_session_costs_that_does_nothing_is_in_no_time(tmp_path: Path):
     def measure(what: str, candidates: dict[str, object]) -> dict[str, tuple[float, ...]]:
         return {"nothing": (4.0, 3.0, 50.0), "dense": (9.0, 9.0, 9.0), "sparse": (4.5, 4.0, 6.0)}
 
-    (times,) = LayerBench(package, [vectors().inputs], 1, tmp_path).measure(measure)
+    (times,) = LayerBench(package, [vectors().inputs], Variant(threads=1), tmp_path).measure(
+        measure
+    )
     # The median of nothing is 4; no time vanishes.
     assert times.samples == ({"dense": (5.0, 5.0, 5.0), "sparse": (0.5, 0.04, 2.0)},)
 

@@ -42,8 +42,9 @@ def _is_run(case: Case) -> bool:
     """ONNX Runtime's Attention takes no empty tensor, and no scale that is not positive."""
     if case.dtype == "float16" and case.name in ROUNDED:
         return False
-    empty = any(0 in type_.shape for type_ in case.input_types() if type_ is not None)
-    return not empty and float(case.attributes["scale"]) > 0
+    types = case.input_types()
+    empty = any(0 in type_.shape for type_ in types if type_ is not None)
+    return not empty and len(types) <= 5 and float(case.attributes["scale"]) > 0
 
 
 class Attention(OpRun):
@@ -75,7 +76,10 @@ def _run_on_numpy(case: Case) -> list[np.ndarray]:
 
 
 def test_it_needs_no_more_of_attention_than_that_promises():
-    cases = Batch("MoHAttention", "float32").cases
+    # A cache that is not filled is no candidate for it: see `moh_deploy/runtime/tensorrt`.
+    cases = [
+        case for case in Batch("MoHAttention", "float32").cases if len(case.input_types()) <= 5
+    ]
     assert_nothing_wrong(cases, lambda case: find_mismatch(case, _run_on_numpy(case)))
 
 
