@@ -75,13 +75,14 @@ def build(compute_capability: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     content = _content(compute_capability)
     command = [compiler, *_FLAGS, *_INCLUDES, target(compute_capability)]
-    code = triton_code(folder, content)
-    compiled_sources = [code if source == _WITHOUT_TRITON else source for source in sources()]
     with ThreadPoolExecutor(cpu_count()) as pool:
-        compiled = pool.map(
-            lambda source: _compile(source, folder, command, content), compiled_sources
-        )
-        objects = [str(path) for path in compiled]
+
+        def compiled(source: Path) -> Path:
+            # Triton compiles beside nvcc, and only then is there something to compile.
+            code = triton_code(folder, content) if source == _WITHOUT_TRITON else source
+            return _compile(code, folder, command, content)
+
+        objects = [str(path) for path in pool.map(compiled, sources())]
     library = folder / "libmoh_cuda.so"
     linked = [compiler, "-shared", "-cudart", "static", target(compute_capability), *objects]
     _run_unless_made(linked, library, content)
