@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
-from moh_deploy.graph.fold_weights import fold_weights
 from moh_deploy.graph.int8_policy import PRODUCTS, Int8Plan, plan_int8
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.plain_projections import make_projections_plain
+from moh_deploy.graph.store_rearranged import store_rearranged
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage
 from moh_deploy.runtime.onnxruntime.quantizer import quantize_products
@@ -63,7 +63,7 @@ def quantized(package: OnnxPackage, *, float32: Collection[str] = ()) -> Quantiz
     _, layers = make_projections_plain(model, package.manifest.layers)
     # What stands in a branch is not looked at: the switches come back behind.
     without_switches(model)
-    fold_weights(model, PRODUCTS)
+    store_rearranged(model, PRODUCTS)
     plan = plan_int8(model, gates=frozenset(layer.gates for layer in layers)).without(float32)
     if not plan.int8:
         reasons = ", ".join(f"'{name}': {why}" for name, why in list(plan.float32.items())[:3])

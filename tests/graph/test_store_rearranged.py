@@ -5,7 +5,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from moh_deploy.graph.fold_weights import fold_weights
+from moh_deploy.graph.store_rearranged import store_rearranged
 
 PACKED = np.arange(24, dtype=np.float32).reshape(6, 4)
 
@@ -46,7 +46,7 @@ def run(changed: ir.Model) -> list[np.ndarray]:
 def test_products_read_what_is_stored_and_compute_the_same():
     changed = model()
     before = run(changed)
-    assert fold_weights(changed, ("MatMul",))
+    assert store_rearranged(changed, ("MatMul",))
     products = {node.outputs[0].name: node for node in changed.graph if node.op_type == "MatMul"}
     weight = products["a"].inputs[1]
     assert weight is products["b"].inputs[1]
@@ -60,10 +60,10 @@ def test_products_read_what_is_stored_and_compute_the_same():
 
 def test_what_is_computed_stays():
     changed = model()
-    fold_weights(changed, ("MatMul",))
+    store_rearranged(changed, ("MatMul",))
     products = {node.outputs[0].name: node for node in changed.graph if node.op_type == "MatMul"}
     for name in "cd":
         weight = products[name].inputs[1]
         assert weight is not None
         assert weight.producer() is not None
-    assert not fold_weights(changed, ("MatMul",))
+    assert not store_rearranged(changed, ("MatMul",))

@@ -18,7 +18,7 @@ _REARRANGING = frozenset(
 )
 
 
-def fold_weights(model: ir.Model, products: Collection[str]) -> bool:
+def store_rearranged(model: ir.Model, products: Collection[str]) -> bool:
     """Let products read stored matrices: those that slices, transpositions and reshapes make of
     stored weights.
 
