@@ -1,0 +1,263 @@
+"""Edit one layer: its attention on the kept heads alone, or with the gates of the others at 0."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from moh_deploy.graph.forced_gates import GATES_INPUT
+from moh_deploy.graph.narrowing.key_heads import KeyHeads
+from moh_deploy.graph.narrowing.narrowing import (
+    Entries,
+    Narrowing,
+    NotNarrowedError,
+    dims_of,
+    packed,
+)
+from moh_deploy.graph.narrowing.readers import narrow_projection
+from moh_deploy.ops import op_names
+from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.package import LayerInfo
+
+
+@dataclass(frozen=True)
+class FixedHeads:
+    """The heads of one layer that run, for every token alike.
+
+    Attributes:
+        kept: Their numbers, ascending.
+        gates: What each of them is multiplied with.
+        is_cut: The other heads are gone; else they stay, with gates of 0.
+    """
+
+    kept: tuple[int, ...]
+    gates: tuple[float, ...]
+    is_cut: bool = True
+
+
+@dataclass
+class LayerEdit:
+    """The edit of one layer.
+
+    Attributes:
+        node: Its attention.
+        routed: The gates that the attention read.
+        recorded: The gates by the name that the manifest has.
+        notes: What was done to keys and values, in sentences.
+    """
+
+    narrowing: Narrowing
+    layer: LayerInfo
+    heads: FixedHeads
+    node: ir.Node
+    projections: tuple[ir.Node, ...]
+    routed: ir.Value
+    recorded: ir.Value
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        narrowing: Narrowing,
+        nodes: dict[str, ir.Node],
+        layer: LayerInfo,
+        heads: FixedHeads,
+    ) -> LayerEdit:
+        """Find the nodes of a layer.
+
+        Raises:
+            NotNarrowedError: Its attention is of plain operators, or has gates of its own.
+        """
+        if layer.node is None:
+            raise NotNarrowedError(f"its attention is of plain operators ({layer.reason})")
+        node = nodes[layer.node]
+        routed = node.inputs[GATES_INPUT[node.op_type]]
+        assert routed is not None
+        values = {value.name: value for one in nodes.values() for value in one.outputs}
+        recorded = values.get(layer.gates, routed)
+        if _root(recorded) is not _root(routed):
+            raise NotNarrowedError("its attention weighs the recorded gates once more")
+        named = (layer.query_projection, layer.output_projection)
+        projections = tuple(nodes[name] for name in named if name is not None)
+        return cls(narrowing, layer, heads, node, projections, routed, recorded)
+
+    def close(self) -> LayerInfo:
+        """Fix the gates of all heads, 0 for those that are not kept."""
+        numbers = dict(zip(self.heads.kept, self.heads.gates, strict=True))
+        query = self.node.inputs[0]
+        assert query is not None
+        gates = self._gates(query, [numbers.get(h, 0.0) for h in range(self.layer.num_heads)])
+        for node in (self.node, *self.projections):
+            node.replace_input_with(GATES_INPUT[node.op_type], gates)
+        return self._layer(
+            gates, closed=[h for h in range(self.layer.num_heads) if h not in numbers]
+        )
+
+    def cut(self) -> LayerInfo:
+        """Compute the kept heads alone.
+
+        Raises:
+            NotNarrowedError: What computes the others cannot be cut. Nothing has changed then.
+        """
+        node = self.node
+        is_attention = node.op_type == op_names.ATTENTION
+        inputs, attributes = self._attention() if is_attention else self._aggregated()
+        query = inputs[0]
+        assert query is not None
+        axis, entries = packed(node.outputs[0], self.layer.num_heads, self.heads.kept)
+        made = ir.Node(
+            KERNEL_DOMAIN,
+            node.op_type,
+            inputs,
+            [*{**node.attributes, **attributes}.values()],
+            name=node.name,
+        )
+        output, result = made.outputs[0], node.outputs[0]
+        output.type, output.name = result.type, f"{result.name}.kept"
+        shape = list(dims_of(result))
+        shape[axis] = len(entries)
+        output.shape = ir.Shape(shape)
+        narrow_projection(self.narrowing, result, output, axis, entries)
+        # From here on nothing is refused.
+        gates = self._gates(query, self.heads.gates)
+        made.replace_input_with(GATES_INPUT[node.op_type], gates)
+        self.narrowing.graph.insert_after(node, made)
+        node.name = f"{node.name}.before"
+        result.name, output.name = f"{result.name}.before", result.name
+        layer = self._layer(gates, closed=[])
+        kv_heads = attributes["kv_num_heads"].as_int() if is_attention else len(self.heads.kept)
+        return replace(
+            layer,
+            num_heads=len(self.heads.kept),
+            num_kv_heads=None if layer.num_kv_heads is None else kv_heads,
+            query_projection=None,
+            output_projection=None,
+        )
+
+    def _layer(self, gates: ir.Value, closed: Sequence[int]) -> LayerInfo:
+        self.recorded.name = f"{self.layer.gates}.routed"
+        gates.name = self.layer.gates
+        open_heads = [gate for gate in self.heads.gates if gate != 0]
+        zero = [
+            place if self.heads.is_cut else head
+            for place, (head, gate) in enumerate(
+                zip(self.heads.kept, self.heads.gates, strict=True)
+            )
+            if gate == 0
+        ]
+        all_heads = len(self.heads.kept) + len(closed)
+        return replace(
+            self.layer,
+            router="constant",
+            router_replaced=False,
+            reason=None,
+            num_shared_heads=None,
+            top_k=None,
+            active_share=len(open_heads) / all_heads,
+            closed_heads=tuple(sorted([*closed, *zero])),
+            choice=None,
+            ranges=(),
+        )
+
+    def _attention(self) -> tuple[list[ir.Value | None], dict[str, ir.Attr]]:
+        """Return inputs and attributes of a MoHAttention of the kept heads."""
+        query, key, value, gates, *rest = self.node.inputs
+        q_heads = self.node.attributes["q_num_heads"].as_int()
+        kv_heads = self.node.attributes["kv_num_heads"].as_int()
+        kept, group = self.heads.kept, q_heads // kv_heads
+        used = Counter(head // group for head in kept)
+        keys = KeyHeads(self.narrowing, self._blocked, kv_heads, used)
+        inputs = [self._query(query, q_heads), keys.of(key), keys.of(value), gates]
+        self.notes = keys.notes
+        if rest:
+            mask = rest[0]
+            inputs += [mask and self._narrowed_mask(mask, q_heads), *rest[1:]]
+        counts = {"q_num_heads": len(kept), "kv_num_heads": keys.num_heads}
+        return inputs, {name: ir.AttrInt64(name, number) for name, number in counts.items()}
+
+    def _aggregated(self) -> tuple[list[ir.Value | None], dict[str, ir.Attr]]:
+        """Return inputs and attributes of a MoHAggregatedAttention of the kept heads."""
+        heads, kept = self.node.attributes["num_heads"].as_int(), self.heads.kept
+        *rows, gates = self.node.inputs[:6]
+        query, *others = rows
+        inputs: list[ir.Value | None] = [self._query(query, heads)]
+        inputs += [self._narrowed(one, heads, kept) for one in others]
+        # What is of heads alone has them in front: [H, ...].
+        constants = [
+            None if one is None else self.narrowing.narrowed(one, 0, kept)
+            for one in self.node.inputs[6:]
+        ]
+        return [*inputs, gates, *constants], {"num_heads": ir.AttrInt64("num_heads", len(kept))}
+
+    def _query(self, query: ir.Value | None, heads: int) -> ir.Value:
+        narrow = self._narrowed(query, heads, self.heads.kept)
+        assert query is not None
+        # Queries that something else needs would be computed twice.
+        if narrow is not query and self.narrowing.is_read_elsewhere(query, self._blocked):
+            raise NotNarrowedError("its queries are read by something besides it")
+        return narrow
+
+    @property
+    def _blocked(self) -> frozenset[ir.Node]:
+        """The nodes of the layer, which are replaced, and their routers with them."""
+        return frozenset((self.node, *self.projections))
+
+    def _narrowed(self, value: ir.Value | None, heads: int, kept: Entries) -> ir.Value:
+        assert value is not None
+        axis, entries = packed(value, heads, kept)
+        return self.narrowing.narrowed(value, axis, entries)
+
+    def _narrowed_mask(self, mask: ir.Value, heads: int) -> ir.Value:
+        """Narrow a mask that tells heads apart: [B, H, S, T] or [H, S, T]."""
+        axis = len(dims_of(mask)) - 3
+        if axis < 0 or dims_of(mask)[axis] == 1:
+            return mask
+        if dims_of(mask)[axis] != heads:
+            raise NotNarrowedError(f"it is not known whether '{mask.name}' tells heads apart")
+        return self.narrowing.narrowed(mask, axis, self.heads.kept)
+
+    def _gates(self, query: ir.Value, gates: Sequence[float]) -> ir.Value:
+        """Add gates [B, S, H] that are the same for every token."""
+        place, rank, heads = query.producer(), len(dims_of(query)), len(gates)
+        assert place is not None
+        node = self.narrowing.node
+        number = self.narrowing.weight(f"{self.layer.gates}.fixed", np.array([[gates]], np.float32))
+        axes = (0, 1) if rank == 3 else (0, 2)
+        sizes: list[ir.Value | None] = []
+        for axis in axes:
+            ends = {"start": axis, "end": axis + 1}
+            place = node(
+                place,
+                "Shape",
+                [query],
+                [ir.AttrInt64(name, end) for name, end in ends.items()],
+                like=[number],
+            )
+            sizes.append(_typed(place.outputs[0], ir.DataType.INT64, [1]))
+        sizes.append(self.narrowing.weight(f"{self.layer.gates}.heads", np.array([heads])))
+        place = node(place, "Concat", sizes, [ir.AttrInt64("axis", 0)], like=[number])
+        shape = _typed(place.outputs[0], ir.DataType.INT64, [3])
+        expanded = node(place, "Expand", [number, shape], like=[number]).outputs[0]
+        dims = dims_of(query)
+        return _typed(expanded, ir.DataType.FLOAT, [dims[axes[0]], dims[axes[1]], heads])
+
+
+def _typed(value: ir.Value, dtype: ir.DataType, dims: Sequence[int | str | None]) -> ir.Value:
+    value.type, value.shape = ir.TensorType(dtype), ir.Shape(dims)
+    return value
+
+
+_VIEWS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+
+
+def _root(value: ir.Value) -> ir.Value:
+    """Return what a value is a view of: in all views each head has the same gates."""
+    node = value.producer()
+    while node is not None and node.op_type in _VIEWS and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value

@@ -1,0 +1,228 @@
+"""Compute only some entries along an axis of a value, by cutting the weights that make them.
+
+    Y = Reshape(X @ W + b, [B, S, H, D])     entries h of axis 2 of Y
+      = Reshape(X @ W' + b', [B, S, H', D])  W', b': the columns of these heads
+
+The value is followed backwards to stored weights, operator by operator (`rules.py`); each is
+written again beside the original, which stays for whoever else reads it. What nobody reads in the
+end is dropped by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from moh_deploy.system.npz import Array
+
+Entries = tuple[int, ...]
+"""Places along one axis, ascending."""
+
+
+class NotNarrowedError(Exception):
+    """A value whose entries cannot be computed apart; the message says what is in the way."""
+
+
+class Narrowing:
+    """Writes values of one model again with fewer entries, each wish once.
+
+    Args:
+        model: The types of its values are known (`infer_types`). Nodes and weights are added.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.graph, self.opset = model.graph, model.opset_imports[""]
+        self._made: dict[tuple[ir.Value, int, Entries], ir.Value] = {}
+        self._added: set[ir.Node] = set()
+        nodes = list(model.graph.all_nodes())
+        self._names = {node.name for node in nodes} | {v.name for n in nodes for v in n.outputs}
+        self._names |= {value.name for value in model.graph.inputs} | {*model.graph.initializers}
+
+    def narrowed(self, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+        """Return a value that holds some entries of another one.
+
+        Args:
+            value: What is to be computed in part.
+            axis: Along this axis, 0 or more.
+            kept: These entries.
+
+        Raises:
+            NotNarrowedError: With the reason.
+        """
+        if kept == tuple(range(size_of(value, axis))):
+            return value
+        key = (value, axis, kept)
+        if key not in self._made:
+            self._made[key] = self._make(value, axis, kept)
+        return self._made[key]
+
+    def _make(self, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+        # Rules call back for the inputs of their node.
+        from moh_deploy.graph.narrowing.rules import RULES
+
+        stored = constant(value)
+        if stored is not None:
+            return self.weight(f"{value.name}.kept", np.take(stored, kept, axis))
+        node = value.producer()
+        if node is None:
+            raise NotNarrowedError(f"'{value.name}' is an input of the model")
+        rule = RULES.get(node.op_type)
+        if rule is None:
+            raise NotNarrowedError(
+                f"'{value.name}' is made by {node.op_type}, through which heads are not followed"
+            )
+        return rule(self, value, axis, kept)
+
+    def is_read_elsewhere(self, value: ir.Value, blocked: Collection[ir.Node]) -> bool:
+        """Tell whether the whole of a narrowed value, or of what it is made of, stays needed.
+
+        Args:
+            blocked: Nodes that are going to read something else.
+        """
+        originals = {one for one, _, _ in self._made}
+        # What was narrowed on the way to this value, back to the products with weights.
+        chain, waiting = set[ir.Value](), [value]
+        while waiting:
+            one = waiting.pop()
+            node = one.producer()
+            if one in originals and one not in chain and node is not None:
+                chain.add(one)
+                waiting += [given for given in node.inputs if given is not None]
+        # Forward from there to what the model returns.
+        seen = set(chain)
+        waiting = list(chain)
+        while waiting:
+            one = waiting.pop()
+            if one.is_graph_output():
+                return True
+            readers = {use.node for use in one.uses()} - {*blocked, *self._added}
+            more = {output for node in readers for output in node.outputs} - seen
+            seen |= more
+            waiting += more
+        return False
+
+    def weight(self, name: str, array: Array) -> ir.Value:
+        """Store an array, and return its value."""
+        name = self._unique(name)
+        stored = np.ascontiguousarray(array)
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(ir.DataType.from_numpy(stored.dtype)),
+            shape=ir.Shape(stored.shape),
+            const_value=ir.Tensor(stored, name=name),
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def again(
+        self, value: ir.Value, axis: int, kept: Entries, inputs: Sequence[ir.Value | None]
+    ) -> ir.Value:
+        """Write the node that makes a value again with other inputs.
+
+        Args:
+            value: One of its outputs; all of them get fewer entries along the axis.
+        """
+        node = value.producer()
+        assert node is not None
+        made = self.node(
+            node, node.op_type, inputs, node.attributes.values(), like=node.outputs, axis=axis
+        )
+        for before, after in zip(node.outputs, made.outputs, strict=True):
+            after.shape = with_size(before, axis, len(kept))
+            self._made[before, axis, kept] = after
+        return self._made[value, axis, kept]
+
+    def node(
+        self,
+        place: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Iterable[ir.Attr] = (),
+        *,
+        like: Sequence[ir.Value],
+        axis: int | None = None,
+    ) -> ir.Node:
+        """Add a standard operator behind a node.
+
+        Args:
+            place: The node; what is added has its name, and a word.
+            like: Values that the outputs are like, in type and name; without `axis` in shape, too.
+        """
+        made = ir.Node(
+            "",
+            op_type,
+            inputs,
+            list(attributes),
+            outputs=[
+                ir.Value(
+                    name=self._unique(f"{one.name}.kept"),
+                    type=one.type,
+                    shape=one.shape if axis is None else None,
+                )
+                for one in like
+            ],
+            name=self._unique(f"{place.name}.kept"),
+        )
+        self.graph.insert_after(place, made)
+        self._added.add(made)
+        return made
+
+    def _unique(self, name: str) -> str:
+        number, found = 2, name
+        while found in self._names:
+            found, number = f"{name}#{number}", number + 1
+        self._names.add(found)
+        return found
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """Return what a value holds if it is stored; None if it is computed."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def dims_of(value: ir.Value) -> tuple[int | str | None, ...]:
+    """Return the sizes of a value: numbers, names, None for one that is not known.
+
+    Raises:
+        NotNarrowedError: Not even its rank is known.
+    """
+    if value.shape is None:
+        raise NotNarrowedError(f"the shape of '{value.name}' is not known")
+    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+
+
+def size_of(value: ir.Value, axis: int) -> int:
+    """Return the size along an axis.
+
+    Raises:
+        NotNarrowedError: It is not known.
+    """
+    dims = dims_of(value)
+    size = dims[axis] if axis < len(dims) else None
+    if not isinstance(size, int):
+        raise NotNarrowedError(f"the size of axis {axis} of '{value.name}' is not known")
+    return size
+
+
+def with_size(value: ir.Value, axis: int, size: int) -> ir.Shape:
+    """Return the shape of a value with another size along an axis."""
+    dims = list(dims_of(value))
+    dims[axis] = size
+    return ir.Shape(dims)
+
+
+def packed(value: ir.Value, heads: int, kept: Entries) -> tuple[int, Entries]:
+    """Return the axis that has the heads, and the entries of some of them along it.
+
+    Args:
+        value: [B, S, H*D] or [B, H, S, D].
+        heads: H.
+        kept: Numbers of heads.
+    """
+    if len(dims_of(value)) == 4:
+        return 1, kept
+    size = size_of(value, 2) // heads
+    return 2, tuple(head * size + entry for head in kept for entry in range(size))

@@ -1,0 +1,87 @@
+"""Let the projection behind some heads read these alone: cut its rows, however heads come there."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from moh_deploy.graph.narrowing.narrowing import Entries, Narrowing, NotNarrowedError, dims_of
+from moh_deploy.graph.narrowing.reshaped import resized, source_axis
+from moh_deploy.graph.narrowing.rules import linear
+from moh_deploy.ops import op_names
+
+
+def narrow_projection(
+    narrowing: Narrowing, heads: ir.Value, narrow: ir.Value, axis: int, kept: Entries
+) -> None:
+    """Replace the product that reads a value by one that reads some entries of it.
+
+    Args:
+        heads: All heads, [B, S, H*D] or [B, H, S, D].
+        narrow: The kept ones, in the same form; made by whoever calls.
+        axis: The axis that has heads.
+        kept: Entries of `heads` along it.
+
+    Raises:
+        NotNarrowedError: Something else reads it. Nothing has been replaced then.
+    """
+    uses = heads.uses()
+    if len(uses) != 1 or heads.is_graph_output():
+        raise NotNarrowedError(f"its heads, '{heads.name}', are read by more than a projection")
+    (use,) = uses
+    node, op = use.node, use.node.op_type
+    if use.idx == 0 and op in _VIEWS:
+        after = node.outputs[0]
+        along, entries = _VIEWS[op](node, heads, axis, kept)
+        inputs = [narrow, *node.inputs[1:]]
+        if op == "Reshape":
+            shape = node.inputs[1]
+            assert shape is not None
+            inputs[1] = resized(narrowing, node, shape, along, len(entries))
+        view = narrowing.again(after, along, entries, inputs)
+        narrow_projection(narrowing, after, view, along, entries)
+        return
+    if use.idx != 0 or op not in _PRODUCTS or axis != len(dims_of(heads)) - 1:
+        raise NotNarrowedError(f"its heads, '{heads.name}', are read by {op}, not by a projection")
+    _replace(narrowing, node, narrow, kept)
+
+
+def _replace(narrowing: Narrowing, node: ir.Node, narrow: ir.Value, kept: Entries) -> None:
+    """Y = X W + bias: rows of W."""
+    weight, result = node.inputs[1], node.outputs[0]
+    assert weight is not None
+    transposed = node.op_type == "Gemm" and "transB" in node.attributes
+    is_column = transposed and node.attributes["transB"].as_int() == 1
+    rows = 1 if is_column else len(dims_of(weight)) - 2
+    weight = narrowing.narrowed(weight, rows, kept)
+    if node.op_type == op_names.OUTPUT_PROJECTION:
+        bias = node.inputs[3] if len(node.inputs) > 3 else None
+        made = linear(narrowing, node, narrow, weight, bias, result.shape)
+    else:
+        inputs = [narrow, weight, *node.inputs[2:]]
+        again = narrowing.node(
+            node, node.op_type, inputs, node.attributes.values(), like=node.outputs
+        )
+        made = again.outputs[0]
+        made.shape = result.shape
+    result.replace_all_uses_with(made, replace_graph_outputs=True)
+    # Readers and outputs of the model know the name.
+    made.name, result.name = result.name, made.name
+
+
+def _transposed(node: ir.Node, heads: ir.Value, axis: int, kept: Entries) -> tuple[int, Entries]:
+    order = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
+    rank = len(dims_of(heads))
+    return (list(order) if order else list(reversed(range(rank)))).index(axis), kept
+
+
+def _reshaped(node: ir.Node, heads: ir.Value, axis: int, kept: Entries) -> tuple[int, Entries]:
+    # The elements are the same on both sides, so either may be asked for those of the other.
+    return source_axis(node.outputs[0], heads, axis, kept)
+
+
+def _same(node: ir.Node, heads: ir.Value, axis: int, kept: Entries) -> tuple[int, Entries]:
+    return axis, kept
+
+
+_VIEWS = {"Transpose": _transposed, "Reshape": _reshaped, "Identity": _same, "Cast": _same}
+_PRODUCTS = ("MatMul", "Gemm", op_names.OUTPUT_PROJECTION)

@@ -1,0 +1,318 @@
+"""Follow entries of an operator's result back to its inputs, one function a kind of operator.
+
+Each takes the value whose entries are wanted, and returns one that holds these alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from moh_deploy.graph.narrowing.narrowing import (
+    Entries,
+    Narrowing,
+    NotNarrowedError,
+    constant,
+    dims_of,
+    size_of,
+    with_size,
+)
+from moh_deploy.graph.narrowing.reshaped import resized, source_axis
+from moh_deploy.ops import op_names
+
+Rule = Callable[[Narrowing, ir.Value, int, Entries], ir.Value]
+
+
+def _elementwise(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    """Each input that has the axis is narrowed; one that is broadcast along it stays."""
+    inputs = [_aligned(narrowing, one, value, axis, kept) for one in _node(value).inputs]
+    return narrowing.again(value, axis, kept, inputs)
+
+
+def _aligned(
+    narrowing: Narrowing, given: ir.Value | None, value: ir.Value, axis: int, kept: Entries
+) -> ir.Value | None:
+    """Return an input of an operator that broadcasts from the right, narrowed where it has the
+    axis."""
+    if given is None:
+        return None
+    dims = dims_of(given)
+    own = axis - len(dims_of(value)) + len(dims)
+    if own < 0 or dims[own] == 1:
+        return given
+    return narrowing.narrowed(given, own, kept)
+
+
+def _product(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    """Y = A @ B: columns of B, rows of A, or samples of both."""
+    left, right = _inputs(value, 2)
+    last = len(dims_of(value)) - 1
+    if len(dims_of(left)) < 2 or len(dims_of(right)) < 2:
+        raise NotNarrowedError(f"'{value.name}' is a product with a vector")
+    if axis == last:
+        right = narrowing.narrowed(right, len(dims_of(right)) - 1, kept)
+    elif axis == last - 1:
+        left = narrowing.narrowed(left, len(dims_of(left)) - 2, kept)
+    else:
+        left, right = (_samples(narrowing, one, value, axis, kept) for one in (left, right))
+    return narrowing.again(value, axis, kept, [left, right])
+
+
+def _samples(
+    narrowing: Narrowing, given: ir.Value, value: ir.Value, axis: int, kept: Entries
+) -> ir.Value:
+    found = _aligned(narrowing, given, value, axis, kept)
+    assert found is not None
+    return found
+
+
+def _gemm(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    """Y = A @ B + C, each of A and B perhaps transposed."""
+    left, right, *added = _node(value).inputs
+    assert left is not None
+    assert right is not None
+    if axis == 1:
+        right = narrowing.narrowed(right, 0 if _number(value, "transB", 0) else 1, kept)
+    else:
+        left = narrowing.narrowed(left, 1 if _number(value, "transA", 0) else 0, kept)
+    biases = [_aligned(narrowing, one, value, axis, kept) for one in added]
+    return narrowing.again(value, axis, kept, [left, right, *biases])
+
+
+def _query_projection(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    """Q = X W + bias, as plain operators: with fixed gates there is nothing to skip."""
+    if axis != 2:
+        raise NotNarrowedError(f"axis {axis} of '{value.name}' is none of heads")
+    node = _node(value)
+    x, weight, _, bias = (*node.inputs, None)[:4]
+    assert weight is not None
+    return linear(
+        narrowing,
+        node,
+        x,
+        narrowing.narrowed(weight, 1, kept),
+        None if bias is None else narrowing.narrowed(bias, 0, kept),
+        with_size(value, axis, len(kept)),
+    )
+
+
+def linear(
+    narrowing: Narrowing,
+    node: ir.Node,
+    x: ir.Value | None,
+    weight: ir.Value,
+    bias: ir.Value | None,
+    shape: ir.Shape | None,
+) -> ir.Value:
+    """Add MatMul, and Add where there is a bias, behind a projection of ours."""
+    like = [node.outputs[0]]
+    product = narrowing.node(node, "MatMul", [x, weight], like=like)
+    product.outputs[0].shape = shape
+    if bias is None:
+        return product.outputs[0]
+    added = narrowing.node(product, "Add", [product.outputs[0], bias], like=like)
+    added.outputs[0].shape = shape
+    return added.outputs[0]
+
+
+def _transpose(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    (given,) = _inputs(value, 1)
+    rank = len(dims_of(value))
+    order = _numbers(value, "perm") or list(reversed(range(rank)))
+    return narrowing.again(value, axis, kept, [narrowing.narrowed(given, order[axis], kept)])
+
+
+def _reshape(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    given, shape = _inputs(value, 2)
+    own, entries = source_axis(given, value, axis, kept)
+    source = narrowing.narrowed(given, own, entries)
+    return narrowing.again(
+        value, axis, kept, [source, resized(narrowing, _node(value), shape, axis, len(kept))]
+    )
+
+
+def _expand(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    given, shape = _inputs(value, 2)
+    source = _samples(narrowing, given, value, axis, kept)
+    own = axis - len(dims_of(value)) + size_of(shape, 0)
+    if own >= 0:
+        shape = resized(narrowing, _node(value), shape, own, len(kept))
+    return narrowing.again(value, axis, kept, [source, shape])
+
+
+def _squeeze(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    (given, axes) = _inputs(value, 2)
+    rank = len(dims_of(given))
+    gone = {number % rank for number in _stored(axes, value)}
+    own = [number for number in range(rank) if number not in gone][axis]
+    return narrowing.again(value, axis, kept, [narrowing.narrowed(given, own, kept), axes])
+
+
+def _unsqueeze(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    given, axes = _inputs(value, 2)
+    rank = len(dims_of(value))
+    new = {number % rank for number in _stored(axes, value)}
+    own = [number for number in range(rank) if number not in new].index(axis)
+    return narrowing.again(value, axis, kept, [narrowing.narrowed(given, own, kept), axes])
+
+
+def _split(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    """Along its own axis a Split is a choice of entries itself, and is not needed any more."""
+    node = _node(value)
+    given, *sizes = node.inputs
+    assert given is not None
+    if _axis_of(value, 0) != axis:
+        return narrowing.again(value, axis, kept, [narrowing.narrowed(given, axis, kept), *sizes])
+    parts = node.outputs[: node.outputs.index(value)]
+    start = sum(size_of(part, axis) for part in parts)
+    return narrowing.narrowed(given, axis, tuple(start + entry for entry in kept))
+
+
+def _slice(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    """As of a Split; along other axes it is written again."""
+    given, starts, ends, *rest = _node(value).inputs
+    assert given is not None
+    rank = len(dims_of(value))
+    first = _stored(starts, value)
+    axes = [one % rank for one in _stored(rest[0], value)] if rest and rest[0] else range(rank)
+    places = [place for place, one in enumerate(axes[: len(first)]) if one == axis]
+    if not places:
+        source = narrowing.narrowed(given, axis, kept)
+        return narrowing.again(value, axis, kept, [source, starts, ends, *rest])
+    steps = _stored(rest[1], value) if len(rest) > 1 and rest[1] else [1] * len(first)
+    (at,) = places
+    size = size_of(given, axis)
+    entries = range(size)[slice(first[at], _stored(ends, value)[at], steps[at])]
+    if steps[at] < 0:
+        raise NotNarrowedError(f"'{value.name}' is in another order than what it is sliced from")
+    return narrowing.narrowed(given, axis, tuple(entries[entry] for entry in kept))
+
+
+def _gather(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    given, indices = _inputs(value, 2)
+    along, rank = _axis_of(value, 0) % len(dims_of(given)), len(dims_of(indices))
+    if along <= axis < along + rank:
+        own = axis - along
+        return narrowing.again(value, axis, kept, [given, narrowing.narrowed(indices, own, kept)])
+    own = axis if axis < along else axis - rank + 1
+    return narrowing.again(value, axis, kept, [narrowing.narrowed(given, own, kept), indices])
+
+
+def _gather_nd(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    """Rows of a table, where what is wanted is entries of each row."""
+    given, indices = _inputs(value, 2)
+    places = len(dims_of(indices)) - 1
+    if axis < places or _number(value, "batch_dims", 0):
+        raise NotNarrowedError(f"'{value.name}' has heads among what is looked up")
+    own = axis - places + size_of(indices, places)
+    return narrowing.again(value, axis, kept, [narrowing.narrowed(given, own, kept), indices])
+
+
+def _concat(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    given = [one for one in _node(value).inputs if one is not None]
+    if _axis_of(value, 0) % len(dims_of(value)) != axis:
+        narrowed = [narrowing.narrowed(one, axis, kept) for one in given]
+        return narrowing.again(value, axis, kept, narrowed)
+    parts, start = [], 0
+    for one in given:
+        stop = start + size_of(one, axis)
+        own = tuple(entry - start for entry in kept if start <= entry < stop)
+        parts += [narrowing.narrowed(one, axis, own)] if own else []
+        start = stop
+    return narrowing.again(value, axis, kept, parts)
+
+
+def _reduction(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    given, *axes = _node(value).inputs
+    assert given is not None
+    rank = len(dims_of(given))
+    listed = _stored(axes[0], value) if axes and axes[0] else _numbers(value, "axes")
+    gone = {number % rank for number in listed} or set(range(rank))
+    left = range(rank) if _number(value, "keepdims", 1) else sorted({*range(rank)} - gone)
+    own = left[axis]
+    if own in gone:
+        raise NotNarrowedError(f"'{value.name}' is one number for all heads")
+    return narrowing.again(value, axis, kept, [narrowing.narrowed(given, own, kept), *axes])
+
+
+def _normalized(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    """A norm or softmax over other axes; its scale and bias are of those."""
+    given, *rest = _node(value).inputs
+    assert given is not None
+    rank = len(dims_of(value))
+    first = _axis_of(value, -1) % rank
+    mixed = {first} if _node(value).op_type in _OVER_ONE_AXIS else {*range(first, rank)}
+    if axis in mixed:
+        raise NotNarrowedError(f"'{value.name}' is normalised over all heads together")
+    return narrowing.again(value, axis, kept, [narrowing.narrowed(given, axis, kept), *rest])
+
+
+_OVER_ONE_AXIS = ("Softmax", "LogSoftmax", "LpNormalization")
+
+_ELEMENTWISE = (
+    *("Abs", "Add", "And", "Cast", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Gelu"),
+    *("Greater", "GreaterOrEqual", "Identity", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max"),
+    *("Min", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "Relu", "Sigmoid", "Sin", "Softplus"),
+    *("Sqrt", "Sub", "Swish", "Tanh", "Where"),
+)
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization", *_OVER_ONE_AXIS), _normalized),
+    **dict.fromkeys(
+        ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "ReduceSumSquare"), _reduction
+    ),
+    "MatMul": _product,
+    "Gemm": _gemm,
+    op_names.QUERY_PROJECTION: _query_projection,
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Expand": _expand,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Split": _split,
+    "Slice": _slice,
+    "Gather": _gather,
+    "GatherND": _gather_nd,
+    "Concat": _concat,
+}
+
+
+def _node(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node
+
+
+def _inputs(value: ir.Value, count: int) -> list[ir.Value]:
+    """Return the first inputs of the node that makes a value; each has to be there."""
+    inputs = [one for one in _node(value).inputs[:count] if one is not None]
+    if len(inputs) < count:
+        raise NotNarrowedError(f"'{value.name}' is made by {_node(value).op_type} of fewer inputs")
+    return inputs
+
+
+def _stored(given: ir.Value | None, value: ir.Value) -> list[int]:
+    """Return what an input holds that says which entries there are."""
+    array = constant(given)
+    if array is None:
+        raise NotNarrowedError(f"'{value.name}' has entries that are chosen at run time")
+    return [int(number) for number in np.atleast_1d(array)]
+
+
+def _number(value: ir.Value, name: str, default: int) -> int:
+    attribute = _node(value).attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def _numbers(value: ir.Value, name: str) -> Sequence[int]:
+    attribute = _node(value).attributes.get(name)
+    return [] if attribute is None else attribute.as_ints()
+
+
+def _axis_of(value: ir.Value, default: int) -> int:
+    """Return the attribute `axis`, counted from the front where the result has as many axes."""
+    axis = _number(value, "axis", default)
+    return axis if axis >= 0 else axis + len(dims_of(value))

@@ -1,0 +1,91 @@
+"""Keep the same heads for every token: cut the weights of the others, and fix the gates.
+
+    gates = Router(X)                              gates' = Expand([g of the kept heads])
+    Y = MoHAttention(X Wq, X Wk, X Wv, gates) Wo   Y = MoHAttention(X Wq', X Wk', X Wv', gates') Wo'
+
+Wq' has the columns of the kept heads, and Wo' their rows. A key/value head goes when all of its
+query heads do. Where the groups that are left are not of one size, keys and values are repeated
+behind their projections, so that they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from moh_deploy.graph.add_function_bodies import add_function_bodies
+from moh_deploy.graph.infer_types import infer_types
+from moh_deploy.graph.narrowing import FixedHeads, LayerEdit, Narrowing, NotNarrowedError
+from moh_deploy.graph.switch_by_size import without_switches
+from moh_deploy.ops import is_moh_op
+from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.package import LayerInfo
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What became of the layers of a model.
+
+    Attributes:
+        layers: As the model has them now; `choose_layers` is still to come.
+        reasons: Path of each layer that could not be changed to why. With any, the model is of no
+            use.
+        notes: Path of each layer to what became of its keys and values, where that has to be said.
+    """
+
+    layers: tuple[LayerInfo, ...]
+    reasons: dict[str, str]
+    notes: dict[str, tuple[str, ...]]
+
+
+def prune_heads(
+    model: ir.Model, layers: Sequence[LayerInfo], fixed: Sequence[FixedHeads]
+) -> Pruned:
+    """Let each layer of a package's model run some heads, and drop routers and cut weights.
+
+    Args:
+        model: In float32; changed in place.
+        layers: Those of its package.
+        fixed: What is left of each.
+    """
+    without_switches(model)
+    infer_types(model)
+    narrowing = Narrowing(model)
+    nodes = {node.name: node for node in model.graph if node.name}
+    found: list[LayerInfo] = []
+    reasons: dict[str, str] = {}
+    notes: dict[str, tuple[str, ...]] = {}
+    routed: dict[str, ir.Value] = {}
+    for layer, heads in zip(layers, fixed, strict=True):
+        try:
+            edit = LayerEdit.of(narrowing, nodes, layer, heads)
+            found.append(edit.cut() if heads.is_cut else edit.close())
+        except NotNarrowedError as error:
+            reasons[layer.path] = str(error)
+            found.append(layer)
+            continue
+        routed[layer.path] = edit.routed
+        if edit.notes:
+            notes[layer.path] = tuple(edit.notes)
+    RemoveUnusedNodesPass()(model)
+    for path, gates in routed.items():
+        # A node that was dropped is in no graph.
+        maker = gates.producer()
+        if maker is None or maker.graph is not None:
+            reasons[path] = "something besides its attention reads the gates that its router makes"
+    if not reasons:
+        _write_bodies_again(model)
+    return Pruned(tuple(found), reasons, notes)
+
+
+def _write_bodies_again(model: ir.Model) -> None:
+    """Attention whose heads are grouped no more needs another body, and a router none."""
+    for key in [key for key in model.functions if is_moh_op(*key[:2])]:
+        del model.functions[key]
+    for node in model.graph.all_nodes():
+        if is_moh_op(node.domain, node.op_type):
+            node.domain = KERNEL_DOMAIN
+    add_function_bodies(model, opset=model.opset_imports[""])
