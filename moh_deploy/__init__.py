@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moh_deploy.api.precision import precision
     from moh_deploy.api.probe import probe
     from moh_deploy.api.profile import profile
+    from moh_deploy.api.prune import prune
     from moh_deploy.api.run import run
     from moh_deploy.api.serve import serve
     from moh_deploy.api.tune import tune
@@ -51,6 +52,7 @@ __all__ = [
     "precision",
     "probe",
     "profile",
+    "prune",
     "run",
     "serve",
     "tune",
@@ -77,6 +79,7 @@ _HOME = {
     "precision": "moh_deploy.api.precision",
     "probe": "moh_deploy.api.probe",
     "profile": "moh_deploy.api.profile",
+    "prune": "moh_deploy.api.prune",
     "run": "moh_deploy.api.run",
     "serve": "moh_deploy.api.serve",
     "tune": "moh_deploy.api.tune",

@@ -26,6 +26,7 @@ def test_public_names_are_these():
         "precision",
         "probe",
         "profile",
+        "prune",
         "run",
         "serve",
         "tune",

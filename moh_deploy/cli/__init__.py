@@ -13,6 +13,7 @@ main = CommandGroup(
         "Make": {
             "export": "Turn a PyTorch model into a verified ONNX package.",
             "precision": "Write a package again in float16 or bfloat16.",
+            "prune": "Write a package with the same heads for every token, and no router.",
             "inline": "Write a package's model in standard operators only.",
             "build": "Build a TensorRT or TensorRT-RTX engine from a package.",
         },

@@ -345,6 +345,33 @@ INLINE = (
     JSON,
 )
 
+PRUNE = (
+    PACKAGE,
+    click.option(
+        "--keep",
+        required=True,
+        metavar="N|PERCENT%",
+        help="Heads that each layer keeps: a number such as 12, or a share of each layer's heads"
+        " such as 75%.",
+    ),
+    click.option(
+        "--by",
+        type=click.Choice(["load", "gate"]),
+        default="load",
+        show_default=True,
+        help="Keep the heads that are open for most tokens, or those with the largest mean gate.",
+    ),
+    _inputs("Count heads on these inputs instead of the recorded ones."),
+    click.option(
+        "--allow-whole",
+        is_flag=True,
+        help="Let a layer whose weights cannot be cut stay whole, with gates of 0 for the heads"
+        " that are not kept.",
+    ),
+    _output("The package directory to write."),
+    JSON,
+)
+
 BUILD = (
     PACKAGE,
     click.option(

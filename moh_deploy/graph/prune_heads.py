@@ -19,6 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.infer_types import infer_types
 from moh_deploy.graph.narrowing import FixedHeads, LayerEdit, Narrowing, NotNarrowedError
+from moh_deploy.graph.narrowing.rules import RULES
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops import is_moh_op
 from moh_deploy.ops.domains import KERNEL_DOMAIN
@@ -53,7 +54,7 @@ def prune_heads(
     """
     without_switches(model)
     infer_types(model)
-    narrowing = Narrowing(model)
+    narrowing = Narrowing(model, RULES)
     nodes = {node.name: node for node in model.graph if node.name}
     found: list[LayerInfo] = []
     reasons: dict[str, str] = {}

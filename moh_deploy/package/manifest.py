@@ -275,6 +275,25 @@ class Float32Node(Strict):
 
 
 @dataclass(frozen=True)
+class Made(Strict):
+    """A note that a package is another model than the original, made to be compared with it.
+
+    What it has recorded is of the package that it was made from, changed in the same way by feeding
+    gates, or by its function bodies.
+
+    Attributes:
+        how: What was changed, in words: `every token has the same heads, 12 kept by load`.
+        model_sha256: Digest of model.onnx of the package that it was made from.
+        kept: For each layer the heads that are left, by their numbers in that package; empty where
+            no layer lost any.
+    """
+
+    how: str
+    model_sha256: str
+    kept: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class Spread(Strict):
     """The size of differences: their root mean square, and the largest of them."""
 
@@ -399,6 +418,8 @@ class Manifest(Strict):
         valid_tokens: The input that says which tokens are valid, [batch, tokens] of 0 and 1, or
             [batch, ..., tokens] that is added to scores: what
             the original computes for padding is recorded and not compared. None: all are valid.
+        made: What was changed in a package that is another model than the original; None for a
+            package that equals it.
         files: File name to sha256, for each file of the package but the manifest.
         format_version: Version of the package format.
     """
@@ -426,6 +447,7 @@ class Manifest(Strict):
     rounding: Rounding | None = None
     call: Call | None = None
     valid_tokens: str | None = None
+    made: Made | None = None
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

@@ -15,6 +15,7 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package.manifest import (
     LayerInfo,
+    Made,
     Manifest,
     Proof,
     Rounding,
@@ -95,6 +96,8 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
         yield from _tuning_problems(manifest.tuning, len(manifest.layers))
     if manifest.rounding is not None:
         yield from _rounding_problems(manifest.rounding, manifest)
+    if manifest.made is not None:
+        yield from _made_problems(manifest.made, manifest)
     names = tuple(one.name for one in manifest.inputs)
     if manifest.call is not None and manifest.call.inputs != names:
         yield "call", f"takes {_listed(manifest.call.inputs)}, but the inputs are {_listed(names)}"
@@ -240,6 +243,17 @@ def _rounding_problems(rounding: Rounding, manifest: Manifest) -> Iterator[Probl
     for index, one in enumerate(rounding.layers):
         for part in ("scores", "gates", "attention"):
             yield from _spread_problems(f"rounding.layers[{index}].{part}", getattr(one, part))
+
+
+def _made_problems(made: Made, manifest: Manifest) -> Iterator[Problem]:
+    if made.kept and len(made.kept) != len(manifest.layers):
+        yield "made.kept", f"has {len(made.kept)} entries for {len(manifest.layers)} layers"
+    for index, (heads, layer) in enumerate(zip(made.kept, manifest.layers, strict=False)):
+        if list(heads) != sorted(set(heads)) or len(heads) > layer.num_heads:
+            yield (
+                f"made.kept[{index}]",
+                f"is {str(list(heads))[:100]}, expected at most {layer.num_heads} heads, ascending",
+            )
 
 
 def _mask_problems(name: str, inputs: Sequence[TensorInfo]) -> Iterator[Problem]:

@@ -8,11 +8,21 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import CorpusSample, OnnxPackage, VectorSet
+from moh_deploy.package import CorpusSample, Manifest, OnnxPackage, VectorSet
 from moh_deploy.system.suggest import shortened
 from moh_deploy.validate.samples import Sample, label
 
 RECORDED = "vectors recorded from the original model"
+
+
+def recorded_words(manifest: Manifest) -> str:
+    """Return what recorded the vectors of a package, in words."""
+    if manifest.made is None:
+        return RECORDED
+    return (
+        "vectors recorded from the package that it was made from, changed in the same way:"
+        f" {manifest.made.how} (not the original model)"
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.layer_values import names_to_return
-from moh_deploy.validate.reference import RECORDED
+from moh_deploy.validate.reference import recorded_words
 from moh_deploy.validate.variants import Variants
 
 
@@ -56,8 +56,9 @@ class Subject:
         Raises:
             ConfigError: The engine was built for none of their sizes.
         """
+        words = recorded_words(self.package.manifest)
         if not self.model.is_compiled:
-            return self.package.vectors, RECORDED
+            return self.package.vectors, words
         # A profile has limits; runs beyond them are left out, and the words of the report say so.
         found = tuple(one for one in self.package.vectors if self.model.fits(one.sizes))
         if not found:
@@ -65,7 +66,7 @@ class Subject:
                 f"no recorded run of the package is of sizes that {self.model.root} was built for.",
                 hint="Build it with a --profile that has the example's sizes, or give --inputs.",
             )
-        return found, f"{RECORDED}, those of sizes that the engine was built for"
+        return found, f"{words}, those of sizes that the engine was built for"
 
     def load(self) -> Runner:
         """Load it, so that it also returns what can be compared of its layers.

@@ -63,7 +63,7 @@ def test_version(cli: Cli):
         (
             ["zzz"],
             "No such command 'zzz'. There are bench, bisect, build, bundle, doctor, drill,"
-            " export, inline, inspect, precision, probe, profile, run, serve, tune, verify, watch.",
+            " export, inline, inspect, precision, probe, profile, prune, run, serve, tune, verify, watch.",
         ),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),
@@ -179,6 +179,6 @@ def test_interrupted_process_ends_with_130_and_no_traceback():
     assert (process.returncode, out, err.strip()) == (130, "", "interrupted")
 
 
-@pytest.mark.parametrize("command", ["bisect", "build", "export", "inline", "precision"])
+@pytest.mark.parametrize("command", ["bisect", "build", "export", "inline", "precision", "prune"])
 def test_output_has_a_short_form_wherever_something_is_written(cli: Cli, command: str):
     assert "-o, --output " in cli(command, "--help").out

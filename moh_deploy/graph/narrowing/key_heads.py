@@ -17,9 +17,9 @@ import onnx_ir as ir
 from moh_deploy.graph.narrowing.narrowing import (
     Narrowing,
     NotNarrowedError,
+    axis_size,
     dims_of,
     packed,
-    size_of,
     with_size,
 )
 
@@ -29,14 +29,14 @@ class KeyHeads:
     """The key/value heads of one layer.
 
     Attributes:
-        blocked: Nodes of the layer.
+        ends: What the layer makes, and its gates.
         heads: How many there are.
         used: Number of each that stays to how many query heads read it.
         notes: What a user should know, in sentences.
     """
 
     narrowing: Narrowing
-    blocked: Collection[ir.Node]
+    ends: Collection[ir.Value]
     heads: int
     used: Mapping[int, int]
     notes: list[str] = field(default_factory=list)
@@ -73,7 +73,7 @@ class KeyHeads:
             self.narrowing.narrowed(value, *packed(value, self.heads, tuple(self._times)))
         except NotNarrowedError as error:
             return str(error)
-        is_read = self.narrowing.is_read_elsewhere(value, self.blocked)
+        is_read = self.narrowing.is_read_elsewhere(value, self.ends)
         return "something else reads all heads" if is_read else None
 
     def _picked(self, value: ir.Value, times: list[int]) -> ir.Value:
@@ -81,7 +81,7 @@ class KeyHeads:
         if all(count == 1 for count in times):
             return value
         axis = 1 if len(dims_of(value)) == 4 else 2
-        size = size_of(value, axis) // len(times)
+        size = axis_size(value, axis) // len(times)
         place = value.producer()
         if place is None:
             raise NotNarrowedError(f"'{value.name}' is an input of the model")

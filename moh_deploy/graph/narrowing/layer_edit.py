@@ -54,7 +54,6 @@ class LayerEdit:
     layer: LayerInfo
     heads: FixedHeads
     node: ir.Node
-    projections: tuple[ir.Node, ...]
     routed: ir.Value
     recorded: ir.Value
     notes: list[str] = field(default_factory=list)
@@ -81,9 +80,7 @@ class LayerEdit:
         recorded = values.get(layer.gates, routed)
         if _root(recorded) is not _root(routed):
             raise NotNarrowedError("its attention weighs the recorded gates once more")
-        named = (layer.query_projection, layer.output_projection)
-        projections = tuple(nodes[name] for name in named if name is not None)
-        return cls(narrowing, layer, heads, node, projections, routed, recorded)
+        return cls(narrowing, layer, heads, node, routed, recorded)
 
     def close(self) -> LayerInfo:
         """Fix the gates of all heads, 0 for those that are not kept."""
@@ -91,8 +88,9 @@ class LayerEdit:
         query = self.node.inputs[0]
         assert query is not None
         gates = self._gates(query, [numbers.get(h, 0.0) for h in range(self.layer.num_heads)])
-        for node in (self.node, *self.projections):
-            node.replace_input_with(GATES_INPUT[node.op_type], gates)
+        for use in list(self.routed.uses()):
+            if use.idx == GATES_INPUT.get(use.node.op_type):
+                use.node.replace_input_with(use.idx, gates)
         return self._layer(
             gates, closed=[h for h in range(self.layer.num_heads) if h not in numbers]
         )
@@ -170,7 +168,7 @@ class LayerEdit:
         kv_heads = self.node.attributes["kv_num_heads"].as_int()
         kept, group = self.heads.kept, q_heads // kv_heads
         used = Counter(head // group for head in kept)
-        keys = KeyHeads(self.narrowing, self._blocked, kv_heads, used)
+        keys = KeyHeads(self.narrowing, self._ends, kv_heads, used)
         inputs = [self._query(query, q_heads), keys.of(key), keys.of(value), gates]
         self.notes = keys.notes
         if rest:
@@ -178,6 +176,11 @@ class LayerEdit:
             inputs += [mask and self._narrowed_mask(mask, q_heads), *rest[1:]]
         counts = {"q_num_heads": len(kept), "kv_num_heads": keys.num_heads}
         return inputs, {name: ir.AttrInt64(name, number) for name, number in counts.items()}
+
+    @property
+    def _ends(self) -> frozenset[ir.Value]:
+        """What the layer makes, and the gates of its router: both are made in another way now."""
+        return frozenset((self.node.outputs[0], _root(self.routed)))
 
     def _aggregated(self) -> tuple[list[ir.Value | None], dict[str, ir.Attr]]:
         """Return inputs and attributes of a MoHAggregatedAttention of the kept heads."""
@@ -197,14 +200,9 @@ class LayerEdit:
         narrow = self._narrowed(query, heads, self.heads.kept)
         assert query is not None
         # Queries that something else needs would be computed twice.
-        if narrow is not query and self.narrowing.is_read_elsewhere(query, self._blocked):
+        if narrow is not query and self.narrowing.is_read_elsewhere(query, self._ends):
             raise NotNarrowedError("its queries are read by something besides it")
         return narrow
-
-    @property
-    def _blocked(self) -> frozenset[ir.Node]:
-        """The nodes of the layer, which are replaced, and their routers with them."""
-        return frozenset((self.node, *self.projections))
 
     def _narrowed(self, value: ir.Value | None, heads: int, kept: Entries) -> ir.Value:
         assert value is not None

@@ -10,7 +10,7 @@ end is dropped by the caller.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -30,9 +30,11 @@ class Narrowing:
 
     Args:
         model: The types of its values are known (`infer_types`). Nodes and weights are added.
+        rules: Operator to what follows entries of its result back to its inputs.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, rules: Mapping[str, NarrowRule]) -> None:
+        self._rules = rules
         self.graph, self.opset = model.graph, model.opset_imports[""]
         self._made: dict[tuple[ir.Value, int, Entries], ir.Value] = {}
         self._added: set[ir.Node] = set()
@@ -51,7 +53,7 @@ class Narrowing:
         Raises:
             NotNarrowedError: With the reason.
         """
-        if kept == tuple(range(size_of(value, axis))):
+        if kept == tuple(range(axis_size(value, axis))):
             return value
         key = (value, axis, kept)
         if key not in self._made:
@@ -59,27 +61,24 @@ class Narrowing:
         return self._made[key]
 
     def _make(self, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
-        # Rules call back for the inputs of their node.
-        from moh_deploy.graph.narrowing.rules import RULES
-
         stored = constant(value)
         if stored is not None:
             return self.weight(f"{value.name}.kept", np.take(stored, kept, axis))
         node = value.producer()
         if node is None:
             raise NotNarrowedError(f"'{value.name}' is an input of the model")
-        rule = RULES.get(node.op_type)
+        rule = self._rules.get(node.op_type)
         if rule is None:
             raise NotNarrowedError(
                 f"'{value.name}' is made by {node.op_type}, through which heads are not followed"
             )
         return rule(self, value, axis, kept)
 
-    def is_read_elsewhere(self, value: ir.Value, blocked: Collection[ir.Node]) -> bool:
+    def is_read_elsewhere(self, value: ir.Value, ends: Collection[ir.Value]) -> bool:
         """Tell whether the whole of a narrowed value, or of what it is made of, stays needed.
 
         Args:
-            blocked: Nodes that are going to read something else.
+            ends: Values that are made in another way from now on.
         """
         originals = {one for one, _, _ in self._made}
         # What was narrowed on the way to this value, back to the products with weights.
@@ -97,8 +96,8 @@ class Narrowing:
             one = waiting.pop()
             if one.is_graph_output():
                 return True
-            readers = {use.node for use in one.uses()} - {*blocked, *self._added}
-            more = {output for node in readers for output in node.outputs} - seen
+            readers = {use.node for use in one.uses()} - self._added
+            more = {output for node in readers for output in node.outputs} - seen - {*ends}
             seen |= more
             waiting += more
         return False
@@ -177,6 +176,10 @@ class Narrowing:
         return found
 
 
+NarrowRule = Callable[[Narrowing, ir.Value, int, Entries], ir.Value]
+"""Returns some entries of a value along an axis, by those of what its node reads."""
+
+
 def constant(value: ir.Value | None) -> Array | None:
     """Return what a value holds if it is stored; None if it is computed."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
@@ -194,7 +197,7 @@ def dims_of(value: ir.Value) -> tuple[int | str | None, ...]:
     return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
 
 
-def size_of(value: ir.Value, axis: int) -> int:
+def axis_size(value: ir.Value, axis: int) -> int:
     """Return the size along an axis.
 
     Raises:
@@ -224,5 +227,5 @@ def packed(value: ir.Value, heads: int, kept: Entries) -> tuple[int, Entries]:
     """
     if len(dims_of(value)) == 4:
         return 1, kept
-    size = size_of(value, 2) // heads
+    size = axis_size(value, 2) // heads
     return 2, tuple(head * size + entry for head in kept for entry in range(size))

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moh_deploy.graph.narrowing.narrowing import Entries, Narrowing, NotNarrowedError, dims_of
+from moh_deploy.graph.narrowing.narrowing import (
+    Entries,
+    Narrowing,
+    NotNarrowedError,
+    constant,
+    dims_of,
+)
 from moh_deploy.graph.narrowing.reshaped import resized, source_axis
 from moh_deploy.graph.narrowing.rules import linear
 from moh_deploy.ops import op_names
@@ -79,9 +85,29 @@ def _reshaped(node: ir.Node, heads: ir.Value, axis: int, kept: Entries) -> tuple
     return source_axis(node.outputs[0], heads, axis, kept)
 
 
+def _squeezed(node: ir.Node, heads: ir.Value, axis: int, kept: Entries) -> tuple[int, Entries]:
+    """Axes of size 1 come or go; the others keep their order."""
+    before, after = dims_of(heads), dims_of(node.outputs[0])
+    longer, shorter = (before, after) if len(before) > len(after) else (after, before)
+    stored = constant(node.inputs[1])
+    if stored is None:
+        raise NotNarrowedError(f"'{node.outputs[0].name}' has axes that are chosen at run time")
+    moved = {int(number) % len(longer) for number in stored}
+    left = [number for number in range(len(longer)) if number not in moved]
+    assert len(left) == len(shorter)
+    return (left.index(axis) if longer is before else left[axis]), kept
+
+
 def _same(node: ir.Node, heads: ir.Value, axis: int, kept: Entries) -> tuple[int, Entries]:
     return axis, kept
 
 
-_VIEWS = {"Transpose": _transposed, "Reshape": _reshaped, "Identity": _same, "Cast": _same}
+_VIEWS = {
+    "Transpose": _transposed,
+    "Reshape": _reshaped,
+    "Squeeze": _squeezed,
+    "Unsqueeze": _squeezed,
+    "Identity": _same,
+    "Cast": _same,
+}
 _PRODUCTS = ("MatMul", "Gemm", op_names.OUTPUT_PROJECTION)

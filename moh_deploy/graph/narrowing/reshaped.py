@@ -11,9 +11,9 @@ from moh_deploy.graph.narrowing.narrowing import (
     Entries,
     Narrowing,
     NotNarrowedError,
+    axis_size,
     constant,
     dims_of,
-    size_of,
 )
 
 _Dims = Sequence[int | str | None]
@@ -114,7 +114,7 @@ def resized(
     pieces, start = list(node.inputs), 0
     for number, piece in enumerate(pieces):
         assert piece is not None
-        stop = start + size_of(piece, 0)
+        stop = start + axis_size(piece, 0)
         if start <= axis < stop:
             is_size = stop - start == 1
             pieces[number] = (

@@ -5,7 +5,7 @@ Each takes the value whose entries are wanted, and returns one that holds these 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -13,16 +13,15 @@ import onnx_ir as ir
 from moh_deploy.graph.narrowing.narrowing import (
     Entries,
     Narrowing,
+    NarrowRule,
     NotNarrowedError,
+    axis_size,
     constant,
     dims_of,
-    size_of,
     with_size,
 )
 from moh_deploy.graph.narrowing.reshaped import resized, source_axis
 from moh_deploy.ops import op_names
-
-Rule = Callable[[Narrowing, ir.Value, int, Entries], ir.Value]
 
 
 def _elementwise(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
@@ -136,7 +135,7 @@ def _reshape(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) ->
 def _expand(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
     given, shape = _inputs(value, 2)
     source = _samples(narrowing, given, value, axis, kept)
-    own = axis - len(dims_of(value)) + size_of(shape, 0)
+    own = axis - len(dims_of(value)) + axis_size(shape, 0)
     if own >= 0:
         shape = resized(narrowing, _node(value), shape, own, len(kept))
     return narrowing.again(value, axis, kept, [source, shape])
@@ -166,7 +165,7 @@ def _split(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> i
     if _axis_of(value, 0) != axis:
         return narrowing.again(value, axis, kept, [narrowing.narrowed(given, axis, kept), *sizes])
     parts = node.outputs[: node.outputs.index(value)]
-    start = sum(size_of(part, axis) for part in parts)
+    start = sum(axis_size(part, axis) for part in parts)
     return narrowing.narrowed(given, axis, tuple(start + entry for entry in kept))
 
 
@@ -183,7 +182,7 @@ def _slice(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> i
         return narrowing.again(value, axis, kept, [source, starts, ends, *rest])
     steps = _stored(rest[1], value) if len(rest) > 1 and rest[1] else [1] * len(first)
     (at,) = places
-    size = size_of(given, axis)
+    size = axis_size(given, axis)
     entries = range(size)[slice(first[at], _stored(ends, value)[at], steps[at])]
     if steps[at] < 0:
         raise NotNarrowedError(f"'{value.name}' is in another order than what it is sliced from")
@@ -206,7 +205,7 @@ def _gather_nd(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) 
     places = len(dims_of(indices)) - 1
     if axis < places or _number(value, "batch_dims", 0):
         raise NotNarrowedError(f"'{value.name}' has heads among what is looked up")
-    own = axis - places + size_of(indices, places)
+    own = axis - places + axis_size(indices, places)
     return narrowing.again(value, axis, kept, [narrowing.narrowed(given, own, kept), indices])
 
 
@@ -217,7 +216,7 @@ def _concat(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> 
         return narrowing.again(value, axis, kept, narrowed)
     parts, start = [], 0
     for one in given:
-        stop = start + size_of(one, axis)
+        stop = start + axis_size(one, axis)
         own = tuple(entry - start for entry in kept if start <= entry < stop)
         parts += [narrowing.narrowed(one, axis, own)] if own else []
         start = stop
@@ -258,7 +257,7 @@ _ELEMENTWISE = (
     *("Sqrt", "Sub", "Swish", "Tanh", "Where"),
 )
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, NarrowRule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization", *_OVER_ONE_AXIS), _normalized),
     **dict.fromkeys(

@@ -1,0 +1,269 @@
+"""Write a package that runs the same heads for every token: the plain rival of routing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from moh_deploy.errors import ConfigError, ValidationError
+from moh_deploy.graph.choose_layers import choose_layers, ops_of
+from moh_deploy.graph.flops import attention_flops
+from moh_deploy.graph.infer_types import infer_types
+from moh_deploy.graph.load_model import load_ir
+from moh_deploy.graph.narrowing import FixedHeads
+from moh_deploy.graph.product_flops import parameters, product_flops
+from moh_deploy.graph.prune_heads import Pruned, prune_heads
+from moh_deploy.package import (
+    MODEL_NAME,
+    LayerInfo,
+    Made,
+    Manifest,
+    OnnxPackage,
+    PackageWriter,
+    check_package_output,
+)
+from moh_deploy.package.model_files import save_model
+from moh_deploy.perf.cost_model.first_choices import first_choices
+from moh_deploy.runtime.lowered_package import check_float32
+from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
+from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.validate.fixed_gates import with_fixed_gates
+from moh_deploy.validate.head_loads import HeadLoads, head_loads
+from moh_deploy.validate.prune_report import ModelSize, PrunedLayer, PruneReport
+from moh_deploy.validate.recorded_parity import compare_recorded, proof_of, require_equal
+from moh_deploy.validate.samples import (
+    Sample,
+    named_mask,
+    read_samples,
+    recorded_samples,
+    with_valid_tokens,
+)
+
+KeptBy = Literal["load", "gate"]
+
+
+def prune(
+    package_dir: Path | str,
+    output: Path | str,
+    *,
+    keep: int | str,
+    by: KeptBy = "load",
+    inputs: Sequence[Path | str] = (),
+    allow_whole: bool = False,
+    progress: Progress | None = None,
+) -> PruneReport:
+    """Keep the heads of each layer that are used most, for every token, and drop the routers.
+
+    The weights of the other heads are cut: columns of query, key and value projections, rows of
+    output projections. Each head that stays has its mean gate over the tokens that were counted.
+    It is what a router has to beat, and another model than the original: nothing is trained again.
+
+    Args:
+        package_dir: A package in float32.
+        output: The package directory to write.
+        keep: Heads that each layer keeps: a number, or a share of each layer's such as `75%`.
+        by: `load`: the heads that are open for most tokens; `gate`: those whose gates are largest
+            on average.
+        inputs: npz files, or directories of them, to count heads on; without, the recorded runs.
+            Padding is not counted where the package names its mask.
+        allow_whole: Let a layer whose weights cannot be cut stay whole, with gates of 0 for the
+            heads that are not kept.
+        progress: What to report steps to.
+
+    Raises:
+        ConfigError: An option or file does not fit, the package is not in float32, or a layer
+            cannot be pruned; the message names each with its reason.
+        PackageError: Not a package, or the output cannot be written.
+        ValidationError: The package is not equal to its original, or what was made differs from the
+            package with the same gates fed to it. Nothing is written.
+    """
+    progress, output = progress or SilentProgress(), Path(output)
+    if by not in ("load", "gate"):
+        raise ConfigError(f"by is '{by}', expected load or gate.")
+    check_package_output(output)
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(package_dir)
+        check_float32(package)
+        numbers = _numbers(package.manifest, keep)
+        samples = _samples(package, inputs)
+    with progress.step("comparing the package with its original model"):
+        require_equal(package)
+    with progress.step("counting heads"):
+        loads = head_loads(package, samples)
+    fixed = [one.most_used(number, by) for one, number in zip(loads, numbers, strict=True)]
+    with progress.step("cutting weights"):
+        model, before, pruned, fixed = _pruned(package, fixed, allow_whole)
+        layers = _chosen(model, pruned.layers, package.manifest)
+    with progress.step("recording the package with these gates"):
+        vectors = with_fixed_gates(package, fixed)
+    after = _size(model, layers, package.manifest)
+    manifest = _manifest(package, model, layers, fixed, f"{keep} heads a layer, chosen by {by}")
+    manifest = replace(manifest, total_flops=_total_flops(package.manifest, before, after))
+    with PackageWriter(output) as writer:
+        with progress.step("writing the package"):
+            save_model(model, package, writer.root)
+            staged = writer.stage(manifest, vectors)
+        with progress.step("comparing what was written with that"):
+            opened = OnnxPackage.open(writer.root, staged=True)
+            parity = compare_recorded(opened)
+            if parity.failure is not None:
+                raise ValidationError(
+                    f"the pruned package is {parity.failure.message}",
+                    hint="It is compared with the package with the same gates fed to it: this is a"
+                    " fault of moh-deploy. Please report it with the model.",
+                )
+        written = writer.publish(replace(staged, proof=proof_of(parity, opened)))
+    return PruneReport(
+        package=written.root,
+        source=package.root,
+        by=by,
+        tokens=max((one.tokens for one in loads), default=0),
+        layers=_reported(package, pruned, layers, fixed, loads),
+        before=before,
+        after=after,
+        parity=parity,
+    )
+
+
+def _numbers(manifest: Manifest, keep: int | str) -> list[int]:
+    """Return how many heads each layer keeps."""
+    if not manifest.layers:
+        raise ConfigError("the package has no MoH layers, so there is nothing to prune.")
+    text = str(keep).strip()
+    number = text.removesuffix("%")
+    try:
+        asked = float(number) / 100 if text.endswith("%") else int(number)
+    except ValueError:
+        asked = 0
+    if not asked > 0 or (text.endswith("%") and asked > 1):
+        raise ConfigError(
+            f"keep is '{keep}', expected a number of heads such as 12, or a share such as 75%."
+        )
+    if text.endswith("%"):
+        return [max(1, round(asked * layer.num_heads)) for layer in manifest.layers]
+    fewest = min(manifest.layers, key=lambda layer: layer.num_heads)
+    if asked > fewest.num_heads:
+        raise ConfigError(
+            f"keep is {asked}, but layer '{fewest.path}' has {fewest.num_heads} heads.",
+            hint="A share fits layers of any size: --keep 75%.",
+        )
+    return [int(asked)] * len(manifest.layers)
+
+
+def _samples(package: OnnxPackage, inputs: Sequence[Path | str]) -> Sequence[Sample]:
+    manifest = package.manifest
+    mask = named_mask(manifest, None)
+    if inputs:
+        return read_samples(list(map(Path, inputs)), manifest, mask)
+    return with_valid_tokens(recorded_samples(package.vectors), manifest, mask)
+
+
+def _pruned(
+    package: OnnxPackage, fixed: Sequence[FixedHeads], allow_whole: bool
+) -> tuple[ir.Model, ModelSize, Pruned, list[FixedHeads]]:
+    """Return the pruned model, the size of the whole one, and what is left of each layer.
+
+    Raises:
+        ConfigError: A layer cannot be pruned.
+    """
+    layers = package.manifest.layers
+    model = load_ir(package)
+    infer_types(model)
+    before = _size(model, layers, package.manifest)
+    pruned = prune_heads(model, layers, fixed)
+    if pruned.reasons and allow_whole:
+        # The model was changed in part: once more, with these layers left whole.
+        fixed = [
+            replace(one, is_cut=layer.path not in pruned.reasons)
+            for one, layer in zip(fixed, layers, strict=True)
+        ]
+        model = load_ir(package)
+        pruned = prune_heads(model, layers, fixed)
+    if pruned.reasons:
+        listed = "".join(f"\n  {path}: {why}" for path, why in pruned.reasons.items())
+        hint = "--allow-whole lets such a layer keep its weights, with gates of 0 for the others."
+        raise ConfigError(
+            f"{len(pruned.reasons)} of {len(layers)} layers cannot be pruned:{listed}",
+            hint="These cannot be left whole either." if allow_whole else hint,
+        )
+    return model, before, pruned, list(fixed)
+
+
+def _chosen(
+    model: ir.Model, layers: Sequence[LayerInfo], manifest: Manifest
+) -> tuple[LayerInfo, ...]:
+    """Let each layer run as is predicted to be the fastest, as an export does."""
+    chosen = first_choices(
+        model,
+        layers,
+        instruction_set=choose_kernels("auto").instruction_set,
+        dims=manifest.dims,
+        dim_ranges=manifest.dim_ranges,
+    )
+    choose_layers(model, chosen)
+    return chosen
+
+
+def _size(model: ir.Model, layers: Sequence[LayerInfo], manifest: Manifest) -> ModelSize:
+    products = product_flops(model, manifest.dims)
+    attention = [attention_flops(layer) for layer in layers]
+    known = [one for one in attention if one is not None]
+    whole = None if products is None or len(known) < len(attention) else products + sum(known)
+    return ModelSize(parameters(model), whole)
+
+
+def _manifest(
+    package: OnnxPackage,
+    model: ir.Model,
+    layers: tuple[LayerInfo, ...],
+    fixed: Sequence[FixedHeads],
+    how: str,
+) -> Manifest:
+    """Return the manifest: what was measured of the original says nothing of this model."""
+    kept = tuple(
+        one.kept if one.is_cut else tuple(range(layer.num_heads))
+        for one, layer in zip(fixed, layers, strict=True)
+    )
+    return replace(
+        package.manifest,
+        layers=layers,
+        ops=ops_of(model),
+        proof=None,
+        rounding=None,
+        tuning=None,
+        made=Made(
+            f"the same heads for every token, {how}, with their mean gates",
+            package.manifest.files[MODEL_NAME],
+            kept,
+        ),
+    )
+
+
+def _total_flops(manifest: Manifest, before: ModelSize, after: ModelSize) -> int | None:
+    if manifest.total_flops is None or before.flops is None or after.flops is None:
+        return None
+    return manifest.total_flops - (before.flops - after.flops)
+
+
+def _reported(
+    package: OnnxPackage,
+    pruned: Pruned,
+    layers: Sequence[LayerInfo],
+    fixed: Sequence[FixedHeads],
+    loads: Sequence[HeadLoads],
+) -> tuple[PrunedLayer, ...]:
+    return tuple(
+        PrunedLayer(
+            path=old.path,
+            num_heads=old.num_heads,
+            fixed=heads,
+            num_kv_heads=new.num_kv_heads,
+            loads=used,
+            notes=pruned.notes.get(old.path, ()),
+        )
+        for old, new, heads, used in zip(package.manifest.layers, layers, fixed, loads, strict=True)
+    )
