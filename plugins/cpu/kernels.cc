@@ -1,6 +1,7 @@
 #include "cpu/kernels.h"
 
 #include "cpu/simd/amx.h"
+#include "cpu/simd/processor.h"
 #include "cpu/simd/targets.h"
 #include "hwy/highway.h"
 
@@ -56,30 +57,6 @@ MOH_DECLARE_ATTENTION(N_AVX3_ZEN4, amx_attention)
 MOH_DECLARE_ATTENTION(N_SSE2, emulated_amx_attention)
 
 namespace {
-
-// Each asks for all that the compiler was allowed to use; see HWY_TARGET_STR_* in Highway. The
-// compiler's function also asks whether the operating system saves the registers.
-
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
-         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("pclmul") &&
-         __builtin_cpu_supports("aes");
-}
-
-bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512cd") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bw");
-}
-
-bool has_avx512_bfloat16() {
-  return has_avx512() && __builtin_cpu_supports("avx512bf16") &&
-         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
-         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bitalg") &&
-         __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("vpclmulqdq") &&
-         __builtin_cpu_supports("vaes") && __builtin_cpu_supports("gfni");
-}
 
 std::vector<Kernels> find_usable() {
   std::vector<Kernels> usable;

@@ -1,0 +1,43 @@
+"""Which instruction sets the library offers: those that the operating system says this machine has.
+
+The library asks the processor itself, whatever it was compiled by.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
+from tests.kernel_library import required_library
+
+# Flags of /proc/cpuinfo that a set needs beside those of the sets behind it, best first.
+NEEDS = {
+    "amx_bf16": "amx_bf16 amx_tile",
+    "avx512_bf16": "avx512_bf16 avx512vbmi avx512_vbmi2 avx512_vnni avx512_bitalg"
+    " avx512_vpopcntdq vpclmulqdq vaes gfni",
+    "avx512": "avx512f avx512cd avx512vl avx512dq avx512bw",
+    "avx2": "avx2 fma f16c bmi1 bmi2 pclmulqdq aes",
+}
+
+
+def sets_of_this_machine() -> list[str]:
+    """Return what a library for this machine should offer, best first."""
+    flags = re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    there = set(flags[0].split()) if flags else set()
+    offered = ["baseline"]
+    for name, needed in reversed(NEEDS.items()):
+        if not set(needed.split()) <= there:
+            break
+        offered.insert(0, name)
+    return offered
+
+
+@pytest.mark.skipif(
+    platform.system() != "Linux", reason="what the processor has is read from /proc"
+)
+def test_library_offers_all_that_this_machine_has():
+    assert instruction_sets(required_library()) == sets_of_this_machine()
