@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve-demo test test-builds test-all test-long test-cuda test-gpu test-trt cuda plugin check format clean build-dependencies test-dependencies
+.PHONY: help demo serve-demo test test-builds test-all test-long test-cuda test-gpu test-trt cuda plugin wheels check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -39,6 +39,7 @@ help:
 	@echo "make test-cuda  the tests of what runs on NVIDIA GPUs; need nvcc, but no GPU"
 	@echo "make test-gpu   all that needs a GPU, in stages: correct, speed, deep; needs nvcc, torch and numpy"
 	@echo "make test-trt   build TensorRT engines, run them and compare; needs a GPU, TensorRT, and make plugin"
+	@echo "make wheels  wheels with CPU kernels for x86-64 and aarch64, glibc 2.28 and newer, and the sources; into dist/"
 	@echo "make check   formatting, lint, types, import rules"
 	@echo "make format  rewrite the files in the project's format"
 	@echo "make clean   remove what these commands made"
@@ -101,6 +102,12 @@ plugin:
 cuda:
 	cmake -S plugins -B build/cuda -DMOH_CPU=OFF -DMOH_CUDA=ON -DMOH_TRITON_PYTHON=$(TRITON_PYTHON)
 	cmake --build build/cuda --parallel $(JOBS)
+
+# Compiled by zig, whatever this machine is. The same sources and time give the same bytes.
+wheels: build-dependencies $(VENV)/.installed-wheels
+	$(BIN)/python -m build --sdist
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} && export SOURCE_DATE_EPOCH && \
+	    $(BIN)/python -m build --wheel -C target=x86_64 && $(BIN)/python -m build --wheel -C target=aarch64
 
 check: $(VENV)/.installed-$(CHECK_EXTRAS)
 	$(BIN)/ruff format --check .

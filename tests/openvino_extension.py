@@ -14,7 +14,7 @@ from moh_deploy import native
 from tests.kept_builds import BUILDS, COMPILER, ROOT, build_once, digest_of
 from tests.kernel_library import required_library
 
-TOOL = ROOT / "tools" / "build_openvino.py"
+TOOL = ROOT / "moh_deploy" / "native" / "build_openvino.py"
 FOLDER = BUILDS / "openvino"
 
 
@@ -34,7 +34,8 @@ def built_extension() -> Path:
 
     def build() -> None:
         FOLDER.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, TOOL, "--folder", FOLDER], check=True)
+        command = [sys.executable, "-m", "moh_deploy.native.build_openvino", "--folder", FOLDER]
+        subprocess.run(command, cwd=ROOT, check=True)
 
     content = digest_of(sources, [importlib.metadata.version("openvino"), COMPILER])
     build_once(FOLDER / native.OPENVINO_NAME, content, build)

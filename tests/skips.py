@@ -61,6 +61,7 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without TensorRT's packages": lambda: not _has_package("tensorrt_rtx_libs"),
     "without transformers": lambda: not _has_package("transformers"),
     "without OpenVINO": lambda: not _has_package("openvino"),
+    "without zig": lambda: not _has_package("ziglang"),
     "without onnxruntime-web": lambda: not has_onnxruntime_web(),
     "without valgrind": lambda: shutil.which("valgrind") is None,
     "without promtool": lambda: shutil.which("promtool") is None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from types import ModuleType
 from zipfile import ZipFile
 
 import pytest
+
+from moh_deploy.native.build_openvino import EXTENSION_SOURCES
 
 REPOSITORY = Path(__file__).parents[1]
 NATIVE = Path("moh_deploy", "native")
@@ -49,7 +52,12 @@ def tree(tmp_path: Path) -> Path:
     tree = tmp_path / "tree"
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         copy(name, tree)
-    for path in ("tools/build_kernels.py", "moh_deploy/__init__.py", "moh_deploy/py.typed"):
+    for path in (
+        "tools/build_backend.py",
+        "tools/build_kernels.py",
+        "moh_deploy/__init__.py",
+        "moh_deploy/py.typed",
+    ):
         copy(path, tree)
     copy("moh_deploy/native/__init__.py", tree)
     (tree / "plugins").mkdir()
@@ -106,7 +114,7 @@ def test_library_is_built_and_replaces_an_older_one(
 def test_nobody_else_builds_here_at_the_same_time(
     tree: Path, builder: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
-    def compile_nothing(cmake: str) -> Path:
+    def compile_nothing(cmake: str, target: str | None) -> Path:
         with (
             open(tree / "build" / "kernels.lock", "w") as lock,
             pytest.raises(BlockingIOError),
@@ -207,18 +215,23 @@ def test_required_kernels_that_cannot_be_built_are_an_error(
 # The installation. These are the functions that pip calls.
 
 
-def call_setuptools(tree: Path, hook: str, output: Path, **environment: str) -> Path:
-    """Call a PEP 517 hook, and return the file that it made."""
-    code = f"import sys; from setuptools import build_meta; build_meta.{hook}(sys.argv[1])"
-    output.mkdir()
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(output)],
+def run_hook(tree: Path, call: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a call of a hook of PEP 517."""
+    code = f"import sys; sys.path.insert(0, 'tools'); import build_backend; build_backend.{call}"
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
         cwd=tree,
         env=environment or None,
-        check=True,
         capture_output=True,
         text=True,
     )
+
+
+def call_hook(tree: Path, hook: str, output: Path, **environment: str) -> Path:
+    """Call a hook, and return the file that it made."""
+    output.mkdir()
+    done = run_hook(tree, f"{hook}({str(output)!r})", **environment)
+    assert done.returncode == 0, done.stderr
     (made,) = output.iterdir()
     return made
 
@@ -230,7 +243,7 @@ def content(wheel: Path) -> dict[str, bytes]:
 
 @needs_cmake
 def test_wheel_with_the_library_is_for_this_platform(tree: Path, tmp_path: Path):
-    wheel = call_setuptools(tree, "build_wheel", tmp_path / "out")
+    wheel = call_hook(tree, "build_wheel", tmp_path / "out")
     assert wheel.name.endswith(f"-py3-none-{PLATFORM}.whl")
     files = content(wheel)
     assert b"VERSION" in files[LIBRARY.as_posix()]
@@ -244,7 +257,7 @@ def test_wheel_without_the_library_is_for_any_platform_and_says_why(
     leftover = tree / "build" / "lib" / LIBRARY
     leftover.parent.mkdir(parents=True)
     leftover.write_bytes(b"stale")
-    wheel = call_setuptools(tree, "build_wheel", tmp_path / "out", PATH=str(tree))
+    wheel = call_hook(tree, "build_wheel", tmp_path / "out", PATH=str(tree))
     assert wheel.name.endswith("-py3-none-any.whl")
     files = content(wheel)
     assert not [name for name in files if name.endswith(".so")]
@@ -253,7 +266,7 @@ def test_wheel_without_the_library_is_for_any_platform_and_says_why(
 
 @needs_cmake
 def test_editable_installation_puts_the_library_among_the_sources(tree: Path, tmp_path: Path):
-    wheel = call_setuptools(tree, "build_editable", tmp_path / "out")
+    wheel = call_hook(tree, "build_editable", tmp_path / "out")
     assert b"VERSION" in (tree / LIBRARY).read_bytes()
     assert LIBRARY.as_posix() not in content(wheel)
 
@@ -262,11 +275,109 @@ def test_source_distribution_holds_the_native_sources_and_no_library(
     tree: Path, stale: Path, tmp_path: Path
 ):
     (tree / RECORD).write_text("{}")
-    archive = call_setuptools(tree, "build_sdist", tmp_path / "out")
+    archive = call_hook(tree, "build_sdist", tmp_path / "out")
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
     assert {"plugins/CMakeLists.txt", "plugins/library.cc", "tools/build_kernels.py"} <= names
     assert not names & {LIBRARY.as_posix(), RECORD.as_posix()}
+
+
+def test_wheel_holds_what_the_extension_of_openvino_is_compiled_from(tree: Path, tmp_path: Path):
+    for folder in ("openvino", "nodes", "include/moh", "cpu"):
+        shutil.copytree(REPOSITORY / "plugins" / folder, tree / "plugins" / folder)
+    files = content(call_hook(tree, "build_wheel", tmp_path / "out", PATH=str(tree)))
+    plugins = NATIVE / "plugins"
+    shipped = {name: text for name, text in files.items() if Path(name).is_relative_to(plugins)}
+    assert {(plugins / one).as_posix() for one in EXTENSION_SOURCES} <= set(shipped)
+    for name, text in shipped.items():
+        for include in re.findall(r'^#include "(.+)"', text.decode(), re.M):
+            places = {(plugins / one / include).as_posix() for one in ("", "include")}
+            assert places & set(shipped), f"{name} includes {include}"
+
+
+# A wheel for a target, with stand-ins for the tools that come from PyPI.
+
+WRITES_DOWN_WHAT_IT_IS_TOLD = """\
+#!/bin/sh
+echo "$*" >> {folder}/told
+if [ "$1" = --build ]; then echo library > "$2/libmoh_ort_cpu.so"; else mkdir -p "$4"; fi
+"""
+
+
+@pytest.fixture
+def pypi(tmp_path: Path) -> Path:
+    """A folder with cmake, zig and an auditwheel."""
+    folder = tmp_path / "pypi"
+    (folder / "ziglang").mkdir(parents=True)
+    (folder / "ziglang" / "__init__.py").touch()
+    (folder / "cmake").write_text(WRITES_DOWN_WHAT_IT_IS_TOLD.format(folder=folder))
+    (folder / "cmake").chmod(0o755)
+    says(folder, "manylinux_2_18_aarch64")
+    return folder
+
+
+def says(folder: Path, tag: str) -> None:
+    (folder / "auditwheel.py").write_text(f'print(\'{{"overall_tag": "{tag}"}}\')\n')
+
+
+def build_for(
+    target: str, tree: Path, pypi: Path, output: Path
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Build a wheel for a target; return the process, and the names of what it made."""
+    output.mkdir()
+    done = run_hook(
+        tree,
+        f"build_wheel({str(output)!r}, {{'target': {target!r}}})",
+        PATH=f"{pypi}:/usr/bin:/bin",
+        PYTHONPATH=str(pypi),
+    )
+    return done, [one.name for one in output.iterdir()]
+
+
+def test_wheel_for_a_target_is_compiled_by_zig_and_named_by_what_it_runs_on(
+    tree: Path, pypi: Path, tmp_path: Path
+):
+    done, (name,) = build_for("aarch64", tree, pypi, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert name.endswith("-py3-none-manylinux_2_28_aarch64.whl")
+    assert content(tmp_path / "out" / name)[LIBRARY.as_posix()] == b"library\n"
+    told = (pypi / "told").read_text()
+    assert f"-DMOH_ZIG={pypi / 'ziglang' / 'zig'} " in told
+    assert "-DMOH_ZIG_TARGET=aarch64-linux-gnu.2.28 " in told
+    assert told.count("kernels-aarch64") == 2
+
+
+@pytest.mark.parametrize(
+    "found", ["manylinux_2_29_aarch64", "manylinux_2_17_x86_64", "linux_aarch64"]
+)
+def test_wheel_that_asks_for_more_than_its_name_says_is_refused(
+    tree: Path, pypi: Path, tmp_path: Path, found: str
+):
+    says(pypi, found)
+    done, _ = build_for("aarch64", tree, pypi, tmp_path / "out")
+    assert done.returncode
+    assert f"good for less than its name says; auditwheel: {found}" in done.stderr
+
+
+def test_target_that_nobody_knows_is_refused(tree: Path, pypi: Path, tmp_path: Path):
+    done, made = build_for("riscv64", tree, pypi, tmp_path / "out")
+    assert (done.returncode, made) == (1, [])
+    assert "the target is 'riscv64', expected x86_64 or aarch64" in done.stderr
+
+
+def test_target_without_zig_is_refused(
+    builder: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(builder.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(builder.NoKernels, match="zig was not found: pip install ziglang"):
+        builder._by_zig(tmp_path, "x86_64")
+
+
+def test_zig_is_asked_for_where_there_is_a_target_only(tree: Path):
+    asked = "print(build_backend.get_requires_for_build_wheel({}))"
+    for settings, is_asked in (("{'target': 'x86_64'}", True), ("None", False)):
+        done = run_hook(tree, f"sys; {asked.format(settings)}")
+        assert ("ziglang" in done.stdout, done.returncode) == (is_asked, 0), done.stderr
 
 
 # What make does first.

@@ -4,10 +4,13 @@ Runs as part of `pip install`, and by itself after a change: `python tools/build
 needs nothing but Python's standard library. `MOH_DEPLOY_BUILD_KERNELS` says what to do: `auto`
 (default) builds where everything needed is there, `off` builds nothing, `require` fails where there
 would be no library.
+
+For a target, which wheels are made for, zig (`pip install ziglang`) is the compiler, on any Linux.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -20,6 +23,9 @@ PACKAGE = Path("moh_deploy", "native")
 LIBRARY_NAME = "libmoh_ort_cpu.so"
 RECORD_NAME = "build.json"
 LOG_NAME = "build.log"
+# What wheels are made for: Linux of an architecture, with this glibc or a newer one.
+TARGETS = ("x86_64", "aarch64")
+GLIBC = "2.28"
 NEEDED = (
     "on Debian 13, Ubuntu 25.04 and newer: apt install cmake make g++ libonnxruntime-dev libhwy-dev"
 )
@@ -39,10 +45,13 @@ class NoKernels(Exception):
         self.log = log
 
 
-def build_kernels(folder: Path) -> bool:
+def build_kernels(folder: Path, target: str | None = None) -> bool:
     """Build the library and put it into `folder`, in place of an older one.
 
     Without a library the reason is printed on stderr and kept in `folder`, for the reports.
+
+    Args:
+        target: One of TARGETS; None: this machine. A library for a target is required.
 
     Returns:
         Whether there is a library.
@@ -51,10 +60,10 @@ def build_kernels(folder: Path) -> bool:
         NoKernels: There is none, and `MOH_DEPLOY_BUILD_KERNELS` is `require`; or the variable has
             another value than those above.
     """
-    mode = os.environ.get("MOH_DEPLOY_BUILD_KERNELS", "auto")
+    mode = "require" if target else os.environ.get("MOH_DEPLOY_BUILD_KERNELS", "auto")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _replace(_build(mode), folder / LIBRARY_NAME)
+        _replace(_build(mode, target), folder / LIBRARY_NAME)
     except NoKernels as failure:
         (folder / LIBRARY_NAME).unlink(missing_ok=True)
         _record(folder, failure.reason, failure.log)
@@ -67,7 +76,7 @@ def build_kernels(folder: Path) -> bool:
     return True
 
 
-def _build(mode: str) -> Path:
+def _build(mode: str, target: str | None) -> Path:
     """Return the path of a new library."""
     if mode not in ("auto", "off", "require"):
         raise NoKernels(f"MOH_DEPLOY_BUILD_KERNELS is '{mode}', expected auto, off or require")
@@ -85,12 +94,14 @@ def _build(mode: str) -> Path:
     with lock_path.open("w") as lock:
         # `pip install` may run beside this: who comes second finds everything compiled.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _compile(cmake)
+        return _compile(cmake, target)
 
 
-def _compile(cmake: str) -> Path:
-    source, work = ROOT / "plugins", _work_folder(ROOT / "plugins", ROOT / "build" / "kernels")
+def _compile(cmake: str, target: str | None) -> Path:
+    name = f"kernels-{target}" if target else "kernels"
+    source, work = ROOT / "plugins", _work_folder(ROOT / "plugins", ROOT / "build" / name)
     configure = [cmake, "-S", str(source), "-B", str(work), "-DCMAKE_BUILD_TYPE=Release"]
+    configure += _by_zig(source, target) if target else []
     status, output = _run(configure)
     if status:
         shutil.rmtree(work, ignore_errors=True)  # or CMake would remember what it did not find
@@ -100,6 +111,18 @@ def _compile(cmake: str) -> Path:
     if status:
         raise NoKernels(f"the compiler failed: {_first_error(output)}", output)
     return work / LIBRARY_NAME
+
+
+def _by_zig(source: Path, target: str) -> list[str]:
+    """Return CMake's options to compile for a target."""
+    if target not in TARGETS:
+        raise NoKernels(f"the target is '{target}', expected {' or '.join(TARGETS)}")
+    found = importlib.util.find_spec("ziglang")
+    if found is None or found.origin is None:
+        raise NoKernels("zig was not found: pip install ziglang")
+    options = [f"-DMOH_ZIG={Path(found.origin).with_name('zig')}"]
+    options += [f"-DMOH_ZIG_TARGET={target}-linux-gnu.{GLIBC}"]
+    return [*options, f"-DCMAKE_TOOLCHAIN_FILE={source / 'zig.cmake'}"]
 
 
 def _work_folder(source: Path, work: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 LIBRARY_NAME = "libmoh_ort_cpu.so"
-# Built by tools/build_openvino.py, where it is used.
+# Built by build_openvino.py, where it is used.
 OPENVINO_NAME = "libmoh_openvino.so"
 # Written by tools/build_kernels.py.
 RECORD_NAME = "build.json"

@@ -1,9 +1,9 @@
 """Build the extension by which OpenVINO runs MoH nodes on our CPU kernels: libmoh_openvino.so.
 
-`python tools/build_openvino.py`, by the Python whose OpenVINO is to run models. The library is
-compiled against the headers of that wheel and is good for that release alone, so it is built where
-it is used, and again after OpenVINO was upgraded. It takes a C++ compiler (`CXX`, or `c++`), and
-the kernels that `tools/build_kernels.py` has built.
+`python -m moh_deploy.native.build_openvino`, by the Python whose OpenVINO is to run models. The
+library is compiled against the headers of that wheel and is good for that release alone, so it is
+built where it is used, and again after OpenVINO was upgraded. It takes a C++ compiler (`CXX`, or
+`c++`). Its sources come with moh-deploy; the kernels are those that ONNX Runtime runs.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import argparse
 import importlib.metadata
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-LIBRARY_NAME = "libmoh_openvino.so"
-SOURCES = ("openvino/extension.cc", "openvino/kernels.cc", *(f"nodes/{one}.cc" for one in (
-    "node", "aggregated_attention", "attention", "router", "token_conv",
-)))  # fmt: skip
+from moh_deploy import __version__
+from moh_deploy.native import FOLDER, OPENVINO_NAME
+
+_NODES = ("node", "aggregated_attention", "attention", "router", "token_conv")
+EXTENSION_SOURCES = (
+    "openvino/extension.cc",
+    "openvino/kernels.cc",
+    *(f"nodes/{name}.cc" for name in _NODES),
+)
 OPTIONS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-z,defs")
 
 
@@ -35,7 +38,7 @@ def main() -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        default=ROOT / "moh_deploy" / "native",
+        default=FOLDER,
         help="where to put it; default: where moh-deploy looks for it",
     )
     try:
@@ -50,15 +53,15 @@ def build_openvino(folder: Path) -> Path:
     Raises:
         NotBuilt: There is no OpenVINO or no compiler, or it failed.
     """
-    wheel = _wheel()
+    wheel, sources = _wheel(), _sources()
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         raise NotBuilt("no C++ compiler was found: apt install g++")
-    target = folder / LIBRARY_NAME
+    target = folder / OPENVINO_NAME
     # In place in one step: a process may have the old one in use.
-    partial = target.with_name(f"{LIBRARY_NAME}.partial")
+    partial = target.with_name(f"{OPENVINO_NAME}.partial")
     done = subprocess.run(
-        _command(compiler, wheel, partial),
+        _command(compiler, wheel, sources, partial),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -82,20 +85,27 @@ def _wheel() -> Path:
     return wheel
 
 
-def _command(compiler: str, wheel: Path, target: Path) -> list[str]:
+def _sources() -> Path:
+    """Return the folder `plugins`: of an installation, or of the source tree that this lies in."""
+    places = (FOLDER / "plugins", FOLDER.parent.parent / "plugins")
+    found = next((one for one in places if (one / EXTENSION_SOURCES[0]).is_file()), None)
+    if found is None:
+        raise NotBuilt(f"its sources are in none of {', '.join(map(str, places))}")
+    return found
+
+
+def _command(compiler: str, wheel: Path, sources: Path, target: Path) -> list[str]:
     release = importlib.metadata.version("openvino")
-    text = (ROOT / "moh_deploy" / "__init__.py").read_text(encoding="utf-8")
-    version = re.findall(r'^__version__ = "(.*)"', text, re.MULTILINE)[0]
     libraries = [_shared(wheel, one) for one in ("openvino", "openvino_onnx_frontend", "tbb")]
     return [
         *compiler.split(),
         *OPTIONS,
         f'-DMOH_OPENVINO_RELEASE="{release}"',
-        f'-DMOH_VERSION="{version}"',
+        f'-DMOH_VERSION="{__version__}"',
         f"-isystem{wheel / 'include'}",
-        f"-I{ROOT / 'plugins'}",
-        f"-I{ROOT / 'plugins' / 'include'}",
-        *(str(ROOT / "plugins" / one) for one in SOURCES),
+        f"-I{sources}",
+        f"-I{sources / 'include'}",
+        *(str(sources / one) for one in EXTENSION_SOURCES),
         *libraries,
         "-o",
         str(target),

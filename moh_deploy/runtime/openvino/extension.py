@@ -23,7 +23,8 @@ from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
 if TYPE_CHECKING:
     import openvino as ov
 
-_BUILD = "Build it for this OpenVINO: python tools/build_openvino.py. --kernels off runs without."
+_COMMAND = "python -m moh_deploy.native.build_openvino"
+_BUILD = f"Build it for this OpenVINO: {_COMMAND}. --kernels off runs without."
 _INSTALL = "Install it: pip install 'moh-deploy[openvino]'."
 
 # What an extension runs on is said before it is added, in the process: one at a time.
@@ -129,7 +130,7 @@ def choose_extension(
             hint=_BUILD,
         )
     if path is None:
-        reason = f"there is no {native.OPENVINO_NAME}; python tools/build_openvino.py builds it"
+        reason = f"there is no {native.OPENVINO_NAME}; {_COMMAND} builds it"
         return None, replace(use, library=None, reason=reason, instruction_set=None)
     return Extension(path, use, _load(path)), use
 

@@ -37,7 +37,7 @@ def test_without_the_extension_bodies_run_and_the_reason_is_told(
     installed(tmp_path / "native", monkeypatch).unlink()
     found, use = choose_extension(Variant(runtime="openvino"), "float32")
     assert found is None
-    assert "python tools/build_openvino.py builds it" in str(use.reason)
+    assert "python -m moh_deploy.native.build_openvino builds it" in str(use.reason)
     with pytest.raises(BackendError, match=r"there is no libmoh_openvino\.so"):
         choose_extension(Variant(runtime="openvino", kernels="require"), "float32")
 
