@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import moh_deploy
-from moh_deploy.api import tune as job
 from moh_deploy.errors import BackendError, ConfigError, PackageError, ValidationError
 from moh_deploy.graph import write_choices as writing
 from moh_deploy.package import OnnxPackage
+from moh_deploy.perf.tune import job
 from moh_deploy.perf.tune.report import TuneReport
 from moh_deploy.runtime.base import Variant
 from moh_deploy.system.json_text import to_json_text

@@ -10,9 +10,9 @@ import onnx
 import pytest
 
 import moh_deploy
-from moh_deploy.api import tune as job
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage, SizeRange, choice_text
+from moh_deploy.perf.tune import job
 from moh_deploy.perf.tune.report import TuneReport
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner

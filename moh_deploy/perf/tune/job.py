@@ -1,0 +1,318 @@
+"""Choose how each layer of a package runs, by measuring, and prove the package as chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.graph.layer_nodes import LayerNodes
+from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.package import LayerInfo, OnnxPackage, Tuning, choices_for, with_choices
+from moh_deploy.perf.choices_text import gain
+from moh_deploy.perf.cost_model.by_size import by_size, dense_at
+from moh_deploy.perf.cost_model.machine import Processor
+from moh_deploy.perf.cost_model.prediction import predict
+from moh_deploy.perf.timing import Measure, Ratio, TimeSamples, weighted_sum
+from moh_deploy.perf.tune.decide import contenders, decide, fastest_there
+from moh_deploy.perf.tune.layers import LayerBench, LayerTimes
+from moh_deploy.perf.tune.same_outputs import check_same_outputs
+from moh_deploy.perf.tune.whole_model import (
+    CHOSEN,
+    DENSE,
+    ONE_CHOICE,
+    ModelTimes,
+    chosen_over,
+    chosen_over_dense,
+    ranges_pay,
+    slower_than_dense,
+    time_model,
+)
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.kernel_use import KernelUse
+from moh_deploy.runtime.models import runtime_name_of
+from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.variants import PackageVariants
+from moh_deploy.system.npz import Array
+from moh_deploy.system.progress import Progress
+from moh_deploy.validate.input_sets import InputSet
+from moh_deploy.validate.layer_values import names_to_return
+from moh_deploy.validate.parity import compare
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The choices for all layers, and the measurements that they rest on.
+
+    Attributes:
+        predicted_ms: For each layer and each set of inputs, choice to what is predicted; nothing at
+            all if nothing was measured.
+        undecided: Paths of layers where measuring could not tell which choice is the fastest.
+        one_choice: The layers with one choice each, the best for all inputs together.
+        model_ratio: Time of the whole model with the layers' own choices over that with all layers
+            dense, all inputs together; None if it was not measured.
+        model_ratios: For each set of inputs, the same over `dense` and `one_choice`.
+        dense_was_faster: Numbers of the sets of inputs on which the whole model was slower with the
+            layers' own choices: there all are dense.
+        ranges_did_not_pay: With ranges the whole model was nowhere faster, so there are none.
+    """
+
+    layers: tuple[LayerInfo, ...]
+    tuning: Tuning
+    one_choice: tuple[LayerInfo, ...] = ()
+    predicted_ms: tuple[tuple[Mapping[str, float], ...], ...] = ()
+    undecided: tuple[str, ...] = ()
+    model_ratio: Ratio | None = None
+    model_ratios: tuple[Mapping[str, Ratio], ...] = ()
+    dense_was_faster: tuple[int, ...] = ()
+    ranges_did_not_pay: bool = False
+
+    @property
+    def is_dense(self) -> bool:
+        return all(one.choice in ("dense", None) and not one.ranges for one in self.layers)
+
+    @property
+    def depends_on_sizes(self) -> bool:
+        return any(layer.ranges for layer in self.layers)
+
+
+class Proof(NamedTuple):
+    """The result of comparing outputs, see `TuneReport`, and the operators of each layer."""
+
+    max_abs_error: float
+    flipped_tokens: Mapping[str, int]
+    nodes: tuple[LayerNodes, ...]
+
+
+@dataclass(frozen=True)
+class TuneJob:
+    """Carries out one tuning of a package.
+
+    Attributes:
+        package: The package.
+        kernels: What it runs on.
+        variant: The runtime, and threads within an operator.
+        one_choice: No choice depends on sizes.
+        scratch: A directory for variants of the package.
+        progress: What to report steps to.
+    """
+
+    package: OnnxPackage
+    kernels: KernelUse
+    variant: Variant
+    one_choice: bool
+    scratch: Path
+    progress: Progress
+
+    def given(self, choices: Mapping[str, str]) -> Outcome:
+        """Return the choices that the user gave; nothing is measured."""
+        self._check_anything_to_choose()
+        manifest = self.package.manifest
+        layers = with_choices(manifest.layers, choices, dims=list(manifest.dims))
+        return Outcome(layers, Tuning("given", self._machine()))
+
+    def measured(self, sets: Sequence[InputSet], measure: Measure, clock: str) -> Outcome:
+        """Choose by measuring: layer by layer, then the whole."""
+        self._check_anything_to_choose()
+        self._check_anything_to_measure()
+        feeds, weights = [one.inputs for one in sets], [one.weight for one in sets]
+        with self.progress.step("timing the layers"):
+            times = LayerBench(self.package, feeds, self.variant, self.scratch).measure(measure)
+        tuning = Tuning(
+            source="measured",
+            machine=self._machine(),
+            runtime=runtime_name_of(self.variant.runtime),
+            threads=self.variant.threads,
+            clock=clock,
+            sizes=tuple(one.sizes for one in sets),
+            weights=tuple(weights),
+            layer_ms=tuple(tuple(map(_medians, one.samples)) for one in times),
+        )
+        decisions = [
+            _decided(layer, one, tuning, one_choice=self.one_choice)
+            for layer, one in zip(self.package.manifest.layers, times, strict=True)
+        ]
+        outcome = Outcome(
+            layers=tuple(one.layer for one in decisions),
+            tuning=tuning,
+            one_choice=tuple(one.one_choice for one in decisions),
+            predicted_ms=tuple(one.predicted_ms for one in times),
+            undecided=tuple(one.layer.path for one in decisions if one.is_close),
+        )
+        if outcome.is_dense:
+            return outcome
+        # Not all dense: the sum of layers that gain may still lose, by Ifs, or by data out of the
+        # caches.
+        return self._checked_as_a_whole(outcome, feeds, measure)
+
+    def predicted_gains(
+        self, outcome: Outcome, nodes: Sequence[LayerNodes]
+    ) -> tuple[float | None, ...]:
+        """Predict how many times as fast as dense the layers are as chosen."""
+        sizes, weights = outcome.tuning.sizes, outcome.tuning.weights
+        times = outcome.predicted_ms
+        if not times:
+            sizes, weights = (self.package.manifest.dims,), (1.0,)
+            times = tuple((one,) for one in self._predicted(outcome.layers, nodes))
+        return tuple(
+            gain(layer, sizes, weights, ms) for layer, ms in zip(outcome.layers, times, strict=True)
+        )
+
+    def _predicted(
+        self, layers: Sequence[LayerInfo], nodes: Sequence[LayerNodes]
+    ) -> tuple[Mapping[str, float], ...]:
+        """Predict what layers take at the example's sizes."""
+        found = [
+            predict(
+                layer,
+                one,
+                instruction_set=self.kernels.instruction_set,
+                threads=self.variant.threads or 1,
+            )
+            for layer, one in zip(layers, nodes, strict=True)
+        ]
+        return tuple({} if one is None else one.ms for one in found)
+
+    def prove(self, outcome: Outcome, files: Sequence[InputSet]) -> Proof:
+        """Compare what the package computes as chosen with what the original model computed.
+
+        Args:
+            outcome: The choices.
+            files: The user's inputs: on them it is compared with what the package computed before.
+
+        Raises:
+            ValidationError: It is not equal.
+        """
+        with self.progress.step("comparing the outputs"):
+            package = self._variant("proof", outcome.layers)
+            runner = open_runner(package, self.variant.returning(names_to_return(package)))
+            variants = PackageVariants(package, self.variant)
+            report = compare(package, runner, package.vectors, variants=variants)
+            report.raise_if_unequal()
+            flipped = check_same_outputs(self.package, package, runner, files, self.variant)
+        return Proof(report.max_abs_error, flipped, runner.describe().layer_nodes)
+
+    def _checked_as_a_whole(
+        self, outcome: Outcome, feeds: Sequence[Mapping[str, Array]], measure: Measure
+    ) -> Outcome:
+        """Return the outcome with layers made dense where the whole model was slower than dense.
+
+        Layers are timed apart from each other; what counts is the whole model.
+        """
+        outcome, times = self._timed_as_a_whole(outcome, feeds, measure)
+        if outcome.depends_on_sizes and not ranges_pay(times):
+            # One choice a layer was timed along with the others, so nothing has to be timed again.
+            times = [{DENSE: one[DENSE], CHOSEN: one[ONE_CHOICE]} for one in times]
+            outcome = replace(outcome, layers=outcome.one_choice, ranges_did_not_pay=True)
+            outcome = _with_times(outcome, times)
+        slower = self._slower(outcome, times)
+        if not slower:
+            return outcome
+        outcome = _dense_at(outcome, slower)
+        if outcome.is_dense:
+            return outcome
+        # Dense at some sizes is another model, with other Ifs: it has to prove itself, once.
+        again, times = self._timed_as_a_whole(outcome, feeds, measure)
+        still = slower_than_dense(times)
+        return _dense_at(again, range(len(times))) if still else again
+
+    def _slower(self, outcome: Outcome, times: ModelTimes) -> Sequence[int]:
+        """Return the sets of inputs that are to be dense; of one choice, all of them or none."""
+        if not self.one_choice:
+            return slower_than_dense(times)
+        assert outcome.model_ratio is not None
+        return range(len(times)) if outcome.model_ratio.is_slower else ()
+
+    def _timed_as_a_whole(
+        self, outcome: Outcome, feeds: Sequence[Mapping[str, Array]], measure: Measure
+    ) -> tuple[Outcome, ModelTimes]:
+        layers = {DENSE: with_choices(outcome.layers, {"all": "dense"}), CHOSEN: outcome.layers}
+        if outcome.depends_on_sizes:
+            layers[ONE_CHOICE] = outcome.one_choice
+        with self.progress.step("timing the whole model"):
+            packages = {name: self._variant(name, one) for name, one in layers.items()}
+            times = time_model(packages, feeds, measure=measure, variant=self.variant)
+        return _with_times(outcome, times), times
+
+    def _variant(self, name: str, layers: Sequence[LayerInfo]) -> OnnxPackage:
+        return write_choices(self.package, layers, self.scratch / name)
+
+    def _machine(self) -> str:
+        return Processor.this(self.kernels.instruction_set).describe()
+
+    def _check_anything_to_choose(self) -> None:
+        if not any(map(choices_for, self.package.manifest.layers)):
+            raise ConfigError(
+                f"{self.package.root} has no layer with anything to choose.",
+                hint="`moh-deploy inspect` says why layers were not replaced.",
+            )
+
+    def _check_anything_to_measure(self) -> None:
+        if self.kernels.library is None:
+            raise BackendError(
+                "there is nothing to measure without kernels, every choice runs the same function"
+                f" bodies; there are none here: {self.kernels.reason}.",
+                hint="docs/cpu-kernels.md says what to install. --choose sets choices without"
+                " measuring.",
+            )
+
+
+def _with_times(outcome: Outcome, times: ModelTimes) -> Outcome:
+    return replace(
+        outcome,
+        tuning=replace(outcome.tuning, model_ms=tuple(map(_medians, times))),
+        model_ratio=chosen_over_dense(times, outcome.tuning.weights),
+        model_ratios=tuple(map(chosen_over, times)),
+    )
+
+
+def _dense_at(outcome: Outcome, slower: Sequence[int]) -> Outcome:
+    """Let every layer be dense on some sets of inputs; on all if nothing tells them apart."""
+    sizes = outcome.tuning.sizes
+    layers = [dense_at(layer, sizes, slower) for layer in outcome.layers]
+    known = tuple(layer for layer in layers if layer is not None)
+    # In some layer no size tells the slower runs apart: then dense everywhere, in all layers alike.
+    if len(known) < len(layers):
+        known, slower = with_choices(outcome.layers, {"all": "dense"}), range(len(sizes))
+    return replace(outcome, layers=known, dense_was_faster=tuple(slower))
+
+
+class _Decision(NamedTuple):
+    """A layer as chosen, with one choice, and whether measuring could not tell."""
+
+    layer: LayerInfo
+    one_choice: LayerInfo
+    is_close: bool
+
+
+def _decided(layer: LayerInfo, times: LayerTimes, tuning: Tuning, *, one_choice: bool) -> _Decision:
+    if not times.samples:
+        return _Decision(layer, layer, is_close=False)
+    weights = tuning.weights
+    # All inputs together, each as often as it counts; a choice needs one prediction for all.
+    predicted = {
+        choice: sum(w * ms[choice] for w, ms in zip(weights, times.predicted_ms, strict=True))
+        for choice in times.predicted_ms[0]
+    }
+    totals = {
+        choice: weighted_sum([one[choice] for one in times.samples], weights)
+        for choice in times.samples[0]
+    }
+    best = decide(totals, predicted)
+    flat = replace(layer, choice=best, ranges=())
+    is_close = len(contenders(totals)) > 1
+    if one_choice:
+        return _Decision(flat, flat, is_close)
+    runs = zip(times.samples, times.predicted_ms, strict=True)
+    choices = [fastest_there(samples, ms, otherwise=best) for samples, ms in runs]
+    # Where sizes do not tell the runs apart, the best for all of them together.
+    ranged = by_size(flat, tuning.sizes, choices) or flat
+    # With ranges the runs differ clearly, whatever the sum says.
+    return _Decision(ranged, flat, is_close and not ranged.ranges)
+
+
+def _medians(samples: Mapping[Any, TimeSamples]) -> dict[str, float]:
+    return {str(name): median(ms) for name, ms in samples.items()}
