@@ -31,6 +31,8 @@ class ModelSettings(TypedDict, total=False):
     code_dirs: Sequence[Path | str]
     state_key: str | None
     trust_pickle: bool
+    trust_code: bool
+    task: Literal["text-generation"] | None
     dtype: Literal["float32", "float16", "bfloat16"] | None
 
 
@@ -115,6 +117,8 @@ def _model_options(model: Model, settings: ModelSettings) -> ModelOptions:
         code_dirs=tuple(Path(folder) for folder in settings.get("code_dirs", ())),
         state_key=settings.get("state_key"),
         trust_pickle=settings.get("trust_pickle", False),
+        trust_code=settings.get("trust_code", False),
+        task=settings.get("task"),
         dtype=settings.get("dtype"),
     )
 

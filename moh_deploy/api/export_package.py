@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import replace
+import shutil
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from moh_deploy.config.export_config import ExportConfig, RequiredLayers, load_c
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
+from moh_deploy.frontend.inputs.decoder_inputs import decoder_outputs
 from moh_deploy.frontend.inputs.from_options import asked_mask, example_inputs
+from moh_deploy.frontend.load.directory.decoder_config import text_generation
 from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
 from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
@@ -27,6 +30,7 @@ from moh_deploy.package import (
     Manifest,
     PackageWriter,
     Proof,
+    TextGeneration,
     check_package_output,
 )
 from moh_deploy.package.onnx_file import save_with_weights
@@ -73,15 +77,17 @@ def _export(
     prove: Prove,
     progress: SilentProgress,
 ) -> ExportReport:
-    converted, checkpoint_sha256 = _convert(options, config, progress)
+    converted, source = _convert(options, config, progress)
     require_layers(wanted, converted.layers, converted.near_misses)
     converted = _with_first_choices(converted)
     with PackageWriter(options.output) as writer:
         with progress.step("writing the package"):
-            manifest = _manifest(converted, checkpoint_sha256, options, config)
+            manifest = _manifest(converted, source, options, config)
             # Weights are most of a package: better refused now than with a full disk.
             writer.require_free(_weight_bytes(converted.model))
             _save(converted.model, writer.root)
+            for file in source.tokenizer:
+                shutil.copyfile(file, writer.path(file.name))
             manifest = writer.stage(manifest, converted.vectors)
         sizes = tuple(one.sizes for one in converted.vectors)
         padding_inputs = converted.padding_inputs
@@ -116,6 +122,21 @@ def _export(
     )
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What a package says of the model that it was made from.
+
+    Attributes:
+        sha256: Digest of the checkpoint; None for a model in memory.
+        text_generation: What generating text has to know of it; None of other models.
+        tokenizer: Files of its tokenizer, which the package takes over.
+    """
+
+    sha256: str | None
+    text_generation: TextGeneration | None
+    tokenizer: tuple[Path, ...]
+
+
 def _ways(manifest: Manifest) -> list[Way]:
     """Return how to run a package to prove it: function bodies, and kernels where there are any.
 
@@ -127,7 +148,7 @@ def _ways(manifest: Manifest) -> list[Way]:
 
 def _convert(
     options: ExportOptions, config: ExportConfig, progress: SilentProgress
-) -> tuple[Converted, str | None]:
+) -> tuple[Converted, _Source]:
     with progress.step("loading the model"):
         has_inputs = options.inputs is not None or options.input_specs or config.inputs
         model = load(options, config, needs_example=not has_inputs)
@@ -143,11 +164,18 @@ def _convert(
             find_padding=asked_mask(options, config) is None,
             progress=progress,
         )
-    return converted, model.checkpoint_sha256
+    tokenizer = (
+        () if model.directory is None or model.decoder is None else model.directory.tokenizer
+    )
+    return converted, _Source(
+        model.checkpoint_sha256, text_generation(model.decoder, model.directory), tokenizer
+    )
 
 
 def _own_names(model: LoadedModel) -> tuple[str, ...]:
-    """The names that an ONNX file has for its outputs; nothing for other models."""
+    """The names that an ONNX file, or a task, has for the outputs; nothing for other models."""
+    if model.decoder is not None:
+        return decoder_outputs(model.decoder)
     return () if model.original is None else model.original.source.outputs
 
 
@@ -175,7 +203,7 @@ def _with_first_choices(converted: Converted) -> Converted:
 
 def _manifest(
     converted: Converted,
-    checkpoint_sha256: str | None,
+    source: _Source,
     options: ExportOptions,
     config: ExportConfig,
 ) -> Manifest:
@@ -198,7 +226,8 @@ def _manifest(
         dim_ranges=converted.dim_ranges,
         dim_sums=converted.dim_sums,
         compute_type=options.compute_type or config.compute_type,
-        checkpoint_sha256=checkpoint_sha256,
+        text_generation=source.text_generation,
+        checkpoint_sha256=source.sha256,
         made_with={
             "moh-deploy": __version__,
             "torch": version("torch"),

@@ -83,6 +83,7 @@ def precision(
     with PackageWriter(output) as writer:
         with progress.step("writing the package"):
             save_model(made.model, package, writer.root)
+            writer.bring_tokenizer(package)
             manifest = writer.stage(made.manifest, package.vectors, package.corpus)
         with progress.step("comparing what was written with the original model"):
             staged = OnnxPackage.open(writer.root, staged=True)

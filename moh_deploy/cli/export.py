@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 def command(as_json: bool, verbose: bool, **given: object) -> None:
     """Turn MODEL, of PyTorch (.pt, .pth, .safetensors, .pt2) or .onnx, into a verified package.
 
+    MODEL may be a directory with config.json and weights, as Hugging Face lays it out.
+
     An ONNX file needs no code and no example inputs: docs/onnx-input.md.
     """
     from moh_deploy.api.export_package import export_package

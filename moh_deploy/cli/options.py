@@ -265,6 +265,15 @@ MODEL_OPTIONS = (
         help="Where a training checkpoint keeps the weights: model, ema.",
     ),
     _flag("--trust-pickle", "Allow unpickling a whole module: it runs code from the file."),
+    _flag(
+        "--trust-code", "Run code that a model directory brings along, as its config.json names it."
+    ),
+    click.option(
+        "--task",
+        type=click.Choice(["text-generation"]),
+        help="Export a language model with what generating text takes: tokens, a mask over cache"
+        " and tokens, and the cache, all named as Hugging Face names them.",
+    ),
     click.option(
         "--dtype",
         type=click.Choice(["float32", "float16", "bfloat16"]),

@@ -18,6 +18,7 @@ _OPTIONS = {
     "code_dirs": "--code-dir",
     "state_key": "--state-key",
     "trust_pickle": "--trust-pickle",
+    "trust_code": "--trust-code",
 }
 
 

@@ -20,7 +20,7 @@ class ModelOptions:
     """Options that load a model in PyTorch; they win over the configuration file.
 
     Attributes:
-        model: Path of the checkpoint or ONNX file, or a `torch.nn.Module` or
+        model: Path of the checkpoint, ONNX file or model directory, or a `torch.nn.Module` or
             `torch.export.ExportedProgram` in memory.
         config: YAML file with the same settings.
         overrides: `key=value` settings that win over the file's.
@@ -28,6 +28,9 @@ class ModelOptions:
         code_dirs: Directories to import the model's code from.
         state_key: Key under which a training checkpoint holds the weights.
         trust_pickle: Allow unpickling, which runs code from the file.
+        trust_code: Run code that a model directory brings along.
+        task: `text-generation` gives a language model the inputs and outputs that generating text
+            takes, its cache among them; None takes the model's own.
         dtype: Floating-point dtype for the model and its inputs; None keeps the checkpoint's.
     """
 
@@ -39,6 +42,8 @@ class ModelOptions:
     code_dirs: tuple[Path, ...] = field(default=(), kw_only=True)
     state_key: str | None = field(default=None, kw_only=True)
     trust_pickle: bool = field(default=False, kw_only=True)
+    trust_code: bool = field(default=False, kw_only=True)
+    task: Literal["text-generation"] | None = field(default=None, kw_only=True)
     dtype: Literal["float32", "float16", "bfloat16"] | None = field(default=None, kw_only=True)
 
 

@@ -22,6 +22,21 @@ def muted(*loggers: str, below: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def no_advice() -> Iterator[None]:
+    """Mute warnings, and what is logged below an error: a model's own code runs, whose authors
+    alone can follow what libraries advise them to.
+    """
+    before = logging.root.manager.disable
+    # Of all loggers: libraries make theirs, and set their levels, while they are imported.
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with no_warnings():
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
 def no_warnings() -> Iterator[None]:
     """Mute warnings."""
     with warnings.catch_warnings():

@@ -45,6 +45,7 @@ def write_choices(
             ir.save(model, writer.path(MODEL_NAME))
         else:
             save_with_weights(model, writer.path(MODEL_NAME))
+        writer.bring_tokenizer(package)
         # `ops` lists domains, which the choices have changed.
         manifest = replace(package.manifest, layers=tuple(layers), ops=ops_of(model), tuning=tuning)
         return writer.finish(manifest, package.vectors, package.corpus)

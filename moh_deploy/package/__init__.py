@@ -47,12 +47,14 @@ from moh_deploy.package.manifest import (
     SizeRange,
     Spread,
     TensorInfo,
+    TextGeneration,
     Tuning,
 )
 from moh_deploy.package.onnx_outline import read_outline
 from moh_deploy.package.onnx_package import OnnxPackage, require_finished
 from moh_deploy.package.size_ranges import at_sizes, choice_at, measure
 from moh_deploy.package.spread import fingerprint_spread, spread
+from moh_deploy.package.tokenizer_files import TOKENIZER_FILES, TOKENIZER_NAME
 from moh_deploy.package.vectors import VectorSet
 from moh_deploy.package.weightless_model import load_without_weights
 from moh_deploy.package.writer import PackageWriter, check_package_output, check_replaceable
@@ -65,6 +67,8 @@ __all__ = [
     "MOST_SAMPLES",
     "NUMBERS",
     "ORIGINAL",
+    "TOKENIZER_FILES",
+    "TOKENIZER_NAME",
     "Call",
     "CallArgument",
     "Choice",
@@ -89,6 +93,7 @@ __all__ = [
     "SizeRange",
     "Spread",
     "TensorInfo",
+    "TextGeneration",
     "Tuning",
     "VectorSet",
     "asked_choice",

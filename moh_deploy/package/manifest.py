@@ -383,6 +383,27 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class TextGeneration(Strict):
+    """What generates text with a language model has to know of it.
+
+    Attributes:
+        vocab_size: How many logits a token has.
+        context_length: The most tokens of prompt and answer together; None where nobody says.
+        eos_token_ids: Tokens that end a text.
+        bos_token_id: The token that begins one; None where there is none.
+        pad_token_id: What stands for padding, whose value does not matter; None likewise.
+        model_type: What its config calls the architecture: `llama`; None without a config.
+    """
+
+    vocab_size: int
+    context_length: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    model_type: str | None = None
+
+
+@dataclass(frozen=True)
 class Manifest(Strict):
     """`manifest.json`.
 
@@ -420,6 +441,7 @@ class Manifest(Strict):
             the original computes for padding is recorded and not compared. None: all are valid.
         made: What was changed in a package that is another model than the original; None for a
             package that equals it.
+        text_generation: Of a language model that takes tokens and a cache; None of others.
         files: File name to sha256, for each file of the package but the manifest.
         format_version: Version of the package format.
     """
@@ -448,6 +470,7 @@ class Manifest(Strict):
     call: Call | None = None
     valid_tokens: str | None = None
     made: Made | None = None
+    text_generation: TextGeneration | None = None
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

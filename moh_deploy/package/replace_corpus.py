@@ -17,4 +17,5 @@ def replace_corpus(package: OnnxPackage, corpus: Sequence[CorpusSample]) -> Onnx
         for name in (MODEL_NAME, MODEL_DATA_NAME):
             if name in package.manifest.files:
                 writer.bring_along(package, name)
+        writer.bring_tokenizer(package)
         return writer.finish(package.manifest, package.vectors, corpus)

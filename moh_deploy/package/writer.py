@@ -12,6 +12,7 @@ from moh_deploy.package.external_data import MODEL_DATA_NAME, MODEL_NAME
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, looks_like_manifest, manifest_text
 from moh_deploy.package.onnx_package import OnnxPackage
+from moh_deploy.package.tokenizer_files import TOKENIZER_FILES
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, write_vectors
 from moh_deploy.system import replaceable
 from moh_deploy.system.digest import sha256_of
@@ -62,6 +63,12 @@ class PackageWriter:
     def bring_along(self, earlier: OnnxPackage, name: str) -> None:
         """Put a file of an earlier package into this one, without a copy where the disk can."""
         link_or_copy(earlier.root / name, self.path(name))
+
+    def bring_tokenizer(self, earlier: OnnxPackage) -> None:
+        """Put the tokenizer of an earlier package into this one, if it has any."""
+        for name in TOKENIZER_FILES:
+            if name in earlier.manifest.files:
+                self.bring_along(earlier, name)
 
     def require_free(self, needed_bytes: int) -> None:
         """Fail now rather than in the middle of writing if the disk has no room for so many bytes.
@@ -162,5 +169,7 @@ _PACKAGE = DirectoryKind(
     noun="package",
     manifest=MANIFEST_NAME,
     is_manifest=looks_like_manifest,
-    files=frozenset({MANIFEST_NAME, MODEL_NAME, MODEL_DATA_NAME, VECTORS_NAME, CORPUS_NAME}),
+    files=frozenset(
+        {MANIFEST_NAME, MODEL_NAME, MODEL_DATA_NAME, VECTORS_NAME, CORPUS_NAME, *TOKENIZER_FILES}
+    ),
 )

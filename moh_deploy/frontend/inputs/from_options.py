@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.config.options import ExportOptions
+from moh_deploy.frontend.inputs.decoder_inputs import decoder_inputs, refuse_other_inputs
 from moh_deploy.frontend.inputs.examples import build_call
 from moh_deploy.frontend.inputs.onnx_inputs import build_onnx_inputs
 from moh_deploy.frontend.inputs.padding import named_tokens
@@ -30,6 +32,20 @@ def example_inputs(
             specs=options.input_specs,
             dynamic=options.dynamic,
         )
+    if model.decoder is not None:
+        assert model.module is not None
+        refuse_other_inputs(
+            [
+                ("--input", options.input_specs or config.inputs),
+                ("--dynamic", options.dynamic),
+                ("--output-name", options.output_names or config.outputs),
+                ("--valid-tokens", asked_mask(options, config)),
+                ("inputs in memory", options.inputs and not isinstance(options.inputs, Path)),
+            ]
+        )
+        npz = options.inputs if isinstance(options.inputs, Path) else None
+        decoded = decoder_inputs(model.module, model.decoder, npz)
+        return replace(model, call=decoded.call), decoded.inputs
     if model.program is not None:
         inputs = build_program_inputs(
             model.program,

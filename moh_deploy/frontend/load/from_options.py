@@ -14,7 +14,11 @@ from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.config.options import ModelOptions
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.load.checkpoint import in_eval_mode, load_model
+from moh_deploy.frontend.load.decoder import make_decoder
+from moh_deploy.frontend.load.directory.decoder_config import check_config
+from moh_deploy.frontend.load.directory.load import load_directory
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.system.user_code import user_code
 
 
 def load(
@@ -29,9 +33,35 @@ def load(
         CheckpointError: The file cannot be read, is not trusted, or does not fit the module.
         ConfigError: The factory is wrong, or the model is neither a path nor a model.
     """
+    model = _loaded(options, config, needs_example=needs_example)
+    return model if options.task is None else _for_text_generation(options, config, model)
+
+
+def _for_text_generation(
+    options: ModelOptions, config: ExportConfig, model: LoadedModel
+) -> LoadedModel:
+    if model.module is None or model.original is not None:
+        raise ConfigError(
+            f"--task {options.task} was given, but the model is"
+            f" {'an exported program' if model.program is not None else 'an ONNX file'}, whose"
+            " inputs and outputs are fixed.",
+            hint="Give the module that it was made from, or leave --task out.",
+        )
+    if options.dtype is not None:  # its caches are of that dtype, too
+        in_dtype(options, model, ())
+    with user_code(code_dirs(options, config)):
+        decoder = make_decoder(model.module)
+    if model.directory is not None:
+        check_config(model.directory, decoder)
+    return replace(model, decoder=decoder)
+
+
+def _loaded(options: ModelOptions, config: ExportConfig, *, needs_example: bool) -> LoadedModel:
     source = options.model
     if isinstance(source, torch.nn.Module):
         return LoadedModel(in_eval_mode(copy.deepcopy(source)), None, "in_memory", None)
+    if isinstance(source, (str, Path)) and Path(source).is_dir():
+        return _loaded_directory(Path(source), options, config)
     if isinstance(source, ExportedProgram):
         return LoadedModel(None, source, "in_memory", None)
     if not isinstance(source, (str, Path)):
@@ -48,6 +78,24 @@ def load(
         trust_pickle=options.trust_pickle,
         needs_example=needs_example,
     )
+
+
+def _loaded_directory(root: Path, options: ModelOptions, config: ExportConfig) -> LoadedModel:
+    state_key = options.state_key or config.model.state_key
+    if state_key is not None:
+        raise ConfigError(
+            f"{root}: is a model directory, for which --state-key '{state_key}' has no meaning.",
+            hint="Leave it out, or name one of its files.",
+        )
+    module, sha256, directory = load_directory(
+        root,
+        factory=options.factory or config.model.factory,
+        kwargs=config.model.kwargs,
+        code_dirs=code_dirs(options, config),
+        trust_code=options.trust_code,
+        trust_pickle=options.trust_pickle,
+    )
+    return LoadedModel(in_eval_mode(module), None, "directory", sha256, directory=directory)
 
 
 def in_dtype(
@@ -74,11 +122,32 @@ def in_dtype(
         )
     dtype: torch.dtype = getattr(torch, options.dtype)
     floats = {tensor.dtype for tensor in model.module.parameters() if tensor.is_floating_point()}
-    model.module.to(dtype)
+    _to_dtype(model.module, dtype, keep_tables=model.directory is not None)
     return model, tuple(
         replace(item, value=item.value.to(dtype)) if item.value.dtype in floats else item
         for item in inputs
     )
+
+
+def _to_dtype(module: torch.nn.Module, dtype: torch.dtype, *, keep_tables: bool) -> None:
+    """Bring a module to a dtype.
+
+    Args:
+        keep_tables: Leave what no checkpoint holds: tables of positions, whose numbers have to be
+            exact, and which Hugging Face keeps in float32, too.
+    """
+    if not keep_tables:
+        module.to(dtype)
+        return
+    for part in module.modules():
+        tables = part._non_persistent_buffers_set
+        tensors = [*part.parameters(recurse=False)]
+        tensors += [
+            one for name, one in part._buffers.items() if one is not None and name not in tables
+        ]
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
 
 
 def code_dirs(options: ModelOptions, config: ExportConfig) -> tuple[Path, ...]:

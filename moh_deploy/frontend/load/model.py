@@ -11,13 +11,15 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils._pytree import tree_unflatten
 
 from moh_deploy.frontend.load.call import arguments_of
+from moh_deploy.frontend.load.decoder import Decoder
+from moh_deploy.frontend.load.directory.files import ModelDirectory
 from moh_deploy.frontend.load.onnx_graph.original import OnnxOriginal
 from moh_deploy.package import Call, Manifest
 
 _USER_INPUT = InputKind.USER_INPUT
 
 CheckpointForm = Literal[
-    "module", "state_dict", "checkpoint", "safetensors", "pt2", "onnx", "in_memory"
+    "module", "state_dict", "checkpoint", "safetensors", "pt2", "onnx", "in_memory", "directory"
 ]
 
 
@@ -52,6 +54,8 @@ class LoadedModel:
         checkpoint_sha256: Digest of the file, or None for a model that was handed over in memory.
         call: How the module takes the inputs; None where they are its positional arguments.
         unknown: Names of inputs for which its forward has no parameter but `**kwargs`.
+        decoder: Of a language model that is to generate text: what its caches are.
+        directory: The directory that it was loaded from, if it was one.
         original: Of an ONNX file: what it computes, by ONNX Runtime.
     """
 
@@ -61,6 +65,8 @@ class LoadedModel:
     checkpoint_sha256: str | None
     call: Call | None = None
     unknown: frozenset[str] = frozenset()
+    decoder: Decoder | None = None
+    directory: ModelDirectory | None = None
     original: OnnxOriginal | None = None
 
     def callable(self) -> Callable[..., object]:

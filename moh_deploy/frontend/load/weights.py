@@ -85,13 +85,13 @@ def load_weights(module: torch.nn.Module, state: StateDict, *, source: str) -> N
     try:
         result = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        mismatch = _compare(module.state_dict(), state)
+        mismatch = misfit_of(module.state_dict(), state)
         if not mismatch.shapes:
             raise CheckpointError(f"{source}: does not fit the model: {error}") from error
-        raise _does_not_fit(source, mismatch) from error
+        raise does_not_fit(source, mismatch) from error
     missing = _without_tied(result.missing_keys, module.state_dict(), state)
     if missing or result.unexpected_keys:
-        raise _does_not_fit(source, Mismatch(missing, list(result.unexpected_keys), []))
+        raise does_not_fit(source, Mismatch(missing, list(result.unexpected_keys), []))
 
 
 def without_wrapper_prefixes(state: StateDict, expected: Iterable[str]) -> StateDict:
@@ -226,7 +226,8 @@ def _memory(tensor: torch.Tensor) -> tuple[int, int]:
     return (tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size())
 
 
-def _compare(own: StateDict, state: StateDict) -> Mismatch:
+def misfit_of(own: StateDict, state: StateDict) -> Mismatch:
+    """Say how a state dict differs from that of a module."""
     shapes = [
         f"{key}: the model has {list(own[key].shape)}, the checkpoint {list(value.shape)}"
         for key, value in state.items()
@@ -236,7 +237,8 @@ def _compare(own: StateDict, state: StateDict) -> Mismatch:
     return Mismatch(missing, [key for key in state if key not in own], shapes)
 
 
-def _does_not_fit(source: str, mismatch: Mismatch) -> CheckpointError:
+def does_not_fit(source: str, mismatch: Mismatch) -> CheckpointError:
+    """The error for weights that are not those of a module."""
     lines = [
         f"{len(names)} {title}:\n    " + "\n    ".join(_listed(names))
         for title, names in (

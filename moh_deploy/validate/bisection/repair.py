@@ -156,6 +156,7 @@ class _Repair:
             # again.
             choose_layers(model, package.manifest.layers)
             save_model(model, package, writer.root)
+            writer.bring_tokenizer(package)
             staged_manifest = _manifest(package.manifest, model, cure)
             manifest = writer.stage(staged_manifest, package.vectors, package.corpus)
             staged = OnnxPackage.open(writer.root, staged=True)

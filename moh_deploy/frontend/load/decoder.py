@@ -1,0 +1,220 @@
+"""Let a language model take its cache as tensors, and return it: what text generation needs.
+
+Whatever a model calls its cache, from outside it is a key and a value for each layer,
+[batch, kv_heads, past, head_dim], and a mask [batch, past + seq] says which tokens are padding.
+Which form the model's own cache has shows when it is run once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.frontend.quiet import no_advice
+from moh_deploy.system.user_code import describe_error
+
+KeyValue: TypeAlias = tuple[Tensor, Tensor]
+"""Key and value of a layer, [batch, kv_heads, tokens, head_dim]."""
+
+# What forwards call their cache, and outputs the one that they return.
+_CACHES = ("past_key_values", "cache")
+_TRIED = 4  # tokens of the trial: at once, and as two and two behind a cache
+# By how much of its root mean square a logit may move where other sizes round otherwise.
+_LARGEST_SHARE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_LARGEST_SHARE_HALF = 0.1
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What a language model takes and returns beside tokens, as a trial run shows it.
+
+    Attributes:
+        caches: Of each layer: heads of keys and values, and the sizes of a key and of a value.
+        dtype: Of the caches.
+        vocab_size: How many logits a token has.
+    """
+
+    caches: tuple[tuple[int, int, int], ...]
+    dtype: torch.dtype
+    vocab_size: int
+
+
+def make_decoder(module: nn.Module) -> Decoder:
+    """Give a module the forward `(input_ids, attention_mask, past_key_values)` of text generation.
+
+    `past_key_values` is a tuple of dicts with `key` and `value`; it returns `logits` and `present`,
+    a list of such. Positions are counted from the mask, so that padding on the left moves none.
+
+    Raises:
+        ConfigError: The module's forward is none of a language model with a cache.
+        ExportError: The module fails, or computes something else behind a cache than at once.
+    """
+    cls = type(module)
+    takes = _parameters(cls)
+    ids = torch.arange(1, 2 * _TRIED + 1).view(2, _TRIED)
+    with torch.no_grad(), no_advice():
+        logits, cache = _try(lambda: _run(module, cls, takes, ids, torch.ones_like(ids), None))
+    make_cache = _form(cache)
+    layers = _layers(cache)
+    _check_behind_cache(module, cls, takes, ids, logits, make_cache)
+
+    def forward(
+        self: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        past_key_values: Sequence[Mapping[str, Tensor]],
+    ) -> dict[str, object]:
+        past = make_cache([(one["key"], one["value"]) for one in past_key_values])
+        found, present = _run(self, cls, takes, input_ids, attention_mask, past)
+        pairs = [{"key": key, "value": value} for key, value in _layers(present)]
+        return {"logits": found, "present": pairs}
+
+    # The module stays the root of its layers, whose paths name them.
+    members = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    module.__class__ = type(cls.__name__, (cls,), members)
+    return Decoder(
+        caches=tuple((key.shape[1], key.shape[3], value.shape[3]) for key, value in layers),
+        dtype=layers[0][0].dtype,
+        vocab_size=logits.shape[-1],
+    )
+
+
+def _parameters(cls: type[nn.Module]) -> frozenset[str]:
+    """Return the names of the parameters of a forward.
+
+    Raises:
+        ConfigError: It takes no tokens, or no cache.
+    """
+    parameters = inspect.signature(cls.forward).parameters
+    if "input_ids" not in parameters or not any(name in parameters for name in _CACHES):
+        raise ConfigError(
+            f"the forward of {cls.__name__} takes {', '.join([*parameters][1:])}; expected that of"
+            " a language model: forward(input_ids, attention_mask, past_key_values, use_cache).",
+            hint="Without --task text-generation a model is exported with the inputs that you"
+            " name: docs/huggingface.md.",
+        )
+    return frozenset(parameters)
+
+
+def _run(
+    module: nn.Module,
+    cls: type[nn.Module],
+    takes: frozenset[str],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    past: object,
+) -> tuple[Tensor, object]:
+    """Run a language model; return its logits, and its cache as it has it."""
+    # Padding counts for none: the first token of each row is at 0, however far to the right.
+    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+    arguments = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "position_ids": positions,
+        **dict.fromkeys(_CACHES, past),
+        "use_cache": True,
+        "return_dict": True,
+    }
+    found: Any = cls.forward(module, **{k: v for k, v in arguments.items() if k in takes})
+    if isinstance(found, (tuple, list)):
+        return found[0], found[1]
+    named = found if isinstance(found, Mapping) else vars(found)
+    return named["logits"], named[next(name for name in _CACHES if name in named)]
+
+
+def _try(run: Callable[[], tuple[Tensor, object]]) -> tuple[Tensor, object]:
+    try:
+        return run()
+    except Exception as error:  # the user's own code
+        raise ExportError(
+            f"the model itself fails on {_TRIED} tokens without a cache: {describe_error(error)}.",
+            hint="Expected of a language model: logits and past_key_values, in an object, a dict or"
+            " a tuple, where use_cache is True.",
+        ) from error
+
+
+def _layers(cache: Any) -> list[KeyValue]:
+    """Return the keys and values in a cache: of transformers, of before, or of tuples."""
+    if hasattr(cache, "layers"):
+        return [(layer.keys, layer.values) for layer in cache.layers]
+    if hasattr(cache, "key_cache"):
+        return list(zip(cache.key_cache, cache.value_cache, strict=True))
+    return [(key, value) for key, value, *_ in cache]
+
+
+def _form(cache: Any) -> Callable[[Sequence[KeyValue]], object]:
+    """Return what makes a cache, such as the model returned, of keys and values.
+
+    Raises:
+        ExportError: It is of a form that is not known, or does not grow with the tokens.
+    """
+    try:
+        layers = _layers(cache)
+        known = bool(layers) and all(one.ndim == 4 for pair in layers for one in pair)
+    except (TypeError, ValueError, AttributeError):
+        known = False
+    if not known:
+        raise ExportError(
+            f"the model returns a {type(cache).__name__} for past_key_values; expected a key and a"
+            " value, [batch, heads, tokens, head_dim], for each layer.",
+            hint="Return tuples (key, value), or a DynamicCache of transformers.",
+        )
+    lengths = {one.shape[2] for pair in layers for one in pair}
+    if lengths != {_TRIED}:
+        raise ExportError(
+            f"the model's cache holds {sorted(lengths)} tokens after {_TRIED}; expected one that"
+            " grows with them.",
+            hint="A cache of a fixed length is nothing that this task can export.",
+        )
+    if isinstance(cache, (tuple, list)):
+        return lambda pairs: tuple(pairs)
+    cls = type(cache)
+
+    def filled(pairs: Sequence[KeyValue]) -> object:
+        made = cls()
+        for layer, (key, value) in enumerate(pairs):
+            made.update(key, value, layer)
+        return made
+
+    return filled
+
+
+def _check_behind_cache(
+    module: nn.Module,
+    cls: type[nn.Module],
+    takes: frozenset[str],
+    ids: Tensor,
+    at_once: Tensor,
+    make_cache: Callable[[Sequence[KeyValue]], object],
+) -> None:
+    """Check that two tokens behind two others give what four give at once.
+
+    Raises:
+        ExportError: They do not, or the model does not take its own cache.
+    """
+    half, mask = _TRIED // 2, torch.ones_like(ids)
+    try:
+        with torch.no_grad(), no_advice():
+            _, cache = _run(module, cls, takes, ids[:, :half], mask[:, :half], make_cache([]))
+            again = make_cache(_layers(cache))
+            logits, _ = _run(module, cls, takes, ids[:, half:], mask, again)
+    except Exception as error:  # the user's own code
+        raise ExportError(
+            f"the model does not take the cache that it returns: {describe_error(error)}."
+        ) from error
+    expected = at_once[:, half:].double()
+    share = float((logits.double() - expected).pow(2).mean() / expected.pow(2).mean()) ** 0.5
+    most = _LARGEST_SHARE.get(at_once.dtype, _LARGEST_SHARE_HALF)
+    if math.isnan(share) or share > most:
+        raise ExportError(
+            f"behind a cache the model computes something else than at once: logits are off by"
+            f" {share:.3g} of their size, allowed is {most:g}.",
+            hint="Do positions and the mask count the tokens in the cache?",
+        )

@@ -1,0 +1,167 @@
+"""Find the class of a model directory: in code of the user's, in its own, or in transformers."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from torch import nn
+
+from moh_deploy.errors import CheckpointError, ConfigError
+from moh_deploy.frontend.load.directory.files import ModelDirectory
+from moh_deploy.frontend.load.directory.own_code import TRANSFORMERS_HINT, import_beside
+from moh_deploy.system.bounded_file import read_text
+from moh_deploy.system.user_code import describe_error
+
+_CAUSAL_LM = "AutoModelForCausalLM"
+_MOST_SOURCE_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A class in a file of code.
+
+    Attributes:
+        file: The file.
+        name: Of the class.
+        config: `FILE.CLASS` of its config beside it; None where the model's class says it.
+    """
+
+    file: Path
+    name: str
+    config: str | None
+
+
+def model_class(
+    directory: ModelDirectory, code_dirs: Sequence[Path], *, trust_code: bool
+) -> tuple[type[nn.Module], object]:
+    """Return the class of a directory's model, and the config to build it with.
+
+    Code is looked for in `code_dirs`, then in the directory itself, where running it has to be
+    allowed, then in the installed transformers.
+
+    Raises:
+        CheckpointError: The code is not trusted, or the config does not name a class.
+        ConfigError: The code cannot be imported.
+    """
+    source = _in_code_dirs(directory, code_dirs) or _in_directory(directory, trust_code=trust_code)
+    if source is not None:
+        found, config = _imported(source, [*code_dirs, directory.root])
+    else:
+        found, config = _of_transformers(directory), None
+    config_class = config or getattr(found, "config_class", None)
+    made = _config(directory, config_class)
+    if source is not None and config_class is not None:
+        _remember_what_was(made, directory)
+    return found, made
+
+
+def _in_code_dirs(directory: ModelDirectory, code_dirs: Sequence[Path]) -> _Source | None:
+    """Find the file in the user's directories of code that defines the class which is named."""
+    named = directory.auto_class(_CAUSAL_LM)
+    name = named.partition(".")[2] if named else directory.architecture
+    if name is None:
+        return None
+    defines = re.compile(rf"^class {re.escape(name)}\b", re.MULTILINE)
+    for folder in code_dirs:
+        for file in sorted(folder.glob("*.py")):
+            text = read_text(file, most_bytes=_MOST_SOURCE_BYTES, error=ConfigError)
+            if defines.search(text):
+                return _Source(file, name, directory.auto_class("AutoConfig"))
+    return None
+
+
+def _in_directory(directory: ModelDirectory, *, trust_code: bool) -> _Source | None:
+    named = directory.auto_class(_CAUSAL_LM)
+    if named is None:
+        return None
+    module, _, name = named.partition(".")
+    file = directory.root / f"{module}.py"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{directory.config_path}: auto_map names the class '{name}' of {file.name}, which is"
+            " not there.",
+            hint="Copy it there, or name its directory with --code-dir.",
+        )
+    if not trust_code:
+        raise CheckpointError(
+            f"{directory.root}: the model is built by code of its own, {file.name}, and loading it"
+            " runs that code.",
+            hint="Read it, then pass --trust-code if you trust it.",
+        )
+    return _Source(file, name, directory.auto_class("AutoConfig"))
+
+
+def _imported(source: _Source, code_dirs: Sequence[Path]) -> tuple[type[nn.Module], object]:
+    """Import a class, and that of its config if there is one."""
+    folders = [source.file.parent, *code_dirs]
+    found = import_beside(source.file, source.file.stem, source.name, folders)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ConfigError(f"{source.file}: '{source.name}' is no class of torch.nn.Module.")
+    if source.config is None:
+        return found, None
+    module, _, name = source.config.partition(".")
+    return found, import_beside(source.file, module, name, folders)
+
+
+def _of_transformers(directory: ModelDirectory) -> type[nn.Module]:
+    name = directory.architecture
+    if name is None:
+        raise CheckpointError(
+            f"{directory.config_path}: names no class of the model: neither auto_map nor"
+            " architectures.",
+            hint="Name what builds it with --factory MODULE:CALLABLE (and --code-dir DIR).",
+        )
+    try:
+        transformers = importlib.import_module("transformers")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{directory.root}: is a model of class '{name}' of transformers, which is not"
+            " installed.",
+            hint=TRANSFORMERS_HINT,
+        ) from error
+    found = getattr(transformers, name, None)
+    if not isinstance(found, type):
+        raise CheckpointError(
+            f"{directory.config_path}: architectures names '{name}', which is no class of the"
+            " installed transformers, and the directory has no code of its own.",
+            hint="Name the directory of the code that defines it with --code-dir.",
+        )
+    return found
+
+
+def _config(directory: ModelDirectory, config_class: object) -> object:
+    """Return what the model is built with: of its class, or else an object with the config's keys
+    as attributes."""
+    values = dict(directory.config)
+    if config_class is None:
+        return SimpleNamespace(**values)
+    read = getattr(config_class, "from_dict", None)
+    try:
+        config: object = read(values) if read is not None else config_class(**values)  # type: ignore[operator]
+    except Exception as error:  # the model's own code
+        raise CheckpointError(
+            f"{directory.config_path}: its class {getattr(config_class, '__name__', '')} does not"
+            f" take it: {describe_error(error)}."
+        ) from error
+    return config
+
+
+def _remember_what_was(config: object, directory: ModelDirectory) -> None:
+    """Let a config have what is in its file also under the names that are used there.
+
+    Today's configs of transformers keep angles in `rope_parameters`, and show them as
+    `rope_scaling`, too; code of before expects None there where nothing is scaled.
+    """
+    for name, value in directory.config.items():
+        if not hasattr(config, name):
+            setattr(config, name, value)
+    if hasattr(config, "rope_parameters"):
+        scaling = directory.config.get("rope_scaling")
+        cls = type(config)
+        shown = {"rope_scaling": property(lambda self: scaling), "__module__": cls.__module__}
+        config.__class__ = type(cls.__name__, (cls,), shown)

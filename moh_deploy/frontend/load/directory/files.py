@@ -1,0 +1,125 @@
+"""Find what a model directory holds, as Hugging Face lays it out: config, weights, tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from moh_deploy.errors import CheckpointError
+from moh_deploy.package import TOKENIZER_FILES
+from moh_deploy.system.bounded_json import read_json
+
+CONFIG_FILE = "config.json"
+# In the order in which they are looked for: what can be mapped from disk first.
+_WEIGHTS = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A directory that holds a model.
+
+    Attributes:
+        root: The directory.
+        config: The content of its `config.json`.
+        weights: The file with its weights, or the index of its shards.
+        tokenizer: Its tokenizer's files, those that there are.
+    """
+
+    root: Path
+    config: Mapping[str, object]
+    weights: Path
+    tokenizer: tuple[Path, ...]
+
+    @property
+    def config_path(self) -> Path:
+        return self.root / CONFIG_FILE
+
+    def text(self, key: str) -> str | None:
+        """Return a value of the config that has to be text; None where there is none.
+
+        Raises:
+            CheckpointError: It is something else.
+        """
+        value = self.config.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        raise CheckpointError(f"{self.config_path}: {key} is {value!r}, expected text.")
+
+    def auto_class(self, kind: str) -> str | None:
+        """Return `FILE.CLASS`, as `auto_map` has it for `AutoModelForCausalLM` and such.
+
+        Raises:
+            CheckpointError: It names code of another repository, or is no such name.
+        """
+        auto_map = self.config.get("auto_map")
+        named = auto_map.get(kind) if isinstance(auto_map, dict) else None
+        if named is None:
+            return None
+        if not isinstance(named, str) or named.count(".") != 1:
+            raise CheckpointError(
+                f"{self.config_path}: auto_map.{kind} is {named!r}, expected FILE.CLASS."
+            )
+        # `owner/name--file.Class` is code that Hugging Face would download.
+        _, elsewhere, local = named.rpartition("--")
+        module = local.partition(".")[0]
+        if elsewhere and not (self.root / f"{module}.py").is_file():
+            raise CheckpointError(
+                f"{self.config_path}: auto_map.{kind} names code of another repository,"
+                f" '{named}'; nothing is downloaded here.",
+                hint=f"Put {module}.py into {self.root}, or name its directory with --code-dir.",
+            )
+        return local
+
+    @property
+    def architecture(self) -> str | None:
+        """The class that the config's `architectures` names first."""
+        named = self.config.get("architectures")
+        first = named[0] if isinstance(named, list) and named else None
+        return first if isinstance(first, str) else None
+
+
+def read_model_directory(root: Path) -> ModelDirectory:
+    """Read the config of a model directory, and find its other files.
+
+    Raises:
+        CheckpointError: It has no config or no weights, or its config cannot be read.
+    """
+    path = root / CONFIG_FILE
+    try:
+        config = read_json(path, error=CheckpointError)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{root}: is a directory without {CONFIG_FILE}; expected a checkpoint file, or a model"
+            " directory.",
+            hint=_other_checkpoint(root),
+        ) from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(config).__name__}, expected an object.")
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{path}: the weights are quantised (quantization_config).",
+            hint="Export the checkpoint in floating point, then lower the package:"
+            " moh-deploy precision.",
+        )
+    weights = next((root / name for name in _WEIGHTS if (root / name).exists()), None)
+    if weights is None:
+        raise CheckpointError(
+            f"{root}: is a model directory without weights; expected one of {', '.join(_WEIGHTS)}.",
+            hint=_other_checkpoint(root) or "Copy or download them, too.",
+        )
+    tokenizer = tuple(root / name for name in TOKENIZER_FILES if (root / name).is_file())
+    return ModelDirectory(root, cast("dict[str, object]", config), weights, tokenizer)
+
+
+def _other_checkpoint(root: Path) -> str | None:
+    """Name what lies there and might be meant."""
+    patterns = ("*.index.json", "*.safetensors", "*.pt2", "*.pt", "*.pth", "*.bin", "*.onnx")
+    found = [file for pattern in patterns for file in sorted(root.glob(pattern))]
+    return f"Did you mean '{found[0]}'?" if found else None

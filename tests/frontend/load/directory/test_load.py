@@ -1,0 +1,171 @@
+"""Model directories: their weights are held once, and what is wrong with them is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from moh_deploy.errors import CheckpointError, ConfigError
+from moh_deploy.frontend.load.directory.load import load_directory
+from tests.text.model_directories import SMALL, plain_torch_model, write_plain_torch
+
+
+def load(root: Path, **options: object):
+    settings = {
+        "factory": None,
+        "kwargs": {},
+        "code_dirs": (),
+        "trust_code": True,
+        "trust_pickle": False,
+    }
+    return load_directory(root, **{**settings, **options})
+
+
+def same_logits(module: torch.nn.Module, model: torch.nn.Module) -> bool:
+    ids = torch.tensor([[5, 9, 3]])
+    with torch.no_grad():
+        return torch.equal(module.eval()(ids)[0], model(ids)[0])
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_weights_are_those_of_the_files(tmp_path: Path, shards: int):
+    model = write_plain_torch(tmp_path, shards=shards)
+    module, digest, _ = load(tmp_path)
+    assert same_logits(module, model)
+    assert len(digest) == 64
+
+
+def test_pickled_weights_are_read_as_plain_data(tmp_path: Path):
+    model = write_plain_torch(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert same_logits(load(tmp_path)[0], model)
+
+
+def test_tied_weights_are_one_tensor_as_before(tmp_path: Path):
+    model = write_plain_torch(tmp_path, tie_word_embeddings=True)
+    module = load(tmp_path)[0]
+    assert module.head.weight is module.embed.weight
+    assert same_logits(module, model)
+
+
+def test_weights_are_the_pages_of_the_file(tmp_path: Path):
+    write_plain_torch(tmp_path, vocab_size=50_000, hidden_size=64)
+    module = load(tmp_path)[0]
+    mapped = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    pages = [one[0].split("-") for one in mapped if one[-1].endswith("model.safetensors")]
+    start = module.embed.weight.data_ptr()
+    assert any(int(first, 16) <= start < int(last, 16) for first, last in pages)
+
+
+def test_code_is_not_run_without_trust(tmp_path: Path):
+    write_plain_torch(tmp_path)
+    (tmp_path / "modeling_small.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(CheckpointError, match=r"modeling_small\.py, and loading it") as error:
+        load(tmp_path, trust_code=False)
+    assert "--trust-code" in error.value.hint
+
+
+def test_code_leaves_nothing_beside_the_weights(tmp_path: Path):
+    write_plain_torch(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    load(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_code_of_the_users_needs_no_trust(tmp_path: Path):
+    root, code = tmp_path / "model", tmp_path / "code"
+    model = write_plain_torch(root)
+    code.mkdir()
+    for file in root.glob("*.py"):
+        file.rename(code / file.name)
+    assert same_logits(load(root, code_dirs=(code,), trust_code=False)[0], model)
+
+
+def test_code_of_another_directory_is_another_model(tmp_path: Path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_plain_torch(first)
+    model = write_plain_torch(second)
+    (first / "modeling_small.py").write_text(
+        (second / "modeling_small.py").read_text().replace("self.head(", "-self.head(")
+    )
+    wrong, right = load(first)[0], load(second)[0]
+    assert same_logits(right, model)
+    assert not same_logits(wrong, model)
+
+
+def test_directory_without_config_is_none(tmp_path: Path):
+    (tmp_path / "weights.pt").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"without config\.json") as error:
+        load(tmp_path)
+    assert "weights.pt" in error.value.hint
+
+
+def test_directory_without_weights_says_so(tmp_path: Path):
+    write_plain_torch(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="without weights; expected one of model"):
+        load(tmp_path)
+
+
+def test_missing_shard_is_named(tmp_path: Path):
+    write_plain_torch(tmp_path, shards=2)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors: no such file"):
+        load(tmp_path)
+
+
+def change_config(root: Path, **changes: object) -> None:
+    (root / "config.json").write_text(json.dumps({**SMALL, **changes}))
+
+
+def test_config_that_contradicts_shapes_is_named(tmp_path: Path):
+    write_plain_torch(tmp_path)
+    change_config(tmp_path, intermediate_size=40)
+    with pytest.raises(CheckpointError, match=r"contradicts config\.json: blocks.*weight"):
+        load(tmp_path)
+
+
+def test_config_with_more_layers_than_weights_is_refused(tmp_path: Path):
+    write_plain_torch(tmp_path)
+    change_config(tmp_path, num_hidden_layers=3)
+    with pytest.raises(CheckpointError, match=r"missing keys:\s+blocks\.2"):
+        load(tmp_path)
+
+
+def test_code_of_another_repository_is_not_fetched(tmp_path: Path):
+    write_plain_torch(tmp_path)
+    change_config(tmp_path, auto_map={"AutoModelForCausalLM": "owner/name--other.Model"})
+    with pytest.raises(CheckpointError, match="code of another repository, 'owner/name--other"):
+        load(tmp_path)
+
+
+def test_quantised_weights_are_refused(tmp_path: Path):
+    write_plain_torch(tmp_path)
+    change_config(tmp_path, quantization_config={"bits": 4})
+    with pytest.raises(CheckpointError, match="quantised"):
+        load(tmp_path)
+
+
+def test_code_that_fails_at_import_is_told(tmp_path: Path):
+    write_plain_torch(tmp_path)
+    (tmp_path / "modeling_small.py").write_text("import no_such_package_here")
+    with pytest.raises(ConfigError, match="no_such_package_here"):
+        load(tmp_path)
+
+
+def test_factory_takes_the_place_of_the_directorys_class(tmp_path: Path):
+    model = write_plain_torch(tmp_path)
+    (tmp_path / "made.py").write_text(
+        "from tests.text.model_directories import plain_torch_model as build\n"
+    )
+    module, _, _ = load(tmp_path, factory="made:build", code_dirs=(tmp_path,), trust_code=False)
+    assert same_logits(module, model)
+
+
+def test_buffers_outside_of_the_weights_are_computed(tmp_path: Path):
+    write_plain_torch(tmp_path)
+    assert torch.equal(load(tmp_path)[0].cos, plain_torch_model().cos)
