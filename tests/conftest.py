@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.nightly import split_by_run
+from tests.push_budget import Spent, budgets, compared, excesses, spent_by_folder
 from tests.skips import MACHINE, expected_skips, reason_of, unexpected_skips
 from tests.warm_python import is_possible, warm_python
 
@@ -42,6 +44,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail if tests are skipped for reasons that tests/expected_skips.yaml does not list",
     )
+    parser.addoption(
+        "--push-budget",
+        action="store_true",
+        help="say what the tests of each folder took, and fail if it has more of them in a push "
+        "than tests/push_budget.yaml allows",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -67,22 +75,28 @@ def _take_one_core() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--nightly"):
         return
-    left_out = [item for item in items if item.get_closest_marker("nightly")]
-    items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+    items[:], left_out = split_by_run(items)
     config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Let unexpected skips fail a run that is fine otherwise."""
-    if session.config.getoption("--expected-skips") and _unexpected(session.config):
+    """Let unexpected skips, and more tests than a push may have, fail a run that is fine else."""
+    config = session.config
+    if (config.getoption("--expected-skips") and _unexpected(config)) or (
+        config.getoption("--push-budget") and excesses(_spent(config), budgets())
+    ):
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say what was skipped unexpectedly, last of all."""
+    """Say what the tests of each folder took, and what was skipped unexpectedly, last of all."""
+    if config.getoption("--push-budget"):
+        spent, allowed = _spent(config), budgets()
+        for line in [*compared(spent, allowed), *excesses(spent, allowed)]:
+            terminalreporter.write_line(line)
     for problem in _unexpected(config):
         terminalreporter.write_line(f"unexpected skips: {problem}")
 
@@ -93,6 +107,14 @@ def _unexpected(config: pytest.Config) -> list[str]:
         return []
     counts = Counter(reason_of(report) for report in terminal.stats.get("skipped", []))
     return unexpected_skips(counts, expected_skips(), lambda name: MACHINE[name]())
+
+
+def _spent(config: pytest.Config) -> dict[str, Spent]:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None:
+        return {}
+    reports = [report for kind in terminal.stats.values() for report in kind]
+    return spent_by_folder(one for one in reports if isinstance(one, pytest.TestReport))
 
 
 @pytest.fixture(scope="session")

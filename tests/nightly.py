@@ -1,13 +1,17 @@
 """Leaves tests to `make test-all`: those whose like a push runs anyway, or that build much.
 
-A test with the marker `nightly` is deselected unless pytest is called with --nightly. These mark
-some of the parameters of a test, so that a push keeps representatives.
+A test with the marker `nightly` is deselected unless pytest is called with --nightly. Of a test
+with the marker `sampled(count)` a push runs one in `count` of its parameters, spread over all of
+them. The functions below choose by what the parameters are.
 """
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
+from zlib import crc32
 
 import pytest
 from _pytest.mark import ParameterSet
@@ -16,6 +20,31 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 nightly = pytest.mark.nightly
+sampled = pytest.mark.sampled
+
+
+def split_by_run(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Return the tests that a push runs, in their order, and those that it leaves to the night."""
+    sampled = defaultdict(list)
+    for item in items:
+        if not item.get_closest_marker("nightly"):
+            sampled[item.nodeid.partition("[")[0]].append(item)
+    push = {item for alike in sampled.values() for item in _sample(alike)}
+    return [item for item in items if item in push], [item for item in items if item not in push]
+
+
+def _sample(alike: list[pytest.Item]) -> list[pytest.Item]:
+    """Return one in so many of a test's cases, as its marker `sampled` says: at least one.
+
+    By a digest of their names, not by place: every second one of pairs might be of one kind. Who
+    adds a case moves one other at most.
+    """
+    mark = alike[0].get_closest_marker("sampled")
+    if mark is None:
+        return alike
+    (count,) = mark.args
+    by_digest = sorted(alike, key=lambda item: crc32(item.name.encode()))
+    return by_digest[: math.ceil(len(alike) / count)]
 
 
 def nightly_if(condition: bool) -> tuple[pytest.MarkDecorator, ...]:
