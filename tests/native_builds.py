@@ -27,11 +27,10 @@ from tests.serving.triton.triton_environment import server_or_skip
 
 # Those that take longest come first.
 PUSH: dict[str, Callable[[], object]] = {
-    "kernels, compiled to PTX": lambda: nvcc.ptx_of(nvcc.kernel_sources()),
+    "kernels, compiled to PTX": lambda: nvcc.ptx_of(nvcc.kernel_sources(largest_head=64)),
     "emulated kernels, and the plugin on them": lambda: builds.plugin_on_emulated(build(PLAIN)),
     "TensorRT plugin": builds.plugin_on_fakes,
     "harness of the plugin": builds.harness,
-    "Triton's server": server_or_skip,
 }
 NIGHTLY: dict[str, Callable[[], object]] = {
     "emulated kernels for AddressSanitizer": lambda: build(ADDRESS),
@@ -40,7 +39,9 @@ NIGHTLY: dict[str, Callable[[], object]] = {
     "emulator without assembly": library_without_assembly,
     "CPU kernels for sanitizers": sanitized_library,
     "kernels, assembled for every architecture": resources.measured,
+    "kernels for larger heads, compiled to PTX": lambda: nvcc.ptx_of(nvcc.kernel_sources()),
     "extension of OpenVINO": built_extension,
+    "Triton's server": server_or_skip,
 }
 MISSING = (NoHeaders, nvcc.NoCompiler, pytest.skip.Exception)
 

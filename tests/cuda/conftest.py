@@ -27,5 +27,6 @@ def needs_nvcc() -> None:
 
 @pytest.fixture(scope="session")
 def interpreted(emulator: Emulator, needs_nvcc: None) -> Interpreted:
-    """The host code of the emulator over the kernels that nvcc has compiled."""
-    return Interpreted(emulator, nvcc.ptx_of(nvcc.kernel_sources()))
+    """The host code of the emulator over kernels that nvcc compiles, those of large heads where a
+    test runs one."""
+    return Interpreted(emulator, map(nvcc.ptx_of_one, nvcc.kernel_sources()))

@@ -7,7 +7,7 @@ Parameters and memory are those that the library's own kernel would have had.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,21 +39,24 @@ class KernelLaunch:
 class Interpreted:
     """The emulated library over kernels of some PTX modules.
 
+    Args:
+        modules: Texts, each read when the library launches a kernel that no earlier one has.
+
     Attributes:
         launched: Names of the kernels that ran.
     """
 
-    def __init__(self, emulator: Emulator, modules: Sequence[str]) -> None:
+    def __init__(self, emulator: Emulator, modules: Iterable[str]) -> None:
         self.launched: set[str] = set()
         self._library = emulator.library
         self._interpreters: dict[str, Interpreter] = {}
-        for text in modules:
-            interpreter = Interpreter(text)
-            self._interpreters.update(dict.fromkeys(interpreter.kernels, interpreter))
+        self._unread = iter(modules)
 
     @property
     def kernels(self) -> tuple[str, ...]:
         """Names of all kernels of the modules."""
+        while self._read_next():
+            pass
         return tuple(self._interpreters)
 
     def find_mismatch(
@@ -123,9 +126,19 @@ class Interpreted:
         finally:
             self._library.moh_emulator_set_launch_hook(None)
 
+    def _read_next(self) -> bool:
+        """Read one more module; return whether there was one."""
+        text = next(self._unread, None)
+        if text is None:
+            return False
+        interpreter = Interpreter(text)
+        self._interpreters.update(dict.fromkeys(interpreter.kernels, interpreter))
+        return True
+
     def _launch(self, launch: KernelLaunch, memory: HostMemory, checks: Checks) -> None:
-        if launch.kernel not in self._interpreters:
-            raise PtxError(f"No module has the kernel '{launch.kernel}'.")
+        while launch.kernel not in self._interpreters:
+            if not self._read_next():
+                raise PtxError(f"No module has the kernel '{launch.kernel}'.")
         self.launched.add(launch.kernel)
         self._interpreters[launch.kernel].launch(
             launch.kernel,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -41,10 +42,22 @@ def compiler() -> str:
     return path
 
 
-def kernel_sources() -> list[Path]:
-    """Return the sources of the kernels, and of the kernel for each primitive."""
+def kernel_sources(largest_head: float = math.inf) -> list[Path]:
+    """Return the sources of the kernels, and of the kernel for each primitive.
+
+    What is compiled for one size of heads alone is a file of its own, with the size in its name.
+
+    Args:
+        largest_head: Of which size there may be such files. Those of smaller heads come first.
+    """
     launch, conformance = (PLUGINS / "cuda" / name for name in ("launch", "conformance"))
-    return [*sorted(launch.glob("*.cu")), conformance / "conformance.cu"]
+    sources = sorted([*launch.glob("*.cu"), conformance / "conformance.cu"], key=_head)
+    return [source for source in sources if _head(source) <= largest_head]
+
+
+def _head(source: Path) -> int:
+    size = source.stem.rpartition("_")[2]
+    return int(size) if size.isdecimal() else 0
 
 
 def ptx_of(sources: list[Path]) -> list[str]:
@@ -54,7 +67,12 @@ def ptx_of(sources: list[Path]) -> list[str]:
         CompilationFailed: One does not compile.
     """
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(_ptx_of, sources))
+        return list(pool.map(ptx_of_one, sources))
+
+
+def ptx_of_one(source: Path) -> str:
+    """Return the PTX of a source: see `ptx_of`."""
+    return _ptx_file_of(source).read_text()
 
 
 def ptx_files_of(sources: list[Path]) -> list[Path]:
@@ -66,10 +84,6 @@ def ptx_files_of(sources: list[Path]) -> list[Path]:
 def assembler() -> str:
     """Return the path of ptxas, which comes with nvcc."""
     return str(Path(compiler()).resolve().with_name("ptxas"))
-
-
-def _ptx_of(source: Path) -> str:
-    return _ptx_file_of(source).read_text()
 
 
 def _ptx_file_of(source: Path) -> Path:
