@@ -18,6 +18,7 @@ from zipfile import ZipFile
 import pytest
 
 from moh_deploy.native.build_openvino import EXTENSION_SOURCES
+from tests.nightly import nightly
 
 REPOSITORY = Path(__file__).parents[1]
 NATIVE = Path("moh_deploy", "native")
@@ -126,6 +127,7 @@ def test_nobody_else_builds_here_at_the_same_time(
     assert builder.build_kernels(tree / NATIVE)
 
 
+@nightly
 @needs_cmake
 def test_build_folder_of_another_place_is_not_used(tree: Path, builder: ModuleType, tmp_path: Path):
     assert builder.build_kernels(tree / NATIVE)

@@ -16,6 +16,7 @@ import pytest
 import moh_deploy
 from moh_deploy.cli import main
 from moh_deploy.errors import MoHDeployError
+from tests.nightly import sampled
 
 FOLDER = Path(__file__).parent / "public_interface"
 SCHEMAS = Path(__file__).parents[1] / "docs"
@@ -75,6 +76,7 @@ def interface() -> dict[str, str]:
     return {name: f"{text}\n" for name, text in files.items()}
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", sorted(interface()))
 def test_interface_is_as_it_was(name: str):
     assert interface()[name] == (FOLDER / name).read_text()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.nightly import sampled
 from tests.skips import MACHINE, Expected, expected_skips, unexpected_skips
 
 LISTED = [Expected("no nvcc.*", ("without nvcc",)), Expected("root writes", at_most=2)]
@@ -45,6 +46,7 @@ def test_the_list_speaks_of_machines_as_they_are_known():
     assert {name for one in expected_skips() for name in one.where} <= set(MACHINE)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("options", "code"), [([], 0), (["--expected-skips"], 1)], ids=["alone", "in_ci"]
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.nightly import sampled
 from tests.warm_python import is_possible
 
 pytestmark = pytest.mark.skipif(not is_possible(), reason="needs Linux")
@@ -56,6 +57,7 @@ def test_it_runs_modules_and_scripts(python: str, tmp_path: Path, is_warm: bool)
     )
 
 
+@sampled(2)
 @BOTH
 def test_it_ends_as_it_ends(python: str, is_warm: bool):
     assert ran(python, "-c", "raise ValueError('x')") == (1, "", "ValueError: x")
@@ -65,6 +67,7 @@ def test_it_ends_as_it_ends(python: str, is_warm: bool):
     assert ran(python, "-c", code) == (0, "at the end\n", "")
 
 
+@sampled(3)
 @BOTH
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
 def test_signals_reach_it(python: str, number: signal.Signals, is_warm: bool):

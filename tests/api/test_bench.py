@@ -24,6 +24,7 @@ from moh_deploy.report.markdown import markdown_text
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.npz import read_npz, write_npz
 from tests.handmade_package import MANIFEST, model, vectors, write_package
+from tests.nightly import sampled
 from tests.two_layers import write_two_layers
 
 DOCS = Path(__file__).parents[2] / "docs" / "bench.md"
@@ -289,6 +290,7 @@ def test_inputs_that_do_not_fit_are_refused(package: OnnxPackage, tmp_path: Path
         measured(package, inputs=[tmp_path / "in.npz"])
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -20,6 +20,7 @@ from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.system.npz import Array, write_npz
 from tests.api.test_bench import Fresh, measured
 from tests.handmade_package import MANIFEST, model, vectors, without_layers, write_package
+from tests.nightly import nightly
 from tests.two_layers import write_two_layers
 
 
@@ -148,6 +149,7 @@ def test_file_of_the_users_is_a_baseline(identity: OnnxPackage, tmp_path: Path):
     assert "differ" in findings(measured(identity, baselines=[path]))
 
 
+@nightly
 def test_process_of_its_own_takes_inputs_by_position_too(tmp_path: Path):
     path, inputs = tmp_path / "plain.onnx", tmp_path / "in.npz"
     Doubles().write_onnx(path, None)

@@ -19,7 +19,7 @@ from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.onnxruntime import session as onnxruntime
 from tests.half_packages import write_unprotected
 from tests.handmade_package import vectors, write_package
-from tests.nightly import one_in
+from tests.nightly import nightly, one_in, sampled
 from tests.routed_package import Fault, write_routed
 
 FAULTS = [fault for fault in get_args(Fault) if fault != "other tie order"]
@@ -44,6 +44,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_routed(tmp_path_factory.mktemp("routed") / "right").root
 
 
+@sampled(5)
 @pytest.mark.parametrize("fault", one_in(2, FAULTS))
 def test_reference_names_the_node_and_what_is_different_about_it(
     fault: Fault, right: Path, tmp_path: Path
@@ -60,6 +61,7 @@ def test_reference_names_the_node_and_what_is_different_about_it(
     assert difference in found.differences[0]
 
 
+@sampled(4)
 @pytest.mark.parametrize("fault", one_in(2, FAULTS))
 def test_without_a_reference_it_is_among_few_suspects(fault: Fault, tmp_path: Path):
     package = write_routed(tmp_path / "package", fault)
@@ -103,6 +105,7 @@ def is_no_product(node: object) -> bool:
     return getattr(node, "op_type", "") not in ("MatMul", "MoHAttention")
 
 
+@sampled(2)
 @pytest.mark.parametrize("cause", ["kernel", "optimisation"])
 def test_runtime_that_computes_something_else_is_told_apart(
     cause: str, right: Path, monkeypatch: pytest.MonkeyPatch
@@ -142,6 +145,7 @@ def test_reference_of_another_model_is_refused(right: Path, tmp_path: Path):
         moh_deploy.bisect(right, reference=other)
 
 
+@nightly
 def test_reference_in_half_precision_is_refused(right: Path, tmp_path: Path):
     half = moh_deploy.precision(right, to="float16", output=tmp_path / "half").package
     with pytest.raises(ConfigError, match="half is in float16, expected a package in float32"):
@@ -161,6 +165,7 @@ def test_float32_package_has_no_repaired_form(right: Path, tmp_path: Path):
         moh_deploy.bisect(right, output=tmp_path / "out")
 
 
+@nightly
 def test_inputs_of_a_float32_package_need_a_reference(right: Path, tmp_path: Path):
     np.savez(tmp_path / "in.npz", x=OnnxPackage.open(right).vectors[0].inputs["x"])
     wrong = write_routed(tmp_path / "wrong", "wrong scale").root
@@ -172,6 +177,7 @@ def test_inputs_of_a_float32_package_need_a_reference(right: Path, tmp_path: Pat
     assert report.divergence.differences == ("attribute scale is 0.55, the reference's 0.5",)
 
 
+@nightly
 def test_package_that_is_lowered_first_is_its_own_reference(right: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="which is its own reference: give one of two"):
         moh_deploy.bisect(right, to="float16", reference=right)

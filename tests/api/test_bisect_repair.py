@@ -30,7 +30,7 @@ from moh_deploy.validate.bisection.places import NodePlace
 from moh_deploy.validate.bisection.report import BisectReport
 from moh_deploy.validate.parity_report import ParityReport
 from tests.half_packages import write_unprotected
-from tests.nightly import nightly, one_in
+from tests.nightly import nightly, one_in, sampled
 from tests.validate.bisection import strangers
 
 Exported = Callable[[str], OnnxPackage]
@@ -94,6 +94,7 @@ NEEDED = {
 }
 
 
+@nightly
 @pytest.mark.parametrize("kind", one_in(2, NEEDED))
 def test_repaired_package_passes_with_the_nodes_that_need_float32(
     kind: str, exported: Exported, tmp_path: Path
@@ -223,6 +224,7 @@ def test_what_only_moves_an_input_rounds_it_too(exported: Exported, tmp_path: Pa
     assert "model.Transpose" in nodes(report)
 
 
+@nightly
 def test_target_below_the_rounding_of_float32_accuses_nobody(exported: Exported, tmp_path: Path):
     whole = exported("Stack")
     half = write_unprotected(whole, tmp_path / "half")
@@ -237,6 +239,7 @@ def test_target_below_the_rounding_of_float32_accuses_nobody(exported: Exported,
         moh_deploy.bisect(half.root, target=1e-9, reference=whole.root)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("allowed", "kernels", "why"),
     [
@@ -278,6 +281,7 @@ def test_bfloat16_is_bisected_too(exported: Exported, tmp_path: Path):
     assert moh_deploy.verify(tmp_path / "out").equal
 
 
+@nightly
 def test_runs_are_bounded_and_what_they_found_passes(exported: Exported, tmp_path: Path):
     half = write_unprotected(exported("LargeLogits"), tmp_path / "half")
     report = moh_deploy.bisect(half.root, output=tmp_path / "out", max_runs=4)
@@ -303,6 +307,7 @@ def test_weights_that_float16_cannot_hold_are_taken_from_the_reference(
     assert "blocks.0.up.MatMul" in nodes(report)
 
 
+@nightly
 def test_set_that_verify_refuses_is_searched_again_by_verify(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -347,6 +352,7 @@ def test_full_disk_of_temporary_files_is_named(
     assert not any(scratch.iterdir())
 
 
+@nightly
 def test_interrupted_repair_leaves_nothing(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

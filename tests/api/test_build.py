@@ -26,7 +26,7 @@ from moh_deploy.runtime.tensorrt.profiles import make_profiles
 from tests.cuda.trt import builds
 from tests.cuda.trt.packages import FORMS, export
 from tests.handmade_package import write_package
-from tests.nightly import nightly, one_in
+from tests.nightly import nightly, one_in, sampled
 from tests.trt_packages import (
     double_inside,
     fused_attention,
@@ -74,6 +74,7 @@ def _profiles(root: Path) -> list[str]:
     return [",".join(f"{dim}={sizes[dim]}" for dim in dims) for sizes in (small, large)]
 
 
+@nightly
 @pytest.mark.parametrize("built", one_in(12, product(FORMS, PRECISIONS)), ids="-".join)
 def test_every_layer_runs_by_kernels(
     plugin: Path, package_of: Callable[[str], Path], tmp_path: Path, built: tuple[str, str]
@@ -128,6 +129,7 @@ def build(plugin: Path, handmade: Path, tmp_path: Path) -> Callable[..., BuildRe
     return build
 
 
+@nightly
 def test_the_same_again_is_there_already(build: Callable[..., BuildReport], tmp_path: Path):
     first = build()
     before = (tmp_path / "engine" / "engine.json").stat().st_mtime_ns
@@ -138,6 +140,7 @@ def test_the_same_again_is_there_already(build: Callable[..., BuildReport], tmp_
     assert build(profiles=["batch=1..2"]).status == "built"
 
 
+@nightly
 def test_a_damaged_engine_is_built_again(build: Callable[..., BuildReport], tmp_path: Path):
     build()
     (tmp_path / "engine" / "model.engine").write_bytes(b"vtrt")
@@ -151,6 +154,7 @@ def test_a_dry_run_writes_nothing(build: Callable[..., BuildReport], tmp_path: P
     assert [one.name for one in tmp_path.iterdir()] == ["package"]
 
 
+@nightly
 def test_without_the_library_functions_run_and_the_report_says_so(
     build: Callable[..., BuildReport], tmp_path: Path
 ):
@@ -218,6 +222,7 @@ def test_gpus_that_the_kernels_are_not_for_are_refused(
     assert "libmoh_plugin.so: compute capability 7.5; expected what it has code for, " in message
 
 
+@nightly
 def test_a_chosen_dense_layer_runs_its_function(
     build: Callable[..., BuildReport], handmade: Path, tmp_path: Path
 ):
@@ -230,17 +235,20 @@ def test_a_chosen_dense_layer_runs_its_function(
         build(require_kernels=True)
 
 
+@nightly
 def test_wide_heads_can_be_built_dense(build: Callable[..., BuildReport], tmp_path: Path):
     change, width = wide_heads(264)
     package = write_changed(tmp_path / "wide", change, width=width, dense=True)
     assert build(package_dir=package.root).status == "built"
 
 
+@nightly
 def test_attention_of_onnx_builds_in_float32(build: Callable[..., BuildReport], tmp_path: Path):
     package = write_changed(tmp_path / "plain", fused_attention)
     assert build(package_dir=package.root).status == "built"
 
 
+@nightly
 def test_the_library_may_be_in_the_engine(build: Callable[..., BuildReport], tmp_path: Path):
     build()
     apart = (tmp_path / "engine" / "model.engine").stat().st_size
@@ -250,6 +258,7 @@ def test_the_library_may_be_in_the_engine(build: Callable[..., BuildReport], tmp
     assert not (tmp_path / "engine" / "libmoh_plugin.so").exists()
 
 
+@nightly
 def test_the_lowered_model_may_be_kept(build: Callable[..., BuildReport], tmp_path: Path):
     build(keep_onnx=True)
     kept = onnx.load(tmp_path / "engine" / "model.onnx")
@@ -294,6 +303,7 @@ def test_wrong_options_are_refused(
         build(**options)
 
 
+@nightly
 def test_lowering_what_is_low_is_refused(
     build: Callable[..., BuildReport], handmade: Path, tmp_path: Path
 ):
@@ -367,12 +377,14 @@ def test_without_plugins_the_lowered_model_computes_what_the_original_did(
             np.testing.assert_allclose(output, vectors.outputs[spec.name], atol=2e-4, rtol=2e-4)
 
 
+@nightly
 def test_weights_may_be_beside_the_model(build: Callable[..., BuildReport], tmp_path: Path):
     package = write_package(tmp_path / "apart", external_data=True)
     assert build(package_dir=package.root, keep_onnx=True).status == "built"
     assert (tmp_path / "engine" / "model.onnx.data").is_file()
 
 
+@sampled(2)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_is_compared_before_it_is_built(
     build: Callable[..., BuildReport], precision: str
@@ -380,12 +392,14 @@ def test_lower_precision_is_compared_before_it_is_built(
     assert build(precision=precision).notes == ()
 
 
+@nightly
 def test_a_model_without_layers_builds(build: Callable[..., BuildReport], tmp_path: Path):
     package = write_package(tmp_path / "ordinary", with_layer=False)
     report = build(package_dir=package.root, require_kernels=True)
     assert (report.status, report.layers) == ("built", ())
 
 
+@nightly
 def test_choices_by_size_become_one_for_each_layer(
     build: Callable[..., BuildReport], tmp_path: Path
 ):
@@ -399,6 +413,7 @@ def test_choices_by_size_become_one_for_each_layer(
     assert [one.moh_impl for one in both.layers] == ["kernel", "kernel"]
 
 
+@nightly
 def test_the_log_has_no_warnings_of_the_parser(build: Callable[..., BuildReport], tmp_path: Path):
     build()
     log = (tmp_path / "engine" / "build.log").read_text()

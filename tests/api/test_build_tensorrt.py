@@ -42,6 +42,7 @@ def test_without_the_package_it_is_said_what_to_install(build: Callable[..., Bui
     assert "pip install tensorrt" in error.value.hint
 
 
+@nightly
 def test_it_builds_for_the_gpu_that_it_finds(
     build: Callable[..., BuildReport],
     stand_in_folder: Path,
@@ -68,6 +69,7 @@ def test_it_builds_for_the_gpu_that_it_finds(
     assert build(require_kernels=True).status == "built"
 
 
+@nightly
 @pytest.mark.parametrize("fastest", one_in(3, ("fused", "kernel", "function")))
 def test_the_candidate_that_is_timed_as_the_fastest_is_built(
     build: Callable[..., BuildReport],
@@ -128,6 +130,7 @@ def test_a_dry_run_times_nothing(
     assert "nobody measured" in layer.decision
 
 
+@nightly
 def test_engines_may_be_for_other_versions_and_gpus(
     build: Callable[..., BuildReport],
     stand_in_folder: Path,

@@ -17,6 +17,7 @@ from moh_deploy.graph.fixed_routing import why_not_fixed
 from moh_deploy.graph.forced_gates import unforceable_layers
 from moh_deploy.package import OnnxPackage
 from tests.exporting import export, prove_in_this_process
+from tests.nightly import sampled
 from tests.repaired_package import change_model
 from tests.zoo import ZOO
 
@@ -40,6 +41,7 @@ def copy(package: Path, tmp_path: Path) -> Path:
     return shutil.copytree(package, tmp_path / "copy")
 
 
+@sampled(2)
 def test_gates_are_weights_that_each_layer_reads(package: Path):
     opened = OnnxPackage.open(package)
     for layer in opened.manifest.layers:
@@ -73,6 +75,7 @@ def test_right_package_is_equal_and_what_can_be_probed_passes(package: Path):
     assert {one.detail for one in routing} == {"no input changes the gates: there are no logits."}
 
 
+@sampled(2)
 @pytest.mark.parametrize("index", [0, 1])
 def test_other_constants_are_refused_as_a_fault_of_the_gates(copy: Path, index: int):
     layer = OnnxPackage.open(copy).manifest.layers[index]
@@ -92,6 +95,7 @@ def test_other_constants_are_refused_as_a_fault_of_the_gates(copy: Path, index: 
         report.raise_if_unequal()
 
 
+@sampled(2)
 def test_package_of_constant_gates_is_lowered(package: Path, tmp_path: Path):
     moh_deploy.precision(package, to="float16", output=tmp_path / "half")
     moh_deploy.verify(tmp_path / "half", kernels="off").raise_if_unequal()

@@ -78,6 +78,7 @@ def _abilities(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in content["abilities"]}
 
 
+@nightly
 def test_this_machine_exports_and_runs(here: DoctorReport):
     """The tests that run beside this one do both."""
     assert here.failure is None
@@ -107,6 +108,7 @@ def test_an_artefact_is_loaded(tmp_path: Path):
     assert "ONNX Runtime" in str(found.abilities[-1].how)
 
 
+@nightly
 def test_an_artefact_that_does_not_run_here_ends_with_1(
     here: DoctorReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -151,6 +153,7 @@ def test_a_machine_without_anything_ends_with_1_and_says_what_to_install(bare: E
     assert content["machine"]["tensorrt"][1]["alone"]["fix"] == "pip install tensorrt-rtx-cu13"
 
 
+@nightly
 def test_it_is_readable_there_too(bare: Environment):
     code, out, err = bare.doctor()
     assert code == 1
@@ -159,6 +162,7 @@ def test_it_is_readable_there_too(bare: Environment):
     assert "Traceback" not in out + err
 
 
+@nightly
 def test_the_build_of_onnxruntime_for_gpus_will_do(bare: Environment, tmp_path: Path):
     info = tmp_path / "onnxruntime_gpu-1.30.0.dist-info"
     info.mkdir()

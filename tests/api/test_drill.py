@@ -17,6 +17,7 @@ QUICK = "rungs: [{kind: functions, name: first}, {kind: functions}]\ncool_down: 
 SHORT = {"seconds": 0.3, "clients": 2, "in_process": True}
 
 
+@nightly
 def test_a_drill_in_this_process_holds_and_says_what_clients_saw(tmp_path: Path):
     package = write_routed(tmp_path / "package")
     report = drill(package.root, faults=["nan", "crash", "missing-library", "drift"], **SHORT)

@@ -25,7 +25,7 @@ from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.system.npz import write_npz
 from tests import called_models as models
 from tests.exporting import prove_in_this_process, run
-from tests.nightly import one_in
+from tests.nightly import nightly, one_in
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,7 @@ WAYS = {
 }
 
 
+@nightly
 @pytest.mark.parametrize("name", one_in(4, WAYS))
 def test_package_equals_a_model_that_is_called_so(tmp_path: Path, name: str):
     way = WAYS[name]

@@ -28,6 +28,7 @@ from tests.exporting import (
     prove_in_this_process,
     sizes_of_x,
 )
+from tests.nightly import nightly, sampled
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +55,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
     monkeypatch.setattr(convert, "insert", insert)
 
 
+@nightly
 def test_layer_whose_rewriting_is_wrong_stays_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -86,6 +88,7 @@ def _moh_operators(root: Path) -> set[str]:
 IMAGE_INPUT = {"input_specs": ("x:[batch=2,15,8]:float32",)}
 
 
+@nightly
 def test_convolution_of_tokens_is_one_operator(tmp_path: Path):
     model = WithConvolution(small_moh.build())
     report = export(model, tmp_path / "package", **IMAGE_INPUT)
@@ -98,11 +101,13 @@ def test_convolution_of_tokens_is_one_operator(tmp_path: Path):
     assert_package_equals(tmp_path / "package", model, sizes_of_x(3, 15, 8))
 
 
+@nightly
 def test_model_without_moh_layers_keeps_its_convolutions(tmp_path: Path):
     export(WithConvolution(nn.Linear(8, 8)), tmp_path / "package", **IMAGE_INPUT)
     assert _moh_operators(tmp_path / "package") == set()
 
 
+@nightly
 def test_token_layout_that_is_wrong_stays_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -129,6 +134,7 @@ def test_token_layout_that_is_wrong_stays_as_it_was(
     assert_package_equals(tmp_path / "package", model, sizes_of_x(3, 15, 8))
 
 
+@sampled(2)
 @pytest.mark.parametrize("form", ["module", "program of a file"])
 def test_program_that_is_normalized_wrongly_is_refused(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -165,6 +171,7 @@ def test_fault_behind_the_torch_check_is_caught_by_the_package(
     assert_nothing_is_left(tmp_path / "package")
 
 
+@nightly
 def test_gates_that_are_not_those_of_the_original_are_caught_by_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -15,6 +15,7 @@ from moh_deploy.runtime.open_runner import open_runner
 from tests.exporting import prove_in_this_process
 from tests.frontend.load.onnx_graph.gated_layers import write_layer
 from tests.frontend.load.onnx_graph.onnx_models import written
+from tests.nightly import nightly
 from tests.zoo import ZOO
 
 
@@ -54,6 +55,7 @@ def test_package_of_a_file_keeps_names_dimensions_opset_and_metadata(
     np.testing.assert_allclose(found["y"], vectors.outputs["y"], rtol=0, atol=1e-6)
 
 
+@nightly
 def test_package_of_a_package_has_the_same_layers(layer: Path, tmp_path: Path) -> None:
     first = moh_deploy.export(layer, tmp_path / "first")
     again = moh_deploy.export(tmp_path / "first" / "model.onnx", tmp_path / "again")
@@ -79,6 +81,7 @@ def test_options_that_have_no_meaning_for_a_file_are_refused(layer: Path, tmp_pa
         moh_deploy.export(layer, tmp_path / "package", dtype="float16")
 
 
+@nightly
 def test_file_without_layers_is_exported_as_it_is(tmp_path: Path) -> None:
     path = written(
         "g (float[n, 3] x) => (float[n, 3] y) { y = Softmax (x) }", tmp_path / "model.onnx"
@@ -87,6 +90,7 @@ def test_file_without_layers_is_exported_as_it_is(tmp_path: Path) -> None:
     assert report.layers == ()
 
 
+@nightly
 def test_old_operator_set_is_brought_to_the_first_that_bodies_are_written_in(
     tmp_path: Path,
 ) -> None:
@@ -95,6 +99,7 @@ def test_old_operator_set_is_brought_to_the_first_that_bodies_are_written_in(
     assert OnnxPackage.open(tmp_path / "package").manifest.opset == 18
 
 
+@nightly
 def test_node_of_another_domain_stays_in_the_package(tmp_path: Path) -> None:
     path = written(
         """g (float[n, 3, 3] x) => (float[n, 3, 3] y) {
@@ -111,6 +116,7 @@ def test_node_of_another_domain_stays_in_the_package(tmp_path: Path) -> None:
     assert {one.domain: one.version for one in model.opset_import}["com.microsoft"] == 1
 
 
+@nightly
 def test_file_is_no_eager_baseline_of_itself(layer: Path, tmp_path: Path) -> None:
     moh_deploy.export(layer, tmp_path / "package")
     original = moh_deploy.load_original(layer)
@@ -122,6 +128,7 @@ def test_file_is_no_eager_baseline_of_itself(layer: Path, tmp_path: Path) -> Non
         original.bound([package.vectors[0].inputs["x"]])
 
 
+@nightly
 def test_package_is_compared_with_the_file_layer_by_layer(layer: Path, tmp_path: Path) -> None:
     moh_deploy.export(layer, tmp_path / "package")
     original = moh_deploy.load_original(layer)

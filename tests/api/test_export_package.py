@@ -31,7 +31,7 @@ from tests.exporting import (
     prove_in_this_process,
     sizes_of_x,
 )
-from tests.nightly import nightly, one_in
+from tests.nightly import nightly, one_in, sampled
 from tests.zoo import ZOO, Expected, ZooModel, language
 from tests.zoo.model import noise, seeded
 
@@ -59,6 +59,7 @@ def one_layer_decoder() -> ZooModel:
     )
 
 
+@nightly
 @pytest.mark.parametrize(
     "model",
     [
@@ -89,6 +90,7 @@ def test_package_equals_the_model_at_sizes_that_the_export_did_not_see(
         assert_package_equals(tmp_path / "package", model.build(), inputs)
 
 
+@nightly
 @pytest.mark.parametrize(
     "name",
     one_in(3, ["select_bias_corrected", "select_fixed_and_chosen", "select_top_then_softmax"]),
@@ -134,6 +136,7 @@ def test_package_says_what_was_exported(tmp_path: Path):
     assert {node.name for node in model.graph.node if node.domain == "moh"} >= {layer.node}
 
 
+@nightly
 @pytest.mark.parametrize(
     ("options", "recorded"),
     [
@@ -152,6 +155,7 @@ def test_compute_type_is_recorded_and_the_option_wins_over_the_configuration(
     assert report.runs[-1].kernels.asked_compute_type == recorded
 
 
+@nightly
 def test_model_without_moh_layers_is_exported_and_says_so(tmp_path: Path):
     model = nn.Linear(8, 3)
     report = export(model, tmp_path / "package")
@@ -292,6 +296,7 @@ def test_python_branch_on_a_size_is_refused(tmp_path: Path, branch: Callable[[in
     assert_nothing_is_left(tmp_path / "package")
 
 
+@nightly
 def test_size_on_the_other_side_of_a_branch_is_refused(tmp_path: Path):
     """Too far from the example for the export to try it, so the package has to know the range."""
     export(BranchesOnASize(lambda size: size < 100), tmp_path / "package")
@@ -302,6 +307,7 @@ def test_size_on_the_other_side_of_a_branch_is_refused(tmp_path: Path):
         )
 
 
+@nightly
 def test_branch_on_a_range_limits_a_size_and_it_is_said_why(tmp_path: Path):
     report = export(BranchesOnASize(lambda size: size > 3), tmp_path / "package")
     assert report.dim_ranges == {"seq": (4, None)}
@@ -328,6 +334,7 @@ class RowsOfPatches(nn.Module):
         return self.out(self.stem(x).flatten(2).transpose(1, 2))
 
 
+@nightly
 def test_size_one_that_the_trace_alone_limits_is_taken(tmp_path: Path):
     images, dynamic = noise(2, 3, 8, 6).numpy(), ("x:0=batch,2=2*h,3=2*w",)
     model = seeded(RowsOfPatches)()
@@ -371,6 +378,7 @@ class StepWithPositions(nn.Module):
         return (x @ keys.transpose(1, 2)).softmax(-1) @ keys, keys
 
 
+@nightly
 def test_cache_may_be_empty(tmp_path: Path):
     """As at the first step: the original takes it, and the package was proven on it."""
     model, arrays = seeded(StepWithPositions)(), {"x": noise(2, 3, 4), "past": noise(2, 5, 4)}
@@ -416,6 +424,7 @@ class StepWithALongMask(nn.Module):
         return scores.softmax(-1) @ keys, keys
 
 
+@sampled(2)
 @pytest.mark.parametrize("step", [StepWithAMask, StepWithALongMask])
 def test_dimension_that_follows_from_others_limits_none_of_them(
     tmp_path: Path, step: type[nn.Module]
@@ -450,6 +459,7 @@ class HeadsChooseTokens(nn.Module):
         return (heads.transpose(1, 2) * gates[..., None]).flatten(2)
 
 
+@nightly
 def test_inputs_of_other_sizes_have_no_tokens_that_tie(tmp_path: Path):
     ids = torch.randperm(100, generator=torch.Generator().manual_seed(2))[:14].reshape(2, 7)
     report = export(
@@ -467,6 +477,7 @@ def test_inputs_of_other_sizes_have_no_tokens_that_tie(tmp_path: Path):
 # Names.
 
 
+@sampled(2)
 @pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c", "a")])
 def test_output_names_that_do_not_fit_are_refused(tmp_path: Path, names: tuple[str, ...]):
     with pytest.raises(ConfigError, match=rf"{len(names)} output names are given"):
@@ -479,6 +490,7 @@ class AnswersByTheNameOfItsInput(nn.Module):
         return {"x": x + 1}
 
 
+@nightly
 def test_output_with_the_name_of_an_input_is_told_apart(tmp_path: Path):
     report = export(AnswersByTheNameOfItsInput(), tmp_path / "package")
     assert report.inputs[0].name == "x"
@@ -488,6 +500,7 @@ def test_output_with_the_name_of_an_input_is_told_apart(tmp_path: Path):
 # What is wrong must not pass.
 
 
+@nightly
 def test_weights_that_are_not_numbers_cannot_be_proven(tmp_path: Path):
     model = nn.Linear(8, 3)
     nn.init.constant_(model.weight, float("nan"))
@@ -511,6 +524,7 @@ class Remembers(nn.Module):
         return x * self.seen
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -531,6 +545,7 @@ class Loss(nn.Module):
         return {"loss": x.mean(), "any": (x > 0).any()}
 
 
+@nightly
 def test_outputs_without_dimensions_are_compared(tmp_path: Path):
     report = export(Loss(), tmp_path / "package")
     assert [info.shape for info in report.outputs] == [(), ()]
@@ -547,6 +562,7 @@ class WritesIntoItsInput(nn.Module):
         return x + 1
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -584,6 +600,7 @@ class FlippedWeights(small_moh.SmallMoH):
         return self.out((y * self.gates(x).unsqueeze(-1)).flatten(2))
 
 
+@nightly
 def test_what_looks_like_a_layer_is_in_the_package_and_may_be_refused(tmp_path: Path):
     report = export(FlippedWeights(), tmp_path / "package")
     (miss,) = report.near_misses

@@ -169,6 +169,7 @@ def test_mask_that_the_graph_shows_is_used_and_said(tmp_path: Path):
     assert (verified.equal, verified.tokens.left_out) == (True, 17)
 
 
+@nightly
 def test_every_token_is_compared_on_request_and_the_refusal_shows_where_it_differs(tmp_path: Path):
     with pytest.raises(ExportError, match=r"differs from the original model at batch=3") as refused:
         export(UnmasksEagerly(), tmp_path / "package", valid_tokens="all")
@@ -280,6 +281,7 @@ class TwoMasks(Decoder):
         return x + layer.out(mixed.transpose(1, 2).flatten(2))
 
 
+@nightly
 @pytest.mark.parametrize("agree", [True, pytest.param(False, marks=nightly)])
 def test_of_two_masks_that_the_graph_shows_one_is_taken_where_they_agree(
     agree: bool, tmp_path: Path
@@ -308,6 +310,7 @@ class TakesAdditive(UnmasksEagerly):
 LOWEST = torch.finfo(torch.float32).min
 
 
+@nightly
 @pytest.mark.parametrize("lowest", one_in(2, [LOWEST, float("-inf")]))
 def test_mask_that_is_added_to_scores_says_which_tokens_are_valid(lowest: float, tmp_path: Path):
     mask = torch.where(LEFT == 1, 0.0, lowest)[:, None, None].expand(3, 1, 7, 7)
@@ -343,6 +346,7 @@ def test_mask_that_is_added_and_does_not_tell_is_refused(
         )
 
 
+@nightly
 def test_configuration_names_the_mask_and_an_option_wins(tmp_path: Path):
     config = tmp_path / "model.yaml"
     config.write_text("valid_tokens: attention_mask\n")
@@ -352,6 +356,7 @@ def test_configuration_names_the_mask_and_an_option_wins(tmp_path: Path):
         export(UnmasksEagerly(), tmp_path / "other", config=config, valid_tokens="all")
 
 
+@nightly
 def test_original_is_compared_without_padding(tmp_path: Path):
     export(UnmasksEagerly(), tmp_path / "package")
     original = moh_deploy.load_original(UnmasksEagerly().eval())

@@ -15,6 +15,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.system.npz import Array
 from tests.edge_case_package import inputs, write_edge_package
 from tests.handmade_package import write_package
+from tests.nightly import sampled
 from tests.two_layers import write_two_layers
 
 
@@ -54,6 +55,7 @@ def test_reference_evaluator_gives_what_was_recorded(package: OnnxPackage, tmp_p
     np.testing.assert_allclose(got, package.vectors[0].outputs["y"], atol=1e-5)
 
 
+@sampled(2)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_judged_by_its_own_rule(package: OnnxPackage, tmp_path: Path, dtype: str):
     moh_deploy.precision(package.root, to=dtype, output=tmp_path / "half")

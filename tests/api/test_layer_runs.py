@@ -19,6 +19,7 @@ from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.fresh_process import Way, prove
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library
+from tests.nightly import nightly
 from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
 
 MIXED: dict[str, LayerImpl] = {FIRST: "kernel", SECOND: "function", ROUTER: "kernel"}
@@ -63,6 +64,7 @@ def in_each_report(*runs: LayerRun) -> dict[str, object]:
     return dict.fromkeys(["inspect", "run", "verify", "verify files"], runs)
 
 
+@nightly
 def test_function_bodies_are_reported_of_each_layer(jobs: Jobs, package: OnnxPackage):
     assert moh_deploy.verify(package.root).equal
     runs = (
@@ -112,6 +114,7 @@ def test_layers_that_a_session_runs_in_different_ways_are_told_apart(
     assert [{key: layer[key] for key in expected[0]} for layer in layers] == expected
 
 
+@nightly
 def test_package_without_layers_reports_none(jobs: Jobs, tmp_path: Path):
     package = write_package(tmp_path / "package", with_layer=False)
     assert jobs.layer_runs(package, "auto") == in_each_report()

@@ -12,6 +12,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.tensorrt.engine_reading import read_engine_dir
 from tests.cuda.trt import builds
 from tests.handmade_package import write_package
+from tests.nightly import nightly
 from tests.trt_packages import required_rtx
 
 OPTIONS = {
@@ -23,6 +24,7 @@ OPTIONS = {
 }
 
 
+@nightly
 def test_a_plain_engine_is_the_same_but_for_its_kernels(tmp_path: Path):
     required_rtx()
     package = write_package(tmp_path / "package").root

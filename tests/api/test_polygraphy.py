@@ -155,6 +155,7 @@ print(json.dumps([runner.name, bool((y == 2 * x).all())]))
     assert json.loads(done.stdout) == [f"engine {root}", True]
 
 
+@nightly
 def test_engine_of_the_other_tensorrt_is_refused_before_polygraphy_decides(
     fakes: Fakes, tmp_path: Path
 ):

@@ -13,6 +13,7 @@ from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import BackendError, ConfigError, ValidationError
 from moh_deploy.package import OnnxPackage, RouterTypes
 from tests import small_moh
+from tests.nightly import nightly
 from tests.two_layers import write_two_layers
 
 
@@ -40,6 +41,7 @@ def test_routers_decide_in_float32_and_the_manifest_says_so(package: OnnxPackage
     assert layer.router_types == RouterTypes("float16", "float32", "float32")
 
 
+@nightly
 def test_choices_by_size_are_kept(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
     moh_deploy.tune(package.root, choose={"all": "sparse", "all[batch<=1]": "dense"})

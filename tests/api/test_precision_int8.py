@@ -21,7 +21,7 @@ from moh_deploy.runtime.quantized_package import quantized
 from moh_deploy.validate.recorded_parity import compare_recorded
 from tests import small_moh
 from tests.handmade_package import write_package
-from tests.nightly import one_in
+from tests.nightly import nightly, one_in, sampled
 from tests.projected_package import write_projected
 from tests.routed_package import Fault, write_routed
 from tests.two_layers import write_two_layers
@@ -71,6 +71,7 @@ def test_weights_are_a_quarter_of_the_bytes(package: OnnxPackage, int8: OnnxPack
     assert weights(int8) < 0.6 * weights(package)  # of 8 x 8 numbers: scales count too
 
 
+@nightly
 def test_other_commands_take_the_package(int8: OnnxPackage, tmp_path: Path):
     moh_deploy.inline(int8.root, output=tmp_path / "flat.onnx")
     assert moh_deploy.probe(int8.root).passed
@@ -109,6 +110,7 @@ _BELOW = {
 }
 
 
+@sampled(2)
 @pytest.mark.parametrize("fault", one_in(3, [f for f in get_args(Fault) if f not in _BELOW]))
 def test_fault_that_is_larger_than_rounding_is_refused(fault: Fault, tmp_path: Path):
     wrong = write_routed(tmp_path / "package", fault)

@@ -20,6 +20,7 @@ from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample
 from tests.edge_case_package import inputs, write_edge_package
 from tests.handmade_package import write_package
+from tests.nightly import nightly, sampled
 from tests.validate.edge_cases import planted_bugs
 
 LONGEST = {"batch": 3, "seq": 9}
@@ -46,6 +47,7 @@ def probe(package: Path, **options: object) -> ProbeReport:
     return moh_deploy.probe(package, **given)  # type: ignore[arg-type]
 
 
+@nightly
 def test_right_package_passes(package: Path):
     report = probe(package, valid_tokens="valid")
     assert report.passed
@@ -65,6 +67,7 @@ def test_planted_bug_raises_a_sentence_that_names_layer_and_case(tmp_path: Path)
         report.raise_if_failed()
 
 
+@nightly
 def test_inputs_of_nothing_but_nan_are_not_searched_and_no_pass(package: Path, tmp_path: Path):
     given = inputs(batch=3)
     given["x"][:] = np.nan
@@ -78,12 +81,14 @@ def test_inputs_of_nothing_but_nan_are_not_searched_and_no_pass(package: Path, t
     assert report.reasons == (found.detail,)
 
 
+@nightly
 def test_nobody_is_asked_to_guess_the_mask(package: Path):
     (padding,) = [one for one in probe(package).results if one.case == "padding only"]
     assert padding.status == "not run"
     assert "--valid-tokens NAME, one of valid, or none of them" in padding.detail
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -134,6 +139,7 @@ def test_corpus_is_kept_and_run_by_probe_and_verify(package: Path, files: Path):
     assert moh_deploy.verify(package, kernels="off", vectors=1).vector_sets == 1
 
 
+@nightly
 def test_corpus_does_not_grow_by_the_same_inputs(package: Path, files: Path):
     probe(package, inputs=[files], update_corpus=True)
     first = (package / CORPUS_NAME).read_bytes()
@@ -157,6 +163,7 @@ class Fake:
         return Answers(tuple(changed), has_gates=True)
 
 
+@nightly
 def test_original_records_what_is_found(package: Path, files: Path):
     wrong = probe(package, inputs=[files], original=Fake(1.5))
     assert wrong.reasons[0].startswith("case 'least clear inputs': output 'y' of vectors corpus 0")
@@ -167,6 +174,7 @@ def test_original_records_what_is_found(package: Path, files: Path):
     assert report.reference.endswith("regression corpus, recorded from the original model")
 
 
+@nightly
 def test_original_takes_the_place_of_function_bodies(package: Path, files: Path):
     probe(package, inputs=[files], update_corpus=True)
     report = probe(package, inputs=[files], update_corpus=True, original=Fake(1.0))
@@ -180,6 +188,7 @@ def test_original_without_inputs_is_refused(package: Path):
         probe(package, original=Fake(1.0))
 
 
+@nightly
 def test_package_that_computes_something_else_fails_its_corpus(package: Path, files: Path):
     probe(package, inputs=[files], update_corpus=True)
     opened = OnnxPackage.open(package)
@@ -197,6 +206,7 @@ def test_package_that_computes_something_else_fails_its_corpus(package: Path, fi
     assert not report.equal
 
 
+@nightly
 def test_other_commands_keep_the_corpus(package: Path, files: Path, tmp_path: Path):
     probe(package, inputs=[files], update_corpus=True)
     digests = [one.digest() for one in OnnxPackage.open(package).corpus]

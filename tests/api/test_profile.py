@@ -15,6 +15,7 @@ from moh_deploy.serving import ServingSettings, open_served
 from moh_deploy.serving.drift.reference import read_reference
 from moh_deploy.system.npz import write_npz
 from tests.edge_case_package import inputs, write_edge_package
+from tests.nightly import nightly, sampled
 from tests.runtime.tensorrt.engines import write_engine
 
 
@@ -30,6 +31,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@sampled(2)
 @pytest.mark.parametrize(("size", "requests"), [(1, 121), (2, 60)])
 def test_files_are_cut_into_requests(
     package: OnnxPackage, samples: Path, tmp_path: Path, size: int, requests: int
@@ -52,6 +54,7 @@ def write_second(folder: Path) -> Path:
     return path
 
 
+@nightly
 def test_dump_of_a_served_model_gives_the_same_counts(
     package: OnnxPackage, samples: Path, tmp_path: Path
 ):

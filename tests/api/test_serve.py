@@ -12,6 +12,7 @@ from moh_deploy.serving.http.worker import WorkerTask
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.settings import ServingSettings
 from tests.handmade_package import write_package
+from tests.nightly import sampled
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,7 @@ def test_wrong_option_is_refused(package: Path, options: dict[str, object], mess
         moh_deploy.serve(package, **{"port": 0, **options})  # type: ignore[arg-type]
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("directory", "longest", "kind", "message"),
     [

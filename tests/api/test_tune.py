@@ -24,6 +24,7 @@ from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.input_sets import InputSet
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library, without_library
+from tests.nightly import nightly, sampled
 from tests.two_layers import write_two_layers
 
 FIRST, SECOND, WHOLE = "blocks.0.attn", "blocks.1.attn", "whole model"
@@ -137,6 +138,7 @@ def test_layer_that_measuring_cannot_decide_is_as_predicted(package: OnnxPackage
     )
 
 
+@nightly
 def test_inputs_count_as_they_weigh(package: OnnxPackage, tmp_path: Path):
     """Sparse wins on long inputs, dense on short ones; the weights decide."""
     for seq in (1, 9):
@@ -180,6 +182,7 @@ def test_outputs_on_the_users_inputs_are_compared_with_those_before(
     assert "outputs on made up were not compared with those before: 3 tokens" in text_of(report)
 
 
+@nightly
 def test_tuning_again_gives_the_same_package(package: OnnxPackage):
     tuned(package)
     once = files(package.root)
@@ -317,6 +320,7 @@ def test_interrupt_while_measuring_leaves_the_package(package: OnnxPackage, stop
     assert [entry.name for entry in package.root.parent.iterdir()] == ["package"]
 
 
+@sampled(2)
 @pytest.mark.parametrize("writes_before", [0, 1, 2, 3])
 def test_full_disk_leaves_the_package(
     package: OnnxPackage, monkeypatch: pytest.MonkeyPatch, writes_before: int

@@ -12,6 +12,7 @@ import moh_deploy
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.layer_runs import LayerRun
 from tests.kernel_library import required_library
+from tests.nightly import sampled
 from tests.projected_package import ATTENTION, OUTPUT, QUERY, write_projected
 
 PATH = "blocks.0.attn"
@@ -37,6 +38,7 @@ def test_package_is_equal_before_anybody_chose(package: OnnxPackage):
     assert moh_deploy.verify(package.root).equal
 
 
+@sampled(2)
 @pytest.mark.parametrize("choice", ["dense", "sparse", "projected"])
 def test_every_choice_can_be_measured_and_run(package: OnnxPackage, choice: str):
     required_library()

@@ -21,6 +21,7 @@ from moh_deploy.system.npz import write_npz
 from tests.api.test_tune import Meter, tuned
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library, without_library
+from tests.nightly import nightly, sampled
 from tests.projected_package import write_projected
 from tests.repaired_package import rewrite_manifest
 from tests.report.test_reports import text_of
@@ -51,6 +52,7 @@ def with_zero_dense_bodies(package: OnnxPackage) -> OnnxPackage:
     return OnnxPackage.open(package.root, check_digests=False)
 
 
+@sampled(2)
 @pytest.mark.parametrize("kernels", ["off", "require"])
 @pytest.mark.parametrize(
     ("where", "dense", "sparse"),
@@ -182,6 +184,7 @@ def test_reports_show_ranges(package: OnnxPackage):
     assert shown["predicted_gain"] > 1.0, "sparse at the example's sizes"
 
 
+@nightly
 def test_package_with_ranges_is_measured_one_choice_at_a_time(package: OnnxPackage):
     """What was chosen before does not show in what is measured."""
     moh_deploy.tune(package.root, choose={"all[seq<=2]": "dense"})
@@ -217,6 +220,7 @@ def choices(package: OnnxPackage) -> list[str | None]:
     return [choice_text(layer) for layer in OnnxPackage.open(package.root).manifest.layers]
 
 
+@nightly
 def test_layer_gets_ranges_where_one_choice_is_not_the_fastest(
     package: OnnxPackage, tmp_path: Path
 ):
@@ -255,6 +259,7 @@ def test_ranges_that_do_not_make_the_model_faster_are_left_out(
     assert "with a choice for each range of sizes it was nowhere faster" in text_of(report)
 
 
+@nightly
 def test_ranges_stay_where_one_choice_is_slower_than_dense(package: OnnxPackage, tmp_path: Path):
     same = {"dense": 10.0, "chosen": 10.0, "one_choice": 10.0}
     slower = {"dense": 1.0, "chosen": 1.0, "one_choice": 1.1}
@@ -263,6 +268,7 @@ def test_ranges_stay_where_one_choice_is_slower_than_dense(package: OnnxPackage,
     assert choices(package)[0] == "dense if seq<=4, else sparse"
 
 
+@nightly
 def test_model_is_dense_at_the_sizes_at_which_it_is_slower(package: OnnxPackage, tmp_path: Path):
     """Each size is looked at: that all together are faster does not excuse one of them."""
     slower = {"dense": 1.0, "chosen": 1.1}
@@ -276,6 +282,7 @@ def test_model_is_dense_at_the_sizes_at_which_it_is_slower(package: OnnxPackage,
     assert moh_deploy.verify(package.root).equal
 
 
+@nightly
 def test_model_that_is_slower_once_more_stays_dense(package: OnnxPackage, tmp_path: Path):
     slower = {"dense": 1.0, "chosen": 1.1, "one_choice": 1.1}
     report = measured(package, tmp_path, FASTER, slower, FASTER, slower, first=(LONG, LONG))

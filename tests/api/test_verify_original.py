@@ -62,6 +62,7 @@ def test_routing_is_compared_with_the_checkpoint_on_inputs_of_the_users(folder: 
     assert all(margin is not None and margin < 1 for margin in margins)
 
 
+@nightly
 def test_what_is_recorded_again_is_bit_for_bit_what_export_recorded(folder: Path):
     package = moh_deploy.OnnxPackage.open(folder / "package")
     samples = recorded_samples(package.vectors)
@@ -73,6 +74,7 @@ def test_what_is_recorded_again_is_bit_for_bit_what_export_recorded(folder: Path
         np.testing.assert_equal(found.margins, recorded.margins)
 
 
+@nightly
 def test_model_is_traced_once_for_many_batches(folder: Path, monkeypatch: pytest.MonkeyPatch):
     package, original = moh_deploy.OnnxPackage.open(folder / "package"), loaded(folder / "model.pt")
     samples = recorded_samples(package.vectors)
@@ -98,6 +100,7 @@ def test_stale_weights_are_refused_with_the_layer_and_the_checkpoint(
     )
 
 
+@nightly
 def test_flip_of_a_small_margin_is_explained_by_the_originals_scores(folder: Path, tmp_path: Path):
     token = near_tie(build()[0])
     write_npz(tmp_path / "tied.npz", {"x": token.reshape(1, 1, 8)})
@@ -163,6 +166,7 @@ class TwoInputs(nn.Module):
         return x * mask
 
 
+@nightly
 def test_layers_of_other_names_are_compared_in_their_order_and_that_is_said(folder: Path):
     wrapped = moh_deploy.load_original(nn.Sequential(build()).eval())
     report = moh_deploy.verify(folder / "package", against=[wrapped])
@@ -175,6 +179,7 @@ def test_model_that_takes_other_inputs_is_refused(folder: Path):
         moh_deploy.verify(folder / "package", against=[moh_deploy.load_original(TwoInputs())])
 
 
+@nightly
 def test_model_of_another_architecture_is_refused(folder: Path):
     other = moh_deploy.load_original(small_moh.build())
     with pytest.raises(ConfigError, match=r"has 1 MoH layers \(model\), the package 2\."):
@@ -204,6 +209,7 @@ def few_and_many(folder: Path, tmp_path: Path) -> list[Path]:
     return [folder / "mine.npz", tmp_path / "many.npz"]
 
 
+@nightly
 def test_where_the_trace_does_not_run_outputs_alone_are_compared(folder: Path, tmp_path: Path):
     original = moh_deploy.load_original(TracedForMany(*build()))
     inputs = few_and_many(folder, tmp_path)
@@ -221,6 +227,7 @@ def test_where_the_trace_does_not_run_outputs_alone_are_compared(folder: Path, t
     assert '<skipped message="The reference holds no gates." />' in suite
 
 
+@nightly
 def test_outputs_alone_refuse_stale_weights(folder: Path):
     newer = TracedForMany(*build())
     with torch.no_grad():

@@ -13,6 +13,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
 from moh_deploy.system.npz import write_npz
 from tests.handmade_package import vectors
+from tests.nightly import sampled
 from tests.two_layers import write_two_layers
 
 
@@ -40,6 +41,7 @@ def test_package_is_timed_beside_each_one_choice(
     assert "dense if seq<=3, else sparse" in " ".join(printed.err.split())
 
 
+@sampled(2)
 @pytest.mark.parametrize(("seq", "skips"), [(3, False), (6, True)])
 def test_skipped_work_is_that_of_the_choice_at_the_sizes(
     tmp_path: Path, load_benchmark: Callable[[str], ModuleType], seq: int, skips: bool

@@ -41,6 +41,7 @@ def test_cpu_time_of_children_is_counted(benchmark: ModuleType) -> None:
     assert benchmark.measure([sys.executable, "-c", IN_A_CHILD, BURN_CPU]).cpu_s >= 0.4
 
 
+@nightly
 def test_memory_of_the_largest_child_is_told_apart(benchmark: ModuleType) -> None:
     alone = benchmark.measure([sys.executable, "-c", HOLD_MEMORY])
     below = benchmark.measure([sys.executable, "-c", IN_A_CHILD, HOLD_MEMORY])
@@ -51,6 +52,7 @@ def test_memory_of_the_largest_child_is_told_apart(benchmark: ModuleType) -> Non
     assert below.sum_mib > below.largest_child_mib
 
 
+@nightly
 def test_fork_of_a_process_is_no_child_with_memory_of_its_own(benchmark: ModuleType) -> None:
     cost = benchmark.measure([sys.executable, "-c", f"import os; os.fork(); {HOLD_MEMORY}"])
     assert cost.largest_child_mib == 0

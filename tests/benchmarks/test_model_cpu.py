@@ -18,7 +18,7 @@ import pytest
 from moh_deploy.config.export_config import load_config
 from moh_deploy.frontend.inputs.examples import build_inputs
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
-from tests.nightly import nightly
+from tests.nightly import nightly, sampled
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COLUMNS = [
@@ -77,6 +77,7 @@ def test_peer_that_takes_no_part_is_reported(folder: Path) -> None:
     assert ("without openvino: No module named 'openvino'" in log) == (not HAS_OPENVINO)
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     "name", ["llama-form", "vit-form", "dit-form", "llama-decode", "llama-heads-first"]
 )

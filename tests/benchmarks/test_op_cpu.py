@@ -16,7 +16,7 @@ import pytest
 from moh_deploy import native
 from moh_deploy.ops import OPS
 from moh_deploy.runtime.kernel_use import KernelUse
-from tests.nightly import nightly
+from tests.nightly import nightly, sampled
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -94,6 +94,7 @@ def test_float64_result_is_that_of_the_op(bench: ModuleType, name: str) -> None:
     np.testing.assert_allclose(inputs.expected(shape, 0.5), reference, rtol=1e-12, atol=1e-12)
 
 
+@sampled(4)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", TINY)
 def test_every_dense_candidate_computes_gated_attention(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.kernel_library import needs_library
+from tests.nightly import nightly
 
 pytestmark = needs_library
 
@@ -24,6 +25,7 @@ def bench(
     return bench
 
 
+@nightly
 def test_a_row_for_each_projection_and_share(
     bench: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,7 @@ def edit(file: Path, section: str, group: str, name: str, value: float) -> None:
     file.write_text(json.dumps(content))
 
 
+@nightly
 def test_verify_fails_where_it_is_worse(cli: Cli, package: Path, file: Path, tmp_path: Path):
     assert cli("verify", package, "--baseline-file", file).exit_code == 0
     edit(file, "verify", "all", "vector_sets", 100)
@@ -76,6 +77,7 @@ def test_bench_keeps_the_ratio(cli: Cli, package: Path, file: Path):
     assert any(one.startswith(f"{group}: time as a share of the baseline's") for one in reasons)
 
 
+@nightly
 def test_bench_of_a_wrong_package_is_not_compared(cli: Cli, tmp_path: Path):
     wrong, path = write_package(tmp_path / "wrong", scale=2.0).root, tmp_path / "bench.json"
     arguments = ("--baseline", "functions", *BENCH, "--baseline-file", path, "--update-baseline")

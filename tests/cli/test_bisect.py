@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.cli.run_cli import Cli
 from tests.half_packages import write_unprotected
 from tests.handmade_package import write_package
+from tests.nightly import nightly
 from tests.report.json_schema import validate
 
 
@@ -41,6 +42,7 @@ def test_suspects_are_listed_without_a_reference(cli: Cli, tmp_path: Path):
     assert "one of 2 nodes: MoHAttention 'blocks.0.attn/moh'" in failed.err
 
 
+@nightly
 def test_repaired_package_ends_with_0(cli: Cli, tmp_path: Path):
     whole = write_package(tmp_path / "whole")
     half = write_unprotected(whole, tmp_path / "half", stays=lambda node: False).root

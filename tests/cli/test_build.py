@@ -76,6 +76,7 @@ def _start(command: list[object], environment: dict[str, str]) -> subprocess.Pop
     )
 
 
+@nightly
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, -signal.SIGTERM, marks=nightly)],
@@ -117,6 +118,7 @@ def _wait_until_gone(pid: int) -> None:
         time.sleep(0.02)
 
 
+@nightly
 @pytest.mark.parametrize("kilobytes", one_in(2, [4, 64]))
 def test_a_full_disk_leaves_nothing(package: Path, library: Path, kilobytes: int):
     """In the model that is lowered, and in the engine, which another process writes."""

@@ -13,6 +13,7 @@ from moh_deploy.validate.parity_report import ParityReport
 from tests.cli.run_cli import Cli
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library, without_library
+from tests.nightly import nightly
 from tests.report.json_schema import validate_answer
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -178,6 +179,7 @@ def test_changed_package_ends_with_5(cli: Cli, package: Path, command: str):
 BENCH = ("--threads", "1", "--min-time", "0s", "--warmup", "0ms")
 
 
+@nightly
 def test_bench_measures_beside_baselines(cli: Cli, package: Path, tmp_path: Path):
     report = tmp_path / "report.md"
     shown = cli("bench", package, "--baseline", "functions", *BENCH, "--markdown", report)
@@ -187,6 +189,7 @@ def test_bench_measures_beside_baselines(cli: Cli, package: Path, tmp_path: Path
     assert "### recorded inputs at batch=2, seq=3" in report.read_text()
 
 
+@nightly
 def test_bench_takes_many_sizes_after_one_option(cli: Cli, package: Path):
     sizes = ["--batch", "2", "3", "--size", "seq=3", "seq=4"]
     content = cli("bench", *sizes, package, *BENCH, "--json").json

@@ -20,7 +20,7 @@ from moh_deploy.native import kernel_library
 from moh_deploy.system.npz import read_npz, write_npz
 from tests import small_moh
 from tests.cli.run_cli import Cli
-from tests.nightly import one_in
+from tests.nightly import nightly, one_in
 
 INPUT = ("--input", "x:[batch=2,seq=5,8]:float32")
 
@@ -83,6 +83,7 @@ FORMS: dict[str, tuple[Callable[[nn.Module, Path], None], str, tuple[str, ...]]]
 }
 
 
+@nightly
 @pytest.mark.parametrize("form", one_in(5, FORMS))
 def test_checkpoint_of_every_form_becomes_an_equal_package(
     cli: Cli, tmp_path: Path, code_dir: Path, form: str

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.run_cli import REPOSITORY, Cli, run_python, start_python
+from tests.nightly import sampled
 
 COMMANDS = [
     "build",
@@ -26,6 +27,7 @@ COMMANDS = [
 HEAVY = {"numpy", "pydantic", "rich", "onnx", "onnxruntime", "torch", "yaml", "ml_dtypes"}
 
 
+@sampled(4)
 @pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=str)
 def test_help_imports_nothing_heavy(arguments: list[str]):
     code = "import sys; from moh_deploy.cli import main; main(sys.argv[1:], standalone_mode=False)"
@@ -121,6 +123,7 @@ def test_reader_that_goes_away_is_no_error(package: Path):
     assert process.returncode == 141
 
 
+@sampled(2)
 @pytest.mark.usefixtures("warm_processes")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["for people", "json"])
@@ -154,6 +157,7 @@ def test_interrupt_that_a_module_makes_an_error_of_is_one():
     assert (process.returncode, out, err.strip()) == (130, "", "interrupted")
 
 
+@sampled(3)
 @pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize("error", ["ValueError", "RecursionError", "MemoryError", "OSError"])
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["for people", "json"])

@@ -8,6 +8,7 @@ import pytest
 from moh_deploy.system.npz import write_npz
 from tests.cli.run_cli import Cli
 from tests.edge_case_package import inputs, write_edge_package
+from tests.nightly import nightly
 from tests.validate.edge_cases import planted_bugs
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -20,6 +21,7 @@ def package(tmp_path: Path) -> Path:
     return write_edge_package(tmp_path / "package").root
 
 
+@nightly
 def test_probe_exits_with_0_and_shows_every_case(cli: Cli, package: Path):
     shown = cli("probe", package, *QUICK, "--valid-tokens", "valid")
     assert (shown.exit_code, shown.err) == (0, "")

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.run_cli import REPOSITORY, Cli
 from tests.handmade_package import WIDTH, write_package
+from tests.nightly import sampled
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -39,6 +40,7 @@ def started(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
     )
 
 
+@sampled(8)
 @pytest.mark.parametrize(
     "arguments",
     [

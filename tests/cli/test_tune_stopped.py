@@ -10,8 +10,10 @@ import pytest
 
 from tests.cli.run_cli import start_python
 from tests.kernel_library import required_library
+from tests.nightly import sampled
 
 
+@sampled(2)
 @pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)], ids=str

@@ -9,6 +9,7 @@ import pytest
 
 from moh_deploy.serving.drift.reference import profile_of, write_reference
 from tests.cli.run_cli import Cli
+from tests.nightly import sampled
 from tests.serving.drift.traffic import requests, window
 
 
@@ -23,6 +24,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     ("dump", "code", "said"),
     [("same", 0, "UNCHANGED"), ("other", 1, "DRIFTED"), ("empty", 1, "NO DATA")],

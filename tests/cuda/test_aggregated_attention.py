@@ -15,7 +15,7 @@ from tests.cuda import abi
 from tests.cuda.kernels import Kernels
 from tests.cuda.libraries import Emulator
 from tests.cuda.memory import HostMemory
-from tests.nightly import in_turn
+from tests.nightly import in_turn, sampled
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup as Setup
 
 PUBLISHED = {  # MoH-ViT at 224 x 224: height and width, heads
@@ -45,6 +45,7 @@ SIZES = {
 LARGE_NUMBERS = 0x7B  # as bytes of every type: finite, and far too large
 
 
+@sampled(8)
 @pytest.mark.parametrize(("name", "dtype"), in_turn(PUBLISHED | SIZES, FLOAT_TYPES))
 def test_size_is_right(emulator: Emulator, name: str, dtype: str):
     case = replace((PUBLISHED | SIZES)[name], dtype=dtype).case()
@@ -53,6 +54,7 @@ def test_size_is_right(emulator: Emulator, name: str, dtype: str):
         assert emulator.counts().matrix_load_conflicts == 0
 
 
+@sampled(6)
 @pytest.mark.parametrize("late_copies", [0, 1])
 @pytest.mark.parametrize("name", SIZES)
 def test_nothing_is_read_before_it_is_written(emulator: Emulator, name: str, late_copies: int):

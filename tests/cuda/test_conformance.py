@@ -13,12 +13,14 @@ from tests.cuda import conformance, golden
 from tests.cuda.conformance import PRIMITIVES
 from tests.cuda.golden import GOLDEN
 from tests.cuda.libraries import Emulator
+from tests.nightly import sampled
 
 
 def test_every_primitive_has_a_formula(emulator: Emulator):
     assert conformance.listed(emulator.library).keys() == PRIMITIVES.keys()
 
 
+@sampled(4)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("late_copies", [0, 1])
 @pytest.mark.parametrize("name", PRIMITIVES)

@@ -17,8 +17,9 @@ from tests.cuda.kernels import Kernels, plans_of
 from tests.cuda.libraries import ADDRESS, THREAD, Emulator, build
 from tests.cuda.processes import run_cases
 from tests.cuda.run_cases import CUDA_OPS
-from tests.nightly import in_turn, nightly, nightly_if, one_in
+from tests.nightly import in_turn, nightly, nightly_if, one_in, sampled
 from tests.ops.batches import Batch, assert_nothing_wrong, batches_of
+from tests.ops.cases import OP_CASES
 
 SEEDS = (1, 2, 3)
 DRAWS = 60
@@ -50,26 +51,27 @@ def test_case_is_right(emulator: Emulator, batch: Batch):
     _assert_right(emulator, batch.cases)
 
 
-def _with_one_attention(parameters: list[ParameterSet]) -> list[ParameterSet]:
-    """A push runs the attention of one dtype: it is half of the time, and PTX has the others."""
-    at_night = ("MoHAttention/float32", "MoHAttention/bfloat16")
+def _without_attention(parameters: list[ParameterSet]) -> list[ParameterSet]:
+    """A push runs some of attention's cases alone: all of one dtype would be half of the time."""
     return [
         pytest.param(
-            *one.values,
-            marks=(
-                *one.marks,
-                *nightly_if(str(one.values[0]) in at_night),
-            ),
+            *one.values, marks=(*one.marks, *nightly_if(one.values[0].op == "MoHAttention"))
         )
         for one in parameters
     ]
 
 
-@pytest.mark.parametrize(("batch", "seed"), _with_one_attention(in_turn(BATCHES, SEEDS)), ids=str)
+@pytest.mark.parametrize(("batch", "seed"), _without_attention(in_turn(BATCHES, SEEDS)), ids=str)
 def test_case_is_right_in_any_order(emulator: Emulator, batch: Batch, seed: int):
     _assert_right(emulator, batch.cases, seed=seed, late_copies=1)
 
 
+def test_some_attention_is_right_in_any_order(emulator: Emulator):
+    """One in so many that its dtypes take turns."""
+    _assert_right(emulator, OP_CASES["MoHAttention"][::16], seed=1, late_copies=1)
+
+
+@sampled(12)
 @pytest.mark.parametrize(
     "number", [pytest.param(n, marks=nightly_if(n % 3 != 0)) for n in range(len(DRAWN))]
 )
@@ -77,6 +79,7 @@ def test_drawn_case_is_right(emulator: Emulator, number: int):
     _assert_right(emulator, [DRAWN[number]], seed=number, late_copies=number % 2)
 
 
+@nightly
 @pytest.mark.parametrize("multiprocessors", one_in(2, [1, 132]))
 def test_attention_is_right_on_any_device(emulator: Emulator, multiprocessors: int):
     _assert_right(emulator, cases_of_several_tiles(), multiprocessors=multiprocessors)

@@ -10,9 +10,11 @@ import pytest
 from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.cuda.kernels import PLANS, Kernels, Plan
 from tests.cuda.libraries import Emulator
+from tests.nightly import sampled
 from tests.ops.cases import named_case
 
 
+@sampled(4)
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 def test_a_length_beyond_the_keys_is_that_of_the_nearest_end(

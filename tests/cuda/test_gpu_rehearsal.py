@@ -29,7 +29,7 @@ from tests.gpu.race import Entrant, Expected, TorchCall, race
 from tests.gpu.steps import Facts, Wrong
 from tests.gpu.stored_cases import StoredCases, Tolerance
 from tests.gpu.workloads import AttentionShape
-from tests.nightly import nightly
+from tests.nightly import nightly, sampled
 
 TOLERANCE = Tolerance(2e-3, 2e-3)
 TIES = ("flat", "tie", "equal")  # torch breaks them as it likes
@@ -52,6 +52,7 @@ def bench(emulator: Emulator, stored: Path) -> Bench:
 # Correctness.
 
 
+@nightly
 def test_stored_cases_are_right(bench: Bench):
     some = range(0, len(bench.cases.names), 11)
     ops = {bench.cases.names[index][1] for index in some}
@@ -159,6 +160,7 @@ def expected_of(tensors: Tensors) -> Expected:
     return Expected(exact, with_gates(exact, tensors.gates), TOLERANCE)
 
 
+@sampled(3)
 @pytest.mark.parametrize("tactic", ["chosen", *abi.TACTICS])
 @pytest.mark.parametrize("causal", [False, True])
 def test_timed_call_computes_attention(bench: Bench, tactic: str, causal: bool):
@@ -169,6 +171,7 @@ def test_timed_call_computes_attention(bench: Bench, tactic: str, causal: bool):
     assert expected_of(tensors).judge(tensors.output, gated=True, ours=True)["right"]
 
 
+@sampled(2)
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=nightly)])
 @pytest.mark.parametrize(
     "shape",
@@ -355,6 +358,7 @@ def rehearse(
     return Rehearsal(ran.returncode, ran.stdout, {row["step"]: row for row in report["rows"]})
 
 
+@nightly
 def test_correct_stage_survives_an_illegal_access(emulator: Emulator, stored: Path, tmp_path: Path):
     lost = StoredCases(stored).names[41][0]
     faults = {"case": ('"index": 41}', "illegal access")}

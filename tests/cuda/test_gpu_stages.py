@@ -22,6 +22,7 @@ from tests.gpu.stage import MOST_ENDED_WORKERS, NothingTested, Options, conclude
 from tests.gpu.steps import Facts, Step
 from tests.gpu.summary import plan_lines
 from tests.gpu.tools import TimedOut, Tools
+from tests.nightly import nightly, sampled
 
 STUB = (sys.executable, "-m", "tests.cuda.stub_worker")
 MACHINE = Step("machine", "machine", timeout_s=20)
@@ -165,6 +166,7 @@ def test_worker_that_cannot_start_is_said(tmp_path: Path):
     assert "no torch here" in str(result.facts["output"])
 
 
+@nightly
 def test_grandchildren_are_killed_too():
     script = (
         "import subprocess as s;p = s.Popen(['sleep', '3600']); print(p.pid, flush=True); p.wait()"
@@ -226,6 +228,7 @@ def test_missing_library_is_said(tmp_path: Path):
         run_stage([MACHINE], Report(tmp_path / "stage.json", {}), options)
 
 
+@nightly
 def test_compiler_errors_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     write_tool(tmp_path / "nvcc", "echo 'error: no such thing'; exit 2")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -235,6 +238,7 @@ def test_compiler_errors_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         build(90)
 
 
+@nightly
 def test_what_ships_is_compiled_for_one_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     write_tool(
         tmp_path / "nvcc",
@@ -286,6 +290,7 @@ def test_sanitizer_looks_at_our_kernels_alone(tools: Tools, tmp_path: Path, opti
     assert "PYTORCH_NO_CUDA_MEMORY_CACHING=1" in (tmp_path / "env").read_text()
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     ("script", "status", "problem"),
     [
@@ -336,6 +341,7 @@ def test_profile_is_kept_where_all_results_are(tools: Tools, tmp_path: Path):
         tools.run("profile", 20, arguments)
 
 
+@nightly
 def test_profiler_that_hangs_is_killed(tools: Tools, tmp_path: Path):
     write_tool(tmp_path / "ncu", "sleep 100")
     with pytest.raises(TimedOut):

@@ -21,7 +21,7 @@ from tests.cuda.makespan import (
     makespan_us,
     schedule,
 )
-from tests.nightly import nightly_if
+from tests.nightly import nightly_if, sampled
 
 H100 = CARDS[0]
 USUAL_SHARE = 0.75
@@ -68,6 +68,7 @@ def _estimate_us(emulator: Emulator, card: Card, shape: Shape, way: Way, share: 
     return microseconds.value
 
 
+@sampled(4)
 @pytest.mark.parametrize(("card", "shape", "share"), RUNS)
 def test_the_choice_is_near_the_best_that_the_simulation_knows(
     emulator: Emulator, card: Card, shape: Shape, share: float
@@ -81,6 +82,7 @@ def test_the_choice_is_near_the_best_that_the_simulation_knows(
     assert ours <= allowed * simulated[best], f"{choice}: {ours:.1f} us; {best} has less"
 
 
+@sampled(4)
 @pytest.mark.parametrize(("card", "shape", "share"), RUNS)
 def test_the_model_is_near_the_simulation(
     emulator: Emulator, card: Card, shape: Shape, share: float

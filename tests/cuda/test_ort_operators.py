@@ -12,6 +12,7 @@ import pytest
 
 from moh_deploy.ops.cases import Case
 from tests.cuda.libraries import PLAIN, build
+from tests.nightly import sampled
 from tests.ops.batches import Batch, assert_outputs_right, batches_of
 from tests.ops.case_models import case_model, named_inputs
 from tests.ops.cases import OP_CASES
@@ -38,6 +39,7 @@ def session(library: Path, model: onnx.ModelProto) -> ort.InferenceSession:
     return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
+@sampled(8)
 @pytest.mark.parametrize("batch", batches_of(OPERATORS), ids=str)
 def test_operator_agrees_with_the_reference(library: Path, batch: Batch):
     def run(case: Case) -> list[np.ndarray]:

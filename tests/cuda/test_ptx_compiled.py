@@ -14,6 +14,7 @@ import pytest
 from tests.cuda import nvcc
 from tests.cuda.ptx.interpreter import Interpreter
 from tests.cuda.ptx.machine import Checks
+from tests.nightly import sampled
 
 SOURCE = Path(__file__).with_name("compiled_lines.cu")
 THREADS, BLOCKS = 96, 3
@@ -113,6 +114,7 @@ ALONE: dict[str, Callable[[int, int], int]] = {
 }
 
 
+@sampled(2)
 @pytest.mark.parametrize("name", ALONE)
 def test_thread_computes_what_the_source_says(interpreter: Interpreter, words, name: str):
     a, b = words

@@ -22,7 +22,7 @@ from tests.cuda.kernels import WIDE_PLANS, Plan, plans_of
 from tests.cuda.many_tokens import MANY_TOKENS
 from tests.cuda.ptx.machine import Checks
 from tests.cuda.run_cases import CUDA_OPS
-from tests.nightly import nightly, nightly_if
+from tests.nightly import nightly, nightly_if, sampled
 from tests.ops.cases import OP_CASES
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
@@ -60,18 +60,21 @@ def _runs() -> Iterator[ParameterSet]:
             yield pytest.param(case, plan, id=f"{case}-{plan}", marks=left_out)
 
 
+@sampled(10)
 @pytest.mark.parametrize(("case", "plan"), tuple(_runs()))
 def test_case_of_the_contract_is_right(interpreted: Interpreted, case: Case, plan: Plan):
     problem = interpreted.find_mismatch(case, plan, EVERYTHING)
     assert problem is None, problem
 
 
+@sampled(10)
 @pytest.mark.parametrize(("case", "plan"), TILES)
 def test_attention_of_several_tiles_is_right(interpreted: Interpreted, case: Case, plan: Plan):
     problem = interpreted.find_mismatch(case, plan, EVERYTHING)
     assert problem is None, problem
 
 
+@nightly
 def test_router_is_right_where_a_warp_takes_several_tokens(interpreted: Interpreted):
     problem = interpreted.find_mismatch(MANY_TOKENS, checks=EVERYTHING)
     assert problem is None, problem
@@ -111,6 +114,7 @@ def _cases_of_every_kernel() -> Iterator[Case]:
         yield replace(attention, kv_len=1000, seq_len=1, dtype=dtype).case()
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", conformance.PRIMITIVES)
 def test_primitive_computes_what_its_formula_says(interpreted: Interpreted, name: str):
     words = conformance.inputs(name)

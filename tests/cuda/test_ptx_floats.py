@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.cuda.handwritten import evaluate
+from tests.nightly import sampled
 
 HALF_TYPES = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -54,6 +55,7 @@ def test_float32_arithmetic_is_that_of_ieee(name: str):
     np.testing.assert_array_equal(got, expected)
 
 
+@sampled(4)
 @pytest.mark.parametrize("rounding", ["rm", "rp", "rz"])
 @pytest.mark.parametrize("name", ["add", "mul", "fma"])
 def test_float32_is_rounded_as_asked(name: str, rounding: str):
@@ -265,6 +267,7 @@ def test_16_bits_become_a_float32(type_: str):
     np.testing.assert_array_equal(got, a.view(HALF_TYPES[type_]).astype(np.float32))
 
 
+@sampled(4)
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("type_", HALF_TYPES)
 @pytest.mark.parametrize("name", ["add", "sub", "mul", "fma.rn", "min", "max"])

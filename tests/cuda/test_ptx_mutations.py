@@ -16,7 +16,7 @@ from tests.cuda.libraries import Emulator
 from tests.cuda.many_tokens import MANY_TOKENS
 from tests.cuda.ptx.interpreter import NO_CHECKS
 from tests.cuda.ptx.machine import Checks
-from tests.nightly import in_turn
+from tests.nightly import in_turn, sampled
 from tests.plugins.attention_setups import AttentionSetup
 
 KERNEL = "attendI6__halfLi32ENS0_5BlockILi{}ELi{}EEELb0"
@@ -113,6 +113,7 @@ def find_problem(emulator: Emulator, modules: list[str], checks: Checks, block: 
     return next((problem for problem in problems if problem is not None), None)
 
 
+@sampled(2)
 @pytest.mark.parametrize(("checks", "block"), in_turn([NO_CHECKS, EVERYTHING], BLOCKS))
 def test_nothing_is_wrong_without_a_bug(
     emulator: Emulator, modules: list[str], checks: Checks, block: str
@@ -120,6 +121,7 @@ def test_nothing_is_wrong_without_a_bug(
     assert find_problem(emulator, modules, checks, block) is None
 
 
+@sampled(3)
 @pytest.mark.parametrize(("name", "block"), in_turn(BUGS, BLOCKS))
 def test_planted_bug_is_caught(emulator: Emulator, modules: list[str], name: str, block: str):
     bug = BUGS[name]

@@ -8,6 +8,7 @@ import pytest
 
 from tests.cuda.handwritten import evaluate
 from tests.cuda.ptx.errors import Divergence
+from tests.nightly import sampled
 
 LANE = np.arange(32, dtype=np.uint32)
 
@@ -29,6 +30,7 @@ def shuffled(mode: str, lane: int, by: int, width: int) -> tuple[int, bool]:
     return source if inside else lane, inside
 
 
+@sampled(4)
 @pytest.mark.parametrize("width", [32, 16, 8, 4])
 @pytest.mark.parametrize("by", [0, 1, 2, 3, 7, 16, 31])
 @pytest.mark.parametrize("mode", ["idx", "up", "down"])

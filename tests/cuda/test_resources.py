@@ -47,6 +47,7 @@ def test_no_kernel_takes_more_registers_than_it_did(measured: tuple[Resources, .
     assert [one for one in measured if one.registers > allowed[one.kernel]] == []
 
 
+@nightly
 @pytest.mark.parametrize(("source", "architecture"), ATTENTION)
 def test_attention_keeps_its_registers_loads_and_blocks(
     emulator: Emulator, source: Path, architecture: int

@@ -14,6 +14,7 @@ from moh_deploy.ops.spec import FLOAT_TYPES, Arrays
 from tests.cuda import abi
 from tests.cuda.kernels import KernelError, Kernels
 from tests.cuda.libraries import Emulator
+from tests.nightly import nightly, sampled
 
 
 def _case(
@@ -31,6 +32,7 @@ def _of_heads(routed: int, shared: int, tokens: int) -> Callable[[np.random.Gene
     return build
 
 
+@sampled(4)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 @pytest.mark.parametrize(
     ("routed", "top_k", "shared"), [(33, 32, 1), (64, 16, 40), (1024, 300, 3), (5000, 5, 1)]
@@ -41,6 +43,7 @@ def test_many_heads(emulator: Emulator, routed: int, top_k: int, shared: int, dt
         assert Kernels(emulator.library).find_mismatch(case) is None
 
 
+@nightly
 def test_warps_take_several_tokens_of_many(emulator: Emulator):
     case = _case(_of_heads(4, 1, 20_000), top_k=2, num_shared_heads=1)
     assert Kernels(emulator.library).find_mismatch(case) is None

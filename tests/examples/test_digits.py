@@ -18,6 +18,7 @@ from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.validate.parity_report import OutputParity, ParityReport
 from tests.examples.digits_demo import DIGITS, DemoRun
 from tests.kernel_library import NO_KERNELS, required_library
+from tests.nightly import nightly
 
 
 @pytest.fixture
@@ -34,6 +35,7 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         sys.modules.pop(name, None)
 
 
+@nightly
 def test_demo_succeeds(finished: subprocess.CompletedProcess[str]) -> None:
     assert finished.returncode == 0, finished.stdout + finished.stderr
 

@@ -76,6 +76,7 @@ def digits(digits_demo: DemoRun) -> Digits:
     return Digits(digits_demo.work_dir)
 
 
+@nightly
 def test_unchanged_traffic_is_let_pass(digits: Digits):
     order = np.random.default_rng(2).permutation(len(digits.counts))
     halves = digits.counts[order[:180]], digits.counts[order[180:]]
@@ -101,6 +102,7 @@ SHIFTS: dict[str, Callable[[Images], Images]] = {
 }
 
 
+@nightly
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_other_images_are_found_within_a_window(digits: Digits, shift: str):
     other = digits.counted(SHIFTS[shift](digits.images))
@@ -114,6 +116,7 @@ def found_with_half(digits: Digits, digit: int) -> int:
     return digits.alarms(digits.counts, digits.counts, window=512, windows=200, shares=shares)
 
 
+@nightly
 def test_digit_that_is_half_of_the_traffic_is_found(digits: Digits):
     assert found_with_half(digits, 0) == 200
 

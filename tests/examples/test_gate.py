@@ -22,7 +22,7 @@ from junitparser import JUnitXml
 from moh_deploy.package import OnnxPackage, PackageWriter
 from tests.examples.ci_runner import REPOSITORY, CiRunner, Outcome
 from tests.examples.digits_demo import DIGITS, DemoRun
-from tests.nightly import nightly
+from tests.nightly import nightly, sampled
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -110,6 +110,7 @@ def test_planted_fault_ends_the_action_with_1_and_leaves_reports(
     assert json.loads((reports / "verify.json").read_text())["error"]["exit_code"] == 1
 
 
+@nightly
 def test_accuracy_that_is_worse_than_it_was_ends_the_action_with_1(
     runner: CiRunner, package: Path, digits_demo: DemoRun
 ) -> None:
@@ -143,6 +144,7 @@ def test_gate_that_does_not_hold_ends_the_action_with_1(runner: CiRunner, packag
     assert "gate 'p50 > 1 min' failed" in outcome.summary
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("package_name", "exit_code", "message"),
     [("nowhere", 5, "nowhere"), ("", 2, "MOH_PACKAGE (input 'package') is empty")],
@@ -157,6 +159,7 @@ def test_without_a_package_nothing_passes(
     assert outcome.summary.startswith("### moh-deploy: error\n")
 
 
+@nightly
 def test_package_without_vectors_does_not_pass(runner: CiRunner, package: Path) -> None:
     opened = OnnxPackage.open(package)
     with PackageWriter(package) as writer:
@@ -179,6 +182,7 @@ def test_verify_that_did_nothing_does_not_pass(runner: CiRunner, tmp_path: Path)
     assert "### moh-deploy: error" in outcome.log
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("asked", "verdicts", "message"),
     [
@@ -223,6 +227,7 @@ def test_checkpoint_that_cannot_be_exported_ends_the_action(runner: CiRunner) ->
     assert (outcome.outputs["verdict"], outcome.outputs["verify"]) == ("error", "not-run")
 
 
+@sampled(5)
 @pytest.mark.parametrize(
     "hostile", ["$(touch pwned)", "`touch pwned`", "'; touch pwned; '", '" && touch pwned "', "-h"]
 )
@@ -246,6 +251,7 @@ def test_reports_that_cannot_be_written_are_no_answer(runner: CiRunner) -> None:
     assert "error: MOH_REPORTS (input 'reports') is taken, which is no directory" in outcome.log
 
 
+@nightly
 def test_what_verify_says_is_no_command_to_github(runner: CiRunner) -> None:
     outcome = runner.run_action(package="::error::planted")
     found = re.search(r"^::stop-commands::(\w{32})$(.*)^::\1::$", outcome.log, re.M | re.S)
@@ -254,6 +260,7 @@ def test_what_verify_says_is_no_command_to_github(runner: CiRunner) -> None:
     assert "::error::planted" not in outcome.log.replace(found[0], "")
 
 
+@nightly
 def test_reports_of_an_earlier_run_do_not_speak_for_this_one(runner: CiRunner) -> None:
     reports = runner.workspace / "moh-deploy-reports"
     reports.mkdir()
@@ -263,6 +270,7 @@ def test_reports_of_an_earlier_run_do_not_speak_for_this_one(runner: CiRunner) -
     assert outcome.outputs["bench-md"] == ""
 
 
+@sampled(2)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_gate_ends_what_it_runs_and_says_so(
     runner: CiRunner, package: Path, number: signal.Signals
@@ -287,6 +295,7 @@ def test_stopped_gate_ends_what_it_runs_and_says_so(
 # ---- What GitHub and GitLab take
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("schema", "file"),
     [("github-actions", "action.yml"), ("github-workflows", ".github/workflows/ci.yml")],
@@ -342,6 +351,7 @@ def gitlab_job() -> dict[str, Any]:
     return job
 
 
+@nightly
 def test_gitlab_job_verifies_and_leaves_junit_where_it_says(
     runner: CiRunner, package: Path
 ) -> None:
@@ -357,6 +367,7 @@ def test_gitlab_job_verifies_and_leaves_junit_where_it_says(
         assert list(runner.workspace.glob(kept))
 
 
+@nightly
 def test_gitlab_job_fails_on_a_planted_fault(runner: CiRunner, package: Path) -> None:
     stale_weights(package)
     outcome = runner.run_gitlab_job(gitlab_job(), MOH_PACKAGE="package")

@@ -21,7 +21,7 @@ from moh_deploy.graph.name_interface import name_interface
 from moh_deploy.graph.restore_output_types import restore_output_types
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
 from tests.frontend.traced import plain_trace
-from tests.nightly import one_in
+from tests.nightly import one_in, sampled
 from tests.small_moh import build
 
 
@@ -55,6 +55,7 @@ def test_nodes_carry_every_attribute():
 
 
 # 20 and 21 are those of whole exports, see tests/api/test_export_package.py.
+@sampled(2)
 @pytest.mark.parametrize("opset", one_in(3, [18, 19, 22, 23]))
 def test_every_opset_gives_an_equal_model(opset: int):
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -93,6 +94,7 @@ def test_exporter_is_quiet(capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr() == ("", "")
 
 
+@sampled(2)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_outputs_keep_the_dtype_of_the_program(dtype: torch.dtype):
     class Sums(torch.nn.Module):
@@ -146,6 +148,7 @@ RETURNED: dict[str, nn.Module] = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", one_in(3, RETURNED))
 def test_whatever_a_model_returns_is_an_output(name: str):
     x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))

@@ -18,6 +18,7 @@ from moh_deploy.frontend.trace import trace
 from moh_deploy.package import DimSum
 from tests.frontend.test_trace import Model
 from tests.frontend.traced import loaded
+from tests.nightly import nightly
 
 
 def ranges_of(function, size: int, dim: str = "n") -> dict[str, tuple[int, int | None]]:
@@ -68,6 +69,7 @@ def test_assertion_on_a_size_that_follows_limits_a_dimension():
     assert ranges_of(function, 6) == {"n": (1, 14)}
 
 
+@nightly
 def test_padding_to_a_multiple_takes_sizes_between():
     (least, most) = ranges_of(padded, 13)["n"]
     assert (least, most) == (9, None)
@@ -78,6 +80,7 @@ def test_padding_to_a_multiple_takes_sizes_between():
         torch.testing.assert_close(program(given), padded(nn.Identity(), given))
 
 
+@nightly
 def test_dimension_that_must_be_a_multiple_is_told_how_to_declare_it():
     with pytest.raises(ExportError, match=r"'n' must be 8\*n: ") as caught:
         ranges_of(in_windows, 16)
@@ -85,6 +88,7 @@ def test_dimension_that_must_be_a_multiple_is_told_how_to_declare_it():
     assert ranges_of(in_windows, 16, "8*n") == {}
 
 
+@nightly
 def test_branch_on_a_remainder_is_refused():
     with pytest.raises(ExportError, match=r"another way where dimension 'n' is 8\*n\.") as caught:
         ranges_of(padded_by_a_branch, 13)

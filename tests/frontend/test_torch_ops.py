@@ -13,8 +13,15 @@ from moh_deploy.frontend.torch_ops import OPERATORS, bodies, run_reference
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
+from tests.nightly import nightly_if, sampled
 from tests.ops.batches import BATCHES, Batch, assert_nothing_wrong, assert_outputs_right
 from tests.ops.cases import OP_CASES
+
+IN_TURN = [
+    pytest.param(batch, marks=nightly_if(number // 3 % 3 != number % 3))
+    for number, batch in enumerate(BATCHES)
+]
+"""A push runs each op in one dtype."""
 
 
 def arguments(case: Case) -> list[object]:
@@ -38,7 +45,7 @@ def run(case: Case) -> np.ndarray:
     return to_numpy(OPERATORS[case.op](*arguments(case)))
 
 
-@pytest.mark.parametrize("batch", BATCHES, ids=str)
+@pytest.mark.parametrize("batch", IN_TURN, ids=str)
 def test_operator_agrees_with_the_reference(batch: Batch):
     assert_outputs_right(batch.cases, lambda case: [run(case)])
 
@@ -53,11 +60,12 @@ def fake_that_differs(case: Case) -> str | None:
     return f"{fake.dtype}{fake.shape}; expected {real.dtype}{real.shape}"
 
 
-@pytest.mark.parametrize("batch", BATCHES, ids=str)
+@pytest.mark.parametrize("batch", IN_TURN, ids=str)
 def test_fake_output_has_shape_and_dtype_of_the_real_one(batch: Batch):
     assert_nothing_wrong(batch.cases, fake_that_differs)
 
 
+@sampled(3)
 @pytest.mark.parametrize("op", OPS)
 def test_an_op_without_a_body_in_torch_is_computed_by_its_reference(op: str):
     def run(case: Case) -> list[np.ndarray]:
@@ -158,6 +166,7 @@ _windows = bodies._windows
 _linear = bodies._linear
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     ("op", "name", "bug"),
     [

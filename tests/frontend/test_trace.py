@@ -13,6 +13,7 @@ from moh_deploy.frontend.inputs.arguments import bind
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.trace import _explain, trace
 from tests.frontend.traced import loaded, nodes, plain_trace
+from tests.nightly import nightly
 
 
 class Model(nn.Module):
@@ -157,6 +158,7 @@ def test_number_of_pieces_fixes_no_size():
     assert_takes_another_size(split, x({0: "batch", 1: "n"}), 3, 7, 4)
 
 
+@nightly
 def test_strided_convolution_beside_a_strided_mask_takes_any_size():
     """Torch advises sizes of 4*n-1, which are those whose guards it can write down."""
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.run_cli import Cli
 from tests.handmade_package import WIDTH, write_package
-from tests.nightly import one_in
+from tests.nightly import nightly, nightly_if, one_in, sampled
 from tests.repaired_package import change_model, replace_file, rewrite_manifest
 
 
@@ -104,6 +104,7 @@ PACKAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", PACKAGES)
 @pytest.mark.parametrize(
     "command",
@@ -139,7 +140,9 @@ YAML = {
 }
 
 
-@pytest.mark.parametrize("name", YAML)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=nightly_if(name == "nested")) for name in YAML]
+)
 def test_yaml_is_refused(cli: Cli, root: Path, tmp_path: Path, name: str):
     text, message = YAML[name]
     path = tmp_path / "a.yaml"
@@ -161,6 +164,7 @@ def test_override_of_an_entry_beyond_all_numbers_is_refused(cli: Cli, tmp_path: 
     assert cli("export", tmp_path / "m.pt", "-o", tmp_path / "o", "--set", option).exit_code == 2
 
 
+@nightly
 def test_inputs_of_a_user_are_refused(cli: Cli, root: Path, tmp_path: Path):
     path = tmp_path / "in.npz"
     whole = io.BytesIO()

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 
 from tests.fuzz.targets import TARGETS
+from tests.nightly import sampled
 
 # Of a program torch itself reads much before it says no.
 _FEW_EXAMPLES = {"program": {"max_examples": 10}}
 
 
+@sampled(3)
 @pytest.mark.parametrize("name", TARGETS)
 def test_reader_reads_or_refuses_whatever_it_is_given(name: str, tmp_path: Path):
     prepared = TARGETS[name](tmp_path)

@@ -16,6 +16,7 @@ from moh_deploy.package import LayerInfo
 from tests.graph.models import attention, model, value
 from tests.graph.models import node as make_node
 from tests.handmade_package import LAYER
+from tests.nightly import sampled
 
 LAYERS = [replace(LAYER, path=f"blocks.{i}", node=f"attention {i}") for i in range(3)]
 
@@ -61,6 +62,7 @@ def run(built: ir.Model) -> np.ndarray:
     return session.run(None, inputs)[0]
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     "choices",
     [

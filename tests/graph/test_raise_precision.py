@@ -19,6 +19,7 @@ from moh_deploy.graph.raise_precision import Raised, raise_precision
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import OnnxPackage
 from tests.graph.test_lower_precision import graph, perceptron, run
+from tests.nightly import nightly
 from tests.two_layers import write_two_layers
 
 LOW_INTERFACE = """
@@ -96,6 +97,7 @@ def test_interface_in_half_precision_stays():
     np.testing.assert_array_equal(run(again, x=x), expected)
 
 
+@nightly
 def test_packages_with_switches_come_back_as_they_were(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
     moh_deploy.tune(package.root, choose={"all": "sparse", "all[batch<=1]": "dense"})

@@ -3,6 +3,7 @@ from __future__ import annotations
 from moh_deploy.machine.ask import Failed, ask
 from moh_deploy.machine.machine import Importable, imported
 from tests.fakes import Fakes
+from tests.nightly import nightly
 
 
 def test_what_is_there_is_imported():
@@ -41,6 +42,7 @@ def test_what_prints_does_not_disturb_the_answer(fakes: Fakes):
     assert ask(imported, "chatty") == Importable()
 
 
+@nightly
 def test_one_that_never_answers_is_left(fakes: Fakes):
     fakes.module("sleeping", "import time\ntime.sleep(600)\n")
     found = ask(imported, "sleeping", timeout_s=1.0)

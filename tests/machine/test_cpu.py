@@ -25,6 +25,7 @@ def test_this_machine():
     assert found.kernels == CpuRun(tuple(instruction_sets(library)))
 
 
+@nightly
 def test_without_a_library_the_recorded_reason_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

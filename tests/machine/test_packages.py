@@ -8,6 +8,7 @@ import pytest
 
 from moh_deploy.machine.packages import PackageFacts, probe_packages
 from tests.fakes import Fakes
+from tests.nightly import nightly
 
 
 def _found(name: str) -> PackageFacts:
@@ -15,6 +16,7 @@ def _found(name: str) -> PackageFacts:
     return one
 
 
+@nightly
 def test_versions_are_those_that_pip_lists():
     command = [sys.executable, "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]
     ran = subprocess.run(command, capture_output=True, text=True)

@@ -12,6 +12,7 @@ from moh_deploy.machine.tensorrt import Creator, CreatorRegistry, TensorRTFacts,
 from moh_deploy.ops.plugin_support import PLUGINS
 from tests.cuda.trt import builds
 from tests.fakes import Fakes
+from tests.nightly import nightly, sampled
 
 NO_PLUGIN = Failed("there is none")
 _FAKE = """
@@ -39,6 +40,7 @@ def _fake_plugin(fakes: Fakes) -> LibraryFacts:
     return found
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("name", "module", "package"),
     [
@@ -73,6 +75,7 @@ def test_creators_of_our_namespace_are_listed(fakes: Fakes):
     assert found.with_plugin == CreatorRegistry("10.9.0.34", (Creator("MoHRouter", "1", "moh"),))
 
 
+@nightly
 def test_a_registry_that_refuses_without_a_word_is_a_finding(fakes: Fakes):
     fakes.module("tensorrt", _FAKE.format(version="10.9.0.34", handle="None"))
     plugin = _fake_plugin(fakes)

@@ -21,6 +21,7 @@ from moh_deploy.ops.aggregated_attention_function import (
 from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL
 from moh_deploy.ops.single_node import single_node_model
 from moh_deploy.ops.spec import Attributes, TensorType
+from tests.nightly import nightly
 
 VARIANTS = [
     AggregatedAttentionVariant(kernel, normalize, optional)
@@ -105,6 +106,7 @@ def test_permuting_heads_permutes_the_output(sizes: Sizes, kernel: tuple[int, in
     )
 
 
+@nightly
 @given(sizes, kernels, seeds)
 def test_turning_the_image_turns_the_output(sizes: Sizes, kernel: tuple[int, int], seed: int):
     """By half a turn: tokens and places are both read backwards."""

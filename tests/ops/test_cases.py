@@ -7,6 +7,7 @@ from moh_deploy.ops import MOH_AGGREGATED_ATTENTION, MOH_ATTENTION, MOH_ROUTER, 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
 from moh_deploy.ops.tolerances import OP_TOLERANCES, op_tolerance_for
+from tests.nightly import sampled
 from tests.ops.cases import ALL_CASES, OP_CASES
 
 CASES = [*ALL_CASES]
@@ -22,6 +23,7 @@ def test_every_case_exists_in_every_dtype():
     assert len(CASES) == len(FLOAT_TYPES) * len({(case.op, case.name) for case in CASES})
 
 
+@sampled(3)
 @pytest.mark.parametrize("case", CASES[::7], ids=str)
 def test_inputs_are_the_same_at_each_call_and_contiguous(case: Case):
     for first, second in zip(case.inputs(), case.inputs(), strict=True):
@@ -40,6 +42,7 @@ def test_cases_differ_in_their_inputs():
     assert not np.array_equal(plain.inputs()[0], closed.inputs()[0])
 
 
+@sampled(3)
 @pytest.mark.parametrize("case", OP_CASES[MOH_ROUTER.name], ids=str)
 def test_no_case_depends_on_a_near_tie(case: Case):
     """The last chosen probability is equal to the next one in float32, or clearly larger."""
@@ -54,6 +57,7 @@ def test_no_case_depends_on_a_near_tie(case: Case):
     assert np.all(tied | (last > following * (1 + 1e-5)))
 
 
+@sampled(3)
 @pytest.mark.parametrize("spec", OPS.values(), ids=lambda spec: spec.name)
 def test_cases_reach_every_input_dtype_and_optional_input(spec):
     for index, given in enumerate(spec.inputs):

@@ -10,6 +10,7 @@ from moh_deploy.errors import ExportError
 from moh_deploy.ops import OPS, TensorType
 from moh_deploy.ops.onnx_schema import make_node, register_schemas
 from moh_deploy.ops.single_node import single_node_model
+from tests.nightly import sampled
 from tests.ops.batches import assert_nothing_wrong
 from tests.ops.cases import OP_CASES
 from tests.ops.implementations import case_model
@@ -35,6 +36,7 @@ def test_schema_says_what_the_spec_says(spec):
     assert {"plugin_version", "plugin_namespace"} < set(schema.attributes)
 
 
+@sampled(3)
 @pytest.mark.parametrize("op", OPS)
 def test_models_stay_valid_once_schemas_are_registered(op: str):
     assert_nothing_wrong(

@@ -7,6 +7,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.ops import OPS
+from tests.nightly import sampled
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 SOURCES = {path: path.read_text() for path in Path(moh_deploy.__file__).parent.rglob("*.py")}
@@ -24,6 +25,7 @@ def files_with(name: str, sources: dict[Path, str]) -> list[str]:
     ]
 
 
+@sampled(3)
 @pytest.mark.parametrize("name", OPS)
 def test_the_name_of_an_op_is_spelled_out_in_one_file(name: str):
     assert len(files_with(name, SOURCES)) == 1

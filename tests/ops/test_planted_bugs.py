@@ -14,7 +14,7 @@ import pytest
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
-from tests.nightly import one_in
+from tests.nightly import one_in, sampled
 from tests.ops.cases import OP_CASES, named_case
 from tests.ops.implementations import case_model, run_onnx_reference
 
@@ -361,6 +361,7 @@ BUGS: dict[str, tuple[str, Bug]] = {
 }
 
 
+@sampled(3)
 @pytest.mark.parametrize("name", one_in(3, BUGS))
 def test_contract_rejects_the_planted_bug(name: str):
     op, plant = BUGS[name]

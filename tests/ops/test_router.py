@@ -14,6 +14,7 @@ from moh_deploy.errors import ExportError
 from moh_deploy.ops.router_function import RouterVariant, function_body
 from moh_deploy.ops.single_node import single_node_model
 from moh_deploy.ops.spec import TensorType
+from tests.nightly import nightly
 
 NUM_ROUTED = 7
 NUM_SHARED = 3
@@ -55,6 +56,7 @@ def _gates(session: ort.InferenceSession, logits: dict[str, np.ndarray]):
     return gates[..., :NUM_SHARED], gates[..., NUM_SHARED:]
 
 
+@nightly
 @given(top_ks, tokens, seeds, st.booleans())
 def test_exactly_top_k_routed_gates_are_open_for_each_token(top_k, tokens, seed, staged):
     shared, routed = _gates(_session(top_k, staged=staged), _logits(tokens, seed))

@@ -13,7 +13,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.system.digest import sha256_of
 from tests.cli.run_cli import run_python
 from tests.handmade_package import model, write_package
-from tests.nightly import nightly
+from tests.nightly import nightly, sampled
 from tests.repaired_package import change_model, replace_file, rewrite_manifest
 
 DATA = np.zeros(64, np.float32).tobytes()
@@ -93,6 +93,7 @@ def test_data_in_a_file_that_is_not_listed_is_refused(root: Path, place: str):
     OnnxPackage.open(root)
 
 
+@sampled(4)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(
     "location", ["/etc/passwd", "../secret", "./model.onnx.data", "vectors.npz"]

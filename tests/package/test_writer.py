@@ -14,6 +14,7 @@ import pytest
 from moh_deploy.errors import PackageError
 from moh_deploy.package import OnnxPackage, PackageWriter, check_package_output
 from tests.handmade_package import MANIFEST, model, vectors, write_package
+from tests.nightly import sampled
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -265,6 +266,7 @@ def in_subprocess(code: str, *arguments: Path) -> subprocess.Popen[str]:
     )
 
 
+@sampled(2)
 @pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize(
     "write",
@@ -323,6 +325,7 @@ WRITER_IN_FINALISER = """
 """
 
 
+@sampled(2)
 @pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize(
     ("code", "number"),

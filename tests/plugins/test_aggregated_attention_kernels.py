@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from moh_deploy.ops.spec import FLOAT_TYPES
-from tests.nightly import in_turn
+from tests.nightly import in_turn, sampled
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.draws import aggregated_attention_setups
 from tests.plugins.kernels import Kernels, assert_right
@@ -17,6 +17,7 @@ from tests.plugins.kernels import Kernels, assert_right
 SETUP = AggregatedAttentionSetup(batch=2, height=9, width=21, head_dim=24, gates="all")
 
 
+@sampled(3)
 @given(setup=aggregated_attention_setups())
 def test_any_aggregated_attention_agrees_with_the_reference(
     kernels: Kernels, setup: AggregatedAttentionSetup
@@ -45,6 +46,7 @@ LARGE = {
 }
 
 
+@sampled(8)
 @pytest.mark.parametrize(("name", "dtype"), in_turn(LARGE, FLOAT_TYPES))
 def test_large_aggregated_attention_agrees_with_the_reference(
     kernels: Kernels, name: str, dtype: str
@@ -60,6 +62,7 @@ def test_no_image_at_all_gives_nothing(kernels: Kernels, normalize: bool):
     assert_right(case, kernels.run(case))
 
 
+@sampled(6)
 @pytest.mark.parametrize("name", ["K", "V"])
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 5), (5, 1)])
 @pytest.mark.parametrize("pixel", [(4, 10), (0, 0), (8, 20), (3, 20), (0, 16), (4, 15)])

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 
 from moh_deploy.ops.spec import FLOAT_TYPES
-from tests.nightly import in_turn
+from tests.nightly import in_turn, sampled
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.draws import attention_setups
 from tests.plugins.kernels import Kernels, assert_right
 
 
+@sampled(3)
 @given(setup=attention_setups())
 def test_any_attention_agrees_with_the_reference(kernels: Kernels, setup: AttentionSetup):
     case = setup.case()
@@ -86,6 +87,7 @@ LARGE = {
 }
 
 
+@sampled(16)
 @pytest.mark.parametrize(("name", "dtype"), in_turn(LARGE, FLOAT_TYPES))
 def test_large_attention_agrees_with_the_reference(kernels: Kernels, name: str, dtype: str):
     case = replace(LARGE[name], dtype=dtype).case()
@@ -109,12 +111,14 @@ EMPTY = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", EMPTY)
 def test_attention_of_nothing_agrees_with_the_reference(kernels: Kernels, name: str):
     case = EMPTY[name].case()
     assert_right(case, kernels.run(case))
 
 
+@sampled(4)
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8, 9, 16, 17])
 def test_few_and_many_rows_of_a_key_value_head_agree_with_the_reference(
     kernels: Kernels, group: int
@@ -138,6 +142,7 @@ def test_rows_of_nothing_but_the_lowest_number_are_an_ordinary_softmax(
     assert_right(lowest, kernels.run(lowest))
 
 
+@sampled(4)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 @pytest.mark.parametrize("seq_len", [1, 40])
 @pytest.mark.parametrize("zero", [0.0, -0.0])
@@ -152,6 +157,7 @@ def test_nothing_comes_through_a_closed_gate(
     assert_right(behind, kernels.run(behind))
 
 
+@sampled(4)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 @pytest.mark.parametrize("seq_len", [1, 40])
 @pytest.mark.parametrize("is_causal", [True, False])

@@ -12,6 +12,7 @@ from moh_deploy.ops import MOH_ATTENTION
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
 from moh_deploy.runtime.kernel_use import BFLOAT16_SETS
+from tests.nightly import sampled
 from tests.ops.batches import assert_nothing_wrong
 from tests.ops.cases import OP_CASES
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
@@ -44,17 +45,20 @@ _LARGE = ("large_scores", "negative_scale")
 _NAMED = [c for c in OP_CASES["MoHAttention"] if c.name not in _LARGE]
 
 
+@sampled(8)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 def test_named_cases_are_close(kernels: Kernels, dtype: str):
     cases = [case for case in _NAMED if case.dtype == dtype]
     assert_nothing_wrong(cases, lambda case: _assert_close(kernels, case))
 
 
+@sampled(3)
 @given(setup=attention_setups())
 def test_any_attention_is_close(kernels: Kernels, setup: AttentionSetup):
     _assert_close(kernels, replace(setup, scale=min(setup.scale, 1.0)).case())
 
 
+@sampled(4)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 @pytest.mark.parametrize(
     "setup",

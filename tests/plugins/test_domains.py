@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 from moh_deploy.ops import OPS
+from tests.nightly import sampled
 from tests.ops.case_models import case_model
 from tests.ops.cases import OP_CASES
 from tests.plugins.kernels import Kernels, assert_right, run_session
@@ -22,6 +23,7 @@ def moved(model: onnx.ModelProto, domain: str) -> onnx.ModelProto:
     return model
 
 
+@sampled(6)
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
     ("asked", "domain", "runs_as"),

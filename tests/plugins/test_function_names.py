@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.nightly import sampled
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("plugins", "tests/cuda", "tools/cross")
 SUFFIXES = (".h", ".cc", ".cu", ".cuh")
@@ -91,6 +93,7 @@ def test_names_of_a_base_class_are_demanded_unless_it_is_ours():
     assert inherited(texts) == {"getNbOutputs"}
 
 
+@sampled(3)
 @pytest.mark.parametrize("who", DEMANDED)
 def test_every_exception_is_used(who: str):
     names = {name for path in sources() for name in declared(path.read_text())}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.ops.cases import Case
+from tests.nightly import sampled
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.kernels import Kernels
 
@@ -29,6 +30,7 @@ def _with_half_of_the_gates(case: Case) -> tuple[Case, np.ndarray]:
     return replace(case, build=lambda _: tuple(inputs)), gates != 0
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", SETUPS)
 def test_closing_other_rows_changes_no_bit(kernels: Kernels, name: str):
     case = SETUPS[name].case()

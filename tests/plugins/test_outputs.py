@@ -9,7 +9,7 @@ import pytest
 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
-from tests.nightly import in_turn
+from tests.nightly import in_turn, sampled
 from tests.ops.batches import assert_outputs_right
 from tests.ops.case_models import case_model
 from tests.ops.cases import ALL_CASES
@@ -36,6 +36,7 @@ THIRDS = [
 ]
 
 
+@sampled(5)
 @pytest.mark.parametrize(("instruction_set", "output"), in_turn(INSTRUCTION_SETS, THIRDS))
 def test_what_the_output_held_before_does_not_matter(
     instruction_set: str, output: tuple[str, float, int]

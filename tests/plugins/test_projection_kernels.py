@@ -13,6 +13,7 @@ from moh_deploy.ops.cases import Case
 from moh_deploy.ops.element_types import ELEMENT_TYPES
 from moh_deploy.ops.spec import FLOAT_TYPES
 from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
+from tests.nightly import sampled
 from tests.ops.case_models import case_model
 from tests.plugins.draws import projection_setups
 from tests.plugins.kernels import Kernels, assert_right, memory_for, run_into, run_session
@@ -23,12 +24,14 @@ OUTPUT = replace(QUERY, op="MoHOutputProjection")
 PROJECTIONS = {"query": QUERY, "output": OUTPUT}
 
 
+@sampled(3)
 @given(setup=projection_setups())
 def test_any_projection_agrees_with_the_reference(kernels: Kernels, setup: ProjectionSetup):
     case = setup.case()
     assert_right(case, kernels.run(case))
 
 
+@sampled(3)
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_long_sums_are_nearly_as_exact_as_short_ones(kernels: Kernels, name: str):
     setup = replace(PROJECTIONS[name], batch=1, seq_len=100, num_heads=2, head_dim=16)
@@ -69,6 +72,7 @@ def _run_named(session, arrays) -> np.ndarray:
     return from_ort(session.run_with_ort_values(None, values)[0])
 
 
+@sampled(4)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_constant_weight_gives_the_same_bits_as_one_of_each_call(
@@ -99,6 +103,7 @@ def _by_head(array: np.ndarray, setup: ProjectionSetup) -> np.ndarray:
     return array.reshape(setup.batch, setup.seq_len, setup.num_heads, setup.head_dim)
 
 
+@sampled(4)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 @pytest.mark.parametrize("head_dim", [5, 16, 24, 70])
 def test_queries_of_closed_heads_are_written_as_0(kernels: Kernels, head_dim: int, dtype: str):
@@ -111,6 +116,7 @@ def test_queries_of_closed_heads_are_written_as_0(kernels: Kernels, head_dim: in
     assert np.all(_by_head(output, setup)[~closed].astype(np.float32).any(axis=-1))
 
 
+@sampled(4)
 @pytest.mark.parametrize("head_dim", [5, 16, 24, 70])
 def test_output_projection_does_not_read_rows_of_closed_heads(kernels: Kernels, head_dim: int):
     setup = replace(OUTPUT, head_dim=head_dim)

@@ -10,6 +10,7 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 
 from moh_deploy.ops import OPS
 from tests.kernel_library import required_library
+from tests.nightly import sampled
 from tests.plugins.kernels import Kernels
 
 Attributes = dict[str, int | float | str]
@@ -106,6 +107,7 @@ def test_sizes_that_fit_are_accepted():
     assert _run("MoHOutputProjection", PROJECTION, OUTPUT).shape == (2, 5, 8)
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     ("sizes", "change", "message"),
     [
@@ -255,6 +257,7 @@ def test_token_conv_refuses_a_node_without_a_required_attribute(name: str):
         _run("MoHTokenConv", attributes, IMAGE)
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     ("change", "message"),
     [

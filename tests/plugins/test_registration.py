@@ -16,6 +16,7 @@ from moh_deploy.ops import OPS
 from moh_deploy.ops.spec import FLOAT_TYPES
 from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 from tests.kernel_library import required_library
+from tests.nightly import sampled
 from tests.ops.case_models import case_model
 from tests.ops.cases import OP_CASES
 from tests.plugins.attention_setups import AttentionSetup
@@ -124,6 +125,7 @@ def test_one_process_can_use_every_instruction_set_at_once(library: Path):
     assert len(sessions) == len(names)
 
 
+@sampled(4)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 @pytest.mark.parametrize("op", list(OPS))
 def test_every_dtype_of_every_op_has_a_kernel(library: Path, op: str, dtype: str):

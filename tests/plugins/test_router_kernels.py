@@ -10,17 +10,20 @@ from hypothesis import given
 
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
+from tests.nightly import sampled
 from tests.plugins.draws import router_setups
 from tests.plugins.kernels import Kernels, assert_right
 from tests.plugins.router_setups import RouterSetup
 
 
+@sampled(3)
 @given(setup=router_setups())
 def test_any_router_agrees_with_the_reference(kernels: Kernels, setup: RouterSetup):
     case = setup.case()
     assert_right(case, kernels.run(case))
 
 
+@sampled(4)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 @pytest.mark.parametrize("num_routed", [1, 4, 5, 16, 17, 70])
 def test_ties_go_to_the_lowest_heads(kernels: Kernels, num_routed: int, dtype: str):

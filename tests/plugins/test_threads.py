@@ -11,7 +11,7 @@ import pytest
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
 from moh_deploy.runtime.kernel_use import BFLOAT16_SETS
-from tests.nightly import in_turn
+from tests.nightly import in_turn, sampled
 from tests.ops.case_models import case_model
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
@@ -47,6 +47,7 @@ def _bits(kernels: Kernels, case: Case) -> list[bytes]:
     return [output.tobytes() for output in kernels.run(case)]
 
 
+@sampled(10)
 @pytest.mark.parametrize(("name", "dtype"), in_turn(SETUPS, FLOAT_TYPES))
 def test_one_two_and_eight_threads_give_the_same_bits(kernels: Kernels, name: str, dtype: str):
     case = replace(SETUPS[name], dtype=dtype).case()
@@ -64,6 +65,7 @@ def test_one_two_and_eight_threads_give_the_same_bits_of_bfloat16_products(instr
     assert one == eight
 
 
+@sampled(10)
 @pytest.mark.parametrize(("name", "instruction_set"), in_turn(SETUPS, VECTOR_SETS))
 def test_every_run_of_a_session_gives_the_same_bits(name: str, instruction_set: str):
     case = SETUPS[name].case()
@@ -72,6 +74,7 @@ def test_every_run_of_a_session_gives_the_same_bits(name: str, instruction_set: 
     assert len(runs) == 1
 
 
+@sampled(3)
 def test_sessions_of_several_sizes_run_at_the_same_time(kernels: Kernels):
     """Scratch belongs to a thread, whichever session and sizes it works for."""
     cases = [replace(SETUPS["causal"], seq_len=n, kv_len=300, batch=1).case() for n in (1, 40, 290)]

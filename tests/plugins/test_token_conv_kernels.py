@@ -14,12 +14,14 @@ from moh_deploy.ops.cases import Case
 from moh_deploy.ops.element_types import ELEMENT_TYPES
 from moh_deploy.ops.spec import FLOAT_TYPES
 from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
+from tests.nightly import sampled
 from tests.ops.case_models import case_model, named_inputs
 from tests.plugins.draws import token_conv_setups
 from tests.plugins.kernels import Kernels, assert_right
 from tests.plugins.token_conv_setups import TokenConvSetup
 
 
+@sampled(3)
 @given(setup=token_conv_setups())
 def test_any_token_conv_agrees_with_the_reference(kernels: Kernels, setup: TokenConvSetup):
     case = setup.case()
@@ -94,6 +96,7 @@ def _run_with_constants(kernels: Kernels, case: Case, *names: str) -> np.ndarray
     return first
 
 
+@sampled(4)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
 @pytest.mark.parametrize("name", SETUPS)
 def test_constant_weights_give_the_same_bits_as_those_of_each_call(

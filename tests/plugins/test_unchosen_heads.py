@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nightly import in_turn, one_in
+from tests.nightly import in_turn, one_in, sampled
 from tests.plugins.kernels import INSTRUCTION_SETS, Kernels, kernels_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +32,7 @@ def _run(kernels: Kernels, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@sampled(5)
 @pytest.mark.usefixtures("warm_processes")
 @each_instruction_set
 def test_keys_and_values_of_unchosen_heads_are_not_read(instruction_set: str, op: str):
@@ -39,6 +40,7 @@ def test_keys_and_values_of_unchosen_heads_are_not_read(instruction_set: str, op
     assert (ran.returncode, ran.stdout) == (0, "done\n"), ran.stderr
 
 
+@sampled(3)
 @pytest.mark.usefixtures("warm_processes")
 @each_instruction_set
 def test_keys_and_values_of_chosen_heads_are_read(instruction_set: str, op: str):
@@ -46,6 +48,7 @@ def test_keys_and_values_of_chosen_heads_are_read(instruction_set: str, op: str)
     assert _run(kernels_of(instruction_set), op, "all").returncode == -signal.SIGSEGV
 
 
+@sampled(3)
 @pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize("instruction_set", one_in(2, INSTRUCTION_SETS))
 def test_keys_and_values_behind_the_filled_ones_are_not_read(instruction_set: str):

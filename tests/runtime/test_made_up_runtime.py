@@ -13,6 +13,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime import open_runner
 from moh_deploy.system.npz import read_npz, write_npz
 from tests.handmade_package import vectors, write_package
+from tests.nightly import nightly
 from tests.runtime.made_up_runtime import MadeUpDir, write_made_up
 
 
@@ -42,6 +43,7 @@ def test_it_is_verified_and_compared_with(made_up: Path, package: OnnxPackage):
     assert (report.equal, report.reference) == (True, f"made-up {made_up}")
 
 
+@nightly
 def test_it_is_measured_here_and_in_a_process_of_its_own(made_up: Path, package: OnnxPackage):
     report = moh_deploy.bench(package.root, baselines=[made_up], min_time=0.0, warmup=0.0)
     found = report.results[1]

@@ -13,7 +13,7 @@ from moh_deploy.frontend.recognize import survey
 from moh_deploy.frontend.rewrite import insert
 from tests.frontend.rewritten import checked_layers
 from tests.frontend.traced import traced
-from tests.nightly import one_in
+from tests.nightly import one_in, sampled
 from tests.zoo.model import ZooModel
 
 MODELS: list[ZooModel] = [
@@ -50,6 +50,7 @@ EXPORTED = [model for model in MODELS if model.name not in {*IN_THE_WAY, *NOT_CO
 OTHERS = [model for model in MODELS if model.name in IN_THE_WAY]
 
 
+@sampled(3)
 @pytest.mark.parametrize("model", one_in(24, EXPORTED), ids=lambda model: model.name)
 def test_gated_layers_are_replaced(model: ZooModel):
     module = model.build().eval()
@@ -59,6 +60,7 @@ def test_gated_layers_are_replaced(model: ZooModel):
     assert sum(one.replaced for one in layers) >= sum(one.replaced for one in wanted)
 
 
+@sampled(2)
 @pytest.mark.parametrize("model", one_in(10, OTHERS), ids=lambda model: model.name)
 def test_what_is_in_the_way_is_said(model: ZooModel):
     said = " | ".join(_said_of(model))

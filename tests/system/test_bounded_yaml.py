@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_yaml import parse_yaml, read_yaml
+from tests.nightly import sampled
 
 LAUGHS = "a0: &a0 [x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
@@ -18,6 +19,7 @@ MERGED_LAUGHS = "a0: &a0 {x: 1}\n" + "".join(
 )
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -9,6 +9,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_zip import open_archive
+from tests.nightly import nightly
 
 
 def read(path: Path) -> dict[str, bytes]:
@@ -62,6 +63,7 @@ def test_name_that_is_there_twice_is_refused(tmp_path: Path):
         read(tmp_path / "a.zip")
 
 
+@nightly
 def test_zeros_that_were_shrunk_are_refused_by_their_size(tmp_path: Path):
     zeros = bytes(2**24)
     path = write(tmp_path / "a.zip", {f"{i}": zeros for i in range(17)})

@@ -12,6 +12,7 @@ import pytest
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.system import isolate
 from moh_deploy.system.isolate import isolated, started_early
+from tests.nightly import nightly
 from tests.system.isolated_tasks import (
     chat,
     die,
@@ -107,6 +108,7 @@ def test_process_that_was_started_early_gets_ready_and_does_the_task():
     assert "moh-deploy-isolated" in temporary
 
 
+@nightly
 def test_early_process_fails_like_another():
     with started_early(get_ready) as early, pytest.raises(ConfigError, match=r"x is wrong\."):
         isolated(refuse, "x", early=early).required("it")

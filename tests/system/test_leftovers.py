@@ -21,6 +21,7 @@ from moh_deploy.system.leftovers import (
 from moh_deploy.system.staging import StagedDirectory, staged_file
 from tests.cli.run_cli import Cli, start_python
 from tests.handmade_package import write_package
+from tests.nightly import nightly
 
 
 @pytest.fixture
@@ -185,6 +186,7 @@ def test_hidden_names_are_known(tmp_path: Path):
         assert not is_hidden_name(name)
 
 
+@nightly
 def test_directory_of_a_hidden_name_is_no_package_but_for_its_writer(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

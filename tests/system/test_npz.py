@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.npz import map_npz, read_npy, read_npz, write_npz
 from tests.cli.run_cli import run_python
-from tests.nightly import nightly
+from tests.nightly import nightly, sampled
 
 DTYPES = [np.float16, np.float32, np.float64, np.int64, np.int32, np.uint8, np.bool_]
 
@@ -168,6 +168,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_array_that_is_not_what_it_declares_is_refused_before_memory_is_taken(
     tmp_path: Path, name: str
@@ -219,6 +220,7 @@ def test_names_that_differ_in_their_suffix_only_are_one(tmp_path: Path):
         read_npz(tmp_path / "a.npz", error=ConfigError)
 
 
+@sampled(2)
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_array_of_several_chunks_comes_back(tmp_path: Path, order: Literal["C", "F"]):
     array = np.arange(2**19 + 37, dtype=np.float64).reshape(3, -1, order=order)

@@ -13,6 +13,7 @@ from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.validate.fresh_process import Way, early_prover, prove
 from tests.handmade_package import write_package
 from tests.kernel_library import required_library
+from tests.nightly import nightly
 
 
 def test_equal_package_is_proven(tmp_path: Path):
@@ -35,6 +36,7 @@ def test_kernels_are_proven_too(tmp_path: Path):
     assert run.kernels.asked_compute_type == "bfloat16"
 
 
+@nightly
 @pytest.mark.usefixtures("warm_processes")
 def test_one_process_runs_function_bodies_and_then_kernels(tmp_path: Path):
     required_library()
@@ -54,6 +56,7 @@ def count_processes() -> Iterator[list[object]]:
         yield start.mock_calls
 
 
+@nightly
 def test_process_that_starts_before_the_package_is_there_proves_the_same(tmp_path: Path):
     with count_processes() as started, early_prover() as early:
         package = write_package(tmp_path / "package")

@@ -7,10 +7,12 @@ import pytest
 
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.tolerances import TOLERANCES
+from tests.nightly import sampled
 from tests.report.json_schema import assert_of_form
 from tests.validate.test_parity_document import LAYER, METRIC, OUTPUT, REPORT
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     "report",
     [

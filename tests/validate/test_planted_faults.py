@@ -16,7 +16,7 @@ from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.recorded_parity import compare_recorded
 from tests.kernel_library import required_library
-from tests.nightly import one_in
+from tests.nightly import one_in, sampled
 from tests.routed_package import Fault, write_routed
 
 FAULTS = [fault for fault in get_args(Fault) if fault != "other tie order"]
@@ -32,6 +32,7 @@ IN_THE_ROUTER = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_refused_with_a_sentence_that_names_the_layer(fault: Fault, tmp_path: Path):
     write_routed(tmp_path / "package", fault)
@@ -50,6 +51,7 @@ def test_fault_is_refused_with_a_sentence_that_names_the_layer(fault: Fault, tmp
     assert expected in str(refused.value)
 
 
+@sampled(4)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_nothing_is_made_of_a_package_with_a_fault(fault: Fault, tmp_path: Path):
     write_routed(tmp_path / "package", fault)
@@ -87,6 +89,7 @@ BELOW = {
 PLANTED = [(to, fault) for to, below in BELOW.items() for fault in FAULTS if fault not in below]
 
 
+@sampled(6)
 @pytest.mark.parametrize("planted", one_in(3, PLANTED))
 def test_fault_is_refused_in_half_precision(planted: tuple[str, Fault], tmp_path: Path):
     to, fault = planted
@@ -97,6 +100,7 @@ def test_fault_is_refused_in_half_precision(planted: tuple[str, Fault], tmp_path
     assert "blocks.1.attn" in str(report.failure)
 
 
+@sampled(2)
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
 def test_half_precision_is_accepted_and_judged_by_its_own_floor(to: str, tmp_path: Path):
     write_routed(tmp_path / "package", batch=20)

@@ -19,7 +19,7 @@ from moh_deploy.report.document import About
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.validate.valid_tokens import ValidTokens, inner_places, token_view
 from tests.handmade_package import MANIFEST, model, vectors, write_package
-from tests.nightly import one_in
+from tests.nightly import nightly, one_in, sampled
 from tests.report.shown import as_junit, as_page
 from tests.routed_package import SEQ, WIDTH, write_routed
 
@@ -123,6 +123,7 @@ def test_option_wins_over_the_mask_that_a_package_names(tmp_path: Path):
     assert (report.tokens.name, report.tokens.left_out) == ("other", 0)
 
 
+@sampled(3)
 @pytest.mark.parametrize("what", one_in(2, ["bench", "tune", "precision", "probe", "bisect"]))
 def test_every_command_leaves_out_what_a_package_says_is_padding(what: str, tmp_path: Path):
     root = write_masked(tmp_path / "package", garbage_in_padding, named="mask").root
@@ -276,6 +277,7 @@ def test_outputs_without_tokens_are_compared_but_for_samples_of_padding_alone(
     assert selected(("classes", 5), (2, 5), dims=NAMED) == [[]]
 
 
+@nightly
 def test_padding_does_not_raise_the_noise_floor(tmp_path: Path):
     write_routed(tmp_path / "package", batch=20)
     half = tmp_path / "half"

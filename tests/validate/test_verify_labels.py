@@ -21,6 +21,7 @@ from tests.labelled_package import (
     write_classifier,
     write_language_model,
 )
+from tests.nightly import sampled
 
 COUNT = 400
 DATA = samples(COUNT, seed=5)
@@ -294,6 +295,7 @@ def test_nan_fails(tmp_path: Path, package: Path):
 ONE_HOT = np.eye(8, dtype=np.int64)[LABELS]
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moh_deploy.frontend.load.model import ModelInput
+from tests.nightly import sampled
 from tests.zoo import MISSED, ZOO, ZooModel
 
 each_model = pytest.mark.parametrize("animal", [*ZOO, *MISSED], ids=lambda animal: animal.name)
@@ -41,6 +42,7 @@ def test_names_are_unique():
     assert len(set(names)) == len(names)
 
 
+@sampled(8)
 @each_model
 def test_runs_and_repeats_itself(animal: ZooModel):
     first, second = run(animal, animal.inputs()), run(animal, animal.inputs())
@@ -48,6 +50,7 @@ def test_runs_and_repeats_itself(animal: ZooModel):
     assert all(torch.isfinite(out).all() for out in first)
 
 
+@sampled(8)
 @each_model
 def test_runs_at_another_size_of_every_dynamic_dimension(animal: ZooModel):
     assert animal.dims
@@ -56,6 +59,7 @@ def test_runs_at_another_size_of_every_dynamic_dimension(animal: ZooModel):
         assert all(torch.isfinite(out).all() for out in outputs), dim
 
 
+@sampled(8)
 @each_model
 def test_tokens_choose_differently(animal: ZooModel):
     layers = animal.expected.layers
@@ -72,6 +76,7 @@ def varies(indices: Tensor) -> bool:
     return indices.sort(-1).values.flatten(0, -2).unique(dim=0).shape[0] > 1
 
 
+@sampled(8)
 @each_model
 def test_outputs_vary(animal: ZooModel):
     outputs = [out for out in run(animal, animal.inputs()) if out.is_floating_point()]

@@ -13,6 +13,7 @@ from tests.nightly import nightly
 pytestmark = pytest.mark.usefixtures("needs_triton")
 
 
+@nightly
 def test_some_cases_are_right(emulator: Emulator):
     """What a push runs: one in eleven, so by turns in each tactic."""
     verdict = run_cases(emulator.path, "--sets", "contract", "tiles", "--every", "11")

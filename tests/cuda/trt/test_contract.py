@@ -15,7 +15,7 @@ from tests.cuda.trt import builds
 from tests.cuda.trt.case_runs import CaseRun
 from tests.cuda.trt.host_plugin import BUILD, RUNTIME, Harness, Plugin
 from tests.cuda.trt.test_attributes import PLUGINS
-from tests.nightly import in_turn
+from tests.nightly import in_turn, sampled
 from tests.ops.batches import Batch, assert_nothing_wrong, batches_of
 from tests.ops.cases import named_case
 
@@ -35,6 +35,7 @@ def _as_in_an_engine(harness: Harness, run: CaseRun, tactic: int) -> Plugin:
     return plugin
 
 
+@sampled(5)
 @pytest.mark.parametrize(("batch", "half"), in_turn(batches_of(PLUGINS), [0, 1]), ids=str)
 def test_a_plugin_agrees_with_the_reference(harness: Harness, batch: Batch, half: int):
     def problem_of(case: Case) -> str | None:

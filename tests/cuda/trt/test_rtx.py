@@ -14,6 +14,7 @@ from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from tests.cuda.trt.rtx import build
 from tests.graph.models import two_convolutions
+from tests.nightly import sampled
 from tests.ops.cache_in_place import cache_model
 from tests.ops.case_models import case_model
 from tests.ops.cases import named_case
@@ -45,6 +46,7 @@ def _set(model: onnx.ModelProto, **attributes: object) -> onnx.ModelProto:
     return model
 
 
+@sampled(3)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("op", CASES)
 def test_an_engine_holds_the_plugin_and_not_the_function(
@@ -61,6 +63,7 @@ def test_an_engine_holds_the_plugin_and_not_the_function(
     assert "ERROR" not in built.log
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     "name",
     ["plain_rank4", "additive_mask_rank3", "causal_grouped", "filled_additive_mask_causal"],
@@ -72,6 +75,7 @@ def test_other_forms_of_attention_build(fake_library: Path, tmp_path: Path, name
     assert built.engine
 
 
+@sampled(3)
 @pytest.mark.parametrize("op", CASES)
 def test_without_the_library_the_function_body_is_built(tmp_path: Path, op: str):
     built = build(case_model(_case(op)), tmp_path, library=None)
@@ -91,6 +95,7 @@ BAD = [
 ]
 
 
+@sampled(3)
 @pytest.mark.parametrize(("op", "attributes", "message"), BAD)
 def test_a_bad_attribute_is_refused_with_the_reason(
     fake_library: Path, tmp_path: Path, op: str, attributes: dict, message: str
@@ -158,6 +163,7 @@ GAPS = [
 ]
 
 
+@sampled(2)
 @pytest.mark.parametrize(("op", "name"), GAPS)
 def test_a_node_with_absent_inputs_builds_once_its_gaps_are_closed(
     fake_library: Path, tmp_path: Path, op: str, name: str

@@ -13,6 +13,7 @@ from tests.cuda import abi
 from tests.cuda.trt.case_runs import CaseRun
 from tests.cuda.trt.fakes import Kernels
 from tests.cuda.trt.host_plugin import RUNTIME, Harness, Plugin, Tensor
+from tests.nightly import sampled
 from tests.ops.cases import OP_CASES, named_case
 
 SPARSE, DENSE, SPARSE_BY_TRITON, DENSE_BY_TRITON = 1, 2, 3, 4  # as TensorRT counts tactics
@@ -81,6 +82,7 @@ def _reached(strides: dict[str, int], shape: tuple[int, ...]) -> np.ndarray:
     return batch * strides["batch"] + head * strides["head"] + token * strides["token"] + feature
 
 
+@sampled(4)
 @pytest.mark.parametrize("case", ATTENTION, ids=str)
 def test_an_attention_is_called_with_its_sizes_and_strides(
     harness: Harness, kernels: Kernels, case: Case
@@ -141,6 +143,7 @@ def test_while_measured_every_key_is_seen(harness: Harness, kernels: Kernels):
     assert kernels.calls[-1][1]["nonpad_kv_seqlen"] == run.inputs[-1].ctypes.data
 
 
+@sampled(4)
 @pytest.mark.parametrize("case", AGGREGATED, ids=str)
 def test_an_aggregated_attention_is_called_with_its_sizes(
     harness: Harness, kernels: Kernels, case: Case

@@ -12,6 +12,7 @@ from moh_deploy.ops.cases import Case
 from tests.cuda.trt.case_runs import CaseRun
 from tests.cuda.trt.host_plugin import CHW32, Harness, Plugin, Tensor
 from tests.cuda.trt.test_attributes import GOOD, PLUGINS
+from tests.nightly import sampled
 from tests.ops.batches import Batch, assert_nothing_wrong, batches_of
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -26,6 +27,7 @@ def _create(harness: Harness, case: Case) -> tuple[Plugin, CaseRun]:
     return plugin, run
 
 
+@sampled(4)
 @pytest.mark.parametrize("batch", batches_of(PLUGINS), ids=str)
 def test_types_and_shapes_are_those_of_the_shape_rule(harness: Harness, batch: Batch):
     def check(case: Case) -> None:

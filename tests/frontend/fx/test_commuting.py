@@ -11,6 +11,7 @@ from moh_deploy.frontend.fx.axes import flat, fresh_layout
 from moh_deploy.frontend.fx.commuting import Reading, read_commuting
 from moh_deploy.frontend.fx.graph import op, shape
 from tests.frontend.traced import plain_trace
+from tests.nightly import sampled
 
 X = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
 
@@ -59,6 +60,7 @@ ALONG = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", ALONG)
 def test_operator_along_dimensions_keeps_them_in_place(name: str):
     model, suffix, result_suffix = ALONG[name]

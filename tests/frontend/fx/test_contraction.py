@@ -9,6 +9,7 @@ from moh_deploy.frontend.fx.axes import fresh_layout, product
 from moh_deploy.frontend.fx.contraction import Contraction, contraction
 from moh_deploy.frontend.fx.graph import shape
 from tests.frontend.traced import Sheet
+from tests.nightly import sampled
 
 aten = torch.ops.aten
 
@@ -58,6 +59,7 @@ PRODUCTS = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_labels_say_what_the_operator_computes(name: str):
     sheet, node = write(*PRODUCTS[name])
@@ -66,6 +68,7 @@ def test_labels_say_what_the_operator_computes(name: str):
     torch.testing.assert_close(as_einsum(found, *sheet.values), sheet.run(node))
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize("side", [0, 1])
 def test_layouts_have_the_sizes_of_the_tensors(name: str, side: int):

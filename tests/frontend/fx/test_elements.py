@@ -12,6 +12,7 @@ from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import plain_trace
+from tests.nightly import sampled
 
 X = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
 ORDER = torch.tensor([3, 0, 1])
@@ -24,6 +25,7 @@ def elements(function: Callable[[Tensor], Tensor], x: Tensor = X) -> Elements | 
     return elements_of(result.args[0], KnownValues(program))
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     "move",
     [

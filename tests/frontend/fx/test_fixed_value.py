@@ -10,6 +10,7 @@ from moh_deploy.frontend.fx.constants import Constants
 from moh_deploy.frontend.fx.fixed_value import fixed_value
 from moh_deploy.frontend.load.model import ModelInput
 from tests.frontend.traced import traced
+from tests.nightly import sampled
 
 WEIGHT = torch.tensor([[0.5, -1.0, 0.0], [2.0, 0.25, -3.0]])
 
@@ -57,6 +58,7 @@ OTHERS = {
 }  # fmt: skip
 
 
+@sampled(2)
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_changes_the_value_leaves_it_unknown(name: str):
     assert value_of(OTHERS[name]) is None

@@ -23,6 +23,7 @@ from moh_deploy.frontend.fx.views import (
     through_views,
 )
 from tests.frontend.traced import Sheet
+from tests.nightly import sampled
 
 aten = torch.ops.aten
 
@@ -77,6 +78,7 @@ VIEWS: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", VIEWS)
 def test_forward_follows_every_element(name: str):
     target, arguments = VIEWS[name]
@@ -89,6 +91,7 @@ def test_forward_follows_every_element(name: str):
     assert_layout_is_true(sheet.run(node), layout, source, (2, 3, 4, 5))
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", VIEWS)
 def test_backward_follows_every_element(name: str):
     target, arguments = VIEWS[name]

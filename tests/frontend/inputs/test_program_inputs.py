@@ -20,6 +20,7 @@ from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.load.pt2 import load_program
 from moh_deploy.frontend.prove.original import run_original
 from moh_deploy.frontend.trace import trace
+from tests.nightly import sampled
 
 
 class Decode(nn.Module):
@@ -133,6 +134,7 @@ def test_other_values_take_the_dynamic_axes_of_the_program() -> None:
     assert example_sizes(inputs) == {"batch": 4, "past_0_dim_1": 5}
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("index", "replacement", "message"),
     [
@@ -244,6 +246,7 @@ def test_user_gives_values_to_a_program() -> None:
     assert example_sizes(inputs) == {"b": 3, "p": 7}
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -14,6 +14,7 @@ from torch import nn
 from moh_deploy.errors import CheckpointError
 from moh_deploy.frontend.load.pt2 import load_program, require_inference_mode
 from tests.frontend.checkpoints import Bomb, Net, bomb_bytes
+from tests.nightly import nightly, sampled
 
 X = torch.arange(6.0).reshape(2, 3)
 
@@ -69,6 +70,7 @@ def change_json(
     return repack(path, apply)
 
 
+@nightly
 def test_ordinary_program_needs_no_trust(tmp_path: Path) -> None:
     program = shapes_program()
     loaded = load_program(save(program, tmp_path / "m.pt2"), trust_pickle=False)
@@ -127,6 +129,7 @@ def set_spec(document: Any) -> None:
     spec["in_spec"] = spec["in_spec"].replace('"null"', '"{\\"__enum__\\": true}"')
 
 
+@sampled(6)
 @pytest.mark.parametrize(
     "text",
     [
@@ -153,6 +156,7 @@ def test_shape_expression_that_is_more_than_arithmetic_is_refused(
         load_program(path, trust_pickle=False)
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     "text",
     [
@@ -172,6 +176,7 @@ def test_operator_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
         load_program(path, trust_pickle=False)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     "text",
     [
@@ -188,6 +193,7 @@ def test_guard_that_is_more_than_arithmetic_is_refused(tmp_path: Path, text: str
         load_program(path, trust_pickle=False)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     "guard",
     [
@@ -216,6 +222,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         load_program(path, trust_pickle=False)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     "record",
     ["data/weights/model.pt", "data/constants/opaque_obj_0", "data/aotinductor/model/a.so"],

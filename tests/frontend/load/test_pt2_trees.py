@@ -16,6 +16,7 @@ from moh_deploy.frontend.inputs.program_inputs import inputs_from_program
 from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.load.pt2 import load_program
 from tests.frontend.load.test_pt2 import change_json
+from tests.nightly import sampled
 
 X = torch.arange(6.0).reshape(2, 3)
 
@@ -78,6 +79,7 @@ def forget(value: Any) -> None:
             forget(item)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("make", "names"),
     [

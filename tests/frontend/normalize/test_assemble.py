@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 # Three parts [B, S, D].
 PARTS = tuple(
@@ -74,6 +75,7 @@ def writes(model: Model, *parts: Tensor) -> int:
     return sum(len(nodes(program, name)) for name in names)
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     "model",
     [
@@ -116,6 +118,7 @@ def in_another_order(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return out.index_add(-1, torch.tensor([3, 2, 1, 0]), b)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("model", "left"),
     [(a_part_is_missing, 2), (parts_overlap, 3), (not_zero_at_first, 2), (in_another_order, 2)],

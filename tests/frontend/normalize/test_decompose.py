@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 
 def random(*shape: int) -> Tensor:
@@ -23,6 +24,7 @@ EINSUMS = {
 }
 
 
+@sampled(2)
 @pytest.mark.parametrize("name", EINSUMS)
 def test_einsum_of_many_becomes_products_of_two(name: str):
     equation, shapes = EINSUMS[name]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 Y = torch.randn(2, 5, 4, 3, generator=torch.Generator().manual_seed(0))
 G = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1))
@@ -60,6 +61,7 @@ JOINED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@sampled(3)
 @pytest.mark.parametrize("name", JOINED)
 def test_products_of_slices_become_one_product(name: str):
     program = normalize(plain_trace(JOINED[name], Y, G))
@@ -99,6 +101,7 @@ def test_slices_that_are_put_together_again_are_the_tensor():
     torch.testing.assert_close(program.module()(Y, G), Y + 1)
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", UNLIKE)
 def test_anything_else_keeps_its_meaning(name: str):
     program = plain_trace(UNLIKE[name], Y, G)
@@ -117,6 +120,7 @@ REGROUPED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@sampled(2)
 @pytest.mark.parametrize("name", REGROUPED)
 def test_slices_along_another_dimension_are_a_view(name: str):
     written = REGROUPED[name]

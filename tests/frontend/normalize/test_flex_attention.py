@@ -14,6 +14,7 @@ from moh_deploy.frontend.normalize.flex_attention import refuse_flex_attention
 from moh_deploy.frontend.prove.original import run_example
 from tests.exporting import assert_nothing_is_left, export
 from tests.frontend.traced import loaded, plain_trace
+from tests.nightly import nightly
 
 X = torch.randn(1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
 
@@ -35,6 +36,7 @@ class Attention(nn.Module):
         return flex_attention(x, x, x, score_mod=lambda s, b, h, i, j: s - (i - j).abs() * 0.5)
 
 
+@nightly
 def test_modules_that_call_it_are_named_with_what_to_call_instead():
     model = nn.Sequential(Attention(prepared=False), nn.ReLU(), Attention(prepared=False))
     with pytest.raises(ExportError, match=r"no form in ONNX; called in 0, 2\.") as caught:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moh_deploy.frontend.normalize.functionalize import functionalize
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 
@@ -79,6 +80,7 @@ FUNCTIONS = (
 )
 
 
+@sampled(3)
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 def test_program_without_in_place_operators_computes_the_same(function: Callable[[Tensor], Tensor]):
     program = plain_trace(function, X)
@@ -139,6 +141,7 @@ def with_gradients(x: Tensor) -> Tensor:
         return x @ x.mT
 
 
+@sampled(3)
 @pytest.mark.parametrize("region", [under_autocast, out_of_autocast, with_gradients])
 def test_region_that_sets_a_mode_is_written_out(region: Callable[[Tensor], Tensor]):
     with torch.no_grad():

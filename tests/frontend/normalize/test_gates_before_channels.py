@@ -12,6 +12,7 @@ from torch import Tensor
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.attention_output import is_attention
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 # Queries, keys, values and gates of channels [B, H, S, D], gates [B, H, S].
 ARGUMENTS = tuple(
@@ -38,6 +39,7 @@ def partners(function: Function) -> list[int]:
     ]
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     "function",
     [

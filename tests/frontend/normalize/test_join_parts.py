@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 # Queries, keys and values [B, H, S, D], gates of two tokens and of three [B, S, H].
 ARGUMENTS = tuple(
@@ -74,6 +75,7 @@ def products(function: Function) -> int:
     return len(nodes(program, "mul")) + len(nodes(program, "einsum"))
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     "function",
     [
@@ -137,6 +139,7 @@ def no_attention(q, k, v, a, b):
     return y[:, :2] * a[..., None], y[:, 2:] * b[..., None]
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     "function",
     [

@@ -12,6 +12,7 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.graph import ancestors, op
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 # What two streams of three tokens and of two project to four heads, [B, S, H].
 LOGITS = tuple(
@@ -65,6 +66,7 @@ def output_of(program: ExportedProgram) -> Node:
     return next(iter(reversed(program.graph_module.graph.nodes)))
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     "route", [masked_logits, scattered, one_hot, best, sorted_down, two_stages]
 )
@@ -84,6 +86,7 @@ def best_alone(logits: Tensor) -> Tensor:
     return torch.zeros_like(logits).scatter(-1, which, value)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     "function",
     [

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 X = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
 EACH = torch.eye(4).repeat_interleave(3, 1)  # [4, 12]
@@ -24,6 +25,7 @@ SPREAD: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@sampled(2)
 @pytest.mark.parametrize("name", SPREAD)
 def test_product_that_repeats_is_a_repetition(name: str):
     program = normalize(plain_trace(SPREAD[name], X))
@@ -45,6 +47,7 @@ OTHER: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", OTHER)
 def test_anything_else_stays_a_product(name: str):
     program = plain_trace(OTHER[name], X)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 B, S, T, C, H, D = 2, 5, 7, 12, 4, 3
 
@@ -164,6 +165,7 @@ def attentions(written: Callable[..., object]) -> int:
     return len(nodes(program, "softmax")) + len(nodes(program, "scaled_dot_product_attention"))
 
 
+@sampled(8)
 @pytest.mark.parametrize(
     "written",
     [
@@ -230,6 +232,7 @@ def layers_in_a_row(m: Model, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
     return x
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     ("written", "count"),
     [

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import nodes, plain_trace, traced
+from tests.nightly import nightly, sampled
 
 IMAGE = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))
 
@@ -22,6 +23,7 @@ WINDOWS = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", WINDOWS)
 def test_windows_are_slices_of_the_padded_image(name: str):
     program = normalize(plain_trace(lambda x: F.unfold(x, **WINDOWS[name]), IMAGE))
@@ -29,6 +31,7 @@ def test_windows_are_slices_of_the_padded_image(name: str):
     assert torch.equal(program.module()(IMAGE), F.unfold(IMAGE, **WINDOWS[name]))
 
 
+@nightly
 def test_windows_of_images_of_any_size():
     class Unfold(torch.nn.Module):
         def forward(self, x):

@@ -9,6 +9,7 @@ from torch.export.graph_signature import OutputKind
 
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import plain_trace
+from tests.nightly import sampled
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
 
@@ -40,6 +41,7 @@ def test_counts_that_nothing_reads_are_dropped():
     assert left(lambda m, x: (x.softmax(-1), {"sum": x.sum()})) == []
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     "reads",
     [

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 Y = torch.randn(2, 5, 4, 3, generator=torch.Generator().manual_seed(0))
 G = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1))
@@ -49,6 +50,7 @@ def one_after_the_other(y: Tensor, g: Tensor) -> None:
     y[:, 2:] *= g[:, 2:]
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     ("write", "count"),
     [
@@ -111,6 +113,7 @@ def every_other(y: Tensor, g: Tensor) -> None:
     y[:, ::2] *= g[:, ::2]
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     "write", [a_sum, another_value, a_product_of_others, from_elsewhere, every_other]
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 X = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0))
 WIDE = X.double() * 30
@@ -37,6 +38,7 @@ WRITTEN: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", WRITTEN)
 def test_softmax_that_is_written_out_becomes_one(name: str):
     program = normalize(plain_trace(WRITTEN[name], X))
@@ -70,6 +72,7 @@ OTHER: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", OTHER)
 def test_anything_else_keeps_its_meaning(name: str):
     program = normalize(plain_trace(OTHER[name], X))

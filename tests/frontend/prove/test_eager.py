@@ -113,6 +113,7 @@ def test_threads_are_as_before_afterwards():
     assert torch.get_num_threads() == before
 
 
+@nightly
 def test_plain_export_computes_the_same_at_other_sizes(package: OnnxPackage, tmp_path: Path):
     net, path = Net().eval(), tmp_path / "plain.onnx"
     moh_deploy.load_original(net).write_onnx(path, package)
@@ -137,6 +138,7 @@ def test_model_that_cannot_be_exported_is_an_error(package: OnnxPackage, tmp_pat
         moh_deploy.load_original(Branches()).write_onnx(tmp_path / "plain.onnx", package)
 
 
+@nightly
 def test_process_of_its_own_loads_the_original_and_runs_it(
     package: OnnxPackage, checkpoint: Path, code_dir: Path, tmp_path: Path
 ):

@@ -15,6 +15,7 @@ from moh_deploy.frontend.rewrite import Rewrite, insert
 from moh_deploy.frontend.rewrite.attention_view import view_attention
 from moh_deploy.package import NUMBERS
 from tests.frontend.traced import plain_trace
+from tests.nightly import sampled
 from tests.small_moh import SmallMoH, build
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -139,6 +140,7 @@ FAULTS = {
 }
 
 
+@sampled(3)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_fault_in_the_rewriting_is_a_disagreement(fault):
     program, rewrite = inserted(build())

@@ -13,6 +13,7 @@ from torch import Tensor
 from moh_deploy.frontend.fx.axes import product
 from moh_deploy.frontend.recognize import MoHLayer, recognize
 from tests.frontend.traced import plain_trace
+from tests.nightly import sampled
 
 B, H, S, D = 2, 4, 5, 3
 Q, K, V = (
@@ -87,6 +88,7 @@ GATED: dict[str, Model] = {
 }
 
 
+@sampled(3)
 @pytest.mark.parametrize("name", GATED)
 def test_gates_are_recognised_wherever_they_are_applied(name: str):
     (layer,) = layers(GATED[name])
@@ -128,6 +130,7 @@ NOT_GATED: dict[str, Model] = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", NOT_GATED)
 def test_other_products_are_no_gates(name: str):
     assert layers(NOT_GATED[name]) == []
@@ -184,6 +187,7 @@ class Learned(torch.nn.Module):
         return self.model(*inputs)
 
 
+@sampled(2)
 @pytest.mark.parametrize("name", LEARNED)
 def test_gates_of_learned_queries_need_no_input(name: str):
     (layer,) = recognize(plain_trace(Learned(LEARNED[name]), Q, K, V, GATES))
@@ -308,6 +312,7 @@ OBSTACLES: dict[str, tuple[str, Model]] = {
 }
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", OBSTACLES)
 def test_layer_that_cannot_be_replaced_says_why(name: str):
     reason, model = OBSTACLES[name]

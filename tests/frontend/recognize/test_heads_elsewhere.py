@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moh_deploy.frontend.recognize import survey
 from tests.frontend.traced import traced
+from tests.nightly import sampled
 from tests.zoo.model import tokens_in
 
 
@@ -80,6 +81,7 @@ class Modulated(Mixer):
         return x + gate * self.proj(x * (1 + scale) + shift)
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     ("model", "maker"),
     [(Mixer, "avg_pool1d"), (InTheSpectrum, "fft_irfft"), (Retention, "cumsum")],
@@ -93,6 +95,7 @@ def test_heads_of_whatever_mixes_tokens_are_a_near_miss(model: type[nn.Module], 
     assert found.other_routers == ()
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("model", "router", "weighs"),
     [(ByConvolution, "topk of 2 among 4", "conv1d"), (MixedDepths, "softmax of 3", "linear")],
@@ -105,6 +108,7 @@ def test_what_was_only_projected_is_weighed_by_another_router(
     assert (other.router, other.weighs, found.near_misses) == (router, weighs, ())
 
 
+@sampled(2)
 @pytest.mark.parametrize("model", [GatedUnit, Update, Modulated])
 def test_gates_that_choose_nothing_are_no_router(model: type[nn.Module]):
     found = survey(traced(model().eval(), tokens_in()))

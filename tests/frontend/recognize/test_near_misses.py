@@ -13,6 +13,7 @@ from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.recognize import Recognized, survey
 from moh_deploy.package import NearMiss, OtherRouter
 from tests.frontend.traced import traced
+from tests.nightly import nightly, sampled
 from tests.zoo.model import noise, tokens_in
 
 
@@ -127,6 +128,7 @@ def line_of(model: type[nn.Module], text: str) -> str:
     return f"recognize/test_near_misses.py:{first + offset}"
 
 
+@sampled(5)
 @pytest.mark.parametrize(
     ("attend", "reason", "line"),
     [
@@ -154,6 +156,7 @@ def test_gated_attention_that_is_no_layer_is_told_with_where_it_was_lost(
     assert (found.layers, found.ungated) == ((), 0)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("model", "reason", "lost", "applied"),
     [
@@ -182,6 +185,7 @@ class VmappedHeads(Gated):
         return x + heads(self.attend(x), self.gates(x), self.out).sum(0)
 
 
+@nightly
 def test_heads_of_a_vmap_are_a_layer_and_no_near_miss():
     found = found_in(VmappedHeads())
     assert (len(found.layers), found.near_misses) == (1, ())
@@ -270,6 +274,7 @@ EDGES = (
 )
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     ("model", "inputs", "reason", "lost", "applied"),
     [
@@ -317,6 +322,7 @@ class SplitOffChannelGates(Gated):
         return x + self.proj(gated.flatten(2))
 
 
+@nightly
 def test_layers_that_are_lost_in_the_same_way_are_told_once():
     found = found_in(Stacked())
     assert [one.paths for one in found.near_misses] == [("layers.0", "layers.1")]
@@ -441,6 +447,7 @@ class PooledTokens(NoGates):
 MASK = ModelInput("mask", (noise(2, 7) > 0).float(), {0: "batch", 1: "seq"})
 
 
+@sampled(8)
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [
@@ -461,6 +468,7 @@ def test_what_gates_no_heads_is_no_near_miss(
     assert (found.layers, found.near_misses, found.ungated) == ((), (), 1)
 
 
+@sampled(5)
 @pytest.mark.parametrize(
     ("model", "router", "place", "weighs", "gates"),
     [
@@ -478,6 +486,7 @@ def test_a_router_that_weighs_no_attention_is_told_with_what_it_multiplies(
     assert found_in(model()).other_routers == (other,)
 
 
+@nightly
 def test_gates_of_heads_that_were_only_projected_are_no_near_miss():
     found = found_in(GatedProjection())
     (other,) = found.other_routers
@@ -501,6 +510,7 @@ def test_a_gate_of_channels_is_no_router():
     assert (found.near_misses, found.other_routers) == ((), ())
 
 
+@nightly
 def test_a_layer_that_is_recognised_is_no_near_miss():
     found = found_in(Gated())
     assert (len(found.layers), found.near_misses, found.ungated) == (1, (), 0)

@@ -14,6 +14,7 @@ from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.recognize.padding import padding_inputs
 from moh_deploy.frontend.trace import trace
+from tests.nightly import nightly, sampled
 
 BATCH, SEQ, DIM, HEADS = 2, 5, 8, 2
 LOWEST = torch.finfo(torch.float32).min
@@ -91,6 +92,7 @@ def found(model: nn.Module, valid: torch.Tensor | None = None) -> list[int]:
     return padding_inputs(program, layers, [item.value for item in inputs])
 
 
+@sampled(6)
 @pytest.mark.parametrize(
     "make", [keys, causal_keys, opened_rows, lowest, infinite, gathered], ids=lambda f: f.__name__
 )
@@ -98,6 +100,7 @@ def test_mask_is_found_however_keys_are_hidden(make: MakeMask):
     assert found(Gated(make)) == [1]
 
 
+@nightly
 def test_mask_is_found_in_scores_that_are_written_out():
     assert found(Gated(lambda valid: ~keys(valid), written=True)) == [1]
 
@@ -114,6 +117,7 @@ def slightly(valid: torch.Tensor) -> torch.Tensor:
     return (1.0 - keys(valid).float()) * -1.0
 
 
+@sampled(5)
 @pytest.mark.parametrize(
     "model",
     [
@@ -143,6 +147,7 @@ class CrossAttention(Gated):
         return (self.attend(q, k, v, keys(valid)) * gates).transpose(1, 2).flatten(2)
 
 
+@nightly
 def test_mask_of_tokens_that_are_only_read_is_not_taken():
     inputs = [
         ModelInput("x", torch.randn(BATCH, 3, DIM), {0: "batch"}),
@@ -166,6 +171,7 @@ class TwoMasks(Gated):
         return ((scores.softmax(-1) @ v) * gates).transpose(1, 2).flatten(2)
 
 
+@nightly
 def test_each_of_two_masks_is_found():
     dims = {0: "batch", 1: "seq"}
     inputs = [

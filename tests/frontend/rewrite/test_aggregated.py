@@ -12,7 +12,7 @@ from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, aggregated, commit, insert
 from tests.frontend.traced import nodes, traced
-from tests.nightly import one_in
+from tests.nightly import nightly, one_in
 from tests.zoo.model import seeded
 from tests.zoo.windowed import FocusAttention, pixels_in
 
@@ -34,6 +34,7 @@ def committed() -> ExportedProgram:
     return done
 
 
+@nightly
 def test_rewrite_says_what_the_layer_is():
     _, rewrite = inserted()
     assert (rewrite.op, rewrite.reason) == ("MoHAggregatedAttention", None)
@@ -62,6 +63,7 @@ def test_what_does_not_depend_on_the_input_is_constant():
     assert shapes == [(4, 8), (4, 64), (4, 9), (4, 64, 4), (4, 8, 9), (4, 9)]
 
 
+@nightly
 @pytest.mark.parametrize("dtype", one_in(2, [torch.bfloat16, torch.float16]))
 def test_half_precision_is_rewritten_within_its_rounding(dtype: torch.dtype):
     program, rewrite = inserted(dtype)
@@ -72,6 +74,7 @@ def test_half_precision_is_rewritten_within_its_rounding(dtype: torch.dtype):
     assert {program.constants[node.name].dtype for node in rewrite.attention.args[6:12]} == {dtype}
 
 
+@nightly
 def test_bias_that_is_too_large_to_be_stored_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(aggregated, "_LARGEST_CONSTANT_BYTES", 1000)
     _, rewrite = inserted()

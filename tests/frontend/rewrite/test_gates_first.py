@@ -14,6 +14,7 @@ from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 B, H, S, D, C = 2, 5, 7, 4, 6
 
@@ -71,6 +72,7 @@ def inserted(rest: Model) -> tuple[Rewrite, Tensor]:
     return found, done.module()(X, GATES)[0]
 
 
+@sampled(3)
 @pytest.mark.parametrize("name", SUMMED)
 def test_gated_projections_become_a_projection_of_gated_heads(name: str):
     found, output = inserted(SUMMED[name])
@@ -92,6 +94,7 @@ ATTENTION_ALONE: dict[str, Model] = {
 }
 
 
+@sampled(2)
 @pytest.mark.parametrize("name", ATTENTION_ALONE)
 def test_other_projections_of_heads_stay_behind_the_gated_attention(name: str):
     found, output = inserted(ATTENTION_ALONE[name])
@@ -156,6 +159,7 @@ NO_GATES: dict[str, Model] = {
 }
 
 
+@sampled(2)
 @pytest.mark.parametrize("name", NO_GATES)
 def test_what_only_looks_like_it_is_left_alone(name: str):
     assert recognize(plain_trace(Projected(NO_GATES[name]), X, GATES)) == []

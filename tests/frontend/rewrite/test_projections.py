@@ -12,6 +12,7 @@ from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 B, S, C, H, D = 2, 5, 12, 4, 3
 X = torch.randn(B, S, C, generator=torch.Generator().manual_seed(0))
@@ -130,6 +131,7 @@ class AdaptedWeight(Layer):
         return heads(F.linear(x, self.q.weight + 0.1 * update, self.q.bias))
 
 
+@sampled(2)
 @pytest.mark.parametrize("model", [Scaled, WithDropout, Matrices, FlatTokens, AdaptedWeight])
 def test_both_projections_however_they_are_written(model: type[Layer]):
     assert projected(model()) == (True, True)
@@ -185,6 +187,7 @@ class Normalized(Layer):
         return F.layer_norm(super().query(x), (D,))
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     "model",
     [QueryIsReadElsewhere, RouterReadsQuery, KeyIsQuery, Adapter, Rotated, Normalized],
@@ -218,6 +221,7 @@ class Residual(Layer):
         return x + (y.transpose(1, 2) * self.gates(x)[..., None]).flatten(2)
 
 
+@sampled(2)
 @pytest.mark.parametrize("model", [HeadsAreRead, NormBeforeOutput, TwoReaders, Residual])
 def test_heads_that_are_read_otherwise_are_not_projected(model: type[Layer]):
     assert projected(model()) == (True, False)

@@ -12,6 +12,7 @@ from moh_deploy.frontend.recognize.projection import read_projection
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.rewrite.router import insert_router, merge_logits
 from tests.frontend.traced import Values, plain_trace
+from tests.nightly import sampled
 
 
 class Router(nn.Module):
@@ -59,6 +60,7 @@ ROUTERS = {
 }
 
 
+@sampled(3)
 @pytest.mark.parametrize("name", ROUTERS)
 def test_router_takes_the_place_of_its_gates(name: str):
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -99,6 +101,7 @@ def merged(module: nn.Module) -> list[str]:
     return sorted(op(node) for node in made if op(node) in ("linear", "slice", "cat"))
 
 
+@sampled(2)
 @pytest.mark.parametrize("name", ["batched", "flat_tokens", "unflattened_after", "map_of_tokens"])
 def test_logits_are_parts_of_one_product(name: str):
     # Of weights and biases, which are put behind one another once, at export.

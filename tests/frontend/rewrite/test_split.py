@@ -15,7 +15,7 @@ from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
 from tests.frontend.traced import nodes, plain_trace
-from tests.nightly import in_turn
+from tests.nightly import in_turn, sampled
 
 B, S, C, H, D = 2, 5, 12, 4, 3
 X = torch.randn(B, S, C, generator=torch.Generator().manual_seed(0))
@@ -113,6 +113,7 @@ def reads(program: ExportedProgram) -> set[str]:
     return {op(node) for node in ancestors(output) if op(node)}
 
 
+@sampled(5)
 @pytest.mark.parametrize(("spelling", "bias"), in_turn(SPELLINGS, [True, False]))
 def test_packed_weight_becomes_one_weight_for_each(spelling: str, bias: bool):
     program = committed(Packed(SPELLINGS[spelling], bias=bias))
@@ -155,6 +156,7 @@ class Einsum(Parameter):
         return torch.einsum("bsc,cthd->bsthd", x, self.weight.view(C, 3, H, D))
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("model", "spelling"),
     [

@@ -17,6 +17,7 @@ from moh_deploy.frontend.rewrite import commit
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
 from tests.frontend.traced import nodes
+from tests.nightly import sampled
 
 B, H, W, C = 2, 4, 6, 8
 TOKENS = torch.randn(B, H * W, C, generator=torch.Generator().manual_seed(0))
@@ -154,6 +155,7 @@ CONVOLUTIONS: dict[str, tuple[tuple[str, bool], Form]] = {
 }
 
 
+@sampled(10)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolution_in_any_spelling_becomes_one_operator(name: str):
     (activation, gated), form = CONVOLUTIONS[name]
@@ -165,6 +167,7 @@ def test_convolution_in_any_spelling_becomes_one_operator(name: str):
     assert nodes(program, "gelu") == nodes(program, "chunk") == nodes(program, "mul") == []
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     "form",
     [
@@ -210,6 +213,7 @@ BIASED: dict[str, tuple[bool, Form]] = {
 }
 
 
+@sampled(5)
 @pytest.mark.parametrize("name", BIASED)
 def test_bias_of_the_product_before_is_added_by_the_convolution(name: str):
     joined, form = BIASED[name]
@@ -231,6 +235,7 @@ def _conv(x: Tensor, m: Block, **options: int) -> Tensor:
     return tokens(F.conv2d(image(x), m.conv.weight, m.conv.bias, groups=C, **options))
 
 
+@sampled(8)
 @pytest.mark.parametrize(
     "form",
     [
@@ -325,6 +330,7 @@ CHAINS: dict[str, tuple[list[str], Form]] = {
 }
 
 
+@sampled(3)
 @pytest.mark.parametrize("name", CHAINS)
 def test_chain_of_operators_on_an_image_is_computed_on_tokens(name: str):
     expected, form = CHAINS[name]

@@ -21,6 +21,7 @@ from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert, tokens_first
 from tests.frontend.traced import Values, plain_trace
+from tests.nightly import sampled
 
 B, H, KV, S, D = 2, 4, 2, 5, 8
 C = H * D
@@ -180,6 +181,7 @@ def moves(node: Node) -> bool:
 X = random(B, S, C, seed=9)
 
 
+@sampled(8)
 @pytest.mark.parametrize("name", ROW_BY_ROW)
 def test_no_transpose_is_left(name: str):
     found, program = rewritten(Layer(ROW_BY_ROW[name]), X)
@@ -202,6 +204,7 @@ ATTENDS = {
 }
 
 
+@sampled(10)
 @pytest.mark.parametrize("name", ATTENDS)
 @pytest.mark.parametrize("num_kv_heads", [1, KV, H])
 def test_however_it_is_attended(name: str, num_kv_heads: int):

@@ -11,6 +11,7 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.system.npz import write_npz
 from tests.handmade_package import vectors, write_package
+from tests.nightly import nightly
 
 
 @pytest.fixture
@@ -32,6 +33,7 @@ def test_process_of_its_own_loads_the_model_and_runs_it(task: FreshTask):
     assert 2**20 < found.peak_memory_bytes < 300 * 2**20
 
 
+@nightly
 def test_error_of_the_process_keeps_its_kind(task: FreshTask):
     with pytest.raises(PackageError, match=r"gone\.onnx does not exist"):
         fresh_run(replace(task, model=OnnxFile(task.inputs.with_name("gone.onnx"))))

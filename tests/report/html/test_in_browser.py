@@ -14,6 +14,7 @@ from moh_deploy.report.document import About, MarginBin, MarginHistogram, no_ans
 from moh_deploy.report.html.heat_map import shade
 from moh_deploy.report.html.page import page as page_of
 from moh_deploy.validate.parity_report import combined
+from tests.nightly import nightly, sampled
 from tests.report.html.browsing import (
     DESK,
     HEIGHT,
@@ -53,6 +54,7 @@ PAGES = {
 }
 
 
+@sampled(10)
 @pytest.mark.parametrize("name", PAGES)
 def test_page_asks_for_nothing_and_fits(visit: Visits, name: str):
     page = visit(PAGES[name], width=PHONE)
@@ -74,12 +76,14 @@ def test_what_a_page_asks_for_would_be_seen_and_its_policy_forbids_it(visit: Vis
     assert len(forbidden) >= 2  # the picture, the script
 
 
+@sampled(6)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["not equal", "references", "bench", "no answer"])
 def test_text_stands_out(visit: Visits, name: str, scheme: Scheme):
     assert pale_texts(visit(PAGES[name], scheme=scheme)) == []
 
 
+@nightly
 def test_pale_text_would_be_seen(visit: Visits):
     text = PAGES["bench"].replace("</style>", ".kind { color: #999; }</style>")
     ((words, contrast),) = pale_texts(visit(text))
@@ -106,6 +110,7 @@ def test_light_and_dark_differ_and_paper_is_light(visit: Visits):
     dark.emulate_media(media="screen", color_scheme="dark")
 
 
+@sampled(4)
 @pytest.mark.parametrize("width", [PHONE, DESK])
 @pytest.mark.parametrize(
     ("name", "word"),
@@ -199,6 +204,7 @@ def test_bench_shows_the_figures_of_the_report(visit: Visits):
 # their smoothing differ between versions of Chromium, the colours of the style sheet do not.
 
 
+@sampled(2)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_picture_of_a_verdict_has_its_colour(visit: Visits, scheme: Scheme):
     for name, colour in (("equal", "good-back"), ("not equal", "bad-back"), ("bench", "good-back")):
@@ -208,6 +214,7 @@ def test_picture_of_a_verdict_has_its_colour(visit: Visits, scheme: Scheme):
         assert image.std() > 0.02  # words are on it
 
 
+@sampled(2)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_picture_of_a_cell_is_as_strong_as_its_load(visit: Visits, scheme: Scheme):
     page = visit(PAGES["not equal"], scheme=scheme)
@@ -220,6 +227,7 @@ def test_picture_of_a_cell_is_as_strong_as_its_load(visit: Visits, scheme: Schem
     assert all(a < b for a, b in pairwise(order))
 
 
+@nightly
 def test_picture_of_margins_shows_tokens_and_each_kind_of_flip(visit: Visits):
     bins = [(0, 0), (2, 0), (0, 2)]  # explained, unexplained
     margins = tuple(
@@ -238,6 +246,7 @@ def test_picture_of_margins_shows_tokens_and_each_kind_of_flip(visit: Visits):
     assert "0 explained, 2 unexplained" in captions[2]
 
 
+@nightly
 def test_picture_of_latencies_shows_a_line_for_each_contestant(visit: Visits):
     page = visit(PAGES["bench"])
     image = pixels(page, "svg.lines")

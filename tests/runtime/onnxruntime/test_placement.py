@@ -17,6 +17,7 @@ from moh_deploy.runtime.onnxruntime import placement as ort_placement
 from moh_deploy.runtime.onnxruntime.placement import Placement
 from moh_deploy.runtime.onnxruntime.session import open_session
 from tests.handmade_package import write_package
+from tests.nightly import sampled
 
 
 @dataclass
@@ -63,6 +64,7 @@ def test_node_that_the_written_model_kept_runs_on_a_kernel(
     assert Placement(["a", "b"], tmp_path).read(as_session()) == {"a": "kernel", "b": "function"}
 
 
+@sampled(2)
 @pytest.mark.parametrize("optimize", [True, False])
 @pytest.mark.parametrize("external_data", [True, False])
 def test_older_runtime_that_writes_its_model_out_gives_the_same_answer(

@@ -18,6 +18,7 @@ from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
 from moh_deploy.system.isolate import child_environment
 from moh_deploy.validate.subject import read_subject
 from tests.handmade_package import model, vectors, write_package
+from tests.nightly import sampled
 
 
 def saved(tmp_path: Path, content: onnx.ModelProto) -> Path:
@@ -110,6 +111,7 @@ def test_moh_node_without_name_is_refused(tmp_path: Path):
         open_session(saved(tmp_path, content))
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     ("dtype", "array"),
     [

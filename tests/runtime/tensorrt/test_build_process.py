@@ -10,6 +10,7 @@ from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.messages import BuildRequest
 from moh_deploy.system.progress import SilentProgress
 from tests.cuda.trt import builds
+from tests.nightly import nightly
 from tests.trt_packages import required_rtx
 
 RTX = FLAVOURS["tensorrt-rtx"]
@@ -40,6 +41,7 @@ def _fails(tmp_path: Path, request: BuildRequest, **changes: object) -> str:
     return failed.value.message
 
 
+@nightly
 def test_a_library_without_a_creator_is_told(tmp_path: Path, request_of_nothing: BuildRequest):
     message = _fails(tmp_path, request_of_nothing, creators=("MoHAttention", "MoHTokenConv"))
     assert "has no creator of MoHTokenConv, version 1, namespace moh" in message

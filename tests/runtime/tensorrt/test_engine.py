@@ -16,7 +16,7 @@ import moh_deploy
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME, ENGINE_NAME
 from tests.fakes import Fakes
-from tests.nightly import nightly
+from tests.nightly import nightly, sampled
 from tests.runtime.tensorrt.engines import MANIFEST, python, simulate_gpu, write_engine
 
 needs_polygraphy = pytest.mark.skipif(
@@ -171,6 +171,7 @@ print(json.dumps(refused))
     assert found[2].startswith("Set POLYGRAPHY_USE_TENSORRT_RTX=1")
 
 
+@nightly
 @needs_polygraphy
 def test_a_gpu_without_cuda_s_runtime_is_refused_for_numpy(
     program: Program, fakes: Fakes, tmp_path: Path
@@ -299,11 +300,13 @@ def test_the_plugin_library_is_loaded_before_the_engine(
     assert calls == ["load_library libmoh_plugin.so", "deserialize"]
 
 
+@nightly
 def test_an_embedded_plugin_library_is_allowed(program: Program, tmp_path: Path):
     found, calls = program(_LOADED, write_engine(tmp_path / "engine", embedded=True))
     assert (found, calls) == (None, ["deserialize"])
 
 
+@nightly
 def test_without_its_plugins_an_engine_is_refused_with_what_tensorrt_said(
     program: Program, tmp_path: Path
 ):
@@ -317,6 +320,7 @@ def test_without_its_plugins_an_engine_is_refused_with_what_tensorrt_said(
     assert "Build the engine again" in hint
 
 
+@nightly
 def test_a_library_that_the_registry_does_not_take_is_named(
     program: Program, fakes: Fakes, tmp_path: Path
 ):
@@ -328,6 +332,7 @@ def test_a_library_that_the_registry_does_not_take_is_named(
     assert "deserialize" not in calls
 
 
+@nightly
 def test_two_engines_share_a_plugin_library_but_not_two_libraries(
     program: Program, fakes: Fakes, tmp_path: Path
 ):
@@ -346,6 +351,7 @@ print(json.dumps(attempt(lambda: Engine(sys.argv[3]))))
     assert f"{roots[0]}/libmoh_plugin.so is in this process already" in found[1]
 
 
+@sampled(5)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -369,12 +375,14 @@ def test_what_was_built_for_something_else_is_refused(
     assert hint
 
 
+@nightly
 def test_later_versions_run_what_is_compatible_with_them(program: Program, tmp_path: Path):
     change = {"versions": {"TensorRT": "10.7.0"}, "version_compatible": True}
     root = write_engine(tmp_path / "engine", replace(MANIFEST, **change), embedded=True)
     assert program(_LOADED, root) == [None, ["deserialize"]]
 
 
+@nightly
 def test_tensorrt_that_is_missing_is_refused(fakes: Fakes, tmp_path: Path):
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("there is TensorRT")

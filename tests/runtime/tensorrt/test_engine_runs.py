@@ -55,6 +55,7 @@ def without_driver() -> None:
     pytest.skip("there is a driver")
 
 
+@nightly
 @pytest.mark.usefixtures("without_driver")
 def test_run_is_refused_where_there_is_no_gpu(tmp_path: Path):
     root, inputs = write_engine(tmp_path / "engine"), _inputs(tmp_path / "in.npz")
@@ -65,6 +66,7 @@ def test_run_is_refused_where_there_is_no_gpu(tmp_path: Path):
     assert not (tmp_path / "out.npz").exists()
 
 
+@nightly
 @pytest.mark.usefixtures("without_driver")
 def test_verify_is_refused_where_there_is_no_gpu(tmp_path: Path):
     package = _package(tmp_path / "package")
@@ -89,6 +91,7 @@ def test_verify_of_an_engine_needs_its_package(tmp_path: Path):
     assert "is no engine: leave it out" in unasked.stderr
 
 
+@nightly
 def test_kernels_of_an_engine_cannot_be_switched_off(tmp_path: Path):
     root, inputs = write_engine(tmp_path / "engine"), _inputs(tmp_path / "in.npz")
     files = ["--inputs", inputs, "--outputs", tmp_path / "out.npz"]
@@ -124,6 +127,7 @@ def test_required_kernels_that_were_not_built_in_end_with_6(fakes: Fakes, tmp_pa
     assert "was built without them for blocks.1.attn." in refused.stderr
 
 
+@nightly
 @needs_polygraphy
 def test_verify_compares_the_recorded_runs_that_fit(fakes: Fakes, tmp_path: Path):
     simulate_gpu(fakes)

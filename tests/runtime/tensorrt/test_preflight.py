@@ -18,6 +18,7 @@ from moh_deploy.runtime.tensorrt.preflight import (
 )
 from moh_deploy.runtime.tensorrt.profiles import Span
 from moh_deploy.runtime.tensorrt.rejection import Rejection, refusal
+from tests.nightly import sampled
 from tests.ops.batches import Batch, assert_nothing_wrong, batches_of
 from tests.ops.case_models import case_model
 from tests.ops.cases import named_case
@@ -44,6 +45,7 @@ def _refusals(node: ir.Node, **spans: Span) -> list[str]:
     return [str(one) for one in refused_nodes([node], [spans] if spans else [])]
 
 
+@sampled(8)
 @pytest.mark.parametrize("batch", batches_of(PLUGINS), ids=str)
 def test_every_contract_case_is_taken(batch: Batch):
     def refused(case: Case) -> str | None:

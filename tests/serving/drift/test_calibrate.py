@@ -41,6 +41,7 @@ def test_of_many_references_nearly_all_keep_the_rate():
     assert kept >= 36
 
 
+@nightly
 def test_tokens_that_are_taken_for_independent_alarm_far_too_often():
     """What whole requests are drawn for."""
     reference = requests(400, seed=10)

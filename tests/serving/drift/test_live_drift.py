@@ -15,6 +15,7 @@ from moh_deploy.serving.drift.live_drift import LiveDrift, open_live_drift
 from moh_deploy.serving.drift.reference import RoutingReference, profile_of, write_reference
 from moh_deploy.system.digest import sha256_of
 from tests.edge_case_package import inputs, write_edge_package
+from tests.nightly import nightly
 from tests.serving.drift.counted import RandomGates
 from tests.serving.drift.traffic import LAYERS
 
@@ -43,6 +44,7 @@ def found(drift: LiveDrift) -> dict[tuple[str, ...], float]:
     }
 
 
+@nightly
 def test_windows_are_judged_as_soon_as_they_are_full(
     package: OnnxPackage, reference: RoutingReference
 ):

@@ -10,6 +10,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.serving.guard import audit
 from moh_deploy.serving.guard.audit import AuditLog
 from moh_deploy.serving.guard.ladder_state import Transition
+from tests.nightly import nightly
 
 CHANGE = Transition("kernels", "open", "kernels", "functions", "latency", {"p99_ms": 12.5})
 
@@ -53,6 +54,7 @@ for number in range(300):
 """
 
 
+@nightly
 @pytest.mark.usefixtures("warm_processes")
 def test_lines_of_several_processes_do_not_mix(tmp_path: Path):
     path = tmp_path / "audit.jsonl"

@@ -14,6 +14,7 @@ from moh_deploy.serving.guard.breaker import BreakerLimits
 from moh_deploy.serving.guard.control import Control, write_control
 from moh_deploy.serving.guard.faults import Fault
 from tests.handmade_package import write_package
+from tests.nightly import nightly, sampled
 from tests.serving.guard.ladders import TriedLadder
 
 Make = Callable[..., TriedLadder]
@@ -45,6 +46,7 @@ def audit(ladder: TriedLadder) -> list[dict[str, object]]:
     return [json.loads(line) for line in ladder.log.read_text().splitlines()]
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -253,6 +255,7 @@ def test_a_control_file_that_is_wrong_is_said_and_changes_nothing(
     assert problem in capsys.readouterr().err
 
 
+@nightly
 def test_no_answer_is_wrong_under_threads_while_faults_come_and_go(make: Make):
     ladder = make(limits=BreakerLimits(cool_down_s=0.01, longest_cool_down_s=0.02, probes=1))
     wrong, inputs = [], ladder.package.vectors[0].inputs

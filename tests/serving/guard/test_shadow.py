@@ -12,6 +12,7 @@ from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServedModel
 from moh_deploy.serving.guard.shadow import Shadow, open_shadow
 from tests.handmade_package import vectors, write_package
+from tests.nightly import sampled
 from tests.routed_package import Fault, write_routed
 
 
@@ -22,6 +23,7 @@ def observed(package: OnnxPackage, shadow: Path, share: float = 1.0) -> tuple[Se
     return ServedModel(model, model.open(variant), (beside,)), beside
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     ("fault", "tied", "outcome"),
     [

@@ -23,6 +23,7 @@ from moh_deploy.serving.http.protocol import HEADER_LENGTH, write_request
 from moh_deploy.serving.telemetry import read_window
 from moh_deploy.system.npz import Array
 from tests.handmade_package import WIDTH, write_package
+from tests.nightly import nightly, sampled
 from tests.serving.http.running import LONG_S, Running, is_there, running
 
 MIB = 2**20
@@ -100,6 +101,7 @@ def test_request_is_answered_as_the_package_answers(
 GOOD = {"name": "x", "datatype": "FP32", "shape": [1, 3, WIDTH], "data": [0.5] * 3 * WIDTH}
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -168,6 +170,7 @@ def test_body_without_a_length_is_too_large_in_the_end(server: Running, client: 
 POST = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n"
 
 
+@sampled(5)
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
@@ -187,6 +190,7 @@ def test_slow_client_is_sent_away(server: Running, sent: bytes, status: bytes):
     assert (b'{"error":' in received) == bool(status)
 
 
+@nightly
 def test_client_that_reads_nothing_is_cut_off(server: Running):
     asked = write_request(inputs(100, seq=50))
     head = f"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: {len(asked.content)}"
@@ -227,6 +231,7 @@ def test_every_answer_to_many_clients_is_right(server: Running, runner: Runner):
     assert server.metric("moh_batch_samples_sum") - before == rows
 
 
+@nightly
 def test_worker_that_is_killed_is_started_again_and_answers_stay_right(
     package: OnnxPackage, runner: Runner, tmp_path: Path
 ):
@@ -300,6 +305,7 @@ def test_run_that_hangs_ends_the_worker_and_the_rung_below_serves_in_the_next(
         assert server.stop() == 0
 
 
+@nightly
 @pytest.mark.parametrize(
     "number",
     [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)],
@@ -349,6 +355,7 @@ def test_tokens_in_metrics_are_those_that_were_sent(server: Running, client: htt
     assert server.metric("moh_routed_tokens_total") - before == 6 * 5
 
 
+@nightly
 def test_worker_does_not_outlive_its_parent(package: OnnxPackage, tmp_path: Path):
     with running(package.root, tmp_path / "said", "--threads", "1") as server:
         assert is_there(server.worker)

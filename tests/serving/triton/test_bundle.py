@@ -18,6 +18,7 @@ from moh_deploy.serving.triton.bundled_guard import settings_at
 from moh_deploy.serving.triton.opened_bundle import open_bundle
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library
+from tests.nightly import nightly
 from tests.runtime.tensorrt.engines import MANIFEST as ENGINE_MANIFEST
 from tests.runtime.tensorrt.engines import write_engine
 from tests.serving.drift.traffic import requests, window
@@ -147,6 +148,7 @@ def test_bundle_of_another_version_of_moh_deploy_is_not_opened(tmp_path: Path):
         open_bundle(root)
 
 
+@nightly
 def test_routing_profile_comes_along_if_it_is_of_this_package(tmp_path: Path):
     package = write_package(tmp_path / "package")
     model, path = find_deployed(package.root), tmp_path / "good.json"

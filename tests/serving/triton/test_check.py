@@ -14,6 +14,7 @@ from moh_deploy.serving.triton import check
 from moh_deploy.serving.triton.bundle_json import read_bundle
 from moh_deploy.serving.triton.check import BundleCheck, Finding, examine_bundle
 from tests.kernel_library import required_library
+from tests.nightly import sampled
 from tests.serving.triton.bundles import (
     bundle_of_handmade,
     replace_in,
@@ -144,6 +145,7 @@ def old_writer(root: Path) -> None:
     rewrite_bundle(root, {"versions": {**read_bundle(root).versions, "moh-deploy": "0.0.1"}})
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     ("plant", "what", "found"),
     [

@@ -24,6 +24,7 @@ from moh_deploy.serving.triton.dashboard import dashboard_text
 from moh_deploy.serving.triton.kserve import Cluster, kserve_text
 from moh_deploy.serving.triton.python_model import heartbeat
 from tests.handmade_package import write_package
+from tests.nightly import nightly, sampled
 from tests.serving.drift.traffic import requests, window
 from tests.serving.triton.triton_environment import python_or_skip
 
@@ -83,6 +84,7 @@ def expressions() -> list[str]:
     return [*panels, *(rule["expr"] for rule in rules())]
 
 
+@sampled(4)
 @pytest.mark.parametrize("expression", expressions())
 def test_expression_asks_for_what_is_counted(expression: str, series: Mapping[str, set[str]]):
     for name in METRIC.findall(expression):
@@ -137,6 +139,7 @@ def lost(given: object, kept: object, place: str = "") -> list[str]:
     return [] if given == kept else [place]
 
 
+@nightly
 def test_grafana_has_every_key_of_the_dashboard():
     python, given = python_or_skip(), dashboard()
 

@@ -46,6 +46,9 @@ from tests.serving.triton.bundles import bundle_of_handmade, replace_in
 from tests.serving.triton.echo_package import ECHO_TYPES, echo_samples, write_echo
 from tests.serving.triton.triton_environment import ENVIRONMENT, server_or_skip
 
+# Its wheel takes half a minute to install. What a bundle holds is tested beside this without it.
+pytestmark = nightly
+
 SERVING = ROOT / "examples" / "serving"
 SEQ = 5
 SAMPLES = {"x": vectors(batch=64, seq=SEQ, seed=3).inputs["x"]}
@@ -203,14 +206,12 @@ def test_every_answer_is_the_packages_for_its_batch(
     assert found.largest_batch > 1, "no requests were joined"
 
 
-@pytest.mark.nightly
 def test_ten_thousand_answers_are_the_packages(served: Served, demo: ModuleType, tmp_path: Path):
     found = compared(served, demo, tmp_path, 10_000)
     assert found.is_good, found.text()
     assert found.requests == 10_000
 
 
-@nightly
 def test_watch_reads_what_the_server_counts(served: Served, demo: ModuleType, tmp_path: Path):
     inputs, answers_file = tmp_path / "samples.npz", tmp_path / "answers.npz"
     write_npz(inputs, SAMPLES)
@@ -291,7 +292,6 @@ def test_bad_request_gets_a_sentence_and_the_server_lives(
     np.testing.assert_allclose(got, x.outputs["y"], rtol=1e-5, atol=1e-6)
 
 
-@nightly
 def test_every_dtype_passes_bit_for_bit_and_the_packages_refusal_reaches_the_client(
     server: TritonServer, tmp_path: Path
 ):
@@ -323,7 +323,6 @@ def test_native_configuration_is_read_by_the_server(
     assert "failed to parse" not in log.lower()
 
 
-@nightly
 def test_wrong_key_is_told_from_a_missing_backend(server: TritonServer, tmp_path: Path):
     root = native_bundle(tmp_path, "onnxruntime")
     replace_in(root, "repository/handmade/config.pbtxt", "op_library_filename", "op_library")
@@ -334,7 +333,6 @@ def test_wrong_key_is_told_from_a_missing_backend(server: TritonServer, tmp_path
     assert "unable to find backend library" not in log
 
 
-@pytest.mark.nightly
 def test_model_whose_requests_cannot_be_joined_answers_each(server: TritonServer, tmp_path: Path):
     package = write_echo(tmp_path / "package", first=2)
     root = tmp_path / "bundle"
@@ -347,7 +345,6 @@ def test_model_whose_requests_cannot_be_joined_answers_each(server: TritonServer
     assert got == {f"o_{name}": array.tobytes() for name, array in sent.items()}
 
 
-@pytest.mark.nightly
 def test_planted_fault_lets_no_wrong_answer_out(
     server: TritonServer, demo: ModuleType, tmp_path: Path
 ):
@@ -373,7 +370,6 @@ def test_planted_fault_lets_no_wrong_answer_out(
     assert (found.requests, found.beyond) == (200, 0)
 
 
-@pytest.mark.nightly
 def test_model_runs_in_the_environment_that_its_configuration_names(
     server: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -395,7 +391,6 @@ def test_model_runs_in_the_environment_that_its_configuration_names(
         assert served.probe() == 0
 
 
-@pytest.mark.nightly
 def test_model_that_is_killed_gives_errors_until_it_is_loaded_again(
     server: TritonServer, tmp_path: Path
 ):
@@ -429,7 +424,6 @@ def test_model_that_is_killed_gives_errors_until_it_is_loaded_again(
         assert served.probe() == 0
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize("instances", [1, 2])
 def test_server_below_the_bundles_supervisor_comes_back(
     server: TritonServer, tmp_path: Path, instances: int
@@ -466,7 +460,6 @@ def test_server_below_the_bundles_supervisor_comes_back(
             time.sleep(0.2)
 
 
-@pytest.mark.nightly
 def test_two_minutes_of_load_leave_no_error_and_no_more_memory(
     served: Served, tmp_path: Path, record_property: Callable[[str, object], None]
 ):

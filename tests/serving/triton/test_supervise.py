@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.serving.triton.supervise import Supervisor
+from tests.nightly import nightly
 
 # Notes each start, and ends as the argument says; else it runs for long.
 SERVER = """
@@ -55,6 +56,7 @@ class Supervised:
         assert not thread.is_alive()
 
 
+@nightly
 def test_server_that_gives_no_answer_any_more_is_started_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):

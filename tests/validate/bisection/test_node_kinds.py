@@ -17,6 +17,7 @@ from moh_deploy.validate.bisection.divergence import InnerValue, largest_step, n
 from moh_deploy.validate.bisection.locate import Divergence
 from moh_deploy.validate.bisection.places import ModelGraph
 from tests.handmade_package import MANIFEST, model, vectors
+from tests.nightly import sampled
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -123,6 +124,7 @@ def located(change: Change, reference: Path, tmp_path: Path) -> Divergence:
     return report.divergence
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     ("change", "name", "difference"),
     [

@@ -16,6 +16,7 @@ from moh_deploy.validate.bisection.locate import Between
 from moh_deploy.validate.bisection.recorded_value import RecordedValue, recorded_values
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.bare_package import write_bare
+from tests.nightly import sampled
 from tests.routed_package import DEPTH, Fault, write_routed
 
 
@@ -26,6 +27,7 @@ def place(package: OnnxPackage) -> Between:
     return found.between
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("fault", "after", "before", "nodes"),
     [

@@ -13,6 +13,7 @@ from moh_deploy.validate.bisection.judge import Recorded
 from moh_deploy.validate.bisection.locate import Between, Divergence
 from moh_deploy.validate.bisection.places import NodePlace
 from moh_deploy.validate.bisection.report import BisectReport, Repair, divergence_text
+from tests.nightly import sampled
 from tests.report.json_schema import assert_of_form
 from tests.report.samples import parity_report
 
@@ -52,6 +53,7 @@ DIVERGED = replace(
 )
 
 
+@sampled(3)
 @pytest.mark.parametrize(
     "report",
     [

@@ -13,6 +13,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.validate.edge_cases.first_difference import FirstDifference, whole
 from moh_deploy.validate.edge_cases.source import Sides, body_source
 from tests.edge_case_package import write_edge_package
+from tests.nightly import sampled
 from tests.validate.edge_cases.planted_faults import Fault, Site, in_layer, planted
 
 
@@ -64,6 +65,7 @@ PLACES = [
 ]
 
 
+@sampled(3)
 @pytest.mark.parametrize(("fault", "place"), PLACES, ids=range(len(PLACES)))
 def test_place_of_a_fault_is_named(right: OnnxPackage, tmp_path: Path, fault: Fault, place: str):
     layer = right.manifest.layers[0]

@@ -18,6 +18,7 @@ from moh_deploy.validate.edge_cases.input_run import InputJudge
 from moh_deploy.validate.edge_cases.other_sizes import SAMPLES, TOKENS, SizeJudge
 from moh_deploy.validate.edge_cases.source import Sides, Source, body_source
 from tests.edge_case_package import write_edge_package
+from tests.nightly import nightly, sampled
 from tests.validate.edge_cases.exported_packages import exported
 from tests.validate.edge_cases.planted_faults import AT_SIZE, SizeFault, at_size, planted
 
@@ -39,6 +40,7 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
     return exported("sdpa_causal", tmp_path_factory.mktemp("causal") / "package")
 
 
+@sampled(6)
 @pytest.mark.parametrize("fault", AT_SIZE, ids=lambda one: one.__name__)
 @pytest.mark.parametrize("number", [0, 1])
 def test_fault_at_one_batch_size_is_found(
@@ -55,6 +57,7 @@ def test_fault_at_one_batch_size_is_found(
     assert f"'{layer.path}'" in samples.detail
 
 
+@sampled(3)
 @pytest.mark.parametrize("fault", AT_SIZE, ids=lambda one: one.__name__)
 def test_fault_at_one_length_of_a_causal_model_is_found(
     causal: OnnxPackage, tmp_path: Path, fault: SizeFault
@@ -76,6 +79,7 @@ def test_what_is_right_passes_as_far_as_it_can_be_asked(pair: OnnxPackage, causa
     assert tokens.detail == "the model is not causal along 'seq': later tokens change earlier ones."
 
 
+@nightly
 def test_model_whose_samples_see_each_other_is_not_accused(pair: OnnxPackage, tmp_path: Path):
     """It takes the mean over the batch off what it returns, as it was recorded."""
 

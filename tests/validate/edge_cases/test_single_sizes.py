@@ -15,6 +15,7 @@ from moh_deploy.validate.edge_cases.case_result import CaseResult
 from moh_deploy.validate.edge_cases.single_sizes import run_single_sizes
 from moh_deploy.validate.edge_cases.source import Sides, body_source
 from tests.edge_case_package import write_edge_package
+from tests.nightly import sampled
 from tests.validate.edge_cases.planted_faults import AT_SIZE, SizeFault, at_size, planted
 
 
@@ -29,6 +30,7 @@ def results(package: OnnxPackage) -> list[CaseResult]:
     return list(run_single_sizes(Sides(package, bodies, bodies)))
 
 
+@sampled(3)
 @pytest.mark.parametrize("fault", AT_SIZE, ids=lambda one: one.__name__)
 def test_fault_at_one_length_is_found_though_tokens_see_each_other(
     right: OnnxPackage, tmp_path: Path, fault: SizeFault

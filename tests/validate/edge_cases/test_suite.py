@@ -24,6 +24,7 @@ from moh_deploy.validate.edge_cases.suite import Suite
 from moh_deploy.validate.edge_cases.ties_before import TIES_CASE as TIES_BEFORE
 from tests.edge_case_package import Plant, write_edge_package
 from tests.kernel_library import needs_library
+from tests.nightly import nightly, sampled
 from tests.two_layers import write_two_layers
 from tests.validate.edge_cases import planted_bugs
 from tests.validate.edge_cases.planted_faults import Site, in_layer, planted
@@ -52,6 +53,7 @@ def plant(tmp_path: Path, bug: Plant) -> OnnxPackage:
     return write_edge_package(tmp_path / "package", bug)
 
 
+@sampled(2)
 @pytest.mark.parametrize("kernels", ["off", pytest.param("require", marks=needs_library)])
 def test_what_is_right_passes_everything(right: OnnxPackage, kernels: Kernels):
     results = run(right, right, kernels)
@@ -62,6 +64,7 @@ def test_what_is_right_passes_everything(right: OnnxPackage, kernels: Kernels):
     assert len(results) == 6 * 3 + 2 + 8 + 2 + 1
 
 
+@nightly
 @needs_library
 def test_kernels_take_no_tokens_where_function_bodies_refuse_them(right: OnnxPackage):
     results = {one.case: one for one in run(right, right, "require")}
@@ -69,6 +72,7 @@ def test_kernels_take_no_tokens_where_function_bodies_refuse_them(right: OnnxPac
     assert "every output is empty, of the shape in the manifest" in results["zero: seq=0"].detail
 
 
+@nightly
 def test_refusal_of_no_tokens_is_no_pass(right: OnnxPackage):
     results = {one.case: one for one in run(right, right)}
     refused = results["zero: seq=0"]
@@ -86,6 +90,7 @@ IN_ROUTERS = [
 _AMONG_ZEROS = ("saturated", planted_bugs.tie_toward_the_higher_index)
 
 
+@sampled(3)
 @pytest.mark.parametrize(("bug", "cases"), IN_ROUTERS)
 def test_bug_in_routers_is_caught_though_both_sides_have_it(
     tmp_path: Path, bug: Plant, cases: set[str]
@@ -119,6 +124,7 @@ IN_ATTENTION = [
 ]
 
 
+@sampled(3)
 @pytest.mark.parametrize(("bug", "cases", "sentence"), IN_ATTENTION)
 def test_bug_in_attention_is_caught(
     tmp_path: Path, right: OnnxPackage, bug: Plant, cases: set[str], sentence: str
@@ -132,6 +138,7 @@ FINITE_CASES = {"ties", "flat", "all negative", "saturated", "same heads"}
 OF_OUTPUTS = {*FINITE_CASES, TIES_BEFORE}
 
 
+@nightly
 def test_outputs_of_nothing_but_nan_are_no_pass_though_both_sides_have_them(tmp_path: Path):
     package = plant(tmp_path, planted_bugs.weights_of_nan("o_weight_1"))
     results = run(package, package)
@@ -194,6 +201,7 @@ def garbage_at_padding(model: onnx.ModelProto) -> None:
         model.graph.node.append(onnx.helper.make_node(op, read, [made]))
 
 
+@nightly
 def test_padding_is_not_compared_in_any_case(right: OnnxPackage, tmp_path: Path):
     wrong = plant(tmp_path, garbage_at_padding)
     assert failed(run(wrong, right)).keys() == {"padding only: valid all 0"}  # it has no others
@@ -227,6 +235,7 @@ def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
         assert CorpusJudge(replace(sides, valid_tokens=mask)).kept().status == status
 
 
+@nightly
 def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
     sides = Sides(package, body_source(package), body_source(package))
@@ -239,6 +248,7 @@ def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
     assert all(one.status == "passed" for one in results if one.place == "blocks.1.attn")
 
 
+@nightly
 def test_router_that_was_replaced_and_is_not_there_is_no_router_of_plain_operators(
     right: OnnxPackage, tmp_path: Path
 ):
@@ -257,6 +267,7 @@ def test_router_that_was_replaced_and_is_not_there_is_no_router_of_plain_operato
     )
 
 
+@nightly
 def test_router_behind_an_operator_is_no_router_of_plain_operators(
     right: OnnxPackage, tmp_path: Path
 ):

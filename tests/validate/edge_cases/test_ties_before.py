@@ -14,7 +14,7 @@ from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.validate.edge_cases.source import Sides, body_source
 from moh_deploy.validate.edge_cases.ties_before import run_ties_before
 from tests.edge_case_package import write_edge_package
-from tests.nightly import nightly, one_in
+from tests.nightly import nightly, one_in, sampled
 from tests.validate.edge_cases.exported_packages import exported
 from tests.validate.edge_cases.planted_faults import (
     ALWAYS,
@@ -65,6 +65,7 @@ PACKAGES = pytest.mark.parametrize(
 )
 
 
+@sampled(8)
 @PACKAGES
 @pytest.mark.parametrize("fault", [*BEFORE, *BEHIND], ids=lambda one: one.__name__)
 def test_fault_at_ties_is_found_that_recorded_inputs_do_not_show(
@@ -93,6 +94,7 @@ def test_attention_that_reads_other_gates_than_the_router_makes_is_found(
     assert sentence.startswith(f"what MoHAttention reads as gates of layer '{layer.path}' in case")
 
 
+@sampled(3)
 @PACKAGES
 @pytest.mark.parametrize("twin", [None, *RIGHT], ids=lambda one: getattr(one, "__name__", "as is"))
 def test_what_is_right_passes(
@@ -106,6 +108,7 @@ def test_what_is_right_passes(
     assert found == [(place, "passed") for place in (*places, MODEL)]
 
 
+@nightly
 @pytest.mark.parametrize("fault", one_in(3, BEHIND), ids=lambda one: one.__name__)
 def test_first_of_two_layers_is_named_alone(
     package_of: Callable[[str], OnnxPackage], tmp_path: Path, fault: Fault

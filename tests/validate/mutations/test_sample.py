@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel_library import required_library
-from tests.nightly import in_turn, nightly, one_in
+from tests.nightly import in_turn, nightly, one_in, sampled
 from tests.validate.mutations.faults import FAULTS, SEEN_BY_KERNELS_ONLY
 from tests.validate.mutations.packages import PRECISIONS, Precision
 from tests.validate.mutations.planting import WITHOUT_EFFECT, FaultInjection, Planted
@@ -112,6 +112,7 @@ def assert_refused(found: Planted) -> None:
     assert found.named_rightly, found.verdict.message
 
 
+@sampled(8)
 @pytest.mark.parametrize("fault", one_in(3, IN_FLOAT32))
 def test_fault_is_refused_and_its_layer_named(fault: str, plant_one: Plant):
     assert_refused(plant_one("stack_causal", fault, "float32"))
@@ -125,6 +126,7 @@ def test_fault_is_refused_in_half_precision_where_every_choice_is_near_a_tie(
     assert_refused(plant_one("stack_near_ties", fault, precision))
 
 
+@sampled(3)
 @pytest.mark.parametrize("fault", sorted(SEEN_BY_KERNELS_ONLY))
 def test_fault_of_a_kernel_is_refused_where_kernels_run_and_not_as_function_body(
     fault: str, plant_one: Plant

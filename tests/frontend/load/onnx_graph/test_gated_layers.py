@@ -14,8 +14,10 @@ from moh_deploy.frontend.rewrite import commit, insert
 from moh_deploy.frontend.trace import trace
 from tests.frontend.load.onnx_graph.gated_layers import ATTENTION, write_layer
 from tests.frontend.rewritten import assert_equal, results
+from tests.nightly import sampled
 
 
+@sampled(8)
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_gated_attention_is_recognised_however_a_file_writes_it(
     attention: str, tmp_path: Path

@@ -17,6 +17,7 @@ from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.load.onnx_file import load_onnx
 from moh_deploy.frontend.trace import trace
 from tests.frontend.load.onnx_graph.onnx_models import written
+from tests.nightly import nightly
 
 
 def traced(text: str, folder: Path) -> tuple[LoadedModel, torch.export.ExportedProgram]:
@@ -109,6 +110,7 @@ def test_operators_that_are_not_known_run_in_onnx_runtime_and_stay(tmp_path: Pat
     assert "moh.stand_in" not in model.opset_imports
 
 
+@nightly
 def test_unknown_node_of_several_outputs_is_one_node_again(tmp_path: Path) -> None:
     text = """g (float[seq, batch, 2] x) => (float[seq, batch, 3] y, float[1, batch, 3] last) {
         squeezed, last = GRU <hidden_size = 3> (x, w, r, , , )

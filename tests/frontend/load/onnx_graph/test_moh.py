@@ -13,6 +13,7 @@ import torch
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
 from moh_deploy.frontend.load.onnx_file import load_onnx
 from moh_deploy.ops.contract import find_mismatch
+from tests.nightly import sampled
 from tests.ops.case_models import case_model
 from tests.ops.cases import OP_CASES
 
@@ -23,6 +24,7 @@ FILLED = [
 ]
 
 
+@sampled(4)
 @pytest.mark.parametrize("case", FILLED, ids=lambda case: case.name)
 def test_a_cache_with_room_is_read_as_a_mask(case, tmp_path: Path):
     """Which needs numbers where nothing is filled, and gates that are."""

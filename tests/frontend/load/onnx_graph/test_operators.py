@@ -16,6 +16,7 @@ from moh_deploy.frontend.load.onnx_file import load_onnx
 from moh_deploy.frontend.load.onnx_graph.operators import ON_NUMBERS, ONNX_OPERATORS
 from moh_deploy.ops.domains import KERNEL_DOMAIN
 from tests.frontend.load.onnx_graph.onnx_models import Case
+from tests.nightly import sampled
 
 MS = "com.microsoft"
 
@@ -423,6 +424,7 @@ ATTENTION = [
 CASES = [*UNARY, *BINARY, *LAYOUT, *REDUCTIONS, *PRODUCTS, *NORMS, *ATTENTION]
 
 
+@sampled(5)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 def test_operator_computes_what_onnx_runtime_does(case: Case, tmp_path: Path) -> None:
     onnx.save(case.model(), tmp_path / "model.onnx")

@@ -66,6 +66,7 @@ NOT_EXPORTED = {
 EXPORTED = [animal for animal in ZOO if animal.name not in NOT_EXPORTED]
 
 
+@nightly
 @pytest.mark.parametrize("animal", one_in(len(EXPORTED), EXPORTED), ids=lambda animal: animal.name)
 def test_layers_are_those_of_the_model_in_pytorch(animal: ZooModel, tmp_path: Path) -> None:
     write_plain(animal, tmp_path / "model.onnx")
@@ -123,6 +124,7 @@ def test_layers_of_what_the_older_exporter_wrote_are_the_same(
     assert layers_of_file(tmp_path / "model.onnx", animal) == animal.expected.layers
 
 
+@nightly
 def test_what_onnx_runtime_has_fused_is_read(tmp_path: Path) -> None:
     import onnx
     import onnxruntime as ort

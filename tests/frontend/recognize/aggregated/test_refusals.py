@@ -12,7 +12,7 @@ from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, insert
 from tests.frontend.traced import plain_trace, traced
-from tests.nightly import nightly
+from tests.nightly import nightly, sampled
 from tests.zoo.model import noise
 from tests.zoo.windowed_otherwise import DIM, HEAD_DIM, HEADS, Pixels
 
@@ -159,6 +159,7 @@ class AddedForEachPixel(Usual):
         return near + torch.arange(30.0)[:, None] / 30
 
 
+@sampled(12)
 @pytest.mark.parametrize(
     ("variant", "reason"),
     [
@@ -194,6 +195,7 @@ def rewrites(model: nn.Module, x: torch.Tensor = X) -> list[Rewrite]:
     return insert(program, recognize(program))
 
 
+@sampled(2)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_usual_form_is_replaced(batch: int):
     (rewrite,) = rewrites(Usual(), X[:batch])

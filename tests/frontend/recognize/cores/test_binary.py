@@ -12,6 +12,7 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.constants import Constants
 from moh_deploy.frontend.recognize.cores.binary import is_binary
 from tests.frontend.traced import plain_trace
+from tests.nightly import sampled
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 BUFFER = torch.tensor([[0.0, 1.0, 1.0, 0.0]])
@@ -52,12 +53,14 @@ def decided(model: Callable[[Tensor], Tensor]) -> bool:
     return is_binary(node, Constants(program))
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", BINARY)
 def test_masks_are_known_to_be_0_and_1(name: str):
     assert decided(BINARY[name])
     assert set(BINARY[name](X).float().unique().tolist()) <= {0.0, 1.0}
 
 
+@sampled(4)
 @pytest.mark.parametrize("name", OTHER)
 def test_anything_else_is_not(name: str):
     assert not decided(OTHER[name])

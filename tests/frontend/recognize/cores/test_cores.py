@@ -17,6 +17,7 @@ from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.track import Tracker
 from tests.frontend.recognize.cores.meaning import attend
 from tests.frontend.traced import Values, plain_trace
+from tests.nightly import sampled
 
 B, H, S, T, D = 2, 4, 5, 7, 3
 
@@ -211,6 +212,7 @@ WRITTEN: dict[str, tuple[Attention, tuple[Tensor, ...]]] = {
 FORMS = {f"fused_{name}": case for name, case in FUSED.items()} | WRITTEN
 
 
+@sampled(8)
 @pytest.mark.parametrize("name", FORMS)
 def test_what_is_read_computes_what_is_written(name: str):
     written, arguments = FORMS[name]
@@ -325,6 +327,7 @@ REFUSED: dict[str, tuple[str, Attention, tuple[Tensor, ...]]] = {
 }
 
 
+@sampled(3)
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_more_than_attention_is_refused_with_its_reason(name: str):
     reason, written, arguments = REFUSED[name]
@@ -343,6 +346,7 @@ NO_ATTENTION: dict[str, Attention] = {
 }
 
 
+@sampled(3)
 @pytest.mark.parametrize("name", NO_ATTENTION)
 def test_no_attention_is_seen_where_there_is_none(name: str):
     assert cores_of(plain_trace(NO_ATTENTION[name], Q, K, V)) == []

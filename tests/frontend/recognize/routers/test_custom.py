@@ -10,6 +10,7 @@ from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import insert
 from tests import small_moh
 from tests.frontend.traced import traced
+from tests.nightly import nightly
 from tests.zoo.model import noise
 
 X = ModelInput("x", noise(2, 5, 8), {0: "batch"})
@@ -50,6 +51,7 @@ def reason_of(model: nn.Module) -> str | None:
     return rewrite.router.reason
 
 
+@nightly
 def test_routers_of_parts_that_do_the_same_are_one_of_their_form():
     program = traced(AlikeRoutersOfParts().eval(), (X,))
     (rewrite,) = insert(program, recognize(program))
@@ -58,6 +60,7 @@ def test_routers_of_parts_that_do_the_same_are_one_of_their_form():
     assert (router.reason, rewrite.reason) == (None, None)
 
 
+@nightly
 def test_routers_that_are_joined_are_told_with_the_line():
     reason = reason_of(RoutersOfParts())
     assert reason is not None

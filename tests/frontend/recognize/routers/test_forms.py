@@ -12,6 +12,7 @@ from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Router
 from tests.frontend.recognize.routers.test_ranked import read as rewritten
 from tests.frontend.traced import nodes, plain_trace
+from tests.nightly import sampled
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -401,6 +402,7 @@ def read(make: type[nn.Module], *, query: bool = False) -> Router:
     return read_router(gates, projections[-1] if query else None, Constants(program))
 
 
+@sampled(3)
 @pytest.mark.parametrize("make", SAME)
 def test_router_in_other_words_is_the_published_form(make: type[nn.Module]):
     router = read(make)
@@ -424,6 +426,7 @@ WEIGHED_BY_OPERATORS = {
 }
 
 
+@sampled(3)
 @pytest.mark.parametrize("make", WEIGHED_BY_OPERATORS)
 def test_router_that_weighs_in_another_way_is_not_the_published_one(make: type[nn.Module]):
     router, gates, inserted = rewritten(make)
@@ -435,6 +438,7 @@ def test_router_that_weighs_in_another_way_is_not_the_published_one(make: type[n
     torch.testing.assert_close(inserted, gates)
 
 
+@sampled(3)
 @pytest.mark.parametrize("make", [one for one in DIFFERENT if one not in WEIGHED_BY_OPERATORS])
 def test_router_that_deviates_is_custom(make: type[nn.Module]):
     router = read(make)
@@ -444,6 +448,7 @@ def test_router_that_deviates_is_custom(make: type[nn.Module]):
     assert (router.routed_logits, router.shared_logits, router.stage_logits) == (None, None, None)
 
 
+@sampled(4)
 @pytest.mark.parametrize("make", FORMS)
 def test_other_forms(make: type[nn.Module]):
     router = read(make, query=issubclass(make, QueryNorm))
@@ -463,6 +468,7 @@ def test_mask_of_norms_is_query_norm_only_where_the_query_makes_them():
     assert read(QueryNorm).form.name == "mask"
 
 
+@sampled(2)
 @pytest.mark.parametrize("factor", [1 / 3, 2**0.5, 0.1, 2.5])
 def test_scale_of_gates_is_as_exact_as_the_model(factor: float):
     class Scaled(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moh_deploy.frontend.recognize.routers.router import Finish
 from tests.frontend.recognize.routers.test_ranked import BIAS, mask, read
+from tests.nightly import sampled
 
 SHARED, ROUTED = 2, 6
 
@@ -144,6 +145,7 @@ EXPECTED = {
 }
 
 
+@sampled(3)
 @pytest.mark.parametrize("make", EXPECTED)
 def test_shared_heads_are_weighed_by_themselves_beside_the_best_routed_ones(
     make: type[nn.Module],

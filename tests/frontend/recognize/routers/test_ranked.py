@@ -16,6 +16,7 @@ from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Finish, Router
 from moh_deploy.frontend.rewrite.router import insert_router
 from tests.frontend.traced import Values, plain_trace
+from tests.nightly import sampled
 
 HEADS = 6
 BIAS = torch.tensor([0.3, -0.2, 0.1, 0.0, -0.4, 0.2])
@@ -161,6 +162,7 @@ def read(make: type[nn.Module]) -> tuple[Router, Tensor, Tensor]:
     return router, values[gates], values[routed]
 
 
+@sampled(4)
 @pytest.mark.parametrize("make", EXPECTED)
 def test_best_heads_are_ranked_by_a_router_and_weighed_as_before(make: type[nn.Module]):
     router, gates, routed = read(make)

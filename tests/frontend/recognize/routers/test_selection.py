@@ -11,6 +11,7 @@ from moh_deploy.frontend.fx.graph import op
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.recognize.routers.selection import find_selection, router_cone
 from tests.frontend.traced import plain_trace, traced
+from tests.nightly import sampled
 
 HEADS = 5
 
@@ -45,6 +46,7 @@ KEEPS_TWO = {
 }
 
 
+@sampled(3)
 @pytest.mark.parametrize("name", KEEPS_TWO)
 def test_two_of_five_are_kept(name: str):
     found = find_selection(cone_of(KEEPS_TWO[name]), HEADS)
