@@ -189,6 +189,7 @@ def test_inputs_that_leave_the_recorded_range_are_bisected_too(exported: Exporte
     assert not moh_deploy.bisect(tmp_path / "out", inputs=[tmp_path / "large.npz"]).diverges
 
 
+@nightly
 @pytest.mark.parametrize("to", one_in(2, ["fp16", "bf16"]))
 def test_nothing_diverges_in_a_good_package(to: str, exported: Exported, tmp_path: Path):
     moh_deploy.precision(exported("Stack").root, to=to, output=tmp_path / "half")
@@ -335,6 +336,7 @@ def test_nodes_of_an_earlier_repair_stay_listed(exported: Exported):
     assert made.float32_nodes == (Float32Node("b.Mul", "before"), Float32Node("a.Add", "now"))
 
 
+@nightly
 def test_full_disk_of_temporary_files_is_named(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -356,6 +356,7 @@ def test_a_plain_engine_runs_by_attention_of_tensorrt(
         assert aggregated or "nobody measured" in (layer.decision or "")
 
 
+@nightly
 @pytest.mark.parametrize("way", ["function", "fused"])
 @pytest.mark.parametrize("form", one_in(6, FORMS))
 def test_without_plugins_the_lowered_model_computes_what_the_original_did(

@@ -90,6 +90,7 @@ def test_this_machine_exports_and_runs(here: DoctorReport):
         assert not any(found[name].can for name in found if "run TensorRT" in name)
 
 
+@nightly
 def test_the_report_is_json(here: DoctorReport):
     content = json.loads(json.dumps(here.to_json()))
     assert set(content) == {"machine", "abilities"}

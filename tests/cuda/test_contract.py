@@ -7,6 +7,7 @@ under sanitizers in a process of their own.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 
 import pytest
 from _pytest.mark import ParameterSet
@@ -25,7 +26,7 @@ SEEDS = (1, 2, 3)
 DRAWS = 60
 
 BATCHES = batches_of(CUDA_OPS)
-DRAWN = [*cases_of_several_tiles(), *(case for op in CUDA_OPS for case in drawn_cases(op, DRAWS))]
+TILES = cases_of_several_tiles()
 
 
 def _assert_right(emulator: Emulator, cases: Iterable[Case], **options: int) -> None:
@@ -73,13 +74,23 @@ def test_some_attention_is_right_in_any_order(emulator: Emulator):
 
 @sampled(12)
 @pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=nightly_if(n % 3 != 0)) for n in range(len(DRAWN))]
+    "number",
+    [
+        pytest.param(n, marks=nightly_if(n % 3 != 0))
+        for n in range(len(TILES) + DRAWS * len(CUDA_OPS))
+    ],
 )
 def test_drawn_case_is_right(emulator: Emulator, number: int):
-    _assert_right(emulator, [DRAWN[number]], seed=number, late_copies=number % 2)
+    _assert_right(emulator, [_drawn()[number]], seed=number, late_copies=number % 2)
 
 
 @nightly
+@cache
+def _drawn() -> list[Case]:
+    """Drawn by the first test that runs one, and not to name the tests."""
+    return [*TILES, *(case for op in CUDA_OPS for case in drawn_cases(op, DRAWS))]
+
+
 @pytest.mark.parametrize("multiprocessors", one_in(2, [1, 132]))
 def test_attention_is_right_on_any_device(emulator: Emulator, multiprocessors: int):
     _assert_right(emulator, cases_of_several_tiles(), multiprocessors=multiprocessors)

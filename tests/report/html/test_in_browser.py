@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -40,32 +42,37 @@ EACH_WRONG = replace(
 )
 LONG = About("build/" + "a-long-name" * 20, "moh-deploy verify " + "b" * 300)
 
-PAGES = {
-    "equal": as_page(parity_report(), RUN),
-    "not equal": as_page(WRONG, RUN),
-    "accuracy": as_page(with_accuracy(parity_report()), RUN),
-    "bench": as_page(bench_report(), RUN),
-    "no answer": page_of(no_answer("verify", "The comparison did not finish."), RUN),
-    "hostile verify": as_page(hostile_parity(), About(HOSTILE, HOSTILE)),
-    "hostile bench": as_page(hostile_bench(), About(HOSTILE, HOSTILE)),
-    "100 layers": as_page(parity_report(100, 64, wrong=0), LONG),
-    "references": as_page(combined([parity_report(30), EACH_WRONG]), RUN),
-    "1 layer": as_page(parity_report(1, 1), LONG),
+PAGES: dict[str, Callable[[], str]] = {
+    "equal": lambda: as_page(parity_report(), RUN),
+    "not equal": lambda: as_page(WRONG, RUN),
+    "accuracy": lambda: as_page(with_accuracy(parity_report()), RUN),
+    "bench": lambda: as_page(bench_report(), RUN),
+    "no answer": lambda: page_of(no_answer("verify", "The comparison did not finish."), RUN),
+    "hostile verify": lambda: as_page(hostile_parity(), About(HOSTILE, HOSTILE)),
+    "hostile bench": lambda: as_page(hostile_bench(), About(HOSTILE, HOSTILE)),
+    "100 layers": lambda: as_page(parity_report(100, 64, wrong=0), LONG),
+    "references": lambda: as_page(combined([parity_report(30), EACH_WRONG]), RUN),
+    "1 layer": lambda: as_page(parity_report(1, 1), LONG),
 }
 
 
-@sampled(10)
+@cache
+def _page(name: str) -> str:
+    return PAGES[name]()
+
+
+@sampled(5)
 @pytest.mark.parametrize("name", PAGES)
 def test_page_asks_for_nothing_and_fits(visit: Visits, name: str):
-    page = visit(PAGES[name], width=PHONE)
+    page = visit(_page(name), width=PHONE)
     for width in (PHONE, DESK):
         page.set_viewport_size({"width": width, "height": HEIGHT})
         assert page.evaluate("document.documentElement.scrollWidth") == width
-    assert visit.said[PAGES[name]] == []
+    assert visit.said[_page(name)] == []
 
 
 def test_what_a_page_asks_for_would_be_seen_and_its_policy_forbids_it(visit: Visits):
-    text = PAGES["equal"].replace("<main>", '<main><img src="other.png"><script>a.b</script>')
+    text = _page("equal").replace("<main>", '<main><img src="other.png"><script>a.b</script>')
     without_policy = re.sub(r"<meta http-equiv[^>]*>", "", text)
     visit(without_policy)
     assert any(one.startswith("request: ") for one in visit.said[without_policy])
@@ -80,19 +87,19 @@ def test_what_a_page_asks_for_would_be_seen_and_its_policy_forbids_it(visit: Vis
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["not equal", "references", "bench", "no answer"])
 def test_text_stands_out(visit: Visits, name: str, scheme: Scheme):
-    assert pale_texts(visit(PAGES[name], scheme=scheme)) == []
+    assert pale_texts(visit(_page(name), scheme=scheme)) == []
 
 
 @nightly
 def test_pale_text_would_be_seen(visit: Visits):
-    text = PAGES["bench"].replace("</style>", ".kind { color: #999; }</style>")
+    text = _page("bench").replace("</style>", ".kind { color: #999; }</style>")
     ((words, contrast),) = pale_texts(visit(text))
     assert (words, round(contrast)) == ("moh-deploy bench", 3)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_drawings_stand_out(visit: Visits, scheme: Scheme):
-    page = visit(PAGES["not equal"], scheme=scheme)
+    page = visit(_page("not equal"), scheme=scheme)
     names = ["bars", "mark", "limit", "explained", "unexplained", *(f"s{i}" for i in range(6))]
     back = luminance(colour_of(page, "back"))
     for name in names:
@@ -101,7 +108,7 @@ def test_drawings_stand_out(visit: Visits, scheme: Scheme):
 
 
 def test_light_and_dark_differ_and_paper_is_light(visit: Visits):
-    light, dark = (visit(PAGES["not equal"], scheme=scheme) for scheme in ("light", "dark"))
+    light, dark = (visit(_page("not equal"), scheme=scheme) for scheme in ("light", "dark"))
     brightness = [pixels(page, "header").mean() for page in (light, dark)]
     assert brightness[0] > 0.75
     assert brightness[1] < 0.25
@@ -122,7 +129,7 @@ def test_light_and_dark_differ_and_paper_is_light(visit: Visits):
     ],
 )
 def test_verdict_is_on_the_first_screen(visit: Visits, name: str, word: str, width: int):
-    verdict = visit(PAGES[name], width=width).locator("#verdict")
+    verdict = visit(_page(name), width=width).locator("#verdict")
     assert word in verdict.inner_text()
     box = verdict.bounding_box()
     assert box is not None
@@ -130,7 +137,7 @@ def test_verdict_is_on_the_first_screen(visit: Visits, name: str, word: str, wid
 
 
 def test_heat_map_has_a_cell_for_each_head_of_each_layer(visit: Visits):
-    page = visit(PAGES["not equal"])
+    page = visit(_page("not equal"))
     rows = page.eval_on_selector_all(
         "#loads-0 tr:not(.heads)",
         "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell => cell.innerText))",
@@ -152,7 +159,7 @@ def test_heat_map_has_a_cell_for_each_head_of_each_layer(visit: Visits):
 
 
 def test_table_of_errors_holds_the_numbers_of_the_report(visit: Visits):
-    page = visit(PAGES["not equal"])
+    page = visit(_page("not equal"))
     rows = page.eval_on_selector_all(
         "#errors-0 tbody tr",
         "rows => rows.map(row => [...row.cells].map(cell => cell.innerText.trim()))",
@@ -170,7 +177,7 @@ def test_table_of_errors_holds_the_numbers_of_the_report(visit: Visits):
 
 
 def test_errors_are_drawn_where_they_lie(visit: Visits):
-    page = visit(PAGES["not equal"])
+    page = visit(_page("not equal"))
     track = page.eval_on_selector_all(
         "#errors-0 .track",
         """tracks => tracks.map(one => ['.bar', '.limit'].map(name => {
@@ -188,7 +195,7 @@ def test_errors_are_drawn_where_they_lie(visit: Visits):
 
 def test_bench_shows_the_figures_of_the_report(visit: Visits):
     report = bench_report()
-    page = visit(PAGES["bench"])
+    page = visit(_page("bench"))
     rows = page.eval_on_selector_all(
         "#times-0 tbody tr", "rows => rows.map(row => [...row.cells].map(one => one.innerText))"
     )
@@ -208,7 +215,7 @@ def test_bench_shows_the_figures_of_the_report(visit: Visits):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_picture_of_a_verdict_has_its_colour(visit: Visits, scheme: Scheme):
     for name, colour in (("equal", "good-back"), ("not equal", "bad-back"), ("bench", "good-back")):
-        page = visit(PAGES[name], scheme=scheme)
+        page = visit(_page(name), scheme=scheme)
         image = pixels(page, "#verdict")
         assert near(image, colour_of(page, colour)) > 0.5
         assert image.std() > 0.02  # words are on it
@@ -217,7 +224,7 @@ def test_picture_of_a_verdict_has_its_colour(visit: Visits, scheme: Scheme):
 @sampled(2)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_picture_of_a_cell_is_as_strong_as_its_load(visit: Visits, scheme: Scheme):
-    page = visit(PAGES["not equal"], scheme=scheme)
+    page = visit(_page("not equal"), scheme=scheme)
     assert page.locator("#loads-0 td.h10").count() > 0
     for level in (5, 6, 10):
         image = pixels(page, f"#loads-0 td.h{level}")
@@ -248,7 +255,7 @@ def test_picture_of_margins_shows_tokens_and_each_kind_of_flip(visit: Visits):
 
 @nightly
 def test_picture_of_latencies_shows_a_line_for_each_contestant(visit: Visits):
-    page = visit(PAGES["bench"])
+    page = visit(_page("bench"))
     image = pixels(page, "svg.lines")
     for series in ("s0", "s1"):
         assert near(image, colour_of(page, series)) > 0.002

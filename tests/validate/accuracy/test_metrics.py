@@ -4,7 +4,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import top_k_accuracy_score
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.validate.accuracy.class_labels import Labelling
@@ -20,6 +19,8 @@ TOKENS = DRAW.integers(11, size=(3, 7))
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_top_k_is_that_of_scikit_learn(k: int):
+    from sklearn.metrics import top_k_accuracy_score  # takes a second, which no other test needs
+
     scores = TopK(k, "y").score({"y": LOGITS}, LABELS)
     expected = top_k_accuracy_score(LABELS, LOGITS, k=k, labels=range(9))
     assert scores.totals.mean() == pytest.approx(expected)
