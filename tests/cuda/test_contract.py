@@ -18,7 +18,7 @@ from tests.cuda.kernels import Kernels, plans_of
 from tests.cuda.libraries import ADDRESS, THREAD, Emulator, build
 from tests.cuda.processes import run_cases
 from tests.cuda.run_cases import CUDA_OPS
-from tests.nightly import in_turn, nightly, nightly_if, one_in, sampled
+from tests.nightly import in_turn, nightly, nightly_if, sampled
 from tests.ops.batches import Batch, assert_nothing_wrong, batches_of
 from tests.ops.cases import OP_CASES
 
@@ -84,14 +84,14 @@ def test_drawn_case_is_right(emulator: Emulator, number: int):
     _assert_right(emulator, [_drawn()[number]], seed=number, late_copies=number % 2)
 
 
-@nightly
 @cache
 def _drawn() -> list[Case]:
     """Drawn by the first test that runs one, and not to name the tests."""
     return [*TILES, *(case for op in CUDA_OPS for case in drawn_cases(op, DRAWS))]
 
 
-@pytest.mark.parametrize("multiprocessors", one_in(2, [1, 132]))
+@nightly
+@pytest.mark.parametrize("multiprocessors", [1, 132])
 def test_attention_is_right_on_any_device(emulator: Emulator, multiprocessors: int):
     _assert_right(emulator, cases_of_several_tiles(), multiprocessors=multiprocessors)
 

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.cuda.trt import builds
-from tests.nightly import nightly
 
 DOCS = Path(__file__).parents[3] / "docs"
 
 
-@nightly
 def test_what_loads_an_engine_compiles(tmp_path: Path):
     if shutil.which(builds.COMPILER) is None:
         pytest.skip(f"no C++ compiler: {builds.COMPILER}")
