@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moh_deploy.api.run import run
     from moh_deploy.api.serve import serve
     from moh_deploy.api.tune import tune
+    from moh_deploy.api.tune_within import tune_within
     from moh_deploy.api.verify import verify
     from moh_deploy.api.watch import watch
     from moh_deploy.native import kernel_library
@@ -56,6 +57,7 @@ __all__ = [
     "run",
     "serve",
     "tune",
+    "tune_within",
     "verify",
     "watch",
 ]
@@ -83,6 +85,7 @@ _HOME = {
     "run": "moh_deploy.api.run",
     "serve": "moh_deploy.api.serve",
     "tune": "moh_deploy.api.tune",
+    "tune_within": "moh_deploy.api.tune_within",
     "verify": "moh_deploy.api.verify",
     "watch": "moh_deploy.api.watch",
 }

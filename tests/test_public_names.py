@@ -30,6 +30,7 @@ def test_public_names_are_these():
         "run",
         "serve",
         "tune",
+        "tune_within",
         "verify",
         "watch",
     ]

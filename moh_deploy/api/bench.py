@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moh_deploy.api.plain_engine import build_plain_engine
 from moh_deploy.errors import BackendError, ConfigError, PackageError
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import OnnxPackage, Runtime
 from moh_deploy.perf.bench.baseline_figures import bench_figures, machine_of, require_one_package
 from moh_deploy.perf.bench.bench_run import BenchRun
 from moh_deploy.perf.bench.candidates import (
@@ -26,7 +26,6 @@ from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import check_timing
 from moh_deploy.report.baseline.path_keys import path_key
 from moh_deploy.report.baseline.ratchet import Ratchet
-from moh_deploy.runtime.base import Runtime
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.original import Original
 from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
@@ -46,7 +45,7 @@ def bench(
     batch: Sequence[int] = (),
     sizes: Mapping[str, Sequence[int]] | None = None,
     threads: int | None = None,
-    runtime: Runtime = "onnxruntime",
+    runtime: Runtime | None = None,
     kernels: Kernels = "auto",
     min_time: float = DEFAULT_SECONDS,
     warmup: float = DEFAULT_WARMUP,
@@ -76,7 +75,8 @@ def bench(
         sizes: Other dynamic dimensions to the sizes to run at: all combinations are measured.
             Inputs of sizes that were not recorded are random.
         threads: Threads within an operator; None for ONNX Runtime's own choice.
-        runtime: `onnxruntime` or `openvino`: what runs a package. An engine has its own.
+        runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
+            or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
         min_time: Seconds that the candidates run on each set of inputs, all together.
         warmup: Seconds that they run before, untimed.

@@ -51,10 +51,13 @@ def _ability_to_run(artefact: Path) -> Ability:
 def _how_it_runs(root: str) -> str:
     """Load a package or an engine, as `moh-deploy run` would."""
     # In the other process: the runtimes may be missing or broken here.
+    from moh_deploy.runtime.base import Variant
+    from moh_deploy.runtime.models import runtime_for
     from moh_deploy.runtime.open_runner import find_deployed
 
     model = find_deployed(root)
-    with model.open() as runner:
+    variant = Variant(runtime=runtime_for(None, model.preferred_runtime))
+    with model.open(variant) as runner:
         found = runner.describe()
     if model.is_compiled:
         return found.runtime

@@ -31,6 +31,9 @@ from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.precision_report import PrecisionReport
 from moh_deploy.validate.recorded_parity import compare_recorded, proof_of, require_equal
 
+PRECISIONS = (INT8, *get_args(LowType))
+"""What a float32 package can be written in, the shortest first: what `tune --within` tries."""
+
 
 def precision(
     package_dir: Path | str,
@@ -63,7 +66,7 @@ def precision(
             the rule for its precision allows. Nothing is written.
     """
     progress, output = progress or SilentProgress(), Path(output)
-    low = dtype_named(to, (*get_args(LowType), INT8), option="to")
+    low = dtype_named(to, PRECISIONS, option="to")
     if float32 and low != INT8:
         raise ConfigError(
             f"float32 names products, which is for int8; to is {low}.",

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import OnnxPackage, check_replaceable
+from moh_deploy.package import OnnxPackage, Runtime, check_replaceable
 from moh_deploy.package.replace_corpus import replace_corpus
-from moh_deploy.runtime.base import Runtime, Variant
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
+from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.edge_cases.input_states import input_states
@@ -29,7 +30,7 @@ def probe(
     update_corpus: bool = False,
     valid_tokens: str | None = None,
     longest: Mapping[str, int] | None = None,
-    runtime: Runtime = "onnxruntime",
+    runtime: Runtime | None = None,
     kernels: Kernels = "auto",
     policy: Path | str | None = None,
     original: Reference | None = None,
@@ -50,7 +51,8 @@ def probe(
         valid_tokens: The input that says which tokens are no padding: 0 for padding. None takes
             the one that the package names, if it names one; `all` takes none.
         longest: Dynamic dimension to the size that counts as its longest.
-        runtime: `onnxruntime` or `openvino`: what runs a package. An engine has its own.
+        runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
+            or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
         original: Records what is found in the inputs, such as `moh_deploy.load_original` makes;
             without, the function bodies do.
@@ -70,6 +72,7 @@ def probe(
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
     with progress.step("reading the package"):
         package = OnnxPackage.open(root)
+        runs_in = runtime_for(runtime, package.manifest.runtime)
         if update_corpus:
             hint = "Without --update-corpus nothing is written."
             check_replaceable(root, "the corpus", hint=hint)
@@ -79,7 +82,7 @@ def probe(
         states = tuple(input_states(package, longest or {}, mask))
     # One side as the user runs it, the other on function bodies: they differ by kernels and
     # optimisations alone.
-    subject = Source(package, Variant(runtime=runtime, kernels=kernels))
+    subject = Source(package, Variant(runtime=runs_in, kernels=kernels))
     sides = Sides(package, subject, body_source(package), rules, mask)
     mining = None
     if files:

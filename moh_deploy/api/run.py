@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package import TensorInfo
-from moh_deploy.runtime.base import Runtime, Variant
+from moh_deploy.package import Runtime, TensorInfo
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
+from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.run_report import RunReport
 from moh_deploy.system.npz import write_npz
@@ -22,7 +23,7 @@ def run(
     *,
     inputs: Path | str,
     outputs: Path | str,
-    runtime: Runtime = "onnxruntime",
+    runtime: Runtime | None = None,
     kernels: Kernels = "auto",
     progress: Progress | None = None,
 ) -> RunReport:
@@ -32,7 +33,8 @@ def run(
         package_dir: The package, or the engine directory.
         inputs: npz file; its members are named like the model's inputs, or are in their order.
         outputs: npz file to write; its members are named like the model's outputs.
-        runtime: `onnxruntime` or `openvino`: what runs a package. An engine has its own.
+        runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
+            or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
         progress: What to report steps to.
 
@@ -48,7 +50,9 @@ def run(
     with progress.step("reading the inputs"):
         feeds = read_user_vectors(Path(inputs), model.manifest).inputs
     with progress.step("loading the model"):
-        runner = model.open(Variant(runtime=runtime, kernels=kernels))
+        runner = model.open(
+            Variant(runtime=runtime_for(runtime, model.preferred_runtime), kernels=kernels)
+        )
     with runner, progress.step("running the model"):
         # The run alone: it says how long an answer takes once a model is loaded.
         start = time.perf_counter()

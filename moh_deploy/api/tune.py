@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moh_deploy.graph.write_choices import write_choices
-from moh_deploy.package import OnnxPackage, check_replaceable
+from moh_deploy.package import OnnxPackage, Runtime, check_replaceable
 from moh_deploy.perf.timing import Measure, Stopwatch, check_timing
 from moh_deploy.perf.tune.job import TuneJob
 from moh_deploy.perf.tune.report import TuneReport
-from moh_deploy.runtime.base import Runtime, Variant
-from moh_deploy.runtime.models import kernels_of
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.models import kernels_of, runtime_for
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import StagedDirectory, temporary_place
 from moh_deploy.validate.input_sets import input_sets
@@ -24,7 +24,7 @@ def tune(
     *,
     inputs: Sequence[Path | str] = (),
     weights: Sequence[float] = (),
-    runtime: Runtime = "onnxruntime",
+    runtime: Runtime | None = None,
     threads: int | None = None,
     min_time: float = DEFAULT_SECONDS,
     choose: Mapping[str, str] | None = None,
@@ -46,8 +46,8 @@ def tune(
             the recorded run at the example's sizes. Choices are good for the sizes that were
             measured.
         weights: How often each file counts; 1 each without.
-        runtime: `onnxruntime` or `openvino`: what it is to be fastest in. The choices are good for
-            that one.
+        runtime: `onnxruntime` or `openvino`: what it is to be fastest in; None for what it was
+            tuned for, or else ONNX Runtime. The choices are good for that one.
         threads: Threads within an operator; None for the runtime's own choice.
         min_time: Seconds that each comparison takes at least.
         choose: Path of a layer, or `all`, to `dense`, `sparse` or `projected`: nothing is measured.
@@ -71,7 +71,8 @@ def tune(
             hint = "--dry-run measures without writing."
             check_replaceable(package.root, "the choices", hint=hint)
         sets = input_sets(package, [Path(one) for one in inputs], weights)
-        variant = Variant(runtime=runtime, threads=threads)
+        runs_in = runtime_for(runtime, package.manifest.runtime)
+        variant = Variant(runtime=runs_in, threads=threads)
         use = kernels_of(variant, package.manifest.compute_type)
     # Beside the package, on whose disk there has to be room for the result anyway.
     # A dry run needs no permission to write beside the package.
@@ -88,7 +89,11 @@ def tune(
         if not dry_run:
             with progress.step("writing the package"):
                 # Only after the proof: the package that is there stays until then.
-                write_choices(package, outcome.layers, package.root, tuning=outcome.tuning)
+                # What a package prefers is what it was tuned for last.
+                prefers = None if package.manifest.runtime is None else runs_in
+                write_choices(
+                    package, outcome.layers, package.root, tuning=outcome.tuning, runtime=prefers
+                )
     return TuneReport(
         package=package.root,
         before=package.manifest.layers,

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.package import Runtime
 from moh_deploy.report.baseline.ratchet import Ratchet
-from moh_deploy.runtime.base import Runtime
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -34,7 +34,7 @@ def verify(
     package_dir: Path | str,
     *,
     inputs: Sequence[Path | str] = (),
-    runtime: Runtime = "onnxruntime",
+    runtime: Runtime | None = None,
     kernels: Kernels = "auto",
     vectors: int | None = None,
     package: Path | str | None = None,
@@ -70,7 +70,8 @@ def verify(
         package_dir: The package, or the engine directory.
         inputs: npz files, or directories of them. Members are named like the model's inputs, or in
             their order, and like its outputs for expected outputs.
-        runtime: `onnxruntime` or `openvino`: what runs a package. An engine has its own.
+        runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
+            or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
         vectors: Compare with the first so many recorded runs only; None takes all. The first is the
             one at the example's sizes.

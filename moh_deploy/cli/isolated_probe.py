@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
-from moh_deploy.runtime.base import Runtime
+from moh_deploy.package import Runtime
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.system.isolate import Outcome, isolated
 from moh_deploy.system.progress import Progress
@@ -29,7 +29,7 @@ class ProbeTask:
     update_corpus: bool = False
     valid_tokens: str | None = None
     longest: Mapping[str, int] = field(default_factory=dict)
-    runtime: Runtime = "onnxruntime"
+    runtime: Runtime | None = None
     kernels: Kernels = "auto"
     policy: Path | None = None
     checkpoint: Path | None = None

@@ -153,10 +153,9 @@ JSON = click.option(
 RUNTIME = click.option(
     "--runtime",
     type=click.Choice(["onnxruntime", "openvino"]),
-    default="onnxruntime",
-    show_default=True,
     help="What runs a package on the CPU. openvino compiles it for each shape, and runs bfloat16"
-    " where the processor can: pip install 'moh-deploy[openvino]'.",
+    " where the processor can: pip install 'moh-deploy[openvino]'."
+    "  [default: what it was tuned for, or else onnxruntime]",
 )
 KERNELS = click.option(
     "--kernels",
@@ -440,27 +439,15 @@ BUILD = (
     JSON,
 )
 
-_LABELS = (
-    click.option(
-        "--labels",
-        type=NAME_OR_PATH,
-        metavar="FILE|MEMBER",
-        help="Labels of the samples in --inputs: a npy, npz or csv file, or a member of the inputs"
-        " files. [N] classes, or [N, S] tokens. Then samples run in batches, and accuracy is"
-        " compared, too.",
-    ),
-    _many(
-        "--metric",
-        "NAME",
-        "top-1, top-5, perplexity, or MODULE:FUNCTION, which takes outputs by name and labels"
-        " and returns a score for each sample; --code-dir says where it is. Without: top-1 for [N],"
-        " perplexity for [N, S].",
-    ),
-    click.option(
-        "--better",
-        type=click.Choice(["higher", "lower"]),
-        help="Which scores of MODULE:FUNCTION are better.",
-    ),
+_LABEL_FILE = click.option(
+    "--labels",
+    type=NAME_OR_PATH,
+    metavar="FILE|MEMBER",
+    help="Labels of the samples in --inputs: a npy, npz or csv file, or a member of the inputs"
+    " files. [N] classes, or [N, S] tokens. Then samples run in batches, and accuracy is"
+    " compared, too.",
+)
+_SCORED = (
     click.option(
         "--label-output", metavar="NAME", help="The output to score, where shapes do not tell."
     ),
@@ -483,6 +470,22 @@ _LABELS = (
         type=click.IntRange(min=1),
         help="Samples that run at once, if there are labels.",
     ),
+)
+_LABELS = (
+    _LABEL_FILE,
+    _many(
+        "--metric",
+        "NAME",
+        "top-1, top-5, perplexity, or MODULE:FUNCTION, which takes outputs by name and labels"
+        " and returns a score for each sample; --code-dir says where it is. Without: top-1 for [N],"
+        " perplexity for [N, S].",
+    ),
+    click.option(
+        "--better",
+        type=click.Choice(["higher", "lower"]),
+        help="Which scores of MODULE:FUNCTION are better.",
+    ),
+    *_SCORED,
 )
 
 VERIFY = (
@@ -624,6 +627,17 @@ TUNE = (
         "Let no choice depend on sizes: each layer gets the one that is fastest for all inputs"
         " together.",
     ),
+    _many(
+        "--within",
+        "CONDITION",
+        "Choose the runtime and the precision, too: the fastest of all that are there under this"
+        " condition, such as 'top-1 >= 0.98 * reference' (with --labels), 'flips <= 0.1 %' or"
+        " 'parity'. DIR is in float32 and stays as it is. --runtime tries one only.",
+    ),
+    _output("With --within: the package to write.", required=False),
+    _LABEL_FILE,
+    _SCORED,
+    _many("--code-dir", "DIR", "Where the module of a metric is.", to="code_dirs", type=FILE_PATH),
     _flag("--dry-run", "Measure and report, but write nothing."),
     JSON,
 )

@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import click
 
 from moh_deploy.cli import options
 from moh_deploy.cli.output import print_answer
+from moh_deploy.errors import ConfigError
+
+# What has a meaning with --within only, and what has none with it.
+_ITS_OWN = (
+    "output",
+    "labels",
+    "label_output",
+    "ignore_label",
+    "shift_labels",
+    "batch_size",
+    "code_dirs",
+)
+_NOT_ITS = ("choose",)
 
 
 @click.command("tune")
 @options.takes(*options.TUNE)
-def command(as_json: bool, **given: object) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, as_json: bool, within: tuple[str, ...], **given: object) -> None:
     """Measure on this machine how each MoH layer of the package DIR runs fastest, and write that
-    into the package: dense where skipping heads does not pay."""
-    from moh_deploy.api.tune import tune
+    into the package: dense where skipping heads does not pay.
 
-    print_answer(lambda progress: tune(**given, progress=progress), as_json=as_json)  # type: ignore[arg-type]
+    With --within, find the runtime and the precision as well that are fastest and still good."""
+    if not within:
+        _refuse(ctx, _ITS_OWN, "is of --within, which is not given")
+        from moh_deploy.api.tune import tune
+
+        own = _without(given, _ITS_OWN)
+        print_answer(lambda progress: tune(**own, progress=progress), as_json=as_json)  # type: ignore[arg-type]
+        return
+    _refuse(ctx, _NOT_ITS, "says how layers run, which --within measures")
+    from moh_deploy.api.tune_within import tune_within
+
+    searched = _without(given, _NOT_ITS)
+    print_answer(
+        lambda progress: tune_within(within=within, **searched, progress=progress),  # type: ignore[arg-type]
+        as_json=as_json,
+    )
+
+
+def _refuse(ctx: click.Context, names: tuple[str, ...], why: str) -> None:
+    """Refuse options that would be ignored without a word."""
+    default = click.core.ParameterSource.DEFAULT
+    asked = [one for one in ctx.command.params if one.name in names]
+    for one in asked:
+        if ctx.get_parameter_source(str(one.name)) is not default:
+            raise ConfigError(f"{one.opts[0]} {why}: leave it out.")
+
+
+def _without(given: Mapping[str, object], names: tuple[str, ...]) -> dict[str, object]:
+    return {name: value for name, value in given.items() if name not in names}

@@ -16,13 +16,19 @@ from moh_deploy.package import (
     LayerInfo,
     OnnxPackage,
     PackageWriter,
+    Runtime,
     Tuning,
 )
 from moh_deploy.package.onnx_file import save_with_weights
 
 
 def write_choices(
-    package: OnnxPackage, layers: Sequence[LayerInfo], output: Path, *, tuning: Tuning | None = None
+    package: OnnxPackage,
+    layers: Sequence[LayerInfo],
+    output: Path,
+    *,
+    tuning: Tuning | None = None,
+    runtime: Runtime | None = None,
 ) -> OnnxPackage:
     """Write the package with these layers in place of its own.
 
@@ -31,6 +37,7 @@ def write_choices(
         layers: The package's layers, with other choices.
         output: The directory to write; the package's own, to replace it in one step.
         tuning: What the choices rest on.
+        runtime: What is to run the package where nothing else is asked for; None for what it says.
 
     Raises:
         PackageError: It cannot be written, the disk is full, or the model lacks a layer's node.
@@ -48,4 +55,5 @@ def write_choices(
         writer.bring_tokenizer(package)
         # `ops` lists domains, which the choices have changed.
         manifest = replace(package.manifest, layers=tuple(layers), ops=ops_of(model), tuning=tuning)
+        manifest = replace(manifest, runtime=runtime or manifest.runtime)
         return writer.finish(manifest, package.vectors, package.corpus)

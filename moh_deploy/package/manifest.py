@@ -15,6 +15,9 @@ FORMAT_VERSION = 1
 
 ComputeType = Literal["float32", "bfloat16"]
 
+Runtime = Literal["onnxruntime", "openvino"]
+"""What runs packages and ONNX models on the CPU. An engine has its own, whatever is said here."""
+
 Choice = Literal["dense", "sparse", "projected"]
 """How a replaced layer is run: every head by its function bodies; the chosen heads by a kernel; the
 chosen heads with their projections by kernels."""
@@ -369,6 +372,8 @@ class Tuning:
         model_ms: For each set of inputs, `dense` (every layer), `chosen`, and, where layers have
             ranges, `one_choice` (without them) to milliseconds of the whole model; nothing where
             all layers were chosen to be dense before that was asked.
+        within: The conditions under which the package was the fastest of several precisions and
+            runtimes; nothing if there were none.
     """
 
     source: Literal["measured", "given"]
@@ -380,6 +385,7 @@ class Tuning:
     weights: tuple[float, ...] = ()
     layer_ms: tuple[tuple[dict[str, float], ...], ...] = ()
     model_ms: tuple[dict[str, float], ...] = ()
+    within: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -436,6 +442,8 @@ class Manifest(Strict):
         float32_nodes: Operators that `bisect` put into float32.
         rounding: How far rounding moves the original; None where nobody measured it.
         call: How the original takes the inputs; None where they are its positional arguments.
+        runtime: What runs the package where nothing else is asked for, because it was the fastest
+            in that; None for ONNX Runtime.
         valid_tokens: The input that says which tokens are valid, [batch, tokens] of 0 and 1, or
             [batch, ..., tokens] that is added to scores: what
             the original computes for padding is recorded and not compared. None: all are valid.
@@ -468,6 +476,7 @@ class Manifest(Strict):
     float32_nodes: tuple[Float32Node, ...] = ()
     rounding: Rounding | None = None
     call: Call | None = None
+    runtime: Runtime | None = None
     valid_tokens: str | None = None
     made: Made | None = None
     text_generation: TextGeneration | None = None

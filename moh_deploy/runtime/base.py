@@ -14,23 +14,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 import onnx
 from typing_extensions import Self
 
 from moh_deploy.graph.layer_nodes import LayerNodes
-from moh_deploy.package import ComputeType, OnnxPackage, TensorInfo
+from moh_deploy.package import ComputeType, OnnxPackage, Runtime, TensorInfo
 from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.system.npz import Array
 
 GraphEdit: TypeAlias = Callable[[onnx.GraphProto], object]
 """Changes a graph, whose weights may not be loaded, before it is opened; see `moh_deploy.graph`."""
-
-
-Runtime: TypeAlias = Literal["onnxruntime", "openvino"]
-"""What runs packages and ONNX models on the CPU. An engine has its own, whatever is said here."""
 
 
 @dataclass(frozen=True)
@@ -283,6 +279,11 @@ class Deployed(Model):
             PackageError: It is none, or has changed since it was written.
             ConfigError: `package` is missing, or not the one.
         """
+
+    @property
+    def preferred_runtime(self) -> Runtime | None:
+        """What it was tuned for; None if for nothing in particular. An engine has its own."""
+        return None
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         """Tell whether it was made for these sizes of the dynamic dimensions."""

@@ -48,7 +48,9 @@ def lower_model(
 
 def lowered_manifest(package: OnnxPackage, low: LowType, layers: tuple[LayerInfo, ...]) -> Manifest:
     """Return the manifest of a lowered package: what was measured in float32 says nothing of it."""
-    return replace(package.manifest, precision=low, layers=layers, proof=None, rounding=None)
+    return replace(
+        package.manifest, precision=low, layers=layers, proof=None, rounding=None, runtime=None
+    )
 
 
 def router_types(model: ir.Model, layer: LayerInfo) -> RouterTypes:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from moh_deploy.errors import ConfigError
-from moh_deploy.package import ComputeType, Manifest, OnnxPackage
-from moh_deploy.runtime.base import AS_IT_IS, Deployed, Model, Runner, Runtime, Variant
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.package import ComputeType, Manifest, OnnxPackage, Runtime
+from moh_deploy.runtime.base import AS_IT_IS, Deployed, Model, Runner, Variant
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
 from moh_deploy.runtime.onnxruntime.session import open_session, runtime_name
@@ -37,6 +37,25 @@ def runtime_name_of(runtime: Runtime) -> str:
     if runtime == "openvino":
         return openvino_name()
     return runtime_name()
+
+
+def runtime_for(asked: Runtime | None, preferred: Runtime | None) -> Runtime:
+    """Return what runs a package: what is asked for, or else what the package was tuned for.
+
+    Raises:
+        BackendError: Nothing is asked for, and what it was tuned for is not installed.
+    """
+    if asked is not None or preferred is None:
+        return asked or "onnxruntime"
+    try:
+        runtime_name_of(preferred)
+    except BackendError as error:
+        raise BackendError(
+            f"the package was tuned for {preferred}, which is not here: {error.message}",
+            hint=f"{error.hint or ''} --runtime onnxruntime runs it without, at another"
+            " speed.".lstrip(),
+        ) from error
+    return preferred
 
 
 def kernels_of(variant: Variant, compute_type: ComputeType) -> KernelUse:
@@ -84,6 +103,11 @@ class PackageDir(Deployed):
     @property
     def manifest(self) -> Manifest:
         return self.package.manifest
+
+    @property
+    def preferred_runtime(self) -> Runtime | None:
+        """What the package was tuned for; see `Deployed.preferred_runtime`."""
+        return self.manifest.runtime
 
     def made_from(self, package: Path | None, *, staged: bool = False) -> OnnxPackage:
         """Return the package itself; see `Deployed.made_from`."""

@@ -47,6 +47,7 @@ class Quantized:
             proof=None,
             rounding=None,
             tuning=None,
+            runtime=None,
         )
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import Manifest, TensorInfo
+from moh_deploy.package import Manifest, Runtime, TensorInfo
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.models import runtime_for
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.drift.live_drift import LiveDrift, open_live_drift
 from moh_deploy.serving.guard.guard import Guard
@@ -184,7 +185,8 @@ def open_served(model: Deployed, settings: ServingSettings) -> ServedModel:
         ConfigError: The guard's policy is wrong, a package beside takes or returns others, or the
             reference is not of this package.
     """
-    telemetry, way = _telemetry(model, settings), served_variant(settings)
+    way = served_variant(settings, runtime_for(None, model.preferred_runtime))
+    telemetry = _telemetry(model, settings)
     drift = _drift(model, settings, telemetry)
     observers: tuple[Observer, ...] = () if telemetry is None else (telemetry,)
     if settings.shadow is not None:
@@ -234,11 +236,11 @@ def guard_options(settings: ServingSettings) -> GuardOptions:
     return GuardOptions(policy, log, control, drill=settings.drill)
 
 
-def served_variant(settings: ServingSettings) -> Variant:
-    """Return the way in which whatever answers is opened: threads and kernels."""
+def served_variant(settings: ServingSettings, runtime: Runtime = "onnxruntime") -> Variant:
+    """Return the way in which whatever answers is opened: runtime, threads and kernels."""
     library = None if settings.library is None else Path(settings.library)
     # A server waits more than it runs, and beside other processes.
-    return Variant(threads=threads_of(settings), spins=False, library=library)
+    return Variant(runtime, threads=threads_of(settings), spins=False, library=library)
 
 
 def threads_of(settings: ServingSettings) -> int:

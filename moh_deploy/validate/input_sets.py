@@ -54,16 +54,7 @@ def input_sets(
             files.
     """
     files = npz_files(paths)
-    weights = weights or [1.0] * len(files)
-    if len(weights) != len(files):
-        raise ConfigError(
-            f"weights given: {len(weights)}, files of inputs: {len(files)}; expected one weight for"
-            " each file, or none."
-        )
-    for weight in weights:
-        # This form refuses NaN, too.
-        if not 0 < weight < float("inf"):
-            raise ConfigError(f"a weight is {weight:g}, expected a number above 0.")
+    weights = checked_weights(files, weights)
     if files:
         read = [read_user_vectors(path, package.manifest) for path in files]
         return [
@@ -77,6 +68,25 @@ def input_sets(
     # The first recorded run is the one at the example's sizes.
     recorded = package.vectors[0]
     return [InputSet(RECORDED_INPUTS, recorded.sizes, recorded.inputs, 1.0)]
+
+
+def checked_weights(files: Sequence[Path], weights: Sequence[float]) -> Sequence[float]:
+    """Return a weight for each file: those given, or 1 each.
+
+    Raises:
+        ConfigError: There are others than files, or one is no number above 0.
+    """
+    weights = weights or [1.0] * len(files)
+    if len(weights) != len(files):
+        raise ConfigError(
+            f"weights given: {len(weights)}, files of inputs: {len(files)}; expected one weight for"
+            " each file, or none."
+        )
+    for weight in weights:
+        # This form refuses NaN, too.
+        if not 0 < weight < float("inf"):
+            raise ConfigError(f"a weight is {weight:g}, expected a number above 0.")
+    return weights
 
 
 RANDOM = "random"

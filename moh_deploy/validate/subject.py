@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.runtime.base import Deployed, Runner, Runtime, Variant
+from moh_deploy.package import OnnxPackage, Runtime, VectorSet
+from moh_deploy.runtime.base import Deployed, Runner, Variant
 from moh_deploy.runtime.kernel_use import Kernels
+from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.layer_values import names_to_return
@@ -86,7 +87,7 @@ def read_subject(
     root: Path,
     package: Path | None,
     kernels: Kernels,
-    runtime: Runtime = "onnxruntime",
+    runtime: Runtime | None = None,
     *,
     staged: bool = False,
 ) -> Subject:
@@ -96,6 +97,10 @@ def read_subject(
         PackageError: It is neither, or has changed since it was written.
         ConfigError: `package` is given for a package, or not the one that the engine was built
             from.
+        BackendError: The runtime that the package was tuned for is not installed.
     """
     model = find_deployed(root)
-    return Subject(model, model.made_from(package, staged=staged), kernels, runtime)
+    made_from = model.made_from(package, staged=staged)
+    # Of a package that is still being written, the path is not yet one.
+    preferred = made_from.manifest.runtime if not model.is_compiled else None
+    return Subject(model, made_from, kernels, runtime_for(runtime, preferred))

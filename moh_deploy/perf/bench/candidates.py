@@ -8,11 +8,12 @@ from pathlib import Path
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.write_choices import write_choices
-from moh_deploy.package import OnnxPackage, choices_for, with_choices
+from moh_deploy.package import OnnxPackage, Runtime, choices_for, with_choices
 from moh_deploy.perf.bench.candidate import Candidate
 from moh_deploy.perf.bench.fixed_routing import FIXED, FixedRouters, FixedRouting, routers_to_fix
-from moh_deploy.runtime.base import Deployed, Model, Runtime, Variant
+from moh_deploy.runtime.base import Deployed, Model, Variant
 from moh_deploy.runtime.kernel_use import Kernels
+from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed, find_model, onnx_file, opened_package
 from moh_deploy.runtime.original import Original, OriginalModel, PlainExport
 from moh_deploy.system.suggest import did_you_mean
@@ -33,7 +34,7 @@ class BenchSetting:
         original: What baselines of the original are; None if there is none.
         scratch: Where models may be written that are made for this.
         plain_engine: The first one, which is an engine, without kernels; None: there is none.
-        runtime: What packages and ONNX models run in.
+        runtime: What packages and ONNX models run in; None for what each package was tuned for.
     """
 
     kernels: Kernels
@@ -41,12 +42,19 @@ class BenchSetting:
     original: Original | None
     scratch: Path
     plain_engine: Path | None = None
-    runtime: Runtime = "onnxruntime"
+    runtime: Runtime | None = None
 
-    @property
-    def variant(self) -> Variant:
-        """The way in which a candidate is opened that asks for nothing else."""
-        return Variant(runtime=self.runtime, kernels=self.kernels, threads=self.threads)
+    def variant(self, preferred: Runtime | None = None) -> Variant:
+        """Return the way in which a candidate is opened that asks for nothing else.
+
+        Args:
+            preferred: What it was tuned for.
+
+        Raises:
+            BackendError: That is not installed, and no other runtime is asked for.
+        """
+        runtime = runtime_for(self.runtime, preferred)
+        return Variant(runtime=runtime, kernels=self.kernels, threads=self.threads)
 
 
 @dataclass(frozen=True)
@@ -110,9 +118,13 @@ def find_candidates(
     fixed = {one: found for one in baselines if (found := routers_to_fix(first, str(one)))}
     # Routing that cannot be fixed is reported with its reason, but there is nothing to run.
     possible = [one for one in baselines if one not in fixed or not fixed[one].why_not]
+    own = setting.variant(subject.model.preferred_runtime)
     entries = [
-        *(Candidate(name, False, one.model, setting.variant) for name, one in subjects.items()),
-        *(_baseline(setting, first, one, fixed.get(one)) for one in possible),
+        *(
+            Candidate(name, False, one.model, setting.variant(one.runtime))
+            for name, one in subjects.items()
+        ),
+        *(_baseline(setting, own, first, one, fixed.get(one)) for one in possible),
     ]
     _check_names([*map(str, roots), *(one.name for one in entries if one.is_baseline)])
     return Candidates(tuple(entries), first, subjects, tuple(fixed.values()))
@@ -125,29 +137,39 @@ def _other_subject(root: Path, first: OnnxPackage, setting: BenchSetting) -> Sub
     """
     model = find_deployed(root)
     if not model.is_compiled:
-        return Subject(model, model.made_from(None), setting.kernels, setting.runtime)
+        runtime = runtime_for(setting.runtime, model.preferred_runtime)
+        return Subject(model, model.made_from(None), setting.kernels, runtime)
     # Its own precision, though: tolerances depend on it.
     manifest = replace(first.manifest, precision=model.manifest.precision)
-    return Subject(model, replace(first, manifest=manifest), setting.kernels, setting.runtime)
+    return Subject(model, replace(first, manifest=manifest), setting.kernels)
 
 
 def _baseline(
-    setting: BenchSetting, package: OnnxPackage, named: Path | str, fixed: FixedRouters | None
+    setting: BenchSetting,
+    own: Variant,
+    package: OnnxPackage,
+    named: Path | str,
+    fixed: FixedRouters | None,
 ) -> Candidate:
+    """Return what a baseline is.
+
+    Args:
+        own: The way in which the first one is opened, as what is made from it is.
+    """
     if fixed is not None:
         whole = opened_package(package)
-        return FixedRouting(fixed.name, True, whole, setting.variant, package, fixed.layers)
+        return FixedRouting(fixed.name, True, whole, own, package, fixed.layers)
     # Words come before paths, even where a directory is called `dense`.
-    off = replace(setting.variant, kernels="off")
+    off = replace(own, kernels="off")
     if named == DENSE:
-        return Candidate(DENSE, True, _dense(setting, package), setting.variant)
+        return Candidate(DENSE, True, _dense(setting, package), own)
     if named == FUNCTIONS:
         return Candidate(FUNCTIONS, True, opened_package(package), off)
     if named == PLAIN_ENGINE and setting.plain_engine is not None:
-        return Candidate(PLAIN_ENGINE, True, find_deployed(setting.plain_engine), setting.variant)
+        return Candidate(PLAIN_ENGINE, True, find_deployed(setting.plain_engine), own)
     original = setting.original
     if named == EAGER and original is not None:
-        return Candidate(EAGER, True, OriginalModel.of(original, package.manifest), setting.variant)
+        return Candidate(EAGER, True, OriginalModel.of(original, package.manifest), own)
     if named == PLAIN and original is not None:
         # The model as `torch.onnx.export` writes it, in standard operators only.
         export = PlainExport(original, package, setting.scratch / PLAIN / "model.onnx")
@@ -161,9 +183,9 @@ def _baseline(
     model = find_model(path) or onnx_file(path)
     if isinstance(model, Deployed):
         _ = model.manifest  # It is read before anything is measured.
-        return Candidate(str(named), True, model, setting.variant)
+        return Candidate(str(named), True, model, setting.variant(model.preferred_runtime))
     # A model of somebody else's: our kernels are no part of it.
-    return Candidate(str(named), True, model, off)
+    return Candidate(str(named), True, model, replace(setting.variant(), kernels="off"))
 
 
 def _dense(setting: BenchSetting, package: OnnxPackage) -> Model:

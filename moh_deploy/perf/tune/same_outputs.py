@@ -51,7 +51,7 @@ def check_same_outputs(
         expected = earlier.run(one.inputs)
         vectors = _vectors(before, one, expected)
         view = own_view(after.manifest, vectors, one.name)
-        tokens = _flipped_tokens(expected, runner.run(one.inputs), names, view)
+        tokens = flipped_tokens(expected, runner.run(one.inputs), names, view)
         if tokens:
             flipped[one.name] = tokens
             continue
@@ -60,9 +60,17 @@ def check_same_outputs(
     return flipped
 
 
-def _flipped_tokens(
+def flipped_tokens(
     first: Mapping[str, Array], second: Mapping[str, Array], names: Sequence[str], view: TokenView
 ) -> int:
+    """Count the tokens that chose other heads, in all layers together.
+
+    Args:
+        first: Results of one package, gates among them.
+        second: Those of another.
+        names: Of the gates.
+        view: Which tokens count.
+    """
     first, second = view.select(first), view.select(second)
     # gates [..., H] to [...]: a token counts once, however many of its heads changed.
     differ = [((first[name] != 0) != (second[name] != 0)).any(axis=-1) for name in names]

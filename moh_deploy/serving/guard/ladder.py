@@ -12,6 +12,7 @@ from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage, choices_for, with_choices
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
+from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed, opened_package
 from moh_deploy.serving.guard.faults import Faults
 from moh_deploy.serving.guard.policy import RungSection
@@ -180,7 +181,8 @@ def find_rung(section: RungSection, model: Deployed, setting: LadderSetting) -> 
             f"rung '{section.called}', {section.path},", model.manifest, other.manifest
         )
         # Its inner values are of layers of its own.
-        return RungModel(section.called, other, setting.way, outputs, same_answers=False)
+        way = replace(setting.way, runtime=runtime_for(None, other.preferred_runtime))
+        return RungModel(section.called, other, way, outputs, same_answers=False)
     if section.kind == "kernels":
         needs = not model.is_compiled
         return RungModel(section.called, model, variant, outputs, True, needs_kernels=needs)

@@ -20,6 +20,7 @@ import numpy as np
 from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Deployed, Description, Variant
+from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.guard.aside import Aside
 from moh_deploy.serving.guard.same_answers import Comparison
@@ -201,6 +202,7 @@ def open_shadow(model: Deployed, other: Path, share: float, way: Variant) -> Sha
         raise ConfigError(f"{shadow.name} is an engine, expected a package.")
     theirs = shadow.made_from(None)
     require_same_interface(f"the shadow {other}", model.manifest, theirs.manifest)
+    way = replace(way, runtime=runtime_for(None, shadow.preferred_runtime))
     runner = shadow.open(way.returning(names_to_return(theirs)))
     recorder = Recorder(theirs, runner, layer_values(theirs))
     has_routing = _heads(ours) == _heads(theirs)

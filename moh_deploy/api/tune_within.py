@@ -1,0 +1,220 @@
+"""Find the fastest package that is still good: over runtimes, precisions and ways of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from moh_deploy.api.precision import PRECISIONS, precision
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.package import OnnxPackage, Runtime, check_package_output
+from moh_deploy.perf.cost_model.machine import Processor
+from moh_deploy.perf.timing import Measure, Stopwatch, check_timing
+from moh_deploy.perf.tune.quality import QualityCheck
+from moh_deploy.perf.tune.search import Differs, Search, write_chosen
+from moh_deploy.perf.tune.search_report import SearchReport
+from moh_deploy.perf.tune.search_samples import read_labelled_runs, read_runs, require_labels
+from moh_deploy.perf.tune.tried import FLOAT32, Tried, Way
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.lowered_package import check_float32
+from moh_deploy.runtime.models import kernels_of, runtime_name_of
+from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.system.npz import Array
+from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.staging import scratch_directory
+from moh_deploy.validate.accuracy.class_labels import Labelling
+from moh_deploy.validate.accuracy.metric_parity import Better
+from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.condition import AccuracyCondition, ParityCondition, parse_conditions
+from moh_deploy.validate.samples import named_mask
+
+_RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
+DEFAULT_SECONDS = 0.5
+
+
+def tune_within(
+    package_dir: Path | str,
+    *,
+    within: str | Sequence[str],
+    output: Path | str | None = None,
+    inputs: Sequence[Path | str] = (),
+    weights: Sequence[float] = (),
+    labels: Path | str | Array | None = None,
+    label_output: str | None = None,
+    ignore_label: int = -100,
+    shift_labels: bool = False,
+    batch_size: int | None = None,
+    code_dirs: Sequence[Path | str] = (),
+    runtime: Runtime | None = None,
+    threads: int | None = None,
+    min_time: float = DEFAULT_SECONDS,
+    one_choice: bool = False,
+    dry_run: bool = False,
+    measure: Measure | None = None,
+    progress: Progress | None = None,
+) -> SearchReport:
+    """Write the package that is the fastest on this machine and still meets some conditions.
+
+    Tried are all runtimes that are installed, and all precisions that `precision` writes, each with
+    its layers tuned. What `precision` or `verify` refuses is not taken, whatever conditions say.
+
+    Args:
+        package_dir: A package in float32, which stays as it is.
+        within: Conditions, all of which have to hold: `top-1 >= 0.98 * reference`, `flips <= 0`,
+            `parity`. The reference is the package itself, in ONNX Runtime.
+        output: The package to write; None with `dry_run` only.
+        inputs: npz files, or directories of them: what conditions are judged on, and times are
+            measured on. With labels they hold samples, which run in batches, and times are of the
+            first batch of each file. Without any the recorded runs.
+        weights: How often each file counts for times; 1 each without.
+        labels: Of all samples in `inputs`, as `verify` takes them; conditions on metrics need them.
+        label_output: The output that is scored, where shapes do not tell.
+        ignore_label: Labels of this number are left out.
+        shift_labels: Labels are the tokens that the model is given.
+        batch_size: How many samples run at once; None to choose.
+        code_dirs: Directories with the modules of metrics.
+        runtime: Try this one only; None: all.
+        threads: Threads within an operator; None for the runtime's own choice.
+        min_time: Seconds that each comparison takes at least.
+        one_choice: Let no layer's choice depend on sizes.
+        dry_run: Write nothing.
+        measure: What times candidates; a clock of its own without.
+        progress: What to report steps to.
+
+    Raises:
+        PackageError: Not a package, or the output cannot be written.
+        ConfigError: The package is not in float32, or a condition, an option or a file does not
+            fit.
+        ValidationError: Not even the package itself can be shown to meet the conditions, or it is
+            not equal to the original.
+        BackendError: No runtime can run the package.
+    """
+    progress, stopwatch = progress or SilentProgress(), Stopwatch.for_threads(threads, min_time)
+    check_timing(threads, min_time=min_time)
+    conditions = parse_conditions([within] if isinstance(within, str) else list(within))
+    on_metrics = [one for one in conditions if isinstance(one, AccuracyCondition)]
+    require_labels([one.metric for one in on_metrics], given=labels is not None)
+    written = _checked_output(output, dry_run=dry_run)
+    paths = [Path(one) for one in inputs]
+    with progress.step("reading the package"):
+        base = OnnxPackage.open(package_dir)
+        check_float32(base)
+        if labels is None:
+            samples = read_runs(base, paths, weights)
+        else:
+            task = Task(
+                labels if isinstance(labels, (str, Path)) else np.asarray(labels),
+                tuple(one.metric for one in on_metrics),
+                _better(on_metrics),
+                label_output,
+                Labelling(ignore_label, shift_labels),
+                batch_size,
+                tuple(map(Path, code_dirs)),
+                named_mask(base.manifest, None),
+            )
+            samples = read_labelled_runs(base, paths, weights, task)
+    ways, absent = _ways(base, runtime)
+    texts = tuple(one.text.strip() for one in conditions)
+    kept_gates = Variant(threads=threads, spins=False).returning(base.gate_names)
+    with scratch_directory("moh-deploy-tune") as scratch, open_runner(base, kept_gates) as runner:
+        check = QualityCheck(
+            base, runner, conditions, samples.metrics, samples.runs, samples.files, ignore_label
+        )
+        asked = labels is None and any(isinstance(one, ParityCondition) for one in conditions)
+        search = Search(
+            base=base,
+            ways=ways,
+            make=lambda to, folder: _made(base, to, folder, progress),
+            check=check,
+            differs=Differs(base, paths if asked else [], progress),
+            sets=samples.sets,
+            threads=threads,
+            one_choice=one_choice,
+            measure=measure or stopwatch,
+            clock=stopwatch.name,
+            scratch=scratch,
+            progress=progress,
+        )
+        best = search.run()
+        if written is not None:
+            with progress.step("writing the package"):
+                write_chosen(best, written, texts)
+    use = kernels_of(Variant(runtime=best.way.runtime), best.package.manifest.compute_type)
+    return SearchReport(
+        package=base.root,
+        output=written,
+        within=texts,
+        runtime=best.way.runtime,
+        precision=best.way.precision,
+        machine=Processor.this(use.instruction_set).describe(),
+        clock=stopwatch.name,
+        threads=threads,
+        sizes=tuple(one.sizes for one in samples.sets),
+        tried=(*search.tried, *absent),
+        kernels=use,
+    )
+
+
+def _checked_output(output: Path | str | None, *, dry_run: bool) -> Path | None:
+    if (output is None) != dry_run:
+        raise ConfigError(
+            "a dry run writes nothing: leave the output out."
+            if dry_run
+            else "there is no output to write the chosen package to.",
+            hint="Name it: --output DIR. --dry-run measures without writing.",
+        )
+    if output is not None:
+        check_package_output(Path(output))
+    return None if output is None else Path(output)
+
+
+def _better(conditions: Sequence[AccuracyCondition]) -> Better | None:
+    """Return which values of the user's own metrics are better; None without any."""
+    sides = {one.better for one in conditions if ":" in one.metric}
+    if len(sides) > 1:
+        raise ConfigError(
+            "conditions bound metrics of your own from both sides, expected one side for all.",
+            hint="Let one function return its values with the other sign.",
+        )
+    return next(iter(sides), None)
+
+
+def _made(base: OnnxPackage, to: str, folder: Path, progress: Progress) -> OnnxPackage:
+    return OnnxPackage.open(precision(base.root, to=to, output=folder, progress=progress).package)
+
+
+def _ways(base: OnnxPackage, asked: Runtime | None) -> tuple[list[Way], list[Tried]]:
+    """Return what to try, float32 first, and what cannot be, with the reason.
+
+    Raises:
+        BackendError: The runtime that is asked for cannot be.
+    """
+    ways: list[Way] = []
+    absent: list[Tried] = []
+    for runtime in _RUNTIMES if asked is None else (asked,):
+        try:
+            _require_kernels(runtime, base)
+        except BackendError as error:
+            if asked is not None:
+                raise
+            reason = f"{error.message} {error.hint or ''}".strip()
+            absent.append(Tried(Way(runtime, FLOAT32), "could not run", reason))
+            continue
+        ways += [Way(runtime, to) for to in (FLOAT32, *PRECISIONS)]
+    if not ways:
+        raise BackendError(f"no runtime can run {base.root}: {absent[0].reason}")
+    # The shortest dtypes first, after float32 to compare with: most likely they are the fastest,
+    # and the sooner something is fast, the less has to be tuned of what is not.
+    first, *others = ways
+    others.sort(key=lambda way: [*PRECISIONS, FLOAT32].index(way.precision))
+    return [first, *others], absent
+
+
+def _require_kernels(runtime: Runtime, base: OnnxPackage) -> None:
+    runtime_name_of(runtime)
+    use = kernels_of(Variant(runtime=runtime), base.manifest.compute_type)
+    # Without kernels of ours ONNX Runtime is still what everybody has.
+    if runtime != "onnxruntime" and use.library is None:
+        raise BackendError(f"{runtime_name_of(runtime)} has no kernels here: {use.reason}.")

@@ -1,0 +1,109 @@
+"""What a search for the fastest package that is still good tried, and what it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from moh_deploy.package import Runtime
+from moh_deploy.perf.choices_text import sizes_text
+from moh_deploy.perf.tune.tried import Tried
+from moh_deploy.report.document import Cell, Column, Document, Status, Table
+from moh_deploy.report.numbers import count
+from moh_deploy.report.report import Report
+from moh_deploy.runtime.kernel_use import KernelUse
+from moh_deploy.validate.accuracy.show import shown
+
+
+@dataclass(frozen=True)
+class SearchReport(Report):
+    """One search.
+
+    Attributes:
+        package: The float32 package.
+        output: The package that was written; None if nothing was.
+        within: The conditions.
+        runtime: What the chosen package is the fastest in.
+        precision: Of the chosen package.
+        machine: Processor, cores and instruction set.
+        clock: `CPU` or `wall`: what times are of.
+        threads: Threads within an operator; None for the runtime's own choice.
+        sizes: What was timed, one a set of inputs.
+        tried: Every candidate.
+        kernels: The kernel library of the chosen one.
+    """
+
+    package: Path
+    output: Path | None
+    within: tuple[str, ...]
+    runtime: Runtime
+    precision: str
+    machine: str
+    clock: str
+    threads: int | None
+    sizes: tuple[Mapping[str, int], ...]
+    tried: tuple[Tried, ...]
+    kernels: KernelUse
+
+    def document(self) -> Document:
+        """Return what it says."""
+        metrics = self._metrics()
+        columns: tuple[Column | str, ...] = (
+            "candidate",
+            "",
+            "#ms",
+            "#times",
+            "of",
+            "#other heads",
+            *(f"#{name}" for name in metrics),
+            Column("why not", width="long"),
+        )
+        at = "; ".join(map(sizes_text, self.sizes))
+        threads = "" if self.threads is None else f", {count(self.threads, 'thread')}"
+        title = f"tried, {self.clock} time of a run{threads}, at {at}"
+        # What was never beaten has no rival: its time is what others were measured against.
+        known = {one.timed.rival: one.timed.rival_ms for one in self.tried if one.timed is not None}
+        rows = [_row(one, metrics, known.get(one.way.name)) for one in self.tried]
+        return Document("tune", (Table(title, columns, rows),), findings=tuple(self._lines()))
+
+    def _metrics(self) -> tuple[str, ...]:
+        found = [one.quality for one in self.tried if one.quality is not None]
+        return tuple(dict.fromkeys(each.metric for one in found for each in one.accuracy))
+
+    def _lines(self) -> Iterator[str]:
+        chosen = next(one for one in self.tried if one.ending == "chosen")
+        yield f"asked for: {'; '.join(self.within)}"
+        if chosen.quality is not None:
+            for one in chosen.quality.accuracy:
+                reference, value = shown(one.metric, one.reference), shown(one.metric, one.package)
+                yield (
+                    f"{one.metric} is {value}, {reference} in {one.against}, on"
+                    f" {count(one.samples, 'sample')}"
+                )
+        yield f"chosen: {chosen.way.name}, on {self.machine}"
+        yield self.kernels.describe()
+        written = self.output
+        yield f"written to {written}" if written is not None else "dry run: nothing was written"
+
+
+def _row(one: Tried, metrics: tuple[str, ...], ms: float | None) -> tuple[Cell, ...]:
+    timed, quality = one.timed, one.quality
+    times = None
+    if timed is not None:
+        low, high = timed.ratio.low, timed.ratio.high
+        times = f"{timed.ratio.value:.2f} ({low:.2f} to {high:.2f})"
+    flips = None if quality is None else f"{quality.flips.tokens} of {quality.flips.of}"
+    values = (
+        {} if quality is None else {x.metric: shown(x.metric, x.package) for x in quality.accuracy}
+    )
+    return (
+        one.way.name,
+        Status(one.ending, True if one.ending == "chosen" else None),
+        ms if timed is None else timed.ms,
+        times,
+        None if timed is None else timed.rival,
+        flips,
+        *(values.get(name) for name in metrics),
+        one.reason,
+    )

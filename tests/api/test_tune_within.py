@@ -1,0 +1,348 @@
+"""The fastest that is still good: over precisions and runtimes, with planted times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import moh_deploy
+from moh_deploy.api import tune_within as command
+from moh_deploy.api.export_package import export_package
+from moh_deploy.config.options import ExportOptions
+from moh_deploy.errors import BackendError, ConfigError, ValidationError
+from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.package import OnnxPackage
+from moh_deploy.perf.tune.quality import QualityCheck
+from moh_deploy.perf.tune.search import CONTEST, Differs
+from moh_deploy.perf.tune.search_report import SearchReport
+from moh_deploy.perf.tune.tried import Tried
+from moh_deploy.runtime.openvino import extension
+from moh_deploy.system.npz import write_npz
+from tests import small_moh
+from tests.kernel_library import required_library
+
+FLOAT32, INT8, FLOAT16, BFLOAT16 = (
+    f"{precision} in ONNX Runtime" for precision in ("float32", "int8", "float16", "bfloat16")
+)
+
+
+@dataclass
+class Meter:
+    """Says what it was told of each candidate, and that all ways of a layer take as long.
+
+    Attributes:
+        ms: Candidate to milliseconds, or to one for each round.
+        seen: What was measured, in order.
+    """
+
+    ms: Mapping[str, float | tuple[float, ...]]
+    seen: list[tuple[str, ...]] = field(default_factory=list)
+
+    def __call__(
+        self, what: str, candidates: Mapping[str, Callable[[], object]]
+    ) -> dict[str, tuple[float, ...]]:
+        self.seen.append((what, *candidates))
+        for call in candidates.values():
+            call()
+        told = {name: self.ms[name] if what == CONTEST else 1.0 for name in candidates}
+        return {k: v if isinstance(v, tuple) else (v,) * 7 for k, v in told.items()}
+
+    @property
+    def tuned(self) -> int:
+        """How many packages had their layers measured."""
+        return sum(what not in (CONTEST, "whole model") for what, *_ in self.seen)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    output = tmp_path_factory.mktemp("tune_within") / "package"
+    spec = "x:[batch=2,7,8]:float32"
+    export_package(ExportOptions(small_moh.build(), output, input_specs=(spec,)))
+    return OnnxPackage.open(output)
+
+
+@pytest.fixture(scope="module")
+def samples(package: OnnxPackage, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Inputs, and the classes that the float32 package sees in them."""
+    folder = tmp_path_factory.mktemp("samples")
+    rng = np.random.default_rng(0)
+    inputs, outputs = folder / "inputs.npz", folder / "outputs.npz"
+    write_npz(inputs, {"x": rng.standard_normal((120, 7, 8)).astype(np.float32)})
+    moh_deploy.run(package.root, inputs=inputs, outputs=outputs)
+    (name,) = (one.name for one in package.manifest.outputs)
+    np.save(folder / "labels.npy", np.load(outputs)[name].argmax(axis=-1))
+    return {"inputs": inputs, "labels": folder / "labels.npy"}
+
+
+@pytest.fixture(autouse=True)
+def _only_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO may be there or not: here it is not."""
+    required_library()
+    there = command.runtime_name_of
+
+    def name_of(runtime: str) -> str:
+        if runtime == "openvino":
+            raise BackendError("OpenVINO cannot be loaded.", hint="Install it.")
+        return there(runtime)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(command, "runtime_name_of", name_of)
+
+
+@pytest.fixture(scope="module")
+def made(package: OnnxPackage, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The packages in other precisions, which are the same for every search."""
+    folder = tmp_path_factory.mktemp("made")
+    for to in command.PRECISIONS:
+        moh_deploy.precision(package.root, to=to, output=folder / to)
+    return {to: folder / to for to in command.PRECISIONS}
+
+
+@pytest.fixture(autouse=True)
+def asked(made: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What precisions a search asks for; an entry of `made` may be an error in their place."""
+    names: list[str] = []
+
+    def precision(root: Path, *, to: str, **options: object) -> SimpleNamespace:
+        names.append(to)
+        return SimpleNamespace(package=made[to])
+
+    monkeypatch.setattr(command, "precision", precision)
+    return names
+
+
+def searched(
+    package: OnnxPackage, output: Path | None, meter: Meter, **options: object
+) -> SearchReport:
+    given = {"within": "flips <= 5 %", **options}
+    if output is None:
+        given["dry_run"] = True
+    return moh_deploy.tune_within(package.root, output=output, measure=meter, **given)
+
+
+def of(report: SearchReport, name: str) -> Tried:
+    (found,) = (one for one in report.tried if one.way.name == name)
+    return found
+
+
+def test_fastest_that_is_good_is_written_with_what_it_runs_in(
+    package: OnnxPackage, samples: dict[str, Path], tmp_path: Path
+):
+    meter = Meter({FLOAT32: 10.0, INT8: 4.0, FLOAT16: 9.0})
+    report = searched(
+        package,
+        tmp_path / "fast",
+        meter,
+        within=["top-1 >= 0.8 * reference", "flips <= 50 %"],
+        inputs=[samples["inputs"]],
+        labels=samples["labels"],
+    )
+    assert (report.precision, report.runtime) == ("int8", "onnxruntime")
+    written = OnnxPackage.open(tmp_path / "fast").manifest
+    assert (written.precision, written.runtime) == ("int8", "onnxruntime")
+    assert written.tuning is not None
+    assert written.tuning.within == ("top-1 >= 0.8 * reference", "flips <= 50 %")
+    assert moh_deploy.verify(tmp_path / "fast").equal
+    quality = of(report, INT8).quality
+    assert quality is not None
+    assert (quality.samples, quality.flips.of) == (120, 120 * 7)
+    assert quality.accuracy[0].package < quality.accuracy[0].reference == 1.0
+    # What was beaten says by whom, and by how much.
+    beaten = of(report, FLOAT32)
+    assert (beaten.ending, beaten.timed and beaten.timed.rival) == ("too slow", INT8)
+    assert "2.500x the time of int8 in ONNX Runtime (95 %: 2.500x to 2.500x)" in str(beaten.reason)
+
+
+def test_nothing_that_is_tried_is_left_out_of_the_table(package: OnnxPackage):
+    report = searched(package, None, Meter({FLOAT32: 10.0, INT8: 11.0, FLOAT16: 12.0}))
+    endings = {one.way.name: one.ending for one in report.tried}
+    assert endings == {
+        FLOAT32: "chosen",
+        INT8: "too slow",
+        FLOAT16: "too slow",
+        BFLOAT16: "could not run",  # which is emulated on this runtime, and not timed
+        "float32 in OpenVINO": "could not run",
+    }
+    assert "no products of bfloat16" in str(of(report, BFLOAT16).reason)
+    assert of(report, "float32 in OpenVINO").reason == "OpenVINO cannot be loaded. Install it."
+    text = report.to_markdown()
+    assert all(name in text for name in endings)
+    assert "1.100x the time of float32 in ONNX Runtime" in text
+
+
+def test_lower_precision_that_is_slower_here_is_not_chosen(package: OnnxPackage, tmp_path: Path):
+    meter = Meter({FLOAT32: 10.0, INT8: 10.5, FLOAT16: 14.0})
+    report = searched(package, tmp_path / "fast", meter)
+    assert report.precision == "float32"
+    assert OnnxPackage.open(tmp_path / "fast").manifest.precision == "float32"
+
+
+@pytest.mark.nightly
+def test_what_noise_alone_makes_faster_is_not_chosen(package: OnnxPackage):
+    rounds = (5.0, 8.0, 9.0, 9.9, 11.0, 12.0, 9.0)
+    report = searched(package, None, Meter({FLOAT32: 10.0, INT8: rounds, FLOAT16: 20.0}))
+    assert report.precision == "float32"
+    assert str(of(report, INT8).reason).endswith("not faster beyond noise")
+
+
+def test_what_cannot_win_is_not_tuned(package: OnnxPackage):
+    close = Meter({FLOAT32: 10.0, INT8: 14.0, FLOAT16: 14.0})
+    searched(package, None, close)
+    far = Meter({FLOAT32: 10.0, INT8: 16.0, FLOAT16: 16.0})
+    report = searched(package, None, far)
+    assert (close.tuned, far.tuned) == (3, 1)  # one layer of each package
+    assert "before its layers are tuned" in str(of(report, INT8).reason)
+
+
+@pytest.mark.nightly
+def test_each_is_timed_against_the_fastest_so_far(package: OnnxPackage):
+    meter = Meter({FLOAT32: 10.0, INT8: 4.0, FLOAT16: 3.9})
+    report = searched(package, None, meter)
+    assert report.precision == "float16"
+    contests = {tuple(names) for what, *names in meter.seen if what == CONTEST}
+    assert contests == {(FLOAT32, INT8), (INT8, FLOAT16)}
+    assert str(of(report, INT8).reason).startswith("1.026x the time of float16 in ONNX Runtime")
+
+
+def test_what_is_clearly_worse_on_few_samples_is_not_even_timed(
+    package: OnnxPackage, samples: dict[str, Path]
+):
+    meter = Meter({FLOAT32: 10.0, INT8: 4.0, FLOAT16: 9.0})
+    report = searched(
+        package,
+        None,
+        meter,
+        within="top-1 >= 0.999 * reference",
+        inputs=[samples["inputs"]],
+        labels=samples["labels"],
+    )
+    lost = of(report, INT8)
+    assert lost.ending == "not good"
+    assert "top-1 fell from 100.00 %" in str(lost.reason)
+    assert (lost.timed, lost.quality and lost.quality.samples) == (None, 64)
+    assert report.precision == "float16"
+    assert not any(INT8 in names for names in meter.seen)
+
+
+@pytest.mark.nightly
+def test_what_few_samples_cannot_tell_is_judged_on_all_of_them_before_it_wins(
+    package: OnnxPackage, samples: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    few = QualityCheck.first_look
+    blind = lambda check, runner: replace(few(check, runner), failed=())  # noqa: E731
+    monkeypatch.setattr(QualityCheck, "first_look", blind)
+    report = searched(
+        package,
+        None,
+        Meter({FLOAT32: 10.0, INT8: 4.0, FLOAT16: 20.0}),
+        within="top-1 >= 0.999 * reference",
+        inputs=[samples["inputs"]],
+        labels=samples["labels"],
+    )
+    lost = of(report, INT8)
+    assert (report.precision, lost.ending) == ("float32", "not good")
+    assert (lost.timed is not None, lost.quality and lost.quality.samples) == (True, 120)
+
+
+@pytest.mark.nightly
+def test_what_precision_refuses_is_not_good_and_is_asked_for_once(
+    package: OnnxPackage, asked: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    make = command.precision
+
+    def refusing(root: Path, *, to: str, **options: object) -> object:
+        found = make(root, to=to, **options)  # type: ignore[arg-type]
+        if to == "int8":
+            raise ValidationError("output 'y' is off.", hint="Bisect it.")
+        return found
+
+    monkeypatch.setattr(command, "precision", refusing)
+    report = searched(package, None, Meter({FLOAT32: 10.0, FLOAT16: 9.0}))
+    refused = of(report, INT8)
+    assert (refused.ending, refused.reason) == ("not good", "output 'y' is off. Bisect it.")
+    assert sorted(asked) == sorted(command.PRECISIONS)
+
+
+@pytest.mark.nightly
+def test_parity_is_judged_on_the_users_inputs(
+    package: OnnxPackage, samples: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    meter = Meter({FLOAT32: 10.0, INT8: 4.0, FLOAT16: 20.0})
+    options = {"within": "parity", "inputs": [samples["inputs"]]}
+    assert searched(package, None, meter, **options).precision == "int8"
+    # A condition that a candidate does not meet on them is one that it does not meet.
+    monkeypatch.setattr(Differs, "__call__", lambda *_: "output 'y' differs.")
+    report = searched(package, None, meter, **options)
+    assert (of(report, INT8).ending, of(report, INT8).reason) == ("not good", "output 'y' differs.")
+
+
+def test_too_few_samples_are_told_before_anything_is_made(
+    package: OnnxPackage, tmp_path: Path, asked: list[str]
+):
+    write_npz(tmp_path / "x.npz", {"x": np.ones((10, 7, 8), np.float32)})
+    with pytest.raises(ValidationError, match="float32 package itself cannot be shown"):
+        searched(
+            package,
+            None,
+            Meter({}),
+            within="top-1 >= 0.9 * reference",
+            inputs=[tmp_path / "x.npz"],
+            labels=np.zeros((10, 7), np.int64),
+        )
+    assert not asked
+
+
+def test_runtime_that_is_asked_for_has_to_be_there(package: OnnxPackage):
+    with pytest.raises(BackendError, match="OpenVINO cannot be loaded"):
+        searched(package, None, Meter({}), runtime="openvino")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"within": "fast enough"}, "is no condition"),
+        ({"within": ["top-1 >= 0.9 * reference"]}, "needs labels"),
+        ({"labels": "labels.npy"}, "no condition is about a metric"),
+        ({"threads": 0}, "threads is 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    package: OnnxPackage, options: dict[str, object], message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        searched(package, None, Meter({}), **options)
+
+
+def test_output_is_named_unless_nothing_is_written(package: OnnxPackage, tmp_path: Path):
+    with pytest.raises(ConfigError, match="no output to write"):
+        moh_deploy.tune_within(package.root, within="parity")
+    with pytest.raises(ConfigError, match="dry run writes nothing"):
+        searched(package, tmp_path / "fast", Meter({}), dry_run=True)
+
+
+def test_only_a_float32_package_is_the_start(made: dict[str, Path]):
+    with pytest.raises(ConfigError, match="expected a package in float32"):
+        searched(OnnxPackage.open(made["float16"]), None, Meter({}))
+
+
+def test_package_tuned_for_a_runtime_that_is_not_there_says_so(
+    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    layers = package.manifest.layers
+    write_choices(package, layers, tmp_path / "tuned", runtime="openvino")
+
+    def missing() -> None:
+        raise BackendError("OpenVINO cannot be loaded.", hint="Install it.")
+
+    monkeypatch.setattr(extension, "import_openvino", missing)
+    with pytest.raises(BackendError, match="tuned for openvino, which is not here") as refused:
+        moh_deploy.verify(tmp_path / "tuned")
+    assert "--runtime onnxruntime" in str(refused.value.hint)
+    assert moh_deploy.verify(tmp_path / "tuned", runtime="onnxruntime").equal
+    # In another precision it is another package, of which nothing was measured.
+    lowered = moh_deploy.precision(tmp_path / "tuned", to="float16", output=tmp_path / "half")
+    assert OnnxPackage.open(lowered.package).manifest.runtime is None
