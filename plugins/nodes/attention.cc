@@ -45,10 +45,27 @@ AttentionMask read_mask(const Tensor& tensor, const Shape& target) {
   return mask;
 }
 
+// What they are is known once there is data: shapes are read before.
+const int64_t* read_lengths(const Tensor& tensor, int64_t batch, int64_t keys) {
+  if (tensor.shape != Shape{batch}) {
+    refuse("nonpad_kv_seqlen is ", shape_text(tensor.shape), "; expected ", shape_text({batch}),
+           ".");
+  }
+  const auto* lengths = static_cast<const int64_t*>(tensor.data);
+  for (int64_t i = 0; lengths != nullptr && i < batch; ++i) {
+    if (lengths[i] < 0 || lengths[i] > keys) {
+      refuse("nonpad_kv_seqlen[", i, "] is ", lengths[i], "; expected 0 to ", keys,
+             ", the keys that there are.");
+    }
+  }
+  return lengths;
+}
+
 }  // namespace
 
 Shape Attention::read(const Attributes& attributes, const Tensors& in, Args& args) {
   const Tensor &q = in[0], &k = in[1], &v = in[2], &gates = in[3], &attn_mask = in[4];
+  const Tensor& lengths = in[5];
   args.q_heads = attributes.integer(contract::attention::kQNumHeads);
   args.kv_heads = attributes.integer(contract::attention::kKvNumHeads);
   if (args.q_heads % args.kv_heads != 0) {
@@ -78,6 +95,10 @@ Shape Attention::read(const Attributes& attributes, const Tensors& in, Args& arg
   args.mask = {};
   if (attn_mask.present) {
     args.mask = read_mask(attn_mask, {query.batch, args.q_heads, query.tokens, key.tokens});
+  }
+  args.nonpad_kv_seqlen = nullptr;
+  if (lengths.present) {
+    args.nonpad_kv_seqlen = read_lengths(lengths, query.batch, key.tokens);
   }
   args.dtype = q.dtype;
   args.query = q.data;

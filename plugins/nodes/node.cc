@@ -9,7 +9,14 @@ void check_inputs(const OpContract& op, const Tensors& in) {
     if (!in[i].present && !input.optional) {
       refuse(input.name, " is absent; the op needs it.");
     }
-    if (!in[i].present || input.own_dtype) {
+    if (!in[i].present || input.type == InputType::kMask) {
+      continue;
+    }
+    if ((input.type == InputType::kLengths) != (in[i].dtype == DType::kInt64)) {
+      refuse(input.name, input.type == InputType::kLengths ? " holds no int64; expected int64."
+                                                           : " is int64; expected floats.");
+    }
+    if (input.type == InputType::kLengths) {
       continue;
     }
     if (in[i].dtype == DType::kBool) {

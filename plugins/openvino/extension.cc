@@ -137,7 +137,11 @@ DType dtype_of(const ov::element::Type& type) {
   if (type == ov::element::boolean || type == ov::element::u8) {
     return DType::kBool;
   }
-  node::refuse("an input is of type ", type.get_type_name(), "; expected bool, ",
+  // And 32 bits of 64.
+  if (type == ov::element::i64 || type == ov::element::i32) {
+    return DType::kInt64;
+  }
+  node::refuse("an input is of type ", type.get_type_name(), "; expected bool, int64, ",
                contract::kFloatTypesText, ".");
 }
 
