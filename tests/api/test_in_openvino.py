@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,16 @@ import pytest
 
 import moh_deploy
 from moh_deploy import native
+from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving.served_model import open_served
+from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.npz import write_npz
 from tests.edge_case_package import write_edge_package
 from tests.openvino_extension import built_extension
 from tests.projected_package import write_projected
+from tests.routed_package import write_routed
 
 pytestmark = pytest.mark.nightly
 
@@ -70,3 +77,49 @@ def test_tune_measures_and_proves_in_the_runtime_and_keeps_its_name(tmp_path: Pa
     tuned = OnnxPackage.open(package.root)
     assert str(tuned.manifest.tuning.runtime).startswith("OpenVINO 20")
     assert moh_deploy.verify(package.root, runtime="openvino").equal
+
+
+def test_int8_runs_and_is_equal_within_its_rule(tmp_path: Path):
+    package = write_routed(tmp_path / "package")
+    moh_deploy.precision(package.root, to="int8", output=tmp_path / "int8")
+    report = moh_deploy.verify(tmp_path / "int8", runtime="openvino", kernels="require")
+    assert report.equal, report.failure
+    assert report.max_abs_error > 1e-4  # or nothing was rounded
+
+
+def test_search_tries_every_precision_and_the_package_runs_in_what_won(tmp_path: Path):
+    package = write_routed(tmp_path / "package")
+    bfloat16 = "bfloat16 in OpenVINO"
+
+    def measure(
+        what: str, candidates: Mapping[str, Callable[[], object]]
+    ) -> dict[str, tuple[float, ...]]:
+        for call in candidates.values():
+            call()
+        return {name: (1.0 if name == bfloat16 else 1.2,) * 7 for name in candidates}
+
+    report = moh_deploy.tune_within(
+        package.root, within="flips <= 50 %", output=tmp_path / "fast", measure=measure
+    )
+    assert len(report.tried) == 8
+    assert (report.runtime, report.precision) == ("openvino", "bfloat16")
+    assert not [one for one in report.tried if one.way.runtime == "openvino" and one.timed is None]
+    fast = tmp_path / "fast"
+    assert OnnxPackage.open(fast).manifest.runtime == "openvino"
+    # Every command follows it, and a word of the user's wins.
+    assert moh_deploy.verify(fast).equal
+    quick = {"threads": 1, "min_time": 0.01, "warmup": 0.0}
+    both = moh_deploy.bench(fast, baselines=[str(package.root)], **quick)  # type: ignore[arg-type]
+    assert both.runtime.startswith("OpenVINO 20")
+    assert ", ONNX Runtime" in both.runtime
+    moh_deploy.tune(fast, choose={"all": "dense"}, runtime="onnxruntime")
+    assert OnnxPackage.open(fast).manifest.runtime == "onnxruntime"
+
+
+def test_server_answers_from_the_runtime_that_the_package_was_tuned_for(tmp_path: Path):
+    package = write_edge_package(tmp_path / "package")
+    layers = package.manifest.layers
+    tuned = write_choices(package, layers, tmp_path / "tuned", runtime="openvino")
+    settings = ServingSettings("model", instances=1, threads=1)
+    with closing(open_served(find_deployed(tuned.root), settings)) as served:
+        assert served.describe().runtime.startswith("OpenVINO 20")

@@ -219,7 +219,8 @@ def _layer_impl(prepared: PreparedModel, *, on_kernels: bool) -> dict[str, Layer
 def _tensor(array: Array) -> ov.Tensor:
     import openvino as ov
 
-    array = np.require(array, requirements="C")
+    # Writeable, though nothing is written: OpenVINO shares no other memory, such as a mapped file's.
+    array = np.require(array, requirements=["C", "W"])
     if array.dtype == BFLOAT16:
         # numpy has no bfloat16 of its own: the bits, with their type beside them.
         tensor = ov.Tensor(ov.Type.bf16, ov.Shape(array.shape))

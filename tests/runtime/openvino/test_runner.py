@@ -9,12 +9,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import moh_deploy
 from moh_deploy import native
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.forced_gates import force_gates
+from moh_deploy.ops import OPS
+from moh_deploy.ops.cases import Case
+from moh_deploy.ops.single_node import single_node_model
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
@@ -22,6 +26,7 @@ from moh_deploy.runtime.openvino.runner import MOST_SHAPES, OpenVinoRunner
 from tests.handmade_package import LAYER, vectors, write_package
 from tests.kept_builds import COMPILER, ROOT
 from tests.openvino_extension import built_extension
+from tests.ops.cases import OP_CASES
 from tests.projected_package import write_projected
 
 pytestmark = pytest.mark.nightly
@@ -145,6 +150,36 @@ def test_a_kernel_that_fails_is_noticed_though_openvino_swallows_it(
         failing.bound(one.inputs)()
     # Nothing of it is left to whoever runs next.
     np.testing.assert_allclose(opened(package).run(one.inputs)["y"], one.outputs["y"], atol=1e-5)
+
+
+def test_inputs_that_cannot_be_written_to_are_taken(package: OnnxPackage):
+    one = vectors()
+    mapped = {name: array.copy() for name, array in one.inputs.items()}
+    for array in mapped.values():
+        array.flags.writeable = False
+    np.testing.assert_allclose(opened(package).run(mapped)["y"], one.outputs["y"], atol=1e-5)
+
+
+OF_LENGTHS = [
+    one for one in OP_CASES["MoHAttention"] if "nonpad" in one.why and one.dtype == "float32"
+]
+
+
+@pytest.mark.parametrize("case", OF_LENGTHS, ids=lambda one: one.name)
+def test_lengths_of_a_cache_are_followed(case: Case, tmp_path: Path):
+    arrays = case.inputs()
+    names = [spec.name for spec in OPS[case.op].inputs]
+    path = tmp_path / "model.onnx"
+    model = single_node_model(case.op, case.input_types(), case.attributes)
+    model.graph.node[0].name = case.op
+    onnx.save(model, path)
+    runner = open_runner(path, OPENVINO)
+    fed = {name: one for name, one in zip(names, arrays, strict=False) if one is not None}
+    (expected,) = OPS[case.op].reference(arrays, case.attributes)
+    np.testing.assert_allclose(runner.run(fed)["Y"], expected, atol=1e-5)
+    fed["nonpad_kv_seqlen"] = fed["nonpad_kv_seqlen"] + 1000
+    with pytest.raises(BackendError, match=r"nonpad_kv_seqlen\[0\] is 10\d\d; expected 0 to"):
+        runner.run(fed)
 
 
 def test_shapes_that_do_not_fit_are_refused_before_anything_runs(
