@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from moh_deploy import __version__
 from moh_deploy.api import precision as precision_job
+from moh_deploy.api.caches_in_place import write_caches_in_place
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.machine.device_code import DeviceCode, device_code
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
@@ -47,7 +49,7 @@ from moh_deploy.runtime.tensorrt.engine_graph import (
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer, BuildRequest
 from moh_deploy.runtime.tensorrt.plugin_library import HOW_TO_BUILD, PLUGIN_NAME, find_plugin
 from moh_deploy.runtime.tensorrt.preflight import refused_by_parser, refused_driver, refused_targets
-from moh_deploy.runtime.tensorrt.profiles import make_profiles, shapes
+from moh_deploy.runtime.tensorrt.profiles import fixed_places, make_profiles, shapes
 from moh_deploy.runtime.tensorrt.rejection import Rejection, refusal
 from moh_deploy.runtime.tensorrt.timing_cache import TimingCache
 from moh_deploy.system.digest import sha256_of
@@ -68,6 +70,7 @@ def build(
     backend: str,
     output: Path | str,
     precision: str | None = None,
+    cache: Literal["in-place"] | None = None,
     profiles: Sequence[str] = (),
     compute_capabilities: Sequence[str] = (),
     workspace: str | None = None,
@@ -94,6 +97,7 @@ def build(
         backend: `tensorrt` builds for the GPU of this machine, `tensorrt-rtx` needs none.
         output: The engine directory to write.
         precision: `float16` or `bfloat16` lowers a float32 package first; None leaves it as it is.
+        cache: `in-place` builds from the package with its caches in place; None: as it has them.
         profiles: Sizes of dynamic dimensions, one text a profile: `batch=1..8..32,seq=128`.
         compute_capabilities: GPUs to build for, TensorRT-RTX only; none: the usual ones.
         workspace: The most scratch memory of a layer: `4GiB`; None: no limit.
@@ -130,28 +134,32 @@ def build(
     _check_apart(output, Path(package_dir))
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
-    plan = BuildPlan(
-        flavour,
-        package,
-        low=lowered_type(precision, package),
-        profiles=make_profiles(profiles, package.manifest),
-        targets=flavour.targets_of(tuple(compute_capabilities)),
-        workspace_bytes=None if workspace is None else bytes_of(workspace),
-        timing_cache=timing_cache_path(timing_cache, flavour),
-        library=None if plain else find_plugin(None if plugin is None else Path(plugin)),
-        embed_plugin=embed_plugin,
-        keep_onnx=keep_onnx,
-        plain=plain,
-        only_kernels=require_kernels,
-        version_compatible=version_compatible,
-        hardware_compatibility=hardware_level(hardware_compatibility, flavour),
-    )
-    if version_compatible:
-        require_compatibility(flavour, "version_compatible is given")
-    # Before TensorRT is started, which takes seconds.
-    if require_kernels or embed_plugin:
-        plan.require_library(why="--require-kernels" if require_kernels else "--embed-plugin")
     with ExitStack() as closing:
+        if cache is not None:
+            own = closing.enter_context(StagedDirectory(temporary_place("moh-deploy-cache")))
+            package = write_caches_in_place(package, own.path / "package", progress)
+        plan = BuildPlan(
+            flavour,
+            package,
+            low=lowered_type(precision, package),
+            profiles=make_profiles(profiles, package.manifest),
+            targets=flavour.targets_of(tuple(compute_capabilities)),
+            workspace_bytes=None if workspace is None else bytes_of(workspace),
+            timing_cache=timing_cache_path(timing_cache, flavour),
+            library=None if plain else find_plugin(None if plugin is None else Path(plugin)),
+            embed_plugin=embed_plugin,
+            keep_onnx=keep_onnx,
+            plain=plain,
+            only_kernels=require_kernels,
+            version_compatible=version_compatible,
+            hardware_compatibility=hardware_level(hardware_compatibility, flavour),
+        )
+        fixed_places(plan.profiles, package.manifest)
+        if version_compatible:
+            require_compatibility(flavour, "version_compatible is given")
+        # Before TensorRT is started, which takes seconds.
+        if require_kernels or embed_plugin:
+            plan.require_library(why="--require-kernels" if require_kernels else "--embed-plugin")
         # A dry run works elsewhere, and never commits.
         place = temporary_place("moh-deploy-build") if dry_run else output
         staged = closing.enter_context(StagedDirectory(place))
@@ -218,6 +226,7 @@ class _Build:
         """Write the model that TensorRT is given; return what the plugins refuse, too."""
         plan = self._plan
         plan.require_gpu(self._process.stack)
+        plan.require_cache_layer(self._process.stack)
         package = self._in_precision()
         with self._progress.step("reading the model"):
             read = read_graph(

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from moh_deploy.api.export_package import export_package as _export
 from moh_deploy.config.export_config import RequiredLayers
-from moh_deploy.config.options import ExportOptions, ModelOptions
+from moh_deploy.config.options import CacheForm, ExportOptions, ModelOptions
 from moh_deploy.frontend.prove.eager import EagerModel, open_eager
 from moh_deploy.package import ComputeType
 from moh_deploy.system.progress import SilentProgress
@@ -47,6 +47,7 @@ class ExportSettings(ModelSettings, total=False):
     compute_type: ComputeType | None
     require_layers: RequiredLayers | None
     valid_tokens: str | None
+    cache: CacheForm | None
 
 
 def export(
@@ -86,6 +87,7 @@ def export(
         compute_type=settings.get("compute_type"),
         require_layers=settings.get("require_layers"),
         valid_tokens=settings.get("valid_tokens"),
+        cache=settings.get("cache"),
     )
     return _export(options, progress=progress)
 

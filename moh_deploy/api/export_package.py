@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from moh_deploy import __version__
+from moh_deploy.api.caches_in_place import with_caches_in_place
 from moh_deploy.api.required_layers import require_layers, required_layers
 from moh_deploy.config.export_config import ExportConfig, RequiredLayers, load_config
 from moh_deploy.config.options import ExportOptions
@@ -80,20 +81,24 @@ def _export(
     converted, source = _convert(options, config, progress)
     require_layers(wanted, converted.layers, converted.near_misses)
     converted = _with_first_choices(converted)
+    manifest = _manifest(converted, source, options, config)
+    vectors = converted.vectors
+    if options.cache == "in-place":
+        with progress.step("putting the caches in place"):
+            manifest, vectors = with_caches_in_place(converted.model, manifest, vectors)
     with PackageWriter(options.output) as writer:
         with progress.step("writing the package"):
-            manifest = _manifest(converted, source, options, config)
             # Weights are most of a package: better refused now than with a full disk.
             writer.require_free(_weight_bytes(converted.model))
             _save(converted.model, writer.root)
             for file in source.tokenizer:
                 shutil.copyfile(file, writer.path(file.name))
-            manifest = writer.stage(manifest, converted.vectors)
-        sizes = tuple(one.sizes for one in converted.vectors)
+            manifest = writer.stage(manifest, vectors)
+        sizes = tuple(one.sizes for one in vectors)
         padding_inputs = converted.padding_inputs
         limits, unnamed = converted.limits, converted.unnamed
         # Its weights would stay in memory while another process loads what was written.
-        del converted
+        del converted, vectors
         with progress.step("comparing the package with the original model"):
             runs = prove(writer.root, _ways(manifest))
         # What any runtime computes, with kernels or without, is the function bodies' result.

@@ -205,6 +205,10 @@ def _valid_tokens(help: str) -> Option:
     return click.option("--valid-tokens", metavar="NAME", help=help)
 
 
+def _cache(*forms: str, help: str) -> Option:
+    return click.option("--cache", type=click.Choice(forms), help=help)
+
+
 def _count(name: str, help: str, *, default: int | None = None) -> Option:
     return click.option(
         name,
@@ -314,6 +318,13 @@ EXPORT = (
         " is faster where the processor has it (amx_bf16, avx512_bf16), and less exact."
         "  [default: float32]",
     ),
+    _cache(
+        "in-place",
+        "concatenated",
+        help="in-place: a decoder takes caches with room, and writes new keys and values into them;"
+        " concatenated: it returns a longer copy of each, as it was written."
+        "  [default: concatenated]",
+    ),
     click.option(
         "--require-layers",
         metavar="N|all",
@@ -411,6 +422,11 @@ BUILD = (
         metavar="8.6 ...",
         help="GPUs to build for, all in one engine; tensorrt-rtx only."
         "  [default: 8.0 8.6 8.9 12.0]",
+    ),
+    _cache(
+        "in-place",
+        help="Build from the package with its caches in place, as export --cache in-place writes"
+        " it: TensorRT 10.15 or later.  [default: as the package has them]",
     ),
     click.option("--workspace", metavar="SIZE", help="The most scratch memory of a layer: 4GiB."),
     _path(

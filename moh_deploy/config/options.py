@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+CacheForm = Literal["in-place", "concatenated"]
+"""How a decoder keeps keys and values: in buffers with room, or each time joined with new ones."""
+
 if TYPE_CHECKING:
     from moh_deploy.config.export_config import RequiredLayers
     from moh_deploy.package import ComputeType
@@ -67,6 +70,8 @@ class ExportOptions(ModelOptions):
         valid_tokens: The input that is 1 for valid tokens and 0 for padding, [batch, tokens]: what
             is computed for padding is not compared. `all`: every token counts. None takes the
             configuration's, or else looks for it in the graph.
+        cache: `in-place` lets a decoder write new keys and values into buffers, which it takes and
+            returns; `concatenated` leaves caches as the model has them. None is `concatenated`.
     """
 
     output: Path
@@ -79,3 +84,4 @@ class ExportOptions(ModelOptions):
     compute_type: ComputeType | None = None
     require_layers: RequiredLayers | None = None
     valid_tokens: str | None = None
+    cache: CacheForm | None = None

@@ -28,6 +28,8 @@ from moh_deploy.package.corpus import (
 from moh_deploy.package.external_data import MODEL_DATA_NAME, MODEL_NAME
 from moh_deploy.package.fingerprint import NUMBERS, fingerprint
 from moh_deploy.package.manifest import (
+    CacheBuffer,
+    CachesInPlace,
     Call,
     CallArgument,
     Choice,
@@ -70,6 +72,8 @@ __all__ = [
     "ORIGINAL",
     "TOKENIZER_FILES",
     "TOKENIZER_NAME",
+    "CacheBuffer",
+    "CachesInPlace",
     "Call",
     "CallArgument",
     "Choice",

@@ -121,6 +121,43 @@ class DimSum(Strict):
 
 
 @dataclass(frozen=True)
+class CacheBuffer(Strict):
+    """A cache of keys or values that is a buffer with room: an input, and an output that may be the
+    same memory.
+
+    Attributes:
+        past: Name of the input.
+        present: Name of the output: the input with this call's tokens behind those that it had.
+        axis: The axis of tokens.
+    """
+
+    past: str
+    present: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class CachesInPlace(Strict):
+    """The caches of a decoder that writes new keys and values where they belong.
+
+    Attributes:
+        buffers: Every cache. All have the same number of places.
+        past_length: How many places of each sequence were filled before the call: the name of an
+            input, or what follows from sizes: `total - seq`, `total - 1`, `past`.
+        new_length: How many tokens a call adds: a dimension, or a number.
+        least_past: The fewest filled places that the trace is good for.
+        most_tokens: The most tokens, filled before and new, likewise; None: as many as there are
+            places.
+    """
+
+    buffers: tuple[CacheBuffer, ...]
+    past_length: str
+    new_length: str | int
+    least_past: int = 0
+    most_tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class RouterTypes(Strict):
     """The dtypes of the stages of a layer's router, in a package of lower precision.
 
@@ -450,6 +487,7 @@ class Manifest(Strict):
         made: What was changed in a package that is another model than the original; None for a
             package that equals it.
         text_generation: Of a language model that takes tokens and a cache; None of others.
+        caches: Caches that are written in place; None where there are none, or they grow.
         files: File name to sha256, for each file of the package but the manifest.
         format_version: Version of the package format.
     """
@@ -480,6 +518,7 @@ class Manifest(Strict):
     valid_tokens: str | None = None
     made: Made | None = None
     text_generation: TextGeneration | None = None
+    caches: CachesInPlace | None = None
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import TensorInfo
+from moh_deploy.package import CachesInPlace, TensorInfo
+from moh_deploy.package.cache_buffers import BUFFER, new_length, past_length
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 
@@ -29,6 +30,39 @@ def check_inputs(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> di
     for spec in specs:
         _check_tensor(spec, inputs[spec.name])
     return _bind_dims(specs, inputs)
+
+
+def check_room(
+    caches: CachesInPlace, sizes: Mapping[str, int], inputs: Mapping[str, Array]
+) -> None:
+    """Check that new tokens have room in caches that are written in place.
+
+    Args:
+        sizes: Of each dynamic dimension.
+
+    Raises:
+        ConfigError: There is none, or the model takes fewer tokens; with both numbers.
+    """
+    # The input that says how much is filled has no axes: all others are known by their sizes.
+    known = {name: int(array) for name, array in inputs.items() if array.ndim == 0}
+    past, new = (length(caches, known | dict(sizes)) for length in (past_length, new_length))
+    places, first = sizes[BUFFER], caches.buffers[0].past
+    if past < caches.least_past:
+        raise ConfigError(
+            f"'{caches.past_length}' says that {past} tokens are cached, expected"
+            f" {caches.least_past} or more."
+        )
+    if past + new > places:
+        raise ConfigError(
+            f"the caches have {places} places ('{first}'), of which {past} are filled: {new} more"
+            " tokens do not fit.",
+            hint="Give longer buffers.",
+        )
+    if caches.most_tokens is not None and past + new > caches.most_tokens:
+        raise ConfigError(
+            f"{past} cached tokens and {new} more are {past + new}, and the model takes at most"
+            f" {caches.most_tokens}."
+        )
 
 
 def empty_axis(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> str | None:

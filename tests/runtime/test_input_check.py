@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import TensorInfo
-from moh_deploy.runtime.input_check import check_inputs, missing_row
+from moh_deploy.package import CacheBuffer, CachesInPlace, TensorInfo
+from moh_deploy.runtime.input_check import check_inputs, check_room, missing_row
 from moh_deploy.system.npz import Array
 
 SPECS = (
@@ -98,3 +100,33 @@ def test_number_that_a_table_has_no_row_for_is_found(dtype: str, value: int, is_
 
 def test_empty_indices_are_in_every_table():
     assert missing_row({"ids": 10}, {"ids": np.zeros((0, 3), np.int64)}) is None
+
+
+CACHES = CachesInPlace((CacheBuffer("past", "present", 2),), "total - seq", "seq", 1, 9)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            {"total": 8, "seq": 2, "buffer": 7},
+            r"have 7 places \('past'\), of which 6 are filled: 2",
+        ),
+        ({"total": 10, "seq": 2, "buffer": 12}, "8 cached tokens and 2 more are 10.* at most 9"),
+        ({"total": 2, "seq": 2, "buffer": 12}, "says that 0 tokens are cached, expected 1 or more"),
+    ],
+)
+def test_tokens_need_room_in_caches(sizes: dict[str, int], message: str):
+    with pytest.raises(ConfigError, match=message):
+        check_room(CACHES, sizes, {})
+
+
+def test_last_place_of_a_cache_may_be_filled():
+    check_room(CACHES, {"total": 9, "seq": 2, "buffer": 9}, {})
+
+
+def test_filled_places_may_be_told_by_an_input():
+    caches = replace(CACHES, past_length="told")
+    check_room(caches, {"seq": 2, "buffer": 8}, {"told": np.asarray(6)})
+    with pytest.raises(ConfigError, match="of which 7 are filled"):
+        check_room(caches, {"seq": 2, "buffer": 8}, {"told": np.asarray(7)})

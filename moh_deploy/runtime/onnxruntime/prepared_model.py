@@ -15,6 +15,7 @@ from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
 from moh_deploy.graph.router_nodes import router_nodes
 from moh_deploy.graph.switches import all_nodes, switch_rules
 from moh_deploy.graph.table_lookups import table_rows
+from moh_deploy.graph.written_buffers import written_buffers
 from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
 from moh_deploy.package import LayerInfo, load_without_weights
 from moh_deploy.runtime.base import GraphEdit
@@ -37,7 +38,8 @@ class PreparedModel(NamedTuple):
     `moh_nodes` has the name of each node that is to run on a kernel, and its operator. Nodes of
     domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has the nodes
     that depend on sizes, and their rules; `has_float16` says that some compute in that;
-    `emulated_dtype` is as in `KernelUse`; `table_rows` has the inputs that are looked up in tables.
+    `emulated_dtype` is as in `KernelUse`; `table_rows` has the inputs that are looked up in tables,
+    `buffers` the outputs that may be the memory of an input, and these inputs.
     """
 
     content: str | bytes
@@ -49,6 +51,7 @@ class PreparedModel(NamedTuple):
     has_float16: bool
     emulated_dtype: str | None
     table_rows: dict[str, int]
+    buffers: dict[str, str]
 
 
 def prepare_model(
@@ -112,6 +115,7 @@ def prepare_model(
         has_float16,
         emulated,
         looked_up,
+        written_buffers(model.graph),
     )
 
 

@@ -15,9 +15,9 @@ from onnx import parser
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype
-from moh_deploy.package import OnnxPackage, TensorInfo, read_outline
+from moh_deploy.package import CachesInPlace, OnnxPackage, TensorInfo, read_outline
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
-from moh_deploy.runtime.input_check import check_inputs, empty_axis, missing_row
+from moh_deploy.runtime.input_check import check_inputs, check_room, empty_axis, missing_row
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels, register, require_kernels
@@ -48,12 +48,16 @@ class OrtRunner(Runner):
     Attributes:
         description: What runs each layer, as read from the session.
         table_rows: Inputs that are looked up in tables, and the rows of these.
+        buffers: Outputs that are written into an input, and these inputs: one memory is both.
+        caches: What the package says of them; None for models that are of none.
     """
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
     description: Description
     table_rows: Mapping[str, int]
+    buffers: Mapping[str, str]
+    caches: CachesInPlace | None
     _session: ort.InferenceSession
 
     def describe(self) -> Description:
@@ -68,11 +72,28 @@ class OrtRunner(Runner):
         self, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
         """Run the model once, and copy some of its outputs; see `Runner.run_returning`."""
-        check_inputs(self.inputs, inputs)
+        self._check(inputs)
+        if self.buffers:
+            return self._run_in_place(inputs, outputs)
         feeds = {name: to_ort(array) for name, array in inputs.items()}
         names = list(outputs)
         results = self._explaining(inputs, lambda: self._session.run_with_ort_values(names, feeds))
         return {name: from_ort(value) for name, value in zip(names, results, strict=True)}
+
+    def _run_in_place(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
+        """Run with one memory for each buffer, a copy of the input: the caller's stays as it is."""
+        # Arrays are held here until all is copied: ONNX Runtime's values do not keep them.
+        feeds = self._with_own_buffers(inputs)
+        binding = self._bound(feeds, outputs)
+        self._explaining(inputs, lambda: self._session.run_with_iobinding(binding))
+        # Of buffers whose output nobody asked for, there are results behind.
+        results = dict(zip(outputs, binding.get_outputs(), strict=False))
+        return {
+            name: feeds[self.buffers[name]] if name in self.buffers else from_ort(results[name])
+            for name in outputs
+        }
 
     def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         """Return a call that runs the model on these inputs and gives no outputs: to be timed.
@@ -90,19 +111,43 @@ class OrtRunner(Runner):
                 " no kernels for: it can be run and compared here by emulation, not timed.",
                 hint="Time it in float32 or float16.",
             )
-        check_inputs(self.inputs, inputs)
+        self._check(inputs)
         # ONNX Runtime reads these very arrays: they live as long as the call.
-        feeds = {name: np.require(array, requirements="C") for name, array in inputs.items()}
-        binding = self._session.io_binding()
-        for name, array in feeds.items():
-            binding.bind_ortvalue_input(name, to_ort(array))
-        for name in self.outputs:
-            binding.bind_output(name)
+        feeds = self._with_own_buffers(inputs)
+        binding = self._bound(feeds, self.outputs)
 
         def call() -> None:
+            # A cache that is written in place is written at the same place in each call.
             self._explaining(feeds, lambda: self._session.run_with_iobinding(binding))
 
         return call
+
+    def _check(self, inputs: Mapping[str, Array]) -> None:
+        sizes = check_inputs(self.inputs, inputs)
+        if self.caches is not None:
+            check_room(self.caches, sizes, inputs)
+
+    def _with_own_buffers(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the inputs as ONNX Runtime reads them, of what is written in place a copy."""
+        written = set(self.buffers.values())
+        return {
+            name: np.array(array, order="C") if name in written else np.require(array, None, "C")
+            for name, array in inputs.items()
+        }
+
+    def _bound(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> ort.IOBinding:
+        """Bind inputs and outputs: a buffer as both. The arrays have to outlive the binding."""
+        binding = self._session.io_binding()
+        values = {name: to_ort(array) for name, array in feeds.items()}
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        # Those of buffers in any case: without one, ONNX Runtime copies the buffer.
+        for name in dict.fromkeys([*outputs, *self.buffers]):
+            if name in self.buffers:
+                binding.bind_ortvalue_output(name, values[self.buffers[name]])
+            else:
+                binding.bind_output(name)
+        return binding
 
     def _explaining(self, inputs: Mapping[str, Array], run: Callable[[], _T]) -> _T:
         try:
@@ -138,9 +183,9 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     """
     if isinstance(source, OnnxPackage):
         path, layers = source.model_path, source.manifest.layers
-        compute_type = source.manifest.compute_type
+        compute_type, caches = source.manifest.compute_type, source.manifest.caches
     else:
-        path, layers, compute_type = source, (), "float32"
+        path, layers, compute_type, caches = source, (), "float32", None
         read_outline(path)  # of a package that was done when it was opened
     use = choose_kernels(
         variant.kernels,
@@ -180,7 +225,7 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     )
     inputs = tuple(map(tensor_info, session.get_inputs()))
     outputs = tuple(one.name for one in session.get_outputs())
-    return OrtRunner(inputs, outputs, description, model.table_rows, session)
+    return OrtRunner(inputs, outputs, description, model.table_rows, model.buffers, caches, session)
 
 
 def _placed(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
+from packaging import version
+
 from moh_deploy import __version__
 from moh_deploy.config.dtypes import dtype_named
 from moh_deploy.errors import BackendError, ConfigError
@@ -25,6 +27,9 @@ HARDWARE = {
     "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
 }
 """What `--hardware-compatibility` takes, to TensorRT's names."""
+
+_CACHE_LAYER = "10.15"
+"""The first TensorRT with IKVCacheUpdateLayer, which its parser makes of TensorScatter."""
 
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -98,6 +103,17 @@ class BuildPlan:
                 " none here.",
                 hint="Build where the engine is to run; or with --backend tensorrt-rtx, which needs"
                 " no GPU to build.",
+            )
+
+    def require_cache_layer(self, found: Stack) -> None:
+        """Raise a BackendError if caches are written in place, and TensorRT has no layer for it."""
+        if self.package.manifest.caches is None or self.flavour.name != "tensorrt":
+            return
+        if version.parse(found.version) < version.parse(_CACHE_LAYER):
+            raise BackendError(
+                f"the package writes its caches in place, for which {self.flavour.title}"
+                f" {found.version} has no layer; expected {_CACHE_LAYER} or later.",
+                hint="Build with caches that grow, or install a newer TensorRT.",
             )
 
     def stack(self, found: Stack) -> dict[str, str | None]:

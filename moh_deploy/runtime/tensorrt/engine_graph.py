@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from moh_deploy.errors import BackendError
+from moh_deploy.graph.fix_dimension import fix_dimension
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.sequences import choose_for_engine, lower_to_tensorrt
 from moh_deploy.graph.tell_fields import nodes_with_plugins
 from moh_deploy.ops import op_names
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, choice_at, choices_for
+from moh_deploy.package.cache_buffers import BUFFER
 from moh_deploy.runtime.tensorrt.candidates import (
     AttentionCandidates,
     ChosenWay,
@@ -21,7 +23,7 @@ from moh_deploy.runtime.tensorrt.candidates import (
 from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer, Implementation
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer
 from moh_deploy.runtime.tensorrt.preflight import refused_nodes, refused_types
-from moh_deploy.runtime.tensorrt.profiles import Profile, opt_sizes
+from moh_deploy.runtime.tensorrt.profiles import Profile, fixed_places, opt_sizes
 from moh_deploy.runtime.tensorrt.rejection import Rejection
 
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -134,6 +136,9 @@ def read_graph(
         only_kernels: What the plugins take is to run by them.
     """
     model, layers = load_ir(package), engine_choices(package.manifest, profiles)
+    places = fixed_places(profiles, package.manifest)
+    if places is not None:
+        fix_dimension(model, BUFFER, places)
     choose_for_engine(model, layers)
     # Preflight comes before lowering: it names nodes and ops as the package has them.
     nodes = nodes_with_plugins(model) if no_plugins is None else ()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, TensorInfo
+from moh_deploy.package.cache_buffers import BUFFER
 from moh_deploy.runtime.tensorrt.messages import ShapeRange
 from moh_deploy.system.suggest import did_you_mean
 
@@ -62,6 +63,32 @@ def make_profiles(texts: Sequence[str], manifest: Manifest) -> tuple[Profile, ..
         return ()
     usual = usual_profile(manifest)
     return tuple({**usual, **_parse(text, manifest)} for text in texts) or (usual,)
+
+
+def fixed_places(profiles: Sequence[Profile], manifest: Manifest) -> int | None:
+    """Return how many places caches have that are written in place; None without such caches.
+
+    Raises:
+        ConfigError: Profiles leave it open, or have more tokens than that.
+    """
+    if manifest.caches is None:
+        return None
+    spans = {str(one[BUFFER]): one[BUFFER] for one in profiles}
+    (text, span), *others = spans.items()
+    if others or span.min != span.max:
+        raise ConfigError(
+            f"profiles have {BUFFER}={', '.join([text, *(other for other, _ in others)])}:"
+            " TensorRT writes into caches of one fixed number of places.",
+            hint=f"Say how many tokens a cache is to hold at most: --profile {BUFFER}=4096.",
+        )
+    total = manifest.caches.past_length.partition(" - ")[0]
+    longest = max((one[total].max for one in profiles if total in one), default=0)
+    if longest > span.max:
+        raise ConfigError(
+            f"profiles have up to {longest} for '{total}', and caches of {span.max} places.",
+            hint=f"Give both: --profile {BUFFER}={span.max},{total}=1..{span.max}.",
+        )
+    return span.max
 
 
 def usual_profile(manifest: Manifest) -> Profile:

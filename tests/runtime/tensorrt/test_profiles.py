@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import TensorInfo
+from moh_deploy.package import CacheBuffer, CachesInPlace, TensorInfo
 from moh_deploy.runtime.tensorrt.profiles import (
     Span,
+    fixed_places,
     make_profiles,
     opt_sizes,
     profile_text,
@@ -17,6 +18,11 @@ from tests.handmade_package import MANIFEST, WIDTH
 
 LIMITED = replace(MANIFEST, dim_ranges={"seq": (2, 10)})
 STATIC = replace(MANIFEST, dims={})
+CACHED = replace(
+    MANIFEST,
+    dims={"batch": 2, "seq": 3, "total": 8, "buffer": 11},
+    caches=CachesInPlace((CacheBuffer("past", "present", 2),), "total - seq", "seq"),
+)
 
 
 def test_a_profile_names_dimensions_and_leaves_the_others_as_usual():
@@ -83,3 +89,21 @@ def test_shapes_follow_from_expressions():
 def test_wrong_profiles_are_refused(text: str, message: str):
     with pytest.raises(ConfigError, match=message.replace("+", r"\+")):
         make_profiles([text], LIMITED)
+
+
+def test_caches_in_place_have_one_number_of_places():
+    assert fixed_places(make_profiles(["buffer=64", "batch=8,buffer=64"], CACHED), CACHED) == 64
+    assert fixed_places(make_profiles([], MANIFEST), MANIFEST) is None
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "buffer=1..11..44: TensorRT writes into caches of one fixed number of places"),
+        (["buffer=64", "buffer=32"], "buffer=64, 32: TensorRT writes"),
+        (["buffer=16"], "up to 32 for 'total', and caches of 16 places"),
+    ],
+)
+def test_places_that_are_open_or_too_few_are_refused(texts: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        fixed_places(make_profiles(texts, CACHED), CACHED)

@@ -1,0 +1,266 @@
+"""Find the caches of a decoder that grow: inputs that come back with new tokens behind them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from moh_deploy.config.dims import DimExpr
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import Manifest, VectorSet
+
+PAST_LENGTH = "past_sequence_length"
+"""The input that says how many tokens a cache holds, where no size of another input does."""
+
+
+@dataclass(frozen=True)
+class GrowingCache:
+    """One cache.
+
+    Attributes:
+        past: The input, [batch, ..., past, ...].
+        joined: The Concat that puts new keys or values behind it, and makes an output.
+        axis: The axis of tokens.
+    """
+
+    past: ir.Value
+    joined: ir.Node
+    axis: int
+
+    @property
+    def present(self) -> ir.Value:
+        return self.joined.outputs[0]
+
+
+@dataclass(frozen=True)
+class CacheLengths:
+    """Where the sizes of a decoder's caches come from, in the words of `CachesInPlace`."""
+
+    past_dim: str
+    past_length: str
+    new_length: str | int
+
+
+def growing_caches(model: ir.Model, manifest: Manifest) -> tuple[GrowingCache, ...]:
+    """Return every cache, in the order in which they grow.
+
+    Raises:
+        ConfigError: There is none, or one grows in another way; with the reason.
+    """
+    found = tuple(_found(model))
+    known = {cache.present.name for cache in found}
+    dims = {_dim(cache, manifest) for cache in found}
+    for output in manifest.outputs:
+        if output.name not in known and (why := _why_other(model, output.name, manifest, dims)):
+            raise ConfigError(
+                f"output '{output.name}' grows with the cache and cannot be written in place:"
+                f" {why}.",
+                hint="Return the cache of each layer as keys and as values, joined as"
+                " torch.cat((past, new)). --cache concatenated leaves caches as they are.",
+            )
+    if not found:
+        raise ConfigError(
+            "the model has no cache that could be written in place: no output is an input with new"
+            " tokens behind it (Concat).",
+            hint="It has to take past keys and values as inputs, and to return them with the new"
+            " ones. --cache concatenated leaves a model as it is.",
+        )
+    return found
+
+
+def cache_lengths(
+    caches: Sequence[GrowingCache], manifest: Manifest, vectors: Sequence[VectorSet]
+) -> CacheLengths:
+    """Find what tells how many tokens caches hold, and how many a call adds.
+
+    What the names of dimensions say is believed as far as every recorded run bears it out.
+
+    Raises:
+        ConfigError: Caches have lengths of their own, or it is not known how much they grow.
+    """
+    past_dim, *others = dict.fromkeys(_dim(cache, manifest) for cache in caches)
+    runs = [_Run.of(one, caches) for one in vectors]
+    # Two names may be of one size: an exporter that was given one for keys and one for values.
+    differ = [name for name in others if any(r.sizes[name] != r.sizes[past_dim] for r in runs)]
+    if differ or any(run.differs for run in runs):
+        raise ConfigError(
+            f"caches have lengths of their own ({', '.join([past_dim, *differ])}), and all are"
+            " written at one place.",
+            hint="--cache concatenated leaves them as they are.",
+        )
+    new = _new_length(caches[0], manifest, past_dim, runs)
+    return CacheLengths(past_dim, _past_length(caches, manifest, past_dim, new, runs), new)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The sizes of one recorded run: cached tokens before and after.
+
+    Attributes:
+        differs: Caches do not agree in them.
+    """
+
+    sizes: Mapping[str, int]
+    past: int
+    total: int
+    differs: bool
+
+    @classmethod
+    def of(cls, vectors: VectorSet, caches: Sequence[GrowingCache]) -> _Run:
+        lengths = [
+            (
+                vectors.inputs[cache.past.name or ""].shape[cache.axis],
+                vectors.outputs[cache.present.name or ""].shape[cache.axis],
+            )
+            for cache in caches
+        ]
+        return cls(vectors.sizes, *lengths[0], differs=len(set(lengths)) > 1)
+
+
+def _found(model: ir.Model) -> Iterator[GrowingCache]:
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        if node.op_type != "Concat" or node.domain or len(node.inputs) != 2:
+            continue
+        past, made = node.inputs[0], node.outputs[0]
+        if past is None or made not in outputs or not _is_input(past) or past.shape is None:
+            continue
+        axis = node.attributes["axis"].as_int() % len(past.shape)
+        # The first axis is that of sequences; a fixed one does not grow from call to call.
+        if axis > 0 and not isinstance(past.shape[axis], int):
+            yield GrowingCache(past, node, axis)
+
+
+def _is_input(value: ir.Value) -> bool:
+    return value.is_graph_input() and not value.is_initializer()
+
+
+def _dim(cache: GrowingCache, manifest: Manifest) -> str:
+    """Return the dimension of a cache's tokens.
+
+    Raises:
+        ConfigError: It is no dimension of its own.
+    """
+    (spec,) = (one for one in manifest.inputs if one.name == cache.past.name)
+    text = str(spec.shape[cache.axis])
+    if text not in manifest.dims:
+        raise ConfigError(
+            f"input '{spec.name}' has '{text}' cached tokens, expected a dimension of its own."
+        )
+    return text
+
+
+def _why_other(model: ir.Model, name: str, manifest: Manifest, dims: set[str]) -> str | None:
+    """Say how an output makes a cache grow that is none of those found; None if it does not."""
+    (value,) = (one for one in model.graph.outputs if one.name == name)
+    pasts = {one.name: one.shape for one in manifest.inputs if dims & set(map(str, one.shape))} or {
+        one.name: one.shape for one in manifest.inputs if len(one.shape) > 2
+    }
+    for node in _joins_before(value):
+        sources = [None if one is None else _source(one) for one in node.inputs]
+        names = [None if one is None else one.name for one in sources]
+        known = [name for name in names if name in pasts]
+        if not known:
+            continue
+        if names[0] not in pasts:
+            return f"new tokens are joined before those of '{known[0]}'"
+        if node is not value.producer():
+            return f"the caches of several layers are one tensor, '{known[0]}'"
+        if len(node.inputs) > 2:
+            return f"'{known[0]}' is joined with more than new tokens"
+        return f"'{known[0]}' is changed before new tokens are joined"
+    return None
+
+
+def _joins_before(value: ir.Value) -> Iterator[ir.Node]:
+    """Yield each Concat behind which only views and Concats lead to a value."""
+    node = value.producer()
+    if node is None or (node.op_type not in _VIEWS and node.op_type != "Concat"):
+        return
+    if node.op_type == "Concat":
+        yield node
+        for one in node.inputs:
+            if one is not None:
+                yield from _joins_before(one)
+    elif node.inputs[0] is not None:
+        yield from _joins_before(node.inputs[0])
+
+
+_VIEWS = frozenset(
+    ("Cast", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+)
+
+
+def _source(value: ir.Value) -> ir.Value | None:
+    """Return the input of which a value is a view; None if it is none."""
+    node = value.producer()
+    if node is None:
+        return value if _is_input(value) else None
+    if node.op_type in _VIEWS and node.inputs[0] is not None:
+        return _source(node.inputs[0])
+    return None
+
+
+def _new_length(
+    cache: GrowingCache, manifest: Manifest, past_dim: str, runs: Sequence[_Run]
+) -> str | int:
+    (spec,) = (one for one in manifest.outputs if one.name == cache.present.name)
+    text = str(spec.shape[cache.axis])
+    added = [run.total - run.past for run in runs]
+    terms = [term for term in re.split(r"\s*\+\s*", text) if term != past_dim]
+    if len(terms) == 1:
+        (term,) = terms
+        # As the exporter says: `past + seq`, or `past + 1`.
+        if term.isdecimal() and set(added) == {int(term)}:
+            return int(term)
+        if term in manifest.dims and added == [run.sizes[term] for run in runs]:
+            return term
+    fitting = [
+        name
+        for name in manifest.dims
+        if name != past_dim and added == [run.sizes.get(name) for run in runs]
+    ]
+    if len(fitting) == 1 and len(set(added)) > 1:
+        return fitting[0]
+    raise ConfigError(
+        f"output '{spec.name}' has '{text}' tokens, of which '{past_dim}' were cached: it is not"
+        " known how many are new.",
+        hint="Make the number of new tokens a dimension of an input (--dynamic), or fixed.",
+    )
+
+
+def _past_length(
+    caches: Sequence[GrowingCache],
+    manifest: Manifest,
+    past_dim: str,
+    new: str | int,
+    runs: Sequence[_Run],
+) -> str:
+    """Say it by sizes of other inputs, if they tell: a mask over cached and new tokens does."""
+    pasts = {cache.past.name for cache in caches}
+    others = [
+        _parsed(dim)
+        for one in manifest.inputs
+        if one.name not in pasts
+        for dim in one.shape
+        if isinstance(dim, str)
+    ]
+    if any(one is not None and one.name == past_dim and one.multiplier == 1 for one in others):
+        return past_dim
+    totals = [run.total for run in runs]
+    for one in others:
+        # One run alone may agree by chance.
+        tells = one is not None and one.is_plain and len(set(totals)) > 1
+        if one is not None and tells and totals == [run.sizes.get(one.name) for run in runs]:
+            return f"{one.name} - {new}"
+    return PAST_LENGTH
+
+
+def _parsed(dim: str) -> DimExpr | None:
+    try:
+        return DimExpr.parse(dim, place="an input")
+    except ConfigError:
+        return None
