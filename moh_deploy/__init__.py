@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from moh_deploy.api.bisect import bisect
     from moh_deploy.api.build import build
     from moh_deploy.api.bundle import bundle, check_bundle
+    from moh_deploy.api.compare import compare
     from moh_deploy.api.doctor import doctor
     from moh_deploy.api.drill import drill
     from moh_deploy.api.export import export, load_original
@@ -42,6 +43,7 @@ __all__ = [
     "build",
     "bundle",
     "check_bundle",
+    "compare",
     "doctor",
     "drill",
     "export",
@@ -70,6 +72,7 @@ _HOME = {
     "build": "moh_deploy.api.build",
     "bundle": "moh_deploy.api.bundle",
     "check_bundle": "moh_deploy.api.bundle",
+    "compare": "moh_deploy.api.compare",
     "doctor": "moh_deploy.api.doctor",
     "drill": "moh_deploy.api.drill",
     "export": "moh_deploy.api.export",

@@ -13,6 +13,7 @@ MORE_THAN_ONCE = {
     "TYPE_CHECKING": "the start of the command imports nothing, typing neither",
     "Model": "what runtimes open, and in the signature of `export` what users hand to it",
     "aten": "short for torch.ops.aten",
+    "compare": "the public function of the command, and in validate of a runner with recorded runs",
     "command": "each file of the command line has its own",
     "main": "where a process begins",
     # Each op has a file of these, and each router form a matcher.

@@ -15,6 +15,7 @@ def test_public_names_are_these():
         "build",
         "bundle",
         "check_bundle",
+        "compare",
         "doctor",
         "drill",
         "export",

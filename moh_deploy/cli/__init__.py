@@ -26,6 +26,9 @@ main = CommandGroup(
             "tune": "Measure how each layer runs fastest, and write it down.",
             "bench": "Measure how fast packages run, beside baselines.",
         },
+        "Decide": {
+            "compare": "Decide by a plan which of several ways to serve is worth it.",
+        },
         "Run": {
             "run": "Run a package on inputs from a file.",
             "inspect": "Show what is in a package and what runs it.",

@@ -719,6 +719,47 @@ BENCH = (
     JSON,
 )
 
+COMPARE = (
+    click.argument("paths", metavar="[PATH]...", nargs=-1, type=FILE_PATH),
+    _path("--plan", "FILE.yaml", "The plan: arms, metrics, margins, written before the data."),
+    _path("--new-plan", "FILE.yaml", "Write a plan to fill in, and do nothing else."),
+    _path(
+        "--earlier",
+        "FILE.json",
+        "The JSON report of the look before, where the plan allows several.",
+    ),
+    _inputs("Without a plan: labelled samples."),
+    click.option(
+        "--labels",
+        metavar="FILE|MEMBER",
+        type=NAME_OR_PATH,
+        help="Without a plan: their labels. Without these time alone decides.",
+    ),
+    click.option(
+        "--metric", default="top-1", show_default=True, help="Without a plan: what is scored."
+    ),
+    click.option(
+        "--may-lose",
+        type=float,
+        metavar="LOSS",
+        default=0.005,
+        show_default=True,
+        help="Without a plan: how much of the metric an arm may lose, in its own units.",
+    ),
+    click.option(
+        "--at-least",
+        type=float,
+        metavar="SHARE",
+        default=0.1,
+        show_default=True,
+        help="Without a plan: the share of the reference's median time that has to be saved.",
+    ),
+    _time("--seconds", "Without a plan: how long all arms run in turns.", default="10s"),
+    _threads("Without a plan: threads within an operator."),
+    REPORT_FILES[1:],
+    JSON,
+)
+
 RUN = (
     PACKAGE,
     _path("--inputs", "FILE.npz", "Inputs, named as in the model or in its order.", required=True),

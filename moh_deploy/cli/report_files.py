@@ -20,6 +20,7 @@ _NOT_FINISHED = {
     "verify": "The comparison did not finish.",
     "bench": "The measurement did not finish.",
     "probe": "The edge cases did not finish.",
+    "compare": "The comparison did not finish: nothing is decided.",
     "watch": "Nothing was judged yet.",
     "drill": "The drill did not finish.",
 }

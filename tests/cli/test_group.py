@@ -13,6 +13,7 @@ from tests.nightly import sampled
 COMMANDS = [
     "build",
     "bundle",
+    "compare",
     "doctor",
     "drill",
     "export",
@@ -66,6 +67,8 @@ def test_version(cli: Cli):
             ["zzz"],
             "No such command 'zzz'. There are bench, bisect, build, bundle, doctor, drill,"
             " export, inline, inspect, precision, probe, profile, prune, run, serve, tune, verify,"
+            "No such command 'zzz'. There are bench, bisect, build, bundle, compare, doctor,"
+            " drill, export, inline, inspect, precision, probe, profile, run, serve, tune, verify,"
             " watch.",
         ),
         (["inspect"], "Missing argument 'DIR'"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from jsonschema import ValidationError
 
+from moh_deploy.decision.report import DecisionReport
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.report.json import FLAT, HIDDEN, in_json, to_json
 from moh_deploy.report.report import Report
@@ -19,6 +20,7 @@ from tests.report.json_schema import DOCS, answer_schema, misfits, schema_of, va
 REPORTS: dict[str, type[Report]] = {
     "bench": BenchReport,
     "bisect": BisectReport,
+    "compare": DecisionReport,
     "probe": ProbeReport,
     "verify": ParityReport,
 }

@@ -24,7 +24,22 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> tuple[float, float]:
-    """Return the percentile interval of a statistic of sums over samples.
+    """Return the percentile interval of a statistic of sums over samples; see `resampled`."""
+    # Percentiles of the resampled statistic: no distribution is assumed.
+    tail = (1 - CONFIDENCE) / 2
+    drawn = resampled(rows, statistic, resamples=resamples, seed=seed)
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def resampled(
+    rows: Float64Array,
+    statistic: Callable[[Float64Array], Float64Array],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Float64Array:
+    """Return a statistic of sums over samples that were drawn anew, [resamples].
 
     A sample is drawn with all of its row, so that what both sides have in common cancels.
 
@@ -44,10 +59,7 @@ def paired_bootstrap(
     rng, chunk = np.random.default_rng(seed), max(1, _CHUNK // len(rows))
     sizes = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
     sums = [draw(rng, kinds, counts, size) for size in sizes]
-    # Percentiles of the resampled statistic: no distribution is assumed.
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(statistic(np.concatenate(sums)), [tail, 1 - tail])
-    return float(low), float(high)
+    return statistic(np.concatenate(sums))
 
 
 def _of_kinds(

@@ -1,0 +1,221 @@
+"""Compare several ways to serve a model by a plan, and decide which are worth it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moh_deploy.api.made_arms import LoadOriginal, find_arms
+from moh_deploy.decision.earlier import read_earlier
+from moh_deploy.decision.energy import energy_clock
+from moh_deploy.decision.measure import PlannedRun
+from moh_deploy.decision.new_plan import NEW_PLAN
+from moh_deploy.decision.plan import PlanFile, QualityGoal, plan_of, read_plan
+from moh_deploy.decision.report import DataFile, DecisionReport
+from moh_deploy.decision.summarise import LookSetting, report_of
+from moh_deploy.decision.timed_inputs import timed_inputs
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.perf.bench.fresh_run import MeasureFresh, fresh_run
+from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
+from moh_deploy.runtime.open_runner import opened_package
+from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.staging import scratch_directory, staged_file
+from moh_deploy.validate.accuracy.class_labels import Labelling
+from moh_deploy.validate.accuracy.label_files import SUFFIXES
+from moh_deploy.validate.accuracy.labelled_runs import LabelledRun, labelled_runs
+from moh_deploy.validate.accuracy.metrics import Metric
+from moh_deploy.validate.accuracy.reading import LabelledData, read_labelled
+from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.samples import npz_files
+from moh_deploy.validate.subject import Subject
+
+
+def compare(
+    paths: Sequence[Path | str] = (),
+    *,
+    plan: Path | str | None = None,
+    inputs: Sequence[Path | str] = (),
+    labels: Path | str | None = None,
+    metric: str = "top-1",
+    may_lose: float = 0.005,
+    at_least: float = 0.1,
+    seconds: float = 10.0,
+    threads: int | None = None,
+    earlier: Path | str | None = None,
+    load_original: LoadOriginal | None = None,
+    measure: MeasureRuns | None = None,
+    measure_fresh: MeasureFresh | None = None,
+    progress: Progress | None = None,
+) -> DecisionReport:
+    """Measure quality and time of several arms in turns, and decide each by what was planned.
+
+        report = moh_deploy.compare(plan="plan.yaml", load_original=moh_deploy.load_original)
+        report.decision
+
+    Args:
+        paths: Packages, engines or ONNX files in place of a plan; the first is the reference.
+        plan: YAML file, see `moh_deploy.decision.plan.Plan`.
+        inputs: Without a plan: npz files of samples, or directories of them.
+        labels: Without a plan: their labels; None to decide by time alone.
+        metric: Without a plan: what is scored.
+        may_lose: Without a plan: how much of it an arm may lose, in its own units.
+        at_least: Without a plan: the share of the reference's median time that has to be saved.
+        seconds: Without a plan: how long all arms run in turns.
+        threads: Without a plan: threads within an operator.
+        earlier: JSON report of the look before, where the plan allows several: what was told
+            there stays.
+        load_original: What loads checkpoints of the plan: `moh_deploy.load_original`.
+        measure: What times calls that take turns; clocks of its own without.
+        measure_fresh: What runs a model in a process of its own.
+        progress: What to report steps to.
+
+    Returns:
+        The decision; look at `decision`, and at the `verdict` of each of `arms`.
+
+    Raises:
+        ConfigError: The plan is wrong, labels do not fit, or an arm is not there.
+        MoHDeployError: An arm cannot be made or run; the message names it.
+    """
+    progress = progress or SilentProgress()
+    file = _plan_of_options(
+        paths, plan, inputs, labels, metric, may_lose, at_least, seconds, threads
+    )
+    # All that can be refused is refused before anything is made or measured, which takes minutes.
+    with progress.step("reading the plan"):
+        look, told = read_earlier(None if earlier is None else Path(earlier), file)
+        found = find_arms(file, load_original)
+        samples = _samples(file, found.base)
+        timed = []
+        if file.plan.latency is not None:
+            timed = timed_inputs(found.base, samples.data, file.plan.sizes)
+    joules, why_no_energy = energy_clock()
+    with scratch_directory("moh-deploy-compare") as scratch:
+        arms = found.made(scratch, progress)
+        job = PlannedRun(
+            plan=file.plan,
+            arms=arms,
+            base=found.base,
+            batches=samples.batches,
+            metrics=samples.metrics,
+            timed=timed,
+            measure=measure
+            or runs_timer(
+                file.plan.seconds, file.plan.warmup, threads=file.plan.threads, energy=joules
+            ),
+            measure_fresh=measure_fresh or fresh_run,
+            scratch=scratch,
+            progress=progress,
+        )
+        measured = job.measured()
+        setting = LookSetting(look, told, samples.files, why_no_energy)
+        with progress.step("deciding"):
+            return report_of(file.plan, arms, measured, setting)
+
+
+def new_plan(output: Path | str) -> Path:
+    """Write a plan to fill in, and return its path.
+
+    Raises:
+        ConfigError: There is a file already.
+    """
+    path = Path(output)
+    if path.exists():
+        raise ConfigError(f"{path} exists already, and a plan is not to be lost: name another.")
+    with staged_file(path) as partial:
+        partial.write_text(NEW_PLAN, encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Labelled samples, and how they are scored; nothing of it where quality is not asked for."""
+
+    data: LabelledData | None = None
+    batches: tuple[LabelledRun, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    files: tuple[DataFile, ...] = ()
+
+
+def _samples(file: PlanFile, base: OnnxPackage) -> _Samples:
+    """Read samples and labels, and cut them into runs."""
+    plan = file.plan
+    if not plan.quality:
+        return _Samples()
+    paths = npz_files([file.placed(one) for one in plan.inputs])
+    assert plan.labels is not None, "the plan was checked"
+    is_file = Path(plan.labels).suffix.lower() in SUFFIXES
+    labels = file.placed(Path(plan.labels)) if is_file else plan.labels
+    tasks = [_task(file, one, labels) for one in plan.quality]
+    # Once for each metric: each chooses its own output, and has to fit the labels.
+    read = [read_labelled(paths, one, base.manifest) for one in tasks]
+    subject = Subject(opened_package(base), base, "auto")
+    batches = [
+        run
+        for one in read[0].datasets
+        for run in labelled_runs(subject, one, read[0].axis, tasks[0])
+    ]
+    hashed = [*paths, labels] if isinstance(labels, Path) else paths
+    files = [DataFile(str(one), sha256_of(one)) for one in hashed]
+    metrics = [metric for one in read for metric in one.metrics]
+    return _Samples(read[0], tuple(batches), tuple(metrics), tuple(files))
+
+
+def _task(file: PlanFile, section: QualityGoal, labels: Path | str) -> Task:
+    plan = file.plan
+    return Task(
+        labels=labels,
+        metrics=(section.metric,),
+        better=section.better,
+        output=section.output,
+        labelling=Labelling(plan.ignore_label, plan.shifted),
+        batch_size=plan.batch_size,
+        code_dirs=tuple(file.placed(one) for one in plan.code_dirs),
+        valid_tokens=plan.valid_tokens,
+    )
+
+
+def _plan_of_options(
+    paths: Sequence[Path | str],
+    plan: Path | str | None,
+    inputs: Sequence[Path | str],
+    labels: Path | str | None,
+    metric: str,
+    may_lose: float,
+    at_least: float,
+    seconds: float,
+    threads: int | None,
+) -> PlanFile:
+    """Return the plan in the file, or the one that the options say."""
+    if plan is not None and (paths or inputs or labels is not None):
+        raise ConfigError(
+            "a plan says what is compared, and on what: leave out paths, inputs and labels."
+        )
+    if plan is not None:
+        return read_plan(Path(plan))
+    if len(paths) < 2:
+        raise ConfigError(
+            f"{len(paths)} paths are given, expected a plan, or a reference and at least one more.",
+            hint="`moh-deploy compare --new-plan FILE` writes a plan to fill in.",
+        )
+    names = [str(one) for one in paths]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"a path is named twice: {', '.join(names)}.")
+    document: dict[str, object] = {
+        "goal": f"Is anything worth it against {names[0]}?",
+        "reference": names[0],
+        "arms": {name: {"path": name} for name in names},
+        "latency": {"at_least": float(at_least)},
+        "seconds": float(seconds),
+        "threads": threads,
+    }
+    if inputs or labels is not None:
+        quality = {"metric": metric, "may_lose": float(may_lose)}
+        document |= {
+            "inputs": [str(one) for one in inputs],
+            "labels": None if labels is None else str(labels),
+            "quality": quality,
+        }
+    return PlanFile(plan_of(document, "the options"), Path(), "the options")

@@ -1,0 +1,212 @@
+"""Find the arms of a plan, and make those that are made: packages in a scratch directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import onnx
+
+from moh_deploy.api.precision import precision
+from moh_deploy.decision.arm import Arm, named_errors
+from moh_deploy.decision.fixed_routing_arm import FixedRoutingModel, why_not_fed
+from moh_deploy.decision.plan import ArmSection, CheckpointSection, PlanFile
+from moh_deploy.decision.server_arm import ServerModel, host_and_port
+from moh_deploy.errors import ConfigError
+from moh_deploy.graph.open_heads import open_all_heads, why_not_open
+from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.ops.routers import form_named
+from moh_deploy.package import OnnxPackage, choices_for, with_choices
+from moh_deploy.runtime.base import Deployed, Model, Variant
+from moh_deploy.runtime.models import PackageDir
+from moh_deploy.runtime.open_runner import find_model, opened_package
+from moh_deploy.runtime.original import Original, OriginalModel
+from moh_deploy.system.progress import Progress
+
+ELSEWHERE = "it runs in the server's process"
+
+
+class LoadOriginal(Protocol):
+    """Loads a checkpoint; `moh_deploy.load_original` does."""
+
+    def __call__(
+        self,
+        model: Path,
+        *,
+        config: Path | None,
+        factory: str | None,
+        code_dirs: list[Path],
+        state_key: str | None,
+        trust_pickle: bool,
+        dtype: str | None,
+    ) -> Original: ...
+
+
+@dataclass(frozen=True)
+class FoundArms:
+    """The arms of a plan that are there, and those that are still to be made.
+
+    Attributes:
+        file: The plan.
+        base: The first package, whose names of inputs and outputs are used.
+        models: Name of each arm with a path to what it names.
+        load_original: What loads a checkpoint; None if nothing does.
+    """
+
+    file: PlanFile
+    base: OnnxPackage
+    models: Mapping[str, Model]
+    load_original: LoadOriginal | None
+
+    def made(self, scratch: Path, progress: Progress) -> list[Arm]:
+        """Return all arms, in the plan's order; making some takes minutes.
+
+        Raises:
+            MoHDeployError: One cannot be made; the message names it.
+        """
+        arms = []
+        for index, (name, section) in enumerate(self.file.plan.arms.items()):
+            with progress.step(f"making arm '{name}'"), named_errors(name):
+                arms.append(self._arm(name, section, scratch / str(index), progress))
+        return arms
+
+    def _arm(self, name: str, section: ArmSection, output: Path, progress: Progress) -> Arm:
+        variant = self._variant(section)
+        if section.path is not None:
+            return _of_model(name, section, self.models[name], variant)
+        if section.url is not None:
+            assert section.model is not None, "the plan was checked"
+            model: Model = ServerModel(section.url, section.model, self.base.manifest)
+            chooses = False if section.dense else None
+            return Arm(
+                name, model.name, model, variant, None, section.dense, chooses, elsewhere=ELSEWHERE
+            )
+        if section.checkpoint is not None:
+            original = self._load(section.checkpoint)
+            model = OriginalModel.of(original, self.base.manifest)
+            chooses = False if section.dense else None
+            return Arm(name, model.name, model, variant, None, section.dense, chooses)
+        return self._made(name, section, output, progress)
+
+    def _made(self, name: str, section: ArmSection, output: Path, progress: Progress) -> Arm:
+        made, of = section.made, section.of or self.file.plan.base
+        assert made is not None, "the plan was checked"
+        assert of is not None, "the plan was checked"
+        package, variant = self._package(of), self._variant(section)
+        kind = f"made of '{of}'"
+        if made.fixed_routing:
+            return _fixed_routing(name, f"{kind}: routing fed", package, variant)
+        if made.all_heads_open:
+            return _all_open(name, f"{kind}: all heads open", package, variant, output)
+        if made.precision is not None:
+            precision(package.root, to=made.precision, output=output, progress=progress)
+            kind, chooses = f"{kind}: {made.precision}", _chooses(package)
+        else:
+            raise ConfigError(f"arms made by {made.ways[0]} are not built yet.")
+        written = OnnxPackage.open(output)
+        return Arm(name, kind, opened_package(written), variant, written, False, chooses)
+
+    def _variant(self, section: ArmSection) -> Variant:
+        threads = self.file.plan.threads
+        return Variant(runtime=section.runtime, kernels=section.kernels, threads=threads)
+
+    def _package(self, of: str) -> OnnxPackage:
+        model = self.models[of]
+        if not isinstance(model, PackageDir):
+            raise ConfigError(f"it is made of '{of}', which is {model.name}, and no package.")
+        return model.package
+
+    def _load(self, section: CheckpointSection) -> Original:
+        if self.load_original is None:
+            raise ConfigError(
+                f"{section.file} is a checkpoint, and nothing was given that loads it.",
+                hint="Hand over load_original=moh_deploy.load_original.",
+            )
+        placed = self.file.placed
+        return self.load_original(
+            placed(section.file),
+            config=None if section.config is None else placed(section.config),
+            factory=section.factory,
+            code_dirs=[placed(one) for one in section.code_dirs],
+            state_key=section.state_key,
+            trust_pickle=section.trust_pickle,
+            dtype=section.dtype,
+        )
+
+
+def find_arms(file: PlanFile, load_original: LoadOriginal | None) -> FoundArms:
+    """Read what the paths of a plan name, and check what can be checked without loading it.
+
+    Raises:
+        ConfigError: A path names nothing that runs, a URL is none, or nothing is a package.
+        PackageError: A package cannot be read, or has changed since it was written.
+    """
+    plan, models = file.plan, dict[str, Model]()
+    for name, section in plan.arms.items():
+        with named_errors(name):
+            if section.url is not None:
+                host_and_port(section.url)
+            checkpoint = section.checkpoint
+            if checkpoint is not None and not file.placed(checkpoint.file).exists():
+                raise ConfigError(f"{file.placed(checkpoint.file)} does not exist.")
+            if section.path is not None:
+                models[name] = _found(file.placed(section.path))
+    # The reference first: it is what would be served otherwise.
+    named = sorted(models, key=lambda name: name != plan.reference)
+    packages = [found for name in named if isinstance(found := models[name], PackageDir)]
+    if not packages:
+        raise ConfigError(
+            f"{file.source}: no arm is a package, expected one that says what the inputs are.",
+            hint="Name one: arms.NAME.path: DIR.",
+        )
+    return FoundArms(file, packages[0].package, models, load_original)
+
+
+def _found(path: Path) -> Model:
+    model = find_model(path)
+    if model is None:
+        raise ConfigError(
+            f"{path} is no package, engine or ONNX model.",
+            hint="A checkpoint is named by `checkpoint: {file: ...}`.",
+        )
+    if isinstance(model, Deployed):
+        _ = model.manifest  # It is read before anything is made or measured.
+    elif not path.is_file():
+        raise ConfigError(f"{path} does not exist.")
+    return model
+
+
+def _of_model(name: str, section: ArmSection, model: Model, variant: Variant) -> Arm:
+    # What an engine or somebody else's model does with heads is not known here.
+    package = model.package if isinstance(model, PackageDir) else None
+    chooses = None if package is None else _chooses(package)
+    if section.dense:
+        chooses = False
+    return Arm(name, model.name, model, variant, package, section.dense, chooses)
+
+
+def _chooses(package: OnnxPackage) -> bool:
+    return any(not form_named(one.router).is_constant for one in package.manifest.layers)
+
+
+def _fixed_routing(name: str, kind: str, package: OnnxPackage, variant: Variant) -> Arm:
+    why = why_not_fed(package)
+    if why is not None:
+        raise ConfigError(f"its routing cannot be fed: {why}.")
+    return Arm(name, kind, FixedRoutingModel(package), variant)
+
+
+def _all_open(name: str, kind: str, package: OnnxPackage, variant: Variant, output: Path) -> Arm:
+    layers = package.manifest.layers
+    graph = onnx.load(package.model_path, load_external_data=False).graph
+    why = why_not_open(graph, layers)
+    if why is not None:
+        raise ConfigError(f"its heads cannot all be opened: {why}.")
+    # Nothing is skipped any more, so nothing is to pay for skipping: layers run dense.
+    if any(map(choices_for, layers)):
+        package = write_choices(package, with_choices(layers, {"all": "dense"}), output)
+    edit = partial(open_all_heads, layers=package.manifest.layers)
+    return Arm(name, kind, opened_package(package), variant.edited(edit), package, True, False)

@@ -1,0 +1,205 @@
+"""Decide each arm by the plan: win, loss, or cannot tell.
+
+An arm wins if every promise is shown to be kept: then each may be tested at the whole level, since
+a wrong win takes the worst of them to err. It loses if any promise is shown to be broken: then the
+promises share the level. Arms share it by Holm, looks by spending; see `levels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from moh_deploy.decision.latency_promise import latency_promise
+from moh_deploy.decision.levels import level_of_look, shown_by_holm
+from moh_deploy.decision.plan import Plan
+from moh_deploy.decision.promise import Promise
+from moh_deploy.decision.quality_promise import SampleScores, quality_promise
+from moh_deploy.perf.choices_text import sizes_text
+from moh_deploy.perf.timing import TimeSamples
+
+ArmVerdict = Literal["win", "loss", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class SizedTimes:
+    """The times of all arms at one set of sizes, round by round.
+
+    Attributes:
+        sizes: Of the dynamic dimensions.
+        samples: In one run.
+        wall_ms: Name of each arm to its milliseconds, in the order of the rounds.
+    """
+
+    sizes: Mapping[str, int]
+    samples: int
+    wall_ms: Mapping[str, TimeSamples]
+
+
+@dataclass(frozen=True)
+class ArmEvidence:
+    """The numbers that verdicts rest on.
+
+    Attributes:
+        scores: One for each metric of the plan, in its order.
+        times: One for each of the sizes.
+    """
+
+    scores: Sequence[SampleScores]
+    times: Sequence[SizedTimes]
+
+
+@dataclass(frozen=True)
+class ArmDecision:
+    """The verdict of one arm.
+
+    Attributes:
+        name: The arm.
+        verdict: Of this look, or of an earlier one.
+        look: In which look it was found.
+        promises: What the plan promises of it, and what came.
+        p_win: The probability of such data were a promise just not kept.
+        p_loss: The same were all of them just kept.
+        would_tell: How much more would tell, where it cannot be told.
+    """
+
+    name: str
+    verdict: ArmVerdict
+    look: int
+    promises: tuple[Promise, ...]
+    p_win: float
+    p_loss: float
+    would_tell: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WouldDo:
+    """An arm without routers that does as well as every arm with them.
+
+    Attributes:
+        name: The arm.
+        p_value: The probability of such data, were it worse or a routed arm enough faster.
+        beside: The routed arms.
+    """
+
+    name: str
+    p_value: float
+    beside: tuple[str, ...]
+
+
+def decide_arms(
+    plan: Plan,
+    evidence: ArmEvidence,
+    *,
+    look: int = 1,
+    earlier: Mapping[str, tuple[ArmVerdict, int]] | None = None,
+) -> tuple[ArmDecision, ...]:
+    """Judge every arm but the reference.
+
+    Args:
+        plan: What was promised.
+        evidence: What was measured.
+        look: From 1 to the plan's.
+        earlier: Verdicts of the looks before, and in which they were found: those that could be
+            told stay.
+    """
+    level = level_of_look(plan.level, look, plan.looks)
+    promises = {
+        name: tuple(_promises_of(plan, evidence, name, plan.reference))
+        for name in plan.arms
+        if name != plan.reference
+    }
+    p_win = {name: max(one.p_kept for one in found) for name, found in promises.items()}
+    p_loss = {
+        name: min(1.0, len(found) * min(one.p_broken for one in found))
+        for name, found in promises.items()
+    }
+    wins, losses = shown_by_holm(p_win, level), shown_by_holm(p_loss, level)
+
+    def decided(name: str) -> ArmDecision:
+        verdict, found_in = (earlier or {}).get(name, ("cannot tell", look))
+        if verdict == "cannot tell":
+            verdict = "win" if wins[name] else "loss" if losses[name] else "cannot tell"
+            found_in = look
+        # At the level of Holm's first step, which every arm is sure to need at most.
+        hints = (
+            _would_tell(promises[name], level / len(promises)) if verdict == "cannot tell" else ()
+        )
+        return ArmDecision(
+            name, verdict, found_in, promises[name], p_win[name], p_loss[name], tuple(hints)
+        )
+
+    return tuple(decided(name) for name in promises)
+
+
+def would_do(
+    plan: Plan, evidence: ArmEvidence, routes: Mapping[str, bool], *, look: int = 1
+) -> tuple[WouldDo, ...]:
+    """Return the arms without routers that do as well as every arm with them.
+
+    Shown for each of those: it loses no more against the routed arm than the plan allows, and the
+    routed arm is not as much faster than it as the plan asks for, at any of the sizes.
+
+    Args:
+        plan: What was promised.
+        evidence: What was measured.
+        routes: Name of each arm that could be served to whether it has routers.
+        look: From 1 to the plan's.
+    """
+    simple = [name for name, routed in routes.items() if not routed]
+    routed = tuple(name for name, routed in routes.items() if routed)
+    if not simple or not routed or not evidence.scores or not evidence.times:
+        return ()
+    level = level_of_look(plan.level, look, plan.looks)
+    found = {
+        # Everything has to be shown, so the worst of it decides.
+        name: max(p for other in routed for p in _p_does_as_well(plan, evidence, name, other))
+        for name in simple
+    }
+    shown = shown_by_holm(found, level)
+    return tuple(WouldDo(name, found[name], routed) for name in simple if shown[name])
+
+
+def _p_does_as_well(plan: Plan, evidence: ArmEvidence, simple: str, routed: str) -> Iterator[float]:
+    for one in _promises_of(plan, evidence, simple, routed):
+        if one.kind == "quality":
+            yield one.p_kept
+    for one in _promises_of(plan, evidence, routed, simple):
+        if one.kind == "latency":
+            yield one.p_broken
+
+
+def _promises_of(plan: Plan, evidence: ArmEvidence, arm: str, reference: str) -> Iterator[Promise]:
+    for section, scores in zip(plan.quality, evidence.scores, strict=True):
+        yield quality_promise(
+            scores, arm, reference, may_lose=section.may_lose, confidence=plan.confidence
+        )
+    if plan.latency is None:
+        return
+    for one in evidence.times:
+        yield latency_promise(
+            one.wall_ms[arm],
+            one.wall_ms[reference],
+            quantile=plan.latency.quantile,
+            at_least=plan.latency.at_least,
+            confidence=plan.confidence,
+            where=f", {sizes_text(one.sizes)}" if len(evidence.times) > 1 else "",
+        )
+
+
+def _would_tell(promises: Sequence[Promise], level: float) -> Iterator[str]:
+    """Yield what would tell each promise that is not told, in words."""
+    for one in promises:
+        if min(one.p_kept, one.p_broken) <= level:
+            continue
+        if one.why_unknown is not None:
+            yield f"{one.text}: {one.why_unknown}"
+            continue
+        needed = one.enough(level)
+        if needed is None:
+            yield f"{one.text}: it is so close to that that no number of {one.unit} would tell"
+        elif needed <= one.count:
+            yield f"{one.text}: {one.count} {one.unit} should have told; run it again"
+        else:
+            yield f"{one.text}: some {needed} {one.unit} would tell, there were {one.count}"

@@ -1,0 +1,257 @@
+"""The page of a decision: the answer first, then promises and what came, then everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from moh_deploy.perf.choices_text import sizes_text
+from moh_deploy.report.document import (
+    NOT_TERMINAL,
+    Block,
+    Cell,
+    Column,
+    Document,
+    Fact,
+    Folded,
+    Section,
+    Share,
+    Status,
+    Table,
+    Text,
+    Verdict,
+)
+from moh_deploy.report.numbers import count, figure
+from moh_deploy.validate.accuracy.show import shown, shown_gap
+
+if TYPE_CHECKING:
+    from moh_deploy.decision.promise import Promise
+    from moh_deploy.decision.report import ArmReport, DecisionReport, LatencyFigure
+
+_GOOD = {"win": True, "loss": False, "cannot tell": None, "reference": None}
+
+
+def document_of(report: DecisionReport) -> Document:
+    """Return what the report says."""
+    blocks: list[Block] = [Text(f"The goal: {report.goal}"), *_arms(report), *_promises(report)]
+    blocks += [_times(report), *_routing(report), *_edge_cases(report), *_missing(report)]
+    blocks.append(_plan(report))
+    return Document(
+        "compare",
+        tuple(blocks),
+        _verdict(report),
+        facts=tuple(_facts(report)),
+        remarks=tuple(_remarks(report)),
+    )
+
+
+def _verdict(report: DecisionReport) -> Verdict:
+    word, sentence = report.headline
+    judged = [one for one in report.arms if one.verdict != "reference"]
+    held = tuple(_sentence(one) for one in judged if one.verdict == "win")
+    lost = tuple(_sentence(one) for one in judged if one.verdict == "loss")
+    open_ones = [_sentence(one) for one in judged if one.verdict == "cannot tell"]
+    is_good = True if word == "WIN" else None
+    return Verdict(word, is_good, sentence, (sentence,), held, lost, tuple(open_ones))
+
+
+def _sentence(arm: ArmReport) -> str:
+    """Return what decided an arm."""
+    if arm.verdict == "win":
+        return f"{arm.name}: win. {_came(arm.promises)}."
+    if arm.verdict == "loss":
+        broken = min(arm.promises, key=lambda one: one.p_broken)
+        return f"{arm.name}: loss. Promised: {broken.text}; came: {broken.came}."
+    more = "; ".join(arm.would_tell)
+    return f"{arm.name}: cannot tell. {more}." if more else f"{arm.name}: cannot tell."
+
+
+def _came(promises: tuple[Promise, ...]) -> str:
+    return "; ".join(one.came for one in promises)
+
+
+def _arms(report: DecisionReport) -> Iterator[Block]:
+    """Yield the table of all arms, one line each."""
+    metrics = [one.metric for one in report.arms[0].quality]
+    has_times = bool(report.arms[0].latency)
+    columns: list[Column | str] = ["arm", "verdict", Column("what it is", width="words")]
+    columns += [f"#{metric}" for metric in metrics]
+    if has_times:
+        columns += ["#p50 ms", "#samples/s", "#CPU ms"]
+    columns += ["#memory MiB", "#skipped", "#routers"]
+    if any(one.cpu_ms is not None and _energy(one) is not None for one in report.arms):
+        columns.append("#energy mJ")
+    rows = [tuple(_arm_row(one, columns)) for one in report.arms]
+    where = ""
+    if has_times:
+        where = f", {sizes_text(report.arms[0].latency[0].sizes)}"
+    yield Table(f"arms{where}", columns, rows, "arms")
+
+
+def _arm_row(arm: ArmReport, columns: list[Column | str]) -> Iterator[Cell]:
+    yield arm.name
+    yield Status(arm.verdict, _GOOD[arm.verdict])
+    yield arm.kind
+    for one in arm.quality:
+        interval = (
+            ""
+            if one.low is None or one.high is None
+            else (f" ({shown(one.metric, one.low)} to {shown(one.metric, one.high)})")
+        )
+        yield f"{shown(one.metric, one.value)}{interval}"
+    first = arm.latency[0] if arm.latency else None
+    if first is not None:
+        yield _p50_text(first)
+        yield f"{first.throughput_per_s:.4g}"
+        yield figure(first.cpu_ms)
+    yield None if arm.memory_mib is None else f"{arm.memory_mib:.0f}"
+    yield Share(arm.skipped_share)
+    yield Share(None if first is None else first.router_share)
+    if "#energy mJ" in columns:
+        yield figure(_energy(arm))
+
+
+def _energy(arm: ArmReport) -> float | None:
+    return arm.latency[0].energy_mj if arm.latency else None
+
+
+def _p50_text(one: LatencyFigure) -> str:
+    if one.p50_low_ms is None or one.p50_high_ms is None:
+        return f"{one.p50_ms:.3g}"
+    return f"{one.p50_ms:.3g} ({one.p50_low_ms:.3g} to {one.p50_high_ms:.3g})"
+
+
+def _promises(report: DecisionReport) -> Iterator[Block]:
+    rows = [
+        (arm.name, one.text, one.came, _kept(one, report), one.p_kept, one.p_broken)
+        for arm in report.arms
+        for one in arm.promises
+    ]
+    columns: list[Column | str] = [
+        "arm",
+        Column("promised", width="words"),
+        Column("came", width="words"),
+        "by itself",
+        Column("#p, kept", NOT_TERMINAL),
+        Column("#p, broken", NOT_TERMINAL),
+    ]
+    about = (
+        "What the plan promised before the data, and what came, with intervals of"
+        f" {100 * report.confidence:g} %. A promise by itself is shown where the whole interval"
+        " says so; a verdict has to hold for all arms and looks together, which asks for more."
+    )
+    yield Section(
+        "Promised and measured",
+        (
+            Text(about, shown=NOT_TERMINAL),
+            Table("promised and measured", columns, rows, "promises"),
+        ),
+    )
+
+
+def _kept(one: Promise, report: DecisionReport) -> Status:
+    tail = (1 - report.confidence) / 2
+    if one.p_kept <= tail:
+        return Status("kept", True)
+    return Status("broken", False) if one.p_broken <= tail else Status("not told", None)
+
+
+def _times(report: DecisionReport) -> Block:
+    rows = [
+        (
+            arm.name,
+            sizes_text(one.sizes),
+            one.inputs,
+            one.rounds,
+            _p50_text(one),
+            f"{one.quantile_ms:.3g}",
+            f"{one.throughput_per_s:.4g}",
+            figure(one.cpu_ms),
+            figure(one.energy_mj),
+            Share(one.router_share),
+        )
+        for arm in report.arms
+        for one in arm.latency
+    ]
+    columns = ["arm", "sizes", "inputs", "#rounds", "#p50 ms", "#quantile ms", "#samples/s"]
+    columns += ["#CPU ms", "#energy mJ", "#routers"]
+    return Folded("Times at all sizes", (Table("times at all sizes", columns, rows, "times"),))
+
+
+def _routing(report: DecisionReport) -> Iterator[Block]:
+    rows = [
+        (
+            arm.name,
+            one.path,
+            one.heads,
+            one.tokens,
+            Share(one.open_share),
+            one.dead,
+            one.always_open,
+            figure(one.entropy),
+        )
+        for arm in report.arms
+        for one in arm.routing
+    ]
+    columns = ["arm", "layer", "#heads", "#tokens", "#open", "#dead", "#always open", "#entropy"]
+    if rows:
+        yield Folded("Bias of routing", (Table("bias of routing", columns, rows, "routing"),))
+
+
+def _edge_cases(report: DecisionReport) -> Iterator[Block]:
+    rows = [
+        (arm.name, found.passed, found.failed, "; ".join(found.failures) or None)
+        for arm in report.arms
+        if (found := arm.edge_cases) is not None
+    ]
+    columns: list[Column | str] = ["arm", "#passed", "#failed", Column("what failed", width="long")]
+    if rows:
+        yield Table("edge cases", columns, rows, "edge-cases")
+
+
+def _missing(report: DecisionReport) -> Iterator[Block]:
+    rows = [(arm.name, what, why) for arm in report.arms for what, why in arm.not_measured.items()]
+    columns: list[Column | str] = ["arm", "what", Column("why", width="long")]
+    if rows:
+        yield Folded("Not measured", (Table("not measured", columns, rows, "not-measured"),))
+
+
+def _plan(report: DecisionReport) -> Block:
+    rows = [("plan", report.plan_digest), *((one.path, one.sha256) for one in report.data)]
+    table = Table("sha256 of the plan, and of samples and labels", ["what", "sha256"], rows, "data")
+    return Section("What was fixed before", (table,))
+
+
+def _facts(report: DecisionReport) -> Iterator[Fact]:
+    reference = report.arms[0]
+    judged = [one for one in report.arms if one.verdict != "reference"]
+    # Of the winner that gains most; without one, of the first arm.
+    best = max(judged, key=lambda one: (one.verdict == "win", _gain(one)))
+    yield Fact("arm", best.name, f"against {reference.name}")
+    for one in best.promises[:3]:
+        what = "loss" if one.kind == "quality" else "gain"
+        metric = best.quality[0].metric if best.quality else ""
+        value = shown_gap(metric, one.estimate) if what == "loss" else f"{100 * one.estimate:.1f} %"
+        yield Fact(what, value, f"promised: {one.text}")
+
+
+def _gain(arm: ArmReport) -> float:
+    return next((one.estimate for one in arm.promises if one.kind == "latency"), 0.0)
+
+
+def _remarks(report: DecisionReport) -> Iterator[str]:
+    yield (
+        f"look {report.look} of {report.looks}; this one may be wrong in {100 * report.level:.3g} %"
+        " of cases in wins, and as often in losses, over all arms (Holm; looks by spending)."
+    )
+    rounds = [one.rounds for arm in report.arms for one in arm.latency]
+    if rounds:
+        yield (
+            f"All arms ran in turns, {count(min(rounds), 'round')} at least; times are compared by"
+            " the means of blocks of rounds, since neighbours are alike."
+        )
+    if any(arm.quality for arm in report.arms):
+        samples = report.arms[0].quality[0].samples
+        yield f"Quality is of {count(samples, 'sample')}, compared one by one (paired bootstrap)."
+    yield report.machine
+    yield from report.notes

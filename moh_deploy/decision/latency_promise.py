@@ -1,0 +1,159 @@
+"""Is an arm as much faster as the plan asks for? Told from rounds in which all arms ran in turn.
+
+Rounds that follow each other are alike: the clock rate drifts, another process runs for a second.
+So rounds are cut into blocks, and it is the blocks that are compared: each gives one ratio of the
+arm's quantile to the reference's, and what disturbed both cancels in it. Of their logarithms, which
+are about normal, the mean has an interval by Student's t.
+
+Blocks that are still like their neighbours say less than their number: the variance of the mean is
+raised by their correlation.
+
+Source: Schmeiser, Batch size effects in the analysis of simulation output (1982): few blocks, 10 to
+30, and large ones. The variance is that of a mean of numbers of which neighbours are correlated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moh_deploy.decision.promise import Promise
+from moh_deploy.decision.students_t import upper_point, upper_tail
+from moh_deploy.validate.differences import Float64Array
+
+_BLOCKS = 10
+_LEAST_BLOCKS = 5
+_LEAST_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class MeanOfBlocks:
+    """A mean over blocks of rounds.
+
+    Attributes:
+        mean: Of the blocks' values.
+        standard_error: Of the mean.
+        blocks: How many there are.
+    """
+
+    mean: float
+    standard_error: float
+    blocks: int
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Return where the true mean is, with this confidence."""
+        half = self.standard_error * upper_point((1 - confidence) / 2, self.blocks - 1)
+        return self.mean - half, self.mean + half
+
+    def p_below(self, limit: float) -> float:
+        """Return the probability of such a mean, or a lower one, were the true one the limit."""
+        if not self.standard_error:
+            return 0.0 if self.mean < limit else 1.0
+        return upper_tail((limit - self.mean) / self.standard_error, self.blocks - 1)
+
+
+def log_quantile(times: Sequence[float], quantile: float) -> MeanOfBlocks | None:
+    """Return the logarithm of a quantile of one arm's times; None of too few rounds."""
+    return _of_blocks(np.asarray(times)[None], quantile)
+
+
+def log_ratio(
+    arm: Sequence[float], reference: Sequence[float], quantile: float
+) -> MeanOfBlocks | None:
+    """Return the logarithm of the ratio of two quantiles; None of too few rounds.
+
+    Args:
+        arm: Milliseconds, one a round.
+        reference: The same of the reference, in the same rounds.
+        quantile: 0.5 for the median.
+    """
+    return _of_blocks(np.stack([arm, reference]), quantile)
+
+
+def least_rounds(quantile: float) -> int:
+    """Return how many rounds there have to be."""
+    return _LEAST_BLOCKS * _rounds_of_block(quantile)
+
+
+def latency_promise(
+    arm: Sequence[float],
+    reference: Sequence[float],
+    *,
+    quantile: float,
+    at_least: float,
+    confidence: float,
+    where: str,
+) -> Promise:
+    """Judge whether an arm is faster than the reference by at least a share.
+
+    Args:
+        arm: Milliseconds, one a round.
+        reference: The same of the reference.
+        quantile: What is compared.
+        at_least: 0.1 for a tenth less time; below 0: so much slower it may be.
+        confidence: Of the interval.
+        where: At which sizes, in words.
+    """
+    share, at = f"{100 * at_least:g} %", f"p{100 * quantile:g}{where}"
+    promise = f"at least {share} faster at {at}"
+    if at_least < 0:
+        promise = f"at most {100 * -at_least:g} % slower at {at}"
+    found, rounds = log_ratio(arm, reference, quantile), len(arm)
+    if found is None:
+        few = f"{rounds} rounds are too few, at least {least_rounds(quantile)} are needed"
+        return Promise(
+            "latency", promise, few, math.nan, None, None, at_least, 1.0, 1.0, rounds, "rounds",
+            math.nan, math.nan, few,
+        )  # fmt: skip
+    low, high = found.interval(confidence)
+    gain, least, most = (1 - math.exp(one) for one in (found.mean, high, low))
+    limit = math.log1p(-at_least)
+    return Promise(
+        kind="latency",
+        text=promise,
+        came=f"{_gain_text(gain)} ({100 * least:.1f} to {100 * most:.1f} %)",
+        estimate=gain,
+        low=least,
+        high=most,
+        limit=at_least,
+        p_kept=found.p_below(limit),
+        p_broken=1 - found.p_below(limit) if found.standard_error else float(found.mean < limit),
+        count=rounds,
+        unit="rounds",
+        standard_error=found.standard_error,
+        surplus=limit - found.mean,
+    )
+
+
+def _gain_text(gain: float) -> str:
+    return f"{100 * gain:.1f} % faster" if gain >= 0 else f"{-100 * gain:.1f} % slower"
+
+
+def _rounds_of_block(quantile: float) -> int:
+    # A quantile of fewer would be the slowest, or the fastest, whatever that was.
+    return max(_LEAST_ROUNDS, math.ceil(1 / min(quantile, 1 - quantile) - 1e-9))
+
+
+def _of_blocks(times: Float64Array, quantile: float) -> MeanOfBlocks | None:
+    """Return the mean over blocks of log quantile(times[0]), minus that of times[1] if there is."""
+    blocks = min(_BLOCKS, times.shape[1] // _rounds_of_block(quantile))
+    if blocks < _LEAST_BLOCKS:
+        return None
+    cut = np.array_split(times, blocks, axis=1)
+    logs = np.log([np.quantile(one, quantile, axis=1) for one in cut])  # [blocks, 1 or 2]
+    values = logs[:, 0] - (logs[:, 1] if logs.shape[1] == 2 else 0)
+    variance = values.var(ddof=1) / blocks * (1 + 2 * _correlation(values))
+    return MeanOfBlocks(float(values.mean()), float(np.sqrt(variance)), blocks)
+
+
+def _correlation(values: Float64Array) -> float:
+    """Return the correlation of numbers with the ones before, at least 0."""
+    off = values - values.mean()
+    square = float((off**2).sum())
+    if not square:
+        return 0.0
+    # Of n independent numbers -1/n is to be expected, since their own mean is taken off.
+    return max(0.0, float((off[1:] * off[:-1]).sum()) / square + 1 / len(values))

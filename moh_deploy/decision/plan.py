@@ -1,0 +1,332 @@
+"""The plan of a comparison: a YAML file that says, before any data, what would be worth it.
+
+docs/compare.md describes it; `moh-deploy compare --new-plan FILE` writes one to fill in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from moh_deploy.config.schema_errors import Key, explain
+from moh_deploy.errors import ConfigError
+from moh_deploy.system.bounded_yaml import read_yaml
+from moh_deploy.system.digest import sha256_of_json
+from moh_deploy.system.suggest import did_you_mean, shortened
+
+_Text = Annotated[str, Field(min_length=1)]
+_Path = Annotated[Path, Field(strict=False)]
+_Count = Annotated[int, Field(ge=1)]
+_Seconds = Annotated[float, Field(ge=0, le=3600)]
+
+
+class _Section(BaseModel):
+    # Strict: the text '4' is no number. Unknown keys are mostly misspelt ones.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class PruneSection(_Section):
+    """`made.prune:` how many heads of each layer stay, and by what they are chosen."""
+
+    keep: _Count
+    by: Literal["load", "gate"] = "load"
+
+
+class MadeSection(_Section):
+    """`made:` an arm that is made from a package, in one way.
+
+    Attributes:
+        all_heads_open: Every head of every token is computed and weighed: what routing saves, and
+            what it costs, is gone.
+        top_k: Each token chooses so many routed heads.
+        prune: The same heads for every token; the others are cut out of the weights.
+        fixed_routing: What the routers computed is fed, and they are gone: the time that routing
+            takes, and no model that could be served.
+        precision: The package in lower precision.
+    """
+
+    all_heads_open: Literal[True] | None = None
+    top_k: _Count | None = None
+    prune: PruneSection | None = None
+    fixed_routing: Literal[True] | None = None
+    precision: Literal["float16", "bfloat16", "int8"] | None = None
+
+    @property
+    def ways(self) -> list[str]:
+        """The ways that are given; one."""
+        return [name for name in type(self).model_fields if getattr(self, name) is not None]
+
+
+class CheckpointSection(_Section):
+    """`checkpoint:` the original model in PyTorch, and how it is loaded; see `export`."""
+
+    file: _Path
+    config: _Path | None = None
+    factory: str | None = None
+    code_dirs: Annotated[tuple[_Path, ...], Field(strict=False)] = ()
+    state_key: str | None = None
+    trust_pickle: bool = False
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+
+
+class ArmSection(_Section):
+    """An arm of `arms:`, from one of four sources.
+
+    Attributes:
+        path: A package, an engine or an ONNX file.
+        checkpoint: The original model, or another in PyTorch with the same inputs.
+        url: A server that speaks the v2 protocol: `http://HOST:PORT`.
+        model: What that server calls the model.
+        made: Made from another arm.
+        of: Which one; without, the first arm that is a package.
+        dense: It has no routers, and computes every head: what MoH has to be worth more than.
+        runtime: What runs it, if it is a package or an ONNX file.
+        kernels: What runs its MoH nodes.
+    """
+
+    path: _Path | None = None
+    checkpoint: CheckpointSection | None = None
+    url: _Text | None = None
+    model: _Text | None = None
+    made: MadeSection | None = None
+    of: _Text | None = None
+    dense: bool = False
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    kernels: Literal["auto", "off", "require"] = "auto"
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources that are given; one."""
+        found = ("path", "checkpoint", "url", "made")
+        return [name for name in found if getattr(self, name) is not None]
+
+
+class QualityGoal(_Section):
+    """`quality:` a metric, and how much of it an arm may lose against the reference.
+
+    Attributes:
+        metric: `top-1`, `top-5`, `perplexity`, or `MODULE:FUNCTION`.
+        may_lose: In units of the metric: 0.005 is half a point of top-1.
+        better: Of a function: which values are better.
+        output: The output that is scored; None to choose by shapes.
+    """
+
+    metric: _Text
+    may_lose: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    better: Literal["higher", "lower"] | None = None
+    output: str | None = None
+
+
+class LatencyGoal(_Section):
+    """`latency:` what is compared, and the least gain: a share of the reference's time.
+
+    Attributes:
+        quantile: 0.5 is the median.
+        at_least: 0.1 is a tenth less time; -0.05 allows a twentieth more.
+    """
+
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    at_least: Annotated[float, Field(gt=-10, lt=1)]
+
+
+class Plan(_Section):
+    """The content of a plan.
+
+    Attributes:
+        goal: What is to be decided, in words.
+        reference: The arm that all others are compared with: what would be served otherwise.
+        arms: Name to arm; at least two.
+        inputs: npz files of samples, or directories of them.
+        labels: A file of labels, or their member in the inputs.
+        ignore_label: Labels of this number do not count.
+        shifted: Outputs at a position are scored with the label of the next.
+        valid_tokens: The input, or member of the files, that says which tokens are no padding.
+        code_dirs: Where the modules of metrics of your own are.
+        quality: What may be lost; all of it is judged.
+        latency: What has to be gained, at every one of the sizes.
+        sizes: Sizes of dynamic dimensions to time at; without, those of the example.
+        seconds: How long all arms run in turns at each of the sizes.
+        warmup: And how long before, untimed.
+        threads: Threads within an operator; None for the runtime's own choice.
+        batch_size: Samples that run at once where quality is measured; None to choose.
+        confidence: No verdict is wrong with this confidence, over all arms and looks.
+        looks: How often the data may be looked at, each time with more of them.
+        router_overhead: Time each package without its routers, too.
+        edge_cases: Run `moh-deploy probe`'s edge cases on each package, too.
+    """
+
+    goal: _Text
+    reference: _Text
+    arms: dict[_Text, ArmSection]
+    inputs: Annotated[tuple[_Path, ...], Field(strict=False)] = ()
+    labels: _Text | None = None
+    ignore_label: int = -100
+    shifted: bool = False
+    valid_tokens: str | None = None
+    code_dirs: Annotated[tuple[_Path, ...], Field(strict=False)] = ()
+    quality: Annotated[
+        tuple[QualityGoal, ...],
+        # One metric is written without a list around it.
+        BeforeValidator(lambda given: [given] if isinstance(given, dict) else given),
+        Field(strict=False),
+    ] = ()
+    latency: LatencyGoal | None = None
+    sizes: Annotated[tuple[dict[str, _Count], ...], Field(strict=False)] = ()
+    seconds: _Seconds = 10.0
+    warmup: _Seconds = 0.5
+    threads: _Count | None = None
+    batch_size: _Count | None = None
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    looks: Annotated[int, Field(ge=1, le=20)] = 1
+    router_overhead: bool = True
+    edge_cases: bool = False
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Plan:
+        problems = [*_arm_problems(self), *_other_problems(self)]
+        if problems:
+            # All at once: a file is not to be mended one run at a time.
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of what it says, whatever its layout: margins changed later show in it."""
+        return sha256_of_json(self.model_dump(mode="json"))
+
+    @property
+    def level(self) -> float:
+        """How often a verdict of one kind, win or loss, may be wrong at most."""
+        return (1 - self.confidence) / 2
+
+    @property
+    def base(self) -> str | None:
+        """The first arm that is a path: it says what the inputs are."""
+        # The reference first: its package is what others are made from unless they say.
+        named = sorted(self.arms, key=lambda name: name != self.reference)
+        return next((one for one in named if self.arms[one].path is not None), None)
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan, and where relative paths in it begin.
+
+    Attributes:
+        plan: The plan.
+        folder: The directory of its file.
+        source: What messages call it.
+    """
+
+    plan: Plan
+    folder: Path
+    source: str
+
+    def placed(self, path: Path) -> Path:
+        """Return a path of the plan: an absolute one stays."""
+        return self.folder / path
+
+
+def read_plan(path: Path) -> PlanFile:
+    """Read a plan.
+
+    Raises:
+        ConfigError: The file is unreadable, or not of the schema; all that is wrong is said.
+    """
+    document = read_yaml(path, error=ConfigError)
+    if not isinstance(document, dict):
+        raise ConfigError(
+            f"{path}: expected a mapping with {shortened(Plan.model_fields)}, got"
+            f" {document!r:.60}.",
+            hint="`moh-deploy compare --new-plan FILE` writes one to fill in.",
+        )
+    return PlanFile(plan_of(document, str(path)), path.parent, str(path))
+
+
+def plan_of(document: Mapping[Any, Any], source: str) -> Plan:
+    """Check what a plan says.
+
+    Raises:
+        ConfigError: It is not of the schema.
+    """
+    try:
+        return Plan.model_validate(document)
+    except ValidationError as error:
+        lines = [explain(item, document, source, known_keys=_known_keys) for item in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+_SECTIONS: Mapping[Key, type[BaseModel]] = {
+    "quality": QualityGoal,
+    "latency": LatencyGoal,
+    "made": MadeSection,
+    "prune": PruneSection,
+    "checkpoint": CheckpointSection,
+}
+
+
+def _known_keys(section: Sequence[Key]) -> list[str]:
+    # `arms.NAME` is an arm, whatever the name.
+    model: type[BaseModel] = ArmSection if section[:1] == ("arms",) else Plan
+    for key in section[2:] if section[:1] == ("arms",) else section:
+        model = _SECTIONS.get(key, model)
+    return list(model.model_fields)
+
+
+def _arm_problems(plan: Plan) -> Iterator[str]:
+    if len(plan.arms) < 2:
+        yield f"arms has {len(plan.arms)}, expected a reference and at least one other."
+    if plan.reference not in plan.arms:
+        hint = did_you_mean(plan.reference, plan.arms) or f"There are {shortened(plan.arms)}."
+        yield f"reference is '{plan.reference}', which is no arm. {hint}"
+    for name, arm in plan.arms.items():
+        place, sources = f"arms.{name}", arm.sources
+        if len(sources) != 1:
+            given = " and ".join(sources) or "none"
+            yield f"{place}: expected one of path, checkpoint, url and made, got {given}."
+        if arm.url is not None and arm.model is None:
+            yield f"{place}.model is missing: what the server calls the model."
+        if arm.url is None and arm.model is not None:
+            yield f"{place}.model is given, but no url of a server."
+        if arm.made is None and arm.of is not None:
+            yield f"{place}.of is given, but nothing is made of it: made is missing."
+        if arm.made is not None:
+            yield from _made_problems(plan, name, arm)
+    if plan.base is None:
+        yield "no arm has a path: at least one package says what the inputs are."
+
+
+def _made_problems(plan: Plan, name: str, arm: ArmSection) -> Iterator[str]:
+    assert arm.made is not None
+    if len(arm.made.ways) != 1:
+        ways = shortened(MadeSection.model_fields)
+        yield f"arms.{name}.made: expected one of {ways}, got {len(arm.made.ways)}."
+    of = arm.of or plan.base
+    if of is not None and of not in plan.arms:
+        yield f"arms.{name}.of is '{of}', which is no arm. {did_you_mean(of, plan.arms)}".rstrip()
+    elif of is not None and plan.arms[of].path is None:
+        yield f"arms.{name}.of is '{of}', which is no package: nothing can be made of it."
+
+
+def _other_problems(plan: Plan) -> Iterator[str]:
+    if not plan.quality and plan.latency is None:
+        yield "quality and latency are both missing: there is nothing to decide by."
+    if plan.quality and (plan.labels is None or not plan.inputs):
+        yield "quality is given, but no inputs and labels to measure it with."
+    if not plan.quality and (plan.labels is not None or plan.inputs):
+        yield "inputs or labels are given, but no quality that they are for."
+    metrics = [one.metric for one in plan.quality]
+    for metric in dict.fromkeys(metrics):
+        if metrics.count(metric) > 1:
+            yield f"quality names metric '{metric}' twice."
+    if plan.latency is None and plan.sizes:
+        yield "sizes are given, but no latency that is compared at them."
+    for index, sizes in enumerate(plan.sizes):
+        if sizes in plan.sizes[:index]:
+            yield f"sizes.{index} is there twice."
+    if plan.latency is not None and not math.isclose(plan.seconds, 0) and plan.seconds < 0.1:
+        yield f"seconds is {plan.seconds:g}: too short to time anything, expected 0.1 or more."

@@ -1,0 +1,86 @@
+"""Score every labelled sample with every arm, in turns: each batch is run by all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from moh_deploy.decision.arm import OpenedArm, named_errors
+from moh_deploy.decision.quality_promise import SampleScores
+from moh_deploy.errors import ConfigError
+from moh_deploy.system.npz import Array
+from moh_deploy.system.progress import Progress
+from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
+from moh_deploy.validate.accuracy.metrics import Metric, MetricScores
+from moh_deploy.validate.accuracy.tally import Scored
+
+
+def score_arms(
+    arms: Mapping[str, OpenedArm],
+    runs: Sequence[LabelledRun],
+    metrics: Sequence[Metric],
+    *,
+    ignore: int,
+    progress: Progress,
+) -> list[SampleScores]:
+    """Return the scores of all samples that have a label, one entry for each metric.
+
+    Args:
+        arms: Open ones, by name.
+        runs: The batches, which all arms are given in the same order.
+        metrics: What scores.
+        ignore: Labels of this number do not count.
+        progress: What to report steps to.
+
+    Raises:
+        ConfigError: Outputs or labels are not what a metric is of, or no label counts.
+        BackendError: The runtime of an arm failed.
+    """
+    found: dict[str, list[list[MetricScores]]] = {name: [[] for _ in metrics] for name in arms}
+    for index, run in enumerate(runs):
+        with progress.step(f"scoring batch {index + 1} of {len(runs)}"):
+            for name, arm in arms.items():
+                outputs = arm.outputs(run.batch.inputs)
+                for place, one in enumerate(_scored(name, run, outputs, metrics, ignore)):
+                    found[name][place].append(one)
+    return [
+        _joined(metric, {name: scores[place] for name, scores in found.items()})
+        for place, metric in enumerate(metrics)
+    ]
+
+
+def _scored(
+    name: str,
+    run: LabelledRun,
+    outputs: Mapping[str, Array],
+    metrics: Sequence[Metric],
+    ignore: int,
+) -> list[MetricScores]:
+    batch = run.batch
+    whole = Scored({}, outputs, batch.labels).of_valid(run.sample.valid, ignore)
+    # Copies that fill up the last batch would count their sample several times.
+    real = batch.real(whole.package)
+    scores = []
+    for metric in metrics:
+        if metric.output is not None and metric.output not in real:
+            raise ConfigError(
+                f"arm '{name}' has no output '{metric.output}', which {metric.name} scores."
+            )
+        with named_errors(name):
+            scores.append(metric.score(real, whole.labels))
+    return scores
+
+
+def _joined(metric: Metric, parts: Mapping[str, Sequence[MetricScores]]) -> SampleScores:
+    """Join batches, and leave out samples of which no label counts."""
+    first = next(iter(parts.values()))
+    weights = np.concatenate([one.weights for one in first])
+    # Weights depend on labels alone, so those of one arm stand for all.
+    kept = weights > 0
+    if not kept.any():
+        raise ConfigError("every label is one to be ignored: there is nothing to score.")
+    totals = {
+        name: np.concatenate([one.totals for one in scores])[kept] for name, scores in parts.items()
+    }
+    return SampleScores(metric, weights[kept], totals)

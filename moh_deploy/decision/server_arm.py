@@ -1,0 +1,82 @@
+"""A model behind a server that speaks the v2 protocol, as an arm: what clients really wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import Manifest, TensorInfo
+from moh_deploy.runtime.base import AS_IT_IS, Description, Model, Runner, Variant
+from moh_deploy.runtime.kernel_use import KernelUse
+from moh_deploy.serving.drill.client import V2Client
+from moh_deploy.system.npz import Array
+
+
+@dataclass(frozen=True)
+class ServerModel(Model):
+    """A model on a server that runs already.
+
+    Attributes:
+        url: `http://HOST:PORT`.
+        served_as: What the server calls the model.
+        base: Says what it takes and returns.
+    """
+
+    url: str
+    served_as: str
+    base: Manifest
+
+    @property
+    def name(self) -> str:
+        return f"model '{self.served_as}' at {self.url}"
+
+    def open(self, variant: Variant = AS_IT_IS) -> ServerRunner:
+        """Return a connection of one client.
+
+        Raises:
+            ConfigError: The URL is no `http://HOST:PORT`.
+        """
+        host, port = host_and_port(self.url)
+        outputs = tuple(one.name for one in self.base.outputs)
+        client = V2Client(host, port, self.served_as, outputs)
+        return ServerRunner(self, client, self.base.inputs, outputs)
+
+    def alone(self, variant: Variant) -> None:
+        return None  # Loading happened there, before.
+
+
+@dataclass(frozen=True)
+class ServerRunner(Runner):
+    """A connection to a server; the time of a run has the way there and back in it."""
+
+    model: ServerModel
+    client: V2Client
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(self.client(inputs).outputs)
+
+    def describe(self) -> Description:
+        return Description(self.model.name, KernelUse(None, "the server does not tell", None))
+
+    def close(self) -> None:
+        self.client.close()
+
+
+def host_and_port(url: str) -> tuple[str, int]:
+    """Return the two parts of a URL.
+
+    Raises:
+        ConfigError: It is of another form.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), None, None
+    if parts.scheme != "http" or host is None or port is None or parts.path not in ("", "/"):
+        raise ConfigError(f"url is '{url}', expected http://HOST:PORT.")
+    return host, port

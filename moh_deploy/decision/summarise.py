@@ -1,0 +1,182 @@
+"""Make the report of what was measured and decided."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from moh_deploy.decision.arm import Arm
+from moh_deploy.decision.decide import ArmDecision, ArmVerdict, decide_arms, would_do
+from moh_deploy.decision.latency_promise import log_quantile
+from moh_deploy.decision.levels import level_of_look
+from moh_deploy.decision.measure import why_not_measured
+from moh_deploy.decision.measured import MeasuredArms, SizedRun
+from moh_deploy.decision.plan import Plan
+from moh_deploy.decision.report import (
+    ArmReport,
+    DataFile,
+    DecisionReport,
+    LatencyFigure,
+    QualityFigure,
+)
+from moh_deploy.perf.bench.latency import Timing
+from moh_deploy.perf.cost_model.machine import Processor
+from moh_deploy.perf.timing import difference
+from moh_deploy.system.json_text import to_json_text
+from moh_deploy.validate.input_sets import RANDOM
+
+
+@dataclass(frozen=True)
+class LookSetting:
+    """What a report says of the run itself.
+
+    Attributes:
+        look: From 1.
+        earlier: Verdicts of earlier looks, and in which they were found.
+        data: The files of samples and labels.
+        why_no_energy: None where energy is counted.
+    """
+
+    look: int
+    earlier: Mapping[str, tuple[ArmVerdict, int]]
+    data: tuple[DataFile, ...]
+    why_no_energy: str | None
+
+
+def report_of(
+    plan: Plan, arms: Sequence[Arm], measured: MeasuredArms, setting: LookSetting
+) -> DecisionReport:
+    """Decide by the plan, and say all of it."""
+    decided = decide_arms(plan, measured.evidence, look=setting.look, earlier=setting.earlier)
+    decisions = {one.name: one for one in decided}
+    chooses = {one.name: one.chooses for one in arms if one.chooses is not None}
+    # The reference first, then in the plan's order.
+    ordered = sorted(arms, key=lambda arm: arm.name != plan.reference)
+    return DecisionReport(
+        goal=plan.goal,
+        plan_digest=plan.digest,
+        plan=to_json_text(plan.model_dump(mode="json")),
+        reference=plan.reference,
+        look=setting.look,
+        looks=plan.looks,
+        confidence=plan.confidence,
+        level=level_of_look(plan.level, setting.look, plan.looks),
+        machine=_machine(measured),
+        data=setting.data,
+        arms=tuple(
+            _arm(plan, arm, measured, decisions.get(arm.name), setting.why_no_energy)
+            for arm in ordered
+        ),
+        would_do=would_do(plan, measured.evidence, chooses, look=setting.look),
+        notes=tuple(_notes(plan, measured)),
+        kernels=measured.described[plan.reference].kernels,
+    )
+
+
+def _machine(measured: MeasuredArms) -> str:
+    # Of whichever arm has kernels: an original or a server has none here.
+    sets = [one.kernels.instruction_set for one in measured.described.values()]
+    return Processor.this(next((one for one in sets if one is not None), None)).describe()
+
+
+def _arm(
+    plan: Plan,
+    arm: Arm,
+    measured: MeasuredArms,
+    decision: ArmDecision | None,
+    why_no_energy: str | None,
+) -> ArmReport:
+    facts, name = measured.facts[arm.name], arm.name
+    latency = tuple(_latency(plan, arm, one) for one in measured.runs)
+    missing = dict(facts.not_measured)
+    if latency:
+        missing |= _missing_times(plan, arm, latency, why_no_energy)
+    return ArmReport(
+        name=name,
+        kind=arm.kind,
+        dense=arm.dense,
+        runtime=measured.described[name].where(),
+        verdict="reference" if decision is None else decision.verdict,
+        look=None if decision is None else decision.look,
+        quality=tuple(_quality(plan, measured, name)),
+        latency=latency,
+        memory_mib=None if facts.memory_bytes is None else facts.memory_bytes / 2**20,
+        cpu_ms=latency[0].cpu_ms if latency else None,
+        skipped_share=facts.skipped_share,
+        routing=facts.routing,
+        edge_cases=facts.edge_cases,
+        promises=() if decision is None else decision.promises,
+        p_win=None if decision is None else decision.p_win,
+        p_loss=None if decision is None else decision.p_loss,
+        would_tell=() if decision is None else decision.would_tell,
+        not_measured=missing,
+    )
+
+
+def _quality(plan: Plan, measured: MeasuredArms, name: str) -> Iterator[QualityFigure]:
+    for scores in measured.evidence.scores:
+        low, high = scores.interval(name, plan.confidence) or (None, None)
+        metric = scores.metric
+        samples = len(scores.weights)
+        yield QualityFigure(metric.name, metric.better, samples, scores.value(name), low, high)
+
+
+def _latency(plan: Plan, arm: Arm, run: SizedRun) -> LatencyFigure:
+    timing, quantile = run.timings[arm.name], 0.5
+    if plan.latency is not None:
+        quantile = plan.latency.quantile
+    found = log_quantile(timing.wall_ms, 0.5)
+    low, high = (None, None) if found is None else map(math.exp, found.interval(plan.confidence))
+    here = arm.elsewhere is None
+    return LatencyFigure(
+        sizes=dict(run.sizes),
+        inputs=run.inputs,
+        samples=run.samples,
+        rounds=len(timing.wall_ms),
+        # The same mean of blocks that the interval is of, which the median of all is close to.
+        p50_ms=float(np.median(timing.wall_ms)) if found is None else math.exp(found.mean),
+        p50_low_ms=low,
+        p50_high_ms=high,
+        quantile_ms=float(np.quantile(timing.wall_ms, quantile, method="inverted_cdf")),
+        throughput_per_s=1e3 * run.samples / max(fmean(timing.wall_ms), 1e-9),
+        cpu_ms=fmean(timing.cpu_ms) if here else None,
+        energy_mj=fmean(timing.energy_mj) if here and timing.energy_mj else None,
+        router_share=_router_share(timing, run.without_routers.get(arm.name)),
+    )
+
+
+def _router_share(timing: Timing, without: Timing | None) -> float | None:
+    if without is None:
+        return None
+    # Round by round: routing is often less than what the machine drifts by.
+    return difference(timing.wall_ms, without.wall_ms).value / float(np.median(timing.wall_ms))
+
+
+def _missing_times(
+    plan: Plan, arm: Arm, latency: Sequence[LatencyFigure], why_no_energy: str | None
+) -> dict[str, str]:
+    missing: dict[str, str] = {}
+    if arm.elsewhere is not None:
+        missing |= {"CPU time": arm.elsewhere, "energy": arm.elsewhere}
+    elif why_no_energy is not None:
+        missing["energy"] = why_no_energy
+    if latency[0].router_share is None:
+        why = why_not_measured(arm) if plan.router_overhead else "the plan does not ask for it"
+        missing["router overhead"] = why or "it was not run without them"
+    return missing
+
+
+def _notes(plan: Plan, measured: MeasuredArms) -> Iterator[str]:
+    if not plan.quality:
+        yield "The plan asks for no quality: verdicts are of time alone."
+    if plan.latency is None:
+        yield "The plan asks for no latency: verdicts are of quality alone."
+    if any(one.inputs == RANDOM for one in measured.runs):
+        yield (
+            "Some times are of random inputs, each element one of the recorded input's: heads that"
+            " they open are not those of real ones."
+        )

@@ -1,0 +1,87 @@
+"""Data of arms whose truth is known: right or wrong samples, and times of which neighbours are
+alike."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moh_deploy.decision.decide import ArmEvidence, SizedTimes
+from moh_deploy.decision.plan import Plan, plan_of
+from moh_deploy.decision.quality_promise import SampleScores
+from moh_deploy.validate.accuracy.class_metrics import TopK
+from moh_deploy.validate.differences import Float64Array
+
+REFERENCE = "reference"
+
+
+def plan(arms: int = 1, **changes: object) -> Plan:
+    """Return a plan of a reference and arms 0, 1, ...: a point may be lost, a tenth has to be
+    gained."""
+    document = {
+        "goal": "Tell what is known",
+        "reference": REFERENCE,
+        "arms": {name: {"path": name} for name in (REFERENCE, *map(str, range(arms)))},
+        "inputs": ["x.npz"],
+        "labels": "labels.npy",
+        "quality": {"metric": "top-1", "may_lose": 0.01},
+        "latency": {"quantile": 0.5, "at_least": 0.1},
+        **changes,
+    }
+    return plan_of(document, "plan.yaml")
+
+
+def scores(rng: np.random.Generator, losses: list[float], *, samples: int = 4000) -> SampleScores:
+    """Return right-or-wrong scores; each arm loses so much against a reference of 90 %.
+
+    Of the samples that the reference gets right, arms get some wrong by chance, and the other way
+    round: 1 % at least change to each side.
+    """
+    right = rng.random(samples) < 0.9
+    totals = {REFERENCE: right.astype(np.float64)}
+    for index, loss in enumerate(losses):
+        lost = right & (rng.random(samples) < (0.01 + max(loss, 0.0)) / 0.9)
+        won = ~right & (rng.random(samples) < (0.01 + max(-loss, 0.0)) / 0.1)
+        totals[str(index)] = ((right & ~lost) | won).astype(np.float64)
+    return SampleScores(TopK(1, "logits"), np.ones(samples), totals)
+
+
+def times(
+    rng: np.random.Generator, gains: list[float], *, rounds: int = 400, memory: float = 0.8
+) -> SizedTimes:
+    """Return times of rounds; each arm takes so much less than a reference of 10 ms.
+
+    All share noise that stays for a while, and each has some of its own that stays as long.
+    """
+    shared = _noise(rng, rounds, memory)
+    wall = {
+        name: tuple(
+            (10 * (1 - gain) * np.exp(0.1 * shared + 0.03 * _noise(rng, rounds, memory))).tolist()
+        )
+        for name, gain in {
+            REFERENCE: 0.0,
+            **dict(zip(map(str, range(len(gains))), gains, strict=True)),
+        }.items()
+    }
+    return SizedTimes({"batch": 1}, 1, wall)
+
+
+def evidence(
+    rng: np.random.Generator,
+    losses: list[float],
+    gains: list[float],
+    *,
+    samples: int = 4000,
+    rounds: int = 400,
+) -> ArmEvidence:
+    """Return both of some arms."""
+    return ArmEvidence([scores(rng, losses, samples=samples)], [times(rng, gains, rounds=rounds)])
+
+
+def _noise(rng: np.random.Generator, rounds: int, memory: float) -> Float64Array:
+    """Return numbers of variance 1, each like the one before."""
+    fresh = rng.standard_normal(rounds)
+    found = np.empty(rounds)
+    found[0] = fresh[0]
+    for index in range(1, rounds):
+        found[index] = memory * found[index - 1] + (1 - memory**2) ** 0.5 * fresh[index]
+    return found

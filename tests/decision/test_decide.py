@@ -1,0 +1,131 @@
+"""Verdicts on data whose truth is known: how often are they wrong, how often are they found?
+
+What is stated: no arm that is not worth it is called a win more often than the level, which is half
+of what the confidence leaves; over all arms, and over all looks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from moh_deploy.decision.decide import ArmEvidence, decide_arms, would_do
+from moh_deploy.decision.levels import level_of_look, shown_by_holm
+from tests.decision.simulated import REFERENCE, evidence, plan, scores, times
+from tests.nightly import nightly
+
+LEVEL = 0.025
+
+
+def at_most(rate: float, repetitions: int) -> float:
+    """Return the count that a rate exceeds in fewer than one of 10,000 such simulations."""
+    return repetitions * rate + 3.9 * (repetitions * rate * (1 - rate)) ** 0.5
+
+
+def simulated(repetitions: int, losses: list[float], gains: list[float]) -> Counter[str]:
+    """Return how often arm 0 got each verdict, and how often any arm got one."""
+    found: Counter[str] = Counter()
+    asked = plan(len(losses))
+    for seed in range(repetitions):
+        decided = decide_arms(asked, evidence(np.random.default_rng(seed), losses, gains))
+        found[decided[0].verdict] += 1
+        found.update({f"any {one}" for one in (each.verdict for each in decided)})
+    return found
+
+
+REPETITIONS = [15, pytest.param(1000, marks=nightly)]
+
+
+@pytest.mark.parametrize("repetitions", REPETITIONS)
+@pytest.mark.parametrize(("loss", "gain"), [(0.0, 0.1), (0.01, 0.3)], ids=["time", "quality"])
+def test_arm_that_is_just_not_worth_it_wins_no_more_often_than_stated(
+    repetitions: int, loss: float, gain: float
+):
+    found = simulated(repetitions, [loss], [gain])
+    assert found["win"] <= at_most(LEVEL, repetitions)
+    # The same truth is just not a loss.
+    assert found["loss"] <= at_most(LEVEL, repetitions)
+
+
+@nightly
+def test_none_of_four_arms_wins_more_often_than_one_would():
+    found = simulated(1000, [0.0] * 4, [0.1] * 4)
+    assert found["any win"] <= at_most(LEVEL, 1000)
+    assert found["any loss"] <= at_most(LEVEL, 1000)
+
+
+@pytest.mark.parametrize("repetitions", REPETITIONS)
+def test_known_difference_is_found(repetitions: int):
+    # Of 0.15 against 0.1, with a standard error of 0.4 %; and no loss, with one of 0.22 points.
+    assert simulated(repetitions, [0.0], [0.15])["win"] >= 0.95 * repetitions
+    assert simulated(repetitions, [0.0], [0.0])["loss"] >= 0.95 * repetitions
+    assert simulated(repetitions, [0.03], [0.3])["loss"] >= 0.95 * repetitions
+
+
+@nightly
+def test_number_of_samples_that_would_tell_does_so_in_eight_of_ten_cases():
+    asked = plan(1, latency=None)
+    rng = np.random.default_rng(0)
+    needed = []
+    for _ in range(200):
+        found = ArmEvidence([scores(rng, [0.005], samples=1000)], [])
+        (promise,) = decide_arms(asked, found)[0].promises
+        # What was measured is true, on the whole: those of about that loss.
+        if abs(promise.estimate - 0.005) < 0.001 and (enough := promise.enough(LEVEL)):
+            needed.append(enough)
+    count = int(np.median(needed))
+    told = sum(
+        decide_arms(asked, ArmEvidence([scores(rng, [0.005], samples=count)], []))[0].verdict
+        == "win"
+        for _ in range(300)
+    )
+    assert 0.65 <= told / 300 <= 0.92
+
+
+@nightly
+def test_looks_together_win_no_more_often_than_stated():
+    asked, wins = plan(1, quality=(), inputs=(), labels=None, looks=3), 0
+    for seed in range(1000):
+        whole = times(np.random.default_rng(seed), [0.1], rounds=600)
+        told = {}
+        for look in (1, 2, 3):
+            part = {name: one[: 200 * look] for name, one in whole.wall_ms.items()}
+            shown = type(whole)(whole.sizes, whole.samples, part)
+            (decided,) = decide_arms(asked, ArmEvidence([], [shown]), look=look, earlier=told)
+            told = {"0": (decided.verdict, decided.look)}
+        wins += told["0"][0] == "win"
+    assert wins <= at_most(LEVEL, 1000)
+
+
+def test_verdict_of_an_earlier_look_stays():
+    found = evidence(np.random.default_rng(0), [0.0], [0.0])
+    (decided,) = decide_arms(plan(looks=2), found, look=2, earlier={"0": ("win", 1)})
+    assert (decided.verdict, decided.look) == ("win", 1)
+
+
+def test_arm_without_routers_would_do_only_if_it_does_as_well_as_all_with_them():
+    asked, rng = plan(2), np.random.default_rng(0)
+    routes = {REFERENCE: True, "0": True, "1": False}
+    slow = ArmEvidence([scores(rng, [0.0, 0.0], samples=20_000)], [times(rng, [0.02, 0.0])])
+    (found,) = would_do(asked, slow, routes)
+    assert (found.name, found.beside) == ("1", (REFERENCE, "0"))
+    one_faster = ArmEvidence(slow.scores, [times(rng, [0.3, 0.0])])
+    assert would_do(asked, one_faster, routes) == ()
+    worse = ArmEvidence([scores(rng, [0.0, 0.05], samples=20_000)], slow.times)
+    assert would_do(asked, worse, routes) == ()
+    assert would_do(asked, slow, dict.fromkeys(routes, True)) == ()
+
+
+def test_holm_stops_at_the_first_that_does_not_pass():
+    p_values = {"a": 0.2, "b": 0.004, "c": 0.012, "d": 0.04}
+    # 0.05/4, 0.05/3, 0.05/2: d does not pass, so a is not looked at.
+    assert shown_by_holm(p_values, 0.05) == {"a": False, "b": True, "c": True, "d": False}
+
+
+def test_looks_spend_the_level_and_little_at_first():
+    spent = [level_of_look(LEVEL, look, 3) for look in (1, 2, 3)]
+    assert sum(spent) == pytest.approx(LEVEL)
+    assert spent == sorted(spent)
+    assert level_of_look(LEVEL, 1, 1) == pytest.approx(LEVEL)
