@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from moh_deploy.report.document import (
     Status,
     Table,
     Text,
+    TradeOffChart,
+    TradeOffPoint,
     Verdict,
 )
 from moh_deploy.report.numbers import count, figure
@@ -33,7 +36,9 @@ _GOOD = {"win": True, "loss": False, "cannot tell": None, "reference": None}
 
 def document_of(report: DecisionReport) -> Document:
     """Return what the report says."""
-    blocks: list[Block] = [Text(f"The goal: {report.goal}"), *_arms(report), *_promises(report)]
+    goal = Text(f"The goal: {report.goal}")
+    blocks: list[Block] = [Section("All arms", (goal, *_chart(report), *_arms(report)))]
+    blocks += _promises(report)
     blocks += [_times(report), *_routing(report), *_edge_cases(report), *_missing(report)]
     blocks.append(_plan(report))
     return Document(
@@ -63,11 +68,53 @@ def _sentence(arm: ArmReport) -> str:
         broken = min(arm.promises, key=lambda one: one.p_broken)
         return f"{arm.name}: loss. Promised: {broken.text}; came: {broken.came}."
     more = "; ".join(arm.would_tell)
-    return f"{arm.name}: cannot tell. {more}." if more else f"{arm.name}: cannot tell."
+    return f"{arm.name}: cannot tell{f': {more}' if more else ''}."
 
 
 def _came(promises: tuple[Promise, ...]) -> str:
     return "; ".join(one.came for one in promises)
+
+
+def _chart(report: DecisionReport) -> Iterator[Block]:
+    """Yield quality against time at the first of the sizes, where both were measured."""
+    points = tuple(_points(report))
+    if not points:
+        return
+    reference = report.arms[0]
+    metric = reference.quality[0]
+    promised = {one.kind: one.limit for arm in report.arms for one in reversed(arm.promises)}
+    first, loss = reference.latency[0], promised["quality"]
+    worst = metric.value + (loss if metric.better == "lower" else -loss)
+    yield TradeOffChart(
+        title=f"{metric.metric} and time of all arms, {sizes_text(first.sizes)}",
+        x_name="p50 in ms",
+        y_name=metric.metric,
+        points=points,
+        # Promised is a gain over the quantile that is compared; of the median it is drawn.
+        x_limit=first.p50_ms * (1 - promised["latency"]) if report.compares_median else None,
+        y_limit=worst if math.isfinite(worst) else None,
+        y_is_share=metric.metric.startswith("top-"),
+        lower_is_better=metric.better == "lower",
+    )
+
+
+def _points(report: DecisionReport) -> Iterator[TradeOffPoint]:
+    for arm in report.arms:
+        if not arm.quality or not arm.latency or not math.isfinite(arm.quality[0].value):
+            continue
+        quality, time = arm.quality[0], arm.latency[0]
+        yield TradeOffPoint(
+            name=arm.name,
+            summary=f"{shown(quality.metric, quality.value)}, {_p50_text(time)} ms, {arm.verdict}",
+            x=time.p50_ms,
+            y=quality.value,
+            x_interval=_both(time.p50_low_ms, time.p50_high_ms),
+            y_interval=_both(quality.low, quality.high),
+        )
+
+
+def _both(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return None if low is None or high is None else (low, high)
 
 
 def _arms(report: DecisionReport) -> Iterator[Block]:

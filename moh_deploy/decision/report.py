@@ -138,6 +138,7 @@ class DecisionReport(Report):
         looks: How many the plan allows.
         confidence: No verdict is wrong with this confidence.
         level: What this look may spend of being wrong, in wins and in losses each.
+        quantile: Of the times that are compared; None if time does not count.
         machine: What it ran on.
         data: The files of samples and labels.
         arms: The reference first.
@@ -155,6 +156,7 @@ class DecisionReport(Report):
     looks: int
     confidence: float
     level: float
+    quantile: float | None
     machine: str
     data: tuple[DataFile, ...]
     arms: tuple[ArmReport, ...]
@@ -167,6 +169,11 @@ class DecisionReport(Report):
     def decision(self) -> str:
         """The answer in a sentence: what a reader takes along."""
         return f"{self.headline[0]}: {self.headline[1]}"
+
+    @property
+    def compares_median(self) -> bool:
+        """Whether it is medians that are compared."""
+        return self.quantile == 0.5
 
     @property
     def headline(self) -> tuple[str, str]:

@@ -65,6 +65,7 @@ def report_of(
         looks=plan.looks,
         confidence=plan.confidence,
         level=level_of_look(plan.level, setting.look, plan.looks),
+        quantile=None if plan.latency is None else plan.latency.quantile,
         machine=_machine(measured),
         data=setting.data,
         arms=tuple(

@@ -267,6 +267,53 @@ class LatencyChart:
 
 
 @dataclass(frozen=True)
+class TradeOffPoint:
+    """A contestant by its time and its quality, both finite.
+
+    Attributes:
+        name: The contestant.
+        summary: What stands beside the name.
+        x: Its time.
+        y: Its quality.
+        x_interval: Where the true time is; None if that is not known.
+        y_interval: Where the true quality is.
+    """
+
+    name: str
+    summary: str
+    x: float
+    y: float
+    x_interval: tuple[float, float] | None = None
+    y_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class TradeOffChart:
+    """Quality against time, at least one point.
+
+    Attributes:
+        title: What it shows.
+        x_name: The time, with its unit.
+        y_name: The quality.
+        points: The contestants.
+        x_limit: The longest time that was promised; None for no promise.
+        y_limit: The worst quality that was promised.
+        y_is_share: Quality is shown in percent.
+        lower_is_better: Of quality.
+    """
+
+    title: str
+    x_name: str
+    y_name: str
+    points: tuple[TradeOffPoint, ...]
+    x_limit: float | None = None
+    y_limit: float | None = None
+    y_is_share: bool = False
+    lower_is_better: bool = False
+    shown: frozenset[Format] = PAGE
+
+
+@dataclass(frozen=True)
 class Verdict:
     """An answer, and what it rests on.
 
@@ -314,7 +361,7 @@ class Section:
     shown: frozenset[Format] = EVERYWHERE
 
 
-Block = Section | Table | Text | Folded | HeatMaps | MarginCharts | LatencyChart
+Block = Section | Table | Text | Folded | HeatMaps | MarginCharts | LatencyChart | TradeOffChart
 
 
 @dataclass(frozen=True)

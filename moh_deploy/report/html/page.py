@@ -12,6 +12,7 @@ from moh_deploy.report.html.heat_map import page_map
 from moh_deploy.report.html.latency_chart import page_chart
 from moh_deploy.report.html.margin_chart import page_margins
 from moh_deploy.report.html.tracks import page_table
+from moh_deploy.report.html.trade_off_chart import page_trade_off
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -43,6 +44,12 @@ def _environment() -> Environment:
     # Templates lay out what they show by these filters, and know the types of blocks only.
     # `block|kind` names the macro of blocks.html that shows a block.
     environment.filters["kind"] = lambda block: type(block).__name__
-    layouts = {"table": page_table, "map": page_map, "chart": page_chart, "margins": page_margins}
+    layouts = {
+        "table": page_table,
+        "map": page_map,
+        "chart": page_chart,
+        "margins": page_margins,
+        "trade_off": page_trade_off,
+    }
     environment.filters.update({f"page_{name}": layout for name, layout in layouts.items()})
     return environment

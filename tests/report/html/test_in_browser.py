@@ -16,6 +16,7 @@ from moh_deploy.report.document import About, MarginBin, MarginHistogram, no_ans
 from moh_deploy.report.html.heat_map import shade
 from moh_deploy.report.html.page import page as page_of
 from moh_deploy.validate.parity_report import combined
+from tests.decision.reports import decision_report
 from tests.nightly import nightly, sampled
 from tests.report.html.browsing import (
     DESK,
@@ -47,6 +48,10 @@ PAGES: dict[str, Callable[[], str]] = {
     "not equal": lambda: as_page(WRONG, RUN),
     "accuracy": lambda: as_page(with_accuracy(parity_report()), RUN),
     "bench": lambda: as_page(bench_report(), RUN),
+    "decision": lambda: as_page(decision_report(), RUN),
+    "decision, one point": lambda: as_page(
+        decision_report((0.0,), (0.0,), name="-a-long-name" * 20), LONG
+    ),
     "no answer": lambda: page_of(no_answer("verify", "The comparison did not finish."), RUN),
     "hostile verify": lambda: as_page(hostile_parity(), About(HOSTILE, HOSTILE)),
     "hostile bench": lambda: as_page(hostile_bench(), About(HOSTILE, HOSTILE)),
@@ -85,7 +90,7 @@ def test_what_a_page_asks_for_would_be_seen_and_its_policy_forbids_it(visit: Vis
 
 @sampled(6)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["not equal", "references", "bench", "no answer"])
+@pytest.mark.parametrize("name", ["not equal", "references", "bench", "decision", "no answer"])
 def test_text_stands_out(visit: Visits, name: str, scheme: Scheme):
     assert pale_texts(visit(_page(name), scheme=scheme)) == []
 
@@ -125,6 +130,7 @@ def test_light_and_dark_differ_and_paper_is_light(visit: Visits):
         ("not equal", "NOT EQUAL"),
         ("equal", "EQUAL"),
         ("bench", "PASSED"),
+        ("decision", "WIN"),
         ("no answer", "NO ANSWER"),
     ],
 )
@@ -262,3 +268,36 @@ def test_picture_of_latencies_shows_a_line_for_each_contestant(visit: Visits):
     # The faster one rises on the left.
     left, right = image[:, : image.shape[1] // 4], image[:, -image.shape[1] // 4 :]
     assert near(left, colour_of(page, "s0")) > 5 * near(right[30:], colour_of(page, "s0"))
+
+
+def test_arms_lie_where_their_time_and_quality_are(visit: Visits):
+    page = visit(PAGES["decision"])
+    places = page.eval_on_selector_all(
+        "svg.trade-off circle",
+        """circles => circles.map(one => {
+          const box = one.getBoundingClientRect();
+          return [box.left + box.width / 2, box.top + box.height / 2];
+        })""",
+    )
+    arms = decision_report().arms
+    assert len(places) == len(arms) == 4
+    by_time = sorted(range(4), key=lambda index: arms[index].latency[0].p50_ms)
+    assert by_time == sorted(range(4), key=lambda index: places[index][0])
+    by_quality = sorted(range(4), key=lambda index: -arms[index].quality[0].value)
+    assert by_quality == sorted(range(4), key=lambda index: places[index][1])
+    image = pixels(page, "svg.trade-off")
+    for series in ("s0", "s1", "s2", "s3"):
+        assert near(image, colour_of(page, series)) > 0.0005
+    assert page.locator("svg.trade-off .promise").count() == 2
+
+
+def test_decision_shows_the_figures_of_the_report(visit: Visits):
+    page = visit(PAGES["decision"])
+    assert "'0' is worth it against 'reference'." in page.locator("#verdict").inner_text()
+    rows = page.eval_on_selector_all(
+        "#arms tbody tr", "rows => rows.map(row => [...row.cells].map(one => one.innerText))"
+    )
+    verdicts = ["reference", "win", "loss", "cannot tell"]
+    assert [row[:2] for row in rows] == list(
+        map(list, zip(["reference", "0", "1", "2"], verdicts, strict=True))
+    )

@@ -1,0 +1,99 @@
+"""Quality against time: where each contestant lies, with its intervals, and what was promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from moh_deploy.report.document import TradeOffChart, TradeOffPoint
+from moh_deploy.report.html.scales import Scale, Tick, round_numbers
+
+# Room on both sides of what is drawn, as a share of it: nothing lies on the edge.
+_ROOM = 0.06
+# The lowest part of the drawing is for the labels of the axis.
+_HEIGHT, _TOP = 0.86, 2.0
+
+
+@dataclass(frozen=True)
+class PagePoint:
+    """A contestant in the drawing, everything in percent of width and height.
+
+    Attributes:
+        point: What it is of.
+        x: Of its mark.
+        y: Likewise, from the top.
+        x_interval: Ends of the interval of the time.
+        y_interval: Ends of that of the quality.
+    """
+
+    point: TradeOffPoint
+    x: float
+    y: float
+    x_interval: tuple[float, float] | None
+    y_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class PageTradeOff:
+    """A chart laid out.
+
+    Attributes:
+        content: What it shows.
+        points: One a contestant.
+        x_ticks: Labelled places from left to right.
+        y_ticks: The same from the top, of the axis of quality.
+        x_limit: Where the promised time lies; None if nothing was promised.
+        y_limit: The same of the promised quality.
+    """
+
+    content: TradeOffChart
+    points: tuple[PagePoint, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    x_limit: float | None
+    y_limit: float | None
+
+
+def page_trade_off(chart: TradeOffChart) -> PageTradeOff:
+    """Lay out all contestants on two axes; up is better, and left is faster."""
+    xs = _scale([(one.x, one.x_interval) for one in chart.points], chart.x_limit)
+    ys = _scale([(one.y, one.y_interval) for one in chart.points], chart.y_limit)
+
+    def down(value: float) -> float:
+        at = ys.at(value)
+        return round((at if chart.lower_is_better else 100 - at) * _HEIGHT + _TOP, 2)
+
+    def both(
+        place: Callable[[float], float], of: tuple[float, float] | None
+    ) -> tuple[float, float] | None:
+        return None if of is None else (place(of[0]), place(of[1]))
+
+    points = tuple(
+        PagePoint(
+            one,
+            xs.at(one.x),
+            down(one.y),
+            both(xs.at, one.x_interval),
+            both(down, one.y_interval),
+        )
+        for one in chart.points
+    )
+    numbers = [ys.low + (ys.high - ys.low) * tick.at / 100 for tick in ys.ticks]
+    labels = [f"{100 * one:.4g} %" if chart.y_is_share else f"{one:.4g}" for one in numbers]
+    y_ticks = tuple(Tick(down(one), label) for one, label in zip(numbers, labels, strict=True))
+    return PageTradeOff(
+        chart,
+        points,
+        xs.ticks,
+        y_ticks,
+        None if chart.x_limit is None else xs.at(chart.x_limit),
+        None if chart.y_limit is None else down(chart.y_limit),
+    )
+
+
+def _scale(values: list[tuple[float, tuple[float, float] | None]], limit: float | None) -> Scale:
+    every = [one for value, interval in values for one in (value, *(interval or ()))]
+    every += [] if limit is None else [limit]
+    low, high = min(every), max(every)
+    room = _ROOM * (high - low)
+    return round_numbers(low - room, high + room, is_log=False, most_ticks=5)

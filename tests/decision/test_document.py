@@ -1,0 +1,59 @@
+"""What a decision looks like in words; pages are opened in tests/report/html."""
+
+from __future__ import annotations
+
+import pytest
+
+from moh_deploy.report.document import Section, Table, TradeOffChart
+from tests.decision.reports import decision_report
+from tests.report.json_schema import assert_of_form
+
+
+def test_decision_stands_first_and_every_arm_has_its_reason():
+    report = decision_report()
+    lines = report.to_markdown().splitlines()
+    assert lines[0] == "'0' is worth it against 'reference'."
+    (open_one,) = [line for line in lines if line.startswith("2: cannot tell: ")]
+    assert "rounds would tell, there were 400" in open_one
+    verdicts = [line for line in lines if line.startswith("- ")][:2]
+    assert [one.split(".")[0] for one in verdicts] == ["- 0: win", "- 1: loss"]
+    assert "Promised: loses at most 1.00 points of top-1; came: 89.75 % to 8" in verdicts[1]
+    assert_of_form("compare", report.to_json())
+
+
+def test_promised_and_measured_stand_side_by_side():
+    text = decision_report().to_markdown()
+    (row,) = [one for one in text.splitlines() if one.startswith("| 1 | loses at most")]
+    assert "**broken**" in row
+    assert "at least 10 % faster at p50" in text
+    assert "look 1 of 1" in text
+    assert decision_report().plan_digest in text
+
+
+def test_dense_would_do_is_the_first_line():
+    report = decision_report((0.0,), (0.0,), dense=frozenset({"0"}), samples=20_000)
+    first = report.to_markdown().splitlines()[0]
+    assert first.startswith("'0' chooses no heads, and loses no more than the plan allows")
+    document = report.document()
+    assert document.verdict is not None
+    assert document.verdict.word == "DENSE WOULD DO"
+
+
+def test_chart_draws_all_arms_and_what_was_promised():
+    (section, *_) = decision_report().document().blocks
+    assert isinstance(section, Section)
+    (chart,) = [one for one in section.blocks if isinstance(one, TradeOffChart)]
+    assert [one.name for one in chart.points] == ["reference", "0", "1", "2"]
+    reference = chart.points[0]
+    assert chart.x_limit == pytest.approx(0.9 * reference.x)
+    assert chart.y_limit == pytest.approx(reference.y - 0.01)
+    for one in chart.points:
+        assert one.x_interval is not None
+        assert one.x_interval[0] < one.x < one.x_interval[1]
+
+
+def test_what_was_not_measured_says_why():
+    blocks = decision_report().document().blocks
+    tables = [one for block in blocks for one in getattr(block, "blocks", ())]
+    (missing,) = [one for one in tables if isinstance(one, Table) and one.id == "not-measured"]
+    assert ("0", "energy", "nothing counts it") in missing.rows
