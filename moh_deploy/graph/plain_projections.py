@@ -30,12 +30,12 @@ def make_projections_plain(
         Whether there were any, and the layers without the nodes. One that ran `projected` runs
         `sparse`.
     """
-    found = [node for node in model.graph.all_nodes() if _is_projection(node)]
+    found = [node for node in model.graph.all_nodes() if is_projection(node)]
     if not found:
         return False, tuple(layers)
     without_switches(model)
-    for node in [node for node in model.graph if _is_projection(node)]:
-        _replace(node)
+    for node in [node for node in model.graph if is_projection(node)]:
+        make_plain(node)
     # A body that nobody calls would keep its operator on the list of those that a package needs.
     for key in [key for key in model.functions if key[1] in _PROJECTIONS]:
         del model.functions[key]
@@ -43,12 +43,12 @@ def make_projections_plain(
     return True, tuple(map(_without_projections, layers))
 
 
-def _is_projection(node: ir.Node) -> bool:
+def is_projection(node: ir.Node) -> bool:
     return is_moh_op(node.domain, node.op_type) and node.op_type in _PROJECTIONS
 
 
-def _replace(node: ir.Node) -> None:
-    """Y = MatMul(X, W) + bias, as in the function body of the operator."""
+def make_plain(node: ir.Node) -> None:
+    """Put Y = MatMul(X, W) + bias in the place of a projection, as in its function body."""
     x, weight, _, bias = (*node.inputs, None)[:4]
     (result,) = node.outputs
     assert node.graph is not None

@@ -16,12 +16,16 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from moh_deploy.graph.add_function_bodies import add_function_bodies
+from moh_deploy.graph.add_function_bodies import (
+    add_function_bodies,
+    own_attributes,
+    types_of_inputs,
+)
 from moh_deploy.graph.infer_types import infer_types
 from moh_deploy.graph.narrowing import FixedHeads, LayerEdit, Narrowing, NotNarrowedError
 from moh_deploy.graph.narrowing.rules import RULES
 from moh_deploy.graph.switch_by_size import without_switches
-from moh_deploy.ops import is_moh_op
+from moh_deploy.ops import OPS, is_moh_op
 from moh_deploy.ops.domains import KERNEL_DOMAIN
 from moh_deploy.package import LayerInfo
 
@@ -53,7 +57,7 @@ def prune_heads(
         fixed: What is left of each.
     """
     without_switches(model)
-    infer_types(model)
+    _tell_shapes(model)
     narrowing = Narrowing(model, RULES)
     nodes = {node.name: node for node in model.graph if node.name}
     found: list[LayerInfo] = []
@@ -80,6 +84,22 @@ def prune_heads(
     if not reasons:
         _write_bodies_again(model)
     return Pruned(tuple(found), reasons, notes)
+
+
+def _tell_shapes(model: ir.Model) -> None:
+    """Find out shapes, those of our operators by their own rules: a body hides how many heads there
+    are."""
+    infer_types(model)
+    told = False
+    for node in model.graph:
+        if not is_moh_op(node.domain, node.op_type):
+            continue
+        spec, (result,) = OPS[node.op_type], node.outputs
+        (made,) = spec.shape_rule(types_of_inputs(node), own_attributes(spec, node))
+        if result.shape is None or any(not isinstance(dim, int) for dim in result.shape):
+            result.shape, told = ir.Shape(made.shape), True
+    if told:
+        infer_types(model)
 
 
 def _write_bodies_again(model: ir.Model) -> None:

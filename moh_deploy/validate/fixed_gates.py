@@ -58,7 +58,8 @@ def _gates(fixed: FixedHeads, like: Array) -> Array:
     """Return gates [B, S, H], the same for every token."""
     row = np.zeros(like.shape[-1], like.dtype)
     row[list(fixed.kept)] = fixed.gates
-    return np.broadcast_to(row, like.shape).copy()
+    same: Array = np.broadcast_to(row, like.shape).copy()
+    return same
 
 
 def _set(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from moh_deploy.graph.narrowing.narrowing import (
+    InputReachedError,
     Narrowing,
     NotNarrowedError,
     axis_size,
@@ -71,7 +72,7 @@ class KeyHeads:
         """Return why all heads are computed in any case, as for a cache; None if they are not."""
         try:
             self.narrowing.narrowed(value, *packed(value, self.heads, tuple(self._times)))
-        except NotNarrowedError as error:
+        except InputReachedError as error:
             return str(error)
         is_read = self.narrowing.is_read_elsewhere(value, self.ends)
         return "something else reads all heads" if is_read else None

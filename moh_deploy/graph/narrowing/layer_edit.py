@@ -19,6 +19,7 @@ from moh_deploy.graph.narrowing.narrowing import (
     packed,
 )
 from moh_deploy.graph.narrowing.readers import narrow_projection
+from moh_deploy.graph.plain_projections import is_projection, make_plain
 from moh_deploy.ops import op_names
 from moh_deploy.ops.domains import KERNEL_DOMAIN
 from moh_deploy.package import LayerInfo
@@ -85,9 +86,14 @@ class LayerEdit:
     def close(self) -> LayerInfo:
         """Fix the gates of all heads, 0 for those that are not kept."""
         numbers = dict(zip(self.heads.kept, self.heads.gates, strict=True))
-        query = self.node.inputs[0]
-        assert query is not None
-        gates = self._gates(query, [numbers.get(h, 0.0) for h in range(self.layer.num_heads)])
+        # How many tokens there are tells what no gate is needed for.
+        readers = [use.node for use in self.routed.uses()]
+        projection = next(
+            (one for one in readers if one.op_type == op_names.QUERY_PROJECTION), None
+        )
+        source = (projection or self.node).inputs[0]
+        assert source is not None
+        gates = self._gates(source, [numbers.get(h, 0.0) for h in range(self.layer.num_heads)])
         for use in list(self.routed.uses()):
             if use.idx == GATES_INPUT.get(use.node.op_type):
                 use.node.replace_input_with(use.idx, gates)
@@ -124,6 +130,10 @@ class LayerEdit:
         gates = self._gates(query, self.heads.gates)
         made.replace_input_with(GATES_INPUT[node.op_type], gates)
         self.narrowing.graph.insert_after(node, made)
+        # Where all heads stay, so do their projections: with nothing to skip.
+        for use in list(self.routed.uses()):
+            if is_projection(use.node):
+                make_plain(use.node)
         node.name = f"{node.name}.before"
         result.name, output.name = f"{result.name}.before", result.name
         layer = self._layer(gates, closed=[])
@@ -221,7 +231,6 @@ class LayerEdit:
     def _gates(self, query: ir.Value, gates: Sequence[float]) -> ir.Value:
         """Add gates [B, S, H] that are the same for every token."""
         place, rank, heads = query.producer(), len(dims_of(query)), len(gates)
-        assert place is not None
         node = self.narrowing.node
         number = self.narrowing.weight(f"{self.layer.gates}.fixed", np.array([[gates]], np.float32))
         axes = (0, 1) if rank == 3 else (0, 2)

@@ -25,6 +25,10 @@ class NotNarrowedError(Exception):
     """A value whose entries cannot be computed apart; the message says what is in the way."""
 
 
+class InputReachedError(NotNarrowedError):
+    """A value that is made of an input of the model, as a cache is."""
+
+
 class Narrowing:
     """Writes values of one model again with fewer entries, each wish once.
 
@@ -66,7 +70,7 @@ class Narrowing:
             return self.weight(f"{value.name}.kept", np.take(stored, kept, axis))
         node = value.producer()
         if node is None:
-            raise NotNarrowedError(f"'{value.name}' is an input of the model")
+            raise InputReachedError(f"'{value.name}' is an input of the model")
         rule = self._rules.get(node.op_type)
         if rule is None:
             raise NotNarrowedError(
@@ -135,7 +139,7 @@ class Narrowing:
 
     def node(
         self,
-        place: ir.Node,
+        place: ir.Node | None,
         op_type: str,
         inputs: Sequence[ir.Value | None],
         attributes: Iterable[ir.Attr] = (),
@@ -146,7 +150,7 @@ class Narrowing:
         """Add a standard operator behind a node.
 
         Args:
-            place: The node; what is added has its name, and a word.
+            place: The node, which names what is added; None for the start of the graph.
             like: Values that the outputs are like, in type and name; without `axis` in shape, too.
         """
         made = ir.Node(
@@ -162,9 +166,12 @@ class Narrowing:
                 )
                 for one in like
             ],
-            name=self._unique(f"{place.name}.kept"),
+            name=self._unique(f"{op_type if place is None else place.name}.kept"),
         )
-        self.graph.insert_after(place, made)
+        if place is None:
+            self.graph.insert_before(self.graph[0], made)
+        else:
+            self.graph.insert_after(place, made)
         self._added.add(made)
         return made
 

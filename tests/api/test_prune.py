@@ -1,0 +1,198 @@
+"""Packages with the same heads for every token are the ones they were made from, gates fixed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import moh_deploy
+from moh_deploy.api.prune import prune
+from moh_deploy.errors import ConfigError, ValidationError
+from moh_deploy.graph import prune_heads as edit
+from moh_deploy.graph.narrowing import layer_edit
+from moh_deploy.graph.narrowing.key_heads import KeyHeads
+from moh_deploy.graph.narrowing.narrowing import Entries
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import FUNCTION_BODIES
+from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.variants import PackageVariants
+from moh_deploy.validate.head_loads import HeadLoads
+from tests.grouped_package import HEADS, PATH, write_grouped
+from tests.projected_package import write_projected
+from tests.two_layers import write_two_layers
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> OnnxPackage:
+    return write_grouped(tmp_path / "package")
+
+
+def weights_of(package: OnnxPackage) -> dict[str, tuple[int, ...]]:
+    graph = onnx.load(package.model_path).graph
+    return {one.name: tuple(one.dims) for one in graph.initializer}
+
+
+@pytest.mark.parametrize(("keep", "by"), [(1, "load"), (3, "gate"), (4, "load"), (HEADS, "load")])
+def test_pruned_package_is_the_whole_one_with_gates_fed(
+    package: OnnxPackage, tmp_path: Path, keep: int, by: str
+):
+    report = prune(package.root, tmp_path / "pruned", keep=keep, by=by)  # type: ignore[arg-type]
+    pruned = OnnxPackage.open(tmp_path / "pruned")
+    (layer,) = report.layers
+    kept = list(layer.fixed.kept)
+    # By another way than the command's own: gates are what is fed here, whatever it recorded.
+    gates = np.zeros((2, 3, HEADS), np.float32)
+    gates[..., kept] = layer.fixed.gates
+    types = {"gates": np.dtype("float32")}
+    x = package.vectors[0].inputs
+    with PackageVariants(package, FUNCTION_BODIES).forced(types) as runner:
+        expected = runner.run({**x, "gates.forced": gates})["y"]
+    with open_runner(pruned) as runner:
+        found = runner.run(x)["y"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (pruned.vectors[0].gates[0] == gates[..., kept]).all()
+    moh_deploy.verify(pruned.root).raise_if_unequal()
+
+
+def test_weights_are_cut_and_the_router_is_gone(package: OnnxPackage, tmp_path: Path):
+    report = prune(package.root, tmp_path / "pruned", keep=4)
+    pruned = OnnxPackage.open(tmp_path / "pruned")
+    shapes = sorted(shape for shape in weights_of(pruned).values() if len(shape) == 2)
+    # Queries [8, 4 heads * 4], output [4 heads * 4, 8]; no [8, 5] of the router.
+    assert (8, 16) in shapes
+    assert (16, 8) in shapes
+    assert not {(8, 24), (24, 8), (8, 5)} & set(shapes)
+    operators = {node.op_type for node in onnx.load(pruned.model_path).graph.node}
+    assert "MoHRouter" not in operators
+    (layer,) = pruned.manifest.layers
+    assert (layer.router, layer.num_heads, layer.active_share) == ("constant", 4, 1.0)
+    assert pruned.manifest.made is not None
+    assert pruned.manifest.made.kept == (report.layers[0].fixed.kept,)
+    assert report.after.parameters < report.before.parameters
+    assert report.before.flops is not None
+    assert report.after.flops is not None
+    assert report.after.flops < report.before.flops
+
+
+def test_reports_say_that_it_is_another_model(package: OnnxPackage, tmp_path: Path):
+    prune(package.root, tmp_path / "pruned", keep=4)
+    text = moh_deploy.verify(tmp_path / "pruned").to_markdown()
+    assert "the same heads for every token, 4 heads a layer, chosen by load" in text
+    assert "(not the original model)" in text
+
+
+def test_counts_on_the_users_inputs(package: OnnxPackage, tmp_path: Path):
+    x = np.random.default_rng(9).standard_normal((5, 7, 8)).astype(np.float32)
+    np.savez(tmp_path / "inputs.npz", x=x)
+    report = prune(package.root, tmp_path / "pruned", keep=3, inputs=[tmp_path / "inputs.npz"])
+    gates = PackageVariants(package).forced({}, ("gates",)).run({"x": x})["gates"]
+    assert report.tokens == 35
+    np.testing.assert_allclose(
+        report.layers[0].loads.load, (gates != 0).mean(axis=(0, 1)), atol=1e-6
+    )
+
+
+def test_most_used_heads_are_kept_and_the_shared_one_first():
+    loads = HeadLoads(10, load=(1.0, 0.2, 0.6, 0.2), mass=(0.3, 0.9, 0.5, 0.1), gate=(1, 2, 3, -4))
+    assert loads.most_used(3, "load").kept == (0, 1, 2)  # of two alike the one with more mass
+    assert loads.most_used(2, "gate").kept == (1, 2)
+    assert loads.most_used(2, "load").gates == (1.0, 3.0)
+
+
+def test_layer_of_a_models_own_inputs_is_refused_unless_it_may_stay_whole(tmp_path: Path):
+    package = write_projected(tmp_path / "package")
+    with pytest.raises(ConfigError, match=r"blocks\.0\.attn: 'x' is an input of the model"):
+        prune(package.root, tmp_path / "pruned", keep=2)
+    report = prune(package.root, tmp_path / "pruned", keep=2, allow_whole=True)
+    assert not report.layers[0].fixed.is_cut
+    (layer,) = OnnxPackage.open(tmp_path / "pruned").manifest.layers
+    assert (layer.num_heads, len(layer.closed_heads), layer.active_share) == (4, 2, 0.5)
+
+
+def test_keys_that_the_model_returns_stay_whole(tmp_path: Path):
+    package = write_grouped(tmp_path / "package", returns_keys=True)
+    report = prune(package.root, tmp_path / "pruned", keep=1)
+    assert "'k' stays whole, and kept heads are copied" in report.layers[0].notes[0]
+    pruned = OnnxPackage.open(tmp_path / "pruned")
+    same = package.vectors[0].outputs["k"] == pruned.vectors[0].outputs["k"]
+    assert same.all()
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (0, "keep is '0', expected a number of heads such as 12, or a share such as 75%"),
+        ("some", "keep is 'some', expected"),
+        ("120%", "keep is '120%', expected"),
+        (7, f"keep is 7, but layer '{PATH}' has 6 heads"),
+    ],
+)
+def test_numbers_that_cannot_be_kept_are_refused(
+    package: OnnxPackage, tmp_path: Path, keep: int | str, message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        prune(package.root, tmp_path / "pruned", keep=keep)
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_share_is_of_each_layers_heads(package: OnnxPackage, tmp_path: Path):
+    report = prune(package.root, tmp_path / "pruned", keep="50%")
+    assert len(report.layers[0].fixed.kept) == 3
+
+
+def test_package_that_is_not_its_original_is_no_start(package: OnnxPackage, tmp_path: Path):
+    lowered = tmp_path / "half"
+    moh_deploy.precision(package.root, to="float16", output=lowered)
+    with pytest.raises(ConfigError, match="expected a package in float32"):
+        prune(lowered, tmp_path / "pruned", keep=2)
+
+
+def test_layers_that_feed_each_other_are_refused_together(tmp_path: Path):
+    package = write_two_layers(tmp_path / "package")
+    with pytest.raises(ConfigError, match="2 of 2 layers cannot be pruned"):
+        prune(package.root, tmp_path / "pruned", keep=2)
+
+
+def _wrong_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = layer_edit.packed
+
+    def shifted(value: object, heads: int, kept: Entries) -> tuple[int, Entries]:
+        return right(value, heads, tuple(sorted((head + 1) % heads for head in kept)))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(layer_edit, "packed", shifted)
+
+
+def _forgotten_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = layer_edit.LayerEdit._gates
+    monkeypatch.setattr(
+        layer_edit.LayerEdit,
+        "_gates",
+        lambda self, query, gates: right(self, query, [1.0] * len(gates)),
+    )
+
+
+def _mixed_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = KeyHeads._picked
+    monkeypatch.setattr(
+        KeyHeads, "_picked", lambda self, value, times: right(self, value, times[::-1])
+    )
+
+
+@pytest.mark.parametrize("plant", [_wrong_head, _forgotten_gates, _mixed_groups])
+def test_planted_fault_is_found_and_nothing_is_written(
+    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: object
+):
+    # Heads of groups that are left with other sizes.
+    monkeypatch.setattr(
+        HeadLoads,
+        "most_used",
+        lambda self, keep, by: edit.FixedHeads((0, 1, 2), tuple(self.gate[:3])),
+    )
+    prune(package.root, tmp_path / "right", keep=3)
+    plant(monkeypatch)  # type: ignore[operator]
+    with pytest.raises(ValidationError, match="the pruned package is"):
+        prune(package.root, tmp_path / "pruned", keep=3)
+    assert not (tmp_path / "pruned").exists()
