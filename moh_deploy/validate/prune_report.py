@@ -101,8 +101,8 @@ class PruneReport(Report):
         ]
         notes = tuple(f"{layer.path}: {note}" for layer in self.layers for note in layer.notes)
         remarks = (
-            "It is another model than the original: `moh-deploy verify DIR --inputs FILES --labels"
-            " FILE` says what it loses.",
+            f"It is another model than the original: --against {self.source} of `moh-deploy verify"
+            f" {self.package} --inputs FILES --labels FILE` says what it loses.",
             f"written to {self.package}",
         )
         return Document("prune", tuple(blocks), findings=notes, remarks=remarks)

@@ -24,7 +24,9 @@ def test_pruned_model_is_the_whole_one_with_gates_fed(package: Path, tmp_path: P
     report = moh_deploy.prune(package, tmp_path / "pruned", keep=keep)
     assert report.parity.equal
     assert all(layer.fixed.is_cut for layer in report.layers)
-    assert report.after.parameters < report.before.parameters
+    # With all heads only routers go, and those of the LLaMA form have no weights.
+    if keep != "100%":
+        assert report.after.parameters < report.before.parameters
     pruned = OnnxPackage.open(tmp_path / "pruned")
     assert not any(name.endswith("MoHRouter") for name in pruned.manifest.ops)
 
