@@ -141,7 +141,7 @@ def _to_dtype(module: torch.nn.Module, dtype: torch.dtype, *, keep_tables: bool)
         return
     for part in module.modules():
         tables = part._non_persistent_buffers_set
-        tensors = [*part.parameters(recurse=False)]
+        tensors: list[torch.Tensor] = [*part.parameters(recurse=False)]
         tensors += [
             one for name, one in part._buffers.items() if one is not None and name not in tables
         ]

@@ -104,7 +104,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 class _Loader(importlib.machinery.SourceFileLoader):
     """Compiles a file with its imports rewritten, and leaves no bytecode beside it."""
 
-    def path_stats(self, path: str) -> dict[str, int]:  # type: ignore[override]
+    def path_stats(self, path: str) -> dict[str, int]:
         raise OSError  # of a file without a date no bytecode is read or written
 
     def source_to_code(self, data: object, path: str, **_: object) -> object:  # type: ignore[override]
