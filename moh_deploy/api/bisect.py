@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from moh_deploy.config.dtypes import dtype_named
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.float32_form import LOW, check_reference
 from moh_deploy.package import OnnxPackage, check_package_output
+from moh_deploy.runtime.int8_form import lowered_to_int8
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.lowered_package import check_float32, lowered
 from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.runtime.quantized_package import INT8
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import scratch_directory
+from moh_deploy.validate.bisection.cure import Form
 from moh_deploy.validate.bisection.experiments import Experiments, answered
 from moh_deploy.validate.bisection.locate import Cause, locate
 from moh_deploy.validate.bisection.repair import RepairJob, look_for_repair
-from moh_deploy.validate.bisection.report import BisectReport
+from moh_deploy.validate.bisection.report import BisectReport, Repair
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.samples import read_samples, recorded_samples
 
@@ -52,8 +57,8 @@ def bisect(
         reference: A float32 package of the same model: the one that DIR was lowered from, or one
             that is known to be right.
         output: Where to write the package again with the nodes in float32 that need it.
-        to: `float16` or `bfloat16` lowers a float32 package first, as `precision` does, which
-            writes none that is not right; it is its own reference then.
+        to: `float16`, `bfloat16` or `int8` lowers a float32 package first, as `precision` does,
+            which writes none that is not right; it is its own reference then.
         target: How far outputs may be off, as a share of their largest value (at least of 1);
             None for what `verify` allows.
         kernels: What runs MoH nodes, see `Variant`.
@@ -86,14 +91,15 @@ def bisect(
         believed = None if reference is None else OnnxPackage.open(reference)
         _check_packages(package, believed, written, to, inputs)
         files = read_samples([Path(path) for path in inputs], package.manifest)
+    form: Form | None = None
     with scratch_directory("moh-deploy-bisect") as folder:
         if to is not None:
             with progress.step("lowering the precision"):
                 # What is bisected is the lowered package; the float32 one is what it should
                 # compute.
-                package, believed = lowered(package, to, folder / "lowered"), package
+                believed, (package, form) = package, _lowered(package, to, folder / "lowered")
         samples = recorded_samples(package.vectors[:vectors])
-        runs = Experiments(package, believed, samples, rules, target, kernels, folder)
+        runs = Experiments(package, believed, samples, rules, target, kernels, folder, form)
         if runs.believed is not None and files:
             with progress.step("computing in float32 what should come out"):
                 # Where a file holds no outputs, the package in float32 says what should come out.
@@ -102,7 +108,22 @@ def bisect(
         if to is not None and not report.diverges:
             note = f"`moh-deploy precision DIR --to {to} --output DIR` writes it as it is."
             report = replace(report, notes=(note,))
+        if to == INT8 and report.repair is not None:
+            report = replace(report, notes=(*report.notes, _by_hand(report.repair)))
         return replace(report, package=root)
+
+
+def _lowered(package: OnnxPackage, to: str, folder: Path) -> tuple[OnnxPackage, Form | None]:
+    """Lower a float32 package; of half precision the float32 form is made where it is needed."""
+    if dtype_named(to, (*LOW, INT8), option="to") == INT8:
+        return lowered_to_int8(package, folder)
+    return lowered(package, to, folder), None
+
+
+def _by_hand(repair: Repair) -> str:
+    """Return the command that writes the repaired package again."""
+    names = " ".join(f"--float32 {shlex.quote(one.place.node)}" for one in repair.cure.nodes)
+    return f"`moh-deploy precision DIR --to int8 {names} --output DIR` writes the same package."
 
 
 def _bisect(

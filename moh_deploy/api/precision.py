@@ -148,7 +148,8 @@ def _int8(package: OnnxPackage, float32: Sequence[str], progress: Progress) -> _
 _HINTS = {
     False: "`moh-deploy bisect DIR --to float16|bfloat16 --output DIR` finds the operators that"
     " have to stay in float32, and writes the package with them.",
-    True: "--float32 NODE keeps a product in float32: try those of the layer that is named first.",
+    True: "`moh-deploy bisect DIR --to int8 --output DIR` finds the products that have to stay in"
+    " float32, and writes the package with them; --float32 NODE keeps one of them.",
 }
 
 

@@ -582,7 +582,7 @@ BISECT = (
     _output("Write the package again with the nodes in float32 that need it.", required=False),
     click.option(
         "--to",
-        metavar="float16|bfloat16",
+        metavar="float16|bfloat16|int8",
         help="Lower a float32 package first, as `precision` does, which writes none that is not"
         " right.",
     ),

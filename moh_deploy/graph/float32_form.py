@@ -7,11 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.choose_layers import choose_layers
+from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.graph.load_model import load_ir
+from moh_deploy.graph.lower_again import EXACT, lower_again
+from moh_deploy.graph.lower_precision.casts import IR_TYPES
 from moh_deploy.graph.lower_precision.policy import LowType
 from moh_deploy.graph.raise_precision import Raised
 from moh_deploy.graph.sequences import raise_to_float32
@@ -36,6 +40,45 @@ class Float32Form:
     model: ir.Model
     raised: Raised
     low: LowType
+
+    @property
+    def rounding(self) -> frozenset[str]:
+        """First outputs of the nodes that round in that precision."""
+        low = (node for node in self.model.graph if node.outputs[0].name in self.raised.low)
+        return frozenset(str(node.outputs[0].name) for node in low if self._rounds(node))
+
+    def lowered(self, keep: Mapping[str, str]) -> ir.Model:
+        """Return the model in that precision again, without switches by size.
+
+        Args:
+            keep: First outputs of the nodes that stay in float32, to the reason.
+        """
+        return lower_again(self.model, self.low, self.raised.low, keep)
+
+    def gate_types(self, model: ir.Model) -> GateTypes:
+        """Return the dtypes of the layers' gates in a model that `lowered` made."""
+        # Keeping nodes in float32 may change them.
+        types = {value.name: value.dtype for node in model.graph for value in node.outputs}
+        known = {name: types[name] or ir.DataType.UNDEFINED for name in self.package.gate_names}
+        return {name: np.dtype(dtype.numpy()) for name, dtype in known.items()}
+
+    def _rounds(self, node: ir.Node) -> bool:
+        """Tell whether an operator rounds: one that only moves numbers does if it reads an input, a
+        weight, or a result in float32, which is cast in front of it."""
+        if node.op_type == "Cast":
+            return False
+        floats = (one for one in node.inputs if one is not None and one.dtype == ir.DataType.FLOAT)
+        # An operator that only moves numbers has nothing to round if all its floats are low
+        # already.
+        return node.op_type not in EXACT or not all(map(self._is_low, floats))
+
+    def _is_low(self, value: ir.Value) -> bool:
+        """Tell whether a value of the float32 form is one of the lower precision, exactly."""
+        maker = value.producer()
+        if maker is None or maker.outputs[0].name not in self.raised.low:
+            return False
+        source = maker.inputs[0] if maker.op_type == "Cast" else None
+        return source is None or source.dtype in (ir.DataType.FLOAT, IR_TYPES[self.low])
 
     @property
     def weights(self) -> str:

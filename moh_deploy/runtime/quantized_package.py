@@ -60,12 +60,8 @@ def quantized(package: OnnxPackage, *, float32: Collection[str] = ()) -> Quantiz
     Raises:
         ConfigError: There is no product with stored weights, or none of a name.
     """
-    model = load_ir(package)
-    _, layers = make_projections_plain(model, package.manifest.layers)
-    # What stands in a branch is not looked at: the switches come back behind.
-    without_switches(model)
-    store_rearranged(model, PRODUCTS)
-    plan = plan_int8(model, gates=frozenset(layer.gates for layer in layers)).without(float32)
+    model, layers, plan = _planned(package)
+    plan = plan.without(float32)
     if not plan.int8:
         reasons = ", ".join(f"'{name}': {why}" for name, why in list(plan.float32.items())[:3])
         raise ConfigError(
@@ -76,3 +72,24 @@ def quantized(package: OnnxPackage, *, float32: Collection[str] = ()) -> Quantiz
     model = quantize_products(model, plan.int8)
     choose_layers(model, layers)
     return Quantized(model, layers, plan, ops_of(model))
+
+
+def float32_products(package: OnnxPackage) -> tuple[ir.Model, Mapping[str, str]]:
+    """Return the model that `quantized` starts from, and which products it would take.
+
+    Returns:
+        The model in float32, without switches by size; and first output of each product to its
+        name.
+    """
+    model, _, plan = _planned(package)
+    taken = (node for node in model.graph if node.name in plan.int8)
+    return model, {str(node.outputs[0].name): str(node.name) for node in taken}
+
+
+def _planned(package: OnnxPackage) -> tuple[ir.Model, tuple[LayerInfo, ...], Int8Plan]:
+    model = load_ir(package)
+    _, layers = make_projections_plain(model, package.manifest.layers)
+    # What stands in a branch is not looked at: the switches come back behind.
+    without_switches(model)
+    store_rearranged(model, PRODUCTS)
+    return model, layers, plan_int8(model, gates=frozenset(layer.gates for layer in layers))

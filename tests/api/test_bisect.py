@@ -181,8 +181,8 @@ def test_inputs_of_a_float32_package_need_a_reference(right: Path, tmp_path: Pat
 def test_package_that_is_lowered_first_is_its_own_reference(right: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="which is its own reference: give one of two"):
         moh_deploy.bisect(right, to="float16", reference=right)
-    with pytest.raises(ConfigError, match="to is 'int8', expected float16 or bfloat16"):
-        moh_deploy.bisect(right, to="int8")
+    with pytest.raises(ConfigError, match="to is 'int3', expected float16, bfloat16 or int8"):
+        moh_deploy.bisect(right, to="int3")
     half = moh_deploy.precision(right, to="float16", output=tmp_path / "half").package
     with pytest.raises(ConfigError, match="half is in float16, expected a package in float32"):
         moh_deploy.bisect(half, to="float16")

@@ -219,7 +219,7 @@ def _layer_impl(prepared: PreparedModel, *, on_kernels: bool) -> dict[str, Layer
 def _tensor(array: Array) -> ov.Tensor:
     import openvino as ov
 
-    # Writeable, though nothing is written: OpenVINO shares no other memory, a mapped file's say.
+    # Writeable, though nothing is written: OpenVINO shares no other memory (of a mapped file, say).
     array = np.require(array, requirements=["C", "W"])
     if array.dtype == BFLOAT16:
         # numpy has no bfloat16 of its own: the bits, with their type beside them.

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, cast
 
-import numpy as np
 import onnx_ir as ir
 
-from moh_deploy.graph.float32_form import Float32Form, store
+from moh_deploy.graph.float32_form import store
 from moh_deploy.graph.forced_gates import GateTypes
-from moh_deploy.graph.lower_again import EXACT, lower_again
-from moh_deploy.graph.lower_precision.casts import IR_TYPES
 from moh_deploy.graph.lower_precision.policy import LowType, largest_number
 from moh_deploy.package import OnnxPackage
 from moh_deploy.report.json import FLAT, HIDDEN, in_json
@@ -28,13 +26,40 @@ from moh_deploy.validate.noise_floor import STEPS
 SearchStep = Callable[[str], AbstractContextManager[None]]
 
 
+class Form(Protocol):
+    """A package of lower precision as it would be in float32, and what makes of that the same with
+    some nodes in float32 again."""
+
+    @property
+    def package(self) -> OnnxPackage:
+        """In float32, in a scratch directory, with the manifest of the one in lower precision."""
+
+    @property
+    def low(self) -> str:
+        """The precision."""
+
+    @property
+    def weights(self) -> str:
+        """Where the float32 weights are from, in words."""
+
+    @property
+    def rounding(self) -> Collection[str]:
+        """First outputs of the nodes that round."""
+
+    def lowered(self, keep: Mapping[str, str]) -> ir.Model:
+        """Return the model with only these in float32: first outputs to the reason."""
+
+    def gate_types(self, model: ir.Model) -> GateTypes:
+        """Return the dtypes of the layers' gates in what `lowered` made."""
+
+
 @dataclass(frozen=True)
 class KeptNode:
     """A node that has to be in float32.
 
     Attributes:
         place: The node.
-        reason: What half precision does to it.
+        reason: What lower precision does to it.
     """
 
     place: NodePlace = field(metadata=FLAT)
@@ -78,7 +103,7 @@ class Trials:
         forced: The reference gates are fed to them.
     """
 
-    form: Float32Form
+    form: Form
     accepts: Callable[[ForcedModel], bool]
     scratch: Path
     forced: bool
@@ -89,14 +114,12 @@ class Trials:
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
         model = self.model(keep)
-        # Keeping nodes in float32 may change the dtype of gates, so they are looked up in each
-        # package.
-        gates = _gate_types(model, self.form.package) if self.forced else {}
+        gates = self.form.gate_types(model) if self.forced else {}
         package = store(model, self.form.package, self.scratch)
         return ForcedModel(package, gates)
 
     def model(self, keep: Mapping[str, str]) -> ir.Model:
-        return lower_again(self.form.model, self.form.low, self.form.raised.low, keep)
+        return self.form.lowered(keep)
 
 
 def find_cure(
@@ -136,7 +159,7 @@ def find_cure(
     return Cure(tuple(kept), found.smallest, search.trials)
 
 
-def every_node(form: Float32Form, graph: ModelGraph) -> dict[str, str]:
+def every_node(form: Form, graph: ModelGraph) -> dict[str, str]:
     """Return first outputs of all nodes that can be kept, as for a cure that needs all of them."""
     return {one.place.value: one.reason for one in _ranked(form, graph, ())}
 
@@ -170,18 +193,13 @@ class _Search:
         return self._known[key]
 
 
-def _ranked(form: Float32Form, graph: ModelGraph, errors: Sequence[NodeError]) -> list[KeptNode]:
+def _ranked(form: Form, graph: ModelGraph, errors: Sequence[NodeError]) -> list[KeptNode]:
     """Return the nodes in lower precision that round, those likely to be needed first."""
     known = {one.place.value: one for one in errors}
-    # First outputs of the nodes in lower precision that round.
-    rounding = {
-        node.outputs[0].name
-        for node in form.model.graph
-        if node.outputs[0].name in form.raised.low and _rounds(node, form)
-    }
+    rounding = form.rounding
     own = enumerate(graph.nodes[: graph.own])
     places = [graph.place(index) for index, node in own if node.output[0] in rounding]
-    most = largest_number(form.low)
+    most = _largest_number(form.low)
 
     # Overflow first, which nothing else can make good, then the nodes that add most error.
     def rank(place: NodePlace) -> tuple[bool, float]:
@@ -192,41 +210,21 @@ def _ranked(form: Float32Form, graph: ModelGraph, errors: Sequence[NodeError]) -
     return [KeptNode(place, _reason(known.get(place.value), form.low)) for place in places]
 
 
-def _rounds(node: ir.Node, form: Float32Form) -> bool:
-    """Tell whether an operator rounds: one that only moves numbers does if it reads an input, a
-    weight, or a result in float32, which is cast in front of it."""
-    if node.op_type == "Cast":
-        return False
-    floats = (one for one in node.inputs if one is not None and one.dtype == ir.DataType.FLOAT)
-    # An operator that only moves numbers has nothing to round if all its floats are low already.
-    return node.op_type not in EXACT or not all(_is_low(one, form) for one in floats)
+def _largest_number(low: str) -> float:
+    # Integers have a scale: nothing is too large for them.
+    return math.inf if low not in STEPS else largest_number(cast(LowType, low))
 
 
-def _is_low(value: ir.Value, form: Float32Form) -> bool:
-    """Tell whether a value of the float32 form is one of the lower precision, exactly."""
-    maker = value.producer()
-    if maker is None or maker.outputs[0].name not in form.raised.low:
-        return False
-    source = maker.inputs[0] if maker.op_type == "Cast" else None
-    return source is None or source.dtype in (ir.DataType.FLOAT, IR_TYPES[form.low])
-
-
-def _reason(error: NodeError | None, low: LowType) -> str:
+def _reason(error: NodeError | None, low: str) -> str:
     if error is None:
         return f"with it in {low}, the package fails"
-    if error.size > largest_number(low):
-        return f"its numbers reach {error.size:.3g}, and {low} ends at {largest_number(low):.3g}"
+    if error.size > _largest_number(low):
+        return f"its numbers reach {error.size:.3g}, and {low} ends at {_largest_number(low):.3g}"
     if not error.finite:
         return f"its result is not finite in {low}"
-    if error.growth > STEPS[low]:
+    if low not in STEPS or error.growth > STEPS[low]:
         return f"error of {error.before:.2g} before it, {error.behind:.2g} behind it"
     # The distance between neighbours of the largest number: the power of two below it, times a
     # step.
     step = 2.0 ** math.floor(math.log2(error.size)) * STEPS[low] if error.size else 0.0
     return f"its numbers reach {error.size:.3g}, where {low} has steps of {step:.2g}"
-
-
-def _gate_types(model: ir.Model, package: OnnxPackage) -> GateTypes:
-    types = {value.name: value.dtype for node in model.graph for value in node.outputs}
-    known = {name: types[name] or ir.DataType.UNDEFINED for name in package.gate_names}
-    return {name: np.dtype(dtype.numpy()) for name, dtype in known.items()}

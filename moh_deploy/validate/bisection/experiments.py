@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from moh_deploy.graph.float32_form import LOW, Float32Form, float32_form
+from moh_deploy.graph.float32_form import LOW, float32_form
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
+from moh_deploy.validate.bisection.cure import Form
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.judge import Recorded, VariantJudge
 from moh_deploy.validate.function_bodies import Recorder
@@ -36,6 +37,7 @@ class Experiments:
         target: How far outputs may be off; None for what the policy says.
         kernels: What runs MoH nodes of the package.
         folder: A directory for variants of the package.
+        form: The package in float32, where whoever lowered it knows; None to make it.
     """
 
     package: OnnxPackage
@@ -45,6 +47,7 @@ class Experiments:
     target: float | None
     kernels: Kernels
     folder: Path
+    form: Form | None = None
 
     @property
     def precision(self) -> str:
@@ -92,7 +95,7 @@ class Experiments:
 
     @property
     def is_low(self) -> bool:
-        return self.precision in LOW
+        return self.precision in LOW or self.form is not None
 
     @cached_property
     def adds_up(self) -> bool:
@@ -100,10 +103,10 @@ class Experiments:
         return not self.parity.equal and not _reasons(self.recorded_as_run)
 
     @cached_property
-    def float32(self) -> Float32Form | None:
-        """The package in float32; None if it is."""
-        if not self.is_low:
-            return None
+    def float32(self) -> Form | None:
+        """The package in float32; None if it is, or nobody knows what it was made from."""
+        if self.form is not None or not self.is_low:
+            return self.form
         # Written once: every experiment without rounding opens it again.
         root = self.folder / "float32"
         root.mkdir()

@@ -11,13 +11,12 @@ import onnx
 import onnx_ir as ir
 
 from moh_deploy.graph.choose_layers import choose_layers
-from moh_deploy.graph.float32_form import Float32Form
 from moh_deploy.graph.flops import attention_flops
 from moh_deploy.ops import op_names
 from moh_deploy.package import Float32Node, Manifest, OnnxPackage, PackageWriter
 from moh_deploy.package.model_files import model_bytes, save_model
 from moh_deploy.runtime.lowered_package import router_types
-from moh_deploy.validate.bisection.cure import Cure, SearchStep, Trials, every_node, find_cure
+from moh_deploy.validate.bisection.cure import Cure, Form, SearchStep, Trials, every_node, find_cure
 from moh_deploy.validate.bisection.divergence import InnerValue
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
@@ -83,7 +82,7 @@ def look_for_repair(runs: Experiments, job: RepairJob) -> tuple[Repair | None, s
 @dataclass
 class _Repair:
     runs: Experiments
-    form: Float32Form
+    form: Form
     job: RepairJob
 
     def __post_init__(self) -> None:
