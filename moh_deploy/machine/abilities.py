@@ -74,6 +74,13 @@ def abilities(machine: Machine) -> tuple[Ability, ...]:
             if isinstance(machine.cpu.kernels, Failed)
             else machine.cpu.kernels.instruction_sets[0],
         ),
+        _ability(
+            "run on the CPU, in OpenVINO by kernels",
+            _failed(machine.openvino.kernels),
+            None
+            if isinstance(machine.openvino.kernels, Failed)
+            else f"OpenVINO {machine.openvino.release}",
+        ),
         *(
             _ability(f"build {name}", _build_gaps(machine, headers), nvcc)
             for name, headers in _BUILT_WITH.items()

@@ -1,4 +1,4 @@
-"""Run one MoHAttention in ONNX Runtime on the CPU, and compare it with its definition."""
+"""Run one MoHAttention on the CPU, and compare it with its definition."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from moh_deploy.ops import MOH_ATTENTION
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.single_node import single_node_model
 from moh_deploy.ops.spec import Arrays
+from moh_deploy.package import Runtime
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
@@ -34,7 +35,7 @@ _CASE = Case(
 )
 
 
-def run_attention(kernels: Kernels) -> tuple[str, ...]:
+def run_attention(kernels: Kernels, runtime: Runtime = "onnxruntime") -> tuple[str, ...]:
     """Run it with `off`, its function body, or `require`, the kernel.
 
     Returns:
@@ -43,13 +44,13 @@ def run_attention(kernels: Kernels) -> tuple[str, ...]:
     Raises:
         BackendError: It is computed wrongly, or not at all.
     """
-    runner = _open(_CASE, kernels)
+    runner = _open(_CASE, kernels, runtime)
     _compare(_CASE, runner)
     library = runner.describe().kernels.library
     return () if library is None else tuple(instruction_sets(library))
 
 
-def _open(case: Case, kernels: Kernels) -> Runner:
+def _open(case: Case, kernels: Kernels, runtime: Runtime) -> Runner:
     model = single_node_model(case.op, case.input_types(), case.attributes)
     # What runs a node is asked by its name.
     model.graph.node[0].name = case.op
@@ -57,7 +58,7 @@ def _open(case: Case, kernels: Kernels) -> Runner:
         path = scratch / "model.onnx"
         onnx.save(model, path)
         # The session has read the file when the directory goes.
-        return open_runner(path, Variant(kernels=kernels, threads=1))
+        return open_runner(path, Variant(runtime, kernels, threads=1))
 
 
 def _compare(case: Case, runner: Runner) -> None:

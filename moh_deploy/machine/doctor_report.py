@@ -11,6 +11,7 @@ from moh_deploy.machine.ask import Failed
 from moh_deploy.machine.cpu import CpuRun
 from moh_deploy.machine.libraries import ORT_CUDA_NAME, LibraryFacts
 from moh_deploy.machine.machine import Machine
+from moh_deploy.machine.openvino import OpenVinoFacts
 from moh_deploy.machine.packages import PackageFacts
 from moh_deploy.machine.tensorrt import TensorRTFacts
 from moh_deploy.report.document import Block, Document, Table, Text
@@ -79,6 +80,7 @@ def _native_rows(machine: Machine) -> Iterator[Row]:
     yield "ONNX Runtime", runtime.why if isinstance(runtime, Failed) else runtime.describe()
     yield "CPU kernels", f"{cpu.library}: {_ran(cpu.kernels)}" if cpu.library else _ran(cpu.kernels)
     yield "function bodies", _ran(cpu.functions)
+    yield "OpenVINO", _openvino(machine.openvino)
     if isinstance(gpu, Failed):
         yield "GPU", gpu.why
     else:
@@ -100,6 +102,15 @@ def _ran(run: CpuRun | Failed) -> str:
     others = f" (also: {', '.join(run.instruction_sets[1:])})" if run.instruction_sets[1:] else ""
     on = f" on {run.instruction_sets[0]}{others}" if run.instruction_sets else ""
     return f"an operator ran{on}, and is right"
+
+
+def _openvino(facts: OpenVinoFacts) -> str:
+    if isinstance(facts.release, Failed):
+        return facts.release.why
+    if isinstance(facts.kernels, Failed):
+        return f"{facts.release}; {facts.kernels.why}"
+    kernels = f"an operator ran on {facts.kernels.instruction_sets[0]}, and is right"
+    return f"{facts.release}; {facts.extension}, built for it: {kernels}"
 
 
 def _library(facts: LibraryFacts | Failed) -> str:

@@ -12,6 +12,7 @@ from moh_deploy.machine.ask import Failed, ask
 from moh_deploy.machine.cpu import CpuFacts, probe_cpu
 from moh_deploy.machine.gpu import GpuFacts, probe_gpu
 from moh_deploy.machine.libraries import LibraryFacts, probe_ort_cuda, probe_plugin
+from moh_deploy.machine.openvino import OpenVinoFacts, probe_openvino
 from moh_deploy.machine.packages import Packages, probe_packages
 from moh_deploy.machine.tensorrt import TensorRTFacts, probe_tensorrt
 from moh_deploy.machine.tools import Tools, probe_tools
@@ -37,6 +38,7 @@ class Machine:
         packages: Python packages.
         export: What importing PyTorch and the code of `moh-deploy export` gave.
         cpu: ONNX Runtime and the CPU kernels.
+        openvino: OpenVINO, and the extension for the CPU kernels.
         gpu: The driver and GPUs.
         tools: What native code is built with.
         plugin: The plugin library for TensorRT.
@@ -50,6 +52,7 @@ class Machine:
     packages: Packages
     export: Importable | Failed
     cpu: CpuFacts
+    openvino: OpenVinoFacts
     gpu: GpuFacts | Failed
     tools: Tools
     plugin: LibraryFacts | Failed
@@ -76,7 +79,7 @@ def look_around(plugin: Path | None, progress: Progress) -> Machine:
         # Imported in another process: PyTorch may be broken, and takes seconds and memory.
         export = ask(imported, *_EXPORT_NEEDS)
     with progress.step("running an operator on the CPU"):
-        cpu = probe_cpu()
+        cpu, openvino = probe_cpu(), probe_openvino()
     with progress.step("looking for GPUs and compilers"):
         gpu, tools = probe_gpu(), probe_tools()
     with progress.step("loading native libraries"):
@@ -91,6 +94,7 @@ def look_around(plugin: Path | None, progress: Progress) -> Machine:
         packages=packages,
         export=export,
         cpu=cpu,
+        openvino=openvino,
         gpu=gpu,
         tools=tools,
         plugin=library,

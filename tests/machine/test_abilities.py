@@ -14,6 +14,7 @@ from moh_deploy.machine.device_code import DeviceCode
 from moh_deploy.machine.gpu import GpuFacts
 from moh_deploy.machine.libraries import LibraryFacts
 from moh_deploy.machine.machine import Importable, Machine
+from moh_deploy.machine.openvino import OpenVinoFacts, OpenVinoRun
 from moh_deploy.machine.packages import PackageFacts, Packages
 from moh_deploy.machine.tensorrt import CreatorRegistry, TensorRTFacts
 from moh_deploy.machine.tools import ToolFacts, Tools
@@ -27,9 +28,21 @@ TRT, TRT_KERNELS = (
     "build and run TensorRT engines",
     "build and run TensorRT engines, with kernels",
 )
-NAMES = [EXPORT, CPU, CPU_KERNELS, BUILD_PLUGIN, BUILD_ORT, RTX, RTX_KERNELS, RTX_RUN, TRT]
+OPENVINO = "run on the CPU, in OpenVINO by kernels"
+NAMES = [
+    EXPORT,
+    CPU,
+    CPU_KERNELS,
+    OPENVINO,
+    BUILD_PLUGIN,
+    BUILD_ORT,
+    RTX,
+    RTX_KERNELS,
+    RTX_RUN,
+    TRT,
+]
 RUNNER = "moh-deploy run, verify: engines"
-NAMES += [TRT_KERNELS, RUNNER, ORT_CUDA]
+NAMES += [TRT, TRT_KERNELS, RUNNER, ORT_CUDA]
 
 _BROKEN = Failed("it is broken", "mend it")
 _CODE = DeviceCode((80, 86, 89, 90, 120), (120,))
@@ -52,6 +65,7 @@ FULL = Machine(
         Path("libmoh_ort_cpu.so"),
         CpuRun(("avx2", "baseline")),
     ),
+    openvino=OpenVinoFacts("2026.4.1", Path("libmoh_openvino.so"), OpenVinoRun(("avx2",))),
     gpu=GpuFacts("590.1", "13.1", (Gpu("NVIDIA L4", 89, 24 << 30),)),
     tools=Tools(
         ToolFacts("nvcc", Path("nvcc"), "12.8"),
@@ -105,6 +119,10 @@ _LACKS = {
         {CPU, ORT_CUDA},
     ),
     "kernels": (replace(FULL, cpu=replace(FULL.cpu, kernels=_BROKEN)), {CPU_KERNELS}),
+    "OpenVINO's extension": (
+        replace(FULL, openvino=replace(FULL.openvino, kernels=_BROKEN)),
+        {OPENVINO},
+    ),
     "CUDA provider": (
         replace(FULL, cpu=replace(FULL.cpu, runtime=RuntimeFacts("1.30.0", ("CPU",)))),
         {ORT_CUDA},

@@ -1,0 +1,51 @@
+"""OpenVINO and its extension, as doctor finds them: not there, and nightly the real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moh_deploy import native
+from moh_deploy.machine.ask import Failed
+from moh_deploy.machine.openvino import OpenVinoRun, probe_openvino
+from tests.fakes import Fakes
+from tests.nightly import nightly
+from tests.openvino_extension import built_extension
+
+
+def test_without_openvino_the_command_that_installs_it_is_named(fakes: Fakes):
+    fakes.module("openvino", "raise ImportError('no such luck')\n")
+    found = probe_openvino()
+    assert isinstance(found.release, Failed)
+    assert "no such luck" in found.release.why
+    assert found.release.fix == "pip install 'moh-deploy[openvino]'"
+    assert found.kernels == found.release
+
+
+def test_without_extension_the_command_that_builds_it_is_named(
+    fakes: Fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fakes.module("openvino", "__version__ = '2026.4.1-22982-0a1b'\n")
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    found = probe_openvino()
+    assert (found.release, found.extension) == ("2026.4.1", None)
+    assert isinstance(found.kernels, Failed)
+    assert found.kernels.why == "there is no libmoh_openvino.so for OpenVINO 2026.4.1"
+    assert str(found.kernels.fix).endswith("python tools/build_openvino.py")
+
+
+@nightly
+def test_an_operator_runs_in_openvino(fakes: Fakes, monkeypatch: pytest.MonkeyPatch):
+    folder = built_extension()
+    monkeypatch.setattr(native, "FOLDER", folder)
+    # For the processes that are asked.
+    fakes.module(
+        "sitecustomize",
+        "import pathlib\n"
+        "from moh_deploy import native\n"
+        f"native.FOLDER = pathlib.Path({str(folder)!r})\n",
+    )
+    found = probe_openvino()
+    assert isinstance(found.kernels, OpenVinoRun), found.kernels
+    assert found.extension == folder / native.OPENVINO_NAME
