@@ -42,7 +42,7 @@ NAMES = [
     TRT,
 ]
 RUNNER = "moh-deploy run, verify: engines"
-NAMES += [TRT, TRT_KERNELS, RUNNER, ORT_CUDA]
+NAMES += [TRT_KERNELS, RUNNER, ORT_CUDA]
 
 _BROKEN = Failed("it is broken", "mend it")
 _CODE = DeviceCode((80, 86, 89, 90, 120), (120,))
