@@ -101,6 +101,9 @@ HWY_NOINLINE void multiply_tile(const Product& product, const Sums& sums, const 
       for (size_t v = 0; v < kVectors; ++v) {
         tile[r][v] = hn::MulAdd(broadcast, weight[v], tile[r][v]);
       }
+      if constexpr (!kManyRegisters) {
+        HWY_FENCE;  // sums and weights fill the registers: room for one broadcast, not for the next
+      }
     }
   }
   const Sums where = sums;  // stores might change what a reference refers to
