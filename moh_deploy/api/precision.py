@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +15,16 @@ from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.lower_precision.casts import IR_TYPES
 from moh_deploy.graph.lower_precision.policy import LowType
-from moh_deploy.package import Manifest, OnnxPackage, PackageWriter, check_package_output
+from moh_deploy.graph.narrow_caches import narrow_caches
+from moh_deploy.package import (
+    CorpusSample,
+    Manifest,
+    OnnxPackage,
+    PackageWriter,
+    VectorSet,
+    check_package_output,
+)
+from moh_deploy.package.cache_buffers import rounded_to, with_dtypes
 from moh_deploy.package.model_files import model_bytes, save_model
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import (
@@ -49,7 +58,8 @@ def precision(
     routers, norms and other reductions stay in float32, and so does what left the range of float16
     on the recorded inputs. In int8 products with stored weights are, and what they read is rounded
     when it is met; all else stays in float32, and products that make nothing but scores of routers
-    do. Inputs and outputs of the model keep their dtypes.
+    do. Inputs and outputs of the model keep their dtypes, but for caches that are written in
+    place: they are kept in half precision from call to call.
 
     Args:
         package_dir: A package in float32.
@@ -87,7 +97,7 @@ def precision(
         with progress.step("writing the package"):
             save_model(made.model, package, writer.root)
             writer.bring_tokenizer(package)
-            manifest = writer.stage(made.manifest, package.vectors, package.corpus)
+            manifest = writer.stage(made.manifest, *_rounded(package, made.dtypes))
         with progress.step("comparing what was written with the original model"):
             staged = OnnxPackage.open(writer.root, staged=True)
             parity = _compare(staged, round_results=False)
@@ -116,12 +126,24 @@ class _Made:
     Attributes:
         float32_reasons: Why operators stay in float32, to how many do.
         lowered: How many operators compute in the lower precision.
+        dtypes: Name of each input and output that has another dtype, a cache, to that.
     """
 
     model: ir.Model
     manifest: Manifest
     float32_reasons: Counter[str]
     lowered: int
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+
+
+def _rounded(
+    package: OnnxPackage, dtypes: Mapping[str, str]
+) -> tuple[list[VectorSet], list[CorpusSample]]:
+    """Return recorded runs and corpus with caches in the dtype that the model takes now."""
+    return (
+        [rounded_to(one, dtypes) for one in package.vectors],
+        [replace(one, vectors=rounded_to(one.vectors, dtypes)) for one in package.corpus],
+    )
 
 
 def _half(package: OnnxPackage, low: LowType, progress: Progress) -> _Made:
@@ -130,11 +152,14 @@ def _half(package: OnnxPackage, low: LowType, progress: Progress) -> _Made:
     with progress.step("lowering the precision"):
         model = load_ir(package)
         plan, layers = lower_model(model, package.manifest.layers, low, largest)
+        caches = package.manifest.caches
+        dtypes = {} if caches is None else narrow_caches(model, caches)
     return _Made(
         model,
-        lowered_manifest(package, low, layers),
+        with_dtypes(lowered_manifest(package, low, layers), dtypes),
         Counter(_kind(reason, low) for reason in plan.float32.values()),
         sum(1 for node in model.graph if _computes_in(node, low)),
+        dtypes,
     )
 
 

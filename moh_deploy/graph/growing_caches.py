@@ -159,7 +159,7 @@ def _why_other(model: ir.Model, name: str, manifest: Manifest, dims: set[str]) -
     pasts = {one.name: one.shape for one in manifest.inputs if dims & set(map(str, one.shape))} or {
         one.name: one.shape for one in manifest.inputs if len(one.shape) > 2
     }
-    for node in _joins_before(value):
+    for node, is_joined_again in _joins_before(value):
         sources = [None if one is None else _source(one) for one in node.inputs]
         names = [None if one is None else one.name for one in sources]
         known = [name for name in names if name in pasts]
@@ -167,26 +167,25 @@ def _why_other(model: ir.Model, name: str, manifest: Manifest, dims: set[str]) -
             continue
         if names[0] not in pasts:
             return f"new tokens are joined before those of '{known[0]}'"
-        if node is not value.producer():
+        if is_joined_again:
             return f"the caches of several layers are one tensor, '{known[0]}'"
         if len(node.inputs) > 2:
             return f"'{known[0]}' is joined with more than new tokens"
-        return f"'{known[0]}' is changed before new tokens are joined"
+        return f"'{known[0]}' is changed before new tokens are joined, or what is joined is"
     return None
 
 
-def _joins_before(value: ir.Value) -> Iterator[ir.Node]:
-    """Yield each Concat behind which only views and Concats lead to a value."""
+def _joins_before(value: ir.Value, *, again: bool = False) -> Iterator[tuple[ir.Node, bool]]:
+    """Yield each Concat behind which only views and Concats lead to a value, and whether any
+    Concats do."""
     node = value.producer()
-    if node is None or (node.op_type not in _VIEWS and node.op_type != "Concat"):
-        return
-    if node.op_type == "Concat":
-        yield node
+    if node is not None and node.op_type == "Concat":
+        yield node, again
         for one in node.inputs:
             if one is not None:
-                yield from _joins_before(one)
-    elif node.inputs[0] is not None:
-        yield from _joins_before(node.inputs[0])
+                yield from _joins_before(one, again=True)
+    elif node is not None and node.op_type in _VIEWS and node.inputs[0] is not None:
+        yield from _joins_before(node.inputs[0], again=again)
 
 
 _VIEWS = frozenset(

@@ -139,3 +139,67 @@ def _buffer(one: CacheBuffer, filled: Array, alike: Array, places: int) -> Array
 def _part(array: Array, axis: int, begin: int, end: int) -> Array:
     part: Array = np.take(array, np.arange(begin, end), axis)
     return part
+
+
+def without_room(inputs: Mapping[str, Array], manifest: Manifest) -> dict[str, Array]:
+    """Return a package's inputs as its original takes them: what is filled of caches in place."""
+    caches = manifest.caches
+    if caches is None:
+        return dict(inputs)
+    past = past_length(caches, _known(inputs, manifest))
+    cut = {one.past: _part(inputs[one.past], one.axis, 0, past) for one in caches.buffers}
+    tells = _input_that_tells(caches, manifest)
+    return {name: cut.get(name, array) for name, array in inputs.items() if name != tells}
+
+
+def in_given_buffers(
+    outputs: Mapping[str, Array], inputs: Mapping[str, Array], manifest: Manifest
+) -> dict[str, Array]:
+    """Return outputs of the original as a package gives them: caches in the buffers of its inputs.
+
+    Args:
+        outputs: Name to array; caches are left out of some.
+        inputs: Of the package.
+    """
+    made = dict(outputs)
+    for one in manifest.caches.buffers if manifest.caches is not None else ():
+        if one.present in outputs:
+            after, places = outputs[one.present], inputs[one.past].shape[one.axis]
+            behind = _part(inputs[one.past], one.axis, after.shape[one.axis], places)
+            made[one.present] = np.concatenate((after, behind), axis=one.axis)
+    return made
+
+
+def _known(inputs: Mapping[str, Array], manifest: Manifest) -> dict[str, int]:
+    """Return the sizes of dimensions, and the numbers that inputs without axes hold."""
+    found = {name: int(array) for name, array in inputs.items() if array.ndim == 0}
+    for spec in manifest.inputs:
+        for dim, size in zip(spec.shape, inputs[spec.name].shape, strict=True):
+            if isinstance(dim, str):
+                expression = DimExpr.parse(dim, place=f"input '{spec.name}'")
+                found[expression.name] = expression.solve(size) or 0
+    return found
+
+
+def with_dtypes(manifest: Manifest, dtypes: Mapping[str, str]) -> Manifest:
+    """Return the manifest with other dtypes of some inputs and outputs, by name."""
+
+    def changed(tensors: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
+        return tuple(replace(one, dtype=dtypes.get(one.name, one.dtype)) for one in tensors)
+
+    return replace(manifest, inputs=changed(manifest.inputs), outputs=changed(manifest.outputs))
+
+
+def rounded_to(run: VectorSet, dtypes: Mapping[str, str]) -> VectorSet:
+    """Return a run whose values are rounded to other dtypes; see `with_dtypes`."""
+
+    def changed(arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return {
+            name: array.astype(_NUMPY.get(dtypes[name], dtypes[name])) if name in dtypes else array
+            for name, array in arrays.items()
+        }
+
+    return replace(run, inputs=changed(run.inputs), outputs=changed(run.outputs))
+
+
+_NUMPY = {"bfloat16": BFLOAT16}

@@ -14,6 +14,7 @@ from pathlib import Path
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package.manifest import (
+    CachesInPlace,
     LayerInfo,
     Made,
     Manifest,
@@ -98,7 +99,11 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
         yield from _rounding_problems(manifest.rounding, manifest)
     if manifest.made is not None:
         yield from _made_problems(manifest.made, manifest)
-    names = tuple(one.name for one in manifest.inputs)
+    if manifest.caches is not None:
+        yield from _cache_problems(manifest.caches, manifest)
+    # How much of a cache is filled is told to the package; the original sees it by its size.
+    tells = None if manifest.caches is None else manifest.caches.past_length
+    names = tuple(one.name for one in manifest.inputs if one.name != tells)
     if manifest.call is not None and manifest.call.inputs != names:
         yield "call", f"takes {_listed(manifest.call.inputs)}, but the inputs are {_listed(names)}"
     if manifest.valid_tokens is not None:
@@ -254,6 +259,27 @@ def _made_problems(made: Made, manifest: Manifest) -> Iterator[Problem]:
                 f"made.kept[{index}]",
                 f"is {str(list(heads))[:100]}, expected at most {layer.num_heads} heads, ascending",
             )
+
+
+def _cache_problems(caches: CachesInPlace, manifest: Manifest) -> Iterator[Problem]:
+    # What writes beyond a buffer, or into another one, is not seen by anything that reads it.
+    for kind, tensors in (("past", manifest.inputs), ("present", manifest.outputs)):
+        shapes = {one.name: one.shape for one in tensors}
+        for index, one in enumerate(caches.buffers):
+            name, key = getattr(one, kind), f"caches.buffers[{index}]"
+            if name not in shapes:
+                yield f"{key}.{kind}", f"is '{name[:100]}', expected one of {_listed(shapes)}"
+            elif not 0 < one.axis < len(shapes[name]):
+                yield f"{key}.axis", f"is {one.axis}, and '{name}' has {len(shapes[name])} axes"
+    sizes = {*manifest.dims, *(one.name for one in manifest.inputs if not one.shape)}
+    for key in ("past_length", "new_length"):
+        for term in str(getattr(caches, key)).split(" - "):
+            if not term.isdecimal() and term not in sizes:
+                yield f"caches.{key}", f"'{term[:100]}' is none of {_listed(sorted(sizes))}"
+    if not caches.buffers:
+        yield "caches.buffers", "is empty"
+    yield from _number("caches.least_past", caches.least_past, 0, _MOST_SIZE)
+    yield from _number("caches.most_tokens", caches.most_tokens, 1, _MOST_SIZE)
 
 
 def _mask_problems(name: str, inputs: Sequence[TensorInfo]) -> Iterator[Problem]:

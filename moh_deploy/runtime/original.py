@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from moh_deploy.package import Manifest, OnnxPackage, TensorInfo
+from moh_deploy.package.cache_buffers import in_given_buffers, without_room
 from moh_deploy.runtime.base import AS_IT_IS, Description, Model, Runner, Variant
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.models import OnnxFile
@@ -86,7 +87,7 @@ class OriginalModel(Model):
         original, closing = self.load().called_by(self.manifest), ExitStack()
         closing.enter_context(original.on_threads(variant.threads))
         outputs = tuple(one.name for one in self.manifest.outputs)
-        return OriginalRunner(original, self.manifest.inputs, outputs, closing)
+        return OriginalRunner(original, self.manifest.inputs, outputs, self.manifest, closing)
 
     def alone(self, variant: Variant) -> tuple[Model, Variant] | None:
         # A loaded model cannot be pickled; what loads it from its checkpoint can.
@@ -96,16 +97,22 @@ class OriginalModel(Model):
 
 @dataclass(frozen=True)
 class OriginalRunner(Runner):
-    """An original as it runs by itself."""
+    """An original as it runs by itself.
+
+    Attributes:
+        manifest: Of the package, whose inputs it takes.
+    """
 
     original: Original
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
+    manifest: Manifest
     _closing: ExitStack = field(repr=False)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         found = self.original.run(self._arguments(inputs))
-        return dict(zip(self.outputs, found, strict=True))
+        made = dict(zip(self.outputs, found, strict=True))
+        return in_given_buffers(made, inputs, self.manifest)
 
     def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         return self.original.bound(self._arguments(inputs))
@@ -117,7 +124,9 @@ class OriginalRunner(Runner):
         self._closing.close()
 
     def _arguments(self, inputs: Mapping[str, Array]) -> list[Array]:
-        return [inputs[spec.name] for spec in self.inputs]
+        # Its caches have no room: they grow.
+        taken = without_room(inputs, self.manifest)
+        return [taken[spec.name] for spec in self.inputs if spec.name in taken]
 
 
 @dataclass(frozen=True)

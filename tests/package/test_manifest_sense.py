@@ -9,6 +9,8 @@ import pytest
 
 from moh_deploy.errors import PackageError
 from moh_deploy.package import (
+    CacheBuffer,
+    CachesInPlace,
     Call,
     CallArgument,
     DimSum,
@@ -48,7 +50,30 @@ def with_tuning(**changed: Any) -> Manifest:
 
 CALL = Call((CallArgument(container="tuple", items=(CallArgument(input="z"),)),), {})
 
+
+def with_caches(**changed: object) -> Manifest:
+    """The input and output are a cache, of which `seq` says how much was filled."""
+    caches = CachesInPlace((CacheBuffer("x", "y", 1),), "seq", 1)
+    return replace(MANIFEST, caches=replace(caches, **changed))
+
+
 NONSENSE: dict[str, tuple[Manifest, str]] = {
+    "no buffers": (with_caches(buffers=()), "'caches.buffers': is empty"),
+    "no input": (
+        with_caches(buffers=(CacheBuffer("z", "y", 1),)),
+        r"'caches.buffers\[0\].past': is 'z', expected one of 'x'",
+    ),
+    "no output": (
+        with_caches(buffers=(CacheBuffer("x", "x", 1),)),
+        r"'caches.buffers\[0\].present': is 'x', expected one of 'y'",
+    ),
+    "no axis": (
+        with_caches(buffers=(CacheBuffer("x", "y", 3),)),
+        r"'caches.buffers\[0\].axis': is 3, and 'x' has 3 axes",
+    ),
+    "filled": (with_caches(past_length="t - seq"), r"'caches.past_length': 't' is none of 'batch'"),
+    "added": (with_caches(new_length="s"), r"'caches.new_length': 's' is none of 'batch', 'seq'"),
+    "most": (with_caches(most_tokens=0), r"'caches.most_tokens': is 0, expected 1"),
     "call": (replace(MANIFEST, call=CALL), "'call': takes 'z', but the inputs are 'x'"),
     "no heads": (with_layer(num_heads=0), r"'layers\[0\]\.num_heads': is 0, expected 1 to"),
     "negative heads": (with_layer(num_heads=-4), r"num_heads': is -4, expected 1 to"),
@@ -139,6 +164,7 @@ def test_what_no_model_can_have_is_refused_by_its_key(name: str):
         replace(MANIFEST, dim_ranges={"seq": (2, None), "batch": (2, 2)}),
         with_tuning(),
         with_tuning(layer_ms=((),), model_ms=()),
+        with_caches(past_length="seq - 1", most_tokens=9),
     ],
     ids=lambda manifest: "",
 )

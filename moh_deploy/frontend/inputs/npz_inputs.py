@@ -12,6 +12,7 @@ import torch
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import Manifest
+from moh_deploy.package.cache_buffers import without_room
 from moh_deploy.system.npz import BFLOAT16, Array, read_npz
 from moh_deploy.system.suggest import shortened
 
@@ -46,10 +47,14 @@ def inputs_from_arrays(
 def inputs_of_package(arrays: Mapping[str, Array], manifest: Manifest) -> tuple[ModelInput, ...]:
     """Return arrays as the positional arguments of the model that a package was made from.
 
+    Args:
+        arrays: Inputs of the package; its original takes what is filled of caches in place.
+
     Raises:
         ConfigError: An array is empty.
     """
-    ordered = {spec.name: arrays[spec.name] for spec in manifest.inputs}
+    taken = without_room(arrays, manifest)
+    ordered = {spec.name: taken[spec.name] for spec in manifest.inputs if spec.name in taken}
     dims = {
         spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in manifest.inputs

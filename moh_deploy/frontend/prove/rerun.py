@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch.export import ExportedProgram
@@ -26,6 +26,7 @@ from moh_deploy.frontend.rewrite.attention_view import view_attention
 from moh_deploy.frontend.trace import trace
 from moh_deploy.graph.keep_gates import layer_names
 from moh_deploy.package import Manifest, OnnxPackage, VectorSet
+from moh_deploy.package.cache_buffers import in_given_buffers
 from moh_deploy.system.user_code import describe_error
 from moh_deploy.validate.reference import Answers
 from moh_deploy.validate.samples import Sample
@@ -84,7 +85,9 @@ def answers_of(
                     hint="Compare a package with a checkpoint of the same architecture.",
                 )
             valid = [sample.valid for sample in samples]
-            vectors, without = _recorded(found, runs, valid, package.manifest)
+            recorded, without = _recorded(found, runs, valid, package.manifest)
+            pairs = zip(recorded, samples, strict=True)
+            vectors = tuple(_as_package(*pair, package.manifest) for pair in pairs)
     except MoHDeployError as error:
         raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
     notes = tuple(_notes(model, name, layers, package.manifest))
@@ -121,6 +124,15 @@ def _recorded(
         recording = None if isinstance(found, DoesNotRun) else found
         vectors.append(recorded_vectors(run, recording, outputs))
     return tuple(vectors), without
+
+
+def _as_package(run: VectorSet, sample: Sample, manifest: Manifest) -> VectorSet:
+    """Return a run of the original as one of a package whose caches are in place."""
+    if manifest.caches is None:
+        return run
+    inputs, sizes = sample.known.inputs, sample.known.sizes
+    outputs = in_given_buffers(run.outputs, inputs, manifest)
+    return replace(run, inputs=inputs, outputs=outputs, sizes=sizes)
 
 
 def _run(model: LoadedModel, sample: Sample, manifest: Manifest) -> OriginalRun:

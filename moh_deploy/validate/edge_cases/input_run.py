@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moh_deploy.errors import BackendError
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.forced_gates import GateTypes, computed_gates
 from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
 from moh_deploy.runtime.base import Runner, RunnerAround
@@ -69,11 +69,11 @@ class InputJudge:
             return input_result(state.case, status, state.reason)
         try:
             expected = self.recorder.record(state.inputs)
-        except BackendError as error:
+        except (BackendError, ConfigError) as error:
             return self._without_reference(state, state.inputs, error.message)
         try:
             report = self.compare(expected)
-        except BackendError as error:
+        except (BackendError, ConfigError) as error:
             why = f"the function bodies run, but the package does not: {error.message}"
             return _failed(state, why)
         return self._judged(state, expected, report)
@@ -128,7 +128,7 @@ class InputJudge:
         """Judge by shapes alone where the function bodies refuse the inputs."""
         try:
             got = self.subject.run(inputs)
-        except BackendError as error:
+        except (BackendError, ConfigError) as error:
             return self._refused(state, inputs, error.message)
         # Some function bodies refuse empty tensors; their shapes are still known from the manifest.
         sizes = check_inputs(self.package.manifest.inputs, inputs)

@@ -168,7 +168,7 @@ class SizeJudge:
             raise _NothingTellsError(f"'{dim}' takes one size only.")
         try:
             shapes = {k: v.shape for k, v in self.judge.subject.run(other.inputs).items()}
-        except BackendError as error:
+        except (BackendError, ConfigError) as error:
             raise _NothingTellsError(error.message) from error
         cuts = _Cuts.of(self._package, dim, known, shapes, other.sizes[dim])
         if not cuts.package.manifest.outputs:
