@@ -1,0 +1,115 @@
+"""Engines of decoders whose caches are written in place, as far as TensorRT-RTX builds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+import pytest
+from packaging import version
+
+import moh_deploy
+from moh_deploy.api.caches_in_place import write_caches_in_place
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.tensorrt.build_plan import BuildPlan
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
+from moh_deploy.runtime.tensorrt.messages import Stack
+from moh_deploy.system.progress import SilentProgress
+from tests.cuda.trt import builds, rtx
+from tests.graph.decoders import write_decoder
+from tests.nightly import nightly
+from tests.trt_packages import required_rtx
+
+pytestmark = pytest.mark.skipif(
+    version.parse(ort.__version__) < version.parse("1.25"),
+    reason="this ONNX Runtime may have no TensorScatter",
+)
+
+PROFILE = "batch=1..2..4,seq=1..3..16,total=1..8..64,buffer=64"
+
+
+@pytest.fixture(scope="module")
+def grows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_decoder(tmp_path_factory.mktemp("grows") / "package").root
+
+
+def build(package: Path, output: Path, **options: object):
+    given = {"backend": "tensorrt-rtx", "compute_capabilities": ("8.6",), "cache": "in-place"}
+    return moh_deploy.build(package, output=output, **(given | options))
+
+
+@nightly
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_each_cache_is_a_layer_of_tensorrts_own(grows: Path, tmp_path: Path, precision: str):
+    required_rtx()
+    options = {"profiles": [PROFILE], "plain": True, "keep_onnx": True, "precision": precision}
+    report = build(grows, tmp_path / "engine", **options)
+    assert report.status == "built"
+    model = onnx.load(tmp_path / "engine" / "model.onnx")
+    caches = [one for one in model.graph.input if one.name.startswith("past")]
+    wanted = getattr(onnx.TensorProto, {"float32": "FLOAT"}.get(precision, precision.upper()))
+    for one in caches:
+        assert one.type.tensor_type.shape.dim[2].dim_value == 64
+        assert one.type.tensor_type.elem_type == wanted
+    (tmp_path / "parsed").mkdir()
+    sizes = {"batch": (1, 2, 4), "seq": (1, 3, 16), "total": (1, 8, 64)}
+    shapes = {
+        one.name: tuple(
+            [
+                sizes[dim.dim_param][end] if dim.dim_param else dim.dim_value
+                for dim in one.type.tensor_type.shape.dim
+            ]
+            for end in range(3)
+        )
+        for one in model.graph.input
+    }
+    parsed = rtx.build(model, tmp_path / "parsed", library=None, profiles=[shapes])
+    assert sum("KV_CACHE_UPDATE" in layer for layer in parsed.layers) == 2
+    # The same package is the same engine: nothing is built again.
+    assert build(grows, tmp_path / "engine", **options).status == "cached"
+
+
+@nightly
+def test_attention_over_a_buffer_runs_by_the_plugin(grows: Path, tmp_path: Path):
+    required_rtx()
+    plugin = builds.plugin_on_fakes()
+    options = {"profiles": [PROFILE], "plugin": plugin, "require_kernels": False}
+    report = build(grows, tmp_path / "engine", **options, precision="float16", dry_run=True)
+    assert report.status == "possible"
+    assert {one.moh_impl for one in report.layers} == {"kernel"}
+
+
+def test_places_have_to_be_said(grows: Path, tmp_path: Path):
+    with pytest.raises(
+        ConfigError, match=r"buffer=1\.\.11\.\.44: TensorRT writes into caches of one"
+    ):
+        build(grows, tmp_path / "engine")
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize(("found", "is_refused"), [("10.14.1", True), ("10.15.0", False)])
+def test_tensorrt_without_the_layer_is_refused(
+    grows: Path, tmp_path: Path, found: str, is_refused: bool
+):
+    written = write_caches_in_place(OnnxPackage.open(grows), tmp_path / "written", SilentProgress())
+    for package, refused in ((written, is_refused), (OnnxPackage.open(grows), False)):
+        plan = BuildPlan(
+            FLAVOURS["tensorrt"],
+            package,
+            low=None,
+            profiles=(),
+            targets=(),
+            workspace_bytes=None,
+            timing_cache=None,
+            library=None,
+            embed_plugin=False,
+            keep_onnx=False,
+        )
+        stack = Stack(found, None, None, None)
+        if not refused:
+            plan.require_cache_layer(stack)
+            continue
+        with pytest.raises(BackendError, match=f"TensorRT {found} has no layer; expected 10.15"):
+            plan.require_cache_layer(stack)
