@@ -123,6 +123,7 @@ def _export(
         dim_ranges=manifest.dim_ranges,
         limits=limits,
         unnamed=unnamed,
+        caches=manifest.caches,
         seconds=progress.seconds,
     )
 

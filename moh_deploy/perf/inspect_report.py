@@ -19,6 +19,7 @@ from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.layers_text import (
+    caches_text,
     constant_gates,
     kept_text,
     layer_table,
@@ -164,6 +165,8 @@ class InspectReport(Report):
             yield f"skippable: {self._skippable_text()}"
         dims = ", ".join(f"{name} (example {size})" for name, size in manifest.dims.items())
         yield f"dynamic dimensions: {dims or 'none'}"
+        if manifest.caches is not None:
+            yield caches_text(manifest.caches)
         ops = ", ".join(f"{name} v{version}" for name, version in manifest.ops.items())
         yield f"opset {manifest.opset}; custom ops: {ops or 'none'}"
         if self.node_runs:

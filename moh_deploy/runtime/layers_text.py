@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from moh_deploy.ops.routers import form_named
-from moh_deploy.package import KeptOperators, LayerInfo, NearMiss, OtherRouter
+from moh_deploy.package import CachesInPlace, KeptOperators, LayerInfo, NearMiss, OtherRouter
+from moh_deploy.package.cache_buffers import BUFFER
 from moh_deploy.report.document import Cell, Share, Table
 from moh_deploy.report.numbers import count, percent
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
@@ -117,6 +118,14 @@ def kept_text(kept: KeptOperators) -> str:
     """Return a sentence on operators outside of the layers that stay."""
     inserted, operators = ", ".join(kept.inserted), ", ".join(kept.operators)
     return f"{kept.path}: {kept.reason}; not replaced by {inserted}: {operators}"
+
+
+def caches_text(caches: CachesInPlace) -> str:
+    """Return how caches in place are used."""
+    many = count(len(caches.buffers), "cache")
+    return (
+        f"{many} written in place, dimension '{BUFFER}'; filled before a call: {caches.past_length}"
+    )
 
 
 def runs_as(run: LayerRun) -> str:

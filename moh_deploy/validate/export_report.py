@@ -7,13 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moh_deploy.config.dims import limits_text
-from moh_deploy.package import KeptOperators, LayerInfo, NearMiss, OtherRouter, TensorInfo
+from moh_deploy.package import (
+    CachesInPlace,
+    KeptOperators,
+    LayerInfo,
+    NearMiss,
+    OtherRouter,
+    TensorInfo,
+)
 from moh_deploy.report.document import Block, Document, Text
 from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layers_text import (
+    caches_text,
     constant_gates,
     kept_text,
     layer_table,
@@ -51,6 +59,7 @@ class ExportReport(Report):
         dim_ranges: Smallest and largest size of dimensions that are limited.
         limits: What is in the way beyond, by dimension.
         unnamed: Dimensions of an exported program that nobody named, and their places: `x:1`.
+        caches: Caches that are written in place; None where there are none.
         seconds: Wall time of each step.
     """
 
@@ -73,6 +82,7 @@ class ExportReport(Report):
     dim_ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
     unnamed: Mapping[str, str] = field(default_factory=dict)
+    caches: CachesInPlace | None = None
 
     @property
     @in_json()
@@ -103,6 +113,7 @@ class ExportReport(Report):
         blocks += map(Text, not_layers(len(self.layers), self.near_misses, self.ungated))
         blocks += map(Text, map(other_router_text, self.other_routers))
         blocks += map(Text, map(kept_text, self.kept))
+        blocks += [] if self.caches is None else [Text(caches_text(self.caches))]
         blocks += (
             Text(f"Dimension '{name}' may be {limits_text(self.dim_ranges[name])}: {why}.")
             for name, why in self.limits.items()

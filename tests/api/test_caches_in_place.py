@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from moh_deploy.api.caches_in_place import write_caches_in_place
 from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.graph import caches_in_place
 from moh_deploy.graph.caches_in_place import put_caches_in_place
-from moh_deploy.package import OnnxPackage
+from moh_deploy.graph.choose_layers import choose_layers
+from moh_deploy.package import OnnxPackage, SizeRange
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
 from moh_deploy.system.progress import SilentProgress
-from tests.graph.decoders import write_decoder
+from tests.graph.decoders import decoder, recorded, write_decoder
 
 pytestmark = pytest.mark.skipif(
     version.parse(ort.__version__) < version.parse("1.25"),
@@ -132,3 +134,34 @@ def test_places_are_a_dimension_of_their_own(
     monkeypatch.setattr(caches_in_place, "BUFFER", "seq")
     with pytest.raises(ConfigError, match="the model has a dimension 'seq'"):
         write_caches_in_place(grows, tmp_path / "written", SilentProgress())
+
+
+@pytest.mark.parametrize(
+    ("choice", "ranges", "expected"),
+    [
+        ("dense", (), ()),
+        ("sparse", (SizeRange("seq", 2, "dense"),), (SizeRange("seq", 2, "dense"),)),
+        # What depended on a size that no input has any more is what it is at all others.
+        ("sparse", (SizeRange("batch*past", 6, "dense"),), ()),
+    ],
+)
+def test_layers_run_as_they_were_chosen_to(
+    tmp_path: Path, choice: str, ranges: tuple[SizeRange, ...], expected: tuple[SizeRange, ...]
+):
+    model = decoder()
+    manifest, _ = recorded(model)
+    layers = (replace(manifest.layers[0], choice=choice, ranges=ranges),)
+    choose_layers(model, layers)
+    package = write_decoder(tmp_path / "package", model, manifest=replace(manifest, layers=layers))
+    assert any(node.op_type == "If" for node in model.graph) == bool(ranges)
+    written = write_caches_in_place(package, tmp_path / "written", SilentProgress())
+    (layer,) = written.manifest.layers
+    assert (layer.choice, layer.ranges) == (choice, expected)
+    found = open_session(written, Variant(kernels="off")).describe().layer_runs
+    assert found
+
+
+def test_inspect_says_that_caches_are_in_place(written: OnnxPackage):
+    report = moh_deploy.inspect(written.root)
+    text = "2 caches written in place, dimension 'buffer'; filled before a call: total - seq"
+    assert text in report.document().findings

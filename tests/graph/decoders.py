@@ -203,10 +203,16 @@ def recorded(model: ir.Model, *, with_mask: bool = True) -> tuple[Manifest, list
     return manifest, runs
 
 
-def write_decoder(output: Path, model: ir.Model | None = None) -> OnnxPackage:
-    """Write a decoder that grows its caches as a package."""
+def write_decoder(
+    output: Path, model: ir.Model | None = None, *, manifest: Manifest | None = None
+) -> OnnxPackage:
+    """Write a decoder that grows its caches as a package.
+
+    Args:
+        manifest: In place of its own.
+    """
+    known, runs = recorded(decoder())
     model = model or decoder()
-    manifest, runs = recorded(model)
     with PackageWriter(output) as writer:
         ir.save(model, writer.path("model.onnx"))
-        return writer.finish(replace(manifest, ops=ops_of(model)), runs)
+        return writer.finish(replace(manifest or known, ops=ops_of(model)), runs)
