@@ -59,7 +59,7 @@ class Engine:
         Returns:
             Name to tensor, for every output. Of numpy: arrays of their own, computed. Of torch:
             tensors on the GPU; nothing was copied, and the run is enqueued on torch's current
-            stream, not waited for.
+            stream, not waited for. A cache that is written in place is the tensor that was given.
 
         Raises:
             ConfigError: An input is missing, unknown, of a wrong dtype or shape, not where it has

@@ -74,7 +74,7 @@ class GpuContext:
         for name, tensor in read.items():
             self._must(self._context.set_input_shape(name, tuple(tensor.shape)), name)
             self._must(self._context.set_tensor_address(name, tensor.data_ptr()), name)
-        written = {one.name: self._output(one, torch, device) for one in self._outputs}
+        written = {one.name: self._output(one, read, torch, device) for one in self._outputs}
         self._must(self._context.execute_async_v3(stream), "the run")
         return written
 
@@ -84,7 +84,12 @@ class GpuContext:
             self._must(done, f"profile {profile}")
             self._profile = profile
 
-    def _output(self, spec: TensorInfo, torch: Any, device: Any) -> Any:
+    def _output(self, spec: TensorInfo, read: Mapping[str, Any], torch: Any, device: Any) -> Any:
+        if (buffer := self._written_input(spec.name)) is not None:
+            # A cache that is written in place: its memory is the output.
+            address = read[buffer].data_ptr()
+            self._must(self._context.set_tensor_address(spec.name, address), spec.name)
+            return read[buffer]
         # Known from the input shapes now; -1 where it depends on what they hold.
         shape = tuple(self._context.get_tensor_shape(spec.name))
         if any(size < 0 for size in shape):
@@ -97,6 +102,11 @@ class GpuContext:
         tensor = torch.empty(shape, dtype=getattr(torch, spec.dtype), device=device)
         self._must(self._context.set_tensor_address(spec.name, tensor.data_ptr()), spec.name)
         return tensor
+
+    def _written_input(self, name: str) -> str | None:
+        """Return the input whose memory an output has to be; None: it has memory of its own."""
+        ask = getattr(self._loaded.engine, "get_aliased_input_tensor", None)  # TensorRT 10.15
+        return None if ask is None else ask(name) or None
 
     def _must(self, done: bool, what: str) -> None:
         if not done:
