@@ -15,7 +15,7 @@ from pathlib import Path
 
 from moh_deploy.ops import OPS, OpSpec
 from moh_deploy.ops.plugin_support import PLUGINS
-from moh_deploy.ops.spec import FLOAT_TYPES, LENGTH_TYPES, AttributeSpec, OpInput
+from moh_deploy.ops.spec import FLOAT_TYPES, LENGTH_TYPES, PACKED_TYPES, AttributeSpec, OpInput
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -181,7 +181,8 @@ def _attribute_contract(attribute: AttributeSpec) -> list[str]:
 def _input_type(given: OpInput) -> str:
     if given.constraint == "T":
         return "InputType::kShared"
-    return "InputType::kLengths" if given.types == LENGTH_TYPES else "InputType::kMask"
+    others = {LENGTH_TYPES: "kLengths", PACKED_TYPES: "kPacked"}
+    return f"InputType::{others.get(given.types, 'kMask')}"
 
 
 def _snake(name: str) -> str:

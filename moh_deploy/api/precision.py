@@ -1,4 +1,4 @@
-"""Write a package again in float16, bfloat16 or int8."""
+"""Write a package again in float16, bfloat16, int8 or int4."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import onnx_ir as ir
 
-from moh_deploy.config.dtypes import dtype_named
+from moh_deploy.config.dtypes import IntegerPrecision, LowerPrecision, dtype_named
 from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.lower_precision.casts import IR_TYPES
@@ -34,14 +34,11 @@ from moh_deploy.runtime.lowered_package import (
     lowered_manifest,
 )
 from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
-from moh_deploy.runtime.quantized_package import INT8, quantized
+from moh_deploy.runtime.quantized_package import quantized
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.precision_report import PrecisionReport
 from moh_deploy.validate.recorded_parity import compare_recorded, proof_of, require_equal
-
-PRECISIONS = (INT8, *get_args(LowType))
-"""What a float32 package can be written in, the shortest first: what `tune --within` tries."""
 
 
 def precision(
@@ -58,28 +55,30 @@ def precision(
     routers, norms and other reductions stay in float32, and so does what left the range of float16
     on the recorded inputs. In int8 products with stored weights are, and what they read is rounded
     when it is met; all else stays in float32, and products that make nothing but scores of routers
-    do. Inputs and outputs of the model keep their dtypes, but for caches that are written in
+    do. In int4 their weights are, in blocks with a scale each, and what they read is rounded to 8
+    bits. Inputs and outputs of the model keep their dtypes, but for caches that are written in
     place: they are kept in half precision from call to call.
 
     Args:
         package_dir: A package in float32.
-        to: `float16`, `bfloat16` or `int8`.
+        to: `float16`, `bfloat16`, `int8` or `int4`.
         output: The package directory to write.
-        float32: With `int8`: names of products that stay in float32.
+        float32: With `int8` and `int4`: names of products that stay in float32.
         progress: What to report steps to.
 
     Raises:
         ConfigError: `to` is none of these, the package is not in float32, or has no product that
-            could be in int8.
+            could be in integers.
         PackageError: Not a package, or the output cannot be written.
         ValidationError: The package, or the new one, differs from the original model by more than
             the rule for its precision allows. Nothing is written.
     """
     progress, output = progress or SilentProgress(), Path(output)
-    low = dtype_named(to, PRECISIONS, option="to")
-    if float32 and low != INT8:
+    low = dtype_named(to, get_args(LowerPrecision), option="to")
+    in_integers = low in get_args(IntegerPrecision)
+    if float32 and not in_integers:
         raise ConfigError(
-            f"float32 names products, which is for int8; to is {low}.",
+            f"float32 names products, which is for int8 and int4; to is {low}.",
             hint="`moh-deploy bisect` finds the operators that have to stay in float32.",
         )
     check_package_output(output)
@@ -90,7 +89,9 @@ def precision(
         # First in float32: an error that was there before must not be taken for one of rounding.
         require_equal(package)
     made = (
-        _int8(package, float32, progress) if low == INT8 else _half(package, low_type(to), progress)
+        _in_integers(package, cast("IntegerPrecision", low), float32, progress)
+        if in_integers
+        else _half(package, low_type(to), progress)
     )
     # Compared as it was written, from disk, and published only if it is equal.
     with PackageWriter(output) as writer:
@@ -103,7 +104,7 @@ def precision(
             parity = _compare(staged, round_results=False)
             # Integers are rounded as they are anywhere. Emulation rounds every result already: the
             # second comparison would be the same.
-            is_rounded = low == INT8 or parity.kernels.emulated_dtype is not None
+            is_rounded = in_integers or parity.kernels.emulated_dtype is not None
             rounded = parity if is_rounded else _compare(staged, round_results=True)
         written = writer.publish(replace(manifest, proof=proof_of(parity, package)))
     return PrecisionReport(
@@ -124,7 +125,8 @@ class _Made:
     """A model in lower precision, and what is said of it.
 
     Attributes:
-        float32_reasons: Why operators stay in float32, to how many do.
+        float32_reasons: Why operators stay in float32, or weights have 8 bits instead of 4, to how
+            many do.
         lowered: How many operators compute in the lower precision.
         dtypes: Name of each input and output that has another dtype, a cache, to that.
     """
@@ -163,11 +165,13 @@ def _half(package: OnnxPackage, low: LowType, progress: Progress) -> _Made:
     )
 
 
-def _int8(package: OnnxPackage, float32: Sequence[str], progress: Progress) -> _Made:
-    with progress.step("rounding weights to int8"):
-        found = quantized(package, float32=float32)
-    reasons = Counter(found.plan.float32.values())
-    return _Made(found.model, found.manifest(package), reasons, len(found.plan.int8))
+def _in_integers(
+    package: OnnxPackage, to: IntegerPrecision, float32: Sequence[str], progress: Progress
+) -> _Made:
+    with progress.step(f"rounding weights to {to}"):
+        found = quantized(package, to=to, float32=float32)
+    reasons = Counter(found.more_bits.values())
+    return _Made(found.model, found.manifest(package), reasons, found.lowered)
 
 
 _HINTS = {
@@ -192,7 +196,7 @@ def _compare(package: OnnxPackage, *, round_results: bool) -> ParityReport:
         how = " That is with every result rounded, as hardware does." if round_results else ""
         raise ValidationError(
             f"{report.failure.message}{how}",
-            hint=_HINTS[package.manifest.precision == INT8],
+            hint=_HINTS[package.manifest.precision in get_args(IntegerPrecision)],
         )
     return report
 

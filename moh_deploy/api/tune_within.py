@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
-from moh_deploy.api.precision import PRECISIONS, precision
+from moh_deploy.api.precision import precision
+from moh_deploy.config.dtypes import LowerPrecision
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, Runtime, check_package_output
 from moh_deploy.perf.cost_model.machine import Processor
@@ -31,6 +33,8 @@ from moh_deploy.validate.condition import AccuracyCondition, ParityCondition, pa
 from moh_deploy.validate.samples import named_mask
 
 _RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
+# The shortest first: what a float32 package is tried in.
+PRECISIONS = get_args(LowerPrecision)[::-1]
 DEFAULT_SECONDS = 0.5
 
 

@@ -343,15 +343,15 @@ PRECISION = (
     click.option(
         "--to",
         required=True,
-        metavar="float16|bfloat16|int8",
-        help="What products and activations become. int8 is for the CPU: products with stored"
-        " weights, by ONNX Runtime's own quantiser.",
+        metavar="float16|bfloat16|int8|int4",
+        help="What products and activations become. int8 and int4 are for the CPU: products with"
+        " stored weights, by ONNX Runtime's own quantiser.",
     ),
     click.option(
         "--float32",
         multiple=True,
         metavar="NODE",
-        help="With --to int8: a product of model.onnx that stays in float32, by its name."
+        help="With --to int8 or int4: a product of model.onnx that stays in float32, by its name."
         " Repeatable.",
     ),
     _output("The package directory to write."),

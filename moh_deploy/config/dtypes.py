@@ -1,10 +1,17 @@
-"""Floating-point dtypes, as users name them."""
+"""Dtypes that models are brought to, as users name them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Literal
 
 from moh_deploy.errors import ConfigError
+
+IntegerPrecision = Literal["int8", "int4"]
+"""What the weights of products may be rounded to."""
+
+LowerPrecision = Literal["float16", "bfloat16", "int8", "int4"]
+"""What `precision --to` makes of a float32 package."""
 
 _OLD_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Spellings of release 0.1, understood for one more."""

@@ -62,9 +62,7 @@ def plan_int8(model: ir.Model, *, gates: Collection[str]) -> Int8Plan:
         gates: Names of the layers' gates.
     """
     values = {value.name: value for node in model.graph for value in node.outputs}
-    scores = {
-        node for name in gates if name in values for node in _products_of_scores(values[name])
-    }
+    scores = {node for name in gates if name in values for node in products_of_scores(values[name])}
     int8: list[str] = []
     float32: dict[str, str] = {}
     for node in model.graph:
@@ -83,23 +81,34 @@ def plan_int8(model: ir.Model, *, gates: Collection[str]) -> Int8Plan:
 def _reason(node: ir.Node, scores: Collection[ir.Node]) -> str | None:
     if node in scores:
         return "a router ranks what it makes"
+    attributes = {name: one.value for name, one in node.attributes.items()}
+    scales = {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}
+    if attributes.get("transA", 0) or scales:
+        return "it scales or transposes what it reads"
+    return no_stored_matrix(node)
+
+
+def no_stored_matrix(node: ir.Node) -> str | None:
+    """Return why a product has no stored matrix of weights; None if it has one."""
     weight = node.inputs[1]
     if weight is None or weight.const_value is None or weight.producer() is not None:
         return "its weights are computed, not stored"
     if len(weight.const_value.shape) != 2:  # [in, out]
         return "its weights are no matrix"
-    attributes = {name: one.value for name, one in node.attributes.items()}
-    if attributes.get("transA", 0) or {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}:
-        return "it scales or transposes what it reads"
     return None
 
 
-def _products_of_scores(gates: ir.Value) -> Iterator[ir.Node]:
+def products_of_scores(gates: ir.Value) -> Iterator[ir.Node]:
     """Yield the products that make the scores behind some gates and nothing else."""
     way = set(_way(gates))
     for node in way:
         if node.op_type in CONTRACTIONS and _stays_on(node, way, gates):
             yield node
+
+
+def products_before(gates: ir.Value) -> Iterator[ir.Node]:
+    """Yield the products that make the scores behind some gates, whatever else they make."""
+    return (node for node in _way(gates) if node.op_type in CONTRACTIONS)
 
 
 def _way(gates: ir.Value) -> Iterator[ir.Node]:

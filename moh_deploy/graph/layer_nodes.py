@@ -47,7 +47,7 @@ def _of_layer(
 ) -> LayerNodes:
     node = nodes.get(layer.node or "")
     query, output = (
-        _weight_dims(nodes.get(name or ""), dims)
+        _weight_shape(nodes.get(name or ""), dims)
         for name in (layer.query_projection, layer.output_projection)
     )
     if node is None:
@@ -65,7 +65,14 @@ def _of_layer(
     )
 
 
-def _weight_dims(
+def _weight_shape(
     node: onnx.NodeProto | None, dims: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, ...] | None:
-    return None if node is None else dims.get(node.input[1])
+    """Return rows and columns of a projection's weight."""
+    if node is None or node.input[1] not in dims:
+        return None
+    numbers = {attribute.name: attribute.i for attribute in node.attribute}
+    # A weight of 4 bits is packed: the node says what it was.
+    if "in_features" in numbers:
+        return numbers["in_features"], numbers["out_features"]
+    return dims[node.input[1]]

@@ -1,4 +1,5 @@
-"""Variant of a model in int8 whose weights and activations move by up to one step of their scales.
+"""Variant of a model in int8 or int4 whose weights, and in int8 what they are multiplied with, move
+by up to one step of their scales.
 
 `verify` asks by it how far rounding to integers moves the model's results. The graph is changed
 where it is opened, like those of `weight_noise`, whose inputs these are.
@@ -12,14 +13,15 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from moh_deploy.graph.unpack_blocks import has_blocks, unpack_blocks
 from moh_deploy.graph.weight_noise import DRAWN, DRAWN_SIZE, ROUNDING_STEP, add_noise_inputs
 
 _RANGES = {TensorProto.INT8: (-128, 127), TensorProto.UINT8: (0, 255)}
 
 
 def has_integer_products(graph: onnx.GraphProto) -> bool:
-    """Tell whether weights or operands of the graph are in 8 bits."""
-    return any(node.op_type == "MatMulInteger" for node in graph.node)
+    """Tell whether weights or operands of the graph are in 8 or 4 bits."""
+    return has_blocks(graph) or any(node.op_type == "MatMulInteger" for node in graph.node)
 
 
 def add_quantization_noise(graph: onnx.GraphProto) -> bool:
@@ -32,6 +34,7 @@ def add_quantization_noise(graph: onnx.GraphProto) -> bool:
         graph: Changed in place.
     """
     # The noisy operand takes the name, so that its readers need no change.
+    digits = unpack_blocks(graph)
     weights = {one.name: one for one in graph.initializer}
     read = {
         name for node in graph.node if node.op_type == "MatMulInteger" for name in node.input[:2]
@@ -47,6 +50,9 @@ def add_quantization_noise(graph: onnx.GraphProto) -> bool:
         if node.op_type == "DynamicQuantizeLinear":
             name, node.output[0] = node.output[0], _exact(node.output[0])
             nodes += _noise(name, TensorProto.UINT8, len(nodes))
+        elif node.output and node.output[0] in digits:
+            name, node.output[0] = node.output[0], _exact(node.output[0])
+            nodes += _noise(name, TensorProto.UINT8, len(nodes), largest=digits[name])
     del graph.node[:]
     graph.node.extend(nodes)
     add_noise_inputs(graph)
@@ -58,8 +64,10 @@ def add_quantization_noise(graph: onnx.GraphProto) -> bool:
     return True
 
 
-def _noise(name: str, dtype: int, seed: int) -> Iterator[onnx.NodeProto]:
-    """round(operand + step * uniform(-1, 1)), within what its dtype holds."""
+def _noise(
+    name: str, dtype: int, seed: int, *, largest: int | None = None
+) -> Iterator[onnx.NodeProto]:
+    """round(operand + step * uniform(-1, 1)), within what its dtype holds, up to `largest`."""
 
     def node(op: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
         return helper.make_node(op, inputs, [output], **attributes)
@@ -84,7 +92,12 @@ def _noise(name: str, dtype: int, seed: int) -> Iterator[onnx.NodeProto]:
     yield node("Cast", [_exact(name)], part("wide"), to=TensorProto.FLOAT)
     yield node("Add", [part("wide"), part("move")], part("moved"))
     yield node("Round", [part("moved")], part("whole"))
-    yield node("Clip", [part("whole"), *_limits(dtype)], part("limited"))
+    limits = _limits(dtype)
+    if largest is not None:
+        limit = helper.make_tensor("largest", TensorProto.FLOAT, [], [largest])
+        yield helper.make_node("Constant", [], [part("largest")], value=limit)
+        limits = limits[0], part("largest")
+    yield node("Clip", [part("whole"), *limits], part("limited"))
     yield node("Cast", [part("limited")], name, to=dtype)
 
 

@@ -12,7 +12,7 @@ from moh_deploy.ops import op_names
 from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
 from moh_deploy.package.manifest import LayerInfo
 
-CONTRACTIONS = ("Conv", "Einsum", "Gemm", "MatMul")
+CONTRACTIONS = ("Conv", "Einsum", "Gemm", "MatMul", "MatMulNBits")
 """Operators that mix what they read with weights: nothing between a router and the gates does."""
 
 SIZES = ("Shape", "Size")

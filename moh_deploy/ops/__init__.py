@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from moh_deploy.ops.aggregated_attention import MOH_AGGREGATED_ATTENTION
 from moh_deploy.ops.attention import MOH_ATTENTION
 from moh_deploy.ops.domains import base_domain
+from moh_deploy.ops.nbits_projection import (
+    MOH_OUTPUT_PROJECTION_NBITS,
+    MOH_QUERY_PROJECTION_NBITS,
+)
 from moh_deploy.ops.projection import MOH_OUTPUT_PROJECTION, MOH_QUERY_PROJECTION
 from moh_deploy.ops.router import MOH_ROUTER
 from moh_deploy.ops.spec import VERSION, OpSpec, TensorType
@@ -17,7 +21,9 @@ __all__ = [
     "MOH_AGGREGATED_ATTENTION",
     "MOH_ATTENTION",
     "MOH_OUTPUT_PROJECTION",
+    "MOH_OUTPUT_PROJECTION_NBITS",
     "MOH_QUERY_PROJECTION",
+    "MOH_QUERY_PROJECTION_NBITS",
     "MOH_ROUTER",
     "MOH_TOKEN_CONV",
     "OPS",
@@ -29,6 +35,7 @@ __all__ = [
 
 _SPECS = (
     *(MOH_AGGREGATED_ATTENTION, MOH_ATTENTION, MOH_QUERY_PROJECTION, MOH_OUTPUT_PROJECTION),
+    *(MOH_QUERY_PROJECTION_NBITS, MOH_OUTPUT_PROJECTION_NBITS),
     *(MOH_ROUTER, MOH_TOKEN_CONV),
 )
 

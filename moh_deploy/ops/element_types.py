@@ -12,6 +12,7 @@ ELEMENT_TYPES = {
     "bfloat16": onnx.TensorProto.BFLOAT16,
     "bool": onnx.TensorProto.BOOL,
     "int64": onnx.TensorProto.INT64,
+    "uint8": onnx.TensorProto.UINT8,
 }
 _DTYPES: dict[int, str] = {element: dtype for dtype, element in ELEMENT_TYPES.items()}
 

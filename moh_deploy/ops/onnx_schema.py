@@ -19,6 +19,7 @@ _ONNX_TYPES = {
     "bfloat16": "tensor(bfloat16)",
     "bool": "tensor(bool)",
     "int64": "tensor(int64)",
+    "uint8": "tensor(uint8)",
 }
 _ATTRIBUTE_TYPES = {
     "int": onnx.defs.OpSchema.AttrType.INT,

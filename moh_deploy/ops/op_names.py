@@ -8,7 +8,9 @@ from typing import Final, Literal
 AGGREGATED_ATTENTION: Final = "MoHAggregatedAttention"
 ATTENTION: Final = "MoHAttention"
 OUTPUT_PROJECTION: Final = "MoHOutputProjection"
+OUTPUT_PROJECTION_NBITS: Final = "MoHOutputProjectionNBits"
 QUERY_PROJECTION: Final = "MoHQueryProjection"
+QUERY_PROJECTION_NBITS: Final = "MoHQueryProjectionNBits"
 ROUTER: Final = "MoHRouter"
 TOKEN_CONV: Final = "MoHTokenConv"
 

@@ -20,6 +20,7 @@ from moh_deploy.ops.domains import KERNEL_DOMAIN
 VERSION = 1
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
 LENGTH_TYPES = ("int64",)
+PACKED_TYPES = ("uint8",)
 FLAG = (0, 1)
 
 OpDim = int | str | None

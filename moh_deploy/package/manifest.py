@@ -460,7 +460,7 @@ class Manifest(Strict):
         total_flops: Multiply-adds times two of the original model at the example's sizes, dense;
             None if unknown.
         precision: The shortest floating-point dtype of weights and outputs, or `int8` where weights
-            and operands of products are: picks the tolerance.
+            and operands of products are, `int4` where weights are: picks the tolerance.
         checkpoint_sha256: Digest of the checkpoint the package was made from, or None.
         made_with: Versions: moh-deploy, torch, onnx, python; onnxruntime where the original was an
             ONNX file, which it recorded.

@@ -28,7 +28,7 @@ from moh_deploy.package.onnx_outline import DeclaredTensor, ModelOutline
 from moh_deploy.system.bounded_file import is_plain_name
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-PRECISIONS = ("int8", *FLOATS)
+_PRECISIONS = ("int4", "int8", *FLOATS)
 DTYPES = (
     *FLOATS,
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -90,7 +90,7 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
         yield from _number(f"ops.{name}", version, 1, _MOST_SIZE)
     yield from _number("opset", manifest.opset, 1, _MOST_SIZE)
     yield from _number("total_flops", manifest.total_flops, 0, _MOST_SIZE)
-    yield from _one_of("precision", manifest.precision, PRECISIONS)
+    yield from _one_of("precision", manifest.precision, _PRECISIONS)
     if manifest.proof is not None:
         yield from _proof_problems(manifest.proof)
     if manifest.tuning is not None:

@@ -1,4 +1,4 @@
-"""A package whose products are in int8: its model, and what stays in float32."""
+"""A package whose products are in int8 or int4: its model, and what has more bits than that."""
 
 from __future__ import annotations
 
@@ -7,41 +7,46 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from moh_deploy.config.dtypes import IntegerPrecision
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
+from moh_deploy.graph.int4_policy import PROJECTIONS, plan_int4
 from moh_deploy.graph.int8_policy import PRODUCTS, Int8Plan, plan_int8
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.plain_projections import make_projections_plain
+from moh_deploy.graph.products_of_gemms import products_of_gemms
 from moh_deploy.graph.store_rearranged import store_rearranged
 from moh_deploy.graph.switch_by_size import without_switches
+from moh_deploy.graph.weights_in_blocks import store_in_blocks
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage
-from moh_deploy.runtime.onnxruntime.quantizer import quantize_products
-
-INT8 = "int8"
-"""What a user calls it, and a manifest."""
+from moh_deploy.runtime.onnxruntime.quantizer import quantize_products, quantize_weight
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A package's model with products in int8.
+    """A package's model with products in few bits.
 
     Attributes:
         model: Its weights are in memory.
-        layers: Those of the package; projections are products, so none runs `projected`.
-        plan: Which products are in int8, and why the others are not.
+        layers: Those of the package. In int8 projections are products, so none runs `projected`.
+        precision: `int8` or `int4`.
+        lowered: How many products have that precision.
+        more_bits: Name of each other product to the reason why it has more.
         ops: The custom operators that are left, with their versions.
     """
 
     model: ir.Model
     layers: tuple[LayerInfo, ...]
-    plan: Int8Plan
+    precision: IntegerPrecision
+    lowered: int
+    more_bits: Mapping[str, str]
     ops: Mapping[str, int]
 
     def manifest(self, package: OnnxPackage) -> Manifest:
         """Return the manifest: what was measured in float32 says nothing of it."""
         return replace(
             package.manifest,
-            precision=INT8,
+            precision=self.precision,
             layers=self.layers,
             ops=dict(self.ops),
             proof=None,
@@ -51,8 +56,10 @@ class Quantized:
         )
 
 
-def quantized(package: OnnxPackage, *, float32: Collection[str] = ()) -> Quantized:
-    """Bring the products of a float32 package to int8; nothing is compared with the original.
+def quantized(
+    package: OnnxPackage, *, to: IntegerPrecision = "int8", float32: Collection[str] = ()
+) -> Quantized:
+    """Bring the products of a float32 package to few bits; nothing is compared with the original.
 
     Args:
         float32: Names of products that stay in float32.
@@ -60,36 +67,62 @@ def quantized(package: OnnxPackage, *, float32: Collection[str] = ()) -> Quantiz
     Raises:
         ConfigError: There is no product with stored weights, or none of a name.
     """
-    model, layers, plan = _planned(package)
+    return (_int4 if to == "int4" else _int8)(package, float32)
+
+
+def _int8(package: OnnxPackage, float32: Collection[str]) -> Quantized:
+    model, layers, plan = _planned_int8(package)
     plan = plan.without(float32)
-    if not plan.int8:
-        reasons = ", ".join(f"'{name}': {why}" for name, why in list(plan.float32.items())[:3])
-        raise ConfigError(
-            f"{package.root} has no product that could be in int8"
-            f"{f' ({reasons})' if reasons else ''}.",
-            hint="float16 and bfloat16 are for any model.",
-        )
+    _require_any(package, "int8", plan.int8, plan.float32)
     model = quantize_products(model, plan.int8)
     choose_layers(model, layers)
-    return Quantized(model, layers, plan, ops_of(model))
+    return Quantized(model, layers, "int8", len(plan.int8), plan.float32, ops_of(model))
 
 
 def float32_products(package: OnnxPackage) -> tuple[ir.Model, Mapping[str, str]]:
-    """Return the model that `quantized` starts from, and which products it would take.
+    """Return the model that `quantized` makes int8 of, and which products it would take.
 
     Returns:
         The model in float32, without switches by size; and first output of each product to its
         name.
     """
-    model, _, plan = _planned(package)
+    model, _, plan = _planned_int8(package)
     taken = (node for node in model.graph if node.name in plan.int8)
     return model, {str(node.outputs[0].name): str(node.name) for node in taken}
 
 
-def _planned(package: OnnxPackage) -> tuple[ir.Model, tuple[LayerInfo, ...], Int8Plan]:
+def _planned_int8(package: OnnxPackage) -> tuple[ir.Model, tuple[LayerInfo, ...], Int8Plan]:
     model = load_ir(package)
     _, layers = make_projections_plain(model, package.manifest.layers)
     # What stands in a branch is not looked at: the switches come back behind.
     without_switches(model)
     store_rearranged(model, PRODUCTS)
     return model, layers, plan_int8(model, gates=frozenset(layer.gates for layer in layers))
+
+
+def _int4(package: OnnxPackage, float32: Collection[str]) -> Quantized:
+    model, layers = load_ir(package), package.manifest.layers
+    without_switches(model)
+    store_rearranged(model, (*PRODUCTS, *PROJECTIONS))
+    gates = frozenset(layer.gates for layer in layers)
+    plan = plan_int4(model, gates=gates, float32=float32)
+    _require_any(package, "int4", plan.bits, plan.float32)
+    if products_of_gemms(model, plan.bits):
+        store_rearranged(model, PRODUCTS)  # weights that Gemms transposed
+    store_in_blocks(model, plan.bits, quantize_weight)
+    choose_layers(model, layers)
+    reasons = {**{name: f"8 bits: {why}" for name, why in plan.int8.items()}, **plan.float32}
+    lowered = sum(bits == 4 for bits in plan.bits.values())
+    return Quantized(model, layers, "int4", lowered, reasons, ops_of(model))
+
+
+def _require_any(
+    package: OnnxPackage, to: str, found: Collection[str], float32: Mapping[str, str]
+) -> None:
+    if found:
+        return
+    reasons = ", ".join(f"'{name}': {why}" for name, why in list(float32.items())[:3])
+    raise ConfigError(
+        f"{package.root} has no product that could be in {to}{f' ({reasons})' if reasons else ''}.",
+        hint="float16 and bfloat16 are for any model.",
+    )

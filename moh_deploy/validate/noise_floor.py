@@ -38,9 +38,9 @@ from moh_deploy.validate.variants import Variants
 STEPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 """One step of a dtype, as a share of a number."""
 
-NOISE = {**STEPS, "int8": 1.0}
-"""How far a weight moves: by up to one step of its dtype. Of int8 in steps of its scale, and what
-products read moves as well."""
+NOISE = {**STEPS, "int8": 1.0, "int4": 1.0}
+"""How far a weight moves: by up to one step of its dtype. Of integers in steps of their scale;
+of int8 what products read moves as well."""
 
 DRAWS = 3
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from moh_deploy.config.dtypes import IntegerPrecision
 from moh_deploy.package import LayerInfo
 from moh_deploy.report.document import Block, Document, Table, Text
 from moh_deploy.report.numbers import count, si
@@ -19,15 +21,16 @@ class PrecisionReport(Report):
 
     Attributes:
         package: The directory that was written.
-        precision: `float16`, `bfloat16` or `int8`.
+        precision: `float16`, `bfloat16`, `int8` or `int4`.
         layers: Every MoH layer, with the dtypes of its router.
-        float32_reasons: Why operators stay in float32, to how many do for that reason.
+        float32_reasons: Why operators stay in float32, or weights have 8 bits instead of 4, to how
+            many do for that reason.
         lowered: How many operators compute in the lower precision.
         bytes_before: Size of the model with its weights.
         bytes_after: The same of the new one.
         parity: The comparison of the package as it runs here with the original model.
         rounded: The same with every result rounded, as hardware does: ONNX Runtime on the CPU
-            computes runs of float16 operators in float32. Of int8 it is `parity`.
+            computes runs of float16 operators in float32. Of int8 and int4 it is `parity`.
     """
 
     package: Path
@@ -44,11 +47,13 @@ class PrecisionReport(Report):
         """Return what it says."""
         kept = sum(self.float32_reasons.values())
         sizes = f"{si(self.bytes_before)}B before, {si(self.bytes_after)}B now"
-        lowered = f"{count(self.lowered, 'operator')} in {self.precision}, {kept} in float32"
+        stays = "has 8 bits, or stays" if self.precision == "int4" else "stays"
+        others = "in 8 bits or float32" if self.precision == "int4" else "in float32"
+        lowered = f"{count(self.lowered, 'operator')} in {self.precision}, {kept} {others}"
         rows = sorted(self.float32_reasons.items(), key=lambda entry: -entry[1])
         blocks: list[Block] = [Text(f"{lowered}; {sizes}")]
         if rows:
-            blocks.append(Table("stays in float32", ("why", "#operators"), rows))
+            blocks.append(Table(f"{stays} in float32", ("why", "#operators"), rows))
         if any(layer.router_types for layer in self.layers):
             columns = ("layer", "router projection", "scores", "gates")
             blocks.append(Table("routers", columns, list(map(_router_row, self.layers))))
@@ -58,7 +63,7 @@ class PrecisionReport(Report):
             f"EQUAL to the original within the rule for {self.precision}: largest error"
             f" {self.parity.max_abs_error:.3g} as it runs here"
         )
-        if self.precision != "int8":
+        if self.precision not in get_args(IntegerPrecision):
             equal += (
                 f", {self.rounded.max_abs_error:.3g} with every result rounded as hardware does"
             )

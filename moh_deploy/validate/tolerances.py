@@ -117,6 +117,7 @@ BUILT_IN = "the built-in table"
 BFLOAT16_PRODUCTS = "bfloat16 products"
 # No dtype either: integers are exact, and what is made of products in int8 is not.
 INT8_PRODUCTS = "int8 products"
+INT4_PRODUCTS = "int4 products"
 
 TOLERANCES: Mapping[str, Tolerance] = {
     "float64": Tolerance(
@@ -164,6 +165,19 @@ TOLERANCES: Mapping[str, Tolerance] = {
         peak_factor=1.5,
         least=2 * 2.0**-8,
     ),
+    INT4_PRODUCTS: Tolerance(
+        0.5,
+        0.3,
+        "at most three quarters of the noise floor, as int8: every weight moves by up to one step"
+        " of its block, 2.4 times as far as rounding moved it, and a step is 16 times as large."
+        " Over five models of one to three layers outputs are 0.28 to 0.4 of the floor away, by"
+        " root mean square, and the one element that differs most up to 0.33; attention up to 0.5."
+        " That is up to 0.22 of the largest value: what is half of it off is no answer",
+        relative_after_flip=1.0,
+        floor_factor=0.75,
+        peak_factor=1.5,
+        least=2 * 2.0**-4,
+    ),
     **dict.fromkeys(
         ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"], _EXACT
     ),
@@ -210,5 +224,5 @@ def rules_of(precision: str, runner: Runner) -> tuple[str, ...]:
 
 def rule_name(precision: str) -> str:
     """Return the name of the rule for a model's precision, which is that of a dtype but for
-    `int8`."""
-    return INT8_PRODUCTS if precision == "int8" else precision
+    `int8` and `int4`."""
+    return {"int8": INT8_PRODUCTS, "int4": INT4_PRODUCTS}.get(precision, precision)

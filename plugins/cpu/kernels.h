@@ -36,6 +36,14 @@ struct Kernels {
                            const Parallel& parallel);
   void (*output_projection)(const OutputProjectionArgs& args, const float* packed,
                             const Parallel& parallel);
+  // A weight of 4 bits likewise, into packed_digits_size(depth, columns) bytes. All else is
+  // float32.
+  size_t (*packed_digits_size)(int32_t depth, int32_t columns);
+  void (*pack_digits)(const NBitsWeightArgs& args, uint8_t* packed, const Parallel& parallel);
+  void (*query_projection_nbits)(const QueryProjectionArgs& args, const uint8_t* packed,
+                                 const Parallel& parallel);
+  void (*output_projection_nbits)(const OutputProjectionArgs& args, const uint8_t* packed,
+                                  const Parallel& parallel);
 };
 
 // The sets that this machine can run, best first; the last one is "baseline", which every machine

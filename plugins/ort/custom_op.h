@@ -42,6 +42,8 @@ struct CustomOp : Ort::CustomOpBase<CustomOp<kOp, kType, Kernel, Shared>, Node<k
         return element_type(kType);
       case InputType::kMask:
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+      case InputType::kPacked:
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
       default:
         return element_type(DType::kInt64);
     }

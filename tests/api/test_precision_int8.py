@@ -135,7 +135,7 @@ def test_product_that_is_named_stays_in_float32(package: OnnxPackage, tmp_path: 
             package.root, to="int8", output=tmp_path / "again", float32=["model.Matmul"]
         )
     assert "model.MatMul" in str(refused.value.hint)
-    with pytest.raises(ConfigError, match="which is for int8; to is float16"):
+    with pytest.raises(ConfigError, match="which is for int8 and int4; to is float16"):
         moh_deploy.precision(
             package.root, to="float16", output=tmp_path / "half", float32=["model.MatMul"]
         )

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from moh_deploy.ops.cases import Case
 from tests.ops import independent
@@ -26,12 +28,29 @@ class Implementation:
         return self.name
 
 
+class MatMulNBits(OpRun):
+    """ONNX Runtime's product with weights in blocks, of which onnx has no reference."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, x, packed, scales, K=None, N=None, bits=None, block_size=None, **_):
+        assert (bits, block_size, packed.shape) == (4, 32, (N, -(-K // 32), 16))
+        digits = np.empty((*packed.shape[:2], 32))
+        digits[..., ::2], digits[..., 1::2] = packed & 15, packed >> 4
+        weight = ((digits - 8) * scales[..., None]).reshape(N, -1)[:, :K]
+        return ((x @ weight.T).astype(x.dtype),)
+
+
 def run_onnx_reference(case: Case, model: onnx.ModelProto | None = None) -> list[np.ndarray]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter(
             "ignore", RuntimeWarning
         )  # It computes on NaN and Inf as it finds them.
-        return ReferenceEvaluator(model or case_model(case)).run(None, named_inputs(case))
+        model = model or case_model(case)
+        if any(one.domain == MatMulNBits.op_domain for one in model.opset_import):
+            model = inline_local_functions(model)  # new operators are known outside of functions
+        evaluator = ReferenceEvaluator(model, new_ops=[MatMulNBits])
+        return evaluator.run(None, named_inputs(case))
 
 
 def run_onnxruntime(

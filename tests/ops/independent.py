@@ -15,7 +15,9 @@ def run(case: Case) -> list[np.ndarray]:
         "MoHAggregatedAttention": _aggregated_attention,
         "MoHAttention": _attention,
         "MoHOutputProjection": _projection,
+        "MoHOutputProjectionNBits": _nbits_projection,
         "MoHQueryProjection": _projection,
+        "MoHQueryProjectionNBits": _nbits_projection,
         "MoHRouter": _router,
         "MoHTokenConv": _token_conv,
     }[case.op]
@@ -75,6 +77,16 @@ def _by_head(tensor: torch.Tensor, heads: int) -> torch.Tensor:
 def _projection(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:
     x, weight, _, bias = (*inputs, None)[:4]
     return torch.nn.functional.linear(x, weight.T, bias)
+
+
+def _nbits_projection(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:
+    x, packed, _, scales, bias = (*inputs, None)[:5]
+    columns, blocks, _ = packed.shape
+    weight = torch.empty(columns, blocks, 32, dtype=torch.float64)
+    weight[..., 0::2], weight[..., 1::2] = packed % 16, packed // 16
+    weight = (weight - 8) * scales[..., None]
+    weight = weight.flatten(1)[:, : attributes["in_features"]]
+    return torch.nn.functional.linear(x, weight, bias)
 
 
 def _router(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:

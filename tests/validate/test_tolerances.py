@@ -5,6 +5,7 @@ import pytest
 from moh_deploy.errors import ValidationError
 from moh_deploy.validate.tolerances import (
     BFLOAT16_PRODUCTS,
+    INT4_PRODUCTS,
     INT8_PRODUCTS,
     TOLERANCES,
     coarsest,
@@ -34,7 +35,7 @@ def test_coarsest_rule_is_the_one_that_allows_most():
 
 def test_only_short_mantissas_allow_more_behind_a_flip():
     loose = {name for name, rule in TOLERANCES.items() if rule.after_flip() != rule}
-    assert loose == {"float16", "bfloat16", BFLOAT16_PRODUCTS, INT8_PRODUCTS}
+    assert loose == {"float16", "bfloat16", BFLOAT16_PRODUCTS, INT8_PRODUCTS, INT4_PRODUCTS}
     single, products = tolerance_for("float32"), tolerance_for(BFLOAT16_PRODUCTS)
     assert coarsest(single, products) is products
 

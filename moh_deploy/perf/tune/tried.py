@@ -24,7 +24,7 @@ class Way:
 
     Attributes:
         runtime: What runs it.
-        precision: A name of `PRECISIONS`, or `float32`.
+        precision: What `precision` writes (`LowerPrecision`), or `float32`.
     """
 
     runtime: Runtime

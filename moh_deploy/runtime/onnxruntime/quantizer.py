@@ -1,14 +1,19 @@
-"""ONNX Runtime's own quantiser, for products in int8."""
+"""ONNX Runtime's own quantiser, for products in int8, and for weights in blocks of few bits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
+from moh_deploy.graph.weights_in_blocks import BlockWeight
+from moh_deploy.ops.nbits_projection import BLOCK
+from moh_deploy.system.npz import Array
 from moh_deploy.system.staging import scratch_directory
 
 _TOLD = ("onnx.quant.pre_process", "onnxruntime.quant")
@@ -45,6 +50,55 @@ def quantize_products(model: ir.Model, names: Sequence[str]) -> ir.Model:
         )
         _tell(after, add=False)
         return _loaded(after)
+
+
+def quantize_weight(weight: Array, bits: int) -> BlockWeight:
+    """Round a weight to 4 or 8 bits: in each column, 32 numbers below each other share a scale.
+
+    Args:
+        weight: [K, N], float32.
+    """
+    with _own_log():
+        from onnxruntime.quantization.matmul_nbits_quantizer import (
+            DefaultWeightOnlyQuantConfig,
+            MatMulNBitsQuantizer,
+        )
+
+        config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=bits)
+        # A model of one product at a time: of a whole one the quantiser would hold two copies.
+        quantizer = MatMulNBitsQuantizer(_product_of(weight), algo_config=config)
+        quantizer.process()
+    (node,) = quantizer.model.model.graph.node
+    stored = {one.name: one for one in quantizer.model.model.graph.initializer}
+    packed, scales = (numpy_helper.to_array(stored[name]) for name in node.input[1:3])
+    return BlockWeight(packed, scales, bits)
+
+
+def _product_of(weight: Array) -> onnx.ModelProto:
+    rows, columns = weight.shape
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", rows])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["tokens", columns])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph)
+
+
+@contextmanager
+def _own_log() -> Iterator[None]:
+    """Let the quantiser, which sets up the log of the whole process and tells of every node, do so
+    for nobody else."""
+    root = logging.getLogger()
+    before, level, disabled = list(root.handlers), root.level, root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+        logging.disable(disabled)
 
 
 def _tell(path: Path, *, add: bool) -> None:

@@ -63,6 +63,9 @@ def _converted(graph: onnx.GraphProto) -> set[tuple[str, str]]:
 
 
 def _is_converted(domain: str, name: str) -> bool:
+    # Weights of 4 bits are read by OpenVINO's own MatMulNBits, which is the body.
+    if name in (op_names.QUERY_PROJECTION_NBITS, op_names.OUTPUT_PROJECTION_NBITS):
+        return False
     # Sparse or dense, a projection is one product of OpenVINO's there; the body for lower precision
     # would compute it in float32.
     bases = (KERNEL_DOMAIN, DENSE_DOMAIN) if name in _PROJECTIONS else (KERNEL_DOMAIN,)

@@ -10,7 +10,7 @@ from typing import cast, get_args
 from packaging import version
 
 from moh_deploy import __version__
-from moh_deploy.config.dtypes import dtype_named
+from moh_deploy.config.dtypes import IntegerPrecision, dtype_named
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.lower_precision.policy import LowType
 from moh_deploy.package import OnnxPackage
@@ -160,9 +160,9 @@ def flavour_of(backend: str) -> Flavour:
 def lowered_type(precision: str | None, package: OnnxPackage) -> LowType | None:
     """Return the dtype that the package has to be lowered to; None if it need not be."""
     found = package.manifest.precision
-    if found == "int8":
+    if found in get_args(IntegerPrecision):
         raise ConfigError(
-            f"{package.root} is in int8, which is for ONNX Runtime on a CPU.",
+            f"{package.root} is in {found}, which is for ONNX Runtime on a CPU.",
             hint="Build from the float32 package that it was made of.",
         )
     if precision is None:

@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "cpu/ort/cpu_backend.h"
+#include "cpu/ort/nbits_projection_op.h"
 #include "cpu/ort/projection_op.h"
 #include "cpu/ort/token_conv_op.h"
 #include "ort/aggregated_attention_op.h"
@@ -35,6 +36,8 @@ struct Ops {
         aggregated_attention(backend),
         query_projection(kernels),
         output_projection(kernels),
+        query_projection_nbits(kernels),
+        output_projection_nbits(kernels),
         router(backend),
         token_conv(kernels) {}
 
@@ -44,6 +47,8 @@ struct Ops {
   InEveryDType<AggregatedAttentionOp> aggregated_attention;
   InEveryDType<QueryProjectionOp> query_projection;
   InEveryDType<OutputProjectionOp> output_projection;
+  QueryProjectionNBitsOp query_projection_nbits;
+  OutputProjectionNBitsOp output_projection_nbits;
   InEveryDType<RouterOp> router;
   InEveryDType<TokenConvOp> token_conv;
   Domains domains{[this](Ort::CustomOpDomain& domain) {
@@ -51,6 +56,8 @@ struct Ops {
     aggregated_attention.add_to(domain);
     query_projection.add_to(domain);
     output_projection.add_to(domain);
+    domain.Add(&query_projection_nbits);
+    domain.Add(&output_projection_nbits);
     router.add_to(domain);
     token_conv.add_to(domain);
   }};

@@ -6,10 +6,9 @@
 #include "hwy/foreach_target.h"  // compiles this file once more for each instruction set
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <new>
 
+#include "cpu/for_each.h"
 #include "cpu/kernels.h"
 #include "cpu/projection/open_rows.h"
 #include "cpu/projection/panels-inl.h"
@@ -18,28 +17,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {
 namespace HWY_NAMESPACE {
-
-// Runs body(i) for each i in [0, count) on the caller's threads.
-template <typename Body>
-void for_each(size_t count, const Parallel& parallel, const Body& body) {
-  struct Loop {
-    const Body& body;
-    std::atomic<bool> out_of_memory{false};
-    static void run_one(void* loop, size_t i) {
-      auto& self = *static_cast<Loop*>(loop);
-      try {
-        self.body(i);
-      } catch (const std::bad_alloc&) {
-        self.out_of_memory = true;
-      }
-    }
-  };
-  Loop loop{body};
-  parallel(count, &Loop::run_one, &loop);
-  if (loop.out_of_memory) {
-    throw std::bad_alloc();
-  }
-}
 
 // [rows, size] in float32: in place, or copied to `copy`.
 template <typename T>

@@ -13,6 +13,7 @@ enum class InputType : uint8_t {
   kShared,   // the dtype that tensors of a node have in common
   kMask,     // bool or any float
   kLengths,  // int64
+  kPacked,   // uint8: several numbers in a byte
 };
 
 struct InputContract {

@@ -123,6 +123,54 @@ inline constexpr OpContract kOp = make_contract("MoHOutputProjection", kInputs, 
 
 }  // namespace output_projection
 
+namespace query_projection_n_bits {
+
+inline constexpr auto kNumHeads =
+    AttributeContract{"num_heads", AttributeType::kInt}.with_at_least(1);
+inline constexpr auto kInFeatures =
+    AttributeContract{"in_features", AttributeType::kInt}.with_at_least(1);
+inline constexpr auto kOutFeatures =
+    AttributeContract{"out_features", AttributeType::kInt}.with_at_least(1);
+inline constexpr InputContract kInputs[] = {  // name, optional, type
+    {"X", false, InputType::kShared},
+    {"W", false, InputType::kPacked},
+    {"gates", false, InputType::kShared},
+    {"scales", false, InputType::kShared},
+    {"bias", true, InputType::kShared},
+};
+inline constexpr AttributeContract kAttributes[] = {
+    kNumHeads,
+    kInFeatures,
+    kOutFeatures,
+};
+inline constexpr OpContract kOp = make_contract("MoHQueryProjectionNBits", kInputs, kAttributes);
+
+}  // namespace query_projection_n_bits
+
+namespace output_projection_n_bits {
+
+inline constexpr auto kNumHeads =
+    AttributeContract{"num_heads", AttributeType::kInt}.with_at_least(1);
+inline constexpr auto kInFeatures =
+    AttributeContract{"in_features", AttributeType::kInt}.with_at_least(1);
+inline constexpr auto kOutFeatures =
+    AttributeContract{"out_features", AttributeType::kInt}.with_at_least(1);
+inline constexpr InputContract kInputs[] = {  // name, optional, type
+    {"X", false, InputType::kShared},
+    {"W", false, InputType::kPacked},
+    {"gates", false, InputType::kShared},
+    {"scales", false, InputType::kShared},
+    {"bias", true, InputType::kShared},
+};
+inline constexpr AttributeContract kAttributes[] = {
+    kNumHeads,
+    kInFeatures,
+    kOutFeatures,
+};
+inline constexpr OpContract kOp = make_contract("MoHOutputProjectionNBits", kInputs, kAttributes);
+
+}  // namespace output_projection_n_bits
+
 namespace router {
 
 inline constexpr auto kTopK = AttributeContract{"top_k", AttributeType::kInt}.with_at_least(0);

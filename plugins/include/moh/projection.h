@@ -1,5 +1,5 @@
-// What implementations of MoHQueryProjection and MoHOutputProjection are called with. docs/ops.md
-// says what they have to compute.
+// What implementations of MoHQueryProjection and MoHOutputProjection, and of the same with weights
+// of 4 bits, are called with. docs/ops.md says what they have to compute.
 #pragma once
 
 #include "moh/tensor.h"
@@ -33,6 +33,14 @@ struct WeightArgs {
   DType dtype;
   const void* weight;
   int32_t depth, columns;
+};
+
+// The weight of either in 4 bits, [depth, columns]: 8 less than a digit, times its block's scale.
+struct NBitsWeightArgs {
+  const uint8_t* weight;  // [columns, blocks of 32 rows, 16]: two digits in a byte, the lower first
+  const float* scales;    // [columns, blocks]
+  int32_t depth, columns;
+  int32_t row_heads;  // that the rows belong to; 0 if columns belong to heads
 };
 
 }  // namespace moh

@@ -9,13 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moh_deploy.ops.cases import Case
-from tests.ops.cases import aggregated_attention, attention, projection, router, token_conv
+from tests.ops.cases import (
+    aggregated_attention,
+    attention,
+    nbits_projection,
+    projection,
+    router,
+    token_conv,
+)
 
 OP_CASES: Mapping[str, tuple[Case, ...]] = {
     "MoHAggregatedAttention": aggregated_attention.CASES,
     "MoHAttention": attention.CASES,
     "MoHOutputProjection": projection.OUTPUT_CASES,
+    "MoHOutputProjectionNBits": nbits_projection.OUTPUT_CASES,
     "MoHQueryProjection": projection.QUERY_CASES,
+    "MoHQueryProjectionNBits": nbits_projection.QUERY_CASES,
     "MoHRouter": router.CASES,
     "MoHTokenConv": token_conv.CASES,
 }

@@ -16,7 +16,7 @@ Edit = Callable[[dict[str, np.ndarray]], None]
 
 
 @dataclass(frozen=True)
-class _Setup:
+class Setup:
     """Sizes and options of a case; the defaults are small, odd, and fit no vector width.
 
     Attributes:
@@ -141,56 +141,56 @@ def _large_bias(values: dict[str, np.ndarray]) -> None:
     values["bias"] *= 100.0
 
 
-_TABLE: dict[str, tuple[str, _Setup]] = {
-    "plain": ("Rows gathered for each head and put back.", _Setup()),
-    "no_bias": ("The bias is absent, not what lies behind the gates.", _Setup(biased=False)),
-    "all_open": ("The dense product.", _Setup(open_share=1.1)),
-    "all_open_no_bias": ("The same without bias.", _Setup(open_share=1.1, biased=False)),
+SETUPS: dict[str, tuple[str, Setup]] = {
+    "plain": ("Rows gathered for each head and put back.", Setup()),
+    "no_bias": ("The bias is absent, not what lies behind the gates.", Setup(biased=False)),
+    "all_open": ("The dense product.", Setup(open_share=1.1)),
+    "all_open_no_bias": ("The same without bias.", Setup(open_share=1.1, biased=False)),
     "nearly_all_open": (
         "A dense order with few closed gates.",
-        _Setup(open_share=0.96, seq_len=37, num_heads=4),
+        Setup(open_share=0.96, seq_len=37, num_heads=4),
     ),
-    "all_closed": ("Nothing to multiply: the bias alone.", _Setup(open_share=-1.0)),
-    "all_closed_no_bias": ("The same: 0.", _Setup(open_share=-1.0, biased=False)),
-    "few_open": ("Most heads of a token are closed.", _Setup(open_share=0.1, num_heads=8)),
-    "one_open_gate": ("One row in all.", _Setup(edit=_one_open_head)),
-    "one_row_a_head": ("Lists of one row.", _Setup(edit=_one_open_row_each)),
-    "no_first_head": ("A head without rows.", _Setup(edit=_no_first_head, num_heads=4)),
-    "shared_heads": ("Heads that every token chose.", _Setup(edit=_shared_heads, num_heads=6)),
-    "same_heads_for_all": ("Equal choices.", _Setup(edit=_same_for_all_tokens)),
-    "first_token_closed": ("A token without heads at the start.", _Setup(edit=_first_token_closed)),
-    "second_batch_closed": ("A batch without heads.", _Setup(edit=_second_batch_closed)),
-    "negative_gates": ("Only 0 closes; -0 is 0.", _Setup(edit=_negative_gates)),
-    "tiny_gates": ("A gate is a choice here, not a factor.", _Setup(edit=_tiny_gates)),
-    "nan_gates": ("A NaN gate is open.", _Setup(edit=_nan_gates)),
-    "nan_token": ("NaN in, NaN out, in that token alone.", _Setup(edit=_nan_token)),
-    "inf_token": ("Inf in, Inf out.", _Setup(edit=_inf_token)),
-    "nan_closed": ("A token that chose nothing reaches no other.", _Setup(edit=_nan_closed)),
-    "nan_bias": ("A NaN bias reaches its column.", _Setup(edit=_nan_bias)),
-    "large_bias": ("The bias is added once, not once a head.", _Setup(edit=_large_bias)),
-    "one_token": ("Decoding.", _Setup(batch=1, seq_len=1, num_heads=5)),
-    "one_token_a_batch": ("Decoding in a batch.", _Setup(batch=3, seq_len=1)),
-    "one_head": ("H = 1.", _Setup(num_heads=1)),
-    "head_size_one": ("D = 1.", _Setup(head_dim=1, num_heads=7)),
-    "width_one": ("C = 1.", _Setup(width=1)),
+    "all_closed": ("Nothing to multiply: the bias alone.", Setup(open_share=-1.0)),
+    "all_closed_no_bias": ("The same: 0.", Setup(open_share=-1.0, biased=False)),
+    "few_open": ("Most heads of a token are closed.", Setup(open_share=0.1, num_heads=8)),
+    "one_open_gate": ("One row in all.", Setup(edit=_one_open_head)),
+    "one_row_a_head": ("Lists of one row.", Setup(edit=_one_open_row_each)),
+    "no_first_head": ("A head without rows.", Setup(edit=_no_first_head, num_heads=4)),
+    "shared_heads": ("Heads that every token chose.", Setup(edit=_shared_heads, num_heads=6)),
+    "same_heads_for_all": ("Equal choices.", Setup(edit=_same_for_all_tokens)),
+    "first_token_closed": ("A token without heads at the start.", Setup(edit=_first_token_closed)),
+    "second_batch_closed": ("A batch without heads.", Setup(edit=_second_batch_closed)),
+    "negative_gates": ("Only 0 closes; -0 is 0.", Setup(edit=_negative_gates)),
+    "tiny_gates": ("A gate is a choice here, not a factor.", Setup(edit=_tiny_gates)),
+    "nan_gates": ("A NaN gate is open.", Setup(edit=_nan_gates)),
+    "nan_token": ("NaN in, NaN out, in that token alone.", Setup(edit=_nan_token)),
+    "inf_token": ("Inf in, Inf out.", Setup(edit=_inf_token)),
+    "nan_closed": ("A token that chose nothing reaches no other.", Setup(edit=_nan_closed)),
+    "nan_bias": ("A NaN bias reaches its column.", Setup(edit=_nan_bias)),
+    "large_bias": ("The bias is added once, not once a head.", Setup(edit=_large_bias)),
+    "one_token": ("Decoding.", Setup(batch=1, seq_len=1, num_heads=5)),
+    "one_token_a_batch": ("Decoding in a batch.", Setup(batch=3, seq_len=1)),
+    "one_head": ("H = 1.", Setup(num_heads=1)),
+    "head_size_one": ("D = 1.", Setup(head_dim=1, num_heads=7)),
+    "width_one": ("C = 1.", Setup(width=1)),
     "whole_vectors": (
         "Sizes that every vector width divides.",
-        _Setup(seq_len=32, num_heads=2, head_dim=32, width=64),
+        Setup(seq_len=32, num_heads=2, head_dim=32, width=64),
     ),
     "model_sizes": (
         "Wider than one register block, longer than one row block.",
-        _Setup(batch=1, seq_len=67, num_heads=6, head_dim=24, width=150),
+        Setup(batch=1, seq_len=67, num_heads=6, head_dim=24, width=150),
     ),
-    "wide": ("More columns than one panel.", _Setup(seq_len=3, head_dim=70, width=137)),
-    "empty_batch": ("No sequence at all.", _Setup(batch=0)),
-    "empty_sequence": ("No token.", _Setup(seq_len=0)),
-    "empty_sequence_no_bias": ("The same without a bias.", _Setup(seq_len=0, biased=False)),
-    "long_rows": ("A long sum of products.", _Setup(seq_len=5, head_dim=101, width=303)),
+    "wide": ("More columns than one panel.", Setup(seq_len=3, head_dim=70, width=137)),
+    "empty_batch": ("No sequence at all.", Setup(batch=0)),
+    "empty_sequence": ("No token.", Setup(seq_len=0)),
+    "empty_sequence_no_bias": ("The same without a bias.", Setup(seq_len=0, biased=False)),
+    "long_rows": ("A long sum of products.", Setup(seq_len=5, head_dim=101, width=303)),
 }
 
 QUERY_CASES = in_every_dtype(
-    tuple(setup.query_case(name, why) for name, (why, setup) in _TABLE.items())
+    tuple(setup.query_case(name, why) for name, (why, setup) in SETUPS.items())
 )
 OUTPUT_CASES = in_every_dtype(
-    tuple(setup.output_case(name, why) for name, (why, setup) in _TABLE.items())
+    tuple(setup.output_case(name, why) for name, (why, setup) in SETUPS.items())
 )

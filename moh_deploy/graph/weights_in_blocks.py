@@ -1,0 +1,183 @@
+"""Store the weights of products in blocks of few bits: for MatMulNBits, and our projections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from moh_deploy.graph.import_domains import import_domains
+from moh_deploy.graph.int4_policy import PROJECTIONS
+from moh_deploy.ops import OPS, op_names
+from moh_deploy.ops.domains import KERNEL_DOMAIN, numbered_domain
+from moh_deploy.ops.nbits_projection import BLOCK, CONTRIB_DOMAIN
+from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, TensorType
+from moh_deploy.system.npz import Array
+
+ACCURACY_LEVEL = 4
+"""What MatMulNBits reads is rounded to 8 bits when it is met, a scale for each block."""
+
+_NBITS = {
+    op_names.QUERY_PROJECTION: op_names.QUERY_PROJECTION_NBITS,
+    op_names.OUTPUT_PROJECTION: op_names.OUTPUT_PROJECTION_NBITS,
+}
+
+
+@dataclass(frozen=True)
+class BlockWeight:
+    """A weight [K, N] in blocks of 32 rows.
+
+    Attributes:
+        packed: uint8, [N, ceil(K / 32), 4 * bits].
+        scales: [N, ceil(K / 32)].
+    """
+
+    packed: Array
+    scales: Array
+    bits: int
+
+
+Quantizer = Callable[[Array, int], BlockWeight]
+"""Rounds a weight [K, N] to so many bits."""
+
+
+def store_in_blocks(model: ir.Model, bits: Mapping[str, int], quantize: Quantizer) -> bool:
+    """Replace products, and projections in 4 bits, by those with weights in blocks.
+
+    Nodes keep their names, and values theirs. A weight that several products read is stored once.
+
+    Args:
+        model: Every node stands in its main graph, those of ours in the domain `moh` or
+            `moh.dense`; `choose_layers` runs afterwards.
+        bits: Name of each MatMul and projection to the bits of its weight.
+        quantize: Rounds a weight.
+    """
+    found = [node for node in model.graph if node.name in bits]
+    stored: dict[tuple[ir.Value, int], tuple[ir.Value, ir.Value, int, int]] = {}
+    for node in found:
+        weight, number = node.inputs[1], bits[node.name or ""]
+        assert weight is not None
+        if (weight, number) not in stored:
+            stored[weight, number] = _store(model, weight, number, quantize)
+        replaced = _projection if node.op_type in PROJECTIONS else _product
+        replaced(node, number, *stored[weight, number])
+    for weight, _ in stored:
+        if not weight.uses():
+            model.graph.initializers.pop(weight.name or "", None)
+    if found:
+        model.opset_imports[CONTRIB_DOMAIN] = 1
+    _arrange_bodies(model)
+    return bool(found)
+
+
+def _store(
+    model: ir.Model, weight: ir.Value, bits: int, quantize: Quantizer
+) -> tuple[ir.Value, ir.Value, int, int]:
+    """Return the packed weight, its scales, and its numbers of rows and columns."""
+    assert weight.const_value is not None
+    array = np.ascontiguousarray(weight.const_value.numpy())
+    made = quantize(array, bits)
+    packed = _initializer(model, f"{weight.name}.int{bits}", made.packed)
+    scales = _initializer(model, f"{weight.name}.int{bits}.scales", made.scales)
+    return packed, scales, array.shape[0], array.shape[1]
+
+
+def _initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        shape=ir.Shape(array.shape),
+        const_value=ir.Tensor(array, name=name),
+    )
+    model.graph.register_initializer(value)
+    return value
+
+
+def _product(
+    node: ir.Node, bits: int, packed: ir.Value, scales: ir.Value, rows: int, columns: int
+) -> None:
+    numbers = {"K": rows, "N": columns, "bits": bits, "block_size": BLOCK}
+    made = ir.Node(
+        CONTRIB_DOMAIN,
+        "MatMulNBits",
+        [node.inputs[0], packed, scales],
+        [ir.AttrInt64(k, v) for k, v in {**numbers, "accuracy_level": ACCURACY_LEVEL}.items()],
+        name=node.name,
+    )
+    _put(node, made)
+
+
+def _projection(
+    node: ir.Node, bits: int, packed: ir.Value, scales: ir.Value, rows: int, columns: int
+) -> None:
+    assert bits == 4, "a projection with gates has weights of 4 bits"
+    x, _, gates, bias = (*node.inputs, None)[:4]
+    values = {
+        "num_heads": node.attributes["num_heads"].value,
+        "in_features": rows,
+        "out_features": columns,
+    }
+    made = ir.Node(
+        KERNEL_DOMAIN,
+        _NBITS[node.op_type],
+        [x, packed, gates, scales, *([] if bias is None else [bias])],
+        [
+            *(ir.AttrInt64(name, value) for name, value in values.items()),
+            *(ir.AttrString(name, text) for name, text in PLUGIN_ATTRIBUTES.items()),
+        ],
+        name=node.name,
+    )
+    _put(node, made)
+
+
+def _put(node: ir.Node, made: ir.Node) -> None:
+    (result,) = node.outputs
+    assert node.graph is not None
+    made.outputs[0].type, made.outputs[0].shape = result.type, result.shape
+    ir.convenience.replace_nodes_and_values(
+        node.graph, node, [node], [made], [result], [made.outputs[0]]
+    )
+
+
+def _arrange_bodies(model: ir.Model) -> None:
+    """Give the new projections their bodies, and drop those that nobody calls any more."""
+    numbers: dict[tuple[str, str], int] = {}
+    for node in model.graph:
+        if node.domain == KERNEL_DOMAIN and node.op_type in _NBITS.values():
+            spec, attributes = OPS[node.op_type], _attributes(node)
+            inputs = _types(attributes, biased=len(node.inputs) > 4)
+            key = node.op_type, spec.variant(inputs, attributes).key()
+            # A body is found by domain and name: each has a domain of its own, by first use.
+            of_op = [one for one in numbers if one[0] == node.op_type]
+            number = numbers.setdefault(key, len(of_op) + 1)
+            node.domain = numbered_domain(KERNEL_DOMAIN, number)
+            if node.op_identifier() not in model.functions:
+                proto = spec.function(inputs, attributes, opset=model.opset_imports[""])
+                proto.domain = node.domain
+                function = ir.serde.deserialize_function(proto)
+                model.functions[function.identifier()] = function
+    used = {node.op_identifier() for node in model.graph.all_nodes()}
+    for identifier in [one for one in model.functions if one[1] in PROJECTIONS]:
+        if identifier not in used:
+            del model.functions[identifier]
+    import_domains(model)
+
+
+def _attributes(node: ir.Node) -> Attributes:
+    names = ("num_heads", "in_features", "out_features")
+    return {name: int(node.attributes[name].value) for name in names}
+
+
+def _types(attributes: Attributes, *, biased: bool) -> list[TensorType]:
+    """Return the types of what a projection reads; batch and tokens are not known."""
+    rows, columns = int(attributes["in_features"]), int(attributes["out_features"])
+    blocks = -(-rows // BLOCK)
+    return [
+        TensorType("float32", (None, None, rows)),
+        TensorType("uint8", (columns, blocks, BLOCK // 2)),
+        TensorType("float32", (None, None, int(attributes["num_heads"]))),
+        TensorType("float32", (columns, blocks)),
+        *([TensorType("float32", (columns,))] if biased else []),
+    ]

@@ -1,0 +1,213 @@
+"""MoHQueryProjectionNBits and MoHOutputProjectionNBits: the projections of `projection.py` with
+weights of 4 bits, of which only those of open heads are read.
+
+    Y = X W + bias,    W[k, n] = scales[n, k / 32] * (w[n, k] - 8),    w in 0 .. 15
+
+Source: weights are stored as com.microsoft's MatMulNBits has them, with `bits` 4, `block_size` 32
+and no zero points (ONNX Runtime, docs/ContribOperators.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx
+
+from moh_deploy.errors import ExportError
+from moh_deploy.ops import op_names
+from moh_deploy.ops.function_text import parsed_function
+from moh_deploy.ops.shape_checks import check_equal, check_tensor, known, required
+from moh_deploy.ops.spec import (
+    PACKED_TYPES,
+    Arrays,
+    Attributes,
+    AttributeSpec,
+    OpInput,
+    OpSpec,
+    OutputSpec,
+    TensorType,
+    TensorTypes,
+)
+
+BLOCK = 32
+"""Numbers of a column, one below the other, that share a scale."""
+
+CONTRIB_DOMAIN = "com.microsoft"
+
+_FLOAT = ("float32",)
+_ZERO = 8
+
+
+def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
+    """Compute either projection in float64.
+
+    Args:
+        inputs: X [B, S, K], W [N, ceil(K / 32), 16], gates [B, S, H], scales [N, ceil(K / 32)] and
+            optionally bias [N].
+        attributes: All attributes of the op.
+
+    Returns:
+        X W + bias, [B, S, N], in float64: also where a gate is closed.
+    """
+    x, packed, _, scales, bias = (*inputs, None)[:5]
+    assert x is not None, "a required input is absent"
+    assert packed is not None, "a required input is absent"
+    assert scales is not None, "a required input is absent"
+    weight = unpacked(packed, scales)[: int(attributes["in_features"])]
+    with np.errstate(invalid="ignore"):
+        product = x.astype(np.float64) @ weight
+    return (product if bias is None else product + bias.astype(np.float64),)
+
+
+def unpacked(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Return the weights in float64: [blocks * 32, N] of [N, blocks, 16] and [N, blocks]."""
+    # Of two numbers in a byte, the first is in the lower half.
+    digits = np.stack([packed & 15, packed >> 4], axis=-1).astype(np.float64)  # [N, blocks, 16, 2]
+    numbers = (digits - _ZERO) * scales.astype(np.float64)[..., None, None]
+    weight: np.ndarray = numbers.reshape(len(packed), -1).T
+    return weight
+
+
+def open_columns(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
+    """Return a mask of the elements of Q [B, S, H*D] that are specified: those of open heads."""
+    gates = inputs[2]
+    assert gates is not None, "a required input is absent"
+    head_dim = int(attributes["out_features"]) // int(attributes["num_heads"])
+    return (np.repeat(gates != 0, head_dim, axis=-1),)
+
+
+@dataclass(frozen=True)
+class NBitsVariant:
+    """Selects one body: whether a bias is added."""
+
+    biased: bool
+
+    def key(self) -> str:
+        """Return the variant's name."""
+        return "bias" if self.biased else "plain"
+
+
+def variant_of(inputs: TensorTypes, attributes: Attributes) -> NBitsVariant:
+    """Return the variant that a node needs."""
+    return NBitsVariant(biased=len(inputs) > 4 and inputs[4] is not None)
+
+
+def function_body(op: str, output: str, variant: NBitsVariant, *, opset: int) -> onnx.FunctionProto:
+    """Build the body of a projection: MatMulNBits, which multiplies every row.
+
+    Not DequantizeLinear and MatMul: a session would hold the weights in float32, eight times as
+    large as they are stored (docs/adr/0066).
+    """
+    sizes = "K: int = @in_features, N: int = @out_features"
+    product = (
+        f"{CONTRIB_DOMAIN}.MatMulNBits <{sizes}, bits = 4, block_size = {BLOCK},"
+        " accuracy_level = 4> (X, W, scales)"
+    )
+    step = (
+        f"product = {product} {output} = Add (product, bias)"
+        if variant.biased
+        else f"{output} = {product}"
+    )
+    inputs = "X, W, gates, scales" + (", bias" if variant.biased else "")
+    signature = f"{op} <num_heads, in_features, out_features> ({inputs}) => ({output})"
+    return parsed_function(signature, [step], opset=opset, domain=CONTRIB_DOMAIN)
+
+
+def shape_rule(
+    op: str, heads_attribute: str, inputs: TensorTypes, attributes: Attributes
+) -> tuple[TensorType, ...]:
+    """Return the type of the result, [B, S, N].
+
+    Args:
+        heads_attribute: Which of `in_features` and `out_features` the heads divide.
+
+    Raises:
+        ExportError: A dtype, rank, head count or size does not fit the others.
+    """
+    rows, columns, heads = (
+        int(attributes[name]) for name in ("in_features", "out_features", "num_heads")
+    )
+    if int(attributes[heads_attribute]) % heads:
+        raise ExportError(
+            f"{op}: {heads_attribute} is {attributes[heads_attribute]}; expected a multiple of its"
+            f" {heads} heads."
+        )
+    names = ("X", "W", "gates", "scales")
+    given = (*inputs, None, None, None, None, None)[:5]
+    x, weight, gates, scales = (required(op, n, t) for n, t in zip(names, given, strict=False))
+    bias = given[4]
+    for name, tensor, rank in (("X", x, 3), ("gates", gates, 3), ("scales", scales, 2)):
+        check_tensor(op, name, tensor, _FLOAT, (rank,))
+    check_tensor(op, "W", weight, PACKED_TYPES, (3,))
+    blocks = -(-rows // BLOCK)
+    check_equal(op, "last size of X", x.shape[2], rows)
+    for name, got, expected in (
+        ("columns of W", weight.shape[0], columns),
+        ("blocks of W", weight.shape[1], blocks),
+        ("bytes of a block of W", weight.shape[2], BLOCK // 2),
+        ("columns of scales", scales.shape[0], columns),
+        ("blocks of scales", scales.shape[1], blocks),
+        ("heads in gates", gates.shape[2], heads),
+    ):
+        check_equal(op, f"number of {name}", got, expected)
+    check_equal(op, "batch size of gates", gates.shape[0], x.shape[0])
+    check_equal(op, "length of gates", gates.shape[1], x.shape[1])
+    if bias is not None:
+        check_tensor(op, "bias", bias, _FLOAT, (1,))
+        check_equal(op, "size of bias", bias.shape[0], columns)
+    batch, seq_len = known(x.shape[0], gates.shape[0]), known(x.shape[1], gates.shape[1])
+    return (TensorType(x.dtype, (batch, seq_len, columns)),)
+
+
+def _inputs(x: str) -> tuple[OpInput, ...]:
+    return (
+        OpInput("X", x, types=_FLOAT),
+        OpInput(
+            "W",
+            "[N, ceil(K / 32), 16]; two numbers in a byte, the first in its lower half.",
+            types=PACKED_TYPES,
+            constraint="W",
+        ),
+        OpInput(
+            "gates", "[B, S, H]; 0 means that the token did not choose the head.", types=_FLOAT
+        ),
+        OpInput("scales", "[N, ceil(K / 32)].", types=_FLOAT),
+        OpInput("bias", "[N].", optional=True, types=_FLOAT),
+    )
+
+
+def _attributes(heads: str) -> tuple[AttributeSpec, ...]:
+    return (
+        AttributeSpec("num_heads", f"`H`; {heads}", at_least=1),
+        AttributeSpec("in_features", "`K`; rows of the weight.", at_least=1),
+        AttributeSpec("out_features", "`N`; columns of the weight.", at_least=1),
+    )
+
+
+MOH_QUERY_PROJECTION_NBITS = OpSpec(
+    name=op_names.QUERY_PROJECTION_NBITS,
+    doc="Queries of the heads that each token chose, of weights in 4 bits; others are unspecified.",
+    inputs=_inputs("[B, S, K]."),
+    outputs=(OutputSpec("Q", "[B, S, N]; unspecified where the gate is 0."),),
+    attributes=_attributes("head h has the columns from `h*D` up to `(h+1)*D`, `N = H*D`."),
+    reference=reference,
+    # Kernels skip queries of closed heads; what is there is compared by nobody.
+    specified=open_columns,
+    shape_rule=partial(shape_rule, op_names.QUERY_PROJECTION_NBITS, "out_features"),
+    variant=variant_of,
+    body=partial(function_body, op_names.QUERY_PROJECTION_NBITS, "Q"),
+)
+
+MOH_OUTPUT_PROJECTION_NBITS = OpSpec(
+    name=op_names.OUTPUT_PROJECTION_NBITS,
+    doc="X W + bias of weights in 4 bits, for an X whose rows are 0 where the gate is 0.",
+    inputs=_inputs("[B, S, K], 0 where the gate is 0, as MoHAttention writes it."),
+    outputs=(OutputSpec("Y", "[B, S, N]."),),
+    attributes=_attributes("head h has the rows from `h*D` up to `(h+1)*D`, `K = H*D`."),
+    reference=reference,
+    shape_rule=partial(shape_rule, op_names.OUTPUT_PROJECTION_NBITS, "in_features"),
+    variant=variant_of,
+    body=partial(function_body, op_names.OUTPUT_PROJECTION_NBITS, "Y"),
+)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from moh_deploy.graph.quantization_noise import add_quantization_noise, has_integer_products
+from moh_deploy.graph.unpack_blocks import unpack_blocks
+from moh_deploy.graph.weight_noise import weight_noise
+from moh_deploy.ops.nbits_projection import unpacked
+from moh_deploy.ops.onnx_schema import make_node
+from moh_deploy.system.npz import Array
+
+ROWS, COLUMNS, HEADS = 40, 6, 3
+RNG = np.random.default_rng(3)
+SCALES = RNG.uniform(0.5, 1.5, (COLUMNS, 2)).astype(np.float32)
+PACKED = {bits: RNG.integers(0, 256, (COLUMNS, 2, 4 * bits), dtype=np.uint8) for bits in (4, 8)}
+BIAS = RNG.standard_normal(COLUMNS).astype(np.float32)
+
+
+def product(bits: int) -> onnx.NodeProto:
+    numbers = {"K": ROWS, "N": COLUMNS, "bits": bits, "block_size": 32, "accuracy_level": 4}
+    return helper.make_node(
+        "MatMulNBits", ["x", "w", "s"], ["y"], name="product", domain="com.microsoft", **numbers
+    )
+
+
+def projection() -> onnx.NodeProto:
+    node = make_node(
+        "MoHQueryProjectionNBits",
+        ["x", "w", "gates", "s", "b"],
+        ["y"],
+        num_heads=HEADS,
+        in_features=ROWS,
+        out_features=COLUMNS,
+    )
+    node.domain = "moh.dense.2"
+    return node
+
+
+NODES = {"4 bits": product(4), "8 bits": product(8), "projection": projection()}
+
+
+def graph_of(name: str) -> onnx.GraphProto:
+    given = {"x": (1, 5, ROWS), "gates": (1, 5, HEADS)}
+    stored = {"w": PACKED[8 if name == "8 bits" else 4], "s": SCALES, "b": BIAS}
+    return helper.make_graph(
+        [NODES[name]],
+        "blocks",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in given.items()],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 5, COLUMNS))],
+        [numpy_helper.from_array(array, n) for n, array in stored.items()],
+    )
+
+
+def run(graph: onnx.GraphProto, **more: Array) -> Array:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    onnx.checker.check_model(model)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((1, 5, ROWS)).astype(np.float32)
+    gates = np.ones((1, 5, HEADS), np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        (found,) = ReferenceEvaluator(model).run(None, {"x": x, "gates": gates, **more})
+    return found
+
+
+def expected(name: str) -> Array:
+    x = np.random.default_rng(1).standard_normal((1, 5, ROWS))
+    if name == "8 bits":
+        wide = (PACKED[8].astype(np.float64) - 128) * SCALES[..., None]
+        return x @ wide.reshape(COLUMNS, -1).T[:ROWS]
+    product = x @ unpacked(PACKED[4], SCALES)[:ROWS]
+    return product + BIAS if name == "projection" else product
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_standard_operators_compute_the_same(name: str):
+    graph = graph_of(name)
+    assert has_integer_products(graph)
+    assert unpack_blocks(graph) == {"w.digits": 255 if name == "8 bits" else 15}
+    assert {node.domain for node in graph.node} == {""}
+    np.testing.assert_allclose(run(graph), expected(name), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_weights_move_by_up_to_one_step_of_their_scale(name: str):
+    graph = graph_of(name)
+    add_quantization_noise(graph)
+    np.testing.assert_allclose(
+        run(graph, **weight_noise(0.0, 1)), expected(name), rtol=1e-4, atol=1e-3
+    )
+    moved = run(graph, **weight_noise(1.0, 1)) - expected(name)
+    x = np.abs(np.random.default_rng(1).standard_normal((1, 5, ROWS)))
+    most = x @ np.repeat(SCALES, 32, axis=1).T[:ROWS]
+    assert np.all(np.abs(moved) <= most + 1e-3)
+    # Two thirds of all weights move, one way or the other.
+    assert np.sqrt((moved**2).mean()) > 0.1 * most.mean()
+
+
+def test_digits_stay_within_what_their_bits_hold():
+    graph = graph_of("4 bits")
+    add_quantization_noise(graph)
+    graph.output.append(helper.make_tensor_value_info("w.digits", TensorProto.UINT8, None))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    x = np.zeros((1, 5, ROWS), np.float32)
+    given = {"x": x, "gates": x[..., :HEADS], **weight_noise(1.0, 1)}
+    _, digits = ReferenceEvaluator(model).run(None, given)
+    before = np.stack([PACKED[4] & 15, PACKED[4] >> 4], axis=-1).astype(int)
+    assert digits.min() == 0
+    assert digits.max() == 15
+    assert set(np.unique(digits.astype(int) - before)) == {-1, 0, 1}
