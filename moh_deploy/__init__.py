@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moh_deploy.api.doctor import doctor
     from moh_deploy.api.drill import drill
     from moh_deploy.api.export import export, load_original
+    from moh_deploy.api.generate import generate
     from moh_deploy.api.inline import inline
     from moh_deploy.api.inspect import inspect
     from moh_deploy.api.polygraphy import polygraphy_runner
@@ -47,6 +48,7 @@ __all__ = [
     "doctor",
     "drill",
     "export",
+    "generate",
     "inline",
     "inspect",
     "kernel_library",
@@ -76,6 +78,7 @@ _HOME = {
     "doctor": "moh_deploy.api.doctor",
     "drill": "moh_deploy.api.drill",
     "export": "moh_deploy.api.export",
+    "generate": "moh_deploy.api.generate",
     "inline": "moh_deploy.api.inline",
     "inspect": "moh_deploy.api.inspect",
     "kernel_library": "moh_deploy.native",

@@ -19,6 +19,7 @@ def test_public_names_are_these():
         "doctor",
         "drill",
         "export",
+        "generate",
         "inline",
         "inspect",
         "kernel_library",

@@ -63,6 +63,7 @@ class _FilePath(click.Path):
 FILE_PATH = _FilePath(path_type=Path)
 NAME_OR_PATH = _FilePath(path_type=str)  # `functions`, or a file
 _LONGEST_SHOWN = 100
+_LONGEST_NUMBER = 10
 
 
 def parse_sizes(texts: Sequence[str]) -> dict[str, list[int]]:
@@ -112,6 +113,19 @@ def parse_choices(texts: Sequence[str]) -> dict[str, str] | None:
             raise ConfigError(f"layer '{path}' is chosen twice: {choices[path]} and {choice}.")
         choices[path] = choice
     return choices or None
+
+
+def parse_tokens(texts: Sequence[str]) -> list[list[int]]:
+    """Read `1,15,27`, a prompt each.
+
+    Raises:
+        ConfigError: A text is of another form.
+    """
+    prompts = [[part.strip() for part in text.split(",")] for text in texts]
+    for text, parts in zip(texts, prompts, strict=True):
+        if not all(part.isdecimal() and len(part) < _LONGEST_NUMBER for part in parts):
+            raise ConfigError(f"'{text[:_LONGEST_SHOWN]}' is no prompt, expected 1,15,27.")
+    return [[int(part) for part in parts] for parts in prompts]
 
 
 def _read(parse: Callable[[Sequence[str]], object]) -> Callable[..., object]:
@@ -921,6 +935,46 @@ DRILL = (
     _path("--control", "FILE", "Its control file.  [default: that of the bundle]"),
     _path("--audit-log", "FILE", "Its audit log.  [default: that of the bundle]"),
     REPORT_FILES,
+    JSON,
+)
+
+GENERATE = (
+    PACKAGE,
+    _many("--prompt", "TEXT", "What to go on with.", to="prompts"),
+    _many(
+        "--tokens",
+        "N,N,...",
+        "A prompt as numbers of tokens: needs no tokenizer.",
+        callback=_read(parse_tokens),
+    ),
+    _count("--max-tokens", "The most tokens that are added to each prompt.", default=64),
+    click.option(
+        "--temperature",
+        metavar="T",
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="Draw tokens, from logits divided by this. 0 takes the likeliest.",
+    ),
+    click.option(
+        "--top-p",
+        metavar="P",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Draw among the likeliest tokens that together have this probability.",
+    ),
+    click.option(
+        "--seed", metavar="N", type=int, default=0, show_default=True, help="Of the draws."
+    ),
+    _path(
+        "--against",
+        "DIR|FILE",
+        "Compare tokens, the likeliest ones, with another package or with the original: its model"
+        " directory or checkpoint. Exit 1 where one differs by more than rounding explains.",
+    ),
+    KERNELS,
+    MODEL_OPTIONS,
     JSON,
 )
 

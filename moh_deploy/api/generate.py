@@ -1,0 +1,165 @@
+"""Generate text with a package, to look at it by hand or to compare tokens as a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import Model, Variant
+from moh_deploy.runtime.kernel_use import Kernels
+from moh_deploy.runtime.open_runner import opened_package
+from moh_deploy.runtime.original import Original, OriginalModel
+from moh_deploy.runtime.text.decoding import Decoding, check_prompts
+from moh_deploy.runtime.text.interface import TextInterface
+from moh_deploy.runtime.text.sampling import Sampling
+from moh_deploy.runtime.text.tokenizer import TextStream, Tokenizer
+from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.validate.generate_report import GeneratedText, GenerateReport, TokenParity
+from moh_deploy.validate.token_parity import TokenComparison
+
+
+def generate(
+    package_dir: Path | str,
+    *,
+    prompts: Sequence[str] = (),
+    tokens: Sequence[Sequence[int]] = (),
+    max_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    against: Path | str | Original | None = None,
+    kernels: Kernels = "auto",
+    on_text: Callable[[int, str], None] | None = None,
+    progress: Progress | None = None,
+) -> GenerateReport:
+    """Generate text behind prompts, all of them in one batch.
+
+    Args:
+        package_dir: A package that `export --task text-generation` made.
+        prompts: Text, for which the package needs its tokenizer.
+        tokens: Prompts as numbers instead.
+        max_tokens: The most tokens that are added to each prompt.
+        temperature: Logits are divided by it before a token is drawn; 0 takes the likeliest.
+        top_p: Tokens are drawn among the likeliest that together have this probability.
+        seed: Of the draws.
+        against: Another package, or what `load_original` returns: it has to generate the same
+            tokens, greedy.
+        kernels: What runs MoH nodes, see `Variant`.
+        on_text: Is told the number of a prompt, from 0, and what was added to its text; without a
+            tokenizer, the token's number.
+        progress: What to report steps to.
+
+    Returns:
+        The texts, and what was measured. Its `failure` is the first token that is another one.
+
+    Raises:
+        ConfigError: A prompt is too long, or options contradict each other.
+        PackageError: It is no package for that, or has no tokenizer.
+        BackendError: The runtime failed, or `tokenizers` is not installed.
+    """
+    progress = progress or SilentProgress()
+    sampling = Sampling(temperature, top_p, seed)
+    if bool(prompts) == bool(tokens):
+        raise ConfigError(
+            "prompts are given as text and as tokens." if prompts else "no prompt is given.",
+            hint="Give --prompt TEXT, or --tokens 1,15,27; either may come several times.",
+        )
+    if max_tokens < 1:
+        raise ConfigError(f"max_tokens is {max_tokens}, expected 1 or more.")
+    if against is not None and not sampling.is_greedy:
+        raise ConfigError(
+            "against compares the likeliest tokens, and a temperature is given, too.",
+            hint="Leave --temperature out.",
+        )
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(package_dir)
+        interface = TextInterface.of(package.manifest, str(package.root))
+        tokenizer = Tokenizer.of(package) if prompts else None
+    asked = [tokenizer.tokens_of(one) for one in prompts] if tokenizer else [*map(list, tokens)]
+    check_prompts(asked, interface, max_tokens)
+    other = None if against is None else _other(against, package)
+    with ExitStack() as opened:
+        with progress.step("loading the model"):
+            variant = Variant(kernels=kernels).returning(package.gate_names)
+            runner = opened.enter_context(opened_package(package).open(variant))
+        decoding = Decoding(
+            runner, interface, asked, max_tokens, sampling, gates=package.gate_names
+        )
+        comparison = None
+        if other is not None:
+            with progress.step("loading what it is compared with"):
+                reference = opened.enter_context(other.open(Variant()))
+            precision = package.manifest.precision
+            steps = replace(decoding, runner=reference, gates=(), figures=type(decoding.figures)())
+            comparison = TokenComparison(steps.steps(), precision)
+        texts = _texts(decoding, tokenizer, comparison, on_text or (lambda row, text: None))
+        described = runner.describe()
+    figures = decoding.figures
+    return GenerateReport(
+        package=package.root,
+        texts=texts,
+        prompt_tokens=figures.prompt_tokens,
+        prompt_seconds=figures.prompt_seconds,
+        new_tokens=figures.new_tokens,
+        step_seconds=figures.step_seconds,
+        steps=figures.steps,
+        open_heads=figures.open_heads / figures.all_heads if figures.all_heads else None,
+        layer_runs=described.layer_runs,
+        kernels=described.kernels,
+        parity=None
+        if comparison is None or other is None
+        else TokenParity(other.name, comparison.compared, tuple(comparison.differences)),
+    )
+
+
+def _other(against: Path | str | Original, package: OnnxPackage) -> Model:
+    """Return what tokens are compared with."""
+    if not isinstance(against, (str, Path)):
+        return OriginalModel.of(against, package.manifest)
+    found = OnnxPackage.open(against)
+    interface = TextInterface.of(found.manifest, str(found.root))
+    expected = TextInterface.of(package.manifest, str(package.root))
+    if (
+        interface.about.vocab_size != expected.about.vocab_size
+        or interface.caches != expected.caches
+    ):
+        raise ConfigError(
+            f"{found.root} has {interface.about.vocab_size} tokens and {len(interface.caches)}"
+            f" caches, {package.root} {expected.about.vocab_size} and {len(expected.caches)}: they"
+            " are no forms of one model.",
+        )
+    return opened_package(found)
+
+
+def _texts(
+    decoding: Decoding,
+    tokenizer: Tokenizer | None,
+    comparison: TokenComparison | None,
+    on_text: Callable[[int, str], None],
+) -> tuple[GeneratedText, ...]:
+    """Run to the end; tell each piece of text as it comes."""
+    added: list[list[int]] = [[] for _ in decoding.prompts]
+    streams = [TextStream(tokenizer, prompt) for prompt in decoding.prompts] if tokenizer else []
+    ends = decoding.interface.about.eos_token_ids
+    for position, step in enumerate(decoding.steps()):
+        if comparison is not None:
+            comparison.add(step, position)
+        for row, token in enumerate(step.tokens):
+            if token is None:
+                continue
+            added[row].append(token)
+            if token not in ends:
+                on_text(row, streams[row].add(token) if streams else f" {token}")
+    return tuple(
+        GeneratedText(
+            prompt_tokens=len(prompt),
+            tokens=tuple(new),
+            text=None if tokenizer is None else tokenizer.text_of(new),
+            ended=bool(new) and new[-1] in ends,
+        )
+        for prompt, new in zip(decoding.prompts, added, strict=True)
+    )

@@ -1,0 +1,1 @@
+"""Text from a language model's package: tokens one after the other, and words of them."""

@@ -1,0 +1,161 @@
+"""Run a language model token by token: prompts at once, padded on the left, then one a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.runtime.base import Runner
+from moh_deploy.runtime.text.interface import TextInterface
+from moh_deploy.runtime.text.sampling import Sampling, choose_tokens
+from moh_deploy.system.npz import Array
+
+
+@dataclass(frozen=True)
+class DecodedStep:
+    """What one step added.
+
+    Attributes:
+        tokens: The token of each row; None for a row that had ended before.
+        logits: What they were chosen by, [rows, vocab].
+    """
+
+    tokens: tuple[int | None, ...]
+    logits: Array
+
+
+@dataclass
+class DecodingFigures:
+    """What was measured while text was generated.
+
+    Attributes:
+        prompt_tokens: Of all prompts, padding left out.
+        prompt_seconds: How long they took together.
+        new_tokens: Of all rows.
+        step_seconds: How long all steps behind the prompts took.
+        steps: How many of them there were.
+        open_heads: Head and token pairs whose gate was not zero, padding left out.
+        all_heads: All such pairs.
+    """
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    new_tokens: int = 0
+    step_seconds: float = 0.0
+    steps: int = 0
+    open_heads: int = 0
+    all_heads: int = 0
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A model and prompts, to be gone on with.
+
+    Attributes:
+        runner: The model; it returns the gates, too, where their names are given.
+        interface: Its inputs and outputs.
+        prompts: Tokens of each.
+        max_tokens: The most that are added to each.
+        sampling: How they are chosen.
+        gates: Names of outputs that are gates, [batch, seq, heads].
+        figures: What was measured so far.
+    """
+
+    runner: Runner
+    interface: TextInterface
+    prompts: Sequence[Sequence[int]]
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    gates: Sequence[str] = ()
+    figures: DecodingFigures = field(default_factory=DecodingFigures)
+
+    def steps(self) -> Iterator[DecodedStep]:
+        """Run, and yield what each run adds.
+
+        Raises:
+            BackendError: The runtime failed.
+            ConfigError: The model takes no prompt of such a length.
+        """
+        about, rows = self.interface.about, len(self.prompts)
+        draws = np.random.default_rng(self.sampling.seed)
+        padding = (
+            next(iter(about.eos_token_ids), 0) if about.pad_token_id is None else about.pad_token_id
+        )
+        ids, mask = left_padded(self.prompts, padding)
+        caches = self.interface.empty_caches(rows)
+        self.figures.prompt_tokens += int(mask.sum())
+        going = np.ones(rows, bool)
+        for step in range(self.max_tokens):
+            started = time.perf_counter()
+            inputs = {"input_ids": ids, "attention_mask": mask, **caches}
+            results = self.runner.run(inputs)
+            seconds = time.perf_counter() - started
+            caches = self.interface.next_caches(results)
+            self._count(step, seconds, results, mask[:, -ids.shape[1] :])
+            logits = np.asarray(results["logits"][:, -1], np.float32)
+            chosen = choose_tokens(logits, self.sampling, draws)
+            self.figures.new_tokens += int(going.sum())
+            yield DecodedStep(
+                tuple(int(t) if on else None for t, on in zip(chosen, going, strict=True)), logits
+            )
+            going &= ~np.isin(chosen, about.eos_token_ids)
+            if not going.any():
+                return
+            # A row that has ended gets padding, which no other row sees.
+            ids = np.where(going, chosen, padding)[:, None].astype(np.int64)
+            mask = np.concatenate((mask, going[:, None].astype(np.int64)), axis=1)
+
+    def _count(self, step: int, seconds: float, results: dict[str, Array], valid: Array) -> None:
+        if step == 0:
+            self.figures.prompt_seconds += seconds
+        else:
+            self.figures.step_seconds += seconds
+            self.figures.steps += 1
+        for name in self.gates:
+            gates = results[name][valid != 0]  # [tokens, heads]
+            self.figures.open_heads += int((gates != 0).sum())
+            self.figures.all_heads += gates.size
+
+
+def left_padded(prompts: Sequence[Sequence[int]], padding: int) -> tuple[Array, Array]:
+    """Return prompts as one array [rows, tokens], and the mask that says what is no padding."""
+    longest = max(map(len, prompts))
+    ids = np.full((len(prompts), longest), padding, np.int64)
+    mask = np.zeros((len(prompts), longest), np.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask
+
+
+def check_prompts(
+    prompts: Sequence[Sequence[int]], interface: TextInterface, max_tokens: int
+) -> None:
+    """Check that a model can go on with prompts.
+
+    Raises:
+        ConfigError: One is empty, holds what is no token, or is too long with what is added.
+    """
+    about = interface.about
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt:
+            raise ConfigError(f"prompt {number} has no tokens, expected one or more.")
+        wrong = [token for token in prompt if not 0 <= token < about.vocab_size]
+        if wrong:
+            raise ConfigError(
+                f"prompt {number} holds token {wrong[0]}; the model has tokens 0 to"
+                f" {about.vocab_size - 1}."
+            )
+        most = about.context_length
+        if most is not None and len(prompt) + max_tokens > most:
+            raise ConfigError(
+                f"prompt {number} has {len(prompt)} tokens, and {max_tokens} more are asked for;"
+                f" the model has positions for {most}.",
+                hint=f"--max-tokens {most - len(prompt)} is the most behind it."
+                if len(prompt) < most
+                else "Shorten it.",
+            )

@@ -1,0 +1,71 @@
+"""Tell a package that generates text by its inputs and outputs, and make empty caches for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from moh_deploy.errors import PackageError
+from moh_deploy.ops.cases import numpy_dtype
+from moh_deploy.package import Manifest, TensorInfo, TextGeneration
+from moh_deploy.system.npz import Array
+
+_PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+
+
+@dataclass(frozen=True)
+class TextInterface:
+    """The inputs and outputs of a package that `--task text-generation` made.
+
+    Attributes:
+        about: What its manifest says of generating text.
+        caches: The inputs of the cache, [batch, heads, past, size].
+        present: Name of the output that becomes each of them, in their order.
+    """
+
+    about: TextGeneration
+    caches: tuple[TensorInfo, ...]
+    present: tuple[str, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest, name: str) -> TextInterface:
+        """Read it from a manifest.
+
+        Args:
+            name: Of the package, for messages.
+
+        Raises:
+            PackageError: The package takes something else.
+        """
+        caches = tuple(one for one in manifest.inputs if _PAST.fullmatch(one.name))
+        present = tuple(one.name.replace("past_key_values", "present", 1) for one in caches)
+        expected_inputs = {"input_ids", "attention_mask", *(one.name for one in caches)}
+        missing = {"logits", *present} - {one.name for one in manifest.outputs}
+        takes = {one.name for one in manifest.inputs}
+        if manifest.text_generation is None or takes != expected_inputs or missing or not caches:
+            raise PackageError(
+                f"{name} generates no text: it takes {', '.join(sorted(takes)[:4])}.",
+                hint="Export the language model with --task text-generation.",
+            )
+        return cls(manifest.text_generation, caches, present)
+
+    def empty_caches(self, batch: int) -> dict[str, Array]:
+        """Return what the cache is before the first token."""
+        return {
+            one.name: np.zeros(
+                [
+                    batch if dim == "batch" else dim if isinstance(dim, int) else 0
+                    for dim in one.shape
+                ],
+                numpy_dtype(one.dtype),
+            )
+            for one in self.caches
+        }
+
+    def next_caches(self, results: Mapping[str, Array]) -> dict[str, Array]:
+        """Return what a run leaves for the next one."""
+        pairs = zip(self.caches, self.present, strict=True)
+        return {one.name: results[output] for one, output in pairs}

@@ -1,0 +1,84 @@
+"""The tokenizer that lies in a package: text to tokens, and tokens to text while they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moh_deploy.errors import BackendError, PackageError
+from moh_deploy.package import TOKENIZER_NAME, OnnxPackage
+
+_TOKENS_HINT = "Give the prompt as numbers: --tokens 1,15,27."
+_UNFINISHED = "�"  # what a character of several bytes is until its last token is there
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Turns text into tokens, and back.
+
+    Attributes:
+        path: Its file.
+    """
+
+    path: Path
+    _made: Any = field(repr=False)
+
+    @classmethod
+    def of(cls, package: OnnxPackage) -> Tokenizer:
+        """Open that of a package.
+
+        Raises:
+            PackageError: The package has none, or its file is none.
+            BackendError: The library for it is not installed.
+        """
+        path = package.root / TOKENIZER_NAME
+        if TOKENIZER_NAME not in package.manifest.files:
+            raise PackageError(
+                f"{package.root} has no {TOKENIZER_NAME}: its model came without a tokenizer.",
+                hint=_TOKENS_HINT,
+            )
+        try:
+            from tokenizers import Tokenizer as FromFile  # type: ignore[import-not-found, unused-ignore]
+        except ModuleNotFoundError as error:
+            raise BackendError(
+                "not installed: tokenizers, which reads a prompt's text.",
+                hint=f"pip install 'moh-deploy[text]'. Or else: {_TOKENS_HINT}",
+            ) from error
+        try:
+            return cls(path, FromFile.from_file(str(path)))
+        except Exception as error:  # it raises Exception itself
+            raise PackageError(f"{path}: cannot be read as a tokenizer: {error}.") from error
+
+    def tokens_of(self, text: str) -> list[int]:
+        """Return the tokens of a text, with those that it puts before every text."""
+        return list(self._made.encode(text).ids)
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, without those that only mark where it begins or ends."""
+        return str(self._made.decode(list(tokens), skip_special_tokens=True))
+
+
+class TextStream:
+    """Says what each further token adds to a text.
+
+    Args:
+        tokenizer: Its tokenizer.
+        prompt: Tokens that stand before; a token's text may hang on the one before it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = list(prompt)
+        self._said = tokenizer.text_of(self._tokens)
+
+    def add(self, token: int) -> str:
+        """Return what a token adds; nothing while a character is not complete."""
+        self._tokens.append(token)
+        text = self._tokenizer.text_of(self._tokens)
+        if text.endswith(_UNFINISHED):
+            return ""
+        added = text[len(self._said) :] if text.startswith(self._said) else ""
+        self._said = text
+        return added

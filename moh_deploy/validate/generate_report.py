@@ -1,0 +1,139 @@
+"""The report of `generate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moh_deploy.errors import MoHDeployError, ValidationError
+from moh_deploy.report.document import Document, Share, Table, Text
+from moh_deploy.report.report import Report
+from moh_deploy.runtime.kernel_use import KernelUse
+from moh_deploy.runtime.layer_runs import LayerRun
+from moh_deploy.runtime.layers_text import runs_text
+from moh_deploy.validate.token_parity import TokenDifference
+
+
+@dataclass(frozen=True)
+class GeneratedText:
+    """What was added to one prompt.
+
+    Attributes:
+        prompt_tokens: How many tokens the prompt has.
+        tokens: What was added, the token that ends a text included.
+        text: The same as text; None without a tokenizer.
+        ended: Whether the last of them ends a text; else the length was reached.
+    """
+
+    prompt_tokens: int
+    tokens: tuple[int, ...]
+    text: str | None
+    ended: bool
+
+
+@dataclass(frozen=True)
+class TokenParity:
+    """The comparison of what was generated with what another model generates.
+
+    Attributes:
+        against: The other model, in words.
+        compared: How many tokens were compared: of each text up to its first difference.
+        differences: That of each text that has one.
+    """
+
+    against: str
+    compared: int
+    differences: tuple[TokenDifference, ...]
+
+    @property
+    def unexplained(self) -> tuple[TokenDifference, ...]:
+        """The differences that rounding does not explain."""
+        return tuple(one for one in self.differences if not one.is_near_tie)
+
+
+@dataclass(frozen=True)
+class GenerateReport(Report):
+    """Texts that a package generated.
+
+    Attributes:
+        package: The package.
+        texts: One for each prompt.
+        prompt_tokens: Of all prompts.
+        prompt_seconds: How long they took together, in one batch.
+        new_tokens: Of all texts.
+        step_seconds: How long the steps behind the prompts took.
+        steps: How many there were.
+        open_heads: Share of open heads, over tokens and layers; None without MoH layers.
+        layer_runs: What ran each MoH layer.
+        kernels: The kernel library that was registered, or why none was.
+        parity: The comparison with another model; None where none was named.
+    """
+
+    package: Path
+    texts: tuple[GeneratedText, ...]
+    prompt_tokens: int
+    prompt_seconds: float
+    new_tokens: int
+    step_seconds: float
+    steps: int
+    open_heads: float | None
+    layer_runs: tuple[LayerRun, ...]
+    kernels: KernelUse
+    parity: TokenParity | None = None
+
+    @property
+    def failure(self) -> MoHDeployError | None:
+        """The first token that is another one, and not by rounding alone."""
+        found = () if self.parity is None else self.parity.unexplained
+        if not found or self.parity is None:
+            return None
+        first = found[0]
+        return ValidationError(
+            f"{self.package} does not generate what {self.parity.against} does: of prompt"
+            f" {first.prompt}, token {first.position + 1} is {first.token}, expected"
+            f" {first.expected}; its logit is larger by {first.margin:.3g} there, rounding explains"
+            f" {2 * first.allowed:.3g}.",
+            hint="`moh-deploy verify` compares outputs and routing on recorded runs, and names the"
+            " layer that differs first.",
+        )
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """New tokens behind the first ones, of all texts together; None without a step."""
+        new = self.new_tokens - len(self.texts)
+        return new / self.step_seconds if self.steps and self.step_seconds > 0 else None
+
+    def document(self) -> Document:
+        """Return what it says."""
+        rate = self.tokens_per_second
+        rows: list[tuple[str, str | Share]] = [
+            ("prompt", f"{self.prompt_tokens} tokens in {self.prompt_seconds:.3g} s"),
+            ("generated", f"{self.new_tokens} tokens"),
+        ]
+        if rate is not None:
+            rows.append(("speed", f"{rate:.3g} tokens/s"))
+        if self.open_heads is not None:
+            rows.append(("open heads", Share(self.open_heads)))
+        sections: list[Table | Text] = [Table("generated text", ("", "value"), rows)]
+        if self.parity is not None:
+            sections += _parity_sections(self.parity)
+        return Document(
+            "generate",
+            tuple(sections),
+            remarks=(runs_text(self.layer_runs), self.kernels.describe()),
+        )
+
+
+def _parity_sections(parity: TokenParity) -> list[Table | Text]:
+    same = not parity.differences
+    good = not parity.unexplained
+    words = "EQUAL tokens" if same else "tokens part by rounding alone" if good else "OTHER tokens"
+    verdict = Text(f"{words}: {parity.compared} compared with {parity.against}", is_good=good)
+    if same:
+        return [verdict]
+    columns = ("prompt", "#equal before", "#token", "#expected", "#margin", "explained")
+    rows = [
+        (str(one.prompt), one.position, one.token, one.expected, one.margin, one.is_near_tie)
+        for one in parity.differences
+    ]
+    return [verdict, Table("first tokens that differ", columns, rows)]

@@ -1,0 +1,150 @@
+"""A model directory, exported for text generation: its tokens are those of the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import moh_deploy
+from moh_deploy.errors import CheckpointError, ConfigError, PackageError
+from moh_deploy.package import OnnxPackage, PackageWriter
+from tests.exporting import prove_in_this_process
+from tests.text.export_small import export_directory, greedy
+from tests.text.model_directories import write_plain_torch, write_weights
+
+PROMPTS = [[5], [9, 4, 7, 31, 8, 60, 2], [(7 * i) % 90 + 1 for i in range(40)]]
+STEPS = 64
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[Path, torch.nn.Module, OnnxPackage]:
+    root = tmp_path_factory.mktemp("text")
+    model = write_plain_torch(root / "model", num_hidden_layers=1, eos_token_id=None)
+    (root / "model" / "tokenizer_config.json").write_text("{}")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        prove_in_this_process(monkeypatch)
+        package = export_directory(root / "model", root / "package")
+    return root, model, package
+
+
+def test_inputs_and_outputs_have_the_names_of_the_convention(exported):
+    manifest = exported[2].manifest
+    assert {one.name: one.shape for one in manifest.inputs} == {
+        "input_ids": ("batch", "seq"),
+        "attention_mask": ("batch", "total"),
+        "past_key_values.0.key": ("batch", 2, "past", 8),
+        "past_key_values.0.value": ("batch", 2, "past", 8),
+    }
+    assert [one.name for one in manifest.outputs] == ["logits", "present.0.key", "present.0.value"]
+    assert manifest.text_generation is not None
+    assert manifest.text_generation.context_length == 128
+    assert "tokenizer_config.json" in manifest.files
+
+
+def test_recorded_runs_are_prompt_chunk_and_step(exported):
+    sizes = [vectors.sizes for vectors in exported[2].vectors]
+    assert any(one["past"] == 0 and one["seq"] > 1 for one in sizes)
+    assert any(one["past"] > 0 and one["seq"] > 1 for one in sizes)
+    assert any(one["past"] > 0 and one["seq"] == 1 for one in sizes)
+    masks = [vectors.inputs["attention_mask"] for vectors in exported[2].vectors]
+    assert any((mask[:, 0] == 0).any() for mask in masks)
+
+
+def test_ranges_refuse_nothing_that_works(exported):
+    manifest = exported[2].manifest
+    assert manifest.dim_ranges.get("past", (0, None)) == (0, None)
+    assert manifest.dim_ranges.get("seq", (1, None)) == (1, None)
+    assert manifest.dim_sums == ()
+
+
+def test_tokens_of_a_padded_batch_are_those_of_each_prompt_alone(exported):
+    _, model, package = exported
+    report = moh_deploy.generate(package.root, tokens=PROMPTS, max_tokens=STEPS)
+    expected = [greedy(model, prompt, STEPS) for prompt in PROMPTS]
+    assert [list(one.tokens) for one in report.texts] == expected
+    assert len({tuple(one[:8]) for one in expected}) == len(PROMPTS)  # not all the same anyway
+    assert report.open_heads == pytest.approx(0.75)
+    assert (report.new_tokens, report.steps) == (3 * STEPS, STEPS - 1)
+
+
+def test_tokens_equal_those_of_the_original(exported):
+    root, _, package = exported
+    original = moh_deploy.load_original(root / "model", trust_code=True, task="text-generation")
+    report = moh_deploy.generate(package.root, tokens=PROMPTS, max_tokens=9, against=original)
+    assert report.failure is None
+    assert report.parity is not None
+    assert (report.parity.compared, report.parity.differences) == (27, ())
+
+
+def test_other_weights_are_no_near_tie(exported, tmp_path: Path):
+    _, model, package = exported
+    weights = {name: one.clone() for name, one in model.state_dict().items()}
+    write_plain_torch(tmp_path, num_hidden_layers=1, eos_token_id=None)
+    weights["head.weight"] = weights["head.weight"].roll(1, dims=0)
+    write_weights(tmp_path, weights)
+    other = moh_deploy.load_original(tmp_path, trust_code=True, task="text-generation")
+    report = moh_deploy.generate(package.root, tokens=PROMPTS, max_tokens=9, against=other)
+    assert report.failure is not None
+    assert report.failure.message.startswith(f"{package.root} does not generate what original")
+    assert {one.position for one in report.parity.differences} == {0}
+
+
+def test_ending_token_ends_its_text_alone(exported, tmp_path: Path):
+    _, model, package = exported
+    expected = [greedy(model, prompt, 12) for prompt in PROMPTS]
+    end = expected[1][0]
+    cut = [one[: one.index(end) + 1] if end in one else one for one in expected]
+    assert len({len(one) for one in cut}) > 1  # one text goes on where another has ended
+    about = replace(package.manifest.text_generation, eos_token_ids=(end,))
+    manifest = replace(package.manifest, text_generation=about)
+    with PackageWriter(tmp_path / "ending") as writer:
+        writer.bring_along(package, "model.onnx")
+        writer.bring_tokenizer(package)
+        writer.finish(manifest, package.vectors)
+    report = moh_deploy.generate(tmp_path / "ending", tokens=PROMPTS, max_tokens=12)
+    assert [list(one.tokens) for one in report.texts] == cut
+    assert [one.ended for one in report.texts] == [end in one for one in expected]
+    assert "tokenizer_config.json" in OnnxPackage.open(tmp_path / "ending").manifest.files
+
+
+def test_draws_are_the_same_for_a_seed(exported):
+    root = exported[2].root
+    settings = {"tokens": [[5], [6, 7]], "max_tokens": 6, "temperature": 1.5, "top_p": 0.9}
+    first, again = (moh_deploy.generate(root, seed=4, **settings).texts for _ in "ab")
+    other = moh_deploy.generate(root, seed=5, **settings).texts
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"prompts": ["a"]}, PackageError, r"has no tokenizer\.json"),
+        ({}, ConfigError, "no prompt is given"),
+        ({"tokens": [[1]], "prompts": ["a"]}, ConfigError, "as text and as tokens"),
+        ({"tokens": [[1], []]}, ConfigError, "prompt 2 has no tokens"),
+        ({"tokens": [[97]]}, ConfigError, "token 97; the model has tokens 0 to 96"),
+        ({"tokens": [[1] * 100]}, ConfigError, "100 tokens, and 64 more.* positions for 128"),
+        ({"tokens": [[1]], "temperature": -1}, ConfigError, "temperature is -1"),
+        ({"tokens": [[1]], "top_p": 0}, ConfigError, "top_p is 0"),
+        ({"tokens": [[1]], "temperature": 1, "against": "x"}, ConfigError, "likeliest tokens"),
+    ],
+)
+def test_wrong_prompt_is_one_sentence(exported, given, error, words):
+    with pytest.raises(error, match=words):
+        moh_deploy.generate(exported[2].root, **given)
+
+
+def test_other_inputs_beside_the_task_are_refused(exported, tmp_path: Path):
+    with pytest.raises(ConfigError, match="--dynamic and --task text-generation"):
+        export_directory(exported[0] / "model", tmp_path / "no", dynamic=("input_ids:0=batch",))
+    assert not (tmp_path / "no").exists()
+
+
+def test_config_that_contradicts_the_code_is_named(tmp_path: Path):
+    write_plain_torch(tmp_path / "model", num_hidden_layers=1, head_dim=16)
+    with pytest.raises(CheckpointError, match=r"head_dim is 16, but the model .* has 8"):
+        export_directory(tmp_path / "model", tmp_path / "no")
+    assert not (tmp_path / "no").exists()

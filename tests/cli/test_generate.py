@@ -1,0 +1,43 @@
+"""`moh-deploy generate` streams text to stdout; what loads an original needs one."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.cli.generate import _Shown
+from moh_deploy.cli.options import parse_tokens
+from moh_deploy.errors import ConfigError
+
+
+def test_first_text_comes_at_once_and_others_behind_it():
+    stdout = io.StringIO()
+    shown = _Shown(stdout, 2)
+    shown(0, "Once")
+    shown(1, "She")
+    assert stdout.getvalue() == "Once"
+    shown(0, " upon")
+    shown(1, " sells")
+    shown.end()
+    assert stdout.getvalue() == "Once upon\n\n[2]She sells\n\n"
+
+
+def test_prompts_of_numbers_are_read():
+    assert parse_tokens(["1,15, 27", "3"]) == [[1, 15, 27], [3]]
+    for text in ("1,,2", "a", "-1", "9" * 30):
+        with pytest.raises(ConfigError, match="is no prompt, expected 1,15,27"):
+            parse_tokens([text])
+
+
+def test_options_of_an_original_need_one(cli):
+    found = cli("generate", "p", "--tokens", "1", "--trust-code")
+    assert found.exit_code == 2
+    assert "--trust-code says how the original of --against is loaded" in found.err
+
+
+def test_package_that_is_none_is_named(cli, tmp_path: Path):
+    found = cli("generate", tmp_path / "none", "--tokens", "1", "--json")
+    assert found.exit_code == 5
+    assert "does not exist" in found.json["error"]["message"]

@@ -1,0 +1,89 @@
+"""Prompts go in padded on the left, steps behind them one by one, and every row ends by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.package import TensorInfo, TextGeneration
+from moh_deploy.runtime.base import Description, Runner
+from moh_deploy.runtime.text.decoding import Decoding, check_prompts, left_padded
+from moh_deploy.runtime.text.interface import TextInterface
+from moh_deploy.system.npz import Array
+from tests.handmade_package import without_layers
+
+CACHE = TensorInfo("past_key_values.0.key", "float32", ("batch", 1, "past", 1))
+ABOUT = TextGeneration(10, context_length=20, eos_token_ids=(9,))
+INTERFACE = TextInterface(ABOUT, (CACHE,), ("present.0.key",))
+
+
+class Counting(Runner):
+    """The next token is the sum of all valid ones so far, modulo 10: its cache holds them."""
+
+    inputs = ()
+    outputs = ("logits", "present.0.key", "gates")
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Array]] = []
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        self.seen.append(dict(inputs))
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        assert mask.shape[1] == ids.shape[1] + inputs[CACHE.name].shape[2]
+        new = ids[:, None, :, None].astype(np.float32)
+        cache = np.concatenate((inputs[CACHE.name], new), axis=2)
+        sums = (cache[:, 0, :, 0] * mask).sum(1).astype(int) % 10
+        logits = np.zeros((*ids.shape, 10), np.float32)
+        logits[np.arange(len(ids)), -1, sums] = 1
+        gates = np.zeros((*ids.shape, 4))
+        gates[..., :3] = 1
+        gates[mask[:, -ids.shape[1] :] == 0] = 1  # of padding: not to be counted
+        return {"logits": logits, "present.0.key": cache, "gates": gates}
+
+    def describe(self) -> Description:
+        raise NotImplementedError
+
+
+def test_rows_go_on_as_each_would_alone_until_it_ends():
+    prompts = [[1], [3, 6], [2, 2, 1]]
+    decoding = Decoding(Counting(), INTERFACE, prompts, 4, gates=("gates",))
+    steps = [one.tokens for one in decoding.steps()]
+    # 1, 1 + 1, 2 + 2, 4 + 4; 3 + 6 ends at once; 5, 5 + 5, ...
+    assert steps == [(1, 9, 5), (2, None, 0), (4, None, 0), (8, None, 0)]
+    figures = decoding.figures
+    assert (figures.prompt_tokens, figures.new_tokens, figures.steps) == (6, 9, 3)
+    assert figures.open_heads / figures.all_heads == 0.75
+
+
+def test_run_ends_with_the_last_row():
+    runner = Counting()
+    assert len(list(Decoding(runner, INTERFACE, [[9], [3, 6]], 8).steps())) == 1
+    assert len(runner.seen) == 1
+
+
+def test_row_that_ended_gets_padding():
+    runner = Counting()
+    list(Decoding(runner, INTERFACE, [[1], [3, 6]], 3).steps())
+    assert runner.seen[1]["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 0]]
+    assert runner.seen[1]["input_ids"].shape == (2, 1)
+
+
+def test_prompts_are_padded_on_the_left():
+    ids, mask = left_padded([[1, 2, 3], [4]], padding=0)
+    assert ids.tolist() == [[1, 2, 3], [0, 0, 4]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("tokens", [17, 20, 25])
+def test_prompt_beyond_the_position_table_is_refused(tokens: int):
+    check_prompts([[1] * 16], INTERFACE, 4)
+    with pytest.raises(ConfigError, match=f"{tokens} tokens, and 4 more .* positions for 20"):
+        check_prompts([[1], [1] * tokens], INTERFACE, 4)
+
+
+def test_package_of_something_else_generates_no_text():
+    with pytest.raises(PackageError, match="here generates no text: it takes x"):
+        TextInterface.of(without_layers(), "here")

@@ -1,0 +1,77 @@
+"""Text of tokens comes whole, however its characters are cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from moh_deploy.errors import PackageError
+from moh_deploy.runtime.text.tokenizer import TextStream, Tokenizer
+
+TEXT = "naïve ☕ 𝄞!"
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes."""
+
+    def encode(self, text: str) -> SimpleNamespace:
+        return SimpleNamespace(ids=list(text.encode()))
+
+    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        return bytes(tokens).decode(errors="replace")
+
+
+def test_characters_come_when_they_are_complete():
+    tokenizer = Tokenizer(Path("t"), Bytes())
+    stream = TextStream(tokenizer, tokenizer.tokens_of("She is "))
+    pieces = [stream.add(token) for token in tokenizer.tokens_of(TEXT)]
+    assert "".join(pieces) == TEXT
+    assert "�" not in "".join(pieces)
+    assert pieces.count("") == len(TEXT.encode()) - len(TEXT)
+
+
+@dataclass
+class Root:
+    root: Path
+    manifest: SimpleNamespace
+
+
+def test_package_without_tokenizer_says_what_else_there_is(tmp_path: Path):
+    package = Root(tmp_path, SimpleNamespace(files={}))
+    with pytest.raises(PackageError, match=r"has no tokenizer\.json") as error:
+        Tokenizer.of(package)
+    assert "--tokens" in error.value.hint
+
+
+def real(tmp_path: Path) -> Tokenizer:
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(["she sells sea shells"] * 4, trainer)
+    made.save(str(tmp_path / "tokenizer.json"))
+    return Tokenizer.of(Root(tmp_path, SimpleNamespace(files={"tokenizer.json": "-"})))
+
+
+def test_tokenizer_of_a_file_gives_text_back(tmp_path: Path):
+    tokenizer = real(tmp_path)
+    tokens = tokenizer.tokens_of(TEXT)
+    assert tokenizer.text_of([0, *tokens]) == TEXT  # <s> is no text
+    stream = TextStream(tokenizer, [0])
+    assert "".join(stream.add(token) for token in tokens) == TEXT
+
+
+def test_file_that_is_no_tokenizer_is_named(tmp_path: Path):
+    real(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(PackageError, match=r"tokenizer\.json: cannot be read as a tokenizer"):
+        Tokenizer.of(Root(tmp_path, SimpleNamespace(files={"tokenizer.json": "-"})))

@@ -1,0 +1,38 @@
+"""Texts are compared up to where they part, and rounding excuses what it may have chosen."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moh_deploy.runtime.text.decoding import DecodedStep
+from moh_deploy.validate.token_parity import TokenComparison
+
+
+def step(*tokens: int | None, logits=None) -> DecodedStep:
+    return DecodedStep(tokens, np.zeros((len(tokens), 5)) if logits is None else logits)
+
+
+def test_row_is_compared_up_to_its_first_difference():
+    logits = np.array([[0, 3, 1, 0, 0], [0, 0, 0, 0, 9]], np.float32)
+    comparison = TokenComparison([step(1, 2), step(1, 4, logits=logits), step(3, 3)], "float32")
+    for position, one in enumerate([step(1, 2), step(2, 4), step(0, 3)]):
+        comparison.add(one, position)
+    (difference,) = comparison.differences
+    assert (difference.prompt, difference.position) == (1, 1)
+    assert (difference.token, difference.expected, difference.margin) == (2, 1, 2.0)
+    assert not difference.is_near_tie
+    assert comparison.compared == 5  # both rows twice, then the second alone
+
+
+def test_rounding_excuses_a_margin_that_it_may_make():
+    logits = np.array([[0, 1, 1 - 1e-6, 0, 0]], np.float32)
+    comparison = TokenComparison([step(1, logits=logits)], "float32")
+    comparison.add(step(2), 0)
+    assert comparison.differences[0].is_near_tie
+
+
+def test_text_that_ended_earlier_is_compared_as_far_as_both_go():
+    comparison = TokenComparison([step(1, None)], "float32")
+    comparison.add(step(1, 3), 0)
+    comparison.add(step(1, 3), 1)
+    assert (comparison.compared, comparison.differences) == (1, [])
