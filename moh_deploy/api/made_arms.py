@@ -196,7 +196,7 @@ def _fixed_routing(name: str, kind: str, package: OnnxPackage, variant: Variant)
     why = why_not_fed(package)
     if why is not None:
         raise ConfigError(f"its routing cannot be fed: {why}.")
-    return Arm(name, kind, FixedRoutingModel(package), variant)
+    return Arm(name, kind, FixedRoutingModel(package), variant, is_bound=True)
 
 
 def _all_open(name: str, kind: str, package: OnnxPackage, variant: Variant, output: Path) -> Arm:

@@ -28,6 +28,7 @@ class Arm:
         package: Where its routers can be read; None where they cannot.
         dense: It computes every head, whatever routers say.
         chooses: Its routers choose heads; None where that is not known, or it could not be served.
+        is_bound: It shows what could be gained, and cannot be served itself.
         elsewhere: Why memory, CPU time and energy cannot be measured here; None if they can.
     """
 
@@ -38,6 +39,7 @@ class Arm:
     package: OnnxPackage | None = None
     dense: bool = False
     chooses: bool | None = None
+    is_bound: bool = False
     elsewhere: str | None = None
 
 

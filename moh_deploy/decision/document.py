@@ -62,6 +62,8 @@ def _verdict(report: DecisionReport) -> Verdict:
 
 def _sentence(arm: ArmReport) -> str:
     """Return what decided an arm."""
+    if arm.is_bound:
+        return f"{arm.name}: a bound, which cannot be served. {_came(arm.promises)}."
     if arm.verdict == "win":
         return f"{arm.name}: win. {_came(arm.promises)}."
     if arm.verdict == "loss":
@@ -271,9 +273,11 @@ def _plan(report: DecisionReport) -> Block:
 
 def _facts(report: DecisionReport) -> Iterator[Fact]:
     reference = report.arms[0]
-    judged = [one for one in report.arms if one.verdict != "reference"]
+    judged = [one for one in report.arms if one.verdict != "reference" and not one.is_bound]
     # Of the winner that gains most; without one, of the first arm.
-    best = max(judged, key=lambda one: (one.verdict == "win", _gain(one)))
+    best = max(judged, key=lambda one: (one.verdict == "win", _gain(one)), default=None)
+    if best is None:
+        return
     yield Fact("arm", best.name, f"against {reference.name}")
     for one in best.promises[:3]:
         what = "loss" if one.kind == "quality" else "gain"

@@ -79,6 +79,7 @@ class ArmReport:
         name: What the plan calls it.
         kind: What it is, in words.
         dense: It computes every head.
+        is_bound: It shows what could be gained, and cannot be served itself: no decision is for it.
         runtime: What ran it.
         verdict: Against the reference.
         look: In which look the verdict was found; None of the reference.
@@ -99,6 +100,7 @@ class ArmReport:
     name: str
     kind: str
     dense: bool
+    is_bound: bool
     runtime: str
     verdict: ArmVerdict | Literal["reference"]
     look: int | None
@@ -178,7 +180,7 @@ class DecisionReport(Report):
     @property
     def headline(self) -> tuple[str, str]:
         """The answer in a word or two, and the sentence behind it."""
-        wins, losses = self._named("win"), self._named("loss")
+        wins = self._named("win")
         if self.would_do:
             simple, routed = self.would_do[0].name, " and ".join(map(_quoted, self._routed()))
             # The plan's own word for it, where that is what it is.
@@ -192,7 +194,7 @@ class DecisionReport(Report):
             better = "is" if len(wins) == 1 else "are"
             names = ", ".join(map(_quoted, wins))
             return "WIN", f"{names} {better} worth it against {_quoted(self.reference)}."
-        if len(losses) == len(self.arms) - 1:
+        if not self._named("cannot tell"):
             return "KEEP THE REFERENCE", f"no arm is worth it against {_quoted(self.reference)}."
         open_ones = ", ".join(map(_quoted, self._named("cannot tell")))
         return "CANNOT TELL", f"these data cannot tell whether {open_ones} would be worth it."
@@ -202,7 +204,7 @@ class DecisionReport(Report):
         return document_of(self)
 
     def _named(self, verdict: str) -> list[str]:
-        return [one.name for one in self.arms if one.verdict == verdict]
+        return [one.name for one in self.arms if one.verdict == verdict and not one.is_bound]
 
     def _routed(self) -> tuple[str, ...]:
         return self.would_do[0].beside

@@ -100,6 +100,7 @@ def _arm(
         name=name,
         kind=arm.kind,
         dense=arm.dense,
+        is_bound=arm.is_bound,
         runtime=measured.described[name].where(),
         verdict="reference" if decision is None else decision.verdict,
         look=None if decision is None else decision.look,
