@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import onnx
-
 from moh_deploy.api.precision import precision
+from moh_deploy.api.prune import prune
+from moh_deploy.api.with_top_k import with_top_k
 from moh_deploy.decision.arm import Arm, named_errors
 from moh_deploy.decision.fixed_routing_arm import FixedRoutingModel, why_not_fed
 from moh_deploy.decision.plan import ArmSection, CheckpointSection, PlanFile
 from moh_deploy.decision.server_arm import ServerModel, host_and_port
 from moh_deploy.errors import ConfigError
-from moh_deploy.graph.open_heads import open_all_heads, why_not_open
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.ops.routers import form_named
 from moh_deploy.package import OnnxPackage, choices_for, with_choices
@@ -99,15 +97,27 @@ class FoundArms:
         kind = f"made of '{of}'"
         if made.fixed_routing:
             return _fixed_routing(name, f"{kind}: routing fed", package, variant)
+        # Every other one is a package of its own, which takes a directory.
+        output.mkdir()
+        target, chooses = output / "package", _chooses(package)
         if made.all_heads_open:
-            return _all_open(name, f"{kind}: all heads open", package, variant, output)
-        if made.precision is not None:
-            precision(package.root, to=made.precision, output=output, progress=progress)
-            kind, chooses = f"{kind}: {made.precision}", _chooses(package)
+            kind, chooses = f"{kind}: all heads open", False
+            written = _all_open(package, output, progress)
+        elif made.precision is not None:
+            kind = f"{kind}: {made.precision}"
+            precision(package.root, to=made.precision, output=target, progress=progress)
+            written = OnnxPackage.open(target)
+        elif made.prune is not None:
+            keep, by = made.prune.keep, made.prune.by
+            kind, chooses = f"{kind}: the same heads for every token, {keep} by {by}", False
+            inputs = [self.file.placed(one) for one in made.prune.inputs]
+            prune(package.root, target, keep=keep, by=by, inputs=inputs, progress=progress)
+            written = OnnxPackage.open(target)
         else:
-            raise ConfigError(f"arms made by {made.ways[0]} are not built yet.")
-        written = OnnxPackage.open(output)
-        return Arm(name, kind, opened_package(written), variant, written, False, chooses)
+            kind = f"{kind}: {made.top_k} routed heads for each token"
+            written = with_top_k(package.root, target, top_k=made.top_k, progress=progress)
+        dense = made.all_heads_open is not None
+        return Arm(name, kind, opened_package(written), variant, written, dense, chooses)
 
     def _variant(self, section: ArmSection) -> Variant:
         threads = self.file.plan.threads
@@ -199,14 +209,10 @@ def _fixed_routing(name: str, kind: str, package: OnnxPackage, variant: Variant)
     return Arm(name, kind, FixedRoutingModel(package), variant, is_bound=True)
 
 
-def _all_open(name: str, kind: str, package: OnnxPackage, variant: Variant, output: Path) -> Arm:
-    layers = package.manifest.layers
-    graph = onnx.load(package.model_path, load_external_data=False).graph
-    why = why_not_open(graph, layers)
-    if why is not None:
-        raise ConfigError(f"its heads cannot all be opened: {why}.")
-    # Nothing is skipped any more, so nothing is to pay for skipping: layers run dense.
-    if any(map(choices_for, layers)):
-        package = write_choices(package, with_choices(layers, {"all": "dense"}), output)
-    edit = partial(open_all_heads, layers=package.manifest.layers)
-    return Arm(name, kind, opened_package(package), variant.edited(edit), package, True, False)
+def _all_open(package: OnnxPackage, output: Path, progress: Progress) -> OnnxPackage:
+    """Write the package with every head open, and nothing paid for skipping any."""
+    opened = with_top_k(package.root, output / "open", top_k=None, progress=progress)
+    layers = opened.manifest.layers
+    if not any(map(choices_for, layers)):
+        return opened
+    return write_choices(opened, with_choices(layers, {"all": "dense"}), output / "dense")

@@ -66,7 +66,7 @@ def arm_facts(
         runs = [(one.batch.inputs, one.sample.valid) for one in batches[:_MOST_BATCHES]]
         counted = [(given, None if valid is None else valid.mask) for given, valid in runs]
         routing = routing_bias(package, arm.variant, counted or [(timed.inputs, None)])
-        found = _edge_cases(arm, package, progress, missing) if edge_cases else None
+        found = _edge_cases(arm, package, progress) if edge_cases else None
     return ArmFacts(memory, skipped, routing, found, missing)
 
 
@@ -98,13 +98,7 @@ def _skipped(
     return 1 - sum(one.rows_computed for one in layers) / max(1, dense)
 
 
-def _edge_cases(
-    arm: Arm, package: OnnxPackage, progress: Progress, missing: dict[str, str]
-) -> EdgeCases | None:
-    # The cases are made of what the manifest says of routers, which an edit may have changed.
-    if arm.variant.edits:
-        missing["edge cases"] = "its graph is changed as it is opened: it is no package of its own"
-        return None
+def _edge_cases(arm: Arm, package: OnnxPackage, progress: Progress) -> EdgeCases:
     mask = named_mask(package.manifest, None)
     subject = Source(package, replace(arm.variant, spins=False))
     sides = Sides(package, subject, body_source(package), BUILT_IN_POLICY, mask)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from moh_deploy.config.schema_errors import Key, explain
 from moh_deploy.errors import ConfigError
@@ -31,18 +31,26 @@ class _Section(BaseModel):
 
 
 class PruneSection(_Section):
-    """`made.prune:` how many heads of each layer stay, and by what they are chosen."""
+    """`made.prune:` which heads of each layer stay; see `moh-deploy prune`.
 
-    keep: _Count
+    Attributes:
+        keep: A number of heads, or a share of each layer's: `75%`.
+        by: `load`: those that are open for most tokens; `gate`: those of the largest mean gate.
+        inputs: What heads are counted on; without, the recorded runs. Samples that quality is
+            measured on are not to be among them.
+    """
+
+    keep: _Count | _Text
     by: Literal["load", "gate"] = "load"
+    inputs: Annotated[tuple[_Path, ...], Field(strict=False)] = ()
 
 
 class MadeSection(_Section):
     """`made:` an arm that is made from a package, in one way.
 
     Attributes:
-        all_heads_open: Every head of every token is computed and weighed: what routing saves, and
-            what it costs, is gone.
+        all_heads_open: Every head of every token is computed and weighed: nothing is skipped, and
+            nothing paid for skipping.
         top_k: Each token chooses so many routed heads.
         prune: The same heads for every token; the others are cut out of the weights.
         fixed_routing: What the routers computed is fed, and they are gone: the time that routing
@@ -169,12 +177,7 @@ class Plan(_Section):
     shifted: bool = False
     valid_tokens: str | None = None
     code_dirs: Annotated[tuple[_Path, ...], Field(strict=False)] = ()
-    quality: Annotated[
-        tuple[QualityGoal, ...],
-        # One metric is written without a list around it.
-        BeforeValidator(lambda given: [given] if isinstance(given, dict) else given),
-        Field(strict=False),
-    ] = ()
+    quality: Annotated[tuple[QualityGoal, ...], Field(strict=False)] = ()
     latency: LatencyGoal | None = None
     sizes: Annotated[tuple[dict[str, _Count], ...], Field(strict=False)] = ()
     seconds: _Seconds = 10.0
@@ -253,10 +256,15 @@ def plan_of(document: Mapping[Any, Any], source: str) -> Plan:
     Raises:
         ConfigError: It is not of the schema.
     """
+    # One metric is written without a list around it, and messages have no number for it then.
+    alone = isinstance(document.get("quality"), dict)
+    listed = {**document, "quality": [document["quality"]]} if alone else document
     try:
-        return Plan.model_validate(document)
+        return Plan.model_validate(listed)
     except ValidationError as error:
-        lines = [explain(item, document, source, known_keys=_known_keys) for item in error.errors()]
+        lines = [explain(item, listed, source, known_keys=_known_keys) for item in error.errors()]
+        if alone:
+            lines = [one.replace("quality.0", "quality") for one in lines]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 

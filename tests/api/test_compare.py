@@ -203,7 +203,9 @@ def refused(plan: Path, **options: object) -> MoHDeployError:
         ({"url": "ftp://host", "model": "m"}, "url is 'ftp://host', expected http://HOST:PORT."),
         ({"url": "http://127.0.0.1:9", "model": "m"}, "arm 'other' cannot run: no answer: "),
         ({"checkpoint": {"file": "m.pt"}}, "m.pt does not exist."),
-        ({"made": {"all_heads_open": True}}, "its heads cannot all be opened: the router of"),
+        ({"made": {"all_heads_open": True}}, "plain operators make its gates"),
+        ({"made": {"top_k": 3}}, "plain operators make its gates"),
+        ({"made": {"prune": {"keep": 99}}}, "keep is 99, but layer 'blocks.0.attn' has "),
         ({"made": {"precision": "int8"}}, "arm 'other' cannot run: "),
     ],
 )
