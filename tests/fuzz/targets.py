@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from onnx import parser
 
 from moh_deploy.config.export_config import load_config
+from moh_deploy.decision.plan import read_plan
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.load.onnx_graph.file import read_onnx
 from moh_deploy.graph.load_model import load_ir
@@ -304,6 +305,33 @@ def policy(folder: Path) -> Prepared:
     return Prepared(changed_yaml(document), read)
 
 
+def comparison_plan(folder: Path) -> Prepared:
+    """The plan of a comparison, and its digest."""
+    document = {
+        "goal": "g",
+        "reference": "a",
+        "arms": {
+            "a": {"path": "p", "dense": True, "kernels": "off"},
+            "b": {"made": {"prune": {"keep": "50%", "inputs": ["x.npz"]}}, "of": "a"},
+            "c": {"url": "http://h:1", "model": "m"},
+            "d": {"checkpoint": {"file": "m.pt", "code_dirs": ["."]}},
+        },
+        "inputs": ["x.npz"],
+        "labels": "y",
+        "quality": {"metric": "top-1", "may_lose": 0.1},
+        "latency": {"quantile": 0.9, "at_least": 0.1},
+        "sizes": [{"batch": 1}],
+        "looks": 2,
+    }
+    path = folder / "plan.yaml"
+
+    def read(content: bytes) -> object:
+        path.write_bytes(content)
+        return read_plan(path).plan.digest
+
+    return Prepared(changed_yaml(document), read)
+
+
 def baseline(folder: Path) -> Prepared:
     """The file of a ratchet."""
     document = {
@@ -525,7 +553,7 @@ TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
         *(manifest, files, recorded, corpus, model, onnx_file, inputs, labels),
-        *(config, policy, baseline, engine, bundle, safetensors, shards, program),
+        *(config, policy, comparison_plan, baseline, engine, bundle, safetensors, shards, program),
         *(window_dump, routing_reference, metrics_text),
     )
 }

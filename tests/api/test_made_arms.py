@@ -1,0 +1,79 @@
+"""Arms that are made of a package, each beside the one that it is made of."""
+
+from __future__ import annotations
+
+import pytest
+
+from moh_deploy.api.made_arms import find_arms
+from moh_deploy.decision.arm import Arm
+from moh_deploy.decision.plan import PlanFile, plan_of
+from moh_deploy.package import OnnxPackage
+from moh_deploy.system.progress import SilentProgress
+from tests.grouped_package import HEADS, write_grouped
+
+MADE: dict[str, dict[str, object]] = {
+    "open": {"all_heads_open": True},
+    "fewer": {"top_k": 1},
+    "pruned": {"prune": {"keep": "50%", "by": "gate"}},
+    "half": {"precision": "float16"},
+    "fed": {"fixed_routing": True},
+}
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Arm]:
+    root = tmp_path_factory.mktemp("made")
+    write_grouped(root / "package")
+    document = {
+        "goal": "See them all",
+        "reference": "moh",
+        "arms": {
+            "moh": {"path": "package"},
+            **{name: {"made": one} for name, one in MADE.items()},
+        },
+        "latency": {"at_least": 0.1},
+    }
+    found = find_arms(PlanFile(plan_of(document, "plan.yaml"), root, "plan.yaml"), None)
+    (root / "scratch").mkdir()
+    return {one.name: one for one in found.made(root / "scratch", SilentProgress())}
+
+
+def package_of(arm: Arm) -> OnnxPackage:
+    assert arm.package is not None
+    return arm.package
+
+
+def test_arms_say_what_they_are(arms: dict[str, Arm]):
+    assert {name: one.kind for name, one in arms.items() if name != "moh"} == {
+        "open": "made of 'moh': all heads open",
+        "fewer": "made of 'moh': 1 routed heads for each token",
+        "pruned": "made of 'moh': the same heads for every token, 50% by gate",
+        "half": "made of 'moh': float16",
+        "fed": "made of 'moh': routing fed",
+    }
+    # What a routed arm has to be worth more than, and what cannot be served at all.
+    assert {name: one.chooses for name, one in arms.items()} == {
+        "moh": True,
+        "open": False,
+        "fewer": True,
+        "pruned": False,
+        "half": True,
+        "fed": None,
+    }
+    assert [name for name, one in arms.items() if one.dense] == ["open"]
+    assert [name for name, one in arms.items() if one.is_bound] == ["fed"]
+
+
+def test_made_packages_are_what_they_say(arms: dict[str, Arm]):
+    layers = {name: package_of(arms[name]).manifest.layers[0] for name in MADE if name != "fed"}
+    assert (layers["open"].top_k, layers["open"].choice) == (HEADS - 1, "dense")
+    assert layers["fewer"].top_k == 1
+    assert layers["pruned"].num_heads == HEADS // 2
+    assert package_of(arms["half"]).manifest.precision == "float16"
+
+
+def test_every_made_arm_runs_on_the_inputs_of_the_package(arms: dict[str, Arm]):
+    run = package_of(arms["moh"]).vectors[0]
+    for one in arms.values():
+        with one.model.open(one.variant) as runner:
+            assert runner.run(run.inputs)["y"].shape == run.outputs["y"].shape

@@ -1,0 +1,105 @@
+"""Arms that are more than a path: a server, routing fed, and what is measured beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moh_deploy.decision.arm import Arm, OpenedArm
+from moh_deploy.decision.energy import energy_clock
+from moh_deploy.decision.fixed_routing_arm import FixedRoutingModel, why_not_fed
+from moh_deploy.decision.routing_bias import of_loads, routing_bias
+from moh_deploy.decision.server_arm import ServerModel, host_and_port
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.runtime.base import AS_IT_IS, Variant
+from moh_deploy.runtime.open_runner import open_runner
+from tests.grouped_package import write_grouped
+from tests.handmade_package import write_package
+from tests.serving.http.running import running
+
+
+def test_server_answers_as_the_package_and_its_errors_name_it(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    inputs = package.vectors[0].inputs
+    with running(package.root, tmp_path / "said") as server:
+        model = ServerModel(server.url, "m", package.manifest)
+        with model.open() as runner, open_runner(package) as alone:
+            arm = OpenedArm(Arm("served", model.name, model, AS_IT_IS), runner, package.manifest)
+            np.testing.assert_allclose(arm.outputs(inputs)["y"], alone.run(inputs)["y"], atol=1e-6)
+            arm.bound(inputs)()
+        absent = ServerModel(server.url, "other", package.manifest)
+        with absent.open() as runner:
+            arm = OpenedArm(Arm("absent", absent.name, absent, AS_IT_IS), runner, package.manifest)
+            with pytest.raises(BackendError, match="arm 'absent' cannot run: status 404"):
+                arm.outputs(inputs)
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:80", "https://h:1", "http://h", "http://h:1/v2", "http://h:x", "http://[:1"]
+)
+def test_url_of_another_form_is_refused(url: str):
+    with pytest.raises(ConfigError, match="expected http://HOST:PORT"):
+        host_and_port(url)
+    assert host_and_port("http://127.0.0.1:8000/") == ("127.0.0.1", 8000)
+
+
+def test_fed_routing_gives_the_packages_own_answers_without_its_routers(tmp_path: Path):
+    package = write_grouped(tmp_path / "package")
+    inputs = package.vectors[0].inputs
+    assert why_not_fed(package) is None
+    with FixedRoutingModel(package).open() as fed, open_runner(package) as alone:
+        np.testing.assert_allclose(fed.run(inputs)["y"], alone.run(inputs)["y"], atol=1e-6)
+        fed.bound(inputs)()
+        # Other inputs have other gates: these are computed anew.
+        other = {name: -one for name, one in inputs.items()}
+        np.testing.assert_allclose(fed.run(other)["y"], alone.run(other)["y"], atol=1e-6)
+
+
+def test_energy_is_counted_over_the_end_of_a_counter_and_for_all_processors(tmp_path: Path):
+    for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "max_energy_range_uj").write_text("999999\n")
+        (tmp_path / name / "energy_uj").write_text("900000\n")
+    clock, reason = energy_clock(tmp_path)
+    assert (reason, clock is None) == (None, False)
+    assert clock is not None
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000\n")  # over its end
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("950000\n")
+    (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("990000\n")  # part of 0
+    assert clock() == pytest.approx(0.25)
+    assert clock() == pytest.approx(0.25)
+
+
+def test_energy_that_nothing_counts_says_why(tmp_path: Path):
+    assert energy_clock(tmp_path) == (None, f"{tmp_path} has no counter of energy")
+    (tmp_path / "intel-rapl:0").mkdir()
+    clock, reason = energy_clock(tmp_path)
+    assert clock is None
+    assert reason is not None
+    assert reason.endswith("cannot be read: No such file or directory")
+
+
+def test_bias_of_routing_counts_dead_heads_those_always_open_and_entropy(tmp_path: Path):
+    found = of_loads("layer", np.array([10.0, 10.0, 5.0, 5.0, 0.0]), 10, shared=1)
+    assert (found.dead, found.always_open, found.open_share) == (1, 1, 0.6)
+    shares = np.array([0.5, 0.25, 0.25])
+    assert found.entropy == pytest.approx(-(shares * np.log(shares)).sum() / np.log(4))
+    assert of_loads("layer", np.full(4, 5.0), 10, 0).entropy == pytest.approx(1)
+    assert of_loads("layer", np.array([5.0, 0, 0]), 5, 0).entropy == 0
+    assert of_loads("layer", np.array([5.0]), 5, 1).entropy is None
+
+
+def test_bias_of_routing_leaves_padding_out(tmp_path: Path):
+    package = write_grouped(tmp_path / "package")
+    run = package.vectors[0]
+    gates = run.gates[0] != 0
+    (whole,) = routing_bias(package, Variant(), [(run.inputs, None)])
+    assert whole.tokens == gates[..., 0].size
+    assert whole.open_share == pytest.approx(gates.mean())
+    mask = np.zeros(gates.shape[:2], bool)
+    mask[0, 0] = True
+    (first,) = routing_bias(package, Variant(), [(run.inputs, mask)])
+    assert first.tokens == 1
+    assert first.open_share == pytest.approx(gates[0, 0].mean())
