@@ -30,11 +30,11 @@ def make_projections_plain(
         Whether there were any, and the layers without the nodes. One that ran `projected` runs
         `sparse`.
     """
-    found = [node for node in model.graph.all_nodes() if is_projection_op(node)]
+    found = [node for node in model.graph.all_nodes() if is_projection_node(node)]
     if not found:
         return False, tuple(layers)
     without_switches(model)
-    for node in [node for node in model.graph if is_projection_op(node)]:
+    for node in [node for node in model.graph if is_projection_node(node)]:
         make_plain(node)
     # A body that nobody calls would keep its operator on the list of those that a package needs.
     for key in [key for key in model.functions if key[1] in _PROJECTIONS]:
@@ -43,7 +43,7 @@ def make_projections_plain(
     return True, tuple(map(_without_projections, layers))
 
 
-def is_projection_op(node: ir.Node) -> bool:
+def is_projection_node(node: ir.Node) -> bool:
     return is_moh_op(node.domain, node.op_type) and node.op_type in _PROJECTIONS
 
 

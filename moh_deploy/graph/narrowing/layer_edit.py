@@ -19,7 +19,7 @@ from moh_deploy.graph.narrowing.narrowing import (
     packed,
 )
 from moh_deploy.graph.narrowing.readers import narrow_projection
-from moh_deploy.graph.plain_projections import is_projection_op, make_plain
+from moh_deploy.graph.plain_projections import is_projection_node, make_plain
 from moh_deploy.ops import op_names
 from moh_deploy.ops.domains import KERNEL_DOMAIN
 from moh_deploy.package import LayerInfo
@@ -132,7 +132,7 @@ class LayerEdit:
         self.narrowing.graph.insert_after(node, made)
         # Where all heads stay, so do their projections: with nothing to skip.
         for use in list(self.routed.uses()):
-            if is_projection_op(use.node):
+            if is_projection_node(use.node):
                 make_plain(use.node)
         node.name = f"{node.name}.before"
         result.name, output.name = f"{result.name}.before", result.name
