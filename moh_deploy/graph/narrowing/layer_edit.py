@@ -147,8 +147,13 @@ class LayerEdit:
         )
 
     def _layer(self, gates: ir.Value, closed: Sequence[int]) -> LayerInfo:
-        self.recorded.name = f"{self.layer.gates}.routed"
-        gates.name = self.layer.gates
+        # Layers that shared a router have fixed gates of their own.
+        name = self.layer.gates
+        if self.recorded.name == name:
+            self.recorded.name = f"{name}.routed"
+        else:
+            name = gates.name or name
+        gates.name = name
         open_heads = [gate for gate in self.heads.gates if gate != 0]
         zero = [
             place if self.heads.is_cut else head
@@ -160,6 +165,7 @@ class LayerEdit:
         all_heads = len(self.heads.kept) + len(closed)
         return replace(
             self.layer,
+            gates=name,
             router="constant",
             router_replaced=False,
             reason=None,
