@@ -77,9 +77,9 @@ def prune_heads(
             notes[layer.path] = tuple(edit.notes)
     RemoveUnusedNodesPass()(model)
     for path, gates in routed.items():
-        # A node that was dropped is in no graph.
+        # A node that was dropped is in no graph; a weight that was has no reader.
         maker = gates.producer()
-        if maker is None or maker.graph is not None:
+        if gates.uses() if maker is None else maker.graph is not None:
             reasons[path] = "something besides its attention reads the gates that its router makes"
     if not reasons:
         _write_bodies_again(model)
@@ -96,7 +96,8 @@ def _tell_shapes(model: ir.Model) -> None:
             continue
         spec, (result,) = OPS[node.op_type], node.outputs
         (made,) = spec.shape_rule(types_of_inputs(node), own_attributes(spec, node))
-        if result.shape is None or any(not isinstance(dim, int) for dim in result.shape):
+        known = [isinstance(dim, int) for dim in result.shape or ()]
+        if sum(known) < sum(isinstance(dim, int) for dim in made.shape):
             result.shape, told = ir.Shape(made.shape), True
     if told:
         infer_types(model)

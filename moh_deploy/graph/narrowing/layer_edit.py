@@ -46,6 +46,7 @@ class LayerEdit:
 
     Attributes:
         node: Its attention.
+        projections: Its projections that are operators, by name.
         routed: The gates that the attention read.
         recorded: The gates by the name that the manifest has.
         notes: What was done to keys and values, in sentences.
@@ -55,6 +56,7 @@ class LayerEdit:
     layer: LayerInfo
     heads: FixedHeads
     node: ir.Node
+    projections: dict[str | None, ir.Node]
     routed: ir.Value
     recorded: ir.Value
     notes: list[str] = field(default_factory=list)
@@ -81,22 +83,22 @@ class LayerEdit:
         recorded = values.get(layer.gates, routed)
         if _root(recorded) is not _root(routed):
             raise NotNarrowedError("its attention weighs the recorded gates once more")
-        return cls(narrowing, layer, heads, node, routed, recorded)
+        named = (layer.query_projection, layer.output_projection)
+        projections: dict[str | None, ir.Node] = {
+            name: nodes[name] for name in named if name is not None
+        }
+        return cls(narrowing, layer, heads, node, projections, routed, recorded)
 
     def close(self) -> LayerInfo:
         """Fix the gates of all heads, 0 for those that are not kept."""
         numbers = dict(zip(self.heads.kept, self.heads.gates, strict=True))
-        # How many tokens there are tells what no gate is needed for.
-        readers = [use.node for use in self.routed.uses()]
-        projection = next(
-            (one for one in readers if one.op_type == op_names.QUERY_PROJECTION), None
-        )
+        # How many tokens there are tells what no gate is needed for: not projected queries.
+        projection = self.projections.get(self.layer.query_projection)
         source = (projection or self.node).inputs[0]
         assert source is not None
         gates = self._gates(source, [numbers.get(h, 0.0) for h in range(self.layer.num_heads)])
-        for use in list(self.routed.uses()):
-            if use.idx == GATES_INPUT.get(use.node.op_type):
-                use.node.replace_input_with(use.idx, gates)
+        for node in (self.node, *self.projections.values()):
+            node.replace_input_with(GATES_INPUT[node.op_type], gates)
         return self._layer(
             gates, closed=[h for h in range(self.layer.num_heads) if h not in numbers]
         )
