@@ -73,6 +73,8 @@ def test_version(cli: Cli):
             "No such command 'zzz'. There are bench, bisect, build, bundle, doctor, drill,"
             " export, generate, inline, inspect, precision, probe, profile, run, serve, tune, verify,"
             " watch.",
+            " export, inline, inspect, precision, probe, profile, prune, run, serve, tune,"
+            " verify, watch.",
         ),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),
