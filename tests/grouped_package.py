@@ -17,7 +17,7 @@ from moh_deploy.ops.attention_function import AttentionVariant, function_body
 from moh_deploy.ops.onnx_schema import make_node
 from moh_deploy.ops.router_function import RouterVariant
 from moh_deploy.ops.router_function import function_body as router_body
-from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
+from moh_deploy.package import Manifest, OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from moh_deploy.runtime.base import FUNCTION_BODIES
 from moh_deploy.runtime.open_runner import open_runner
 from tests.handmade_package import LAYER, MANIFEST
@@ -40,40 +40,65 @@ LAYER_INFO = replace(
     gates="gates",
 )
 
+SECOND = replace(LAYER_INFO, path="blocks.1.attn", node="blocks.1.attn/moh")
 
-def write_grouped(output: Path, *, returns_keys: bool = False) -> OnnxPackage:
+
+def write_grouped(output: Path, *, returns_keys: bool = False, twice: bool = False) -> OnnxPackage:
     """Write the package, with one vector set.
 
     Args:
         returns_keys: The keys are an output, as those of a cache are.
+        twice: A second layer with the same weights reads what the first one makes, and its gates.
     """
     outputs = [TensorInfo("y", "float32", ("batch", "seq", WIDTH))]
     if returns_keys:
         outputs.append(TensorInfo("k", "float32", ("batch", KV_HEADS, "seq", HEAD_DIM)))
     manifest = replace(
         MANIFEST,
-        layers=(LAYER_INFO,),
+        layers=(LAYER_INFO, SECOND) if twice else (LAYER_INFO,),
         outputs=tuple(outputs),
         ops={"moh::MoHAttention": 1, "moh::MoHRouter": 1},
     )
     with PackageWriter(output) as writer:
-        onnx.save(_grouped(outputs), writer.path("model.onnx"))
+        model = _grouped(outputs)
+        if twice:
+            _repeat(model.graph)
+        onnx.save(model, writer.path("model.onnx"))
         return writer.finish(manifest, [_run(writer.root, manifest, outputs)])
 
 
-def _run(root: Path, manifest: object, outputs: list[TensorInfo]) -> VectorSet:
-    unproven = OnnxPackage(root, manifest, ())  # type: ignore[arg-type]
+def _repeat(graph: onnx.GraphProto) -> None:
+    """Let the nodes behind the router stand a second time, for what the first ones make."""
+    weights = {tensor.name for tensor in graph.initializer}
+    renamed = {name: f"{name}_2" for node in graph.node[2:] for name in node.output}
+    renamed |= {"x": "y"}
+    for node in list(graph.node[2:]):
+        copy = onnx.NodeProto.FromString(node.SerializeToString())
+        copy.name = SECOND.node if node.op_type == "MoHAttention" else f"{node.name}_2"
+        kept = {*weights, "gates"}
+        copy.input[:] = [one if one in kept else renamed[one] for one in node.input]
+        copy.output[:] = [renamed[one] for one in node.output]
+        graph.node.append(copy)
+    # The model returns what the second one makes, by the name that it had.
+    for node in graph.node:
+        names = {"y": "first", "y_2": "y"}
+        node.input[:] = [names.get(one, one) for one in node.input]
+        node.output[:] = [names.get(one, one) for one in node.output]
+
+
+def _run(root: Path, manifest: Manifest, outputs: list[TensorInfo]) -> VectorSet:
+    unproven = OnnxPackage(root, manifest, ())
     x = np.random.default_rng(3).standard_normal((2, 3, WIDTH)).astype(np.float32)
     with open_runner(unproven, FUNCTION_BODIES.returning(["gates"])) as runner:
         found = runner.run({"x": x})
-    gates = found["gates"]
-    margins = np.full(gates.shape[:-1], np.inf, np.float32)
+    gates = (found["gates"],) * len(manifest.layers)
+    margins = (np.full((2, 3), np.inf, np.float32),) * len(gates)
     return VectorSet(
         {"batch": 2, "seq": 3},
         {"x": x},
         {one.name: found[one.name] for one in outputs},
-        (gates,),
-        (margins,),
+        gates,
+        margins,
     )
 
 

@@ -121,6 +121,15 @@ def test_keys_that_the_model_returns_stay_whole(tmp_path: Path):
     assert same.all()
 
 
+def test_layers_that_share_a_router_get_gates_of_their_own(tmp_path: Path):
+    package = write_grouped(tmp_path / "package", twice=True)
+    report = prune(package.root, tmp_path / "pruned", keep=3)
+    assert report.parity.equal
+    pruned = OnnxPackage.open(tmp_path / "pruned")
+    assert len({layer.gates for layer in pruned.manifest.layers}) == 2
+    assert "MoHRouter" not in {node.op_type for node in onnx.load(pruned.model_path).graph.node}
+
+
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
