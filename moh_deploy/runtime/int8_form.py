@@ -15,7 +15,9 @@ from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.model_files import save_model
-from moh_deploy.runtime.quantized_package import INT8, float32_products, quantized
+from moh_deploy.runtime.quantized_package import float32_products, quantized
+
+INT8 = "int8"
 
 
 @dataclass(frozen=True)
