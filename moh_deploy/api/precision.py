@@ -40,6 +40,9 @@ from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.precision_report import PrecisionReport
 from moh_deploy.validate.recorded_parity import compare_recorded, proof_of, require_equal
 
+LOWER_PRECISIONS = get_args(LowerPrecision)[::-1]
+"""What a float32 package can be written in, the shortest first: what `tune --within` tries."""
+
 
 def precision(
     package_dir: Path | str,
@@ -74,7 +77,7 @@ def precision(
             the rule for its precision allows. Nothing is written.
     """
     progress, output = progress or SilentProgress(), Path(output)
-    low = dtype_named(to, get_args(LowerPrecision), option="to")
+    low = dtype_named(to, LOWER_PRECISIONS, option="to")
     in_integers = low in get_args(IntegerPrecision)
     if float32 and not in_integers:
         raise ConfigError(

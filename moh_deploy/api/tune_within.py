@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
-from moh_deploy.api.precision import precision
-from moh_deploy.config.dtypes import LowerPrecision
+from moh_deploy.api.precision import LOWER_PRECISIONS, precision
+from moh_deploy.api.tune import DEFAULT_SECONDS
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, Runtime, check_package_output
 from moh_deploy.perf.cost_model.machine import Processor
@@ -18,7 +17,7 @@ from moh_deploy.perf.tune.quality import QualityCheck
 from moh_deploy.perf.tune.search import Differs, Search, write_chosen
 from moh_deploy.perf.tune.search_report import SearchReport
 from moh_deploy.perf.tune.search_samples import read_labelled_runs, read_runs, require_labels
-from moh_deploy.perf.tune.tried import FLOAT32, Tried, Way
+from moh_deploy.perf.tune.tried import FLOAT32, RuntimePrecision, Tried
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import check_float32
 from moh_deploy.runtime.models import kernels_of, runtime_name_of
@@ -33,9 +32,6 @@ from moh_deploy.validate.condition import AccuracyCondition, ParityCondition, pa
 from moh_deploy.validate.samples import named_mask
 
 _RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
-# The shortest first: what a float32 package is tried in.
-PRECISIONS = get_args(LowerPrecision)[::-1]
-DEFAULT_SECONDS = 0.5
 
 
 def tune_within(
@@ -189,13 +185,13 @@ def _made(base: OnnxPackage, to: str, folder: Path, progress: Progress) -> OnnxP
     return OnnxPackage.open(precision(base.root, to=to, output=folder, progress=progress).package)
 
 
-def _ways(base: OnnxPackage, asked: Runtime | None) -> tuple[list[Way], list[Tried]]:
+def _ways(base: OnnxPackage, asked: Runtime | None) -> tuple[list[RuntimePrecision], list[Tried]]:
     """Return what to try, float32 first, and what cannot be, with the reason.
 
     Raises:
         BackendError: The runtime that is asked for cannot be.
     """
-    ways: list[Way] = []
+    ways: list[RuntimePrecision] = []
     absent: list[Tried] = []
     for runtime in _RUNTIMES if asked is None else (asked,):
         try:
@@ -204,15 +200,15 @@ def _ways(base: OnnxPackage, asked: Runtime | None) -> tuple[list[Way], list[Tri
             if asked is not None:
                 raise
             reason = f"{error.message} {error.hint or ''}".strip()
-            absent.append(Tried(Way(runtime, FLOAT32), "could not run", reason))
+            absent.append(Tried(RuntimePrecision(runtime, FLOAT32), "could not run", reason))
             continue
-        ways += [Way(runtime, to) for to in (FLOAT32, *PRECISIONS)]
+        ways += [RuntimePrecision(runtime, to) for to in (FLOAT32, *LOWER_PRECISIONS)]
     if not ways:
         raise BackendError(f"no runtime can run {base.root}: {absent[0].reason}")
     # The shortest dtypes first, after float32 to compare with: most likely they are the fastest,
     # and the sooner something is fast, the less has to be tuned of what is not.
     first, *others = ways
-    others.sort(key=lambda way: [*PRECISIONS, FLOAT32].index(way.precision))
+    others.sort(key=lambda way: [*LOWER_PRECISIONS, FLOAT32].index(way.precision))
     return [first, *others], absent
 
 

@@ -97,9 +97,9 @@ def _only_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
 def made(package: OnnxPackage, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The packages in other precisions, which are the same for every search."""
     folder = tmp_path_factory.mktemp("made")
-    for to in command.PRECISIONS:
+    for to in command.LOWER_PRECISIONS:
         moh_deploy.precision(package.root, to=to, output=folder / to)
-    return {to: folder / to for to in command.PRECISIONS}
+    return {to: folder / to for to in command.LOWER_PRECISIONS}
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +264,7 @@ def test_what_precision_refuses_is_not_good_and_is_asked_for_once(
     report = searched(package, None, Meter({FLOAT32: 10.0, FLOAT16: 9.0}))
     refused = of(report, INT8)
     assert (refused.ending, refused.reason) == ("not good", "output 'y' is off. Bisect it.")
-    assert sorted(asked) == sorted(command.PRECISIONS)
+    assert sorted(asked) == sorted(command.LOWER_PRECISIONS)
 
 
 @pytest.mark.nightly

@@ -44,7 +44,7 @@ from moh_deploy.validate.parity import compare
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TuneOutcome:
     """The choices for all layers, and the measurements that they rest on.
 
     Attributes:
@@ -79,7 +79,7 @@ class Tuned:
         return any(layer.ranges for layer in self.layers)
 
 
-class ProvenOutputs(NamedTuple):
+class TuneProof(NamedTuple):
     """The result of comparing outputs, see `TuneReport`, and the operators of each layer."""
 
     max_abs_error: float
@@ -107,14 +107,14 @@ class TuneJob:
     scratch: Path
     progress: Progress
 
-    def given(self, choices: Mapping[str, str]) -> Tuned:
+    def given(self, choices: Mapping[str, str]) -> TuneOutcome:
         """Return the choices that the user gave; nothing is measured."""
         self._check_anything_to_choose()
         manifest = self.package.manifest
         layers = with_choices(manifest.layers, choices, dims=list(manifest.dims))
-        return Tuned(layers, Tuning("given", self._machine()))
+        return TuneOutcome(layers, Tuning("given", self._machine()))
 
-    def measured(self, sets: Sequence[InputSet], measure: Measure, clock: str) -> Tuned:
+    def measured(self, sets: Sequence[InputSet], measure: Measure, clock: str) -> TuneOutcome:
         """Choose by measuring: layer by layer, then the whole."""
         self._check_anything_to_choose()
         self._check_anything_to_measure()
@@ -135,7 +135,7 @@ class TuneJob:
             _decided(layer, one, tuning, one_choice=self.one_choice)
             for layer, one in zip(self.package.manifest.layers, times, strict=True)
         ]
-        outcome = Tuned(
+        outcome = TuneOutcome(
             layers=tuple(one.layer for one in decisions),
             tuning=tuning,
             one_choice=tuple(one.one_choice for one in decisions),
@@ -149,7 +149,7 @@ class TuneJob:
         return self._checked_as_a_whole(outcome, feeds, measure)
 
     def predicted_gains(
-        self, outcome: Tuned, nodes: Sequence[LayerNodes]
+        self, outcome: TuneOutcome, nodes: Sequence[LayerNodes]
     ) -> tuple[float | None, ...]:
         """Predict how many times as fast as dense the layers are as chosen."""
         sizes, weights = outcome.tuning.sizes, outcome.tuning.weights
@@ -176,7 +176,7 @@ class TuneJob:
         ]
         return tuple({} if one is None else one.ms for one in found)
 
-    def prove(self, outcome: Tuned, files: Sequence[InputSet]) -> ProvenOutputs:
+    def prove(self, outcome: TuneOutcome, files: Sequence[InputSet]) -> TuneProof:
         """Compare what the package computes as chosen with what the original model computed.
 
         Args:
@@ -193,11 +193,11 @@ class TuneJob:
             report = compare(package, runner, package.vectors, variants=variants)
             report.raise_if_unequal()
             flipped = check_same_outputs(self.package, package, runner, files, self.variant)
-        return ProvenOutputs(report.max_abs_error, flipped, runner.describe().layer_nodes)
+        return TuneProof(report.max_abs_error, flipped, runner.describe().layer_nodes)
 
     def _checked_as_a_whole(
-        self, outcome: Tuned, feeds: Sequence[Mapping[str, Array]], measure: Measure
-    ) -> Tuned:
+        self, outcome: TuneOutcome, feeds: Sequence[Mapping[str, Array]], measure: Measure
+    ) -> TuneOutcome:
         """Return the outcome with layers made dense where the whole model was slower than dense.
 
         Layers are timed apart from each other; what counts is the whole model.
@@ -219,7 +219,7 @@ class TuneJob:
         still = slower_than_dense(times)
         return _dense_at(again, range(len(times))) if still else again
 
-    def _slower(self, outcome: Tuned, times: ModelTimes) -> Sequence[int]:
+    def _slower(self, outcome: TuneOutcome, times: ModelTimes) -> Sequence[int]:
         """Return the sets of inputs that are to be dense; of one choice, all of them or none."""
         if not self.one_choice:
             return slower_than_dense(times)
@@ -227,8 +227,8 @@ class TuneJob:
         return range(len(times)) if outcome.model_ratio.is_slower else ()
 
     def _timed_as_a_whole(
-        self, outcome: Tuned, feeds: Sequence[Mapping[str, Array]], measure: Measure
-    ) -> tuple[Tuned, ModelTimes]:
+        self, outcome: TuneOutcome, feeds: Sequence[Mapping[str, Array]], measure: Measure
+    ) -> tuple[TuneOutcome, ModelTimes]:
         layers = {DENSE: with_choices(outcome.layers, {"all": "dense"}), CHOSEN: outcome.layers}
         if outcome.depends_on_sizes:
             layers[ONE_CHOICE] = outcome.one_choice
@@ -260,7 +260,7 @@ class TuneJob:
             )
 
 
-def _with_times(outcome: Tuned, times: ModelTimes) -> Tuned:
+def _with_times(outcome: TuneOutcome, times: ModelTimes) -> TuneOutcome:
     return replace(
         outcome,
         tuning=replace(outcome.tuning, model_ms=tuple(map(_medians, times))),
@@ -269,7 +269,7 @@ def _with_times(outcome: Tuned, times: ModelTimes) -> Tuned:
     )
 
 
-def _dense_at(outcome: Tuned, slower: Sequence[int]) -> Tuned:
+def _dense_at(outcome: TuneOutcome, slower: Sequence[int]) -> TuneOutcome:
     """Let every layer be dense on some sets of inputs; on all if nothing tells them apart."""
     sizes = outcome.tuning.sizes
     layers = [dense_at(layer, sizes, slower) for layer in outcome.layers]

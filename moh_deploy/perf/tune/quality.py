@@ -24,7 +24,7 @@ from moh_deploy.validate.condition import AccuracyCondition, Condition, FlipsCon
 from moh_deploy.validate.samples import Sample
 from moh_deploy.validate.valid_tokens import EVERY_TOKEN, token_view
 
-REFERENCE_NAME = "the float32 package"
+FLOAT32_PACKAGE = "the float32 package"
 _FEW = 64
 """So many samples tell what is clearly bad, before a candidate is tuned."""
 
@@ -168,7 +168,7 @@ class QualityCheck:
             if scored.reference[name].shape != scored.package[name].shape:
                 raise ValidationError(
                     f"output '{name}' is {list(scored.package[name].shape)} on {sample.label}, and"
-                    f" {list(scored.reference[name].shape)} in {REFERENCE_NAME}."
+                    f" {list(scored.reference[name].shape)} in {FLOAT32_PACKAGE}."
                 )
         for tally in tallies:
             tally.add(batch.real(scored.reference), batch.real(scored.package), scored.labels)
@@ -178,7 +178,7 @@ class QualityCheck:
         return [one for one in self.conditions if isinstance(one, AccuracyCondition)]
 
     def _accuracy(self, tally: Tally, condition: AccuracyCondition) -> MetricParity:
-        setting = Setting(REFERENCE_NAME, condition.rule, self.files.place)
+        setting = Setting(FLOAT32_PACKAGE, condition.rule, self.files.place)
         return judge_metric(tally.metric, tally.paired(), setting)
 
     def _too_many(self, flips: Flips, only_clear: bool) -> list[str]:

@@ -18,8 +18,8 @@ from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage, choices_for
 from moh_deploy.perf.timing import Measure, ratio, weighted_sum
 from moh_deploy.perf.tune.job import TuneJob
-from moh_deploy.perf.tune.quality import REFERENCE_NAME, Quality, QualityCheck
-from moh_deploy.perf.tune.tried import Ending, Timed, Tried, Way
+from moh_deploy.perf.tune.quality import FLOAT32_PACKAGE, Quality, QualityCheck
+from moh_deploy.perf.tune.tried import Ending, RuntimePrecision, Timed, Tried
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.models import kernels_of
 from moh_deploy.runtime.open_runner import open_runner, opened_package
@@ -56,13 +56,13 @@ class Differs:
     files: Sequence[Path]
     progress: Progress
 
-    def __call__(self, way: Way, package: OnnxPackage) -> str | None:
+    def __call__(self, way: RuntimePrecision, package: OnnxPackage) -> str | None:
         """Return why it is not equal; None if it is."""
         if not self.files:
             return None
         subject = Subject(opened_package(package), package, "auto", way.runtime)
         what = WhatToRun(self.files, None, named_mask(package.manifest, None))
-        reference = PackageReference(REFERENCE_NAME, self.base, Variant())
+        reference = PackageReference(FLOAT32_PACKAGE, self.base, Variant())
         policy, progress = BUILT_IN_POLICY, self.progress
         report = verify_runs(subject, what, against=[reference], policy=policy, progress=progress)
         return None if report.failure is None else report.failure.message
@@ -79,7 +79,7 @@ class Best:
         timed: How it beat the one before.
     """
 
-    way: Way
+    way: RuntimePrecision
     package: OnnxPackage
     quality: Quality
     timed: Timed | None = None
@@ -119,10 +119,10 @@ class Search:
     """
 
     base: OnnxPackage
-    ways: Sequence[Way]
+    ways: Sequence[RuntimePrecision]
     make: MakePackage
     check: QualityCheck
-    differs: Callable[[Way, OnnxPackage], str | None]
+    differs: Callable[[RuntimePrecision, OnnxPackage], str | None]
     sets: Sequence[InputSet]
     threads: int | None
     one_choice: bool
@@ -159,7 +159,7 @@ class Search:
         self.tried.sort(key=lambda one: self.ways.index(one.way))
         return best
 
-    def _first(self, way: Way) -> Best:
+    def _first(self, way: RuntimePrecision) -> Best:
         """Tune the float32 package: what it cannot show, no other package can."""
         package = self._tuned(way, self.base)
         quality = self._judged(way, package)
@@ -181,7 +181,7 @@ class Search:
             )
         return Best(way, package, quality)
 
-    def _challenge(self, way: Way, best: Best) -> Best:
+    def _challenge(self, way: RuntimePrecision, best: Best) -> Best:
         """Return the candidate if it beats the best one.
 
         Raises:
@@ -228,7 +228,7 @@ class Search:
             raise found
         return found
 
-    def _tuned(self, way: Way, package: OnnxPackage) -> OnnxPackage:
+    def _tuned(self, way: RuntimePrecision, package: OnnxPackage) -> OnnxPackage:
         """Choose how each layer runs, and prove the package as chosen, in its runtime.
 
         Returns:
@@ -250,7 +250,7 @@ class Search:
         job.prove(outcome, [])
         return write_choices(package, outcome.layers, folder / "tuned", tuning=outcome.tuning)
 
-    def _contest(self, way: Way, package: OnnxPackage, best: Best) -> Timed:
+    def _contest(self, way: RuntimePrecision, package: OnnxPackage, best: Best) -> Timed:
         """Time a candidate and the best one in turns."""
         with ExitStack() as stack, self.progress.step(f"timing {way.name}"):
             runners = {
@@ -269,19 +269,21 @@ class Search:
         ms, rival_ms = (median(one) / sum(weights) for one in (mine, theirs))
         return Timed(best.way.name, ms, rival_ms, ratio(mine, theirs))
 
-    def _judged(self, way: Way, package: OnnxPackage) -> Quality:
+    def _judged(self, way: RuntimePrecision, package: OnnxPackage) -> Quality:
         runner = self._opened(way, package, gates=True)
         with runner, self.progress.step(f"judging {way.name}"):
             return self.check.judge(runner)
 
-    def _opened(self, way: Way, package: OnnxPackage, *, gates: bool = False) -> Runner:
+    def _opened(
+        self, way: RuntimePrecision, package: OnnxPackage, *, gates: bool = False
+    ) -> Runner:
         variant = self._variant(way)
         return open_runner(package, variant.returning(package.gate_names) if gates else variant)
 
-    def _variant(self, way: Way) -> Variant:
+    def _variant(self, way: RuntimePrecision) -> Variant:
         return Variant(runtime=way.runtime, threads=self.threads)
 
-    def _folder(self, way: Way) -> Path:
+    def _folder(self, way: RuntimePrecision) -> Path:
         return self.scratch / f"{way.runtime}-{way.precision}"
 
 

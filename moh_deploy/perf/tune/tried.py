@@ -19,12 +19,12 @@ _TITLES: Mapping[Runtime, str] = {"onnxruntime": "ONNX Runtime", "openvino": "Op
 
 
 @dataclass(frozen=True)
-class Way:
+class RuntimePrecision:
     """A runtime and a precision: one candidate of a search.
 
     Attributes:
         runtime: What runs it.
-        precision: What `precision` writes (`LowerPrecision`), or `float32`.
+        precision: A name of `LOWER_PRECISIONS`, or `float32`.
     """
 
     runtime: Runtime
@@ -79,7 +79,7 @@ class Tried:
         quality: The last look at its samples; None if there was none.
     """
 
-    way: Way
+    way: RuntimePrecision
     ending: Ending
     reason: str | None = None
     timed: Timed | None = None
