@@ -88,21 +88,25 @@ HWY_NOINLINE void multiply_tile(const Product& product, const Sums& sums, const 
   }
   const float* const HWY_RESTRICT panels = product.panels;
   const size_t stride = product.panel_stride, depth = product.depth;
+  // Those of the weights that registers are left for, beside the sums and one broadcast.
+  constexpr size_t kHeld = kManyRegisters ? kVectors : HWY_MIN(kVectors, 2);
   for (size_t k = 0; k < depth; ++k) {
-    VF weight[kVectors];
+    const auto load = [&](size_t v)
+                          HWY_ATTR { return hn::Load(df, panels + v * stride + k * kLanes); };
+    VF weight[kHeld];
 #pragma GCC unroll 4
-    for (size_t v = 0; v < kVectors; ++v) {
-      weight[v] = hn::Load(df, panels + v * stride + k * kLanes);
+    for (size_t v = 0; v < kHeld; ++v) {
+      weight[v] = load(v);
     }
 #pragma GCC unroll 8
     for (size_t r = 0; r < kRows; ++r) {
       const VF broadcast = hn::Set(df, input[r][k]);
 #pragma GCC unroll 4
       for (size_t v = 0; v < kVectors; ++v) {
-        tile[r][v] = hn::MulAdd(broadcast, weight[v], tile[r][v]);
+        tile[r][v] = hn::MulAdd(broadcast, v < kHeld ? weight[v] : load(v), tile[r][v]);
       }
       if constexpr (!kManyRegisters) {
-        HWY_FENCE;  // sums and weights fill the registers: room for one broadcast, not for the next
+        HWY_FENCE;  // so that no compiler takes registers for what later rows read
       }
     }
   }
