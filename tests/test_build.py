@@ -339,8 +339,11 @@ def build_for(
 def test_wheel_for_a_target_is_compiled_by_zig_and_named_by_what_it_runs_on(
     tree: Path, pypi: Path, tmp_path: Path
 ):
+    leftover = tree / "build" / "kernels-aarch64" / "of_another_zig"
+    leftover.mkdir(parents=True)
     done, (name,) = build_for("aarch64", tree, pypi, tmp_path / "out")
     assert done.returncode == 0, done.stderr
+    assert not leftover.exists()
     assert name.endswith("-py3-none-manylinux_2_28_aarch64.whl")
     assert content(tmp_path / "out" / name)[LIBRARY.as_posix()] == b"library\n"
     told = (pypi / "told").read_text()

@@ -101,7 +101,10 @@ def _compile(cmake: str, target: str | None) -> Path:
     name = f"kernels-{target}" if target else "kernels"
     source, work = ROOT / "plugins", _work_folder(ROOT / "plugins", ROOT / "build" / name)
     configure = [cmake, "-S", str(source), "-B", str(work), "-DCMAKE_BUILD_TYPE=Release"]
-    configure += _by_zig(source, target) if target else []
+    if target:
+        # What was begun by a zig of another environment cannot go on; zig keeps what it compiled.
+        shutil.rmtree(work, ignore_errors=True)
+        configure += _by_zig(source, target)
     status, output = _run(configure)
     if status:
         shutil.rmtree(work, ignore_errors=True)  # or CMake would remember what it did not find
@@ -122,7 +125,8 @@ def _by_zig(source: Path, target: str) -> list[str]:
         raise NoKernels("zig was not found: pip install ziglang")
     options = [f"-DMOH_ZIG={Path(found.origin).with_name('zig')}"]
     options += [f"-DMOH_ZIG_TARGET={target}-linux-gnu.{GLIBC}"]
-    return [*options, f"-DCMAKE_TOOLCHAIN_FILE={source / 'zig.cmake'}"]
+    options += [f"-DCMAKE_TOOLCHAIN_FILE={source / 'zig.cmake'}"]
+    return [*options, *(("-G", "Ninja") if shutil.which("ninja") else ())]
 
 
 def _work_folder(source: Path, work: Path) -> Path:
