@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,8 +128,8 @@ def _bodies(model: ir.Model) -> None:
     infer_types(model)
 
 
-def run(model: ir.Model, feeds: dict[str, Array], *more: str) -> dict[str, Array]:
-    """Run function bodies as they are written; `more` are inner values."""
+def opened(model: ir.Model, *more: str) -> Callable[[dict[str, Array]], dict[str, Array]]:
+    """Return what runs function bodies as they are written; `more` are inner values."""
     proto = ir.to_proto(model)
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in more)
     options = ort.SessionOptions()
@@ -137,7 +138,7 @@ def run(model: ir.Model, feeds: dict[str, Array], *more: str) -> dict[str, Array
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     names = [one.name for one in session.get_outputs()]
-    return dict(zip(names, session.run(None, feeds), strict=True))
+    return lambda feeds: dict(zip(names, session.run(None, feeds), strict=True))
 
 
 def inputs(
@@ -161,12 +162,13 @@ SIZES = ((2, 3, 5), (3, 4, 6), (1, 1, 1), (2, 3, 0))
 
 def recorded(model: ir.Model, *, with_mask: bool = True) -> tuple[Manifest, list[VectorSet]]:
     """Return what a package says of a decoder, and runs of it."""
+    run = opened(model, "open")
     runs = []
     for seed, (batch, seq, past) in enumerate(SIZES):
         feeds = inputs(
             batch=batch, seq=seq, past=past, seed=seed, padding=past > 2, with_mask=with_mask
         )
-        results = run(model, feeds, "open")
+        results = run(feeds)
         gates = results.pop("open")
         sizes = {"batch": batch, "seq": seq, "past": past}
         sizes |= {"total": past + seq} if with_mask else {}

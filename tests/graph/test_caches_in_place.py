@@ -21,8 +21,8 @@ from tests.graph.decoders import (
     WINDOW,
     decoder,
     inputs,
+    opened,
     recorded,
-    run,
 )
 
 ROOM, BATCH, TOKENS = 24, 2, 20
@@ -62,10 +62,11 @@ def check_calls(grows: ir.Model, written: ir.Model, tells: str | None, *, with_m
     old = dict.fromkeys(CACHES, np.zeros(shape, np.float32))
     places = (BATCH, KV_HEADS, ROOM, HEAD_DIM)
     buffers = dict.fromkeys(CACHES, np.full(places, np.nan, np.float32))
+    run_grown, run_written = opened(grows), opened(written)
     for past, feeds in calls(with_mask):
-        expected = run(grows, feeds | old)
+        expected = run_grown(feeds | old)
         told = {} if tells is None else {tells: np.asarray(past)}
-        got = run(written, feeds | told | buffers)
+        got = run_written(feeds | told | buffers)
         for name, value in expected.items():
             if name not in CACHES.values():
                 np.testing.assert_allclose(got[name], value, atol=1e-5, err_msg=f"{name} at {past}")
@@ -121,12 +122,12 @@ def test_axes_of_a_cache_that_were_asked_for_stay():
         model.graph.append(other)
         model.graph.outputs.append(other.outputs[0])
     feeds = inputs(batch=2, seq=3, past=5)
-    expected = run(model, feeds)
+    expected = opened(model)(feeds)
     manifest, runs = recorded(decoder())
     put_caches_in_place(model, manifest, runs)
     for name in CACHES:
         feeds[name] = np.concatenate((feeds[name], feeds[name]), axis=2)
-    got = run(model, feeds)
+    got = opened(model)(feeds)
     for name, value in expected.items():
         if name.startswith("sizes"):
             np.testing.assert_array_equal(got[name], value, err_msg=name)
