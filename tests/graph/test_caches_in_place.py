@@ -10,7 +10,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.caches_in_place import put_caches_in_place
-from moh_deploy.package import CacheBuffer, CachesInPlace
+from moh_deploy.package import CacheBuffer, CachesInPlace, DimSum
 from moh_deploy.system.npz import Array
 from tests.graph.decoders import (
     CAUSAL,
@@ -163,3 +163,25 @@ def test_model_without_caches_is_refused():
     manifest, runs = recorded(decoder())
     with pytest.raises(ConfigError, match="the model has no cache that could be written in place"):
         put_caches_in_place(model, replace(manifest, outputs=manifest.outputs[:1]), runs)
+
+
+@pytest.mark.parametrize(
+    ("grown", "ranges", "sums", "expected"),
+    [
+        ("past + seq", {}, (), (0, None)),
+        # A table of positions; an empty cache that the trace does not take.
+        ("past + seq", {"past": (1, None)}, (DimSum(("past", "seq"), 32),), (1, 32)),
+        ("past + 3", {"past": (0, 29)}, (), (0, 32)),
+    ],
+)
+def test_limits_of_what_is_cached_are_those_of_what_is_filled(
+    grown: str, ranges: dict, sums: tuple[DimSum, ...], expected: tuple[int, int | None]
+):
+    manifest, runs = recorded(decoder())
+    shape = ("batch", KV_HEADS, grown, HEAD_DIM)
+    outputs = (manifest.outputs[0], *(replace(one, shape=shape) for one in manifest.outputs[1:]))
+    manifest = replace(manifest, outputs=outputs, dim_ranges=ranges, dim_sums=sums)
+    if grown.endswith("3"):
+        runs = [runs[0], runs[3]]  # those of 3 tokens
+    caches = put_caches_in_place(decoder(), manifest, runs)
+    assert (caches.least_past, caches.most_tokens) == expected
