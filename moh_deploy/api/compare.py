@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +39,10 @@ def compare(
     plan: Path | str | None = None,
     inputs: Sequence[Path | str] = (),
     labels: Path | str | None = None,
-    metric: str = "top-1",
-    may_lose: float = 0.005,
-    at_least: float = 0.1,
-    seconds: float = 10.0,
+    metric: str | None = None,
+    may_lose: float | None = None,
+    at_least: float | None = None,
+    seconds: float | None = None,
     threads: int | None = None,
     earlier: Path | str | None = None,
     load_original: LoadOriginal | None = None,
@@ -60,10 +60,11 @@ def compare(
         plan: YAML file, see `moh_deploy.decision.plan.Plan`.
         inputs: Without a plan: npz files of samples, or directories of them.
         labels: Without a plan: their labels; None to decide by time alone.
-        metric: Without a plan: what is scored.
-        may_lose: Without a plan: how much of it an arm may lose, in its own units.
-        at_least: Without a plan: the share of the reference's median time that has to be saved.
-        seconds: Without a plan: how long all arms run in turns.
+        metric: Without a plan: what is scored; `top-1` if nothing is said.
+        may_lose: Without a plan: how much of it an arm may lose, in its own units; 0.005 likewise.
+        at_least: Without a plan: the share of the reference's median time that has to be saved;
+            0.1 likewise.
+        seconds: Without a plan: how long all arms run in turns; 10 likewise.
         threads: Without a plan: threads within an operator.
         earlier: JSON report of the look before, where the plan allows several: what was told
             there stays.
@@ -80,9 +81,23 @@ def compare(
         MoHDeployError: An arm cannot be made or run; the message names it.
     """
     progress = progress or SilentProgress()
-    file = _plan_of_options(
-        paths, plan, inputs, labels, metric, may_lose, at_least, seconds, threads
-    )
+    given = {
+        "paths": [str(one) for one in paths],
+        "inputs": [str(one) for one in inputs],
+        "labels": None if labels is None else str(labels),
+        "metric": metric,
+        "may_lose": may_lose,
+        "at_least": at_least,
+        "seconds": seconds,
+        "threads": threads,
+    }
+    options = {name: value for name, value in given.items() if value not in (None, [])}
+    if plan is not None and options:
+        raise ConfigError(
+            f"{', '.join(options)} is given, but what is compared, and how, is in the plan: leave"
+            " it out."
+        )
+    file = _plan_of(options) if plan is None else read_plan(Path(plan))
     # All that can be refused is refused before anything is made or measured, which takes minutes.
     with progress.step("reading the plan"):
         look, told = read_earlier(None if earlier is None else Path(earlier), file)
@@ -177,45 +192,27 @@ def _task(file: PlanFile, section: QualityGoal, labels: Path | str) -> Task:
     )
 
 
-def _plan_of_options(
-    paths: Sequence[Path | str],
-    plan: Path | str | None,
-    inputs: Sequence[Path | str],
-    labels: Path | str | None,
-    metric: str,
-    may_lose: float,
-    at_least: float,
-    seconds: float,
-    threads: int | None,
-) -> PlanFile:
-    """Return the plan in the file, or the one that the options say."""
-    if plan is not None and (paths or inputs or labels is not None):
-        raise ConfigError(
-            "a plan says what is compared, and on what: leave out paths, inputs and labels."
-        )
-    if plan is not None:
-        return read_plan(Path(plan))
+def _plan_of(options: Mapping[str, object]) -> PlanFile:
+    """Return the plan that options say, by the names of the parameters of `compare`."""
+    paths = options.get("paths", [])
+    assert isinstance(paths, list), "it is made by `compare`"
     if len(paths) < 2:
         raise ConfigError(
             f"{len(paths)} paths are given, expected a plan, or a reference and at least one more.",
             hint="`moh-deploy compare --new-plan FILE` writes a plan to fill in.",
         )
-    names = [str(one) for one in paths]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"a path is named twice: {', '.join(names)}.")
+    if len(set(paths)) != len(paths):
+        raise ConfigError(f"a path is named twice: {', '.join(paths)}.")
     document: dict[str, object] = {
-        "goal": f"Is anything worth it against {names[0]}?",
-        "reference": names[0],
-        "arms": {name: {"path": name} for name in names},
-        "latency": {"at_least": float(at_least)},
-        "seconds": float(seconds),
-        "threads": threads,
+        "goal": f"Is anything worth it against {paths[0]}?",
+        "reference": paths[0],
+        "arms": {name: {"path": name} for name in paths},
+        "latency": {"at_least": options.get("at_least", 0.1)},
     }
-    if inputs or labels is not None:
-        quality = {"metric": metric, "may_lose": float(may_lose)}
-        document |= {
-            "inputs": [str(one) for one in inputs],
-            "labels": None if labels is None else str(labels),
-            "quality": quality,
-        }
+    scored = [name for name in ("inputs", "labels", "metric", "may_lose") if name in options]
+    if scored:
+        metric, may_lose = options.get("metric", "top-1"), options.get("may_lose", 0.005)
+        document["quality"] = {"metric": metric, "may_lose": may_lose}
+    taken = ("inputs", "labels", "seconds", "threads")
+    document |= {name: options[name] for name in taken if name in options}
     return PlanFile(plan_of(document, "the options"), Path(), "the options")

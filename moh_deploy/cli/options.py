@@ -750,25 +750,28 @@ COMPARE = (
         help="Without a plan: their labels. Without these time alone decides.",
     ),
     click.option(
-        "--metric", default="top-1", show_default=True, help="Without a plan: what is scored."
+        "--metric", metavar="NAME", help="Without a plan: what is scored.  [default: top-1]"
     ),
     click.option(
         "--may-lose",
         type=float,
         metavar="LOSS",
-        default=0.005,
-        show_default=True,
-        help="Without a plan: how much of the metric an arm may lose, in its own units.",
+        help="Without a plan: how much of the metric an arm may lose, in its own units."
+        "  [default: 0.005]",
     ),
     click.option(
         "--at-least",
         type=float,
         metavar="SHARE",
-        default=0.1,
-        show_default=True,
-        help="Without a plan: the share of the reference's median time that has to be saved.",
+        help="Without a plan: the share of the reference's median time that has to be saved."
+        "  [default: 0.1]",
     ),
-    _time("--seconds", "Without a plan: how long all arms run in turns.", default="10s"),
+    click.option(
+        "--seconds",
+        type=float,
+        metavar="N",
+        help="Without a plan: how long all arms run in turns.  [default: 10]",
+    ),
     _threads("Without a plan: threads within an operator."),
     REPORT_FILES[1:],
     JSON,

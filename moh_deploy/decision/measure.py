@@ -96,7 +96,8 @@ class PlannedRun:
     def _try_out(self, arms: Mapping[str, OpenedArm]) -> None:
         """Run every arm once on all that it will be given: what cannot run is refused here."""
         given = [one.inputs for one in self.timed]
-        given += [one.batch.inputs for one in self.batches[:1]]
+        # The last batch may be of fewer samples than the others.
+        given += [one.batch.inputs for one in (*self.batches[:1], *self.batches[1:][-1:])]
         for inputs in given:
             expected = shapes_of(arms[self.plan.reference].outputs(inputs))
             for name, arm in arms.items():

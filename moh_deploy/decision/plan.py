@@ -162,7 +162,7 @@ class Plan(_Section):
         warmup: And how long before, untimed.
         threads: Threads within an operator; None for the runtime's own choice.
         batch_size: Samples that run at once where quality is measured; None to choose.
-        confidence: No verdict is wrong with this confidence, over all arms and looks.
+        confidence: No win and no loss is wrong with this confidence, over all arms and looks.
         looks: How often the data may be looked at, each time with more of them.
         router_overhead: Time each package without its routers, too.
         edge_cases: Run `moh-deploy probe`'s edge cases on each package, too.

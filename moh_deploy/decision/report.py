@@ -138,7 +138,7 @@ class DecisionReport(Report):
         reference: The arm that all others are compared with.
         look: Of this run.
         looks: How many the plan allows.
-        confidence: No verdict is wrong with this confidence.
+        confidence: No win and no loss is wrong with this confidence.
         level: What this look may spend of being wrong, in wins and in losses each.
         quantile: Of the times that are compared; None if time does not count.
         machine: What it ran on.

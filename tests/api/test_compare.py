@@ -156,7 +156,7 @@ def test_sizes_that_samples_do_not_have_are_random_and_said(folder: Path):
 
 def test_digest_is_of_what_the_plan_says_and_not_of_its_layout(folder: Path):
     plan = write_plan(folder)
-    digest = compared(plan, 10.0, 8.0).plan_digest
+    digest = read_plan(plan).plan.digest
     text = plan.read_text()
     plan.write_text(f"# a comment\n{text}")
     assert read_plan(plan).plan.digest == digest
@@ -246,8 +246,10 @@ def test_paths_stand_for_a_plan(folder: Path):
     assert verdicts(report)[str(wrong)] == "loss"
     with pytest.raises(ConfigError, match="1 paths are given, expected a plan"):
         moh_deploy.compare([right], **options)
-    with pytest.raises(ConfigError, match="leave out paths, inputs and labels"):
-        moh_deploy.compare([right, wrong], plan=folder / "plan.yaml", **options)
+    with pytest.raises(ConfigError, match="paths, may_lose is given, but what is compared"):
+        moh_deploy.compare([right, wrong], plan=folder / "plan.yaml", may_lose=0.1, **options)
+    with pytest.raises(ConfigError, match="the options: quality is given, but no inputs and"):
+        moh_deploy.compare([right, wrong], metric="top-5", **options)
 
 
 def test_new_plan_is_one_and_overwrites_nothing(tmp_path: Path):

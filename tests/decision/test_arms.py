@@ -17,9 +17,11 @@ from moh_deploy.runtime.base import AS_IT_IS, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from tests.grouped_package import write_grouped
 from tests.handmade_package import write_package
+from tests.nightly import nightly
 from tests.serving.http.running import running
 
 
+@nightly
 def test_server_answers_as_the_package_and_its_errors_name_it(tmp_path: Path):
     package = write_package(tmp_path / "package")
     inputs = package.vectors[0].inputs

@@ -40,7 +40,7 @@ def simulated(
     return found
 
 
-REPETITIONS = [15, pytest.param(1000, marks=nightly)]
+REPETITIONS = [8, pytest.param(1000, marks=nightly)]
 
 
 @pytest.mark.parametrize("repetitions", REPETITIONS)
