@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import yaml
+from onnx import TensorProto, helper, numpy_helper
 
 import moh_deploy
 from moh_deploy.api.compare import new_plan
@@ -257,3 +259,40 @@ def test_new_plan_is_one_and_overwrites_nothing(tmp_path: Path):
     assert set(read_plan(path).plan.arms) == {"dense", "moh", "all-open"}
     with pytest.raises(ConfigError, match="exists already"):
         new_plan(path)
+
+
+def test_last_batch_that_is_filled_up_counts_each_sample_once(folder: Path):
+    write_classifier(folder / "fixed", batch=3)
+    few = samples(100)
+    write_npz(folder / "hundred.npz", few.inputs)
+    np.save(folder / "hundred.npy", right_labels(few))
+    arms = {"right": {"path": "fixed"}, "same": {"path": "fixed", "kernels": "off"}}
+    plan = write_plan(
+        folder, "fixed.yaml", arms=arms, inputs=["hundred.npz"], labels="hundred.npy", latency=None
+    )
+    report = compared(plan)
+    assert [(one.quality[0].samples, one.quality[0].value) for one in report.arms] == [
+        (100, 1.0)
+    ] * 2
+    assert any("verdicts are of quality alone" in note for note in report.notes)
+
+
+def test_arm_of_other_outputs_is_refused_before_anything_is_scored(folder: Path):
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axis"], ["mean"], keepdims=0),
+        helper.make_node("Slice", ["mean", "zero", "four", "axis"], ["logits"]),
+    ]
+    numbers = {name: np.array([n], np.int64) for name, n in (("axis", 1), ("zero", 0), ("four", 4))}
+    graph = helper.make_graph(
+        nodes,
+        "narrow",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "seq", 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(value, name) for name, value in numbers.items()],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / "narrow.onnx")
+    arms = {"right": {"path": "right"}, "narrow": {"path": "narrow.onnx"}}
+    said = refused(write_plan(folder, "bad.yaml", arms=arms)).message
+    assert "arm 'narrow' returns output 'logits' of [" in said
+    assert said.endswith("8]: they do not do the same.")
