@@ -88,6 +88,12 @@ def test_signatures_are_those_of_the_specs():
         "Tensor? bias, int num_heads) -> Tensor",
         "MoHQueryProjection": "moh::query_projection(Tensor X, Tensor W, Tensor gates, "
         "Tensor? bias, int num_heads) -> Tensor",
+        **{
+            f"MoH{name}ProjectionNBits": f"moh::{name.lower()}_projection_n_bits(Tensor X, "
+            "Tensor W, Tensor gates, Tensor scales, Tensor? bias, int num_heads, "
+            "int in_features, int out_features) -> Tensor"
+            for name in ("Output", "Query")
+        },
         "MoHRouter": "moh::router(Tensor? routed_logits, Tensor? shared_logits, "
         "Tensor? stage_logits, int top_k, int num_shared_heads, str gate_mode) -> Tensor",
         "MoHTokenConv": "moh::token_conv(Tensor X, Tensor W, Tensor? bias, Tensor? input_bias, "

@@ -29,7 +29,9 @@ NAMES = {
     ),
     "MoHAttention": ("plain_rank3", "causal_grouped", "additive_mask_rank4"),
     "MoHOutputProjection": ("no_bias",),
+    "MoHOutputProjectionNBits": ("no_bias",),
     "MoHQueryProjection": ("plain",),
+    "MoHQueryProjectionNBits": ("plain",),
     "MoHRouter": ("two_stage", "mask_mode_ties"),
     "MoHTokenConv": ("conv_gelu_gated_no_bias", "conv_oblong_kernel"),
 }

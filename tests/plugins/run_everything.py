@@ -32,6 +32,7 @@ from tests.plugins.draws import (
     token_conv_setups,
 )
 from tests.plugins.kernels import EMULATED_AMX, Kernels, assert_right, memory_for, run_into
+from tests.plugins.nbits_projection_setups import case_of
 
 DRAWS = 60
 MOST_PRODUCTS = 1_000_000
@@ -90,6 +91,11 @@ def _drawn() -> list[Case]:
         cases.append(setup.case())
 
     @options
+    @given(projection_setups(most_products=MOST_PRODUCTS))
+    def draw_nbits_projection(setup) -> None:
+        cases.append(case_of(setup))
+
+    @options
     @given(router_setups())
     def draw_router(setup) -> None:
         cases.append(setup.case())
@@ -102,6 +108,7 @@ def _drawn() -> list[Case]:
     draw_attention()
     draw_aggregated_attention()
     draw_projection()
+    draw_nbits_projection()
     draw_router()
     draw_token_conv()
     return cases

@@ -14,21 +14,15 @@ from moh_deploy.ops.cases import Case
 from moh_deploy.ops.nbits_projection import unpacked
 from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
 from tests.ops.case_models import case_model
-from tests.ops.cases.nbits_projection import BLOCK, in_4_bits, nbits_case
+from tests.ops.cases.nbits_projection import BLOCK, in_4_bits
 from tests.plugins.draws import projection_setups
 from tests.plugins.kernels import Kernels, assert_right, memory_for, run_into, run_session
+from tests.plugins.nbits_projection_setups import case_of
 from tests.plugins.projection_setups import ProjectionSetup
 
 QUERY = ProjectionSetup(batch=2, seq_len=130, num_heads=5, head_dim=24, width=140)
 OUTPUT = replace(QUERY, op="MoHOutputProjection")
 PROJECTIONS = {"query": QUERY, "output": OUTPUT}
-
-
-def case_of(setup: ProjectionSetup) -> Case:
-    rows, columns = setup.width, setup.num_heads * setup.head_dim
-    if setup.op == "MoHOutputProjection":
-        rows, columns = columns, rows
-    return nbits_case(replace(setup, dtype="float32").case(), rows, columns)
 
 
 @given(setup=projection_setups())

@@ -64,6 +64,15 @@ WINDOWED: Shapes = {
 PROJECTION: Attributes = {"num_heads": 3}
 QUERY: Shapes = {"X": (2, 5, 8), "W": (8, 12), "gates": (2, 5, 3), "bias": (12,)}
 OUTPUT: Shapes = {"X": (2, 5, 12), "W": (12, 8), "gates": (2, 5, 3), "bias": (8,)}
+NBITS: Attributes = {"num_heads": 3, "in_features": 40, "out_features": 12}
+BLOCKS: Shapes = {
+    "X": (2, 5, 40),
+    "W": (12, 2, 16),
+    "gates": (2, 5, 3),
+    "scales": (12, 2),
+    "bias": (12,),
+}
+PACKED = {"W": onnx.TensorProto.UINT8}
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 
 
@@ -105,6 +114,7 @@ def test_sizes_that_fit_are_accepted():
     assert _run("MoHAggregatedAttention", AGGREGATED, WINDOWED).shape == (2, 12, 6)
     assert _run("MoHQueryProjection", PROJECTION, QUERY).shape == (2, 5, 12)
     assert _run("MoHOutputProjection", PROJECTION, OUTPUT).shape == (2, 5, 8)
+    assert _run("MoHQueryProjectionNBits", NBITS, BLOCKS, PACKED).shape == (2, 5, 12)
 
 
 @sampled(4)
@@ -475,3 +485,35 @@ def test_attributes_with_a_default_may_be_absent():
         _run("MoHRouter", {"top_k": 3}, only_routed),
         _run("MoHRouter", {**ROUTER, "num_shared_heads": 0}, only_routed),
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"X": (5, 40)}, r"X is \[5, 40\]; expected \[batch, tokens, 40\]"),
+        ({"X": (2, 5, 32)}, r"X is \[2, 5, 32\]; expected \[batch, tokens, 40\]"),
+        ({"W": (12, 1, 16)}, r"W is \[12, 1, 16\]; expected \[12, 2, 16\]"),
+        ({"W": (12, 2, 32)}, r"W is \[12, 2, 32\]; expected \[12, 2, 16\]"),
+        ({"gates": (2, 5, 4)}, r"gates is \[2, 5, 4\]; expected \[2, 5, 3\]"),
+        ({"scales": (12, 3)}, r"scales is \[12, 3\]; expected \[12, 2\]"),
+        ({"bias": (40,)}, r"bias is \[40\]; expected \[12\]"),
+    ],
+)
+def test_projection_of_4_bits_refuses_sizes_that_do_not_fit(change: Shapes, message: str):
+    with pytest.raises(Exception, match=f"MoHQueryProjectionNBits: {message}"):
+        _run("MoHQueryProjectionNBits", NBITS, BLOCKS | change, PACKED)
+
+
+@pytest.mark.parametrize(
+    ("op", "change", "message"),
+    [
+        ("MoHQueryProjectionNBits", {"num_heads": 5}, "out_features is 12; .* of its 5 heads"),
+        ("MoHOutputProjectionNBits", {"num_heads": 3}, "in_features is 40; .* of its 3 heads"),
+        ("MoHQueryProjectionNBits", {"in_features": 0}, "in_features is 0; expected at least 1"),
+    ],
+)
+def test_projection_of_4_bits_refuses_attributes_that_do_not_fit(
+    op: str, change: Attributes, message: str
+):
+    with pytest.raises(Exception, match=message):
+        _run(op, NBITS | change, BLOCKS, PACKED)

@@ -16,11 +16,13 @@ from tests.ops.case_models import case_model
 from tests.plugins.aggregated_attention_setups import AggregatedAttentionSetup
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup
 from tests.plugins.kernels import VECTOR_SETS, Kernels, assert_right, kernels_of, run_session
+from tests.plugins.nbits_projection_setups import NBitsProjectionSetup
 from tests.plugins.projection_setups import ProjectionSetup
 from tests.plugins.router_setups import RouterSetup
 from tests.plugins.token_conv_setups import TokenConvSetup
 
 _PROJECTION = ProjectionSetup(batch=2, seq_len=333, num_heads=5, head_dim=24, width=140)
+_NBITS = NBitsProjectionSetup(batch=2, seq_len=233, num_heads=5, head_dim=32, width=140)
 _MANY_TASKS = AttentionSetup(
     batch=2, seq_len=333, kv_len=333, kv_num_heads=3, head_dim=24, value_dim=24
 )
@@ -36,6 +38,8 @@ SETUPS = {
     ),
     "query_projection": _PROJECTION,
     "output_projection": replace(_PROJECTION, op="MoHOutputProjection"),
+    "query_projection_nbits": _NBITS,
+    "output_projection_nbits": replace(_NBITS, op="MoHOutputProjection"),
     "router": RouterSetup(batch=2, seq_len=333, num_routed=37, top_k=9, num_shared=3),
     "token_conv": TokenConvSetup(
         batch=2, height=23, width=19, channels=83, activation="gelu", gated=True, input_bias=True

@@ -71,7 +71,8 @@ def quantize_weight(weight: Array, bits: int) -> BlockWeight:
     (node,) = quantizer.model.model.graph.node
     stored = {one.name: one for one in quantizer.model.model.graph.initializer}
     packed, scales = (numpy_helper.to_array(stored[name]) for name in node.input[1:3])
-    return BlockWeight(packed, scales, bits)
+    # ONNX Runtime 1.23 writes the scales as one list.
+    return BlockWeight(packed, scales.reshape(packed.shape[:2]), bits)
 
 
 def _product_of(weight: Array) -> onnx.ModelProto:
