@@ -24,7 +24,7 @@ from moh_deploy.runtime.models import kernels_of, runtime_name_of
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.system.staging import scratch_directory
+from moh_deploy.system.staging import StagedDirectory, temporary_place
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.task import Task
@@ -118,7 +118,9 @@ def tune_within(
     ways, absent = _ways(base, runtime)
     texts = tuple(one.text.strip() for one in conditions)
     kept_gates = Variant(threads=threads, spins=False).returning(base.gate_names)
-    with scratch_directory("moh-deploy-tune") as scratch, open_runner(base, kept_gates) as runner:
+    # Beside the output, on whose disk there has to be room anyway.
+    place = written or temporary_place("moh-deploy-tune")
+    with StagedDirectory(place) as scratch, open_runner(base, kept_gates) as runner:
         check = QualityCheck(
             base, runner, conditions, samples.metrics, samples.runs, samples.files, ignore_label
         )
@@ -134,7 +136,7 @@ def tune_within(
             one_choice=one_choice,
             measure=measure or stopwatch,
             clock=stopwatch.name,
-            scratch=scratch,
+            scratch=scratch.path,
             progress=progress,
         )
         best = search.run()
