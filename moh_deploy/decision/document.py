@@ -105,9 +105,10 @@ def _points(report: DecisionReport) -> Iterator[TradeOffPoint]:
         if not arm.quality or not arm.latency or not math.isfinite(arm.quality[0].value):
             continue
         quality, time = arm.quality[0], arm.latency[0]
+        verdict = "bound" if arm.is_bound else arm.verdict
         yield TradeOffPoint(
             name=arm.name,
-            summary=f"{shown(quality.metric, quality.value)}, {_p50_text(time)} ms, {arm.verdict}",
+            summary=f"{shown(quality.metric, quality.value)}, {_p50_text(time)} ms, {verdict}",
             x=time.p50_ms,
             y=quality.value,
             x_interval=_both(time.p50_low_ms, time.p50_high_ms),
@@ -139,7 +140,7 @@ def _arms(report: DecisionReport) -> Iterator[Block]:
 
 def _arm_row(arm: ArmReport, columns: list[Column | str]) -> Iterator[Cell]:
     yield arm.name
-    yield Status(arm.verdict, _GOOD[arm.verdict])
+    yield Status("bound", None) if arm.is_bound else Status(arm.verdict, _GOOD[arm.verdict])
     yield arm.kind
     for one in arm.quality:
         interval = (
@@ -274,10 +275,14 @@ def _plan(report: DecisionReport) -> Block:
 def _facts(report: DecisionReport) -> Iterator[Fact]:
     reference = report.arms[0]
     judged = [one for one in report.arms if one.verdict != "reference" and not one.is_bound]
-    # Of the winner that gains most; without one, of the first arm.
-    best = max(judged, key=lambda one: (one.verdict == "win", _gain(one)), default=None)
-    if best is None:
+    wins = [one for one in judged if one.verdict == "win"]
+    if not wins:
+        for verdict in ("win", "loss", "cannot tell"):
+            number = sum(1 for one in judged if one.verdict == verdict)
+            yield Fact(verdict, str(number), f"of {count(len(judged), 'arm')}")
         return
+    # Of several, the one that gains most.
+    best = max(wins, key=_gain)
     yield Fact("arm", best.name, f"against {reference.name}")
     for one in best.promises[:3]:
         what = "loss" if one.kind == "quality" else "gain"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from moh_deploy.report.document import Section, Table, TradeOffChart
@@ -50,6 +52,26 @@ def test_chart_draws_all_arms_and_what_was_promised():
     for one in chart.points:
         assert one.x_interval is not None
         assert one.x_interval[0] < one.x < one.x_interval[1]
+
+
+def test_tiles_are_of_the_winner_or_count_verdicts():
+    facts = decision_report().document().facts
+    assert [one.value for one in facts[:1]] == ["0"]
+    lost = decision_report((0.03, 0.03), (0.5, 0.6)).document().facts
+    assert [(one.name, one.value) for one in lost] == [
+        ("win", "0"),
+        ("loss", "2"),
+        ("cannot tell", "0"),
+    ]
+
+
+def test_bound_is_no_winner():
+    report = decision_report((0.0,), (0.3,))
+    reference, arm = report.arms
+    assert arm.verdict == "win"
+    bound = replace(report, arms=(reference, replace(arm, is_bound=True)))
+    assert bound.headline[0] == "KEEP THE REFERENCE"
+    assert "a bound, which cannot be served" in bound.to_markdown()
 
 
 def test_what_was_not_measured_says_why():

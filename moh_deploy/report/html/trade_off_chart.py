@@ -10,6 +10,7 @@ from moh_deploy.report.html.scales import Scale, Tick, round_numbers
 
 # Room on both sides of what is drawn, as a share of it: nothing lies on the edge.
 _ROOM = 0.06
+_LOG_FROM = 5.0  # longest over shortest time
 # The lowest part of the drawing is for the labels of the axis.
 _HEIGHT, _TOP = 0.86, 2.0
 
@@ -56,7 +57,7 @@ class PageTradeOff:
 
 def page_trade_off(chart: TradeOffChart) -> PageTradeOff:
     """Lay out all contestants on two axes; up is better, and left is faster."""
-    xs = _scale([(one.x, one.x_interval) for one in chart.points], chart.x_limit)
+    xs = _scale([(one.x, one.x_interval) for one in chart.points], chart.x_limit, may_be_log=True)
     ys = _scale([(one.y, one.y_interval) for one in chart.points], chart.y_limit)
 
     def down(value: float) -> float:
@@ -91,9 +92,18 @@ def page_trade_off(chart: TradeOffChart) -> PageTradeOff:
     )
 
 
-def _scale(values: list[tuple[float, tuple[float, float] | None]], limit: float | None) -> Scale:
+def _scale(
+    values: list[tuple[float, tuple[float, float] | None]],
+    limit: float | None,
+    *,
+    may_be_log: bool = False,
+) -> Scale:
     every = [one for value, interval in values for one in (value, *(interval or ()))]
     every += [] if limit is None else [limit]
     low, high = min(every), max(every)
+    # Of times that are ratios apart, the short ones would all lie on one another.
+    if may_be_log and low > 0 and high > _LOG_FROM * low:
+        room = (high / low) ** _ROOM
+        return round_numbers(low / room, high * room, is_log=True, most_ticks=5)
     room = _ROOM * (high - low)
     return round_numbers(low - room, high + room, is_log=False, most_ticks=5)
