@@ -1,1 +1,1 @@
-"""Which of several ways to serve a model is worth it, by a plan that was made before the data."""
+"""Decide which of several ways to serve a model is worth it, by a plan made before the data."""

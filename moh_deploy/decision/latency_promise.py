@@ -1,4 +1,4 @@
-"""Is an arm as much faster as the plan asks for? Told from rounds in which all arms ran in turn.
+"""Judge whether an arm is enough faster, from rounds in which all arms ran in turn.
 
 Rounds that follow each other are alike: the clock rate drifts, another process runs for a second.
 So rounds are cut into blocks, and it is the blocks that are compared: each gives one ratio of the

@@ -32,7 +32,7 @@ class SizedRun:
 
 @dataclass(frozen=True)
 class EdgeCases:
-    """How an arm came through the edge cases of `moh-deploy probe`.
+    """Counts of the edge cases of `moh-deploy probe` that an arm passed and failed.
 
     Attributes:
         passed: How many cases.
@@ -66,7 +66,7 @@ class ArmFacts:
 
 @dataclass(frozen=True)
 class MeasuredArms:
-    """All of it.
+    """All that was measured of all arms.
 
     Attributes:
         evidence: What verdicts rest on.

@@ -1,4 +1,4 @@
-"""Does an arm lose no more quality than the plan allows? Told sample by sample, by bootstrap."""
+"""Judge whether an arm loses no more quality than was planned, sample by sample, by bootstrap."""
 
 from __future__ import annotations
 

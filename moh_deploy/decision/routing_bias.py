@@ -1,4 +1,4 @@
-"""How evenly routers use their heads: dead ones, those that are always open, entropy."""
+"""Count how evenly routers use their heads: dead ones, those that are always open, entropy."""
 
 from __future__ import annotations
 
