@@ -47,7 +47,7 @@ class EdgeCases:
 
 @dataclass(frozen=True)
 class ArmFacts:
-    """What is known of one arm besides quality and time.
+    """Memory, skipped work, routing and edge cases of one arm.
 
     Attributes:
         memory_bytes: The most that a process had that loaded it and ran it once.

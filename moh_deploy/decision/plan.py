@@ -204,7 +204,7 @@ class Plan(_Section):
 
     @property
     def level(self) -> float:
-        """How often a verdict of one kind, win or loss, may be wrong at most."""
+        """The share of comparisons in which a win, or a loss, may be wrong at most."""
         return (1 - self.confidence) / 2
 
     @property

@@ -32,7 +32,7 @@ from moh_deploy.validate.input_sets import RANDOM
 
 @dataclass(frozen=True)
 class LookSetting:
-    """What a report says of the run itself.
+    """Facts of the run itself that a report states.
 
     Attributes:
         look: From 1.
