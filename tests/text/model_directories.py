@@ -55,6 +55,49 @@ def write_plain_torch(root: Path, *, shards: int = 1, **changes: object) -> torc
     return model
 
 
+OLD_LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"},
+    "model_type": "llama",
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "torch_dtype": "float32",
+    "transformers_version": "4.37.0",
+}
+
+
+def write_old_llama(root: Path) -> None:
+    """Write a directory whose code is that of transformers 4.37, with random weights."""
+    root.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(_HERE / "old_llama" / "modeling_llama.py", root / "modeling_llama.py")
+    write_config(root, OLD_LLAMA)
+    sizes = {"q": 32, "k": 8, "v": 8, "o": 32}
+    shapes = {"model.embed_tokens.weight": (97, 32), "lm_head.weight": (97, 32)}
+    for layer in range(2):
+        at = f"model.layers.{layer}"
+        shapes |= {f"{at}.self_attn.{one}_proj.weight": (n, 32) for one, n in sizes.items()}
+        shapes |= {f"{at}.up_proj.weight": (48, 32), f"{at}.up_proj.bias": (48,)}
+        shapes |= {f"{at}.down_proj.weight": (32, 48), f"{at}.down_proj.bias": (32,)}
+        shapes |= {f"{at}.{norm}_layernorm.weight": (32,) for norm in ("input", "post_attention")}
+    shapes["model.norm.weight"] = (32,)
+    generator = torch.Generator().manual_seed(5)
+    state = {
+        name: torch.ones(shape)
+        if "norm" in name
+        else torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+        for name, shape in shapes.items()
+    }
+    write_weights(root, state, shards=2)
+
+
 def write_config(root: Path, config: dict[str, object]) -> None:
     (root / "config.json").write_text(json.dumps(config, indent=1))
 

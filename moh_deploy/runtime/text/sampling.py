@@ -38,7 +38,7 @@ class Sampling:
 def choose_tokens(logits: Array, sampling: Sampling, draws: np.random.Generator) -> Array:
     """Return a token for each row of logits [rows, vocab]."""
     if sampling.is_greedy:
-        return np.argmax(logits, axis=-1)
+        return np.asarray(np.argmax(logits, axis=-1))
     scaled = np.asarray(logits, np.float64) / sampling.temperature
     chances = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     chances /= chances.sum(axis=-1, keepdims=True)
@@ -52,4 +52,5 @@ def choose_tokens(logits: Array, sampling: Sampling, draws: np.random.Generator)
     places = (reached <= drawn).sum(axis=-1)
     # Rounding may draw the sum itself: then the last token that has a chance.
     last = (ranked > 0).sum(axis=-1) - 1
-    return np.take_along_axis(order, np.minimum(places, last)[:, None], axis=-1)[:, 0]
+    chosen: Array = np.take_along_axis(order, np.minimum(places, last)[:, None], axis=-1)[:, 0]
+    return chosen
