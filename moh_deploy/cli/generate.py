@@ -38,7 +38,7 @@ def command(against: Path | None, as_json: bool, **given: object) -> None:
     def job(progress: SilentProgress) -> GenerateReport:
         other = _other(against, loading, progress)
         try:
-            return generate(  # type: ignore[misc]
+            return generate(
                 against=other,
                 on_text=shown,
                 progress=progress,

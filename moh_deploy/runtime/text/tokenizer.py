@@ -40,7 +40,7 @@ class Tokenizer:
                 hint=_TOKENS_HINT,
             )
         try:
-            from tokenizers import Tokenizer as FromFile  # type: ignore[import-not-found, unused-ignore]
+            from tokenizers import Tokenizer as FromFile
         except ModuleNotFoundError as error:
             raise BackendError(
                 "not installed: tokenizers, which reads a prompt's text.",
