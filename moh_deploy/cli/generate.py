@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from moh_deploy.validate.generate_report import GenerateReport
 
 _TASK = "text-generation"
+# Characters that move the cursor, change colours and the like: all but a new line and a tab.
+_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10}, "\N{REPLACEMENT CHARACTER}")
 
 
 @click.command("generate")
@@ -57,8 +59,11 @@ class _Shown:
     def __init__(self, stdout: TextIO, prompts: int) -> None:
         # Progress and the model's own prints go to stderr meanwhile; text is the answer.
         self._stdout, self._kept = stdout, [""] * prompts
+        # A model may say anything: a terminal is not to obey it.
+        self._replaced = _CONTROLS if stdout.isatty() else {}
 
     def __call__(self, row: int, text: str) -> None:
+        text = text.translate(self._replaced)
         self._kept[row] += text
         if row == 0:
             with writing_stdout():

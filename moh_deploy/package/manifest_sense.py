@@ -22,6 +22,7 @@ from moh_deploy.package.manifest import (
     Rounding,
     Spread,
     TensorInfo,
+    TextGeneration,
     Tuning,
 )
 from moh_deploy.package.onnx_outline import DeclaredTensor, ModelOutline
@@ -108,9 +109,22 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
         yield "call", f"takes {_listed(manifest.call.inputs)}, but the inputs are {_listed(names)}"
     if manifest.valid_tokens is not None:
         yield from _mask_problems(manifest.valid_tokens, manifest.inputs)
+    if manifest.text_generation is not None:
+        yield from _text_problems(manifest.text_generation)
     for name in manifest.files:
         if not is_plain_name(name):
             yield "files", f"names '{name[:300]}', expected a plain file name"
+
+
+def _text_problems(about: TextGeneration) -> Iterator[Problem]:
+    key = "text_generation"
+    yield from _number(f"{key}.vocab_size", about.vocab_size, 1, _MOST_SIZE)
+    yield from _number(f"{key}.context_length", about.context_length, 1, _MOST_SIZE)
+    # A config may name tokens of a larger vocabulary than the model's: then they never come.
+    for index, token in enumerate(about.eos_token_ids):
+        yield from _number(f"{key}.eos_token_ids[{index}]", token, 0, _MOST_SIZE)
+    yield from _number(f"{key}.bos_token_id", about.bos_token_id, 0, _MOST_SIZE)
+    yield from _number(f"{key}.pad_token_id", about.pad_token_id, 0, about.vocab_size - 1)
 
 
 def _range_problems(manifest: Manifest) -> Iterator[Problem]:

@@ -24,6 +24,17 @@ def test_first_text_comes_at_once_and_others_behind_it():
     assert stdout.getvalue() == "Once upon\n\n[2]She sells\n\n"
 
 
+def test_terminal_is_not_told_what_to_do():
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stdout, expected in ((Terminal(), "a\ufffd[2Jb\n\tc"), (io.StringIO(), "a\x1b[2Jb\n\tc")):
+        shown = _Shown(stdout, 1)
+        shown(0, "a\x1b[2Jb\n\tc")
+        assert stdout.getvalue() == expected
+
+
 def test_prompts_of_numbers_are_read():
     assert parse_tokens(["1,15, 27", "3"]) == [[1, 15, 27], [3]]
     for text in ("1,,2", "a", "-1", "9" * 30):

@@ -68,12 +68,6 @@ def test_version(cli: Cli):
     [
         (["exprt"], "No such command 'exprt'. Did you mean 'export'?"),
         (["zzz"], f"No such command 'zzz'. There are {', '.join(ALL_COMMANDS)}."),
-        (
-            ["zzz"],
-            "No such command 'zzz'. There are bench, bisect, build, bundle, compare, doctor,"
-            " drill, export, inline, inspect, precision, probe, profile, prune, run, serve, tune,"
-            " verify, watch.",
-        ),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),
         (["verify", "p", "--kernels", "fast"], "'fast' is not one of"),

@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from hypothesis import strategies as st
 from onnx import parser
 
 from moh_deploy.config.export_config import load_config
 from moh_deploy.decision.plan import read_plan
 from moh_deploy.errors import ConfigError
+from moh_deploy.frontend.load.decoder import Decoder
+from moh_deploy.frontend.load.directory.decoder_config import check_config, text_generation
+from moh_deploy.frontend.load.directory.files import read_model_directory
 from moh_deploy.frontend.load.onnx_graph.file import read_onnx
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import OnnxPackage
@@ -50,6 +54,7 @@ from tests.repaired_package import digest_of, replace_file, rewrite_manifest
 from tests.runtime.tensorrt.engines import write_engine
 from tests.serving.drift.traffic import requests, window
 from tests.serving.triton.bundles import bundle_of_handmade
+from tests.text.model_directories import write_plain_torch
 
 
 def manifest(folder: Path) -> Prepared:
@@ -61,6 +66,12 @@ def manifest(folder: Path) -> Prepared:
     content["layers"][0]["ranges"] = [{"size": "batch*seq", "at_most": 4, "choice": "dense"}]
     content["layers"][0]["choice"] = "sparse"
     content["dim_ranges"] = {"seq": [2, None]}
+    content["text_generation"] = {
+        "vocab_size": 9,
+        "context_length": 64,
+        "eos_token_ids": [2],
+        "pad_token_id": 0,
+    }
     content["tuning"] = {
         "source": "measured",
         "machine": "m",
@@ -284,6 +295,26 @@ def config(folder: Path) -> Prepared:
         load_config(path, drawn[1])
 
     return Prepared(st.tuples(changed_yaml(document), st.just([]) | overrides), read)
+
+
+def model_directory(folder: Path) -> Prepared:
+    """The config of a model directory, and how it generates."""
+    write_plain_torch(folder / "model")
+    decoder = Decoder(((2, 8, 8), (2, 8, 8)), torch.float32, 97)
+    config = json.loads((folder / "model" / "config.json").read_text())
+    generation = {"eos_token_id": [2, 5], "pad_token_id": 0}
+
+    def read(changes: tuple[Any, Any]) -> None:
+        names = ("config.json", "generation_config.json")
+        for name, content, changed in zip(names, (config, generation), changes, strict=True):
+            (folder / "model" / name).write_text(json_text(change_values(content, changed)))
+        found = read_model_directory(folder / "model")
+        found.auto_class("AutoModelForCausalLM")
+        assert found.architecture is None or isinstance(found.architecture, str)
+        check_config(found, decoder)
+        text_generation(decoder, found)
+
+    return Prepared(st.tuples(value_changes, value_changes), read)
 
 
 def policy(folder: Path) -> Prepared:
@@ -554,6 +585,7 @@ TARGETS: dict[str, Target] = {
     for target in (
         *(manifest, files, recorded, corpus, model, onnx_file, inputs, labels),
         *(config, policy, comparison_plan, baseline, engine, bundle, safetensors, shards, program),
+        *(model_directory,),
         *(window_dump, routing_reference, metrics_text),
     )
 }

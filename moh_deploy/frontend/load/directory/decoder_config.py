@@ -26,8 +26,8 @@ def check_config(directory: ModelDirectory, decoder: Decoder) -> None:
         ("head_dim", key_size),
         ("vocab_size", decoder.vocab_size),
     ):
-        said = directory.config.get(key)
-        if isinstance(said, int) and said != found:
+        said = _number(directory.config.get(key))
+        if said is not None and said != found:
             raise CheckpointError(
                 f"{directory.config_path}: {key} is {said}, but the model that was built with it"
                 f" has {found}.",
@@ -51,14 +51,18 @@ def text_generation(
     # What generates is told more by a file of its own, if there is one.
     said = {**config, **_generation_config(directory)}
     ends = said.get("eos_token_id")
+    # -1 and numbers beyond the vocabulary stand for "there is none" in some configs.
+    tokens = range(decoder.vocab_size)
     return TextGeneration(
         vocab_size=decoder.vocab_size,
-        context_length=next(filter(None, (_number(config.get(k)) for k in _CONTEXT_LENGTH)), None),
+        context_length=_context_length(config),
         eos_token_ids=tuple(
-            one for one in (ends if isinstance(ends, list) else [ends]) if isinstance(one, int)
+            one
+            for one in map(_number, ends if isinstance(ends, list) else [ends])
+            if one is not None and one in tokens
         ),
-        bos_token_id=_number(said.get("bos_token_id")),
-        pad_token_id=_number(said.get("pad_token_id")),
+        bos_token_id=_token(said.get("bos_token_id"), tokens),
+        pad_token_id=_token(said.get("pad_token_id"), tokens),
         model_type=directory.text("model_type"),
     )
 
@@ -69,6 +73,16 @@ def _generation_config(directory: ModelDirectory) -> Mapping[str, object]:
     except FileNotFoundError:
         return {}
     return {k: v for k, v in found.items() if v is not None} if isinstance(found, dict) else {}
+
+
+def _context_length(config: Mapping[str, object]) -> int | None:
+    said = (_number(config.get(key)) for key in _CONTEXT_LENGTH)
+    return next((one for one in said if one is not None and one > 0), None)
+
+
+def _token(value: object, tokens: range) -> int | None:
+    found = _number(value)
+    return found if found is not None and found in tokens else None
 
 
 def _number(value: object) -> int | None:
