@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 
 from moh_deploy.package import Manifest, OnnxPackage, TensorInfo
 from moh_deploy.package.cache_buffers import in_given_buffers, without_room
-from moh_deploy.runtime.base import AS_IT_IS, Description, Model, Runner, Variant
+from moh_deploy.runtime.base import AS_IT_IS, Description, Model, Runner, RunnerAround, Variant
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.system.npz import Array
@@ -151,8 +151,48 @@ class PlainExport(Model):
         """Export it, and load that."""
         self.path.parent.mkdir()
         self.original.write_onnx(self.path, self.package)
-        return OnnxFile(self.path).open(variant)
+        return self._written().open(variant)
 
     def alone(self, variant: Variant) -> tuple[Model, Variant] | None:
         # `open` has written the file by then: a process of its own must not pay for the export.
-        return OnnxFile(self.path), variant
+        return self._written(), variant
+
+    def _written(self) -> Model:
+        manifest = self.package.manifest
+        return OnnxFile(self.path) if manifest.caches is None else _Growing(self.path, manifest)
+
+
+@dataclass(frozen=True)
+class _Growing(Model):
+    """An ONNX model whose caches grow, which is given those of a package, which have room.
+
+    Attributes:
+        manifest: Of the package.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return OnnxFile(self.path).name
+
+    def open(self, variant: Variant = AS_IT_IS) -> Runner:
+        return _GrowingRunner(OnnxFile(self.path).open(variant), self.manifest)
+
+
+@dataclass(frozen=True)
+class _GrowingRunner(RunnerAround):
+    runner: Runner
+    manifest: Manifest
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:  # type: ignore[override]
+        return self.manifest.inputs
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        made = self.runner.run(without_room(inputs, self.manifest))
+        return in_given_buffers(made, inputs, self.manifest)
+
+    def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
+        return self.runner.bound(without_room(inputs, self.manifest))

@@ -161,5 +161,7 @@ def test_package_is_compared_with_its_original_which_has_no_room(tmp_path: Path)
         module.embed_tokens.weight += 0.1
     other = moh_deploy.load_original(module)
     assert moh_deploy.verify(package.root, against=[other], vectors=3).failure is not None
-    measured = moh_deploy.bench(package.root, baselines=["eager"], original=original)
+    kinds = ["eager", "plain-onnx"]
+    measured = moh_deploy.bench(package.root, baselines=kinds, original=original)
     assert measured.failure is None
+    assert len(measured.results) == 3

@@ -15,7 +15,15 @@ from moh_deploy.package import (
     TensorInfo,
     VectorSet,
 )
-from moh_deploy.package.cache_buffers import in_buffers, new_length, past_length
+from moh_deploy.package.cache_buffers import (
+    in_buffers,
+    in_given_buffers,
+    new_length,
+    past_length,
+    rounded_to,
+    with_dtypes,
+    without_room,
+)
 from moh_deploy.system.npz import BFLOAT16
 from tests.handmade_package import LAYER, MANIFEST
 
@@ -118,3 +126,33 @@ def test_room_is_no_zeros_and_no_copy_of_what_is_filled():
 def test_lengths_of_a_call(text: str, new: str | int, known: dict, expected: tuple[int, int]):
     caches = CachesInPlace(CACHES.buffers, text, new)
     assert (past_length(caches, known), new_length(caches, known)) == expected
+
+
+@pytest.mark.parametrize("caches", [CACHES, TOLD])
+def test_original_is_given_what_is_filled_and_its_results_go_into_the_buffers(
+    caches: CachesInPlace,
+):
+    manifest, runs = in_buffers(KNOWN, RUNS, caches)
+    for run, old in zip(runs, RUNS, strict=True):
+        given = without_room(run.inputs, manifest)
+        assert given.keys() == old.inputs.keys()
+        for name, array in old.inputs.items():
+            np.testing.assert_array_equal(given[name], array)
+        made = in_given_buffers(old.outputs, run.inputs, manifest)
+        np.testing.assert_array_equal(made["present"], run.outputs["present"])
+
+
+def test_package_whose_caches_grow_is_given_as_it_is():
+    inputs, outputs = RUNS[0].inputs, RUNS[0].outputs
+    assert without_room(inputs, KNOWN) == inputs
+    assert in_given_buffers(outputs, inputs, KNOWN) == outputs
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float16", np.float16), ("bfloat16", BFLOAT16)])
+def test_caches_are_rounded_and_nothing_else(dtype: str, expected: object):
+    names = {"past": dtype, "present": dtype}
+    manifest, runs = in_buffers(KNOWN, RUNS, CACHES)
+    assert [one.dtype for one in with_dtypes(manifest, names).inputs] == ["bool", "int64", dtype]
+    run = rounded_to(runs[0], names)
+    assert run.inputs["past"].dtype == run.outputs["present"].dtype == expected
+    assert run.inputs["ids"].dtype == np.int64
