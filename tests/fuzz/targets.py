@@ -305,16 +305,18 @@ def model_directory(folder: Path) -> Prepared:
     generation = {"eos_token_id": [2, 5], "pad_token_id": 0}
 
     def read(changes: tuple[Any, Any]) -> None:
-        names = ("config.json", "generation_config.json")
-        for name, content, changed in zip(names, (config, generation), changes, strict=True):
-            (folder / "model" / name).write_text(json_text(change_values(content, changed)))
+        values, damage = changes
+        text = json_text(change_values(config, values))
+        (folder / "model" / "config.json").write_text(text)
+        written = change_bytes(json_text(generation).encode(), damage)
+        (folder / "model" / "generation_config.json").write_bytes(written)
         found = read_model_directory(folder / "model")
         found.auto_class("AutoModelForCausalLM")
         assert found.architecture is None or isinstance(found.architecture, str)
         check_config(found, decoder)
         text_generation(decoder, found)
 
-    return Prepared(st.tuples(value_changes, value_changes), read)
+    return Prepared(st.tuples(value_changes, byte_changes), read)
 
 
 def policy(folder: Path) -> Prepared:
