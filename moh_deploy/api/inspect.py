@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from moh_deploy.package import OnnxPackage
+from moh_deploy.package.model_files import model_bytes
 from moh_deploy.perf.cost_model.prediction import predict
+from moh_deploy.perf.decoder_savings import decoder_savings
 from moh_deploy.perf.inspect_report import InspectReport
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
@@ -46,4 +48,5 @@ def inspect(
         runtime=found.runtime,
         kernels=use,
         node_runs=found.layer_impl,
+        savings=decoder_savings(package.manifest, found.layer_nodes, model_bytes(package)),
     )

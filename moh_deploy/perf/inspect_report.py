@@ -12,6 +12,7 @@ from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo, Manifest, TensorInfo, choices_for
 from moh_deploy.perf.choices_text import ChoiceFigures, choice_figures, choice_lines, choice_table
 from moh_deploy.perf.cost_model.prediction import Prediction
+from moh_deploy.perf.decoder_savings import DecoderSavings, savings_lines
 from moh_deploy.report.document import Block, Cell, Document, Table
 from moh_deploy.report.json import FLAT, HIDDEN, in_json
 from moh_deploy.report.numbers import count, percent, si
@@ -61,6 +62,7 @@ class InspectReport(Report):
         runtime: Name and version of the runtime that was asked.
         kernels: The kernel library that was registered, or why none was.
         node_runs: What runs each node of a custom op, those of no layer included.
+        savings: What skipping heads can save a language model, at some lengths.
     """
 
     package: Path
@@ -71,6 +73,7 @@ class InspectReport(Report):
     runtime: str
     kernels: KernelUse
     node_runs: Mapping[str, LayerImpl] = field(default_factory=dict)
+    savings: tuple[DecoderSavings, ...] = ()
 
     @property
     @in_json()
@@ -163,6 +166,7 @@ class InspectReport(Report):
             yield from map(kept_text, manifest.kept)
             yield from choice_lines(manifest, self.predictions, self.kernels)
             yield f"skippable: {self._skippable_text()}"
+        yield from savings_lines(self.savings)
         dims = ", ".join(f"{name} (example {size})" for name, size in manifest.dims.items())
         yield f"dynamic dimensions: {dims or 'none'}"
         if manifest.caches is not None:

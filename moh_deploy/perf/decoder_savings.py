@@ -1,0 +1,108 @@
+"""What skipping heads can save a language model: of a prompt's work, and of what a step reads.
+
+A prompt is multiplied: what counts are multiply-adds. A step of one token is read: every weight
+once, and the cache. Keys of a group of query heads are read if one of these is open, so that
+grouped queries save little of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from moh_deploy.graph.flops import attention_flops, projection_flops
+from moh_deploy.graph.layer_nodes import LayerNodes
+from moh_deploy.package import Manifest
+from moh_deploy.perf.cost_model.layer_shape import LayerShape
+from moh_deploy.perf.cost_model.prediction import shape_of
+
+_LENGTHS = (512, 8192)
+_BYTES = {"float32": 4, "float64": 8, "int8": 1}
+
+
+@dataclass(frozen=True)
+class DecoderSavings:
+    """The most that skipping heads can save at a length, for one sequence.
+
+    Attributes:
+        length: Tokens of the prompt, or in the cache.
+        prompt_share: Of the multiply-adds of such a prompt.
+        step_share: Of the bytes that a step reads behind so many tokens.
+        cache_share: Of the cache's part of these bytes.
+    """
+
+    length: int
+    prompt_share: float
+    step_share: float
+    cache_share: float
+
+
+def decoder_savings(
+    manifest: Manifest, nodes: Sequence[LayerNodes], weight_bytes: int
+) -> tuple[DecoderSavings, ...]:
+    """Return what can be saved at some lengths; nothing where a size is not known.
+
+    Args:
+        nodes: The operators of each layer.
+        weight_bytes: Of all weights.
+    """
+    about, tokens = manifest.text_generation, manifest.dims.get("seq", 0)
+    tokens *= manifest.dims.get("batch", 0)
+    layers = list(zip(manifest.layers, nodes, strict=True))
+    shapes = [shape_of(*pair) for pair in layers]
+    known = [shape for shape in shapes if shape is not None]
+    if about is None or not manifest.total_flops or not tokens or len(known) != len(layers):
+        return ()
+    cores = sum(attention_flops(layer) or 0 for layer, _ in layers)
+    others = (manifest.total_flops - cores) / tokens  # of a token, whatever stands before it
+    projections = [(projection_flops(*pair) or 0) / tokens for pair in layers]
+    item = _BYTES.get(manifest.precision, 2)
+    lengths = {min(length, about.context_length or length) for length in _LENGTHS}
+    return tuple(
+        _at(length, known, projections, others, weight_bytes, item)
+        for length in sorted(lengths)
+        if known
+    )
+
+
+def _at(
+    length: int,
+    shapes: Sequence[LayerShape],
+    projections: Sequence[float],
+    others: float,
+    weight_bytes: int,
+    item: int,
+) -> DecoderSavings:
+    # Two products of scores and values, a multiplication and an addition each.
+    cores = [4 * one.width * length**2 for one in shapes]
+    closed = [1 - one.active_share for one in shapes]
+    skipped = sum(
+        share * (core + projected * length)
+        for share, core, projected in zip(closed, cores, projections, strict=True)
+    )
+    steps = [replace(one, batch=1, seq_len=1, kv_len=length) for one in shapes]
+    caches = [2 * one.num_kv_heads * one.head_dim * length * item for one in steps]
+    idle = sum((1 - one.read_kv_share) * cache for one, cache in zip(steps, caches, strict=True))
+    weights = sum(
+        (1 - one.used_head_share)
+        * one.width
+        * ((one.query_features or 0) + (one.output_features or 0))
+        * item
+        for one in steps
+    )
+    return DecoderSavings(
+        length,
+        prompt_share=skipped / (others * length + sum(cores)),
+        step_share=(idle + weights) / (weight_bytes + sum(caches)),
+        cache_share=idle / sum(caches),
+    )
+
+
+def savings_lines(found: Sequence[DecoderSavings]) -> Iterator[str]:
+    """Say it."""
+    for one in found:
+        yield (
+            f"at {one.length} tokens skipping heads saves at most {100 * one.prompt_share:.1f} % of"
+            f" a prompt's multiply-adds, and {100 * one.step_share:.1f} % of what a step reads"
+            f" ({100 * one.cache_share:.1f} % of the cache), routing being even"
+        )
