@@ -15,7 +15,7 @@ from moh_deploy.system.npz import Array
 from tests.handmade_package import write_package
 from tests.routed_package import write_routed
 
-TARGET = 0.016
+TARGET = 0.0175  # one product is enough for it
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,7 @@ def test_products_that_have_to_stay_are_found_and_precision_takes_them(
     assert all(f"--float32 {name}" in report.notes[-1] for name in kept)
 
 
+@pytest.mark.nightly
 def test_target_that_no_choice_of_products_meets_is_told(package: OnnxPackage):
     report = moh_deploy.bisect(package.root, to="int8", target=1e-9)
     assert report.repair is None

@@ -32,6 +32,7 @@ def test_options_that_do_not_go_together_are_refused(
     assert (tmp_path / "package" / "manifest.json").read_bytes() == before
 
 
+@pytest.mark.nightly
 def test_what_was_tried_is_in_the_answer(cli: Cli, tmp_path: Path):
     write_package(tmp_path / "package")  # of which nothing can be in int8
     shown = cli(
