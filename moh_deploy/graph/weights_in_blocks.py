@@ -43,6 +43,12 @@ Quantizer = Callable[[Array, int], BlockWeight]
 """Rounds a weight [K, N] to so many bits."""
 
 
+def matmul_nbits_attributes(rows: int, columns: int, *, bits: int) -> dict[str, int]:
+    """Return the attributes of a MatMulNBits with a weight [rows, columns]."""
+    numbers = {"K": rows, "N": columns, "bits": bits, "block_size": BLOCK}
+    return {**numbers, "accuracy_level": ACCURACY_LEVEL}
+
+
 def store_in_blocks(model: ir.Model, bits: Mapping[str, int], quantize: Quantizer) -> bool:
     """Replace products, and projections in 4 bits, by those with weights in blocks.
 
@@ -98,12 +104,12 @@ def _initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
 def _product(
     node: ir.Node, bits: int, packed: ir.Value, scales: ir.Value, rows: int, columns: int
 ) -> None:
-    numbers = {"K": rows, "N": columns, "bits": bits, "block_size": BLOCK}
+    numbers = matmul_nbits_attributes(rows, columns, bits=bits)
     made = ir.Node(
         CONTRIB_DOMAIN,
         "MatMulNBits",
         [node.inputs[0], packed, scales],
-        [ir.AttrInt64(k, v) for k, v in {**numbers, "accuracy_level": ACCURACY_LEVEL}.items()],
+        [ir.AttrInt64(name, number) for name, number in numbers.items()],
         name=node.name,
     )
     _put(node, made)

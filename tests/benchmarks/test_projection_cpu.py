@@ -43,6 +43,17 @@ def test_a_row_for_each_projection_and_share(
         assert 0 < row["max_abs_error"] < 1e-5
 
 
+def test_weights_of_4_bits_are_measured_beside_the_like(
+    bench: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--active", "0.5", "--threads", "1", "--rounds", "1", "--bits", "4", "--json")
+    assert bench.main(options) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["op"], row["bits"]) for row in rows] == [("query", 4), ("output", 4)]
+    # What is multiplied was rounded to 8 bits.
+    assert all(1e-4 < row["max_abs_error"] < 0.1 for row in rows)
+
+
 def test_table_has_a_line_for_each_projection(
     bench: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
