@@ -1,21 +1,24 @@
 """One model in each of its precisions and runtimes: time, error and routing beside each other.
 
 Packages of the same model (float32, and what `moh-deploy precision` made of it) run in ONNX Runtime
-and in OpenVINO, on one recorded run of the first; a plain export of it runs in OpenVINO by its own
-rounding, as a peer. All take turns in one process. A flip is a token that chose other heads than in
-the recorded run of the original; it is clear where the scores were further apart than 0.01.
+and in OpenVINO, on one recorded run of the first. A plain export of it is the peer, as OpenVINO and
+ONNX Runtime round it by themselves (low_precision_peers.py). All take turns in one process. A flip
+is a token that chose other heads than in the recorded run of the original; it is clear where the
+scores were further apart than 0.01.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from interleaving import interleaved_figures
+from low_precision_peers import Peer, plain_peers
 from printing import environment, print_results, versions
 from process_cost import load_average
 from rich.table import Table
@@ -50,45 +53,26 @@ class Row:
     tokens: int
 
 
-class Plain:
-    """The plain export in OpenVINO, rounded by its hint: what a user would pick instead."""
-
-    def __init__(self, path: Path, inputs: Mapping[str, Array], hint: str, threads: int) -> None:
-        import openvino
-
-        core = openvino.Core()
-        model = core.read_model(path)
-        names = [one.any_name for one in model.inputs]
-        self._feeds = dict(zip(names, inputs.values(), strict=True))
-        model.reshape({name: list(one.shape) for name, one in self._feeds.items()})
-        settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-        compiled = core.compile_model(model, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
-        self._request = compiled.create_infer_request()
-
-    def run(self) -> object:
-        return self._request.infer(self._feeds, share_inputs=True, share_outputs=True)
-
-    def output(self) -> Array:
-        self.run()
-        return np.array(self._request.get_output_tensor(0).data)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     start_load = load_average()
     try:
-        rows = _measured(options)
+        with tempfile.TemporaryDirectory(prefix="moh-deploy-") as scratch:
+            rows = _measured(options, Path(scratch))
     except MoHDeployError as failure:
         print(failure, file=sys.stderr)
         return 1
-    about = {**environment(start_load), **versions(("moh-deploy", "onnxruntime", "openvino"))}
+    about = {
+        **environment(start_load),
+        **versions(("moh-deploy", "onnxruntime", "openvino", "nncf")),
+    }
     print_results(
         about, [asdict(one) for one in rows], [_table(rows)], as_json=options.json, width=120
     )
     return 0
 
 
-def _measured(options: argparse.Namespace) -> list[Row]:
+def _measured(options: argparse.Namespace, scratch: Path) -> list[Row]:
     packages = [OnnxPackage.open(root) for root in options.packages]
     recorded = packages[0].vectors[options.run]
     calls: list[Callable[[], object]] = []
@@ -102,13 +86,21 @@ def _measured(options: argparse.Namespace) -> list[Row]:
             with open_runner(package, variant.returning(package.gate_names)) as runner:
                 rows.append(_row(str(root), runtime, package, recorded, runner))
             calls.append(open_runner(package, variant).bound(recorded.inputs))
-    for hint in ("f32", "bf16") if options.plain else ():
-        plain = Plain(options.plain, recorded.inputs, hint, options.threads)
-        error = _error(recorded, packages[0], plain.output())
-        rows.append(Row(f"{options.plain}, {hint}", "openvino", 0.0, error, None, None, 0))
-        calls.append(plain.run)
+    for peer in _peers(options, packages[0], recorded, scratch):
+        error = _error(recorded, packages[0], peer.output())
+        rows.append(Row(peer.name, peer.runtime, 0.0, error, None, None, 0))
+        calls.append(peer.run)
     figures = interleaved_figures(calls, threads=options.threads, rounds=options.repeats)
     return [Row(**{**asdict(row), "ms": ms}) for row, ms in zip(rows, figures, strict=True)]
+
+
+def _peers(
+    options: argparse.Namespace, package: OnnxPackage, recorded: VectorSet, scratch: Path
+) -> Iterable[Peer]:
+    if options.plain is None:
+        return ()
+    calibration = [one.inputs for one in package.vectors]
+    return plain_peers(options.plain, recorded.inputs, calibration, options.threads, scratch)
 
 
 def _row(name: str, runtime: str, package: OnnxPackage, recorded: VectorSet, runner: Runner) -> Row:
@@ -144,7 +136,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("packages", nargs="+", type=Path, metavar="DIR", help="packages of one model")
-    add("--plain", type=Path, metavar="FILE.onnx", help="its plain export, for OpenVINO")
+    add("--plain", type=Path, metavar="FILE.onnx", help="its plain export, the peer")
     add("--run", type=int, default=0, metavar="N", help="which recorded run; default: the first")
     add("--threads", type=positive, default=1, metavar="N")
     add("--repeats", type=positive, default=9, metavar="N", help="rounds; default: 9")

@@ -1,0 +1,119 @@
+"""What a user would run instead of our packages in low precision: the plain export of the same
+model, as OpenVINO and ONNX Runtime make it faster by themselves.
+
+| peer | rounded by |
+|---|---|
+| OpenVINO, f32 and bf16 | OpenVINO's own hint |
+| OpenVINO, int8 | NNCF, calibrated on recorded runs; where `nncf` is installed |
+| ONNX Runtime, float32 | nobody |
+| ONNX Runtime, int8 | its dynamic quantiser: stored weights, and activations as they come |
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from ort_session import plain_session
+
+from moh_deploy.system.npz import Array
+
+Inputs = Mapping[str, Array]
+
+
+class Peer(Protocol):
+    """A plain export in one runtime and precision, bound to its inputs."""
+
+    name: str
+    runtime: str
+
+    def run(self) -> object:
+        """Run once; what it returns may be overwritten by the next run."""
+
+    def output(self) -> Array:
+        """Run once and return the first output."""
+
+
+class InOpenvino:
+    """A model compiled for the sizes of its inputs."""
+
+    runtime = "openvino"
+
+    def __init__(self, name: str, model: Any, feeds: Inputs, hint: str, threads: int) -> None:
+        import openvino
+
+        self.name = name
+        self._feeds = feeds
+        model.reshape({key: list(one.shape) for key, one in feeds.items()})
+        settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
+        compiled = openvino.Core().compile_model(
+            model, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"}
+        )
+        self._request = compiled.create_infer_request()
+
+    def run(self) -> object:
+        return self._request.infer(self._feeds, share_inputs=True, share_outputs=True)
+
+    def output(self) -> Array:
+        self.run()
+        return np.array(self._request.get_output_tensor(0).data)
+
+
+class InOnnxRuntime:
+    """A model in ONNX Runtime, without kernels of ours."""
+
+    runtime = "onnxruntime"
+
+    def __init__(self, name: str, model: Path, feeds: Inputs, threads: int) -> None:
+        self.name = name
+        self._session = plain_session(model, threads=threads)
+        self._feeds = dict(feeds)
+
+    def run(self) -> object:
+        return self._session.run(None, self._feeds)
+
+    def output(self) -> Array:
+        return np.asarray(self._session.run(None, self._feeds)[0])
+
+
+def plain_peers(
+    plain: Path, inputs: Inputs, recorded: Sequence[Inputs], threads: int, scratch: Path
+) -> Iterator[Peer]:
+    """Open a plain export in every runtime and precision that is compared with.
+
+    Args:
+        inputs: What each is run on; matched with the export's inputs by their order.
+        recorded: Runs that static quantisation is calibrated on, of any sizes.
+        scratch: Where quantised models are written.
+    """
+    import openvino
+
+    core = openvino.Core()
+    names = [one.any_name for one in core.read_model(plain).inputs]
+    feeds = dict(zip(names, inputs.values(), strict=True))
+    for hint in ("f32", "bf16"):
+        yield InOpenvino(f"{plain}, {hint}", core.read_model(plain), feeds, hint, threads)
+    if importlib.util.find_spec("nncf") is not None:
+        samples = [dict(zip(names, one.values(), strict=True)) for one in recorded]
+        quantised = _calibrated(core.read_model(plain), samples)
+        yield InOpenvino(f"{plain}, int8 by NNCF", quantised, feeds, "f32", threads)
+    yield InOnnxRuntime(f"{plain}, float32", plain, feeds, threads)
+    dynamic = scratch / "int8.onnx"
+    quantize_dynamic(plain, dynamic, weight_type=QuantType.QInt8, use_external_data_format=True)
+    yield InOnnxRuntime(f"{plain}, int8", dynamic, feeds, threads)
+
+
+def _calibrated(model: Any, samples: Sequence[Inputs]) -> Any:
+    """Return a model whose products are in int8 where NNCF puts them for a transformer."""
+    import nncf
+
+    return nncf.quantize(
+        model,
+        nncf.Dataset(list(samples)),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(samples),
+    )
