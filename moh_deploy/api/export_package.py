@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import platform
 import shutil
 from dataclasses import dataclass, replace
@@ -99,10 +98,7 @@ def _export(
         padding_inputs = converted.padding_inputs
         limits, unnamed = converted.limits, converted.unnamed
         # Its weights would stay in memory while another process loads what was written.
-        large = _weight_bytes(converted.model) > EXTERNAL_DATA_BYTES
         del converted, vectors
-        if large:  # programs and modules refer to each other in circles
-            gc.collect()
         with progress.step("comparing the package with the original model"):
             runs = prove(writer.root, _ways(manifest))
         # What any runtime computes, with kernels or without, is the function bodies' result.

@@ -38,4 +38,8 @@ def _is_checkpoint(named: str) -> bool:
     from moh_deploy.validate.references import WORDS
 
     path = Path(named)
-    return named not in WORDS and path.is_file() and path.suffix != ".onnx"
+    if named in WORDS:
+        return False
+    # A model directory; a package has a manifest, and no config.
+    is_directory = (path / "config.json").is_file() and not (path / "manifest.json").is_file()
+    return is_directory or (path.is_file() and path.suffix != ".onnx")

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from moh_deploy.system.progress import SilentProgress
     from moh_deploy.validate.generate_report import GenerateReport
 
-_TASK = "text-generation"
 # Characters that move the cursor, change colours and the like: all but a new line and a tab.
 _CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10}, "\N{REPLACEMENT CHARACTER}")
 
@@ -93,4 +92,4 @@ def _other(
     if is_package or against is None:
         return against
     with progress.step("loading the original model"):
-        return open_original(against, {**loading, "task": _TASK})
+        return open_original(against, loading)

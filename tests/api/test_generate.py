@@ -79,6 +79,14 @@ def test_tokens_equal_those_of_the_original(exported):
     assert (report.parity.compared, report.parity.differences) == (27, ())
 
 
+def test_original_without_the_task_is_run_as_the_package_is(exported):
+    root, _, package = exported
+    original = moh_deploy.load_original(root / "model", trust_code=True)
+    report = moh_deploy.verify(package.root, against=[original])
+    assert report.failure is None
+    assert report.vector_sets == len(package.vectors)  # that of an empty cache, too
+
+
 def test_other_weights_are_no_near_tie(exported, tmp_path: Path):
     _, model, package = exported
     weights = {name: one.clone() for name, one in model.state_dict().items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moh_deploy.cli.against import _is_checkpoint
 from moh_deploy.cli.generate import _Shown
 from moh_deploy.cli.options import parse_tokens
 from moh_deploy.errors import ConfigError
@@ -46,6 +47,13 @@ def test_options_of_an_original_need_one(cli):
     found = cli("generate", "p", "--tokens", "1", "--trust-code")
     assert found.exit_code == 2
     assert "--trust-code says how the original of --against is loaded" in found.err
+
+
+def test_model_directory_is_told_from_a_package(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    assert _is_checkpoint(str(tmp_path))
+    (tmp_path / "manifest.json").write_text("{}")
+    assert not _is_checkpoint(str(tmp_path))
 
 
 def test_package_that_is_none_is_named(cli, tmp_path: Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +47,8 @@ def inputs_of_package(arrays: Mapping[str, Array], manifest: Manifest) -> tuple[
     """Return arrays as the positional arguments of the model that a package was made from.
 
     Args:
-        arrays: Inputs of the package; its original takes what is filled of caches in place.
-
-    Raises:
-        ConfigError: An array is empty.
+        arrays: Inputs of the package; its original takes what is filled of caches in place. A cache
+            may be empty: then nothing stands before the first token.
     """
     taken = without_room(arrays, manifest)
     ordered = {spec.name: taken[spec.name] for spec in manifest.inputs if spec.name in taken}
@@ -59,10 +56,13 @@ def inputs_of_package(arrays: Mapping[str, Array], manifest: Manifest) -> tuple[
         spec.name: {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in manifest.inputs
     }
-    return tuple(replace(item, dims=dims[item.name]) for item in inputs_from_arrays(ordered))
+    return tuple(
+        ModelInput(name, tensor_of(array, f"inputs: '{name}'", may_be_empty=True), dims[name])
+        for name, array in ordered.items()
+    )
 
 
-def tensor_of(array: Array, place: str) -> torch.Tensor:
+def tensor_of(array: Array, place: str, *, may_be_empty: bool = False) -> torch.Tensor:
     """Return an array as a tensor, if that is a possible input.
 
     Args:
@@ -71,7 +71,7 @@ def tensor_of(array: Array, place: str) -> torch.Tensor:
     Raises:
         ConfigError: It is empty, or of a dtype that no tensor has.
     """
-    if 0 in array.shape:
+    if 0 in array.shape and not may_be_empty:
         raise ConfigError(f"{place} has shape {list(array.shape)}; no size may be 0.")
     if array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

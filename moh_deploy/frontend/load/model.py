@@ -11,7 +11,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils._pytree import tree_unflatten
 
 from moh_deploy.frontend.load.call import arguments_of
-from moh_deploy.frontend.load.decoder import Decoder
+from moh_deploy.frontend.load.decoder import Decoder, make_decoder
 from moh_deploy.frontend.load.directory.files import ModelDirectory
 from moh_deploy.frontend.load.onnx_graph.original import OnnxOriginal
 from moh_deploy.package import Call, Manifest
@@ -94,8 +94,17 @@ class LoadedModel:
         return positional
 
     def called_by(self, manifest: Manifest) -> LoadedModel:
-        """Return the model as the original of a package is called."""
-        return self if self.module is None else replace(self, call=manifest.call)
+        """Return the model as the original of a package is called.
+
+        Raises:
+            ConfigError, ExportError: The package generates text, and the model does not.
+        """
+        if self.module is None:
+            return self
+        if manifest.text_generation is not None and self.decoder is None:
+            decoder = make_decoder(self.module)
+            return replace(self, call=manifest.call, decoder=decoder)
+        return replace(self, call=manifest.call)
 
     def _called(self, *tensors: torch.Tensor) -> object:
         assert self.module is not None
