@@ -63,6 +63,26 @@ def test_padding_on_the_left_changes_no_logits_behind_it():
     assert torch.allclose(found[:, 2:], expected, atol=1e-5)
 
 
+def test_positions_are_counted_from_the_mask():
+    # Rotary angles hang on distances alone, so that logits would not show a shift.
+    module, seen = plain_torch_model(), []
+    cls = type(module)
+
+    class Noting(cls):
+        def forward(self, input_ids, attention_mask, position_ids, past_key_values, use_cache):
+            seen.append(position_ids.tolist())
+            return super().forward(
+                input_ids, attention_mask, position_ids, past_key_values, use_cache
+            )
+
+    module.__class__ = Noting
+    make_decoder(module)
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    past = tuple({"key": torch.zeros(2, 2, 3, 8), "value": torch.zeros(2, 2, 3, 8)} for _ in "ab")
+    module(torch.tensor([[7, 8], [5, 6]]), mask, past)
+    assert seen[-1] == [[1, 2], [3, 4]]
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
