@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from moh_deploy.api.build import build
     from moh_deploy.api.bundle import bundle, check_bundle
     from moh_deploy.api.compare import compare
+    from moh_deploy.api.cost import cost
     from moh_deploy.api.doctor import doctor
     from moh_deploy.api.drill import drill
     from moh_deploy.api.export import export, load_original
@@ -45,6 +46,7 @@ __all__ = [
     "bundle",
     "check_bundle",
     "compare",
+    "cost",
     "doctor",
     "drill",
     "export",
@@ -75,6 +77,7 @@ _HOME = {
     "bundle": "moh_deploy.api.bundle",
     "check_bundle": "moh_deploy.api.bundle",
     "compare": "moh_deploy.api.compare",
+    "cost": "moh_deploy.api.cost",
     "doctor": "moh_deploy.api.doctor",
     "drill": "moh_deploy.api.drill",
     "export": "moh_deploy.api.export",

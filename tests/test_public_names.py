@@ -16,6 +16,7 @@ def test_public_names_are_these():
         "bundle",
         "check_bundle",
         "compare",
+        "cost",
         "doctor",
         "drill",
         "export",

@@ -28,6 +28,7 @@ main = CommandGroup(
         },
         "Decide": {
             "compare": "Decide by a plan which of several ways to serve is worth it.",
+            "cost": "Price a decision for your traffic, and say whether it pays.",
         },
         "Run": {
             "run": "Run a package on inputs from a file.",

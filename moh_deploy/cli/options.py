@@ -777,6 +777,37 @@ COMPARE = (
     JSON,
 )
 
+COST = (
+    click.option(
+        "--from",
+        "decision",
+        required=True,
+        metavar="FILE.json",
+        type=FILE_PATH,
+        help="The decision: what `moh-deploy compare --json` printed.",
+    ),
+    _path("--prices", "FILE.yaml", "What machines and people cost.", required=True),
+    _path(
+        "--traffic",
+        "FILE.csv",
+        "A column for each dimension, and `count`, or `timestamp` where each line is a request.",
+        required=True,
+    ),
+    click.option(
+        "--days",
+        type=float,
+        metavar="N",
+        help="How many days the traffic is of.  [default: a month for counts, what its timestamps"
+        " span for a log]",
+    ),
+    _flag(
+        "--extrapolate",
+        "Take sizes that lie between two measured ones from their times, and mark them.",
+    ),
+    REPORT_FILES[1:],
+    JSON,
+)
+
 RUN = (
     PACKAGE,
     _path("--inputs", "FILE.npz", "Inputs, named as in the model or in its order.", required=True),

@@ -21,6 +21,7 @@ _NOT_FINISHED = {
     "bench": "The measurement did not finish.",
     "probe": "The edge cases did not finish.",
     "compare": "The comparison did not finish: nothing is decided.",
+    "cost": "Nothing was priced.",
     "watch": "Nothing was judged yet.",
     "drill": "The drill did not finish.",
 }

@@ -314,6 +314,41 @@ class TradeOffChart:
 
 
 @dataclass(frozen=True)
+class TornadoBar:
+    """What an answer becomes if one input changes.
+
+    Attributes:
+        name: The input.
+        words: Its two ends.
+        at_low: The answer with the input at its low end; finite.
+        at_high: The same at its high end.
+    """
+
+    name: str
+    words: str
+    at_low: float
+    at_high: float
+
+
+@dataclass(frozen=True)
+class TornadoChart:
+    """What an answer depends on: a bar for each input, the widest first, at least one.
+
+    Attributes:
+        title: What it shows.
+        x_name: The answer, with its unit.
+        value: The answer with every input as it is.
+        bars: The inputs.
+    """
+
+    title: str
+    x_name: str
+    value: float
+    bars: tuple[TornadoBar, ...]
+    shown: frozenset[Format] = PAGE
+
+
+@dataclass(frozen=True)
 class Verdict:
     """An answer, and what it rests on.
 
@@ -361,7 +396,8 @@ class Section:
     shown: frozenset[Format] = EVERYWHERE
 
 
-Block = Section | Table | Text | Folded | HeatMaps | MarginCharts | LatencyChart | TradeOffChart
+Chart = HeatMaps | MarginCharts | LatencyChart | TradeOffChart | TornadoChart
+Block = Section | Table | Text | Folded | Chart
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,11 @@ def figure(value: float | None) -> str | None:
     return None if value is None else f"{value:.3g}"
 
 
+def amount(value: float) -> str:
+    """Return three digits, and all that stand before the point: `1 234`."""
+    return f"{value:,.0f}".replace(",", " ") if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def number(value: float | None) -> str | None:
     """Return the same for a page, where what is none is called so."""
     if value is None:

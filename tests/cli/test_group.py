@@ -16,6 +16,7 @@ COMMANDS = [
     "build",
     "bundle",
     "compare",
+    "cost",
     "doctor",
     "drill",
     "export",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from jsonschema import ValidationError
 
+from moh_deploy.decision.cost.report import CostReport
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.report.json import FLAT, HIDDEN, in_json, to_json
@@ -21,6 +22,7 @@ REPORTS: dict[str, type[Report]] = {
     "bench": BenchReport,
     "bisect": BisectReport,
     "compare": DecisionReport,
+    "cost": CostReport,
     "probe": ProbeReport,
     "verify": ParityReport,
 }

@@ -1,0 +1,137 @@
+"""The JSON of a decision, as far as costs rest on it: times of the arms, and what was decided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from moh_deploy.config.schema_errors import dotted
+from moh_deploy.decision.cost.estimate import Estimate
+from moh_deploy.errors import ConfigError
+from moh_deploy.system.bounded_json import read_json
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    # Reports say much more, which costs do not need.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class DecidedLatency(_Part):
+    """Times of one arm at one set of sizes; see `moh_deploy.decision.report.LatencyFigure`."""
+
+    sizes: dict[str, int]
+    samples: Annotated[int, Field(ge=1)]
+    p50_ms: _Positive
+    p50_low_ms: _Positive | None
+    p50_high_ms: _Positive | None
+    throughput_per_s: _Positive
+    energy_mj: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+
+    @property
+    def mean_ms(self) -> Estimate | None:
+        """The mean time of a run, as far from its ends as the median is from its own.
+
+        A machine is paid for all of its runs, so the mean counts. None where too few rounds were
+        timed for an interval.
+        """
+        if self.p50_low_ms is None or self.p50_high_ms is None:
+            return None
+        mean = 1e3 * self.samples / self.throughput_per_s
+        return Estimate(
+            mean, mean * self.p50_low_ms / self.p50_ms, mean * self.p50_high_ms / self.p50_ms
+        )
+
+
+class DecidedPromise(_Part):
+    """What came of a promise; see `moh_deploy.decision.promise.Promise`."""
+
+    kind: Literal["quality", "latency"]
+    estimate: float | Literal["NaN", "Infinity", "-Infinity"]
+    low: float | Literal["NaN", "Infinity", "-Infinity"] | None
+    high: float | Literal["NaN", "Infinity", "-Infinity"] | None
+
+
+class DecidedArm(_Part):
+    """An arm; see `moh_deploy.decision.report.ArmReport`."""
+
+    name: str
+    verdict: Literal["win", "loss", "cannot tell", "reference"]
+    dense: bool
+    is_bound: bool
+    latency: tuple[DecidedLatency, ...]
+    promises: tuple[DecidedPromise, ...]
+
+
+class DecidedWouldDo(_Part):
+    """An arm without routers that does as well."""
+
+    name: str
+
+
+class Decided(_Part):
+    """The report; see `moh_deploy.decision.report.DecisionReport`."""
+
+    schema_version: Literal[1]
+    plan_digest: str
+    reference: str
+    quantile: float | None
+    machine: str
+    arms: Annotated[tuple[DecidedArm, ...], Field(min_length=1)]
+    would_do: tuple[DecidedWouldDo, ...]
+
+    @property
+    def served(self) -> tuple[DecidedArm, ...]:
+        """The arms that could be served, the reference first."""
+        arms = [one for one in self.arms if not one.is_bound]
+        return tuple(sorted(arms, key=lambda one: one.name != self.reference))
+
+    @property
+    def sizes(self) -> tuple[dict[str, int], ...]:
+        """At which times were measured."""
+        return tuple(one.sizes for one in self.served[0].latency)
+
+
+def read_decided(path: Path) -> Decided:
+    """Read what `moh-deploy compare --json` printed.
+
+    Raises:
+        ConfigError: It is no such report, or times in it do not bear costs.
+    """
+    again = "It is what `moh-deploy compare --plan plan.yaml --json` prints."
+    try:
+        content = read_json(path, error=ConfigError)
+    except FileNotFoundError:
+        raise ConfigError(f"from is {path}, which does not exist.", hint=again) from None
+    try:
+        found = Decided.model_validate(content)
+    except ValidationError as error:
+        item = error.errors()[0]
+        place = dotted(item["loc"]) or "the whole"
+        raise ConfigError(
+            f"{path} is no JSON report of `moh-deploy compare`: {place}: {item['msg']}.", hint=again
+        ) from None
+    _check(found, path)
+    return found
+
+
+def _check(found: Decided, path: Path) -> None:
+    if found.reference not in [one.name for one in found.served]:
+        raise ConfigError(f"{path}: reference is '{found.reference}', which is no arm of it.")
+    if not found.sizes:
+        raise ConfigError(
+            f"{path}: no time was measured, so nothing can be priced.",
+            hint="Give the plan `latency`, and `sizes` that traffic has.",
+        )
+    for arm in found.served:
+        if tuple(one.sizes for one in arm.latency) != found.sizes:
+            raise ConfigError(f"{path}: arm '{arm.name}' was timed at other sizes.")
+        if any(one.mean_ms is None for one in arm.latency):
+            raise ConfigError(
+                f"{path}: times of arm '{arm.name}' have no interval: too few rounds.",
+                hint="Give the plan more `seconds`.",
+            )

@@ -1,0 +1,54 @@
+"""A figure with the interval that its inputs leave, and sums and products of such."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure.
+
+    Attributes:
+        value: What it is with every input as it was given or measured.
+        low: The least that it is within the intervals of its inputs.
+        high: And the most.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Both ends of the interval."""
+        return self.low, self.high
+
+
+def exactly(value: float) -> Estimate:
+    """Return a figure that is known."""
+    return Estimate(value, value, value)
+
+
+def derived(function: Callable[..., float], *inputs: Estimate) -> Estimate:
+    """Return what a function makes of its inputs: its interval holds all combinations of ends.
+
+    Args:
+        function: It rises or falls with each input, so that ends are at ends.
+        inputs: Its arguments.
+    """
+    corners = [function(*ends) for ends in product(*(one.ends for one in inputs))]
+    value = function(*(one.value for one in inputs))
+    return Estimate(value, min(corners), max(corners))
+
+
+def weighted(figures: Iterable[Estimate], weights: Sequence[float]) -> Estimate:
+    """Return a weighted sum whose parts err all at once: nothing is taken to cancel."""
+    parts = list(zip(figures, weights, strict=True))
+    return Estimate(
+        sum(weight * one.value for one, weight in parts),
+        sum(weight * one.low for one, weight in parts),
+        sum(weight * one.high for one, weight in parts),
+    )

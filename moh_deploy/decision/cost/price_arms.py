@@ -1,0 +1,161 @@
+"""Price every arm of a decision for the traffic of a team."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from moh_deploy.decision.cost.bill import BillTerms, Work, paid_back
+from moh_deploy.decision.cost.decided import Decided, DecidedArm
+from moh_deploy.decision.cost.estimate import Estimate, exactly, weighted
+from moh_deploy.decision.cost.prices import Prices
+from moh_deploy.decision.cost.report import (
+    ArmCost,
+    CostReport,
+    Fleet,
+    Pays,
+    SizeCost,
+    TrafficShare,
+)
+from moh_deploy.decision.cost.run_times import Place, RunTimes, run_times
+from moh_deploy.decision.cost.sensitivity import sensitivities
+from moh_deploy.decision.cost.traffic import Traffic
+
+_FLEETS = (1, 10, 100)
+
+
+@dataclass(frozen=True)
+class _Priced:
+    """An arm on its way to the report."""
+
+    arm: DecidedArm
+    times: RunTimes
+    work: Work
+    saved_ms: Estimate | None
+
+
+def price_arms(
+    decided: Decided, prices: Prices, traffic: Traffic, places: Sequence[Place]
+) -> CostReport:
+    """Return what each arm costs, and whether it pays.
+
+    Args:
+        decided: Times and verdicts.
+        prices: What is paid.
+        traffic: What is asked for.
+        places: Where each size of traffic lies among the measured ones.
+    """
+    terms = BillTerms.of(prices, traffic.per_month)
+    shares = [one.share for one in traffic.requests]
+    timed = [(arm, run_times(decided, arm, places)) for arm in decided.served]
+    # Energy of some arms only would make those dearer that were measured.
+    has_energy = prices.energy is not None and all(one.energy_mj for _, one in timed)
+    priced = [_priced(arm, times, shares, has_energy) for arm, times in timed]
+    arms = tuple(_arm_cost(one, priced[0], terms, traffic, places) for one in priced)
+    judged = [one for one in arms if one.net is not None]
+    best = max(judged, key=_rank, default=None)
+    chosen = next((one for one in priced if best is not None and one.arm.name == best.name), None)
+    return CostReport(
+        plan_digest=decided.plan_digest,
+        reference=decided.reference,
+        measured_on=decided.machine,
+        machine=prices.machine.name,
+        currency=prices.currency,
+        billed=prices.machine.billed,
+        requests_per_month=traffic.per_month,
+        months=prices.months,
+        engineering=terms.engineering.value,
+        traffic=tuple(
+            TrafficShare(dict(one.sizes), one.share, place.is_extrapolated)
+            for one, place in zip(traffic.requests, places, strict=True)
+        ),
+        arms=arms,
+        would_do=tuple(one.name for one in decided.would_do),
+        sensitivity_of=None if best is None else best.name,
+        sensitivity=()
+        if chosen is None or chosen.saved_ms is None
+        else sensitivities(prices, terms, priced[0].work, chosen.work, chosen.saved_ms),
+        fleets=tuple(_fleets(priced, terms, beyond=any(one.is_extrapolated for one in places))),
+        notes=tuple(_notes(decided, prices, traffic, has_energy)),
+    )
+
+
+def _rank(arm: ArmCost) -> tuple[int, float]:
+    assert arm.net is not None
+    return ("does not pay", "cannot tell", "pays").index(arm.pays), arm.net.value
+
+
+def _priced(arm: DecidedArm, times: RunTimes, shares: Sequence[float], has_energy: bool) -> _Priced:
+    energy = 0.0
+    if has_energy and times.energy_mj is not None:
+        energy = sum(mj * share for mj, share in zip(times.energy_mj, shares, strict=True))
+    saved = None if times.saved_ms is None else weighted(times.saved_ms, shares)
+    return _Priced(arm, times, Work(weighted(times.ms, shares), energy), saved)
+
+
+def _arm_cost(
+    one: _Priced, reference: _Priced, terms: BillTerms, traffic: Traffic, places: Sequence[Place]
+) -> ArmCost:
+    month = terms.month(one.work)
+    million = 1e6 / terms.requests.value
+    saving = net = back = None
+    pays: Pays = "reference"
+    if one.saved_ms is not None:
+        saving = terms.saving(reference.work, one.work, one.saved_ms)
+        net, back = terms.net(saving), paid_back(saving, terms.engineering)
+        pays = _pays(one.arm, net)
+    return ArmCost(
+        name=one.arm.name,
+        verdict=one.arm.verdict,
+        dense=one.arm.dense,
+        pays=pays,
+        ms_per_request=one.work.ms,
+        per_million=Estimate(*(end * million for end in (month.value, month.low, month.high))),
+        per_month=month,
+        saving_per_month=saving,
+        paid_back=back,
+        net=net,
+        by_size=tuple(_by_size(one, traffic, places)),
+    )
+
+
+def _pays(arm: DecidedArm, net: Estimate) -> Pays:
+    """Judge an arm: what the plan lets nobody serve does not pay, however cheap it is."""
+    if arm.verdict == "loss" or net.high <= 0:
+        return "does not pay"
+    return "pays" if arm.verdict == "win" and net.low > 0 else "cannot tell"
+
+
+def _by_size(one: _Priced, traffic: Traffic, places: Sequence[Place]) -> Iterator[SizeCost]:
+    for index, (asked, place) in enumerate(zip(traffic.requests, places, strict=True)):
+        gain = None if one.times.gain is None else one.times.gain[index]
+        ms = one.times.ms[index]
+        yield SizeCost(dict(asked.sizes), asked.share, ms, gain, place.is_extrapolated)
+
+
+def _fleets(priced: Sequence[_Priced], terms: BillTerms, *, beyond: bool) -> Iterator[Fleet]:
+    """Yield whole machines for this traffic and for more of it.
+
+    One machine was measured that did one run at a time: all that is more is a model on paper.
+    """
+    for times in _FLEETS:
+        grown = replace(terms, requests=exactly(times * terms.requests.value), by_machine=True)
+        for one in priced:
+            month, machines = grown.month(one.work), grown.whole_machines(one.work)
+            extrapolated = beyond or times > 1 or machines.high > 1 or terms.runs_at_once > 1
+            yield Fleet(times, one.arm.name, machines, month, extrapolated)
+
+
+def _notes(decided: Decided, prices: Prices, traffic: Traffic, has_energy: bool) -> Iterator[str]:
+    yield (
+        f"Times are of {decided.machine}: that {prices.machine.name} is as fast is taken for"
+        " granted."
+    )
+    yield from traffic.notes
+    if prices.energy is not None and not has_energy:
+        yield "Energy is not in any figure: it was not measured for every arm."
+    if prices.machine.runs_at_once > 1:
+        yield (
+            f"Extrapolated: {prices.machine.runs_at_once} runs at once, each as fast as the one"
+            " that was measured alone."
+        )

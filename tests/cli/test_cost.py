@@ -1,0 +1,63 @@
+"""`moh-deploy cost`: files that other commands and people wrote, and the answer in each form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.run_cli import REPOSITORY, Cli
+from tests.decision.cost.files import PRICES, write
+from tests.decision.reports import decision_report
+from tests.report.json_schema import validate
+
+
+def arguments(folder: Path, **files: str) -> list[str]:
+    decision, prices, traffic = write(folder, **files)  # type: ignore[arg-type]
+    return ["--from", str(decision), "--prices", str(prices), "--traffic", str(traffic)]
+
+
+def test_costs_are_printed_as_json_and_written_as_files(cli: Cli, tmp_path: Path):
+    html, markdown = tmp_path / "cost.html", tmp_path / "cost.md"
+    files = "--html", html, "--markdown", markdown
+    ended = cli("cost", *arguments(tmp_path), *files, "--json")
+    assert ended.exit_code == 0, ended.err
+    validate("cost", ended.json)
+    assert ended.json["arms"][1]["per_million"]["value"] == pytest.approx(22.0)
+    assert "DENSE WOULD DO" in ended.json["decision"]
+    assert 'class="tornado"' in html.read_text()
+    assert "no arm pays against 'dense'" in markdown.read_text()
+
+
+def test_decision_of_compare_itself_is_priced(cli: Cli, tmp_path: Path):
+    from moh_deploy.system.json_text import to_json_text
+
+    given = arguments(tmp_path, traffic="batch,count\n1,1000\n")
+    (tmp_path / "decision.json").write_text(to_json_text(decision_report().to_json()))
+    ended = cli("cost", *given, "--days", "1", "--json")
+    assert ended.exit_code == 0, ended.err
+    assert [one["verdict"] for one in ended.json["arms"]] == [
+        "reference",
+        "win",
+        "loss",
+        "cannot tell",
+    ]
+    assert ended.json["requests_per_month"] == 30437.5
+
+
+def test_prices_and_traffic_in_the_docs_are_taken(cli: Cli, tmp_path: Path):
+    text = (REPOSITORY / "docs" / "cost.md").read_text()
+    prices, traffic = (text.split(f"```{kind}\n")[1].split("```")[0] for kind in ("yaml", "csv"))
+    ended = cli("cost", *arguments(tmp_path, prices=prices, traffic=traffic), "--json")
+    assert ended.exit_code == 0, ended.err
+    assert ended.json["engineering"] == 8000
+    assert any("Energy is not in any figure" in one for one in ended.json["notes"])
+
+
+def test_price_without_a_unit_and_sizes_not_measured_end_at_once(cli: Cli, tmp_path: Path):
+    ended = cli("cost", *arguments(tmp_path, prices=PRICES.replace("3.60 USD", "3.60")))
+    assert ended.exit_code == 2
+    assert "machine.per_hour is 3.6: a price without a unit" in ended.err
+    ended = cli("cost", *arguments(tmp_path, traffic="batch,count\n16,5\n"))
+    assert ended.exit_code == 2
+    assert "Add to `sizes` of the plan: {batch: 16}." in ended.err

@@ -1,0 +1,118 @@
+"""Prices, traffic and decisions that do not fit: what messages say, and that nothing is guessed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.decision.cost.decided import read_decided
+from moh_deploy.decision.cost.prices import read_prices
+from moh_deploy.decision.cost.traffic import DAYS_OF_A_MONTH, read_traffic
+from moh_deploy.errors import ConfigError
+from tests.decision.cost.files import PRICES, decision, write
+
+
+def prices_error(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "prices.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as got:
+        read_prices(path)
+    return got.value.message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("per_hour: 3.60", "machine.per_hour is 3.6: a price without a unit"),
+        ("per_hour: 3.60 dollars", "expected an amount and a currency of three capitals"),
+        ("per_hour: 2600 USD/month", "a price for a month, expected one for a hour: '3.06 USD/h'"),
+        ("per_hour: -3 USD", "expected an amount and a currency"),
+        ("per_hour: 3.60 EUR", "machine.per_hour in EUR, engineering.per_day in USD"),
+        ("per_hours: 3.60 USD", "Did you mean 'per_hour'?"),
+    ],
+)
+def test_price_without_its_unit_says_what_is_expected(tmp_path: Path, wrong: str, said: str):
+    assert said in prices_error(tmp_path, PRICES.replace("per_hour: 3.60 USD", wrong))
+
+
+@pytest.mark.parametrize("wrong", ["0", "1.5", "[0.4]", "often", "[0.2, 2]"])
+def test_utilization_is_a_share(tmp_path: Path, wrong: str):
+    assert "machine.utilization" in prices_error(tmp_path, PRICES.replace("0.5", wrong))
+
+
+def test_prices_may_say_what_they_are_for(tmp_path: Path):
+    path = tmp_path / "prices.yaml"
+    path.write_text(PRICES.replace("3.60 USD", "3.60 USD/h") + "energy: 0.30USD/kWh\n")
+    found = read_prices(path)
+    assert (found.machine.per_hour.amount, found.currency) == (3.6, "USD")
+    assert found.energy is not None
+    assert found.energy.amount == 0.3
+    assert found.machine.utilization.estimate.value == 0.5
+
+
+def traffic_of(tmp_path: Path, text: str, days: float | None = None):
+    path = tmp_path / "traffic.csv"
+    path.write_text(text)
+    return read_traffic(path, ["batch", "seq"], days=days)
+
+
+def test_log_is_counted_and_a_month_is_made_of_its_rate(tmp_path: Path):
+    lines = [f"2026-03-{day:02}T12:00:00Z,{1 + day % 2},64" for day in range(1, 11)]
+    found = traffic_of(tmp_path, "\n".join(["timestamp,batch,seq", *lines]))
+    assert found.per_month == pytest.approx(DAYS_OF_A_MONTH)
+    assert [one.share for one in found.requests] == [0.5, 0.5]
+    assert found.notes == ()
+    short = traffic_of(tmp_path, "timestamp,batch,seq\n0,1,64\n43200,1,64\n86400,1,64\n")
+    assert short.per_month == pytest.approx(2 * DAYS_OF_A_MONTH)
+    assert "extrapolated from 1.5 days" in short.notes[0]
+
+
+def test_counts_are_of_a_month_unless_it_is_said(tmp_path: Path):
+    text = "batch,seq,count\n1,64,90\n1,128,0\n2,64,10\n1,64,100\n"
+    found = traffic_of(tmp_path, text)
+    assert found.per_month == 200
+    assert [(one.sizes, one.share) for one in found.requests] == [
+        ({"batch": 1, "seq": 64}, 0.95),
+        ({"batch": 2, "seq": 64}, 0.05),
+    ]
+    assert traffic_of(tmp_path, text, days=1).per_month == pytest.approx(200 * DAYS_OF_A_MONTH)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("batch,count\n1,2\n", "no column seq"),
+        ("batch,seq\n1,2\n", "has columns batch, seq, expected batch, seq, count"),
+        ("batch,seq,count,timestamp\n1,2,3,4\n", "has columns"),
+        ("batch,sec,count\n1,2,3\n", "unknown column 'sec'"),
+        ("batch,seq,count\n1,2,3\n1,-2,3\n", "line 3: seq is '-2', expected a whole number"),
+        ("batch,seq,count\n1,2,3.5\n", "line 2: count is '3.5'"),
+        ("batch,seq,count\n1,2\n", "line 2: has another number of values"),
+        ("batch,seq,count\n1,2,3,4\n", "line 2: has another number of values"),
+        ("batch,seq,count\n", "has no requests"),
+        ("batch,seq,timestamp\n1,2,noon\n", "line 2: timestamp is 'noon'"),
+        ("batch,seq,timestamp\n1,2,nan\n1,2,5\n", "span no time"),
+        ("batch,seq,timestamp\n1,2,7\n", "span no time"),
+        ("", "has columns none|no column"),
+    ],
+)
+def test_traffic_that_does_not_fit_says_where(tmp_path: Path, text: str, said: str):
+    with pytest.raises(ConfigError, match=said):
+        traffic_of(tmp_path, text)
+
+
+def test_decision_without_times_or_intervals_is_refused(tmp_path: Path):
+    path, *_ = write(tmp_path, decided=decision({"a": (), "b": ()}, sizes=()))
+    with pytest.raises(ConfigError, match="no time was measured"):
+        read_decided(path)
+    few = decision()
+    few["arms"][1]["latency"][1]["p50_low_ms"] = None
+    path, *_ = write(tmp_path, decided=few)
+    with pytest.raises(ConfigError, match="arm 'moh' have no interval: too few rounds"):
+        read_decided(path)
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match="no JSON report of `moh-deploy compare`: schema_version"):
+        read_decided(path)
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_decided(tmp_path / "none.json")

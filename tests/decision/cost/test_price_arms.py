@@ -1,0 +1,205 @@
+"""Costs of arms whose times, prices and traffic are known: worked out by hand here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moh_deploy.api.cost import cost
+from moh_deploy.decision.cost.report import ArmCost, CostReport
+from moh_deploy.errors import ConfigError
+from tests.decision.cost.files import PRICES, decision, write
+
+
+def priced(folder: Path, *, extrapolate: bool = False, **files: Any) -> CostReport:
+    from_, prices, traffic = write(folder, **files)
+    return cost(from_, prices=prices, traffic=traffic, extrapolate=extrapolate)
+
+
+def arm(report: CostReport, name: str) -> ArmCost:
+    return next(one for one in report.arms if one.name == name)
+
+
+def test_month_is_hours_of_this_traffic_times_the_price_of_one(tmp_path: Path):
+    # Three of four requests are of batch 1: 0.75 x 10 + 0.25 x 40 = 17.5 ms, and 0.75 x 8 + 0.25 x
+    # 20 = 11 ms. A million takes 17500 and 11000 s of computing, twice that is paid, at 0.001 USD.
+    report = priced(tmp_path)
+    dense, moh = arm(report, "dense"), arm(report, "moh")
+    assert dense.ms_per_request.value == pytest.approx(17.5)
+    assert dense.per_million.value == pytest.approx(35.0)
+    assert moh.per_million.value == pytest.approx(22.0)
+    assert (dense.per_million.low, dense.per_million.high) == pytest.approx((31.5, 38.5))
+    assert report.requests_per_month == pytest.approx(1e6)
+    assert moh.per_month.value == pytest.approx(22.0)
+    assert moh.saving_per_month is not None
+    assert moh.saving_per_month.value == pytest.approx(13.0)
+
+
+def test_saving_has_the_interval_of_turns_and_not_that_of_both_arms(tmp_path: Path):
+    saving = arm(priced(tmp_path), "moh").saving_per_month
+    assert saving is not None
+    # Gains of 0.2 and 0.5, each more or less by 0.02, of times that are a tenth more or less.
+    low = 2 * 3.6 / 3.6e6 * 1e6 * (0.75 * 9 * 0.18 + 0.25 * 36 * 0.48) / 1e0
+    high = 2 * 3.6 / 3.6e6 * 1e6 * (0.75 * 11 * 0.22 + 0.25 * 44 * 0.52) / 1e0
+    assert (saving.low, saving.high) == pytest.approx((low, high))
+    gain = arm(priced(tmp_path), "moh").by_size[0].gain
+    assert gain is not None
+    assert (gain.value, gain.low, gain.high) == pytest.approx((0.2, 0.18, 0.22))
+    wide = arm(priced(tmp_path, decided=decision(quantile=0.9)), "moh").saving_per_month
+    assert wide is not None
+    assert wide.low < saving.low < saving.high < wide.high
+
+
+def test_true_saving_lies_within_the_interval_as_often_as_the_times_say(tmp_path: Path):
+    rng, held = np.random.default_rng(3), 0
+    for _ in range(200):
+        # Times of 10 and 8 ms with an error of 1 %, a gain of 0.2 with one of 0.01.
+        ours, theirs = 8 + 0.08 * rng.standard_normal(), 10 + 0.1 * rng.standard_normal()
+        decided = decision({"dense": (theirs,), "moh": (ours,)}, sizes=({"batch": 1},))
+        gain = 0.2 + 0.01 * rng.standard_normal()
+        (promise,) = decided["arms"][1]["promises"]
+        promise |= {"estimate": gain, "low": gain - 0.0196, "high": gain + 0.0196}
+        decided["arms"][1]["latency"][0] |= _around(theirs * (1 - gain), 0.0196)
+        decided["arms"][0]["latency"][0] |= _around(theirs, 0.0196)
+        report = priced(tmp_path, decided=decided, traffic="batch,count\n1,1000000\n")
+        saving = arm(report, "moh").saving_per_month
+        assert saving is not None
+        held += saving.low <= 4.0 <= saving.high
+    assert held >= 190
+
+
+def _around(ms: float, share: float) -> dict[str, float]:
+    low, high = ms * (1 - share), ms * (1 + share)
+    return {"p50_ms": ms, "p50_low_ms": low, "p50_high_ms": high, "throughput_per_s": 1e3 / ms}
+
+
+def test_engineering_is_paid_back_after_what_it_costs_over_what_a_month_saves(tmp_path: Path):
+    many = "batch,count\n1,750000000\n8,250000000\n"
+    report = priced(tmp_path, traffic=many)
+    moh = arm(report, "moh")
+    assert report.engineering == pytest.approx(8000.0)
+    assert moh.paid_back is not None
+    assert moh.paid_back.months == pytest.approx(8000 / 13000)
+    assert moh.net is not None
+    assert moh.net.value == pytest.approx(12 * 13000 - 8000)
+    assert report.headline[0] == "PAYS"
+    assert "'moh' saves 13 000 USD" in report.decision
+    assert "has paid for itself in 0.615 months" in report.decision
+
+
+def test_dense_would_do_where_too_little_is_saved(tmp_path: Path):
+    report = priced(tmp_path)
+    assert arm(report, "moh").pays == "does not pay"
+    assert report.to_markdown().startswith("no arm pays against 'dense'")
+    assert report.headline[0] == "DENSE WOULD DO"
+    found = priced(tmp_path, decided=decision(dense=()))
+    assert found.headline[0] == "DOES NOT PAY"
+
+
+def test_what_the_decision_says_of_arms_comes_before_what_they_save(tmp_path: Path):
+    many = "batch,count\n1,750000000\n8,250000000\n"
+    for verdict, pays in (("loss", "does not pay"), ("cannot tell", "cannot tell")):
+        decided = decision(verdicts={"moh": verdict})
+        assert arm(priced(tmp_path, decided=decided, traffic=many), "moh").pays == pays
+    decided = decision(would_do=[{"name": "dense"}])
+    report = priced(tmp_path, decided=decided, traffic=many)
+    assert report.headline[0] == "DENSE WOULD DO"
+    assert "by the plan 'dense' does as well" in report.headline[1]
+
+
+def test_saving_that_may_be_a_loss_cannot_be_told(tmp_path: Path):
+    # 4 USD a month of a million: 12 months of 200 million are 9600, and by the interval 8500.
+    decided = decision({"dense": (10.0,), "moh": (8.0,)}, sizes=({"batch": 1},), spread=0.3)
+    report = priced(tmp_path, decided=decided, traffic="batch,count\n1,200000000\n")
+    assert report.headline[0] == "CANNOT TELL"
+    assert "it may be a loss" in report.headline[1]
+
+
+def test_utilization_with_a_range_widens_every_cost(tmp_path: Path):
+    ranged = PRICES.replace("0.5", "[0.4, 0.6]")
+    dense = arm(priced(tmp_path, prices=ranged), "dense")
+    assert dense.per_million.value == pytest.approx(35.0)
+    assert dense.per_million.low == pytest.approx(35 * 0.9 * 0.5 / 0.6)
+    assert dense.per_million.high == pytest.approx(35 * 1.1 * 0.5 / 0.4)
+
+
+def test_whole_machines_save_nothing_where_one_is_needed_anyway(tmp_path: Path):
+    whole = PRICES.replace("0.5}", "0.5, billed: by-machine}")
+    moh = arm(priced(tmp_path, prices=whole), "moh")
+    assert moh.per_month.value == pytest.approx(730.5 * 3.6)
+    assert moh.saving_per_month is not None
+    assert moh.saving_per_month.value == 0
+
+
+def test_energy_is_paid_where_every_arm_has_it(tmp_path: Path):
+    decided = decision()
+    for one in decided["arms"]:
+        for latency in one["latency"]:
+            latency["energy_mj"] = 3600.0  # of a run: a million are 1 kWh
+    with_energy = f"{PRICES}energy: 0.50 USD/kWh\n"
+    report = priced(tmp_path, decided=decided, prices=with_energy)
+    assert arm(report, "dense").per_million.value == pytest.approx(35.5)
+    decided["arms"][1]["latency"][0]["energy_mj"] = None
+    report = priced(tmp_path, decided=decided, prices=with_energy)
+    assert arm(report, "dense").per_million.value == pytest.approx(35.0)
+    assert any("Energy is not in any figure" in one for one in report.notes)
+
+
+def test_sensitivity_is_what_the_answer_is_with_that_input(tmp_path: Path):
+    many = "batch,count\n1,750000000\n8,250000000\n"
+    report = priced(tmp_path, traffic=many)
+    net = arm(report, "moh").net
+    assert net is not None
+    found = {one.name.split(",")[0]: one for one in report.sensitivity}
+    requests = found["requests a month"]
+    assert requests.at_low == pytest.approx(12 * 13000 * 0.75 - 8000)
+    assert requests.at_high == pytest.approx(12 * 13000 * 1.25 - 8000)
+    assert found["engineering"].at_high == pytest.approx(12 * 13000 - 10000)
+    assert found["utilization"].at_low > net.value > found["utilization"].at_high
+    time = found["time saved in a request"]
+    assert (time.at_low, time.at_high) == pytest.approx((net.low, net.high))
+    widths = [one.width for one in report.sensitivity]
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_fleets_are_whole_machines_and_marked_beyond_what_was_measured(tmp_path: Path):
+    # A month has 2629.8 x 1000 s, half of it of use: 17.5 ms fit 75.14 million times.
+    many = "batch,count\n1,75000000\n8,25000000\n"
+    fleets = {(one.times, one.arm): one for one in priced(tmp_path, traffic=many).fleets}
+    assert fleets[1, "dense"].machines.value == 2
+    assert fleets[10, "dense"].machines.value == 14
+    assert fleets[1, "dense"].extrapolated
+    small = {(one.times, one.arm): one for one in priced(tmp_path).fleets}
+    assert small[1, "moh"].machines.value == 1
+    assert not small[1, "moh"].extrapolated
+    assert small[10, "moh"].extrapolated
+
+
+def test_size_that_was_not_measured_is_refused_or_taken_from_its_neighbours(tmp_path: Path):
+    between = "batch,count\n1,60\n4,30\n8,10\n"
+    with pytest.raises(ConfigError, match="30 % of requests") as got:
+        priced(tmp_path, traffic=between)
+    assert "Add to `sizes` of the plan: {batch: 4}" in got.value.message
+    report = priced(tmp_path, traffic=between, extrapolate=True)
+    four = arm(report, "dense").by_size[1]
+    assert four.sizes == {"batch": 4}
+    assert four.ms.value == pytest.approx(10 + 30 * 3 / 7)
+    assert [one.extrapolated for one in report.traffic] == [False, True, False]
+    assert all(one.extrapolated for one in report.fleets)
+    assert "| batch=4 | 30.0 % | dense |" in report.to_markdown()
+    with pytest.raises(ConfigError, match="or lie between two of them"):
+        priced(tmp_path, traffic="batch,count\n16,1\n", extrapolate=True)
+
+
+def test_sizes_between_differ_in_one_dimension(tmp_path: Path):
+    sizes = ({"batch": 1, "seq": 64}, {"batch": 1, "seq": 128}, {"batch": 4, "seq": 128})
+    decided = decision({"dense": (1.0, 3.0, 9.0), "moh": (1.0, 2.0, 6.0)}, sizes=sizes)
+    report = priced(
+        tmp_path, decided=decided, traffic="seq,batch,count\n96,1,1\n", extrapolate=True
+    )
+    assert arm(report, "dense").ms_per_request.value == pytest.approx(2.0)
+    with pytest.raises(ConfigError, match="batch: 2, seq: 96"):
+        priced(tmp_path, decided=decided, traffic="batch,seq,count\n2,96,1\n", extrapolate=True)
