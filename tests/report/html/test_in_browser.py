@@ -16,6 +16,7 @@ from moh_deploy.report.document import About, MarginBin, MarginHistogram, no_ans
 from moh_deploy.report.html.heat_map import shade
 from moh_deploy.report.html.page import page as page_of
 from moh_deploy.validate.parity_report import combined
+from tests.decision.cost.reports import cost_report
 from tests.decision.reports import decision_report
 from tests.nightly import nightly, sampled
 from tests.report.html.browsing import (
@@ -52,6 +53,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "decision, one point": lambda: as_page(
         decision_report((0.0,), (0.0,), name="-a-long-name" * 20), LONG
     ),
+    "cost": lambda: as_page(cost_report(), RUN),
+    "cost, a long name": lambda: as_page(cost_report(name="-a-long-name" * 20), LONG),
     "no answer": lambda: page_of(no_answer("verify", "The comparison did not finish."), RUN),
     "hostile verify": lambda: as_page(hostile_parity(), About(HOSTILE, HOSTILE)),
     "hostile bench": lambda: as_page(hostile_bench(), About(HOSTILE, HOSTILE)),
@@ -271,7 +274,7 @@ def test_picture_of_latencies_shows_a_line_for_each_contestant(visit: Visits):
 
 
 def test_arms_lie_where_their_time_and_quality_are(visit: Visits):
-    page = visit(PAGES["decision"])
+    page = visit(_page("decision"))
     places = page.eval_on_selector_all(
         "svg.trade-off circle",
         """circles => circles.map(one => {
@@ -291,8 +294,27 @@ def test_arms_lie_where_their_time_and_quality_are(visit: Visits):
     assert page.locator("svg.trade-off .promise").count() == 2
 
 
+def test_bars_of_a_tornado_meet_at_the_answer_the_widest_first(visit: Visits):
+    page = visit(_page("cost"))
+    boxes = page.eval_on_selector_all(
+        ".tornado .input svg",
+        """drawings => drawings.map(one => {
+          const bars = [...one.querySelectorAll("rect")].slice(0, 2);
+          return bars.map(bar => bar.getBoundingClientRect()).map(box => [box.left, box.right]);
+        })""",
+    )
+    report = cost_report()
+    assert len(boxes) == len(report.sensitivity) == 5
+    for (low, high), one in zip(boxes, report.sensitivity, strict=True):
+        left, right = (low, high) if one.at_low < one.at_high else (high, low)
+        assert abs(left[1] - right[0]) < 1
+    widths = [max(low[1], high[1]) - min(low[0], high[0]) for low, high in boxes]
+    assert widths == sorted(widths, reverse=True)
+    assert near(pixels(page, ".tornado"), colour_of(page, "bars")) > 0.01
+
+
 def test_decision_shows_the_figures_of_the_report(visit: Visits):
-    page = visit(PAGES["decision"])
+    page = visit(_page("decision"))
     assert "'0' is worth it against 'reference'." in page.locator("#verdict").inner_text()
     rows = page.eval_on_selector_all(
         "#arms tbody tr", "rows => rows.map(row => [...row.cells].map(one => one.innerText))"

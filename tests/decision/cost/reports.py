@@ -1,0 +1,27 @@
+"""Reports of costs, of made-up data."""
+
+from __future__ import annotations
+
+import yaml
+
+from moh_deploy.decision.cost.decided import Decided
+from moh_deploy.decision.cost.price_arms import price_arms
+from moh_deploy.decision.cost.prices import Prices
+from moh_deploy.decision.cost.report import CostReport
+from moh_deploy.decision.cost.run_times import places_of
+from moh_deploy.decision.cost.traffic import SizedRequests, Traffic
+from tests.decision.cost.files import PRICES, SIZES, decision
+
+
+def cost_report(per_month: float = 1e8, *, name: str = "moh") -> CostReport:
+    """Return a report of a dense reference and one arm.
+
+    Args:
+        per_month: Requests.
+        name: Of the arm.
+    """
+    decided = Decided.model_validate(decision({"dense": (10.0, 40.0), name: (8.0, 41.0)}))
+    requests = tuple(SizedRequests(sizes, 0.5) for sizes in SIZES)
+    prices = Prices.model_validate(yaml.safe_load(PRICES))
+    traffic = Traffic(requests, per_month, ("A month is extrapolated from 2 days of traffic.",))
+    return price_arms(decided, prices, traffic, places_of(requests, decided.sizes, between=False))
