@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from moh_deploy.decision.cost.decided import read_decided
+from moh_deploy.decision.cost.predicted import predicted_break_even
 from moh_deploy.decision.cost.price_arms import price_arms
 from moh_deploy.decision.cost.prices import read_prices
 from moh_deploy.decision.cost.report import CostReport
 from moh_deploy.decision.cost.run_times import places_of
 from moh_deploy.decision.cost.traffic import read_traffic
+from moh_deploy.package import OnnxPackage
 
 
 def cost(
@@ -19,8 +22,9 @@ def cost(
     traffic: Path | str,
     days: float | None = None,
     extrapolate: bool = False,
+    package: Path | str | None = None,
 ) -> CostReport:
-    """Weigh the times of a decision by traffic, and price them. Nothing is run.
+    """Weigh the times of a decision by traffic, and price them. Nothing is timed.
 
         report = moh_deploy.cost("decision.json", prices="prices.yaml", traffic="traffic.csv")
         report.decision
@@ -32,11 +36,19 @@ def cost(
         days: How many days the traffic is of; without, a month for counts, and what its timestamps
             span for a log.
         extrapolate: Take sizes of traffic that lie between two measured ones from their times.
+        package: Predict for this package where skipping heads breaks even: by layer, in batch size
+            and in the share of open heads.
 
     Raises:
         ConfigError: A file is not of its form, or traffic has sizes that were not measured.
+        PackageError: Not a package, or one that has changed since it was written.
+        BackendError: ONNX Runtime cannot load it.
     """
     decided, priced = read_decided(Path(decision)), read_prices(Path(prices))
     asked = read_traffic(Path(traffic), list(decided.sizes[0]), days=days)
     places = places_of(asked.requests, decided.sizes, between=extrapolate)
-    return price_arms(decided, priced, asked, places)
+    report = price_arms(decided, priced, asked, places)
+    if package is None:
+        return report
+    predicted = predicted_break_even(OnnxPackage.open(package), asked.requests)
+    return replace(report, predicted=predicted)

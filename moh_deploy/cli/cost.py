@@ -22,12 +22,13 @@ def command(
     traffic: Path,
     days: float | None,
     extrapolate: bool,
+    package: Path | None,
     markdown: Path | None,
     html: Path | None,
     as_json: bool,
 ) -> None:
     """Price the arms of a decision for your traffic: what a month costs, what an arm saves, and
-    when it has paid for the engineering. Nothing is run."""
+    when it has paid for the engineering. Nothing is timed."""
     from moh_deploy.api.cost import cost
 
     files_asked: dict[FileFormat, Path | None] = {"markdown": markdown, "html": html}
@@ -35,7 +36,12 @@ def command(
     print_answer(
         lambda progress: files.write_on(
             lambda: cost(
-                decision, prices=prices, traffic=traffic, days=days, extrapolate=extrapolate
+                decision,
+                prices=prices,
+                traffic=traffic,
+                days=days,
+                extrapolate=extrapolate,
+                package=package,
             )
         ),
         as_json=as_json,

@@ -804,6 +804,12 @@ COST = (
         "--extrapolate",
         "Take sizes that lie between two measured ones from their times, and mark them.",
     ),
+    _path(
+        "--package",
+        "DIR",
+        "Predict for this package where skipping heads breaks even: by layer, in batch size and in"
+        " the share of open heads.",
+    ),
     REPORT_FILES[1:],
     JSON,
 )

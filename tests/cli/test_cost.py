@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from moh_deploy.package import OnnxPackage
+from moh_deploy.perf.cost_model.break_even import break_even
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.system.json_text import to_json_text
 from tests.cli.run_cli import REPOSITORY, Cli
-from tests.decision.cost.files import PRICES, write
+from tests.decision.cost.files import PRICES, decision, write
 from tests.decision.reports import decision_report
+from tests.handmade_package import write_package
 from tests.report.json_schema import validate
 
 
-def arguments(folder: Path, **files: str) -> list[str]:
-    decision, prices, traffic = write(folder, **files)  # type: ignore[arg-type]
-    return ["--from", str(decision), "--prices", str(prices), "--traffic", str(traffic)]
+def arguments(folder: Path, **files: Any) -> list[str]:
+    from_, prices, traffic = write(folder, **files)
+    return ["--from", str(from_), "--prices", str(prices), "--traffic", str(traffic)]
 
 
 def test_costs_are_printed_as_json_and_written_as_files(cli: Cli, tmp_path: Path):
@@ -30,8 +38,6 @@ def test_costs_are_printed_as_json_and_written_as_files(cli: Cli, tmp_path: Path
 
 
 def test_decision_of_compare_itself_is_priced(cli: Cli, tmp_path: Path):
-    from moh_deploy.system.json_text import to_json_text
-
     given = arguments(tmp_path, traffic="batch,count\n1,1000\n")
     (tmp_path / "decision.json").write_text(to_json_text(decision_report().to_json()))
     ended = cli("cost", *given, "--days", "1", "--json")
@@ -61,3 +67,36 @@ def test_price_without_a_unit_and_sizes_not_measured_end_at_once(cli: Cli, tmp_p
     ended = cli("cost", *arguments(tmp_path, traffic="batch,count\n16,5\n"))
     assert ended.exit_code == 2
     assert "Add to `sizes` of the plan: {batch: 16}." in ended.err
+
+
+def test_break_even_of_a_package_is_predicted_for_the_batches_of_traffic(cli: Cli, tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    ended = cli("cost", *arguments(tmp_path), "--package", package.root, "--json")
+    assert ended.exit_code == 0, ended.err
+    validate("cost", ended.json)
+    layer, together = ended.json["predicted"]
+    assert (layer["path"], together["path"]) == ("blocks.0.attn", None)
+    assert [one["batch"] for one in layer["sizes"]] == [1, 2, 4, 8]
+    opened = OnnxPackage.open(package.root)
+    found = open_runner(opened, Variant()).describe()
+    # The example has two samples, so one of traffic is half of it.
+    (half, *_) = break_even(
+        [replace(opened.manifest.layers[0], batch=1)],
+        found.layer_nodes,
+        [1],
+        example=1,
+        instruction_set=found.kernels.instruction_set,
+    )
+    assert layer["sizes"][0]["dense_ms"] == pytest.approx(half.sizes[0].dense_ms)
+    text = cli("cost", *arguments(tmp_path), "--package", package.root).out
+    assert "Predicted for attention and the projections beside it" in text
+    assert "all layers" in text
+
+
+def test_package_whose_batch_traffic_does_not_have_is_refused(cli: Cli, tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    decided = decision(sizes=({"seq": 1}, {"seq": 8}))
+    given = arguments(tmp_path, decided=decided, traffic="seq,count\n8,1\n")
+    ended = cli("cost", *given, "--package", package.root)
+    assert ended.exit_code == 2
+    assert "its batch is 'batch', and traffic has seq" in ended.err

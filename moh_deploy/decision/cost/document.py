@@ -40,7 +40,7 @@ def cost_document(report: CostReport) -> Document:
     """Return what the report says."""
     blocks: list[Block] = [Section("What arms cost", tuple(_arms(report)))]
     blocks += _sensitivity(report)
-    blocks += [*_sizes(report), *_fleets(report)]
+    blocks += [*_sizes(report), *_predicted(report), *_fleets(report)]
     return Document(
         "cost",
         tuple(blocks),
@@ -157,6 +157,29 @@ def _where_faster(arm: ArmCost) -> str:
     text = f"'{arm.name}' is faster for {share:.3g} % of requests, slower for {lost:.3g} %"
     names = [sizes_text(one.sizes) for one in slower]
     return f"{text}: {'; '.join(names)}." if names else f"{text}."
+
+
+def _predicted(report: CostReport) -> Iterator[Block]:
+    if report.predicted is None:
+        return
+    title = "Where skipping heads breaks even"
+    if not report.predicted:
+        yield Section(title, (Text("Nothing can be predicted for the layers of this package."),))
+        return
+    about = Text(
+        "Predicted for attention and the projections beside it, against standard operators that"
+        " compute every head; routers are not counted."
+    )
+    first, last = report.predicted[0].sizes[0].batch, report.predicted[0].sizes[-1].batch
+    columns = ["layer", "#open heads", "#pays from batch", f"#open heads up to, batch {first}"]
+    columns += [f"#open heads up to, batch {last}"] if last > first else []
+    rows: list[list[Cell]] = []
+    for one in report.predicted:
+        shares = [end.share for end in (one.sizes[0], one.sizes[-1])][: len(columns) - 3]
+        row: list[Cell] = [one.path or "all layers", Share(one.active_share)]
+        row.append(str(one.pays_from or "never"))
+        rows.append([*row, *("never" if share is None else Share(share) for share in shares)])
+    yield Section(title, (about, Table("Layers", columns, rows, id="break-even")))
 
 
 def _fleets(report: CostReport) -> Iterator[Block]:

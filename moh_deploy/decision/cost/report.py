@@ -9,6 +9,7 @@ from moh_deploy.decision.cost.bill import PaidBack
 from moh_deploy.decision.cost.document import cost_document, money
 from moh_deploy.decision.cost.estimate import Estimate
 from moh_deploy.decision.cost.sensitivity import Sensitivity
+from moh_deploy.perf.cost_model.break_even import LayerBreakEven
 from moh_deploy.report.document import Document
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.numbers import figure
@@ -123,6 +124,8 @@ class CostReport(Report):
         sensitivity: What that depends on, the most first.
         fleets: Whole machines, for this traffic and for more.
         notes: What else a reader has to know.
+        predicted: Where skipping heads breaks even in the package that was asked for: each layer,
+            and all together last.
     """
 
     schema_version: Literal[1] = field(default=1, init=False)
@@ -142,6 +145,7 @@ class CostReport(Report):
     sensitivity: tuple[Sensitivity, ...]
     fleets: tuple[Fleet, ...]
     notes: tuple[str, ...]
+    predicted: tuple[LayerBreakEven, ...] | None = None
     kernels: None = field(default=None, init=False, metadata=HIDDEN)
 
     @property
