@@ -152,11 +152,13 @@ def _where_faster(arm: ArmCost) -> str:
     """Say at which sizes an arm saves time, and how much of traffic that is."""
     sure = [one for one in arm.by_size if one.gain is not None and one.gain.low > 0]
     slower = [one for one in arm.by_size if one.gain is not None and one.gain.high < 0]
-    share = 100 * sum(one.share for one in sure)
-    lost = 100 * sum(one.share for one in slower)
-    text = f"'{arm.name}' is faster for {share:.3g} % of requests, slower for {lost:.3g} %"
-    names = [sizes_text(one.sizes) for one in slower]
-    return f"{text}: {'; '.join(names)}." if names else f"{text}."
+    share, lost = (sum(one.share for one in found) for found in (sure, slower))
+    text = f"'{arm.name}' is faster for {100 * share:.3g} % of requests, slower for"
+    text += f" {100 * lost:.3g} %"
+    if slower:
+        text += f" ({'; '.join(sizes_text(one.sizes) for one in slower)})"
+    left = 100 * (1 - share - lost)
+    return f"{text}; of {left:.3g} % it cannot be told." if left > 1e-6 else f"{text}."
 
 
 def _predicted(report: CostReport) -> Iterator[Block]:

@@ -13,14 +13,17 @@ from moh_deploy.decision.cost.traffic import SizedRequests, Traffic
 from tests.decision.cost.files import PRICES, SIZES, decision
 
 
-def cost_report(per_month: float = 1e8, *, name: str = "moh") -> CostReport:
+def cost_report(per_month: float = 1e8, *, name: str = "moh", paired: float = 0.02) -> CostReport:
     """Return a report of a dense reference and one arm.
 
     Args:
         per_month: Requests.
         name: Of the arm.
+        paired: Half the interval of its gain.
     """
-    decided = Decided.model_validate(decision({"dense": (10.0, 40.0), name: (8.0, 41.0)}))
+    decided = Decided.model_validate(
+        decision({"dense": (10.0, 40.0), name: (8.0, 41.0)}, paired=paired)
+    )
     requests = tuple(SizedRequests(sizes, 0.5) for sizes in SIZES)
     prices = Prices.model_validate(yaml.safe_load(PRICES))
     traffic = Traffic(requests, per_month, ("A month is extrapolated from 2 days of traffic.",))
