@@ -21,7 +21,7 @@ from moh_deploy.report.document import (
     TornadoChart,
     Verdict,
 )
-from moh_deploy.report.numbers import amount, figure
+from moh_deploy.report.numbers import amount
 
 if TYPE_CHECKING:
     from moh_deploy.decision.cost.bill import PaidBack
@@ -34,6 +34,11 @@ _EXTRAPOLATED = "extrapolated"
 def money(sum_of: Estimate, currency: str) -> str:
     """Return `123 USD (110 to 140)`."""
     return f"{amount(sum_of.value)} {currency} ({amount(sum_of.low)} to {amount(sum_of.high)})"
+
+
+def months_text(months: float | None) -> str:
+    """Return a number of months, or never."""
+    return "never" if months is None else amount(months)
 
 
 def cost_document(report: CostReport) -> Document:
@@ -64,9 +69,7 @@ def _facts(report: CostReport) -> Iterator[Fact]:
         yield Fact(f"saved a month by {best.name}", value, between)
         back = best.paid_back
         if report.engineering:
-            months, low, high = (
-                figure(one) or "never" for one in (back.months, back.low, back.high)
-            )
+            months, low, high = (months_text(one) for one in (back.months, back.low, back.high))
             yield Fact(
                 "paid back after",
                 months if months == "never" else f"{months} months",
@@ -204,7 +207,7 @@ def _fleets(report: CostReport) -> Iterator[Block]:
 
 
 def _back(back: PaidBack) -> str:
-    text = [figure(one) or "never" for one in (back.months, back.low, back.high)]
+    text = [months_text(one) for one in (back.months, back.low, back.high)]
     return f"{text[0]} ({text[1]} to {text[2]})"
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moh_deploy.decision.cost.bill import PaidBack
-from moh_deploy.decision.cost.document import cost_document, money
+from moh_deploy.decision.cost.document import cost_document, money, months_text
 from moh_deploy.decision.cost.estimate import Estimate
 from moh_deploy.decision.cost.sensitivity import Sensitivity
 from moh_deploy.perf.cost_model.break_even import LayerBreakEven
 from moh_deploy.report.document import Document
 from moh_deploy.report.json import HIDDEN, in_json
-from moh_deploy.report.numbers import figure
+from moh_deploy.report.numbers import amount
 from moh_deploy.report.report import Report
 
 Pays = Literal["pays", "does not pay", "cannot tell", "reference"]
@@ -178,7 +178,7 @@ class CostReport(Report):
         word = "DENSE WOULD DO" if reference.dense else "DOES NOT PAY"
         return word, (
             f"no arm pays against '{reference.name}', which costs"
-            f" {money(reference.per_month, self.currency)} a month."
+            f" {money(reference.per_month, self.currency)} a month.{self._what_it_takes()}"
         )
 
     def document(self) -> Document:
@@ -193,8 +193,25 @@ class CostReport(Report):
             return f"{saves} against '{self.reference}'."
         if arm.paid_back.months is None:
             return f"{saves} against '{self.reference}', and never pays for the engineering."
-        months = figure(arm.paid_back.months)
+        months = months_text(arm.paid_back.months)
         return f"{saves} against '{self.reference}', and has paid for itself in {months} months."
+
+    def _what_it_takes(self) -> str:
+        """Say how much more traffic would pay for the engineering, where more would."""
+        best = self.best
+        if best is None or best.saving_per_month is None or best.verdict == "loss":
+            return ""
+        saving = best.saving_per_month.value
+        # Whole machines are saved in steps: no ratio tells how many requests that takes.
+        if saving <= 0 or not self.engineering or self.billed == "by-machine":
+            return ""
+        times = self.engineering / (self.months * saving)
+        needed = float(f"{self.requests_per_month * times:.3g}")  # more digits would be made up
+        saves = f" '{best.name}' saves {money(best.saving_per_month, self.currency)}"
+        return (
+            f"{saves}: that would pay for the engineering within {self.months:g} months from about {amount(needed)} requests a"
+            f" month on, {amount(times)} times as many."
+        )
 
     def _why_open(self, arm: ArmCost) -> str:
         assert arm.net is not None

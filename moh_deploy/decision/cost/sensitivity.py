@@ -89,7 +89,8 @@ def sensitivities(
             lambda one: replace(middle, engineering=one),
         )
 
-    found = [one for one in every() if one.low < one.high]
+    # Energy that is not counted, or engineering of nothing, changes nothing.
+    found = [one for one in every() if one.width > 0]
     return tuple(sorted(found, key=lambda one: -one.width))
 
 

@@ -95,6 +95,12 @@ def test_dense_would_do_where_too_little_is_saved(tmp_path: Path):
     assert arm(report, "moh").pays == "does not pay"
     assert report.to_markdown().startswith("no arm pays against 'dense'")
     assert report.headline[0] == "DENSE WOULD DO"
+    # 13 USD a month of 1 million: 8000 in 12 months take 51.28 million.
+    assert "from about 51 300 000 requests a month on, 51.3 times as many" in report.decision
+    enough = priced(tmp_path, traffic="batch,count\n1,38461539\n8,12820513\n")
+    net = arm(enough, "moh").net
+    assert net is not None
+    assert net.value == pytest.approx(0, abs=0.01)
     found = priced(tmp_path, decided=decision(dense=()))
     assert found.headline[0] == "DOES NOT PAY"
 
@@ -163,6 +169,8 @@ def test_sensitivity_is_what_the_answer_is_with_that_input(tmp_path: Path):
     assert (time.at_low, time.at_high) == pytest.approx((net.low, net.high))
     widths = [one.width for one in report.sensitivity]
     assert widths == sorted(widths, reverse=True)
+    with_energy = priced(tmp_path, traffic=many, prices=f"{PRICES}energy: 0.50 USD/kWh\n")
+    assert "a kWh, USD" not in [one.name for one in with_energy.sensitivity]
 
 
 def test_fleets_are_whole_machines_and_marked_beyond_what_was_measured(tmp_path: Path):
