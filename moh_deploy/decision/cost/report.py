@@ -209,8 +209,8 @@ class CostReport(Report):
         needed = float(f"{self.requests_per_month * times:.3g}")  # more digits would be made up
         saves = f" '{best.name}' saves {money(best.saving_per_month, self.currency)}"
         return (
-            f"{saves}: that would pay for the engineering within {self.months:g} months from about {amount(needed)} requests a"
-            f" month on, {amount(times)} times as many."
+            f"{saves}: that would pay for the engineering within {self.months:g} months"
+            f" from about {amount(needed)} requests a month on, {amount(times)} times as many."
         )
 
     def _why_open(self, arm: ArmCost) -> str:
