@@ -76,7 +76,7 @@ def price_arms(
         if chosen is None or chosen.saved_ms is None
         else sensitivities(prices, terms, priced[0].work, chosen.work, chosen.saved_ms),
         fleets=tuple(_fleets(priced, terms, beyond=any(one.is_extrapolated for one in places))),
-        notes=tuple(_notes(decided, prices, traffic, has_energy)),
+        notes=tuple(_notes(decided, prices, traffic, places, has_energy)),
     )
 
 
@@ -146,12 +146,21 @@ def _fleets(priced: Sequence[_Priced], terms: BillTerms, *, beyond: bool) -> Ite
             yield Fleet(times, one.arm.name, machines, month, extrapolated)
 
 
-def _notes(decided: Decided, prices: Prices, traffic: Traffic, has_energy: bool) -> Iterator[str]:
+def _notes(
+    decided: Decided, prices: Prices, traffic: Traffic, places: Sequence[Place], has_energy: bool
+) -> Iterator[str]:
     yield (
         f"Times are of {decided.machine}: that {prices.machine.name} is as fast is taken for"
         " granted."
     )
     yield from traffic.notes
+    asked = zip(traffic.requests, places, strict=True)
+    between = sum(one.share for one, place in asked if place.is_extrapolated)
+    if between:
+        yield (
+            f"Extrapolated: {100 * between:.3g} % of requests have sizes between measured ones, and"
+            " are in every sum."
+        )
     if prices.energy is not None and not has_energy:
         yield "Energy is not in any figure: it was not measured for every arm."
     if prices.machine.runs_at_once > 1:

@@ -197,6 +197,7 @@ def test_size_that_was_not_measured_is_refused_or_taken_from_its_neighbours(tmp_
     assert four.ms.value == pytest.approx(10 + 30 * 3 / 7)
     assert [one.extrapolated for one in report.traffic] == [False, True, False]
     assert all(one.extrapolated for one in report.fleets)
+    assert "Extrapolated: 30 % of requests have sizes between" in " ".join(report.notes)
     assert "| batch=4 | 30.0 % | dense |" in report.to_markdown()
     with pytest.raises(ConfigError, match="or lie between two of them"):
         priced(tmp_path, traffic="batch,count\n16,1\n", extrapolate=True)
