@@ -57,6 +57,7 @@ def write_caches_in_place(package: OnnxPackage, output: Path, progress: Progress
     with PackageWriter(output) as writer:
         with progress.step("writing the package"):
             save_model(model, package, writer.root)
+            writer.bring_tokenizer(package)
             manifest = writer.stage(manifest, vectors)
         with progress.step("comparing what was written with the original model"):
             staged = OnnxPackage.open(writer.root, staged=True)

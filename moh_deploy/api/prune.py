@@ -106,6 +106,7 @@ def prune(
     with PackageWriter(output) as writer:
         with progress.step("writing the package"):
             save_model(model, package, writer.root)
+            writer.bring_tokenizer(package)
             staged = writer.stage(manifest, vectors)
         with progress.step("comparing what was written with that"):
             opened = OnnxPackage.open(writer.root, staged=True)

@@ -70,6 +70,7 @@ def with_top_k(
     with PackageWriter(output) as writer:
         with progress.step("writing the package"):
             save_model(model, package, writer.root)
+            writer.bring_tokenizer(package)
             changed = replace(package, root=writer.root, manifest=manifest, corpus=())
         with progress.step("recording its function bodies"):
             vectors = _recorded(changed)

@@ -50,6 +50,24 @@ class TokenParity:
         """The differences that rounding does not explain."""
         return tuple(one for one in self.differences if not one.is_near_tie)
 
+    def failure(self, subject: str) -> ValidationError | None:
+        """Say which token is another one, and not by rounding alone; None where none is.
+
+        Args:
+            subject: What was compared, in words.
+        """
+        if not self.unexplained:
+            return None
+        first = self.unexplained[0]
+        return ValidationError(
+            f"{subject} does not generate what {self.against} does: of prompt"
+            f" {first.prompt}, token {first.position + 1} is {first.token}, expected"
+            f" {first.expected}; its logit is larger by {first.margin:.3g} there, rounding explains"
+            f" {2 * first.allowed:.3g}.",
+            hint="`moh-deploy verify` compares outputs and routing on recorded runs, and names the"
+            " layer that differs first.",
+        )
+
 
 @dataclass(frozen=True)
 class GenerateReport(Report):
@@ -84,18 +102,7 @@ class GenerateReport(Report):
     @property
     def failure(self) -> MoHDeployError | None:
         """The first token that is another one, and not by rounding alone."""
-        found = () if self.parity is None else self.parity.unexplained
-        if not found or self.parity is None:
-            return None
-        first = found[0]
-        return ValidationError(
-            f"{self.package} does not generate what {self.parity.against} does: of prompt"
-            f" {first.prompt}, token {first.position + 1} is {first.token}, expected"
-            f" {first.expected}; its logit is larger by {first.margin:.3g} there, rounding explains"
-            f" {2 * first.allowed:.3g}.",
-            hint="`moh-deploy verify` compares outputs and routing on recorded runs, and names the"
-            " layer that differs first.",
-        )
+        return None if self.parity is None else self.parity.failure(str(self.package))
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -116,7 +123,7 @@ class GenerateReport(Report):
             rows.append(("open heads", Share(self.open_heads)))
         sections: list[Table | Text] = [Table("generated text", ("", "value"), rows)]
         if self.parity is not None:
-            sections += _parity_sections(self.parity)
+            sections += parity_sections(self.parity)
         return Document(
             "generate",
             tuple(sections),
@@ -124,7 +131,8 @@ class GenerateReport(Report):
         )
 
 
-def _parity_sections(parity: TokenParity) -> list[Table | Text]:
+def parity_sections(parity: TokenParity) -> list[Table | Text]:
+    """Return the verdict of a comparison of tokens, and where texts part."""
     same = not parity.differences
     good = not parity.unexplained
     words = "EQUAL tokens" if same else "tokens part by rounding alone" if good else "OTHER tokens"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moh_deploy.runtime.text.decoding import DecodedStep
-from moh_deploy.validate.tolerances import tolerance_for
+from moh_deploy.validate.tolerances import rule_name, tolerance_for
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TokenComparison:
 
     def __init__(self, reference: Iterable[DecodedStep], precision: str) -> None:
         self._reference = iter(reference)
-        self._relative = tolerance_for(precision)
+        self._relative = tolerance_for(rule_name(precision))
         self.differences: list[TokenDifference] = []
         self.compared = 0
 

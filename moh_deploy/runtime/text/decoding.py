@@ -82,11 +82,9 @@ class Decoding:
         """
         about, rows = self.interface.about, len(self.prompts)
         draws = np.random.default_rng(self.sampling.seed)
-        padding = (
-            next(iter(about.eos_token_ids), 0) if about.pad_token_id is None else about.pad_token_id
-        )
+        padding = self.interface.padding
         ids, mask = left_padded(self.prompts, padding)
-        caches = self.interface.empty_caches(rows)
+        caches = self.interface.empty_caches(rows, ids.shape[1] + self.max_tokens)
         self.figures.prompt_tokens += int(mask.sum())
         going = np.ones(rows, bool)
         for step in range(self.max_tokens):

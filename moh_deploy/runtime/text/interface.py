@@ -24,11 +24,13 @@ class TextInterface:
         about: What its manifest says of generating text.
         caches: The inputs of the cache, [batch, heads, past, size].
         present: Name of the output that becomes each of them, in their order.
+        in_place: Whether caches are buffers with room, into which new tokens are written.
     """
 
     about: TextGeneration
     caches: tuple[TensorInfo, ...]
     present: tuple[str, ...]
+    in_place: bool = False
 
     @classmethod
     def of(cls, manifest: Manifest, name: str) -> TextInterface:
@@ -50,14 +52,25 @@ class TextInterface:
                 f"{name} generates no text: it takes {', '.join(sorted(takes)[:4])}.",
                 hint="Export the language model with --task text-generation.",
             )
-        return cls(manifest.text_generation, caches, present)
+        return cls(manifest.text_generation, caches, present, manifest.caches is not None)
 
-    def empty_caches(self, batch: int) -> dict[str, Array]:
-        """Return what the cache is before the first token."""
+    @property
+    def padding(self) -> int:
+        """The token that stands for padding; its value does not matter."""
+        ends = self.about.eos_token_ids
+        return next(iter(ends), 0) if self.about.pad_token_id is None else self.about.pad_token_id
+
+    def empty_caches(self, batch: int, most_tokens: int) -> dict[str, Array]:
+        """Return what the cache is before the first token.
+
+        Args:
+            most_tokens: How many places it has to have, of prompt and answer, if it cannot grow.
+        """
+        tokens = most_tokens if self.in_place else 0
         return {
             one.name: np.zeros(
                 [
-                    batch if dim == "batch" else dim if isinstance(dim, int) else 0
+                    batch if dim == "batch" else dim if isinstance(dim, int) else tokens
                     for dim in one.shape
                 ],
                 numpy_dtype(one.dtype),
