@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moh_deploy.api.doctor import doctor
     from moh_deploy.api.drill import drill
     from moh_deploy.api.export import export, load_original
+    from moh_deploy.api.genai import bundle_for_genai, verify_genai_bundle
     from moh_deploy.api.generate import generate
     from moh_deploy.api.inline import inline
     from moh_deploy.api.inspect import inspect
@@ -44,6 +45,7 @@ __all__ = [
     "bisect",
     "build",
     "bundle",
+    "bundle_for_genai",
     "check_bundle",
     "compare",
     "cost",
@@ -65,6 +67,7 @@ __all__ = [
     "tune",
     "tune_within",
     "verify",
+    "verify_genai_bundle",
     "watch",
 ]
 
@@ -75,6 +78,7 @@ _HOME = {
     "bisect": "moh_deploy.api.bisect",
     "build": "moh_deploy.api.build",
     "bundle": "moh_deploy.api.bundle",
+    "bundle_for_genai": "moh_deploy.api.genai",
     "check_bundle": "moh_deploy.api.bundle",
     "compare": "moh_deploy.api.compare",
     "cost": "moh_deploy.api.cost",
@@ -96,6 +100,7 @@ _HOME = {
     "tune": "moh_deploy.api.tune",
     "tune_within": "moh_deploy.api.tune_within",
     "verify": "moh_deploy.api.verify",
+    "verify_genai_bundle": "moh_deploy.api.genai",
     "watch": "moh_deploy.api.watch",
 }
 

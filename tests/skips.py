@@ -60,6 +60,7 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without CUDA's headers": lambda: not _has_cuda_headers(),
     "without TensorRT's packages": lambda: not _has_package("tensorrt_rtx_libs"),
     "without transformers": lambda: not _has_package("transformers"),
+    "without genai": lambda: not _has_package("onnxruntime_genai"),
     "without tokenizers": lambda: not _has_package("tokenizers"),
     "without OpenVINO": lambda: not _has_package("openvino"),
     "without zig": lambda: not _has_package("ziglang"),

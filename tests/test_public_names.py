@@ -14,6 +14,7 @@ def test_public_names_are_these():
         "bisect",
         "build",
         "bundle",
+        "bundle_for_genai",
         "check_bundle",
         "compare",
         "cost",
@@ -35,6 +36,7 @@ def test_public_names_are_these():
         "tune",
         "tune_within",
         "verify",
+        "verify_genai_bundle",
         "watch",
     ]
     assert set(moh_deploy.__all__) == set(_HOME)

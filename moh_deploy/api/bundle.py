@@ -74,7 +74,10 @@ def bundle(
     """
     progress = progress or SilentProgress()
     if target != "triton":
-        raise ConfigError(f"target is '{target}', expected triton.")
+        raise ConfigError(
+            f"target is '{target}', expected triton.",
+            hint="moh_deploy.bundle_for_genai writes bundles for onnxruntime-genai.",
+        )
     if not 0 < shadow_share <= 1:
         raise ConfigError(f"shadow_share is {shadow_share:g}, expected more than 0, and 1 at most.")
     for option, number, least in (

@@ -37,7 +37,7 @@ def command(against: Path | None, as_json: bool, **given: object) -> None:
     shown = None if as_json else _Shown(sys.stdout, len(prompts))  # type: ignore[arg-type]
 
     def job(progress: SilentProgress) -> GenerateReport:
-        other = _other(against, loading, progress)
+        other = other_model(against, loading, progress)
         try:
             return generate(
                 against=other,
@@ -77,7 +77,7 @@ class _Shown:
                 self._stdout.write(f"{rest}\n\n")
 
 
-def _other(
+def other_model(
     against: Path | None, loading: dict[str, object], progress: SilentProgress
 ) -> Path | EagerModel | None:
     """Load an original; a package is opened by `generate` itself."""

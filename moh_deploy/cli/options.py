@@ -1092,10 +1092,10 @@ BUNDLE = (
     _output("The bundle to write; an earlier one is replaced.", required=False),
     click.option(
         "--target",
-        type=click.Choice(["triton"]),
+        type=click.Choice(["triton", "genai"]),
         default="triton",
         show_default=True,
-        help="The server that is to load it.",
+        help="The server that is to load it, or genai: onnxruntime-genai, for language models.",
     ),
     click.option(
         "--backend",

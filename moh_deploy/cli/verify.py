@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from moh_deploy.cli import options
+from moh_deploy.cli import genai, options
 from moh_deploy.cli.against import named_references
 from moh_deploy.cli.original import taken_model_options
 from moh_deploy.cli.output import print_answer
@@ -28,12 +28,16 @@ def command(
     **given: object,
 ) -> None:
     """Compare the package or engine DIR with what the original model computed, or with what
-    --against names: exit 0 if equal, 1 if not.
+    --against names: exit 0 if equal, 1 if not. Of a bundle for genai, onnxruntime-genai runs it,
+    and its greedy tokens are compared.
 
     Options that say how a checkpoint is loaded are those of `moh-deploy export`."""
+    loading = taken_model_options(given)
+    if genai.names_genai_bundle(package_dir):
+        genai.verify_by_genai(ctx, package_dir, against, loading, as_json)
+        return
     from moh_deploy.api.verify import verify
 
-    loading = taken_model_options(given)
     shared = ("code_dirs",) if given["metric"] else ()  # the code of a metric is there, too
     paths: dict[FileFormat, Path | None] = {"junit": junit, "markdown": markdown, "html": html}
     files = ReportFiles("verify", str(package_dir), paths, ctx.obj or ())

@@ -1,0 +1,84 @@
+"""Write a language model's package as a directory that onnxruntime-genai opens, and prove one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import Model
+from moh_deploy.runtime.open_runner import opened_package
+from moh_deploy.runtime.original import Original, OriginalModel
+from moh_deploy.serving.genai.bundle import write_genai_bundle
+from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER
+from moh_deploy.serving.genai.bundle_report import GenaiBundleReport
+from moh_deploy.serving.genai.verify import GenaiVerification, verify_genai
+from moh_deploy.system.progress import Progress, SilentProgress
+
+
+def bundle_for_genai(
+    package_dir: Path | str,
+    output: Path | str,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> GenaiBundleReport:
+    """Write a bundle that `onnxruntime_genai.Model(DIR)` opens: model, kernels, tokenizer.
+
+    Args:
+        package_dir: A package that `export --task text-generation` made; its caches may be in
+            place, and its weights of 4 bits.
+        output: The directory to write; an earlier bundle for genai is replaced.
+        threads: Threads within an operator; None for the runtime's own choice.
+        progress: What to report steps to.
+
+    Raises:
+        ConfigError: genai has no words for something of this model.
+        PackageError: It is no decoder's package, has no tokenizer, or has changed; or the bundle
+            cannot be written.
+    """
+    progress = progress or SilentProgress()
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}, expected 1 or more.")
+    with progress.step("reading the package"):
+        package = OnnxPackage.open(package_dir)
+    with progress.step("writing the bundle"):
+        written = write_genai_bundle(package, Path(output), threads=threads)
+    return GenaiBundleReport(Path(output), written)
+
+
+def verify_genai_bundle(
+    root: Path | str,
+    *,
+    against: Path | str | Original | None = None,
+    progress: Progress | None = None,
+) -> GenaiVerification:
+    """Run a bundle by onnxruntime-genai, and compare its greedy tokens with a reference's.
+
+    The package in the bundle is compared with what the original recorded, too. Up to 64 tokens are
+    generated behind three prompts of 1, 7 and 40 tokens, in one batch with padding.
+
+    Args:
+        root: The bundle.
+        against: A package, or what `load_original` returns; None: the bundle's package on function
+            bodies.
+        progress: What to report steps to.
+
+    Returns:
+        The comparison. Look at `equal`, or at `failure`.
+
+    Raises:
+        BackendError: `onnxruntime-genai` is not installed, does not open the bundle, or fails.
+        PackageError: It is no bundle for genai, or has changed.
+        ValidationError: Its package is not equal to what was recorded.
+    """
+    root = Path(root)
+    return verify_genai(root, _reference(root, against), progress or SilentProgress())
+
+
+def _reference(root: Path, against: Path | str | Original | None) -> Model | None:
+    if against is None:
+        return None
+    if isinstance(against, (str, Path)):
+        return opened_package(OnnxPackage.open(against))
+    return OriginalModel.of(against, OnnxPackage.open(root / PACKAGE_FOLDER).manifest)

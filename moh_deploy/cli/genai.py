@@ -1,0 +1,74 @@
+"""Bundles for onnxruntime-genai, within the commands `bundle` and `verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from moh_deploy.cli.generate import other_model
+from moh_deploy.cli.output import print_answer
+from moh_deploy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from moh_deploy.serving.genai.verify import GenaiVerification
+    from moh_deploy.system.progress import SilentProgress
+
+_OF_BUNDLE = {"artefact", "output", "target", "threads", "as_json"}
+_OF_VERIFY = {"package_dir", "against", "as_json"}
+
+
+def write_bundle_for_genai(
+    ctx: click.Context, package_dir: Path, output: Path, threads: int | None, as_json: bool
+) -> None:
+    """Write a bundle for genai, and print what it holds."""
+    _refuse_others(ctx, _OF_BUNDLE, "--target genai takes")
+    from moh_deploy.api.genai import bundle_for_genai
+
+    print_answer(
+        lambda progress: bundle_for_genai(package_dir, output, threads=threads, progress=progress),
+        as_json=as_json,
+    )
+
+
+def names_genai_bundle(root: Path) -> bool:
+    """Tell whether a directory is a bundle for genai."""
+    if not (root / "genai_config.json").is_file():
+        return False  # without an import
+    from moh_deploy.serving.genai.bundle_json import is_genai_bundle
+
+    return is_genai_bundle(root)
+
+
+def verify_by_genai(
+    ctx: click.Context,
+    root: Path,
+    against: tuple[str, ...],
+    loading: dict[str, object],
+    as_json: bool,
+) -> None:
+    """Compare the tokens of a bundle for genai, and print what was found."""
+    _refuse_others(ctx, _OF_VERIFY | set(loading), "a bundle for genai takes")
+    if len(against) > 1:
+        raise ConfigError(
+            f"--against is given {len(against)} times; tokens of a bundle for genai are compared"
+            " with one model.",
+        )
+    from moh_deploy.api.genai import verify_genai_bundle
+
+    def job(progress: SilentProgress) -> GenaiVerification:
+        named = Path(against[0]) if against else None
+        other = other_model(named, loading, progress)
+        return verify_genai_bundle(root, against=other, progress=progress)
+
+    print_answer(job, as_json=as_json, package=str(root))
+
+
+def _refuse_others(ctx: click.Context, known: set[str], who: str) -> None:
+    """Refuse options that would be ignored without a word."""
+    for option in ctx.command.params:
+        name = option.name or ""
+        if name not in known and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{who} no {option.opts[0]}: leave it out.")

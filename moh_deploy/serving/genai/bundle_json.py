@@ -1,0 +1,115 @@
+"""The `bundle.json` of a bundle for genai: what the directory holds and was made with."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from moh_deploy.errors import PackageError
+from moh_deploy.package.manifest import Strict
+from moh_deploy.system.bounded_json import has_keys, read_json
+from moh_deploy.system.digest import sha256_of
+
+GENAI_BUNDLE_NAME = "bundle.json"
+GENAI_BUNDLE_VERSION = 1
+PACKAGE_FOLDER = "package"
+_WRITE_ONE = "Write it again: moh-deploy bundle PACKAGE --target genai -o DIR."
+
+
+@dataclass(frozen=True)
+class GenaiBundle(Strict):
+    """`bundle.json`.
+
+    Attributes:
+        package_sha256: Digest of the package's manifest, which has those of its files.
+        library: File name of the kernels; None: it has none, and function bodies run.
+        shares_buffer: Whether caches are buffers that are written in place.
+        versions: Of what it was made with: moh-deploy, ONNX Runtime, Python.
+        files: Path in the bundle to sha256, for each file but this one.
+        target: What opens it.
+        format_version: Of the directory.
+    """
+
+    package_sha256: str
+    library: str | None
+    shares_buffer: bool
+    versions: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
+    target: Literal["genai"] = "genai"
+    format_version: int = GENAI_BUNDLE_VERSION
+
+
+def is_genai_bundle(root: Path) -> bool:
+    """Tell whether `moh-deploy bundle --target genai` wrote a directory, changed or not."""
+    return looks_like_genai_bundle(root / GENAI_BUNDLE_NAME)
+
+
+def looks_like_genai_bundle(path: Path) -> bool:
+    """Tell whether a file is the `bundle.json` of such a bundle, of whatever format version."""
+    return has_keys(path, {"format_version", "target", "shares_buffer"})
+
+
+def genai_bundle_text(bundle: GenaiBundle) -> str:
+    """Encode a bundle; `read_genai_bundle` gives an equal one back."""
+    return json.dumps(json.loads(_adapter().dump_json(bundle)), indent=2) + "\n"
+
+
+def read_genai_bundle(root: Path) -> GenaiBundle:
+    """Read a bundle, and check that each of its files is as it was written.
+
+    Raises:
+        PackageError: It is none, of another format version, or changed.
+    """
+    path = root / GENAI_BUNDLE_NAME
+    try:
+        content = read_json(path, error=PackageError)
+        bundle = _adapter().validate_json(json.dumps(content))
+    except OSError as problem:
+        raise PackageError(
+            f"{path} cannot be read: {problem.strerror}.", hint=_WRITE_ONE
+        ) from problem
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise PackageError(
+            f"{path}: key '{key[:100]}': {first['msg']}.", hint=_WRITE_ONE
+        ) from error
+    if bundle.format_version != GENAI_BUNDLE_VERSION:
+        raise PackageError(
+            f"{path}: format_version is {bundle.format_version}, expected {GENAI_BUNDLE_VERSION}.",
+            hint=_WRITE_ONE,
+        )
+    for name, digest in bundle.files.items():
+        _check_file(root, name, digest)
+    return bundle
+
+
+def _check_file(root: Path, name: str, digest: str) -> None:
+    place = PurePosixPath(name)
+    # A path that leads out could make another file be read.
+    if place.is_absolute() or ".." in place.parts:
+        raise PackageError(
+            f"{root / GENAI_BUNDLE_NAME}: names '{name[:100]}', expected a path in it."
+        )
+    try:
+        found = sha256_of(root / name)
+    except OSError as error:
+        raise PackageError(
+            f"{root / name} cannot be read: {error.strerror}.", hint=_WRITE_ONE
+        ) from error
+    if found != digest:
+        raise PackageError(
+            f"{root / name} has changed since the bundle was written: its sha256 is {found},"
+            f" expected {digest}.",
+            hint=_WRITE_ONE,
+        )
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[GenaiBundle]:
+    return TypeAdapter(GenaiBundle)

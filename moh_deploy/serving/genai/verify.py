@@ -1,0 +1,132 @@
+"""Prove a bundle for genai: its package by recorded runs, and then the tokens of genai itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moh_deploy.errors import MoHDeployError, ValidationError
+from moh_deploy.package import OnnxPackage, TextGeneration
+from moh_deploy.report.document import Document, Table, Text
+from moh_deploy.report.report import Report
+from moh_deploy.runtime.base import Model, Variant
+from moh_deploy.runtime.open_runner import opened_package
+from moh_deploy.runtime.text.decoding import DecodedStep, Decoding, check_prompts
+from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER, read_genai_bundle
+from moh_deploy.serving.genai.config_json import check_decoder
+from moh_deploy.serving.genai.tokens import genai_tokens
+from moh_deploy.system.progress import Progress
+from moh_deploy.validate.generate_report import TokenParity, parity_sections
+from moh_deploy.validate.recorded_parity import compare_recorded
+from moh_deploy.validate.token_parity import TokenComparison
+
+PROMPT_LENGTHS = (1, 7, 40)
+MOST_STEPS = 64
+
+
+@dataclass(frozen=True)
+class GenaiVerification(Report):
+    """A comparison of a bundle's tokens.
+
+    Attributes:
+        root: The bundle.
+        prompt_lengths: Tokens of each prompt of the batch.
+        steps: The most tokens that were added to each.
+        parity: genai's tokens beside those of the reference.
+    """
+
+    root: Path
+    prompt_lengths: tuple[int, ...]
+    steps: int
+    parity: TokenParity
+
+    @property
+    def equal(self) -> bool:
+        """Whether no token differs by more than rounding explains."""
+        return self.failure is None
+
+    @property
+    def failure(self) -> MoHDeployError | None:
+        """The first token that is another one, and not by rounding alone."""
+        return self.parity.failure(f"{self.root}, run by genai,")
+
+    def document(self) -> Document:
+        """Return what it says."""
+        lengths = ", ".join(map(str, self.prompt_lengths))
+        rows = [
+            ("prompts", f"{len(self.prompt_lengths)} in one batch, of {lengths} tokens"),
+            ("steps", str(self.steps)),
+            ("recorded runs", "EQUAL"),
+        ]
+        return Document(
+            "verify",
+            (
+                Text(f"bundle {self.root}"),
+                Table("what was run", ("what", ""), rows),
+                *parity_sections(self.parity),
+            ),
+        )
+
+
+def verify_genai(root: Path, other: Model | None, progress: Progress) -> GenaiVerification:
+    """Compare the greedy tokens that genai generates with a reference's.
+
+    The package in the bundle is compared with its recorded runs before. Prompts of several
+    lengths run in one batch: genai pads on the right, the reference on the left.
+
+    Args:
+        other: The reference, called as the package is; None: the package on function bodies.
+
+    Raises:
+        PackageError: It is no bundle, or has changed.
+        ValidationError: The package is not equal to its recorded runs.
+        BackendError: genai is not installed, does not open the bundle, or fails.
+    """
+    with progress.step("reading the bundle"):
+        read_genai_bundle(root)
+        package = OnnxPackage.open(root / PACKAGE_FOLDER)
+        interface = check_decoder(package.manifest, str(root))
+    prompts, steps = _prompts(interface.about, interface.padding)
+    check_prompts(prompts, interface, steps)
+    with progress.step("generating by genai"):
+        found = list(genai_tokens(root, prompts, interface.padding, steps))
+    with progress.step("comparing the package with what it recorded"):
+        failure = compare_recorded(package).failure
+    if failure is not None:
+        raise ValidationError(f"the package in {root} is {failure.message}", hint=failure.hint)
+    reference, name, variant = other, "", Variant()
+    if reference is None:
+        reference, name = opened_package(package), "the package on function bodies"
+        variant = Variant(kernels="off")
+    with progress.step("generating by what it is compared with"), reference.open(variant) as runner:
+        expected = Decoding(runner, interface, prompts, steps).steps()
+        comparison = TokenComparison(expected, package.manifest.precision)
+        ended = [False] * len(prompts)
+        for position, tokens in enumerate(found):
+            shown = tuple(None if end else t for t, end in zip(tokens, ended, strict=True))
+            comparison.add(DecodedStep(shown, _NO_LOGITS), position)
+            ends = interface.about.eos_token_ids
+            ended = [end or t in ends for t, end in zip(tokens, ended, strict=True)]
+    if len(found) < steps and not all(ended):
+        raise ValidationError(
+            f"{root}, run by genai, stops after {len(found)} of {steps} tokens, and no text ended."
+        )
+    parity = TokenParity(name or reference.name, comparison.compared, tuple(comparison.differences))
+    return GenaiVerification(root, tuple(map(len, prompts)), steps, parity)
+
+
+_NO_LOGITS = np.zeros((0, 0), np.float32)  # genai's are not asked for: the reference's tell margins
+
+
+def _prompts(about: TextGeneration, padding: int) -> tuple[Sequence[Sequence[int]], int]:
+    """Return prompts of the model's tokens, and how many may follow, within its context."""
+    most = about.context_length or sum((*PROMPT_LENGTHS, MOST_STEPS))
+    steps = max(1, min(MOST_STEPS, most // 2))
+    special = {padding, *about.eos_token_ids}
+    usual = [token for token in range(about.vocab_size) if token not in special]
+    draws = np.random.default_rng(0)
+    lengths = [max(1, min(length, most - steps)) for length in PROMPT_LENGTHS]
+    return [draws.choice(usual, length).tolist() for length in lengths], steps
