@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import moh_deploy
+from moh_deploy.api.caches_in_place import write_caches_in_place
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.serving.genai import verify
 from moh_deploy.serving.genai.tokens import genai_tokens
+from moh_deploy.system.progress import SilentProgress
 from tests.exporting import prove_in_this_process
 from tests.handmade_package import write_package
 from tests.nightly import nightly
@@ -34,8 +36,8 @@ def test_package_that_is_no_decoder_is_refused(tmp_path: Path):
     assert not (tmp_path / "b").exists()
 
 
-def has_genai() -> None:
-    pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+def has_genai() -> Any:
+    return pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +98,20 @@ def test_other_weights_are_found(original, exported: OnnxPackage, tmp_path: Path
 
 
 @nightly
-def test_tokenizer_and_domains_are_read_by_genai(exported: OnnxPackage, tmp_path: Path):
-    import onnxruntime_genai as og
-
+def test_moved_bundle_runs_and_genai_reads_its_tokenizer(exported: OnnxPackage, tmp_path: Path):
+    og = has_genai()
     moh_deploy.bundle_for_genai(exported.root, tmp_path / "b")
-    tokenizer = og.Tokenizer(og.Model(str(tmp_path / "b")))
+    (tmp_path / "b").rename(tmp_path / "moved")
+    assert moh_deploy.verify_genai_bundle(tmp_path / "moved").equal
+    tokenizer = og.Tokenizer(og.Model(str(tmp_path / "moved")))
+    assert list(tokenizer.encode("Hi!")) == [42, 75, 3]
     assert tokenizer.decode(tokenizer.encode("Hi!")) == "Hi!"
-    config = json.loads((tmp_path / "b" / "genai_config.json").read_text())
-    assert config["model"]["vocab_size"] == 97
+
+
+@nightly
+def test_changed_packages_keep_their_tokenizer(exported: OnnxPackage, tmp_path: Path):
+    moh_deploy.prune(exported.root, tmp_path / "pruned", keep="3")
+    if exported.manifest.caches is None:
+        write_caches_in_place(exported, tmp_path / "in-place", SilentProgress())
+    for package in tmp_path.iterdir():
+        assert "tokenizer.json" in OnnxPackage.open(package).manifest.files

@@ -31,6 +31,14 @@ def test_rounding_excuses_a_margin_that_it_may_make():
     assert comparison.differences[0].is_near_tie
 
 
+def test_lower_precisions_have_rules_of_their_own():
+    logits = np.array([[0, 1, 1 - 1e-3, 0, 0]], np.float32)
+    for precision, is_excused in (("float32", False), ("int8", True), ("int4", True)):
+        comparison = TokenComparison([step(1, logits=logits)], precision)
+        comparison.add(step(2), 0)
+        assert comparison.differences[0].is_near_tie is is_excused
+
+
 def test_text_that_ended_earlier_is_compared_as_far_as_both_go():
     comparison = TokenComparison([step(1, None)], "float32")
     comparison.add(step(1, 3), 0)

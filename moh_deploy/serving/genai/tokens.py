@@ -23,7 +23,7 @@ def genai_tokens(
         BackendError: genai is not installed, does not open the bundle, or fails.
     """
     try:
-        import onnxruntime_genai as og  # type: ignore[import-not-found, unused-ignore]
+        import onnxruntime_genai as og  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:
         raise BackendError(
             f"onnxruntime-genai cannot be imported: {error}.",

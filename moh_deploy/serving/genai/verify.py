@@ -89,7 +89,7 @@ def verify_genai(root: Path, other: Model | None, progress: Progress) -> GenaiVe
         read_genai_bundle(root)
         package = OnnxPackage.open(root / PACKAGE_FOLDER)
         interface = check_decoder(package.manifest, str(root))
-    prompts, steps = _prompts(interface.about, interface.padding)
+    prompts, steps = prompts_within(interface.about, interface.padding)
     check_prompts(prompts, interface, steps)
     with progress.step("generating by genai"):
         found = list(genai_tokens(root, prompts, interface.padding, steps))
@@ -110,10 +110,7 @@ def verify_genai(root: Path, other: Model | None, progress: Progress) -> GenaiVe
             comparison.add(DecodedStep(shown, _NO_LOGITS), position)
             ends = interface.about.eos_token_ids
             ended = [end or t in ends for t, end in zip(tokens, ended, strict=True)]
-    if len(found) < steps and not all(ended):
-        raise ValidationError(
-            f"{root}, run by genai, stops after {len(found)} of {steps} tokens, and no text ended."
-        )
+    check_all_steps(str(root), len(found), steps, ended)
     parity = TokenParity(name or reference.name, comparison.compared, tuple(comparison.differences))
     return GenaiVerification(root, tuple(map(len, prompts)), steps, parity)
 
@@ -121,7 +118,20 @@ def verify_genai(root: Path, other: Model | None, progress: Progress) -> GenaiVe
 _NO_LOGITS = np.zeros((0, 0), np.float32)  # genai's are not asked for: the reference's tell margins
 
 
-def _prompts(about: TextGeneration, padding: int) -> tuple[Sequence[Sequence[int]], int]:
+def check_all_steps(name: str, found: int, steps: int, ended: Sequence[bool]) -> None:
+    """Refuse texts that stop before they end: what is not generated would not be compared.
+
+    Raises:
+        ValidationError: Fewer steps than asked for were made, and a text has not ended.
+    """
+    if found < steps and not all(ended):
+        raise ValidationError(
+            f"{name}, run by genai, stops after {found} of {steps} tokens, and text"
+            f" {list(ended).index(False) + 1} has not ended."
+        )
+
+
+def prompts_within(about: TextGeneration, padding: int) -> tuple[Sequence[Sequence[int]], int]:
     """Return prompts of the model's tokens, and how many may follow, within its context."""
     most = about.context_length or sum((*PROMPT_LENGTHS, MOST_STEPS))
     steps = max(1, min(MOST_STEPS, most // 2))

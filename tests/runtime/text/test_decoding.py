@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,12 @@ def test_row_that_ended_gets_padding():
     list(Decoding(runner, INTERFACE, [[1], [3, 6]], 3).steps())
     assert runner.seen[1]["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 0]]
     assert runner.seen[1]["input_ids"].shape == (2, 1)
+
+
+def test_buffers_have_room_for_prompt_and_answer():
+    assert INTERFACE.empty_caches(3, 9)["past_key_values.0.key"].shape[2] == 0
+    buffers = replace(INTERFACE, in_place=True).empty_caches(3, 9)
+    assert buffers["past_key_values.0.key"].shape[2] == 9
 
 
 def test_prompts_are_padded_on_the_left():

@@ -1,0 +1,28 @@
+"""Prompts of the comparison fit into any model's context, and hold no token with a meaning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from moh_deploy.errors import ValidationError
+from moh_deploy.serving.genai.verify import PROMPT_LENGTHS, check_all_steps, prompts_within
+from tests.serving.genai.decoder_package import ABOUT
+
+
+@pytest.mark.parametrize(
+    ("context", "lengths", "steps"),
+    [(4096, PROMPT_LENGTHS, 64), (128, PROMPT_LENGTHS, 64), (20, (1, 7, 10), 10)],
+)
+def test_prompts_fit_into_the_context(context: int, lengths: tuple[int, ...], steps: int):
+    prompts, most = prompts_within(replace(ABOUT, context_length=context), padding=0)
+    assert (tuple(map(len, prompts)), most) == (lengths, steps)
+    assert not {0, *ABOUT.eos_token_ids} & {token for prompt in prompts for token in prompt}
+
+
+def test_text_that_stops_without_an_end_is_no_success():
+    check_all_steps("b", 64, 64, [False, True])
+    check_all_steps("b", 9, 64, [True, True])
+    with pytest.raises(ValidationError, match="b, run by genai, stops after 9 of 64 tokens"):
+        check_all_steps("b", 9, 64, [False, True])
