@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve-demo test test-builds test-all test-long test-cuda test-gpu test-trt cuda plugin wheels check format clean build-dependencies test-dependencies
+.PHONY: help demo serve-demo text-demo test test-builds test-all test-long test-cuda test-gpu test-trt cuda plugin wheels check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -31,6 +31,7 @@ CHECK_EXTRAS := dev
 help:
 	@echo "make demo    train a small model on real digits, export it, verify it, compare every image"
 	@echo "make serve-demo  serve the package of make demo by Triton on the CPU, and compare every answer"
+	@echo "make text-demo  train a small language model on Python's help, export it, lower it to 4 bits, let it write"
 	@echo "make test    run the tests that every push runs"
 	@echo "make test-all   run all tests: every planted bug, every plan, sanitizers, random examples"
 	@echo "make test-long  fuzz the readers, and plant every fault in every model; takes hours"
@@ -52,6 +53,9 @@ TRITON := build/triton-server
 serve-demo: build-dependencies $(VENV)/.installed-examples $(VENV)/.kernels $(TRITON)/.installed
 	@test -e build/digits/held-out.npz || $(MAKE) demo
 	$(BIN)/python examples/serving/serve_demo.py --server $(TRITON)
+
+text-demo: build-dependencies $(VENV)/.installed-text $(VENV)/.kernels
+	$(BIN)/python examples/text/text_demo.py
 
 $(TRITON)/.installed: examples/serving/server-requirements.txt | $(VENV)/.created
 	$(BIN)/python -m venv $(TRITON)
