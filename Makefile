@@ -1,6 +1,6 @@
-# make demo, make test and make check each set up what they need, in a virtual environment of their own;
-# demo and test also build the CPU kernels, after installing what that takes on Debian and Ubuntu; test also
-# installs a browser for the reports.
+# make demo, make compare-demo, make test and make check each set up what they need, in a virtual environment
+# of their own; the demos and test also build the CPU kernels, after installing what that takes on Debian and
+# Ubuntu; test also installs a browser for the reports.
 #
 #   PYTHON=python3.12   interpreter to build the environment with
 #   VENV=.venv          where to build it
@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve-demo text-demo test test-builds test-all test-long test-cuda test-gpu test-trt cuda plugin wheels check format clean build-dependencies test-dependencies
+.PHONY: help demo compare-demo serve-demo text-demo test test-builds test-all test-long test-cuda test-gpu test-trt cuda plugin wheels check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -30,6 +30,7 @@ CHECK_EXTRAS := dev
 
 help:
 	@echo "make demo    train a small model on real digits, export it, verify it, compare every image"
+	@echo "make compare-demo  decide whether MoH is worth it for the digits, against dense, pruned and other rivals"
 	@echo "make serve-demo  serve the package of make demo by Triton on the CPU, and compare every answer"
 	@echo "make text-demo  train a small language model on Python's help, export it, lower it to 4 bits, let it write"
 	@echo "make test    run the tests that every push runs"
@@ -47,6 +48,9 @@ help:
 
 demo: build-dependencies $(VENV)/.installed-examples $(VENV)/.kernels
 	$(BIN)/python examples/digits/demo.py
+
+compare-demo: build-dependencies $(VENV)/.installed-examples $(VENV)/.kernels
+	$(BIN)/python examples/digits/compare.py
 
 # Triton's wheel asks for numpy 1, and has an environment of its own.
 TRITON := build/triton-server

@@ -24,6 +24,8 @@ class DigitsViT(nn.Module):
         num_heads: Heads of each attention, shared and routed ones together.
         num_shared_heads: Heads that every token uses.
         top_k: Routed heads that each token chooses.
+        dense: Every token uses all heads, unweighed, and there are no routers: what MoH has to
+            be worth more than.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class DigitsViT(nn.Module):
         num_shared_heads: int = 2,
         top_k: int = 3,
         dropout: float = 0.1,
+        dense: bool = False,
     ) -> None:
         super().__init__()
         self.patch_embed = nn.Sequential(
@@ -43,7 +46,13 @@ class DigitsViT(nn.Module):
         )
         self.position = nn.Parameter(0.02 * torch.randn((IMAGE_SIZE // PATCH_SIZE) ** 2, dim))
         self.blocks = nn.ModuleList(
-            Block(dim, MoHAttention(dim, num_heads, num_shared_heads, top_k), dropout)
+            Block(
+                dim,
+                DenseAttention(dim, num_heads)
+                if dense
+                else MoHAttention(dim, num_heads, num_shared_heads, top_k),
+                dropout,
+            )
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(dim)
@@ -64,9 +73,9 @@ class DigitsViT(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: MoH attention, then a two-layer perceptron."""
+    """Pre-norm transformer block: attention, then a two-layer perceptron."""
 
-    def __init__(self, dim: int, attention: MoHAttention, dropout: float) -> None:
+    def __init__(self, dim: int, attention: MoHAttention | DenseAttention, dropout: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.attention = attention
@@ -97,6 +106,23 @@ class MoHAttention(nn.Module):
         heads = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)  # [B, S, H, D]
         gates, balance = self.router(x)
         return self.proj((gates.unsqueeze(-1) * heads).flatten(2)), balance
+
+
+class DenseAttention(nn.Module):
+    """Attention whose heads all count for every token."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        batch, seq_len, dim = x.shape
+        qkv = self.qkv(x).view(batch, seq_len, 3, self.num_heads, dim // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, S, D]
+        heads = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)  # [B, S, H, D]
+        return self.proj(heads.flatten(2)), x.new_zeros(())  # Without routers nothing to balance.
 
 
 class TwoStageRouter(nn.Module):

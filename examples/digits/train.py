@@ -50,11 +50,11 @@ def load_splits() -> tuple[Split, Split]:
     return Split(train_x, train_y), Split(test_x, test_y)
 
 
-def train(data: Split, *, epochs: int) -> DigitsViT:
+def train(data: Split, *, epochs: int, dense: bool = False) -> DigitsViT:
     """Train a new model from a fixed seed; progress goes to stderr."""
     torch.set_num_threads(1)  # Faster for matrices this small, and the same sums on any machine.
     torch.manual_seed(SEED)
-    model = DigitsViT().train()
+    model = DigitsViT(dense=dense).train()
     steps = epochs * (len(data.labels) // BATCH_SIZE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
