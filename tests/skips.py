@@ -63,6 +63,7 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without genai": lambda: not _has_package("onnxruntime_genai"),
     "without tokenizers": lambda: not _has_package("tokenizers"),
     "without OpenVINO": lambda: not _has_package("openvino"),
+    "without Ray": lambda: not _has_package("ray"),
     "without zig": lambda: not _has_package("ziglang"),
     "without onnxruntime-web": lambda: not has_onnxruntime_web(),
     "without valgrind": lambda: shutil.which("valgrind") is None,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import moh_deploy
 from moh_deploy.api.made_arms import LoadOriginal, find_arms
 from moh_deploy.decision.earlier import read_earlier
 from moh_deploy.decision.energy import energy_clock
@@ -13,6 +15,9 @@ from moh_deploy.decision.measure import PlannedRun
 from moh_deploy.decision.new_plan import NEW_PLAN
 from moh_deploy.decision.plan import PlanFile, QualityGoal, plan_of, read_plan
 from moh_deploy.decision.report import DataFile, DecisionReport
+from moh_deploy.decision.score_arms import ScoreArms, score_arms
+from moh_deploy.decision.score_blocks import BlockScorer
+from moh_deploy.decision.spread import RayBlocks, check_ray
 from moh_deploy.decision.summarise import LookSetting, report_of
 from moh_deploy.decision.timed_inputs import timed_inputs
 from moh_deploy.errors import ConfigError
@@ -22,7 +27,7 @@ from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.system.staging import scratch_directory, staged_file
+from moh_deploy.system.staging import StagedDirectory, scratch_directory, staged_file
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.label_files import SUFFIXES
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun, labelled_runs
@@ -45,6 +50,8 @@ def compare(
     seconds: float | None = None,
     threads: int | None = None,
     earlier: Path | str | None = None,
+    keep_scores: Path | str | None = None,
+    ray: str | None = None,
     load_original: LoadOriginal | None = None,
     measure: MeasureRuns | None = None,
     measure_fresh: MeasureFresh | None = None,
@@ -68,6 +75,10 @@ def compare(
         threads: Without a plan: threads within an operator.
         earlier: JSON report of the look before, where the plan allows several: what was told
             there stays.
+        keep_scores: A directory where scores of samples are kept by blocks: after an interruption
+            the same call goes on there. Nothing else is resumed.
+        ray: Address of a Ray cluster, or `auto`, that scores samples; times are of this machine.
+            Paths are to be the same on its machines; what is made is put into `keep_scores`.
         load_original: What loads checkpoints of the plan: `moh_deploy.load_original`.
         measure: What times calls that take turns; clocks of its own without.
         measure_fresh: What runs a model in a process of its own.
@@ -102,12 +113,15 @@ def compare(
     with progress.step("reading the plan"):
         look, told = read_earlier(None if earlier is None else Path(earlier), file)
         found = find_arms(file, load_original)
+        if ray is not None:
+            check_ray(file.plan.threads)
         samples = _samples(file, found.base)
         timed = []
         if file.plan.latency is not None:
             timed = timed_inputs(found.base, samples.data, file.plan.sizes)
     joules, why_no_energy = energy_clock()
-    with scratch_directory("moh-deploy-compare") as scratch:
+    kept = None if keep_scores is None else Path(keep_scores)
+    with _scratch(kept if ray is not None else None) as scratch:
         arms = found.made(scratch, progress)
         job = PlannedRun(
             plan=file.plan,
@@ -123,6 +137,7 @@ def compare(
             measure_fresh=measure_fresh or fresh_run,
             scratch=scratch,
             progress=progress,
+            score=_scoring(file, samples, kept, ray),
         )
         measured = job.measured()
         setting = LookSetting(look, told, samples.files, why_no_energy)
@@ -142,6 +157,31 @@ def new_plan(output: Path | str) -> Path:
     with staged_file(path) as partial:
         partial.write_text(NEW_PLAN, encoding="utf-8")
     return path
+
+
+def _scratch(kept: Path | None) -> AbstractContextManager[Path]:
+    """Return a directory for what is made: where other machines can read it, if they have to."""
+    name = "moh-deploy-compare"
+    if kept is None:
+        return scratch_directory(name)
+    return _shared_scratch(kept / name)
+
+
+@contextmanager
+def _shared_scratch(place: Path) -> Iterator[Path]:
+    with StagedDirectory(place.absolute()) as scratch:
+        yield scratch.path
+
+
+def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | None) -> ScoreArms:
+    if kept is None and ray is None:
+        return score_arms
+    subject = {one.path: one.sha256 for one in samples.files}
+    subject |= {"plan": file.plan.digest, "version": moh_deploy.__version__}
+    threads = file.plan.threads
+    if ray is None or threads is None:
+        return BlockScorer(subject, kept)
+    return BlockScorer(subject, kept, RayBlocks(ray, threads))
 
 
 @dataclass(frozen=True)

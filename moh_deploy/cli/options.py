@@ -773,6 +773,16 @@ COMPARE = (
         help="Without a plan: how long all arms run in turns.  [default: 10]",
     ),
     _threads("Without a plan: threads within an operator."),
+    _path(
+        "--keep-scores",
+        "DIR",
+        "Keep scores of samples, by blocks: an interrupted comparison goes on there.",
+    ),
+    click.option(
+        "--ray",
+        metavar="ADDRESS|auto",
+        help="A Ray cluster that scores samples; times are of this machine.",
+    ),
     REPORT_FILES[1:],
     JSON,
 )

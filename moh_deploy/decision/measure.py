@@ -14,7 +14,7 @@ from moh_deploy.decision.fixed_routing_arm import FixedRoutingModel, why_not_fed
 from moh_deploy.decision.measured import ArmFacts, MeasuredArms, SizedRun
 from moh_deploy.decision.plan import Plan
 from moh_deploy.decision.quality_promise import SampleScores
-from moh_deploy.decision.score_arms import score_arms
+from moh_deploy.decision.score_arms import ScoreArms, score_arms
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.fresh_run import MeasureFresh
@@ -42,6 +42,7 @@ class PlannedRun:
         measure_fresh: What runs a model in a process of its own.
         scratch: A directory for files of this measurement.
         progress: What to report steps to.
+        score: What scores the labelled samples with every arm.
     """
 
     plan: Plan
@@ -54,6 +55,7 @@ class PlannedRun:
     measure_fresh: MeasureFresh
     scratch: Path
     progress: Progress
+    score: ScoreArms = score_arms
 
     def measured(self) -> MeasuredArms:
         """Run everything.
@@ -71,7 +73,7 @@ class PlannedRun:
             scores: list[SampleScores] = []
             if self.batches:
                 ignore = self.plan.ignore_label
-                scores = score_arms(
+                scores = self.score(
                     arms, self.batches, self.metrics, ignore=ignore, progress=self.progress
                 )
             runs = [self._timed(one, arms, routerless) for one in self.timed]

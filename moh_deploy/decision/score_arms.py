@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from moh_deploy.decision.arm import OpenedArm, named_errors
 from moh_deploy.decision.quality_promise import SampleScores
 from moh_deploy.errors import ConfigError
-from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
 from moh_deploy.validate.accuracy.metrics import Metric, MetricScores
 from moh_deploy.validate.accuracy.tally import Scored
+
+
+class ScoreArms(Protocol):
+    """Scores samples: `score_arms`, or what does the same by blocks."""
+
+    def __call__(
+        self,
+        arms: Mapping[str, OpenedArm],
+        runs: Sequence[LabelledRun],
+        metrics: Sequence[Metric],
+        *,
+        ignore: int,
+        progress: Progress,
+    ) -> list[SampleScores]: ...
 
 
 def score_arms(
@@ -41,24 +55,20 @@ def score_arms(
     for index, run in enumerate(runs):
         with progress.step(f"scoring batch {index + 1} of {len(runs)}"):
             for name, arm in arms.items():
-                outputs = arm.outputs(run.batch.inputs)
-                for place, one in enumerate(_scored(name, run, outputs, metrics, ignore)):
+                for place, one in enumerate(run_scores(arm, run, metrics, ignore)):
                     found[name][place].append(one)
     return [
-        _joined(metric, {name: scores[place] for name, scores in found.items()})
+        joined(metric, {name: scores[place] for name, scores in found.items()})
         for place, metric in enumerate(metrics)
     ]
 
 
-def _scored(
-    name: str,
-    run: LabelledRun,
-    outputs: Mapping[str, Array],
-    metrics: Sequence[Metric],
-    ignore: int,
+def run_scores(
+    arm: OpenedArm, run: LabelledRun, metrics: Sequence[Metric], ignore: int
 ) -> list[MetricScores]:
-    batch = run.batch
-    whole = Scored({}, outputs, batch.labels).of_valid(run.sample.valid, ignore)
+    """Run an arm on one batch, and return the scores of each metric. Raises as `score_arms`."""
+    name, batch = arm.arm.name, run.batch
+    whole = Scored({}, arm.outputs(batch.inputs), batch.labels).of_valid(run.sample.valid, ignore)
     # Copies that fill up the last batch would count their sample several times.
     real = batch.real(whole.package)
     scores = []
@@ -72,7 +82,7 @@ def _scored(
     return scores
 
 
-def _joined(metric: Metric, parts: Mapping[str, Sequence[MetricScores]]) -> SampleScores:
+def joined(metric: Metric, parts: Mapping[str, Sequence[MetricScores]]) -> SampleScores:
     """Join batches, and leave out samples of which no label counts."""
     first = next(iter(parts.values()))
     weights = np.concatenate([one.weights for one in first])

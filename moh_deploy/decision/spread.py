@@ -1,0 +1,184 @@
+"""Run blocks of samples on a Ray cluster: more machines for quality, never for time.
+
+Ray places, repeats and collects; nothing here schedules. What is lost with a worker is run again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from moh_deploy.decision.arm import Arm, OpenedArm, named_errors, open_arms
+from moh_deploy.decision.score_arms import run_scores
+from moh_deploy.decision.score_blocks import Block, BlockScores, ran_by, score_here
+from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.package import Manifest
+from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
+from moh_deploy.validate.accuracy.metrics import Metric
+
+# A block that kills its worker each time is at fault itself.
+_RETRIES = 3
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A block as it is sent: what a worker opens in place of what is open here.
+
+    Attributes:
+        metrics: Pickled: a worker has to know `path` before it can find functions of the user.
+        ran_by: What runs the arm here.
+        folder: Where relative paths begin.
+        path: Where Python finds modules here.
+    """
+
+    arm: Arm
+    base: Manifest
+    runs: Sequence[LabelledRun]
+    metrics: bytes
+    ignore: int
+    ran_by: str
+    folder: str
+    path: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RayBlocks:
+    """Runs blocks on a cluster; those of arms that exist in this process only, here.
+
+    Attributes:
+        address: `auto` for the cluster of this machine, or `HOST:PORT` of one.
+        threads: That each block takes.
+    """
+
+    address: str
+    threads: int
+
+    def __call__(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, BlockScores]]:
+        """Run blocks, and yield them as they are done.
+
+        Raises:
+            BackendError: There is no such cluster, workers die of a block again and again, or one
+                would run an arm otherwise than this machine does.
+        """
+        sent = [(one, task) for one in blocks if (task := _task(one)) is not None]
+        if sent:
+            with _cluster(self.address) as ray:
+                yield from self._spread(ray, sent)
+        away = {block.key for block, _ in sent}
+        yield from score_here([one for one in blocks if one.key not in away])
+
+    def _spread(
+        self, ray: Any, sent: Sequence[tuple[Block, _Task]]
+    ) -> Iterator[tuple[Block, BlockScores]]:
+        # A retry is for workers that are lost: an exception of ours is the same each time.
+        remote = ray.remote(num_cpus=self.threads, max_retries=_RETRIES)(_scored)
+        waiting = {remote.remote(task): block for block, task in sent}
+        while waiting:
+            done, _ = ray.wait(list(waiting), num_returns=1)
+            block = waiting.pop(done[0])
+            with _named_failures(ray, block):
+                scores: BlockScores = ray.get(done[0])
+            yield block, scores
+
+
+def check_ray(threads: int | None) -> None:
+    """Refuse what cannot be spread before anything is made.
+
+    Raises:
+        BackendError: Ray is not installed.
+        ConfigError: The plan says no number of threads.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise BackendError(
+            "Ray is not installed.", hint="Install it: pip install 'moh-deploy[ray]'."
+        )
+    if threads is None:
+        raise ConfigError(
+            "samples are to be spread over machines, and the plan has no `threads`: with another"
+            " number of them on each machine results could differ.",
+            hint="Add `threads: 1` to the plan.",
+        )
+
+
+def _task(block: Block) -> _Task | None:
+    arm = block.arm.arm
+    # A server is one machine already.
+    alone = None if arm.elsewhere is not None else arm.model.alone(arm.variant)
+    if alone is None:
+        return None
+    model, variant = alone
+    return _Task(
+        replace(arm, model=model, variant=variant, package=None),
+        block.arm.base,
+        block.runs,
+        pickle.dumps(block.metrics),
+        block.ignore,
+        ran_by(block.arm),
+        os.getcwd(),
+        tuple(sys.path),
+    )
+
+
+def _scored(task: _Task) -> BlockScores:
+    """Run a block in a worker."""
+    # The process is Ray's, and does nothing but tasks.
+    os.chdir(task.folder)
+    sys.path += [one for one in task.path if one not in sys.path]
+    metrics: Sequence[Metric] = pickle.loads(task.metrics)
+    with ExitStack() as stack:
+        opened = open_arms([task.arm], task.base, stack)[task.arm.name]
+        _check_same(opened, task.ran_by)
+        return [run_scores(opened, one, metrics, task.ignore) for one in task.runs]
+
+
+def _check_same(opened: OpenedArm, expected: str) -> None:
+    got = ran_by(opened)
+    with named_errors(opened.arm.name):
+        if got != expected:
+            raise BackendError(
+                f"a machine of the cluster runs it by {got}, expected {expected} as on this one:"
+                " results would not be the same bit for bit."
+            )
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[Any]:
+    """Connect to a cluster, unless this process is connected to one already."""
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError) as error:
+        raise BackendError(
+            f"there is no Ray cluster at {address}: {error}",
+            hint="`ray start --head` starts one on this machine.",
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _named_failures(ray: Any, block: Block) -> Iterator[None]:
+    name, start = block.key
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        # What was raised in the worker, as if it had been here.
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        raise BackendError(
+            f"arm '{name}' cannot run: of the block of runs from {start} on,"
+            f" {_RETRIES + 1} workers were lost: {type(error).__name__}.",
+            hint="What was scored before is kept where `--keep-scores` says.",
+        ) from error

@@ -1,0 +1,95 @@
+"""Scores of blocks: the same as without blocks, and kept until an interrupted call goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+
+from moh_deploy.api.compare import _Samples, _samples
+from moh_deploy.decision.arm import Arm, OpenedArm, open_arms
+from moh_deploy.decision.plan import PlanFile, read_plan
+from moh_deploy.decision.score_arms import score_arms
+from moh_deploy.decision.score_blocks import Block, BlockScorer, BlockScores, score_here
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import AS_IT_IS
+from moh_deploy.runtime.models import PackageDir
+from moh_deploy.system.progress import SilentProgress
+from tests.decision.test_spread import write_case
+
+Case: TypeAlias = tuple[_Samples, Mapping[str, OpenedArm]]
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Counting:
+    """Runs blocks backwards, and is interrupted after so many."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self.most, self.done = most, 0
+
+    def __call__(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, BlockScores]]:
+        for found in score_here(blocks[::-1]):
+            if self.done == self.most:
+                raise Interrupted
+            self.done += 1
+            yield found
+
+
+@pytest.fixture(scope="module")
+def case(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Case]:
+    file: PlanFile = read_plan(write_case(tmp_path_factory.mktemp("blocks")))
+    models = {name: PackageDir(file.folder / name) for name in ("right", "wrong")}
+    base: OnnxPackage = models["right"].package
+    arms = [Arm(name, one.name, one, AS_IT_IS, one.package) for name, one in models.items()]
+    with ExitStack() as stack:
+        yield _samples(file, base), open_arms(arms, base.manifest, stack)
+
+
+def scored(scorer: object, case: Case) -> list[bytes]:
+    samples, arms = case
+    assert callable(scorer)
+    found = scorer(arms, samples.batches, samples.metrics, ignore=-100, progress=SilentProgress())
+    return [np.stack([one.weights, *one.totals.values()]).tobytes() for one in found]
+
+
+def test_blocks_in_any_order_give_the_same_bits(case: Case):
+    assert scored(BlockScorer({}, None, Counting()), case) == scored(score_arms, case)
+
+
+def test_interrupted_scoring_goes_on_where_it_was(case: Case, tmp_path: Path):
+    with pytest.raises(Interrupted):
+        scored(BlockScorer({"plan": "1"}, tmp_path, Counting(5)), case)
+    rest = Counting()
+    assert scored(BlockScorer({"plan": "1"}, tmp_path, rest), case) == scored(score_arms, case)
+    # 125 runs are 16 blocks of each of two arms.
+    assert rest.done == 32 - 5
+    again = Counting()
+    assert scored(BlockScorer({"plan": "1"}, tmp_path, again), case) == scored(score_arms, case)
+    assert again.done == 0
+
+
+def test_scores_of_another_plan_or_model_are_not_taken(case: Case, tmp_path: Path):
+    samples, arms = case
+    scored(BlockScorer({"plan": "1"}, tmp_path), case)
+    other = Counting()
+    scored(BlockScorer({"plan": "2"}, tmp_path, other), case)
+    assert other.done == 32
+    # `right` under its name, but with what `wrong` is.
+    wrong = arms["wrong"]
+    changed = OpenedArm(
+        Arm("right", wrong.arm.kind, wrong.arm.model, AS_IT_IS, wrong.arm.package),
+        wrong.runner,
+        wrong.base,
+    )
+    mixed = Counting()
+    scored(BlockScorer({"plan": "1"}, tmp_path, mixed), (samples, {**arms, "right": changed}))
+    assert mixed.done == 16
