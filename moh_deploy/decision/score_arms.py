@@ -58,7 +58,7 @@ def score_arms(
                 for place, one in enumerate(run_scores(arm, run, metrics, ignore)):
                     found[name][place].append(one)
     return [
-        joined(metric, {name: scores[place] for name, scores in found.items()})
+        join_scores(metric, {name: scores[place] for name, scores in found.items()})
         for place, metric in enumerate(metrics)
     ]
 
@@ -82,7 +82,7 @@ def run_scores(
     return scores
 
 
-def joined(metric: Metric, parts: Mapping[str, Sequence[MetricScores]]) -> SampleScores:
+def join_scores(metric: Metric, parts: Mapping[str, Sequence[MetricScores]]) -> SampleScores:
     """Join batches, and leave out samples of which no label counts."""
     first = next(iter(parts.values()))
     weights = np.concatenate([one.weights for one in first])

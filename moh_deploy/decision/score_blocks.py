@@ -16,7 +16,7 @@ import onnx
 
 from moh_deploy.decision.arm import Arm, OpenedArm
 from moh_deploy.decision.quality_promise import SampleScores
-from moh_deploy.decision.score_arms import joined, run_scores
+from moh_deploy.decision.score_arms import join_scores, run_scores
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.models import OnnxFile, PackageDir
 from moh_deploy.system.digest import sha256_of, sha256_of_json
@@ -35,7 +35,7 @@ BlockScores = list[list[MetricScores]]
 
 
 @dataclass(frozen=True)
-class Block:
+class ArmBlock:
     """Some runs of one arm.
 
     Attributes:
@@ -61,11 +61,11 @@ class Block:
         return [run_scores(self.arm, one, self.metrics, self.ignore) for one in self.runs]
 
 
-ScoreBlocks = Callable[[Sequence[Block]], Iterator[tuple[Block, BlockScores]]]
+ScoreBlocks = Callable[[Sequence[ArmBlock]], Iterator[tuple[ArmBlock, BlockScores]]]
 """Runs blocks, and yields each with its scores as it is done, in any order."""
 
 
-def score_here(blocks: Sequence[Block]) -> Iterator[tuple[Block, BlockScores]]:
+def score_here(blocks: Sequence[ArmBlock]) -> Iterator[tuple[ArmBlock, BlockScores]]:
     """Run blocks in this process, one after the other."""
     for block in blocks:
         yield block, block.scored()
@@ -97,7 +97,7 @@ class BlockScorer:
     ) -> list[SampleScores]:
         """Return the scores of all samples that have a label. See `score_arms`."""
         blocks = [
-            Block(arm, start, runs[start : start + RUNS_OF_A_BLOCK], metrics, ignore)
+            ArmBlock(arm, start, runs[start : start + RUNS_OF_A_BLOCK], metrics, ignore)
             for start in range(0, len(runs), RUNS_OF_A_BLOCK)
             for arm in arms.values()
         ]
@@ -114,12 +114,12 @@ class BlockScorer:
                 if block.key in files:
                     _write(files[block.key], scores)
         return [
-            joined(metric, {name: _of_arm(found, name, place) for name in arms})
+            join_scores(metric, {name: _of_arm(found, name, place) for name in arms})
             for place, metric in enumerate(metrics)
         ]
 
     def _files(
-        self, arms: Mapping[str, OpenedArm], blocks: Sequence[Block]
+        self, arms: Mapping[str, OpenedArm], blocks: Sequence[ArmBlock]
     ) -> dict[tuple[str, int], Path]:
         """Return where the scores of each block are kept, of arms whose content can be told."""
         if self.kept is None:
@@ -201,7 +201,7 @@ def _write(file: Path, scores: BlockScores) -> None:
         write_npz(partial, arrays)
 
 
-def _read(file: Path, block: Block) -> BlockScores:
+def _read(file: Path, block: ArmBlock) -> BlockScores:
     arrays = read_npz(file, error=ConfigError)
     try:
         return [

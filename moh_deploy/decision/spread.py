@@ -16,7 +16,7 @@ from typing import Any
 
 from moh_deploy.decision.arm import Arm, OpenedArm, named_errors, open_arms
 from moh_deploy.decision.score_arms import run_scores
-from moh_deploy.decision.score_blocks import Block, BlockScores, ran_by, score_here
+from moh_deploy.decision.score_blocks import ArmBlock, BlockScores, ran_by, score_here
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import Manifest
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
@@ -59,7 +59,7 @@ class RayBlocks:
     address: str
     threads: int
 
-    def __call__(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, BlockScores]]:
+    def __call__(self, blocks: Sequence[ArmBlock]) -> Iterator[tuple[ArmBlock, BlockScores]]:
         """Run blocks, and yield them as they are done.
 
         Raises:
@@ -74,8 +74,8 @@ class RayBlocks:
         yield from score_here([one for one in blocks if one.key not in away])
 
     def _spread(
-        self, ray: Any, sent: Sequence[tuple[Block, _Task]]
-    ) -> Iterator[tuple[Block, BlockScores]]:
+        self, ray: Any, sent: Sequence[tuple[ArmBlock, _Task]]
+    ) -> Iterator[tuple[ArmBlock, BlockScores]]:
         # A retry is for workers that are lost: an exception of ours is the same each time.
         remote = ray.remote(num_cpus=self.threads, max_retries=_RETRIES)(_scored)
         waiting = {remote.remote(task): block for block, task in sent}
@@ -106,7 +106,7 @@ def check_ray(threads: int | None) -> None:
         )
 
 
-def _task(block: Block) -> _Task | None:
+def _task(block: ArmBlock) -> _Task | None:
     arm = block.arm.arm
     # A server is one machine already.
     alone = None if arm.elsewhere is not None else arm.model.alone(arm.variant)
@@ -169,7 +169,7 @@ def _cluster(address: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _named_failures(ray: Any, block: Block) -> Iterator[None]:
+def _named_failures(ray: Any, block: ArmBlock) -> Iterator[None]:
     name, start = block.key
     try:
         yield

@@ -14,7 +14,7 @@ from moh_deploy.api.compare import _Samples, _samples
 from moh_deploy.decision.arm import Arm, OpenedArm, open_arms
 from moh_deploy.decision.plan import PlanFile, read_plan
 from moh_deploy.decision.score_arms import score_arms
-from moh_deploy.decision.score_blocks import Block, BlockScorer, BlockScores, score_here
+from moh_deploy.decision.score_blocks import ArmBlock, BlockScorer, BlockScores, score_here
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import AS_IT_IS
 from moh_deploy.runtime.models import PackageDir
@@ -34,7 +34,7 @@ class Counting:
     def __init__(self, most: int = 1000) -> None:
         self.most, self.done = most, 0
 
-    def __call__(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, BlockScores]]:
+    def __call__(self, blocks: Sequence[ArmBlock]) -> Iterator[tuple[ArmBlock, BlockScores]]:
         for found in score_here(blocks[::-1]):
             if self.done == self.most:
                 raise Interrupted
