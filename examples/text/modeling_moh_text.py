@@ -27,6 +27,9 @@ class MoHTextForCausalLM(nn.Module):
         config: An object with the keys of `config.json` as attributes.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)

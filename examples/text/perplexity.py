@@ -25,8 +25,8 @@ def of_model(model: MoHTextForCausalLM, rows: np.ndarray) -> float:
 def of_package(root: Path, rows: np.ndarray) -> float:
     """Return the same of a package, which `--task text-generation` made."""
     package = OnnxPackage.open(root)
-    caches = TextInterface.of(package.manifest, str(root)).empty_caches(len(rows))
     tokens = rows[:, :-1]
+    caches = TextInterface.of(package.manifest, str(root)).empty_caches(*tokens.shape)
     given = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), **caches}
     return _perplexity(open_runner(package, Variant()).run(given)["logits"], rows[:, 1:])
 

@@ -69,7 +69,9 @@ def make_packages(directory: Path, tokens: Path, root: Path) -> dict[str, Path]:
 
 def write_text(package: Path, original: Path | None = None) -> None:
     """Let a package go on with a prompt; its tokens have to be those of the original."""
-    against = [] if original is None else ["--against", original, "--trust-code"]
+    against: list[str | Path] = []
+    if original is not None:
+        against = ["--against", original, "--trust-code"]
     if importlib.util.find_spec("tokenizers") is not None:
         prompt = ["--prompt", PROMPT]
     else:  # a token is a byte
