@@ -107,5 +107,5 @@ def test_package_in_half_precision_is_refused(package: OnnxPackage, tmp_path: Pa
 
 
 def test_unknown_precision_is_refused(package: OnnxPackage, tmp_path: Path):
-    with pytest.raises(ConfigError, match="to is 'int4', expected float16, bfloat16 or int8"):
-        moh_deploy.precision(package.root, to="int4", output=tmp_path / "low")
+    with pytest.raises(ConfigError, match="to is 'int3', expected int4, int8, bfloat16 or"):
+        moh_deploy.precision(package.root, to="int3", output=tmp_path / "low")

@@ -73,7 +73,7 @@ def test_every_option_of_the_command_reaches_the_other_process(
         "valid_tokens": "valid",
         "longest": {"seq": 9},
         "kernels": "require",
-        "runtime": "onnxruntime",
+        "runtime": None,
         "policy": policy,
         "original": (checkpoint, "float16"),
     }

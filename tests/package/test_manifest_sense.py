@@ -133,7 +133,7 @@ NONSENSE: dict[str, tuple[Manifest, str]] = {
     "opset": (replace(MANIFEST, opset=0), "'opset': is 0, expected 1"),
     "op": (replace(MANIFEST, ops={"moh::X": -1}), "'ops.moh::X': is -1, expected 1"),
     "flops": (replace(MANIFEST, total_flops=-1), "'total_flops': is -1, expected 0"),
-    "precision": (replace(MANIFEST, precision="int4"), "'precision': is 'int4', expected one of"),
+    "precision": (replace(MANIFEST, precision="int3"), "'precision': is 'int3', expected one of"),
     "weights": (with_tuning(weights=(1.0, 2.0)), r"'tuning\.weights': has 2 entries for 1 sets"),
     "layers": (with_tuning(layer_ms=((), ())), r"'tuning\.layer_ms': has 2 entries for 1 layers"),
     "times": (
