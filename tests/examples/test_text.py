@@ -30,6 +30,8 @@ def example(tmp_path_factory) -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.syspath_prepend(str(TEXT))
         modules = {name: import_module(name) for name in MODULES}
+        # One layer of the three: exporting all takes as long again for each.
+        monkeypatch.setitem(modules["train_text"].CONFIG, "num_hidden_layers", 1)
         training, held_out = modules["corpus"].load_text()
         model = modules["train_text"].train(training, steps=3)
         modules["train_text"].write_directory(model, root / "model")
@@ -50,7 +52,7 @@ def test_package_foretells_as_the_model_does(example):
 
 def test_every_attention_is_an_op(example):
     layers = example.package.manifest.layers
-    assert [one.replaced for one in layers] == [True] * 3
+    assert [one.replaced for one in layers] == [True]
     assert {(one.num_heads, one.num_shared_heads) for one in layers} == {(8, 2)}
 
 
