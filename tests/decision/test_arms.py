@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from moh_deploy.decision.arm import Arm, OpenedArm
-from moh_deploy.decision.energy import energy_clock
 from moh_deploy.decision.fixed_routing_arm import FixedRoutingModel, why_not_fed
 from moh_deploy.decision.routing_bias import of_loads, routing_bias
 from moh_deploy.decision.server_arm import ServerModel, host_and_port
@@ -57,30 +56,6 @@ def test_fed_routing_gives_the_packages_own_answers_without_its_routers(tmp_path
         # Other inputs have other gates: these are computed anew.
         other = {name: -one for name, one in inputs.items()}
         np.testing.assert_allclose(fed.run(other)["y"], alone.run(other)["y"], atol=1e-6)
-
-
-def test_energy_is_counted_over_the_end_of_a_counter_and_for_all_processors(tmp_path: Path):
-    for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "max_energy_range_uj").write_text("999999\n")
-        (tmp_path / name / "energy_uj").write_text("900000\n")
-    clock, reason = energy_clock(tmp_path)
-    assert (reason, clock is None) == (None, False)
-    assert clock is not None
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000\n")  # over its end
-    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("950000\n")
-    (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("990000\n")  # part of 0
-    assert clock() == pytest.approx(0.25)
-    assert clock() == pytest.approx(0.25)
-
-
-def test_energy_that_nothing_counts_says_why(tmp_path: Path):
-    assert energy_clock(tmp_path) == (None, f"{tmp_path} has no counter of energy")
-    (tmp_path / "intel-rapl:0").mkdir()
-    clock, reason = energy_clock(tmp_path)
-    assert clock is None
-    assert reason is not None
-    assert reason.endswith("cannot be read: No such file or directory")
 
 
 def test_bias_of_routing_counts_dead_heads_those_always_open_and_entropy(tmp_path: Path):
