@@ -36,7 +36,7 @@ BlockScores = list[list[MetricScores]]
 
 @dataclass(frozen=True)
 class ArmBlock:
-    """Some runs of one arm.
+    """A few runs of one arm that are scored together: what is kept, spread and resumed.
 
     Attributes:
         arm: The arm, open in this process.

@@ -15,7 +15,7 @@ _MJ_OF_A_KWH = 3.6e9
 
 @dataclass(frozen=True)
 class Work:
-    """What one request takes on average.
+    """Time and energy of one request on average: what a bill is made of.
 
     Attributes:
         ms: Time of its run.

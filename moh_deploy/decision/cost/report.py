@@ -54,7 +54,7 @@ class SizeCost:
 
 @dataclass(frozen=True)
 class ArmCost:
-    """What one arm costs.
+    """The costs of one arm: of a request, a million of them, and a month, with intervals.
 
     Attributes:
         name: What the plan calls it.

@@ -37,7 +37,7 @@ class SizedRequests:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What is asked for.
+    """Requests of a team by their sizes, as counts or of a log: what costs are weighed by.
 
     Attributes:
         requests: By sizes; the most frequent first. Each is one run.
