@@ -205,7 +205,7 @@ def test_each_is_timed_against_the_fastest_so_far(package: OnnxPackage):
     report = searched(package, None, meter)
     assert report.precision == "float16"
     contests = {tuple(names) for what, *names in meter.seen if what == CONTEST}
-    assert contests == {(FLOAT32, INT8), (INT8, FLOAT16)}
+    assert contests == {(FLOAT32, "int4 in ONNX Runtime"), (FLOAT32, INT8), (INT8, FLOAT16)}
     assert str(of(report, INT8).reason).startswith("1.026x the time of float16 in ONNX Runtime")
 
 
