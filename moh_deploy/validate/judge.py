@@ -363,7 +363,9 @@ def _selected(
     reference = references[index] if references else None
     if reference is None:
         return None, None
-    return view.of(name, got, reference)[:2]
+    # Each by itself: the reference's scores tell ties also where the package's are not known.
+    own = None if got is None else view.select({name: got})[name]
+    return own, view.select({name: reference})[name]
 
 
 def _unjudged(

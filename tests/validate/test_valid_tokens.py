@@ -18,7 +18,7 @@ from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from moh_deploy.report.document import About
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.validate.valid_tokens import ValidTokens, inner_places, token_view
-from tests.handmade_package import MANIFEST, model, vectors, write_package
+from tests.handmade_package import MANIFEST, gate_weight, model, vectors, write_package
 from tests.nightly import nightly, one_in, sampled
 from tests.report.shown import as_junit, as_page
 from tests.routed_package import SEQ, WIDTH, write_routed
@@ -26,7 +26,7 @@ from tests.routed_package import SEQ, WIDTH, write_routed
 MASK = np.array([[1, 1, 0], [1, 0, 0]], np.int64)
 PADDED = MASK == 0
 
-Change = Callable[[VectorSet], None]
+Change = Callable[[VectorSet], VectorSet | None]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def write_masked(
     )
     found = vectors()
     found = replace(found, inputs={**found.inputs, "mask": mask})
-    change(found)
+    found = change(found) or found
     info = TensorInfo("mask", "int64", ("batch", "seq"))
     with PackageWriter(output) as writer:
         onnx.save(content, writer.path("model.onnx"))
@@ -99,6 +99,17 @@ def test_garbage_in_padding_is_accepted_with_the_mask_and_refused_without(tmp_pa
     for text in (as_junit(report, "m"), as_page(report, About("m"))):
         assert text.count("3 of 6 tokens are padding") == 1
     assert not moh_deploy.verify(root, kernels="off").equal
+
+
+def test_ties_of_valid_tokens_are_told_by_scores_that_the_reference_alone_knows(tmp_path: Path):
+    """Nothing says which value of this graph its heads are chosen by."""
+
+    def scores(found: VectorSet) -> VectorSet:
+        return replace(found, scores=(found.inputs["x"] @ gate_weight(),))
+
+    four = np.array([[1, 1, 1], [1, 0, 0]], np.int64)
+    root = write_masked(tmp_path / "package", scores, four).root
+    moh_deploy.verify(root, valid_tokens="mask", kernels="off").raise_if_unequal()
 
 
 def test_mask_that_a_package_names_is_used_without_an_option(tmp_path: Path):
