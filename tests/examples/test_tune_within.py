@@ -44,7 +44,7 @@ def searched(demo: DemoRun, output: Path, ms: Mapping[str, float], **options: st
 
 def test_int8_is_within_the_condition_and_chosen(digits_demo: DemoRun, tmp_path: Path):
     required_library()
-    times = {"float32": 10.0, "float16": 9.0, "int8": 5.0}
+    times = {"float32": 10.0, "float16": 9.0, "int8": 5.0, "int4": 11.0}
     report = searched(digits_demo, tmp_path / "fast", times, runtime="onnxruntime")
     assert report.precision == OnnxPackage.open(tmp_path / "fast").manifest.precision == "int8"
     (chosen,) = (one for one in report.tried if one.ending == "chosen")

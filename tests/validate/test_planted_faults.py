@@ -82,9 +82,10 @@ def test_right_package_is_accepted(tmp_path: Path):
 
 
 # In half precision the scores are rounded in any case, and what these do is smaller than that.
+# Stale weights make this model's attention differ by 0.049 in bfloat16, and rounding may by 0.053.
 BELOW = {
     "fp16": {"float16 scores"},
-    "bf16": {"float16 scores", "one gate off by 1 %"},
+    "bf16": {"float16 scores", "one gate off by 1 %", "stale weights"},
 }
 PLANTED = [(to, fault) for to, below in BELOW.items() for fault in FAULTS if fault not in below]
 
