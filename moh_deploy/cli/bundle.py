@@ -6,12 +6,57 @@ from pathlib import Path
 
 import click
 
-from moh_deploy.cli import genai, options
+from moh_deploy.cli import genai, options, values
 from moh_deploy.cli.output import print_answer
 
 
 @click.command("bundle")
-@options.takes(*options.BUNDLE)
+@options.takes(
+    click.argument("artefact", metavar="[DIR]", required=False, type=values.FILE_PATH),
+    options.output("The bundle to write; an earlier one is replaced.", required=False),
+    click.option(
+        "--target",
+        type=click.Choice(["triton", "genai"]),
+        default="triton",
+        show_default=True,
+        help="The server that is to load it, or genai: onnxruntime-genai, for language models.",
+    ),
+    click.option(
+        "--backend",
+        type=click.Choice(["python", "onnxruntime", "tensorrt"]),
+        help="What runs the model in the server: moh-deploy in its Python backend (telemetry,"
+        " guard), or the server's own.  [default: tensorrt for an engine, else python]",
+    ),
+    click.option(
+        "--name", metavar="NAME", help="What clients call the model.  [default: the directory's]"
+    ),
+    options.positive("--instances", "How many batches run at the same time.", default=1),
+    options.positive(
+        "--threads", "Threads of each instance.  [default: cores by instances; onnxruntime: 1]"
+    ),
+    options.batching(is_written=True),
+    options.PER_HEAD,
+    options.GUARD,
+    options.path("--fallback", "DIR", "The package of the policy's rung of kind package."),
+    options.SHADOW,
+    options.shadow_share(is_written=True),
+    options.PLANTS_FAULTS,
+    options.REFERENCE,
+    click.option("--image", metavar="IMAGE", help="The container that kserve.yaml names."),
+    click.option(
+        "--storage", metavar="URI", help="Where kserve.yaml says the bundle is: pvc://models/NAME."
+    ),
+    options.path(
+        "--check", "BUNDLE", "Say why a server on this machine would not load this bundle."
+    ),
+    options.path(
+        "--server",
+        "DIR",
+        "With --check: the folder with bin/tritonserver, or an environment with nvidia-pytriton."
+        "  [default: what is installed]",
+    ),
+    options.JSON,
+)
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moh_deploy.cli import options
+from moh_deploy.cli import options, values
 from moh_deploy.cli.output import print_answer
 from moh_deploy.cli.report_files import FileFormat, ReportFiles
 
@@ -16,7 +16,61 @@ if TYPE_CHECKING:
 
 
 @click.command("compare")
-@options.takes(*options.COMPARE)
+@options.takes(
+    click.argument("paths", metavar="[PATH]...", nargs=-1, type=values.FILE_PATH),
+    options.path(
+        "--plan", "FILE.yaml", "The plan: arms, metrics, margins, written before the data."
+    ),
+    options.path("--new-plan", "FILE.yaml", "Write a plan to fill in, and do nothing else."),
+    options.path(
+        "--earlier",
+        "FILE.json",
+        "The JSON report of the look before, where the plan allows several.",
+    ),
+    options.inputs("Without a plan: labelled samples."),
+    click.option(
+        "--labels",
+        metavar="FILE|MEMBER",
+        type=values.NAME_OR_PATH,
+        help="Without a plan: their labels. Without these time alone decides.",
+    ),
+    click.option(
+        "--metric", metavar="NAME", help="Without a plan: what is scored.  [default: top-1]"
+    ),
+    click.option(
+        "--may-lose",
+        type=float,
+        metavar="LOSS",
+        help="Without a plan: how much of the metric an arm may lose, in its own units."
+        "  [default: 0.005]",
+    ),
+    click.option(
+        "--at-least",
+        type=float,
+        metavar="SHARE",
+        help="Without a plan: the share of the reference's median time that has to be saved."
+        "  [default: 0.1]",
+    ),
+    click.option(
+        "--seconds",
+        type=float,
+        metavar="N",
+        help="Without a plan: how long all arms run in turns.  [default: 10]",
+    ),
+    options.threads("Without a plan: threads within an operator."),
+    options.path(
+        "--keep-scores",
+        "DIR",
+        "Keep scores of samples, by blocks: an interrupted comparison goes on there.",
+    ),
+    click.option(
+        "--ray",
+        metavar="ADDRESS|auto",
+        help="A Ray cluster that scores samples; times are of this machine.",
+    ),
+    options.REPORT_FILES[1:],
+    options.JSON,
+)
 @click.pass_context
 def command(
     ctx: click.Context,

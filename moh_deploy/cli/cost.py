@@ -6,13 +6,48 @@ from pathlib import Path
 
 import click
 
-from moh_deploy.cli import options
+from moh_deploy.cli import options, values
 from moh_deploy.cli.output import print_answer
 from moh_deploy.cli.report_files import FileFormat, ReportFiles
 
 
 @click.command("cost")
-@options.takes(*options.COST)
+@options.takes(
+    click.option(
+        "--from",
+        "decision",
+        required=True,
+        metavar="FILE.json",
+        type=values.FILE_PATH,
+        help="The decision: what `moh-deploy compare --json` printed.",
+    ),
+    options.path("--prices", "FILE.yaml", "What machines and people cost.", required=True),
+    options.path(
+        "--traffic",
+        "FILE.csv",
+        "A column for each dimension, and `count`, or `timestamp` where each line is a request.",
+        required=True,
+    ),
+    click.option(
+        "--days",
+        type=float,
+        metavar="N",
+        help="How many days the traffic is of.  [default: a month for counts, what its timestamps"
+        " span for a log]",
+    ),
+    options.flag(
+        "--extrapolate",
+        "Take sizes that lie between two measured ones from their times, and mark them.",
+    ),
+    options.path(
+        "--package",
+        "DIR",
+        "Predict for this package where skipping heads breaks even: by layer, in batch size and in"
+        " the share of open heads.",
+    ),
+    options.REPORT_FILES[1:],
+    options.JSON,
+)
 @click.pass_context
 def command(
     ctx: click.Context,

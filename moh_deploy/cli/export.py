@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moh_deploy.cli import options
+from moh_deploy.cli import options, values
 from moh_deploy.cli.output import print_answer
 
 if TYPE_CHECKING:
@@ -15,7 +15,59 @@ if TYPE_CHECKING:
 
 
 @click.command("export_package")
-@options.takes(*options.EXPORT)
+@options.takes(
+    click.argument("model", type=values.FILE_PATH),
+    options.output("Package to write."),
+    options.MODEL_OPTIONS,
+    options.path(
+        "--inputs",
+        "FILE.npz",
+        "Example inputs; members are called as the parameters of forward, with a path into what is"
+        " nested: past.0.key. Other names are the positional arguments, in file order.",
+    ),
+    options.many("--dynamic", "NAME:AXIS=DIM,...", "Dynamic axes of an input: x:0=batch,2=height."),
+    options.many(
+        "--input",
+        "SPEC",
+        "An example input to make up: 'x:[batch=2,3,224,224]:float32'. NAME=SIZE is a dynamic"
+        " dimension, a number a fixed one; 'ids:[seq=8]:int64=0..999' has a range. Or a constant"
+        " that the model is called with: use_cache=False.",
+        to="input_specs",
+    ),
+    options.many("--output-name", "NAME", "Name of an output, in order.", to="output_names"),
+    options.valid_tokens_input(
+        "The input that is 1 for valid tokens and 0 for padding, [batch, tokens], or that is added"
+        " to scores, 0 for valid tokens: what is computed for padding is not compared, here and"
+        " wherever the package is. `all` compares all tokens."
+        "  [default: what the graph shows to be such an input]"
+    ),
+    click.option("--opset", type=int, metavar="N", help="ONNX operator set."),
+    click.option(
+        "--compute-type",
+        type=click.Choice(["float32", "bfloat16"]),
+        help="What CPU kernels may round the operands of attention's matrix products to. bfloat16"
+        " is faster where the processor has it (amx_bf16, avx512_bf16), and less exact."
+        "  [default: float32]",
+    ),
+    options.cache(
+        "in-place",
+        "concatenated",
+        help="in-place: a decoder takes caches with room, and writes new keys and values into them;"
+        " concatenated: it returns a longer copy of each, as it was written."
+        "  [default: concatenated]",
+    ),
+    click.option(
+        "--require-layers",
+        metavar="N|all",
+        callback=values.number_or_word,
+        help="Fail (exit 4) unless at least N MoH layers were replaced; all: unless all were, and"
+        " nothing else looks like one.",
+    ),
+    click.option(
+        "--verbose", is_flag=True, help="Say on stderr where time went: each step and its seconds."
+    ),
+    options.JSON,
+)
 def command(as_json: bool, verbose: bool, **given: object) -> None:
     """Turn MODEL, of PyTorch (.pt, .pth, .safetensors, .pt2) or .onnx, into a verified package.
 

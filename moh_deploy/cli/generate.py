@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from moh_deploy.cli import options
+from moh_deploy.cli import options, values
 from moh_deploy.cli.failure import writing_stdout
 from moh_deploy.cli.original import given_model_options, open_original, taken_model_options
 from moh_deploy.cli.output import print_answer
@@ -24,7 +24,45 @@ _CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10}, "\N{REPLACEM
 
 
 @click.command("generate")
-@options.takes(*options.GENERATE)
+@options.takes(
+    options.PACKAGE,
+    options.many("--prompt", "TEXT", "What to go on with.", to="prompts"),
+    options.many(
+        "--tokens",
+        "N,N,...",
+        "A prompt as numbers of tokens: needs no tokenizer.",
+        callback=values.read_all(values.parse_tokens),
+    ),
+    options.positive("--max-tokens", "The most tokens that are added to each prompt.", default=64),
+    click.option(
+        "--temperature",
+        metavar="T",
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="Draw tokens, from logits divided by this. 0 takes the likeliest.",
+    ),
+    click.option(
+        "--top-p",
+        metavar="P",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Draw among the likeliest tokens that together have this probability.",
+    ),
+    click.option(
+        "--seed", metavar="N", type=int, default=0, show_default=True, help="Of the draws."
+    ),
+    options.path(
+        "--against",
+        "DIR|FILE",
+        "Compare tokens, the likeliest ones, with another package or with the original: its model"
+        " directory or checkpoint. Exit 1 where one differs by more than rounding explains.",
+    ),
+    options.KERNELS,
+    options.MODEL_OPTIONS,
+    options.JSON,
+)
 def command(against: Path | None, as_json: bool, **given: object) -> None:
     """Go on with prompts by the package DIR, which `export --task text-generation` made, and show
     the text as it comes.

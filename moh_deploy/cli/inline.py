@@ -9,7 +9,11 @@ from moh_deploy.cli.output import print_answer
 
 
 @click.command("inline")
-@options.takes(*options.INLINE)
+@options.takes(
+    options.PACKAGE,
+    options.output("The ONNX file to write.", metavar="FILE.onnx"),
+    options.JSON,
+)
 def command(as_json: bool, **given: object) -> None:
     """Write the model of the package DIR to one ONNX file in standard operators only, proven equal:
     for runtimes that know no functions. It computes every head."""

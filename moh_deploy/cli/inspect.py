@@ -9,7 +9,7 @@ from moh_deploy.cli.output import print_answer
 
 
 @click.command("inspect")
-@options.takes(*options.INSPECT)
+@options.takes(options.PACKAGE, options.KERNELS, options.JSON)
 def command(as_json: bool, **given: object) -> None:
     """Show the MoH layers of the package DIR, what runs them, and how much work they can skip."""
     from moh_deploy.api.inspect import inspect

@@ -9,7 +9,25 @@ from moh_deploy.cli.output import print_answer
 
 
 @click.command("precision")
-@options.takes(*options.PRECISION)
+@options.takes(
+    options.PACKAGE,
+    click.option(
+        "--to",
+        required=True,
+        metavar="float16|bfloat16|int8|int4",
+        help="What products and activations become. int8 and int4 are for the CPU: products with"
+        " stored weights, by ONNX Runtime's own quantiser.",
+    ),
+    click.option(
+        "--float32",
+        multiple=True,
+        metavar="NODE",
+        help="With --to int8 or int4: a product of model.onnx that stays in float32, by its name."
+        " Repeatable.",
+    ),
+    options.output("The package directory to write."),
+    options.JSON,
+)
 def command(as_json: bool, **given: object) -> None:
     """Write the package DIR again in lower precision, as a graph whose types say where: routers,
     norms and what would overflow stay in float32."""

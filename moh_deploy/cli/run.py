@@ -9,7 +9,18 @@ from moh_deploy.cli.output import print_answer
 
 
 @click.command("run")
-@options.takes(*options.RUN)
+@options.takes(
+    options.PACKAGE,
+    options.path(
+        "--inputs", "FILE.npz", "Inputs, named as in the model or in its order.", required=True
+    ),
+    options.path(
+        "--outputs", "FILE.npz", "Where to write the outputs, named as in the model.", required=True
+    ),
+    options.RUNTIME,
+    options.KERNELS,
+    options.JSON,
+)
 def command(as_json: bool, **given: object) -> None:
     """Run the package DIR once, or the engine DIR with its TensorRT."""
     from moh_deploy.api.run import run

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import click
 
-from moh_deploy.cli import options
+from moh_deploy.cli import options, values
 from moh_deploy.cli.output import print_answer
 from moh_deploy.errors import ConfigError
 
@@ -24,7 +24,58 @@ _NOT_ITS = ("choose",)
 
 
 @click.command("tune")
-@options.takes(*options.TUNE)
+@options.takes(
+    options.PACKAGE,
+    options.inputs(
+        "Measure on these inputs instead of the recorded ones; what is chosen is good for their"
+        " sizes."
+    ),
+    click.option(
+        "--weight",
+        "weights",
+        multiple=True,
+        metavar="N",
+        type=float,
+        help="How often a file of --inputs counts, in their order, in a directory that of names: 1"
+        " for a prefill, 200 for a decoding step. Repeatable.  [default: 1 each]",
+    ),
+    options.RUNTIME,
+    options.threads(
+        "Threads within an operator. One thread is measured by CPU time, several by wall time."
+    ),
+    options.min_time("How long each comparison takes at least.", default="500ms"),
+    options.many(
+        "--choose",
+        "LAYER=CHOICE",
+        "Do not measure: let this layer, or all, be dense, sparse or projected;"
+        " 'LAYER[seq<=64]=dense' up to a size only.",
+        callback=values.read_all(values.parse_choices),
+    ),
+    options.flag(
+        "--one-choice",
+        "Let no choice depend on sizes: each layer gets the one that is fastest for all inputs"
+        " together.",
+    ),
+    options.many(
+        "--within",
+        "CONDITION",
+        "Choose the runtime and the precision, too: the fastest of all that are there under this"
+        " condition, such as 'top-1 >= 0.98 * reference' (with --labels), 'flips <= 0.1 %' or"
+        " 'parity'. DIR is in float32 and stays as it is. --runtime tries one only.",
+    ),
+    options.output("With --within: the package to write.", required=False),
+    options.LABEL_FILE,
+    options.SCORING_OPTIONS,
+    options.many(
+        "--code-dir",
+        "DIR",
+        "Where the module of a metric is.",
+        to="code_dirs",
+        type=values.FILE_PATH,
+    ),
+    options.flag("--dry-run", "Measure and report, but write nothing."),
+    options.JSON,
+)
 @click.pass_context
 def command(ctx: click.Context, /, as_json: bool, within: tuple[str, ...], **given: object) -> None:
     """Measure on this machine how each MoH layer of the package DIR runs fastest, and write that

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from moh_deploy.cli import genai, options
+from moh_deploy.cli import genai, options, values
 from moh_deploy.cli.against import named_references
 from moh_deploy.cli.original import taken_model_options
 from moh_deploy.cli.output import print_answer
@@ -14,7 +14,56 @@ from moh_deploy.cli.report_files import FileFormat, ReportFiles
 
 
 @click.command("verify")
-@options.takes(*options.VERIFY)
+@options.takes(
+    options.PACKAGE,
+    options.inputs(
+        "Compare on these inputs instead of the recorded ones. Members named like outputs are the"
+        " expected outputs; without them the reference is the package's own function bodies, run"
+        " with optimisations off. Of a directory all *.npz are taken."
+    ),
+    options.many(
+        "--against",
+        "WHAT",
+        "What to compare with instead: `functions` (its function bodies, optimisations off),"
+        " `kernels`, `recorded`, another package or engine, an ONNX model, or the checkpoint (.pt,"
+        " .safetensors, .pt2), which PyTorch runs.",
+        type=values.NAME_OR_PATH,
+    ),
+    options.valid_tokens_input(
+        "The input, or member of the files, that is 1 for valid tokens and 0 for padding,"
+        " [batch, tokens], or that is added to scores, 0 for valid tokens: what is computed for"
+        " padding is not compared. `all` compares all tokens."
+        "  [default: what the package names]"
+    ),
+    options.vectors(
+        "Compare with the first N recorded runs only; the first is at the example's sizes."
+    ),
+    options.path(
+        "--package", "DIR", "The package that an engine was built from, if an engine is verified."
+    ),
+    click.option("--staged", is_flag=True, hidden=True),  # for whoever writes the package
+    options.POLICY,
+    options.REPORT_FILES,
+    options.BASELINE_FILE,
+    options.LABEL_FILE,
+    options.many(
+        "--metric",
+        "NAME",
+        "top-1, top-5, perplexity, or MODULE:FUNCTION, which takes outputs by name and labels"
+        " and returns a score for each sample; --code-dir says where it is. Without: top-1 for [N],"
+        " perplexity for [N, S].",
+    ),
+    click.option(
+        "--better",
+        type=click.Choice(["higher", "lower"]),
+        help="Which scores of MODULE:FUNCTION are better.",
+    ),
+    options.SCORING_OPTIONS,
+    options.RUNTIME,
+    options.KERNELS,
+    options.MODEL_OPTIONS,
+    options.JSON,
+)
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -6,13 +6,34 @@ from pathlib import Path
 
 import click
 
-from moh_deploy.cli import options
+from moh_deploy.cli import options, values
 from moh_deploy.cli.output import print_answer
 from moh_deploy.cli.report_files import FileFormat, ReportFiles
 
 
 @click.command("watch")
-@options.takes(*options.WATCH)
+@options.takes(
+    click.argument("source"),
+    options.path("--reference", "FILE.json", "What `moh-deploy profile` wrote.", required=True),
+    click.option(
+        "--every",
+        metavar="TIME",
+        default="60s",
+        show_default=True,
+        callback=values.seconds,
+        help="Time between two looks at metrics.",
+    ),
+    click.option(
+        "--windows",
+        metavar="N",
+        type=int,
+        default=1,
+        show_default=True,
+        help="How often to look at metrics after the first time.",
+    ),
+    options.REPORT_FILES,
+    options.JSON,
+)
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -5,12 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import pytest
-
 from moh_deploy.cli.against import _is_checkpoint
 from moh_deploy.cli.generate import _Shown
-from moh_deploy.cli.options import parse_tokens
-from moh_deploy.errors import ConfigError
 
 
 def test_first_text_comes_at_once_and_others_behind_it():
@@ -34,13 +30,6 @@ def test_terminal_is_not_told_what_to_do():
         shown = _Shown(stdout, 1)
         shown(0, "a\x1b[2Jb\n\tc")
         assert stdout.getvalue() == expected
-
-
-def test_prompts_of_numbers_are_read():
-    assert parse_tokens(["1,15, 27", "3"]) == [[1, 15, 27], [3]]
-    for text in ("1,,2", "a", "-1", "9" * 30):
-        with pytest.raises(ConfigError, match="is no prompt, expected 1,15,27"):
-            parse_tokens([text])
 
 
 def test_options_of_an_original_need_one(cli):
