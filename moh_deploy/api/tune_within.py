@@ -9,6 +9,7 @@ import numpy as np
 
 from moh_deploy.api.precision import LOWER_PRECISIONS, precision
 from moh_deploy.api.tune import DEFAULT_SECONDS
+from moh_deploy.config.runtimes import RUNTIMES
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, Runtime, check_package_output
 from moh_deploy.perf.cost_model.machine import Processor
@@ -30,8 +31,6 @@ from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.condition import AccuracyCondition, ParityCondition, parse_conditions
 from moh_deploy.validate.samples import named_mask
-
-_RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 
 
 def tune_within(
@@ -195,7 +194,7 @@ def _ways(base: OnnxPackage, asked: Runtime | None) -> tuple[list[RuntimePrecisi
     """
     ways: list[RuntimePrecision] = []
     absent: list[Tried] = []
-    for runtime in _RUNTIMES if asked is None else (asked,):
+    for runtime in RUNTIMES if asked is None else (asked,):
         try:
             _require_kernels(runtime, base)
         except BackendError as error:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from moh_deploy.cli.values import FILE_PATH, NAME_OR_PATH, seconds
+from moh_deploy.config.runtimes import RUNTIMES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Option = Callable[[Any], Any]
@@ -78,7 +79,7 @@ JSON = click.option(
 )
 RUNTIME = click.option(
     "--runtime",
-    type=click.Choice(["onnxruntime", "openvino"]),
+    type=click.Choice(list(RUNTIMES)),
     help="What runs a package on the CPU. openvino compiles it for each shape, and runs bfloat16"
     " where the processor can: pip install 'moh-deploy[openvino]'."
     "  [default: what it was tuned for, or else onnxruntime]",

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from moh_deploy.config.runtimes import Runtime
 from moh_deploy.config.schema_errors import Key, explain
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_yaml import read_yaml
@@ -104,7 +105,7 @@ class ArmSection(_Section):
     made: MadeSection | None = None
     of: _Text | None = None
     dense: bool = False
-    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    runtime: Runtime = "onnxruntime"
     kernels: Literal["auto", "off", "require"] = "auto"
 
     @property

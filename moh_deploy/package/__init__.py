@@ -4,6 +4,7 @@ A package is a directory: `model.onnx` (and `model.onnx.data` above 1 GB), `mani
 `vectors.npz`. `docs/package-format.md` describes it.
 """
 
+from moh_deploy.config.runtimes import Runtime
 from moh_deploy.package.choices import (
     CHOICES,
     NodeRule,
@@ -46,7 +47,6 @@ from moh_deploy.package.manifest import (
     Proof,
     Rounding,
     RouterTypes,
-    Runtime,
     SizeRange,
     Spread,
     TensorInfo,

@@ -9,14 +9,12 @@ from typing import ClassVar, Literal
 from pydantic import JsonValue
 
 from moh_deploy.config.nested_inputs import ConstantValue
+from moh_deploy.config.runtimes import Runtime
 from moh_deploy.ops.op_names import AttentionOp
 
 FORMAT_VERSION = 1
 
 ComputeType = Literal["float32", "bfloat16"]
-
-Runtime = Literal["onnxruntime", "openvino"]
-"""What runs packages and ONNX models on the CPU. An engine has its own, whatever is said here."""
 
 Choice = Literal["dense", "sparse", "projected"]
 """How a replaced layer is run: every head by its function bodies; the chosen heads by a kernel; the

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from moh_deploy.package import Runtime
+from moh_deploy.config.runtimes import RUNTIMES, Runtime
 from moh_deploy.perf.timing import Ratio
 from moh_deploy.perf.tune.quality import Quality
 from moh_deploy.report.json import in_json
@@ -14,8 +13,6 @@ from moh_deploy.report.json import in_json
 Ending = Literal["chosen", "too slow", "not good", "could not run"]
 
 FLOAT32 = "float32"
-
-_TITLES: Mapping[Runtime, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class RuntimePrecision:
     @in_json()
     def name(self) -> str:
         """What reports call it: `int8 in ONNX Runtime`."""
-        return f"{self.precision} in {_TITLES[self.runtime]}"
+        return f"{self.precision} in {RUNTIMES[self.runtime]}"
 
 
 @dataclass(frozen=True)
