@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, Runtime, check_package_output
 from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.timing import Measure, Stopwatch, check_timing
+from moh_deploy.perf.tune.apart import ContestsApart
+from moh_deploy.perf.tune.contests import Contests, Differs
 from moh_deploy.perf.tune.quality import QualityCheck
-from moh_deploy.perf.tune.search import Differs, Search, write_chosen
+from moh_deploy.perf.tune.search import Search, TakesCandidates, write_chosen
 from moh_deploy.perf.tune.search_report import SearchReport
 from moh_deploy.perf.tune.search_samples import read_labelled_runs, read_runs, require_labels
 from moh_deploy.perf.tune.tried import FLOAT32, RuntimePrecision, Tried
@@ -24,12 +28,17 @@ from moh_deploy.runtime.lowered_package import check_float32
 from moh_deploy.runtime.models import kernels_of, runtime_name_of
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
-from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.progress import Progress, SilentProgress, TerminalProgress
 from moh_deploy.system.staging import StagedDirectory, temporary_place
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.condition import AccuracyCondition, ParityCondition, parse_conditions
+from moh_deploy.validate.condition import (
+    AccuracyCondition,
+    Condition,
+    ParityCondition,
+    parse_conditions,
+)
 from moh_deploy.validate.samples import named_mask
 
 
@@ -79,7 +88,8 @@ def tune_within(
         min_time: Seconds that each comparison takes at least.
         one_choice: Let no layer's choice depend on sizes.
         dry_run: Write nothing.
-        measure: What times candidates; a clock of its own without.
+        measure: What times candidates, all of them in this process; a clock of its own without,
+            and each candidate in a process of its own, so that one that crashes is one row.
         progress: What to report steps to.
 
     Raises:
@@ -96,48 +106,44 @@ def tune_within(
     on_metrics = [one for one in conditions if isinstance(one, AccuracyCondition)]
     require_labels([one.metric for one in on_metrics], given=labels is not None)
     written = _checked_output(output, dry_run=dry_run)
-    paths = [Path(one) for one in inputs]
     with progress.step("reading the package"):
         base = OnnxPackage.open(package_dir)
         check_float32(base)
-        if labels is None:
-            samples = read_runs(base, paths, weights)
-        else:
-            task = Task(
-                labels if isinstance(labels, (str, Path)) else np.asarray(labels),
-                tuple(one.metric for one in on_metrics),
-                _better(on_metrics),
-                label_output,
-                Labelling(ignore_label, shift_labels),
-                batch_size,
-                tuple(map(Path, code_dirs)),
-                named_mask(base.manifest, None),
-            )
-            samples = read_labelled_runs(base, paths, weights, task)
+    task = None
+    if labels is not None:
+        task = Task(
+            labels if isinstance(labels, (str, Path)) else np.asarray(labels),
+            tuple(one.metric for one in on_metrics),
+            _better(on_metrics),
+            label_output,
+            Labelling(ignore_label, shift_labels),
+            batch_size,
+            tuple(map(Path, code_dirs)),
+            named_mask(base.manifest, None),
+        )
+    asked = _Asked(
+        base.root,
+        tuple(conditions),
+        tuple(map(Path, inputs)),
+        tuple(weights),
+        task,
+        threads,
+        one_choice,
+        measure or stopwatch,
+        stopwatch.name,
+    )
     ways, absent = _ways(base, runtime)
     texts = tuple(one.text.strip() for one in conditions)
-    kept_gates = Variant(threads=threads, spins=False).returning(base.gate_names)
     # Beside the output, on whose disk there has to be room anyway.
     place = written or temporary_place("moh-deploy-tune")
-    with StagedDirectory(place) as scratch, open_runner(base, kept_gates) as runner:
-        check = QualityCheck(
-            base, runner, conditions, samples.metrics, samples.runs, samples.files, ignore_label
-        )
-        asked = labels is None and any(isinstance(one, ParityCondition) for one in conditions)
-        search = Search(
-            base=base,
-            ways=ways,
-            make=lambda to, folder: _made(base, to, folder, progress),
-            check=check,
-            differs=Differs(base, paths if asked else [], progress),
-            sets=samples.sets,
-            threads=threads,
-            one_choice=one_choice,
-            measure=measure or stopwatch,
-            clock=stopwatch.name,
-            scratch=scratch.path,
-            progress=progress,
-        )
+    with StagedDirectory(place) as scratch, ExitStack() as stack:
+        contests: TakesCandidates
+        if measure is None:
+            shows_steps = isinstance(progress, TerminalProgress)
+            contests = ContestsApart(asked, scratch.path, shows_steps)
+        else:
+            contests = stack.enter_context(asked.contests(scratch.path, progress))
+        search = Search(base, ways, contests, scratch.path)
         best = search.run()
         if written is not None:
             with progress.step("writing the package"):
@@ -152,7 +158,7 @@ def tune_within(
         machine=Processor.this(use.instruction_set).describe(),
         clock=stopwatch.name,
         threads=threads,
-        sizes=tuple(one.sizes for one in samples.sets),
+        sizes=best.sizes,
         tried=(*search.tried, *absent),
         kernels=use,
     )
@@ -182,8 +188,64 @@ def _better(conditions: Sequence[AccuracyCondition]) -> Better | None:
     return next(iter(sides), None)
 
 
-def _made(base: OnnxPackage, to: str, folder: Path, progress: Progress) -> OnnxPackage:
-    return OnnxPackage.open(precision(base.root, to=to, output=folder, progress=progress).package)
+@dataclass(frozen=True)
+class _Asked:
+    """A search, as it travels to the processes of its candidates; see `SearchTask`.
+
+    Attributes:
+        task: How samples are scored; None without labels.
+        clock: What `measure` reads. Others are those of `tune_within`.
+    """
+
+    package_dir: Path
+    conditions: tuple[Condition, ...]
+    inputs: tuple[Path, ...]
+    weights: tuple[float, ...]
+    task: Task | None
+    threads: int | None
+    one_choice: bool
+    measure: Measure
+    clock: str
+
+    def made(self, to: str, folder: Path, progress: Progress) -> OnnxPackage:
+        """Write the package in a precision."""
+        made = precision(self.package_dir, to=to, output=folder, progress=progress)
+        return OnnxPackage.open(made.package)
+
+    @contextmanager
+    def contests(self, scratch: Path, progress: Progress) -> Iterator[Contests]:
+        """Open the float32 package beside which candidates are judged, and read the samples."""
+        base = OnnxPackage.open(self.package_dir, check_digests=False)
+        if self.task is None:
+            samples = read_runs(base, self.inputs, self.weights)
+        else:
+            samples = read_labelled_runs(base, self.inputs, self.weights, self.task)
+        ignore = (Labelling() if self.task is None else self.task.labelling).ignore
+        kept_gates = Variant(threads=self.threads, spins=False).returning(base.gate_names)
+        on_parity = any(isinstance(one, ParityCondition) for one in self.conditions)
+        files = self.inputs if self.task is None and on_parity else ()
+        with open_runner(base, kept_gates) as runner:
+            yield Contests(
+                base=base,
+                make=lambda to, folder: self.made(to, folder, progress),
+                check=QualityCheck(
+                    base,
+                    runner,
+                    self.conditions,
+                    samples.metrics,
+                    samples.runs,
+                    samples.files,
+                    ignore,
+                ),
+                differs=Differs(base, files, progress),
+                sets=samples.sets,
+                threads=self.threads,
+                one_choice=self.one_choice,
+                measure=self.measure,
+                clock=self.clock,
+                scratch=scratch,
+                progress=progress,
+            )
 
 
 def _ways(base: OnnxPackage, asked: Runtime | None) -> tuple[list[RuntimePrecision], list[Tried]]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,17 +22,19 @@ from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import BackendError, ConfigError, ValidationError
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage
+from moh_deploy.perf.tune.contests import CONTEST, Differs
 from moh_deploy.perf.tune.quality import QualityCheck
-from moh_deploy.perf.tune.search import CONTEST, Differs
 from moh_deploy.perf.tune.search_report import SearchReport
 from moh_deploy.perf.tune.tried import Tried
 from moh_deploy.runtime.openvino import extension
+from moh_deploy.system.isolate import child_environment
 from moh_deploy.system.npz import write_npz
 from tests import small_moh
 from tests.kernel_library import required_library
 
-FLOAT32, INT8, FLOAT16, BFLOAT16 = (
-    f"{precision} in ONNX Runtime" for precision in ("float32", "int8", "float16", "bfloat16")
+FLOAT32, INT4, INT8, FLOAT16, BFLOAT16 = (
+    f"{precision} in ONNX Runtime"
+    for precision in ("float32", "int4", "int8", "float16", "bfloat16")
 )
 SLOW_MS = 99.0
 
@@ -169,7 +176,7 @@ def test_what_is_slower_here_is_not_chosen_and_nothing_is_left_out_of_the_table(
         FLOAT32: "chosen",
         INT8: "too slow",
         FLOAT16: "too slow",
-        "int4 in ONNX Runtime": "too slow",
+        INT4: "too slow",
         BFLOAT16: "could not run",  # which is emulated on this runtime, and not timed
         "float32 in OpenVINO": "could not run",
     }
@@ -205,7 +212,7 @@ def test_each_is_timed_against_the_fastest_so_far(package: OnnxPackage):
     report = searched(package, None, meter)
     assert report.precision == "float16"
     contests = {tuple(names) for what, *names in meter.seen if what == CONTEST}
-    assert contests == {(FLOAT32, "int4 in ONNX Runtime"), (FLOAT32, INT8), (INT8, FLOAT16)}
+    assert contests == {(FLOAT32, INT4), (FLOAT32, INT8), (INT8, FLOAT16)}
     assert str(of(report, INT8).reason).startswith("1.026x the time of float16 in ONNX Runtime")
 
 
@@ -347,3 +354,81 @@ def test_package_tuned_for_a_runtime_that_is_not_there_says_so(
     # In another precision it is another package, of which nothing was measured.
     lowered = moh_deploy.precision(tmp_path / "tuned", to="float16", output=tmp_path / "half")
     assert OnnxPackage.open(lowered.package).manifest.runtime is None
+
+
+# A metric of the user's that crashes on whatever differs from the float32 package, as a kernel may.
+CRASHING = """
+import os, signal
+import numpy as np
+seen = {}
+def score(outputs, labels):
+    (y,) = outputs.values()
+    known = seen.setdefault(labels.tobytes(), y)
+    if np.abs(y - known).max() > 1e-3 * np.abs(known).max():
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return np.ones(len(labels))
+"""
+
+
+@pytest.mark.nightly
+def test_candidate_that_crashes_does_not_end_the_search(
+    package: OnnxPackage, samples: dict[str, Path], tmp_path: Path
+):
+    (tmp_path / "mine.py").write_text(CRASHING)
+    report = moh_deploy.tune_within(
+        package.root,
+        within="mine:score >= 0.9 * reference",
+        inputs=[samples["inputs"]],
+        labels=samples["labels"],
+        code_dirs=[tmp_path],
+        min_time=0.0,
+        output=tmp_path / "fast",
+    )
+    lost = of(report, INT8)
+    assert lost.ending == "could not run"
+    assert str(lost.reason).startswith("its process ended by signal 11 (SIGSEGV)")
+    assert report.precision in ("float32", "float16")
+    assert moh_deploy.verify(tmp_path / "fast").equal
+
+
+HANGING = """
+import pathlib, time
+def score(outputs, labels):
+    pathlib.Path(__file__).with_name("began").touch()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_search_that_is_interrupted_leaves_nothing_behind(
+    package: OnnxPackage, samples: dict[str, Path], tmp_path: Path, number: int
+):
+    (code := tmp_path / "code").mkdir()
+    (code / "mine.py").write_text(HANGING)
+    (place := tmp_path / "place").mkdir()
+    (temporary := tmp_path / "temporary").mkdir()
+    command = [sys.executable, "-m", "moh_deploy", "tune", package.root, "--output", place / "fast"]
+    command += ["--within", "mine:score >= 0.9 * reference", "--inputs", samples["inputs"]]
+    command += ["--labels", samples["labels"], "--code-dir", code, "--min-time", "0ms"]
+    # A group of its own, as a shell gives to a command: Ctrl-C reaches all of it.
+    process = subprocess.Popen(
+        list(map(str, command)),
+        env={**child_environment(), "TMPDIR": str(temporary)},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with process:
+        while not (code / "began").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert list(place.iterdir())  # what is being made
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        assert process.wait(60) == 128 + number
+    assert not list(place.iterdir())
+    assert not list(temporary.iterdir())
+    with pytest.raises(ProcessLookupError):  # nobody is left of the group
+        os.killpg(process.pid, 0)

@@ -1,102 +1,35 @@
 """Find the runtime, the precision and the way of each layer that are fastest and still good.
 
-Candidates are taken one after the other. Each has to be good on few samples, then beat the fastest
-so far in turns with it, then be good on all samples: what is dear is asked last, and of few.
+Candidates are taken one after the other, each against the fastest so far.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
+from typing import Protocol
 
-from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
+from moh_deploy.errors import MoHDeployError
 from moh_deploy.graph.write_choices import write_choices
-from moh_deploy.package import OnnxPackage, choices_for
-from moh_deploy.perf.timing import Measure, ratio, weighted_sum
-from moh_deploy.perf.tune.job import TuneJob
-from moh_deploy.perf.tune.quality import FLOAT32_PACKAGE, Quality, QualityCheck
-from moh_deploy.perf.tune.tried import Ending, RuntimePrecision, Timed, Tried
-from moh_deploy.runtime.base import Runner, Variant
-from moh_deploy.runtime.models import kernels_of
-from moh_deploy.runtime.open_runner import open_runner, opened_package
-from moh_deploy.system.progress import Progress
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.model_references import PackageReference
-from moh_deploy.validate.policy import BUILT_IN_POLICY
-from moh_deploy.validate.recorded_parity import compare_recorded
-from moh_deploy.validate.samples import named_mask
-from moh_deploy.validate.subject import Subject
-from moh_deploy.validate.verify_runs import WhatToRun, verify_runs
-
-CONTEST = "contest"
-HOPELESS = 1.5
-"""A package that takes so many times as long as the fastest before its layers are tuned is not
-tuned: `export` has chosen for them by prediction, and what measuring adds is less."""
-
-MakePackage = Callable[[str, Path], OnnxPackage]
-"""Writes the package in a precision to a directory, if it is equal to the original within the rule
-for that precision; raises if it is not, or cannot be made."""
+from moh_deploy.package import OnnxPackage
+from moh_deploy.perf.tune.contests import Best, MakePackage, ended_by, folder_of
+from moh_deploy.perf.tune.tried import RuntimePrecision, Tried
 
 
-@dataclass(frozen=True)
-class Differs:
-    """Compares a candidate with the float32 package on files of inputs, as `verify` does.
+class TakesCandidates(Protocol):
+    """What a search asks of each candidate: `Contests` does it here, `ContestsApart` elsewhere."""
 
-    Attributes:
-        base: The float32 package.
-        files: The files; without any nothing is compared: recorded runs were before.
-        progress: What to report steps to.
-    """
+    @property
+    def make(self) -> MakePackage:
+        """What makes packages in other precisions."""
 
-    base: OnnxPackage
-    files: Sequence[Path]
-    progress: Progress
+    def first(self, way: RuntimePrecision) -> Best:
+        """See `Contests.first`."""
 
-    def __call__(self, way: RuntimePrecision, package: OnnxPackage) -> str | None:
-        """Return why it is not equal; None if it is."""
-        if not self.files:
-            return None
-        subject = Subject(opened_package(package), package, "auto", way.runtime)
-        what = WhatToRun(self.files, None, named_mask(package.manifest, None))
-        reference = PackageReference(FLOAT32_PACKAGE, self.base, Variant())
-        policy, progress = BUILT_IN_POLICY, self.progress
-        report = verify_runs(subject, what, against=[reference], policy=policy, progress=progress)
-        return None if report.failure is None else report.failure.message
-
-
-@dataclass(frozen=True)
-class Best:
-    """The fastest package so far that is good.
-
-    Attributes:
-        way: Its runtime and precision.
-        package: As tuned.
-        quality: On all samples.
-        timed: How it beat the one before.
-    """
-
-    way: RuntimePrecision
-    package: OnnxPackage
-    quality: Quality
-    timed: Timed | None = None
-
-
-class _Ended(Exception):
-    """A candidate is out."""
-
-    def __init__(
-        self,
-        ending: Ending,
-        reason: str,
-        timed: Timed | None = None,
-        quality: Quality | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.ending, self.reason, self.timed, self.quality = ending, reason, timed, quality
+    def challenge(self, way: RuntimePrecision, made: OnnxPackage, best: Best) -> Best | Tried:
+        """See `Contests.challenge`."""
 
 
 @dataclass
@@ -106,30 +39,14 @@ class Search:
     Attributes:
         base: The package, in float32.
         ways: What to try, the float32 package itself first.
-        make: What makes packages in other precisions.
-        check: Its figures on samples, which have to meet the conditions.
-        differs: Why a package is not equal to the float32 one; None if it is, or nobody asked.
-        sets: What is timed.
-        threads: Within an operator; None for the runtime's own choice.
-        one_choice: No layer's choice depends on sizes.
-        measure: What times candidates.
-        clock: What it measures.
+        contests: What takes candidates.
         scratch: A directory for packages.
-        progress: What to report steps to.
     """
 
     base: OnnxPackage
     ways: Sequence[RuntimePrecision]
-    make: MakePackage
-    check: QualityCheck
-    differs: Callable[[RuntimePrecision, OnnxPackage], str | None]
-    sets: Sequence[InputSet]
-    threads: int | None
-    one_choice: bool
-    measure: Measure
-    clock: str
+    contests: TakesCandidates
     scratch: Path
-    progress: Progress
     tried: list[Tried] = field(default_factory=list)
     _made: dict[str, OnnxPackage | MoHDeployError] = field(default_factory=dict)
 
@@ -140,79 +57,29 @@ class Search:
             ValidationError: Not even the float32 package can be shown to meet the conditions.
         """
         first, *others = self.ways
-        best = self._first(first)
+        best = self.contests.first(first)
         for way in others:
-            try:
-                challenger = self._challenge(way, best)
-            except _Ended as out:
-                self.tried.append(Tried(way, out.ending, out.reason, out.timed, out.quality))
-                shutil.rmtree(self._folder(way), ignore_errors=True)
+            challenger = self._challenge(way, best)
+            if isinstance(challenger, Tried):
+                self.tried.append(challenger)
+                shutil.rmtree(folder_of(self.scratch, way), ignore_errors=True)
                 continue
             assert challenger.timed is not None
             beaten = challenger.timed.inverse(way.name)
             reason = beaten.sentence()
             self.tried.append(Tried(best.way, "too slow", reason, beaten, best.quality))
-            shutil.rmtree(self._folder(best.way), ignore_errors=True)
+            shutil.rmtree(folder_of(self.scratch, best.way), ignore_errors=True)
             best = challenger
         self.tried.append(Tried(best.way, "chosen", None, best.timed, best.quality))
         # In the order in which they were to be tried.
         self.tried.sort(key=lambda one: self.ways.index(one.way))
         return best
 
-    def _first(self, way: RuntimePrecision) -> Best:
-        """Tune the float32 package: what it cannot show, no other package can."""
-        package = self._tuned(way, self.base)
-        quality = self._judged(way, package)
-        unknown = [one for one in quality.accuracy if one.verdict != "passed"]
-        if unknown:
-            raise ValidationError(
-                f"the float32 package itself cannot be shown to meet the condition:"
-                f" {unknown[0].reason}",
-                hint="Give more samples, or allow more to be lost.",
-            )
-        if quality.failed:
-            # Kernels sum in another order than bodies, and ties within rounding flip.
-            package = self.base
-            quality = self._judged(way, package)
-        if quality.failed:
-            raise ValidationError(
-                f"the float32 package itself does not meet the condition: {quality.failed[0]}",
-                hint="Ties within rounding flip in any other way to compute: allow some.",
-            )
-        return Best(way, package, quality)
-
-    def _challenge(self, way: RuntimePrecision, best: Best) -> Best:
-        """Return the candidate if it beats the best one.
-
-        Raises:
-            _Ended: It does not.
-        """
-        with _ending():
-            made = self._package(way.precision)
-            with self._opened(way, made, gates=True) as runner:
-                _require_own_arithmetic(runner)
-                quality = self.check.first_look(runner)
-        _require_good(quality, None)
-        with _ending(quality=quality):
-            timed = self._contest(way, made, best)
-        if timed.ratio.low > HOPELESS:
-            raise _Ended(
-                "too slow", f"{timed.sentence()}, before its layers are tuned", timed, quality
-            )
-        with _ending(timed, quality):
-            package = self._tuned(way, made)
-            if package is not made:
-                timed = self._contest(way, package, best)
-        if not timed.ratio.is_faster:
-            why = "" if timed.ratio.is_slower else ": not faster beyond noise"
-            raise _Ended("too slow", f"{timed.sentence()}{why}", timed, quality)
-        with _ending(timed, quality):
-            quality = self._judged(way, package)
-            _require_good(quality, timed)
-            different = self.differs(way, package)
-        if different is not None:
-            raise _Ended("not good", different, timed, quality)
-        return Best(way, package, quality, timed)
+    def _challenge(self, way: RuntimePrecision, best: Best) -> Best | Tried:
+        try:
+            return self.contests.challenge(way, self._package(way.precision), best)
+        except MoHDeployError as error:
+            return Tried(way, *ended_by(error))
 
     def _package(self, precision: str) -> OnnxPackage:
         """Return the package in a precision, made once; what kept it from being made, likewise."""
@@ -220,71 +87,13 @@ class Search:
             return self.base
         if precision not in self._made:
             try:
-                self._made[precision] = self.make(precision, self.scratch / precision)
+                self._made[precision] = self.contests.make(precision, self.scratch / precision)
             except MoHDeployError as error:
                 self._made[precision] = error
         found = self._made[precision]
         if isinstance(found, MoHDeployError):
             raise found
         return found
-
-    def _tuned(self, way: RuntimePrecision, package: OnnxPackage) -> OnnxPackage:
-        """Choose how each layer runs, and prove the package as chosen, in its runtime.
-
-        Returns:
-            The package itself where there is nothing to choose.
-
-        Raises:
-            ValidationError: It differs from the recorded runs of the original.
-        """
-        variant = self._variant(way)
-        use = kernels_of(variant, package.manifest.compute_type)
-        if use.library is None or not any(map(choices_for, package.manifest.layers)):
-            with self.progress.step(f"comparing {way.name} with the original model"):
-                compare_recorded(package, variant).raise_if_unequal()
-            return package
-        folder = self._folder(way)
-        folder.mkdir()
-        job = TuneJob(package, use, variant, self.one_choice, folder, self.progress)
-        outcome = job.measured(self.sets, self.measure, self.clock)
-        job.prove(outcome, [])
-        return write_choices(package, outcome.layers, folder / "tuned", tuning=outcome.tuning)
-
-    def _contest(self, way: RuntimePrecision, package: OnnxPackage, best: Best) -> Timed:
-        """Time a candidate and the best one in turns."""
-        with ExitStack() as stack, self.progress.step(f"timing {way.name}"):
-            runners = {
-                one.name: stack.enter_context(self._opened(one, of))
-                for one, of in ((best.way, best.package), (way, package))
-            }
-            weights = [one.weight for one in self.sets]
-            times = [
-                self.measure(CONTEST, {k: one.bound(fed.inputs) for k, one in runners.items()})
-                for fed in self.sets
-            ]
-        mine, theirs = (
-            weighted_sum([one[name] for one in times], weights)
-            for name in (way.name, best.way.name)
-        )
-        ms, rival_ms = (median(one) / sum(weights) for one in (mine, theirs))
-        return Timed(best.way.name, ms, rival_ms, ratio(mine, theirs))
-
-    def _judged(self, way: RuntimePrecision, package: OnnxPackage) -> Quality:
-        runner = self._opened(way, package, gates=True)
-        with runner, self.progress.step(f"judging {way.name}"):
-            return self.check.judge(runner)
-
-    def _opened(
-        self, way: RuntimePrecision, package: OnnxPackage, *, gates: bool = False
-    ) -> Runner:
-        variant = self._variant(way)
-        return open_runner(package, variant.returning(package.gate_names) if gates else variant)
-
-    def _variant(self, way: RuntimePrecision) -> Variant:
-        return Variant(runtime=way.runtime, threads=self.threads)
-
-    def _folder(self, way: RuntimePrecision) -> Path:
-        return self.scratch / f"{way.runtime}-{way.precision}"
 
 
 def write_chosen(best: Best, output: Path, within: Sequence[str]) -> OnnxPackage:
@@ -298,32 +107,3 @@ def write_chosen(best: Best, output: Path, within: Sequence[str]) -> OnnxPackage
     return write_choices(
         best.package, manifest.layers, output, tuning=tuning, runtime=best.way.runtime
     )
-
-
-@contextmanager
-def _ending(timed: Timed | None = None, quality: Quality | None = None) -> Iterator[None]:
-    """End a candidate on an error: nothing is swallowed, and no candidate ends the search."""
-    try:
-        yield
-    except ValidationError as error:
-        raise _Ended("not good", _with_hint(error), timed, quality) from error
-    except MoHDeployError as error:
-        raise _Ended("could not run", _with_hint(error), timed, quality) from error
-
-
-def _with_hint(error: MoHDeployError) -> str:
-    return error.message if error.hint is None else f"{error.message} {error.hint}"
-
-
-def _require_own_arithmetic(runner: Runner) -> None:
-    emulated = runner.describe().kernels.emulated_dtype
-    if emulated is not None:
-        raise BackendError(
-            f"the runtime has no products of {emulated} here: it would compute in float32 and round"
-            " every result."
-        )
-
-
-def _require_good(quality: Quality, timed: Timed | None) -> None:
-    if quality.failed:
-        raise _Ended("not good", " ".join(quality.failed), timed, quality)
