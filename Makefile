@@ -112,10 +112,15 @@ cuda:
 	cmake --build build/cuda --parallel $(JOBS)
 
 # Compiled by zig, whatever this machine is. The same sources and time give the same bytes.
-wheels: build-dependencies $(VENV)/.installed-wheels
+wheels: build-dependencies $(VENV)/.build-frontend
 	$(BIN)/python -m build --sdist
 	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} && export SOURCE_DATE_EPOCH && \
 	    $(BIN)/python -m build --wheel -C target=x86_64 && $(BIN)/python -m build --wheel -C target=aarch64
+
+# zig and the other tools come into environments that it makes itself: neither torch nor a compiler is needed.
+$(VENV)/.build-frontend: | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet 'build>=1.2'
+	@touch $@
 
 check: $(VENV)/.installed-$(CHECK_EXTRAS)
 	$(BIN)/ruff format --check .
