@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from moh_deploy.report.json import in_json
 from moh_deploy.runtime.text.decoding import DecodedStep
 from moh_deploy.validate.tolerances import rule_name, tolerance_for
 
@@ -30,6 +31,7 @@ class TokenDifference:
     allowed: float
 
     @property
+    @in_json("explained")
     def is_near_tie(self) -> bool:
         """Whether rounding alone may have chosen."""
         return self.margin <= 2 * self.allowed

@@ -9,6 +9,7 @@ import pytest
 from moh_deploy import native
 from moh_deploy.serving.genai.bundle import write_genai_bundle
 from tests.cli.run_cli import Cli
+from tests.report.json_schema import validate
 from tests.serving.genai.decoder_package import package
 
 
@@ -39,3 +40,11 @@ def test_several_references_are_refused(cli: Cli, bundle: Path):
     shown = cli("verify", bundle, "--against", "a", "--against", "b")
     assert shown.exit_code not in (0, 1)
     assert "--against is given 2 times" in shown.err
+
+
+def test_bundle_that_has_changed_is_an_error_of_the_schema(cli: Cli, bundle: Path):
+    (bundle / "genai_config.json").write_text("{}")
+    shown = cli("verify", bundle, "--json")
+    assert shown.exit_code == 5
+    validate("verify-genai", shown.json)
+    assert "has changed since the bundle was written" in shown.json["error"]["message"]

@@ -13,6 +13,7 @@ from moh_deploy.decision.report import DecisionReport
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.report.json import FLAT, HIDDEN, in_json, to_json
 from moh_deploy.report.report import Report
+from moh_deploy.serving.genai.verify import GenaiVerification
 from moh_deploy.validate.bisection.report import BisectReport
 from moh_deploy.validate.edge_cases.report import ProbeReport
 from moh_deploy.validate.parity_report import ParityReport
@@ -25,6 +26,7 @@ REPORTS: dict[str, type[Report]] = {
     "cost": CostReport,
     "probe": ProbeReport,
     "verify": ParityReport,
+    "verify-genai": GenaiVerification,
 }
 BY_COMMAND_LINE = {"package"}
 """What `verify` and `probe` add: the package as the user named it."""

@@ -22,6 +22,7 @@ from moh_deploy.errors import PackageError
 from moh_deploy.package import MODEL_NAME, TOKENIZER_NAME, OnnxPackage
 from moh_deploy.package.manifest_json import MANIFEST_NAME
 from moh_deploy.package.tokenizer_files import TOKENIZER_FILES
+from moh_deploy.runtime.models import require_onnxruntime
 from moh_deploy.serving.genai.bundle_json import (
     GENAI_BUNDLE_NAME,
     PACKAGE_FOLDER,
@@ -52,10 +53,12 @@ def write_genai_bundle(
         threads: Threads within an operator; None for the runtime's own choice.
 
     Raises:
-        ConfigError: genai has no words for something of this decoder.
+        ConfigError: genai has no words for something of this decoder, or it was tuned for another
+            runtime.
         PackageError: It is no decoder, has no tokenizer, or cannot be written.
     """
     interface = check_decoder(package.manifest, str(package.root))
+    require_onnxruntime(f"package {package.root}", package.manifest.runtime, "onnxruntime-genai")
     _check_tokenizer(package)
     library = native.kernel_library()
     config = GenaiConfig(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from moh_deploy.errors import MoHDeployError, ValidationError
 from moh_deploy.package import OnnxPackage, TextGeneration
 from moh_deploy.report.document import Document, Table, Text
+from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.base import Model, Variant
 from moh_deploy.runtime.open_runner import opened_package
@@ -32,18 +34,21 @@ class GenaiVerification(Report):
     """A comparison of a bundle's tokens.
 
     Attributes:
+        schema_version: Of its JSON; docs/verify-genai.schema.json describes it.
         root: The bundle.
         prompt_lengths: Tokens of each prompt of the batch.
         steps: The most tokens that were added to each.
         parity: genai's tokens beside those of the reference.
     """
 
-    root: Path
+    schema_version: Literal[1] = field(default=1, init=False)
+    root: Path = field(metadata=HIDDEN)  # the command line says it
     prompt_lengths: tuple[int, ...]
     steps: int
     parity: TokenParity
 
     @property
+    @in_json()
     def equal(self) -> bool:
         """Whether no token differs by more than rounding explains."""
         return self.failure is None

@@ -40,6 +40,7 @@ from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage, VectorS
 from moh_deploy.package.manifest_json import MANIFEST_NAME
 from moh_deploy.package.model_files import save_model
 from moh_deploy.runtime.base import Deployed
+from moh_deploy.runtime.models import require_onnxruntime
 from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
 from moh_deploy.runtime.tensorrt.engine_dir import (
     ENGINE_MANIFEST_NAME,
@@ -187,6 +188,12 @@ class _Writing:
         self.backend = _backend_for(model, options.backend)
         self.axis = _batch_axis(self.manifest)
         if self.backend == "onnxruntime":
+            require_onnxruntime(
+                model.name,
+                model.preferred_runtime,
+                "Triton's backend 'onnxruntime'",
+                instead="--backend python serves it in its own runtime.",
+            )
             # Ours tries it in the server, at each start; there nobody will.
             settings = replace(options.settings, sample_every=0)
             with closing(open_served(model, settings)) as served:

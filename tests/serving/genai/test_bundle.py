@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy import native
-from moh_deploy.errors import PackageError
+from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.serving.genai.bundle import write_genai_bundle
 from moh_deploy.serving.genai.bundle_json import is_genai_bundle, read_genai_bundle
 from tests.serving.genai.decoder_package import package
@@ -49,6 +49,13 @@ def test_package_without_tokenizer_is_refused(tmp_path: Path, missing: str):
     files = {name: text for name, text in TOKENIZER.items() if name != missing}
     with pytest.raises(PackageError, match=f"has no {missing}, which genai's tokenizer reads"):
         write_genai_bundle(package(tmp_path / "p", files), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_package_that_was_tuned_for_another_runtime_is_refused(tmp_path: Path):
+    tuned = package(tmp_path / "p", TOKENIZER, runtime="openvino")
+    with pytest.raises(ConfigError, match="was tuned for openvino, and onnxruntime-genai runs"):
+        write_genai_bundle(tuned, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.serving.genai.verify import PROMPT_LENGTHS, check_all_steps, prompts_within
+from moh_deploy.serving.genai.verify import (
+    PROMPT_LENGTHS,
+    GenaiVerification,
+    check_all_steps,
+    prompts_within,
+)
+from moh_deploy.validate.generate_report import TokenParity
+from moh_deploy.validate.token_parity import TokenDifference
+from tests.report.json_schema import assert_of_form
 from tests.serving.genai.decoder_package import ABOUT
 
 
@@ -26,3 +35,17 @@ def test_text_that_stops_without_an_end_is_no_success():
     check_all_steps("b", 9, 64, [True, True])
     with pytest.raises(ValidationError, match="b, run by genai, stops after 9 of 64 tokens"):
         check_all_steps("b", 9, 64, [False, True])
+
+
+@pytest.mark.parametrize(("margin", "equal"), [(1e-7, True), (0.5, False)])
+def test_json_is_of_its_schema_and_says_what_rounding_explains(margin: float, equal: bool):
+    parted = TokenDifference(2, 9, 31, 30, margin, 1e-6)
+    parity = TokenParity("the package on function bodies", 137, (parted,))
+    report = {
+        "package": "b",
+        **GenaiVerification(Path("b"), PROMPT_LENGTHS, 64, parity).to_json(),
+    }
+    assert_of_form("verify-genai", report)
+    assert report["equal"] is equal
+    (said,) = report["parity"]["differences"]
+    assert (said["token"], said["explained"]) == (31, equal)

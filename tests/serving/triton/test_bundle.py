@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.drift.reference import profile_of, write_reference
@@ -185,6 +186,19 @@ def test_native_model_carries_its_compute_type_and_weights(tmp_path: Path):
     (node,) = [one for one in model.graph.node if one.op_type == "MoHAttention"]
     (told,) = [one.s for one in node.attribute if one.name == "compute_type"]
     assert told == b"bfloat16"
+
+
+def test_package_of_another_runtime_is_not_for_the_servers_own_backend(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    write_choices(package, package.manifest.layers, tmp_path / "tuned", runtime="openvino")
+    options = BundleOptions(ServingSettings("m"), "onnxruntime")
+    with pytest.raises(ConfigError, match="was tuned for openvino, and Triton's backend") as no:
+        write_bundle(find_deployed(tmp_path / "tuned"), tmp_path / "bundle", options)
+    assert "--backend python serves it" in str(no.value.hint)
+    assert not (tmp_path / "bundle").exists()
+    # Of ONNX Runtime itself it says nothing new.
+    write_choices(package, package.manifest.layers, tmp_path / "here", runtime="onnxruntime")
+    write_bundle(find_deployed(tmp_path / "here"), tmp_path / "bundle", options)
 
 
 # Engines.
