@@ -120,17 +120,24 @@ class Narrowing:
         return value
 
     def again(
-        self, value: ir.Value, axis: int, kept: Entries, inputs: Sequence[ir.Value | None]
+        self,
+        value: ir.Value,
+        axis: int,
+        kept: Entries,
+        inputs: Sequence[ir.Value | None],
+        changed: Iterable[ir.Attr] = (),
     ) -> ir.Value:
         """Write the node that makes a value again with other inputs.
 
         Args:
             value: One of its outputs; all of them get fewer entries along the axis.
+            changed: Attributes that are others now.
         """
         node = value.producer()
         assert node is not None
+        attributes = {**node.attributes, **{one.name: one for one in changed}}
         made = self.node(
-            node, node.op_type, inputs, node.attributes.values(), like=node.outputs, axis=axis
+            node, node.op_type, inputs, attributes.values(), like=node.outputs, axis=axis
         )
         for before, after in zip(node.outputs, made.outputs, strict=True):
             after.shape = with_size(before, axis, len(kept))

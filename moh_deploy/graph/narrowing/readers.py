@@ -46,18 +46,25 @@ def narrow_projection(
         view = narrowing.again(after, along, entries, inputs)
         narrow_projection(narrowing, after, view, along, entries)
         return
-    if use.idx != 0 or op not in _PRODUCTS or axis != len(dims_of(heads)) - 1:
+    summed = 1 if op == "Conv" else len(dims_of(heads)) - 1
+    if use.idx != 0 or op not in _PRODUCTS or axis != summed:
         raise NotNarrowedError(f"its heads, '{heads.name}', are read by {op}, not by a projection")
+    groups = node.attributes.get("group")
+    if groups is not None and groups.as_int() > 1:
+        raise NotNarrowedError(
+            f"its heads, '{heads.name}', are read by a convolution of {groups.as_int()} groups, not"
+            " by a projection"
+        )
     _replace(narrowing, node, narrow, kept)
 
 
 def _replace(narrowing: Narrowing, node: ir.Node, narrow: ir.Value, kept: Entries) -> None:
-    """Y = X W + bias: rows of W."""
+    """Y = X W + bias: rows of W, which a convolution has on axis 1 of its weight [O, I, ...]."""
     weight, result = node.inputs[1], node.outputs[0]
     assert weight is not None
     transposed = node.op_type == "Gemm" and "transB" in node.attributes
     is_column = transposed and node.attributes["transB"].as_int() == 1
-    rows = 1 if is_column else len(dims_of(weight)) - 2
+    rows = 1 if is_column or node.op_type == "Conv" else len(dims_of(weight)) - 2
     weight = narrowing.narrowed(weight, rows, kept)
     if node.op_type == op_names.OUTPUT_PROJECTION:
         bias = node.inputs[3] if len(node.inputs) > 3 else None
@@ -110,4 +117,4 @@ _VIEWS = {
     "Identity": _same,
     "Cast": _same,
 }
-_PRODUCTS = ("MatMul", "Gemm", op_names.OUTPUT_PROJECTION)
+_PRODUCTS = ("MatMul", "Gemm", "Conv", op_names.OUTPUT_PROJECTION)

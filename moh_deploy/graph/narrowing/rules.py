@@ -80,6 +80,28 @@ def _gemm(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir
     return narrowing.again(value, axis, kept, [left, right, *biases])
 
 
+def _conv(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    """Channels of Y [B, O, ...] are rows of W [O, I / groups, ...]; inputs go with their group."""
+    x, weight = _inputs(value, 2)
+    if axis == 0:
+        rest = _node(value).inputs[1:]
+        return narrowing.again(value, axis, kept, [narrowing.narrowed(x, 0, kept), *rest])
+    if axis > 1:
+        raise NotNarrowedError(f"'{value.name}' is a convolution along the axis of its heads")
+    groups = _number(value, "group", 1)
+    changed = []
+    if groups > 1:
+        made, read = axis_size(value, 1) // groups, axis_size(x, 1) // groups
+        left = sorted({entry // made for entry in kept})
+        if len(left) * made != len(kept):
+            raise NotNarrowedError(f"'{value.name}' is a convolution whose groups span heads")
+        x = narrowing.narrowed(x, 1, tuple(one * read + i for one in left for i in range(read)))
+        changed = [ir.AttrInt64("group", len(left))]
+    weights = [weight, *_node(value).inputs[2:]]
+    cut = [one and narrowing.narrowed(one, 0, kept) for one in weights]
+    return narrowing.again(value, axis, kept, [x, *cut], changed)
+
+
 def _query_projection(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
     """Q = X W + bias, as plain operators: with fixed gates there is nothing to skip."""
     if axis != 2:
@@ -265,6 +287,7 @@ RULES: dict[str, NarrowRule] = {
     ),
     "MatMul": _product,
     "Gemm": _gemm,
+    "Conv": _conv,
     op_names.QUERY_PROJECTION: _query_projection,
     "Transpose": _transpose,
     "Reshape": _reshape,

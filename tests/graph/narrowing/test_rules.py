@@ -93,6 +93,16 @@ CASES = [
          {"s": (4,)}, SPLIT),
     Case("gemm", "f = Reshape (x, flat)\n y = Gemm <transB = 1> (f, B, c)", 1, KEPT,
          {"B": (3, 4), "c": (3,)}, {"flat": [10, 4]}),
+    Case("channels", "c = Transpose <perm = [0, 2, 1]> (x)\n y = Conv (c, F, b)", 1, (0, 1, 4, 5),
+         {"F": (6, 4, 1), "b": (6,)}),
+    Case("channels of their own",
+         "c = Transpose <perm = [0, 2, 1]> (x)\n d = Conv (c, F)\n"
+         " y = Conv <group = 6, pads = [1, 1]> (d, G, b)", 1, (0, 1, 4, 5),
+         {"F": (6, 4, 1), "G": (6, 1, 3), "b": (6,)}),
+    Case("groups of channels",
+         "c = Transpose <perm = [0, 2, 1]> (x)\n d = Conv (c, F)\n y = Conv <group = 3> (d, G)", 1,
+         (0, 1, 4, 5), {"F": (9, 4, 1), "G": (6, 3, 1)}),
+    Case("samples", "y = Conv (E, F)", 0, (0, 2), {"E": (3, 4, 2), "F": (6, 4, 1)}),
     Case("table", "y = Gather <axis = 0> (T, rows)", 2, KEPT, {"T": (4, 3)},
          {"rows": [[0, 2], [1, 3]]}),
     Case("looked up", "y = GatherND (T, rows)", 1, KEPT, {"T": (4, 3)}, {"rows": [[0], [2]]}),
@@ -148,10 +158,22 @@ def test_entries_are_those_of_the_whole_value(case: Case):
             (1,),
             r"'c' \[2, 12, 5\] is reshaped from \[2, 5, 12\], in which its heads are not apart",
         ),
+        (
+            "c = Transpose <perm = [0, 2, 1]> (x)\n y = Conv (c, F)",
+            KEPT,
+            "'y' is a convolution along the axis of its heads",
+        ),
+        (
+            "c = Transpose <perm = [0, 2, 1]> (x)\n d = Conv (c, F)\n"
+            " e = Conv <group = 2> (d, G)\n y = Transpose <perm = [0, 2, 1]> (e)",
+            (0, 1, 3),
+            "'e' is a convolution whose groups span heads",
+        ),
     ],
 )
 def test_what_mixes_heads_is_refused(steps: str, kept: tuple[int, ...], reason: str):
-    case = Case("refused", steps, 2, kept, {}, {"one": [2], "turned": [2, 12, 5]})
+    weights = {"F": (6, 4, 1), "G": (6, 3, 1)}
+    case = Case("refused", steps, 2, kept, weights, {"one": [2], "turned": [2, 12, 5]})
     with pytest.raises(NotNarrowedError, match=reason):
         _narrowed(_model(case), 2, kept)
 
