@@ -25,7 +25,9 @@ JOBS ?= $(shell nproc)
 # that follow each other, and takes from the others what they have not begun when it is done.
 TEST_JOBS ?= auto
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(TEST_JOBS) --maxprocesses=8 --dist=worksteal
-TEST_EXTRAS := test$(if $(shell command -v nvcc),$(comma)test-tensorrt)
+WITH_NVCC := $(if $(shell command -v nvcc),$(comma)test-tensorrt)
+TEST_EXTRAS := test$(WITH_NVCC)
+ALL_EXTRAS := test-all$(WITH_NVCC)
 CHECK_EXTRAS := dev
 
 help:
@@ -34,7 +36,7 @@ help:
 	@echo "make serve-demo  serve the package of make demo by Triton on the CPU, and compare every answer"
 	@echo "make text-demo  train a small language model on Python's help, export it, lower it to 4 bits, let it write"
 	@echo "make test    run the tests that every push runs"
-	@echo "make test-all   run all tests: every planted bug, every plan, sanitizers, random examples"
+	@echo "make test-all   run all tests: every planted bug, every plan, sanitizers, other runtimes, random examples"
 	@echo "make test-long  fuzz the readers, and plant every fault in every model; takes hours"
 	@echo "make cuda    compile the kernels for NVIDIA GPUs; needs nvcc, but no GPU"
 	@echo "make plugin  compile the plugin library for TensorRT into the package; needs nvcc, but no GPU"
@@ -73,7 +75,7 @@ test: test-builds test-dependencies
 test-builds: build-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels
 	$(BIN)/python -m tests.native_builds
 
-test-all: build-dependencies test-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels
+test-all: build-dependencies test-dependencies $(VENV)/.installed-$(ALL_EXTRAS) $(VENV)/.kernels
 	$(BIN)/python -m tests.native_builds --nightly
 	$(PYTEST) --nightly $(PYTEST_ARGS)
 

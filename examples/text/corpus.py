@@ -1,7 +1,7 @@
 """The text that the example learns, which Python itself ships, and bytes as tokens.
 
 It is the language reference as `help()` shows it. A token is a byte, so that every text has tokens;
-`tokenizer.json` says so to what reads such files.
+`tokenizer.json` says so to what reads such files. Byte 0, which no topic holds, ends each.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pydoc_data.topics import topics
 import numpy as np
 
 VOCAB_SIZE = 256
+END = 0
 _HELD_OUT_EVERY = 10
 
 
@@ -60,5 +61,5 @@ def _byte_names() -> dict[str, int]:
 
 
 def _tokens(texts: list[str]) -> np.ndarray:
-    joined = "\n\n".join(text.strip() for text in texts)
-    return np.frombuffer(joined.encode(), np.uint8).astype(np.int64)
+    joined = b"".join(text.strip().encode() + bytes([END]) for text in texts)
+    return np.frombuffer(joined, np.uint8).astype(np.int64)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from corpus import VOCAB_SIZE, load_text, write_tokenizer
+from corpus import END, VOCAB_SIZE, load_text, write_tokenizer
 from modeling_moh_text import MoHTextForCausalLM
 from safetensors.torch import save_file
 from torch import Tensor
@@ -40,6 +40,7 @@ CONFIG: dict[str, object] = {
     "chosen_heads": 3,
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
+    "eos_token_id": END,
 }
 
 

@@ -134,7 +134,7 @@ def test_draws_are_the_same_for_a_seed(exported):
         ({"tokens": [[1]], "prompts": ["a"]}, ConfigError, "as text and as tokens"),
         ({"tokens": [[1], []]}, ConfigError, "prompt 2 has no tokens"),
         ({"tokens": [[97]]}, ConfigError, "token 97; the model has tokens 0 to 96"),
-        ({"tokens": [[1] * 100]}, ConfigError, "100 tokens, and 64 more.* positions for 128"),
+        ({"tokens": [[1] * 100]}, ConfigError, "100 tokens, and 64 more.* takes 128 together"),
         ({"tokens": [[1]], "temperature": -1}, ConfigError, "temperature is -1"),
         ({"tokens": [[1]], "top_p": 0}, ConfigError, "top_p is 0"),
         ({"tokens": [[1]], "temperature": 1, "against": "x"}, ConfigError, "likeliest tokens"),

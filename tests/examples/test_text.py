@@ -72,6 +72,16 @@ def test_held_out_text_is_not_in_the_training(example):
         assert held_out[start : start + 2000] not in training
 
 
+def test_each_topic_ends_with_the_byte_that_ends_a_text(example):
+    about = example.package.manifest.text_generation
+    assert about.eos_token_ids == (example.corpus.END,)
+    for part, topics in zip(example.corpus.load_text(), (70, 7), strict=True):
+        ends = np.flatnonzero(part == example.corpus.END)
+        assert len(ends) >= topics
+        assert ends[-1] == len(part) - 1
+        assert np.diff(ends).min() > 1  # no topic is empty, none holds the byte
+
+
 def test_tokens_are_bytes(example):
     pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     tokenizer = Tokenizer.of(OnnxPackage.open(example.package.root))
@@ -105,3 +115,4 @@ def test_demo_succeeds(tmp_path):
     )
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "the model in PyTorch" in demo.stdout
+    assert (tmp_path / "genai" / "genai_config.json").is_file()

@@ -148,11 +148,16 @@ def check_prompts(
                 f"prompt {number} holds token {wrong[0]}; the model has tokens 0 to"
                 f" {about.vocab_size - 1}."
             )
-        most = about.context_length
+        longest, most = interface.longest_prompt, about.context_length
+        if longest is not None and len(prompt) > longest:
+            raise ConfigError(
+                f"prompt {number} has {len(prompt)} tokens; the package takes {longest} at once.",
+                hint="Shorten it.",
+            )
         if most is not None and len(prompt) + max_tokens > most:
             raise ConfigError(
                 f"prompt {number} has {len(prompt)} tokens, and {max_tokens} more are asked for;"
-                f" the model has positions for {most}.",
+                f" the model takes {most} together.",
                 hint=f"--max-tokens {most - len(prompt)} is the most behind it."
                 if len(prompt) < most
                 else "Shorten it.",

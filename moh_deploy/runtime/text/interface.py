@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,16 +21,19 @@ class TextInterface:
     """The inputs and outputs of a package that `--task text-generation` made.
 
     Attributes:
-        about: What its manifest says of generating text.
+        about: What its manifest says of generating text; `context_length` is the most tokens that
+            its graph is good for, too.
         caches: The inputs of the cache, [batch, heads, past, size].
         present: Name of the output that becomes each of them, in their order.
         in_place: Whether caches are buffers with room, into which new tokens are written.
+        longest_prompt: The most tokens that it takes at once; None where nothing limits them.
     """
 
     about: TextGeneration
     caches: tuple[TensorInfo, ...]
     present: tuple[str, ...]
     in_place: bool = False
+    longest_prompt: int | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, name: str) -> TextInterface:
@@ -52,7 +55,9 @@ class TextInterface:
                 f"{name} generates no text: it takes {', '.join(sorted(takes)[:4])}.",
                 hint="Export the language model with --task text-generation.",
             )
-        return cls(manifest.text_generation, caches, present, manifest.caches is not None)
+        about = replace(manifest.text_generation, context_length=_most_tokens(manifest, caches[0]))
+        longest = min(_limits(manifest, "input_ids"), default=None)
+        return cls(about, caches, present, manifest.caches is not None, longest)
 
     @property
     def padding(self) -> int:
@@ -82,3 +87,30 @@ class TextInterface:
         """Return what a run leaves for the next one."""
         pairs = zip(self.caches, self.present, strict=True)
         return {one.name: results[output] for one, output in pairs}
+
+
+def _most_tokens(manifest: Manifest, cache: TensorInfo) -> int | None:
+    """Return how many tokens a text may have by the model's config and by what was traced."""
+    assert manifest.text_generation is not None
+    past, new = cache.shape[2], _shape(manifest, "input_ids")[1]
+    limits = [
+        manifest.text_generation.context_length,
+        None if manifest.caches is None else manifest.caches.most_tokens,
+        *_limits(manifest, "attention_mask"),
+        *(one.most for one in manifest.dim_sums if {past, new}.issuperset(one.dims)),
+        # The last token may be a step behind the longest cache; buffers are limited above.
+        *(most + 1 for most in _limits(manifest, cache.name, axis=2) if manifest.caches is None),
+    ]
+    return min((one for one in limits if one is not None), default=None)
+
+
+def _limits(manifest: Manifest, name: str, *, axis: int = 1) -> Iterator[int]:
+    """Yield the largest size of an axis of an input that the trace is good for, if there is one."""
+    most = manifest.dim_ranges.get(str(_shape(manifest, name)[axis]), (0, None))[1]
+    if most is not None:
+        yield most
+
+
+def _shape(manifest: Manifest, name: str) -> tuple[int | str, ...]:
+    (found,) = (one.shape for one in manifest.inputs if one.name == name)
+    return found

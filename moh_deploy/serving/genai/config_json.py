@@ -45,11 +45,11 @@ class GenaiConfig:
 
     def text(self) -> str:
         """Return the file's text."""
-        about = self.interface.about
+        about, context = self.interface.about, self._context_length()
         model: dict[str, object] = {
             "type": "decoder",
             "vocab_size": about.vocab_size,
-            "context_length": about.context_length,
+            "context_length": context,
             "eos_token_id": list(about.eos_token_ids),
             "pad_token_id": self.interface.padding,
             "decoder": self._decoder(),
@@ -59,11 +59,16 @@ class GenaiConfig:
         search = {
             "do_sample": False,
             **self.search,
-            "max_length": about.context_length,
+            "max_length": context,
             # Buffers with room are what such a package takes, and what no other does.
             "past_present_share_buffer": self.manifest.caches is not None,
         }
         return to_json_text({"model": model, "search": search}) + "\n"
+
+    def _context_length(self) -> int | None:
+        """Return how many tokens genai may hold; it knows no limit of a prompt alone."""
+        limits = self.interface.about.context_length, self.interface.longest_prompt
+        return min((one for one in limits if one is not None), default=None)
 
     def _decoder(self) -> dict[str, object]:
         heads, size = _cache_sizes(self.interface.caches)

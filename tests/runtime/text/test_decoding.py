@@ -87,8 +87,15 @@ def test_prompts_are_padded_on_the_left():
 @pytest.mark.parametrize("tokens", [17, 20, 25])
 def test_prompt_beyond_the_position_table_is_refused(tokens: int):
     check_prompts([[1] * 16], INTERFACE, 4)
-    with pytest.raises(ConfigError, match=f"{tokens} tokens, and 4 more .* positions for 20"):
+    with pytest.raises(ConfigError, match=f"{tokens} tokens, and 4 more .* takes 20 together"):
         check_prompts([[1], [1] * tokens], INTERFACE, 4)
+
+
+def test_prompt_longer_than_what_is_taken_at_once_is_refused():
+    shorter = replace(INTERFACE, longest_prompt=8)
+    check_prompts([[1] * 8], shorter, 4)
+    with pytest.raises(ConfigError, match="prompt 1 has 9 tokens; the package takes 8 at once"):
+        check_prompts([[1] * 9], shorter, 4)
 
 
 def test_package_of_something_else_generates_no_text():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.package import CacheBuffer, CachesInPlace, TensorInfo
+from moh_deploy.package import CacheBuffer, CachesInPlace, DimSum, TensorInfo
 from moh_deploy.serving.genai.config_json import GenaiConfig, check_decoder, search_options
 from tests.serving.genai.decoder_package import ABOUT, manifest
 
@@ -51,6 +51,28 @@ def test_kernels_are_told_what_a_session_of_ours_tells_them():
         "moh.domains": "moh,moh.9",
     }
     assert config()["model"]["decoder"]["session_options"] == {}
+
+
+IN_PLACE = CachesInPlace((CacheBuffer("a", "b", 2),), "total - seq", "seq", most_tokens=50)
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [
+        ({"dim_ranges": {"total": (1, 100)}}, 100),
+        ({"dim_ranges": {"total": (1, 1000), "past": (0, None), "seq": (1, None)}}, 128),
+        ({"dim_ranges": {"past": (0, 63)}}, 64),  # and a step behind it
+        ({"dim_sums": (DimSum(("past", "seq"), 90),)}, 90),
+        ({"dim_sums": (DimSum(("batch", "past"), 90),)}, 128),
+        ({"dim_ranges": {"seq": (1, 32)}}, 32),  # genai reads a prompt at once
+        ({"caches": IN_PLACE}, 50),
+        ({"text_generation": replace(ABOUT, context_length=None), "caches": IN_PLACE}, 50),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else "",
+)
+def test_smallest_limit_of_config_and_trace_is_the_context(limits: dict, most: int):
+    written = config(manifest(**limits))
+    assert written["model"]["context_length"] == written["search"]["max_length"] == most
 
 
 def test_buffer_is_shared_by_caches_in_place_alone():
