@@ -120,7 +120,7 @@ class StepModels:
         if not (target / "genai_config.json").exists():
             source = self.root / "dense"
             _write_llama(source, self.module(), self.sizes)
-            options = ["-p", "int4", "--extra_options", "int4_accuracy_level=4"]
+            options = ["-p", "int4", "--extra_options", "accuracy_level=4"]
             builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source)]
             builder += ["-o", str(target), "-e", "cpu", "-c", str(self.root / "cache")]
             builder += [*options] if self.int4 else ["-p", "fp32"]

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 
 from moh_deploy.graph.flops import attention_flops, projection_flops
 from moh_deploy.graph.layer_nodes import LayerNodes
+from moh_deploy.ops.cases import numpy_dtype
 from moh_deploy.package import Manifest
 from moh_deploy.perf.cost_model.layer_shape import LayerShape
 from moh_deploy.perf.cost_model.prediction import shape_of
 
 _LENGTHS = (512, 8192)
-_BYTES = {"float32": 4, "float64": 8, "int8": 1}
+# Of a weight, by the package's precision; in 4 bits 32 share a scale in float32.
+_WEIGHT_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "int4": 0.625}
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,20 @@ def decoder_savings(
     cores = sum(attention_flops(layer) or 0 for layer, _ in layers)
     others = (manifest.total_flops - cores) / tokens  # of a token, whatever stands before it
     projections = [(projection_flops(*pair) or 0) / tokens for pair in layers]
-    item = _BYTES.get(manifest.precision, 2)
+    weight = _WEIGHT_BYTES[manifest.precision]
+    cached = _cache_bytes(manifest)
     lengths = {min(length, about.context_length or length) for length in _LENGTHS}
     return tuple(
-        _at(length, known, projections, others, weight_bytes, item)
+        _at(length, known, projections, others, weight_bytes, weight, cached)
         for length in sorted(lengths)
         if known
     )
+
+
+def _cache_bytes(manifest: Manifest) -> int:
+    """Return the bytes of a number in the cache: that of a package in few bits is in float32."""
+    cache = next((one for one in manifest.inputs if one.name.startswith("past_key_values.")), None)
+    return numpy_dtype("float32" if cache is None else cache.dtype).itemsize
 
 
 def _at(
@@ -71,7 +80,8 @@ def _at(
     projections: Sequence[float],
     others: float,
     weight_bytes: int,
-    item: int,
+    weight: float,
+    cached: int,
 ) -> DecoderSavings:
     # Two products of scores and values, a multiplication and an addition each.
     cores = [4 * one.width * length**2 for one in shapes]
@@ -81,13 +91,13 @@ def _at(
         for share, core, projected in zip(closed, cores, projections, strict=True)
     )
     steps = [replace(one, batch=1, seq_len=1, kv_len=length) for one in shapes]
-    caches = [2 * one.num_kv_heads * one.head_dim * length * item for one in steps]
+    caches = [2 * one.num_kv_heads * one.head_dim * length * cached for one in steps]
     idle = sum((1 - one.read_kv_share) * cache for one, cache in zip(steps, caches, strict=True))
     weights = sum(
         (1 - one.used_head_share)
         * one.width
         * ((one.query_features or 0) + (one.output_features or 0))
-        * item
+        * weight
         for one in steps
     )
     return DecoderSavings(

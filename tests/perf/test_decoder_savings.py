@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from moh_deploy.graph.layer_nodes import LayerNodes
-from moh_deploy.package import LayerInfo, Manifest, TextGeneration
+from moh_deploy.package import LayerInfo, Manifest, TensorInfo, TextGeneration
 from moh_deploy.perf.decoder_savings import decoder_savings, savings_lines
 from tests.handmade_package import without_layers
 
@@ -69,6 +69,27 @@ def test_weights_are_read_by_every_step():
     cache = 2 * 8 * SIZE * 512 * 4
     (short, _) = decoder_savings(manifest(layer(8, 0.5)), [NODES], weight_bytes=cache)
     assert short.step_share == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("precision", "cache", "weight"),
+    [("float16", "float16", 2), ("int8", "float32", 1), ("int4", "float32", 0.625)],
+)
+def test_weights_and_caches_have_widths_of_their_own(precision: str, cache: str, weight: float):
+    """Half of the heads: half of a cache, and half of the projections that skip."""
+    made = replace(
+        manifest(layer(8, 0.5)),
+        precision=precision,
+        inputs=(TensorInfo("past_key_values.0.key", cache, ("batch", 8, "past", SIZE)),),
+    )
+    nodes = LayerNodes(op="MoHAttention", output_features=1000)
+    plain, projected = (
+        decoder_savings(made, [one], weight_bytes=10**6)[0] for one in (NODES, nodes)
+    )
+    caches = 2 * 8 * SIZE * 512 * (2 if cache == "float16" else 4)
+    assert plain.step_share == pytest.approx(caches / 2 / (10**6 + caches))
+    skipped = (projected.step_share - plain.step_share) * (10**6 + caches)
+    assert skipped == pytest.approx(HEADS * SIZE * 1000 * weight / 2)
 
 
 def test_lengths_end_with_the_position_table():
