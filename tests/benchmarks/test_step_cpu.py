@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from moh_deploy.system.npz import Array
+
+SIZES = "--layers 1 --hidden 128 --inner 64 --heads 8 --kv-heads 2 --vocab 64 --positions 256"
+
+
+@pytest.mark.nightly
+def test_each_takes_the_same_step(
+    load_benchmark: Callable[[str], ModuleType],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    given = f"--keep {tmp_path} --past 9 20 --threads 1 --open 8 6 --groups sessions --repeats 2"
+    assert load_benchmark("step_cpu").main([*given.split(), *SIZES.split(), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    names = [row["name"] for row in rows if row["past"] == 9]
+    assert names[:2] == ["ours, 8 of 8 open", "ours, 6 of 8 open"]
+    assert "plain export" in names
+    assert all(row["ms"] > 0 for row in rows)
+    assert all(0 < row["error"] < 1e-5 for row in rows)
+
+
+def test_candidate_that_computes_something_else_is_told(
+    load_benchmark: Callable[[str], ModuleType],
+):
+    class Off:
+        name, takes_caches = "off", True
+
+        def logits(self) -> Array:
+            return np.array([1.0, 2.0, 3.01])
+
+    module, expected = load_benchmark("step_cpu"), np.array([1.0, 2.0, 3.0])
+    with pytest.raises(module.WrongOutput, match="off"):
+        module._error(Off(), expected, "float32")
+    assert module._error(Off(), expected, "int4") == pytest.approx(0.01 / 3)
