@@ -12,7 +12,7 @@ main = CommandGroup(
     {
         "Make": {
             "export": "Turn a PyTorch model into a verified ONNX package.",
-            "precision": "Write a package again in float16 or bfloat16.",
+            "precision": "Write a package again in float16, bfloat16, int8 or int4.",
             "prune": "Write a package with the same heads for every token, and no router.",
             "inline": "Write a package's model in standard operators only.",
             "build": "Build a TensorRT or TensorRT-RTX engine from a package.",
@@ -38,7 +38,7 @@ main = CommandGroup(
         },
         "Serve": {
             "serve": "Serve a package over HTTP, as KServe and Triton do.",
-            "bundle": "Write a package as a directory that Triton loads, or check one.",
+            "bundle": "Write a package as a directory that Triton or genai loads, or check one.",
             "profile": "Record the routing of traffic that is known to be good.",
             "watch": "Compare live routing with that, and alarm if it drifts.",
             "drill": "Break a guarded server on purpose, and say what clients saw.",
