@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moh_deploy.config.runtimes import Runtime
 from moh_deploy.config.schema_errors import Key, explain
+from moh_deploy.config.checked_yaml import checked, read_mapping
+from moh_deploy.config.schema_errors import Key
 from moh_deploy.errors import ConfigError
-from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.system.digest import sha256_of_json
 from moh_deploy.system.suggest import did_you_mean, shortened
 
@@ -241,13 +242,8 @@ def read_plan(path: Path) -> PlanFile:
     Raises:
         ConfigError: The file is unreadable, or not of the schema; all that is wrong is said.
     """
-    document = read_yaml(path, error=ConfigError)
-    if not isinstance(document, dict):
-        raise ConfigError(
-            f"{path}: expected a mapping with {shortened(Plan.model_fields)}, got"
-            f" {document!r:.60}.",
-            hint="`moh-deploy compare --new-plan FILE` writes one to fill in.",
-        )
+    hint = "`moh-deploy compare --new-plan FILE` writes one to fill in."
+    document = read_mapping(path, Plan, hint=hint)
     return PlanFile(plan_of(document, str(path)), path.parent, str(path))
 
 
@@ -261,12 +257,11 @@ def plan_of(document: Mapping[Any, Any], source: str) -> Plan:
     alone = isinstance(document.get("quality"), dict)
     listed = {**document, "quality": [document["quality"]]} if alone else document
     try:
-        return Plan.model_validate(listed)
-    except ValidationError as error:
-        lines = [explain(item, listed, source, known_keys=_known_keys) for item in error.errors()]
-        if alone:
-            lines = [one.replace("quality.0", "quality") for one in lines]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+        return checked(listed, Plan, source, _known_keys)
+    except ConfigError as error:
+        if not alone:
+            raise
+        raise ConfigError(error.message.replace("quality.0", "quality")) from None
 
 
 _SECTIONS: Mapping[Key, type[BaseModel]] = {

@@ -8,15 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from moh_deploy.config.schema_errors import Key, explain
+from moh_deploy.config.checked_yaml import checked, read_mapping
+from moh_deploy.config.schema_errors import Key
 from moh_deploy.decision.cost.estimate import Estimate, exactly
-from moh_deploy.errors import ConfigError
-from moh_deploy.system.bounded_yaml import read_yaml
-from moh_deploy.system.suggest import shortened
 from moh_deploy.system.units import NUMBER
 
 _PRICE = re.compile(rf"({NUMBER})\s*([A-Z]{{3}})\s*(?:/\s*([A-Za-z]+))?", re.ASCII)
@@ -45,22 +44,27 @@ def _price_per(unit: str) -> BeforeValidator:
     def read(text: object) -> Price:
         example = f"'3.06 USD/{_UNITS[unit][0]}'"
         if isinstance(text, (int, float)) and not isinstance(text, bool):
-            raise ValueError(f"a price without a unit, expected an amount such as {example}")
+            raise _refused(f"a price without a unit, expected an amount such as {example}")
         match = _PRICE.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
-            raise ValueError(f"expected an amount and a currency of three capitals: {example}")
+            raise _refused(f"expected an amount and a currency of three capitals: {example}")
         amount, currency, per = match.groups()
         if per is not None and per not in _UNITS[unit]:
-            raise ValueError(f"a price for a {per}, expected one for a {unit}: {example}")
+            raise _refused(f"a price per {per}, expected one per {unit}: {example}")
         return Price(amount=float(amount), currency=currency)
 
     return BeforeValidator(read)
 
 
+def _refused(why: str) -> PydanticCustomError:
+    # Not a ValueError: what reads one value does not know where it stands, and pydantic does.
+    return PydanticCustomError("refused", "{why}", {"why": why})
+
+
 def _read_range(value: object) -> object:
     if isinstance(value, (list, tuple)):
         if len(value) != 2 or not all(isinstance(one, (int, float)) for one in value):
-            raise ValueError("expected a number, or the two ends of a range")
+            raise _refused("expected a number, or the two ends of a range")
         return {"low": value[0], "high": value[1]}
     return {"low": value, "high": value}
 
@@ -160,32 +164,14 @@ def read_prices(path: Path) -> Prices:
     Raises:
         ConfigError: The file is unreadable, or not of the schema; all that is wrong is said.
     """
-    document = read_yaml(path, error=ConfigError)
-    if not isinstance(document, dict):
-        raise ConfigError(
-            f"{path}: expected a mapping with {shortened(Prices.model_fields)}, got"
-            f" {document!r:.60}.",
-            hint="docs/cost.md has one to begin with.",
-        )
-    try:
-        return Prices.model_validate(document)
-    except ValidationError as error:
-        lines = [_explained(item, document, str(path)) for item in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+    document = read_mapping(path, Prices, hint="docs/cost.md has one to begin with.")
+    return checked(document, Prices, str(path), _known_keys)
 
 
 _SECTIONS: dict[Key, type[BaseModel]] = {
     "machine": MachineSection,
     "engineering": EngineeringSection,
 }
-
-
-def _explained(item: Any, document: dict[Any, Any], source: str) -> str:
-    if item["type"] == "value_error" and item["loc"]:
-        # What reads one value does not know where it stands, pydantic does.
-        place = ".".join(str(one) for one in item["loc"])
-        return f"{source}: {place} is {item['input']!r:.60}: {item['ctx']['error']}."
-    return explain(item, document, source, known_keys=_known_keys)
 
 
 def _known_keys(section: Sequence[Key]) -> list[str]:

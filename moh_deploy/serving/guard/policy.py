@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from moh_deploy.config.schema_errors import Key, explain
+from moh_deploy.config.checked_yaml import checked, read_mapping
+from moh_deploy.config.schema_errors import Key
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.guard.breaker import BreakerLimits
 from moh_deploy.system.bounded_json import read_json
-from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.system.suggest import shortened
 
 RungKind = Literal["kernels", "functions", "dense", "package"]
@@ -171,17 +171,8 @@ def read_guard_policy(path: Path) -> GuardPolicy:
         ConfigError: The file is unreadable or not of the schema; or a rung changes answers, and its
             loss is not what the report says that is named for it.
     """
-    document = read_yaml(path, error=ConfigError)
-    if not isinstance(document, dict):
-        keys = shortened(GuardPolicy.model_fields)
-        raise ConfigError(f"{path}: expected a mapping with {keys}, got {document!r:.60}.")
-    try:
-        policy = GuardPolicy.model_validate(document)
-    except ValidationError as error:
-        lines = [
-            explain(item, document, f"{path}", known_keys=_known_keys) for item in error.errors()
-        ]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+    document = read_mapping(path, GuardPolicy)
+    policy = checked(document, GuardPolicy, str(path), _known_keys)
     rungs = tuple(
         _placed(one, path.resolve().parent, f"{path}: rungs.{index}")
         for index, one in enumerate(policy.rungs)

@@ -26,7 +26,7 @@ def prices_error(tmp_path: Path, text: str) -> str:
     [
         ("per_hour: 3.60", "machine.per_hour is 3.6: a price without a unit"),
         ("per_hour: 3.60 dollars", "expected an amount and a currency of three capitals"),
-        ("per_hour: 2600 USD/month", "a price for a month, expected one for a hour: '3.06 USD/h'"),
+        ("per_hour: 2600 USD/month", "a price per month, expected one per hour: '3.06 USD/h'"),
         ("per_hour: -3 USD", "expected an amount and a currency"),
         ("per_hour: 3.60 EUR", "machine.per_hour in EUR, engineering.per_day in USD"),
         ("per_hours: 3.60 USD", "Did you mean 'per_hour'?"),
