@@ -20,6 +20,7 @@ from moh_deploy.decision.score_blocks import BlockScorer
 from moh_deploy.decision.spread import RayBlocks, check_ray
 from moh_deploy.decision.summarise import LookSetting, report_of
 from moh_deploy.decision.timed_inputs import timed_inputs
+from moh_deploy.decision.try_out import first_inputs, try_arms
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.fresh_run import MeasureFresh, fresh_run
@@ -122,7 +123,12 @@ def compare(
     joules, why_no_energy = energy_clock()
     kept = None if keep_scores is None else Path(keep_scores)
     with _scratch(kept if ray is not None else None) as scratch:
-        arms = found.made(scratch, progress)
+        given = found.given(progress)
+        if len(given) < len(file.plan.arms):
+            # Before others are made: an engine without its GPU is not to be told of after them.
+            with progress.step("running each arm that is there once"):
+                try_arms(given, found.base.manifest, first_inputs(timed, samples.batches))
+        arms = found.made(given, scratch, progress)
         job = PlannedRun(
             plan=file.plan,
             arms=arms,

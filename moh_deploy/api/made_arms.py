@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.ops.routers import form_named
 from moh_deploy.package import OnnxPackage, choices_for, with_choices
 from moh_deploy.runtime.base import Deployed, Model, Variant
-from moh_deploy.runtime.models import PackageDir
+from moh_deploy.runtime.models import PackageDir, runtime_for, runtime_name_of
 from moh_deploy.runtime.open_runner import find_model, opened_package
 from moh_deploy.runtime.original import Original, OriginalModel
 from moh_deploy.system.progress import Progress
@@ -59,41 +59,64 @@ class FoundArms:
     models: Mapping[str, Model]
     load_original: LoadOriginal | None
 
-    def made(self, scratch: Path, progress: Progress) -> list[Arm]:
+    def given(self, progress: Progress) -> list[Arm]:
+        """Return the arms that nothing has to be made for, in the plan's order.
+
+        Raises:
+            MoHDeployError: A checkpoint cannot be loaded; the message names its arm.
+        """
+        arms = []
+        for name, section in self.file.plan.arms.items():
+            if section.made is None:
+                with progress.step(f"finding arm '{name}'"), named_errors(name):
+                    arms.append(self._given(name, section))
+        return arms
+
+    def made(self, given: Sequence[Arm], scratch: Path, progress: Progress) -> list[Arm]:
         """Return all arms, in the plan's order; making some takes minutes.
+
+        Args:
+            given: Those that are there already.
 
         Raises:
             MoHDeployError: One cannot be made; the message names it.
         """
-        arms = []
+        arms = {one.name: one for one in given}
         for index, (name, section) in enumerate(self.file.plan.arms.items()):
-            with progress.step(f"making arm '{name}'"), named_errors(name):
-                arms.append(self._arm(name, section, scratch / str(index), progress))
-        return arms
+            if section.made is not None:
+                with progress.step(f"making arm '{name}'"), named_errors(name):
+                    arms[name] = self._made(name, section, scratch / str(index), progress)
+        return [arms[name] for name in self.file.plan.arms]
 
-    def _arm(self, name: str, section: ArmSection, output: Path, progress: Progress) -> Arm:
-        variant = self._variant(section)
+    def _given(self, name: str, section: ArmSection) -> Arm:
+        chooses = False if section.dense else None
         if section.path is not None:
-            return _of_model(name, section, self.models[name], variant)
+            model = self.models[name]
+            return _of_model(name, section, model, self._variant(section, model))
+        variant = Variant(threads=self.file.plan.threads)
         if section.url is not None:
             assert section.model is not None, "the plan was checked"
-            model: Model = ServerModel(section.url, section.model, self.base.manifest)
-            chooses = False if section.dense else None
+            served = ServerModel(section.url, section.model, self.base.manifest)
             return Arm(
-                name, model.name, model, variant, None, section.dense, chooses, elsewhere=ELSEWHERE
+                name,
+                served.name,
+                served,
+                variant,
+                None,
+                section.dense,
+                chooses,
+                elsewhere=ELSEWHERE,
             )
-        if section.checkpoint is not None:
-            original = self._load(section.checkpoint)
-            model = OriginalModel.of(original, self.base.manifest)
-            chooses = False if section.dense else None
-            return Arm(name, model.name, model, variant, None, section.dense, chooses)
-        return self._made(name, section, output, progress)
+        assert section.checkpoint is not None, "the plan was checked"
+        original = OriginalModel.of(self._load(section.checkpoint), self.base.manifest)
+        return Arm(name, original.name, original, variant, None, section.dense, chooses)
 
     def _made(self, name: str, section: ArmSection, output: Path, progress: Progress) -> Arm:
         made, of = section.made, section.of or self.file.plan.base
         assert made is not None, "the plan was checked"
         assert of is not None, "the plan was checked"
-        package, variant = self._package(of), self._variant(section)
+        package = self._package(of)
+        variant = self._variant(section, self.models[of])
         kind = f"made of '{of}'"
         if made.fixed_routing:
             return _fixed_routing(name, f"{kind}: routing fed", package, variant)
@@ -119,9 +142,10 @@ class FoundArms:
         dense = made.all_heads_open is not None
         return Arm(name, kind, opened_package(written), variant, written, dense, chooses)
 
-    def _variant(self, section: ArmSection) -> Variant:
-        threads = self.file.plan.threads
-        return Variant(runtime=section.runtime, kernels=section.kernels, threads=threads)
+    def _variant(self, section: ArmSection, model: Model) -> Variant:
+        preferred = model.preferred_runtime if isinstance(model, Deployed) else None
+        runtime = runtime_for(section.runtime, preferred)
+        return Variant(runtime=runtime, kernels=section.kernels, threads=self.file.plan.threads)
 
     def _package(self, of: str) -> OnnxPackage:
         model = self.models[of]
@@ -153,6 +177,7 @@ def find_arms(file: PlanFile, load_original: LoadOriginal | None) -> FoundArms:
     Raises:
         ConfigError: A path names nothing that runs, a URL is none, or nothing is a package.
         PackageError: A package cannot be read, or has changed since it was written.
+        BackendError: A runtime that is asked for is not installed.
     """
     plan, models = file.plan, dict[str, Model]()
     for name, section in plan.arms.items():
@@ -164,6 +189,8 @@ def find_arms(file: PlanFile, load_original: LoadOriginal | None) -> FoundArms:
                 raise ConfigError(f"{file.placed(checkpoint.file)} does not exist.")
             if section.path is not None:
                 models[name] = _found(file.placed(section.path))
+            if section.runtime is not None:
+                runtime_name_of(section.runtime)
     # The reference first: it is what would be served otherwise.
     named = sorted(models, key=lambda name: name != plan.reference)
     packages = [found for name in named if isinstance(found := models[name], PackageDir)]

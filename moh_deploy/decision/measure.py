@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from moh_deploy.decision.arm import Arm, OpenedArm, open_arms, shapes_of
+from moh_deploy.decision.arm import Arm, OpenedArm, open_arms
 from moh_deploy.decision.arm_facts import arm_facts
 from moh_deploy.decision.decide import ArmEvidence, SizedTimes
 from moh_deploy.decision.fixed_routing_arm import FixedRoutingModel, why_not_fed
@@ -15,7 +15,7 @@ from moh_deploy.decision.measured import ArmFacts, MeasuredArms, SizedRun
 from moh_deploy.decision.plan import Plan
 from moh_deploy.decision.quality_promise import SampleScores
 from moh_deploy.decision.score_arms import ScoreArms, score_arms
-from moh_deploy.errors import ConfigError
+from moh_deploy.decision.try_out import first_inputs, try_out
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.fresh_run import MeasureFresh
 from moh_deploy.perf.bench.latency import MeasureRuns, Timing
@@ -69,7 +69,7 @@ class PlannedRun:
                 arms = open_arms(self.arms, self.base.manifest, stack)
                 routerless = self._without_routers(stack)
             with self.progress.step("running each arm once"):
-                self._try_out(arms)
+                try_out(arms, first_inputs(self.timed, self.batches))
             scores: list[SampleScores] = []
             if self.batches:
                 ignore = self.plan.ignore_label
@@ -94,23 +94,6 @@ class PlannedRun:
             if arm.package is not None and arm.chooses and why_not_measured(arm) is None
         ]
         return open_arms(asked, self.base.manifest, stack)
-
-    def _try_out(self, arms: Mapping[str, OpenedArm]) -> None:
-        """Run every arm once on all that it will be given: what cannot run is refused here."""
-        given = [one.inputs for one in self.timed]
-        # The last batch may be of fewer samples than the others.
-        given += [one.batch.inputs for one in (*self.batches[:1], *self.batches[1:][-1:])]
-        for inputs in given:
-            expected = shapes_of(arms[self.plan.reference].outputs(inputs))
-            for name, arm in arms.items():
-                got = shapes_of(arm.outputs(inputs))
-                for output in got.keys() & expected.keys():
-                    if got[output] != expected[output]:
-                        raise ConfigError(
-                            f"arm '{name}' returns output '{output}' of {list(got[output])}, and"
-                            f" the reference '{self.plan.reference}' of"
-                            f" {list(expected[output])}: they do not do the same."
-                        )
 
     def _timed(
         self, one: InputSet, arms: Mapping[str, OpenedArm], routerless: Mapping[str, OpenedArm]

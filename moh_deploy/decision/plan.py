@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from moh_deploy.config.runtimes import Runtime
-from moh_deploy.config.schema_errors import Key, explain
 from moh_deploy.config.checked_yaml import checked, read_mapping
+from moh_deploy.config.runtimes import Runtime
 from moh_deploy.config.schema_errors import Key
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.digest import sha256_of_json
@@ -95,7 +94,8 @@ class ArmSection(_Section):
         made: Made from another arm.
         of: Which one; without, the first arm that is a package.
         dense: It has no routers, and computes every head: what MoH has to be worth more than.
-        runtime: What runs it, if it is a package or an ONNX file.
+        runtime: What runs it, if it is a package or an ONNX file; without, what the package was
+            tuned for.
         kernels: What runs its MoH nodes.
     """
 
@@ -106,7 +106,7 @@ class ArmSection(_Section):
     made: MadeSection | None = None
     of: _Text | None = None
     dense: bool = False
-    runtime: Runtime = "onnxruntime"
+    runtime: Runtime | None = None
     kernels: Literal["auto", "off", "require"] = "auto"
 
     @property
@@ -296,6 +296,9 @@ def _arm_problems(plan: Plan) -> Iterator[str]:
             yield f"{place}.model is missing: what the server calls the model."
         if arm.url is None and arm.model is not None:
             yield f"{place}.model is given, but no url of a server."
+        for key in sorted({"runtime", "kernels"} & arm.model_fields_set):
+            if arm.url is not None or arm.checkpoint is not None:
+                yield f"{place}.{key} is given, but it is for packages and ONNX files."
         if arm.made is None and arm.of is not None:
             yield f"{place}.of is given, but nothing is made of it: made is missing."
         if arm.made is not None:

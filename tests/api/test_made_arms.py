@@ -35,7 +35,9 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Arm]:
     }
     found = find_arms(PlanFile(plan_of(document, "plan.yaml"), root, "plan.yaml"), None)
     (root / "scratch").mkdir()
-    return {one.name: one for one in found.made(root / "scratch", SilentProgress())}
+    quiet = SilentProgress()
+    given = found.given(quiet)
+    return {one.name: one for one in found.made(given, root / "scratch", quiet)}
 
 
 def package_of(arm: Arm) -> OnnxPackage:

@@ -1,0 +1,196 @@
+"""At which size one arm begins to be faster than another, or stops: computed from times of both.
+
+Between two sizes that were timed, the logarithm of the ratio of both arms' times is taken to be a
+straight line over the logarithm of the size, and so are the ends of its interval. Beyond the
+smallest and the largest nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from moh_deploy.decision.decide import SizedTimes
+from moh_deploy.decision.latency_promise import log_ratio
+from moh_deploy.perf.choices_text import sizes_text
+from moh_deploy.report.json import in_json
+
+
+@dataclass(frozen=True)
+class SizedGain:
+    """How much less time than its rival an arm takes at one size, as a share of the rival's.
+
+    Attributes:
+        size: Of the dimension.
+        gain: 0.1 is a tenth less; below 0 it is slower.
+        low: The true gain is above this, with the plan's confidence.
+        high: And below this.
+    """
+
+    size: int
+    gain: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A size at which both arms take the same time.
+
+    Attributes:
+        size: Where it is by what was measured.
+        low: It is not below this, with the plan's confidence; None: it may be below all that was
+            timed.
+        high: It is not above this; None: it may be beyond all that was timed.
+        begins: The arm is faster above it; else below it.
+    """
+
+    size: float
+    low: float | None
+    high: float | None
+    begins: bool
+
+
+@dataclass(frozen=True)
+class SizeBreakEven:
+    """Where an arm breaks even with another along one dimension.
+
+    Attributes:
+        arm: The one that is to pay.
+        rival: What it is compared with.
+        dim: The dimension, such as `batch`.
+        others: Sizes of all other dimensions.
+        gains: At each size that was timed, ascending.
+        crossings: Where it begins or stops to be faster, ascending.
+    """
+
+    arm: str
+    rival: str
+    dim: str
+    others: Mapping[str, int]
+    gains: tuple[SizedGain, ...]
+    crossings: tuple[Crossing, ...]
+
+    @property
+    @in_json()
+    def text(self) -> str:
+        """The answer in a sentence."""
+        held = f" ({sizes_text(self.others)})" if self.others else ""
+        who = f"'{self.arm}' against '{self.rival}'{held}"
+        first, last = self.gains[0].size, self.gains[-1].size
+        if self.crossings:
+            return f"{who}: {', and '.join(map(self._crossing_text, self.crossings))}."
+        word = "faster" if self.gains[0].gain > 0 else "slower"
+        text = f"{who}: no crossing between {self.dim} {first} and {last}, {word} at all of them"
+        unsure = [str(one.size) for one in self.gains if one.low <= 0 <= one.high]
+        return f"{text}{f'; not told at {", ".join(unsure)}' if unsure else ''}."
+
+    def _crossing_text(self, one: Crossing) -> str:
+        low = "below all timed" if one.low is None else _rounded(one.low)
+        high = "beyond all timed" if one.high is None else _rounded(one.high)
+        word = "faster from" if one.begins else "no longer faster from"
+        return f"{word} {self.dim} {_rounded(one.size)} on ({low} to {high})"
+
+
+def size_break_evens(
+    times: Sequence[SizedTimes],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    quantile: float,
+    confidence: float,
+) -> tuple[SizeBreakEven, ...]:
+    """Find where arms break even, along each dimension that was timed at two sizes or more.
+
+    Args:
+        times: Of all arms, at each of the sizes.
+        pairs: Names of an arm and of its rival.
+        quantile: Of the times that are compared.
+        confidence: Of each interval by itself.
+    """
+    lines = list(_lines(times))
+    return tuple(
+        SizeBreakEven(arm, rival, dim, others, gains, tuple(crossings(gains)))
+        for arm, rival in pairs
+        for dim, others, line in lines
+        if (gains := _gains(line, dim, arm, rival, quantile, confidence)) is not None
+    )
+
+
+def crossings(gains: Sequence[SizedGain]) -> Iterator[Crossing]:
+    """Yield where gains go through 0, ascending."""
+    for at, (before, after) in enumerate(pairwise(gains)):
+        # A gain of exactly 0 is no gain.
+        if (before.gain > 0) == (after.gain > 0):
+            continue
+        yield Crossing(
+            size=_zero(before, after, before.gain, after.gain),
+            low=_end(list(reversed(gains[: at + 1])), after),
+            high=_end(gains[at + 1 :], before),
+            begins=after.gain > 0,
+        )
+
+
+def _end(outwards: Sequence[SizedGain], inside: SizedGain) -> float | None:
+    """Return the size from which on, outwards, the arm is surely on the side that it is on there.
+
+    Args:
+        outwards: The sizes on one side of a crossing, the nearest first.
+        inside: The nearest on the other side.
+    """
+    is_faster = outwards[0].gain > 0
+    for one in outwards:
+        if (one.gain > 0) != is_faster:
+            return None  # Another crossing comes first, and nothing is sure before it.
+        ends = (inside.low, one.low) if is_faster else (inside.high, one.high)
+        if (ends[1] > 0) if is_faster else (ends[1] < 0):
+            return _zero(inside, one, *ends)
+        inside = one
+    return None
+
+
+def _zero(left: SizedGain, right: SizedGain, of_left: float, of_right: float) -> float:
+    """Return the size between two at which a gain would be 0."""
+    logs = math.log1p(-of_left), math.log1p(-of_right)
+    share = logs[0] / (logs[0] - logs[1])
+    return math.exp((1 - share) * math.log(left.size) + share * math.log(right.size))
+
+
+def _lines(
+    times: Sequence[SizedTimes],
+) -> Iterator[tuple[str, dict[str, int], list[SizedTimes]]]:
+    """Yield a dimension, the sizes of all others, and what was timed along it."""
+    for dim in times[0].sizes if times else ():
+        found: dict[tuple[tuple[str, int], ...], list[SizedTimes]] = {}
+        for one in times:
+            others = tuple((name, size) for name, size in one.sizes.items() if name != dim)
+            found.setdefault(others, []).append(one)
+        for held, line in found.items():
+            if len(line) > 1:
+                yield dim, dict(held), sorted(line, key=lambda one: one.sizes[dim])
+
+
+def _gains(
+    line: Sequence[SizedTimes],
+    dim: str,
+    arm: str,
+    rival: str,
+    quantile: float,
+    confidence: float,
+) -> tuple[SizedGain, ...] | None:
+    """Return the gain at each size; None where too few rounds were timed for an interval."""
+    gains = []
+    for one in line:
+        # Both ran in the same rounds: what disturbed both cancels.
+        found = log_ratio(one.wall_ms[arm], one.wall_ms[rival], quantile)
+        if found is None:
+            return None
+        low, high = found.interval(confidence)
+        ends = (-math.expm1(end) for end in (found.mean, high, low))
+        gains.append(SizedGain(one.sizes[dim], *ends))
+    return tuple(gains)
+
+
+def _rounded(size: float) -> str:
+    return f"{size:.0f}" if size >= 100 else f"{size:.2g}"
