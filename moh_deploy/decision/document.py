@@ -30,6 +30,7 @@ from moh_deploy.validate.accuracy.show import shown, shown_gap
 if TYPE_CHECKING:
     from moh_deploy.decision.promise import Promise
     from moh_deploy.decision.report import ArmReport, DecisionReport, LatencyFigure
+    from moh_deploy.decision.size_break_even import SizeBreakEven
 
 _GOOD = {"win": True, "loss": False, "cannot tell": None, "reference": None}
 
@@ -39,6 +40,7 @@ def document_of(report: DecisionReport) -> Document:
     goal = Text(f"The goal: {report.goal}")
     blocks: list[Block] = [Section("All arms", (goal, *_chart(report), *_arms(report)))]
     blocks += _promises(report)
+    blocks += _break_even(report)
     blocks += [_times(report), *_routing(report), *_edge_cases(report), *_missing(report)]
     blocks.append(_plan(report))
     return Document(
@@ -204,6 +206,44 @@ def _kept(one: Promise, report: DecisionReport) -> Status:
     if one.p_kept <= tail:
         return Status("kept", True)
     return Status("broken", False) if one.p_broken <= tail else Status("not told", None)
+
+
+def _break_even(report: DecisionReport) -> Iterator[Block]:
+    """Yield where arms break even in size; where one size was timed, why that is not known."""
+    title, found = "From which size on it pays", report.break_even
+    if not found:
+        if any(arm.latency for arm in report.arms):
+            why = "Not known: that takes two sizes of a dimension, and rounds enough at each."
+            yield Section(title, (Text(why),))
+        return
+    about = (
+        "Time alone. Between timed sizes the ratio of times is interpolated, each interval is of"
+        f" {100 * report.confidence:g} % by itself; beyond the smallest and the largest nothing is"
+        " known."
+    )
+    rows = [(one.arm, one.rival, _line_text(one), _gains_text(one), one.outcome) for one in found]
+    columns: list[Column | str] = [
+        "arm",
+        "against",
+        "sizes",
+        Column("time saved", width="words"),
+        Column("it is", width="words"),
+    ]
+    yield Section(
+        title, (Text(about, shown=NOT_TERMINAL), Table(title, columns, rows, "break-even"))
+    )
+
+
+def _line_text(one: SizeBreakEven) -> str:
+    sizes = f"{one.dim} {', '.join(str(gain.size) for gain in one.gains)}"
+    return f"{sizes}; {sizes_text(one.others)}" if one.others else sizes
+
+
+def _gains_text(one: SizeBreakEven) -> str:
+    return ", ".join(
+        f"{100 * gain.gain:.1f} % ({100 * gain.low:.1f} to {100 * gain.high:.1f})"
+        for gain in one.gains
+    )
 
 
 def _times(report: DecisionReport) -> Block:

@@ -11,6 +11,7 @@ from moh_deploy.decision.document import document_of
 from moh_deploy.decision.measured import EdgeCases
 from moh_deploy.decision.promise import Promise
 from moh_deploy.decision.routing_bias import LayerRouting
+from moh_deploy.decision.size_break_even import SizeBreakEven
 from moh_deploy.report.document import Document
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.report import Report
@@ -145,6 +146,8 @@ class DecisionReport(Report):
         data: The files of samples and labels.
         arms: The reference first.
         would_do: Arms without routers that do as well as all with them.
+        break_even: At which sizes arms begin or stop to be faster than others; empty where no
+            dimension was timed at two sizes.
         notes: What else a reader has to know.
         kernels: The kernel library of the reference here.
     """
@@ -163,6 +166,7 @@ class DecisionReport(Report):
     data: tuple[DataFile, ...]
     arms: tuple[ArmReport, ...]
     would_do: tuple[WouldDo, ...]
+    break_even: tuple[SizeBreakEven, ...]
     notes: tuple[str, ...]
     kernels: KernelUse = field(metadata=HIDDEN)
 

@@ -14,7 +14,6 @@ from itertools import pairwise
 
 from moh_deploy.decision.decide import SizedTimes
 from moh_deploy.decision.latency_promise import log_ratio
-from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.report.json import in_json
 
 
@@ -75,22 +74,20 @@ class SizeBreakEven:
 
     @property
     @in_json()
-    def text(self) -> str:
-        """The answer in a sentence."""
-        held = f" ({sizes_text(self.others)})" if self.others else ""
-        who = f"'{self.arm}' against '{self.rival}'{held}"
-        first, last = self.gains[0].size, self.gains[-1].size
+    def outcome(self) -> str:
+        """Where it is faster, in words."""
         if self.crossings:
-            return f"{who}: {', and '.join(map(self._crossing_text, self.crossings))}."
+            return ", ".join(map(self._crossing_text, self.crossings))
+        first, last = self.gains[0].size, self.gains[-1].size
         word = "faster" if self.gains[0].gain > 0 else "slower"
-        text = f"{who}: no crossing between {self.dim} {first} and {last}, {word} at all of them"
+        text = f"{word} throughout: no crossing between {self.dim} {first} and {last}"
         unsure = [str(one.size) for one in self.gains if one.low <= 0 <= one.high]
-        return f"{text}{f'; not told at {", ".join(unsure)}' if unsure else ''}."
+        return f"{text}, not told at {', '.join(unsure)}" if unsure else text
 
     def _crossing_text(self, one: Crossing) -> str:
         low = "below all timed" if one.low is None else _rounded(one.low)
         high = "beyond all timed" if one.high is None else _rounded(one.high)
-        word = "faster from" if one.begins else "no longer faster from"
+        word = "faster from" if one.begins else "slower from"
         return f"{word} {self.dim} {_rounded(one.size)} on ({low} to {high})"
 
 
@@ -193,4 +190,4 @@ def _gains(
 
 
 def _rounded(size: float) -> str:
-    return f"{size:.0f}" if size >= 100 else f"{size:.2g}"
+    return f"{size:.0f}" if size >= 10 else f"{size:.2g}"

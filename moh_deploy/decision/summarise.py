@@ -23,6 +23,7 @@ from moh_deploy.decision.report import (
     LatencyFigure,
     QualityFigure,
 )
+from moh_deploy.decision.size_break_even import size_break_evens
 from moh_deploy.perf.bench.latency import Timing
 from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.timing import difference
@@ -73,9 +74,25 @@ def report_of(
             for arm in ordered
         ),
         would_do=would_do(plan, measured.evidence, chooses, look=setting.look),
+        break_even=size_break_evens(
+            measured.evidence.times,
+            list(_pairs(ordered, chooses)),
+            quantile=0.5 if plan.latency is None else plan.latency.quantile,
+            confidence=plan.confidence,
+        ),
         notes=tuple(_notes(plan, measured)),
         kernels=measured.described[plan.reference].kernels,
     )
+
+
+def _pairs(arms: Sequence[Arm], chooses: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
+    """Yield arms and their rivals: all against the reference, and routed against unrouted ones."""
+    reference, *others = (one.name for one in arms if not one.is_bound)
+    for rival in (reference, *others):
+        for name in others:
+            routed = chooses.get(name) is True and chooses.get(rival) is not True
+            if name != rival and (rival == reference or routed):
+                yield name, rival
 
 
 def _machine(measured: MeasuredArms) -> str:

@@ -148,6 +148,10 @@ def test_every_arm_is_given_the_same_inputs_in_turns(folder: Path):
     assert [one.sizes["batch"] for one in first] == [1, 8]
     assert [one.samples for one in first] == [1, 8]
     assert {one.inputs for one in first} == {"x.npz"}
+    (even,) = report.break_even
+    assert (even.arm, even.rival) == ("same", "right")
+    assert even.outcome == "faster throughout: no crossing between batch 1 and 8"
+    assert_of_form("compare", report.to_json())
 
 
 def test_sizes_that_samples_do_not_have_are_random_and_said(folder: Path):

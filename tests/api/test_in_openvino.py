@@ -8,16 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import moh_deploy
 from moh_deploy import native
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.npz import write_npz
+from tests.api.test_compare import fresh
 from tests.edge_case_package import write_edge_package
+from tests.grouped_package import write_grouped
 from tests.openvino_extension import built_extension
 from tests.projected_package import write_projected
 from tests.routed_package import write_routed
@@ -123,3 +126,49 @@ def test_server_answers_from_the_runtime_that_the_package_was_tuned_for(tmp_path
     settings = ServingSettings("model", instances=1, threads=1)
     with closing(open_served(find_deployed(tuned.root), settings)) as served:
         assert served.describe().runtime.startswith("OpenVINO 20")
+
+
+def test_compare_runs_arms_in_the_runtime_beside_those_of_another(tmp_path: Path):
+    package = write_grouped(tmp_path / "moh")
+    one = package.vectors[0]
+    rows = np.random.default_rng(0).standard_normal((60, *one.inputs["x"].shape[1:]))
+    write_npz(tmp_path / "x.npz", {"x": rows.astype(np.float32)})
+    with open_runner(package) as runner:
+        given = runner.run({"x": rows.astype(np.float32)})["y"]
+    np.save(tmp_path / "labels.npy", given.argmax(-1))
+    there = {"of": "moh", "runtime": "openvino"}
+    made: dict[str, dict[str, object]] = {
+        "open": {"all_heads_open": True},
+        "bfloat16": {"precision": "bfloat16"},
+        "int8": {"precision": "int8"},
+        "fed": {"fixed_routing": True},
+    }
+    plan = {
+        "goal": "Which runtime",
+        "reference": "moh",
+        "arms": {
+            "moh": {"path": "moh"},
+            "openvino": {"path": "moh", "runtime": "openvino", "kernels": "require"},
+            **{name: {"made": way, **there} for name, way in made.items()},
+        },
+        "inputs": ["x.npz"],
+        "labels": "labels.npy",
+        "quality": {"metric": "top-1", "may_lose": 0.05},
+        "latency": {"at_least": 0.1},
+        "seconds": 0.2,
+        "threads": 1,
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    # A process of its own would not find the extension where this one does.
+    report = moh_deploy.compare(plan=tmp_path / "plan.yaml", measure_fresh=fresh)
+    arms = {one.name: one for one in report.arms}
+    assert arms["moh"].runtime.startswith("ONNX Runtime ")
+    assert {one.runtime[:11] for name, one in arms.items() if name != "moh"} == {"OpenVINO 20"}
+    quality = {name: one.quality[0].value for name, one in arms.items()}
+    assert quality["openvino"] == quality["moh"] == quality["fed"] == 1
+    assert quality["open"] < 1
+    assert 0.9 < quality["int8"] <= quality["bfloat16"] <= 1
+    assert arms["openvino"].not_measured["skipped work"].startswith("it is counted in ONNX Runtime")
+    opened = [[one.open_share for one in arms[name].routing] for name in ("moh", "openvino")]
+    assert opened[0] == opened[1]
+    assert arms["openvino"].latency[0].router_share is not None

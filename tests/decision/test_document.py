@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from moh_deploy.decision.size_break_even import SizeBreakEven, SizedGain, crossings
 from moh_deploy.report.document import Section, Table, TradeOffChart
 from tests.decision.reports import decision_report
 from tests.report.json_schema import assert_of_form
@@ -79,3 +80,17 @@ def test_what_was_not_measured_says_why():
     tables = [one for block in blocks for one in getattr(block, "blocks", ())]
     (missing,) = [one for one in tables if isinstance(one, Table) and one.id == "not-measured"]
     assert ("0", "energy", "nothing counts it") in missing.rows
+
+
+def test_sizes_from_which_on_an_arm_pays_are_said_and_so_is_that_one_size_tells_nothing():
+    report = decision_report()
+    assert "Not known: that takes two sizes of a dimension" in report.to_markdown()
+    gains = (SizedGain(1, -0.2, -0.3, -0.1), SizedGain(16, 0.2, 0.1, 0.3))
+    one = SizeBreakEven("0", "reference", "batch", {"seq": 5}, gains, tuple(crossings(gains)))
+    text = replace(report, break_even=(one,)).to_markdown()
+    (row,) = [
+        line for line in text.splitlines() if line.startswith("| 0 | reference | batch 1, 16")
+    ]
+    assert "-20.0 % (-30.0 to -10.0), 20.0 % (10.0 to 30.0)" in row
+    assert "faster from batch 3.5 on (" in row
+    assert_of_form("compare", replace(report, break_even=(one,)).to_json())

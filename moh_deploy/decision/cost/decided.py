@@ -73,6 +73,14 @@ class DecidedWouldDo(_Part):
     name: str
 
 
+class DecidedBreakEven(_Part):
+    """Where an arm breaks even in size; see `moh_deploy.decision.size_break_even`."""
+
+    arm: str
+    rival: str
+    outcome: str
+
+
 class Decided(_Part):
     """The report; see `moh_deploy.decision.report.DecisionReport`."""
 
@@ -83,6 +91,7 @@ class Decided(_Part):
     machine: str
     arms: Annotated[tuple[DecidedArm, ...], Field(min_length=1)]
     would_do: tuple[DecidedWouldDo, ...]
+    break_even: tuple[DecidedBreakEven, ...] = ()
 
     @property
     def served(self) -> tuple[DecidedArm, ...]:

@@ -148,6 +148,9 @@ def _sizes(report: CostReport) -> Iterator[Block]:
             rows.append([name, Share(asked.share), arm.name, _ends(one.ms), gain, how])
     table = Table("Arms at the sizes of traffic", columns, rows, id="sizes")
     lines = [Text(_where_faster(arm)) for arm in report.arms[1:]]
+    lines += [
+        Text(f"'{one.arm}' against '{one.rival}': {one.outcome}.") for one in report.break_even
+    ]
     yield Section("At which sizes it pays", (*lines, table))
 
 

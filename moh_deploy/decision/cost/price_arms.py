@@ -15,6 +15,7 @@ from moh_deploy.decision.cost.report import (
     Fleet,
     Pays,
     SizeCost,
+    SizeOutcome,
     TrafficShare,
 )
 from moh_deploy.decision.cost.run_times import Place, RunTimes, run_times
@@ -71,6 +72,9 @@ def price_arms(
         ),
         arms=arms,
         would_do=tuple(one.name for one in decided.would_do),
+        break_even=tuple(
+            SizeOutcome(one.arm, one.rival, one.outcome) for one in decided.break_even
+        ),
         sensitivity_of=None if best is None else best.name,
         sensitivity=()
         if chosen is None or chosen.saved_ms is None

@@ -84,6 +84,21 @@ class ArmCost:
 
 
 @dataclass(frozen=True)
+class SizeOutcome:
+    """At which sizes an arm is faster than another, by the times of the decision.
+
+    Attributes:
+        arm: The one that is to pay.
+        rival: What it is compared with.
+        outcome: Where it begins or stops to be faster, in words.
+    """
+
+    arm: str
+    rival: str
+    outcome: str
+
+
+@dataclass(frozen=True)
 class Fleet:
     """Whole machines that an arm needs for so many times the traffic.
 
@@ -120,6 +135,7 @@ class CostReport(Report):
         traffic: The sizes that are asked for, the most frequent first.
         arms: The reference first.
         would_do: Arms without routers that the decision found to do as well.
+        break_even: At which sizes the decision found arms to begin or stop to be faster.
         sensitivity_of: The arm whose net saving is varied; None where there is no other.
         sensitivity: What that depends on, the most first.
         fleets: Whole machines, for this traffic and for more.
@@ -141,6 +157,7 @@ class CostReport(Report):
     traffic: tuple[TrafficShare, ...]
     arms: tuple[ArmCost, ...]
     would_do: tuple[str, ...]
+    break_even: tuple[SizeOutcome, ...]
     sensitivity_of: str | None
     sensitivity: tuple[Sensitivity, ...]
     fleets: tuple[Fleet, ...]

@@ -22,7 +22,13 @@ def cost_report(per_month: float = 1e8, *, name: str = "moh", paired: float = 0.
         paired: Half the interval of its gain.
     """
     decided = Decided.model_validate(
-        decision({"dense": (10.0, 40.0), name: (8.0, 41.0)}, paired=paired)
+        decision(
+            {"dense": (10.0, 40.0), name: (8.0, 41.0)},
+            paired=paired,
+            break_even=[
+                {"arm": name, "rival": "dense", "outcome": "slower from batch 7.2 on (6 to 8)"}
+            ],
+        )
     )
     requests = tuple(SizedRequests(sizes, 0.5) for sizes in SIZES)
     prices = Prices.model_validate(yaml.safe_load(PRICES))

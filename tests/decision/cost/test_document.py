@@ -19,6 +19,7 @@ def test_answer_stands_first_and_sizes_where_an_arm_is_slower_are_named():
     assert "A month is extrapolated from 2 days" in text
     assert "that c7i.2xlarge is as fast is taken for granted" in text
     assert_of_form("cost", report.to_json())
+    assert "'moh' against 'dense': slower from batch 7.2 on (6 to 8)." in text
 
 
 def test_chart_and_table_hold_the_same_inputs():
