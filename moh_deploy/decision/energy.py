@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ Joules = Callable[[], float]
 def energy_clock(root: Path = POWERCAP, nvml: Any = None) -> tuple[Joules | None, str | None]:
     """Return what reads joules of the whole machine, and why there is nothing that does.
 
-    Counted are all processors, by RAPL as Linux shows it, and all GPUs, by NVIDIA's management
-    library; a machine that has counters of one kind is counted by these.
+    Counted are all processors and their memory, by RAPL as Linux shows it, and all GPUs, by
+    NVIDIA's management library; a machine that has counters of one kind is counted by these.
 
     Args:
         nvml: The loaded library; None loads that of the driver.
@@ -29,24 +29,39 @@ def energy_clock(root: Path = POWERCAP, nvml: Any = None) -> tuple[Joules | None
         if reason is not None:
             reasons.append(reason)
     if not clocks:
-        return None, "; ".join(reasons)
+        return None, f"this machine counts none: {'; '.join(reasons)}"
     return lambda: sum(clock() for clock in clocks), None
 
 
 def _processors(root: Path) -> tuple[Joules | None, str | None]:
-    # `intel-rapl:0` is a processor; `intel-rapl:0:1` a part of it, which is counted in it already.
-    zones = sorted(one for one in root.glob("intel-rapl:*") if one.name.count(":") == 1)
-    counters = [one / "energy_uj" for one in zones]
-    if not counters:
+    zones = list(_zones(root))
+    if not zones:
         return None, f"{root} has no counter of energy"
     try:
         spans = [int((one / "max_energy_range_uj").read_text()) for one in zones]
-        for one in counters:
-            int(one.read_text())
+        return _OverTheirEnds([one / "energy_uj" for one in zones], spans), None
     except (OSError, ValueError) as error:
+        if isinstance(error, PermissionError):
+            return None, f"{error.filename} may be read by root alone"
         reason = error.strerror if isinstance(error, OSError) else "it holds no number"
-        return None, f"{counters[0]} cannot be read: {reason}"
-    return _OverTheirEnds(counters, spans), None
+        return None, f"the counters below {zones[0]} cannot be read: {reason}"
+
+
+def _zones(root: Path) -> Iterator[Path]:
+    """Yield the zones that together are all that is counted, and nothing twice."""
+    for zone in sorted(root.glob("intel-rapl:*")):
+        name, is_part = _name(zone), zone.name.count(":") > 1
+        # Cores and graphics are counted in their processor already, memory is not. The platform
+        # (psys) has all of it in itself, and few machines have that.
+        if (name == "dram") if is_part else (name != "psys"):
+            yield zone
+
+
+def _name(zone: Path) -> str:
+    try:
+        return (zone / "name").read_text().strip()
+    except OSError:
+        return ""
 
 
 class _OverTheirEnds:

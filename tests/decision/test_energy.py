@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moh_deploy.decision.energy import energy_clock
+from moh_deploy.decision.energy import Joules, energy_clock
 
 
 class Gpus:
@@ -37,31 +38,87 @@ class Gpus:
         return 3 if spent is None else 0  # NVML_ERROR_NOT_SUPPORTED
 
 
-def test_energy_is_counted_over_the_end_of_a_counter_and_for_all_processors(tmp_path: Path):
-    for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "max_energy_range_uj").write_text("999999\n")
-        (tmp_path / name / "energy_uj").write_text("900000\n")
-    clock, reason = energy_clock(tmp_path, Gpus())
-    assert (reason, clock is None) == (None, False)
+def zone(root: Path, path: str, name: str, microjoules: int, *, span: int = 999_999) -> Path:
+    """Write what Linux shows of one counter, and return the counter."""
+    folder = root / path
+    folder.mkdir(parents=True)
+    (folder / "name").write_text(f"{name}\n")
+    (folder / "max_energy_range_uj").write_text(f"{span}\n")
+    (folder / "energy_uj").write_text(f"{microjoules}\n")
+    return folder / "energy_uj"
+
+
+def counted(root: Path) -> Joules:
+    clock, reason = energy_clock(root, Gpus())
+    assert reason is None
     assert clock is not None
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000\n")  # over its end
-    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("950000\n")
-    (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("990000\n")  # part of 0
+    return clock
+
+
+def test_energy_is_counted_over_the_end_of_a_counter_and_for_all_processors(tmp_path: Path):
+    first = zone(tmp_path, "intel-rapl:0", "package-0", 900_000)
+    # Each processor's counter has an end of its own.
+    second = zone(tmp_path, "intel-rapl:1", "package-1", 900_000, span=1_999_999)
+    clock = counted(tmp_path)
+    first.write_text("100000\n")  # over its end
+    second.write_text("950000\n")
     assert clock() == pytest.approx(0.25)
     assert clock() == pytest.approx(0.25)
+    first.write_text("0\n")  # and again: what was counted stays
+    second.write_text("50000\n")
+    assert clock() == pytest.approx(0.25 + 0.9 + 1.1)
+
+
+def test_memory_is_counted_and_nothing_twice(tmp_path: Path):
+    counters = [
+        zone(tmp_path, path, name, 0)
+        for path, name in (
+            ("intel-rapl:0", "package-0"),
+            ("intel-rapl:0:0", "core"),  # parts of the processor's
+            ("intel-rapl:0:1", "uncore"),
+            ("intel-rapl:0:2", "dram"),
+            ("intel-rapl:1", "psys"),  # all of it once more
+            ("intel-rapl-mmio:0", "package-0"),  # the same counter, read in another way
+        )
+    ]
+    clock = counted(tmp_path)
+    for power, counter in enumerate(counters):
+        counter.write_text(str(10**power))
+    assert clock() == pytest.approx((1 + 1000) / 1e6)
 
 
 def test_energy_that_nothing_counts_says_why(tmp_path: Path):
     assert energy_clock(tmp_path, Gpus()) == (
         None,
-        f"{tmp_path} has no counter of energy; libnvidia-ml.so.1 finds no GPU",
+        f"this machine counts none: {tmp_path} has no counter of energy;"
+        " libnvidia-ml.so.1 finds no GPU",
     )
     (tmp_path / "intel-rapl:0").mkdir()
     clock, reason = energy_clock(tmp_path, Gpus())
     assert clock is None
     assert reason is not None
     assert "cannot be read: No such file or directory; " in reason
+    zone(tmp_path, "intel-rapl:1", "package-1", 0).write_text("many")
+    (tmp_path / "intel-rapl:0").rmdir()
+    assert "intel-rapl:1 cannot be read: it holds no number" in str(energy_clock(tmp_path, Gpus()))
+
+
+def test_counters_that_only_root_may_read_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    counter = zone(tmp_path, "intel-rapl:0", "package-0", 0)
+    read = Path.read_text
+
+    def denied(path: Path, *arguments: Any) -> str:
+        # As Linux does since 2020; tests may run as root, who may read everything.
+        if path == counter:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path, *arguments)
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    clock, reason = energy_clock(tmp_path, Gpus())
+    assert clock is None
+    assert f"{counter} may be read by root alone" in str(reason)
+    # GPUs are counted all the same, and the report has no reason then.
+    assert energy_clock(tmp_path, Gpus(5_000))[1] is None
 
 
 def test_gpus_are_counted_beside_processors(tmp_path: Path):
