@@ -41,19 +41,19 @@ def main() -> None:
     print(f"held-out accuracy {accuracy(model, held_out):.2%}")
 
 
-def load_splits() -> tuple[Split, Split]:
-    """Return the training split and the held-out fifth, the same ones each time."""
+def load_splits(seed: int = SEED) -> tuple[Split, Split]:
+    """Return the training split and the held-out fifth, the same ones for the same seed."""
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels / 16).astype(np.float32).reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE)
-    parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=SEED)
+    parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=seed)
     train_x, test_x, train_y, test_y = (torch.from_numpy(part) for part in parts)
     return Split(train_x, train_y), Split(test_x, test_y)
 
 
-def train(data: Split, *, epochs: int, dense: bool = False) -> DigitsViT:
+def train(data: Split, *, epochs: int, dense: bool = False, seed: int = SEED) -> DigitsViT:
     """Train a new model from a fixed seed; progress goes to stderr."""
     torch.set_num_threads(1)  # Faster for matrices this small, and the same sums on any machine.
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     model = DigitsViT(dense=dense).train()
     steps = epochs * (len(data.labels) // BATCH_SIZE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
@@ -72,10 +72,10 @@ def train(data: Split, *, epochs: int, dense: bool = False) -> DigitsViT:
     return model.eval()
 
 
-def save_checkpoint(model: DigitsViT, path: Path, *, epochs: int) -> None:
+def save_checkpoint(model: DigitsViT, path: Path, *, epochs: int, seed: int = SEED) -> None:
     """Write what a training script usually writes: the weights under a key, beside other state."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": model.state_dict(), "epochs": epochs, "seed": SEED}, path)
+    torch.save({"model": model.state_dict(), "epochs": epochs, "seed": seed}, path)
 
 
 @torch.no_grad()

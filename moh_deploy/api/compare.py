@@ -120,7 +120,7 @@ def compare(
         timed = []
         if file.plan.latency is not None:
             timed = timed_inputs(found.base, samples.data, file.plan.sizes)
-    joules, why_no_energy = energy_clock()
+    energy = energy_clock()
     kept = None if keep_scores is None else Path(keep_scores)
     with _scratch(kept if ray is not None else None) as scratch:
         given = found.given(progress)
@@ -138,7 +138,7 @@ def compare(
             timed=timed,
             measure=measure
             or runs_timer(
-                file.plan.seconds, file.plan.warmup, threads=file.plan.threads, energy=joules
+                file.plan.seconds, file.plan.warmup, threads=file.plan.threads, energy=energy.joules
             ),
             measure_fresh=measure_fresh or fresh_run,
             scratch=scratch,
@@ -146,7 +146,7 @@ def compare(
             score=_scoring(file, samples, kept, ray),
         )
         measured = job.measured()
-        setting = LookSetting(look, told, samples.files, why_no_energy)
+        setting = LookSetting(look, told, samples.files, energy)
         with progress.step("deciding"):
             return report_of(file.plan, arms, measured, setting)
 

@@ -124,7 +124,7 @@ class FoundArms:
         output.mkdir()
         target, chooses = output / "package", _chooses(package)
         if made.all_heads_open:
-            kind, chooses = f"{kind}: all heads open", False
+            kind, chooses = f"{kind}: all heads open, in standard operators", False
             written = _all_open(package, output, progress)
         elif made.precision is not None:
             kind = f"{kind}: {made.precision}"
@@ -136,6 +136,9 @@ class FoundArms:
             inputs = [self.file.placed(one) for one in made.prune.inputs]
             prune(package.root, target, keep=keep, by=by, inputs=inputs, progress=progress)
             written = OnnxPackage.open(target)
+        elif made.top_k == "all":
+            kind, chooses = f"{kind}: all heads open, on its kernels", False
+            written = with_top_k(package.root, target, top_k=None, progress=progress)
         else:
             kind = f"{kind}: {made.top_k} routed heads for each token"
             written = with_top_k(package.root, target, top_k=made.top_k, progress=progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,40 @@ NVML = "libnvidia-ml.so.1"
 Joules = Callable[[], float]
 
 
-def energy_clock(root: Path = POWERCAP, nvml: Any = None) -> tuple[Joules | None, str | None]:
-    """Return what reads joules of the whole machine, and why there is nothing that does.
+@dataclass(frozen=True)
+class EnergyClock:
+    """Counters of a machine, and what they count.
+
+    Attributes:
+        joules: Reads them; None where the machine has none.
+        counted: What is in it: `processors and their memory`, `GPUs`.
+        missing: Why other things are not.
+    """
+
+    joules: Joules | None
+    counted: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def why_none(self) -> str | None:
+        """Why there is no figure; None if there is one."""
+        why = "; ".join(self.missing)
+        return None if self.joules else f"not measured, this machine counts none: {why}"
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of figures has to know; None where there are none."""
+        if self.joules is None:
+            return None
+        missing = f" Not in it is what nothing counts: {'; '.join(self.missing)}."
+        return (
+            f"Energy is that of {' and '.join(self.counted)} of the whole machine, whatever else"
+            f" ran on it.{missing if self.missing else ''}"
+        )
+
+
+def energy_clock(root: Path = POWERCAP, nvml: Any = None) -> EnergyClock:
+    """Find what counts joules on this machine.
 
     Counted are all processors and their memory, by RAPL as Linux shows it, and all GPUs, by
     NVIDIA's management library; a machine that has counters of one kind is counted by these.
@@ -22,15 +55,14 @@ def energy_clock(root: Path = POWERCAP, nvml: Any = None) -> tuple[Joules | None
     Args:
         nvml: The loaded library; None loads that of the driver.
     """
-    clocks, reasons = [], []
-    for clock, reason in (_processors(root), _gpus(nvml)):
-        if clock is not None:
-            clocks.append(clock)
-        if reason is not None:
-            reasons.append(reason)
-    if not clocks:
-        return None, f"this machine counts none: {'; '.join(reasons)}"
-    return lambda: sum(clock() for clock in clocks), None
+    found = {"processors and their memory": _processors(root), "GPUs": _gpus(nvml)}
+    clocks = {what: clock for what, (clock, _) in found.items() if clock is not None}
+    missing = tuple(reason for _, reason in found.values() if reason is not None)
+
+    def joules() -> float:
+        return sum(clock() for clock in clocks.values())
+
+    return EnergyClock(joules if clocks else None, tuple(clocks), missing)
 
 
 def _processors(root: Path) -> tuple[Joules | None, str | None]:

@@ -50,9 +50,10 @@ class MadeSection(_Section):
     """`made:` an arm that is made from a package, in one way.
 
     Attributes:
-        all_heads_open: Every head of every token is computed and weighed: nothing is skipped, and
-            nothing paid for skipping.
-        top_k: Each token chooses so many routed heads.
+        all_heads_open: Every head of every token is computed and weighed, by standard operators:
+            nothing is skipped, and nothing paid for skipping.
+        top_k: Each token chooses so many routed heads; `all`: every one, on the kernels that would
+            skip them, which tells what skipping gains from what kernels gain.
         prune: The same heads for every token; the others are cut out of the weights.
         fixed_routing: What the routers computed is fed, and they are gone: the time that routing
             takes, and no model that could be served.
@@ -60,7 +61,7 @@ class MadeSection(_Section):
     """
 
     all_heads_open: Literal[True] | None = None
-    top_k: _Count | None = None
+    top_k: _Count | Literal["all"] | None = None
     prune: PruneSection | None = None
     fixed_routing: Literal[True] | None = None
     precision: Literal["float16", "bfloat16", "int8"] | None = None

@@ -11,6 +11,7 @@ import numpy as np
 
 from moh_deploy.decision.arm import Arm
 from moh_deploy.decision.decide import ArmDecision, ArmVerdict, decide_arms, would_do
+from moh_deploy.decision.energy import EnergyClock
 from moh_deploy.decision.latency_promise import log_quantile
 from moh_deploy.decision.levels import level_of_look
 from moh_deploy.decision.measure import why_not_measured
@@ -39,13 +40,13 @@ class LookSetting:
         look: From 1.
         earlier: Verdicts of earlier looks, and in which they were found.
         data: The files of samples and labels.
-        why_no_energy: None where energy is counted.
+        energy: What counts it.
     """
 
     look: int
     earlier: Mapping[str, tuple[ArmVerdict, int]]
     data: tuple[DataFile, ...]
-    why_no_energy: str | None
+    energy: EnergyClock
 
 
 def report_of(
@@ -70,7 +71,7 @@ def report_of(
         machine=_machine(measured),
         data=setting.data,
         arms=tuple(
-            _arm(plan, arm, measured, decisions.get(arm.name), setting.why_no_energy)
+            _arm(plan, arm, measured, decisions.get(arm.name), setting.energy.why_none)
             for arm in ordered
         ),
         would_do=would_do(plan, measured.evidence, chooses, look=setting.look),
@@ -80,7 +81,7 @@ def report_of(
             quantile=0.5 if plan.latency is None else plan.latency.quantile,
             confidence=plan.confidence,
         ),
-        notes=tuple(_notes(plan, measured)),
+        notes=tuple(_notes(plan, measured, setting.energy)),
         kernels=measured.described[plan.reference].kernels,
     )
 
@@ -189,7 +190,7 @@ def _missing_times(
     return missing
 
 
-def _notes(plan: Plan, measured: MeasuredArms) -> Iterator[str]:
+def _notes(plan: Plan, measured: MeasuredArms, energy: EnergyClock) -> Iterator[str]:
     if not plan.quality:
         yield "The plan asks for no quality: verdicts are of time alone."
     if plan.latency is None:
@@ -199,3 +200,5 @@ def _notes(plan: Plan, measured: MeasuredArms) -> Iterator[str]:
             "Some times are of random inputs, each element one of the recorded input's: heads that"
             " they open are not those of real ones."
         )
+    if measured.runs and energy.note is not None:
+        yield energy.note

@@ -25,6 +25,17 @@ def recorded_words(manifest: Manifest) -> str:
     )
 
 
+def made_note(manifest: Manifest) -> str:
+    """Say of a package that is another model than the original what it is equal to instead."""
+    assert manifest.made is not None, "a package that is the original needs no such note"
+    return (
+        f"The package is another model than the one that it was made from ({manifest.made.how}), so"
+        " it is not equal to that, nor to the original. It was proven equal to the package of"
+        f" model sha256 {manifest.made.model_sha256[:12]}... changed in the same way, which"
+        " `moh-deploy verify` repeats without --against; --labels says what it loses."
+    )
+
+
 @dataclass(frozen=True)
 class Answers:
     """The values that a reference computes on samples.

@@ -10,17 +10,20 @@ from typing import NamedTuple
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.progress import Progress
+from moh_deploy.validate.model_references import PackageReference
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.reference import (
     Answered,
+    ExpectedOutputs,
     RecordedReference,
     Reference,
     by_gates,
     corpus_reference,
     corpus_samples,
     expected_outputs,
+    made_note,
 )
 from moh_deploy.validate.references import Against, function_bodies, references
 from moh_deploy.validate.samples import Sample, read_samples, recorded_samples, with_valid_tokens
@@ -66,11 +69,24 @@ def verify_runs(
     with progress.step("comparing"), runner:
         pairs = zip(rounds, answers, strict=True)
         reports = [
-            compare_answered(subject, runner, part, one.samples, policy)
+            _with_made_note(
+                compare_answered(subject, runner, part, one.samples, policy), subject, one.reference
+            )
             for one, got in pairs
             for part in by_gates(one.reference.name, got)
         ]
         return combined([report.with_token_notes() for report in reports])
+
+
+def _with_made_note(report: ParityReport, subject: Subject, reference: Reference) -> ParityReport:
+    """Say of a package that was made to be another model why it differs from any other."""
+    package = subject.package
+    is_other = not isinstance(reference, (RecordedReference, ExpectedOutputs)) and not (
+        isinstance(reference, PackageReference) and reference.other.root == package.root
+    )
+    if package.manifest.made is None or report.equal or not is_other:
+        return report
+    return replace(report, notes=(made_note(package.manifest), *report.notes))
 
 
 class _Round(NamedTuple):

@@ -14,6 +14,7 @@ from tests.grouped_package import HEADS, write_grouped
 MADE: dict[str, dict[str, object]] = {
     "open": {"all_heads_open": True},
     "fewer": {"top_k": 1},
+    "all": {"top_k": "all"},
     "pruned": {"prune": {"keep": "50%", "by": "gate"}},
     "half": {"precision": "float16"},
     "fed": {"fixed_routing": True},
@@ -47,8 +48,9 @@ def package_of(arm: Arm) -> OnnxPackage:
 
 def test_arms_say_what_they_are(arms: dict[str, Arm]):
     assert {name: one.kind for name, one in arms.items() if name != "moh"} == {
-        "open": "made of 'moh': all heads open",
+        "open": "made of 'moh': all heads open, in standard operators",
         "fewer": "made of 'moh': 1 routed heads for each token",
+        "all": "made of 'moh': all heads open, on its kernels",
         "pruned": "made of 'moh': the same heads for every token, 50% by gate",
         "half": "made of 'moh': float16",
         "fed": "made of 'moh': routing fed",
@@ -58,6 +60,7 @@ def test_arms_say_what_they_are(arms: dict[str, Arm]):
         "moh": True,
         "open": False,
         "fewer": True,
+        "all": False,
         "pruned": False,
         "half": True,
         "fed": None,
@@ -69,6 +72,10 @@ def test_arms_say_what_they_are(arms: dict[str, Arm]):
 def test_made_packages_are_what_they_say(arms: dict[str, Arm]):
     layers = {name: package_of(arms[name]).manifest.layers[0] for name in MADE if name != "fed"}
     assert (layers["open"].top_k, layers["open"].choice) == (HEADS - 1, "dense")
+    # The same heads as the one before, on what runs the package itself.
+    of_package = package_of(arms["moh"]).manifest.layers[0].choice
+    assert (layers["all"].top_k, layers["all"].choice) == (HEADS - 1, of_package)
+    assert of_package != "dense"
     assert layers["fewer"].top_k == 1
     assert layers["pruned"].num_heads == HEADS // 2
     assert package_of(arms["half"]).manifest.precision == "float16"

@@ -84,6 +84,26 @@ def test_reports_say_that_it_is_another_model(package: OnnxPackage, tmp_path: Pa
     assert "(not the original model)" in text
 
 
+def test_answer_against_the_original_says_what_it_is_equal_to_instead(
+    package: OnnxPackage, tmp_path: Path
+):
+    prune(package.root, tmp_path / "pruned", keep=4)
+    report = moh_deploy.verify(tmp_path / "pruned", against=[package.root])
+    assert report.failure is not None
+    assert report.failure.exit_code == 1
+    digest = package.manifest.files["model.onnx"][:12]
+    assert "The package is another model than the one that it was made from (" in str(
+        report.failure
+    )
+    assert f"proven equal to the package of model sha256 {digest}... changed in the same" in str(
+        report.failure
+    )
+    # Of what it is equal to there is nothing to explain, nor of a fault in it.
+    same = moh_deploy.verify(tmp_path / "pruned", against=["functions"])
+    assert same.equal
+    assert not any("another model" in note for note in same.notes)
+
+
 def test_counts_on_the_users_inputs(package: OnnxPackage, tmp_path: Path):
     x = np.random.default_rng(9).standard_normal((5, 7, 8)).astype(np.float32)
     np.savez(tmp_path / "inputs.npz", x=x)

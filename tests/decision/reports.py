@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from moh_deploy.decision.arm import Arm
 from moh_deploy.decision.decide import ArmEvidence
+from moh_deploy.decision.energy import EnergyClock
 from moh_deploy.decision.measured import ArmFacts, EdgeCases, MeasuredArms, SizedRun
 from moh_deploy.decision.report import DataFile, DecisionReport
 from moh_deploy.decision.routing_bias import LayerRouting
@@ -58,9 +58,11 @@ def decision_report(
     measured = MeasuredArms(
         ArmEvidence([scored], [timed]),
         [SizedRun("held-out.npz", timed.sizes, 1, timings, {})],
-        dict.fromkeys(asked.arms, replace(facts, not_measured={"energy": "nothing counts it"})),
+        dict.fromkeys(asked.arms, facts),
         dict.fromkeys(asked.arms, Description("ONNX Runtime 1.32.0", NO_KERNELS)),
     )
     files = (DataFile("held-out.npz", "0" * 64),)
     assert asked.reference == REFERENCE
-    return report_of(asked, arms, measured, LookSetting(1, {}, files, "nothing counts it"))
+    return report_of(
+        asked, arms, measured, LookSetting(1, {}, files, EnergyClock(None, (), ("nothing does",)))
+    )

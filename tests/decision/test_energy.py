@@ -49,10 +49,10 @@ def zone(root: Path, path: str, name: str, microjoules: int, *, span: int = 999_
 
 
 def counted(root: Path) -> Joules:
-    clock, reason = energy_clock(root, Gpus())
-    assert reason is None
-    assert clock is not None
-    return clock
+    clock = energy_clock(root, Gpus())
+    assert (clock.why_none, clock.counted) == (None, ("processors and their memory",))
+    assert clock.joules is not None
+    return clock.joules
 
 
 def test_energy_is_counted_over_the_end_of_a_counter_and_for_all_processors(tmp_path: Path):
@@ -88,19 +88,20 @@ def test_memory_is_counted_and_nothing_twice(tmp_path: Path):
 
 
 def test_energy_that_nothing_counts_says_why(tmp_path: Path):
-    assert energy_clock(tmp_path, Gpus()) == (
-        None,
-        f"this machine counts none: {tmp_path} has no counter of energy;"
-        " libnvidia-ml.so.1 finds no GPU",
+    clock = energy_clock(tmp_path, Gpus())
+    assert (clock.joules, clock.note) == (None, None)
+    assert clock.why_none == (
+        f"not measured, this machine counts none: {tmp_path} has no counter of energy;"
+        " libnvidia-ml.so.1 finds no GPU"
     )
     (tmp_path / "intel-rapl:0").mkdir()
-    clock, reason = energy_clock(tmp_path, Gpus())
-    assert clock is None
-    assert reason is not None
-    assert "cannot be read: No such file or directory; " in reason
+    why = str(energy_clock(tmp_path, Gpus()).why_none)
+    assert "cannot be read: No such file or directory; " in why
     zone(tmp_path, "intel-rapl:1", "package-1", 0).write_text("many")
     (tmp_path / "intel-rapl:0").rmdir()
-    assert "intel-rapl:1 cannot be read: it holds no number" in str(energy_clock(tmp_path, Gpus()))
+    assert "intel-rapl:1 cannot be read: it holds no number" in str(
+        energy_clock(tmp_path, Gpus()).why_none
+    )
 
 
 def test_counters_that_only_root_may_read_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -114,33 +115,31 @@ def test_counters_that_only_root_may_read_are_said(tmp_path: Path, monkeypatch: 
         return read(path, *arguments)
 
     monkeypatch.setattr(Path, "read_text", denied)
-    clock, reason = energy_clock(tmp_path, Gpus())
-    assert clock is None
-    assert f"{counter} may be read by root alone" in str(reason)
-    # GPUs are counted all the same, and the report has no reason then.
-    assert energy_clock(tmp_path, Gpus(5_000))[1] is None
+    assert f"{counter} may be read by root alone" in str(energy_clock(tmp_path, Gpus()).why_none)
+    # GPUs are counted all the same, and a reader is told what is not in their figure.
+    gpus = energy_clock(tmp_path, Gpus(5_000))
+    assert gpus.counted == ("GPUs",)
+    assert str(gpus.note).endswith(f"what nothing counts: {counter} may be read by root alone.")
 
 
 def test_gpus_are_counted_beside_processors(tmp_path: Path):
     gpus = Gpus(5_000, 7_000)
-    clock, reason = energy_clock(tmp_path, gpus)
-    assert (reason, clock is None) == (None, False)
-    assert clock is not None
-    before = clock()
+    alone = energy_clock(tmp_path, gpus).joules
+    assert alone is not None
+    before = alone()
     gpus.millijoules = [6_500, 7_250]
-    assert clock() - before == pytest.approx(1.75)
-    (tmp_path / "intel-rapl:0").mkdir()
-    (tmp_path / "intel-rapl:0" / "max_energy_range_uj").write_text("999999\n")
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000\n")
-    both, _ = energy_clock(tmp_path, gpus)
-    assert both is not None
-    before = both()
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("350000\n")
+    assert alone() - before == pytest.approx(1.75)
+    counter = zone(tmp_path, "intel-rapl:0", "package-0", 100_000)
+    both = energy_clock(tmp_path, gpus)
+    assert both.joules is not None
+    assert both.missing == ()
+    before = both.joules()
+    counter.write_text("350000\n")
     gpus.millijoules[0] = 7_000
-    assert both() - before == pytest.approx(0.75)
+    assert both.joules() - before == pytest.approx(0.75)
 
 
 def test_a_gpu_that_does_not_count_is_said(tmp_path: Path):
-    clock, reason = energy_clock(tmp_path, Gpus(1, None))
-    assert clock is None
-    assert "before Volta" in str(reason)
+    assert "before Volta" in str(energy_clock(tmp_path, Gpus(1, None)).why_none)
+    zone(tmp_path, "intel-rapl:0", "package-0", 0)
+    assert "before Volta" in str(energy_clock(tmp_path, Gpus(1, None)).note)

@@ -17,12 +17,25 @@ def test_plan_has_moh_beside_its_rivals():
     assert plan.reference == "dense"
     assert plan.arms["dense"].dense
     made = {name: arm.made.ways for name, arm in plan.arms.items() if arm.made is not None}
-    assert made == {"fewer-heads": ["top_k"], "pruned": ["prune"], "float16": ["precision"]}
+    assert made == {
+        "all-heads": ["top_k"],
+        "fewer-heads": ["top_k"],
+        "pruned": ["prune"],
+        "float16": ["precision"],
+    }
     pruned = plan.arms["pruned"].made
     assert pruned is not None
     assert pruned.prune is not None
+    # The seed is part of what was fixed before.
+    assert f"seed {planned_seed()})" in plan.goal
     # Heads that are chosen on the images they are judged by would look better than they are.
     assert not set(pruned.prune.inputs) & set(plan.inputs)
+
+
+def planned_seed() -> str:
+    found = re.search(r"^PLANNED_SEED = (\d+)$", (DIGITS / "compare.py").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
 
 
 @nightly
@@ -32,11 +45,11 @@ def test_one_command_decides_from_nothing(tmp_path: Path, warm_interpreter: Path
     plan = digits / "plan.yaml"
     shorter = re.sub(r"^seconds: .*", "seconds: 0.5", plan.read_text(), flags=re.MULTILINE)
     plan.write_text(shorter)
-    command = [str(warm_interpreter), str(digits / "compare.py"), "--epochs", "2"]
+    command = [str(warm_interpreter), str(digits / "compare.py"), "--epochs", "2", "--seed", "7"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     verdict = "win|loss|cannot tell|dense would do"
-    for arm in ("moh", "fewer-heads", "pruned", "float16"):
+    for arm in ("moh", "all-heads", "fewer-heads", "pruned", "float16"):
         assert re.search(rf"^│ {arm} +│ ({verdict}) ", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"^│ dense +│ reference +│ ONNX model", done.stdout, re.MULTILINE)
     assert "Quality is of 360 samples" in done.stdout
