@@ -12,6 +12,7 @@ from moh_deploy.decision.cost.prices import read_prices
 from moh_deploy.decision.cost.report import CostReport
 from moh_deploy.decision.cost.run_times import places_of
 from moh_deploy.decision.cost.traffic import read_traffic
+from moh_deploy.decision.cost.tuned import tuned_break_even
 from moh_deploy.package import OnnxPackage
 
 
@@ -37,7 +38,7 @@ def cost(
             span for a log.
         extrapolate: Take sizes of traffic that lie between two measured ones from their times.
         package: Predict for this package where skipping heads breaks even: by layer, in batch size
-            and in the share of open heads.
+            and in the share of open heads; and say where `tune` measured it to.
 
     Raises:
         ConfigError: A file is not of its form, or traffic has sizes that were not measured.
@@ -50,5 +51,6 @@ def cost(
     report = price_arms(decided, priced, asked, places)
     if package is None:
         return report
-    predicted = predicted_break_even(OnnxPackage.open(package), asked.requests)
-    return replace(report, predicted=predicted)
+    opened = OnnxPackage.open(package)
+    predicted = predicted_break_even(opened, asked.requests)
+    return replace(report, predicted=predicted, tuned=tuned_break_even(opened.manifest))

@@ -64,7 +64,7 @@ class MadeSection(_Section):
     top_k: _Count | Literal["all"] | None = None
     prune: PruneSection | None = None
     fixed_routing: Literal[True] | None = None
-    precision: Literal["float16", "bfloat16", "int8"] | None = None
+    precision: Literal["float16", "bfloat16", "int8", "int4"] | None = None
 
     @property
     def ways(self) -> list[str]:

@@ -85,10 +85,13 @@ class SizeBreakEven:
         return f"{text}, not told at {', '.join(unsure)}" if unsure else text
 
     def _crossing_text(self, one: Crossing) -> str:
+        word = "faster from" if one.begins else "slower from"
+        text = f"{word} {self.dim} {_rounded(one.size)} on"
+        if one.low == one.high:
+            return text  # Of times without intervals.
         low = "below all timed" if one.low is None else _rounded(one.low)
         high = "beyond all timed" if one.high is None else _rounded(one.high)
-        word = "faster from" if one.begins else "slower from"
-        return f"{word} {self.dim} {_rounded(one.size)} on ({low} to {high})"
+        return f"{text} ({low} to {high})"
 
 
 def size_break_evens(
@@ -106,13 +109,39 @@ def size_break_evens(
         quantile: Of the times that are compared.
         confidence: Of each interval by itself.
     """
-    lines = list(_lines(times))
+    found = [
+        _gains(times, arm, rival, quantile=quantile, confidence=confidence) for arm, rival in pairs
+    ]
     return tuple(
-        SizeBreakEven(arm, rival, dim, others, gains, tuple(crossings(gains)))
-        for arm, rival in pairs
-        for dim, others, line in lines
-        if (gains := _gains(line, dim, arm, rival, quantile, confidence)) is not None
+        even
+        for (arm, rival), gains in zip(pairs, found, strict=True)
+        if gains is not None
+        for even in along_lines(arm, rival, [one.sizes for one in times], gains)
     )
+
+
+def along_lines(
+    arm: str,
+    rival: str,
+    sizes: Sequence[Mapping[str, int]],
+    gains: Sequence[tuple[float, float, float]],
+) -> Iterator[SizeBreakEven]:
+    """Yield where an arm breaks even along each dimension that has two sizes or more.
+
+    Args:
+        sizes: At which both were timed.
+        gains: At each of them, and its ends.
+    """
+    for dim in sizes[0] if sizes else ():
+        lines: dict[tuple[tuple[str, int], ...], list[SizedGain]] = {}
+        for one, gain in zip(sizes, gains, strict=True):
+            others = tuple((name, size) for name, size in one.items() if name != dim)
+            lines.setdefault(others, []).append(SizedGain(one[dim], *gain))
+        for others, line in lines.items():
+            if len(line) > 1:
+                along = tuple(sorted(line, key=lambda one: one.size))
+                crossed = tuple(crossings(along))
+                yield SizeBreakEven(arm, rival, dim, dict(others), along, crossed)
 
 
 def crossings(gains: Sequence[SizedGain]) -> Iterator[Crossing]:
@@ -154,39 +183,19 @@ def _zero(left: SizedGain, right: SizedGain, of_left: float, of_right: float) ->
     return math.exp((1 - share) * math.log(left.size) + share * math.log(right.size))
 
 
-def _lines(
-    times: Sequence[SizedTimes],
-) -> Iterator[tuple[str, dict[str, int], list[SizedTimes]]]:
-    """Yield a dimension, the sizes of all others, and what was timed along it."""
-    for dim in times[0].sizes if times else ():
-        found: dict[tuple[tuple[str, int], ...], list[SizedTimes]] = {}
-        for one in times:
-            others = tuple((name, size) for name, size in one.sizes.items() if name != dim)
-            found.setdefault(others, []).append(one)
-        for held, line in found.items():
-            if len(line) > 1:
-                yield dim, dict(held), sorted(line, key=lambda one: one.sizes[dim])
-
-
 def _gains(
-    line: Sequence[SizedTimes],
-    dim: str,
-    arm: str,
-    rival: str,
-    quantile: float,
-    confidence: float,
-) -> tuple[SizedGain, ...] | None:
+    times: Sequence[SizedTimes], arm: str, rival: str, *, quantile: float, confidence: float
+) -> list[tuple[float, float, float]] | None:
     """Return the gain at each size; None where too few rounds were timed for an interval."""
     gains = []
-    for one in line:
+    for one in times:
         # Both ran in the same rounds: what disturbed both cancels.
         found = log_ratio(one.wall_ms[arm], one.wall_ms[rival], quantile)
         if found is None:
             return None
         low, high = found.interval(confidence)
-        ends = (-math.expm1(end) for end in (found.mean, high, low))
-        gains.append(SizedGain(one.sizes[dim], *ends))
-    return tuple(gains)
+        gains.append((-math.expm1(found.mean), -math.expm1(high), -math.expm1(low)))
+    return gains
 
 
 def _rounded(size: float) -> str:

@@ -10,6 +10,7 @@ from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.report.document import (
     Block,
     Cell,
+    Column,
     Document,
     Fact,
     Section,
@@ -172,7 +173,8 @@ def _predicted(report: CostReport) -> Iterator[Block]:
         return
     title = "Where skipping heads breaks even"
     if not report.predicted:
-        yield Section(title, (Text("Nothing can be predicted for the layers of this package."),))
+        none = Text("Nothing can be predicted for the layers of this package.")
+        yield Section(title, (none, *_tuned(report)))
         return
     about = Text(
         "Predicted for attention and the projections beside it, against standard operators that"
@@ -187,7 +189,29 @@ def _predicted(report: CostReport) -> Iterator[Block]:
         row: list[Cell] = [one.path or "all layers", Share(one.active_share)]
         row.append(str(one.pays_from or "never"))
         rows.append([*row, *("never" if share is None else Share(share) for share in shares)])
-    yield Section(title, (about, Table("Layers", columns, rows, id="break-even")))
+    yield Section(title, (about, Table("Layers", columns, rows, id="break-even"), *_tuned(report)))
+
+
+def _tuned(report: CostReport) -> Iterator[Text | Table]:
+    """Yield what was measured of the same, where it was."""
+    if not report.tuned:
+        yield Text(
+            "Not measured by layer: moh-deploy tune at two batch sizes or more writes times of"
+            " layers into the package."
+        )
+        return
+    yield Text("Measured by moh-deploy tune, against the same; times are medians.")
+    rows: list[list[Cell]] = [
+        [
+            one.arm,
+            f"{one.dim} {', '.join(str(gain.size) for gain in one.gains)}",
+            ", ".join(f"{100 * gain.gain:.1f} %" for gain in one.gains),
+            one.outcome,
+        ]
+        for one in report.tuned
+    ]
+    columns: list[Column | str] = ["layer", "sizes", "time saved", Column("it is", width="words")]
+    yield Table("Layers as they were timed", columns, rows, id="tuned")
 
 
 def _fleets(report: CostReport) -> Iterator[Block]:

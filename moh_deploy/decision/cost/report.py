@@ -9,6 +9,7 @@ from moh_deploy.decision.cost.bill import PaidBack
 from moh_deploy.decision.cost.document import cost_document, money, months_text
 from moh_deploy.decision.cost.estimate import Estimate
 from moh_deploy.decision.cost.sensitivity import Sensitivity
+from moh_deploy.decision.size_break_even import SizeBreakEven
 from moh_deploy.perf.cost_model.break_even import LayerBreakEven
 from moh_deploy.report.document import Document
 from moh_deploy.report.json import HIDDEN, in_json
@@ -142,6 +143,8 @@ class CostReport(Report):
         notes: What else a reader has to know.
         predicted: Where skipping heads breaks even in the package that was asked for: each layer,
             and all together last.
+        tuned: Where it was measured to break even as that package was tuned, in the same order;
+            empty where it was not tuned at two sizes of a dimension.
     """
 
     schema_version: Literal[1] = field(default=1, init=False)
@@ -163,6 +166,7 @@ class CostReport(Report):
     fleets: tuple[Fleet, ...]
     notes: tuple[str, ...]
     predicted: tuple[LayerBreakEven, ...] | None = None
+    tuned: tuple[SizeBreakEven, ...] | None = None
     kernels: None = field(default=None, init=False, metadata=HIDDEN)
 
     @property
