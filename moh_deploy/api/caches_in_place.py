@@ -8,15 +8,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from moh_deploy.errors import ValidationError
 from moh_deploy.graph.caches_in_place import put_caches_in_place
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import Manifest, OnnxPackage, PackageWriter, VectorSet
 from moh_deploy.package.cache_buffers import in_buffers
-from moh_deploy.package.model_files import save_model
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.recorded_parity import compare_recorded, proof_of, require_equal
+from moh_deploy.validate.recorded_parity import publish_if_equal, require_equal
 
 
 def with_caches_in_place(
@@ -56,15 +54,13 @@ def write_caches_in_place(package: OnnxPackage, output: Path, progress: Progress
         manifest, vectors = with_caches_in_place(model, package.manifest, package.vectors)
     with PackageWriter(output) as writer:
         with progress.step("writing the package"):
-            save_model(model, package, writer.root)
-            writer.bring_tokenizer(package)
+            writer.save_model(model, package)
             manifest = writer.stage(manifest, vectors)
         with progress.step("comparing what was written with the original model"):
-            staged = OnnxPackage.open(writer.root, staged=True)
-            parity = compare_recorded(staged)
-        if parity.failure is not None:
-            raise ValidationError(
-                f"the package with caches in place is {parity.failure.message}",
+            written, _ = publish_if_equal(
+                writer,
+                manifest,
+                name="the package with caches in place",
                 hint="This is a fault of moh-deploy: --cache concatenated does without.",
             )
-        return writer.publish(replace(manifest, proof=proof_of(parity, staged)))
+    return written

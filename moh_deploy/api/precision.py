@@ -25,7 +25,7 @@ from moh_deploy.package import (
     check_package_output,
 )
 from moh_deploy.package.cache_buffers import rounded_to, with_dtypes
-from moh_deploy.package.model_files import model_bytes, save_model
+from moh_deploy.package.model_files import model_bytes
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import (
     check_float32,
@@ -99,8 +99,7 @@ def precision(
     # Compared as it was written, from disk, and published only if it is equal.
     with PackageWriter(output) as writer:
         with progress.step("writing the package"):
-            save_model(made.model, package, writer.root)
-            writer.bring_tokenizer(package)
+            writer.save_model(made.model, package)
             manifest = writer.stage(made.manifest, *_rounded(package, made.dtypes))
         with progress.step("comparing what was written with the original model"):
             staged = OnnxPackage.open(writer.root, staged=True)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from moh_deploy.errors import ConfigError, ValidationError
+from moh_deploy.errors import ConfigError
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.graph.flops import attention_flops
 from moh_deploy.graph.infer_types import infer_types
@@ -26,7 +26,6 @@ from moh_deploy.package import (
     PackageWriter,
     check_package_output,
 )
-from moh_deploy.package.model_files import save_model
 from moh_deploy.perf.cost_model.first_choices import first_choices
 from moh_deploy.runtime.lowered_package import check_float32
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
@@ -34,7 +33,7 @@ from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.fixed_gates import with_fixed_gates
 from moh_deploy.validate.head_loads import HeadLoads, head_loads
 from moh_deploy.validate.prune_report import ModelSize, PrunedLayer, PruneReport
-from moh_deploy.validate.recorded_parity import compare_recorded, proof_of, require_equal
+from moh_deploy.validate.recorded_parity import publish_if_equal, require_equal
 from moh_deploy.validate.samples import (
     Sample,
     named_mask,
@@ -105,19 +104,16 @@ def prune(
     manifest = replace(manifest, total_flops=_total_flops(package.manifest, before, after))
     with PackageWriter(output) as writer:
         with progress.step("writing the package"):
-            save_model(model, package, writer.root)
-            writer.bring_tokenizer(package)
+            writer.save_model(model, package)
             staged = writer.stage(manifest, vectors)
         with progress.step("comparing what was written with that"):
-            opened = OnnxPackage.open(writer.root, staged=True)
-            parity = compare_recorded(opened)
-            if parity.failure is not None:
-                raise ValidationError(
-                    f"the pruned package is {parity.failure.message}",
-                    hint="It is compared with the package with the same gates fed to it: this is a"
-                    " fault of moh-deploy. Please report it with the model.",
-                )
-        written = writer.publish(replace(staged, proof=proof_of(parity, opened)))
+            written, parity = publish_if_equal(
+                writer,
+                staged,
+                name="the pruned package",
+                hint="It is compared with the package with the same gates fed to it: this is a"
+                " fault of moh-deploy. Please report it with the model.",
+            )
     return PruneReport(
         package=written.root,
         source=package.root,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from moh_deploy.errors import ConfigError, ValidationError
+from moh_deploy.errors import ConfigError
 from moh_deploy.graph.change_top_k import change_top_k
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import (
@@ -17,11 +17,10 @@ from moh_deploy.package import (
     VectorSet,
     check_package_output,
 )
-from moh_deploy.package.model_files import save_model
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.head_loads import head_loads
-from moh_deploy.validate.recorded_parity import compare_recorded, proof_of, require_equal
+from moh_deploy.validate.recorded_parity import publish_if_equal, require_equal
 from moh_deploy.validate.samples import named_mask, recorded_samples, with_valid_tokens
 
 
@@ -69,8 +68,7 @@ def with_top_k(
     )
     with PackageWriter(output) as writer:
         with progress.step("writing the package"):
-            save_model(model, package, writer.root)
-            writer.bring_tokenizer(package)
+            writer.save_model(model, package)
             changed = replace(package, root=writer.root, manifest=manifest, corpus=())
         with progress.step("recording its function bodies"):
             vectors = _recorded(changed)
@@ -78,11 +76,8 @@ def with_top_k(
             manifest = replace(manifest, layers=_with_shares(changed))
         staged = writer.stage(manifest, vectors)
         with progress.step("comparing what was written with that"):
-            opened = OnnxPackage.open(writer.root, staged=True)
-            parity = compare_recorded(opened)
-            if parity.failure is not None:
-                raise ValidationError(f"the package with another top_k is {parity.failure.message}")
-        return writer.publish(replace(staged, proof=proof_of(parity, opened)))
+            written, _ = publish_if_equal(writer, staged, name="the package with another top_k")
+    return written
 
 
 def _recorded(package: OnnxPackage) -> tuple[VectorSet, ...]:

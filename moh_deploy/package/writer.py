@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from moh_deploy.errors import PackageError
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, write_corpus
 from moh_deploy.package.external_data import MODEL_DATA_NAME, MODEL_NAME
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, looks_like_manifest, manifest_text
+from moh_deploy.package.model_files import save_model
 from moh_deploy.package.onnx_package import OnnxPackage
 from moh_deploy.package.tokenizer_files import TOKENIZER_FILES
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, write_vectors
@@ -63,6 +66,11 @@ class PackageWriter:
     def bring_along(self, earlier: OnnxPackage, name: str) -> None:
         """Put a file of an earlier package into this one, without a copy where the disk can."""
         link_or_copy(earlier.root / name, self.path(name))
+
+    def save_model(self, model: ir.Model, earlier: OnnxPackage) -> None:
+        """Write a model that was made of an earlier package's, and bring the tokenizer along."""
+        save_model(model, earlier, self.root)
+        self.bring_tokenizer(earlier)
 
     def bring_tokenizer(self, earlier: OnnxPackage) -> None:
         """Put the tokenizer of an earlier package into this one, if it has any."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from moh_deploy.errors import ValidationError
-from moh_deploy.package import OnnxPackage, Proof
+from moh_deploy.package import Manifest, OnnxPackage, PackageWriter, Proof
 from moh_deploy.runtime.base import AS_IT_IS, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
@@ -42,6 +44,29 @@ def require_equal(package: OnnxPackage) -> None:
             hint="`moh-deploy bisect` finds where it diverges. A package of another version of"
             " moh-deploy, or one that was edited, is to be exported again.",
         )
+
+
+def publish_if_equal(
+    writer: PackageWriter, manifest: Manifest, *, name: str, hint: str | None = None
+) -> tuple[OnnxPackage, ParityReport]:
+    """Publish a package that was made of another, with its proof, if it computes what it recorded.
+
+    Args:
+        writer: Where it was staged.
+        manifest: As it was staged.
+        name: The package, in the words of a message.
+        hint: What to do where it is not equal.
+
+    Raises:
+        ValidationError: It is not. Nothing is published.
+        BackendError: The runtime failed.
+    """
+    # Opened from disk: compared is what was written, not what was meant to be.
+    staged = OnnxPackage.open(writer.root, staged=True)
+    parity = compare_recorded(staged)
+    if parity.failure is not None:
+        raise ValidationError(f"{name} is {parity.failure.message}", hint=hint)
+    return writer.publish(replace(manifest, proof=proof_of(parity, staged))), parity
 
 
 def proof_of(parity: ParityReport, package: OnnxPackage) -> Proof:
