@@ -32,7 +32,7 @@ from moh_deploy.package import LayerInfo
 
 @dataclass(frozen=True)
 class Pruned:
-    """What became of the layers of a model.
+    """The result of pruning: the layers that are left, and why others could not be pruned.
 
     Attributes:
         layers: As the model has them now; `choose_layers` is still to come.

@@ -26,7 +26,7 @@ _STRICT = {"extra": "forbid", "strict": True, "ser_json_inf_nan": "strings"}
 
 
 class Strict:
-    """What JSON is decoded into by pydantic: no key too many, no number hidden in a string."""
+    """Base of what pydantic decodes from JSON: no key too many, no number hidden in a string."""
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = _STRICT
 
@@ -425,7 +425,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class TextGeneration(Strict):
-    """What generates text with a language model has to know of it.
+    """Facts of a language model that generating text with it needs.
 
     Attributes:
         vocab_size: How many logits a token has.

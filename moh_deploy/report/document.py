@@ -315,7 +315,7 @@ class TradeOffChart:
 
 @dataclass(frozen=True)
 class TornadoBar:
-    """What an answer becomes if one input changes.
+    """A bar of a tornado chart: the answer while one input goes from end to end.
 
     Attributes:
         name: The input.
@@ -332,7 +332,7 @@ class TornadoBar:
 
 @dataclass(frozen=True)
 class TornadoChart:
-    """What an answer depends on: a bar for each input, the widest first, at least one.
+    """A chart of what an answer depends on: a bar for each input, the widest first, at least one.
 
     Attributes:
         title: What it shows.

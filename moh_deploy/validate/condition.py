@@ -29,7 +29,7 @@ _LOWER_IS_BETTER = ("perplexity",)
 
 @dataclass(frozen=True)
 class ParityCondition:
-    """What `verify` says of the package: equal to its reference, by the rule for its precision.
+    """The condition `parity`: `verify` finds the package equal, by the rule for its precision.
 
     Attributes:
         text: As it was written.
@@ -40,7 +40,7 @@ class ParityCondition:
 
 @dataclass(frozen=True)
 class FlipsCondition:
-    """How many tokens may choose other heads, each counted once a layer.
+    """The condition `flips`: so many tokens may choose other heads, each counted once a layer.
 
     Attributes:
         text: As it was written.
@@ -59,7 +59,7 @@ class FlipsCondition:
 
 @dataclass(frozen=True)
 class AccuracyCondition:
-    """How much worse than the reference's a metric may be.
+    """A condition on a metric: how much worse than the reference's it may be.
 
     Attributes:
         text: As it was written.

@@ -16,7 +16,7 @@ from moh_deploy.validate.token_parity import TokenDifference
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """What was added to one prompt.
+    """The tokens and the text that were added to one prompt.
 
     Attributes:
         prompt_tokens: How many tokens the prompt has.

@@ -28,7 +28,7 @@ class Work:
 
 @dataclass(frozen=True)
 class BillTerms:
-    """What a month's bill depends on, besides the work of a request.
+    """Terms of a month's bill besides the work of a request: traffic, prices, paying back.
 
     Attributes:
         requests: In a month.

@@ -48,7 +48,7 @@ class DecidedLatency(_Part):
 
 
 class DecidedPromise(_Part):
-    """What came of a promise; see `moh_deploy.decision.promise.Promise`."""
+    """A promise with its verdict; see `moh_deploy.decision.promise.Promise`."""
 
     kind: Literal["quality", "latency"]
     estimate: float | Literal["NaN", "Infinity", "-Infinity"]

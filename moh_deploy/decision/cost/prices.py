@@ -70,7 +70,7 @@ def _read_range(value: object) -> object:
 
 
 class Utilization(_Section):
-    """How much of the time that is paid for machines compute: a share, or a range of it."""
+    """The share of the paid time in which machines compute, or a range of it."""
 
     low: Annotated[float, Field(gt=0, le=1, strict=False)]
     high: Annotated[float, Field(gt=0, le=1, strict=False)]

@@ -33,7 +33,7 @@ _LARGEST_SHARE_HALF = 0.1
 
 @dataclass(frozen=True)
 class Decoder:
-    """What a language model takes and returns beside tokens, as a trial run shows it.
+    """The caches and logits of a language model, found by a trial run: example inputs are made so.
 
     Attributes:
         caches: Of each layer: heads of keys and values, and the sizes of a key and of a value.

@@ -28,7 +28,7 @@ from moh_deploy.validate.subject import Subject
 
 @dataclass(frozen=True)
 class SearchSamples:
-    """What candidates run on.
+    """The inputs of a search: candidates are judged on some, and timed on others.
 
     Attributes:
         runs: What conditions are judged on.

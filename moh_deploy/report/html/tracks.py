@@ -49,7 +49,7 @@ class Track:
 
 @dataclass(frozen=True)
 class PageTable:
-    """What a page shows of a table.
+    """A table as a page shows it: numbers that can be compared are drawn on one axis.
 
     Attributes:
         caption: What stands above it.

@@ -76,7 +76,7 @@ class AttentionCandidates:
 
 @dataclass(frozen=True)
 class ChosenWay:
-    """What runs the attention of a layer, and who decided it.
+    """The kernel or plain operators that a layer's attention runs by, and who decided it.
 
     Attributes:
         way: What runs it.

@@ -17,7 +17,7 @@ from moh_deploy.system.npz import Array
 
 @dataclass(frozen=True)
 class DecodedStep:
-    """What one step added.
+    """The tokens that one step of decoding added, and their logits.
 
     Attributes:
         tokens: The token of each row; None for a row that had ended before.
@@ -30,7 +30,7 @@ class DecodedStep:
 
 @dataclass
 class DecodingFigures:
-    """What was measured while text was generated.
+    """Counts and seconds of generating text: reports make tokens per second of them.
 
     Attributes:
         prompt_tokens: Of all prompts, padding left out.

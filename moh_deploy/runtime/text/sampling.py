@@ -12,7 +12,7 @@ from moh_deploy.system.npz import Array
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen.
+    """Settings of choosing the next token: the likeliest, or drawn.
 
     Attributes:
         temperature: Logits are divided by it; 0 takes the largest.

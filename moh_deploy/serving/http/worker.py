@@ -218,7 +218,7 @@ class _Server(uvicorn.Server):
 
 @dataclass(frozen=True)
 class FirstWord(Strict):
-    """What a worker says to its parent: that it is ready, or why it will not be.
+    """The first message of a worker to its parent: it is ready, or why it will not be.
 
     Attributes:
         error: What stopped it; None if it is ready.

@@ -41,7 +41,7 @@ HUNG_SECONDS = 60.0
 
 
 class TritonPythonModel:
-    """What Triton makes of each instance, in a process of its own. All names are Triton's."""
+    """A model of Triton's Python backend, a process of its own each: all names are Triton's."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the package; what this raises, the server reports, and does not load the model."""

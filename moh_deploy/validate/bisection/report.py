@@ -38,7 +38,7 @@ _REFERENCE = " --reference DIR, a float32 package of the model that is right, le
 
 @dataclass(frozen=True)
 class Repair:
-    """What it takes to keep the nodes in float32.
+    """The nodes to keep in float32, and the size, speed and parity that come of it.
 
     Attributes:
         cure: The nodes.
@@ -61,7 +61,7 @@ class Repair:
 
 @dataclass(frozen=True)
 class BisectReport(Report):
-    """What bisecting a package found.
+    """The answer of `bisect`: where a package diverges, and what would mend it.
 
     Attributes:
         schema_version: Of its JSON; docs/bisect.schema.json describes it.

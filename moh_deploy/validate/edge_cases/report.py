@@ -65,7 +65,7 @@ class NamedSample:
 
 @dataclass(frozen=True)
 class Searched:
-    """What the user's inputs gave, as JSON has it."""
+    """The findings of a search of the user's inputs, as JSON has them."""
 
     searched: int
     choices: int
@@ -87,7 +87,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class ProbeReport(Report):
-    """What became of each case.
+    """The answer of `probe`: each case with its verdict, and the corpus.
 
     Attributes:
         schema_version: Of its JSON; docs/probe.schema.json describes it.
