@@ -273,15 +273,31 @@ def test_editable_installation_puts_the_library_among_the_sources(tree: Path, tm
     assert LIBRARY.as_posix() not in content(wheel)
 
 
-def test_source_distribution_holds_the_native_sources_and_no_library(
+def test_source_distribution_holds_the_native_sources_and_neither_library_nor_tests(
     tree: Path, stale: Path, tmp_path: Path
 ):
     (tree / RECORD).write_text("{}")
+    (tree / "tests").mkdir()  # which need more than setuptools would pick of them
+    (tree / "tests" / "test_one.py").write_text("import tests.helpers")
     archive = call_hook(tree, "build_sdist", tmp_path / "out")
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
     assert {"plugins/CMakeLists.txt", "plugins/library.cc", "tools/build_kernels.py"} <= names
     assert not names & {LIBRARY.as_posix(), RECORD.as_posix()}
+    assert not [name for name in names if name.startswith("tests")]
+
+
+@nightly
+def test_wheels_are_made_without_installing_the_project(tmp_path: Path):
+    shown = subprocess.run(
+        ["make", "--dry-run", "wheels", f"VENV={tmp_path}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.count("python -m build --") == 3
+    assert "--editable" not in shown.stdout
 
 
 def test_wheel_holds_what_the_extension_of_openvino_is_compiled_from(tree: Path, tmp_path: Path):
