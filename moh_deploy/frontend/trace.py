@@ -219,7 +219,8 @@ def _check_dynamic(
     if fixed:
         raise ExportError(
             f"the model fixes {' and '.join(fixed)}.",
-            hint="Leave the axis out of --dynamic, or make the model independent of its size.",
+            hint="Leave the axis out of --dynamic, or make the model independent of its size:"
+            " len(x) and int(...) make a plain number of a size, x.shape[0] does not.",
         )
     first: dict[sympy.Expr, str] = {}
     for name, symbol in symbols.items():

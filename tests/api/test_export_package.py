@@ -258,13 +258,18 @@ def test_bounded_dimension_stays_dynamic(tmp_path: Path):
 
 
 class Reshapes(nn.Module):
+    """By a plain number: what `len` returns is one in a trace, too."""
+
     def forward(self, x):
-        return x.reshape(2, -1)
+        return x.reshape(len(x), -1)
 
 
 def test_dimension_that_the_model_fixes_is_named(tmp_path: Path):
-    with pytest.raises(ExportError, match=r"fixes dimension 'batch' \(axis 0 of input 'x'\) to 2"):
+    with pytest.raises(
+        ExportError, match=r"fixes dimension 'batch' \(axis 0 of input 'x'\) to 2"
+    ) as no:
         export(Reshapes(), tmp_path / "package")
+    assert "len(x)" in str(no.value.hint)
     assert_nothing_is_left(tmp_path / "package")
 
 

@@ -33,9 +33,11 @@ from moh_deploy.frontend.fx.views import casts, is_view
 from moh_deploy.frontend.normalize.attention_output import is_attention
 from moh_deploy.frontend.normalize.stacked_ops import (
     Stacked,
+    apply_numbers,
     apply_stacked,
     heads_at,
     heads_in_front,
+    numbers_of,
 )
 
 aten = torch.ops.aten
@@ -157,6 +159,13 @@ class _Stacker:
 
     def _of_operators(self, nodes: Heads) -> Stacked:
         first = nodes[0]
+        numbers = numbers_of(nodes)
+        if numbers is not None:
+            operand = self.stacked(tuple(cast(Node, node.args[0]) for node in nodes))
+            numbered = apply_numbers(self._builder, first, operand, numbers)
+            if numbered is None:
+                raise _DifferError
+            return Stacked(numbered, True, operand.stored, operand.attends)
         target = cast(torch._ops.OpOverload, first.target)
         given = {
             formal.name: self._argument([argument(node, formal.name) for node in nodes])

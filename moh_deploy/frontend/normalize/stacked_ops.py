@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.constants import is_random
-from moh_deploy.frontend.fx.graph import op, rank, shape
+from moh_deploy.frontend.fx.graph import op, rank, shape, tensor
 
 aten = torch.ops.aten
 
@@ -58,6 +58,38 @@ def apply_stacked(builder: GraphBuilder, first: Node, given: Arguments) -> Node 
     if rule is None and torch.Tag.pointwise in first.target.tags and not is_random(first):
         rule = _elementwise
     return None if rule is None else rule(builder, first, given)
+
+
+def numbers_of(nodes: Sequence[Node]) -> list[int | float] | None:
+    """Return the number that each head's operator has, as `chosen == h`; None where they are no
+    elementwise operators of a tensor and a number, or all have the same."""
+    target = nodes[0].target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.pointwise not in target.tags:
+        return None
+    found = [node.args[1] for node in nodes if len(node.args) == 2 and not node.kwargs]
+    known = [one for one in found if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    return known if len(known) == len(nodes) and len(set(known)) > 1 else None
+
+
+def apply_numbers(
+    builder: GraphBuilder, first: Node, operand: Stacked, numbers: Sequence[int | float]
+) -> Node | None:
+    """Insert an elementwise operator with a number of its own for each head; None where it is not
+    known how.
+
+    Args:
+        first: The operator of the first head.
+        operand: What it reads, of all heads.
+        numbers: What each head has beside.
+    """
+    dtype = tensor(operand.node).dtype
+    target = getattr(cast(torch._ops.OpOverload, first.target).overloadpacket, "Tensor", None)
+    # A whole number beside a float is of that dtype; a tensor of fractions would not be of this.
+    if target is None or not (dtype.is_floating_point or all(isinstance(n, int) for n in numbers)):
+        return None
+    scalars = [builder.call(aten.scalar_tensor.default, one, dtype=dtype) for one in numbers]
+    by_head = Stacked(builder.call(aten.stack.default, scalars, 0), by_head=True)
+    return builder.call(target, *(_with_rank(builder, x, rank(first)) for x in (operand, by_head)))
 
 
 def heads_in_front(builder: GraphBuilder, node: Node, dim: int) -> Node:

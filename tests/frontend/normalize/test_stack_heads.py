@@ -155,6 +155,20 @@ def weights_of_all_are_stacked_too(m: Model, x: Tensor, y: Tensor, g: Tensor) ->
     return torch.cat(heads, -1), torch.stack(weights, 2)
 
 
+def scaled_differently(m: Model, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+    heads = [attend(q * (h + 1), k, v) * g[..., h, None] for h, (q, k, v) in ids(m.qkv(x, y))]
+    return torch.cat(heads, -1)
+
+
+def chosen_by_number(m: Model, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+    weights, chosen = g.topk(2, -1)
+    total = torch.zeros_like(x)
+    for out, (h, qkv) in zip(m.outs, ids(m.qkv(x, y)), strict=True):
+        weight = (weights * (chosen == h)).sum(-1, keepdim=True)
+        total = total + weight * out(attend(*qkv))
+    return total
+
+
 def attentions(written: Callable[..., object]) -> int:
     """How many attentions are left; results must be what they were."""
     torch.manual_seed(0)
@@ -184,15 +198,17 @@ def attentions(written: Callable[..., object]) -> int:
         weighed_behind_the_projection,
         summed_behind_a_view,
         weights_of_all_are_stacked_too,
+        scaled_differently,
+        chosen_by_number,
     ],
 )
 def test_heads_one_by_one_are_one_attention(written: Callable[..., object]):
     assert attentions(written) == 1
 
 
-def scaled_differently(m: Model, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    heads = [attend(q * (h + 1), k, v) * g[..., h, None] for h, (q, k, v) in ids(m.qkv(x, y))]
-    return torch.cat(heads, -1)
+def bent_differently(m: Model, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+    heads = [attend(q, k, F.elu(v, 1.0 + h)) for h, (q, k, v) in ids(m.qkv(x, y))]
+    return torch.cat(heads, -1) * g.repeat_interleave(D, -1)
 
 
 def in_another_order(m: Model, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
@@ -236,7 +252,7 @@ def layers_in_a_row(m: Model, x: Tensor, y: Tensor, g: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("written", "count"),
     [
-        (scaled_differently, H),
+        (bent_differently, H),
         (in_another_order, H),
         (one_reads_another, H),
         (one_is_shown, H),
