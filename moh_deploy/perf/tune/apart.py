@@ -20,7 +20,7 @@ from moh_deploy.perf.tune.tried import RuntimePrecision, Tried
 from moh_deploy.system.isolate import Outcome, isolated
 from moh_deploy.system.progress import Progress
 
-Answer = TypeVar("Answer")
+_Answer = TypeVar("_Answer")
 
 
 class SearchTask(Protocol):
@@ -54,7 +54,10 @@ class ContestsApart:
             MoHDeployError: It cannot be made, or is not equal to the original.
             BackendError: The process was ended by a signal.
         """
-        return self._answer(_made, to, folder)
+        try:
+            return self._answer(_made, to, folder)
+        except _CrashedError as error:
+            raise BackendError(f"it cannot be made: {error}") from error
 
     def first(self, way: RuntimePrecision) -> Best:
         """See `Contests.first`; as well:
@@ -64,32 +67,32 @@ class ContestsApart:
         """
         try:
             return self._answer(_first, way, self.scratch)
-        except _Crashed as error:
-            raise BackendError(f"the float32 package cannot be run: {error.message}") from error
+        except _CrashedError as error:
+            raise BackendError(f"the float32 package cannot be run: {error}") from error
 
     def challenge(self, way: RuntimePrecision, made: OnnxPackage, best: Best) -> Best | Tried:
         """See `Contests.challenge`; a process that is ended by a signal is a candidate that is."""
         try:
             return self._answer(_challenge, way, made, best, self.scratch)
-        except _Crashed as error:
-            return Tried(way, "could not run", error.message)
+        except _CrashedError as error:
+            return Tried(way, "could not run", str(error))
 
-    def _answer(self, function: Callable[..., Answer], *arguments: object) -> Answer:
+    def _answer(self, function: Callable[..., _Answer], *arguments: object) -> _Answer:
         found = isolated(function, self.task, *arguments, show_steps=self.shows_steps)
         crash = _crash(found)
         if crash is not None:
-            raise _Crashed(crash)
+            raise _CrashedError(crash)
         if found.exception is not None:
             # A fault of ours is no candidate's; the traceback was shown there.
             raise RuntimeError(f"in the process of a candidate: {found.exception}")
         return found.required("the process of a candidate")
 
 
-class _Crashed(BackendError):
+class _CrashedError(Exception):
     """A process was ended from outside, or by its own native code."""
 
 
-def _crash(found: Outcome[Answer]) -> str | None:
+def _crash(found: Outcome[_Answer]) -> str | None:
     """Say what ended a process before it could answer; None if it did, or raised."""
     at = "" if found.step is None else f", at '{found.step}'"
     if found.exception is not None and found.exception.startswith("MemoryError"):

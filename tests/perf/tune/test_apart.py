@@ -41,7 +41,7 @@ def test_what_else_ends_a_process_is_said(tmp_path: Path):
     said = {one.way.precision: str(one.reason).partition(", at")[0] for one in rows}
     killed = "its process ended by signal 9 (SIGKILL)"
     assert said == {
-        "unmade": f"{killed}. A system that is short of memory does that.",
+        "unmade": f"it cannot be made: {killed}. A system that is short of memory does that.",
         "signal 9": killed,
         "memory": "its process had no more memory",
         "status 3": "its process ended with status 3",
