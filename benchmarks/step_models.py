@@ -152,14 +152,12 @@ def present_names(sizes: Sizes) -> list[str]:
 
 def example(sizes: Sizes) -> tuple[tuple[Tensor, ...], Sequence[dict[int, Any]]]:
     """Return small inputs of `Flat`, and the names of their dimensions."""
-    cache = torch.zeros(2, sizes.kv_heads, 5, sizes.head_dim)
-    inputs = (torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 8, dtype=torch.int64))
+    # A tensor for each: an exporter takes one that is given twice for one input.
+    pasts = [torch.zeros(2, sizes.kv_heads, 5, sizes.head_dim) for _ in past_names(sizes)]
+    inputs = (torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 8, dtype=torch.int64), *pasts)
     # "total" is "past + seq"; the exporter finds that out.
     auto = torch.export.Dim.DYNAMIC
-    pasts = [cache] * (2 * sizes.layers)
-    return (*inputs, *pasts), [{0: auto, 1: auto}, {0: auto, 1: auto}] + [{0: auto, 2: auto}] * len(
-        pasts
-    )
+    return inputs, [{0: auto, 1: auto}, {0: auto, 1: auto}, *[{0: auto, 2: auto}] * len(pasts)]
 
 
 def all_open(model: nn.Module) -> nn.Module:

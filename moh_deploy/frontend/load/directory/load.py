@@ -25,9 +25,7 @@ from moh_deploy.frontend.load.fileform import detect_form
 from moh_deploy.frontend.load.safetensors_files import list_shards, read_safetensors
 from moh_deploy.frontend.load.unpickle import read_pickled
 from moh_deploy.frontend.load.weights import (
-    Mismatch,
     StateDict,
-    does_not_fit,
     misfit_of,
     without_wrapper_prefixes,
 )
@@ -132,4 +130,20 @@ def _put_in(module: nn.Module, state: StateDict, directory: ModelDirectory) -> N
     unexpected = [name for name in unexpected if not name.endswith(".rotary_emb.inv_freq")]
     missing = still_empty(module)
     if missing or unexpected:
-        raise does_not_fit(source, Mismatch(missing, unexpected, []))
+        found = _difference(missing, unexpected)
+        raise CheckpointError(
+            f"{source}: contradicts {directory.config_path.name}: {found}.",
+            hint="Copy both from the same place again, the modelling code too.",
+        )
+
+
+def _difference(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    found = [
+        f"{words} {len(names)} weight{'s' * (len(names) > 1)}, {names[0]} among them"
+        for words, names in (
+            ("the checkpoint lacks", missing),
+            ("the model has no place for", unexpected),
+        )
+        if names
+    ]
+    return "; ".join(found)

@@ -129,11 +129,20 @@ def test_config_that_contradicts_shapes_is_named(tmp_path: Path):
         load(tmp_path)
 
 
-def test_config_with_more_layers_than_weights_is_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        (3, r"the checkpoint lacks 9 weights, blocks\.2\.\S+ among them"),
+        (1, r"the model has no place for 9 weights, blocks\.1\.\S+ among them"),
+    ],
+    ids=["more", "fewer"],
+)
+def test_config_with_other_layers_than_weights_is_refused(tmp_path: Path, layers: int, words: str):
     write_plain_torch(tmp_path)
-    change_config(tmp_path, num_hidden_layers=3)
-    with pytest.raises(CheckpointError, match=r"missing keys:\s+blocks\.2"):
+    change_config(tmp_path, num_hidden_layers=layers)
+    with pytest.raises(CheckpointError, match=rf"contradicts config\.json: {words}\.") as refused:
         load(tmp_path)
+    assert "\n" not in refused.value.message
 
 
 def test_code_of_another_repository_is_not_fetched(tmp_path: Path):
