@@ -133,17 +133,19 @@ def _arms(report: DecisionReport) -> Iterator[Block]:
     columns += ["#memory MiB", "#skipped", "#routers"]
     if any(one.cpu_ms is not None and _energy(one) is not None for one in report.arms):
         columns.append("#energy mJ")
-    rows = [tuple(_arm_row(one, columns)) for one in report.arms]
+    # Of one runtime the remarks say which; of several each arm has to.
+    several = len({one.runtime for one in report.arms}) > 1
+    rows = [tuple(_arm_row(one, columns, says_runtime=several)) for one in report.arms]
     where = ""
     if has_times:
         where = f", {sizes_text(report.arms[0].latency[0].sizes)}"
     yield Table(f"arms{where}", columns, rows, "arms")
 
 
-def _arm_row(arm: ArmReport, columns: list[Column | str]) -> Iterator[Cell]:
+def _arm_row(arm: ArmReport, columns: list[Column | str], *, says_runtime: bool) -> Iterator[Cell]:
     yield arm.name
     yield Status("bound", None) if arm.is_bound else Status(arm.verdict, _GOOD[arm.verdict])
-    yield arm.kind
+    yield f"{arm.kind}; {arm.runtime}" if says_runtime else arm.kind
     for one in arm.quality:
         interval = (
             ""
@@ -349,5 +351,6 @@ def _remarks(report: DecisionReport) -> Iterator[str]:
     if any(arm.quality for arm in report.arms):
         samples = report.arms[0].quality[0].samples
         yield f"Quality is of {count(samples, 'sample')}, compared one by one (paired bootstrap)."
-    yield report.machine
+    (runtime, *others) = dict.fromkeys(one.runtime for one in report.arms)
+    yield report.machine if others else f"{report.machine}, {runtime}"
     yield from report.notes

@@ -95,3 +95,13 @@ def test_sizes_from_which_on_an_arm_pays_are_said_and_so_is_that_one_size_tells_
     assert "-20.0 % (-30.0 to -10.0), 20.0 % (10.0 to 30.0)" in row
     assert "faster from batch 3.5 on (" in row
     assert_of_form("compare", replace(report, break_even=(one,)).to_json())
+
+
+def test_runtimes_are_named_where_arms_have_several():
+    report = decision_report()
+    rows = [line for line in report.to_markdown().splitlines() if "ONNX Runtime 1.32.0" in line]
+    assert len(rows) == 1  # a remark on all of them
+    other = replace(report.arms[2], runtime="OpenVINO 2026.4.1")
+    text = replace(report, arms=(*report.arms[:2], other, *report.arms[3:])).to_markdown()
+    assert f"{other.kind}; OpenVINO 2026.4.1 |" in text
+    assert text.count("; ONNX Runtime 1.32.0 |") == len(report.arms) - 1
