@@ -8,17 +8,21 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import moh_deploy
 from moh_deploy.decision.arm import Arm, OpenedArm, named_errors, open_arms
 from moh_deploy.decision.score_arms import run_scores
 from moh_deploy.decision.score_blocks import ArmBlock, BlockScores, ran_by, score_here
-from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.package import Manifest
+from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
 from moh_deploy.validate.accuracy.metrics import Metric
 
@@ -33,6 +37,7 @@ class _Task:
     Attributes:
         metrics: Pickled: a worker has to know `path` before it can find functions of the user.
         ran_by: What runs the arm here.
+        version: Of this package, here.
         folder: Where relative paths begin.
         path: Where Python finds modules here.
     """
@@ -43,6 +48,7 @@ class _Task:
     metrics: bytes
     ignore: int
     ran_by: str
+    version: str
     folder: str
     path: tuple[str, ...]
 
@@ -120,6 +126,7 @@ def _task(block: ArmBlock) -> _Task | None:
         pickle.dumps(block.metrics),
         block.ignore,
         ran_by(block.arm),
+        moh_deploy.__version__,
         os.getcwd(),
         tuple(sys.path),
     )
@@ -127,6 +134,7 @@ def _task(block: ArmBlock) -> _Task | None:
 
 def _scored(task: _Task) -> BlockScores:
     """Run a block in a worker."""
+    _check_reachable(task)
     # The process is Ray's, and does nothing but tasks.
     os.chdir(task.folder)
     sys.path += [one for one in task.path if one not in sys.path]
@@ -135,6 +143,26 @@ def _scored(task: _Task) -> BlockScores:
         opened = open_arms([task.arm], task.base, stack)[task.arm.name]
         _check_same(opened, task.ran_by)
         return [run_scores(opened, one, metrics, task.ignore) for one in task.runs]
+
+
+def _check_reachable(task: _Task) -> None:
+    """Refuse a machine that has not what the plan names, by its name: there may be many."""
+    model = task.arm.model
+    paths = [Path(task.folder), *([model.path] if isinstance(model, OnnxFile) else [])]
+    # A relative path begins at the folder here, too.
+    missing = [one for one in paths if not (Path(task.folder) / one).exists()]
+    with named_errors(task.arm.name):
+        if missing:
+            raise BackendError(
+                f"machine '{platform.node()}' of the cluster has no {missing[0]}.",
+                hint="Give all machines the same files by the same paths, by a shared file system"
+                " say, or leave that one out of the cluster.",
+            )
+        if task.version != moh_deploy.__version__:
+            raise BackendError(
+                f"machine '{platform.node()}' of the cluster has moh-deploy"
+                f" {moh_deploy.__version__}, expected {task.version} as on this one."
+            )
 
 
 def _check_same(opened: OpenedArm, expected: str) -> None:
@@ -174,11 +202,24 @@ def _named_failures(ray: Any, block: ArmBlock) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayTaskError as error:
+        cause: Exception = error.cause
+        if not isinstance(cause, MoHDeployError) and _is_of_import(cause):
+            said = str(cause).strip().splitlines()[-1].strip()
+            raise BackendError(
+                f"arm '{name}' cannot run: a machine of the cluster has no moh-deploy, or another"
+                f" version of it, or not the modules of a metric: {said}.",
+                hint="Install on all machines what is installed on this one.",
+            ) from error
         # What was raised in the worker, as if it had been here.
-        raise error.cause from error
+        raise cause from error
     except ray.exceptions.RayError as error:
         raise BackendError(
             f"arm '{name}' cannot run: of the block of runs from {start} on,"
             f" {_RETRIES + 1} workers were lost: {type(error).__name__}.",
             hint="What was scored before is kept where `--keep-scores` says.",
         ) from error
+
+
+def _is_of_import(cause: Exception) -> bool:
+    # Ray has words of its own where a worker cannot even import the function that it is to run.
+    return isinstance(cause, ImportError) or "failed to import on the worker" in str(cause)
