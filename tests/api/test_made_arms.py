@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from moh_deploy.api.made_arms import find_arms
 from moh_deploy.decision.arm import Arm
 from moh_deploy.decision.plan import PlanFile, plan_of
+from moh_deploy.errors import BackendError
+from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage
 from moh_deploy.system.progress import SilentProgress
 from tests.grouped_package import HEADS, write_grouped
@@ -86,3 +90,44 @@ def test_every_made_arm_runs_on_the_inputs_of_the_package(arms: dict[str, Arm]):
     for one in arms.values():
         with one.model.open(one.variant) as runner:
             assert runner.run(run.inputs)["y"].shape == run.outputs["y"].shape
+
+
+def test_package_runs_in_what_it_was_tuned_for_unless_the_plan_says_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("moh_deploy.runtime.models.runtime_name_of", str)
+    package = write_grouped(tmp_path / "plain")
+    write_choices(package, package.manifest.layers, tmp_path / "tuned", runtime="openvino")
+    document = {
+        "goal": "See what runs them",
+        "reference": "plain",
+        "arms": {
+            "plain": {"path": "plain"},
+            "tuned": {"path": "tuned"},
+            "otherwise": {"path": "tuned", "runtime": "onnxruntime"},
+        },
+        "latency": {"at_least": 0.1},
+    }
+    found = find_arms(PlanFile(plan_of(document, "plan.yaml"), tmp_path, "plan.yaml"), None)
+    assert {one.name: one.variant.runtime for one in found.given(SilentProgress())} == {
+        "plain": "onnxruntime",
+        "tuned": "openvino",
+        "otherwise": "onnxruntime",
+    }
+
+
+def test_runtime_that_is_not_installed_is_refused_as_the_plan_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def absent(runtime: str) -> str:
+        raise BackendError(f"{runtime} is not installed.")
+
+    monkeypatch.setattr("moh_deploy.api.made_arms.runtime_name_of", absent)
+    write_grouped(tmp_path / "package")
+    arms = {
+        "moh": {"path": "package"},
+        "int8": {"made": {"precision": "int8"}, "runtime": "openvino"},
+    }
+    document = {"goal": "g", "reference": "moh", "arms": arms, "latency": {"at_least": 0.1}}
+    with pytest.raises(BackendError, match="arm 'int8' cannot run: openvino is not installed"):
+        find_arms(PlanFile(plan_of(document, "plan.yaml"), tmp_path, "plan.yaml"), None)

@@ -62,7 +62,7 @@ def node(address: str, place: Path, *options: str, hides: Path | None = None) ->
         hidden = f"mount -t tmpfs none '{hides}' && exec \"$@\""
         command = ["unshare", "--mount", "sh", "-c", hidden, "sh", *ray]
     # Ray gives a node half a minute, which a busy machine may take longer for.
-    for attempt in range(4):
+    for attempt in range(8):
         path = place / f"node-{address}-{attempt}.log"
         with path.open("w") as log:
             started = subprocess.Popen(command, cwd=own, stdout=log, stderr=log)

@@ -58,6 +58,11 @@ def plan_with(path: str, value: object) -> Plan:
         ("arms.moh.url", "http://h:1", "expected one of path, checkpoint, url and made, got path"),
         ("arms.moh", {}, "arms.moh: expected one of path, checkpoint, url and made, got none."),
         ("arms.moh", {"url": "http://h:1"}, "arms.moh.model is missing"),
+        (
+            "arms.moh",
+            {"url": "http://h:1", "model": "m", "runtime": "openvino"},
+            "arms.moh.runtime is given, but it is for packages and ONNX files.",
+        ),
         ("arms.moh.model", "m", "arms.moh.model is given, but no url of a server."),
         ("arms.moh.of", "dense", "arms.moh.of is given, but nothing is made of it"),
         ("arms.open.made", {}, "arms.open.made: expected one of all_heads_open, top_k"),
