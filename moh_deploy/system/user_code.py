@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -109,10 +110,9 @@ def _import(module_name: str, what: str, code_dirs: Sequence[Path]) -> ModuleTyp
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         # The module itself or a package around it is missing; any other is one that it imports.
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
-            searched = ", ".join(f"'{path}'" for path in code_dirs) or "none given"
             raise ConfigError(
                 f"{what} module '{module_name}' cannot be imported: no module '{missing}'.",
-                hint=f"Name the directory that holds it with --code-dir (now: {searched}).",
+                hint=_missing_code_hint(missing, code_dirs),
             ) from error
         raise ConfigError(
             f"{what} module '{module_name}' failed at import: {describe_error(error)}.",
@@ -120,15 +120,41 @@ def _import(module_name: str, what: str, code_dirs: Sequence[Path]) -> ModuleTyp
         ) from error
 
 
-def missing_module_hint(missing: str | None) -> str | None:
-    """Return a hint for a module that is not there; None where `missing` is None."""
+def missing_module_hint(missing: str | None, *, near: Path | None = None) -> str | None:
+    """Return a hint for a module that is not there; None where `missing` is None.
+
+    Args:
+        missing: The module, such as `models` or `models.vit`.
+        near: A directory where it may lie, besides the current one: that of the checkpoint.
+    """
     if missing is None:
         return None
     package = missing.partition(".")[0]
+    for folder in (Path(), *([near] if near else [])):
+        if _holds_module(folder, package):
+            return _code_dir_hint(package, folder)
     return (
         f"Install the package that provides '{package}', or name the directory that holds it with"
         " --code-dir."
     )
+
+
+def _missing_code_hint(missing: str, code_dirs: Sequence[Path]) -> str:
+    package = missing.partition(".")[0]
+    if _holds_module(Path(), package):
+        return _code_dir_hint(package, Path())
+    searched = ", ".join(f"'{path}'" for path in code_dirs) or "none given"
+    return f"Name the directory that holds it with --code-dir (now: {searched})."
+
+
+def _code_dir_hint(package: str, folder: Path) -> str:
+    return f"'{package}' lies in '{folder}': add --code-dir {shlex.quote(str(folder))}"
+
+
+def _holds_module(folder: Path, name: str) -> bool:
+    with contextlib.suppress(OSError):  # a directory that may not be read holds nothing for us
+        return (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file()
+    return False
 
 
 def _find(module: ModuleType, attribute: str, named: str) -> Callable[..., object]:

@@ -112,7 +112,7 @@ def _read_trusted(path: Path, is_zip: bool) -> object:
     except ModuleNotFoundError as error:
         raise CheckpointError(
             f"{path}: was pickled with classes of module '{error.name}', which cannot be imported.",
-            hint=missing_module_hint(error.name),
+            hint=missing_module_hint(error.name, near=path.parent),
         ) from error
     except AttributeError as error:
         raise _missing_class(path, error) from error

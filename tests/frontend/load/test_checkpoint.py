@@ -244,6 +244,16 @@ def test_class_that_cannot_be_imported_is_refused_naming_its_module(
     assert "--code-dir" in str(caught.value.hint)
 
 
+def test_directory_that_holds_the_module_is_named(tmp_path: Path, code_dir: Path) -> None:
+    path = code_dir / "model.pt"
+    torch.save(user_net(code_dir), path)
+    sys.path.remove(str(code_dir))
+    del sys.modules["user_net"]
+    with pytest.raises(CheckpointError, match="module 'user_net', which cannot be") as caught:
+        load(path, trust_pickle=True)
+    assert caught.value.hint == f"'user_net' lies in '{code_dir}': add --code-dir {code_dir}"
+
+
 def test_class_that_its_module_lost_is_refused_naming_it(tmp_path: Path, code_dir: Path) -> None:
     torch.save(user_net(code_dir), tmp_path / "model.pt")
     other = tmp_path / "other"

@@ -86,6 +86,15 @@ def test_module_that_does_not_exist_is_refused_naming_the_option(code_dir: Path)
     assert f"--code-dir (now: '{code_dir}')" in str(caught.value.hint)
 
 
+def test_module_of_the_current_directory_is_pointed_at(
+    code_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(code_dir)
+    with pytest.raises(ConfigError, match="no module 'user_net'") as caught:
+        build_module("user_net:build", {}, code_dirs=[])
+    assert caught.value.hint == "'user_net' lies in '.': add --code-dir ."
+
+
 def test_missing_import_of_the_module_is_named(tmp_path: Path) -> None:
     (tmp_path / "user_needy.py").write_text("import absent_package.part")
     with pytest.raises(ConfigError, match=r"No module named 'absent_package' \(user_needy.py:1\)"):
