@@ -157,6 +157,7 @@ def _form(cache: Any) -> Callable[[Sequence[KeyValue]], object]:
     """
     try:
         layers = _layers(cache)
+        _require_filled(cache, layers)
         known = bool(layers) and all(one.ndim == 4 for pair in layers for one in pair)
     except (TypeError, ValueError, AttributeError):
         known = False
@@ -186,6 +187,25 @@ def _form(cache: Any) -> Callable[[Sequence[KeyValue]], object]:
     return filled
 
 
+def _require_filled(cache: object, layers: Sequence[KeyValue]) -> None:
+    """Refuse a cache that its own model left empty, which an object of transformers can be.
+
+    Raises:
+        ExportError: A layer, or all of them, hold no keys.
+    """
+    empty = [index for index, (key, _) in enumerate(layers) if key is None or not key.numel()]
+    if not empty and (layers or isinstance(cache, (tuple, list))):
+        return
+    which = f"of layer {empty[0]}" if len(empty) < len(layers) else "of every layer"
+    raise ExportError(
+        f"the model returns a {type(cache).__name__} that is empty after {_TRIED} tokens: no keys"
+        f" {which} are in it.",
+        hint="Each attention has to call its `update`. One that takes the cache by another name"
+        " than it is passed by, and the rest as **kwargs, never sees it: transformers 5.24 passes"
+        " `cache`, earlier ones `past_key_values`.",
+    )
+
+
 def _check_behind_cache(
     module: nn.Module,
     cls: type[nn.Module],
@@ -202,19 +222,34 @@ def _check_behind_cache(
     half, mask = _TRIED // 2, torch.ones_like(ids)
     try:
         with torch.no_grad(), no_advice():
-            _, cache = _run(module, cls, takes, ids[:, :half], mask[:, :half], make_cache([]))
+            first, cache = _run(module, cls, takes, ids[:, :half], mask[:, :half], make_cache([]))
             again = make_cache(_layers(cache))
             logits, _ = _run(module, cls, takes, ids[:, half:], mask, again)
     except Exception as error:  # the user's own code
         raise ExportError(
             f"the model does not take the cache that it returns: {describe_error(error)}."
         ) from error
-    expected = at_once[:, half:].double()
-    share = float((logits.double() - expected).pow(2).mean() / expected.pow(2).mean()) ** 0.5
     most = _LARGEST_SHARE.get(at_once.dtype, _LARGEST_SHARE_HALF)
-    if math.isnan(share) or share > most:
+    if (share := _share_off(first, at_once[:, :half])) > most:
+        raise ExportError(
+            f"a token's logits depend on tokens behind it: those of the first {half} are off by"
+            f" {share:.3g} of their size where {_TRIED} are given, allowed is {most:g}.",
+            hint="A language model's attention is causal. For sdpa transformers passes no causal"
+            " mask; an attention with a softmax of its own needs one: set"
+            " `config._attn_implementation = 'eager'` where the model is built.",
+        )
+    share = _share_off(logits, at_once[:, half:])
+    if share > most:
         raise ExportError(
             f"behind a cache the model computes something else than at once: logits are off by"
             f" {share:.3g} of their size, allowed is {most:g}.",
             hint="Do positions and the mask count the tokens in the cache?",
         )
+
+
+def _share_off(logits: Tensor, expected: Tensor) -> float:
+    """Return how far logits are off, as a share of their size; infinite if that is NaN."""
+    expected = expected.double()
+    squares = (logits.double() - expected).pow(2).mean() / expected.pow(2).mean()
+    share = float(squares) ** 0.5
+    return math.inf if math.isnan(share) else share

@@ -38,10 +38,15 @@ class WithObject(nn.Module):
         if self.fault == "positions":
             positions = torch.arange(input_ids.shape[1])[None].expand(input_ids.shape)
         logits, pairs = self.model(input_ids, attention_mask, positions, past or None, True)
+        if self.fault == "looks ahead":
+            logits = logits + logits.mean(1, keepdim=True)
         cache = Grown()
+        if self.fault == "swallowed":
+            pairs = []
         for layer, (key, value) in enumerate(pairs):
             kept = key[:, :, -3:] if self.fault == "window" else key
-            cache.update(kept, value, layer)
+            unseen = self.fault == "one swallowed" and layer == 1
+            cache.update(key[:, :, :0] if unseen else kept, value, layer)
         return {"logits": logits, "past_key_values": cache if self.fault != "none" else None}
 
 
@@ -87,8 +92,11 @@ def test_positions_are_counted_from_the_mask():
     ("fault", "words"),
     [
         ("positions", "behind a cache the model computes something else"),
+        ("looks ahead", "a token's logits depend on tokens behind it: those of the first 2 are"),
         ("window", r"holds \[3, 4\] tokens after 4"),
         ("none", "returns a NoneType for past_key_values"),
+        ("swallowed", "returns a Grown that is empty after 4 tokens: no keys of every layer"),
+        ("one swallowed", "empty after 4 tokens: no keys of layer 1"),
     ],
 )
 def test_cache_that_is_none_is_refused(fault: str, words: str):
