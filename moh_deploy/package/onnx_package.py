@@ -103,7 +103,11 @@ def _require_directory(root: Path) -> None:
     except OSError as error:
         raise PackageError(f"{root} cannot be opened as a package: {error.strerror}.") from error
     if not is_directory:
-        raise PackageError(f"{root} is a file, expected a package directory.")
+        is_within = (root.parent / MANIFEST_NAME).is_file()
+        raise PackageError(
+            f"{root} is a file, expected a package directory.",
+            hint=f"It lies in one: name '{root.parent}'." if is_within else None,
+        )
 
 
 def _check_file(path: Path, digest: str | None) -> None:

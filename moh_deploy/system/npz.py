@@ -77,6 +77,11 @@ def _read(
     member: Callable[[zipfile.ZipFile, zipfile.ZipInfo], Array],
 ) -> dict[str, Array]:
     hint = "numpy.savez writes such files; object arrays are not allowed in them."
+    if path.suffix == ".npy":
+        hint = (
+            "An npy file is one array without a name; give it that of an input:"
+            f" numpy.savez('{path.stem}.npz', NAME=numpy.load('{path.name}'))."
+        )
     arrays: dict[str, Array] = {}
     with open_archive(path, error=error, what="an npz file", hint=hint) as archive:
         for info in archive.infolist():

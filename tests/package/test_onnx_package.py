@@ -88,6 +88,13 @@ def test_file_and_missing_directory_are_no_packages(tmp_path: Path):
         OnnxPackage.open(tmp_path / "none")
 
 
+def test_file_of_a_package_is_refused_naming_the_package(tmp_path: Path):
+    root = write_package(tmp_path / "package").root
+    with pytest.raises(PackageError, match="is a file, expected a package directory") as caught:
+        OnnxPackage.open(root / "model.onnx")
+    assert caught.value.hint == f"It lies in one: name '{root}'."
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -81,6 +81,13 @@ def test_object_arrays_are_refused_and_nothing_in_them_runs(tmp_path: Path):
     assert not _Payload.ran
 
 
+def test_file_of_one_array_is_refused_saying_how_to_name_it(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    with pytest.raises(ConfigError, match="cannot be read as an npz file") as caught:
+        read_npz(tmp_path / "a.npy", error=ConfigError)
+    assert "numpy.savez('a.npz', NAME=numpy.load('a.npy'))" in str(caught.value.hint)
+
+
 def test_missing_file_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"none\.npz does not exist"):
         read_npz(tmp_path / "none.npz", error=ConfigError)
