@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich import table as rich
-from rich.console import Group, JustifyMethod, RenderableType
-from rich.markup import escape
+from rich.console import Group, RenderableType
 from rich.text import Text as Words
 
 from moh_deploy.report.document import Block, Document, Folded, Section, Table, Text, Verdict
-from moh_deploy.report.numbers import plain
+from moh_deploy.report.terminal_table import TerminalTable
 
 
 def terminal(document: Document) -> RenderableType:
@@ -45,7 +43,7 @@ def _block(block: Block) -> Iterator[RenderableType]:
         if block.verdict is not None:
             yield from _verdict(block.verdict)
     elif isinstance(block, Table):
-        yield _table(block)
+        yield TerminalTable(block)
     elif isinstance(block, Text):
         yield _coloured(block.is_good, block.text)
 
@@ -65,15 +63,3 @@ def _verdict(verdict: Verdict, *, with_reasons: bool = True) -> Iterator[Rendera
 def _coloured(is_good: bool | None, text: str) -> Words:
     style = "" if is_good is None else "green" if is_good else "bold red"
     return Words(text, style=style)
-
-
-def _table(table: Table) -> rich.Table:
-    columns, rows = table.part("terminal")
-    shown = rich.Table(title=escape(table.caption), title_justify="left", title_style="bold")
-    for column in columns:
-        # Folded rather than cut: half a layer's path names no layer.
-        justify: JustifyMethod = "right" if column.is_number else "left"
-        shown.add_column(column.title, justify=justify, overflow="fold")
-    for row in rows:
-        shown.add_row(*(escape(plain(cell)) for cell in row))
-    return shown
