@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from moh_deploy.errors import PackageError
 from moh_deploy.package import Runtime, TensorInfo
@@ -12,7 +15,7 @@ from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.run_report import RunReport
-from moh_deploy.system.npz import write_npz
+from moh_deploy.system.npz import BFLOAT16, Array, write_npz
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import staged_file
 from moh_deploy.validate.user_vectors import read_user_vectors
@@ -71,7 +74,18 @@ def run(
         layer_runs=found.layer_runs,
         kernels=found.kernels,
         seconds=seconds,
+        num_nan=_num_nan(results),
     )
+
+
+def _num_nan(results: Mapping[str, Array]) -> dict[str, int]:
+    """Return how many elements of each output are NaN, of those that have any."""
+    counts = {
+        name: int(np.isnan(array.astype(np.float32)).sum())  # bfloat16 included
+        for name, array in results.items()
+        if array.dtype == BFLOAT16 or array.dtype.kind == "f"
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def _check_writable(outputs: Path) -> None:

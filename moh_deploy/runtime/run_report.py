@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moh_deploy.package import TensorInfo
@@ -26,6 +28,7 @@ class RunReport(Report):
         layer_runs: What ran each MoH layer, read from the runtime.
         kernels: The kernel library that was registered, or why none was.
         seconds: Wall time of the run itself, loading left out.
+        num_nan: How many elements of an output are NaN, by its name; outputs without are left out.
     """
 
     package: Path
@@ -36,6 +39,7 @@ class RunReport(Report):
     layer_runs: tuple[LayerRun, ...]
     kernels: KernelUse
     seconds: float
+    num_nan: Mapping[str, int] = field(default_factory=dict)
 
     def document(self) -> Document:
         """Return what it says."""
@@ -51,6 +55,12 @@ class RunReport(Report):
             remarks.append(
                 "bfloat16 outputs are kept as their raw two bytes, which numpy reads as V2:"
                 " array.view(ml_dtypes.bfloat16) gives the numbers"
+            )
+        for name, count in self.num_nan.items():
+            size = math.prod(next(one.shape for one in self.outputs if one.name == name))
+            remarks.append(
+                f"output '{name}' is NaN in {count} of its {size} elements: `moh-deploy bisect`"
+                " finds where that begins, if the inputs are not NaN themselves"
             )
         return Document(
             "run", (Table(title, ("name", "dtype", "shape"), rows),), remarks=tuple(remarks)

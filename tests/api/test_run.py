@@ -28,6 +28,7 @@ def test_outputs_are_written_by_name(tmp_path: Path, package: Path):
     assert [(one.name, one.shape) for one in report.outputs] == [("y", (1, 7, 8))]
     assert (report.kernel_nodes, report.function_nodes) == (0, 1)
     assert report.kernels.reason == "switched off"
+    assert report.num_nan == {}
 
 
 def test_run_on_kernels_says_so(tmp_path: Path, package: Path):
@@ -36,6 +37,17 @@ def test_run_on_kernels_says_so(tmp_path: Path, package: Path):
     report = moh_deploy.run(package, inputs=tmp_path / "in.npz", outputs=tmp_path / "out.npz")
     assert (report.kernel_nodes, report.function_nodes) == (1, 0)
     assert report.kernels.library == library
+
+
+def test_nan_in_an_output_is_said(tmp_path: Path, package: Path):
+    inputs = dict(vectors(batch=2, seq=7).inputs)
+    inputs["x"] = inputs["x"].copy()
+    inputs["x"][0] = np.nan
+    write_npz(tmp_path / "in.npz", inputs)
+    files = {"inputs": tmp_path / "in.npz", "outputs": tmp_path / "out.npz"}
+    report = moh_deploy.run(package, **files, kernels="off")
+    assert report.num_nan == {"y": 7 * 8}
+    assert "output 'y' is NaN in 56 of its 112 elements" in " ".join(report.document().remarks)
 
 
 def test_failed_run_leaves_no_outputs(tmp_path: Path, package: Path):
