@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -52,6 +53,29 @@ class TerminalProgress(SilentProgress):
         return Console(stderr=True).status(f"{name} ...")
 
 
+class LogProgress(SilentProgress):
+    """Show a step in a log, which no spinner fits: a line once it has taken long.
+
+    Args:
+        patience_s: How long a step may take without a line.
+    """
+
+    def __init__(self, patience_s: float = 30) -> None:
+        super().__init__()
+        self._patience_s = patience_s
+
+    @contextmanager
+    def _shown(self, name: str) -> Iterator[None]:
+        line = f"{name} takes more than {self._patience_s:g} s ...\n"
+        timer = threading.Timer(self._patience_s, sys.stderr.write, (line,))
+        timer.daemon = True  # nobody waits for it where the process ends within the step
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
 def seconds_text(seconds: Mapping[str, float]) -> str:
     """Say where time went: a line for each step, with its seconds and its share of all steps.
 
@@ -66,5 +90,11 @@ def seconds_text(seconds: Mapping[str, float]) -> str:
 
 
 def progress_for_terminal(*, quiet: bool) -> SilentProgress:
-    """Return a progress that shows its steps if stderr is a terminal and `quiet` is False."""
-    return SilentProgress() if quiet or not sys.stderr.isatty() else TerminalProgress()
+    """Return a progress that shows its steps on stderr, as a terminal or a log has them.
+
+    Args:
+        quiet: Show nothing.
+    """
+    if quiet:
+        return SilentProgress()
+    return TerminalProgress() if sys.stderr.isatty() else LogProgress()

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from moh_deploy.system.progress import (
+    LogProgress,
     SilentProgress,
     TerminalProgress,
     progress_for_terminal,
@@ -26,11 +29,29 @@ def test_failing_step_is_timed_too():
     assert progress.seconds["trace"] > 0
 
 
-def test_nothing_is_shown_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]):
+def test_log_has_no_line_of_a_short_step(capsys: pytest.CaptureFixture[str]):
     progress = progress_for_terminal(quiet=False)
-    assert not isinstance(progress, TerminalProgress)
+    assert isinstance(progress, LogProgress)
     with progress.step("trace"):
         pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_log_has_one_line_of_a_long_step(capsys: pytest.CaptureFixture[str]):
+    progress = LogProgress(patience_s=0.01)
+    with progress.step("tracing the model"):
+        for timer in threading.enumerate():
+            if isinstance(timer, threading.Timer):
+                timer.join()
+    assert capsys.readouterr() == ("", "tracing the model takes more than 0.01 s ...\n")
+
+
+def test_log_is_not_written_to_behind_a_step_that_failed(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(ZeroDivisionError), LogProgress(patience_s=0.2).step("tracing the model"):
+        raise ZeroDivisionError
+    for timer in threading.enumerate():
+        if isinstance(timer, threading.Timer):
+            timer.join()
     assert capsys.readouterr() == ("", "")
 
 
