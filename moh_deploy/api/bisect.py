@@ -83,7 +83,7 @@ def bisect(
     written = None if output is None else Path(output)
     _check_options(root, target, vectors, max_runs)
     if written is not None:
-        check_package_output(written)
+        check_package_output(written, made_of=root if reference is None else Path(reference))
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
     with progress.step("reading the package"):
         package = OnnxPackage.open(root)

@@ -84,7 +84,7 @@ def precision(
             f"float32 names products, which is for int8 and int4; to is {low}.",
             hint="`moh-deploy bisect` finds the operators that have to stay in float32.",
         )
-    check_package_output(output)
+    check_package_output(output, made_of=Path(package_dir))
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
         check_float32(package)

@@ -83,7 +83,7 @@ def prune(
     progress, output = progress or SilentProgress(), Path(output)
     if by not in ("load", "gate"):
         raise ConfigError(f"by is '{by}', expected load or gate.")
-    check_package_output(output)
+    check_package_output(output, made_of=Path(package_dir))
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
         check_float32(package)

@@ -105,7 +105,7 @@ def tune_within(
     conditions = parse_conditions([within] if isinstance(within, str) else list(within))
     on_metrics = [one for one in conditions if isinstance(one, AccuracyCondition)]
     require_labels([one.metric for one in on_metrics], given=labels is not None)
-    written = _checked_output(output, dry_run=dry_run)
+    written = _checked_output(output, Path(package_dir), dry_run=dry_run)
     with progress.step("reading the package"):
         base = OnnxPackage.open(package_dir)
         check_float32(base)
@@ -164,7 +164,7 @@ def tune_within(
     )
 
 
-def _checked_output(output: Path | str | None, *, dry_run: bool) -> Path | None:
+def _checked_output(output: Path | str | None, base: Path, *, dry_run: bool) -> Path | None:
     if (output is None) != dry_run:
         raise ConfigError(
             "a dry run writes nothing: leave the output out."
@@ -173,7 +173,7 @@ def _checked_output(output: Path | str | None, *, dry_run: bool) -> Path | None:
             hint="Name it: --output DIR. --dry-run measures without writing.",
         )
     if output is not None:
-        check_package_output(Path(output))
+        check_package_output(Path(output), made_of=base)
     return None if output is None else Path(output)
 
 

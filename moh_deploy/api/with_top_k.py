@@ -49,7 +49,7 @@ def with_top_k(
             function bodies. Nothing is written.
     """
     progress, output = progress or SilentProgress(), Path(output)
-    check_package_output(output)
+    check_package_output(output, made_of=Path(package_dir))
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
         if package.manifest.precision == "int8":

@@ -151,14 +151,24 @@ class PackageWriter:
         sync_file(self.path(MANIFEST_NAME))
 
 
-def check_package_output(output: Path) -> None:
+def check_package_output(output: Path, *, made_of: Path | None = None) -> None:
     """Check that a package may be written here, before any long work.
 
+    Args:
+        output: The package directory to write.
+        made_of: The package that it is made of, and that it is no substitute for.
+
     Raises:
-        PackageError: It is a file, a directory that is not a package, or a place that cannot be
-            written or replaced.
+        PackageError: It is a file, a directory that is not a package, a place that cannot be
+            written or replaced, or the package that it is made of.
     """
     replaceable.check_output(output, _PACKAGE)
+    if made_of is not None and output.exists() and made_of.exists() and output.samefile(made_of):
+        raise PackageError(
+            f"{output} is the package that another one is to be made of: it would be lost, and"
+            " cannot be made again from that one.",
+            hint="Name another --output.",
+        )
 
 
 def check_replaceable(root: Path, what: str, *, hint: str) -> None:

@@ -209,6 +209,16 @@ def test_package_with_a_file_of_the_users_is_refused(tmp_path: Path):
         check_package_output(root)
 
 
+def test_package_that_another_is_made_of_is_refused_and_kept(tmp_path: Path):
+    root = write_package(tmp_path / "package").root
+    (tmp_path / "link").symlink_to(root)
+    for output in (root, tmp_path / "link"):
+        with pytest.raises(PackageError, match="is the package that another one is to be made of"):
+            check_package_output(output, made_of=root)
+    check_package_output(tmp_path / "other", made_of=root)
+    check_package_output(root, made_of=tmp_path / "none")
+
+
 def test_current_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PackageError, match="current directory"):
