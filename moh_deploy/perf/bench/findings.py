@@ -140,7 +140,13 @@ def _sentence(kind: _Kind, layers: Sequence[LayerWork]) -> str:
     start = f"{kind.choice}, which" if kind.judged == kind.choice else f"dense; {kind.judged}"
     only = "" if kind.pays else "only "
     up_to = "at no share of" if kind.limit is None else f"{only}up to {kind.limit}"
-    best = "" if kind.fastest == kind.choice else f": {kind.fastest} is predicted to be faster here"
+    if kind.fastest == kind.choice:
+        best = ""
+    elif kind.pays and kind.fastest == kind.before:
+        # The fastest is the plainer of two that are as good as equal.
+        best = f", and it is faster by too little to count: {kind.fastest} is plainer"
+    else:
+        best = f": {kind.fastest} is predicted to be faster here"
     return (
         f"{start} is predicted to be faster than {kind.before} {up_to} open gates;"
         f" {_shares(layers)} are open{best}"

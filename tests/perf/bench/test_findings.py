@@ -58,6 +58,15 @@ def against(ratio: Ratio) -> list[Measured]:
             "runs projected, which is predicted to be faster than sparse up to 60.0 % open gates;"
             " 50.0 % are open",
         ),
+        (
+            {
+                "choice": "projected",
+                "break_even": {"sparse": 1.0, "projected": 0.53},
+                "predicted_fastest": "sparse",
+            },
+            "runs projected, which is predicted to be faster than sparse up to 53.0 % open gates;"
+            " 50.0 % are open, and it is faster by too little to count: sparse is plainer",
+        ),
         ({"runs_as": "function"}, "runs as function bodies, which compute every head"),
     ],
 )
