@@ -123,12 +123,12 @@ def compare(
     energy = energy_clock()
     kept = None if keep_scores is None else Path(keep_scores)
     with _scratch(kept if ray is not None else None) as scratch:
-        given = found.given(progress)
-        if len(given) < len(file.plan.arms):
+        there = found.given(progress)
+        if len(there) < len(file.plan.arms):
             # Before others are made: an engine without its GPU is not to be told of after them.
             with progress.step("running each arm that is there once"):
-                try_arms(given, found.base.manifest, first_inputs(timed, samples.batches))
-        arms = found.made(given, scratch, progress)
+                try_arms(there, found.base.manifest, first_inputs(timed, samples.batches))
+        arms = found.made(there, scratch, progress)
         job = PlannedRun(
             plan=file.plan,
             arms=arms,

@@ -11,7 +11,6 @@ main = CommandGroup(
     "Deploy Mixture-of-Head attention models: one portable package, proven equal to the original.",
     {
         "Make": {
-            "export": "Turn a PyTorch model into a verified ONNX package.",
             "export": "Turn a PyTorch model or an ONNX file into a verified package.",
             "precision": "Write a package again in float16, bfloat16, int8 or int4.",
             "prune": "Write a package with the same heads for every token, and no router.",
@@ -40,7 +39,6 @@ main = CommandGroup(
         "Serve": {
             "serve": "Serve a package over HTTP, as KServe and Triton do.",
             "bundle": "Write a package as a directory that Triton or genai loads, or check one.",
-            "bundle": "Write a directory that Triton or onnxruntime-genai loads.",
             "profile": "Record the routing of traffic that is known to be good.",
             "watch": "Compare live routing with that, and alarm if it drifts.",
             "drill": "Break a guarded server on purpose, and say what clients saw.",

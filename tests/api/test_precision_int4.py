@@ -100,8 +100,8 @@ def test_choices_by_size_are_kept(tmp_path: Path):
     assert after == before
 
 
-# Those that no few bits show; see test_precision_int8.py. In 4 bits gates of this small model may be
-# off by 1.8, as far as its steps say; without renormalisation they are by 0.7.
+# Those that no few bits show; see test_precision_int8.py. In 4 bits gates of this small model may
+# be off by 1.8, as far as its steps say; without renormalisation they are by 0.7.
 _BELOW = {
     "missing renormalisation",
     "other tie order",
