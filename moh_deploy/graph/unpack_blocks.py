@@ -9,8 +9,12 @@ import onnx
 from onnx import TensorProto, helper
 
 from moh_deploy.ops import is_moh_op
-from moh_deploy.ops.nbits_projection import BLOCK, CONTRIB_DOMAIN
-from moh_deploy.ops.op_names import OUTPUT_PROJECTION_NBITS, QUERY_PROJECTION_NBITS
+from moh_deploy.ops.nbits_weight import BLOCK, CONTRIB_DOMAIN
+from moh_deploy.ops.op_names import (
+    MATMUL_NBITS,
+    OUTPUT_PROJECTION_NBITS,
+    QUERY_PROJECTION_NBITS,
+)
 
 _PROJECTIONS = (QUERY_PROJECTION_NBITS, OUTPUT_PROJECTION_NBITS)
 
@@ -51,7 +55,9 @@ def unpack_blocks(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def _is_product(node: onnx.NodeProto) -> bool:
-    return (node.domain, node.op_type) == (CONTRIB_DOMAIN, "MatMulNBits")
+    return (node.domain, node.op_type) == (CONTRIB_DOMAIN, "MatMulNBits") or (
+        node.op_type == MATMUL_NBITS and is_moh_op(node.domain, node.op_type)
+    )
 
 
 def _is_projection(node: onnx.NodeProto) -> bool:

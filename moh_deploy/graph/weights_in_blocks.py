@@ -1,8 +1,8 @@
-"""Store the weights of products in blocks of few bits: for MatMulNBits, and our projections."""
+"""Store the weights of products and projections in blocks of few bits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,17 +12,16 @@ from moh_deploy.graph.import_domains import import_domains
 from moh_deploy.graph.int4_policy import PROJECTIONS
 from moh_deploy.ops import OPS, op_names
 from moh_deploy.ops.domains import KERNEL_DOMAIN, numbered_domain
-from moh_deploy.ops.nbits_projection import BLOCK, CONTRIB_DOMAIN
+from moh_deploy.ops.nbits_product import RANKS
+from moh_deploy.ops.nbits_weight import ACCURACY_LEVEL, BLOCK, CONTRIB_DOMAIN
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, TensorType
 from moh_deploy.system.npz import Array
-
-ACCURACY_LEVEL = 4
-"""What MatMulNBits reads is rounded to 8 bits when it is met, a scale for each block."""
 
 _NBITS = {
     op_names.QUERY_PROJECTION: op_names.QUERY_PROJECTION_NBITS,
     op_names.OUTPUT_PROJECTION: op_names.OUTPUT_PROJECTION_NBITS,
 }
+_OURS = (op_names.MATMUL_NBITS, *_NBITS.values())
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ def matmul_nbits_attributes(rows: int, columns: int, *, bits: int) -> dict[str, 
 def store_in_blocks(model: ir.Model, bits: Mapping[str, int], quantize: Quantizer) -> bool:
     """Replace products, and projections in 4 bits, by those with weights in blocks.
 
-    Nodes keep their names, and values theirs. A weight that several products read is stored once.
+    A product of another rank than ours take becomes a MatMulNBits of ONNX Runtime. Nodes keep their
+    names, and values theirs. A weight that several products read is stored once.
 
     Args:
         model: Every node stands in its main graph, those of ours in the domain `moh` or
@@ -104,14 +104,16 @@ def _initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
 def _product(
     node: ir.Node, bits: int, packed: ir.Value, scales: ir.Value, rows: int, columns: int
 ) -> None:
-    numbers = matmul_nbits_attributes(rows, columns, bits=bits)
-    made = ir.Node(
-        CONTRIB_DOMAIN,
-        "MatMulNBits",
-        [node.inputs[0], packed, scales],
-        [ir.AttrInt64(name, number) for name, number in numbers.items()],
-        name=node.name,
-    )
+    x = node.inputs[0]
+    assert x is not None
+    if x.shape is not None and len(x.shape) in RANKS:
+        numbers = {"in_features": rows, "out_features": columns, "bits": bits}
+        made = _ours(op_names.MATMUL_NBITS, [x, packed, scales], numbers, node.name)
+    else:
+        numbers = matmul_nbits_attributes(rows, columns, bits=bits)
+        attributes = [ir.AttrInt64(name, number) for name, number in numbers.items()]
+        inputs = [x, packed, scales]
+        made = ir.Node(CONTRIB_DOMAIN, "MatMulNBits", inputs, attributes, name=node.name)
     _put(node, made)
 
 
@@ -125,17 +127,18 @@ def _projection(
         "in_features": rows,
         "out_features": columns,
     }
-    made = ir.Node(
-        KERNEL_DOMAIN,
-        _NBITS[node.op_type],
-        [x, packed, gates, scales, *([] if bias is None else [bias])],
-        [
-            *(ir.AttrInt64(name, value) for name, value in values.items()),
-            *(ir.AttrString(name, text) for name, text in PLUGIN_ATTRIBUTES.items()),
-        ],
-        name=node.name,
-    )
-    _put(node, made)
+    inputs = [x, packed, gates, scales, *([] if bias is None else [bias])]
+    _put(node, _ours(_NBITS[node.op_type], inputs, values, node.name))
+
+
+def _ours(
+    op: str, inputs: Sequence[ir.Value | None], numbers: Mapping[str, int], name: str | None
+) -> ir.Node:
+    attributes = [
+        *(ir.AttrInt64(name, number) for name, number in numbers.items()),
+        *(ir.AttrString(name, text) for name, text in PLUGIN_ATTRIBUTES.items()),
+    ]
+    return ir.Node(KERNEL_DOMAIN, op, inputs, attributes, name=name)
 
 
 def _put(node: ir.Node, made: ir.Node) -> None:
@@ -148,12 +151,13 @@ def _put(node: ir.Node, made: ir.Node) -> None:
 
 
 def _arrange_bodies(model: ir.Model) -> None:
-    """Give the new projections their bodies, and drop those that nobody calls any more."""
+    """Give the new nodes their bodies, and drop those that nobody calls any more."""
     numbers: dict[tuple[str, str], int] = {}
     for node in model.graph:
-        if node.domain == KERNEL_DOMAIN and node.op_type in _NBITS.values():
-            spec, attributes = OPS[node.op_type], _attributes(node)
-            inputs = _types(attributes, biased=len(node.inputs) > 4)
+        if node.domain == KERNEL_DOMAIN and node.op_type in _OURS:
+            spec = OPS[node.op_type]
+            attributes = {one.name: int(node.attributes[one.name].value) for one in spec.attributes}
+            inputs = _types(node.op_type, attributes, biased=len(node.inputs) > 4)
             key = node.op_type, spec.variant(inputs, attributes).key()
             # A body is found by domain and name: each has a domain of its own, by first use.
             of_op = [one for one in numbers if one[0] == node.op_type]
@@ -171,19 +175,14 @@ def _arrange_bodies(model: ir.Model) -> None:
     import_domains(model)
 
 
-def _attributes(node: ir.Node) -> Attributes:
-    names = ("num_heads", "in_features", "out_features")
-    return {name: int(node.attributes[name].value) for name in names}
-
-
-def _types(attributes: Attributes, *, biased: bool) -> list[TensorType]:
-    """Return the types of what a projection reads; batch and tokens are not known."""
+def _types(op: str, attributes: Attributes, *, biased: bool) -> list[TensorType]:
+    """Return the types of what a node reads; batch and tokens are not known."""
     rows, columns = int(attributes["in_features"]), int(attributes["out_features"])
     blocks = -(-rows // BLOCK)
-    return [
-        TensorType("float32", (None, None, rows)),
-        TensorType("uint8", (columns, blocks, BLOCK // 2)),
-        TensorType("float32", (None, None, int(attributes["num_heads"]))),
-        TensorType("float32", (columns, blocks)),
-        *([TensorType("float32", (columns,))] if biased else []),
-    ]
+    x, scales = TensorType("float32", (None, None, rows)), TensorType("float32", (columns, blocks))
+    packed = TensorType("uint8", (columns, blocks, BLOCK * int(attributes.get("bits", 4)) // 8))
+    if op == op_names.MATMUL_NBITS:
+        return [x, packed, scales]
+    gates = TensorType("float32", (None, None, int(attributes["num_heads"])))
+    bias = [TensorType("float32", (columns,))] if biased else []
+    return [x, packed, gates, scales, *bias]

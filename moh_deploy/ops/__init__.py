@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from moh_deploy.ops.aggregated_attention import MOH_AGGREGATED_ATTENTION
 from moh_deploy.ops.attention import MOH_ATTENTION
 from moh_deploy.ops.domains import base_domain
+from moh_deploy.ops.nbits_product import MOH_MATMUL_NBITS
 from moh_deploy.ops.nbits_projection import (
     MOH_OUTPUT_PROJECTION_NBITS,
     MOH_QUERY_PROJECTION_NBITS,
@@ -20,6 +21,7 @@ from moh_deploy.ops.token_conv import MOH_TOKEN_CONV
 __all__ = [
     "MOH_AGGREGATED_ATTENTION",
     "MOH_ATTENTION",
+    "MOH_MATMUL_NBITS",
     "MOH_OUTPUT_PROJECTION",
     "MOH_OUTPUT_PROJECTION_NBITS",
     "MOH_QUERY_PROJECTION",
@@ -35,7 +37,7 @@ __all__ = [
 
 _SPECS = (
     *(MOH_AGGREGATED_ATTENTION, MOH_ATTENTION, MOH_QUERY_PROJECTION, MOH_OUTPUT_PROJECTION),
-    *(MOH_QUERY_PROJECTION_NBITS, MOH_OUTPUT_PROJECTION_NBITS),
+    *(MOH_MATMUL_NBITS, MOH_QUERY_PROJECTION_NBITS, MOH_OUTPUT_PROJECTION_NBITS),
     *(MOH_ROUTER, MOH_TOKEN_CONV),
 )
 

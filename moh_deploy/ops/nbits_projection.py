@@ -1,10 +1,7 @@
 """MoHQueryProjectionNBits and MoHOutputProjectionNBits: the projections of `projection.py` with
 weights of 4 bits, of which only those of open heads are read.
 
-    Y = X W + bias,    W[k, n] = scales[n, k / 32] * (w[n, k] - 8),    w in 0 .. 15
-
-Source: weights are stored as com.microsoft's MatMulNBits has them, with `bits` 4, `block_size` 32
-and no zero points (ONNX Runtime, docs/ContribOperators.md).
+    Y = X W + bias, with W as nbits_weight.py has it.
 """
 
 from __future__ import annotations
@@ -18,6 +15,12 @@ import onnx
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
 from moh_deploy.ops.function_text import parsed_function
+from moh_deploy.ops.nbits_weight import (
+    CONTRIB_DOMAIN,
+    check_weight,
+    matmul_nbits_text,
+    unpacked,
+)
 from moh_deploy.ops.shape_checks import check_equal, check_tensor, known, required
 from moh_deploy.ops.spec import (
     PACKED_TYPES,
@@ -31,13 +34,8 @@ from moh_deploy.ops.spec import (
     TensorTypes,
 )
 
-BLOCK = 32
-"""Numbers of a column, one below the other, that share a scale."""
-
-CONTRIB_DOMAIN = "com.microsoft"
-
 _FLOAT = ("float32",)
-_ZERO = 8
+_BITS = 4
 
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -59,15 +57,6 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     with np.errstate(invalid="ignore"):
         product = x.astype(np.float64) @ weight
     return (product if bias is None else product + bias.astype(np.float64),)
-
-
-def unpacked(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Return the weights in float64: [blocks * 32, N] of [N, blocks, 16] and [N, blocks]."""
-    # Of two numbers in a byte, the first is in the lower half.
-    digits = np.stack([packed & 15, packed >> 4], axis=-1).astype(np.float64)  # [N, blocks, 16, 2]
-    numbers = (digits - _ZERO) * scales.astype(np.float64)[..., None, None]
-    weight: np.ndarray = numbers.reshape(len(packed), -1).T
-    return weight
 
 
 def open_columns(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -95,16 +84,8 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> NBitsVariant:
 
 
 def function_body(op: str, output: str, variant: NBitsVariant, *, opset: int) -> onnx.FunctionProto:
-    """Build the body of a projection: MatMulNBits, which multiplies every row.
-
-    Not DequantizeLinear and MatMul: a session would hold the weights in float32, eight times as
-    large as they are stored (docs/adr/0066).
-    """
-    sizes = "K: int = @in_features, N: int = @out_features"
-    product = (
-        f"{CONTRIB_DOMAIN}.MatMulNBits <{sizes}, bits = 4, block_size = {BLOCK},"
-        " accuracy_level = 4> (X, W, scales)"
-    )
+    """Build the body of a projection: MatMulNBits, which multiplies every row."""
+    product = matmul_nbits_text("X, W, scales", bits=f" = {_BITS}")
     step = (
         f"product = {product} {output} = Add (product, bias)"
         if variant.biased
@@ -138,20 +119,11 @@ def shape_rule(
     given = (*inputs, None, None, None, None, None)[:5]
     x, weight, gates, scales = (required(op, n, t) for n, t in zip(names, given, strict=False))
     bias = given[4]
-    for name, tensor, rank in (("X", x, 3), ("gates", gates, 3), ("scales", scales, 2)):
-        check_tensor(op, name, tensor, _FLOAT, (rank,))
-    check_tensor(op, "W", weight, PACKED_TYPES, (3,))
-    blocks = -(-rows // BLOCK)
+    for name, tensor in (("X", x), ("gates", gates)):
+        check_tensor(op, name, tensor, _FLOAT, (3,))
     check_equal(op, "last size of X", x.shape[2], rows)
-    for name, got, expected in (
-        ("columns of W", weight.shape[0], columns),
-        ("blocks of W", weight.shape[1], blocks),
-        ("bytes of a block of W", weight.shape[2], BLOCK // 2),
-        ("columns of scales", scales.shape[0], columns),
-        ("blocks of scales", scales.shape[1], blocks),
-        ("heads in gates", gates.shape[2], heads),
-    ):
-        check_equal(op, f"number of {name}", got, expected)
+    check_weight(op, weight, scales, rows=rows, columns=columns, bits=_BITS)
+    check_equal(op, "number of heads in gates", gates.shape[2], heads)
     check_equal(op, "batch size of gates", gates.shape[0], x.shape[0])
     check_equal(op, "length of gates", gates.shape[1], x.shape[1])
     if bias is not None:

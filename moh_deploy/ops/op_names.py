@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 AGGREGATED_ATTENTION: Final = "MoHAggregatedAttention"
 ATTENTION: Final = "MoHAttention"
+MATMUL_NBITS: Final = "MoHMatMulNBits"
 OUTPUT_PROJECTION: Final = "MoHOutputProjection"
 OUTPUT_PROJECTION_NBITS: Final = "MoHOutputProjectionNBits"
 QUERY_PROJECTION: Final = "MoHQueryProjection"

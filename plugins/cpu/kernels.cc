@@ -22,25 +22,24 @@ namespace moh::cpu {
                         const Parallel& parallel);                                           \
   void output_projection(const OutputProjectionArgs& args, const float* packed,              \
                          const Parallel& parallel);                                          \
-  size_t packed_digits_size(int32_t depth, int32_t columns);                                 \
-  void pack_digits(const NBitsWeightArgs& args, uint8_t* packed, const Parallel& parallel);  \
-  void query_projection_nbits(const QueryProjectionArgs& args, const uint8_t* packed,        \
+  void nbits_product(const NBitsProductArgs& args, const NBitsWeight& weight,                \
+                     const Parallel& parallel);                                              \
+  void query_projection_nbits(const QueryProjectionArgs& args, const NBitsWeight& weight,    \
                               const Parallel& parallel);                                     \
-  void output_projection_nbits(const OutputProjectionArgs& args, const uint8_t* packed,      \
+  void output_projection_nbits(const OutputProjectionArgs& args, const NBitsWeight& weight,  \
                                const Parallel& parallel);                                    \
   }
 #define MOH_DECLARE_ATTENTION(NAMESPACE, NAME)                                     \
   namespace NAMESPACE {                                                            \
   void NAME(const AttentionArgs& args, Compute compute, const Parallel& parallel); \
   }
-#define MOH_KERNELS(NAME, NAMESPACE)                                                              \
-  Kernels {                                                                                       \
-    NAME, NAMESPACE::kHasBFloat16, NAMESPACE::attention, NAMESPACE::aggregated_attention,         \
-        NAMESPACE::router, NAMESPACE::packed_taps_size, NAMESPACE::pack_taps,                     \
-        NAMESPACE::token_conv, NAMESPACE::packed_weight_size, NAMESPACE::pack_weight,             \
-        NAMESPACE::query_projection, NAMESPACE::output_projection, NAMESPACE::packed_digits_size, \
-        NAMESPACE::pack_digits, NAMESPACE::query_projection_nbits,                                \
-        NAMESPACE::output_projection_nbits                                                        \
+#define MOH_KERNELS(NAME, NAMESPACE)                                                         \
+  Kernels {                                                                                  \
+    NAME, NAMESPACE::kHasBFloat16, NAMESPACE::attention, NAMESPACE::aggregated_attention,    \
+        NAMESPACE::router, NAMESPACE::packed_taps_size, NAMESPACE::pack_taps,                \
+        NAMESPACE::token_conv, NAMESPACE::packed_weight_size, NAMESPACE::pack_weight,        \
+        NAMESPACE::query_projection, NAMESPACE::output_projection, NAMESPACE::nbits_product, \
+        NAMESPACE::query_projection_nbits, NAMESPACE::output_projection_nbits                \
   }
 
 namespace {

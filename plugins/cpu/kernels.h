@@ -36,13 +36,13 @@ struct Kernels {
                            const Parallel& parallel);
   void (*output_projection)(const OutputProjectionArgs& args, const float* packed,
                             const Parallel& parallel);
-  // A weight of 4 bits likewise, into packed_digits_size(depth, columns) bytes. All else is
-  // float32.
-  size_t (*packed_digits_size)(int32_t depth, int32_t columns);
-  void (*pack_digits)(const NBitsWeightArgs& args, uint8_t* packed, const Parallel& parallel);
-  void (*query_projection_nbits)(const QueryProjectionArgs& args, const uint8_t* packed,
+  // A weight of few bits is read as it is stored. All else is float32.
+  void (*nbits_product)(const NBitsProductArgs& args, const NBitsWeight& weight,
+                        const Parallel& parallel);
+  // With weights of 4 bits.
+  void (*query_projection_nbits)(const QueryProjectionArgs& args, const NBitsWeight& weight,
                                  const Parallel& parallel);
-  void (*output_projection_nbits)(const OutputProjectionArgs& args, const uint8_t* packed,
+  void (*output_projection_nbits)(const OutputProjectionArgs& args, const NBitsWeight& weight,
                                   const Parallel& parallel);
 };
 

@@ -84,6 +84,8 @@ def test_signatures_are_those_of_the_specs():
         "MoHAttention": "moh::attention(Tensor Q, Tensor K, Tensor V, Tensor gates, "
         "Tensor? attn_mask, Tensor? nonpad_kv_seqlen, int q_num_heads, int kv_num_heads, "
         "float scale, bool is_causal) -> Tensor",
+        "MoHMatMulNBits": "moh::mat_mul_n_bits(Tensor X, Tensor W, Tensor scales, "
+        "int in_features, int out_features, int bits) -> Tensor",
         "MoHOutputProjection": "moh::output_projection(Tensor X, Tensor W, Tensor gates, "
         "Tensor? bias, int num_heads) -> Tensor",
         "MoHQueryProjection": "moh::query_projection(Tensor X, Tensor W, Tensor gates, "

@@ -28,6 +28,7 @@ NAMES = {
         "large_epsilon",
     ),
     "MoHAttention": ("plain_rank3", "causal_grouped", "additive_mask_rank4"),
+    "MoHMatMulNBits": ("eight_bits",),
     "MoHOutputProjection": ("no_bias",),
     "MoHOutputProjectionNBits": ("no_bias",),
     "MoHQueryProjection": ("plain",),

@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from moh_deploy.graph.quantization_noise import add_quantization_noise, has_integer_products
 from moh_deploy.graph.unpack_blocks import unpack_blocks
 from moh_deploy.graph.weight_noise import weight_noise
-from moh_deploy.ops.nbits_projection import unpacked
+from moh_deploy.ops.nbits_weight import unpacked
 from moh_deploy.ops.onnx_schema import make_node
 from moh_deploy.system.npz import Array
 
@@ -42,7 +42,17 @@ def projection() -> onnx.NodeProto:
     return node
 
 
-NODES = {"4 bits": product(4), "8 bits": product(8), "projection": projection()}
+def our_product() -> onnx.NodeProto:
+    numbers = {"in_features": ROWS, "out_features": COLUMNS, "bits": 4}
+    return make_node("MoHMatMulNBits", ["x", "w", "s"], ["y"], **numbers)
+
+
+NODES = {
+    "4 bits": product(4),
+    "8 bits": product(8),
+    "ours": our_product(),
+    "projection": projection(),
+}
 
 
 def graph_of(name: str) -> onnx.GraphProto:

@@ -64,22 +64,35 @@ def product_model(*names: str) -> ir.Model:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_product_becomes_what_onnxruntime_has_for_it(bits: int):
+def test_product_becomes_ours_with_the_weight_that_onnxruntime_has_for_it(bits: int):
     model = product_model("a")
     assert store_in_blocks(model, {"a": bits}, quantize_weight)
     (node,) = model.graph
-    numbers = {name: one.value for name, one in node.attributes.items()}
-    assert (node.domain, node.op_type, node.name) == ("com.microsoft", "MatMulNBits", "a")
-    assert numbers == {"K": 40, "N": 6, "bits": bits, "block_size": 32, "accuracy_level": 4}
+    numbers = {
+        name: node.attributes[name].value for name in ("in_features", "out_features", "bits")
+    }
+    assert (node.domain, node.op_type, node.name) == ("moh", "MoHMatMulNBits", "a")
+    assert numbers == {"in_features": 40, "out_features": 6, "bits": bits}
+    assert set(model.functions) == {("moh", "MoHMatMulNBits", "")}
     shapes = {name: tuple(one.shape) for name, one in model.graph.initializers.items()}
     assert shapes == {f"w.int{bits}": (6, 2, 4 * bits), f"w.int{bits}.scales": (6, 2)}
+
+
+def test_product_of_an_unknown_rank_becomes_onnxruntimes_own():
+    model = product_model("a")
+    model.graph.inputs[0].shape = None
+    assert store_in_blocks(model, {"a": 4}, quantize_weight)
+    (node,) = model.graph
+    numbers = {name: one.value for name, one in node.attributes.items()}
+    assert (node.domain, node.op_type, node.name) == ("com.microsoft", "MatMulNBits", "a")
+    assert numbers == {"K": 40, "N": 6, "bits": 4, "block_size": 32, "accuracy_level": 4}
 
 
 def test_weight_of_two_products_is_stored_once_and_stays_for_a_third():
     model = product_model("a", "b", "c")
     store_in_blocks(model, {"a": 4, "b": 4}, quantize_weight)
     assert set(model.graph.initializers) == {"w", "w.int4", "w.int4.scales"}
-    assert [node.op_type for node in model.graph] == ["MatMulNBits", "MatMulNBits", "MatMul"]
+    assert [node.op_type for node in model.graph] == ["MoHMatMulNBits", "MoHMatMulNBits", "MatMul"]
 
 
 def test_model_without_such_products_stays_as_it_is():

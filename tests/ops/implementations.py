@@ -34,10 +34,13 @@ class MatMulNBits(OpRun):
     op_domain = "com.microsoft"
 
     def _run(self, x, packed, scales, K=None, N=None, bits=None, block_size=None, **_):
-        assert (bits, block_size, packed.shape) == (4, 32, (N, -(-K // 32), 16))
+        assert (block_size, packed.shape) == (32, (N, -(-K // 32), 4 * bits))
         digits = np.empty((*packed.shape[:2], 32))
-        digits[..., ::2], digits[..., 1::2] = packed & 15, packed >> 4
-        weight = ((digits - 8) * scales[..., None]).reshape(N, -1)[:, :K]
+        if bits == 4:
+            digits[..., ::2], digits[..., 1::2] = packed & 15, packed >> 4
+        else:
+            digits[:] = packed
+        weight = ((digits - 2 ** (bits - 1)) * scales[..., None]).reshape(N, -1)[:, :K]
         return ((x @ weight.T).astype(x.dtype),)
 
 

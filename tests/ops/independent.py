@@ -15,6 +15,7 @@ def run(case: Case) -> list[np.ndarray]:
         "MoHAggregatedAttention": _aggregated_attention,
         "MoHAttention": _attention,
         "MoHOutputProjection": _projection,
+        "MoHMatMulNBits": _nbits_product,
         "MoHOutputProjectionNBits": _nbits_projection,
         "MoHQueryProjection": _projection,
         "MoHQueryProjectionNBits": _nbits_projection,
@@ -81,12 +82,25 @@ def _projection(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Te
 
 def _nbits_projection(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:
     x, packed, _, scales, bias = (*inputs, None)[:5]
+    weight = _nbits_weight(packed, scales, 4)[:, : attributes["in_features"]]
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def _nbits_product(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:
+    x, packed, scales = inputs
+    weight = _nbits_weight(packed, scales, attributes["bits"])[:, : attributes["in_features"]]
+    return torch.nn.functional.linear(x, weight)
+
+
+def _nbits_weight(packed: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:
+    """[N, blocks * 32]"""
     columns, blocks, _ = packed.shape
     weight = torch.empty(columns, blocks, 32, dtype=torch.float64)
-    weight[..., 0::2], weight[..., 1::2] = packed % 16, packed // 16
-    weight = (weight - 8) * scales[..., None]
-    weight = weight.flatten(1)[:, : attributes["in_features"]]
-    return torch.nn.functional.linear(x, weight, bias)
+    if bits == 4:
+        weight[..., 0::2], weight[..., 1::2] = packed % 16, packed // 16
+    else:
+        weight[:] = packed
+    return ((weight - 2 ** (bits - 1)) * scales[..., None]).flatten(1)
 
 
 def _router(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Tensor:

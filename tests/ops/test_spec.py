@@ -6,6 +6,7 @@ from moh_deploy.errors import ExportError
 from moh_deploy.ops import (
     MOH_AGGREGATED_ATTENTION,
     MOH_ATTENTION,
+    MOH_MATMUL_NBITS,
     MOH_OUTPUT_PROJECTION,
     MOH_OUTPUT_PROJECTION_NBITS,
     MOH_QUERY_PROJECTION,
@@ -21,6 +22,7 @@ def test_every_op_is_found_by_its_name():
     specs = (
         MOH_AGGREGATED_ATTENTION,
         MOH_ATTENTION,
+        MOH_MATMUL_NBITS,
         MOH_OUTPUT_PROJECTION,
         MOH_OUTPUT_PROJECTION_NBITS,
         MOH_QUERY_PROJECTION,

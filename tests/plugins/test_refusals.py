@@ -72,6 +72,8 @@ BLOCKS: Shapes = {
     "scales": (12, 2),
     "bias": (12,),
 }
+PRODUCT: Attributes = {"in_features": 40, "out_features": 12, "bits": 8}
+PRODUCT_BLOCKS: Shapes = {"X": (2, 5, 40), "W": (12, 2, 32), "scales": (12, 2)}
 PACKED = {"W": onnx.TensorProto.UINT8}
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 
@@ -115,6 +117,7 @@ def test_sizes_that_fit_are_accepted():
     assert _run("MoHQueryProjection", PROJECTION, QUERY).shape == (2, 5, 12)
     assert _run("MoHOutputProjection", PROJECTION, OUTPUT).shape == (2, 5, 8)
     assert _run("MoHQueryProjectionNBits", NBITS, BLOCKS, PACKED).shape == (2, 5, 12)
+    assert _run("MoHMatMulNBits", PRODUCT, PRODUCT_BLOCKS, PACKED).shape == (2, 5, 12)
 
 
 @sampled(4)
@@ -517,3 +520,22 @@ def test_projection_of_4_bits_refuses_attributes_that_do_not_fit(
 ):
     with pytest.raises(Exception, match=message):
         _run(op, NBITS | change, BLOCKS, PACKED)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"X": (40,)}, r"X is \[40\]; expected \[\.\.\., tokens, 40\]"),
+        ({"X": (2, 5, 32)}, r"X is \[2, 5, 32\]; expected \[\.\.\., tokens, 40\]"),
+        ({"W": (12, 2, 16)}, r"W is \[12, 2, 16\]; expected \[12, 2, 32\]"),
+        ({"scales": (12, 3)}, r"scales is \[12, 3\]; expected \[12, 2\]"),
+    ],
+)
+def test_product_of_few_bits_refuses_sizes_that_do_not_fit(change: Shapes, message: str):
+    with pytest.raises(Exception, match=f"MoHMatMulNBits: {message}"):
+        _run("MoHMatMulNBits", PRODUCT, PRODUCT_BLOCKS | change, PACKED)
+
+
+def test_product_of_few_bits_refuses_other_numbers_of_bits():
+    with pytest.raises(Exception, match="bits is 2; expected 4 or 8"):
+        _run("MoHMatMulNBits", PRODUCT | {"bits": 2}, PRODUCT_BLOCKS, PACKED)

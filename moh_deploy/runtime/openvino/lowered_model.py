@@ -16,6 +16,9 @@ from moh_deploy.package import TensorInfo
 
 _NAME = "model.onnx"
 _PROJECTIONS = (op_names.QUERY_PROJECTION, op_names.OUTPUT_PROJECTION)
+_NBITS = (
+    *(op_names.MATMUL_NBITS, op_names.QUERY_PROJECTION_NBITS, op_names.OUTPUT_PROJECTION_NBITS),
+)
 
 
 class LoweredModel(NamedTuple):
@@ -63,8 +66,8 @@ def _converted(graph: onnx.GraphProto) -> set[tuple[str, str]]:
 
 
 def _is_converted(domain: str, name: str) -> bool:
-    # Weights of 4 bits are read by OpenVINO's own MatMulNBits, which is the body.
-    if name in (op_names.QUERY_PROJECTION_NBITS, op_names.OUTPUT_PROJECTION_NBITS):
+    # Weights of few bits are read by OpenVINO's own MatMulNBits, which is the body.
+    if name in _NBITS:
         return False
     # Sparse or dense, a projection is one product of OpenVINO's there; the body for lower precision
     # would compute it in float32.

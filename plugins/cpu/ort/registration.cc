@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "cpu/ort/cpu_backend.h"
+#include "cpu/ort/nbits_product_op.h"
 #include "cpu/ort/nbits_projection_op.h"
 #include "cpu/ort/projection_op.h"
 #include "cpu/ort/token_conv_op.h"
@@ -36,6 +37,7 @@ struct Ops {
         aggregated_attention(backend),
         query_projection(kernels),
         output_projection(kernels),
+        nbits_product(kernels),
         query_projection_nbits(kernels),
         output_projection_nbits(kernels),
         router(backend),
@@ -47,6 +49,7 @@ struct Ops {
   InEveryDType<AggregatedAttentionOp> aggregated_attention;
   InEveryDType<QueryProjectionOp> query_projection;
   InEveryDType<OutputProjectionOp> output_projection;
+  NBitsProductOp nbits_product;
   QueryProjectionNBitsOp query_projection_nbits;
   OutputProjectionNBitsOp output_projection_nbits;
   InEveryDType<RouterOp> router;
@@ -56,6 +59,7 @@ struct Ops {
     aggregated_attention.add_to(domain);
     query_projection.add_to(domain);
     output_projection.add_to(domain);
+    domain.Add(&nbits_product);
     domain.Add(&query_projection_nbits);
     domain.Add(&output_projection_nbits);
     router.add_to(domain);

@@ -1,10 +1,9 @@
-// Products of rows in 8 bits with packed weights in 4: where the time of a decoder's step goes.
+// Products of rows in 8 bits with weights in few: where the time of a decoder's step goes.
 //
-// A weight [depth, columns] is cut into panels, one for each vector of columns, and a panel into
-// blocks of kBlock rows: four vectors of bytes, then a vector with the scale of each column. A
-// column's four bytes of vector v have its rows 4 * v to 4 * v + 3 in their lower halves, and the
-// 16th behind each of these in their upper halves. Blocks that are read or skipped together, a
-// group, follow each other, and so do the panels of a group: memory is read in long stretches.
+// A weight is read as it is stored, which is column by column: packed in advance, a session would
+// hold it twice. Products want columns in lanes. So a piece of a panel (as many columns as a vector
+// has lanes, some blocks of their rows) is transposed into memory that stays in the nearest cache,
+// and multiplied with every row from there.
 #if defined(MOH_CPU_PROJECTION_NBITS_PANELS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef MOH_CPU_PROJECTION_NBITS_PANELS_INL_H_
 #undef MOH_CPU_PROJECTION_NBITS_PANELS_INL_H_
@@ -26,62 +25,91 @@ using DI32 = hn::RebindToSigned<DF>;
 using DU8 = hn::Repartition<uint8_t, DF>;
 using DI8 = hn::Repartition<int8_t, DF>;
 
-constexpr size_t kBlock = 32, kHalfBlock = kBlock / 2, kQuad = 4;
-constexpr size_t kVectorBytes = kLanes * sizeof(float);
-constexpr size_t kDigitVectors = kHalfBlock / kQuad;
-constexpr size_t kPanelBlockBytes = (kDigitVectors + 1) * kVectorBytes;
-// What a stored digit of 0 to 15 stands for is that much less.
-constexpr int32_t kZero = 8;
+// Four digits of 8 bits, or eight of 4, are a number of 32 bits: a block of a column has as many of
+// these as a digit has bits.
+constexpr size_t kBlock = 32, kQuad = 4;
+
+// What a stored digit stands for is that much less.
+constexpr int32_t zero_of(int32_t bits) { return 1 << (bits - 1); }
 
 constexpr size_t blocks_of(size_t depth) { return (depth + kBlock - 1) / kBlock; }
 
-// Where the parts of a packed weight are.
-struct PackedDigits {
-  size_t panels, blocks, blocks_per_group;
-
-  // The first of `size_of(group)` blocks of a panel.
-  size_t offset(size_t group, size_t panel) const {
-    return (group * blocks_per_group * panels + panel * size_of(group)) * kPanelBlockBytes;
-  }
-  size_t groups() const { return (blocks + blocks_per_group - 1) / blocks_per_group; }
-  size_t size_of(size_t group) const {
-    return HWY_MIN(blocks_per_group, blocks - group * blocks_per_group);
-  }
-};
-
-// Blocks [first, end) of a panel: digits [columns, blocks, kHalfBlock], two in a byte, and scales
-// [columns, blocks]. Columns behind the last one have scales of 0.
-inline void pack_blocks(const uint8_t* weight, const float* scales, size_t blocks, size_t columns,
-                        size_t panel, size_t first, size_t end, uint8_t* packed) {
-  const size_t begin = panel * kLanes, count = HWY_MIN(kLanes, columns - begin);
-  for (size_t block = first; block < end; ++block, packed += kPanelBlockBytes) {
-    for (size_t column = 0; column < kLanes; ++column) {
-      const size_t from = (begin + column) * blocks + block;
-      const auto digit = [&](size_t k) {
-        return column < count ? weight[from * kHalfBlock + k / 2] >> (k % 2 * 4) & 15 : kZero;
-      };
-      for (size_t k = 0; k < kHalfBlock; ++k) {
-        packed[k / kQuad * kVectorBytes + column * kQuad + k % kQuad] =
-            static_cast<uint8_t>(digit(k) | digit(k + kHalfBlock) << 4);
+// Puts `count` numbers of 32 bits of each column, which begin `stride` numbers apart, side by side:
+// number i to to[i * kLanes + column]. Columns behind the last one are 0. Up to a multiple of
+// kLanes of numbers are written, and may be read: `readable` numbers from `from` on. Asks for the
+// memory `ahead` numbers behind.
+inline void side_by_side(const float* from, size_t stride, size_t columns, size_t count,
+                         size_t readable, size_t ahead, float* to) {
+  const DF df;
+  for (size_t begin = 0; begin < count; begin += kLanes) {
+    VF rows[kLanes];
+    if (columns == kLanes && (kLanes - 1) * stride + begin + kLanes <= readable) {
+#pragma GCC unroll 16
+      for (size_t column = 0; column < kLanes; ++column) {
+        const float* const at = from + column * stride + begin;
+        hwy::Prefetch(at + ahead);
+        rows[column] = hn::LoadU(df, at);
       }
-      const float scale = column < count ? scales[from] : 0.0f;
-      std::memcpy(packed + kDigitVectors * kVectorBytes + column * sizeof(float), &scale,
-                  sizeof(float));
+    } else {
+      const size_t some = HWY_MIN(kLanes, count - begin);
+      for (size_t column = 0; column < kLanes; ++column) {
+        rows[column] =
+            column < columns ? hn::LoadN(df, from + column * stride + begin, some) : hn::Zero(df);
+      }
+    }
+    transpose(rows);
+#pragma GCC unroll 16
+    for (size_t i = 0; i < kLanes; ++i) {
+      hn::Store(rows[i], df, to + (begin + i) * kLanes);
     }
   }
 }
+
+// Some blocks of a panel, columns in lanes.
+struct Piece {
+  static constexpr size_t kMostBlocks = 32;
+
+  HWY_ALIGN float digits[kMostBlocks * 8 * kLanes];  // [blocks, bits, kLanes], of 32 bits each
+  HWY_ALIGN float scales[kMostBlocks * kLanes];      // [blocks, kLanes]
+
+  // Reads `count` blocks of a panel, and asks for those `ahead` blocks behind.
+  void read(const NBitsWeight& weight, size_t panel, size_t block, size_t count, size_t ahead) {
+    const size_t columns = static_cast<size_t>(weight.columns) - panel * kLanes;
+    const size_t blocks = blocks_of(static_cast<size_t>(weight.depth));
+    const auto bits = static_cast<size_t>(weight.bits);
+    const size_t first = panel * kLanes * blocks + block;
+    const size_t left = static_cast<size_t>(weight.columns) * blocks - first;
+    side_by_side(reinterpret_cast<const float*>(weight.digits) + first * bits, blocks * bits,
+                 HWY_MIN(columns, kLanes), count * bits, left * bits, ahead * bits, digits);
+    side_by_side(weight.scales + first, blocks, HWY_MIN(columns, kLanes), count, left, ahead,
+                 scales);
+  }
+};
 
 // Rows in 8 bits: a block's numbers are `scale` times integers from -127 to 127.
 struct RoundedRows {
   const int8_t* numbers;   // [rows, blocks * kBlock]
   const float* scales;     // [rows, blocks]
-  const int32_t* offsets;  // [rows, blocks]: -kZero times the sum of the block's integers
+  const int32_t* offsets;  // [rows, blocks]: what the zero of the digits makes of the block
   size_t blocks;
 };
 
-// Rounds a row of `size` numbers; behind the last one are zeros. A number that is not finite makes
-// its block's scale NaN.
-inline void round_row(const float* row, size_t size, int8_t* numbers, float* scales,
+// Of eight numbers the even ones first: two digits of 4 bits in a byte are multiplied with them one
+// after the other.
+HWY_INLINE void even_ones_first(int8_t* numbers) {
+  const hn::Full128<int8_t> d;
+  const hn::Full128<int32_t> quads;
+  for (size_t i = 0; i < kBlock; i += hn::Lanes(d)) {
+    const auto all = hn::LoadU(d, numbers + i);
+    const auto even = hn::BitCast(quads, hn::ConcatEven(d, all, all));
+    const auto odd = hn::BitCast(quads, hn::ConcatOdd(d, all, all));
+    hn::StoreU(hn::BitCast(d, hn::InterleaveLower(quads, even, odd)), d, numbers + i);
+  }
+}
+
+// Rounds a row of `size` numbers for digits of so many bits; behind the last one are zeros. A
+// number that is not finite makes its block's scale NaN.
+inline void round_row(const float* row, size_t size, int32_t bits, int8_t* numbers, float* scales,
                       int32_t* offsets) {
   const DF df;
   const hn::Rebind<int8_t, DF> di8;
@@ -103,21 +131,26 @@ inline void round_row(const float* row, size_t size, int8_t* numbers, float* sca
       sum = hn::Add(sum, whole);
       hn::StoreU(hn::DemoteTo(di8, whole), di8, numbers + begin + i * kLanes);
     }
+    if (bits == 4) {
+      even_ones_first(numbers + begin);
+    }
     scales[block] = most / 127.0f + hn::ReduceSum(df, not_finite);
-    offsets[block] = -kZero * hn::ReduceSum(DI32(), sum);
+    offsets[block] = -zero_of(bits) * hn::ReduceSum(DI32(), sum);
   }
 }
 
 // Adds to each lane the products of its four digits with its four numbers.
+template <int32_t kBits>
 HWY_INLINE hn::Vec<DI32> add_quads(hn::Vec<DI32> sum, hn::Vec<DU8> digits, hn::Vec<DI8> numbers) {
 #if HWY_TARGET == HWY_SSE2 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
-  // Two products fit into 16 bits: 2 * 15 * 127. Highway does not know that digits are small.
-  const hn::Repartition<int16_t, DF> di16;
-  const auto pairs = hn::SatWidenMulPairwiseAdd(di16, digits, numbers);
-  return hn::Add(sum, hn::WidenMulPairwiseAdd(DI32(), pairs, hn::Set(di16, int16_t{1})));
-#else
-  return hn::SumOfMulQuadAccumulate(DI32(), digits, numbers, sum);
+  if constexpr (kBits == 4) {
+    // Two products fit into 16 bits: 2 * 15 * 127. Highway does not know that digits are small.
+    const hn::Repartition<int16_t, DF> di16;
+    const auto pairs = hn::SatWidenMulPairwiseAdd(di16, digits, numbers);
+    return hn::Add(sum, hn::WidenMulPairwiseAdd(DI32(), pairs, hn::Set(di16, int16_t{1})));
+  }
 #endif
+  return hn::SumOfMulQuadAccumulate(DI32(), digits, numbers, sum);
 }
 
 // Four numbers of a row in every lane.
@@ -130,15 +163,11 @@ HWY_INLINE hn::Vec<DI8> broadcast_quad(const int8_t* numbers) {
 // Rows of a tile: two sums of each are in registers.
 constexpr size_t kNBitsTileRows = kManyRegisters ? 8 : 4;
 
-// How far ahead of what is multiplied memory is asked for: the processor itself stops at the end
-// of each page.
-constexpr size_t kAhead = 2048;
-
-// sums[r] = the product of row rows[r] with blocks [begin, end) of a panel, the first of which is
-// at `from`.
-template <size_t kRows>
-HWY_NOINLINE void multiply_digits(const uint8_t* HWY_RESTRICT from, const RoundedRows& x,
-                                  const int32_t* rows, size_t begin, size_t end, float* sums) {
+// Adds to sums[r] the product of row rows[r] with a piece, whose blocks are [begin, end) of a
+// column: block by block, so that it makes no difference where a piece ends.
+template <int32_t kBits, size_t kRows>
+HWY_NOINLINE void multiply_piece(const Piece& piece, const RoundedRows& x, const int32_t* rows,
+                                 size_t begin, size_t end, float* sums) {
   const DF df;
   const DU8 du8;
   const int8_t* numbers[kRows];
@@ -151,29 +180,35 @@ HWY_NOINLINE void multiply_digits(const uint8_t* HWY_RESTRICT from, const Rounde
     numbers[r] = x.numbers + at * kBlock;
     scales[r] = x.scales + at;
     offsets[r] = x.offsets + at;
-    tile[r] = hn::Zero(df);
+    tile[r] = hn::Load(df, sums + r * kLanes);
   }
-  for (size_t block = begin; block < end; ++block, from += kPanelBlockBytes) {
-    for (size_t at = 0; at < kPanelBlockBytes; at += kCacheLine) {
-      hwy::Prefetch(from + kAhead + at);
-    }
+  const float* HWY_RESTRICT digits = piece.digits;
+  for (size_t block = begin; block < end; ++block) {
     hn::Vec<DI32> whole[kRows];
 #pragma GCC unroll 8
     for (size_t r = 0; r < kRows; ++r) {
       whole[r] = hn::Set(DI32(), offsets[r][block]);
     }
-#pragma GCC unroll 4
-    for (size_t v = 0; v < kDigitVectors; ++v) {
-      const auto both = hn::Load(du8, from + v * kVectorBytes);
-      const auto low = hn::And(both, hn::Set(du8, uint8_t{15})), high = hn::ShiftRight<4>(both);
 #pragma GCC unroll 8
-      for (size_t r = 0; r < kRows; ++r) {
-        const int8_t* const quads = numbers[r] + block * kBlock + v * kQuad;
-        whole[r] = add_quads(whole[r], low, broadcast_quad(quads));
-        whole[r] = add_quads(whole[r], high, broadcast_quad(quads + kHalfBlock));
+    for (size_t v = 0; v < kBits; ++v, digits += kLanes) {
+      const auto all = hn::BitCast(du8, hn::Load(df, digits));
+      if constexpr (kBits == 4) {
+        const auto low = hn::And(all, hn::Set(du8, uint8_t{15})), high = hn::ShiftRight<4>(all);
+#pragma GCC unroll 8
+        for (size_t r = 0; r < kRows; ++r) {
+          const int8_t* const eight = numbers[r] + block * kBlock + v * 2 * kQuad;
+          whole[r] = add_quads<kBits>(whole[r], low, broadcast_quad(eight));
+          whole[r] = add_quads<kBits>(whole[r], high, broadcast_quad(eight + kQuad));
+        }
+      } else {
+#pragma GCC unroll 8
+        for (size_t r = 0; r < kRows; ++r) {
+          const int8_t* const quad = numbers[r] + block * kBlock + v * kQuad;
+          whole[r] = add_quads<kBits>(whole[r], all, broadcast_quad(quad));
+        }
       }
     }
-    const VF scale = hn::BitCast(df, hn::Load(du8, from + kDigitVectors * kVectorBytes));
+    const VF scale = hn::Load(df, piece.scales + (block - begin) * kLanes);
 #pragma GCC unroll 8
     for (size_t r = 0; r < kRows; ++r) {
       const VF both = hn::Mul(scale, hn::Set(df, scales[r][block]));
@@ -187,14 +222,14 @@ HWY_NOINLINE void multiply_digits(const uint8_t* HWY_RESTRICT from, const Rounde
 }
 
 // The same for `count` <= kRows rows.
-template <size_t kRows>
-HWY_INLINE void multiply_digits_of(const uint8_t* from, const RoundedRows& x, const int32_t* rows,
-                                   size_t count, size_t begin, size_t end, float* sums) {
+template <int32_t kBits, size_t kRows>
+HWY_INLINE void multiply_piece_of(const Piece& piece, const RoundedRows& x, const int32_t* rows,
+                                  size_t count, size_t begin, size_t end, float* sums) {
   if constexpr (kRows > 0) {
     if (count == kRows) {
-      multiply_digits<kRows>(from, x, rows, begin, end, sums);
+      multiply_piece<kBits, kRows>(piece, x, rows, begin, end, sums);
     } else {
-      multiply_digits_of<kRows - 1>(from, x, rows, count, begin, end, sums);
+      multiply_piece_of<kBits, kRows - 1>(piece, x, rows, count, begin, end, sums);
     }
   }
 }

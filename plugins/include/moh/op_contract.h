@@ -123,6 +123,27 @@ inline constexpr OpContract kOp = make_contract("MoHOutputProjection", kInputs, 
 
 }  // namespace output_projection
 
+namespace mat_mul_n_bits {
+
+inline constexpr auto kInFeatures =
+    AttributeContract{"in_features", AttributeType::kInt}.with_at_least(1);
+inline constexpr auto kOutFeatures =
+    AttributeContract{"out_features", AttributeType::kInt}.with_at_least(1);
+inline constexpr auto kBits = AttributeContract{"bits", AttributeType::kInt}.with_at_least(1);
+inline constexpr InputContract kInputs[] = {  // name, optional, type
+    {"X", false, InputType::kShared},
+    {"W", false, InputType::kPacked},
+    {"scales", false, InputType::kShared},
+};
+inline constexpr AttributeContract kAttributes[] = {
+    kInFeatures,
+    kOutFeatures,
+    kBits,
+};
+inline constexpr OpContract kOp = make_contract("MoHMatMulNBits", kInputs, kAttributes);
+
+}  // namespace mat_mul_n_bits
+
 namespace query_projection_n_bits {
 
 inline constexpr auto kNumHeads =

@@ -1,5 +1,5 @@
-// What implementations of MoHQueryProjection and MoHOutputProjection, and of the same with weights
-// of 4 bits, are called with. docs/ops.md says what they have to compute.
+// What implementations of MoHQueryProjection and MoHOutputProjection, of the same with weights of
+// few bits, and of MoHMatMulNBits are called with. docs/ops.md says what they have to compute.
 #pragma once
 
 #include "moh/tensor.h"
@@ -35,12 +35,20 @@ struct WeightArgs {
   int32_t depth, columns;
 };
 
-// The weight of either in 4 bits, [depth, columns]: 8 less than a digit, times its block's scale.
-struct NBitsWeightArgs {
-  const uint8_t* weight;  // [columns, blocks of 32 rows, 16]: two digits in a byte, the lower first
+// A weight [depth, columns] in blocks of 32 rows, as it is stored: half of what `bits` hold is
+// taken off a digit, and the rest multiplied by its block's scale.
+struct NBitsWeight {
+  const uint8_t* digits;  // [columns, blocks, 4 * bits]; of two in a byte the lower half is first
   const float* scales;    // [columns, blocks]
   int32_t depth, columns;
-  int32_t row_heads;  // that the rows belong to; 0 if columns belong to heads
+  int32_t bits;  // 4 or 8
+};
+
+// [tokens, depth] -> [tokens, columns], with such a weight. All else is float32.
+struct NBitsProductArgs {
+  const float* input;  // [tokens, depth]
+  float* output;       // [tokens, columns]
+  int64_t tokens;
 };
 
 }  // namespace moh

@@ -12,6 +12,7 @@ from moh_deploy.ops.cases import Case
 from tests.ops.cases import (
     aggregated_attention,
     attention,
+    nbits_product,
     nbits_projection,
     projection,
     router,
@@ -21,6 +22,7 @@ from tests.ops.cases import (
 OP_CASES: Mapping[str, tuple[Case, ...]] = {
     "MoHAggregatedAttention": aggregated_attention.CASES,
     "MoHAttention": attention.CASES,
+    "MoHMatMulNBits": nbits_product.CASES,
     "MoHOutputProjection": projection.OUTPUT_CASES,
     "MoHOutputProjectionNBits": nbits_projection.OUTPUT_CASES,
     "MoHQueryProjection": projection.QUERY_CASES,
