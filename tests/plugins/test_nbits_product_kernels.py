@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.nbits_weight import unpacked
+from tests.nightly import sampled
 from tests.ops.cases.nbits_product import BLOCK, product_case
 from tests.plugins.kernels import Kernels, assert_right
 
@@ -48,6 +49,7 @@ def test_rounding_moves_a_result_by_no_more_than_half_a_step_of_each_block(
     assert np.all(np.abs(got - expected) <= 1.001 * bound + 1e-5 * (1 + np.abs(expected)))
 
 
+@sampled(4)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_other_tokens_change_no_bit(kernels: Kernels, bits: int):
     case = product_case("together", "", (2, 37, 1100), 70, bits=bits)
@@ -59,6 +61,7 @@ def test_other_tokens_change_no_bit(kernels: Kernels, bits: int):
         np.testing.assert_array_equal(alone[0, 0], together[batch, token])
 
 
+@sampled(4)
 @pytest.mark.parametrize("tokens", [1, 1500])
 def test_one_two_and_eight_threads_give_the_same_bits(kernels: Kernels, tokens: int):
     """1500 tokens are more than are rounded at a time."""

@@ -522,6 +522,7 @@ def test_projection_of_4_bits_refuses_attributes_that_do_not_fit(
         _run(op, NBITS | change, BLOCKS, PACKED)
 
 
+@sampled(4)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
