@@ -15,7 +15,7 @@ from moh_deploy.validate.input_sets import InputSet
 _Inputs = Mapping[str, Array]
 
 
-def first_inputs(timed: Sequence[InputSet], batches: Sequence[LabelledRun]) -> list[_Inputs]:
+def first_inputs(timed: Sequence[InputSet], batches: Sequence[LabelledRun]) -> Sequence[_Inputs]:
     """Return inputs of every kind that arms will be given."""
     # The last batch may be of fewer samples than the others.
     runs = (*batches[:1], *batches[1:][-1:])

@@ -146,6 +146,7 @@ def test_two_nodes_of_which_one_loses_a_worker_make_the_same_report(folder: Path
         ("hidden", r"machine '.*' of the cluster has no /.*model\.onnx"),
         ("bare", r"a machine of the cluster has no moh-deploy, or another version of it"),
     ],
+    ids=["no files", "no package"],
 )
 def test_node_that_lacks_what_it_takes_is_refused_in_a_sentence(
     folder: Path, second: str, message: str
