@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from moh_deploy.decision.size_break_even import SizeBreakEven, along_lines
 from moh_deploy.package import Manifest
 
-_STANDARD = "standard operators, every head open"
+STANDARD_OPERATORS = "standard operators, every head open"
 
 
 def tuned_break_even(manifest: Manifest) -> tuple[SizeBreakEven, ...]:
@@ -32,7 +32,7 @@ def tuned_break_even(manifest: Manifest) -> tuple[SizeBreakEven, ...]:
 def _along(
     name: str, sizes: tuple[dict[str, int], ...], gains: list[float]
 ) -> Iterator[SizeBreakEven]:
-    return along_lines(name, _STANDARD, sizes, [(gain, gain, gain) for gain in gains])
+    return along_lines(name, STANDARD_OPERATORS, sizes, [(gain, gain, gain) for gain in gains])
 
 
 def _gain(ms: Mapping[str, float]) -> float | None:
