@@ -12,17 +12,17 @@ from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
 from moh_deploy.validate.input_sets import InputSet
 
-_Inputs = Mapping[str, Array]
 
-
-def first_inputs(timed: Sequence[InputSet], batches: Sequence[LabelledRun]) -> Sequence[_Inputs]:
+def first_inputs(
+    timed: Sequence[InputSet], batches: Sequence[LabelledRun]
+) -> Sequence[Mapping[str, Array]]:
     """Return inputs of every kind that arms will be given."""
     # The last batch may be of fewer samples than the others.
     runs = (*batches[:1], *batches[1:][-1:])
-    return [*(one.inputs for one in timed), *(one.batch.inputs for one in runs)]
+    return [one.inputs for one in timed] + [one.batch.inputs for one in runs]
 
 
-def try_arms(arms: Sequence[Arm], base: Manifest, given: Iterable[_Inputs]) -> None:
+def try_arms(arms: Sequence[Arm], base: Manifest, given: Iterable[Mapping[str, Array]]) -> None:
     """Open arms, run each once on all inputs, and close them again.
 
     Raises:
@@ -32,7 +32,7 @@ def try_arms(arms: Sequence[Arm], base: Manifest, given: Iterable[_Inputs]) -> N
         try_out(open_arms(arms, base, stack), given)
 
 
-def try_out(arms: Mapping[str, OpenedArm], given: Iterable[_Inputs]) -> None:
+def try_out(arms: Mapping[str, OpenedArm], given: Iterable[Mapping[str, Array]]) -> None:
     """Run open arms once on all inputs.
 
     Raises:
