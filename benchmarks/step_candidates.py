@@ -196,11 +196,14 @@ class Genai(Candidate):
             batch_size=1, max_length=past + room, min_length=past + room, do_sample=False
         )
         self._generator = self._og.Generator(self._model, settings)
-        ids = np.random.default_rng(0).integers(1, self._sizes.vocab, (1, past - room // 2))
+        self._start = past - room // 2
+        ids = np.random.default_rng(0).integers(1, self._sizes.vocab, (1, self._start))
         self._generator.append_tokens(ids.astype(np.int32))
         self._generator.generate_next_token()
 
     def step(self) -> object:
+        if self._generator.is_done():  # the cache is as long as it may be
+            self._generator.rewind_to(self._start)
         return self._generator.generate_next_token()
 
     def logits(self) -> Array:

@@ -97,6 +97,26 @@ def missing_row(rows: Mapping[str, int], inputs: Mapping[str, Array]) -> str | N
     return None
 
 
+def beyond_positions(most: int | None, inputs: Mapping[str, Array]) -> str | None:
+    """Return that a sequence has more tokens than a language model has positions, in words; None if
+    none has.
+
+    Args:
+        most: Of a sequence; None where nobody says.
+    """
+    mask = inputs.get("attention_mask")
+    if most is None or mask is None or mask.ndim != 2:
+        return None
+    # Positions are counted from the mask: padding has none.
+    longest = int(np.count_nonzero(mask, axis=1).max(initial=0))
+    if longest <= most:
+        return None
+    return (
+        f"'attention_mask' counts {longest} tokens of a sequence, those in the cache included; the"
+        f" model has positions for {most}."
+    )
+
+
 def _describe(spec: TensorInfo) -> str:
     """Return `float32[batch, 3, 224, 224]`."""
     return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import moh_deploy
 from moh_deploy.errors import CheckpointError, ConfigError, PackageError
 from moh_deploy.package import OnnxPackage, PackageWriter
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.text.interface import TextInterface
 from tests.exporting import prove_in_this_process
 from tests.text.export_small import export_directory, greedy
 from tests.text.model_directories import write_plain_torch, write_weights
@@ -51,6 +55,15 @@ def test_recorded_runs_are_prompt_chunk_and_step(exported):
     assert any(one["past"] > 0 and one["seq"] == 1 for one in sizes)
     masks = [vectors.inputs["attention_mask"] for vectors in exported[2].vectors]
     assert any((mask[:, 0] == 0).any() for mask in masks)
+
+
+def test_more_tokens_than_the_table_of_positions_are_named(exported):
+    package = exported[2]
+    caches = TextInterface.of(package.manifest, "p").empty_caches(1, 0)
+    ids = np.full((1, 129), 5, np.int64)
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids), **caches}
+    with pytest.raises(ConfigError, match=r"counts 129 tokens .* positions for 128\."):
+        open_runner(package, Variant()).run(given)
 
 
 def test_ranges_refuse_nothing_that_works(exported):

@@ -7,7 +7,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import CacheBuffer, CachesInPlace, TensorInfo
-from moh_deploy.runtime.input_check import check_inputs, check_room, missing_row
+from moh_deploy.runtime.input_check import beyond_positions, check_inputs, check_room, missing_row
 from moh_deploy.system.npz import Array
 
 SPECS = (
@@ -130,3 +130,16 @@ def test_filled_places_may_be_told_by_an_input():
     check_room(caches, {"seq": 2, "buffer": 8}, {"told": np.asarray(6)})
     with pytest.raises(ConfigError, match="of which 7 are filled"):
         check_room(caches, {"seq": 2, "buffer": 8}, {"told": np.asarray(7)})
+
+
+def test_more_tokens_than_positions_are_told_and_padding_is_none():
+    mask = np.ones((2, 9), np.int64)
+    mask[:, :3] = 0
+    assert beyond_positions(6, {"attention_mask": mask}) is None
+    mask[1, 2] = 1
+    found = beyond_positions(6, {"attention_mask": mask})
+    assert found is not None
+    assert "counts 7 tokens of a sequence" in found
+    assert found.endswith("positions for 6.")
+    assert beyond_positions(None, {"attention_mask": mask}) is None
+    assert beyond_positions(6, {"tokens": mask}) is None

@@ -17,7 +17,13 @@ from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype
 from moh_deploy.package import CachesInPlace, OnnxPackage, TensorInfo, read_outline
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
-from moh_deploy.runtime.input_check import check_inputs, check_room, empty_axis, missing_row
+from moh_deploy.runtime.input_check import (
+    beyond_positions,
+    check_inputs,
+    check_room,
+    empty_axis,
+    missing_row,
+)
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels, register, require_kernels
@@ -50,6 +56,7 @@ class OrtRunner(Runner):
         table_rows: Inputs that are looked up in tables, and the rows of these.
         buffers: Outputs that are written into an input, and these inputs: one memory is both.
         caches: What the package says of them; None for models that are of none.
+        context_length: The most tokens of a sequence, of a language model; None where nobody says.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -58,6 +65,7 @@ class OrtRunner(Runner):
     table_rows: Mapping[str, int]
     buffers: Mapping[str, str]
     caches: CachesInPlace | None
+    context_length: int | None
     _session: ort.InferenceSession
 
     def describe(self) -> Description:
@@ -154,7 +162,9 @@ class OrtRunner(Runner):
             return _calling_ort("running the model", run)
         except BackendError as error:
             # ONNX Runtime's own message is about inner nodes, and comes last.
-            wrong = missing_row(self.table_rows, inputs)
+            wrong = missing_row(self.table_rows, inputs) or beyond_positions(
+                self.context_length, inputs
+            )
             if wrong is not None:
                 raise ConfigError(wrong) from error
             empty = empty_axis(self.inputs, inputs)
@@ -184,8 +194,9 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     if isinstance(source, OnnxPackage):
         path, layers = source.model_path, source.manifest.layers
         compute_type, caches = source.manifest.compute_type, source.manifest.caches
+        text = source.manifest.text_generation
     else:
-        path, layers, compute_type, caches = source, (), "float32", None
+        path, layers, compute_type, caches, text = source, (), "float32", None, None
         read_outline(path)  # of a package that was done when it was opened
     use = choose_kernels(
         variant.kernels,
@@ -225,7 +236,16 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     )
     inputs = tuple(map(tensor_info, session.get_inputs()))
     outputs = tuple(one.name for one in session.get_outputs())
-    return OrtRunner(inputs, outputs, description, model.table_rows, model.buffers, caches, session)
+    return OrtRunner(
+        inputs,
+        outputs,
+        description,
+        model.table_rows,
+        model.buffers,
+        caches,
+        None if text is None else text.context_length,
+        session,
+    )
 
 
 def _placed(
