@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from moh_deploy.perf.choices_text import sizes_text
+from moh_deploy.report.charts import TradeOffChart, TradeOffPoint
 from moh_deploy.report.document import (
-    NOT_TERMINAL,
     Block,
     Cell,
     Column,
@@ -20,10 +20,9 @@ from moh_deploy.report.document import (
     Status,
     Table,
     Text,
-    TradeOffChart,
-    TradeOffPoint,
     Verdict,
 )
+from moh_deploy.report.formats import NOT_TERMINAL
 from moh_deploy.report.numbers import count, figure
 from moh_deploy.validate.accuracy.show import shown, shown_gap
 

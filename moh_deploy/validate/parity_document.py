@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from moh_deploy.report.baseline.document import baseline_section, baseline_suites
 from moh_deploy.report.document import (
-    EVERYWHERE,
-    PAGE,
-    ROOMY,
     Block,
     Cell,
     CiCase,
@@ -31,6 +28,7 @@ from moh_deploy.report.document import (
     Text,
     Verdict,
 )
+from moh_deploy.report.formats import EVERYWHERE, PAGE, ROOMY
 from moh_deploy.report.numbers import count, number, share
 from moh_deploy.runtime.layers_text import nodes_text, runs_as, runs_text
 from moh_deploy.validate.accuracy.document import accuracy_case, accuracy_fact, accuracy_section

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moh_deploy.report.document import MarginBin, MarginHistogram
+from moh_deploy.report.charts import MarginBin, MarginHistogram
 from moh_deploy.system.npz import Array
 
 # Four bins a decade; what is below the first edge, an exact tie included, is one more.

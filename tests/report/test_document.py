@@ -10,16 +10,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from moh_deploy.report.document import (
-    PAGE,
-    ROOMY,
-    TEXT,
-    About,
-    Column,
-    Document,
-    Drawn,
-    Fact,
-    Folded,
+from moh_deploy.report.charts import (
     HeatMap,
     HeatMaps,
     LatencyChart,
@@ -28,6 +19,14 @@ from moh_deploy.report.document import (
     MarginBin,
     MarginCharts,
     MarginHistogram,
+)
+from moh_deploy.report.document import (
+    About,
+    Column,
+    Document,
+    Drawn,
+    Fact,
+    Folded,
     Section,
     Share,
     Status,
@@ -35,6 +34,7 @@ from moh_deploy.report.document import (
     Text,
     Verdict,
 )
+from moh_deploy.report.formats import PAGE, ROOMY, TEXT
 from moh_deploy.report.html.page import page
 from moh_deploy.report.junit import junit
 from moh_deploy.report.markdown import markdown

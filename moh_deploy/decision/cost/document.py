@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from moh_deploy.decision.cost.estimate import Estimate
 from moh_deploy.perf.choices_text import sizes_text
+from moh_deploy.report.charts import TornadoBar, TornadoChart
 from moh_deploy.report.document import (
     Block,
     Cell,
@@ -18,8 +19,6 @@ from moh_deploy.report.document import (
     Status,
     Table,
     Text,
-    TornadoBar,
-    TornadoChart,
     Verdict,
 )
 from moh_deploy.report.numbers import amount

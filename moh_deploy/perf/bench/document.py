@@ -13,9 +13,8 @@ from moh_deploy.perf.bench.measured import METRICS, Measured
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import Ratio
 from moh_deploy.report.baseline.document import baseline_section, baseline_suites
+from moh_deploy.report.charts import LatencyChart, Line
 from moh_deploy.report.document import (
-    PAGE,
-    TEXT,
     Block,
     Cell,
     CiCase,
@@ -24,8 +23,6 @@ from moh_deploy.report.document import (
     Document,
     Drawn,
     Fact,
-    LatencyChart,
-    Line,
     Section,
     Share,
     Status,
@@ -33,6 +30,7 @@ from moh_deploy.report.document import (
     Text,
     Verdict,
 )
+from moh_deploy.report.formats import PAGE, TEXT
 from moh_deploy.report.numbers import count, number, percent
 from moh_deploy.validate.input_sets import RANDOM
 

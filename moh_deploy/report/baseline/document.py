@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 from moh_deploy.report.baseline.result import RatchetEntry, RatchetResult
-from moh_deploy.report.document import (
-    PAGE,
-    CiCase,
-    CiOutcome,
-    CiSuite,
-    Section,
-    Status,
-    Table,
-    Verdict,
-)
+from moh_deploy.report.document import CiCase, CiOutcome, CiSuite, Section, Status, Table, Verdict
+from moh_deploy.report.formats import PAGE
 
 _COLUMNS = ("figure", "of", "#in the file", "#now", "#may be at worst", "outcome")
 

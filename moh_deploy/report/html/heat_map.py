@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
-from moh_deploy.report.document import HeatMap, LoadRow
+from moh_deploy.report.charts import HeatMap, LoadRow
 
 _WIDE_FROM = 25  # heads
 

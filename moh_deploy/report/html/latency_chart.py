@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moh_deploy.report.document import LatencyChart, Line
+from moh_deploy.report.charts import LatencyChart, Line
 from moh_deploy.report.html.scales import Scale, round_numbers
 
 _UNITS = 1000  # of the drawing, in both directions

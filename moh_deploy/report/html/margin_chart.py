@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from moh_deploy.report.document import MarginBin, MarginHistogram
+from moh_deploy.report.charts import MarginBin, MarginHistogram
 from moh_deploy.report.html.scales import Scale, Tick, decades
 from moh_deploy.report.numbers import count
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moh_deploy.report.document import TornadoBar, TornadoChart
+from moh_deploy.report.charts import TornadoBar, TornadoChart
 from moh_deploy.report.html.scales import Scale, Tick, round_numbers
 
 _ROOM = 0.04

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from moh_deploy.report.document import TradeOffChart, TradeOffPoint
+from moh_deploy.report.charts import TradeOffChart, TradeOffPoint
 from moh_deploy.report.html.scales import Scale, Tick, round_numbers
 
 # Room on both sides of what is drawn, as a share of it: nothing lies on the edge.

@@ -8,7 +8,6 @@ from typing import Literal
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.report.document import (
-    NOT_TERMINAL,
     CiCase,
     CiSuite,
     Column,
@@ -18,6 +17,7 @@ from moh_deploy.report.document import (
     Table,
     Verdict,
 )
+from moh_deploy.report.formats import NOT_TERMINAL
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report

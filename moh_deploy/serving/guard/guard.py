@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from moh_deploy.serving.guard.aside import Aside
 from moh_deploy.serving.guard.audit import AuditLog
 from moh_deploy.serving.guard.control import Control, ControlFile
 from moh_deploy.serving.guard.faults import Faults
+from moh_deploy.serving.guard.guard_counts import GuardCounts
 from moh_deploy.serving.guard.ladder import Rung
 from moh_deploy.serving.guard.ladder_state import (
     Evidence,
@@ -37,7 +37,7 @@ from moh_deploy.serving.guard.ladder_state import (
 )
 from moh_deploy.serving.guard.running_marks import RunningMarks
 from moh_deploy.serving.guard.same_answers import Comparison
-from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.source import Ran
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.function_bodies import Recorder
@@ -365,56 +365,21 @@ class Guard:
 
     def families(self) -> tuple[Family, ...]:
         """Return what it has counted so far."""
+        beside = self._aside
         with self._lock:
-            states, mode = self._state.states, self._state.mode
-            moves, falls = dict(self._transitions), dict(self._fallbacks)
-            refused, compared = dict(self._refused), dict(self._compared)
-        compared["aside", "dropped"] = self._aside.dropped
-        compared["aside", "failed"] = self._aside.failed
-        return (
-            _family(
-                "moh_mode",
-                "1 for the rung of the ladder that serves.",
-                "gauge",
-                {(name,): int(name == mode) for name in states},
-                ("rung",),
-            ),
-            _family(
-                "moh_rung_open",
-                "1 for a rung that does not serve: 0.5 while it is probed.",
-                "gauge",
-                {(name,): _OPENNESS[state] for name, state in states.items()},
-                ("rung",),
-            ),
-            _family(
-                "moh_guard_transitions_total",
-                "Changes of the rung that serves.",
-                "counter",
-                moves,
-                ("from", "to", "reason"),
-            ),
-            _family(
-                "moh_fallback_requests_total",
-                "Requests that another rung than the first answered.",
-                "counter",
-                falls,
-                ("reason", "rung"),
-            ),
-            _family(
-                "moh_refused_requests_total",
-                "Requests that no rung could answer rightly, so that they got an error.",
-                "counter",
-                {(reason,): number for reason, number in refused.items()},
-                ("reason",),
-            ),
-            _family(
-                "moh_guard_comparisons_total",
-                "Answers that were computed once more beside, and what came of it.",
-                "counter",
-                compared,
-                ("kind", "outcome"),
-            ),
-        )
+            counts = GuardCounts(
+                states=self._state.states,
+                mode=self._state.mode,
+                transitions=dict(self._transitions),
+                fallbacks=dict(self._fallbacks),
+                refused=dict(self._refused),
+                compared={
+                    **self._compared,
+                    ("aside", "dropped"): beside.dropped,
+                    ("aside", "failed"): beside.failed,
+                },
+            )
+        return counts.families()
 
     def close(self) -> None:
         """Give back all rungs and the log."""
@@ -484,20 +449,3 @@ class _Tried:
     failure: RungFailure
     bad: float
     error: MoHDeployError
-
-
-_Key = TypeVar("_Key", bound=tuple[str, ...])
-_OPENNESS = {"closed": 0.0, "half-open": 0.5, "open": 1.0}
-
-
-def _family(
-    name: str,
-    help_text: str,
-    kind: str,
-    values: Mapping[_Key, float],
-    labels: tuple[str, ...],
-) -> Family:
-    series = tuple(
-        Series(dict(zip(labels, key, strict=True)), value) for key, value in values.items()
-    )
-    return Family(name, help_text, kind, series)  # type: ignore[arg-type]

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from moh_deploy.report.document import (
-    PAGE,
-    TEXT,
     Block,
     Cell,
     CiCase,
@@ -21,6 +19,7 @@ from moh_deploy.report.document import (
     Table,
     Text,
 )
+from moh_deploy.report.formats import PAGE, TEXT
 from moh_deploy.report.numbers import count, figure
 from moh_deploy.validate.accuracy.show import shown, shown_gap
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from moh_deploy.report.document import Section, TornadoChart
+from moh_deploy.report.charts import TornadoChart
+from moh_deploy.report.document import Section
 from tests.decision.cost.reports import cost_report
 from tests.report.json_schema import assert_of_form
 

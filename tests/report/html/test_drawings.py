@@ -8,16 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from moh_deploy.report.document import (
+from moh_deploy.report.charts import (
     HeatMap,
     LatencyChart,
     Line,
     LoadRow,
     MarginBin,
     MarginHistogram,
-    Section,
-    Table,
 )
+from moh_deploy.report.document import Section, Table
 from moh_deploy.report.html.heat_map import page_map, shade
 from moh_deploy.report.html.latency_chart import PageChart, page_chart
 from moh_deploy.report.html.margin_chart import page_margins

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moh_deploy.report.document import TornadoBar, TornadoChart
+from moh_deploy.report.charts import TornadoBar, TornadoChart
 from moh_deploy.report.html.tornado_chart import page_tornado
 
 

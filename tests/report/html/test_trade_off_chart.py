@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moh_deploy.report.document import TradeOffChart, TradeOffPoint
+from moh_deploy.report.charts import TradeOffChart, TradeOffPoint
 from moh_deploy.report.html.trade_off_chart import page_trade_off
 
 
