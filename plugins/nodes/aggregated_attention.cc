@@ -30,8 +30,20 @@ void check_shapes(const Tensors& in, const AggregatedAttentionArgs& args) {
 
 }  // namespace
 
+void AggregatedAttention::check(const Attributes& attributes) {
+  namespace op = contract::aggregated_attention;
+  const int64_t height = attributes.integer(op::kHeight), width = attributes.integer(op::kWidth);
+  const int64_t kernel_height = attributes.integer(op::kKernelHeight);
+  const int64_t kernel_width = attributes.integer(op::kKernelWidth);
+  if (height * width > kMost || kernel_height * kernel_width > kMost) {
+    refuse("the image is ", height, " x ", width, " and the window ", kernel_height, " x ",
+           kernel_width, "; expected up to 2^30 tokens each.");
+  }
+}
+
 Shape AggregatedAttention::read(const Attributes& attributes, const Tensors& in, Args& args) {
   namespace op = contract::aggregated_attention;
+  check(attributes);
   args.heads = attributes.integer(op::kNumHeads);
   args.height = attributes.integer(op::kHeight);
   args.width = attributes.integer(op::kWidth);
@@ -40,10 +52,6 @@ Shape AggregatedAttention::read(const Attributes& attributes, const Tensors& in,
   args.normalize = attributes.flag(op::kNormalize);
   args.epsilon = attributes.number(op::kEpsilon);
   const int64_t tokens = int64_t{args.height} * args.width;
-  if (tokens > kMost || int64_t{args.kernel_height} * args.kernel_width > kMost) {
-    refuse("the image is ", args.height, " x ", args.width, " and the window ", args.kernel_height,
-           " x ", args.kernel_width, "; expected up to 2^30 tokens each.");
-  }
   const Shape &query = in[0].shape, &pooled = in[3].shape;
   if (query.size() != 3 || query[1] != tokens || query[2] % args.heads != 0) {
     refuse("Q is ", shape_text(query), "; expected [batch, ", tokens, ", heads * dim] with ",

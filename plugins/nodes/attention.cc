@@ -45,33 +45,42 @@ AttentionMask read_mask(const Tensor& tensor, const Shape& target) {
   return mask;
 }
 
-// What they are is known once there is data: shapes are read before.
-const int64_t* read_lengths(const Tensor& tensor, int64_t batch, int64_t keys) {
+// What they are is for `check_lengths` or a GPU to see.
+const int64_t* read_lengths(const Tensor& tensor, int64_t batch) {
   if (tensor.shape != Shape{batch}) {
     refuse("nonpad_kv_seqlen is ", shape_text(tensor.shape), "; expected ", shape_text({batch}),
            ".");
   }
-  const auto* lengths = static_cast<const int64_t*>(tensor.data);
-  for (int64_t i = 0; lengths != nullptr && i < batch; ++i) {
-    if (lengths[i] < 0 || lengths[i] > keys) {
-      refuse("nonpad_kv_seqlen[", i, "] is ", lengths[i], "; expected 0 to ", keys,
-             ", the keys that there are.");
-    }
-  }
-  return lengths;
+  return static_cast<const int64_t*>(tensor.data);
 }
 
 }  // namespace
 
+void check_lengths(const AttentionArgs& args) {
+  for (int32_t i = 0; args.nonpad_kv_seqlen != nullptr && i < args.batch; ++i) {
+    const int64_t length = args.nonpad_kv_seqlen[i];
+    if (length < 0 || length > args.keys) {
+      refuse("nonpad_kv_seqlen[", i, "] is ", length, "; expected 0 to ", args.keys,
+             ", the keys that there are.");
+    }
+  }
+}
+
+void Attention::check(const Attributes& attributes) {
+  const int32_t q_heads = attributes.integer(contract::attention::kQNumHeads);
+  const int32_t kv_heads = attributes.integer(contract::attention::kKvNumHeads);
+  if (q_heads % kv_heads != 0) {
+    refuse("q_num_heads is ", q_heads, " and kv_num_heads ", kv_heads,
+           "; expected the first to be a multiple of the second.");
+  }
+}
+
 Shape Attention::read(const Attributes& attributes, const Tensors& in, Args& args) {
   const Tensor &q = in[0], &k = in[1], &v = in[2], &gates = in[3], &attn_mask = in[4];
   const Tensor& lengths = in[5];
+  check(attributes);
   args.q_heads = attributes.integer(contract::attention::kQNumHeads);
   args.kv_heads = attributes.integer(contract::attention::kKvNumHeads);
-  if (args.q_heads % args.kv_heads != 0) {
-    refuse("q_num_heads is ", args.q_heads, " and kv_num_heads ", args.kv_heads,
-           "; expected the first to be a multiple of the second.");
-  }
   const Heads query = read_heads("Q", q.shape, args.q_heads);
   const Heads key = read_heads("K", k.shape, args.kv_heads);
   const Heads value = read_heads("V", v.shape, args.kv_heads);
@@ -98,7 +107,7 @@ Shape Attention::read(const Attributes& attributes, const Tensors& in, Args& arg
   }
   args.nonpad_kv_seqlen = nullptr;
   if (lengths.present) {
-    args.nonpad_kv_seqlen = read_lengths(lengths, query.batch, key.tokens);
+    args.nonpad_kv_seqlen = read_lengths(lengths, query.batch);
   }
   args.dtype = q.dtype;
   args.query = q.data;

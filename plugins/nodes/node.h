@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -79,7 +80,7 @@ class Attributes {
  private:
   double value(const AttributeContract& attribute) const {
     for (size_t i = 0; i < op_->num_attributes; ++i) {
-      if (std::string(op_->attributes[i].name) == attribute.name) {
+      if (std::strcmp(op_->attributes[i].name, attribute.name) == 0) {
         return values_[i];
       }
     }

@@ -4,6 +4,8 @@
 
 #include <vector>
 
+#include "nodes/attention.h"
+
 namespace moh::openvino {
 namespace {
 
@@ -20,6 +22,7 @@ const cpu::Parallel kArena{[](void*, cpu::Parallel::Body body, size_t count, voi
 }  // namespace
 
 void run(const OnKernels& on, AttentionArgs& args, void* output) {
+  node::check_lengths(args);
   args.output = output;
   on.kernels->attention(args, on.compute, kArena);
 }

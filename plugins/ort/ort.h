@@ -14,6 +14,7 @@
 
 #include "moh/contract.h"
 #include "moh/tensor.h"
+#include "nodes/node.h"
 
 namespace moh::ort {
 
@@ -56,8 +57,9 @@ OrtStatusPtr as_status(const char* op, const Call& call) {
   }
 }
 
-// Kernels count in 32 bits, with room to round up; offsets have 64.
-constexpr int64_t kMost = int64_t{1} << 30;
+using node::kMost;
+using node::Shape;
+using node::shape_text;
 
 // The value of an attribute; none where the node has none. Throws with its name if the node needs
 // it, or has one of another type.
@@ -109,16 +111,6 @@ inline int32_t choice_attribute(const Ort::ConstKernelInfo& node,
   const int32_t place = text ? choice_of(attribute, *text) : static_cast<int32_t>(attribute.absent);
   return place >= 0 ? place
                     : throw wrong_value(attribute, "'" + *text + "'", choices_text(attribute));
-}
-
-using Shape = std::vector<int64_t>;
-
-inline std::string shape_text(const Shape& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) {
-    text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  }
-  return text + "]";
 }
 
 // An input that may be absent.

@@ -3,7 +3,9 @@
 #include "cpu/kernels.h"
 #include "cpu/ort/session_threads.h"
 #include "moh/op_contract.h"
+#include "nodes/attention.h"
 #include "ort/backend.h"
+#include "ort/node_kernel.h"
 
 namespace moh::ort {
 
@@ -21,11 +23,10 @@ class CpuBackend final : public Backend {
   }
 
   Ort::Status attention(const AttentionArgs& args, Ort::KernelContext& context) const override {
-    if (auto status = check_lengths(args); !status.IsOK()) {
-      return status;
-    }
-    kernels_.attention(args, compute_, session_threads(context));
-    return Ort::Status();
+    return unless_refused(contract::attention::kOp, [&] {
+      node::check_lengths(args);
+      kernels_.attention(args, compute_, session_threads(context));
+    });
   }
 
   Ort::Status aggregated_attention(const AggregatedAttentionArgs& args,
@@ -40,18 +41,6 @@ class CpuBackend final : public Backend {
   }
 
  private:
-  static Ort::Status check_lengths(const AttentionArgs& args) {
-    for (int32_t i = 0; args.nonpad_kv_seqlen != nullptr && i < args.batch; ++i) {
-      const int64_t length = args.nonpad_kv_seqlen[i];
-      if (length < 0 || length > args.keys) {
-        return invalid_argument(contract::attention::kOp.name, ": nonpad_kv_seqlen[", i, "] is ",
-                                length, "; expected 0 to ", args.keys,
-                                ", the keys that there are.");
-      }
-    }
-    return Ort::Status();
-  }
-
   const cpu::Kernels& kernels_;
   const cpu::Compute compute_;
   const CpuBackend* const rounding_;

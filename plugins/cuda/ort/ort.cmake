@@ -1,8 +1,9 @@
 # libmoh_ort_cuda.so: the operators of ONNX Runtime's CUDA execution provider.
 set(MOH_ORT_CUDA_SOURCES
-  ${PROJECT_SOURCE_DIR}/ort/aggregated_attention_op.cc
+  ${PROJECT_SOURCE_DIR}/nodes/aggregated_attention.cc
+  ${PROJECT_SOURCE_DIR}/nodes/attention.cc
+  ${PROJECT_SOURCE_DIR}/nodes/router.cc
   ${PROJECT_SOURCE_DIR}/ort/attention_op.cc
-  ${PROJECT_SOURCE_DIR}/ort/router_op.cc
   ${PROJECT_SOURCE_DIR}/cuda/ort/cuda_backend.cc
   ${PROJECT_SOURCE_DIR}/cuda/ort/registration.cc
 )
