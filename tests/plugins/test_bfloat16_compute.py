@@ -20,6 +20,7 @@ from tests.plugins.draws import attention_setups
 from tests.plugins.kernels import EMULATED_AMX, INSTRUCTION_SETS, Kernels, kernels_of
 
 BOUND = 2e-2  # of the largest value, at least 1: bfloat16 has 8 bits
+ROUNDING = 2.0**-8  # of one weight, relative
 TILES = AttentionSetup(batch=2, seq_len=130, kv_len=300, head_dim=37, value_dim=21)
 
 
@@ -74,6 +75,26 @@ def test_any_attention_is_close(kernels: Kernels, setup: AttentionSetup):
 )
 def test_tiles_are_close(kernels: Kernels, setup: AttentionSetup, dtype: str):
     _assert_close(kernels, replace(setup, dtype=dtype).case())
+
+
+def test_weights_are_exact_but_for_their_rounding(kernels: Kernels):
+    """Each row has a key at the score -n and one at 0. BOUND would hide a rough power of two."""
+    exponents = np.arange(256)[:, None] / 32  # numbers of eight bits
+    case = Case(
+        name="powers_of_two",
+        op="MoHAttention",
+        why="two keys",
+        attributes={"q_num_heads": 1, "kv_num_heads": 1, "scale": 1.0, "is_causal": 0},
+        build=lambda _: (
+            (exponents * np.log(2)).astype(np.float32)[None],
+            np.array([[[0.0], [-1.0]]], np.float32),
+            np.array([[[0.0], [1.0]]], np.float32),
+            np.ones((1, 256, 1), np.float32),
+        ),
+    )
+    (output,) = kernels.run(case)
+    (reference,) = MOH_ATTENTION.reference(case.inputs(), case.attributes)
+    np.testing.assert_allclose(output, reference, rtol=ROUNDING + 1.2e-4, atol=0)
 
 
 def test_products_are_really_of_bfloat16(kernels: Kernels):

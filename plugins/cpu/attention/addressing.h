@@ -35,6 +35,9 @@ struct TaskView {
                      : static_cast<int32_t>(args.nonpad_kv_seqlen[task.batch]);
 
   Row row_at(int64_t place) const {
+    if (group == 1) {  // as often as not; divisions would be felt with small heads
+      return {static_cast<int32_t>(place), task.kv_head};
+    }
     const auto query = static_cast<int32_t>(place / group);
     return {query, task.kv_head * group + static_cast<int32_t>(place % group)};
   }

@@ -128,7 +128,7 @@ class FewRowsTask {
       pack_query(row);
     }
     const size_t keys = static_cast<size_t>(view_.visible_keys(rows_[row_count_ - 1]));
-    const size_t step = keys_per_block(static_cast<size_t>(view_.keys));
+    const size_t step = keys_per_block(static_cast<size_t>(view_.keys), Float32Products::kMostKeys);
     for (size_t begin = 0; begin < keys; begin += step) {
       const Keys seen = without_hidden_ends({begin, HWY_MIN(step, keys - begin)});
       for (size_t row = 0; seen.count != 0 && row < row_count_; row += kRowsAtOnce) {
@@ -182,7 +182,8 @@ class FewRowsTask {
 
   void take_scratch() {
     row_count_ = static_cast<size_t>(view_.task.row_count);
-    block_ = round_up(keys_per_block(static_cast<size_t>(view_.keys)), kLanes);
+    block_ = round_up(keys_per_block(static_cast<size_t>(view_.keys), Float32Products::kMostKeys),
+                      kLanes);
     query_stride_ = round_up(static_cast<size_t>(args().head_dim), kLanes);
     output_stride_ = round_up(static_cast<size_t>(args().value_dim), kLanes);
     scratch_.reset(Scratch::bytes<float>(row_count_ * query_stride_) +

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "cpu/attention/products-inl.h"
+#include "cpu/prefetch.h"
 #include "cpu/scratch.h"
 #include "cpu/simd/matrix_registers.h"
 #include "cpu/simd/vector-inl.h"
@@ -30,6 +31,8 @@ struct MatrixProducts {
   using Registers = MatrixRegisters;
   static_assert(Registers::kColumns == kLanes, "");
   using Operand = uint32_t;  // two bfloat16, the first in the low half
+  // Products are so fast that what an output costs with each block counts for more than a cache.
+  static constexpr size_t kMostKeys = 256;
   static constexpr size_t kDepth = 2;
   static constexpr bool kInMatrices = true;
   static HWY_INLINE VF pack(VF first, VF second) {
@@ -97,6 +100,7 @@ HWY_INLINE OperandRows<uint32_t> matrix_keys(const T* rows, ptrdiff_t stride, si
   for (size_t row = 0; row < count; ++row) {
     const T* from = rows + static_cast<ptrdiff_t>(row) * stride;
     auto* to = reinterpret_cast<hwy::bfloat16_t*>(copy + row * length);
+    prefetch_row(from + kRowsAhead * stride, size);
     for (size_t d = 0; d < 2 * length; d += kLanes) {
       store_floats(d < size ? load_part(from, d, size) : hn::Zero(DF()), to + d);
     }
@@ -113,6 +117,9 @@ HWY_INLINE OperandRows<uint32_t> matrix_values(const T* rows, ptrdiff_t stride, 
                        : hn::Zero(DF());
   };
   for (size_t pair = 0; pair < length; pair += kLanes) {
+    for (size_t row = 2 * (pair + kLanes); row < HWY_MIN(count, 2 * (pair + 2 * kLanes)); ++row) {
+      prefetch_row(rows + static_cast<ptrdiff_t>(row) * stride, size);
+    }
     for (size_t d = 0; d < size; d += kLanes) {
       VF block[kLanes];  // [pair of keys], features in lanes
 #pragma GCC unroll 16
@@ -129,31 +136,53 @@ HWY_INLINE OperandRows<uint32_t> matrix_values(const T* rows, ptrdiff_t stride, 
   return {copy, static_cast<ptrdiff_t>(length)};
 }
 
+// largest = max over the products of `count` keys, which are moved to `scores` where they are
+// elsewhere; with kAdd they are added to what is there.
+template <size_t kWidth, size_t kFirst, bool kMove, bool kAdd>
+HWY_INLINE void take_scores(const float* products, size_t count, float* scores,
+                            VF (&largest)[kWidth]) {
+  const DF df;
+  VF most[kWidth];  // in registers: `largest` may be what a score is stored to, for all GCC knows
+#pragma GCC unroll 3
+  for (size_t v = kFirst; v < kWidth; ++v) {
+    most[v] = largest[v];
+  }
+  for (size_t row = 0; row < count; ++row) {
+#pragma GCC unroll 3
+    for (size_t v = kFirst; v < kWidth; ++v) {
+      const size_t at = (row * kWidth + v) * kLanes;
+      VF score = hn::Load(df, products + at);
+      if constexpr (kAdd) {
+        score = add_bias(score, hn::Load(df, scores + at));
+      }
+      most[v] = hn::Max(most[v], score);
+      if constexpr (kMove) {
+        hn::Store(score, df, scores + at);
+      }
+    }
+  }
+#pragma GCC unroll 3
+  for (size_t v = kFirst; v < kWidth; ++v) {
+    largest[v] = most[v];
+  }
+}
+
 // score_range of products-inl.h. Where scores are added to what is there, or are not those of 16
 // keys, they go by way of `strip`, which has room for 16.
 template <class Registers, size_t kWidth, size_t kFirst, bool kAdd>
 HWY_INLINE void score_in_matrices(OperandRows<uint32_t> keys, const float* queries, size_t pairs,
                                   size_t begin, size_t end, float* scores, float* strip,
                                   VF (&largest)[kWidth]) {
-  const DF df;
   for (size_t key = begin; key < end; key += kMatrixRows) {
     const size_t count = HWY_MIN(kMatrixRows, end - key);
     float* const to = scores + key * kWidth * kLanes;
-    float* const products = kAdd || count < kMatrixRows ? strip : to;
-    multiply<Registers, kWidth, kFirst>(keys.from(key), queries, pairs, false, products);
-    for (size_t row = 0; row < count; ++row) {
-#pragma GCC unroll 3
-      for (size_t v = kFirst; v < kWidth; ++v) {
-        const size_t at = (row * kWidth + v) * kLanes;
-        VF score = hn::Load(df, products + at);
-        if constexpr (kAdd) {
-          score = add_bias(score, hn::Load(df, to + at));
-        }
-        largest[v] = hn::Max(largest[v], score);
-        if (products != to) {
-          hn::Store(score, df, to + at);
-        }
-      }
+    const bool in_place = !kAdd && count == kMatrixRows;
+    multiply<Registers, kWidth, kFirst>(keys.from(key), queries, pairs, false,
+                                        in_place ? to : strip);
+    if (in_place) {
+      take_scores<kWidth, kFirst, false, false>(to, count, to, largest);
+    } else {
+      take_scores<kWidth, kFirst, true, kAdd>(strip, count, to, largest);
     }
   }
 }

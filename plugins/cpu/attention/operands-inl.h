@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "cpu/attention/products-inl.h"
+#include "cpu/prefetch.h"
 #include "cpu/scratch.h"
 #include "cpu/simd/vector-inl.h"
 
@@ -17,13 +18,10 @@ HWY_BEFORE_NAMESPACE();
 namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
-// The scores of a tile with so many keys leave room for their values in the first cache.
-constexpr size_t kMostKeysPerBlock = 128;
-
-// Keys per block: about equal blocks of at most kMostKeysPerBlock. A row's result depends on where
-// blocks end, so this depends on the number of keys alone.
-inline size_t keys_per_block(size_t keys) {
-  const size_t blocks = HWY_MAX(size_t{1}, (keys + kMostKeysPerBlock - 1) / kMostKeysPerBlock);
+// Keys per block: about equal blocks of at most `most`. A row's result depends on where blocks end,
+// so this depends on the number of keys alone.
+inline size_t keys_per_block(size_t keys, size_t most) {
+  const size_t blocks = HWY_MAX(size_t{1}, (keys + most - 1) / most);
   return round_up((keys + blocks - 1) / blocks, 2 * kStep);
 }
 
@@ -96,6 +94,7 @@ HWY_INLINE OperandRows<typename Products::Operand> key_operands(const T* rows, p
   const size_t length = row_operands<Products>(size);
   for (size_t row = 0; row < count; ++row) {
     const T* from = rows + static_cast<ptrdiff_t>(row) * stride;
+    prefetch_row(from + kRowsAhead * stride, size);
     if constexpr (Products::kDepth == 1) {
       for (size_t d = 0; d < size; d += kLanes) {
         store_part(load_part(from, d, size), copy + row * length, d, size);
@@ -121,6 +120,8 @@ HWY_INLINE OperandRows<typename Products::Operand> value_operands(
     for (size_t row = 0; row < count; row += 2) {
       const T* low = rows + static_cast<ptrdiff_t>(row) * stride;
       const T* high = row + 1 < count ? low + stride : nullptr;
+      prefetch_row(low + kRowsAhead * stride, size);
+      prefetch_row(low + (kRowsAhead + 1) * stride, size);
       for (size_t d = 0; d < size; d += kLanes) {
         const VF pairs = Products::pack(load_part(low, d, size),
                                         high ? load_part(high, d, size) : hn::Zero(DF()));

@@ -20,9 +20,11 @@ namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
 // How operands are multiplied. An `Operand` holds kDepth consecutive elements of the summed axis;
-// pack() makes vectors of them.
+// pack() makes vectors of them. A block of keys has at most kMostKeys.
 struct Float32Products {
   using Operand = float;
+  // The scores of a tile with so many keys leave room for their values in the first cache.
+  static constexpr size_t kMostKeys = 128;
   static constexpr size_t kDepth = 1;
   struct Registers {};
   static constexpr bool kInMatrices = false;
@@ -39,6 +41,7 @@ struct Float32Products {
 #if MOH_BFLOAT16_PRODUCTS
 struct BFloat16Products {
   using Operand = uint32_t;  // two bfloat16, the first in the low half
+  static constexpr size_t kMostKeys = Float32Products::kMostKeys;
   static constexpr size_t kDepth = 2;
   struct Registers {};
   static constexpr bool kInMatrices = false;
@@ -143,7 +146,8 @@ HWY_INLINE void exponentiate_range(size_t begin, size_t end, float* HWY_RESTRICT
                                    const VF (&largest)[kWidth], VF (&sums)[kWidth]) {
   const DF df;
   const auto weigh = [&](size_t key, size_t v) HWY_ATTR {
-    const VF weight = exp2(hn::Sub(hn::Load(df, scores + (key * kWidth + v) * kLanes), largest[v]));
+    const VF score = hn::Sub(hn::Load(df, scores + (key * kWidth + v) * kLanes), largest[v]);
+    const VF weight = Products::kDepth == 1 ? exp2(score) : exp2_for_bfloat16(score);
     sums[v] = hn::Add(sums[v], weight);
     return weight;
   };

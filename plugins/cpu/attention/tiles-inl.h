@@ -12,6 +12,8 @@
 #include "cpu/attention/matrices-inl.h"
 #include "cpu/attention/operands-inl.h"
 #include "cpu/attention/products-inl.h"
+#include "cpu/attention/tile_memory-inl.h"
+#include "cpu/prefetch.h"
 #include "cpu/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -19,68 +21,6 @@ namespace moh::cpu {
 namespace HWY_NAMESPACE {
 
 constexpr size_t kTilesPerTask = 32;
-// Up to kMaxVectors vectors of rows; the lanes behind the last row repeat it.
-struct Tile {
-  size_t vectors, row_count;
-  const int32_t* places;
-  float* queries;  // [head_dim / depth][vector][lane], times scale * log2(e)
-  float* outputs;  // [value_dim][vector][lane], to be divided by `sum`
-  bool fresh;      // nothing is in `outputs` yet
-  VF largest[kMaxVectors];
-  VF sum[kMaxVectors];
-  int32_t visible[kMaxVectors][kLanes];       // keys that the row sees
-  ptrdiff_t mask_rows[kMaxVectors * kLanes];  // where the row begins in attn_mask
-
-  int32_t fewest_visible() const { return visible[0][0]; }
-  int32_t most_visible(size_t v) const { return visible[v][kLanes - 1]; }
-};
-
-// Keys and values of one block, and room for the scores of one tile with them.
-template <class Products>
-struct Block {
-  OperandRows<typename Products::Operand> keys, values;
-  size_t begin, count;
-  float* scores;  // [key][vector][lane]
-
-  // Leaves out the first `keys`, an even number.
-  void skip(size_t skipped, size_t width) {
-    keys = keys.from(skipped);
-    if constexpr (Products::kInMatrices) {
-      values.data += skipped / Products::kDepth;
-    } else {
-      values = values.from(skipped / Products::kDepth);
-    }
-    scores += skipped * width * kLanes;
-    begin += skipped;
-    count -= skipped;
-  }
-};
-
-// What a task needs room for, in numbers and operands.
-template <class Products>
-struct TileSizes {
-  size_t queries, outputs;             // of each tile
-  size_t keys, values, scores, strip;  // of a block; `strip` is for matrices alone
-
-  TileSizes(size_t head_dim, size_t value_dim, size_t block) {
-    constexpr size_t kRow = kMaxVectors * kLanes;
-    outputs = round_up(value_dim, kLanes) * kRow;
-    if constexpr (Products::kInMatrices) {
-      queries = matrix_operands(head_dim) * kRow;
-      outputs = round_up(value_dim, kMatrixRows) * kRow;
-      keys = (block + kMatrixRows) * matrix_operands(head_dim);
-      values = round_up(value_dim, kMatrixRows) * value_row_operands(block);
-      scores = (block + kMatrixPairs) * kRow;
-      strip = kMatrixRows * kRow;
-    } else {
-      queries = round_up(head_dim, kLanes) * kRow;
-      keys = block * row_operands<Products>(head_dim);
-      values = row_operands<Products>(block) * value_dim;
-      scores = block * kRow;
-      strip = 0;
-    }
-  }
-};
 
 template <class Products, typename T>
 class TileTask {
@@ -90,14 +30,18 @@ class TileTask {
 
   void run() {
     take_scratch();
-    pack_tiles();
     const auto last_row = view_.row_at(view_.task.rows[view_.task.row_count - 1]);
     const auto keys = static_cast<size_t>(view_.visible_keys(last_row));
-    const size_t step = keys_per_block(static_cast<size_t>(view_.keys));
+    const size_t step = keys_per_block(static_cast<size_t>(view_.keys), Products::kMostKeys);
+    prefetch_in_place(0, HWY_MIN(step, keys));
+    pack_tiles();
     [[maybe_unused]] const typename Products::Registers registers;
     for (size_t begin = 0; begin < keys; begin += step) {
       const Block<Products> block = read_block(begin, HWY_MIN(step, keys - begin));
+      const size_t next = begin + block.count, next_count = HWY_MIN(step, keys - next);
       for (size_t t = 0; t < tile_count_; ++t) {
+        prefetch_in_place(next + next_count * t / tile_count_,
+                          next + next_count * (t + 1) / tile_count_);
         with_width(tiles_[t], block);
       }
     }
@@ -112,7 +56,7 @@ class TileTask {
   const AttentionArgs& args() const { return view_.args; }
 
   void take_scratch() {
-    const size_t block = keys_per_block(static_cast<size_t>(view_.keys));
+    const size_t block = keys_per_block(static_cast<size_t>(view_.keys), Products::kMostKeys);
     const auto head_dim = static_cast<size_t>(args().head_dim),
                value_dim = static_cast<size_t>(args().value_dim);
     const size_t vectors = (static_cast<size_t>(view_.task.row_count) + kLanes - 1) / kLanes;
@@ -146,7 +90,30 @@ class TileTask {
       places += tile.row_count;
       rows_left -= tile.row_count;
       for (size_t v = 0; v < tile.vectors; ++v) {
+        for_next_rows(tile, v, [this](Row row) {
+          prefetch_row(view_.template query<T>(row), static_cast<size_t>(args().head_dim));
+        });
         pack_vector(tile, v);
+      }
+    }
+  }
+
+  // Calls visit(row) for each row of the vector behind vector v, which may be of the next tile.
+  template <class Visit>
+  void for_next_rows(const Tile& tile, size_t v, const Visit& visit) const {
+    const int32_t* const end = view_.task.rows + view_.task.row_count;
+    const int32_t* next = tile.places + (v + 1) * kLanes;
+    for (size_t lane = 0; lane < kLanes && next < end; ++lane, ++next) {
+      visit(view_.row_at(*next));
+    }
+  }
+
+  // Keys and values that are not copied are first read in the products, eight rows at once.
+  void prefetch_in_place(size_t begin, size_t end) const {
+    if constexpr (std::is_same<T, Operand>::value) {
+      for (auto key = static_cast<int64_t>(begin); key < static_cast<int64_t>(end); ++key) {
+        prefetch_row(view_.template key<T>(key), static_cast<size_t>(args().head_dim));
+        prefetch_row(view_.template value<T>(key), static_cast<size_t>(args().value_dim));
       }
     }
   }
@@ -176,7 +143,7 @@ class TileTask {
     const auto head_dim = static_cast<size_t>(args().head_dim),
                value_dim = static_cast<size_t>(args().value_dim);
     if constexpr (Products::kInMatrices) {
-      const size_t block = keys_per_block(static_cast<size_t>(view_.keys));
+      const size_t block = keys_per_block(static_cast<size_t>(view_.keys), Products::kMostKeys);
       return {
           matrix_keys(view_.template key<T>(key), args().key_strides.token, count, head_dim, keys_),
           matrix_values<Products>(view_.template value<T>(key), args().value_strides.token, count,
@@ -347,6 +314,10 @@ class TileTask {
       T* outputs[kLanes];
       HWY_ALIGN float gates[kLanes];
       const size_t count = HWY_MIN(kLanes, tile.row_count - v * kLanes);
+      for_next_rows(tile, v, [this](Row row) {
+        prefetch_row<Access::kWrite>(view_.template output<T>(row),
+                                     static_cast<size_t>(args().value_dim));
+      });
       for (size_t lane = 0; lane < kLanes; ++lane) {
         const Row row = view_.row_at(tile.places[HWY_MIN(v * kLanes + lane, tile.row_count - 1)]);
         outputs[lane] = view_.template output<T>(row);
