@@ -74,6 +74,16 @@ def test_probe_passes(package: OnnxPackage):
     assert report.passed, report.failure
 
 
+def test_probe_of_bfloat16_takes_flips_of_unknown_margin_for_what_noise_makes(tmp_path: Path):
+    # Its routers show no scores, and OpenVINO rounds otherwise than function bodies do.
+    package = write_routed(tmp_path / "package")
+    moh_deploy.precision(package.root, to="bfloat16", output=tmp_path / "bfloat16")
+    report = moh_deploy.probe(tmp_path / "bfloat16", runtime="openvino", longest={"batch": 300})
+    assert report.passed, report.failure
+    (longest,) = [one for one in report.results if one.case.startswith("longest")]
+    assert (longest.status, longest.detail[:8]) == ("not run", "no data:")
+
+
 def test_tune_measures_and_proves_in_the_runtime_and_keeps_its_name(tmp_path: Path):
     package = write_projected(tmp_path / "package")
     moh_deploy.tune(package.root, runtime="openvino", threads=1, min_time=0.01)

@@ -15,6 +15,7 @@ from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.edge_cases.case_result import CaseResult, CaseStatus, input_result
 from moh_deploy.validate.edge_cases.first_difference import Cut, FirstDifference, whole
+from moh_deploy.validate.edge_cases.flips_of_noise import flips_of_noise
 from moh_deploy.validate.edge_cases.input_states import InputState
 from moh_deploy.validate.edge_cases.routing_judge import nan_places
 from moh_deploy.validate.edge_cases.source import Sides
@@ -109,6 +110,8 @@ class InputJudge:
         # Outputs first: they are what a user sees.
         entries: Sequence[OutputParity | LayerParity] = (*report.outputs, *report.layers)
         reasons = [entry.reason for entry in entries if entry.reason is not None]
+        if reasons and (unknown := flips_of_noise(self.package, self.variants, expected, report)):
+            return input_result(state.case, "not run", unknown)
         if reasons:
             more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
             where = self.where(report, expected.inputs, expected.inputs)
