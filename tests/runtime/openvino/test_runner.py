@@ -116,6 +116,17 @@ def test_lower_precision_is_equal_within_its_rule(tmp_path: Path, package: OnnxP
     assert report.equal, report.failure
 
 
+def test_bfloat16_is_the_same_on_two_threads(tmp_path: Path, package: OnnxPackage):
+    moh_deploy.precision(package.root, to="bfloat16", output=tmp_path / "low")
+    low = OnnxPackage.open(tmp_path / "low")
+    one = vectors(batch=3, seq=150, seed=4)
+    both = [
+        opened(low, Variant(runtime="openvino", kernels="require", threads=threads)).run(one.inputs)
+        for threads in (1, 2)
+    ]
+    np.testing.assert_array_equal(both[0]["y"], both[1]["y"])
+
+
 FAILING = """
 #include "cpu/kernels.h"
 #include <new>
