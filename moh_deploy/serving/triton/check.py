@@ -303,7 +303,8 @@ def _check_cores(config: Mapping[str, Sequence[TextValue]], bundle: Bundle) -> I
     if bundle.backend == "onnxruntime":
         threads = int(_parameter(config, "intra_op_thread_count") or 0) or cores
     used = instances * (threads or max(1, cores // max(1, instances)))
-    text = f"{instances} instances with {used // max(1, instances)} threads, {cores} cores"
+    noun = "instance" if instances == 1 else "instances"
+    text = f"{instances} {noun} with {used // max(1, instances)} threads, {cores} cores"
     yield Finding("threads", text, True if used <= cores else None)
 
 
