@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from moh_deploy.decision.size_break_even import SizeBreakEven, SizedGain, crossings
-from moh_deploy.report.document import Section, Table, TradeOffChart
 from moh_deploy.report.charts import TradeOffChart
 from moh_deploy.report.document import Section, Table
 from tests.decision.reports import decision_report
