@@ -128,9 +128,10 @@ class FewRowsTask {
       pack_query(row);
     }
     const size_t keys = static_cast<size_t>(view_.visible_keys(rows_[row_count_ - 1]));
-    const size_t step = keys_per_block(static_cast<size_t>(view_.keys), Float32Products::kMostKeys);
-    for (size_t begin = 0; begin < keys; begin += step) {
-      const Keys seen = without_hidden_ends({begin, HWY_MIN(step, keys - begin)});
+    // Blocks are whole vectors, as what a mask hides is: a block's first vector is else part of
+    // one.
+    for (size_t begin = 0; begin < keys; begin += block_) {
+      const Keys seen = without_hidden_ends({begin, HWY_MIN(block_, keys - begin)});
       for (size_t row = 0; seen.count != 0 && row < row_count_; row += kRowsAtOnce) {
         with_rows(row, seen.begin, seen.count);
       }

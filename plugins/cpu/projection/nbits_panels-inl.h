@@ -127,7 +127,9 @@ inline void round_row(const float* row, size_t size, int32_t bits, int8_t* numbe
     const VF inverse = hn::Set(df, most > 0 ? 127.0f / most : 0.0f);
     auto sum = hn::Zero(DI32());
     for (size_t i = 0; i < kBlock / kLanes; ++i) {
-      const auto whole = hn::NearestInt(hn::Mul(parts[i], inverse));
+      // What is not finite is 0 here, or its sum would overflow: the block's scale says it.
+      const VF scaled = hn::Mul(parts[i], inverse);
+      const auto whole = hn::NearestInt(hn::IfThenElseZero(hn::IsFinite(scaled), scaled));
       sum = hn::Add(sum, whole);
       hn::StoreU(hn::DemoteTo(di8, whole), di8, numbers + begin + i * kLanes);
     }
