@@ -27,7 +27,6 @@ from tests.zoo.model import (
 
 TOP_2 = ExpectedLayer(4, 4, 2, 0, "top_k")
 SCORED = ExpectedLayer(4, 2, 2, 0, "scored")
-CUSTOM = ExpectedLayer(4, 4, 2, 0, "custom")
 CONSTANT = ExpectedLayer(4, 4, 2, 0, "constant")
 RANKED = ExpectedLayer(4, 4, 2, 0, "ranked")
 UNREPLACED = ExpectedLayer(4, None, 2, 0, "top_k", replaced=False)
@@ -82,8 +81,8 @@ RARE = (
     rare("reduced_keys", vision.ReducedKeys, TOP_2, inputs=vision.map_in),
     rare("along_each_axis", vision.AlongEachAxis, *[TOP_2] * 3, inputs=vision.video_in),
     rare("heads_behind_one_another", vision.HeadsBehindOneAnother, TOP_2),
-    rare("joint_gates", vision.JointGates, CUSTOM, inputs=vision.streams_in),
-    rare("split_streams", vision.SplitStreams, CUSTOM, inputs=vision.streams_in),
+    rare("joint_gates", vision.JointGates, TOP_2, inputs=vision.streams_in),
+    rare("split_streams", vision.SplitStreams, TOP_2, inputs=vision.streams_in),
     rare("out_of_autocast", otherwise_run.OutOfAutocast, TOP_2),
     rare("counts_its_load", otherwise_run.CountsItsLoad, TOP_2),
     rare("one_sequence", otherwise_run.OneSequence, TOP_2, inputs=otherwise_run.one_sequence_in),
@@ -102,7 +101,7 @@ RARE = (
     rare("module_for_each_head", unusual_cores.ModuleForEachHead, TOP_2),
     rare("projected_one_by_one", unusual_cores.ProjectedOneByOne, TOP_2),
     rare("summed_heads", vision.SummedHeads, TOP_2),
-    rare("transposed_streams", vision.TransposedStreams, CUSTOM, inputs=vision.streams_in),
+    rare("transposed_streams", vision.TransposedStreams, TOP_2, inputs=vision.streams_in),
     rare("zeroed_again", idioms.ZeroedAgain, TOP_2, inputs=idioms.lengths_in),
     rare("nodes_by_nodes", idioms.NodesByNodes, TOP_2, inputs=idioms.lengths_in),
     rare("relative_shift", idioms.RelativeShift, TOP_2),

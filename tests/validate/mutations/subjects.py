@@ -31,7 +31,7 @@ FROM_THE_ZOO = (
     "router_reads_residual",
     "soft_capped",  # attention of plain operators
     "select_top_p",
-    "joint_gates",  # custom routers, one of two streams
+    "joint_gates",  # one router of two streams
     "shows_attention",
 )
 

@@ -31,10 +31,6 @@ OTHERWISE = {
     "no_number_is_zero": "nan_to_num becomes choices, in which the weights are lost; in"
     " PyTorch, too, their layer is not replaced, but counted",
     **dict.fromkeys(
-        ("joint_gates", "split_streams", "transposed_streams"),
-        "the routers of two streams are joined into one: `top_k`, in PyTorch `custom`",
-    ),
-    **dict.fromkeys(
         ("seed_vectors", "learned_sigmoids", "learned_importance"),
         "the exporter folds gates that no input changes: no router is left to be seen",
     ),
