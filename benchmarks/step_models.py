@@ -124,7 +124,7 @@ class StepModels:
             builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source)]
             builder += ["-o", str(target), "-e", "cpu", "-c", str(self.root / "cache")]
             builder += [*options] if self.int4 else ["-p", "fp32"]
-            subprocess.run(builder, check=True, stdout=sys.stderr)
+            subprocess.run(builder, check=True, stdout=sys.__stderr__)
         return target
 
 

@@ -221,5 +221,7 @@ def _named_failures(ray: Any, block: ArmBlock) -> Iterator[None]:
 
 
 def _is_of_import(cause: Exception) -> bool:
-    # Ray has words of its own where a worker cannot even import the function that it is to run.
-    return isinstance(cause, ImportError) or "failed to import on the worker" in str(cause)
+    # Ray has words of its own where a worker cannot import the function that it is to run, or its
+    # arguments' types.
+    words = ("failed to import on the worker", "ModuleNotFoundError")
+    return isinstance(cause, ImportError) or any(one in str(cause) for one in words)

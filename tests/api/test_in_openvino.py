@@ -114,7 +114,7 @@ def test_search_tries_every_precision_and_the_package_runs_in_what_won(tmp_path:
     report = moh_deploy.tune_within(
         package.root, within="flips <= 50 %", output=tmp_path / "fast", measure=measure
     )
-    assert len(report.tried) == 8
+    assert len(report.tried) == 10
     assert (report.runtime, report.precision) == ("openvino", "bfloat16")
     assert not [one for one in report.tried if one.way.runtime == "openvino" and one.timed is None]
     fast = tmp_path / "fast"

@@ -58,7 +58,7 @@ def test_bfloat16_is_within_the_condition_and_chosen(
     digits_demo: DemoRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(native, "FOLDER", built_extension())
-    times = {"float32": 10.0, "float16": 9.0, "int8": 8.0, "bfloat16": 5.0}
+    times = {"float32": 10.0, "float16": 9.0, "int8": 8.0, "int4": 11.0, "bfloat16": 5.0}
     report = searched(digits_demo, tmp_path / "fast", times)
     assert (report.runtime, report.precision) == ("openvino", "bfloat16")
     assert moh_deploy.verify(tmp_path / "fast").equal
