@@ -19,7 +19,7 @@ from moh_deploy.perf.tune.tried import RuntimePrecision, Tried
 
 
 class TakesCandidates(Protocol):
-    """What a search asks of each candidate: `Contests` does it here, `ContestsApart` elsewhere."""
+    """Lets a search ask of each candidate: `Contests` does it here, `ContestsApart` elsewhere."""
 
     @property
     def make(self) -> MakePackage:

@@ -13,7 +13,7 @@ from moh_deploy.serving.metrics import Family, Series
 
 @dataclass(frozen=True)
 class GuardCounts:
-    """What a guard has counted up to a moment.
+    """Counts of a guard up to a moment.
 
     Attributes:
         states: Each rung to its state.
