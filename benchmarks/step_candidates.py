@@ -38,12 +38,10 @@ class Candidate(ABC):
 
     Attributes:
         open_heads: Of the decoder; None: it is the form without routers.
-        takes_caches: It begins behind the caches that it is given, and not behind a text.
     """
 
     name: str
     open_heads: int | None = None
-    takes_caches = True
 
     @abstractmethod
     def fill(self, caches: Caches, room: int) -> None:
@@ -54,8 +52,9 @@ class Candidate(ABC):
         """Take one step."""
 
     @abstractmethod
-    def logits(self) -> Array:
-        """Return what the first step behind `fill` computes, [vocab]."""
+    def logits(self) -> Array | None:
+        """Return what the first step behind `fill` computes, [vocab]; None where that is behind a
+        text of the same length and not behind the caches."""
 
 
 class _Bound(Candidate):
@@ -177,8 +176,6 @@ class Openvino(Candidate):
 class Genai(Candidate):
     """A directory that onnxruntime-genai opens, in its own loop."""
 
-    takes_caches = False
-
     def __init__(self, name: str, directory: Path, sizes: Sizes, threads: int) -> None:
         import onnxruntime_genai as og
 
@@ -206,8 +203,8 @@ class Genai(Candidate):
             self._generator.rewind_to(self._start)
         return self._generator.generate_next_token()
 
-    def logits(self) -> Array:
-        raise NotImplementedError("genai takes no caches that are filled")
+    def logits(self) -> None:
+        return None
 
 
 def _stateful(models: StepModels) -> Any:

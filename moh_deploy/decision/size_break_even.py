@@ -19,7 +19,7 @@ from moh_deploy.report.json import in_json
 
 @dataclass(frozen=True)
 class SizedGain:
-    """How much less time than its rival an arm takes at one size, as a share of the rival's.
+    """The share of its rival's time that an arm saves at one size.
 
     Attributes:
         size: Of the dimension.

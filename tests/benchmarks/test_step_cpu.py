@@ -33,7 +33,7 @@ def test_candidate_that_computes_something_else_is_told(
     load_benchmark: Callable[[str], ModuleType],
 ):
     class Off:
-        name, takes_caches = "off", True
+        name = "off"
 
         def logits(self) -> Array:
             return np.array([1.0, 2.0, 3.01])
