@@ -4,16 +4,22 @@
 |---|---|
 | ours, N open | one buffer, in place; kernels |
 | GroupQueryAttention | one buffer; the dense form by genai's builder, in ONNX Runtime |
+| GroupQueryAttention, dynamic int8 | the same by ONNX Runtime's dynamic quantiser |
 | plain export | grows: read and written again in each step |
-| OpenVINO | a state of the model, appended to; float32, caches too |
+| OpenVINO | a state of the model, appended to; float32, caches too; see below |
 | genai, ... | as above, but in onnxruntime-genai's own loop, its search included |
+
+OpenVINO's weights of few bits are NNCF's; caches and the rest are what it chooses then: 8 bits, and
+bfloat16 where there is AMX.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +122,10 @@ class Ours(_Bound):
 class GroupQuery(_Bound):
     """What genai's builder makes of the dense form, without genai around it."""
 
-    name = "GroupQueryAttention"
-
-    def __init__(self, directory: Path, sizes: Sizes, threads: int) -> None:
+    def __init__(
+        self, directory: Path, sizes: Sizes, threads: int, name: str = "GroupQueryAttention"
+    ) -> None:
+        self.name = name
         super().__init__(plain_session(directory / "model.onnx", threads=threads), sizes)
 
 
@@ -141,12 +148,11 @@ class Openvino(Candidate):
         import openvino
 
         model = _stateful(models)
-        settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "KV_CACHE_PRECISION": "f32",  # 8 bits unless one says so
-            "INFERENCE_NUM_THREADS": threads,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
+        if models.weights != "float32":
+            model = _in_few_bits(model, models.weights)
+        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        if models.weights == "float32":
+            settings |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
         compiled = openvino.Core().compile_model(model, "CPU", settings)
         self._request, self.open_heads = compiled.create_infer_request(), models.sizes.heads
 
@@ -205,6 +211,16 @@ class Genai(Candidate):
 
     def logits(self) -> None:
         return None
+
+
+def _in_few_bits(model: Any, weights: str) -> Any:
+    # What it tells of itself, from its import on, is not what --json prints.
+    with redirect_stdout(sys.stderr):
+        import nncf
+
+        # As it does by default: int8 for each column; int4 in blocks, the last product in int8.
+        mode = getattr(nncf.CompressWeightsMode, f"{weights.upper()}_SYM")
+        return nncf.compress_weights(model, mode=mode)
 
 
 def _stateful(models: StepModels) -> Any:

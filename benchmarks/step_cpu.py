@@ -42,7 +42,7 @@ from step_models import Sizes, StepModels, all_open
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.system.npz import Array
 
-# Largest difference of a logit, as a share of the largest; in 4 bits nobody computes the original.
+# Largest difference of a logit in float32, as a share of the largest.
 EXACT = 1e-4
 
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_load = load_average()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="moh-deploy-") as scratch:
-        models = StepModels(options.keep or Path(scratch), options.sizes, options.weights == "int4")
+        models = StepModels(options.keep or Path(scratch), options.sizes, options.weights)
         try:
             expected = _expected(models, options)
             for threads in options.threads:
@@ -117,9 +117,12 @@ def _opened(
             partial(Ours, models.package(heads), heads, sizes, threads) for heads in options.open
         ]
         makers.append(lambda: GroupQuery(models.dense(), sizes, threads))
-        if not models.int4:
+        if models.weights == "float32":
             makers.append(lambda: Plain(models.plain(), sizes, threads))
-            makers.append(lambda: Openvino(models, threads))
+        if models.weights == "int8":
+            name = "GroupQueryAttention, dynamic int8"
+            makers.append(lambda: GroupQuery(models.dynamic(), sizes, threads, name))
+        makers.append(lambda: Openvino(models, threads))
     else:
         makers = [
             partial(
@@ -199,7 +202,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--past", nargs="+", type=positive, default=[512, 2048, 8192], metavar="N")
     add("--threads", nargs="+", type=positive, default=[1, 2], metavar="N")
     add("--open", nargs="+", type=positive, default=[16, 8], metavar="N", help="heads of ours")
-    add("--weights", choices=["float32", "int4"], default="float32")
+    add("--weights", choices=["float32", "int8", "int4"], default="float32")
     add("--groups", nargs="+", choices=["sessions", "genai"], default=["sessions", "genai"])
     add("--repeats", type=positive, default=15, metavar="N")
     add("--keep", type=Path, metavar="DIR", help="where models are kept for the next time")

@@ -7,6 +7,9 @@
 | `plain` | `torch.onnx.export` of it, every head open |
 | `dense` | a Llama of the same weights without routers, as Hugging Face lays it out |
 | `dense-genai` | that by onnxruntime-genai's own builder: GroupQueryAttention, one buffer |
+
+In int8 and int4 there are `-int8` and `-int4` of the packages and of the builder's; `dense-dynamic`
+is the builder's float32 form whose products ONNX Runtime's dynamic quantiser brought to int8.
 """
 
 from __future__ import annotations
@@ -17,16 +20,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import moh_deploy
+from moh_deploy.runtime.onnxruntime.quantizer import quantize_products
 
 SHARED_HEADS = 4
 _EXAMPLE = Path(__file__).parents[1] / "examples" / "text"
@@ -56,7 +61,7 @@ class StepModels:
 
     root: Path
     sizes: Sizes
-    int4: bool = False
+    weights: str = "float32"
 
     def module(self, open_heads: int | None = None) -> nn.Module:
         """Return the MoH decoder, all of whose heads are open unless a number says otherwise."""
@@ -82,16 +87,16 @@ class StepModels:
                 directory, target, task="text-generation", cache="in-place", trust_code=True
             )
             (directory / "model.safetensors").unlink()
-        if not self.int4:
+        if self.weights == "float32":
             return target
-        lowered = self.root / f"open-{open_heads}-int4"
+        lowered = self.root / f"open-{open_heads}{self._suffix}"
         if not lowered.exists():
-            moh_deploy.precision(target, to="int4", output=lowered)
+            moh_deploy.precision(target, to=self.weights, output=lowered)
         return lowered
 
     def bundle(self, open_heads: int) -> Path:
         """Bundle that package for genai."""
-        target = self.root / f"open-{open_heads}-genai{'-int4' * self.int4}"
+        target = self.root / f"open-{open_heads}-genai{self._suffix}"
         if not target.exists():
             moh_deploy.bundle_for_genai(self.package(open_heads), target)
         return target
@@ -116,16 +121,38 @@ class StepModels:
 
     def dense(self) -> Path:
         """Build the dense form by genai's own builder; returns a directory that genai opens."""
-        target = self.root / ("dense-genai-int4" if self.int4 else "dense-genai")
+        target = self.root / f"dense-genai{self._suffix}"
         if not (target / "genai_config.json").exists():
             source = self.root / "dense"
             _write_llama(source, self.module(), self.sizes)
-            options = ["-p", "int4", "--extra_options", "accuracy_level=4"]
             builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source)]
             builder += ["-o", str(target), "-e", "cpu", "-c", str(self.root / "cache")]
-            builder += [*options] if self.int4 else ["-p", "fp32"]
+            if self.weights == "float32":
+                builder += ["-p", "fp32"]
+            else:
+                builder += ["-p", self.weights, "--extra_options", "accuracy_level=4"]
             subprocess.run(builder, check=True, stdout=sys.__stderr__)
         return target
+
+    def dynamic(self) -> Path:
+        """Bring the products of the builder's float32 form to int8, as `precision` does those of a
+        package; returns a directory with `model.onnx`."""
+        target = self.root / "dense-dynamic"
+        if not target.exists():
+            model = ir.load(replace(self, weights="float32").dense() / "model.onnx")
+            names = [
+                node.name
+                for node in model.graph
+                if node.op_type == "MatMul" and node.inputs[1].const_value is not None
+            ]
+            lowered = quantize_products(model, names)
+            target.mkdir()
+            ir.save(lowered, target / "model.onnx", external_data="model.onnx.data")
+        return target
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.weights == "float32" else f"-{self.weights}"
 
 
 class Flat(nn.Module):
