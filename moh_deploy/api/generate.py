@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.base import Model, Variant
+from moh_deploy.package import OnnxPackage, Runtime
+from moh_deploy.runtime.base import Deployed, Model, Variant
 from moh_deploy.runtime.kernel_use import Kernels
+from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.original import Original, OriginalModel
 from moh_deploy.runtime.text.decoding import Decoding, check_prompts
@@ -32,6 +33,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     against: Path | str | Original | None = None,
+    runtime: Runtime | None = None,
     kernels: Kernels = "auto",
     on_text: Callable[[int, str], None] | None = None,
     progress: Progress | None = None,
@@ -48,6 +50,7 @@ def generate(
         seed: Of the draws.
         against: Another package, or what `load_original` returns: it has to generate the same
             tokens, greedy.
+        runtime: What runs the package; None: what it was tuned for, or else ONNX Runtime.
         kernels: What runs MoH nodes, see `Variant`.
         on_text: Is told the number of a prompt, from 0, and what was added to its text; without a
             tokenizer, the token's number.
@@ -59,7 +62,8 @@ def generate(
     Raises:
         ConfigError: A prompt is too long, or options contradict each other.
         PackageError: It is no package for that, or has no tokenizer.
-        BackendError: The runtime failed, or `tokenizers` is not installed.
+        BackendError: The runtime failed, what the package was tuned for is not installed, or
+            `tokenizers` is not.
     """
     progress = progress or SilentProgress()
     sampling = Sampling(temperature, top_p, seed)
@@ -77,6 +81,7 @@ def generate(
         )
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
+        runs_in = runtime_for(runtime, package.manifest.runtime)
         interface = TextInterface.of(package.manifest, str(package.root))
         tokenizer = Tokenizer.of(package) if prompts else None
     asked = [tokenizer.tokens_of(one) for one in prompts] if tokenizer else [*map(list, tokens)]
@@ -84,7 +89,7 @@ def generate(
     other = None if against is None else _other(against, package)
     with ExitStack() as opened:
         with progress.step("loading the model"):
-            variant = Variant(kernels=kernels).returning(package.gate_names)
+            variant = Variant(runtime=runs_in, kernels=kernels).returning(package.gate_names)
             runner = opened.enter_context(opened_package(package).open(variant))
         decoding = Decoding(
             runner, interface, asked, max_tokens, sampling, gates=package.gate_names
@@ -92,7 +97,7 @@ def generate(
         comparison = None
         if other is not None:
             with progress.step("loading what it is compared with"):
-                reference = opened.enter_context(other.open(Variant()))
+                reference = opened.enter_context(other.open(_as_tuned(other)))
             precision = package.manifest.precision
             steps = replace(decoding, runner=reference, gates=(), figures=type(decoding.figures)())
             comparison = TokenComparison(steps.steps(), precision)
@@ -133,6 +138,12 @@ def _other(against: Path | str | Original, package: OnnxPackage) -> Model:
             " are no forms of one model.",
         )
     return opened_package(found)
+
+
+def _as_tuned(model: Model) -> Variant:
+    """Return the way to run what tokens are compared with."""
+    preferred = model.preferred_runtime if isinstance(model, Deployed) else None
+    return Variant(runtime=runtime_for(None, preferred))
 
 
 def _texts(

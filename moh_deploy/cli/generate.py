@@ -59,6 +59,7 @@ _CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10}, "\N{REPLACEM
         "Compare tokens, the likeliest ones, with another package or with the original: its model"
         " directory or checkpoint. Exit 1 where one differs by more than rounding explains.",
     ),
+    options.RUNTIME,
     options.KERNELS,
     options.MODEL_OPTIONS,
     options.JSON,

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import moh_deploy
-from moh_deploy.errors import CheckpointError, ConfigError, PackageError
+from moh_deploy.errors import BackendError, CheckpointError, ConfigError, PackageError
+from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage, PackageWriter
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.openvino import extension
 from moh_deploy.runtime.text.interface import TextInterface
 from tests.exporting import prove_in_this_process
 from tests.text.export_small import export_directory, greedy
@@ -169,3 +171,22 @@ def test_config_that_contradicts_the_code_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"head_dim is 16, but the model .* has 8"):
         export_directory(tmp_path / "model", tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_package_that_was_tuned_for_another_runtime_runs_there_or_where_one_says(
+    exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = exported[2]
+    write_choices(package, package.manifest.layers, tmp_path / "tuned", runtime="openvino")
+
+    def missing() -> None:
+        raise BackendError("OpenVINO cannot be loaded.")
+
+    monkeypatch.setattr(extension, "import_openvino", missing)
+    given = {"tokens": PROMPTS[:1], "max_tokens": 3}
+    with pytest.raises(BackendError, match="tuned for openvino, which is not here"):
+        moh_deploy.generate(tmp_path / "tuned", **given)
+    with pytest.raises(BackendError, match="tuned for openvino, which is not here"):
+        moh_deploy.generate(package.root, against=tmp_path / "tuned", **given)
+    report = moh_deploy.generate(tmp_path / "tuned", runtime="onnxruntime", **given)
+    assert report.texts == moh_deploy.generate(package.root, **given).texts
