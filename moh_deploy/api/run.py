@@ -93,5 +93,10 @@ def _check_writable(outputs: Path) -> None:
         raise PackageError(
             f"{outputs} is a directory, expected an npz file to write the outputs to."
         )
+    if outputs.suffix == ".npy":
+        raise PackageError(
+            f"{outputs} is named like a file of one array; outputs are written as an npz file.",
+            hint=f"Name it {outputs.with_suffix('.npz').name}: it has an array for each output.",
+        )
     if not outputs.resolve().parent.is_dir():
         raise PackageError(f"{outputs} cannot be written: its directory does not exist.")

@@ -62,3 +62,6 @@ def test_place_that_cannot_hold_outputs_is_refused_first(tmp_path: Path):
         moh_deploy.run(tmp_path / "none", inputs=tmp_path / "none", outputs=tmp_path)
     with pytest.raises(PackageError, match="its directory does not exist"):
         moh_deploy.run(tmp_path, inputs=tmp_path, outputs=tmp_path / "none" / "out.npz")
+    with pytest.raises(PackageError, match="named like a file of one array") as refused:
+        moh_deploy.run(tmp_path, inputs=tmp_path, outputs=tmp_path / "out.npy")
+    assert "out.npz" in str(refused.value.hint)
