@@ -9,7 +9,7 @@ import onnx
 
 from moh_deploy.graph.switches import all_nodes
 from moh_deploy.ops import op_names
-from moh_deploy.package.manifest import LayerInfo
+from moh_deploy.package.layer_info import LayerInfo
 
 
 @dataclass(frozen=True)

@@ -28,31 +28,26 @@ from moh_deploy.package.corpus import (
 )
 from moh_deploy.package.external_data import MODEL_DATA_NAME, MODEL_NAME
 from moh_deploy.package.fingerprint import NUMBERS, fingerprint
-from moh_deploy.package.manifest import (
+from moh_deploy.package.interface import (
     CacheBuffer,
     CachesInPlace,
     Call,
     CallArgument,
-    Choice,
-    ComputeType,
     DimSum,
+    TensorInfo,
+    TextGeneration,
+)
+from moh_deploy.package.layer_info import Choice, LayerInfo, RouterTypes, SizeRange
+from moh_deploy.package.manifest import (
+    ComputeType,
     Float32Node,
     KeptOperators,
-    LayerInfo,
-    LayerRounding,
     Made,
     Manifest,
     NearMiss,
     OtherRouter,
-    Proof,
-    Rounding,
-    RouterTypes,
-    SizeRange,
-    Spread,
-    TensorInfo,
-    TextGeneration,
-    Tuning,
 )
+from moh_deploy.package.measured import LayerRounding, Proof, Rounding, Spread, Tuning
 from moh_deploy.package.onnx_outline import read_outline
 from moh_deploy.package.onnx_package import OnnxPackage, require_finished
 from moh_deploy.package.size_ranges import at_sizes, choice_at, measure

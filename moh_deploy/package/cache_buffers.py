@@ -8,13 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from moh_deploy.config.dims import DimExpr
-from moh_deploy.package.manifest import (
-    CacheBuffer,
-    CachesInPlace,
-    LayerInfo,
-    Manifest,
-    TensorInfo,
-)
+from moh_deploy.package.interface import CacheBuffer, CachesInPlace, TensorInfo
+from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.vectors import VectorSet
 from moh_deploy.system.npz import BFLOAT16, Array
 

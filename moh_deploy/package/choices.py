@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN
-from moh_deploy.package.manifest import Choice, LayerInfo, SizeRange
+from moh_deploy.package.layer_info import Choice, LayerInfo, SizeRange
 from moh_deploy.package.size_ranges import bound_text, choice_at, split_where
 from moh_deploy.system.suggest import did_you_mean
 

@@ -13,18 +13,10 @@ from pathlib import Path
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.package.manifest import (
-    CachesInPlace,
-    LayerInfo,
-    Made,
-    Manifest,
-    Proof,
-    Rounding,
-    Spread,
-    TensorInfo,
-    TextGeneration,
-    Tuning,
-)
+from moh_deploy.package.interface import CachesInPlace, TensorInfo, TextGeneration
+from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.manifest import Made, Manifest
+from moh_deploy.package.measured import Proof, Rounding, Spread, Tuning
 from moh_deploy.package.onnx_outline import DeclaredTensor, ModelOutline
 from moh_deploy.system.bounded_file import is_plain_name
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package.manifest import Choice, LayerInfo, SizeRange
+from moh_deploy.package.layer_info import Choice, LayerInfo, SizeRange
 from moh_deploy.system.suggest import did_you_mean
 
 _WHERE = re.compile(r"(?P<path>[^\[\]]+)\[(?P<size>[^\[\]<>=]+)<=(?P<at_most>\d+)\]")

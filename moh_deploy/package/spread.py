@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moh_deploy.package.manifest import Spread
+from moh_deploy.package.measured import Spread
 from moh_deploy.system.npz import Array
 
 

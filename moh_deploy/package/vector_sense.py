@@ -8,7 +8,8 @@ from pathlib import Path
 from moh_deploy.config.dims import size_at
 from moh_deploy.errors import PackageError
 from moh_deploy.package.fingerprint import NUMBERS
-from moh_deploy.package.manifest import Manifest, TensorInfo
+from moh_deploy.package.interface import TensorInfo
+from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_sense import FLOATS
 from moh_deploy.package.vectors import VectorSet
 from moh_deploy.system.npz import Array

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moh_deploy.package.manifest import Strict
+from moh_deploy.config.strict_json import Strict
 
 
 @dataclass(frozen=True)

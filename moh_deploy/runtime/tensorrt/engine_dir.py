@@ -11,9 +11,9 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from moh_deploy.config.dims import DimExpr
+from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, Choice, RouterTypes, TensorInfo
-from moh_deploy.package.manifest import Strict
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 from moh_deploy.runtime.tensorrt.profiles import LARGEST, Profile, covers
 from moh_deploy.system.bounded_file import is_plain_name

@@ -11,8 +11,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
+from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import ConfigError
-from moh_deploy.package.manifest import Strict
 from moh_deploy.serving.drift.calibrate import KEPT_IN, limits
 from moh_deploy.serving.drift.distances import Quantity, quantities
 from moh_deploy.serving.telemetry.layout import MARGIN_EDGES, CountedLayer, CountLayout

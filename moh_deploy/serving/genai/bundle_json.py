@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import PackageError
-from moh_deploy.package.manifest import Strict
 from moh_deploy.system.bounded_json import has_keys, read_json
 from moh_deploy.system.digest import sha256_of
 

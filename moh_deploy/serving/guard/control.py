@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import ConfigError
-from moh_deploy.package.manifest import Strict
 from moh_deploy.serving.guard.faults import Fault
 from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.staging import staged_file

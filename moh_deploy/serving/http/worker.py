@@ -17,8 +17,8 @@ import uvicorn
 from pydantic import TypeAdapter
 
 from moh_deploy.config.dims import DimExpr
+from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import ConfigError, MoHDeployError
-from moh_deploy.package.manifest import Strict
 from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.http.app import Endpoint, make_app

@@ -20,8 +20,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from moh_deploy.config.strict_json import Strict
 from moh_deploy.package import LayerInfo
-from moh_deploy.package.manifest import Strict
 
 MARGIN_EDGES = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)
 """Upper edges of the bins of margins: a margin is at most the edge of its bin."""

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import ConfigError
-from moh_deploy.package.manifest import Strict
 from moh_deploy.serving.telemetry.layout import CountedLayer, CountLayout
 from moh_deploy.serving.telemetry.routing import Counts, RequestCounts
 from moh_deploy.system.bounded_json import parse_json

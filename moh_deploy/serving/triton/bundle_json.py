@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import TypeAdapter, ValidationError
 
+from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import PackageError
 from moh_deploy.package import TensorInfo
-from moh_deploy.package.manifest import Strict
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.config_pbtxt import CONFIG_NAME, Backend
 from moh_deploy.system.bounded_json import has_keys, read_json

@@ -1,0 +1,140 @@
+"""Types of the manifest for the model's interface: inputs, outputs, and how it is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from moh_deploy.config.nested_inputs import ConstantValue
+from moh_deploy.config.strict_json import Strict
+
+
+@dataclass(frozen=True)
+class TensorInfo(Strict):
+    """Name, dtype (`float32`, `bfloat16`, `int64`, `bool`, ...) and shape of an input or output.
+
+    A shape entry is an int (fixed) or a dimension expression: `"batch"`, `"past + 1"`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class CallArgument(Strict):
+    """A value that the original is called with: an input, a constant, or a container of such.
+
+    Attributes:
+        input: Name of the input; None for anything else.
+        value: The constant, of what is neither input nor container.
+        container: `list`, `tuple`, `dict`, or the full name of a class; None for anything else.
+        context: The keys of a dict; the fields of a dataclass; of another class what its
+            registration with PyTorch's pytrees keeps beside the items.
+        items: The values in the container, in its order.
+    """
+
+    input: str | None = None
+    value: ConstantValue = None
+    container: str | None = None
+    context: JsonValue = None
+    items: tuple[CallArgument, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs in it, in order."""
+        own = () if self.input is None else (self.input,)
+        return own + tuple(name for item in self.items for name in item.inputs)
+
+
+@dataclass(frozen=True)
+class Call(Strict):
+    """The call of the original: its positional arguments, and those by keyword."""
+
+    args: tuple[CallArgument, ...]
+    kwargs: dict[str, CallArgument]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the package's inputs, in the order in which the call has them."""
+        return tuple(name for one in (*self.args, *self.kwargs.values()) for name in one.inputs)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the inputs themselves are the positional arguments."""
+        return not self.kwargs and all(one.input is not None for one in self.args)
+
+
+@dataclass(frozen=True)
+class DimSum(Strict):
+    """Dimensions that are limited together, as a cache and new tokens are by a table of positions.
+
+    Attributes:
+        dims: Their names.
+        most: The largest sum that the trace is good for.
+    """
+
+    dims: tuple[str, ...]
+    most: int
+
+    def __str__(self) -> str:
+        return f"{' + '.join(self.dims)} <= {self.most}"
+
+
+@dataclass(frozen=True)
+class CacheBuffer(Strict):
+    """A cache of keys or values that is a buffer with room: an input, and an output that may be the
+    same memory.
+
+    Attributes:
+        past: Name of the input.
+        present: Name of the output: the input with this call's tokens behind those that it had.
+        axis: The axis of tokens.
+    """
+
+    past: str
+    present: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class CachesInPlace(Strict):
+    """The caches of a decoder that writes new keys and values where they belong.
+
+    Attributes:
+        buffers: Every cache. All have the same number of places.
+        past_length: How many places of each sequence were filled before the call: the name of an
+            input, or what follows from sizes: `total - seq`, `total - 1`, `past`.
+        new_length: How many tokens a call adds: a dimension, or a number.
+        least_past: The fewest filled places that the trace is good for.
+        most_tokens: The most tokens, filled before and new, likewise; None: as many as there are
+            places.
+    """
+
+    buffers: tuple[CacheBuffer, ...]
+    past_length: str
+    new_length: str | int
+    least_past: int = 0
+    most_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class TextGeneration(Strict):
+    """Facts of a language model that generating text with it needs.
+
+    Attributes:
+        vocab_size: How many logits a token has.
+        context_length: The most tokens of prompt and answer together; None where nobody says.
+        eos_token_ids: Tokens that end a text.
+        bos_token_id: The token that begins one; None where there is none.
+        pad_token_id: What stands for padding, whose value does not matter; None likewise.
+        model_type: What its config calls the architecture: `llama`; None without a config.
+    """
+
+    vocab_size: int
+    context_length: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    model_type: str | None = None
