@@ -34,8 +34,8 @@ from moh_deploy.cli.report_files import FileFormat, ReportFiles
         "The package that the first DIR was built from, if that is an engine: what to run it on.",
     ),
     options.checkpoint(
-        "The original model, for --baseline eager and plain-onnx. The next seven options say how"
-        " to load it, as for export."
+        "The original model, for --baseline eager and plain-onnx. The options from --config to"
+        " --dtype say how to load it, as for export."
     ),
     options.MODEL_OPTIONS,
     options.threads("Threads within an operator."),

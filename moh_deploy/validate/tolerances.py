@@ -102,7 +102,7 @@ _FLOAT32 = Tolerance(
     1e-4,
     1e-5,
     "two and a half times the noise floor, which the export measured: the model with noise behind"
-    " each operator. Small models are up to 1.8 times it away from the original, most of them 0.5"
+    " each operator. Small models are up to 2.4 times it away from the original, most of them 0.5"
     " times; the one element in thousands that differs most, up to six times. Where nobody measured"
     " it, and at most: sums in another order were up to 8e-6 off over whole models; ten times that"
     " plus headroom for depth",
@@ -127,7 +127,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "float16": Tolerance(
         2e-2,
         1e-2,
-        "at most three times the noise floor: the floor is the largest of three draws of rounding"
+        "at most twice the noise floor: the floor is the largest of three draws of rounding"
         " noise, the run is another (0.07 to 1.6 of it over 20 models), and three miss the tail. A"
         " model whose floor is above 2e-2 of its values has no answer in float16. Margins: 10 bits"
         " of mantissa (1e-3 a step), some ten steps between a token and its scores",
