@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
@@ -16,6 +15,7 @@ from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.original import Original, OriginalModel
 from moh_deploy.runtime.text.decoding import Decoding, check_prompts
 from moh_deploy.runtime.text.interface import TextInterface
+from moh_deploy.runtime.text.reference import reference_interface
 from moh_deploy.runtime.text.sampling import Sampling
 from moh_deploy.runtime.text.tokenizer import TextStream, Tokenizer
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -87,6 +87,10 @@ def generate(
     asked = [tokenizer.tokens_of(one) for one in prompts] if tokenizer else [*map(list, tokens)]
     check_prompts(asked, interface, max_tokens)
     other = None if against is None else _other(against, package)
+    called = interface
+    if other is not None:
+        called = reference_interface(other, interface, str(package.root))
+        check_prompts(asked, called, max_tokens)
     with ExitStack() as opened:
         with progress.step("loading the model"):
             variant = Variant(runtime=runs_in, kernels=kernels).returning(package.gate_names)
@@ -99,8 +103,8 @@ def generate(
             with progress.step("loading what it is compared with"):
                 reference = opened.enter_context(other.open(_as_tuned(other)))
             precision = package.manifest.precision
-            steps = replace(decoding, runner=reference, gates=(), figures=type(decoding.figures)())
-            comparison = TokenComparison(steps.steps(), precision)
+            steps = Decoding(reference, called, asked, max_tokens, sampling).steps()
+            comparison = TokenComparison(steps, precision)
         texts = _texts(decoding, tokenizer, comparison, on_text or (lambda row, text: None))
         described = runner.describe()
     figures = decoding.figures
@@ -125,19 +129,7 @@ def _other(against: Path | str | Original, package: OnnxPackage) -> Model:
     """Return what tokens are compared with."""
     if not isinstance(against, (str, Path)):
         return OriginalModel.of(against, package.manifest)
-    found = OnnxPackage.open(against)
-    interface = TextInterface.of(found.manifest, str(found.root))
-    expected = TextInterface.of(package.manifest, str(package.root))
-    if (
-        interface.about.vocab_size != expected.about.vocab_size
-        or interface.caches != expected.caches
-    ):
-        raise ConfigError(
-            f"{found.root} has {interface.about.vocab_size} tokens and {len(interface.caches)}"
-            f" caches, {package.root} {expected.about.vocab_size} and {len(expected.caches)}: they"
-            " are no forms of one model.",
-        )
-    return opened_package(found)
+    return opened_package(OnnxPackage.open(against))
 
 
 def _as_tuned(model: Model) -> Variant:

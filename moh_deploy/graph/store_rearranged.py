@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from moh_deploy.ops import is_moh_op
 from moh_deploy.system.npz import Array
 
 # Rearranging keeps the bits, and the size: three slices of a packed weight are as large as it is.
@@ -30,7 +31,8 @@ def store_rearranged(model: ir.Model, products: Collection[str]) -> bool:
     """
     folded = False
     for node in model.graph:
-        if node.domain or node.op_type not in products or len(node.inputs) < 2:
+        is_known = not node.domain or is_moh_op(node.domain, node.op_type)
+        if not is_known or node.op_type not in products or len(node.inputs) < 2:
             continue
         weight = node.inputs[1]
         if weight is None or weight.producer() is None:

@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from moh_deploy.graph.switches import CONDITION_PREFIX, all_nodes
 from moh_deploy.ops import is_moh_op
 from moh_deploy.ops.nbits_weight import BLOCK, CONTRIB_DOMAIN
 from moh_deploy.ops.op_names import (
@@ -21,7 +22,7 @@ _PROJECTIONS = (QUERY_PROJECTION_NBITS, OUTPUT_PROJECTION_NBITS)
 
 def has_blocks(graph: onnx.GraphProto) -> bool:
     """Tell whether a product of the graph has its weight in blocks."""
-    return any(_is_product(node) or _is_projection(node) for node in graph.node)
+    return any(_is_product(node) or _is_projection(node) for node in all_nodes(graph))
 
 
 def unpack_blocks(graph: onnx.GraphProto) -> dict[str, int]:
@@ -38,7 +39,7 @@ def unpack_blocks(graph: onnx.GraphProto) -> dict[str, int]:
     largest: dict[str, int] = {}
     nodes: list[onnx.NodeProto] = []
     # Copies, since clearing the field takes the originals along.
-    for node in [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]:
+    for node in [_at_its_place(node) for node in graph.node]:
         if not (_is_product(node) or _is_projection(node)):
             nodes.append(node)
             continue
@@ -62,6 +63,18 @@ def _is_product(node: onnx.NodeProto) -> bool:
 
 def _is_projection(node: onnx.NodeProto) -> bool:
     return node.op_type in _PROJECTIONS and is_moh_op(node.domain, node.op_type)
+
+
+def _at_its_place(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Return a copy of a node; of an `If` between two ways to run a projection, of that."""
+    copied, outputs = onnx.NodeProto(), list(node.output)
+    copied.CopyFrom(node)
+    if node.op_type == "If" and node.input[0].startswith(CONDITION_PREFIX):
+        (inner,) = next(one.g.node for one in node.attribute if one.name == "else_branch")
+        if _is_projection(inner):
+            copied.CopyFrom(inner)
+            copied.output[:] = outputs
+    return copied
 
 
 def _product(node: onnx.NodeProto, weight: str) -> Iterator[onnx.NodeProto]:

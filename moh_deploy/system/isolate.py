@@ -204,8 +204,11 @@ def child_environment() -> dict[str, str]:
 
 
 def how_it_ended(return_code: int) -> str:
-    """Return `SIGSEGV` or `status 3`."""
-    return signal.Signals(-return_code).name if return_code < 0 else f"status {return_code}"
+    """Return `SIGSEGV`, `signal 35` or `status 3`."""
+    if return_code >= 0:
+        return f"status {return_code}"
+    names = {one.value: one.name for one in signal.Signals}  # those of real time have none
+    return names.get(-return_code, f"signal {-return_code}")
 
 
 @dataclass(frozen=True)
@@ -291,7 +294,10 @@ def _carry_out(folder: Path) -> None:
         traceback.print_exc()
         exception = f"{type(raised).__name__}: {raised}"
     # Exceptions travel as their text: those of other packages may not survive pickling.
-    (folder / _ANSWER).write_bytes(pickle.dumps((answer, error, exception)))
+    # Whole, or not at all: a process may be killed at any moment.
+    written = folder / f"{_ANSWER}.part"
+    written.write_bytes(pickle.dumps((answer, error, exception)))
+    written.replace(folder / _ANSWER)
     if exception is not None:
         sys.exit(1)
 

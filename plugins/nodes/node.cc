@@ -1,5 +1,7 @@
 #include "nodes/node.h"
 
+#include "moh/op_contract.h"
+
 namespace moh::node {
 
 void check_inputs(const OpContract& op, const Tensors& in) {
@@ -9,7 +11,13 @@ void check_inputs(const OpContract& op, const Tensors& in) {
     if (!in[i].present && !input.optional) {
       refuse(input.name, " is absent; the op needs it.");
     }
-    if (!in[i].present || input.type == InputType::kMask) {
+    if (!in[i].present) {
+      continue;
+    }
+    if (input.type == InputType::kMask) {
+      if (in[i].dtype == DType::kInt64) {
+        refuse(input.name, " holds integers; expected bool, ", contract::kFloatTypesText, ".");
+      }
       continue;
     }
     if ((input.type == InputType::kLengths) != (in[i].dtype == DType::kInt64)) {

@@ -125,15 +125,15 @@ class Op : public ov::op::Op {
 
   void compute(ov::Tensor& output, const ov::TensorVector& inputs) const {
     node::Tensors tensors(Reader::kOp.num_inputs);
-    std::vector<int64_t> wide;  // of the one input of integers that an op may have
+    std::vector<std::vector<int64_t>> wide(tensors.size());  // of inputs of integers
     for (size_t i = 0; i < tensors.size(); ++i) {
       if (const int place = places_[i]; place >= 0) {
         const ov::Tensor& tensor = inputs[static_cast<size_t>(place)];
         const void* data = tensor.data();
         if (tensor.get_element_type() == ov::element::i32) {
           const auto* narrow = static_cast<const int32_t*>(data);
-          wide.assign(narrow, narrow + tensor.get_size());
-          data = wide.data();
+          wide[i].assign(narrow, narrow + tensor.get_size());
+          data = wide[i].data();
         }
         tensors[i] = {data, dtype_of(tensor.get_element_type()), shape_of(tensor.get_shape()),
                       true};

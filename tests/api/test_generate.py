@@ -190,3 +190,17 @@ def test_package_that_was_tuned_for_another_runtime_runs_there_or_where_one_says
         moh_deploy.generate(package.root, against=tmp_path / "tuned", **given)
     report = moh_deploy.generate(tmp_path / "tuned", runtime="onnxruntime", **given)
     assert report.texts == moh_deploy.generate(package.root, **given).texts
+
+
+@pytest.mark.parametrize("form", ["in place", "float16"])
+def test_tokens_equal_those_of_the_same_model_in_another_form(exported, tmp_path: Path, form: str):
+    root, _, package = exported
+    other = export_directory(root / "model", tmp_path / "in-place", cache="in-place")
+    if form == "float16":
+        moh_deploy.precision(other.root, to="float16", output=tmp_path / "half")
+        other = OnnxPackage.open(tmp_path / "half")
+    for one, reference in ((package, other), (other, package)):
+        report = moh_deploy.generate(one.root, tokens=PROMPTS, max_tokens=5, against=reference.root)
+        assert report.failure is None
+        assert report.parity is not None
+        assert report.parity.compared >= 5

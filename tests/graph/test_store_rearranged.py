@@ -67,3 +67,14 @@ def test_what_is_computed_stays():
         assert weight is not None
         assert weight.producer() is not None
     assert not store_rearranged(changed, ("MatMul",))
+
+
+def test_projections_read_what_is_stored_too():
+    changed = model()
+    product = next(node for node in changed.graph if node.outputs[0].name == "a")
+    product.domain, product.op_type = "moh", "MoHQueryProjection"
+    assert store_rearranged(changed, ("MoHQueryProjection",))
+    weight = product.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    np.testing.assert_array_equal(weight.const_value.numpy(), PACKED[:3].T)

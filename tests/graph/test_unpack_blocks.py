@@ -67,6 +67,21 @@ def graph_of(name: str) -> onnx.GraphProto:
     )
 
 
+def switched(graph: onnx.GraphProto) -> onnx.GraphProto:
+    """Put the only node into an `If`, as a choice by size does."""
+    (node,) = graph.node
+    branches = {}
+    for branch, domain in (("then_branch", "moh.dense"), ("else_branch", "moh")):
+        inner = onnx.NodeProto.FromString(node.SerializeToString())
+        inner.domain, inner.output[0] = domain, f"y in {branch}"
+        y = helper.make_tensor_value_info(inner.output[0], TensorProto.FLOAT, (1, 5, COLUMNS))
+        branches[branch] = helper.make_graph([inner], branch, [], [y])
+    condition = helper.make_node("If", ["moh.sizes/dense if s<=4, else moh"], ["y"], **branches)
+    graph.node[0].CopyFrom(condition)
+    graph.initializer.append(helper.make_tensor(condition.input[0], TensorProto.BOOL, (), [True]))
+    return graph
+
+
 def run(graph: onnx.GraphProto, **more: Array) -> Array:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     onnx.checker.check_model(model)
@@ -124,3 +139,11 @@ def test_digits_stay_within_what_their_bits_hold():
     assert digits.min() == 0
     assert digits.max() == 15
     assert set(np.unique(digits.astype(int) - before)) == {-1, 0, 1}
+
+
+def test_projections_that_sizes_choose_between_are_unpacked_too():
+    graph = switched(graph_of("projection"))
+    assert has_integer_products(graph)
+    assert unpack_blocks(graph) == {"w.digits": 15}
+    assert "If" not in {node.op_type for node in graph.node}
+    np.testing.assert_allclose(run(graph), expected("projection"), rtol=1e-4, atol=1e-3)

@@ -11,7 +11,7 @@ import pytest
 
 from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.system import isolate
-from moh_deploy.system.isolate import isolated, started_early
+from moh_deploy.system.isolate import how_it_ended, isolated, started_early
 from tests.nightly import nightly
 from tests.system.isolated_tasks import (
     chat,
@@ -57,6 +57,11 @@ def test_process_without_an_answer_says_how_it_ended():
         found.required("the process that adds")
     assert ended.value.message == "the process that adds ended with SIGKILL: no memory"
     assert not list(Path(tempfile.gettempdir()).glob("dying-*"))
+
+
+@pytest.mark.parametrize(("code", "said"), [(3, "status 3"), (-11, "SIGSEGV"), (-35, "signal 35")])
+def test_what_ended_a_process_has_a_name_or_a_number(code: int, said: str):
+    assert how_it_ended(code) == said
 
 
 def test_what_it_prints_is_no_answer():

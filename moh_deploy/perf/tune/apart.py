@@ -17,7 +17,7 @@ from moh_deploy.errors import BackendError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune.contests import Best, Contests
 from moh_deploy.perf.tune.tried import RuntimePrecision, Tried
-from moh_deploy.system.isolate import Outcome, isolated
+from moh_deploy.system.isolate import Outcome, how_it_ended, isolated
 from moh_deploy.system.progress import Progress
 
 _Answer = TypeVar("_Answer")
@@ -103,7 +103,7 @@ def _crash(found: Outcome[_Answer]) -> str | None:
     if code >= 0:
         return f"its process ended with status {code}{at}."
     short = " A system that is short of memory does that." if -code == signal.SIGKILL else ""
-    return f"its process ended by signal {-code} ({signal.Signals(-code).name}){at}.{short}"
+    return f"its process ended by signal {-code} ({how_it_ended(code)}){at}.{short}"
 
 
 def _made(task: SearchTask, to: str, folder: Path, *, progress: Progress) -> OnnxPackage:

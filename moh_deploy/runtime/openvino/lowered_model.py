@@ -9,10 +9,12 @@ from typing import NamedTuple
 import onnx
 from onnx import inliner
 
+from moh_deploy.errors import PackageError
 from moh_deploy.graph.switches import all_nodes
 from moh_deploy.ops import op_names
 from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
 from moh_deploy.package import TensorInfo
+from moh_deploy.system.bounded_file import is_plain_name
 
 _NAME = "model.onnx"
 _PROJECTIONS = (op_names.QUERY_PROJECTION, op_names.OUTPUT_PROJECTION)
@@ -44,6 +46,9 @@ def write_lowered(
         folder: Where to write. It is read before the model is compiled.
         extended: Nodes of ours that the extension converts stay. All others are written out as
             their function bodies.
+
+    Raises:
+        PackageError: Weights are not beside the model, or cannot be read.
     """
     model = _loaded(content)
     kept = _converted(model.graph) if extended else set()
@@ -89,14 +94,29 @@ def _place_weights(graph: onnx.GraphProto, weights: Path, folder: Path) -> None:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    for name in names:
+    for name in sorted(names):
+        # A name that leads out of the folder would be written to there.
+        if not all(map(is_plain_name, name.split("/"))) or name == _NAME:
+            raise PackageError(
+                f"weights of the model are in '{name}', expected a file beside the model.",
+                hint="Save the model again with its external data beside it.",
+            )
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         # OpenVINO follows no symbolic link out of the folder. Another file system takes a copy.
         try:
             target.hardlink_to(weights / name)
         except OSError:
-            shutil.copyfile(weights / name, target)
+            _copy(weights / name, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise PackageError(
+            f"the weights of the model cannot be read or copied: {source}: {error.strerror}."
+        ) from error
 
 
 def _inputs(graph: onnx.GraphProto) -> tuple[TensorInfo, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -14,7 +15,7 @@ import numpy as np
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, TensorInfo, read_outline
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
-from moh_deploy.runtime.input_check import check_inputs, empty_axis
+from moh_deploy.runtime.input_check import check_inputs, empty_axis, missing_row
 from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
 from moh_deploy.runtime.onnxruntime.kernels import require_kernels
 from moh_deploy.runtime.onnxruntime.prepared_model import PreparedModel, prepare_model
@@ -44,11 +45,13 @@ class OpenVinoRunner(Runner):
 
     Attributes:
         description: What runs each layer.
+        table_rows: Inputs that are looked up in tables, and the rows of these.
     """
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
     description: Description
+    table_rows: Mapping[str, int]
     _core: ov.Core
     _model: ov.Model
     _config: Mapping[str, str]
@@ -94,6 +97,9 @@ class OpenVinoRunner(Runner):
 
     def _check(self, inputs: Mapping[str, Array]) -> None:
         check_inputs(self.inputs, inputs)
+        # OpenVINO answers with zeros for a row that is not there.
+        if wrong := missing_row(self.table_rows, inputs):
+            raise ConfigError(wrong)
         # OpenVINO 2026.4 compiles many models for it, writes beyond their memory, and the process
         # ends: with our kernels and without.
         if empty := empty_axis(self.inputs, inputs):
@@ -118,21 +124,28 @@ class OpenVinoRunner(Runner):
             self._model.reshape(shapes)
             return self._core.compile_model(self._model, "CPU", dict(self._config))
 
-        return _calling_openvino(f"compiling the model for {shapes}", compile_)
+        # Operators that read constants alone run here.
+        with self._failures_raised():
+            return _calling_openvino(f"compiling the model for {shapes}", compile_)
 
     def _tensors(self, inputs: Mapping[str, Array]) -> dict[str, ov.Tensor]:
         return {one.name: _tensor(inputs[one.name]) for one in self.inputs}
 
     def _infer(self, request: ov.InferRequest, tensors: Mapping[str, ov.Tensor]) -> None:
-        """Run it once, and raise what OpenVINO does not: that an op of ours failed.
-
-        Raises:
-            BackendError: The runtime or an op failed.
-        """
-        before = self._extension.failures() if self._extension is not None else 0
         for name, tensor in tensors.items():
             request.set_tensor(name, tensor)
-        _calling_openvino("running the model", request.infer)
+        with self._failures_raised():
+            _calling_openvino("running the model", request.infer)
+
+    @contextmanager
+    def _failures_raised(self) -> Iterator[None]:
+        """Raise what OpenVINO does not: that an op of ours failed meanwhile.
+
+        Raises:
+            BackendError: One did.
+        """
+        before = self._extension.failures() if self._extension is not None else 0
+        yield
         # Of the whole process: another model's failure may be taken for one of this, and none is
         # missed.
         if self._extension is not None and self._extension.failures() != before:
@@ -188,7 +201,14 @@ def open_compiled(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Op
         prepared.layer_nodes,
     )
     return OpenVinoRunner(
-        written.inputs, written.outputs, description, core, model, _config(variant), extension
+        written.inputs,
+        written.outputs,
+        description,
+        prepared.table_rows,
+        core,
+        model,
+        _config(variant),
+        extension,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.base import Runner
 from moh_deploy.runtime.text.interface import TextInterface
 from moh_deploy.runtime.text.sampling import Sampling, choose_tokens
@@ -77,7 +77,7 @@ class Decoding:
         """Run, and yield what each run adds.
 
         Raises:
-            BackendError: The runtime failed.
+            BackendError: The runtime failed, or logits are NaN.
             ConfigError: The model takes no prompt of such a length.
         """
         about, rows = self.interface.about, len(self.prompts)
@@ -95,6 +95,13 @@ class Decoding:
             caches = self.interface.next_caches(results)
             self._count(step, seconds, results, mask[:, -ids.shape[1] :])
             logits = np.asarray(results["logits"][:, -1], np.float32)
+            if np.isnan(logits[going]).any():
+                row = int(np.flatnonzero(going & np.isnan(logits).any(axis=-1))[0])
+                raise BackendError(
+                    f"the logits behind token {step} of text {row + 1} are NaN: there is nothing to"
+                    " choose by.",
+                    hint="`moh-deploy verify` tells whether the package equals the original.",
+                )
             chosen = choose_tokens(logits, self.sampling, draws)
             self.figures.new_tokens += int(going.sum())
             yield DecodedStep(

@@ -29,6 +29,8 @@ class Sampling:
             raise ConfigError(f"temperature is {self.temperature:g}, expected 0 or more.")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p:g}, expected more than 0, and at most 1.")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}, expected 0 or more.")
 
     @property
     def is_greedy(self) -> bool:
@@ -39,8 +41,10 @@ def choose_tokens(logits: Array, sampling: Sampling, draws: np.random.Generator)
     """Return a token for each row of logits [rows, vocab]."""
     if sampling.is_greedy:
         return np.asarray(np.argmax(logits, axis=-1))
-    scaled = np.asarray(logits, np.float64) / sampling.temperature
-    chances = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    wide = np.asarray(logits, np.float64)
+    with np.errstate(over="ignore"):  # of a very low temperature: all but the largest are -inf
+        scaled = (wide - wide.max(axis=-1, keepdims=True)) / sampling.temperature
+    chances = np.exp(scaled)
     chances /= chances.sum(axis=-1, keepdims=True)
     order = np.argsort(-chances, axis=-1, kind="stable")
     ranked = np.take_along_axis(chances, order, axis=-1)

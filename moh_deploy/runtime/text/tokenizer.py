@@ -47,7 +47,11 @@ class Tokenizer:
                 hint=f"pip install 'moh-deploy[text]'. Or else: {_TOKENS_HINT}",
             ) from error
         try:
-            return cls(path, FromFile.from_file(str(path)))
+            made = FromFile.from_file(str(path))
+            # A file has what was set when it was saved: to cut texts, or to fill them up.
+            made.no_truncation()
+            made.no_padding()
+            return cls(path, made)
         except Exception as error:  # it raises Exception itself
             raise PackageError(f"{path}: cannot be read as a tokenizer: {error}.") from error
 

@@ -10,13 +10,15 @@ from typing import Literal
 import numpy as np
 
 from moh_deploy.errors import MoHDeployError, ValidationError
-from moh_deploy.package import OnnxPackage, TextGeneration
+from moh_deploy.package import OnnxPackage
 from moh_deploy.report.document import Document, Table, Text
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.base import Model, Variant
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.text.decoding import DecodedStep, Decoding, check_prompts
+from moh_deploy.runtime.text.interface import TextInterface
+from moh_deploy.runtime.text.reference import reference_interface
 from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER, read_genai_bundle
 from moh_deploy.serving.genai.config_json import check_decoder
 from moh_deploy.serving.genai.tokens import genai_tokens
@@ -87,6 +89,7 @@ def verify_genai(root: Path, other: Model | None, progress: Progress) -> GenaiVe
 
     Raises:
         PackageError: It is no bundle, or has changed.
+        ConfigError: The reference is no form of its model.
         ValidationError: The package is not equal to its recorded runs.
         BackendError: genai is not installed, does not open the bundle, or fails.
     """
@@ -94,8 +97,10 @@ def verify_genai(root: Path, other: Model | None, progress: Progress) -> GenaiVe
         read_genai_bundle(root)
         package = OnnxPackage.open(root / PACKAGE_FOLDER)
         interface = check_decoder(package.manifest, str(root))
-    prompts, steps = prompts_within(interface.about, interface.padding)
+    prompts, steps = prompts_within(interface)
     check_prompts(prompts, interface, steps)
+    called = interface if other is None else reference_interface(other, interface, str(root))
+    check_prompts(prompts, called, steps)
     with progress.step("generating by genai"):
         found = list(genai_tokens(root, prompts, interface.padding, steps))
     with progress.step("comparing the package with what it recorded"):
@@ -107,7 +112,7 @@ def verify_genai(root: Path, other: Model | None, progress: Progress) -> GenaiVe
         reference, name = opened_package(package), "the package on function bodies"
         variant = Variant(kernels="off")
     with progress.step("generating by what it is compared with"), reference.open(variant) as runner:
-        expected = Decoding(runner, interface, prompts, steps).steps()
+        expected = Decoding(runner, called, prompts, steps).steps()
         comparison = TokenComparison(expected, package.manifest.precision)
         ended = [False] * len(prompts)
         for position, tokens in enumerate(found):
@@ -136,11 +141,15 @@ def check_all_steps(name: str, found: int, steps: int, ended: Sequence[bool]) ->
         )
 
 
-def prompts_within(about: TextGeneration, padding: int) -> tuple[Sequence[Sequence[int]], int]:
-    """Return prompts of the model's tokens, and how many may follow, within its context."""
-    most = about.context_length or sum((*PROMPT_LENGTHS, MOST_STEPS))
+def prompts_within(interface: TextInterface) -> tuple[Sequence[Sequence[int]], int]:
+    """Return prompts of the model's tokens, and how many may follow, within what a bundle says is
+    the length of its context."""
+    about = interface.about
+    limits = (about.context_length, interface.longest_prompt)
+    given = [one for one in limits if one is not None]
+    most = min(given, default=sum((*PROMPT_LENGTHS, MOST_STEPS)))
     steps = max(1, min(MOST_STEPS, most // 2))
-    special = {padding, *about.eos_token_ids}
+    special = {interface.padding, *about.eos_token_ids}
     usual = [token for token in range(about.vocab_size) if token not in special]
     draws = np.random.default_rng(0)
     lengths = [max(1, min(length, most - steps)) for length in PROMPT_LENGTHS]

@@ -127,9 +127,11 @@ inline void round_row(const float* row, size_t size, int32_t bits, int8_t* numbe
     const VF inverse = hn::Set(df, most > 0 ? 127.0f / most : 0.0f);
     auto sum = hn::Zero(DI32());
     for (size_t i = 0; i < kBlock / kLanes; ++i) {
-      // What is not finite is 0 here, or its sum would overflow: the block's scale says it.
+      // What is not finite is 0 here, or its sum would overflow: the block's scale says it. So is a
+      // number that a maximum lost beside a NaN.
       const VF scaled = hn::Mul(parts[i], inverse);
-      const auto whole = hn::NearestInt(hn::IfThenElseZero(hn::IsFinite(scaled), scaled));
+      const auto fits = hn::Lt(hn::Abs(scaled), hn::Set(df, 128.0f));
+      const auto whole = hn::NearestInt(hn::IfThenElseZero(fits, scaled));
       sum = hn::Add(sum, whole);
       hn::StoreU(hn::DemoteTo(di8, whole), di8, numbers + begin + i * kLanes);
     }

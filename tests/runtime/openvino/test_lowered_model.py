@@ -6,6 +6,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from moh_deploy.errors import PackageError
 from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.runtime.openvino.lowered_model import LoweredModel, write_lowered
 from tests.handmade_package import WIDTH, write_package
@@ -69,3 +70,33 @@ def test_weights_beside_the_model_are_beside_the_written_one(
     # OpenVINO opens no file outside of the model's folder, through a link either.
     assert not weights.is_symlink()
     assert weights.read_bytes() == (package.root / "model.onnx.data").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "/tmp/outside", "", "folder/../../outside", "model.onnx"]
+)
+def test_weights_that_are_not_beside_the_model_are_refused(tmp_path: Path, name: str):
+    package = write_package(tmp_path / "package", external_data=True)
+    content = with_weights_in(package, name)
+    (tmp_path / "outside").write_text("as it was")
+    (tmp_path / "lowered").mkdir()
+    with pytest.raises(PackageError, match="expected a file beside the model"):
+        write_lowered(content, package.root, tmp_path / "lowered", extended=True)
+    assert (tmp_path / "outside").read_text() == "as it was"
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path):
+    package = write_package(tmp_path / "package", external_data=True)
+    content = with_weights_in(package, "gone.data")
+    (tmp_path / "lowered").mkdir()
+    with pytest.raises(PackageError, match=r"gone\.data: No such file"):
+        write_lowered(content, package.root, tmp_path / "lowered", extended=True)
+
+
+def with_weights_in(package: OnnxPackage, name: str) -> bytes:
+    model = onnx.load(package.model_path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = name
+    return model.SerializeToString()

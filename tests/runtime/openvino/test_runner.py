@@ -5,12 +5,14 @@ from __future__ import annotations
 import resource
 import shutil
 import subprocess
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import moh_deploy
 from moh_deploy import native
@@ -245,3 +247,54 @@ def test_a_thousand_runs_take_no_memory(package: OnnxPackage):
         runner.run(one.inputs)
     # A result that were kept each time would be 16 MiB; kilobytes on Linux.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096
+
+
+def test_a_mask_of_integers_is_refused_as_in_onnxruntime(tmp_path: Path):
+    case = next(one for one in OP_CASES["MoHAttention"] if one.inputs()[4] is not None)
+    types = list(case.input_types())
+    types[4] = replace(types[4], dtype="int64")
+    path = tmp_path / "model.onnx"
+    onnx.save(single_node_model(case.op, types, case.attributes), path)
+    names = [spec.name for spec in OPS[case.op].inputs]
+    fed = {name: one for name, one in zip(names, case.inputs(), strict=False) if one is not None}
+    fed["attn_mask"] = np.ones(fed["attn_mask"].shape, np.int64)
+    with pytest.raises(BackendError, match="attn_mask holds integers; expected bool, float32"):
+        open_runner(path, OPENVINO).run(fed)
+
+
+def test_a_row_that_a_table_does_not_have_is_refused_as_in_onnxruntime(tmp_path: Path):
+    table = numpy_helper.from_array(np.ones((5, 3), np.float32), "table")
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "ids"], ["y"])],
+        "table",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, [1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 3])],
+        [table],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
+    for runtime in ("openvino", "onnxruntime"):
+        runner = open_runner(path, Variant(runtime=runtime, kernels="off"))
+        with pytest.raises(ConfigError, match=r"input 'ids' is 5 at \[0, 1\], expected 0 to 4"):
+            runner.run({"ids": np.array([[4, 5]])})
+
+
+def test_a_kernel_that_fails_on_constants_is_noticed_while_the_model_is_compiled(tmp_path: Path):
+    case = OF_LENGTHS[0]
+    names = [spec.name for spec in OPS[case.op].inputs]
+    model = single_node_model(case.op, case.input_types(), case.attributes)
+    given = dict(zip(names, case.inputs(), strict=False))
+    given["nonpad_kv_seqlen"] = given["nonpad_kv_seqlen"] + 1000
+    del model.graph.input[:]
+    for name, array in given.items():
+        if array is not None:
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+    # Something has to be an input.
+    shift = helper.make_tensor_value_info("shift", TensorProto.FLOAT, [1])
+    model.graph.input.append(shift)
+    model.graph.node.append(helper.make_node("Add", ["Y", "shift"], ["moved"]))
+    model.graph.output[0].name = "moved"
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    with pytest.raises(BackendError, match=r"a kernel failed .* expected 0 to"):
+        open_runner(path, OPENVINO).run({"shift": np.zeros(1, np.float32)})

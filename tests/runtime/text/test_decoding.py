@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.package import TensorInfo, TextGeneration
 from moh_deploy.runtime.base import Description, Runner
 from moh_deploy.runtime.text.decoding import Decoding, check_prompts, left_padded
@@ -101,3 +101,17 @@ def test_prompt_longer_than_what_is_taken_at_once_is_refused():
 def test_package_of_something_else_generates_no_text():
     with pytest.raises(PackageError, match="here generates no text: it takes x"):
         TextInterface.of(without_layers(), "here")
+
+
+class Overflowing(Counting):
+    """Its logits of the second text are NaN."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        results = super().run(inputs)
+        results["logits"][1] = np.nan
+        return results
+
+
+def test_logits_that_are_nan_choose_nothing():
+    with pytest.raises(BackendError, match="behind token 0 of text 2 are NaN"):
+        list(Decoding(Overflowing(), INTERFACE, [[1], [2]], 3).steps())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.text.sampling import Sampling, choose_tokens
 
 LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05]))
@@ -35,3 +36,12 @@ def test_top_p_keeps_the_fewest_that_reach_it(top_p: float, kept: int):
     chances[kept:] = 0
     expected = chances / chances.sum()
     assert drawn(Sampling(temperature=1.0, top_p=top_p)) == pytest.approx(expected, abs=0.03)
+
+
+def test_a_very_low_temperature_takes_the_likeliest():
+    assert drawn(Sampling(temperature=1e-308), 8).tolist() == [1, 0, 0, 0]
+
+
+def test_a_seed_that_no_generator_takes_is_refused():
+    with pytest.raises(ConfigError, match="seed is -1, expected 0 or more"):
+        Sampling(seed=-1)

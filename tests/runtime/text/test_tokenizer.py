@@ -75,3 +75,13 @@ def test_file_that_is_no_tokenizer_is_named(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(PackageError, match=r"tokenizer\.json: cannot be read as a tokenizer"):
         Tokenizer.of(Root(tmp_path, SimpleNamespace(files={"tokenizer.json": "-"})))
+
+
+def test_what_a_file_says_of_cutting_and_filling_up_is_for_training(tmp_path: Path):
+    tokenizer = real(tmp_path)
+    expected = tokenizer.tokens_of(TEXT)
+    tokenizer._made.enable_truncation(3)
+    tokenizer._made.enable_padding(length=40)
+    tokenizer._made.save(str(tmp_path / "tokenizer.json"))
+    again = Tokenizer.of(Root(tmp_path, SimpleNamespace(files={"tokenizer.json": "-"})))
+    assert again.tokens_of(TEXT) == expected

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import ValidationError
+from moh_deploy.runtime.text.interface import TextInterface
 from moh_deploy.serving.genai.verify import (
     PROMPT_LENGTHS,
     GenaiVerification,
@@ -24,8 +25,14 @@ from tests.serving.genai.decoder_package import ABOUT
     ("context", "lengths", "steps"),
     [(4096, PROMPT_LENGTHS, 64), (128, PROMPT_LENGTHS, 64), (20, (1, 7, 10), 10)],
 )
-def test_prompts_fit_into_the_context(context: int, lengths: tuple[int, ...], steps: int):
-    prompts, most = prompts_within(replace(ABOUT, context_length=context), padding=0)
+@pytest.mark.parametrize("limited", ["context", "prompt"])
+def test_prompts_fit_into_the_context(
+    context: int, lengths: tuple[int, ...], steps: int, limited: str
+):
+    of_prompt = limited == "prompt"
+    about = replace(ABOUT, context_length=8192 if of_prompt else context, pad_token_id=0)
+    interface = TextInterface(about, (), (), longest_prompt=context if of_prompt else None)
+    prompts, most = prompts_within(interface)
     assert (tuple(map(len, prompts)), most) == (lengths, steps)
     assert not {0, *ABOUT.eos_token_ids} & {token for prompt in prompts for token in prompt}
 
