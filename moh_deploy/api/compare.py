@@ -35,7 +35,7 @@ from moh_deploy.validate.accuracy.labelled_runs import LabelledRun, labelled_run
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.reading import LabelledData, read_labelled
 from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.samples import npz_files
+from moh_deploy.validate.samples import named_mask, npz_files
 from moh_deploy.validate.subject import Subject
 
 
@@ -183,7 +183,7 @@ def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | No
     if kept is None and ray is None:
         return score_arms
     subject = {one.path: one.sha256 for one in samples.files}
-    subject |= {"plan": file.plan.digest, "version": moh_deploy.__version__}
+    subject |= {"plan": file.plan.digest, "version": moh_deploy.__version__, "mask": samples.mask}
     threads = file.plan.threads
     if ray is None or threads is None:
         return BlockScorer(subject, kept)
@@ -192,12 +192,16 @@ def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | No
 
 @dataclass(frozen=True)
 class _Samples:
-    """Labelled samples, and how they are scored; nothing of it where quality is not asked for."""
+    """Labelled samples, and how they are scored; nothing of it where quality is not asked for.
+
+    `mask` is the input that says which tokens are valid; empty: all are.
+    """
 
     data: LabelledData | None = None
     batches: tuple[LabelledRun, ...] = ()
     metrics: tuple[Metric, ...] = ()
     files: tuple[DataFile, ...] = ()
+    mask: str = ""
 
 
 def _samples(file: PlanFile, base: OnnxPackage) -> _Samples:
@@ -209,7 +213,8 @@ def _samples(file: PlanFile, base: OnnxPackage) -> _Samples:
     assert plan.labels is not None, "the plan was checked"
     is_file = Path(plan.labels).suffix.lower() in SUFFIXES
     labels = file.placed(Path(plan.labels)) if is_file else plan.labels
-    tasks = [_task(file, one, labels) for one in plan.quality]
+    mask = named_mask(base.manifest, plan.valid_tokens)
+    tasks = [_task(file, one, labels, mask) for one in plan.quality]
     # Once for each metric: each chooses its own output, and has to fit the labels.
     read = [read_labelled(paths, one, base.manifest) for one in tasks]
     subject = Subject(opened_package(base), base, "auto")
@@ -221,10 +226,10 @@ def _samples(file: PlanFile, base: OnnxPackage) -> _Samples:
     hashed = [*paths, labels] if isinstance(labels, Path) else paths
     files = [DataFile(str(one), sha256_of(one)) for one in hashed]
     metrics = [metric for one in read for metric in one.metrics]
-    return _Samples(read[0], tuple(batches), tuple(metrics), tuple(files))
+    return _Samples(read[0], tuple(batches), tuple(metrics), tuple(files), mask or "")
 
 
-def _task(file: PlanFile, section: QualityGoal, labels: Path | str) -> Task:
+def _task(file: PlanFile, section: QualityGoal, labels: Path | str, mask: str | None) -> Task:
     plan = file.plan
     return Task(
         labels=labels,
@@ -234,7 +239,7 @@ def _task(file: PlanFile, section: QualityGoal, labels: Path | str) -> Task:
         labelling=Labelling(plan.ignore_label, plan.shifted),
         batch_size=plan.batch_size,
         code_dirs=tuple(file.placed(one) for one in plan.code_dirs),
-        valid_tokens=plan.valid_tokens,
+        valid_tokens=mask,
     )
 
 

@@ -112,7 +112,7 @@ class FoundArms:
         return Arm(name, original.name, original, variant, None, section.dense, chooses)
 
     def _made(self, name: str, section: ArmSection, output: Path, progress: Progress) -> Arm:
-        made, of = section.made, section.of or self.file.plan.base
+        made, of = section.made, section.of or self._first_package()
         assert made is not None, "the plan was checked"
         assert of is not None, "the plan was checked"
         package = self._package(of)
@@ -144,6 +144,13 @@ class FoundArms:
             written = with_top_k(package.root, target, top_k=made.top_k, progress=progress)
         dense = made.all_heads_open is not None
         return Arm(name, kind, opened_package(written), variant, written, dense, chooses)
+
+    def _first_package(self) -> str | None:
+        """Return the name of the reference if it is a package, or else of the first arm that is."""
+        reference = self.file.plan.reference
+        names = sorted(self.models, key=lambda name: name != reference)
+        packages = (name for name in names if isinstance(self.models[name], PackageDir))
+        return next(packages, self.file.plan.base)
 
     def _variant(self, section: ArmSection, model: Model) -> Variant:
         preferred = model.preferred_runtime if isinstance(model, Deployed) else None

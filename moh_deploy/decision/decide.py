@@ -18,6 +18,7 @@ from moh_deploy.decision.promise import Promise
 from moh_deploy.decision.quality_promise import SampleScores, quality_promise
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import TimeSamples
+from moh_deploy.validate.accuracy.bootstrap import RESAMPLES
 
 ArmVerdict = Literal["win", "loss", "cannot tell"]
 
@@ -191,10 +192,17 @@ def _promises_of(plan: Plan, evidence: ArmEvidence, arm: str, reference: str) ->
 def _would_tell(promises: Sequence[Promise], level: float) -> Iterator[str]:
     """Yield what would tell each promise that is not told, in words."""
     for one in promises:
-        if min(one.p_kept, one.p_broken) <= level:
+        # A loss is any promise that is broken, so each has to show it at its part of the level.
+        if one.p_kept <= level or len(promises) * one.p_broken <= level:
             continue
         if one.why_unknown is not None:
             yield f"{one.text}: {one.why_unknown}"
+            continue
+        if one.kind == "quality" and level < 1 / (1 + RESAMPLES):
+            yield (
+                f"{one.text}: this look may be wrong in {100 * level:.2g} % of cases, which"
+                f" {RESAMPLES} draws cannot show; a later look can tell"
+            )
             continue
         needed = one.enough(level)
         if needed is None:

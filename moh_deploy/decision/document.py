@@ -325,9 +325,11 @@ def _facts(report: DecisionReport) -> Iterator[Fact]:
     # Of several, the one that gains most.
     best = max(wins, key=_gain)
     yield Fact("arm", best.name, f"against {reference.name}")
-    for one in best.promises[:3]:
+    # Promises of quality come first, in the order of what was scored.
+    metrics = [one.metric for one in best.quality]
+    for index, one in enumerate(best.promises[:3]):
         what = "loss" if one.kind == "quality" else "gain"
-        metric = best.quality[0].metric if best.quality else ""
+        metric = metrics[index] if what == "loss" else ""
         value = shown_gap(metric, one.estimate) if what == "loss" else f"{100 * one.estimate:.1f} %"
         yield Fact(what, value, f"promised: {one.text}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import get_args
 
 from moh_deploy.decision.decide import ArmVerdict
 from moh_deploy.decision.plan import PlanFile
@@ -31,7 +31,11 @@ def read_earlier(path: Path | None, file: PlanFile) -> tuple[int, Told]:
         content = read_json(path, error=ConfigError)
     except FileNotFoundError:
         raise ConfigError(f"earlier is {path}, which does not exist.") from None
-    if not isinstance(content, dict) or not {"plan_digest", "look", "arms"} <= content.keys():
+    if (
+        not isinstance(content, dict)
+        or not {"plan_digest", "look", "arms"} <= content.keys()
+        or not isinstance(content["arms"], list)
+    ):
         raise ConfigError(f"earlier is {path}, which is no JSON report of `moh-deploy compare`.")
     if content["plan_digest"] != file.plan.digest:
         raise ConfigError(
@@ -45,15 +49,15 @@ def read_earlier(path: Path | None, file: PlanFile) -> tuple[int, Told]:
             f"{path} is look {look} of {looks}: the plan allows no other.",
             hint="More looks have to be planned before the first.",
         )
-    return look + 1, dict(_verdict(one, path) for one in cast("list[Any]", content["arms"]))
+    return look + 1, dict(_verdict(one, path) for one in content["arms"])
 
 
 def _verdict(arm: object, path: Path) -> tuple[str, tuple[ArmVerdict, int]]:
     if isinstance(arm, dict) and arm.get("verdict") == "reference":
         return str(arm.get("name")), ("cannot tell", 1)
     known = get_args(ArmVerdict)
-    if not isinstance(arm, dict) or arm.get("verdict") not in known:
-        raise ConfigError(f"{path}: an arm has no verdict of {', '.join(known)}.")
+    if not isinstance(arm, dict) or "name" not in arm or arm.get("verdict") not in known:
+        raise ConfigError(f"{path}: an arm has no name, or no verdict of {', '.join(known)}.")
     if not isinstance(arm.get("look"), int):
         raise ConfigError(f"{path}: arm '{arm.get('name')}' does not say in which look.")
     return str(arm["name"]), (arm["verdict"], arm["look"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from statistics import NormalDist
 
 from moh_deploy.decision.students_t import normal_point
 
@@ -24,7 +24,8 @@ def level_of_look(level: float, look: int, looks: int) -> float:
     """
 
     def spent(share: float) -> float:
-        return 2 - 2 * NormalDist().cdf(normal_point(level / 2) / share**0.5) if share else 0.0
+        # 2 - 2 Phi(x) = erfc(x / sqrt(2)), which is no 0 where Phi(x) rounds to 1.
+        return math.erfc(normal_point(level / 2) / math.sqrt(2 * share)) if share else 0.0
 
     return spent(look / looks) - spent((look - 1) / looks)
 

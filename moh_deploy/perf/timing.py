@@ -226,8 +226,8 @@ def _median(values: Sequence[float]) -> tuple[float, float, float]:
     values = sorted(values)
     count = len(values)
     # How many of n samples lie below the true median is binomial (n, 1/2), of standard deviation
-    # sqrt(n) / 2: within n/2 +- 1.96 sqrt(n) / 2 in 95 of 100 cases.
-    outside = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
+    # sqrt(n) / 2: within n/2 +- 1.96 sqrt(n) / 2 in 95 of 100 cases. The half is for whole numbers.
+    outside = max(0, math.floor(count / 2 - 0.5 - 0.98 * math.sqrt(count)))
     return median(values), values[outside], values[count - 1 - outside]
 
 

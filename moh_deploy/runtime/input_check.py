@@ -138,7 +138,8 @@ def _check_names(expected: Sequence[str], inputs: Mapping[str, Array]) -> None:
 
 def _check_tensor(spec: TensorInfo, array: Array) -> None:
     got = f"{array.dtype}{list(array.shape)}"
-    if array.dtype.name != spec.dtype:
+    # Runtimes read bytes as this machine has them.
+    if array.dtype.name != spec.dtype or not array.dtype.isnative:
         raise ConfigError(
             f"input '{spec.name}' is {got}, expected dtype {spec.dtype}.",
             hint=f"Convert it: array.astype('{spec.dtype}').",

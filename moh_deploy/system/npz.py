@@ -200,7 +200,10 @@ _KINDS = "biufcUS"
 def _from_storable(array: Array) -> Array:
     if array.dtype.kind == "U":
         _check_text(array)
-    return array.view(BFLOAT16) if array.dtype == _RAW_BFLOAT16 else array
+    if array.dtype == _RAW_BFLOAT16:
+        return array.view(BFLOAT16)
+    # Runtimes read bytes as this machine has them, whatever a file of another one says.
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _check_text(array: Array) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,12 @@ from moh_deploy.api.compare import new_plan
 from moh_deploy.decision.plan import read_plan
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.errors import ConfigError, MoHDeployError
+from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.perf.bench.fresh_run import FreshRun, FreshTask
 from moh_deploy.perf.bench.latency import Timing
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.npz import write_npz
+from moh_deploy.validate.accuracy.task import Task
 from tests.labelled_package import right_labels, samples, write_classifier
 from tests.report.json_schema import assert_of_form
 
@@ -300,3 +302,27 @@ def test_arm_of_other_outputs_is_refused_before_anything_is_scored(folder: Path)
     said = refused(write_plan(folder, "bad.yaml", arms=arms)).message
     assert "arm 'narrow' returns output 'logits' of [" in said
     assert said.endswith("8]: they do not do the same.")
+
+
+def test_padding_is_left_out_as_the_package_says_unless_the_plan_says_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str | None] = []
+
+    def read(paths: object, task: Task, manifest: Manifest) -> None:
+        asked.append(task.valid_tokens)
+        raise ConfigError("that is all")
+
+    opened = OnnxPackage.open
+    monkeypatch.setattr("moh_deploy.api.compare.read_labelled", read)
+    monkeypatch.setattr(
+        OnnxPackage,
+        "open",
+        lambda root, **options: replace(
+            opened(root, **options),
+            manifest=replace(opened(root, **options).manifest, valid_tokens="x"),
+        ),
+    )
+    for changes in ({}, {"valid_tokens": "all"}):
+        refused(write_plan(folder, "masked.yaml", **changes))
+    assert asked == ["x", None]

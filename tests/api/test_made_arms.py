@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,23 @@ def test_runtime_that_is_not_installed_is_refused_as_the_plan_is_read(
     document = {"goal": "g", "reference": "moh", "arms": arms, "latency": {"at_least": 0.1}}
     with pytest.raises(BackendError, match="arm 'int8' cannot run: openvino is not installed"):
         find_arms(PlanFile(plan_of(document, "plan.yaml"), tmp_path, "plan.yaml"), None)
+
+
+def test_made_is_of_the_first_package_where_the_reference_is_none(tmp_path: Path):
+    package = write_grouped(tmp_path / "moh")
+    shutil.copyfile(package.model_path, tmp_path / "dense.onnx")
+    document = {
+        "goal": "See what it is made of",
+        "reference": "dense",
+        "arms": {
+            "dense": {"path": "dense.onnx"},
+            "moh": {"path": "moh"},
+            "open": {"made": {"all_heads_open": True}},
+        },
+        "latency": {"at_least": 0.1},
+    }
+    found = find_arms(PlanFile(plan_of(document, "plan.yaml"), tmp_path, "plan.yaml"), None)
+    (tmp_path / "scratch").mkdir()
+    quiet = SilentProgress()
+    made = {one.name: one for one in found.made(found.given(quiet), tmp_path / "scratch", quiet)}
+    assert made["open"].kind.startswith("made of 'moh'")

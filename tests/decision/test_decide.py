@@ -135,3 +135,19 @@ def test_looks_spend_the_level_and_little_at_first():
     assert sum(spent) == pytest.approx(LEVEL)
     assert spent == sorted(spent)
     assert level_of_look(LEVEL, 1, 1) == pytest.approx(LEVEL)
+
+
+@pytest.mark.parametrize("looks", [15, 20])
+def test_first_of_many_looks_spends_something(looks: int):
+    spent = [level_of_look(LEVEL, look, looks) for look in range(1, looks + 1)]
+    assert spent[0] > 0
+    assert sum(spent) == pytest.approx(LEVEL)
+    (found,) = decide_arms(plan(looks=looks), evidence(np.random.default_rng(0), [0.0], [0.1]))
+    assert found.verdict == "cannot tell"
+
+
+def test_look_that_draws_cannot_show_says_so():
+    shown = evidence(np.random.default_rng(0), [0.0, 0.0], [0.5, 0.5])
+    found = decide_arms(plan(2, looks=3), shown)
+    assert found[0].verdict == "cannot tell"
+    assert any("draws cannot show; a later look can tell" in one for one in found[0].would_tell)

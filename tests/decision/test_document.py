@@ -67,6 +67,20 @@ def test_tiles_are_of_the_winner_or_count_verdicts():
     ]
 
 
+def test_tile_of_a_loss_has_the_unit_of_its_own_metric():
+    report = decision_report()
+    best = report.arms[1]
+    (promise,) = (one for one in best.promises if one.kind == "quality")
+    two = (best.quality[0], replace(best.quality[0], metric="perplexity"))
+    promises = (promise, replace(promise, estimate=0.3), *best.promises[1:])
+    arms = (report.arms[0], replace(best, quality=two, promises=promises), *report.arms[2:])
+    losses = [
+        one.value for one in replace(report, arms=arms).document().facts if one.name == "loss"
+    ]
+    assert "points" in losses[0]
+    assert losses[1] == "0.3"
+
+
 def test_bound_is_no_winner():
     report = decision_report((0.0,), (0.3,))
     reference, arm = report.arms

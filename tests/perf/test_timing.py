@@ -180,14 +180,14 @@ def test_one_outlier_decides_nothing():
     assert not ratio([1.0] * 6 + [0.01], [1.0] * 7).is_faster
 
 
-@pytest.mark.parametrize("count", [7, 20, 101])
+@pytest.mark.parametrize("count", [7, 8, 11, 16, 20, 24, 101])
 def test_median_is_outside_its_interval_no_more_often_than_said(count: int):
     rng = np.random.default_rng(count)
     wrong = 0
     for _ in range(2000):
         compared = ratio(list(np.exp(0.1 * rng.standard_normal(count))), [1.0] * count)
         wrong += compared.is_faster or compared.is_slower
-    assert wrong / 2000 < 0.065
+    assert wrong / 2000 < 0.06
 
 
 def test_inputs_count_as_often_as_they_weigh():

@@ -47,6 +47,7 @@ def test_dimension_that_is_no_linear_expression_must_agree_with_itself():
     ("changed", "message"),
     [
         ({"x": np.zeros((2, 3, 8))}, r"'x' is float64\[2, 3, 8\], expected dtype float32"),
+        ({"x": np.zeros((2, 3, 8), ">f4")}, r"'x' is >f4\[2, 3, 8\], expected dtype float32"),
         ({"x": np.zeros((2, 8), np.float32)}, r"with 2 axes, expected float32\[batch, seq, 8\]"),
         ({"x": np.zeros((2, 3, 9), np.float32)}, "axis 2 is fixed at 8, got 9"),
         (

@@ -235,3 +235,11 @@ def test_array_of_several_chunks_comes_back(tmp_path: Path, order: Literal["C", 
     np.testing.assert_array_equal(read_npz(tmp_path / "a.npz", error=ConfigError)["x"], array)
     np.save(tmp_path / "a.npy", array)
     np.testing.assert_array_equal(read_npy(tmp_path / "a.npy", error=ConfigError), array)
+
+
+def test_numbers_of_the_other_byte_order_come_as_this_machine_has_them(tmp_path: Path):
+    swapped = np.arange(6.0).reshape(2, 3).astype(np.dtype(np.float32).newbyteorder())
+    np.savez(tmp_path / "x.npz", x=swapped)
+    found = read_npz(tmp_path / "x.npz", error=ConfigError)["x"]
+    assert found.dtype.isnative
+    assert found.tolist() == swapped.tolist()

@@ -11,6 +11,8 @@ from moh_deploy.decision.cost.prices import Prices
 HOURS_OF_A_MONTH = 365.25 / 12 * 24
 _MS_OF_AN_HOUR = 3.6e6
 _MJ_OF_A_KWH = 3.6e9
+_STEPS = 64
+"""How finely a range of utilization is looked through where whole machines are paid."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,13 @@ class BillTerms:
             after = replace(work, ms=exactly(max(0.0, reference.ms.value - saved)))
             return fixed.month(before).value - fixed.month(after).value
 
-        return derived(less, saved_ms, self.utilization)
+        # Whole machines are saved in steps, more in between than at either end.
+        steps = _STEPS if self.by_machine else 1
+        low, high = self.utilization.ends
+        shares = [low + (high - low) * step / steps for step in range(steps + 1)]
+        value = less(saved_ms.value, self.utilization.value)
+        found = [value, *(less(saved, share) for saved in saved_ms.ends for share in shares)]
+        return Estimate(value, min(found), max(found))
 
     def net(self, saving: Estimate) -> Estimate:
         """Return what is left in the time within which it has to be paid back."""

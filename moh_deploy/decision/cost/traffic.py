@@ -20,6 +20,7 @@ from moh_deploy.system.suggest import did_you_mean, shortened
 DAYS_OF_A_MONTH = 365.25 / 12
 _MOST_BYTES = 256 * 2**20
 _SHORT_LOG_DAYS = 7.0
+_MOST_SECONDS = 1e11  # in the year 5138; milliseconds since 1970 are more
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,19 @@ def _seconds(text: str, place: str) -> float:
     """Read seconds since 1970, or ISO 8601; without a zone it is UTC."""
     text = text.strip()
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         pass
+    else:
+        if abs(seconds) < _MOST_SECONDS:  # NaN is not, either
+            return seconds
+        raise ConfigError(
+            f"{place}: timestamp is '{text:.40}', expected seconds since 1970.",
+            hint="Divide milliseconds by 1000.",
+        )
     try:
-        found = datetime.fromisoformat(text)
+        # Python 3.10 knows no Z.
+        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
         return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp()
     except (ValueError, OverflowError):
         raise ConfigError(

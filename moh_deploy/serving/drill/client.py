@@ -78,8 +78,19 @@ class V2Client:
 
 
 def _answer(content: bytes, json_bytes: int) -> ServerAnswer:
+    try:
+        return _parsed(content, json_bytes)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BackendError(
+            "the server's answer is none of the v2 protocol with binary tensors.",
+            hint="Name a server of `moh-deploy serve`, or Triton.",
+        ) from error
+
+
+def _parsed(content: bytes, json_bytes: int) -> ServerAnswer:
     head = parse_json(content[:json_bytes], "the server's answer", error=BackendError)
-    assert isinstance(head, dict), "the protocol's answers are objects"
+    if not isinstance(head, dict):
+        raise TypeError("the protocol's answers are objects")
     outputs, place = {}, json_bytes
     for one in head["outputs"]:
         size = int(one["parameters"]["binary_data_size"])

@@ -42,8 +42,9 @@ class Batch:
     added: int
 
     def real(self, outputs: Mapping[str, Array]) -> _Arrays:
-        """Return outputs without those of the copies."""
-        return {name: array[: len(self.labels)] for name, array in outputs.items()}
+        """Return outputs without those of the copies; a number alone has none of samples."""
+        count = len(self.labels)
+        return {name: array[:count] if array.ndim else array for name, array in outputs.items()}
 
 
 @dataclass(frozen=True)

@@ -161,17 +161,19 @@ class Scored:
         mask = valid.mask[: len(self.labels)]
         is_of_tokens = self.labels.shape == mask.shape and self.labels.dtype.kind in "iu"
         # Zeros on both sides: NaN at padding would leave the whole sample without a score.
-        reference = {name: _blank(array, valid.mask) for name, array in self.reference.items()}
-        package = {name: _blank(array, valid.mask) for name, array in self.package.items()}
+        reference, package = (
+            {name: _blank(array, valid.mask, is_of_tokens) for name, array in side.items()}
+            for side in (self.reference, self.package)
+        )
         labels = self.labels
         if is_of_tokens:
             labels = np.where(mask, labels.astype(np.int64), ignore)
         return Scored(reference, package, labels)
 
 
-def _blank(array: Array, mask: BoolArray) -> Array:
-    # Outputs without tokens, [B, classes] say, stay as they are.
-    if array.shape[:2] != mask.shape:
+def _blank(array: Array, mask: BoolArray, is_of_tokens: bool) -> Array:
+    # Outputs without tokens stay as they are: [B, classes], which may be as many as tokens.
+    if array.shape[:2] != mask.shape or (array.ndim == 2 and not is_of_tokens):
         return array
     blank: Array = array.copy()
     blank[~mask] = 0

@@ -92,7 +92,7 @@ def test_counts_are_of_a_month_unless_it_is_said(tmp_path: Path):
         ("batch,seq,count\n1,2,3,4\n", "line 2: has another number of values"),
         ("batch,seq,count\n", "has no requests"),
         ("batch,seq,timestamp\n1,2,noon\n", "line 2: timestamp is 'noon'"),
-        ("batch,seq,timestamp\n1,2,nan\n1,2,5\n", "span no time"),
+        ("batch,seq,timestamp\n1,2,nan\n1,2,5\n", "timestamp is 'nan'"),
         ("batch,seq,timestamp\n1,2,7\n", "span no time"),
         ("", "has columns none|no column"),
     ],
@@ -116,3 +116,10 @@ def test_decision_without_times_or_intervals_is_refused(tmp_path: Path):
         read_decided(path)
     with pytest.raises(ConfigError, match="does not exist"):
         read_decided(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("stamp", ["1767225600000", "nan", "inf"])
+def test_timestamps_that_are_no_seconds_are_refused(tmp_path: Path, stamp: str):
+    with pytest.raises(ConfigError, match=r"expected seconds since 1970") as refused:
+        traffic_of(tmp_path, f"timestamp,batch,seq\n{stamp},1,64\n{stamp},1,64\n")
+    assert "1000" in str(refused.value.hint)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from moh_deploy.api.cost import cost
+from moh_deploy.decision.cost.bill import BillTerms, Work
+from moh_deploy.decision.cost.estimate import Estimate, exactly
 from moh_deploy.decision.cost.report import ArmCost, CostReport
 from moh_deploy.errors import ConfigError
 from tests.decision.cost.files import PRICES, decision, write
@@ -212,3 +214,21 @@ def test_sizes_between_differ_in_one_dimension(tmp_path: Path):
     assert arm(report, "dense").ms_per_request.value == pytest.approx(2.0)
     with pytest.raises(ConfigError, match="batch: 2, seq: 96"):
         priced(tmp_path, decided=decided, traffic="batch,seq,count\n2,96,1\n", extrapolate=True)
+
+
+def test_whole_machines_are_saved_in_steps_between_the_ends_of_utilization():
+    terms = BillTerms(
+        requests=exactly(142_009_200.0),
+        utilization=Estimate(0.45, 0.3, 0.6),
+        per_hour=exactly(3.6),
+        energy=exactly(0.0),
+        engineering=exactly(0.0),
+        runs_at_once=1,
+        by_machine=True,
+        months=12,
+    )
+    dense, moh = Work(exactly(10.0)), Work(exactly(6.1))
+    # Two machines and two where they compute 0.3 of their time, two and one at 0.45, one and one.
+    found = terms.saving(dense, moh, exactly(3.9))
+    assert (found.low, found.value) == pytest.approx((0.0, 2629.8), abs=1.0)
+    assert found.high == found.value

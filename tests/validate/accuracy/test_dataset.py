@@ -54,6 +54,7 @@ def test_last_batch_is_filled_up_with_copies_of_its_last_sample_which_are_no_res
     assert last.inputs["x"][:, 0].tolist() == [3, 4, 4]
     assert last.inputs["cache"][2, :, 1].tolist() == [3, 4, 4]
     assert last.real(last.expected)["logits"].shape == (2, 4)
+    assert last.real({"loss": np.array(2.0)}) == {"loss": 2.0}  # of no sample
 
 
 def test_fixed_batch_is_told_by_its_number():

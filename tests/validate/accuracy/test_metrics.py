@@ -101,7 +101,9 @@ def test_functions_are_given_outputs_and_labels():
     assert metric.score({"y": LOGITS}, LABELS).totals == pytest.approx(LOGITS[:, 0] + LABELS)
     broken = LOGITS.copy()
     broken[3, 1] = np.nan
-    assert np.isnan(metric.score({"y": broken}, LABELS).totals).sum() == 1
+    # A number alone, a loss say, is of no sample.
+    given = {"y": broken, "loss": np.array(np.nan)}
+    assert np.isnan(metric.score(given, LABELS).totals).sum() == 1
 
 
 def test_functions_that_fail_are_named():

@@ -5,7 +5,8 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.validate.accuracy.class_metrics import TopK
-from moh_deploy.validate.accuracy.tally import Tally
+from moh_deploy.validate.accuracy.tally import Scored, Tally
+from moh_deploy.validate.valid_tokens import ValidTokens
 
 LOGITS = np.eye(4, dtype=np.float32)
 
@@ -35,3 +36,14 @@ def test_nothing_to_score_is_refused():
     tally.add({"y": LOGITS}, {"y": LOGITS}, np.full(4, -100))
     with pytest.raises(ConfigError, match="every label is one to be ignored"):
         tally.paired()
+
+
+def test_classes_that_are_as_many_as_tokens_are_not_blanked():
+    mask = np.array([[True, True, False, False], [True, True, True, False]])
+    of_classes = Scored({"y": LOGITS[2:]}, {"y": LOGITS[2:]}, np.array([0, 1]))
+    found = of_classes.of_valid(ValidTokens("mask", mask), -100)
+    assert found.package["y"].tolist() == LOGITS[2:].tolist()
+    # One number for each token, and labels of tokens, too.
+    of_tokens = Scored({"y": np.ones((2, 4))}, {"y": np.ones((2, 4))}, np.ones((2, 4), int))
+    found = of_tokens.of_valid(ValidTokens("mask", mask), -100)
+    assert (found.package["y"] == mask).all()
