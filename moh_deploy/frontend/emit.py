@@ -82,8 +82,8 @@ def _untranslated_at(program: ExportedProgram, error: BaseException) -> str:
 def _translation_hint(program: ExportedProgram, error: BaseException, opset: int) -> str:
     if any(is_tensor(node) and tensor(node).dtype.is_complex for node in program.graph.nodes):
         return (
-            "ONNX has no complex numbers. Of a rotary embedding: rotate pairs of real numbers by"
-            " cos and sin, in place of view_as_complex."
+            "ONNX has no complex numbers; products, sums and what moves them become pairs of real"
+            " ones, other operators do not. Write that line with real numbers."
         )
     if "No ONNX function found" in _whole_text(error):
         return "No operator set has it: write that line with products, sums and indexing instead."

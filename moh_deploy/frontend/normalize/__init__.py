@@ -4,6 +4,7 @@ One pass a file, in the order in which they run:
 
 vmap             first: no other pass can read its tensors
 functionalize    then: all others read programs that change nothing in place
+complex_pairs    complex numbers become pairs of real ones, which all others know
 unread_state     before anything is rewritten: of a functional program, changes are outputs
 written_slices   writes into slices, as `functionalize` leaves them, become products
 assemble         tensors that are filled part by part become concatenations
@@ -32,6 +33,7 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.graph import op
 from moh_deploy.frontend.normalize.assemble import read_assembled
+from moh_deploy.frontend.normalize.complex_pairs import pair_complex_numbers
 from moh_deploy.frontend.normalize.decompose import decompose
 from moh_deploy.frontend.normalize.factor import factor_out_slices, is_joined
 from moh_deploy.frontend.normalize.functionalize import functionalize
@@ -58,6 +60,7 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
     """
     write_out_vmap(program)
     program = functionalize(program)
+    pair_complex_numbers(program)
     drop_unread_state(program)
     graph = program.graph_module.graph
     read_written_slices(graph)

@@ -1,0 +1,201 @@
+"""Complex numbers as pairs of real ones, which are an axis more, the last.
+
+Many rotary embeddings are written so (`view_as_complex(x) * frequencies`), and ONNX has no complex
+numbers. What no rule is for stays as it is, and is refused where the program is translated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from moh_deploy.frontend.fx.builder import GraphBuilder
+from moh_deploy.frontend.fx.constant_inputs import add_constant
+from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, tensor
+
+aten = torch.ops.aten
+
+_SAME = frozenset(("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "resolve_conj"))
+_ELEMENTWISE = {"add": aten.add.Tensor, "sub": aten.sub.Tensor, "neg": aten.neg.default}
+_DIMS: dict[str, tuple[int, ...]] = {
+    "flatten": (1, 2),
+    "select": (1,),
+    "slice": (1,),
+    "squeeze": (1,),
+    "transpose": (1, 2),
+    "unflatten": (1,),
+    "unsqueeze": (1,),
+}
+"""Operators that move elements, and which of their arguments are dimensions."""
+
+
+def pair_complex_numbers(program: ExportedProgram) -> None:
+    """Let real numbers take over from complex ones between where they begin and where they end."""
+    graph = program.graph_module.graph
+    if not any(map(_is_complex, graph.nodes)):
+        return
+    pairs = _Pairs(program)
+    for node in list(graph.nodes):
+        real = pairs.ended(node)
+        if real is not None:
+            node.replace_all_uses_with(real)
+        elif _is_complex(node):
+            pairs.take(node)
+    graph.eliminate_dead_code()
+
+
+def _is_complex(node: object) -> bool:
+    return is_tensor(node) and tensor(cast(Node, node)).dtype.is_complex
+
+
+class _Pairs:
+    """The real form of each complex tensor so far, [..., 2]."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self._program = program
+        self._constant = Constants(program)
+        self._real: dict[Node, Node] = {}
+
+    def take(self, node: Node) -> None:
+        """Find the real form of a complex tensor, if there is a rule for what makes it."""
+        if node.op == "placeholder":
+            value = self._constant(node)
+            real = None
+            if value is not None:
+                pairs = torch.view_as_real(value.resolve_conj()).contiguous()
+                real = add_constant(self._program, f"{node.name}_pairs", pairs)
+        else:
+            real = self._made(node, GraphBuilder(self._program.graph_module.graph, node))
+        if real is not None:
+            self._real[node] = real
+
+    def ended(self, node: Node) -> Node | None:
+        """Return what a real tensor that is made of complex ones becomes; None for any other."""
+        first = node.args[0] if node.args else None
+        if not isinstance(first, Node) or first not in self._real or _is_complex(node):
+            return None
+        pairs, build = self._real[first], GraphBuilder(self._program.graph_module.graph, node)
+        match op(node):
+            case "view_as_real":
+                return pairs
+            case "real":
+                return build.call(aten.select.int, pairs, -1, 0)
+            case "imag":
+                return build.call(aten.select.int, pairs, -1, 1)
+            case "abs":
+                squares = build.call(aten.mul.Tensor, pairs, pairs)
+                return build.call(
+                    aten.sqrt.default, build.call(aten.sum.dim_IntList, squares, [-1])
+                )
+        return None
+
+    def _made(self, node: Node, build: GraphBuilder) -> Node | None:
+        name, given = op(node), node.args
+        begun = self._begun(name, given, build)
+        if begun is not None:
+            return begun
+        if name == "mul":
+            return self._product(given, build)
+        operands = [one for one in given if isinstance(one, Node) and is_tensor(one)]
+        pairs = [self._real.get(one) for one in operands]
+        if not pairs or None in pairs:
+            return None
+        first = cast(Node, pairs[0])
+        if name in _SAME or (name == "to" and len(operands) == 1):
+            # A cast between complex types is one between those of its parts.
+            return build.cast(first, tensor(node).real.dtype)
+        if name in _ELEMENTWISE and not node.kwargs and len(operands) == len(given):
+            return build.call(_ELEMENTWISE[name], *pairs)
+        if name == "conj":
+            real, imaginary = _parts(first, build)
+            return _joined(real, build.call(aten.neg.default, imaginary), build)
+        if name in ("view", "reshape", "unsafe_view", "expand"):
+            target = aten.expand.default if name == "expand" else aten.reshape.default
+            return build.call(target, first, [*cast(Sequence[object], given[1]), 2])
+        if name == "permute":
+            order = [_dim(one, rank(operands[0])) for one in cast(Sequence[int], given[1])]
+            return build.call(aten.permute.default, first, [*order, len(order)])
+        if name in _DIMS:
+            return self._moved(node, first, rank(operands[0]), build)
+        return None
+
+    def _begun(self, name: str, given: Sequence[object], build: GraphBuilder) -> Node | None:
+        """Return the pairs of a tensor that is made of real ones."""
+        if name == "view_as_complex":
+            return cast(Node, given[0])
+        if name == "complex":
+            return _joined(cast(Node, given[0]), cast(Node, given[1]), build)
+        if name == "polar":
+            size, angle = cast(Node, given[0]), cast(Node, given[1])
+            cosine, sine = (
+                build.call(aten.mul.Tensor, size, build.call(function, angle))
+                for function in (aten.cos.default, aten.sin.default)
+            )
+            return _joined(cosine, sine, build)
+        return None
+
+    def _product(self, given: Sequence[object], build: GraphBuilder) -> Node | None:
+        if len(given) != 2 or not all(map(is_tensor, given)):
+            return None
+        left, right = cast(Sequence[Node], given)
+        if not (_is_complex(left) and _is_complex(right)):
+            whole, factor = (left, right) if _is_complex(left) else (right, left)
+            if whole not in self._real:
+                return None
+            wide = build.call(aten.unsqueeze.default, factor, -1)
+            return build.call(aten.mul.Tensor, self._real[whole], wide)
+        if left not in self._real or right not in self._real:
+            return None
+        (a, b), (c, d) = (_parts(self._real[one], build) for one in (left, right))
+
+        def times(first: Node, second: Node) -> Node:
+            return build.call(aten.mul.Tensor, first, second)
+
+        return _joined(
+            build.call(aten.sub.Tensor, times(a, c), times(b, d)),
+            build.call(aten.add.Tensor, times(a, d), times(b, c)),
+            build,
+        )
+
+    def _moved(self, node: Node, pairs: Node, dims: int, build: GraphBuilder) -> Node | None:
+        if not all(isinstance(argument(node, name), (int, str)) for name in _named(node)):
+            return None
+        if op(node) == "squeeze" and not _named(node):
+            return None  # of all dimensions of size 1
+        count = dims + 1 if op(node) == "unsqueeze" else dims
+        given = list(node.args)
+        for place in _DIMS[op(node)]:
+            if place < len(given):
+                given[place] = _dim(cast(int, given[place]), count)
+        if op(node) == "flatten":  # whose end is the last one, unless it says another
+            given = [given[0], *(given[1:2] or [0]), *(given[2:3] or [dims - 1])]
+        target = cast(Callable[..., object], node.target)
+        return build.call(target, pairs, *given[1:], **node.kwargs)
+
+
+def _named(node: Node) -> list[str]:
+    """Return the names of a node's arguments that are dimensions."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    formal = node.target._schema.arguments
+    return [formal[place].name for place in _DIMS[op(node)] if place < len(formal)]
+
+
+def _dim(dim: int, count: int) -> int:
+    # Counted from the front: there is one more at the end.
+    return dim + count if dim < 0 else dim
+
+
+def _parts(pairs: Node, build: GraphBuilder) -> tuple[Node, Node]:
+    return (
+        build.call(aten.select.int, pairs, -1, 0),
+        build.call(aten.select.int, pairs, -1, 1),
+    )
+
+
+def _joined(real: Node, imaginary: Node, build: GraphBuilder) -> Node:
+    return build.call(aten.stack.default, [real, imaginary], -1)
