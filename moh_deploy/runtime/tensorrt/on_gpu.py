@@ -14,6 +14,8 @@ from moh_deploy.package import TensorInfo
 from moh_deploy.runtime.tensorrt.loading import LoadedEngine
 from moh_deploy.system.npz import Array
 
+_ALIGNMENT = 256  # bytes, of addresses that TensorRT takes
+
 
 def is_torch(value: object) -> bool:
     """Tell whether something is a tensor of torch, without importing it."""
@@ -51,6 +53,8 @@ class GpuContext:
         self._loaded, self._outputs = loaded, outputs
         self._context = loaded.engine.create_execution_context()
         self._profile = 0
+        self._stream: Any = None  # of the last run
+        self._nothing: Any = None
         if self._context is None:
             raise BackendError(f"TensorRT makes no execution context.{loaded.log_tail()}")
 
@@ -62,18 +66,20 @@ class GpuContext:
             profile: Which of the engine's profiles.
 
         Raises:
+            ConfigError: A cache that is written in place would be written into a copy.
             BackendError: TensorRT refuses.
         """
         torch = sys.modules["torch"]
         device = next(iter(inputs.values())).device
-        stream = torch.cuda.current_stream(device).cuda_stream
+        # Kept until the run is enqueued: torch reuses memory in the stream's order.
+        read = {name: _readable(tensor) for name, tensor in inputs.items()}
+        self._check_written(inputs, read)
+        stream = self._in_order(torch.cuda.current_stream(device))
         # The profile before the shapes: they are checked against its sizes.
         self._use(profile, stream)
-        # Kept until the run is enqueued: torch reuses memory in the stream's order.
-        read = {name: tensor.contiguous() for name, tensor in inputs.items()}
         for name, tensor in read.items():
             self._must(self._context.set_input_shape(name, tuple(tensor.shape)), name)
-            self._must(self._context.set_tensor_address(name, tensor.data_ptr()), name)
+            self._bind(name, tensor)
         written = {one.name: self._output(one, read, torch, device) for one in self._outputs}
         self._must(self._context.execute_async_v3(stream), "the run")
         return written
@@ -84,11 +90,35 @@ class GpuContext:
             self._must(done, f"profile {profile}")
             self._profile = profile
 
+    def _in_order(self, stream: Any) -> int:
+        """Return a stream's handle; what is enqueued there begins when the last run is done."""
+        # All runs share the context's scratch memory.
+        if self._stream is not None and stream != self._stream:
+            stream.wait_stream(self._stream)
+        self._stream = stream
+        return int(stream.cuda_stream)
+
+    def _bind(self, name: str, tensor: Any) -> None:
+        address = tensor.data_ptr()
+        if not address:
+            # An empty tensor has no address, and TensorRT takes no tensor without one.
+            self._nothing = tensor.new_empty(1) if self._nothing is None else self._nothing
+            address = self._nothing.data_ptr()
+        self._must(self._context.set_tensor_address(name, address), name)
+
+    def _check_written(self, inputs: Mapping[str, Any], read: Mapping[str, Any]) -> None:
+        for buffer in filter(None, (self._written_input(one.name) for one in self._outputs)):
+            if read[buffer] is not inputs[buffer]:
+                raise ConfigError(
+                    f"input '{buffer}' is written in place, and is not contiguous or does not begin"
+                    f" at a multiple of {_ALIGNMENT} bytes.",
+                    hint="Give tensor.contiguous().clone(), and keep that.",
+                )
+
     def _output(self, spec: TensorInfo, read: Mapping[str, Any], torch: Any, device: Any) -> Any:
         if (buffer := self._written_input(spec.name)) is not None:
             # A cache that is written in place: its memory is the output.
-            address = read[buffer].data_ptr()
-            self._must(self._context.set_tensor_address(spec.name, address), spec.name)
+            self._bind(spec.name, read[buffer])
             return read[buffer]
         # Known from the input shapes now; -1 where it depends on what they hold.
         shape = tuple(self._context.get_tensor_shape(spec.name))
@@ -100,7 +130,7 @@ class GpuContext:
             )
         # New for each run: the caller may keep the last outputs.
         tensor = torch.empty(shape, dtype=getattr(torch, spec.dtype), device=device)
-        self._must(self._context.set_tensor_address(spec.name, tensor.data_ptr()), spec.name)
+        self._bind(spec.name, tensor)
         return tensor
 
     def _written_input(self, name: str) -> str | None:
@@ -111,3 +141,10 @@ class GpuContext:
     def _must(self, done: bool, what: str) -> None:
         if not done:
             raise BackendError(f"TensorRT refuses {what}.{self._loaded.log_tail()}")
+
+
+def _readable(tensor: Any) -> Any:
+    """Return a tensor as TensorRT reads it: itself, or a copy."""
+    tensor = tensor.contiguous()
+    # What torch allocates is aligned: this is a part of something.
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor

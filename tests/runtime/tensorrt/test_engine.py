@@ -218,7 +218,9 @@ class OnGpu(torch.Tensor):
     is_cuda = True
 
 def gpu(array):
-    return torch.from_numpy(array).as_subclass(OnGpu)
+    memory = torch.zeros(array.size + 64)
+    memory = memory[-memory.data_ptr() % 256 // 4 :][: array.size].reshape(array.shape)
+    return memory.copy_(torch.from_numpy(array)).as_subclass(OnGpu)
 
 class Stream:
     cuda_stream = 1234
