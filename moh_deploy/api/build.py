@@ -356,6 +356,7 @@ class _Build:
             files={name: sha256_of(self._staged.path / name) for name in files},
             version_compatible=plan.version_compatible,
             hardware_compatibility=plan.hardware_compatibility,
+            caches=plan.package.manifest.caches,
         )
 
     def _cached(self, earlier: EngineManifest) -> BuildReport:

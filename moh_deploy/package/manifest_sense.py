@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from moh_deploy.config.dims import DimExpr
@@ -93,7 +93,8 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
     if manifest.made is not None:
         yield from _made_problems(manifest.made, manifest)
     if manifest.caches is not None:
-        yield from _cache_problems(manifest.caches, manifest)
+        caches, inputs, outputs = manifest.caches, manifest.inputs, manifest.outputs
+        yield from cache_problems(caches, inputs, outputs, manifest.dims)
     # How much of a cache is filled is told to the package; the original sees it by its size.
     tells = None if manifest.caches is None else manifest.caches.past_length
     names = tuple(one.name for one in manifest.inputs if one.name != tells)
@@ -267,9 +268,15 @@ def _made_problems(made: Made, manifest: Manifest) -> Iterator[Problem]:
             )
 
 
-def _cache_problems(caches: CachesInPlace, manifest: Manifest) -> Iterator[Problem]:
+def cache_problems(
+    caches: CachesInPlace,
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
+    dims: Collection[str],
+) -> Iterator[Problem]:
+    """Say what no caches of a model with these inputs, outputs and dimensions can be."""
     # What writes beyond a buffer, or into another one, is not seen by anything that reads it.
-    for kind, tensors in (("past", manifest.inputs), ("present", manifest.outputs)):
+    for kind, tensors in (("past", inputs), ("present", outputs)):
         shapes = {one.name: one.shape for one in tensors}
         for index, one in enumerate(caches.buffers):
             name, key = getattr(one, kind), f"caches.buffers[{index}]"
@@ -277,7 +284,7 @@ def _cache_problems(caches: CachesInPlace, manifest: Manifest) -> Iterator[Probl
                 yield f"{key}.{kind}", f"is '{name[:100]}', expected one of {_listed(shapes)}"
             elif not 0 < one.axis < len(shapes[name]):
                 yield f"{key}.axis", f"is {one.axis}, and '{name}' has {len(shapes[name])} axes"
-    sizes = {*manifest.dims, *(one.name for one in manifest.inputs if not one.shape)}
+    sizes = {*dims, *(one.name for one in inputs if not one.shape)}
     for key in ("past_length", "new_length"):
         for term in str(getattr(caches, key)).split(" - "):
             if not term.isdecimal() and term not in sizes:

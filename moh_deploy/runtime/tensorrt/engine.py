@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.input_check import check_inputs, check_room
 from moh_deploy.runtime.tensorrt.engine_dir import EngineManifest
 from moh_deploy.runtime.tensorrt.engine_reading import read_engine_dir
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
@@ -15,6 +15,7 @@ from moh_deploy.runtime.tensorrt.loading import LoadedEngine, load_engine
 from moh_deploy.runtime.tensorrt.on_gpu import GpuContext, is_torch, stand_in
 from moh_deploy.runtime.tensorrt.on_host import HostContext
 from moh_deploy.runtime.tensorrt.profiles import covers, profile_text
+from moh_deploy.system.npz import Array
 
 
 class Engine:
@@ -63,7 +64,7 @@ class Engine:
 
         Raises:
             ConfigError: An input is missing, unknown, of a wrong dtype or shape, not where it has
-                to be, or of sizes that no profile has.
+                to be, of sizes that no profile has, or has more tokens than a cache has room for.
             BackendError: TensorRT failed, or the engine is closed.
         """
         loaded = self._loaded
@@ -78,12 +79,15 @@ class Engine:
                 f" of torch are {', '.join(n for n, is_one in from_torch.items() if is_one)}."
             )
         if any(from_torch.values()):
-            checked = {name: stand_in(name, tensor) for name, tensor in inputs.items()}
-            profile = self._profile(check_inputs(self.manifest.inputs, checked))
+            caches = self.manifest.caches
+            counted = None if caches is None else caches.past_length
+            profile = self._profile(
+                {name: stand_in(name, one, counted=name == counted) for name, one in inputs.items()}
+            )
             # Made when first needed: a context holds scratch memory on the GPU.
             self._on_gpu = self._on_gpu or GpuContext(loaded, self.manifest.outputs)
             return self._on_gpu.run(inputs, profile)
-        profile = self._profile(check_inputs(self.manifest.inputs, inputs))
+        profile = self._profile(inputs)
         self._on_host = self._on_host or HostContext(loaded, FLAVOURS[self.manifest.backend])
         return self._on_host.run(inputs, profile)
 
@@ -99,9 +103,11 @@ class Engine:
         """Tell whether a profile has these sizes of the dynamic dimensions."""
         return self.manifest.fits(sizes)
 
-    def _profile(self, sizes: Mapping[str, int]) -> int:
-        """Return the number of the first profile with these sizes."""
-        profiles = self.manifest.profiles
+    def _profile(self, inputs: Mapping[str, Array]) -> int:
+        """Check inputs, and return the number of the first profile with their sizes."""
+        sizes, profiles = check_inputs(self.manifest.inputs, inputs), self.manifest.profiles
+        if self.manifest.caches is not None:
+            check_room(self.manifest.caches, sizes, inputs)
         if not self.fits(sizes):
             built_for = " and ".join(map(profile_text, profiles))
             got = ", ".join(f"{name}={size}" for name, size in sizes.items())

@@ -13,7 +13,16 @@ from pydantic import TypeAdapter, ValidationError
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, Choice, RouterTypes, TensorInfo
+from moh_deploy.package import (
+    MODEL_DATA_NAME,
+    MODEL_NAME,
+    CachesInPlace,
+    Choice,
+    RouterTypes,
+    TensorInfo,
+)
+from moh_deploy.package.cache_buffers import BUFFER
+from moh_deploy.package.manifest_sense import cache_problems
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 from moh_deploy.runtime.tensorrt.profiles import LARGEST, Profile, covers
 from moh_deploy.system.bounded_file import is_plain_name
@@ -95,6 +104,7 @@ class EngineManifest(Strict):
         files: File name to sha256, for each file but this one and the log.
         version_compatible: Later versions of TensorRT may run it.
         hardware_compatibility: Other GPUs that may, as TensorRT names them; None: no others.
+        caches: Those that it writes in place; None: there are none, or nobody wrote it down.
         format_version: Of the directory.
     """
 
@@ -114,6 +124,7 @@ class EngineManifest(Strict):
     files: dict[str, str] = field(default_factory=dict)
     version_compatible: bool = False
     hardware_compatibility: str | None = None
+    caches: CachesInPlace | None = None
     format_version: int = ENGINE_FORMAT_VERSION
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
@@ -150,7 +161,9 @@ def parse_engine_manifest(path: Path) -> EngineManifest:
     except ValidationError as error:
         raise PackageError(f"{path} cannot be read: {error}.") from error
     # Sizes and names are checked before they are used: the file may come from anywhere.
-    _check_profiles(path, manifest)
+    dims = _dimensions(path, manifest)
+    _check_profiles(path, manifest, dims)
+    _check_caches(path, manifest, dims)
     plugin = None if manifest.plugin is None else manifest.plugin.file
     # A name with a slash could make another file be read, or loaded as a library.
     for name in (*manifest.files, *([] if plugin is None else [plugin])):
@@ -159,20 +172,32 @@ def parse_engine_manifest(path: Path) -> EngineManifest:
     return manifest
 
 
-def _check_profiles(path: Path, manifest: EngineManifest) -> None:
+def _dimensions(path: Path, manifest: EngineManifest) -> set[str]:
     shapes = [size for one in manifest.inputs for size in one.shape if isinstance(size, str)]
     try:
-        names = {DimExpr.parse(size, place=f"{path}: inputs").name for size in shapes}
+        return {DimExpr.parse(size, place=f"{path}: inputs").name for size in shapes}
     except ConfigError as error:
         raise PackageError(error.message) from error
+
+
+def _check_profiles(path: Path, manifest: EngineManifest, dims: set[str]) -> None:
     for index, profile in enumerate(manifest.profiles):
         for name, span in profile.items():
-            if name not in names or not 0 <= span.min <= span.opt <= span.max <= LARGEST:
-                known = ", ".join(sorted(names)) or "no dimension"
+            if name not in dims or not 0 <= span.min <= span.opt <= span.max <= LARGEST:
+                known = ", ".join(sorted(dims)) or "no dimension"
                 raise PackageError(
                     f"{path}: key 'profiles[{index}].{name[:100]}': is {span}, expected sizes of"
                     f" {known}, in rising order."
                 )
+
+
+def _check_caches(path: Path, manifest: EngineManifest, dims: set[str]) -> None:
+    if manifest.caches is None:
+        return
+    for key, problem in cache_problems(manifest.caches, manifest.inputs, manifest.outputs, dims):
+        raise PackageError(f"{path}: key '{key}': {problem}.")
+    if BUFFER not in dims:
+        raise PackageError(f"{path}: key 'caches': no input has the dimension '{BUFFER}'.")
 
 
 def looks_like_engine(path: Path) -> bool:

@@ -24,8 +24,11 @@ def is_torch(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def stand_in(name: str, tensor: Any) -> Array:
+def stand_in(name: str, tensor: Any, *, counted: bool = False) -> Array:
     """Return an array of a tensor's dtype and shape that holds nothing, to be checked.
+
+    Args:
+        counted: It may be a number that counts: that is waited for, and returned.
 
     Raises:
         ConfigError: The tensor is not on the first GPU.
@@ -37,6 +40,9 @@ def stand_in(name: str, tensor: Any) -> Array:
             " Arrays of numpy may be anywhere.",
         )
     dtype = numpy_dtype(str(tensor.dtype).removeprefix("torch."))
+    if counted and not tensor.ndim and dtype.kind in "iu":
+        number: Array = tensor.cpu().numpy()
+        return number
     # One element seen many times: no memory for its size is taken.
     return np.broadcast_to(np.zeros((), dtype), tuple(tensor.shape))
 
