@@ -187,13 +187,14 @@ class _Build:
         self._staged, self._output = staged, output
         self._work = staged.path / _WORK_NAME
         self._title = f"{plan.flavour.title} {process.stack.version}"
+        self._interface = plan.package.manifest  # of what TensorRT is given
         path, stack = plan.timing_cache, plan.stack(process.stack)
         self._times = None if path is None else TimingCache(path, stack)
 
     def run(self, *, dry_run: bool, require_kernels: bool) -> BuildReport:
         # The key needs the versions and the GPU, which only the process with TensorRT knows.
         earlier = read_whole(self._output)
-        if earlier is not None and earlier.key == self._plan.key(self._process.stack):
+        if earlier is not None and self._is_of_the_same(earlier):
             _require(earlier.layers, required=require_kernels)
             return self._cached(earlier)
         graph, refused = self._lower(timed=not dry_run)
@@ -222,12 +223,18 @@ class _Build:
         report = self._report("built", layers)
         return replace(report, engine_bytes=answer.engine_bytes, build_seconds=answer.seconds)
 
+    def _is_of_the_same(self, earlier: EngineManifest) -> bool:
+        # Earlier versions wrote down neither the caches nor, of lowered ones, their dtypes.
+        knows_caches = earlier.caches == self._plan.package.manifest.caches
+        return knows_caches and earlier.key == self._plan.key(self._process.stack)
+
     def _lower(self, *, timed: bool) -> tuple[EngineGraph, tuple[Rejection, ...]]:
         """Write the model that TensorRT is given; return what the plugins refuse, too."""
         plan = self._plan
         plan.require_gpu(self._process.stack)
         plan.require_cache_layer(self._process.stack)
         package = self._in_precision()
+        self._interface = package.manifest
         with self._progress.step("reading the model"):
             read = read_graph(
                 package,
@@ -347,8 +354,8 @@ class _Build:
             versions=versions | stack.machine(),
             compute_capabilities=plan.targets,
             profiles=plan.profiles,
-            inputs=plan.package.manifest.inputs,
-            outputs=plan.package.manifest.outputs,
+            inputs=self._interface.inputs,
+            outputs=self._interface.outputs,
             layers=layers,
             plugin=plugin,
             workspace_bytes=plan.workspace_bytes,
@@ -356,7 +363,7 @@ class _Build:
             files={name: sha256_of(self._staged.path / name) for name in files},
             version_compatible=plan.version_compatible,
             hardware_compatibility=plan.hardware_compatibility,
-            caches=plan.package.manifest.caches,
+            caches=self._interface.caches,
         )
 
     def _cached(self, earlier: EngineManifest) -> BuildReport:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
@@ -13,13 +16,19 @@ import moh_deploy
 from moh_deploy.api.caches_in_place import write_caches_in_place
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
+from moh_deploy.package.cache_buffers import with_dtypes
+from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.tensorrt.build_plan import BuildPlan
+from moh_deploy.runtime.tensorrt.engine_reading import read_engine_dir
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.messages import Stack
+from moh_deploy.runtime.tensorrt.models import EngineDir
+from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.progress import SilentProgress
 from tests.cuda.trt import builds, rtx
 from tests.graph.decoders import write_decoder
 from tests.nightly import nightly
+from tests.runtime.tensorrt.engines import MANIFEST, write_engine
 from tests.trt_packages import required_rtx
 
 pytestmark = pytest.mark.skipif(
@@ -53,6 +62,14 @@ def test_each_cache_is_a_layer_of_tensorrts_own(grows: Path, tmp_path: Path, pre
     for one in caches:
         assert one.type.tensor_type.shape.dim[2].dim_value == 64
         assert one.type.tensor_type.elem_type == wanted
+    written = read_engine_dir(tmp_path / "engine")
+    for found, said in ((model.graph.input, written.inputs), (model.graph.output, written.outputs)):
+        assert [one.dtype for one in said] == [
+            onnx.helper.tensor_dtype_to_np_dtype(one.type.tensor_type.elem_type).name
+            for one in found
+        ]
+    assert written.caches is not None
+    assert [one.past for one in written.caches.buffers] == [one.name for one in caches]
     (tmp_path / "parsed").mkdir()
     sizes = {"batch": (1, 2, 4), "seq": (1, 3, 16), "total": (1, 8, 64)}
     shapes = {
@@ -69,6 +86,10 @@ def test_each_cache_is_a_layer_of_tensorrts_own(grows: Path, tmp_path: Path, pre
     assert sum("KV_CACHE_UPDATE" in layer for layer in parsed.layers) == 2
     # The same package is the same engine: nothing is built again.
     assert build(grows, tmp_path / "engine", **options).status == "cached"
+    # But for one of before caches were written down, whose dtypes may be wrong.
+    path = tmp_path / "engine" / "engine.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "caches": None}))
+    assert build(grows, tmp_path / "engine", **options).status == "built"
 
 
 @nightly
@@ -89,11 +110,51 @@ def test_places_have_to_be_said(grows: Path, tmp_path: Path):
     assert not (tmp_path / "engine").exists()
 
 
+@pytest.fixture(scope="module")
+def written(grows: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    output = tmp_path_factory.mktemp("written") / "package"
+    return write_caches_in_place(OnnxPackage.open(grows), output, SilentProgress())
+
+
+def engine_of(package: OnnxPackage, root: Path, dtype: str) -> EngineDir:
+    """Write what `build` says of an engine whose caches are of a dtype."""
+    caches = package.manifest.caches
+    assert caches is not None
+    names = [name for one in caches.buffers for name in (one.past, one.present)]
+    said = with_dtypes(package.manifest, dict.fromkeys(names, dtype))
+    sha256 = sha256_of(package.root / "manifest.json")
+    told = replace(MANIFEST, profiles=(), precision=dtype, package_sha256=sha256, caches=caches)
+    return EngineDir(write_engine(root, replace(told, inputs=said.inputs, outputs=said.outputs)))
+
+
+def test_an_engine_is_compared_on_caches_of_its_own_dtype(written: OnnxPackage, tmp_path: Path):
+    engine = engine_of(written, tmp_path / "engine", "float16")
+    package = engine.made_from(written.root)
+    assert package.manifest.inputs == engine.manifest.inputs
+    assert package.manifest.outputs == engine.manifest.outputs
+    for run, recorded in zip(package.vectors, written.vectors, strict=True):
+        check_inputs(engine.manifest.inputs, run.inputs)
+        assert {one.name: run.outputs[one.name].dtype.name for one in package.manifest.outputs} == {
+            one.name: one.dtype for one in engine.manifest.outputs
+        }
+        np.testing.assert_allclose(
+            run.outputs["present_key"], recorded.outputs["present_key"], rtol=1e-3
+        )
+
+
+def test_an_engine_of_a_package_that_is_gone_says_from_what_to_build(
+    grows: Path, written: OnnxPackage, tmp_path: Path
+):
+    engine = engine_of(written, tmp_path / "engine", "float32")
+    with pytest.raises(ConfigError, match="was not built from") as refused:
+        engine.made_from(grows)
+    assert "Export the model with --cache in-place" in str(refused.value.hint)
+
+
 @pytest.mark.parametrize(("found", "is_refused"), [("10.14.1", True), ("10.15.0", False)])
 def test_tensorrt_without_the_layer_is_refused(
-    grows: Path, tmp_path: Path, found: str, is_refused: bool
+    grows: Path, written: OnnxPackage, found: str, is_refused: bool
 ):
-    written = write_caches_in_place(OnnxPackage.open(grows), tmp_path / "written", SilentProgress())
     for package, refused in ((written, is_refused), (OnnxPackage.open(grows), False)):
         plan = BuildPlan(
             FLAVOURS["tensorrt"],

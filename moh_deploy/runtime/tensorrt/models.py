@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, TensorInfo
+from moh_deploy.package.cache_buffers import rounded_to, with_dtypes
 from moh_deploy.package.manifest_json import MANIFEST_NAME
 from moh_deploy.runtime.base import AS_IT_IS, Deployed, Description, Runner, Variant
 from moh_deploy.runtime.kernel_use import KernelUse
@@ -55,10 +56,11 @@ class EngineDir(Deployed):
         if sha256_of(package / MANIFEST_NAME) != manifest.package_sha256:
             raise ConfigError(
                 f"{self.root} was not built from {package}, or that has changed since.",
-                hint="Name the package that it was built from, or build the engine again.",
+                hint=_PACKAGE_IS_GONE
+                if manifest.caches is not None and opened.manifest.caches is None
+                else "Name the package that it was built from, or build the engine again.",
             )
-        # Recorded runs are of the original; how close an engine has to be depends on its precision.
-        return replace(opened, manifest=replace(opened.manifest, precision=manifest.precision))
+        return _as_engine_takes_it(opened, manifest)
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         return self.manifest.fits(sizes)
@@ -130,6 +132,30 @@ class EngineRunner(Runner):
             return KernelUse(None, "the engine was built without plugins", None)
         # A library that is embedded has no file: it is inside the engine.
         return KernelUse(self.engine.root / (plugin.file or ENGINE_NAME), None, None)
+
+
+_PACKAGE_IS_GONE = (
+    "Its caches were put in place when it was built, in a package that is gone. Export the model"
+    " with --cache in-place, and build the engine from that package."
+)
+
+
+def _as_engine_takes_it(package: OnnxPackage, engine: EngineManifest) -> OnnxPackage:
+    """Return the package with the precision of the engine, and caches in its dtypes."""
+    own = {one.name: one.dtype for one in (*package.manifest.inputs, *package.manifest.outputs)}
+    # Others keep their dtypes when the package is lowered.
+    dtypes = {
+        one.name: one.dtype
+        for one in (*engine.inputs, *engine.outputs)
+        if one.dtype != own.get(one.name)
+    }
+    # Recorded runs are of the original; how close an engine has to be depends on its precision.
+    manifest = replace(package.manifest, precision=engine.precision)
+    return replace(
+        package,
+        manifest=with_dtypes(manifest, dtypes),
+        vectors=tuple(rounded_to(one, dtypes) for one in package.vectors),
+    )
 
 
 def _impl(layer: EngineLayer, implementation: str) -> LayerImpl | None:
