@@ -18,8 +18,11 @@ from moh_deploy.system.digest import sha256_of
 _DOCTOR = "`moh-deploy doctor` says what is missing here."
 _NO_GPU = f"Run it on a machine with an NVIDIA GPU. {_DOCTOR}"
 _BUILD_HERE = "Build the engine again with the TensorRT and the GPU that are to run it."
+_IN_DIFFERENT_PROCESSES = "Run engines of different plugin libraries in different processes."
 _NAMESPACE = "moh"
 _MOST_LINES = 5
+# The digest of the library that the registry of each backend took in this process.
+_taken: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -142,18 +145,26 @@ def _make_plugins_known(trt: Any, runtime: Any, root: Path, manifest: EngineMani
     registry, path = trt.get_plugin_registry(), root / manifest.plugin.file
     # A library of moh-deploy is in this process already: its content has to be the same.
     if any(creator.plugin_namespace == _NAMESPACE for creator in registry.all_creators):
-        _check_same_library(path, manifest.plugin.sha256)
+        _check_same_library(path, manifest.plugin.sha256, _taken.get(manifest.backend))
+        return
     # None, without a word, is what it gives for whatever is wrong.
-    elif registry.load_library(str(path.resolve())) is None:
+    if registry.load_library(str(path.resolve())) is None:
         raise BackendError(f"TensorRT's plugin registry did not take {path}.", hint=_DOCTOR)
+    _taken[manifest.backend] = manifest.plugin.sha256
 
 
-def _check_same_library(path: Path, sha256: str) -> None:
+def _check_same_library(path: Path, sha256: str, taken: str | None) -> None:
     others = [one for one in _mapped_libraries() if sha256_of(one) != sha256]
     if others:
         raise BackendError(
             f"{others[0]} is in this process already, and is another library than {path}.",
-            hint="Run engines of different plugin libraries in different processes.",
+            hint=_IN_DIFFERENT_PROCESSES,
+        )
+    # A library stays when its file is gone, as it is where an engine was built again.
+    if taken not in (None, sha256):
+        raise BackendError(
+            f"another plugin library than {path} is in this process already.",
+            hint=_IN_DIFFERENT_PROCESSES,
         )
 
 

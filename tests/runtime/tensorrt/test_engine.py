@@ -353,6 +353,33 @@ print(json.dumps(attempt(lambda: Engine(sys.argv[3]))))
     assert f"{roots[0]}/libmoh_plugin.so is in this process already" in found[1]
 
 
+@nightly
+def test_an_engine_that_was_built_again_with_another_library_is_refused(
+    program: Program, fakes: Fakes, tmp_path: Path
+):
+    roots = [
+        write_engine(tmp_path / name, plugin=fakes.library("libmoh_plugin.so", f"int {name};"))
+        for name in ("old", "new")
+    ]
+    found = program(
+        """
+import os, shutil
+old, new = sys.argv[1:]
+Engine(old).close()
+shutil.copytree(old, old + ".same")
+shutil.rmtree(old)
+same = attempt(lambda: Engine(old + ".same").close())
+shutil.rmtree(old + ".same")
+os.rename(new, old)
+print(json.dumps([same, attempt(lambda: Engine(old))]))
+""",
+        *roots,
+    )
+    assert found[0] is None
+    assert found[1][0] == "BackendError"
+    assert "another plugin library than " in found[1][1]
+
+
 @sampled(5)
 @pytest.mark.parametrize(
     ("change", "message"),
