@@ -310,9 +310,7 @@ class _Build:
     def _write(self, layers: tuple[EngineLayer, ...], answer: BuildAnswer) -> None:
         """Put the engine directory at its place."""
         with self._progress.step("writing the engine"):
-            # A file that is no cache, or of another machine, stays as it is.
-            if self._times is not None and self._times.why_ignored() is None:
-                self._times.write((self._work / _TIMES_AFTER).read_bytes())
+            measured = None if self._times is None else (self._work / _TIMES_AFTER).read_bytes()
             if self._plan.keep_onnx:
                 for name in (MODEL_NAME, MODEL_DATA_NAME):
                     if (self._work / name).exists():
@@ -325,6 +323,10 @@ class _Build:
             for file in self._staged.path.iterdir():
                 sync_file(file)
             self._staged.commit()
+            # After the engine, which is whole without it. A file that is no cache, or of another
+            # machine, stays as it is.
+            if self._times is not None and measured and self._times.why_ignored() is None:
+                self._times.write(measured)
 
     def _bring_plugin(self) -> PluginInfo | None:
         library = self._plan.library

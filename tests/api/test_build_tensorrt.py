@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import moh_deploy
-from moh_deploy.errors import BackendError
+from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
+from moh_deploy.runtime.tensorrt.timing_cache import TimingCache
 from tests.cuda.trt import builds
 from tests.handmade_package import write_package
 from tests.nightly import nightly, one_in
@@ -164,6 +165,24 @@ def test_measured_times_are_kept_for_the_same_stack(
     (note,) = build(timing_cache=times, require_kernels=True).notes
     assert "times is neither used nor replaced: it was measured with TensorRT 11.0.0.1" in note
     assert times.read_bytes() == kept
+
+
+@nightly
+def test_an_engine_is_there_where_its_times_cannot_be_kept(
+    build: Callable[..., BuildReport],
+    stand_in_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def refuse(self: TimingCache, times: bytes) -> None:
+        assert times
+        raise PackageError(f"{self.path} cannot be written.")
+
+    stand_in.install(stand_in_folder, monkeypatch)
+    monkeypatch.setattr(TimingCache, "write", refuse)
+    with pytest.raises(PackageError, match="times cannot be written"):
+        build(timing_cache=tmp_path / "times", plain=True, plugin=None)
+    assert build(plain=True, plugin=None).status == "cached"
 
 
 def test_without_a_gpu_it_is_said_so(

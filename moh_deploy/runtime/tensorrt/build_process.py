@@ -160,6 +160,8 @@ class BuildProcess:
 
     def _messages(self) -> Iterator[Message]:
         for line in self._channel:
+            if not line.endswith("\n"):
+                return  # it died in the middle of it
             message = decode(line)
             assert not isinstance(message, BuildRequest | TimingRequest)
             yield message

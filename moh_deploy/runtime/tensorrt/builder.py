@@ -149,7 +149,8 @@ def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     if request.timing_cache_out is not None:
         measured = b"" if request.timing_cache is None else Path(request.timing_cache).read_bytes()
         # `False`: times of another GPU or version are refused, not used.
-        config.set_timing_cache(config.create_timing_cache(measured), False)
+        if not config.set_timing_cache(config.create_timing_cache(measured), False):
+            config.set_timing_cache(config.create_timing_cache(b""), False)
     return config
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from moh_deploy.errors import BackendError
+from moh_deploy.runtime.tensorrt import build_process
 from moh_deploy.runtime.tensorrt.build_process import BuildProcess
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.messages import BuildRequest
@@ -51,6 +53,22 @@ def test_a_library_that_is_not_taken_is_told(tmp_path: Path, request_of_nothing:
     message = _fails(tmp_path, request_of_nothing, plugin=str(tmp_path / "none.so"))
     assert "the plugin registry did not take" in message
     assert message.startswith("TensorRT-RTX: ")
+
+
+def test_a_process_that_dies_while_it_speaks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "dies.py").write_text(
+        """import os, sys; os.write(int(sys.argv[2]), b'{"Stack": {"ver'); os.abort()"""
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(build_process, "_WORKER", "dies")
+    installed = replace(RTX, module="json")
+    with (
+        pytest.raises(BackendError, match="ended the process that builds with SIGABRT"),
+        BuildProcess(installed, folder=tmp_path, log=tmp_path / "log"),
+    ):
+        pass
 
 
 def test_the_process_ends_with_the_block(tmp_path: Path):
