@@ -193,12 +193,15 @@ class StagedDirectory:
         if not self.output.is_dir():
             self.path.chmod(self._mode)
             return
-        for file in self.path.iterdir():
+        for file in list(self.path.iterdir()):
             # A file that was not there before takes after the directory.
             earlier = self.output / file.name
-            _take_over_owner(earlier if earlier.is_file() else self.output, file)
-            if earlier.is_file() and _mode(earlier) != _mode(file):
-                file.chmod(_mode(earlier))
+            kept = earlier if earlier.is_file() else self.output
+            mode = _mode(earlier if earlier.is_file() else file)
+            if (_owner(file), _mode(file)) != (_owner(kept), mode):
+                _part_from_links(file)
+                _take_over_owner(kept, file)
+                file.chmod(mode)
         _take_over_owner(self.output, self.path)
         self.path.chmod(_mode(self.output))
 
@@ -262,18 +265,27 @@ def temporary_place(name: str) -> Path:
 def staged_file(output: Path) -> Iterator[Path]:
     """Yield a path to write to; the file appears at `output` if the block ends without exception.
 
+    It takes over the permissions of a file that it replaces, and owner and group where this user
+    may give them.
+
     Raises:
-        PackageError: It cannot be written, or the disk is full.
+        PackageError: It cannot be written, the disk is full, or what is there is no regular file: a
+            device, a FIFO or a directory is not replaced.
     """
     target = _resolved(output)
     claims: list[Claim] = []
     with cleaned_up_on_termination(lambda: _drop(claims)):
         try:
+            if target.exists() and not target.is_file():
+                raise PackageError(f"{output} is no regular file: it is not replaced.")
             remove_leftovers(target)
             claims.append(claim_file(target))
             partial = claims[0].path
             yield partial
             sync_file(partial)
+            if target.is_file():
+                _take_over_owner(target, partial)
+                partial.chmod(_mode(target))
             partial.replace(target)
         except OSError as error:
             problem = "disk full" if is_disk_full(error) else error.strerror or str(error)
@@ -317,14 +329,29 @@ def _mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+def _owner(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_uid, found.st_gid
+
+
+def _part_from_links(file: Path) -> None:
+    """Make a file its own before its rights change: `link_or_copy` may share it with a package."""
+    if not file.is_file() or file.stat().st_nlink == 1:
+        return
+    own = hidden_sibling(file, "partial")
+    shutil.copyfile(file, own)
+    sync_file(own)
+    own.replace(file)
+
+
 def _take_over_owner(earlier: Path, path: Path) -> None:
     """Owner and group, or the group alone, as far as this user may: root any, others their own."""
-    wanted, found = earlier.stat(), path.stat()
-    if (found.st_uid, found.st_gid) == (wanted.st_uid, wanted.st_gid):
+    wanted = _owner(earlier)
+    if _owner(path) == wanted:
         return
-    for owner in (wanted.st_uid, -1):
+    for owner in (wanted[0], -1):
         with suppress(OSError):
-            os.chown(path, owner, wanted.st_gid)
+            os.chown(path, owner, wanted[1])
             return
 
 

@@ -115,6 +115,21 @@ def test_permissions_of_an_earlier_package_are_kept(tmp_path: Path):
     assert modes(root) == before
 
 
+def test_a_file_that_is_brought_along_keeps_its_permissions_at_its_source(tmp_path: Path):
+    source = write_package(tmp_path / "source", external_data=True)
+    (source.root / "model.onnx.data").chmod(0o600)
+    output = write_package(tmp_path / "output", external_data=True).root
+    (output / "model.onnx.data").chmod(0o644)
+    with PackageWriter(output) as writer:
+        for name in ("model.onnx", "model.onnx.data"):
+            writer.bring_along(source, name)
+        writer.finish(MANIFEST, [vectors()])
+    assert modes(source.root)["model.onnx.data"] == 0o600
+    assert modes(output)["model.onnx.data"] == 0o644
+    # What has the same permissions is not copied.
+    assert (source.root / "model.onnx").samefile(output / "model.onnx")
+
+
 def test_nobody_else_can_read_a_package_before_it_is_finished(tmp_path: Path):
     with PackageWriter(tmp_path / "package") as writer:
         assert writer.root.stat().st_mode & 0o077 == 0

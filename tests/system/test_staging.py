@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,25 @@ def test_file_appears_when_the_block_ends(tmp_path: Path):
         assert (tmp_path / "out").read_text() == "old"
     assert (tmp_path / "out").read_text() == "new"
     assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def test_permissions_of_the_file_that_was_there_are_kept(tmp_path: Path):
+    (tmp_path / "out").touch(0o600)
+    with staged_file(tmp_path / "out") as path:
+        path.write_text("new")
+    assert (tmp_path / "out").read_text() == "new"
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path):
+    """As root anybody could make a file of /dev/null."""
+    os.mkfifo(tmp_path / "out")
+    with (
+        pytest.raises(PackageError, match="out is no regular file"),
+        staged_file(tmp_path / "out") as path,
+    ):
+        path.write_text("new")
+    assert (tmp_path / "out").is_fifo()
 
 
 def interrupt_halfway(output: Path) -> None:
