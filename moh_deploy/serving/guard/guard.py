@@ -116,6 +116,7 @@ class Guard:
         self._aside = Aside("guard")
         self._is_probing = False
         self._drift = ""
+        self._file_pin: str | None = None  # what the control file said last
         self._next_probe = float("-inf")
         self._transitions: Counter[tuple[str, str, TripReason]] = Counter()
         self._fallbacks: Counter[tuple[str, str]] = Counter()
@@ -418,8 +419,11 @@ class Guard:
         if said.pin is not None and said.pin not in self._state.names:
             known = ", ".join(self._state.names)
             self._note_control(f"pin is '{said.pin}', which is no rung; expected one of {known}.")
-        elif said.pin != self._state.pinned:
-            self._state.pin(said.pin, {"by": "control file"})
+        elif said.pin != self._file_pin:
+            # A file about something else leaves a switch as it is that was set by another hand.
+            self._file_pin = said.pin
+            if said.pin != self._state.pinned:
+                self._state.pin(said.pin, {"by": "control file"})
 
     def _note_control(self, problem: str) -> None:
         # Who wrote the file may keep no log, and would wait for what never comes.

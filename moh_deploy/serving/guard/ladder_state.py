@@ -152,7 +152,10 @@ class LadderState:
             self._drift.close(now)
             self._change("", "off", before, "drift is over", {})
         rungs = self._closed()
-        half_open = [i for i, one in enumerate(self._breakers) if one.state == "half-open"]
+        first = self._pinned or 0
+        half_open = [
+            i for i, one in enumerate(self._breakers) if one.state == "half-open" and i >= first
+        ]
         # Nothing else serves: half-open rungs do, and each answer is judged as any other.
         if not rungs:
             return Route(tuple(half_open), None)

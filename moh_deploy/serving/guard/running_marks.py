@@ -9,6 +9,7 @@ nobody holds.
 from __future__ import annotations
 
 import fcntl
+import glob
 import mmap
 import os
 import tempfile
@@ -93,7 +94,7 @@ def died_in(log: Path | None) -> tuple[str, ...]:
     if log is None:
         return ()
     found: dict[str, None] = {}
-    for path in sorted(log.parent.glob(f"{log.name}.running-*")):
+    for path in sorted(log.parent.glob(f"{glob.escape(log.name)}.running-*")):
         # Another process may be reading it, and take it away.
         with suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,6 +7,7 @@ counted.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections import Counter, deque
@@ -171,7 +172,7 @@ class Shadow:
         with self._lock:
             self._counts[_OUTCOMES[report.answer]] += 1
             # NaN compares with nothing: it is the largest.
-            if not report.max_abs_error <= self._largest:
+            if not (math.isnan(self._largest) or report.max_abs_error <= self._largest):
                 self._largest = report.max_abs_error
             self._reasons.extend(one[:500] for one in report.reasons[:1])
 

@@ -225,6 +225,15 @@ def test_the_control_file_switches_alarms_and_plants(make: Make):
     assert ladder.guard.mode == "functions"
 
 
+def test_an_alarm_in_the_control_file_does_not_release_a_pin_of_another_hand(make: Make):
+    ladder = make(control=True)
+    ladder.guard.pin("functions", "http")
+    write_control(ladder.control_file, Control(drift="watch has alarmed"))
+    assert ladder.ask().rung == "functions"
+    write_control(ladder.control_file, Control(pin="kernels"))
+    assert ladder.ask().rung == "kernels"
+
+
 def test_a_server_that_was_not_started_for_a_drill_plants_nothing(make: Make):
     ladder = make(control=True, drill=False)
     write_control(ladder.control_file, Control(faults=("nan", "drift")))

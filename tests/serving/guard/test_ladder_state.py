@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from moh_deploy.serving.guard.breaker import BreakerLimits
-from moh_deploy.serving.guard.ladder_state import NOWHERE, LadderState, RungFailure
+from moh_deploy.serving.guard.ladder_state import NOWHERE, LadderState, Route, RungFailure
 
 LIMITS = BreakerLimits(
     cool_down_s=10, longest_cool_down_s=40, stable_s=60, probes=2, p99_ms=100, min_samples=5
@@ -120,6 +120,16 @@ def test_the_switch_does_not_make_an_open_rung_serve():
     fail(state, 0)
     state.pin("kernels", {})
     assert state.route(1).rungs == (1,)
+
+
+def test_the_switch_keeps_half_open_rungs_above_it_from_serving_and_from_probes():
+    state = ladder(2)
+    fail(state, 0)
+    state.pin("functions", {})
+    assert state.route(10) == Route((1,), None)
+    state.unavailable(10, 1, "no file")
+    assert state.route(15).rungs == ()
+    assert state.route(20).rungs == (1,)
 
 
 def test_where_no_rung_is_closed_a_half_open_one_serves_and_comes_back():

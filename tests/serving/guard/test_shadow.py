@@ -100,6 +100,19 @@ def test_a_shadow_that_fails_is_counted_and_harms_no_answer(
     served.close()
 
 
+def test_the_largest_error_stays_nan(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    served, beside = observed(package, package.root)
+    served.answer({"x": np.full_like(vectors().inputs["x"], np.nan)})
+    beside.wait()
+    assert np.isnan(beside.report().max_abs_error)
+    served.answer(vectors().inputs)
+    beside.wait()
+    assert beside.report().compared == 2
+    assert np.isnan(beside.report().max_abs_error)
+    served.close()
+
+
 @pytest.mark.parametrize("share", [0, 1.5, -1])
 def test_a_share_is_above_0_and_at_most_1(tmp_path: Path, share: float):
     package = write_package(tmp_path / "package")
