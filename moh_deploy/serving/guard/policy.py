@@ -256,12 +256,15 @@ def _check_loss(loss: MeasuredLoss, place: str) -> None:
                 hint="Name the metric that was measured, and its loss.",
             )
         return
-    metrics = {str(one.get("metric")): one for one in report["accuracy"] if isinstance(one, dict)}
-    if loss.metric not in metrics:
+    metrics = [one for one in report["accuracy"] if isinstance(one, dict)]
+    found = [one for one in metrics if str(one.get("metric")) == loss.metric]
+    if not found:
+        names = dict.fromkeys(str(one.get("metric")) for one in metrics)
         raise ConfigError(
-            f"{place}.metric is '{loss.metric}'; {loss.report} has {shortened(metrics) or 'none'}."
+            f"{place}.metric is '{loss.metric}'; {loss.report} has {shortened(names) or 'none'}."
         )
-    measured = _loss_of(metrics[loss.metric], f"{place}: {loss.report}")
+    # One for each reference that it was compared with: the largest counts.
+    measured = max(_loss_of(one, f"{place}: {loss.report}") for one in found)
     # Rounded up is fine, rounded down is not.
     if loss.loss < measured - 5e-5:
         raise ConfigError(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import yaml
 
+_ROUTING_UNSEEN = "MohRoutingUnseen"
+
 
 @dataclass(frozen=True)
 class _Alert:
-    """A rule; `{model}` in its expression stands for the selector of the model."""
+    """A rule; in its expression `{model}` selects the model, and `{first}` is the first rung."""
 
     name: str
     expression: str
@@ -27,7 +30,7 @@ _ALERTS = (
         "nothing is heard of the server, or it has not loaded the model",
     ),
     _Alert(
-        "MohRoutingUnseen",
+        _ROUTING_UNSEEN,
         "sum(rate(nv_inference_count{{{model}}}[10m])) > 0"
         " unless sum(rate(moh_routed_tokens_total{{{model}}}[10m])) > 0",
         "10m",
@@ -88,10 +91,10 @@ _ALERTS = (
     ),
     _Alert(
         "MohFallback",
-        'sum by (rung) (moh_mode{{{model},rung!="kernels"}}) > 0',
+        "sum by (rung) (moh_mode{{{model},rung!={first}}}) > 0",
         "5m",
         "warning",
-        "an instance answers by another rung than the kernels",
+        "an instance answers by another rung than the first",
     ),
     _Alert(
         "MohRefused",
@@ -110,22 +113,25 @@ _ALERTS = (
 )
 
 
-def alerts_text(model: str) -> str:
+def alerts_text(model: str, *, first_rung: str = "kernels", counts_routing: bool = True) -> str:
     """Return the rules as YAML, for a Prometheus that scrapes the server's metrics port.
 
     Args:
         model: Name of the model in the server.
+        first_rung: The rung of the guard that answers while all is well.
+        counts_routing: The server counts what routers do; where it does not, none can miss it.
     """
-    selector = f'model="{model}"'
+    parts = {"model": f'model="{model}"', "first": json.dumps(first_rung, ensure_ascii=False)}
     rules = [
         {
             "alert": one.name,
-            "expr": one.expression.format(model=selector),
+            "expr": one.expression.format(**parts),
             "for": one.lasts,
             "labels": {"severity": one.severity, "model": model},
             "annotations": {"summary": f"{model}: {one.summary}"},
         }
         for one in _ALERTS
+        if counts_routing or one.name != _ROUTING_UNSEEN
     ]
     content = {"groups": [{"name": f"moh-deploy {model}", "rules": rules}]}
     return yaml.safe_dump(content, sort_keys=False, width=100)

@@ -49,9 +49,11 @@ from moh_deploy.runtime.tensorrt.engine_dir import (
 )
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.drift.reference import read_reference
+from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.joining import find_joining
 from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.telemetry.routing import RoutingReader
 from moh_deploy.serving.triton import library_needs, supervise
 from moh_deploy.serving.triton.alerts import alerts_text
 from moh_deploy.serving.triton.bundle_json import (
@@ -358,14 +360,22 @@ class _Writing:
         """Write what watches and deploys the server."""
         options, name = self.options, self.options.settings.name
         (root / "dashboard.json").write_text(dashboard_text(name), encoding="utf-8")
-        (root / "alerts.yaml").write_text(alerts_text(name), encoding="utf-8")
+        (root / "alerts.yaml").write_text(self._alerts(), encoding="utf-8")
         image = options.image or f"triton-with-moh-deploy:{__version__}"
         storage = options.storage or f"pvc://models/{name}"
-        cluster = Cluster(image, storage, has_probe=has_probe)
+        is_written = options.beside.guard
+        cluster = Cluster(image, storage, has_probe=has_probe, is_written=is_written)
         text = kserve_text(options.settings, self.backend, cluster)
         (root / "kserve.yaml").write_text(text, encoding="utf-8")
         if options.reference is not None:
             shutil.copyfile(options.reference, root / REFERENCE_NAME)
+
+    def _alerts(self) -> str:
+        name, policy = self.options.settings.name, self.options.beside.policy
+        rungs = GuardPolicy().rungs if policy is None else read_guard_policy(policy).rungs
+        # The server's own backends count none, nor does ours where no gate depends on an input.
+        counts = self.backend == "python" and bool(RoutingReader.of(self._package()).values)
+        return alerts_text(name, first_rung=rungs[0].called, counts_routing=counts)
 
 
 def _backend_for(model: Deployed, asked: Backend | None) -> Backend:

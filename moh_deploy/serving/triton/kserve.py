@@ -32,11 +32,13 @@ class Cluster:
         image: The container: Triton, with moh-deploy where the backend is `python`.
         storage: Where the bundle is: `pvc://models/digits`.
         has_probe: The bundle has a script that asks for an answer.
+        is_written: The server writes into the bundle: the log of its guard.
     """
 
     image: str
     storage: str
     has_probe: bool = False
+    is_written: bool = False
 
 
 def kserve_text(settings: ServingSettings, backend: Backend, cluster: Cluster) -> str:
@@ -53,7 +55,7 @@ def kserve_text(settings: ServingSettings, backend: Backend, cluster: Cluster) -
     name = _kubernetes_name(settings.name)
     cores = str(settings.instances * (settings.threads or 1))
     env = {"LD_LIBRARY_PATH": f"{_MODELS}/{LIBRARIES}"} if backend == "onnxruntime" else {}
-    documents = (_runtime(name, cluster, cores, env), _service(name, cluster.storage))
+    documents = (_runtime(name, cluster, cores, env), _service(name, cluster))
     texts = [yaml.safe_dump(one, sort_keys=False, width=100) for one in documents]
     return _COMMENT.format(percent=CANARY_PERCENT) + "---\n".join(texts)
 
@@ -112,11 +114,13 @@ def _probes(*, has_probe: bool) -> Mapping[str, object]:
     return found
 
 
-def _service(name: str, storage: str) -> Mapping[str, object]:
+def _service(name: str, cluster: Cluster) -> Mapping[str, object]:
+    # Without it KServe mounts volumes for reading only.
+    writable = {"annotations": {"storage.kserve.io/readonly": "false"}}
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": name},
+        "metadata": {"name": name, **(writable if cluster.is_written else {})},
         "spec": {
             "predictor": {
                 "canaryTrafficPercent": CANARY_PERCENT,
@@ -124,7 +128,7 @@ def _service(name: str, storage: str) -> Mapping[str, object]:
                     "modelFormat": {"name": "triton", "version": "2"},
                     "protocolVersion": "v2",
                     "runtime": f"{name}-triton",
-                    "storageUri": storage,
+                    "storageUri": cluster.storage,
                 },
             }
         },

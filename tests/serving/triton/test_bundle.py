@@ -75,6 +75,8 @@ def test_the_servers_own_backend_joins_only_what_is_independent(
     text = (tmp_path / "b/repository/m/config.pbtxt").read_text()
     assert batches in text
     assert ("dynamic_batching" in text) == (operator is None)
+    # It would fire for ever: that backend counts no routing.
+    assert "MohRoutingUnseen" not in (tmp_path / "b/alerts.yaml").read_text()
 
 
 def test_moved_bundle_answers_as_the_package_does(tmp_path: Path):

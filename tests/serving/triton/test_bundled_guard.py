@@ -21,7 +21,7 @@ from tests.handmade_package import vectors, write_package
 
 POLICY = """\
 rungs:
-- kind: kernels
+- {kind: kernels, name: fast}
 - {kind: package, name: plain, path: plain, measured_loss: {report: equal.json}}
 """
 
@@ -68,6 +68,8 @@ def test_moved_bundle_falls_back_to_the_package_that_it_brought(tmp_path: Path, 
     moved = tmp_path / "moved"
     shutil.move(root, moved)
     shutil.rmtree(policy.parent)
+    assert 'rung!="fast"' in (moved / "alerts.yaml").read_text()
+    assert "readonly: 'false'" in (moved / "kserve.yaml").read_text()
     write_control(moved / "guard/control.json", Control(faults=("nan",)))
     assert rung_of_answer(moved) == "plain"
 

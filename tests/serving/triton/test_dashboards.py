@@ -106,6 +106,15 @@ def test_rules_are_of_this_model_only():
         assert all('model="' in one for one in selectors)
 
 
+def test_rules_are_those_of_what_is_served():
+    text = alerts_text("digits", first_rung='the "fast" one', counts_routing=False)
+    assert "MohRoutingUnseen" not in text
+    (group,) = yaml.safe_load(text)["groups"]
+    (rule,) = (one for one in group["rules"] if one["alert"] == "MohFallback")
+    assert r'rung!="the \"fast\" one"' in rule["expr"]
+    assert {"MohRoutingUnseen", "MohFallback"} <= {one["alert"] for one in rules()}
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_prometheus_takes_the_rules(tmp_path: Path):
     path = tmp_path / "alerts.yaml"
@@ -246,9 +255,13 @@ def matches(value: object, schema: Any) -> bool:
 @pytest.mark.parametrize("backend", ["python", "onnxruntime"])
 def test_kserve_gets_a_runtime_and_a_service_that_uses_it(backend: Any):
     settings = ServingSettings("My_Digits.v2", instances=2, threads=3)
-    text = kserve_text(settings, backend, Cluster("i:1", "pvc://models/d", has_probe=True))
-    runtime, service = yaml.safe_load_all(text)
+    is_written = backend == "python"
+    cluster = Cluster("i:1", "pvc://models/d", has_probe=True, is_written=is_written)
+    runtime, service = yaml.safe_load_all(kserve_text(settings, backend, cluster))
     assert matches(runtime, RUNTIME)
+    # A volume is mounted for reading, where nothing else is asked for.
+    writable = {"storage.kserve.io/readonly": "false"} if is_written else None
+    assert service["metadata"].pop("annotations", None) == writable
     assert matches(service, SERVICE)
     assert runtime["metadata"]["name"] == "my-digits-v2-triton"
     assert service["spec"]["predictor"]["model"]["runtime"] == "my-digits-v2-triton"
