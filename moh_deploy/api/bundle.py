@@ -16,6 +16,8 @@ from moh_deploy.serving.triton.config_pbtxt import Backend
 from moh_deploy.system.progress import Progress, SilentProgress
 
 DEFAULT_GUARD = "default"
+LARGEST_OPTION = 1e9
+"""Of a server's numbers: clocks and configurations overflow at larger ones."""
 
 
 def bundle(
@@ -87,8 +89,9 @@ def bundle(
         ("max_delay_ms", max_delay_ms, 0),
         ("sample_every", sample_every, 0),
     ):
-        if number is not None and number < least:
-            raise ConfigError(f"{option} is {number}, expected {least} or more.")
+        if number is not None and not least <= number <= LARGEST_OPTION:
+            expected = f"{least} or more" if number < least else f"{LARGEST_OPTION:g} at most"
+            raise ConfigError(f"{option} is {number}, expected {expected}.")
     settings = ServingSettings(
         name=name or _name_of(Path(artefact)),
         instances=instances,

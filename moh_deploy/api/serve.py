@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moh_deploy.api.bundle import DEFAULT_GUARD
+from moh_deploy.api.bundle import DEFAULT_GUARD, LARGEST_OPTION
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.serving.http.limits import MIB, HttpLimits
 from moh_deploy.serving.served_model import cores
@@ -115,8 +115,9 @@ def serve(
         ("request-timeout", request_timeout, _SHORTEST_S),
         ("shutdown-timeout", shutdown_timeout, _SHORTEST_S),
     ):
-        if number is not None and number < least:
-            raise ConfigError(f"--{option} is {number:g}, expected {least:g} or more.")
+        if number is not None and not least <= number <= LARGEST_OPTION:
+            expected = f"{least:g} or more" if number < least else f"{LARGEST_OPTION:g} at most"
+            raise ConfigError(f"--{option} is {number:g}, expected {expected}.")
     given: dict[str, object] = {
         "name": name,
         "instances": instances,

@@ -49,6 +49,8 @@ def test_guard_is_the_usual_one_by_its_name(package: Path, tmp_path: Path):
         ({"instances": 0}, "instances is 0, expected 1 or more"),
         ({"threads": 0}, "threads is 0, expected 1 or more"),
         ({"max_delay_ms": -1}, "max_delay_ms is -1, expected 0 or more"),
+        ({"max_delay_ms": float("inf")}, "max_delay_ms is inf, expected 1e+09 at most"),
+        ({"max_delay_ms": float("nan")}, "max_delay_ms is nan, expected 1e+09 at most"),
         ({"shadow_share": 0}, "shadow_share is 0, expected more than 0"),
         ({"drill": True}, "drill is for a guard: there is none"),
         ({"reference": "r.json", "sample_every": 0}, "routing that is read: sample_every is 0"),

@@ -105,7 +105,17 @@ def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, object], m
         drill(tmp_path, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "https://host:1", "http://host:1/v2/models"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8000",
+        "https://host:1",
+        "http://host:1/v2/models",
+        "http://localhost:PORT",
+        "http://host:80000",
+        "http://[::1",
+    ],
+)
 def test_an_address_of_another_form_is_refused(tmp_path: Path, url: str):
     package = write_package(tmp_path / "package")
     files = {"name": "m", "control": tmp_path / "c", "audit_log": tmp_path / "a"}

@@ -93,10 +93,14 @@ def test_bundle_for_a_server_alone_is_refused(package: Path, tmp_path: Path):
     [
         ({"name": "a/b"}, "the model's name is 'a/b', expected letters"),
         ({"read_timeout": 0}, "--read-timeout is 0, expected 0.001 or more"),
+        ({"max_delay_ms": float("inf")}, r"--max-delay-ms is inf, expected 1e\+09 at most"),
+        ({"max_delay_ms": float("nan")}, r"--max-delay-ms is nan, expected 1e\+09 at most"),
         ({"threads": 0}, "--threads is 0, expected 1 or more"),
         ({"drill": True}, "--drill are of a guard: give --guard default, too"),
         ({"reference": "r.json", "sample_every": 0}, "routing that is read: --sample-every is 0"),
         ({"host": "192.0.2.1"}, "nobody can listen at 192.0.2.1, port 0"),
+        ({"host": "a..b"}, "nobody can listen at a..b, port 0: .*idna"),
+        ({"port": 70000}, "port is 70000, expected 0 to 65535"),
     ],
     ids=str,
 )

@@ -236,11 +236,16 @@ class ServerAt(Target):
     def __init__(
         self, url: str, model: str, outputs: Sequence[str], control: Path, audit_log: Path
     ) -> None:
-        parts = urlsplit(url)
+        other = f"url is '{url}', expected http://HOST:PORT."
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:  # of a port, or of brackets
+            raise ConfigError(other) from None
         if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
-            raise ConfigError(f"url is '{url}', expected http://HOST:PORT.")
+            raise ConfigError(other)
         self.control, self.audit_log = control, audit_log
-        self._url, self._host, self._port = url, parts.hostname, parts.port or 80
+        self._url, self._host, self._port = url, parts.hostname, port or 80
         self._model, self._outputs = model, tuple(outputs)
 
     @property

@@ -434,7 +434,7 @@ def _timeout(parameters: Mapping[str, object]) -> float | None:
     timeout = parameters.get("timeout")
     if not timeout:
         return None
-    if type(timeout) is not int or timeout < 0:
+    if type(timeout) is not int or not 0 < timeout < 2**63:
         raise Refusal("the parameter timeout is no number of microseconds.")
     return timeout / 1e6
 

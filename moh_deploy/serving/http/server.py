@@ -311,11 +311,14 @@ class _Stop:
 
 
 def _listener(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"port is {port}, expected 0 to {2**16 - 1}.")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter: of a name that cannot be one
+        why = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"nobody can listen at {host}, port {port}: {error.strerror or error}.",
+            f"nobody can listen at {host}, port {port}: {why}.",
             hint="Another server may be there: --port 0 takes any port that is free.",
         ) from error

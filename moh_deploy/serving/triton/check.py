@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from moh_deploy.system.digest import sha256_of
 
 _MOST_CONFIG_BYTES = 2**20
 _ENVIRONMENT = "EXECUTION_ENV_PATH"
+_THREADS = "intra_op_thread_count"
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,9 @@ def _config_problems(config: Mapping[str, Sequence[TextValue]], bundle: Bundle) 
         found = config.get(key, [expected] if key == "name" else [])
         if list(found) != [expected]:
             yield f"{key} is {_shown(found)}, expected {expected}"
+    if bundle.backend == "onnxruntime" and _native_threads(config) is None:
+        text = (_parameter(config, _THREADS) or "")[:20]
+        yield f"{_THREADS} is '{text}', expected a number of threads"
     most = _number(config, "max_batch_size", 0)
     if not (0 < most <= bundle.max_batch or most == bundle.max_batch == 0):
         expected = f"1 to {bundle.max_batch}" if bundle.max_batch else "0"
@@ -264,6 +269,12 @@ def _config_problems(config: Mapping[str, Sequence[TextValue]], bundle: Bundle) 
                         f"{key} '{tensor.name}': {part} is {_shown(found)}, expected"
                         f" {_shown(expected_message[part])}"
                     )
+
+
+def _native_threads(config: Mapping[str, Sequence[TextValue]]) -> int | None:
+    """Return the threads of the server's own backend; 0: it chooses, None: it is no number."""
+    text = _parameter(config, _THREADS) or "0"
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
 def _named_files(
@@ -301,7 +312,7 @@ def _check_cores(config: Mapping[str, Sequence[TextValue]], bundle: Bundle) -> I
     cores = len(os.sched_getaffinity(0))
     threads = bundle.settings.threads
     if bundle.backend == "onnxruntime":
-        threads = int(_parameter(config, "intra_op_thread_count") or 0) or cores
+        threads = _native_threads(config) or cores
     used = instances * (threads or max(1, cores // max(1, instances)))
     noun = "instance" if instances == 1 else "instances"
     text = f"{instances} {noun} with {used // max(1, instances)} threads, {cores} cores"

@@ -182,6 +182,10 @@ REFUSED = {
     "parameters a list": ({"inputs": [], "parameters": []}, "parameters of the request is no"),
     "sequence": ({"inputs": [], "parameters": {"sequence_id": 7}}, "sequence_id is not supported"),
     "timeout": ({"inputs": [], "parameters": {"timeout": "1s"}}, "no number of microseconds"),
+    "long timeout": (
+        b'{"inputs": [], "parameters": {"timeout": 1' + b"0" * 400 + b"}}",
+        "no number of microseconds",
+    ),
     "flag": ({"inputs": [], "parameters": {"binary_data_output": 1}}, "neither true nor false"),
     "twice": ({"inputs": [GOOD, GOOD]}, "'x' is there twice"),
     "other output": (

@@ -100,6 +100,14 @@ def test_more_threads_than_cores_are_a_note(bundle: Path, server: Path):
     assert "4096 instances" in threads.found
 
 
+@pytest.mark.parametrize("text", ["auto", "9" * 5000])
+def test_threads_that_are_no_number_are_wrong(native: Path, text: str):
+    old = 'key: "intra_op_thread_count"\n  value {\n    string_value: "1"'
+    replace_in(native, CONFIG, old, old.replace('"1"', f'"{text}"'))
+    found = [one.found for one in wrong(examine_bundle(native)) if one.what == CONFIG]
+    assert found == [f"intra_op_thread_count is '{text[:20]}', expected a number of threads"]
+
+
 def remove(name: str) -> Callable[[Path], None]:
     return lambda root: (root / name).unlink()
 
