@@ -61,5 +61,6 @@ def _how_it_runs(root: str) -> str:
         found = runner.describe()
     if model.is_compiled:
         return found.runtime
-    kernels, functions = found.kernel_nodes, len(found.layer_impl) - found.kernel_nodes
-    return f"{found.runtime}, {kernels} nodes on a kernel, {functions} as functions"
+    nodes = f"{found.kernel_nodes} nodes on a kernel, {found.function_nodes} as functions"
+    dense = list(found.layer_impl.values()).count("dense")
+    return f"{found.runtime}, {nodes}" + (f", {dense} dense" if dense else "")

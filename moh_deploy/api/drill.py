@@ -19,7 +19,7 @@ from moh_deploy.serving.drill.targets import HttpServer, InProcess, ServerAt, Ta
 from moh_deploy.serving.guard.faults import FAULTS
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.serving.triton.bundle_json import BUNDLE_NAME
+from moh_deploy.serving.triton.bundle_json import is_bundle
 from moh_deploy.serving.triton.opened_bundle import bundled_model
 from moh_deploy.serving.triton.server import TritonServer, find_server
 from moh_deploy.system.npz import Array
@@ -99,7 +99,7 @@ def drill(
         raise ConfigError(f"tritonserver is {tritonserver}, where there is no bin/tritonserver.")
     with progress.step("reading the package"):
         root, bundled = Path(package_dir), None
-        if (root / BUNDLE_NAME).is_file():
+        if is_bundle(root):
             root, bundled = bundled_model(root)
             policy = policy or bundled.policy
         model = find_deployed(root)

@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,23 +70,25 @@ def probe_tools() -> Tools:
     return Tools(
         nvcc=_tool("nvcc", r"release (\d+\.\d+)", also_in=f"{home}/bin"),
         cmake=_tool("cmake", r"version (\d+\.\d+\S*)"),
-        compiler=_tool(os.environ.get("CXX", "c++"), r" (\d+\.\d+\.\d+)"),
+        compiler=_tool(os.environ.get("CXX", "").strip() or "c++", r" (\d+\.\d+\.\d+)"),
         headers={name: _folder_of(*where) for name, where in _HEADERS.items()},
     )
 
 
 def _tool(name: str, pattern: str, *, also_in: str = "") -> ToolFacts:
+    # A compiler may have a launcher and options: `ccache g++`.
+    program, *arguments = name.split()
     # CUDA's toolkit is often installed without being on PATH.
-    path = shutil.which(name) or shutil.which(name, path=also_in)
+    path = shutil.which(program) or shutil.which(program, path=also_in)
     if path is None:
         return ToolFacts(name, None, None)
-    return ToolFacts(name, Path(path), _version(path, pattern))
+    return ToolFacts(name, Path(path), _version([path, *arguments], pattern))
 
 
-def _version(path: str, pattern: str) -> str | None:
+def _version(command: Sequence[str], pattern: str) -> str | None:
     try:
         ran = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=30, check=False
+            [*command, "--version"], capture_output=True, text=True, timeout=30, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

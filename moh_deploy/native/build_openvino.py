@@ -60,18 +60,23 @@ def build_openvino(folder: Path) -> Path:
     target = folder / OPENVINO_NAME
     # In place in one step: a process may have the old one in use.
     partial = target.with_name(f"{OPENVINO_NAME}.partial")
-    done = subprocess.run(
-        _command(compiler, wheel, sources, partial),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
+    try:
+        done = _ran(_command(compiler, wheel, sources, partial))
+        if done.returncode:
+            raise NotBuilt(f"the compiler failed:\n{done.stdout}")
+        partial.replace(target)
+    finally:
         partial.unlink(missing_ok=True)
-        raise NotBuilt(f"the compiler failed:\n{done.stdout}")
-    partial.replace(target)
     return target
+
+
+def _ran(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+    except OSError as error:
+        raise NotBuilt(f"{command[0]} cannot be run: {error.strerror}") from error
 
 
 def _wheel() -> Path:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.api.doctor import doctor
+from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.machine.doctor_report import DoctorReport
 from tests.cli.run_cli import REPOSITORY
 from tests.fakes import Fakes, fakes
@@ -102,11 +103,14 @@ def test_the_report_is_json(here: DoctorReport):
 
 @nightly
 def test_an_artefact_is_loaded(tmp_path: Path):
-    package = write_package(tmp_path / "package").root
+    made = write_package(tmp_path / "made")
+    package = tmp_path / "package"
+    write_choices(made, [replace(layer, choice="dense") for layer in made.manifest.layers], package)
     found = doctor(package)
     assert found.failure is None
     assert found.abilities[-1].name == f"run {package}"
     assert "ONNX Runtime" in str(found.abilities[-1].how)
+    assert str(found.abilities[-1].how).endswith("0 nodes on a kernel, 0 as functions, 1 dense")
 
 
 @nightly

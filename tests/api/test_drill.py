@@ -6,12 +6,14 @@ import pytest
 
 from moh_deploy.api.bundle import bundle
 from moh_deploy.api.drill import drill
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving.drill.targets import DRILLED_NAME, HttpServer
+from moh_deploy.serving.genai.bundle import write_genai_bundle
 from tests.handmade_package import write_package
 from tests.nightly import nightly
 from tests.routed_package import write_routed
+from tests.serving.genai import decoder_package
 
 QUICK = "rungs: [{kind: functions, name: first}, {kind: functions}]\ncool_down: {first_s: 0.5}"
 SHORT = {"seconds": 0.3, "clients": 2, "in_process": True}
@@ -65,6 +67,14 @@ def test_the_policy_of_a_bundle_is_drilled(tmp_path: Path):
     assert report.passed, report.reasons
     assert report.before.served.keys() == {"first"}
     assert report.policy == str(tmp_path / "bundle" / "guard" / "policy.yaml")
+
+
+def test_a_bundle_for_genai_is_not_read_as_one_for_triton(tmp_path: Path):
+    files = {"tokenizer.json": "{}", "tokenizer_config.json": "{}"}
+    write_genai_bundle(decoder_package.package(tmp_path / "package", files), tmp_path / "bundle")
+    with pytest.raises(PackageError) as refused:
+        drill(tmp_path / "bundle", **SHORT)
+    assert "has changed" not in refused.value.message
 
 
 @pytest.mark.nightly

@@ -37,6 +37,20 @@ def test_nvcc_is_found_in_cuda_home(fakes: Fakes, monkeypatch: pytest.MonkeyPatc
     assert not tools.cmake.at_least((0, 0))
 
 
+def test_the_compiler_is_what_cxx_says(fakes: Fakes, monkeypatch: pytest.MonkeyPatch):
+    fakes.program("c++", "echo 'c++ (Debian) 12.2.0'")
+    fakes.program("launcher", 'echo "$1 (Debian) 14.1.0"')
+    for said, name, version in (
+        ("launcher g++", "launcher g++", "14.1.0"),
+        ("", "c++", "12.2.0"),
+        (None, "c++", "12.2.0"),
+    ):
+        monkeypatch.delenv("CXX", raising=False)
+        if said is not None:
+            monkeypatch.setenv("CXX", said)
+        assert probe_tools().compiler == ToolFacts(name, fakes.folder / name.split()[0], version)
+
+
 def test_headers_are_found_where_the_variable_says(fakes: Fakes, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TENSORRT_INCLUDE_DIR", f"/nowhere:{fakes.folder}")
     assert probe_tools().headers["TensorRT"] != fakes.folder

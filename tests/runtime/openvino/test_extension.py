@@ -3,12 +3,15 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from moh_deploy import native
 from moh_deploy.errors import BackendError
+from moh_deploy.native import build_openvino
+from moh_deploy.native.build_openvino import NotBuilt
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.openvino import extension
 from moh_deploy.runtime.openvino.extension import choose_extension, import_openvino
@@ -72,6 +75,40 @@ def test_another_library_in_its_place_is_named(tmp_path: Path, monkeypatch: pyte
     subprocess.run(command, input=b"int x;", check=True)
     with pytest.raises(BackendError, match="it has no function moh_openvino_version"):
         choose_extension(Variant(runtime="openvino"), "float32")
+
+
+@pytest.fixture
+def any_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let there be something to compile against, whose headers nobody reads."""
+    monkeypatch.setattr(build_openvino, "_wheel", Path)
+    monkeypatch.setattr(
+        build_openvino, "_command", lambda cxx, _, __, to: [*cxx.split(), "-o", str(to)]
+    )
+
+
+@pytest.mark.usefixtures("any_wheel")
+def test_a_compiler_that_is_not_there_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CXX", "compiler-of-nobody -O1")
+    with pytest.raises(NotBuilt, match="compiler-of-nobody cannot be run: No such file"):
+        build_openvino.build_openvino(tmp_path)
+
+
+@pytest.mark.usefixtures("any_wheel")
+def test_a_build_that_is_interrupted_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CXX", "c++")
+
+    def interrupted(command: Sequence[str], **_: object) -> None:
+        Path(command[-1]).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_openvino.build_openvino(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.nightly
