@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from moh_deploy.errors import BackendError, ConfigError, ExportError
+from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.fx.arrays import to_torch
 from moh_deploy.frontend.inputs.examples import example_sizes
 from moh_deploy.frontend.inputs.padding import TURNS, Side, tokens_of, with_padding
@@ -131,17 +131,6 @@ _CHANGES: tuple[Callable[[int], int], ...] = (
 )
 
 
-_NOT_AT_THIS_SIZE = (
-    BackendError,
-    ConfigError,
-    RuntimeError,
-    AssertionError,
-    IndexError,
-    ValueError,
-    TypeError,
-)
-
-
 def run_padded(inputs: Sequence[ModelInput], run: Run, *sides: Side | None) -> SizeRun | None:
     """Run the original model with padding; None where it does not take that.
 
@@ -156,7 +145,7 @@ def _try_run(inputs: tuple[ModelInput, ...], run: Run) -> SizeRun | Exception:
     """Run the original model; return what it raises where it does not take the inputs."""
     try:
         return inputs, run([item.value for item in inputs])
-    except _NOT_AT_THIS_SIZE as error:
+    except Exception as error:  # the user's own code
         return error
 
 

@@ -96,10 +96,14 @@ def _scaled(builder: GraphBuilder, node: Node, factor: object) -> Node:
 
 
 def _keep_instead(builder: GraphBuilder, node: Node) -> None:
-    """`masked_fill(x, dropped, 0)` is `where(not dropped, x, 0)`."""
-    tensor, dropped = cast(tuple[Node, Node], node.args[:2])
+    """`masked_fill(x, dropped, 0)` is `where(not dropped, x, 0)`; a mask stays one."""
+    source, dropped = cast(tuple[Node, Node], node.args[:2])
     kept = builder.call(aten.logical_not.default, dropped)
-    node.replace_all_uses_with(builder.call(aten.where.ScalarOther, kept, tensor, 0))
+    if tensor(source).dtype == torch.bool:  # `where` would return whole numbers
+        chosen = builder.call(aten.logical_and.default, source, kept)
+    else:
+        chosen = builder.call(aten.where.ScalarOther, kept, source, 0)
+    node.replace_all_uses_with(chosen)
 
 
 def _sum_inside(builder: GraphBuilder, node: Node) -> None:

@@ -145,7 +145,7 @@ def sum_length(node: Node) -> int:
     if name in ("mm", "bmm", "matmul"):
         return shapes[0][-1]
     if name in ("linear", "addmm", "baddbmm"):  # with the weight second, or behind a bias
-        return shapes[1][-1]
+        return shapes[min(1, len(shapes) - 1)][-1]  # of `linear(x, x)`, both are one node
     if name in _CONVOLUTIONS:
         return math.prod(shapes[1][1:])
     if name == "scaled_dot_product_attention":  # over the head dimension, then over the keys

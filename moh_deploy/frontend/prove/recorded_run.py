@@ -62,7 +62,7 @@ def try_to_record(
             valid=valid,
         )
         check_trace(run, recording, outputs, valid)
-    except (RuntimeError, IndexError, ValueError, ExportError) as error:
+    except (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError, ExportError) as error:
         unmet = unmet_assertions(program, run.inputs, run.sizes)
         if isinstance(error, ExportError) and not unmet:
             raise

@@ -13,12 +13,17 @@ from moh_deploy.frontend.load.model import ModelInput
 X = ModelInput("x", torch.arange(24.0).reshape(2, 4, 3), {0: "batch", 1: "seq"})
 
 
-def shapes(accepts: Callable[[int, int], bool], inputs: Sequence[ModelInput] = (X,)) -> list[tuple]:
+def shapes(
+    accepts: Callable[[int, int], bool],
+    inputs: Sequence[ModelInput] = (X,),
+    *,
+    raises: type[Exception] = RuntimeError,
+) -> list[tuple]:
     """Sizes at which a model that accepts some sizes only is run besides the example's."""
 
     def run(arguments: Sequence[Tensor]) -> list[Tensor]:
         if not accepts(*arguments[0].shape[:2]):
-            raise RuntimeError("not at this size")
+            raise raises("not at this size")
         return list(arguments)
 
     return [tuple(made[0].value.shape[:2]) for made, _ in SizeTrials(inputs, run).others()]
@@ -31,6 +36,11 @@ def test_all_dimensions_change_and_then_all_are_one():
 def test_sizes_that_the_model_does_not_take_are_passed_over():
     assert shapes(lambda batch, seq: seq % 2 == 0) == [(4, 8)]
     assert shapes(lambda batch, seq: seq < 5) == [(1, 3), (1, 1)]
+
+
+@pytest.mark.parametrize("raises", [Exception, ZeroDivisionError, KeyError])
+def test_model_may_refuse_a_size_with_any_error(raises: type[Exception]):
+    assert shapes(lambda batch, seq: seq < 5, raises=raises) == [(1, 3), (1, 1)]
 
 
 def test_dimensions_that_cannot_change_together_change_alone():

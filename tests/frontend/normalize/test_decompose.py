@@ -74,6 +74,27 @@ def test_baddbmm_with_beta_0_does_not_read_its_first_operand():
     torch.testing.assert_close(program.module()(a, b), model(a, b))
 
 
+def fill(keep: Tensor, pad: Tensor) -> Tensor:
+    return keep.masked_fill(pad, False)
+
+
+def write(keep: Tensor, pad: Tensor) -> Tensor:
+    keep = keep.clone()
+    keep[pad] = False
+    return keep
+
+
+@pytest.mark.parametrize("without", [fill, write])
+def test_mask_of_what_is_kept_stays_one(without: Callable[[Tensor, Tensor], Tensor]):
+    def model(x: Tensor, pad: Tensor) -> Tensor:
+        return x.masked_fill(~without(torch.ones_like(pad).tril(), pad), -1)
+
+    x, pad = random(3, 3), torch.tensor([[True, False, False]]).expand(3, 3)
+    program = normalize(plain_trace(model, x, pad))
+    assert len(nodes(program, "masked_fill")) == 1
+    torch.testing.assert_close(program.module()(x, pad), model(x, pad))
+
+
 def test_expand_as_reads_nothing_but_a_size():
     def model(g: Tensor, y: Tensor) -> Tensor:
         return g[..., None].expand_as(y.exp()) - 1

@@ -65,6 +65,15 @@ def test_infinity_in_a_row_leaves_the_noise_of_the_others_as_it_is():
     assert 0 < (rows[:, 1:] - 256).abs().max() < 1e-3
 
 
+def test_product_of_a_tensor_with_itself_takes_noise():
+    class Similarities(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, x)
+
+    (run,) = runs_of(Similarities(), torch.ones(64, 256))
+    assert 0 < (run.outputs[0] - 256).abs().max() < 1e-3
+
+
 def test_what_is_moved_can_be_viewed_as_before():
     class Turned(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
