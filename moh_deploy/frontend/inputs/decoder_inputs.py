@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.inputs.arguments import BoundInputs, bind
 from moh_deploy.frontend.inputs.npz_inputs import inputs_from_npz
 from moh_deploy.frontend.load.decoder import Decoder
 from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.system.user_code import describe_error
 
 BATCH, SEQ, PAST, TOTAL = "batch", "seq", "past", "total"
 # Sizes from 2 on, all different, so that a trace takes none for another one.
@@ -34,6 +35,7 @@ def decoder_inputs(
 
     Raises:
         ConfigError: The file holds something else, or too few tokens.
+        ExportError: The model fails on the tokens that are to be in the cache.
     """
     ids, mask = _made_tokens(decoder, seed) if npz is None else _given_tokens(npz, decoder)
     before = _BEHIND if npz is None else ids.shape[1] // 2
@@ -44,8 +46,16 @@ def decoder_inputs(
         }
         for heads, key, value in decoder.caches
     ]
-    with torch.no_grad():
-        found = module(ids[:, :before], mask[:, :before], tuple(empty))
+    try:
+        with torch.no_grad():
+            found = module(ids[:, :before], mask[:, :before], tuple(empty))
+    except Exception as error:  # the user's own code
+        raise ExportError(
+            f"the model itself fails on {before} tokens without a cache: {describe_error(error)}.",
+            hint=None
+            if npz is None
+            else "Give fewer tokens in --inputs: half of them are put into the cache at once.",
+        ) from error
     axes = {0: BATCH, 2: PAST}
     given: dict[str, object] = {
         "input_ids": ModelInput("input_ids", ids[:, before:].contiguous(), {0: BATCH, 1: SEQ}),

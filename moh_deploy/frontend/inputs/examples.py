@@ -107,6 +107,12 @@ def _given(
             hint="Give --inputs FILE.npz, --input 'NAME:[batch=2,3,224,224]:float32', or a config"
             " with inputs.",
         )
+    twice = sorted(parse_constants(specs).keys() & named.keys())
+    if twice:
+        raise ConfigError(
+            f"--input gives '{twice[0]}' as a constant, and it is an input already.",
+            hint="Leave one of the two out.",
+        )
     return {**named, **{name: value for name, value in constants.items() if name not in named}}
 
 

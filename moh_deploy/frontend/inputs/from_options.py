@@ -24,14 +24,6 @@ def example_inputs(
     Raises:
         ConfigError: There are none, or they contradict each other, the model or the program.
     """
-    if model.original is not None:
-        return model, build_onnx_inputs(
-            model.original.source,
-            config,
-            npz=options.inputs,
-            specs=options.input_specs,
-            dynamic=options.dynamic,
-        )
     if model.decoder is not None:
         assert model.module is not None
         refuse_other_inputs(
@@ -46,7 +38,15 @@ def example_inputs(
         npz = options.inputs if isinstance(options.inputs, Path) else None
         decoded = decoder_inputs(model.module, model.decoder, npz)
         return replace(model, call=decoded.call), decoded.inputs
-    if model.program is not None:
+    if model.original is not None:
+        inputs = build_onnx_inputs(
+            model.original.source,
+            config,
+            npz=options.inputs,
+            specs=options.input_specs,
+            dynamic=options.dynamic,
+        )
+    elif model.program is not None:
         inputs = build_program_inputs(
             model.program,
             config,

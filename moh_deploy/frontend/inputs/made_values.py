@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from moh_deploy.errors import ConfigError
+
 
 def made_values(
     shape: tuple[int, ...],
@@ -18,6 +20,9 @@ def made_values(
 
     Args:
         value_range: First and last value; uniform between them, both included for whole numbers.
+
+    Raises:
+        ConfigError: The dtype does not hold all of the range.
     """
     dtype: torch.dtype = getattr(torch, dtype_name)
     if dtype == torch.bool:
@@ -25,6 +30,12 @@ def made_values(
     generator = torch.Generator().manual_seed(seed)
     if not dtype.is_floating_point:
         low, high = value_range or (0, 1)
+        limits = torch.iinfo(dtype)
+        if not limits.min <= low <= high <= limits.max:
+            raise ConfigError(
+                f"values {low:g} to {high:g} do not fit {dtype_name}, which holds {limits.min} to"
+                f" {limits.max}."
+            )
         return torch.randint(int(low), int(high) + 1, shape, generator=generator, dtype=dtype)
     if value_range is None:
         return torch.randn(shape, generator=generator).to(dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -92,8 +93,15 @@ def _word(text: str) -> str:
 
 
 def _sizes(dims: Mapping[tuple[str, int], DimExpr]) -> dict[str, int]:
-    names = dict.fromkeys(expr.name for expr in dims.values())
-    return {name: _FIRST_SIZE + place for place, name in enumerate(names)}
+    """Choose the size of each name: small, and of those that follow from it none too small."""
+    least: dict[str, int] = {}
+    for expr in dims.values():
+        needed = -(-(_FIRST_SIZE - expr.offset) // expr.multiplier)
+        least[expr.name] = max(least.get(expr.name, _FIRST_SIZE), needed)
+    sizes: dict[str, int] = {}
+    for name, size in least.items():
+        sizes[name] = next(one for one in count(size) if one not in sizes.values())
+    return sizes
 
 
 def _made(
@@ -111,6 +119,7 @@ def _made(
         limits = index_range(source.graph, spec.name)
         if limits is None:
             raise _no_range(source, spec)
+        limits = (limits[0], min(limits[1], torch.iinfo(dtype).max))
     value = made_values(shape, spec.dtype, limits, seed=seed)
     return ModelInput(spec.name, value, {axis: str(expr) for axis, expr in own.items()})
 

@@ -134,6 +134,18 @@ def test_made_values_keep_to_the_range_of_the_configuration() -> None:
     assert -0.1 < x.value.max() <= 0
 
 
+@pytest.mark.parametrize(
+    ("described", "why"),
+    [
+        ("uint8=0..300", "values 0 to 300 do not fit uint8, which holds 0 to 255"),
+        ("int8=-129..0", "values -129 to 0 do not fit int8, which holds -128 to 127"),
+    ],
+)
+def test_range_that_the_dtype_does_not_hold_is_refused(described: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        build_inputs(NO_CONFIG, specs=[f"x:[2,8]:{described}"])
+
+
 def test_dynamic_options_add_to_the_configuration() -> None:
     config = configured("{name: x, shape: [batch, 3, 8]}", dims="{batch: 2}")
     (item,) = build_inputs(config, dynamic=["x:0=batch,2=width"])
@@ -212,6 +224,14 @@ def test_file_is_bound_by_name_in_any_order_with_constants_beside_it(tmp_path: P
         past,
         CallArgument(value=True),
     )
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_option_gives_no_constant_for_an_input(tmp_path: Path, is_file: bool) -> None:
+    source = npz(tmp_path, ids=np.ones(2)) if is_file else None
+    specs = ["ids=3"] if is_file else ["ids:[2]:int64", "ids=3"]
+    with pytest.raises(ConfigError, match="gives 'ids' as a constant, and it is an input already"):
+        build_call(takes_by_name, NO_CONFIG, npz=source, specs=specs)
 
 
 def test_described_inputs_and_constants_are_bound_by_name() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from moh_deploy.config.export_config import ExportConfig
@@ -35,6 +36,28 @@ def test_ids_are_rows_of_the_table_that_they_look_up(tmp_path: Path) -> None:
     text = TOKENS.replace("[batch, seq]", "[40, 40]").replace("[batch, seq, 2]", "[40, 40, 2]")
     ids, _ = build_onnx_inputs(source(text, tmp_path), ExportConfig())
     assert (int(ids.value.min()), int(ids.value.max())) == (0, 4)
+
+
+def test_made_ids_are_those_rows_that_their_type_can_name(tmp_path: Path) -> None:
+    rows = ", ".join(["1"] * 384)
+    text = f"""g (uint8[40, 40] ids) => (float[40, 40] y) <float[384] table = {{{rows}}}> {{
+        wide = Cast <to = 7> (ids)
+        y = Gather (table, wide)
+    }}"""
+    (ids,) = build_onnx_inputs(source(text, tmp_path), ExportConfig())
+    assert 200 < int(ids.value.max()) < 256
+
+
+def test_dimension_that_follows_from_another_has_a_size(tmp_path: Path) -> None:
+    path = written(
+        "g (float[n, t] x, float[n, u] z) => (float[n, u] y) { y = Relu (z) }", tmp_path / "m.onnx"
+    )
+    model = onnx.load(path)
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_param = "2*t - 9"
+    onnx.save(model, path)
+    x, z = build_onnx_inputs(read_onnx(path), ExportConfig())
+    assert (z.dims[1], z.value.shape[1]) == ("2*t-9", 2 * x.value.shape[1] - 9)
+    assert z.value.shape[1] > 1
 
 
 MASKED = """g (float[n, 2] x, int64[n, 2] mask) => (float[n, 2] y) {
@@ -100,8 +123,6 @@ def test_fixed_axis_cannot_be_made_dynamic(tmp_path: Path) -> None:
     [("past + 1", "past+1"), ("past + new", "past_plus_new"), ("/a/Mul_0", "a_Mul_0")],
 )
 def test_dimensions_of_any_text_get_a_name(tmp_path: Path, written_dim: str, name: str) -> None:
-    import onnx
-
     path = written(MASKED, tmp_path / "model.onnx")
     model = onnx.load(path)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = written_dim
