@@ -11,7 +11,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package.layer_info import Choice, LayerInfo, SizeRange
 from moh_deploy.system.suggest import did_you_mean
 
-_WHERE = re.compile(r"(?P<path>[^\[\]]+)\[(?P<size>[^\[\]<>=]+)<=(?P<at_most>\d+)\]")
+_WHERE = re.compile(r"(?P<path>[^\[\]]+)\[(?P<size>[^\[\]<>=]+)<=(?P<at_most>\d{1,18})\]")
 
 
 def bound_text(one: SizeRange) -> str:

@@ -84,8 +84,8 @@ def in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:
     """Put a module on the CPU, it and everything in it in eval mode, and turn gradients off.
 
     Raises:
-        CheckpointError: A lazy module has not run yet, so that it has no weights; or one is
-            quantised.
+        CheckpointError: A lazy module has not run yet, so that it has no weights; weights are on
+            the meta device, or quantised.
     """
     refuse_quantised(module)
     lazy = [name for name, one in module.named_parameters() if torch.nn.parameter.is_lazy(one)]
@@ -94,6 +94,13 @@ def in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:
             f"the model has parameters without a shape or values: {shortened(lazy)}. Its lazy"
             " modules have never run.",
             hint="Run it once on an example, and save it then.",
+        )
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        raise CheckpointError(
+            f"the model has tensors without values, on the meta device: {shortened(empty)}.",
+            hint="Build it on the CPU, so that its weights have a place.",
         )
     module.cpu().requires_grad_(False)
     module.eval()

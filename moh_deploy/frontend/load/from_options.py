@@ -12,13 +12,13 @@ from torch.export import ExportedProgram
 
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.config.options import ModelOptions
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.frontend.load.checkpoint import in_eval_mode, load_model
 from moh_deploy.frontend.load.decoder import make_decoder
 from moh_deploy.frontend.load.directory.decoder_config import check_config
 from moh_deploy.frontend.load.directory.load import load_directory
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
-from moh_deploy.system.user_code import user_code
+from moh_deploy.system.user_code import describe_error, user_code
 
 
 def load(
@@ -30,7 +30,8 @@ def load(
         needs_example: Whether the example inputs of a program have to be read.
 
     Raises:
-        CheckpointError: The file cannot be read, is not trusted, or does not fit the module.
+        CheckpointError: The file cannot be read, is not trusted, or does not fit the module; or a
+            module in memory cannot be copied.
         ConfigError: The factory is wrong, or the model is neither a path nor a model.
     """
     model = _loaded(options, config, needs_example=needs_example)
@@ -59,7 +60,7 @@ def _for_text_generation(
 def _loaded(options: ModelOptions, config: ExportConfig, *, needs_example: bool) -> LoadedModel:
     source = options.model
     if isinstance(source, torch.nn.Module):
-        return LoadedModel(in_eval_mode(copy.deepcopy(source)), None, "in_memory", None)
+        return LoadedModel(in_eval_mode(_copied(source)), None, "in_memory", None)
     if isinstance(source, (str, Path)) and Path(source).is_dir():
         return _loaded_directory(Path(source), options, config)
     if isinstance(source, ExportedProgram):
@@ -78,6 +79,18 @@ def _loaded(options: ModelOptions, config: ExportConfig, *, needs_example: bool)
         trust_pickle=options.trust_pickle,
         needs_example=needs_example,
     )
+
+
+def _copied(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy of the user's module, which stays as it is."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # the user's own code
+        raise CheckpointError(
+            f"the model cannot be copied: {describe_error(error)}.",
+            hint="Set tensors that it keeps of its last run to None, or run it under"
+            " torch.no_grad() first.",
+        ) from error
 
 
 def _loaded_directory(root: Path, options: ModelOptions, config: ExportConfig) -> LoadedModel:

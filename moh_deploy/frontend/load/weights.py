@@ -102,7 +102,7 @@ def without_wrapper_prefixes(state: StateDict, expected: Iterable[str]) -> State
         prefix = _common_prefix(key for key in state if key != _AVERAGED)
         if prefix is None:
             break
-        state = _below(state, prefix)
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k != _AVERAGED}
     return state
 
 
@@ -114,8 +114,8 @@ def _plain_name(key: str, names: set[str]) -> str:
 
 
 def _common_prefix(keys: Iterable[str]) -> str | None:
-    """The part of a model that all keys name first: `module.`, `model.`."""
-    firsts = {key.partition(".")[0] for key in keys if "." in key} or {""}
+    """The part of a model that all keys with parts name first: `module.`, `model.`."""
+    firsts = {key.partition(".")[0] for key in keys if "." in key}
     return f"{firsts.pop()}." if len(firsts) == 1 else None
 
 

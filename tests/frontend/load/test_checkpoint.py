@@ -325,3 +325,12 @@ def test_lazy_module_that_never_ran_is_refused():
     lazy = nn.LazyLinear(4)
     lazy(torch.zeros(1, 3))
     assert not in_eval_mode(lazy).training
+
+
+def test_module_without_values_is_refused():
+    with torch.device("meta"):
+        module = nn.BatchNorm1d(2, affine=False)
+        module.last = nn.Linear(2, 3)
+    named = r"last\.weight, last\.bias, running_mean, running_var, num_batches_tracked"
+    with pytest.raises(CheckpointError, match=rf"on the meta device: {named}\."):
+        in_eval_mode(module)

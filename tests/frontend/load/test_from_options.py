@@ -7,7 +7,7 @@ import torch
 
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.config.options import ExportOptions
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.frontend.inputs.from_options import example_inputs
 from moh_deploy.frontend.load.from_options import code_dirs, load
 from tests.frontend.checkpoints import Net
@@ -26,6 +26,23 @@ def test_module_in_memory_is_copied_and_stays_as_it_is():
     assert all(part.training for part in module.modules())
     assert all(parameter.requires_grad for parameter in module.parameters())
     assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
+
+
+class KeepsItsLoss(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.loss = super().forward(x).square().mean()
+        return super().forward(x)
+
+
+def test_module_that_cannot_be_copied_says_how_it_can_be():
+    module = KeepsItsLoss()
+    module(torch.ones(2, 3))
+    with pytest.raises(CheckpointError, match="the model cannot be copied: RuntimeError") as caught:
+        load(ExportOptions(module, OUT), NO_CONFIG)
+    assert "torch.no_grad()" in caught.value.hint
+    with torch.no_grad():
+        module(torch.ones(2, 3))
+    assert load(ExportOptions(module, OUT), NO_CONFIG).module is not None
 
 
 def test_program_in_memory_is_used_as_it_is():

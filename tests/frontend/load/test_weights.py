@@ -133,6 +133,14 @@ def beside_a_teacher(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**{f"model.{key}": value for key, value in state.items()}, **teacher}
 
 
+def test_key_beside_a_prefix_is_unexpected() -> None:
+    state = {f"model.{key}": value for key, value in state_of(Net()).items()}
+    with pytest.raises(CheckpointError, match=r"1 unexpected keys:\n    logit_scale"):
+        load_weights(Net(), {**state, "logit_scale": torch.ones(())}, source="f")
+    with pytest.raises(CheckpointError, match=r"1 unexpected keys:\n    logit_scale"):
+        load_weights(Net(), {"logit_scale": torch.ones(())}, source="f")
+
+
 def test_parts_that_fit_are_named_where_there_are_several() -> None:
     with pytest.raises(CheckpointError, match="missing keys") as caught:
         load_weights(Net(), beside_a_teacher(state_of(Net())), source="f")

@@ -62,16 +62,17 @@ def model_class(
 
 def _in_code_dirs(directory: ModelDirectory, code_dirs: Sequence[Path]) -> _Source | None:
     """Find the file in the user's directories of code that defines the class which is named."""
-    named = directory.auto_class(_CAUSAL_LM)
+    named = directory.auto_class(_CAUSAL_LM, beside=code_dirs)
     name = named.partition(".")[2] if named else directory.architecture
     if name is None:
         return None
     defines = re.compile(rf"^class {re.escape(name)}\b", re.MULTILINE)
     for folder in code_dirs:
-        for file in sorted(folder.glob("*.py")):
+        # An editor's lock may be a link to nothing.
+        for file in sorted(one for one in folder.glob("*.py") if one.is_file()):
             text = read_text(file, most_bytes=_MOST_SOURCE_BYTES, error=ConfigError)
             if defines.search(text):
-                return _Source(file, name, directory.auto_class("AutoConfig"))
+                return _Source(file, name, directory.auto_class("AutoConfig", beside=code_dirs))
     return None
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from moh_deploy.errors import CheckpointError
 from moh_deploy.package import TOKENIZER_FILES
+from moh_deploy.system.bounded_file import open_regular
 from moh_deploy.system.bounded_json import read_json
 
 CONFIG_FILE = "config.json"
@@ -52,8 +53,11 @@ class ModelDirectory:
             return value
         raise CheckpointError(f"{self.config_path}: {key} is {value!r}, expected text.")
 
-    def auto_class(self, kind: str) -> str | None:
+    def auto_class(self, kind: str, *, beside: Sequence[Path] = ()) -> str | None:
         """Return `FILE.CLASS`, as `auto_map` has it for `AutoModelForCausalLM` and such.
+
+        Args:
+            beside: Where code of another repository may lie, besides the directory.
 
         Raises:
             CheckpointError: It names code of another repository, or is no such name.
@@ -62,14 +66,15 @@ class ModelDirectory:
         named = auto_map.get(kind) if isinstance(auto_map, dict) else None
         if named is None:
             return None
-        if not isinstance(named, str) or named.count(".") != 1:
+        # `owner/name--file.Class` is code that Hugging Face would download.
+        _, elsewhere, local = str(named).rpartition("--")
+        module = local.partition(".")[0]
+        if not isinstance(named, str) or local.count(".") != 1:
             raise CheckpointError(
                 f"{self.config_path}: auto_map.{kind} is {named!r}, expected FILE.CLASS."
             )
-        # `owner/name--file.Class` is code that Hugging Face would download.
-        _, elsewhere, local = named.rpartition("--")
-        module = local.partition(".")[0]
-        if elsewhere and not (self.root / f"{module}.py").is_file():
+        folders = (self.root, *beside)
+        if elsewhere and not any((one / f"{module}.py").is_file() for one in folders):
             raise CheckpointError(
                 f"{self.config_path}: auto_map.{kind} names code of another repository,"
                 f" '{named}'; nothing is downloaded here.",
@@ -89,7 +94,7 @@ def read_model_directory(root: Path) -> ModelDirectory:
     """Read the config of a model directory, and find its other files.
 
     Raises:
-        CheckpointError: It has no config or no weights, or its config cannot be read.
+        CheckpointError: It has no config or no weights, or its config or tokenizer cannot be read.
     """
     path = root / CONFIG_FILE
     try:
@@ -115,7 +120,17 @@ def read_model_directory(root: Path) -> ModelDirectory:
             hint=_other_checkpoint(root) or "Copy or download them, too.",
         )
     tokenizer = tuple(root / name for name in TOKENIZER_FILES if (root / name).is_file())
+    for file in tokenizer:
+        _check_readable(file)
     return ModelDirectory(root, cast("dict[str, object]", config), weights, tokenizer)
+
+
+def _check_readable(file: Path) -> None:
+    """Refuse what an export copies only when all else is done."""
+    try:
+        open_regular(file).close()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from error
 
 
 def _other_checkpoint(root: Path) -> str | None:

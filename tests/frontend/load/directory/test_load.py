@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,46 @@ def test_code_of_another_repository_is_not_fetched(tmp_path: Path):
     write_plain_torch(tmp_path)
     change_config(tmp_path, auto_map={"AutoModelForCausalLM": "owner/name--other.Model"})
     with pytest.raises(CheckpointError, match="code of another repository, 'owner/name--other"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["in_the_directory", "in_a_code_dir"])
+def test_code_of_another_repository_that_lies_here_is_used(tmp_path: Path, beside: bool):
+    root, code = tmp_path / "model", tmp_path / "code"
+    model = write_plain_torch(root)
+    code.mkdir()
+    for file in root.glob("*.py"):
+        file.rename((root if beside else code) / file.name)
+    places = SMALL["auto_map"].items()
+    change_config(root, auto_map={kind: f"owner/name-3.5--{place}" for kind, place in places})
+    module = load(root, code_dirs=(code,), trust_code=beside)[0]
+    assert same_logits(module, model)
+
+
+def test_lock_of_an_editor_is_no_code(tmp_path: Path):
+    root, code = tmp_path / "model", tmp_path / "code"
+    model = write_plain_torch(root)
+    code.mkdir()
+    (code / ".#model.py").symlink_to("somebody@somewhere.1234")
+    assert same_logits(load(root, code_dirs=(code,))[0], model)
+
+
+def test_tokenizer_that_cannot_be_read_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    opened = os.open
+
+    def refuse(path: str | Path, flags: int) -> int:
+        if Path(path).name == "tokenizer.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, flags)
+
+    write_plain_torch(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.json: cannot be read: Permission denied"
+    ):
         load(tmp_path)
 
 
