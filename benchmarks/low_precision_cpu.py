@@ -82,7 +82,7 @@ def _measured(options: argparse.Namespace, scratch: Path) -> list[Row]:
             # ONNX Runtime on the CPU emulates bfloat16: that has no time of its own.
             if runtime == "onnxruntime" and package.manifest.precision == "bfloat16":
                 continue
-            variant = Variant(runtime=runtime, threads=options.threads)
+            variant = Variant(runtime=runtime, threads=options.threads, spins=False)
             with open_runner(package, variant.returning(package.gate_names)) as runner:
                 rows.append(_row(str(root), runtime, package, recorded, runner))
             calls.append(open_runner(package, variant).bound(recorded.inputs))
@@ -120,7 +120,7 @@ def _row(name: str, runtime: str, package: OnnxPackage, recorded: VectorSet, run
 
 def _error(recorded: VectorSet, package: OnnxPackage, got: Array) -> float:
     expected = recorded.outputs[package.manifest.outputs[0].name].astype(np.float64)
-    return float(np.abs(got - expected).max() / max(1.0, np.abs(expected).max()))
+    return float(np.abs(got - expected).max() / (np.abs(expected).max() or 1.0))
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -255,7 +255,7 @@ def _error(
     off = np.abs(output - expected)
     if op == "query":
         off = off[np.repeat(feeds["gates"] != 0, layer.head_dim, axis=-1)]
-    return check_error(f"{layer.name}, {op}", float(off.max()), bound)
+    return check_error(f"{layer.name}, {op}", float(off.max(initial=0.0)), bound)
 
 
 def _table(rows: Sequence[Row], shares: Sequence[float]) -> Table:

@@ -22,12 +22,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnxruntime as ort
 import torch
 from ort_session import plain_session
 from step_models import Flat, Sizes, StepModels, example, past_names, present_names
+from torch import Tensor
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
@@ -161,7 +163,7 @@ class Openvino(Candidate):
 
         self._caches = caches
         # It appends in each step: half of them are behind fewer tokens, half behind more.
-        self._past = next(iter(caches.values())).shape[2] - room // 2
+        self._past = max(1, next(iter(caches.values())).shape[2] - room // 2)
         for state in self._request.query_state():
             name = state.name.partition("present")[0]
             state.state = openvino.Tensor(np.ascontiguousarray(caches[name][:, :, : self._past]))
@@ -199,7 +201,7 @@ class Genai(Candidate):
             batch_size=1, max_length=past + room, min_length=past + room, do_sample=False
         )
         self._generator = self._og.Generator(self._model, settings)
-        self._start = past - room // 2
+        self._start = max(1, past - room // 2)
         ids = np.random.default_rng(0).integers(1, self._sizes.vocab, (1, self._start))
         self._generator.append_tokens(ids.astype(np.int32))
         self._generator.generate_next_token()
@@ -211,6 +213,14 @@ class Genai(Candidate):
 
     def logits(self) -> None:
         return None
+
+
+def _repeated(x: Tensor, times: int, dim: int) -> Tensor:
+    """Repeat heads as transformers does: OpenVINO's attention on states knows no other way."""
+    assert dim == 1
+    batch, heads, tokens, size = x.shape
+    wide = x[:, :, None].expand(batch, heads, times, tokens, size)
+    return wide.reshape(batch, heads * times, tokens, size)
 
 
 def _in_few_bits(model: Any, weights: str) -> Any:
@@ -233,7 +243,7 @@ def _stateful(models: StepModels) -> Any:
     inputs, _ = example(sizes)
     cache = openvino.PartialShape([-1, sizes.kv_heads, -1, sizes.head_dim])
     tokens = openvino.PartialShape([-1, -1])
-    with torch.no_grad():
+    with torch.no_grad(), patch.object(Tensor, "repeat_interleave", _repeated):
         model = openvino.convert_model(
             Flat(models.module()).eval(),
             example_input=inputs,
