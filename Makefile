@@ -141,7 +141,7 @@ format: $(VENV)/.installed-dev
 
 clean:
 	rm -rf moh_deploy/native/*.so moh_deploy/native/build.*
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # A stamp for each set of extras: installed once, and again when the requirements change.
 $(VENV)/.installed-%: pyproject.toml setup.py | $(VENV)/.created

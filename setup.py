@@ -31,6 +31,11 @@ class BuildPython(build_py):
         super().run()
         if self.editable_mode:
             return
+        # The build folder is that of earlier builds, too: what they had and this one has not goes.
+        kept = {Path(one) for one in self.get_outputs(include_bytecode=False)}
+        for old in Path(self.build_lib, PACKAGE.parts[0]).rglob("*.py"):
+            if old not in kept:
+                old.unlink()
         plugins = ROOT / "plugins"
         for source in (path for part in NEEDED_BY_EXTENSION for path in plugins.glob(part)):
             target = Path(self.build_lib) / PACKAGE / "plugins" / source.relative_to(plugins)

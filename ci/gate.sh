@@ -28,7 +28,8 @@ main() {
     trap 'stop 143' TERM HUP
     package="$(trimmed "${MOH_PACKAGE:-}")"
     [[ -n "$package" ]] || fail "MOH_PACKAGE (input 'package') is empty, expected the package's directory."
-    if [[ -n "${MOH_CHECKPOINT:-}" ]]; then
+    checkpoint="$(trimmed "${MOH_CHECKPOINT:-}")"
+    if [[ -n "$checkpoint" ]]; then
         export_package
     fi
     verify_package
@@ -55,7 +56,7 @@ export_package() {
     command=("$python" -m moh_deploy export "--output=$package")
     add_option --config "${MOH_CONFIG:-}"
     add_arguments "${MOH_EXPORT_ARGS:-}"
-    run_command "${command[@]}" -- "$MOH_CHECKPOINT" >&2
+    run_command "${command[@]}" -- "$checkpoint" >&2
 }
 
 verify_package() {
@@ -85,7 +86,7 @@ bench_package() {
     add_option --baseline "${MOH_BASELINES:-}"
     add_option --gate "${MOH_GATES:-}"
     if [[ "${MOH_BASELINES:-}" =~ (^|[[:space:]])(eager|plain-onnx)($|[[:space:]]) ]]; then
-        add_option --checkpoint "${MOH_CHECKPOINT:-}"
+        add_option --checkpoint "$checkpoint"
         add_option --config "${MOH_CONFIG:-}"
     fi
     add_option --baseline-file "${MOH_BASELINE_FILE:-}"

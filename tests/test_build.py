@@ -115,15 +115,23 @@ def test_library_is_built_and_replaces_an_older_one(
 def test_nobody_else_builds_here_at_the_same_time(
     tree: Path, builder: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
-    def compile_nothing(cmake: str, target: str | None) -> Path:
+    def is_locked() -> None:
         with (
             open(tree / "build" / "kernels.lock", "w") as lock,
             pytest.raises(BlockingIOError),
         ):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def compile_nothing(cmake: str, target: str | None) -> Path:
+        is_locked()
         return tree / "plugins" / "library.cc"
 
+    def put(library: Path, into: Path) -> None:
+        is_locked()
+        shutil.copyfile(library, into)
+
     monkeypatch.setattr(builder, "_compile", compile_nothing)
+    monkeypatch.setattr(builder, "_replace", put)
     assert builder.build_kernels(tree / NATIVE)
 
 

@@ -63,7 +63,12 @@ def build_wheel(
         settings["--build-option"] = [*options, f"--target={target}"]
     name = build_meta.build_wheel(wheel_directory, settings, metadata_directory)
     if target:
-        check_tag(Path(wheel_directory, name))
+        made = Path(wheel_directory, name)
+        try:
+            check_tag(made)
+        except WrongTag:
+            made.unlink()  # or it would be published under a name that promises too much
+            raise
     return name
 
 

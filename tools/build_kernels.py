@@ -63,7 +63,7 @@ def build_kernels(folder: Path, target: str | None = None) -> bool:
     mode = "require" if target else os.environ.get("MOH_DEPLOY_BUILD_KERNELS", "auto")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _replace(_build(mode, target), folder / LIBRARY_NAME)
+        _build(mode, target, folder / LIBRARY_NAME)
     except NoKernels as failure:
         (folder / LIBRARY_NAME).unlink(missing_ok=True)
         _record(folder, failure.reason, failure.log)
@@ -76,8 +76,8 @@ def build_kernels(folder: Path, target: str | None = None) -> bool:
     return True
 
 
-def _build(mode: str, target: str | None) -> Path:
-    """Return the path of a new library."""
+def _build(mode: str, target: str | None, into: Path) -> None:
+    """Put a new library in its place."""
     if mode not in ("auto", "off", "require"):
         raise NoKernels(f"MOH_DEPLOY_BUILD_KERNELS is '{mode}', expected auto, off or require")
     if mode == "off":
@@ -92,9 +92,10 @@ def _build(mode: str, target: str | None) -> Path:
     lock_path = ROOT / "build" / "kernels.lock"
     lock_path.parent.mkdir(exist_ok=True)
     with lock_path.open("w") as lock:
-        # `pip install` may run beside this: who comes second finds everything compiled.
+        # `pip install` may run beside this: who comes second finds everything compiled, and removes
+        # nothing that is still to be copied.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _compile(cmake, target)
+        _replace(_compile(cmake, target), into)
 
 
 def _compile(cmake: str, target: str | None) -> Path:

@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=8)
     given = parser.parse_args()
+    given.clients = min(given.clients, given.requests)
     share, rest = divmod(given.requests, given.clients)
     run, place = f"{time.time_ns():x}", (given.model, given.http, given.grpc, given.inputs)
     loads = [Load(index, share + (index < rest), *place, run) for index in range(given.clients)]
