@@ -198,13 +198,14 @@ def _would_tell(promises: Sequence[Promise], level: float) -> Iterator[str]:
         if one.why_unknown is not None:
             yield f"{one.text}: {one.why_unknown}"
             continue
-        if one.kind == "quality" and level < 1 / (1 + RESAMPLES):
+        own = level / len(promises) if one.surplus < 0 else level
+        if one.kind == "quality" and own < 1 / (1 + RESAMPLES):
             yield (
-                f"{one.text}: this look may be wrong in {100 * level:.2g} % of cases, which"
+                f"{one.text}: this look may be wrong in {100 * own:.2g} % of cases, which"
                 f" {RESAMPLES} draws cannot show; a later look can tell"
             )
             continue
-        needed = one.enough(level)
+        needed = one.enough(own)
         if needed is None:
             yield f"{one.text}: it is so close to that that no number of {one.unit} would tell"
         elif needed <= one.count:

@@ -80,7 +80,8 @@ def _untranslated_at(program: ExportedProgram, error: BaseException) -> str:
 
 
 def _translation_hint(program: ExportedProgram, error: BaseException, opset: int) -> str:
-    if any(is_tensor(node) and tensor(node).dtype.is_complex for node in program.graph.nodes):
+    tensors = [node for node in program.graph.nodes if is_tensor(node) and node.users]
+    if any(tensor(node).dtype.is_complex for node in tensors):
         return (
             "ONNX has no complex numbers; products, sums and what moves them become pairs of real"
             " ones, other operators do not. Write that line with real numbers."

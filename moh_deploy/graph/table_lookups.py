@@ -18,12 +18,16 @@ _KEEP_VALUES = frozenset(
 _KEEP_SHAPE = frozenset(("Cast", "DequantizeLinear", "Identity"))
 
 
-def table_rows(graph: onnx.GraphProto) -> dict[str, int]:
+def table_rows(graph: onnx.GraphProto, *, whole: bool = False) -> dict[str, int]:
     """Return, for each input that is looked up in a table of known size, the number of its rows.
 
     The graph is Gather (table, indices), the indices made of the input by operators that only move
     elements. Inputs that are computed with before, or clipped, are none of these.
+
+    Args:
+        whole: Leave out inputs of which a part may be looked up, and another part not.
     """
+    keep = _KEEP_VALUES - {"Slice", "Split"} if whole else _KEEP_VALUES
     weights = {one.name for one in graph.initializer}
     origins = {one.name: one.name for one in graph.input if one.name not in weights}
     shapes = _shapes(graph)
@@ -34,7 +38,7 @@ def table_rows(graph: onnx.GraphProto) -> dict[str, int]:
             origin = origins.get(node.input[1])
             if origin is not None and rows is not None:
                 found[origin] = min(rows, found.get(origin, rows))
-        elif node.op_type in _KEEP_VALUES:
+        elif node.op_type in keep:
             read = node.input if node.op_type == "Concat" else node.input[:1]
             origin = next((origins[name] for name in read if name in origins), None)
             if origin is not None:

@@ -151,3 +151,9 @@ def test_look_that_draws_cannot_show_says_so():
     found = decide_arms(plan(2, looks=3), shown)
     assert found[0].verdict == "cannot tell"
     assert any("draws cannot show; a later look can tell" in one for one in found[0].would_tell)
+
+
+def test_broken_promise_is_hinted_at_its_part_of_the_level():
+    (found,) = decide_arms(plan(looks=3), evidence(np.random.default_rng(0), [0.1], [0.3]))
+    assert found.verdict == "cannot tell"
+    assert any("draws cannot show" in one for one in found.would_tell)

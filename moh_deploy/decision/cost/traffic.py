@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ def _seconds(text: str, place: str) -> float:
             return seconds
         raise ConfigError(
             f"{place}: timestamp is '{text:.40}', expected seconds since 1970.",
-            hint="Divide milliseconds by 1000.",
+            hint="Divide milliseconds by 1000." if math.isfinite(seconds) else None,
         )
     try:
         # Python 3.10 knows no Z.

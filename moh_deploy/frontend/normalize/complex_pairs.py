@@ -16,11 +16,11 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.constant_inputs import add_constant
 from moh_deploy.frontend.fx.constants import Constants
-from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, tensor
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
 
 aten = torch.ops.aten
 
-_SAME = frozenset(("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "resolve_conj"))
+_SAME = frozenset(("alias", "detach", "lift_fresh_copy", "resolve_conj", "to"))
 _ELEMENTWISE = {"add": aten.add.Tensor, "sub": aten.sub.Tensor, "neg": aten.neg.default}
 _DIMS: dict[str, tuple[int, ...]] = {
     "flatten": (1, 2),
@@ -70,7 +70,10 @@ class _Pairs:
                 pairs = torch.view_as_real(value.resolve_conj()).contiguous()
                 real = add_constant(self._program, f"{node.name}_pairs", pairs)
         else:
-            real = self._made(node, GraphBuilder(self._program.graph_module.graph, node))
+            build = GraphBuilder(self._program.graph_module.graph, node)
+            made = self._made(node, build)
+            # A number alone widens no tensor; a pair would.
+            real = None if made is None else build.cast(made, tensor(node).real.dtype)
         if real is not None:
             self._real[node] = real
 
@@ -106,9 +109,10 @@ class _Pairs:
         if not pairs or None in pairs:
             return None
         first = cast(Node, pairs[0])
-        if name in _SAME or (name == "to" and len(operands) == 1):
-            # A cast between complex types is one between those of its parts.
-            return build.cast(first, tensor(node).real.dtype)
+        if name in _SAME and len(operands) == 1:
+            return first  # `take` casts its parts
+        if name in ("clone", "contiguous"):  # a `view` behind it asks for this order in memory
+            return build.call(aten.contiguous.default, first)
         if name in _ELEMENTWISE and not node.kwargs and len(operands) == len(given):
             return build.call(_ELEMENTWISE[name], *pairs)
         if name == "conj":
@@ -129,7 +133,8 @@ class _Pairs:
         if name == "view_as_complex":
             return cast(Node, given[0])
         if name == "complex":
-            return _joined(cast(Node, given[0]), cast(Node, given[1]), build)
+            real, imaginary = cast(Node, given[0]), cast(Node, given[1])
+            return _joined(real, imaginary, build) if shape(real) == shape(imaginary) else None
         if name == "polar":
             size, angle = cast(Node, given[0]), cast(Node, given[1])
             cosine, sine = (

@@ -39,7 +39,8 @@ class PreparedModel(NamedTuple):
     domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has the nodes
     that depend on sizes, and their rules; `has_float16` says that some compute in that;
     `emulated_dtype` is as in `KernelUse`; `table_rows` has the inputs that are looked up in tables,
-    `buffers` the outputs that may be the memory of an input, and these inputs.
+    `whole_rows` those that are looked up as a whole, `buffers` the outputs that may be the memory
+    of an input, and these inputs.
     """
 
     content: str | bytes
@@ -51,6 +52,7 @@ class PreparedModel(NamedTuple):
     has_float16: bool
     emulated_dtype: str | None
     table_rows: dict[str, int]
+    whole_rows: dict[str, int]
     buffers: dict[str, str]
 
 
@@ -89,7 +91,7 @@ def prepare_model(
     switches = switch_rules(model.graph)
     for edit in edits:
         edit(model.graph)
-    looked_up = table_rows(model.graph)
+    looked_up, looked_up_whole = table_rows(model.graph), table_rows(model.graph, whole=True)
     has_float16 = computes_in(model, "float16")
     # One dtype at most: the first that the model computes in.
     emulated = next((dtype for dtype in emulate_dtypes if computes_in(model, dtype)), None)
@@ -115,6 +117,7 @@ def prepare_model(
         has_float16,
         emulated,
         looked_up,
+        looked_up_whole,
         written_buffers(model.graph),
     )
 

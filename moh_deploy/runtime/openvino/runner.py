@@ -204,7 +204,7 @@ def open_compiled(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Op
         written.inputs,
         written.outputs,
         description,
-        prepared.table_rows,
+        prepared.whole_rows,
         core,
         model,
         _config(variant),

@@ -48,7 +48,7 @@ def stand_in(name: str, tensor: Any, *, counted: bool = False) -> Array:
 
 
 class GpuContext:
-    """Runs an engine on torch's current stream, and waits for nothing.
+    """Runs an engine on torch's current stream, without waiting for the end.
 
     Args:
         loaded: The engine.
@@ -59,7 +59,8 @@ class GpuContext:
         self._loaded, self._outputs = loaded, outputs
         self._context = loaded.engine.create_execution_context()
         self._profile = 0
-        self._stream: Any = None  # of the last run
+        # Stream and end of the last run, but for those that a graph captured.
+        self._last: tuple[Any, Any] | None = None
         self._nothing: Any = None
         if self._context is None:
             raise BackendError(f"TensorRT makes no execution context.{loaded.log_tail()}")
@@ -80,7 +81,13 @@ class GpuContext:
         # Kept until the run is enqueued: torch reuses memory in the stream's order.
         read = {name: _readable(tensor) for name, tensor in inputs.items()}
         self._check_written(inputs, read)
-        stream = self._in_order(torch.cuda.current_stream(device))
+        current = torch.cuda.current_stream(device)
+        # Nothing outside of a graph can be waited for while it is captured.
+        is_captured = torch.cuda.is_current_stream_capturing()
+        stream = int(current.cuda_stream)
+        if self._last is not None and current != self._last[0] and not is_captured:
+            # All runs share the context's scratch memory.
+            current.wait_event(self._last[1])
         # The profile before the shapes: they are checked against its sizes.
         self._use(profile, stream)
         for name, tensor in read.items():
@@ -88,6 +95,8 @@ class GpuContext:
             self._bind(name, tensor)
         written = {one.name: self._output(one, read, torch, device) for one in self._outputs}
         self._must(self._context.execute_async_v3(stream), "the run")
+        if not is_captured:
+            self._last = current, current.record_event()
         return written
 
     def _use(self, profile: int, stream: int) -> None:
@@ -95,14 +104,6 @@ class GpuContext:
             done = self._context.set_optimization_profile_async(profile, stream)
             self._must(done, f"profile {profile}")
             self._profile = profile
-
-    def _in_order(self, stream: Any) -> int:
-        """Return a stream's handle; what is enqueued there begins when the last run is done."""
-        # All runs share the context's scratch memory.
-        if self._stream is not None and stream != self._stream:
-            stream.wait_stream(self._stream)
-        self._stream = stream
-        return int(stream.cuda_stream)
 
     def _bind(self, name: str, tensor: Any) -> None:
         address = tensor.data_ptr()

@@ -77,7 +77,7 @@ class Decoding:
         """Run, and yield what each run adds.
 
         Raises:
-            BackendError: The runtime failed, or logits are NaN.
+            BackendError: The runtime failed, or logits are NaN or infinite.
             ConfigError: The model takes no prompt of such a length.
         """
         about, rows = self.interface.about, len(self.prompts)
@@ -95,11 +95,12 @@ class Decoding:
             caches = self.interface.next_caches(results)
             self._count(step, seconds, results, mask[:, -ids.shape[1] :])
             logits = np.asarray(results["logits"][:, -1], np.float32)
-            if np.isnan(logits[going]).any():
-                row = int(np.flatnonzero(going & np.isnan(logits).any(axis=-1))[0])
+            lost = going & ~np.isfinite(logits.max(axis=-1))  # some -inf are fine
+            if lost.any():
+                row = int(np.flatnonzero(lost)[0])
                 raise BackendError(
-                    f"the logits behind token {step} of text {row + 1} are NaN: there is nothing to"
-                    " choose by.",
+                    f"the logits behind token {step} of text {row + 1} are NaN or infinite: there"
+                    " is nothing to choose by.",
                     hint="`moh-deploy verify` tells whether the package equals the original.",
                 )
             chosen = choose_tokens(logits, self.sampling, draws)

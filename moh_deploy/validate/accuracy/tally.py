@@ -159,10 +159,11 @@ class Scored:
             return self
         # Without the copies that fill up a batch, which have no labels.
         mask = valid.mask[: len(self.labels)]
-        is_of_tokens = self.labels.shape == mask.shape and self.labels.dtype.kind in "iu"
+        is_placed = self.labels.shape == mask.shape
+        is_of_tokens = is_placed and self.labels.dtype.kind in "iu"
         # Zeros on both sides: NaN at padding would leave the whole sample without a score.
         reference, package = (
-            {name: _blank(array, valid.mask, is_of_tokens) for name, array in side.items()}
+            {name: _blank(array, valid.mask, is_placed) for name, array in side.items()}
             for side in (self.reference, self.package)
         )
         labels = self.labels
@@ -171,9 +172,9 @@ class Scored:
         return Scored(reference, package, labels)
 
 
-def _blank(array: Array, mask: BoolArray, is_of_tokens: bool) -> Array:
+def _blank(array: Array, mask: BoolArray, is_placed: bool) -> Array:
     # Outputs without tokens stay as they are: [B, classes], which may be as many as tokens.
-    if array.shape[:2] != mask.shape or (array.ndim == 2 and not is_of_tokens):
+    if array.shape[:2] != mask.shape or (array.ndim == 2 and not is_placed):
         return array
     blank: Array = array.copy()
     blank[~mask] = 0

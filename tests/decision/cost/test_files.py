@@ -122,4 +122,4 @@ def test_decision_without_times_or_intervals_is_refused(tmp_path: Path):
 def test_timestamps_that_are_no_seconds_are_refused(tmp_path: Path, stamp: str):
     with pytest.raises(ConfigError, match=r"expected seconds since 1970") as refused:
         traffic_of(tmp_path, f"timestamp,batch,seq\n{stamp},1,64\n{stamp},1,64\n")
-    assert "1000" in str(refused.value.hint)
+    assert ("1000" in str(refused.value.hint)) == stamp.isdecimal()

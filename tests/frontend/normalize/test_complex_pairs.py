@@ -38,12 +38,24 @@ def moved(x: Tensor) -> Tensor:
     return torch.view_as_real(z.unsqueeze(1).expand(-1, 5, -1, -1).contiguous())
 
 
+def viewed_behind_contiguous(x: Tensor) -> Tensor:
+    z = (pairs(x) * FREQUENCIES[None, :, None]).transpose(1, 2).contiguous()
+    return torch.view_as_real(z).view(8, 3, 6)
+
+
+def scaled_by_a_number_alone(x: Tensor) -> Tensor:
+    z = pairs(x) * torch.tensor(0.5, dtype=torch.float64)
+    return torch.view_as_real(z + torch.tensor(1j, dtype=torch.complex128))
+
+
 def has_complex(program: ExportedProgram) -> bool:
     tensors = [node for node in program.graph.nodes if is_tensor(node)]
     return any(tensor(node).dtype.is_complex for node in tensors if node.op != "placeholder")
 
 
-@pytest.mark.parametrize("model", [rotated, rotated_by_angles, moved])
+@pytest.mark.parametrize(
+    "model", [rotated, rotated_by_angles, moved, viewed_behind_contiguous, scaled_by_a_number_alone]
+)
 def test_results_stay_and_no_complex_number_is_left(model: Callable[[Tensor], Tensor]):
     traced = plain_trace(model, X)
     assert has_complex(traced)
@@ -72,3 +84,12 @@ def test_what_no_rule_is_for_stays():
     assert has_complex(program)
     assert "view_as_real" not in {op(node) for node in program.graph.nodes}
     torch.testing.assert_close(program.module()(X), waves(X))
+
+
+def test_parts_of_other_shapes_stay():
+    def joined(x: Tensor) -> Tensor:
+        return torch.view_as_real(torch.complex(x, torch.zeros(1)))
+
+    program = normalize(plain_trace(joined, X))
+    assert has_complex(program)
+    torch.testing.assert_close(program.module()(X), joined(X))

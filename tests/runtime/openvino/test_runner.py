@@ -280,6 +280,27 @@ def test_a_row_that_a_table_does_not_have_is_refused_as_in_onnxruntime(tmp_path:
             runner.run({"ids": np.array([[4, 5]])})
 
 
+def test_parts_of_an_input_may_be_looked_up_in_tables_of_other_sizes(tmp_path: Path):
+    tables = {name: np.ones((rows, 3), np.float32) for name, rows in (("few", 5), ("many", 1000))}
+    halves = helper.make_tensor("halves", TensorProto.INT64, [2], [1, 1])
+    graph = helper.make_graph(
+        [
+            helper.make_node("Split", ["ids", "halves"], ["a", "b"], axis=1),
+            helper.make_node("Gather", ["few", "a"], ["x"]),
+            helper.make_node("Gather", ["many", "b"], ["z"]),
+            helper.make_node("Add", ["x", "z"], ["y"]),
+        ],
+        "tables",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, [1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 3])],
+        [halves, *(numpy_helper.from_array(array, name) for name, array in tables.items())],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
+    runner = open_runner(path, Variant(runtime="openvino", kernels="off"))
+    assert runner.run({"ids": np.array([[3, 700]])})["y"].tolist() == [[[2, 2, 2]]]
+
+
 def test_a_kernel_that_fails_on_constants_is_noticed_while_the_model_is_compiled(tmp_path: Path):
     case = OF_LENGTHS[0]
     names = [spec.name for spec in OPS[case.op].inputs]

@@ -40,8 +40,11 @@ class _Stream:
     def __init__(self) -> None:
         self.waited_for: list[_Stream] = []
 
-    def wait_stream(self, other: _Stream) -> None:
-        self.waited_for.append(other)
+    def record_event(self) -> _Stream:
+        return self
+
+    def wait_event(self, end: _Stream) -> None:
+        self.waited_for.append(end)
 
 
 ALIASED = {"present": "past"}
@@ -56,6 +59,7 @@ def aligned(shape: tuple[int, ...] = SHAPE, *, beyond: int = 0) -> torch.Tensor:
 @pytest.fixture
 def context(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], GpuContext]:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: _Stream())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
     def make(aliases: dict[str, str]) -> GpuContext:
         engine = SimpleNamespace(
@@ -115,3 +119,8 @@ def test_another_stream_waits_for_the_last_run(
         made.run({"x": aligned(), "past": aligned()}, 0)
     # The context's scratch memory is in use until then.
     assert [one.waited_for for one in streams] == [[], [streams[0]]]
+    # While a graph is captured nothing outside of it can be waited for.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: streams[0])
+    made.run({"x": aligned(), "past": aligned()}, 0)
+    assert streams[0].waited_for == []

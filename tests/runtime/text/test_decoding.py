@@ -104,14 +104,20 @@ def test_package_of_something_else_generates_no_text():
 
 
 class Overflowing(Counting):
-    """Its logits of the second text are NaN."""
+    """One logit of the second text is another number."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number = number
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         results = super().run(inputs)
-        results["logits"][1] = np.nan
+        results["logits"][1, :, 5] = self.number
         return results
 
 
-def test_logits_that_are_nan_choose_nothing():
-    with pytest.raises(BackendError, match="behind token 0 of text 2 are NaN"):
-        list(Decoding(Overflowing(), INTERFACE, [[1], [2]], 3).steps())
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_logits_that_are_not_finite_choose_nothing(number: float):
+    with pytest.raises(BackendError, match="behind token 0 of text 2 are NaN or infinite"):
+        list(Decoding(Overflowing(number), INTERFACE, [[1], [2]], 3).steps())
+    list(Decoding(Overflowing(-np.inf), INTERFACE, [[1], [2]], 3).steps())

@@ -44,6 +44,7 @@ def test_classes_that_are_as_many_as_tokens_are_not_blanked():
     found = of_classes.of_valid(ValidTokens("mask", mask), -100)
     assert found.package["y"].tolist() == LOGITS[2:].tolist()
     # One number for each token, and labels of tokens, too.
-    of_tokens = Scored({"y": np.ones((2, 4))}, {"y": np.ones((2, 4))}, np.ones((2, 4), int))
-    found = of_tokens.of_valid(ValidTokens("mask", mask), -100)
-    assert (found.package["y"] == mask).all()
+    for dtype in (int, float):
+        given = {"y": np.ones((2, 4))}
+        found = Scored(given, given, np.ones((2, 4), dtype)).of_valid(ValidTokens("m", mask), -100)
+        assert (found.package["y"] == mask).all()
