@@ -266,7 +266,23 @@ def _stateful(models: StepModels) -> Any:
     model.validate_nodes_and_infer_types()
     pairs = dict(zip(past_names(sizes), present_names(sizes), strict=True))
     apply_make_stateful_transformation(model, pairs)
+    _begin_empty(model, sizes)
     return model
+
+
+def _begin_empty(model: Any, sizes: Sizes) -> None:
+    """Say what the states are before they are filled: attention on states asks for that."""
+    from openvino import opset13
+
+    shape_of_ids = opset13.shape_of(model.input("input_ids"), "i64")
+    batch = opset13.gather(shape_of_ids, opset13.constant([0]), opset13.constant(0))
+    rest = opset13.constant(np.array([sizes.kv_heads, 0, sizes.head_dim], np.int64))
+    shape = opset13.concat([batch, rest], axis=0)
+    for node in model.get_ops():
+        if node.get_type_name() == "ReadValue":
+            zero = opset13.constant(np.zeros((), np.float32))
+            node.set_arguments([opset13.broadcast(zero, shape)])
+    model.validate_nodes_and_infer_types()
 
 
 def random_caches(sizes: Sizes, past: int) -> Caches:

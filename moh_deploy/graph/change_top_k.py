@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import onnx
 import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.graph.router_nodes import router_nodes
+from moh_deploy.graph.router_nodes import makers_of, router_nodes
 from moh_deploy.package import LayerInfo
 
 _WHOLE = ("top_k", "two_stage", "query_norm", "mask")
-"""Forms whose MoHRouter makes the gates alone: no operator behind it knows how many heads there
-are."""
+"""Forms whose MoHRouter may make the gates alone. Where operators behind it weigh them, these may
+know how many heads there are: a factor of 1 / k."""
+
+_WEIGHING = ("Concat", "Div", "Mul")
 
 
 def change_top_k(
@@ -38,13 +40,14 @@ def change_top_k(
     """
     nodes = {node.name: node for node in model.graph if node.name}
     graph = onnx.GraphProto(node=map(ir.serde.serialize_node, model.graph))
+    makers = makers_of(graph)
     found = []
     for layer, name in zip(layers, router_nodes(graph, tuple(layers)), strict=True):
         node = None if name is None else nodes[name]
         if layer.top_k == 0 or layer.router in ("constant", "shared"):
             found.append(layer)
             continue
-        number = _number(layer, node, top_k)
+        number = _number(layer, node, top_k, is_weighed=_is_weighed(layer.gates, name, makers))
         assert node is not None
         node.attributes["top_k"] = ir.AttrInt64("top_k", number)
         found.append(replace(layer, top_k=number, active_share=None))
@@ -53,8 +56,18 @@ def change_top_k(
     return tuple(found)
 
 
-def _number(layer: LayerInfo, node: ir.Node | None, top_k: int | None) -> int:
-    if node is None or layer.router not in _WHOLE:
+def _is_weighed(gates: str, router: str | None, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Tell whether operators weigh what a router made, or join it with weights of its own."""
+    maker = makers.get(gates)
+    while maker is not None and maker.name != router:
+        if maker.op_type in _WEIGHING:
+            return True
+        maker = makers.get(maker.input[0]) if maker.input else None
+    return False
+
+
+def _number(layer: LayerInfo, node: ir.Node | None, top_k: int | None, *, is_weighed: bool) -> int:
+    if node is None or layer.router not in _WHOLE or is_weighed:
         why = (
             "plain operators make its gates"
             if node is None

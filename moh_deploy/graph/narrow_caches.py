@@ -25,6 +25,8 @@ def narrow_caches(model: ir.Model, caches: CachesInPlace) -> dict[str, str]:
         widened, narrowed = present.producer(), [node for node, _ in past.uses()]
         if widened is None or not _is_cast(widened) or not all(map(_is_cast, narrowed)):
             continue
+        if present.uses():  # by what stays in float32
+            continue
         written = widened.inputs[0]
         (low,) = {node.outputs[0].dtype for node in narrowed}
         if written is None or written.dtype != low or low is None:
@@ -35,7 +37,6 @@ def narrow_caches(model: ir.Model, caches: CachesInPlace) -> dict[str, str]:
             graph.remove(node, safe=True)
         # The output keeps its name.
         graph.outputs[graph.outputs.index(present)] = written
-        present.replace_all_uses_with(written)
         graph.remove(widened, safe=True)
         written.name = one.present
         changed |= dict.fromkeys((one.past, one.present), str(low.numpy()))

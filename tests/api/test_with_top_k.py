@@ -3,11 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import moh_deploy
 from moh_deploy.api.with_top_k import with_top_k
 from moh_deploy.errors import ConfigError
+from moh_deploy.graph.change_top_k import change_top_k
+from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import OnnxPackage
 from tests.grouped_package import HEADS, write_grouped
 from tests.handmade_package import write_package
@@ -48,3 +51,18 @@ def test_router_of_plain_operators_is_refused(tmp_path: Path):
     write_package(tmp_path / "package")
     with pytest.raises(ConfigError, match="form 'custom': plain operators make its gates"):
         with_top_k(tmp_path / "package", tmp_path / "made", top_k=1)
+
+
+@pytest.mark.parametrize("weighing", ["Mul", "Div"])
+def test_router_whose_gates_are_weighed_behind_it_is_refused(package: OnnxPackage, weighing: str):
+    model = load_ir(package)
+    (router,) = (node for node in model.graph if node.op_type == "MoHRouter")
+    (gates,) = router.outputs
+    weighed = ir.node(weighing, [gates, gates])
+    gates.replace_all_uses_with(weighed.outputs[0])
+    for place in (0, 1):
+        weighed.replace_input_with(place, gates)
+    model.graph.insert_after(router, weighed)
+    gates.name, weighed.outputs[0].name = "gates.raw", "gates"
+    with pytest.raises(ConfigError, match="operators behind the router weigh its gates"):
+        change_top_k(model, package.manifest.layers, 4)

@@ -35,12 +35,14 @@ def test_cache_is_kept_as_it_is_written():
     assert made.graph[1].inputs[0] is made.graph.outputs[0]
 
 
-@pytest.mark.parametrize("kept", ["past", "present"])
+@pytest.mark.parametrize("kept", ["past", "present", "what is written"])
 def test_cache_that_something_reads_in_float32_stays(kept: str):
     made = lowered()
     past = made.graph.inputs[0]
     if kept == "past":
         made.graph.append(ir.node("Relu", [past]))
+    elif kept == "what is written":
+        made.graph.append(ir.node("Relu", [made.graph.outputs[0]]))
     else:
         made.graph.outputs[0] = made.graph[1].outputs[0]
         made.graph.outputs[0].name = "present"

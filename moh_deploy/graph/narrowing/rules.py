@@ -213,7 +213,8 @@ def _slice(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> i
 
 def _gather(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
     given, indices = _inputs(value, 2)
-    along, rank = _axis_of(value, 0) % len(dims_of(given)), len(dims_of(indices))
+    # The axis is one of what is read, which may have another rank than the result.
+    along, rank = _number(value, "axis", 0) % len(dims_of(given)), len(dims_of(indices))
     if along <= axis < along + rank:
         own = axis - along
         return narrowing.again(value, axis, kept, [given, narrowing.narrowed(indices, own, kept)])

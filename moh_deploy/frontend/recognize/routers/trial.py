@@ -25,6 +25,8 @@ from moh_deploy.frontend.recognize.routers.selection import ends_router
 # Logits of these scales make flat, ordinary and saturated softmaxes.
 SCALES = (0.05, 1.0, 8.0)
 
+_OF_A_SIZE = frozenset(("arange", "linspace", "slice"))
+
 Values = dict[Node, torch.Tensor]
 
 
@@ -160,11 +162,38 @@ def nodes_between(
             if source not in found and (is_tensor(source) or makes_tuple):
                 found.add(source)
                 stack.append(source)
+    # A trial has the example's sizes; what positions decide may be another thing at others.
+    counting = _that_count(result.graph.nodes, found - inputs, inputs)
+    if any(_judges(node) and counting & set(node.all_input_nodes) for node in found - inputs):
+        return None
     return [
         node
         for node in result.graph.nodes
         if node in found and node not in inputs and node.op == "call_function"
     ]
+
+
+def _that_count(nodes: Iterable[Node], members: set[Node], inputs: set[Node]) -> set[Node]:
+    """Return the members that are made of nothing but positions: a range or a part of a table as
+    long as a size of the model's inputs, or what is computed of such."""
+    found: set[Node] = set()
+    for node in nodes:
+        if node not in members or node.op != "call_function":
+            continue
+        made_of = [one for one in node.all_input_nodes if is_tensor(one)]
+        begins = op(node) in _OF_A_SIZE and len(made_of) < len(node.all_input_nodes)
+        follows = not reads_shape_only(node) and any(one in found for one in made_of)
+        if not inputs & set(made_of) and (begins or follows):
+            found.add(node)
+    return found
+
+
+def _judges(node: Node) -> bool:
+    """True for an operator whose result may be another one behind some position. That of numbers of
+    rows, such as the places of a scatter, is not looked at: it has to be right for the example."""
+    if op(node) in ("lt", "le", "gt", "ge", "where", "clamp", "minimum", "maximum"):
+        return True
+    return op(node) in ("add", "sub", "mul", "div", "pow") and is_number(node)
 
 
 def run_nodes(nodes: Sequence[Node], inputs: Values, constant: Constants) -> Values | None:
