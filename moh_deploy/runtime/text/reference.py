@@ -1,4 +1,6 @@
-"""How a reference is called that generates the same text: another package, or the original."""
+"""The inputs and outputs of a reference that generates the same text: another package, or the
+original.
+"""
 
 from __future__ import annotations
 
