@@ -176,21 +176,22 @@ def nodes_between(
 def _that_count(nodes: Iterable[Node], members: set[Node], inputs: set[Node]) -> set[Node]:
     """Return the members that are made of nothing but positions: a range or a part of a table as
     long as a size of the model's inputs, or what is computed of such."""
-    found: set[Node] = set()
+    decided, found = set(inputs), set[Node]()
     for node in nodes:
         if node not in members or node.op != "call_function":
             continue
-        made_of = [one for one in node.all_input_nodes if is_tensor(one)]
-        begins = op(node) in _OF_A_SIZE and len(made_of) < len(node.all_input_nodes)
-        follows = not reads_shape_only(node) and any(one in found for one in made_of)
-        if not inputs & set(made_of) and (begins or follows):
+        sources = set() if reads_shape_only(node) else set(node.all_input_nodes)
+        of_a_size = any(not is_tensor(one) and one not in members for one in node.all_input_nodes)
+        if sources & decided:
+            decided.add(node)
+        elif (op(node) in _OF_A_SIZE and of_a_size) or sources & found:
             found.add(node)
     return found
 
 
 def _judges(node: Node) -> bool:
-    """True for an operator whose result may be another one behind some position. That of numbers of
-    rows, such as the places of a scatter, is not looked at: it has to be right for the example."""
+    """True for an operator whose result may be another one behind some position. Whole numbers are
+    not looked at, such as the rows of a scatter: wrong ones would be seen at every size."""
     if op(node) in ("lt", "le", "gt", "ge", "where", "clamp", "minimum", "maximum"):
         return True
     return op(node) in ("add", "sub", "mul", "div", "pow") and is_number(node)

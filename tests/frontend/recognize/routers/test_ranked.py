@@ -230,10 +230,22 @@ def form_at_any_length(make: type[nn.Module]) -> str:
     return read_router(gates, None, Constants(program)).form.name
 
 
+class PutByRow(Base):
+    """Rows are counted to say where to write: that decides nothing."""
+
+    def gates(self, logits):
+        best, where = logits.topk(2, dim=-1)
+        rows = torch.arange(logits.shape[1])[None, :, None]
+        images = torch.arange(logits.shape[0])[:, None, None]
+        gates = torch.zeros_like(logits).index_put((images, rows, where), best.softmax(-1))
+        return gates * 2.0
+
+
 @pytest.mark.parametrize("make", [AllOpenBehind, RisingBehind, TableOfPositions])
 def test_what_positions_decide_is_not_proven_at_the_example(make: type[nn.Module]):
     assert form_at_any_length(make) == "custom"
     assert form_at_any_length(SoftmaxOfChosen) == "top_k"
+    assert form_at_any_length(PutByRow) == "top_k"
 
 
 @pytest.mark.parametrize("make", [SquareRoots, ScaledByToken, BiasOfTheInput])
