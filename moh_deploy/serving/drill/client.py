@@ -11,7 +11,8 @@ import numpy as np
 
 from moh_deploy.errors import BackendError
 from moh_deploy.serving.drill.load import ServerAnswer
-from moh_deploy.serving.http.protocol import DATATYPES, HEADER_LENGTH, dtype_of
+from moh_deploy.serving.http.protocol import HEADER_LENGTH
+from moh_deploy.serving.http.tensors import DATATYPES, dtype_of
 from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.npz import Array
 

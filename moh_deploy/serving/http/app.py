@@ -30,7 +30,6 @@ from moh_deploy.serving.http.body import HeldBytes, read_body
 from moh_deploy.serving.http.guard_routes import guard_routes
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import (
-    DATATYPES,
     HEADER_LENGTH,
     InferRequest,
     read_request,
@@ -40,6 +39,7 @@ from moh_deploy.serving.http.queue import BatchingQueue
 from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.status_counts import StatusCounts
 from moh_deploy.serving.http.telemetry_routes import telemetry_routes
+from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.served_model import Reply, ServedModel
 from moh_deploy.serving.telemetry.prometheus import CONTENT_TYPE, prometheus_text

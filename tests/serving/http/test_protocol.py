@@ -12,7 +12,6 @@ from hypothesis.extra import numpy as stnp
 
 from moh_deploy.package import TensorInfo
 from moh_deploy.serving.http.protocol import (
-    DATATYPES,
     HEADER_LENGTH,
     Body,
     InferRequest,
@@ -23,6 +22,7 @@ from moh_deploy.serving.http.protocol import (
     write_request,
 )
 from moh_deploy.serving.http.refusal import Refusal
+from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.system.npz import BFLOAT16, Array
 
 X = TensorInfo("x", "float32", ("batch", 2))
