@@ -6,6 +6,11 @@ that importing the package costs nothing and reading a package needs no torch.
 
 from __future__ import annotations
 
+import os
+
+# Read by ONNX Runtime when it is imported, and never again: so it is said before that (ADR 75).
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 TYPE_CHECKING = False  # as typing has it, whose import takes longer than the rest of a start
 if TYPE_CHECKING:
     from moh_deploy.api.bench import bench
