@@ -25,6 +25,9 @@ def _load() -> "Callable[[], object]":
     """
     import signal
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this: `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (as long as the process)
     is_heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not under nohup
     if is_heard:
         signal.signal(signal.SIGINT, _end)

@@ -66,8 +66,8 @@ def export(
         output: The package directory to write.
         progress: What to report the steps to.
         settings: As on the command line. `inputs` may also be a mapping of the names of forward's
-            parameters to values, or a tuple of positional arguments: tensors, arrays, None,
-            numbers, text, and tuples, lists, dicts and dataclasses of such.
+            parameters to values, a tuple of positional arguments, or the only one: tensors, arrays,
+            None, numbers, text, and tuples, lists, dicts and dataclasses of such.
 
     Returns:
         What was written and how well it agrees with the original.
@@ -132,4 +132,7 @@ def _path(value: Path | str | None) -> Path | None:
 def _inputs(given: Inputs | None) -> Path | Mapping[str, object] | tuple[object, ...] | None:
     if isinstance(given, str):
         return Path(given)
-    return given if given is None or isinstance(given, (Path, Mapping)) else tuple(given)
+    if given is None or isinstance(given, (Path, Mapping)):
+        return given
+    # A tensor is iterable, too: it is the only argument, and not as many as it is long.
+    return tuple(given) if isinstance(given, (tuple, list)) else (given,)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, Runtime
 from moh_deploy.runtime.base import Deployed, Model, Variant
 from moh_deploy.runtime.kernel_use import Kernels
@@ -67,6 +67,12 @@ def generate(
     """
     progress = progress or SilentProgress()
     sampling = Sampling(temperature, top_p, seed)
+    if sampling.is_greedy and (top_p != 1 or seed != 0):
+        raise ConfigError(
+            "top_p and seed are of draws, and at a temperature of 0 none is made.",
+            hint="Give --temperature 1, or leave them out.",
+        )
+    prompts = (prompts,) if isinstance(prompts, str) else prompts
     if bool(prompts) == bool(tokens):
         raise ConfigError(
             "prompts are given as text and as tokens." if prompts else "no prompt is given.",
@@ -82,6 +88,12 @@ def generate(
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
         runs_in = runtime_for(runtime, package.manifest.runtime)
+        if runs_in == "openvino":
+            raise BackendError(
+                "OpenVINO runs no language model: it takes no empty cache, and has no"
+                " TensorScatter, which writes caches in place.",
+                hint="--runtime onnxruntime runs it.",
+            )
         interface = TextInterface.of(package.manifest, str(package.root))
         tokenizer = Tokenizer.of(package) if prompts else None
     asked = [tokenizer.tokens_of(one) for one in prompts] if tokenizer else [*map(list, tokens)]
@@ -161,7 +173,7 @@ def _texts(
         GeneratedText(
             prompt_tokens=len(prompt),
             tokens=tuple(new),
-            text=None if tokenizer is None else tokenizer.text_of(new),
+            text=None if tokenizer is None else tokenizer.text_behind(prompt, new),
             ended=bool(new) and new[-1] in ends,
         )
         for prompt, new in zip(decoding.prompts, added, strict=True)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from moh_deploy.cli import options, values
+from moh_deploy.cli.failure import writing_stdout
 from moh_deploy.cli.output import print_answer
 from moh_deploy.cli.report_files import FileFormat, ReportFiles
+from moh_deploy.system.json_text import to_json_text
 
 if TYPE_CHECKING:
     from moh_deploy.frontend.prove.eager import EagerModel
@@ -89,7 +91,10 @@ def command(
     from moh_deploy.api.compare import new_plan as write_new_plan
 
     if new_plan is not None:
-        click.echo(f"{write_new_plan(new_plan)}: fill it in before you look at any data.")
+        written = write_new_plan(new_plan)
+        text = f"{written}: fill it in before you look at any data."
+        with writing_stdout():
+            click.echo(to_json_text({"plan": str(written)}) if as_json else text)
         return
     subject = str(plan) if plan is not None else ", ".join(map(str, paths))
     files_asked: dict[FileFormat, Path | None] = {"markdown": markdown, "html": html}

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TextIO
 
 import click
 
@@ -40,7 +41,12 @@ def exit_code_of(run: Callable[[], object], *, as_json: bool) -> int:
         except Exception as error:
             if interrupts:  # A module that was just being loaded makes an ImportError of it.
                 return _interrupted()
-            return _exit_code(error, as_json=as_json)
+            try:
+                return _exit_code(error, as_json=as_json)
+            except BrokenPipeError:  # whoever read it has gone
+                silence(sys.stdout)
+                silence(sys.stderr)
+                return EXIT_BROKEN_PIPE
     return code if isinstance(code, int) else 0
 
 
@@ -93,8 +99,11 @@ def report_failure(error: MoHDeployError, *, as_json: bool) -> None:
 
 
 @contextmanager
-def writing_stdout() -> Iterator[None]:
+def writing_stdout(stdout: TextIO | None = None) -> Iterator[None]:
     """Name stdout if it cannot be written.
+
+    Args:
+        stdout: What it is, where `sys.stdout` is something else at the moment.
 
     Raises:
         PackageError: The file that it goes to cannot be written. Nothing more is written to it.
@@ -104,7 +113,7 @@ def writing_stdout() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        silence_stdout()
+        silence(stdout or sys.stdout)
         raise PackageError(
             f"stdout cannot be written: {os.strerror(error.errno or 0)}. The answer is lost.",
             hint="Free some space, or write to another disk.",
@@ -123,9 +132,9 @@ def error_json(error: MoHDeployError) -> dict[str, object]:
     return _error_json(type(error).__name__, error.message, error.hint, error.exit_code)
 
 
-def silence_stdout() -> None:
-    """Let nothing more be written to stdout, not even when Python flushes it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def silence(stream: TextIO) -> None:
+    """Let nothing more be written to a stream, not even when Python flushes it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _report_usage(error: click.ClickException, *, as_json: bool) -> None:

@@ -104,7 +104,7 @@ class _Shown:
         text = text.translate(self._replaced)
         self._kept[row] += text
         if row == 0:
-            with writing_stdout():
+            with writing_stdout(self._stdout):
                 self._stdout.write(text)
                 self._stdout.flush()
 
@@ -112,7 +112,7 @@ class _Shown:
         """Write what other prompts got, and end the line."""
         if any(self._kept):
             rest = "".join(f"\n\n[{n}]{text}" for n, text in enumerate(self._kept[1:], start=2))
-            with writing_stdout():
+            with writing_stdout(self._stdout):
                 self._stdout.write(f"{rest}\n\n")
 
 

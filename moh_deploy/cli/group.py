@@ -10,7 +10,7 @@ from typing import Any, cast
 import click
 
 from moh_deploy import __version__
-from moh_deploy.cli.failure import EXIT_BROKEN_PIPE, exit_code_of, silence_stdout
+from moh_deploy.cli.failure import EXIT_BROKEN_PIPE, exit_code_of, silence
 from moh_deploy.system.suggest import did_you_mean
 
 
@@ -56,7 +56,7 @@ class CommandGroup(click.Group):
             sys.stdout.flush()
             return result
         except BrokenPipeError:
-            silence_stdout()
+            silence(sys.stdout)
             ctx.exit(EXIT_BROKEN_PIPE)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

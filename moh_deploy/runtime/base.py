@@ -238,8 +238,12 @@ class Model(ABC):
             PackageError: It cannot be read, or has changed since it was written.
         """
 
-    def import_runtime(self) -> None:  # noqa: B027  (some import it as they load)
-        """Import what `open` needs: it is no part of the time that loading takes."""
+    def import_runtime(self, runtime: Runtime) -> None:  # noqa: B027  (some import it as they load)
+        """Import what `open` needs: it is no part of the time that loading takes.
+
+        Args:
+            runtime: That of the variant.
+        """
 
     def alone(self, variant: Variant) -> tuple[Model, Variant] | None:
         """Return a model and variant that a process of its own can open; None if none can.

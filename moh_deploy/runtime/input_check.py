@@ -44,7 +44,11 @@ def check_room(
         ConfigError: There is none, or the model takes fewer tokens; with both numbers.
     """
     # The input that says how much is filled has no axes: all others are known by their sizes.
-    known = {name: int(array) for name, array in inputs.items() if array.ndim == 0}
+    known = {
+        name: int(array)
+        for name, array in inputs.items()
+        if array.ndim == 0 and array.dtype.kind in "iu"
+    }
     past, new = (length(caches, known | dict(sizes)) for length in (past_length, new_length))
     places, first = sizes[BUFFER], caches.buffers[0].past
     if past < caches.least_past:

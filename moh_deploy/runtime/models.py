@@ -142,8 +142,8 @@ class PackageDir(Deployed):
     def open(self, variant: Variant = AS_IT_IS) -> Runner:
         return _open(self.package, variant)
 
-    def import_runtime(self) -> None:
-        runtime_name()
+    def import_runtime(self, runtime: Runtime) -> None:
+        runtime_name_of(runtime)
 
     def alone(self, variant: Variant) -> tuple[Model, Variant] | None:
         """Return the package's model by itself: reading a package takes time of its own."""
@@ -170,5 +170,5 @@ class OnnxFile(Model):
     def open(self, variant: Variant = AS_IT_IS) -> Runner:
         return _open(self.path, variant)
 
-    def import_runtime(self) -> None:
-        runtime_name()
+    def import_runtime(self, runtime: Runtime) -> None:
+        runtime_name_of(runtime)

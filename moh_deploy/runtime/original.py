@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from moh_deploy.package import Manifest, OnnxPackage, TensorInfo
+from moh_deploy.package import Manifest, OnnxPackage, Runtime, TensorInfo
 from moh_deploy.package.cache_buffers import in_given_buffers, without_room
 from moh_deploy.runtime.base import AS_IT_IS, Description, Model, Runner, RunnerAround, Variant
 from moh_deploy.runtime.kernel_use import KernelUse
@@ -176,6 +176,9 @@ class _Growing(Model):
     @property
     def name(self) -> str:
         return OnnxFile(self.path).name
+
+    def import_runtime(self, runtime: Runtime) -> None:
+        OnnxFile(self.path).import_runtime(runtime)
 
     def open(self, variant: Variant = AS_IT_IS) -> Runner:
         return _GrowingRunner(OnnxFile(self.path).open(variant), self.manifest)

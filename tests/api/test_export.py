@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import moh_deploy
+from moh_deploy.api.export import _inputs as positional_inputs
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.fx.outputs import tensors_of
@@ -152,3 +153,9 @@ def test_inputs_that_fit_no_parameter_are_refused(tmp_path: Path):
     given = {"ids": models.ids(), "scale": torch.ones(1), "mode": "states"}
     with pytest.raises(ExportError, match="does not read the input 'maks'"):
         moh_deploy.export(model, tmp_path / "package", inputs={**given, "maks": models.mask()})
+
+
+def test_tensor_by_itself_is_the_only_argument():
+    tensor = torch.zeros(1, 8, 16)
+    assert positional_inputs(tensor) == (tensor,)
+    assert positional_inputs([tensor, 2]) == (tensor, 2)

@@ -13,6 +13,7 @@ import moh_deploy
 from moh_deploy.errors import BackendError, CheckpointError, ConfigError, PackageError
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage, PackageWriter
+from moh_deploy.runtime import models
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.openvino import extension
@@ -153,6 +154,9 @@ def test_draws_are_the_same_for_a_seed(exported):
         ({"tokens": [[1]], "temperature": -1}, ConfigError, "temperature is -1"),
         ({"tokens": [[1]], "top_p": 0}, ConfigError, "top_p is 0"),
         ({"tokens": [[1]], "temperature": 1, "against": "x"}, ConfigError, "likeliest tokens"),
+        ({"tokens": [[1]], "top_p": 0.9}, ConfigError, "top_p and seed are of draws"),
+        ({"tokens": [[1]], "seed": 5}, ConfigError, "top_p and seed are of draws"),
+        ({"prompts": "Once"}, PackageError, r"has no tokenizer\.json"),
     ],
 )
 def test_wrong_prompt_is_one_sentence(exported, given, error, words):
@@ -188,6 +192,9 @@ def test_package_that_was_tuned_for_another_runtime_runs_there_or_where_one_says
         moh_deploy.generate(tmp_path / "tuned", **given)
     with pytest.raises(BackendError, match="tuned for openvino, which is not here"):
         moh_deploy.generate(package.root, against=tmp_path / "tuned", **given)
+    monkeypatch.setattr(models, "openvino_name", lambda: "OpenVINO 2026.4.1")
+    with pytest.raises(BackendError, match="OpenVINO runs no language model"):
+        moh_deploy.generate(tmp_path / "tuned", **given)
     report = moh_deploy.generate(tmp_path / "tuned", runtime="onnxruntime", **given)
     assert report.texts == moh_deploy.generate(package.root, **given).texts
 

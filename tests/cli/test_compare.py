@@ -64,4 +64,6 @@ def test_new_plan_is_written_to_fill_in(cli: Cli, tmp_path: Path):
     assert cli("compare", "--new-plan", path).exit_code == 0
     assert "goal:" in path.read_text()
     assert cli("compare", "--new-plan", path).exit_code == 2
+    other = tmp_path / "other.yaml"
+    assert cli("compare", "--new-plan", other, "--json").json == {"plan": str(other)}
     assert "expected a plan" in cli("compare").err

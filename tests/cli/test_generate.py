@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from moh_deploy.cli.against import _is_checkpoint
 from moh_deploy.cli.generate import _Shown
@@ -30,6 +34,30 @@ def test_terminal_is_not_told_what_to_do():
         shown = _Shown(stdout, 1)
         shown(0, "a\x1b[2Jb\n\tc")
         assert stdout.getvalue() == expected
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_full_disk_behind_stdout_leaves_stderr():
+    program = """
+import contextlib, sys
+from moh_deploy.cli.generate import _Shown
+from moh_deploy.errors import PackageError
+shown = _Shown(sys.stdout, 1)
+with contextlib.redirect_stdout(sys.stderr):
+    try:
+        shown(0, "text")
+    except PackageError as error:
+        print(error.message)
+"""
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    assert "stdout cannot be written" in ended.stderr
 
 
 def test_options_of_an_original_need_one(cli):

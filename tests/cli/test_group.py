@@ -115,13 +115,21 @@ def test_package_with_an_edited_manifest_is_refused(cli: Cli, package: Path):
 
 
 @pytest.mark.usefixtures("warm_processes")
-def test_reader_that_goes_away_is_no_error(package: Path):
-    with start_python("-m", "moh_deploy", "inspect", str(package)) as process:
+@pytest.mark.parametrize("directory", ["package", "nowhere"])
+def test_reader_that_goes_away_is_no_error(package: Path, directory: str):
+    root = package if directory == "package" else package / directory
+    with start_python("-m", "moh_deploy", "inspect", str(root), "--json") as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        assert process.stderr.read() == ""
+        assert "Traceback" not in process.stderr.read()
     assert process.returncode == 141
+
+
+def test_closed_stdout_is_no_bug(package: Path):
+    command = f"{sys.executable} -m moh_deploy inspect {package} >&-"
+    ended = subprocess.run(["sh", "-c", command], cwd=REPOSITORY, capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 @sampled(2)

@@ -133,6 +133,10 @@ def test_filled_places_may_be_told_by_an_input():
         check_room(caches, {"seq": 2, "buffer": 8}, {"told": np.asarray(7)})
 
 
+def test_numbers_beside_caches_that_tell_no_length_may_be_anything():
+    check_room(CACHES, {"total": 9, "seq": 2, "buffer": 9}, {"scale": np.asarray(np.nan)})
+
+
 def test_more_tokens_than_positions_are_told_and_padding_is_none():
     mask = np.ones((2, 9), np.int64)
     mask[:, :3] = 0

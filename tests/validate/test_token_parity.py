@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from moh_deploy.runtime.text.decoding import DecodedStep
 from moh_deploy.validate.token_parity import TokenComparison
@@ -29,6 +30,15 @@ def test_rounding_excuses_a_margin_that_it_may_make():
     comparison = TokenComparison([step(1, logits=logits)], "float32")
     comparison.add(step(2), 0)
     assert comparison.differences[0].is_near_tie
+
+
+@pytest.mark.parametrize("ruled_out", [-np.inf, np.finfo(np.float32).min, -1e9])
+def test_tokens_that_a_model_rules_out_excuse_no_others(ruled_out: float):
+    logits = np.array([[0, 3, 1, 0, ruled_out]], np.float32)
+    for other in (2, 4):
+        comparison = TokenComparison([step(1, logits=logits)], "float32")
+        comparison.add(step(other), 0)
+        assert not comparison.differences[0].is_near_tie
 
 
 def test_lower_precisions_have_rules_of_their_own():

@@ -63,7 +63,7 @@ def fresh_run(task: FreshTask) -> FreshRun:
 def _first_run(task: FreshTask) -> FreshRun:
     # Imports are paid once by a server, whatever it loads, and reading inputs is no part of a
     # model: both come before the clock starts.
-    task.model.import_runtime()
+    task.model.import_runtime(task.variant.runtime)
     arrays = read_npz(task.inputs, error=BackendError)
     # Loading is from here to a call that can be timed: imports and reading the inputs are before.
     start = time.perf_counter()

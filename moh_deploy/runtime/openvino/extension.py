@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import openvino as ov
 
 _COMMAND = "python -m moh_deploy.native.build_openvino"
+_BUILD_KERNELS = "Install moh-deploy again, or build it: python tools/build_kernels.py."
 _BUILD = f"Build it for this OpenVINO: {_COMMAND}. --kernels off runs without."
 _INSTALL = "Install it: pip install 'moh-deploy[openvino]'."
 
@@ -75,7 +76,7 @@ class Extension:
         assert self.kernels.library is not None, "an extension without kernels"
         # Loaded for good: ops of compiled models point into it.
         owner = ctypes.CDLL(str(self.kernels.library))
-        find = _function(owner, "moh_cpu_kernels", self.kernels.library)
+        find = _function(owner, "moh_cpu_kernels", self.kernels.library, _BUILD_KERNELS)
         find.restype, find.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
         set_ = find(str(self.kernels.instruction_set).encode())
         rounds = self.kernels.compute_type == "bfloat16"
@@ -162,17 +163,17 @@ def _load(path: Path) -> ctypes.CDLL:
 
 def _text(library: ctypes.CDLL, name: str, path: Path) -> str:
     """Call a function of the library that takes nothing and returns text."""
-    function = _function(library, name, path)
+    function = _function(library, name, path, f"Build it again: {_COMMAND}.")
     function.restype = ctypes.c_char_p
     text: bytes = function()
     return text.decode()
 
 
-def _function(library: ctypes.CDLL, name: str, path: Path) -> Any:
+def _function(library: ctypes.CDLL, name: str, path: Path, hint: str) -> Any:
     try:
         return getattr(library, name)
     except AttributeError as error:
         raise BackendError(
             f"{path} is none of moh-deploy {__version__}: it has no function {name}.",
-            hint="Install moh-deploy again, or build it: python tools/build_kernels.py.",
+            hint=hint,
         ) from error

@@ -105,7 +105,7 @@ def _place_weights(graph: onnx.GraphProto, weights: Path, folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         # OpenVINO follows no symbolic link out of the folder. Another file system takes a copy.
         try:
-            target.hardlink_to(weights / name)
+            target.hardlink_to((weights / name).resolve())
         except OSError:
             _copy(weights / name, target)
 

@@ -127,6 +127,7 @@ def _logger(trt: Any, lines: list[str]) -> Any:
         def log(self, severity: Any, text: str) -> None:
             if severity <= trt.ILogger.Severity.WARNING:
                 lines.append(f"{severity.name}: {text}")
+                del lines[:-_MOST_LINES]  # it may warn at every run
 
     return Logger()
 
@@ -178,4 +179,4 @@ def _mapped_libraries() -> Iterator[Path]:
 
 
 def _tail(lines: list[str]) -> str:
-    return "".join(f"\n  {line}" for line in lines[-_MOST_LINES:])
+    return "".join(f"\n  {line}" for line in lines)

@@ -84,7 +84,11 @@ class EngineDir(Deployed):
         engine = Engine(self.root)
         outputs = tuple(one.name for one in engine.manifest.outputs)
         runner = EngineRunner(engine, engine.manifest.inputs, outputs)
-        others = [run.path for run in runner.describe().layer_runs if run.runs_as != "kernel"]
+        others = [
+            run.path
+            for run in runner.describe().layer_runs
+            if run.runs_as != "kernel" or run.router_runs_as == "function"
+        ]
         if variant.kernels == "require" and others:
             runner.close()
             raise BackendError(

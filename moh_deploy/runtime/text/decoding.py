@@ -122,7 +122,10 @@ class Decoding:
             self.figures.step_seconds += seconds
             self.figures.steps += 1
         for name in self.gates:
-            gates = results[name][valid != 0]  # [tokens, heads]
+            gates = results[name]
+            # Some layers attend from other rows than tokens, such as learned queries.
+            if gates.shape[:-1] == valid.shape:
+                gates = gates[valid != 0]  # [tokens, heads]
             self.figures.open_heads += int((gates != 0).sum())
             self.figures.all_heads += gates.size
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moh_deploy.errors import BackendError, PackageError
+from moh_deploy.errors import BackendError, ConfigError, PackageError
 from moh_deploy.package import TOKENIZER_NAME, OnnxPackage
 
 _TOKENS_HINT = "Give the prompt as numbers: --tokens 1,15,27."
@@ -56,12 +56,30 @@ class Tokenizer:
             raise PackageError(f"{path}: cannot be read as a tokenizer: {error}.") from error
 
     def tokens_of(self, text: str) -> list[int]:
-        """Return the tokens of a text, with those that it puts before every text."""
+        """Return the tokens of a text, with those that it puts before every text.
+
+        Raises:
+            ConfigError: It is no text: bytes of another encoding than UTF-8 were taken for it.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"a prompt is no text: {error.reason}.", hint="Give it in UTF-8."
+            ) from error
         return list(self._made.encode(text).ids)
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, without those that only mark where it begins or ends."""
         return str(self._made.decode(list(tokens), skip_special_tokens=True))
+
+    def text_behind(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """Return the text of tokens as it stands behind a prompt.
+
+        By themselves many lose the space that they begin with.
+        """
+        before, whole = self.text_of(prompt), self.text_of([*prompt, *tokens])
+        return whole[len(before) :] if whole.startswith(before) else self.text_of(tokens)
 
 
 class TextStream:

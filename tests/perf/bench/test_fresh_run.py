@@ -7,6 +7,7 @@ import pytest
 
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.perf.bench.fresh_run import FreshTask, fresh_run
+from moh_deploy.runtime import models
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import OnnxFile
 from moh_deploy.system.npz import write_npz
@@ -31,6 +32,16 @@ def test_process_of_its_own_loads_the_model_and_runs_it(task: FreshTask):
     assert found.first_run_ms > 0
     assert found.peak_memory_bytes is not None
     assert 2**20 < found.peak_memory_bytes < 300 * 2**20
+
+
+def test_import_of_another_runtime_is_no_part_of_loading(
+    task: FreshTask, monkeypatch: pytest.MonkeyPatch
+):
+    imported: list[str] = []
+    monkeypatch.setattr(models, "openvino_name", lambda: imported.append("openvino"))
+    monkeypatch.setattr(models, "runtime_name", lambda: imported.append("onnxruntime"))
+    task.model.import_runtime("openvino")
+    assert imported == ["openvino"]
 
 
 @nightly

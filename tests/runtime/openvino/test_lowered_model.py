@@ -54,11 +54,15 @@ def test_dense_projections_stay_and_a_dense_attention_does_not(tmp_path: Path):
     assert found.domains == {"moh.dense.2"}
 
 
-@pytest.mark.parametrize("same_disk", [True, False])
+@pytest.mark.parametrize(("same_disk", "is_link"), [(True, False), (False, False), (True, True)])
 def test_weights_beside_the_model_are_beside_the_written_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_disk: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_disk: bool, is_link: bool
 ):
     package = write_package(tmp_path / "package", external_data=True)
+    if is_link:  # as stores of large files keep them
+        kept = package.root / "model.onnx.data"
+        kept.rename(tmp_path / "kept")
+        kept.symlink_to("../kept")
     if not same_disk:
 
         def refuse(self: Path, target: Path) -> None:

@@ -119,12 +119,15 @@ def test_run_writes_what_the_engine_gives(fakes: Fakes, tmp_path: Path):
 
 def test_required_kernels_that_were_not_built_in_end_with_6(fakes: Fakes, tmp_path: Path):
     simulate_gpu(fakes)
-    layer = EngineLayer("blocks.1.attn", "function", "operators", "sparse", "head_dim is 300")
-    root = write_engine(tmp_path / "engine", replace(MANIFEST, layers=(*MANIFEST.layers, layer)))
+    layers = (
+        EngineLayer("blocks.1.attn", "function", "operators", "sparse", "head_dim is 300"),
+        EngineLayer("blocks.2.attn", "kernel", "function", "sparse", "its router is refused"),
+    )
+    root = write_engine(tmp_path / "engine", replace(MANIFEST, layers=(*MANIFEST.layers, *layers)))
     files = ["--inputs", _inputs(tmp_path / "in.npz"), "--outputs", tmp_path / "out.npz"]
     refused = _command("run", root, *files, "--kernels", "require")
     assert refused.returncode == 6
-    assert "was built without them for blocks.1.attn." in refused.stderr
+    assert "was built without them for blocks.1.attn, blocks.2.attn." in refused.stderr
 
 
 @nightly

@@ -59,6 +59,20 @@ def test_rows_go_on_as_each_would_alone_until_it_ends():
     assert figures.open_heads / figures.all_heads == 0.75
 
 
+class Pooled(Counting):
+    """A layer attends from three learned queries, whatever the tokens are."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        gates = np.tile([[1.0, 0.0]], (len(inputs["input_ids"]), 3, 1))
+        return {**super().run(inputs), "gates": gates}
+
+
+def test_gates_of_other_rows_than_tokens_are_counted_whole():
+    decoding = Decoding(Pooled(), INTERFACE, [[1], [3, 6]], 2, gates=("gates",))
+    list(decoding.steps())
+    assert (decoding.figures.open_heads, decoding.figures.all_heads) == (12, 24)
+
+
 def test_run_ends_with_the_last_row():
     runner = Counting()
     assert len(list(Decoding(runner, INTERFACE, [[9], [3, 6]], 8).steps())) == 1

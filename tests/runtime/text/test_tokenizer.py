@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from moh_deploy.errors import PackageError
+from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.runtime.text.tokenizer import TextStream, Tokenizer
 
 TEXT = "naïve ☕ 𝄞!"
@@ -85,3 +85,25 @@ def test_what_a_file_says_of_cutting_and_filling_up_is_for_training(tmp_path: Pa
     tokenizer._made.save(str(tmp_path / "tokenizer.json"))
     again = Tokenizer.of(Root(tmp_path, SimpleNamespace(files={"tokenizer.json": "-"})))
     assert again.tokens_of(TEXT) == expected
+
+
+class Words:
+    """A tokenizer that loses the space before the first word, as those of LLaMA do."""
+
+    def encode(self, text: str) -> SimpleNamespace:
+        return SimpleNamespace(ids=[ord(one) for one in text])
+
+    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        return "".join(map(chr, tokens)).removeprefix(" ")
+
+
+def test_text_behind_a_prompt_keeps_its_first_space():
+    tokenizer = Tokenizer(Path("t"), Words())
+    prompt, new = tokenizer.tokens_of("Once upon a time"), tokenizer.tokens_of(" there was")
+    assert tokenizer.text_of(new) == "there was"
+    assert tokenizer.text_behind(prompt, new) == " there was"
+
+
+def test_prompt_of_another_encoding_is_one_sentence():
+    with pytest.raises(ConfigError, match="a prompt is no text: surrogates not allowed"):
+        Tokenizer(Path("t"), Bytes()).tokens_of("caf\udce9")
