@@ -137,6 +137,18 @@ def test_nobody_else_builds_here_at_the_same_time(
 
 @nightly
 @needs_cmake
+def test_flags_that_failed_are_not_kept(
+    tree: Path, builder: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    (tree / "plugins" / "library.cc").write_text(f"#ifdef WRONG\n#error wrong\n#endif\n{SOURCE}")
+    monkeypatch.setenv("CXXFLAGS", "-DWRONG")
+    assert not builder.build_kernels(tree / NATIVE)
+    monkeypatch.delenv("CXXFLAGS")
+    assert builder.build_kernels(tree / NATIVE)
+
+
+@nightly
+@needs_cmake
 def test_build_folder_of_another_place_is_not_used(tree: Path, builder: ModuleType, tmp_path: Path):
     assert builder.build_kernels(tree / NATIVE)
     moved = tree.rename(tmp_path / "moved")

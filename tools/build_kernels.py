@@ -113,6 +113,8 @@ def _compile(cmake: str, target: str | None) -> Path:
     jobs = str(len(os.sched_getaffinity(0)))
     status, output = _run([cmake, "--build", str(work), "--parallel", jobs])
     if status:
+        # Or CMake would keep the flags that it was configured with.
+        (work / "CMakeCache.txt").unlink(missing_ok=True)
         raise NoKernels(f"the compiler failed: {_first_error(output)}", output)
     return work / LIBRARY_NAME
 

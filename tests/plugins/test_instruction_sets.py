@@ -5,14 +5,18 @@ The library asks the processor itself, whatever it was compiled by.
 
 from __future__ import annotations
 
+import json
 import platform
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
 from tests.kernel_library import required_library
+from tests.nightly import nightly
 
 # Flags of /proc/cpuinfo that a set needs beside those of the sets behind it, best first.
 NEEDS = {
@@ -41,3 +45,20 @@ def sets_of_this_machine() -> list[str]:
 )
 def test_library_offers_all_that_this_machine_has():
     assert instruction_sets(required_library()) == sets_of_this_machine()
+
+
+@nightly
+@pytest.mark.skipif(
+    shutil.which("cmake") is None or platform.machine() != "x86_64",
+    reason="for CMake on x86-64",
+)
+def test_flags_of_a_user_leave_no_set_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Highway compiles no set below the one that all code may use, and the library names them all.
+    monkeypatch.setenv("CXXFLAGS", "-O2 -march=znver4")
+    plugins = Path(__file__).parents[2] / "plugins"
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
+    configure = ["cmake", "-S", str(plugins), "-B", str(tmp_path), *options]
+    subprocess.run(configure, check=True, capture_output=True)
+    commands = json.loads((tmp_path / "compile_commands.json").read_text())
+    (kernels,) = (one for one in commands if one["file"].endswith("cpu/attention/attention.cc"))
+    assert re.findall(r"-march=(\S+)", kernels["command"]) == ["znver4", "x86-64"]

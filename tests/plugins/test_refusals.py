@@ -152,7 +152,7 @@ def test_attention_refuses_sizes_that_do_not_fit(sizes: Shapes, change: Shapes, 
         _run("MoHAttention", ATTENTION, sizes | change)
 
 
-@pytest.mark.parametrize("name", ["INT8", "INT32", "INT64", "DOUBLE"])
+@pytest.mark.parametrize("name", ["UINT8", "INT8", "INT32", "INT64", "DOUBLE"])
 def test_attention_refuses_masks_of_other_types(name: str):
     element = getattr(onnx.TensorProto, name)
     message = f"attn_mask has ONNX element type {element}; expected bool, float32, float16 or bf"
