@@ -14,14 +14,19 @@ import torch
 from model_subjects import Prepared
 from ort_session import Unusable, kernel_session, plain_session
 
+from moh_deploy.errors import MoHDeployError
 from moh_deploy.frontend.fx.outputs import tensors_of
 from moh_deploy.graph.switches import all_nodes
 from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
+from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 
 MOH, EAGER, PLAIN_ONNX, COMPILE, OPENVINO = "moh", "eager", "plain_onnx", "compile", "openvino"
+MOH_OPENVINO = "moh_openvino"
+OURS = (MOH, MOH_OPENVINO)
 PEERS = (EAGER, PLAIN_ONNX, COMPILE, OPENVINO)
 
 
@@ -44,8 +49,8 @@ class Field:
     """Who takes part.
 
     Attributes:
-        candidates: Ours first.
-        absent: Name of each peer that cannot run here to the reason.
+        candidates: Ours first, in ONNX Runtime and in OpenVINO.
+        absent: Name of each other one that cannot run here to the reason.
     """
 
     candidates: list[Candidate]
@@ -71,8 +76,8 @@ def all_candidates(
     torch.set_num_threads(threads)
     candidates = [moh(prepared, inputs, kernel, threads)]
     absent = {}
-    for name in PEERS:
-        if name not in peers:
+    for name in (MOH_OPENVINO, *PEERS):
+        if name in PEERS and name not in peers:
             absent[name] = "not asked for"
             continue
         try:
@@ -89,6 +94,18 @@ def moh(
     path = prepared.package.model_path
     session, _ = kernel_session(path, moh_nodes(path), kernel, threads=threads)
     return on_ort(MOH, session, inputs)
+
+
+def _moh_in_openvino(prepared: Prepared, inputs: Mapping[str, Array], threads: int) -> Candidate:
+    """Return our package in OpenVINO, on the same kernels."""
+    variant = Variant(runtime="openvino", kernels="require", threads=threads, spins=False)
+    try:
+        runner = open_runner(prepared.package, variant)
+        call = runner.bound(inputs)
+    except MoHDeployError as error:
+        raise Unusable(_first_lines(error)) from error
+    # What it computed is read by another run of the same model.
+    return Candidate(MOH_OPENVINO, call, lambda _: [*runner.run(inputs).values()])
 
 
 def moh_nodes(path: Path) -> list[str]:
@@ -186,6 +203,7 @@ def _first_lines(error: Exception) -> str:
 
 
 _BUILDERS: dict[str, Callable[[Prepared, Mapping[str, Array], int], Candidate]] = {
+    MOH_OPENVINO: _moh_in_openvino,
     EAGER: _eager,
     PLAIN_ONNX: _plain,
     COMPILE: _compiled,

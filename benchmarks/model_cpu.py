@@ -1,5 +1,5 @@
-"""Whole models on the CPU: a package of moh-deploy against eager PyTorch, torch.compile, and a
-plain torch.onnx.export in ONNX Runtime and in OpenVINO.
+"""Whole models on the CPU: a package of moh-deploy, in ONNX Runtime and in OpenVINO, against eager
+PyTorch, torch.compile, and a plain torch.onnx.export in both.
 
 All take turns in one process, on the same inputs, and every output is compared with the original's.
 On one thread CPU time counts, which neighbours on the machine disturb little; on several, wall
