@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,11 +43,12 @@ class Timing:
 
 
 def measure(bench: Bench, candidates: Sequence[Candidate], rounds: int) -> list[Timing]:
-    """Time the candidates in turn, in another order each round.
+    """Time the candidates in turn, in an order drawn each round.
 
-    One thread is measured by its CPU time, several by the clock on the wall. Each set of inputs is
-    run once before, and checked; so is the last round. A decoding step counts all sets, as the
-    layers of a model: no cache then stays close to the core.
+    A turn begins with a run that is not timed: caches hold what the last candidate had. One thread
+    is measured by its CPU time, several by the clock on the wall. Each set of inputs is run once
+    before, and checked; so is the last round. A decoding step counts all sets, as the layers of a
+    model: no cache then stays close to the core.
 
     Raises:
         WrongOutput: An output differs from the float64 result.
@@ -54,9 +56,10 @@ def measure(bench: Bench, candidates: Sequence[Candidate], rounds: int) -> list[
     errors = [_error_over_sets(bench, candidate) for candidate in candidates]
     runs_ms: list[list[float]] = [[] for _ in candidates]
     clock = time.thread_time if bench.threads == 1 else time.perf_counter
+    order = random.Random(0)
     for number in range(rounds):
         sets = _sets_of_round(bench, number)
-        for index in _order(len(candidates), number):
+        for index in order.sample(range(len(candidates)), len(candidates)):
             candidate = candidates[index]
             runs_ms[index].append(_time(candidate, sets, clock))
             if number == rounds - 1:
@@ -109,7 +112,7 @@ def _error_over_sets(bench: Bench, candidate: Candidate) -> float:
 def _time(candidate: Candidate, sets: Sequence[int], clock: Callable[[], float]) -> float:
     if clock is time.perf_counter:
         time.sleep(_SETTLE_SECONDS)  # Threads of the last candidate may still look for work.
-        candidate.run(sets[-1])  # Wake its own.
+    candidate.run(sets[-1])
     _poison(candidate)
     start = clock()
     for index in sets:
@@ -124,7 +127,3 @@ def _poison(candidate: Candidate) -> None:
 def _sets_of_round(bench: Bench, number: int) -> list[int]:
     count = len(bench.sets)
     return list(range(count)) if bench.shape.is_decode else [number % count]
-
-
-def _order(count: int, number: int) -> list[int]:
-    return [(number + offset) % count for offset in range(count)]
