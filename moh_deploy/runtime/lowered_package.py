@@ -48,8 +48,17 @@ def lower_model(
 
 def lowered_manifest(package: OnnxPackage, low: LowType, layers: tuple[LayerInfo, ...]) -> Manifest:
     """Return the manifest of a lowered package: what was measured in float32 says nothing of it."""
+    # Queries, keys and values are bfloat16 then: products that take nothing else round only what
+    # the softmax makes (ADR 74).
+    is_bfloat16 = low == "bfloat16"
     return replace(
-        package.manifest, precision=low, layers=layers, proof=None, rounding=None, runtime=None
+        package.manifest,
+        precision=low,
+        compute_type="bfloat16" if is_bfloat16 else package.manifest.compute_type,
+        layers=layers,
+        proof=None,
+        rounding=None,
+        runtime=None,
     )
 
 

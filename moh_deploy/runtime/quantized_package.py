@@ -44,9 +44,12 @@ class Quantized:
 
     def manifest(self, package: OnnxPackage) -> Manifest:
         """Return the manifest: what was measured in float32 says nothing of it."""
+        # In int8 the products around attention read 8 bits, and bfloat16 has as many (ADR 74).
+        in_int8 = self.precision == "int8"
         return replace(
             package.manifest,
             precision=self.precision,
+            compute_type="bfloat16" if in_int8 else package.manifest.compute_type,
             layers=self.layers,
             ops=dict(self.ops),
             proof=None,

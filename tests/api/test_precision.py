@@ -30,7 +30,7 @@ def test_half_precision_package_passes_verify(package: OnnxPackage, tmp_path: Pa
     assert report.parity.max_abs_error > 1e-5  # or nothing was rounded
     assert moh_deploy.verify(tmp_path / "half").equal
     written = OnnxPackage.open(tmp_path / "half")
-    assert written.manifest.precision == "float16"
+    assert (written.manifest.precision, written.manifest.compute_type) == ("float16", "float32")
     assert written.manifest.inputs == package.manifest.inputs
     onnx.checker.check_model(onnx.load(written.model_path), full_check=True)
 
@@ -61,7 +61,9 @@ def test_bfloat16_package_is_compared_by_emulation(package: OnnxPackage, tmp_pat
     report = moh_deploy.precision(package.root, to="bfloat16", output=tmp_path / "low")
     assert report.parity.kernels.emulated_dtype == "bfloat16"
     assert report.parity.max_abs_error > 1e-3  # or nothing was rounded
-    assert OnnxPackage.open(tmp_path / "low").manifest.proof is not None
+    written = OnnxPackage.open(tmp_path / "low").manifest
+    assert written.proof is not None
+    assert written.compute_type == "bfloat16"  # of attention's products: their operands are
     assert moh_deploy.verify(tmp_path / "low").equal
     with pytest.raises(BackendError, match="not timed"):
         moh_deploy.bench(tmp_path / "low", min_time=0.0, warmup=0.0)

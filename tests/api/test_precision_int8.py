@@ -48,6 +48,7 @@ def int8(package: OnnxPackage, tmp_path_factory: pytest.TempPathFactory) -> Onnx
 def test_package_passes_verify_and_says_what_it_is(package: OnnxPackage, int8: OnnxPackage):
     assert moh_deploy.verify(int8.root).equal
     assert int8.manifest.precision == "int8"
+    assert int8.manifest.compute_type == "bfloat16"  # in attention
     assert (int8.manifest.inputs, int8.manifest.outputs) == (
         package.manifest.inputs,
         package.manifest.outputs,
