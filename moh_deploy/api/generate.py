@@ -67,11 +67,6 @@ def generate(
     """
     progress = progress or SilentProgress()
     sampling = Sampling(temperature, top_p, seed)
-    if sampling.is_greedy and (top_p != 1 or seed != 0):
-        raise ConfigError(
-            "top_p and seed are of draws, and at a temperature of 0 none is made.",
-            hint="Give --temperature 1, or leave them out.",
-        )
     prompts = (prompts,) if isinstance(prompts, str) else prompts
     if bool(prompts) == bool(tokens):
         raise ConfigError(
@@ -80,11 +75,7 @@ def generate(
         )
     if max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}, expected 1 or more.")
-    if against is not None and not sampling.is_greedy:
-        raise ConfigError(
-            "against compares the likeliest tokens, and a temperature is given, too.",
-            hint="Leave --temperature out.",
-        )
+    _check_sampling(sampling, is_compared=against is not None)
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
         runs_in = runtime_for(runtime, package.manifest.runtime)
@@ -135,6 +126,19 @@ def generate(
         if comparison is None or other is None
         else TokenParity(other.name, comparison.compared, tuple(comparison.differences)),
     )
+
+
+def _check_sampling(sampling: Sampling, *, is_compared: bool) -> None:
+    if is_compared and not sampling.is_greedy:
+        raise ConfigError(
+            "against compares the likeliest tokens, and a temperature is given, too.",
+            hint="Leave --temperature out.",
+        )
+    if sampling.is_greedy and (sampling.top_p != 1 or sampling.seed != 0):
+        raise ConfigError(
+            "top_p and seed are of draws, and at a temperature of 0 none is made.",
+            hint="Give --temperature 1, or leave them out.",
+        )
 
 
 def _other(against: Path | str | Original, package: OnnxPackage) -> Model:
