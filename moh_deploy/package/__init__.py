@@ -51,7 +51,7 @@ from moh_deploy.package.measured import LayerRounding, Proof, Rounding, Spread, 
 from moh_deploy.package.onnx_outline import read_outline
 from moh_deploy.package.onnx_package import OnnxPackage, require_finished
 from moh_deploy.package.size_ranges import at_sizes, choice_at, measure
-from moh_deploy.package.spread import fingerprint_spread, spread
+from moh_deploy.package.spread import MASKS_BEYOND, beside_masks, fingerprint_spread, spread
 from moh_deploy.package.tokenizer_files import TOKENIZER_FILES, TOKENIZER_NAME
 from moh_deploy.package.vectors import VectorSet
 from moh_deploy.package.weightless_model import load_without_weights
@@ -59,6 +59,7 @@ from moh_deploy.package.writer import PackageWriter, check_package_output, check
 
 __all__ = [
     "CHOICES",
+    "MASKS_BEYOND",
     "MODEL_DATA_NAME",
     "MODEL_NAME",
     "MOST_CORPUS_BYTES",
@@ -99,6 +100,7 @@ __all__ = [
     "VectorSet",
     "asked_choice",
     "at_sizes",
+    "beside_masks",
     "bounded",
     "check_package_output",
     "check_replaceable",

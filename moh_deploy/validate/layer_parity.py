@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moh_deploy.package import LayerRounding, Spread, fingerprint_spread, spread
+from moh_deploy.package import LayerRounding, Spread, beside_masks, fingerprint_spread, spread
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.differences import (
     ShownIndex,
@@ -346,10 +346,13 @@ def _compare_inner(
         return _NOT_COMPARED
     # NaN of the reference is judged where it shows, in gates and outputs.
     moved = np.where(np.isnan(reference), 0.0, abs_error(got, reference))
-    error, size = spread(moved), spread(finite(reference))
     if is_fingerprint:
         # They come as shares of the reference, so the size that they are held against is 1.
         error, size = fingerprint_spread(moved, finite(reference)), Spread(1.0, 1.0)
+    else:
+        # Routers that rank scores themselves may have masked some.
+        moved, known = beside_masks(moved, reference)
+        error, size = spread(moved), spread(known)
     limit = tolerance.spread_limit(size, floor, got.shape, is_inner=True)
     if error.rms <= limit.rms and error.largest <= limit.largest:  # not `>`: a NaN must fail
         return _Compared(error.rms, limit.rms)

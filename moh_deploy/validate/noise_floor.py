@@ -25,12 +25,13 @@ from moh_deploy.package import (
     Rounding,
     Spread,
     VectorSet,
+    beside_masks,
     fingerprint_spread,
     spread,
 )
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.differences import Float64Array, abs_error, finite
+from moh_deploy.validate.differences import Float64Array, abs_error
 from moh_deploy.validate.layer_parity import LayerValuesFound
 from moh_deploy.validate.samples import own_view
 from moh_deploy.validate.variants import Variants
@@ -92,7 +93,7 @@ def recorded_floor(
 
     def floor(name: str, reference: Array) -> Spread:
         # What is small by cancellation is moved as far as what is large: a loss, say.
-        sizes = [spread(finite(one)) for one in (reference, example.get(name, reference))]
+        sizes = [_size(one) for one in (reference, example.get(name, reference))]
         share = rounding.outputs[name]
         return Spread(
             growth * share.rms * max(size.rms for size in sizes),
@@ -102,6 +103,10 @@ def recorded_floor(
     known = {name: array for name, array in references.items() if name in rounding.outputs}
     layers = [_grown(one, growth) for one in rounding.layers]
     return NoiseFloor({name: floor(name, array) for name, array in known.items()}, layers)
+
+
+def _size(values: Array) -> Spread:
+    return spread(beside_masks(np.zeros(values.shape), values)[1])
 
 
 _FEW_TERMS = 64
@@ -266,7 +271,9 @@ def _layer_moves(exact: LayerValuesFound, others: Sequence[LayerValuesFound]) ->
     gates = exact.gates
     scores, attention = exact.scores, exact.attention
     return LayerRounding(
-        scores=None if scores is None else spread(_moved([one.scores for one in others], scores)),
+        scores=None
+        if scores is None
+        else spread(beside_masks(_moved([one.scores for one in others], scores), scores)[0]),
         # Only gates of heads that are on in both: a head that noise switches is a flip, not a move.
         gates=spread(np.stack([_difference(one.gates, gates, only_chosen=True) for one in others])),
         attention=None
@@ -284,7 +291,7 @@ def _moved(values: Sequence[Array | None], exact: Array) -> Float64Array:
 
 def _difference(got: Array | None, exact: Array, *, only_chosen: bool) -> Float64Array:
     assert got is not None
-    error = abs_error(got, exact)
+    error, _ = beside_masks(abs_error(got, exact), exact)
     counts = np.isfinite(exact)
     if only_chosen:
         counts &= (got != 0) & (exact != 0)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 
-from moh_deploy.package import Spread, spread
+from moh_deploy.package import Spread, beside_masks, spread
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.differences import (
     Float64Array,
     ShownIndex,
     abs_error,
     describe_worst,
-    finite,
     largest,
     largest_finite,
     structural_mismatch,
@@ -48,9 +47,9 @@ def compare_output(
     mismatch = structural_mismatch(what, got, reference)
     if got is None or mismatch is not None:
         return incomparable_output(name, vectors, mismatch)
-    # Of the finite part: an infinite reference would allow any error.
-    error, size = abs_error(got, reference), spread(finite(reference))
-    measured = spread(error)
+    # Of the finite part without masks: infinity, or -1e9, would allow any error.
+    error, known = beside_masks(abs_error(got, reference), reference)
+    measured, size = spread(error), spread(known)
     limit = tolerance.spread_limit(size, floor, reference.shape)
     reason = None
     if not measured.largest <= limit.largest:  # not `>`: a NaN must fail

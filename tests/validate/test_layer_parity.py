@@ -127,6 +127,17 @@ def test_scores_are_compared_by_root_mean_square_and_at_their_worst():
     assert layer.score_error == pytest.approx(1e-5, rel=0.01)
 
 
+def test_scores_that_a_router_masks_excuse_no_others():
+    scores = SCORES.copy()
+    scores[0, :, -1] = -1e9
+    off = scores + np.float32(0.001)
+    found = LayerValuesFound(GATES, off)
+    assert compare_layer(reference(scores=scores), found, FULL).wrong == ("scores",)
+    assert (
+        compare_layer(reference(scores=scores), LayerValuesFound(GATES, scores), FULL).wrong == ()
+    )
+
+
 def test_where_most_tokens_are_near_ties_the_scores_judge():
     near = reference(margins=np.full((1, 2), 1e-8, np.float32))
     found = LayerValuesFound(GATES, SCORES)

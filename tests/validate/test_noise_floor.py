@@ -87,6 +87,18 @@ def test_heads_that_noise_chose_otherwise_do_not_count_among_gates():
     assert floor_of(EXACT, flipped, EXACT) == pytest.approx(1.0)
 
 
+def test_masks_do_not_make_the_floor_of_what_is_beside_them():
+    exact = np.array([[-1e9, 1.0], [0.5, 0.25]], np.float32)
+    noisy = exact * np.float32(1 + 1e-6)
+    results = NoisyResults({"y": exact}, [{"y": noisy}])
+    assert results.move("y").largest == pytest.approx(1e-6, rel=0.1)
+    assert results.of_layer(shown).scores == results.move("y")
+    package = OnnxPackage(Path("package"), MANIFEST, ())
+    rounding = Rounding({"y": Spread(1e-7, 1e-6)}, ())
+    floor = recorded_floor(package, rounding, ANY_SIZE, {"y": exact}).outputs["y"]
+    assert floor.largest == pytest.approx(1e-6)
+
+
 def shown(results: Mapping[str, Array]) -> LayerValuesFound:
     return LayerValuesFound(results["y"], results["y"], None)
 

@@ -146,6 +146,21 @@ def test_behind_an_excused_flip_products_of_bfloat16_may_differ_more():
     assert compare(PACKAGE, runner, [expected]).equal
 
 
+@pytest.mark.parametrize("mask", [-1e9, float(np.finfo(np.float32).min)])
+def test_masks_in_an_output_excuse_no_other_element(mask: float):
+    expected = vectors()
+    expected.outputs["y"][0, 0, 0] = mask
+
+    def others_off(results: dict[str, Array]) -> None:
+        results["y"] += 1
+
+    def mask_rounded(results: dict[str, Array]) -> None:
+        results["y"][0, 0, 0] *= 1 - 1e-7
+
+    assert not report_on(others_off, expected).equal
+    assert report_on(mask_rounded, expected).equal
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_output_that_is_not_finite_differs(value: float):
     report = report_on(lambda results: results["y"].__setitem__((0, 0, 0), value))

@@ -14,7 +14,14 @@ from moh_deploy.frontend.prove.layer_values import attention_fingerprint
 from moh_deploy.frontend.prove.noisy_run import NoisyRun, noisy_runs
 from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
 from moh_deploy.frontend.rewrite import Rewrite
-from moh_deploy.package import LayerRounding, Rounding, Spread, fingerprint_spread, spread
+from moh_deploy.package import (
+    LayerRounding,
+    Rounding,
+    Spread,
+    beside_masks,
+    fingerprint_spread,
+    spread,
+)
 from moh_deploy.system.npz import Array
 
 _DRAWS = 3
@@ -90,7 +97,7 @@ def _layer(
 def _moved(node: Node, values: Mapping[Node, torch.Tensor], runs: Sequence[NoisyRun]) -> Array:
     """Return [runs, ...]: by how much each run moved a value."""
     exact = values[node].double()
-    return _finite(np.stack([to_numpy(run.values[node].double() - exact) for run in runs]))
+    return _moves(exact, [run.values[node] for run in runs])[0]
 
 
 def _finite(values: Array) -> Array:
@@ -101,9 +108,14 @@ def _finite(values: Array) -> Array:
 def _output(exact: torch.Tensor, noisy: Sequence[torch.Tensor], valid: torch.Tensor) -> Spread:
     """Return how far noise moves what counts of an output, as shares of its size."""
     exact, noisy = exact[valid], [run[valid] for run in noisy]
-    size = spread(_finite(to_numpy(exact.double())))
-    moved = spread(_finite(np.stack([to_numpy(run.double() - exact.double()) for run in noisy])))
+    moved, size = map(spread, _moves(exact.double(), noisy))
     return Spread(_share(moved.rms, size.rms), _share(moved.largest, size.largest))
+
+
+def _moves(exact: torch.Tensor, noisy: Sequence[torch.Tensor]) -> tuple[Array, Array]:
+    """Return [runs, ...], how far noise moves a value, and its size: see `beside_masks`."""
+    moved = _finite(np.stack([to_numpy(run.double() - exact) for run in noisy]))
+    return beside_masks(moved, to_numpy(exact))
 
 
 def _share(error: float, value: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from moh_deploy.graph.switches import reads
-from moh_deploy.package import VectorSet
+from moh_deploy.package import MASKS_BEYOND, VectorSet
 from moh_deploy.report.json import FLAT, HIDDEN
 from moh_deploy.system.npz import BFLOAT16, Array, BoolArray
 from moh_deploy.validate.bisection.forced_model import ForcedModel
@@ -23,9 +23,6 @@ _FIRST = 64
 
 _MOST_BYTES = 256 << 20
 """What the values of one run may take, as far as the first ones tell."""
-
-_MASK = 1e8
-"""Beyond it a number is what a mask is made of: float16 has infinity for it, and means the same."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def _compared(
         return InnerValue(name, math.inf, size, shape, True, is_float)
     error = abs_error(got, expected)
     # float32 has -1e9 or the like where float16 has -inf: both switch a key off.
-    masked = np.isinf(got) & (np.sign(got) == np.sign(expected)) & (np.abs(expected) > _MASK)
+    masked = np.isinf(got) & (np.sign(got) == np.sign(expected)) & (np.abs(expected) > MASKS_BEYOND)
     # Both NaN: whatever it means, neither is further off.
     error = np.where(masked | (np.isnan(got) & np.isnan(expected)), 0.0, error)
     worst = largest(error)

@@ -13,13 +13,12 @@ from moh_deploy.ops import MOH_ROUTER, OPS, op_names
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
 from moh_deploy.ops.spec import AttributeValue
-from moh_deploy.package import VectorSet
+from moh_deploy.package import VectorSet, beside_masks, spread
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.differences import (
     abs_error,
     describe_worst,
     largest,
-    largest_finite,
     structural_mismatch,
 )
 from moh_deploy.validate.tolerances import Tolerance
@@ -109,7 +108,8 @@ def values_mismatch(
             f" ({int(moved.sum())} of {got.size} elements)."
         )
     error = np.where(nan_reference, 0.0, abs_error(got, reference))
-    limit = tolerance.limit(largest_finite(reference))
+    error, known = beside_masks(error, reference)
+    limit = tolerance.limit(spread(known).largest)
     if largest(error) <= limit:
         return None
     return describe_worst(what, got, reference, error, limit)

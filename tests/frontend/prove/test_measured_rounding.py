@@ -46,6 +46,17 @@ def test_half_precision_moves_further():
     assert low.outputs["y"].rms > 1e3 * full.outputs["y"].rms
 
 
+def test_masks_in_an_output_do_not_make_its_rounding():
+    class Masked(SmallMoH):
+        def forward(self, x):
+            y = super().forward(x) + 100 - 100  # loses two digits, which the mask does not
+            return y.masked_fill(torch.arange(y.shape[-1]) < 1, -1e9)
+
+    rounding = recorded(Masked().eval()).rounding
+    assert rounding is not None
+    assert rounding.outputs["y"].rms > 1e-6
+
+
 def test_gates_that_a_model_returns_are_rounded_like_other_outputs():
     class WithGates(SmallMoH):
         def forward(self, x):

@@ -6,7 +6,8 @@ import numpy as np
 
 from moh_deploy.graph.router_logits import RouterLogits
 from moh_deploy.ops.routers.mask import MASK
-from moh_deploy.validate.edge_cases.routing_judge import GateJudge
+from moh_deploy.validate.edge_cases.routing_judge import GateJudge, values_mismatch
+from moh_deploy.validate.tolerances import tolerance_for
 
 ROUTER = RouterLogits(
     path="attn",
@@ -29,3 +30,10 @@ def test_equal_gates_of_another_router_or_case_are_judged_anew():
     assert judge.mismatch("flat", other, LOGITS, gates) is not None
     rising = {"routed_logits": LOGITS["routed_logits"] + np.arange(4, dtype=np.float32)}
     assert judge.mismatch("same heads", ROUTER, rising, gates) is not None
+
+
+def test_masks_among_values_excuse_no_others():
+    masked = np.array([-1e9, 1.0, 2.0], np.float32)
+    rule = tolerance_for("float32")
+    assert values_mismatch("scores", masked, masked, rule) is None
+    assert values_mismatch("scores", masked + np.float32([0, 0, 0.1]), masked, rule) is not None
