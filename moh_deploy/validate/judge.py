@@ -134,6 +134,7 @@ class Judge:
         # finite. The routing counts are those of the free run, the margins those of the forced one.
         unjudged = list(_unjudged(self.package, case, got))
         layers = [_merged(*pair) for pair in zip(forced.layers, free.layers, strict=True)]
+        layers[0] = _with_own_choice(layers[0], free.layers[0])
         statistics = replace(free.statistics, margins=forced.statistics.margins)
         return Judged([*forced.outputs, *unjudged], layers, notes, statistics)
 
@@ -383,6 +384,14 @@ def _merged(forced: LayerParity, free: LayerParity) -> LayerParity:
     # Gates that are NaN, or cannot be compared, fail the free run whatever the forced one says.
     reason = forced.reason or (free.reason if math.isnan(free.gate_error) else None)
     return replace(forced, reason=reason, free_flips=_other_heads(free))
+
+
+def _with_own_choice(first: LayerParity, free: LayerParity) -> LayerParity:
+    """Keep what the first layer chose by itself: no gates stand before it, so that both runs read
+    the same there, and heads that no tie explains are a fault in either."""
+    if first.reason is not None or "choice" not in free.wrong:
+        return first
+    return replace(first, reason=free.reason, wrong=("choice",))
 
 
 def _other_heads(one: LayerParity) -> int:

@@ -286,9 +286,10 @@ def behind_a_near_tie(
     change: Callable[[dict[str, Array]], object],
     change_forced: Callable[[dict[str, Array]], object] = nothing,
     why_not: str | None = None,
+    margin: float = 0.0,
 ) -> ParityReport:
     """Compare a run in which a near-tie went the other way, and the same with the gates fed."""
-    expected = tied()
+    expected = tied(margin)
     results = results_of(expected)
     flip_a_token(results)
     change(results)
@@ -330,6 +331,13 @@ def test_behind_an_explained_flip_gates_must_be_numbers():
     report = behind_a_near_tie(lambda results: results["gates_0"].__setitem__((1, 0, 0), math.nan))
     assert not report.equal
     assert "'blocks.0.attn'" in report.reasons[0]
+
+
+def test_first_layer_that_flips_clear_tokens_by_itself_alone_differs():
+    report = behind_a_near_tie(nothing, margin=0.3)
+    assert report.answer == "NOT EQUAL"
+    assert "unexplained; token [0, 2] chose" in report.reasons[0]
+    assert report.layers[0].wrong == ("choice",)
 
 
 def test_reference_that_is_nan_itself_blames_no_layer():
