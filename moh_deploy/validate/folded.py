@@ -48,7 +48,14 @@ def _outputs(group: list[OutputParity]) -> OutputParity:
 
 
 def _layers(group: list[LayerParity]) -> LayerParity:
-    worst = max(group, key=lambda one: _badness(one.reason, one.gate_error, one.gate_tolerance))
+    # What cannot be told has a reason, too, and hides no fault.
+    worst = max(
+        group,
+        key=lambda one: (
+            _badness(one.reason, one.gate_error, one.gate_tolerance),
+            not one.no_data,
+        ),
+    )
     forced = any(one.forced for one in group)
     return replace(
         worst,

@@ -220,15 +220,17 @@ class ParityReport(Report):
         be said that all is equal, for want of samples or of what is known of ties."""
         if self.equal:
             return "EQUAL"
-        undecided = sum(one._undecided for one in self.comparisons)
-        return "CANNOT TELL" if undecided == len(self.reasons) else "NOT EQUAL"
+        return "NOT EQUAL" if any(one._is_wrong for one in self.comparisons) else "CANNOT TELL"
 
     @property
-    def _undecided(self) -> int:
-        """How many of the reasons are no more than that something cannot be told."""
-        metrics = sum(one.verdict == "cannot tell" for one in self.accuracy)
-        layers = sum(one.no_data and one.reason is not None for one in self.layers)
-        return metrics + layers + len(self.unjudged_layers)
+    def _is_wrong(self) -> bool:
+        """Something is known not to be equal, or nothing was run; what cannot be told is not."""
+        known: tuple[OutputParity | LayerParity | MetricParity, ...] = (
+            *self.outputs,
+            *(one for one in self.layers if not one.no_data),
+            *(one for one in self.accuracy if one.verdict != "cannot tell"),
+        )
+        return not self.vector_sets or any(one.reason is not None for one in known)
 
     @property
     @in_json()

@@ -53,3 +53,10 @@ def test_what_is_judged_in_two_ways_stays_apart():
 
 def test_one_batch_is_left_alone():
     assert folded([REPORT]) == REPORT
+
+
+def test_batch_that_cannot_be_told_hides_no_fault():
+    untold = replace(LAYER, undecided_tokens=1, reason="no data.")
+    flipped = replace(LAYER, flipped_tokens=1, reason="other heads.", wrong=("choice",))
+    found = folded([replace(REPORT, layers=(one,)) for one in (untold, flipped)])
+    assert (found.answer, found.reasons) == ("NOT EQUAL", ("other heads.",))

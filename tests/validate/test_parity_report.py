@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.tolerances import TOLERANCES
 from tests.nightly import sampled
 from tests.report.json_schema import assert_of_form
@@ -28,3 +28,18 @@ from tests.validate.test_parity_document import LAYER, METRIC, OUTPUT, REPORT
 )
 def test_reports_are_of_the_form(report: ParityReport):
     assert_of_form("verify", {"package": "m", **report.to_json()})
+
+
+NOTHING = replace(LAYER, judged_by="nothing")
+PADDING = replace(REPORT, outputs=(replace(OUTPUT, elements=0),), layers=(NOTHING,))
+
+
+def test_runs_of_padding_alone_cannot_be_told():
+    more = replace(PADDING, layers=(NOTHING, replace(NOTHING, path="b")))
+    assert {PADDING.answer, more.answer} == {"CANNOT TELL"}
+
+
+def test_what_cannot_be_told_hides_no_fault_of_another_part():
+    wrong = replace(REPORT, outputs=(replace(OUTPUT, reason="it differs."),))
+    more = replace(PADDING, layers=(NOTHING, replace(NOTHING, path="b")))
+    assert combined([wrong, more]).answer == "NOT EQUAL"
