@@ -43,8 +43,14 @@ def test_error_has_the_grain_of_its_tolerance():
 
 
 def test_outputs_behind_a_flip_do_not_count():
+    forced = replace(OUTPUTS[0], forced=True)
     free = OutputParity("y", "0, behind a flip", 0.5, 0.5, None, elements=6)
-    assert values(replace(REPORT, outputs=(*OUTPUTS, free))) == values(REPORT)
+    assert values(replace(REPORT, outputs=(forced, free, OUTPUTS[1]))) == values(REPORT)
+
+
+def test_run_that_is_judged_twice_counts_once():
+    forced = replace(OUTPUTS[0], forced=True)
+    assert values(replace(REPORT, outputs=(forced, *OUTPUTS))) == values(REPORT)
 
 
 def test_against_something_else_figures_are_others():
