@@ -28,7 +28,7 @@ class Labelling:
 
     def left_out(self, labels: Array) -> int:
         """Count the labels that have the number to be ignored."""
-        return int((labels == self.ignore).sum())
+        return int((_signed(labels) == self.ignore).sum())
 
     def check(self, labels: Array, logits: Array, output: str) -> None:
         """Refuse labels that an output does not fit, or that are none of its classes.
@@ -55,8 +55,9 @@ class Labelling:
         elif self.shifted:
             # [S - 1, C] and [S - 1]: the last position has no next token.
             logits, labels = logits[:-1], labels[1:]
-        counts = labels != self.ignore
-        return logits[counts], labels[counts].astype(np.int64)
+        numbers = _signed(labels)
+        counts = numbers != self.ignore
+        return logits[counts], numbers[counts]
 
 
 def check_range(labels: Array, num_classes: int, output: str, ignore: int) -> None:
@@ -65,8 +66,7 @@ def check_range(labels: Array, num_classes: int, output: str, ignore: int) -> No
     Raises:
         ConfigError: Naming the first such label.
     """
-    # Unsigned labels would turn a negative mark into a large number.
-    numbers = labels.astype(np.int64)
+    numbers = _signed(labels)
     wrong = (numbers != ignore) & ((numbers < 0) | (numbers >= num_classes))
     if not wrong.any():
         return
@@ -119,8 +119,13 @@ def same_tokens(labels: Array, inputs: Mapping[str, Array], labelling: Labelling
             )
 
 
+def _signed(labels: Array) -> IntArray:
+    """Return integers in which a negative mark is one: unsigned, it is a large number."""
+    return labels.astype(np.int64)
+
+
 def _equal(labels: Array, tokens: Array, ignore: int) -> bool:
-    counts = labels != ignore
+    counts = _signed(labels) != ignore
     same = labels[counts] == tokens[counts]
     # A single label may be equal by chance; so many, all of them, are not.
     return bool(same.size > 1 and same.all())

@@ -55,7 +55,8 @@ def main_classes(labels: Sequence[Array], labelling: Labelling) -> Array:
     # Of labels for tokens, a class of the sample does not exist.
     if any(one.ndim != 1 or one.dtype.kind not in "iu" for one in labels):
         return np.empty(0, np.int64)
-    every = np.concatenate(labels)
+    # Signed: of unsigned labels the mark to be ignored would be a large number.
+    every = np.concatenate(labels).astype(np.int64)
     found, counts = np.unique(every[every != labelling.ignore], return_counts=True)
     # Stable: of classes with equally many samples the lower numbers.
     return found[np.argsort(-counts, kind="stable")[:_MOST_CLASSES]]

@@ -46,6 +46,16 @@ def test_perplexity_is_that_of_pytorch(shifted: bool):
     assert scores.ignored == 5
 
 
+def test_mark_in_unsigned_labels_is_the_same_mark():
+    labels = LABELS.copy()
+    labels[3] = -100
+    signed, unsigned = (
+        TopK(1, "y").score({"y": LOGITS}, one) for one in (labels, labels.astype(np.uint64))
+    )
+    assert (signed.ignored, unsigned.ignored) == (1, 1)
+    assert unsigned.totals.tolist() == signed.totals.tolist()
+
+
 def test_ties_go_to_the_first_class_as_argmax_has_it():
     flat = np.zeros((6, 6), np.float32)
     labels = np.arange(6)
