@@ -312,9 +312,11 @@ def _token_axes(
     # Without names, sizes have to do, and only in the forms that are common.
     if shape[:2] != valid.mask.shape or not (_same(spec, 0, valid) and _same(spec, 1, valid)):
         return None
-    return (0, 1) if len(shape) == 3 or isinstance(spec.shape[1], str) else None
+    is_dynamic = any(isinstance(dim, str) for dim in spec.shape[1:2])
+    return (0, 1) if len(shape) == 3 or is_dynamic else None
 
 
 def _same(spec: TensorInfo, axis: int, valid: ValidTokens) -> bool:
     """Tell whether an axis is called as that of the mask, as far as that is known."""
-    return valid.dims is None or spec.shape[axis] == valid.dims[axis]
+    # A reference may have more axes than the model says of its output, which is told elsewhere.
+    return valid.dims is None or spec.shape[axis : axis + 1] == valid.dims[axis : axis + 1]

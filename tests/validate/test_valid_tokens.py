@@ -277,6 +277,14 @@ def test_classes_as_many_as_tokens_are_not_taken_for_them():
     assert selected(("batch", "seq"), (2, 3), dims=None) is not None
 
 
+@pytest.mark.parametrize("dims", [NAMED, ("batch", 3), None])
+def test_reference_with_more_axes_than_its_output_is_compared_as_it_is(
+    dims: tuple[int | str, ...] | None,
+):
+    assert selected((), (2, 3), dims=dims) is None
+    assert selected(("batch",), (2, 3), dims=dims) is None
+
+
 def test_outputs_without_tokens_are_compared_but_for_samples_of_padding_alone(
     monkeypatch: pytest.MonkeyPatch,
 ):

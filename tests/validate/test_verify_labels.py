@@ -300,6 +300,7 @@ ONE_HOT = np.eye(8, dtype=np.int64)[LABELS]
     ("options", "message"),
     [
         ({"labels": LABELS[1:]}, "there are 399 labels, and 400 samples in"),
+        ({"labels": 3, "metric": _margin, "better": "higher"}, "labels are a number alone"),
         ({"labels": LABELS / 2}, "labels are float64, expected integers"),
         ({"labels": LABELS + 1}, r"label 8 at \[\d+\] is no class of output 'logits', which has 8"),
         ({"labels": np.full(COUNT, -100)}, "every label is one to be ignored"),

@@ -42,9 +42,10 @@ class Batch:
     added: int
 
     def real(self, outputs: Mapping[str, Array]) -> _Arrays:
-        """Return outputs without those of the copies; a number alone has none of samples."""
+        """Return outputs without those of the copies; what does not count samples stays whole."""
         count = len(self.labels)
-        return {name: array[:count] if array.ndim else array for name, array in outputs.items()}
+        whole = (count + self.added,)
+        return {k: one[:count] if one.shape[:1] == whole else one for k, one in outputs.items()}
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def samples_of(
         axis: How it counts samples.
 
     Raises:
-        ConfigError: Arrays have not equally many.
+        ConfigError: Arrays have not equally many, or one has no axis of them.
     """
     places = {info.name: axis.of(info) for info in infos if info.name in held.inputs}
     axes = {name: place for name, place in places.items() if place is not None}
@@ -162,11 +163,18 @@ def samples_of(
         raise ConfigError(f"no input of the model has an axis '{axis.size}', so none has samples.")
     # Outputs and masks have samples first, whatever the inputs have.
     axes |= dict.fromkeys((*held.expected, *held.others), 0)
-    counts = {
-        name: array.shape[axes[name]] if axes[name] < array.ndim else 1
+    counted = {
+        name: array
         for name, array in {**held.inputs, **held.expected, **held.others}.items()
         if name in axes
     }
+    for name, array in counted.items():
+        if axes[name] >= array.ndim:
+            raise ConfigError(
+                f"'{name}' is {list(array.shape)}, expected samples on axis {axes[name]}.",
+                hint="Leave out what is one number for all samples.",
+            )
+    counts = {name: array.shape[axes[name]] for name, array in counted.items()}
     first, count = next(iter(counts.items()))
     for name, other in counts.items():
         if other != count:

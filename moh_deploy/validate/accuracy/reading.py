@@ -58,6 +58,8 @@ def read_labelled(paths: Sequence[Path], task: Task, model: ModelInterface) -> L
     # Mapped, not read: a dataset may be larger than memory.
     members = [map_npz(path, error=ConfigError) for path in paths]
     given = _labels(task.labels, paths, members, model)
+    if not all(one.ndim for one in given):
+        raise ConfigError("labels are a number alone, expected one for each sample: [N].")
     # Labels are needed to choose a metric, and those of every file have to suit it.
     metrics, *_ = (choose_metrics(task, one, model.outputs) for one in given)  # checks them all
     # A metric that is given all outputs names none of them.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,22 @@ def test_last_batch_is_filled_up_with_copies_of_its_last_sample_which_are_no_res
     assert last.inputs["x"][:, 0].tolist() == [3, 4, 4]
     assert last.inputs["cache"][2, :, 1].tolist() == [3, 4, 4]
     assert last.real(last.expected)["logits"].shape == (2, 4)
-    assert last.real({"loss": np.array(2.0)}) == {"loss": 2.0}  # of no sample
+    windows, prototypes = np.zeros((12, 4)), np.zeros((9, 2))  # 4 windows of each sample; of none
+    others = {"loss": np.array(2.0), "windows": windows, "prototypes": prototypes}
+    assert last.real(others) == others
+
+
+@pytest.mark.parametrize("name", ["x", "logits"])
+def test_array_without_an_axis_of_samples_is_refused(name: str):
+    one = held(1)
+    arrays = {**one.inputs, **one.expected, name: np.array(0.5, np.float32)}
+    one = replace(
+        one,
+        inputs={k: arrays[k] for k in one.inputs},
+        expected={k: arrays[k] for k in one.expected},
+    )
+    with pytest.raises(ConfigError, match=rf"'{name}' is \[\], expected samples on axis 0"):
+        samples_of(one, (X, CACHE, BIAS), sample_axis([LOGITS]))
 
 
 def test_fixed_batch_is_told_by_its_number():
