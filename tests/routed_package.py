@@ -58,13 +58,20 @@ Weights = dict[str, Array]
 
 
 def write_routed(
-    output: Path, fault: Fault | None = None, *, tied: bool = False, batch: int = 3
+    output: Path,
+    fault: Fault | None = None,
+    *,
+    tied: bool = False,
+    batch: int = 3,
+    has_scores: bool = True,
 ) -> OnnxPackage:
     """Write the package; `tied` makes the scores of two routed heads equal everywhere."""
     weights = _weights(tied=tied)
     right = output.with_suffix(".onnx")
     onnx.save(_model(weights, None), right)
     recorded = _record(right, batch)
+    if not has_scores:  # as packages of earlier versions
+        recorded = replace(recorded, scores=())
     info = TensorInfo("x", "float32", ("batch", SEQ, WIDTH))
     manifest = replace(
         MANIFEST,

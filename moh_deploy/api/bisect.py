@@ -76,7 +76,8 @@ def bisect(
         PackageError: Not a package, or the output cannot be written.
         ConfigError: An engine, an option of another form, or a reference of another model or one
             that differs from the recorded runs itself.
-        ValidationError: The package has no recorded runs.
+        ValidationError: The package has no recorded runs, or `verify` cannot tell whether it
+            differs from them.
         BackendError: The runtime failed.
     """
     progress, root = progress or SilentProgress(), Path(package_dir)
@@ -129,7 +130,7 @@ def _bisect(
     runs: Experiments, folder: Path, output: Path | None, most: int, progress: Progress
 ) -> BisectReport:
     with progress.step("comparing with the recorded runs"):
-        if not runs.vectors:
+        if not runs.vectors or runs.cannot_tell:
             runs.parity.raise_if_unequal()
         report = BisectReport(
             runs.package.root,

@@ -94,6 +94,11 @@ class Experiments:
         return (*found, *_reasons(self.recorded)) if self.is_low else found
 
     @property
+    def cannot_tell(self) -> bool:
+        """Nothing is known to be wrong, as far as `verify` and the target can tell."""
+        return self.parity.answer == "CANNOT TELL" and self.reasons == self.parity.reasons
+
+    @property
     def is_low(self) -> bool:
         return self.precision in LOW or self.form is not None
 
