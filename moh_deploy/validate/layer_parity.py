@@ -258,7 +258,8 @@ def _are_the_best(scores: Array, chosen: BoolArray) -> BoolArray:
     last = np.where(taken, wide, np.inf).min(axis=-1)
     first = np.where(taken, -np.inf, wide).max(axis=-1)
     # The scores were computed here from the router's logits: its own may be some float32 steps off.
-    rounding = 8 * np.finfo(np.float32).eps * np.abs(wide).max(axis=-1)
+    _, known = beside_masks(np.zeros(scores.shape), scores)
+    rounding = 8 * np.finfo(np.float32).eps * np.abs(known).max(axis=-1)
     return np.asarray(~(first - last > rounding))  # NaN is judged elsewhere
 
 

@@ -82,6 +82,19 @@ def test_tie_does_not_excuse_a_choice_against_the_own_scores():
     assert "not those that it ranks highest itself" in (against.reason or "")
 
 
+@pytest.mark.parametrize("mask", [-np.inf, -1e9])
+def test_masked_scores_do_not_excuse_a_choice_against_the_others(mask: float):
+    scores = SCORES.copy()
+    scores[0, 1, 0] = mask  # closed on both sides
+    wanted, others = with_token(1, 0, 1.1, 0, 0.9), with_token(1, 0, 1.1, 0.9, 0)
+    expected = reference(gates=wanted, scores=scores)
+    own = scores.copy()
+    own[0, 1, 1:] = [0.2, 0.1994, 0.1996]
+    assert compare_layer(expected, LayerValuesFound(others, own), HALF).wrong == ("choice",)
+    own[0, 1, 1:] = [0.2, 0.1996, 0.1994]
+    assert compare_layer(expected, LayerValuesFound(others, own), HALF).excused_tokens == 1
+
+
 def test_bound_is_what_the_scores_may_be_off():
     found = LayerValuesFound(with_token(1, 1.1, 0, 0.9, 0))
     layer = compare_layer(reference(), found, FULL, floor=FLOOR)
