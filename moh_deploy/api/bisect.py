@@ -74,8 +74,8 @@ def bisect(
 
     Raises:
         PackageError: Not a package, or the output cannot be written.
-        ConfigError: An engine, an option of another form, or a reference of another model or one
-            that differs from the recorded runs itself.
+        ConfigError: An engine, an option of another form, more `vectors` than there are recorded
+            runs, or a reference of another model or one that differs from the recorded runs itself.
         ValidationError: The package has no recorded runs, or `verify` cannot tell whether it
             differs from them.
         BackendError: The runtime failed.
@@ -98,7 +98,7 @@ def bisect(
                 # What is bisected is the lowered package; the float32 one is what it should
                 # compute.
                 believed, (package, form) = package, _lowered(package, to, folder / "lowered")
-        samples = recorded_samples(package.vectors[:vectors])
+        samples = recorded_samples(package.vectors, vectors)
         runs = Experiments(package, believed, samples, rules, target, kernels, folder, form)
         if runs.believed is not None and files:
             with progress.step("computing in float32 what should come out"):

@@ -119,7 +119,8 @@ def verify(
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
     source = None if package is None else Path(package)
     # These would be ignored without a word.
-    if labels is None and (metric or better or label_output or shift_labels or batch_size):
+    of_labels = (metric, better, label_output, shift_labels, batch_size, ignore_label != -100)
+    if labels is None and any(of_labels):
         raise ConfigError("a metric, or how to score, is named, and no labels: name --labels.")
     with progress.step("reading what is compared"):
         subject = read_subject(Path(package_dir), source, kernels, runtime, staged=staged)

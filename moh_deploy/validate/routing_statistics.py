@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moh_deploy.report.charts import MarginBin, MarginHistogram
-from moh_deploy.system.npz import Array
+from moh_deploy.system.npz import Array, BoolArray
 
 # Four bins a decade; what is below the first edge, an exact tie included, is one more.
 _EDGES = np.concatenate([[0.0], 10.0 ** (np.arange(-32, 9) / 4), [np.inf]])
@@ -108,7 +108,11 @@ def layer_statistics(
 
 
 def class_load(
-    path: str, num_shared_heads: int | None, gates: Array, labels: Sequence[object] | Array
+    path: str,
+    num_shared_heads: int | None,
+    gates: Array,
+    labels: Sequence[object] | Array,
+    valid: BoolArray | None = None,
 ) -> ClassLoad:
     """Count for each class for how many tokens each head of a layer is on; `joined` adds batches.
 
@@ -117,19 +121,21 @@ def class_load(
         num_shared_heads: As in `HeadLoad`.
         gates: [B, S, H].
         labels: The class of each sample, [B]; a class is called as its label.
+        valid: Which tokens count, [B, S]; None: all.
 
     Source: MoH (arXiv 2410.11842), figure "head load distribution".
     """
     # Classes without a sample in this batch are absent here; `joined` matches classes by name.
     found, of_sample = np.unique(np.asarray(labels), return_inverse=True)  # [C], [B]
-    on = (gates != 0).sum(axis=1)  # [B, H]
+    counted = np.ones(gates.shape[:2], np.bool_) if valid is None else valid
+    on = ((gates != 0) & counted[..., None]).sum(axis=1)  # [B, H]
     samples = np.bincount(of_sample, minlength=len(found))
     return ClassLoad(
         path=path,
         num_shared_heads=num_shared_heads,
         classes=tuple(map(str, found)),
         samples=tuple(samples.tolist()),
-        tokens=tuple((samples * gates.shape[1]).tolist()),
+        tokens=tuple(int(counted[of_sample == i].sum()) for i in range(len(found))),
         on=tuple(tuple(on[of_sample == i].sum(axis=0).tolist()) for i in range(len(found))),
     )
 

@@ -68,9 +68,23 @@ def only_padding(masks: Sequence[str]) -> str:
     )
 
 
-def recorded_samples(vectors: Sequence[VectorSet]) -> tuple[Sample, ...]:
-    """Return recorded runs, called by their numbers and sizes."""
-    return tuple(Sample(one, label(str(i), one.sizes)) for i, one in enumerate(vectors))
+def recorded_samples(vectors: Sequence[VectorSet], count: int | None = None) -> tuple[Sample, ...]:
+    """Return recorded runs, called by their numbers and sizes.
+
+    Args:
+        vectors: All that there are.
+        count: How many of them, from the first on; None for all.
+
+    Raises:
+        ConfigError: There are not so many.
+    """
+    # Taking fewer than were asked for would pass for a thorough check.
+    if count is not None and count > len(vectors):
+        raise ConfigError(
+            f"vectors is {count}, but there are {len(vectors)} recorded runs to compare with.",
+            hint="Leave it out to compare with all of them.",
+        )
+    return tuple(Sample(one, label(str(i), one.sizes)) for i, one in enumerate(vectors[:count]))
 
 
 def with_valid_tokens(

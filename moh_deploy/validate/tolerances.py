@@ -44,7 +44,8 @@ class Tolerance:
 
     def after_flip(self) -> Tolerance:
         """Return the rule for what comes behind a flip."""
-        return replace(self, relative=self.relative_after_flip or self.relative)
+        behind = self.relative_after_flip
+        return self if behind is None else replace(self, relative=behind)
 
     def limit(self, reference_max: float) -> float:
         """Return the largest absolute error allowed where the noise floor is not known.
@@ -199,8 +200,10 @@ def tolerance_for(dtype: str, table: Mapping[str, Tolerance] = TOLERANCES) -> To
 
 def coarsest(*rules: Tolerance) -> Tolerance:
     """Return the rule that allows the largest error."""
-    # Ranked by what is allowed behind a flip, the loosest figure of a rule.
-    return max(rules, key=lambda rule: (rule.after_flip().relative, rule.near_tie))
+    # Ranked by the loosest figure: what is allowed behind a flip, but where a policy says less.
+    return max(
+        rules, key=lambda rule: (max(rule.relative, rule.after_flip().relative), rule.near_tie)
+    )
 
 
 def output_rule(dtype: str, own: Tolerance, *of_model: Tolerance) -> Tolerance:

@@ -152,7 +152,8 @@ class _Job:
             got, valid = results[index], samples[index].valid
             scored = Scored(vectors.outputs, got, run.batch.labels).of_valid(valid, ignore)
             _add(one.tallies, run, scored)
-            one.loads.add(run.batch.real(got), run.batch.labels)
+            real = None if valid is None else valid.mask[: len(run.batch.labels)]
+            one.loads.add(run.batch.real(got), run.batch.labels, real)
         return reports
 
     def _judged(self, one: _Round, tally: Tally) -> MetricParity:

@@ -206,6 +206,7 @@ def test_flip_that_cannot_be_told_accuses_nobody(tmp_path: Path):
         ({"target": 0.0}, "target is 0.0, expected a share between 0 and 1"),
         ({"target": float("nan")}, "target is nan, expected a share"),
         ({"vectors": 0}, "vectors is 0, expected at least 1"),
+        ({"vectors": 2}, "vectors is 2, but there are 1 recorded runs to compare with"),
         ({"max_runs": 1}, "max_runs is 1, expected at least 2"),
     ],
 )

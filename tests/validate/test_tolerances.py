@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from moh_deploy.errors import ValidationError
@@ -38,6 +40,11 @@ def test_only_short_mantissas_allow_more_behind_a_flip():
     assert loose == {"float16", "bfloat16", BFLOAT16_PRODUCTS, INT8_PRODUCTS, INT4_PRODUCTS}
     single, products = tolerance_for("float32"), tolerance_for(BFLOAT16_PRODUCTS)
     assert coarsest(single, products) is products
+
+
+def test_nothing_allowed_behind_a_flip_is_a_rule_of_its_own():
+    rule = replace(tolerance_for("float32"), relative_after_flip=0.0)
+    assert rule.after_flip().relative == 0.0
 
 
 def test_dtype_without_rule_is_refused():

@@ -318,6 +318,7 @@ ONE_HOT = np.eye(8, dtype=np.int64)[LABELS]
         ({"labels": "target"}, "labels 'target' are neither a file .* nor a member of"),
         ({"labels": "none.npy"}, "none.npy does not exist"),
         ({"metric": "top-1"}, "and no labels: name --labels"),
+        ({"ignore_label": 255}, "and no labels: name --labels"),
         ({"labels": LABELS, "inputs": []}, "no inputs that they are of: name --inputs"),
         (
             {"labels": LABELS, "metric": "nowhere_to_be_found:f", "better": "lower"},

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moh_deploy.package import LayerInfo
-from moh_deploy.system.npz import Array
+from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.routing_statistics import RoutingStatistics, class_load, joined
 
@@ -30,22 +30,32 @@ class ClassLoads:
     classes: Array
     statistics: RoutingStatistics = field(default_factory=RoutingStatistics)
 
-    def add(self, values: Mapping[str, Array], labels: Array) -> None:
+    def add(
+        self, values: Mapping[str, Array], labels: Array, valid: BoolArray | None = None
+    ) -> None:
         """Count a batch.
 
         Args:
             values: Name to array: the gates of each layer, [B, S, H], among others. A layer whose
                 gates are not there, or of whose first axis counts windows, is left out.
             labels: [B], or what holds no classes.
+            valid: Which tokens are no padding, [B, S]; None: all. A layer of other tokens counts
+                all of its own.
         """
         if not self.classes.size:
             return
         # [B]: samples of classes that are counted.
         kept = np.isin(labels, self.classes)
         found = tuple(
-            class_load(layer.path, layer.num_shared_heads, values[layer.gates][kept], labels[kept])
+            class_load(
+                layer.path,
+                layer.num_shared_heads,
+                gates[kept],
+                labels[kept],
+                valid[kept] if valid is not None and valid.shape == gates.shape[:2] else None,
+            )
             for layer in self.layers
-            if layer.gates in values and len(values[layer.gates]) == len(labels)
+            if (gates := values.get(layer.gates)) is not None and len(gates) == len(labels)
         )
         self.statistics = joined([self.statistics, RoutingStatistics(class_loads=found)])
 

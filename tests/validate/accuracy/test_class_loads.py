@@ -21,6 +21,13 @@ def test_tokens_are_counted_over_all_batches():
     assert (found.tokens, found.on) == ((4, 2), ((3, 1), (0, 2)))
 
 
+def test_padding_is_no_token_of_a_class():
+    loads = ClassLoads([LAYER], main_classes([LABELS], Labelling()))
+    loads.add({"gates_0": GATES}, LABELS, np.array([[1, 0], [1, 1], [0, 1], [1, 1]], np.bool_))
+    (found,) = loads.statistics.class_loads
+    assert (found.samples, found.tokens, found.on) == ((2, 1), (3, 1), ((2, 1), (0, 1)))
+
+
 def test_without_gates_or_classes_there_are_none():
     layers = [LAYER, replace(LAYER, gates="gates_1")]
     loads = ClassLoads(layers, main_classes([LABELS], Labelling()))
