@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.export import ExportedProgram
 from torch.fx import Node
 
@@ -100,9 +101,9 @@ def _moved(node: Node, values: Mapping[Node, torch.Tensor], runs: Sequence[Noisy
     return _moves(exact, [run.values[node] for run in runs])[0]
 
 
-def _finite(values: Array) -> Array:
+def _finite(values: Array) -> NDArray[np.float64]:
     """Padding may be NaN, which says nothing about rounding."""
-    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _output(exact: torch.Tensor, noisy: Sequence[torch.Tensor], valid: torch.Tensor) -> Spread:

@@ -20,7 +20,7 @@ from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.ops import op_names
-from moh_deploy.package import Rounding
+from moh_deploy.package import MASKS_BEYOND, Rounding, beside_masks
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.tolerances import tolerance_for
 
@@ -267,6 +267,7 @@ def distance(
     """Return the largest difference and the largest value where the original is finite.
 
     The difference is inf where the other one is not finite there; both are 0 where nothing is.
+    Masks are counted as `beside_masks` does.
 
     Args:
         counted: Which elements are compared: bool, of their shape.
@@ -279,4 +280,8 @@ def distance(
         return math.inf, 0.0
     if not exact.numel():
         return 0.0, 0.0
-    return float((other - exact).abs().max()), float(exact.abs().max())
+    error, largest = (other - exact).abs(), float(exact.abs().max())
+    if largest > MASKS_BEYOND:
+        errors, known = beside_masks(to_numpy(error).astype(np.float64), to_numpy(expected))
+        return float(errors.max()), float(np.abs(known).max())
+    return float(error.max()), largest

@@ -212,3 +212,10 @@ def test_distance_is_that_of_the_elements_that_count():
     expected, got = torch.tensor([1.0, 2.0, 8.0]), torch.tensor([1.0, 2.5, float("nan")])
     assert distance(expected, got, torch.tensor([True, True, False])) == (0.5, 2.0)
     assert distance(expected, got, torch.tensor([True, False, False])) == (0.0, 1.0)
+
+
+def test_masks_are_no_size_that_excuses_the_distance_of_others():
+    expected, every = torch.tensor([-1e9, 2.0, 1.0]), torch.ones(3, dtype=torch.bool)
+    assert distance(expected, expected + torch.tensor([0, 0, 0.5]), every) == (0.5, 2.0)
+    error, _ = distance(expected, torch.tensor([-1e9 + 64, 2.0, 1.0]), every)
+    assert 0 < error < 1e-6
