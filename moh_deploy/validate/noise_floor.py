@@ -191,7 +191,7 @@ class NoisyResults:
         def from_exact(*runs: Mapping[str, Array]) -> Spread:
             exact = self.exact[name]
             moves = [_difference(one[name], exact, only_chosen=only_chosen) for one in runs]
-            return spread(np.stack(moves))
+            return spread(np.concatenate(moves))
 
         rounded = None if self.rounded is None else from_exact(self.rounded)
         return _together(from_exact(*self.drawn), rounded)
@@ -275,7 +275,9 @@ def _layer_moves(exact: LayerValuesFound, others: Sequence[LayerValuesFound]) ->
         if scores is None
         else spread(beside_masks(_moved([one.scores for one in others], scores), scores)[0]),
         # Only gates of heads that are on in both: a head that noise switches is a flip, not a move.
-        gates=spread(np.stack([_difference(one.gates, gates, only_chosen=True) for one in others])),
+        gates=spread(
+            np.concatenate([_difference(one.gates, gates, only_chosen=True) for one in others])
+        ),
         attention=None
         if attention is None
         else fingerprint_spread(_moved([one.attention for one in others], attention), attention),
@@ -290,11 +292,11 @@ def _moved(values: Sequence[Array | None], exact: Array) -> Float64Array:
 
 
 def _difference(got: Array | None, exact: Array, *, only_chosen: bool) -> Float64Array:
+    """Return [elements]: the moves of all, or of those alone that are not 0 in either."""
     assert got is not None
     error, _ = beside_masks(abs_error(got, exact), exact)
-    counts = np.isfinite(exact)
-    if only_chosen:
-        counts &= (got != 0) & (exact != 0)
-    error = np.where(counts, error, 0.0)
+    error = np.where(np.isfinite(exact), error, 0.0)
     # What noise turns into NaN moves infinitely far.
-    return np.where(np.isnan(error), np.inf, error)
+    error = np.where(np.isnan(error), np.inf, error)
+    # Compared gates are those of chosen heads: among closed ones their floor would be diluted.
+    return error[(got != 0) & (exact != 0)] if only_chosen else error.reshape(-1)
