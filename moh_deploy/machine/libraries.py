@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -58,7 +59,7 @@ def probe_ort_cuda() -> LibraryFacts | Failed:
 
 def _probe(path: Path, name: str, prefix: str) -> LibraryFacts | Failed:
     """Load a library whose functions begin with `prefix`."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return Failed(f"there is no {name} in {path.parent}", _how_to_build(name))
     # In another process: a library of another machine may crash this one as it is loaded.
     loaded = ask(_triton_kernels, str(path.resolve()), prefix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -107,8 +108,9 @@ class PackageDir(Deployed):
     @staticmethod
     def is_one(path: Path) -> bool:
         """Take any directory, and what is missing: reading it says why it is no package."""
-        # So it has to be asked last: see `open_runner`.
-        return not path.is_file()
+        # So it has to be asked last: see `open_runner`. Unlike `Path.is_file`, this never raises
+        # where a directory may not be entered.
+        return not os.path.isfile(path)
 
     @property
     def name(self) -> str:
@@ -161,7 +163,7 @@ class OnnxFile(Model):
     @staticmethod
     def is_one(path: Path) -> bool:
         """Go by the name: a file that is missing is no package either."""
-        return path.suffix == ".onnx" and not path.is_dir()
+        return path.suffix == ".onnx" and not os.path.isdir(path)
 
     @property
     def name(self) -> str:

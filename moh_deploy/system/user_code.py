@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import shlex
 import sys
 import traceback
@@ -81,13 +82,10 @@ def _existing_directory(path: Path) -> Path:
 
 
 def _forget_namesakes(roots: Sequence[Path]) -> None:
-    # What a directory makes importable: modules and packages at its top.
-    names = {
-        entry.stem
-        for root in roots
-        for entry in root.iterdir()
-        if entry.suffix == ".py" or (entry.is_dir() and (entry / "__init__.py").is_file())
-    }
+    try:
+        names = {entry.stem for root in roots for entry in root.iterdir() if _is_importable(entry)}
+    except OSError as error:
+        raise ConfigError(f"code directory cannot be read: {error}.") from error
     # A user's `random.py` must not make Python forget its own; torch cannot be imported twice.
     names -= {*sys.stdlib_module_names, "__main__", "torch", __name__.partition(".")[0]}
     for name in names & sys.modules.keys():
@@ -95,6 +93,12 @@ def _forget_namesakes(roots: Sequence[Path]) -> None:
             stale = [m for m in sys.modules if m == name or m.startswith(f"{name}.")]
             for module_name in stale:
                 del sys.modules[module_name]
+
+
+def _is_importable(entry: Path) -> bool:
+    """Tell whether an entry of a code directory is a module, or a package at its top."""
+    # Unlike `Path.is_file`, this never raises where a directory may not be entered.
+    return entry.suffix == ".py" or os.path.isfile(entry / "__init__.py")
 
 
 def _lies_in(module: ModuleType, roots: Sequence[Path]) -> bool:
@@ -152,9 +156,8 @@ def _code_dir_hint(package: str, folder: Path) -> str:
 
 
 def _holds_module(folder: Path, name: str) -> bool:
-    with contextlib.suppress(OSError):  # a directory that may not be read holds nothing for us
-        return (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file()
-    return False
+    # A directory that may not be read holds nothing for us.
+    return os.path.isfile(folder / f"{name}.py") or os.path.isfile(folder / name / "__init__.py")
 
 
 def _find(module: ModuleType, attribute: str, named: str) -> Callable[..., object]:

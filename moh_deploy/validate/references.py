@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -83,13 +84,13 @@ def _named(named: str | Path, subject: Subject, recorded: Reference) -> Referenc
         return PackageReference("the package with kernels", subject.package, variant)
     # The words come first; a path of such a name is given as ./recorded.
     path = Path(named)
-    if path.is_dir() and path.resolve() == subject.model.root.resolve():
+    if os.path.isdir(path) and path.resolve() == subject.model.root.resolve():
         raise ConfigError(
             f"against is {path}, which is itself what is verified: it is equal to itself.",
             hint="Name another one, or functions to run it without kernels and optimisations.",
         )
     model = find_model(path)
-    if model is None or not (path.exists() or path.suffix == ".onnx"):
+    if model is None or not (os.path.exists(path) or path.suffix == ".onnx"):
         raise _unknown(str(named), path)
     # A package shows gates, so routing is compared as well; engines and plain models return
     # outputs.
@@ -101,7 +102,7 @@ def _named(named: str | Path, subject: Subject, recorded: Reference) -> Referenc
 
 def _unknown(named: str, path: Path) -> ConfigError:
     hint = did_you_mean(named, WORDS) or f"Expected {', '.join(WORDS)}, a package, engine or model."
-    if not path.exists():
+    if not os.path.exists(path):
         return ConfigError(f"against is {named}, which does not exist.", hint=hint)
     if path.suffix in _CHECKPOINTS:
         return ConfigError(

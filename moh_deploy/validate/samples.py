@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,7 +142,7 @@ def npz_files(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        files = sorted(path.glob("*.npz")) if os.path.isdir(path) else [path]
         if not files:
             raise ConfigError(f"{path} has no npz files, so there is nothing to run.")
         found += files

@@ -24,6 +24,7 @@ from moh_deploy.report.markdown import markdown_text
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.npz import read_npz, write_npz
 from tests.handmade_package import MANIFEST, model, vectors, write_package
+from tests.locked import lock
 from tests.nightly import sampled
 from tests.two_layers import write_two_layers
 
@@ -325,6 +326,20 @@ def test_wrong_directories_are_refused(package: OnnxPackage, tmp_path: Path):
         measured(package, baselines=[tmp_path / "gone"])
     with pytest.raises(ConfigError, match="expected at least one directory"):
         moh_deploy.bench([])
+
+
+def test_paths_that_may_not_be_looked_up_are_refused(
+    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    lock(locked, monkeypatch)
+    with pytest.raises(PackageError, match="one cannot be opened as a package: Permission denied"):
+        moh_deploy.bench(locked / "one")
+    with pytest.raises(PackageError, match="one cannot be opened as a package: Permission denied"):
+        measured(package, baselines=[str(locked / "one")])
+    with pytest.raises(ConfigError, match=r"in\.npz cannot be read as an npz file: Permission"):
+        measured(package, inputs=[locked / "in.npz"])
 
 
 def test_package_without_layers_has_no_dense_baseline(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,7 +176,7 @@ def _baseline(
         export = PlainExport(original, package, setting.scratch / PLAIN / "model.onnx")
         return Candidate(PLAIN, True, export, off)
     path = Path(named)
-    if not path.exists() and (
+    if not os.path.exists(path) and (
         hint := did_you_mean(str(named), [DENSE, FUNCTIONS, EAGER, PLAIN, PLAIN_ENGINE, FIXED])
     ):
         raise ConfigError(f"baseline '{named}' is no directory and no file.", hint=hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +42,9 @@ def find_plugin(given: Path | None) -> PluginLibrary | None:
     path = given or native.FOLDER / PLUGIN_NAME
     # Nothing installed is no error: layers then run their functions. What was named has to be
     # there.
-    if given is None and not path.is_file():
+    if given is None and not os.path.isfile(path):
         return None
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BackendError(f"plugin is {path}: there is no such file.", hint=HOW_TO_BUILD)
     return PluginLibrary(path.resolve(), sha256_of(path), _checked_version(path))
 

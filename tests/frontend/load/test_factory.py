@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import importlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.load.factory import build_module
 from moh_deploy.system.user_code import user_code
 from tests.frontend.checkpoints import write_net
+from tests.locked import lock
 
 
 def test_factory_is_imported_from_the_code_directory_and_called(code_dir: Path) -> None:
@@ -162,3 +165,23 @@ def test_package_that_a_factory_imports_when_it_is_called_is_named(tmp_path: Pat
     with pytest.raises(ConfigError, match="needs the package 'no_such_package'") as caught:
         build_module("user_lazy:build", {}, code_dirs=[tmp_path])
     assert "Install" in str(caught.value.hint)
+
+
+def test_directory_that_may_not_be_entered_is_no_package(
+    code_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code_dir / "locked").mkdir()
+    lock(code_dir / "locked", monkeypatch)
+    assert build_module("user_net:build", {}, code_dirs=[code_dir]) is not None
+
+
+def test_code_directory_that_cannot_be_listed_is_refused(
+    code_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listed(path: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    message = f"code directory cannot be read: .*Permission denied: '{code_dir}'"
+    with pytest.raises(ConfigError, match=message):
+        build_module("user_net:build", {}, code_dirs=[code_dir])
