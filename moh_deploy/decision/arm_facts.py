@@ -12,6 +12,7 @@ from moh_deploy.decision.routing_bias import routing_bias
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.fresh_run import FreshTask, MeasureFresh
 from moh_deploy.perf.bench.layer_work import layer_work
+from moh_deploy.runtime.base import Variant
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
 from moh_deploy.validate.edge_cases.input_states import input_states
@@ -62,7 +63,7 @@ def arm_facts(
             missing["edge cases"] = why
         return ArmFacts(memory_bytes=memory, not_measured=missing)
     with named_errors(arm.name):
-        skipped = _skipped(arm, package, timed, threads, missing)
+        skipped = _skipped(package, timed, replace(arm.variant, threads=threads))
         runs = [(one.batch.inputs, one.sample.valid) for one in batches[:_MOST_BATCHES]]
         counted = [(given, None if valid is None else valid.mask) for given, valid in runs]
         routing = routing_bias(package, arm.variant, counted or [(timed.inputs, None)])
@@ -86,14 +87,8 @@ def _memory(
     return found
 
 
-def _skipped(
-    arm: Arm, package: OnnxPackage, timed: InputSet, threads: int | None, missing: dict[str, str]
-) -> float | None:
-    if arm.variant.runtime != "onnxruntime":
-        missing["skipped work"] = f"it is counted in ONNX Runtime, and not in {arm.variant.runtime}"
-        return None
-    kernels = arm.variant.kernels
-    (layers,) = layer_work(package, [timed], kernels=kernels, threads=threads)
+def _skipped(package: OnnxPackage, timed: InputSet, variant: Variant) -> float:
+    (layers,) = layer_work(package, [timed], variant)
     dense = sum(one.rows_dense for one in layers)
     return 1 - sum(one.rows_computed for one in layers) / max(1, dense)
 

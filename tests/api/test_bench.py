@@ -21,9 +21,13 @@ from moh_deploy.perf.bench.fresh_run import FreshRun, FreshTask
 from moh_deploy.perf.bench.latency import Timing
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.report.markdown import markdown_text
+from moh_deploy.runtime import models
+from moh_deploy.runtime.base import Runner, Variant
+from moh_deploy.runtime.onnxruntime.session import open_session
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.npz import read_npz, write_npz
 from tests.handmade_package import MANIFEST, model, vectors, write_package
+from tests.kernel_library import required_library
 from tests.locked import lock
 from tests.nightly import sampled
 from tests.two_layers import write_two_layers
@@ -156,6 +160,36 @@ def test_packages_may_call_their_dimensions_otherwise(package: OnnxPackage, tmp_
     report = moh_deploy.bench([package.root, other.root], measure=Meter(), measure_fresh=Fresh())
     assert [one.samples for one in report.results] == [2, 2]
     assert report.work[1].layers[0].choice == "dense"
+
+
+def test_packages_may_call_their_inputs_otherwise(package: OnnxPackage, tmp_path: Path):
+    content = model()
+    for node in content.graph.node:
+        node.input[:] = ["image" if name == "x" else name for name in node.input]
+    content.graph.input[0].name = "image"
+    with PackageWriter(tmp_path / "other") as writer:
+        onnx.save(content, writer.path("model.onnx"))
+        manifest = replace(MANIFEST, inputs=(replace(MANIFEST.inputs[0], name="image"),))
+        recorded = replace(vectors(), inputs={"image": vectors().inputs["x"]})
+        other = writer.finish(manifest, [recorded])
+    report = moh_deploy.bench([package.root, other.root], measure=Meter(), measure_fresh=Fresh())
+    assert [one.contestant for one in report.work] == [str(package.root), str(other.root)]
+    assert 0 < report.work[1].layers[0].rows_computed <= report.work[1].layers[0].rows_dense
+
+
+def test_work_is_counted_in_the_runtime_that_is_timed(
+    package: OnnxPackage, monkeypatch: pytest.MonkeyPatch
+):
+    required_library()
+
+    def opened(source: OnnxPackage | Path, variant: Variant) -> Runner:
+        """Run function bodies, as OpenVINO does without the extension."""
+        return open_session(source, replace(variant, runtime="onnxruntime", kernels="off"))
+
+    monkeypatch.setattr(models, "open_compiled", opened)
+    report = measured(package, runtime="openvino")
+    assert [one.runs_as for one in report.work[0].layers] == ["function", "function"]
+    assert [one.runs_as for one in measured(package).work[0].layers] == ["kernel", "kernel"]
 
 
 def test_package_that_takes_other_inputs_is_named(package: OnnxPackage, tmp_path: Path):

@@ -178,7 +178,7 @@ def test_compare_runs_arms_in_the_runtime_beside_those_of_another(tmp_path: Path
     assert quality["openvino"] == quality["moh"] == quality["fed"] == 1
     assert quality["open"] < 1
     assert 0.9 < quality["int8"] <= quality["bfloat16"] <= 1
-    assert arms["openvino"].not_measured["skipped work"].startswith("it is counted in ONNX Runtime")
+    assert 0 < arms["openvino"].skipped_share == arms["moh"].skipped_share
     opened = [[one.open_share for one in arms[name].routing] for name in ("moh", "openvino")]
     assert opened[0] == opened[1]
     assert arms["openvino"].latency[0].router_share is not None

@@ -214,13 +214,12 @@ class BenchRun:
         return RoutingOverhead(*where, wall, cpu, wall.value / first.latency.p50_ms, None)
 
     def _work(self, sets: Sequence[InputSet]) -> tuple[PackageWork, ...]:
-        kernels, threads = self.setting.kernels, self.setting.threads
+        # Counted in the very way in which each was timed.
+        variants = {one.name: one.variant for one in self.candidates.entries}
         return tuple(
             PackageWork(name, inputs.name, inputs.sizes, layers)
             for name, package in self.candidates.packages.items()
-            for inputs, layers in zip(
-                sets, layer_work(package, sets, kernels=kernels, threads=threads), strict=True
-            )
+            for inputs, layers in zip(sets, layer_work(package, sets, variants[name]), strict=True)
         )
 
 

@@ -102,10 +102,10 @@ class LoadedCandidate:
         # By `id`: arrays cannot be hashed, and the benchmark keeps the sets of inputs alive.
         if self.routed:
             return {**one.inputs, **self.routed[id(one)]}
-        return _fed_by(one, self.runner.inputs, self.name)
+        return fed_by(one, self.runner.inputs, self.name)
 
 
-def _fed_by(one: InputSet, specs: Sequence[TensorInfo], name: str) -> dict[str, Array]:
+def fed_by(one: InputSet, specs: Sequence[TensorInfo], name: str) -> dict[str, Array]:
     """Return inputs by the names that a candidate has for them.
 
     Raises:

@@ -13,11 +13,11 @@ from moh_deploy.graph.layer_models import attention_inputs
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import Choice, LayerInfo, OnnxPackage, current_choice, without_ranges
+from moh_deploy.perf.bench.candidate import fed_by
 from moh_deploy.perf.cost_model.prediction import predict
 from moh_deploy.perf.tune.layers import at_sizes_of
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
-from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.validate.input_sets import InputSet
@@ -51,19 +51,22 @@ class LayerWork:
 
 
 def layer_work(
-    package: OnnxPackage, sets: Sequence[InputSet], *, kernels: Kernels, threads: int | None
+    package: OnnxPackage, sets: Sequence[InputSet], variant: Variant
 ) -> list[tuple[LayerWork, ...]]:
     """Run a package once on each set of inputs and count what its layers skip.
 
+    Args:
+        variant: The way in which the package is opened, that is measured or judged.
+
     Raises:
-        BackendError: ONNX Runtime failed.
+        BackendError: The runtime failed.
+        ConfigError: The package does not take these inputs.
     """
     model = load_ir(package)
     # Nodes within branches that depend on sizes are not found by name otherwise.
     choose_layers(model, without_ranges(package.manifest.layers))
-    variant = Variant(kernels=kernels, threads=threads)
-    runner = open_runner(package, variant.returning(_read_by_layers(package, model)))
-    return [_works(package, model, runner, one, threads) for one in sets]
+    with open_runner(package, variant.returning(_read_by_layers(package, model))) as runner:
+        return [_works(package, model, runner, one, variant.threads) for one in sets]
 
 
 def _read_by_layers(package: OnnxPackage, model: ir.Model) -> list[str]:
@@ -81,9 +84,10 @@ def _read_by_layers(package: OnnxPackage, model: ir.Model) -> list[str]:
 def _works(
     package: OnnxPackage, model: ir.Model, runner: Runner, one: InputSet, threads: int | None
 ) -> tuple[LayerWork, ...]:
-    values = {**one.inputs, **runner.run(one.inputs)}
-    # Another package may have made these inputs, and call its dimensions otherwise.
-    sizes = check_inputs(package.manifest.inputs, one.inputs)
+    # Another package may have made these inputs, and call them and its dimensions otherwise.
+    inputs = fed_by(one, package.manifest.inputs, str(package.root))
+    sizes = check_inputs(package.manifest.inputs, inputs)
+    values = {**inputs, **runner.run(inputs)}
     found = runner.describe()
     layers = zip(package.manifest.layers, found.layer_nodes, found.layer_runs, strict=True)
 

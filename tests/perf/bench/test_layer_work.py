@@ -8,6 +8,7 @@ import pytest
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage, with_choices
 from moh_deploy.perf.bench.layer_work import layer_work
+from moh_deploy.runtime.base import Variant
 from moh_deploy.validate.input_sets import InputSet, input_sets
 from tests.kernel_library import required_library
 from tests.two_layers import write_two_layers
@@ -28,11 +29,11 @@ def test_rows_are_those_of_the_open_gates_on_kernels_only(package: OnnxPackage):
     sets = input_sets(package, [], [])
     opened = [int(np.count_nonzero(gates)) for gates in package.vectors[0].gates]
     assert 0 < opened[0] < 24
-    (on_kernels,) = layer_work(package, sets, kernels="require", threads=1)
+    (on_kernels,) = layer_work(package, sets, Variant(kernels="require", threads=1))
     assert [one.rows_computed for one in on_kernels] == opened
     assert [one.rows_dense for one in on_kernels] == [24, 24]
     assert [one.runs_as for one in on_kernels] == ["kernel", "kernel"]
-    (as_functions,) = layer_work(package, sets, kernels="off", threads=1)
+    (as_functions,) = layer_work(package, sets, Variant(kernels="off", threads=1))
     assert [one.rows_computed for one in as_functions] == [24, 24]
     assert [one.runs_as for one in as_functions] == ["function", "function"]
     assert [one.active_share for one in as_functions] == [n / 24 for n in opened]
@@ -42,7 +43,7 @@ def test_dense_layers_compute_every_row(package: OnnxPackage, tmp_path: Path):
     required_library()
     layers = with_choices(package.manifest.layers, {"blocks.0.attn": "dense"})
     mixed = write_choices(package, layers, tmp_path / "mixed")
-    (work,) = layer_work(mixed, input_sets(mixed, [], []), kernels="auto", threads=1)
+    (work,) = layer_work(mixed, input_sets(mixed, [], []), Variant(kernels="auto", threads=1))
     assert [(one.choice, one.runs_as) for one in work] == [("dense", "dense"), ("sparse", "kernel")]
     assert work[0].rows_computed == 24
     assert work[1].rows_computed < 24
@@ -54,7 +55,7 @@ def test_choice_by_size_is_the_one_of_these_inputs(package: OnnxPackage, tmp_pat
     (short,) = input_sets(by_size, [], [])
     x = np.concatenate([short.inputs["x"]] * 2, axis=1)
     long = InputSet("long", {"batch": 2, "seq": 6}, {"x": x}, 1.0)
-    at_short, at_long = layer_work(by_size, [short, long], kernels="auto", threads=1)
+    at_short, at_long = layer_work(by_size, [short, long], Variant(kernels="auto", threads=1))
     assert [one.choice for one in (*at_short, *at_long)] == ["dense"] * 2 + ["sparse"] * 2
     assert [one.rows_computed == one.rows_dense for one in (*at_short, *at_long)] == [
         True,
@@ -65,7 +66,7 @@ def test_choice_by_size_is_the_one_of_these_inputs(package: OnnxPackage, tmp_pat
 
 
 def test_break_even_is_predicted_for_each_layer(package: OnnxPackage):
-    (work,) = layer_work(package, input_sets(package, [], []), kernels="auto", threads=1)
+    (work,) = layer_work(package, input_sets(package, [], []), Variant(kernels="auto", threads=1))
     for one in work:
         assert set(one.break_even) == {"sparse"}
         assert one.predicted_fastest in ("dense", "sparse")
