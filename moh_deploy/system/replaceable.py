@@ -70,7 +70,8 @@ def _check_replaceable(output: Path, kind: DirectoryKind) -> None:
     _check_writable(output, found, kind)
     # Both would be renamed away: a mount point cannot be, and a shell would stand in a directory
     # that is gone.
-    if os.path.ismount(output) or output.samefile(Path.cwd()):
+    # `ismount` says no of every link, also of one to a mount point.
+    if os.path.ismount(output.resolve()) or output.samefile(Path.cwd()):
         raise PackageError(
             f"{output} is the current directory or a mount point, which cannot be replaced in one"
             " step.",

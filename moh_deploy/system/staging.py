@@ -22,11 +22,11 @@ from moh_deploy.errors import PackageError
 from moh_deploy.system.leftovers import (
     Claim,
     claim_directory,
-    claim_existing,
     claim_file,
     hidden_sibling,
     remove_leftovers,
 )
+from moh_deploy.system.set_aside import set_aside
 from moh_deploy.system.termination import cleaned_up_on_termination, signals_held
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -103,8 +103,8 @@ class StagedDirectory:
         """
         with signals_held():
             try:
-                # Two renames, between which nothing stands at the destination: no signal may come
-                # in between.
+                # What was there goes before this comes, and nothing stands at the destination in
+                # between: no signal may come then.
                 replaced = self._swap_in()
             except OSError as error:
                 raise PackageError(f"{self.output} cannot be put in place: {error}.") from error
@@ -160,10 +160,7 @@ class StagedDirectory:
         _sync_directory(self.path)
         replaced = None
         if _is_filled(self.output):
-            # Locked before it is hidden: another run must not take it for a leftover.
-            replaced = claim_existing(self.output)
-            replaced.path = hidden_sibling(self.output, "replaced")
-            self.output.rename(replaced.path)
+            replaced = set_aside(self.output)
         try:
             self.path.rename(self.output)
         except OSError:
@@ -312,11 +309,13 @@ def _resolved(output: Path) -> Path:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Put a file that is never changed in place at another one, without a copy if the disk can."""
-    try:
-        # A hard link takes neither time nor room.
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
+    # Who makes the result writable must not make a source writable that is to stay as it is.
+    if os.access(source, os.W_OK):
+        with suppress(OSError):
+            # A hard link takes neither time nor room.
+            os.link(source.resolve(), target)
+            return
+    shutil.copyfile(source, target)
 
 
 def sync_file(path: Path) -> None:
@@ -356,9 +355,17 @@ def _take_over_owner(earlier: Path, path: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Return once the names in a directory have reached the disk, where that can be waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # who may write to a directory need not be allowed to read it
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems, such as VirtualBox's shared folders, sync no directory.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

@@ -130,6 +130,25 @@ def test_a_file_that_is_brought_along_keeps_its_permissions_at_its_source(tmp_pa
     assert (source.root / "model.onnx").samefile(output / "model.onnx")
 
 
+def test_file_that_is_read_only_is_copied_and_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Who makes the result writable must not make a release writable."""
+    source = write_package(tmp_path / "source", external_data=True)
+    data = source.root / "model.onnx.data"
+    data.chmod(0o444)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != data and access(path, mode))
+    with PackageWriter(tmp_path / "output") as writer:
+        for name in ("model.onnx", "model.onnx.data"):
+            writer.bring_along(source, name)
+        output = writer.finish(MANIFEST, [vectors()]).root
+    assert not data.samefile(output / "model.onnx.data")
+    assert data.read_bytes() == (output / "model.onnx.data").read_bytes()
+    assert modes(output)["model.onnx.data"] & 0o200
+    assert (source.root / "model.onnx").samefile(output / "model.onnx")
+
+
 def test_nobody_else_can_read_a_package_before_it_is_finished(tmp_path: Path):
     with PackageWriter(tmp_path / "package") as writer:
         assert writer.root.stat().st_mode & 0o077 == 0
@@ -142,6 +161,23 @@ def test_earlier_package_and_empty_directory_are_replaced(tmp_path: Path):
     write_package(output, with_layer=False)
     assert OnnxPackage.open(output).manifest.layers == ()
     assert names(output) == ["manifest.json", "model.onnx", "vectors.npz"]
+    assert names(tmp_path) == ["package"]
+
+
+def test_package_of_a_containers_image_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = write_package(tmp_path / "package").root
+    rename = Path.rename
+
+    def within_layers(path: Path, target: Path) -> Path:
+        # overlayfs: a directory of a lower layer is not renamed.
+        if path == root and (root / "vectors.npz").stat().st_ino == inode:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    inode = (root / "vectors.npz").stat().st_ino
+    monkeypatch.setattr(Path, "rename", within_layers)
+    write_package(root, with_layer=False)
+    assert OnnxPackage.open(root).manifest.layers == ()
     assert names(tmp_path) == ["package"]
 
 
@@ -239,6 +275,15 @@ def test_current_directory_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(PackageError, match="current directory"):
         check_package_output(Path())
     check_package_output(Path("package"))
+
+
+def test_link_to_a_mount_point_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mounted").mkdir()
+    (tmp_path / "link").symlink_to("mounted")
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "mounted")
+    for output in (tmp_path / "mounted", tmp_path / "link"):
+        with pytest.raises(PackageError, match=f"{output} is the current directory or a mount"):
+            check_package_output(output)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,44 @@ def test_no_place_for_temporary_files_is_said(monkeypatch: pytest.MonkeyPatch):
         temporary_place("between")
     with pytest.raises(PackageError, match=message), scratch_directory("between"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("call", "number"), [("open", errno.EACCES), ("fsync", errno.EINVAL), ("fsync", errno.ENOTSUP)]
+)
+def test_folder_that_cannot_be_synced_is_written_to(
+    tmp_path: Path, call: str, number: int, monkeypatch: pytest.MonkeyPatch
+):
+    """It may be written to and not be read, or the file system syncs files alone."""
+    real = getattr(os, call)
+
+    def refuse(target: Path | int, *arguments: object, **options: object) -> int:
+        is_parent = isinstance(target, Path) and target == tmp_path
+        if is_parent or (isinstance(target, int) and stat.S_ISDIR(os.fstat(target).st_mode)):
+            raise OSError(number, "planted")
+        return real(target, *arguments, **options)
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with StagedDirectory(tmp_path / "out") as staged:
+        (staged.path / "new").touch()
+        monkeypatch.setattr(os, call, refuse)
+        staged.commit()
+    monkeypatch.undo()
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["new"]
+
+
+def test_folder_that_fails_to_be_synced_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, "planted")
+
+    with StagedDirectory(tmp_path / "out") as staged:
+        monkeypatch.setattr(os, "fsync", broken)
+        with pytest.raises(PackageError, match=r"out cannot be put in place: .*planted"):
+            staged.commit()
 
 
 def staged_pair(output: Path) -> None:
