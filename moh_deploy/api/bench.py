@@ -108,11 +108,8 @@ def bench(
     roots = [package_dirs] if isinstance(package_dirs, (Path, str)) else list(package_dirs)
     baselines = baselines or _usual_baselines(roots)
     with scratch_directory("moh-deploy-bench") as scratch:
-        plain = None
-        if any(is_the_engine(str(one)) for one in baselines):
-            plain = _plain_engine(roots, package, scratch, progress)
         with progress.step("reading the packages"):
-            setting = BenchSetting(kernels, threads, original, scratch, plain, runtime)
+            setting = BenchSetting(kernels, threads, original, scratch, runtime)
             candidates = find_candidates(setting, roots, baselines, package)
             names = [one.name for one in candidates.entries]
             against = [one.name for one in candidates.entries if one.is_baseline]
@@ -122,6 +119,9 @@ def bench(
             # until then.
             asked = [parse_gate(one, candidates=names, baselines=against) for one in gates]
             sets = _input_sets(candidates.first, list(map(Path, inputs)), batch, sizes or {})
+        # Minutes of work: by now everything that is asked for fits. An engine has its package.
+        if package is not None and any(map(is_the_engine, against)):
+            _build_plain_engine(Path(roots[0]), Path(package), setting.plain_engine_dir, progress)
         job = BenchRun(
             candidates=candidates,
             setting=setting,
@@ -154,22 +154,15 @@ def _usual_baselines(roots: Sequence[Path | str]) -> Sequence[str]:
     return (PLAIN_ENGINE,) if has_kernels else ()
 
 
-def _plain_engine(
-    roots: Sequence[Path | str], package: Path | str | None, scratch: Path, progress: Progress
-) -> Path | None:
-    # What is asked of a package, or of an engine without its package, is refused further on.
-    if package is None or not roots or not is_engine_dir(roots[0]):
-        return None
-    output = scratch / PLAIN_ENGINE
+def _build_plain_engine(engine: Path, package: Path, output: Path, progress: Progress) -> None:
     try:
-        build_plain_engine(Path(roots[0]), Path(package), output, progress)
+        build_plain_engine(engine, package, output, progress)
     except BackendError as error:
         raise BackendError(
             f"the baseline '{PLAIN_ENGINE}' cannot be built: {error.message}",
             hint="Build it where that can be done, moh-deploy build --plain, and name it:"
             " --baseline DIR.",
         ) from error
-    return output
 
 
 def _path_keys(

@@ -95,11 +95,19 @@ def _with_results(node: onnx.NodeProto) -> onnx.NodeProto:
 
 def _is_constant(value: ir.Value) -> bool:
     """Weights may reach a node by way of others: a Transpose of an initializer, say."""
-    node = value.producer()
-    # An input of the whole model is fed; a weight is constant.
-    if node is None:
-        return value.is_initializer()
-    return all(one is None or _is_constant(one) for one in node.inputs)
+    # A stack of its own: the way to an input may lead through the whole model.
+    pending, seen = [value], set[ir.Node]()
+    while pending:
+        read = pending.pop()
+        node = read.producer()
+        if node is None:
+            # An input of the whole model is fed; a weight is constant.
+            if not read.is_initializer():
+                return False
+        elif node not in seen:
+            seen.add(node)
+            pending += [one for one in node.inputs if one is not None]
+    return True
 
 
 def _constant_inputs(nodes: list[ir.Node]) -> Iterator[ir.Value]:

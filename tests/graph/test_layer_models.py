@@ -82,6 +82,19 @@ def test_weights_come_along_with_what_makes_them(tmp_path: Path, external: bool)
     np.testing.assert_array_equal(run(layer_model(model, LAYER, [feeds]), feeds), expected)
 
 
+def test_layer_behind_many_nodes_is_cut_out(tmp_path: Path):
+    model = ir.load(write_package(tmp_path / "package").model_path)
+    (node,) = (one for one in model.graph if one.name == LAYER.node)
+    value = node.inputs[0]
+    for _ in range(1000):
+        identity = ir.node("Identity", [value])
+        model.graph.insert_before(node, identity)
+        value = identity.outputs[0]
+    value.name = "far"
+    node.replace_input_with(0, value)
+    assert fed_names(model, LAYER) == ("far", "x", "gates_0")
+
+
 def test_every_choice_of_every_layer_is_timed_on_what_the_model_feeds_it(tmp_path: Path):
     required_library()
     package = write_two_layers(tmp_path / "package")

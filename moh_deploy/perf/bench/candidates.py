@@ -17,6 +17,7 @@ from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed, find_model, onnx_file, opened_package
 from moh_deploy.runtime.original import Original, OriginalModel, PlainExport
+from moh_deploy.runtime.tensorrt.models import EngineDir
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.subject import Subject, read_subject
 
@@ -34,7 +35,6 @@ class BenchSetting:
         threads: Threads within an operator.
         original: What baselines of the original are; None if there is none.
         scratch: Where models may be written that are made for this.
-        plain_engine: The first one, which is an engine, without kernels; None: there is none.
         runtime: What packages and ONNX models run in; None for what each package was tuned for.
     """
 
@@ -42,8 +42,12 @@ class BenchSetting:
     threads: int | None
     original: Original | None
     scratch: Path
-    plain_engine: Path | None = None
     runtime: Runtime | None = None
+
+    @property
+    def plain_engine_dir(self) -> Path:
+        """Where to build the baseline `plain-engine` before anything is loaded."""
+        return self.scratch / PLAIN_ENGINE
 
     def variant(self, preferred: Runtime | None = None) -> Variant:
         """Return the way in which a candidate is opened that asks for nothing else.
@@ -166,8 +170,9 @@ def _baseline(
         return Candidate(DENSE, True, _dense(setting, package), own)
     if named == FUNCTIONS:
         return Candidate(FUNCTIONS, True, opened_package(package), off)
-    if named == PLAIN_ENGINE and setting.plain_engine is not None:
-        return Candidate(PLAIN_ENGINE, True, find_deployed(setting.plain_engine), own)
+    if named == PLAIN_ENGINE:
+        # It takes minutes to build, so whoever benchmarks does that once all options fit.
+        return Candidate(PLAIN_ENGINE, True, EngineDir(setting.plain_engine_dir), own)
     original = setting.original
     if named == EAGER and original is not None:
         return Candidate(EAGER, True, OriginalModel.of(original, package.manifest), own)

@@ -238,6 +238,28 @@ def test_bench_of_an_engine_needs_its_package(tmp_path: Path):
         moh_deploy.bench(package.root, baselines=["plain-engine"])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"package": "other"}, "was not built from other, or that has changed since"),
+        ({"gates": ["p55 < 1 ms"]}, "there is no metric 'p55'"),
+        ({"inputs": ["none.npz"]}, "none.npz"),
+    ],
+    ids=["package", "gates", "inputs"],
+)
+def test_options_are_refused_before_an_engine_is_built(
+    tmp_path: Path, options: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    package = _package(tmp_path / "package")
+    root = _engine_of(package, tmp_path / "engine")
+    write_package(tmp_path / "other", with_layer=False)
+    monkeypatch.setattr("moh_deploy.api.bench.build_plain_engine", pytest.fail)
+    given = {"package": "package", "baselines": ["plain-engine"], **options}
+    with pytest.raises(ConfigError, match=message):
+        moh_deploy.bench(root, **given)
+
+
 _BENCH_WITH_A_PLAIN_ENGINE = """
 import json, shutil, sys
 import moh_deploy
