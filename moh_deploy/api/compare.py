@@ -25,6 +25,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.fresh_run import MeasureFresh, fresh_run
 from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
+from moh_deploy.perf.timing import check_timing
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -112,6 +113,7 @@ def compare(
     file = _plan_of(options) if plan is None else read_plan(Path(plan))
     # All that can be refused is refused before anything is made or measured, which takes minutes.
     with progress.step("reading the plan"):
+        check_timing(file.plan.threads)
         look, told = read_earlier(None if earlier is None else Path(earlier), file)
         found = find_arms(file, load_original)
         if ray is not None:

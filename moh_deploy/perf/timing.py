@@ -28,6 +28,7 @@ Clock = Callable[[], float]
 # certainty, of six with 97 %: fewer rounds could not give the intervals of `_median`.
 _LEAST_ROUNDS = 7
 _MOST_SECONDS = 3600
+_MOST_THREADS = 2**15
 # Idle threads of ONNX Runtime wait by spinning, and would take a core from the next candidate.
 _SETTLE_SECONDS = 5e-3
 # A call of so many times `refill_seconds` fills the caches early on in the sample itself.
@@ -44,8 +45,8 @@ def check_timing(threads: int | None, **seconds: float) -> None:
     Raises:
         ConfigError: A number is out of its range.
     """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads is {threads}, expected at least 1.")
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise ConfigError(f"threads is {threads}, expected 1 to {_MOST_THREADS}.")
     for name, value in seconds.items():
         if not 0 <= value <= _MOST_SECONDS:
             raise ConfigError(f"{name} is {value:g} s, expected 0 to {_MOST_SECONDS}.")

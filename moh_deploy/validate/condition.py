@@ -5,6 +5,7 @@ condition = "parity" | "flips" "<=" number ["%"] | metric comparison factor "*" 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,7 +149,8 @@ def _accuracy(text: str, name: str, comparison: str, limit: str) -> AccuracyCond
         )
     factor = float(match[1] or 1)
     loss = 1 - factor if better == "higher" else factor - 1
-    if not 0 < loss < 1:
+    # Nothing more than all can be lost of a score; of an error there is no end.
+    if not 0 < loss < (1 if better == "higher" else math.inf):
         raise ConfigError(
             f"condition '{text}': the factor is {factor:g}, expected one that allows a loss: no"
             " number of samples shows that nothing was lost.",

@@ -184,16 +184,27 @@ def _inputs_at(package: OnnxPackage, sizes: dict[str, int]) -> InputSet:
     inputs = {}
     for spec in specs:
         shape = [_axis(spec, axis, sizes) for axis in spec.shape]
-        # An example of size 0 holds nothing to draw from.
-        values = example[spec.name].reshape(-1)
-        values = values if values.size else np.zeros(1, values.dtype)
         keys = _keys(package.manifest, spec, example[spec.name])
-        if keys is None:
-            inputs[spec.name] = values[rng.integers(values.size, size=shape)]
-        else:
-            drawn = keys.reshape(-1)[rng.integers(keys.size, size=(shape[0], shape[-1]))]
-            inputs[spec.name] = mask_like(drawn, example[spec.name], shape[1:-1])
+        try:
+            inputs[spec.name] = _drawn(rng, shape, example[spec.name], keys)
+        # numpy raises the others for what no machine has room for.
+        except (MemoryError, OverflowError, ValueError) as error:
+            raise ConfigError(
+                f"input '{spec.name}' of the sizes {shape} does not fit into memory."
+            ) from error
     return InputSet(RANDOM, sizes, inputs, 1.0)
+
+
+def _drawn(
+    rng: np.random.Generator, shape: Sequence[int], example: Array, keys: BoolArray | None
+) -> Array:
+    """Return an input whose elements are drawn from an example's; of a mask, its open keys."""
+    if keys is not None:
+        drawn = keys.reshape(-1)[rng.integers(keys.size, size=(shape[0], shape[-1]))]
+        return mask_like(drawn, example, shape[1:-1])
+    # An example of size 0 holds nothing to draw from.
+    values = example.reshape(-1) if example.size else np.zeros(1, example.dtype)
+    return values[rng.integers(values.size, size=shape)]
 
 
 def _keys(manifest: Manifest, spec: TensorInfo, example: Array) -> BoolArray | None:

@@ -329,11 +329,14 @@ def test_inputs_that_do_not_fit_are_refused(package: OnnxPackage, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threads": 0}, "threads is 0, expected at least 1"),
+        ({"threads": 0}, "threads is 0, expected 1 to 32768"),
+        ({"threads": 3 * 10**9}, "threads is 3000000000, expected 1 to 32768"),
         ({"min_time": -1}, "min_time is -1 s, expected 0 to 3600"),
         ({"warmup": float("nan")}, "warmup is nan s, expected 0 to 3600"),
         ({"sizes": {"sep": [2]}}, "no dynamic dimension 'sep'"),
         ({"batch": [-1]}, "dimension 'batch' is to be -1"),
+        ({"batch": [10**15]}, f"input 'x' of the sizes [{10**15}, 3, 8] does not fit into memory"),
+        ({"batch": [10**30]}, "does not fit into memory"),
         ({"gates": ["p50 < baseline"]}, "there is none"),
         ({"gates": ["p55 < 1 ms"]}, "there is no metric 'p55'"),
         ({"baselines": ["dense", "dense"]}, "there are 2 contestants 'dense', expected one"),

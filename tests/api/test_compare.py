@@ -226,6 +226,11 @@ def test_arm_that_cannot_run_is_named_before_anything_is_measured(
     assert message in said
 
 
+def test_more_threads_than_a_runtime_takes_are_refused(folder: Path):
+    with pytest.raises(ConfigError, match="threads is 3000000000, expected 1 to 32768"):
+        compared(write_plan(folder, threads=3 * 10**9), 10.0)
+
+
 def test_labels_that_do_not_fit_are_refused_before_anything_is_made(folder: Path):
     np.save(folder / "short.npy", np.zeros(7, np.int64))
     made = {"right": {"path": "right"}, "other": {"made": {"precision": "int8"}}}

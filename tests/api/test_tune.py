@@ -260,7 +260,7 @@ def test_report_names_layers_that_are_not_as_asked(package: OnnxPackage):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threads": 0}, "threads is 0, expected at least 1"),
+        ({"threads": 0}, "threads is 0, expected 1 to 32768"),
         ({"min_time": -1.0}, "min_time is -1 s"),
         ({"min_time": float("nan")}, "min_time is nan s"),
         ({"weights": [1.0]}, "weights given: 1, files of inputs: 0; expected one"),

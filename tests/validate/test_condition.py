@@ -22,6 +22,8 @@ from moh_deploy.validate.condition import (
         ("perplexity <= 1.02 * reference", "lower", 0.02),
         ("scores:mean_iou >= 0.99 * reference", "higher", 0.01),
         ("scores:distance <= 1.5 * reference", "lower", 0.5),
+        ("perplexity <= 2 * reference", "lower", 1.0),
+        ("scores:error_rate <= 3 * reference", "lower", 2.0),
     ],
 )
 def test_factor_becomes_what_may_be_lost(text: str, better: str, loss: float):
@@ -56,6 +58,7 @@ def test_parity_is_a_word():
         ("perplexity >= 1.02 * reference", "from the side that is good, expected <="),
         ("top-1 >= reference", "expected one that allows a loss"),
         ("top-1 >= 1.1 * reference", "expected one that allows a loss"),
+        ("top-1 >= 0 * reference", "expected one that allows a loss"),
         ("perplexity <= 0.9 * reference", "expected one that allows a loss"),
         ("top-2 >= 0.98 * reference", "there is no metric 'top-2'"),
         ("flips >= 3", "bounded from above"),
