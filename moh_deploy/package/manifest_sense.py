@@ -13,11 +13,24 @@ from pathlib import Path
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.package.choices import choices_for
 from moh_deploy.package.interface import CachesInPlace, TensorInfo, TextGeneration
-from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.layer_info import Choice, LayerInfo
 from moh_deploy.package.manifest import Made, Manifest
-from moh_deploy.package.measured import Proof, Rounding, Spread, Tuning
+from moh_deploy.package.measured import Proof, Rounding, Spread
 from moh_deploy.package.onnx_outline import DeclaredTensor, ModelOutline
+from moh_deploy.package.problems import (
+    MOST_SIZE,
+    Problem,
+    amount_problems,
+    listed,
+    number_problems,
+    repeated_problems,
+    share_problems,
+    sizes_problems,
+    word_problems,
+)
+from moh_deploy.package.tuning_sense import tuning_problems
 from moh_deploy.system.bounded_file import is_plain_name
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -29,12 +42,9 @@ DTYPES = (
     *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
 )
 
-Problem = tuple[str, str]
-"""A key path, and what is wrong there."""
-
-# Sizes are int64 in ONNX; the other bound limits what readers allocate for heads.
-_MOST_SIZE = 2**63 - 1
+# It limits what readers allocate for heads.
 _MOST_HEADS = 2**20
+_DIGITS = len(str(MOST_SIZE))
 
 
 def check_sense(path: Path, manifest: Manifest) -> None:
@@ -70,24 +80,24 @@ def _refuse(path: Path, problems: Iterator[Problem]) -> None:
 
 def _problems(manifest: Manifest) -> Iterator[Problem]:
     for name, size in manifest.dims.items():
-        yield from _number(f"dims.{name}", size, 1, _MOST_SIZE)
+        yield from number_problems(f"dims.{name}", size, 1, MOST_SIZE)
     yield from _range_problems(manifest)
     for kind, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
-        yield from _repeated(kind, "name", [one.name for one in tensors])
+        yield from repeated_problems(kind, "name", [one.name for one in tensors])
         for index, one in enumerate(tensors):
             yield from _tensor_problems(f"{kind}[{index}]", one, manifest.dims, kind == "inputs")
-    yield from _repeated("layers", "path", [one.path for one in manifest.layers])
+    yield from repeated_problems("layers", "path", [one.path for one in manifest.layers])
     for index, layer in enumerate(manifest.layers):
         yield from _layer_problems(f"layers[{index}]", layer, manifest.dims)
     for name, version in manifest.ops.items():
-        yield from _number(f"ops.{name}", version, 1, _MOST_SIZE)
-    yield from _number("opset", manifest.opset, 1, _MOST_SIZE)
-    yield from _number("total_flops", manifest.total_flops, 0, _MOST_SIZE)
-    yield from _one_of("precision", manifest.precision, _PRECISIONS)
+        yield from number_problems(f"ops.{name}", version, 1, MOST_SIZE)
+    yield from number_problems("opset", manifest.opset, 1, MOST_SIZE)
+    yield from number_problems("total_flops", manifest.total_flops, 0, MOST_SIZE)
+    yield from word_problems("precision", manifest.precision, _PRECISIONS)
     if manifest.proof is not None:
         yield from _proof_problems(manifest.proof)
     if manifest.tuning is not None:
-        yield from _tuning_problems(manifest.tuning, len(manifest.layers))
+        yield from tuning_problems(manifest.tuning, manifest.layers)
     if manifest.rounding is not None:
         yield from _rounding_problems(manifest.rounding, manifest)
     if manifest.made is not None:
@@ -99,7 +109,7 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
     tells = None if manifest.caches is None else manifest.caches.past_length
     names = tuple(one.name for one in manifest.inputs if one.name != tells)
     if manifest.call is not None and manifest.call.inputs != names:
-        yield "call", f"takes {_listed(manifest.call.inputs)}, but the inputs are {_listed(names)}"
+        yield "call", f"takes {listed(manifest.call.inputs)}, but the inputs are {listed(names)}"
     if manifest.valid_tokens is not None:
         yield from _mask_problems(manifest.valid_tokens, manifest.inputs)
     if manifest.text_generation is not None:
@@ -111,44 +121,44 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
 
 def _text_problems(about: TextGeneration) -> Iterator[Problem]:
     key = "text_generation"
-    yield from _number(f"{key}.vocab_size", about.vocab_size, 1, _MOST_SIZE)
-    yield from _number(f"{key}.context_length", about.context_length, 1, _MOST_SIZE)
+    yield from number_problems(f"{key}.vocab_size", about.vocab_size, 1, MOST_SIZE)
+    yield from number_problems(f"{key}.context_length", about.context_length, 1, MOST_SIZE)
     # A config may name tokens of a larger vocabulary than the model's: then they never come.
     for index, token in enumerate(about.eos_token_ids):
-        yield from _number(f"{key}.eos_token_ids[{index}]", token, 0, _MOST_SIZE)
-    yield from _number(f"{key}.bos_token_id", about.bos_token_id, 0, _MOST_SIZE)
-    yield from _number(f"{key}.pad_token_id", about.pad_token_id, 0, about.vocab_size - 1)
+        yield from number_problems(f"{key}.eos_token_ids[{index}]", token, 0, MOST_SIZE)
+    yield from number_problems(f"{key}.bos_token_id", about.bos_token_id, 0, MOST_SIZE)
+    yield from number_problems(f"{key}.pad_token_id", about.pad_token_id, 0, about.vocab_size - 1)
 
 
 def _range_problems(manifest: Manifest) -> Iterator[Problem]:
     for name, (smallest, largest) in manifest.dim_ranges.items():
         key = f"dim_ranges.{name}"
         if name not in manifest.dims:
-            yield key, f"is no dynamic dimension, only {_listed(manifest.dims)}"
+            yield key, f"is no dynamic dimension, only {listed(manifest.dims)}"
             continue
-        yield from _number(f"{key}[0]", smallest, 0, _MOST_SIZE)
-        yield from _number(f"{key}[1]", largest, smallest, _MOST_SIZE)
+        yield from number_problems(f"{key}[0]", smallest, 0, MOST_SIZE)
+        yield from number_problems(f"{key}[1]", largest, smallest, MOST_SIZE)
     for index, one in enumerate(manifest.dim_sums):
         key = f"dim_sums[{index}]"
         for name in sorted(set(one.dims) - manifest.dims.keys()):
-            yield f"{key}.dims", f"'{name}' is no dynamic dimension, only {_listed(manifest.dims)}"
-        yield from _number(f"{key}.most", one.most, 0, _MOST_SIZE)
+            yield f"{key}.dims", f"'{name}' is no dynamic dimension, only {listed(manifest.dims)}"
+        yield from number_problems(f"{key}.most", one.most, 0, MOST_SIZE)
 
 
 def _tensor_problems(
     key: str, tensor: TensorInfo, dims: Mapping[str, int], is_input: bool
 ) -> Iterator[Problem]:
-    yield from _one_of(f"{key}.dtype", tensor.dtype, DTYPES)
+    yield from word_problems(f"{key}.dtype", tensor.dtype, DTYPES)
     for axis, size in enumerate(tensor.shape):
         place = f"{key}.shape[{axis}]"
         if isinstance(size, int):
-            yield from _number(place, size, 0, _MOST_SIZE)
+            yield from number_problems(place, size, 0, MOST_SIZE)
             continue
         for name in _names_in(size, is_input=is_input):
             if name not in dims:
                 yield (
                     place,
-                    f"is '{size[:100]}', but dims has no '{name[:100]}', only {_listed(dims)}",
+                    f"is '{size[:100]}', but dims has no '{name[:100]}', only {listed(dims)}",
                 )
 
 
@@ -176,39 +186,49 @@ def _layer_problems(key: str, layer: LayerInfo, dims: Mapping[str, int]) -> Iter
         yield f"{key}.path", "is empty"
     if not layer.gates:
         yield f"{key}.gates", "is empty, expected the name of a value"
-    yield from _number(f"{key}.num_heads", layer.num_heads, 1, _MOST_HEADS)
-    yield from _number(f"{key}.num_kv_heads", layer.num_kv_heads, 1, layer.num_heads)
-    yield from _number(f"{key}.head_dim", layer.head_dim, 1, _MOST_SIZE)
-    yield from _number(f"{key}.num_shared_heads", layer.num_shared_heads, 0, layer.num_heads)
+    yield from number_problems(f"{key}.num_heads", layer.num_heads, 1, _MOST_HEADS)
+    yield from number_problems(f"{key}.num_kv_heads", layer.num_kv_heads, 1, layer.num_heads)
+    yield from number_problems(f"{key}.head_dim", layer.head_dim, 1, MOST_SIZE)
+    yield from number_problems(
+        f"{key}.num_shared_heads", layer.num_shared_heads, 0, layer.num_heads
+    )
     # Only routed heads are chosen, so top_k is at most their number.
     routed = layer.num_heads - (layer.num_shared_heads or 0)
-    yield from _number(f"{key}.top_k", layer.top_k, 0, routed)
+    yield from number_problems(f"{key}.top_k", layer.top_k, 0, routed)
     for name in ("batch", "seq_len", "kv_len"):
-        yield from _number(f"{key}.{name}", getattr(layer, name), 1, _MOST_SIZE)
-    yield from _share(f"{key}.active_share", layer.active_share)
+        yield from number_problems(f"{key}.{name}", getattr(layer, name), 1, MOST_SIZE)
+    yield from share_problems(f"{key}.active_share", layer.active_share)
     for index, head in enumerate(layer.closed_heads):
-        yield from _number(f"{key}.closed_heads[{index}]", head, 0, layer.num_heads - 1)
+        yield from number_problems(f"{key}.closed_heads[{index}]", head, 0, layer.num_heads - 1)
     # Two keys say the same, and readers rely on either.
     if layer.replaced != (layer.node is not None):
         yield f"{key}.node", f"is {layer.node!r:.100}, but replaced is {layer.replaced}"
-    if layer.choice is not None and not layer.replaced:
-        yield f"{key}.choice", f"is '{layer.choice}', but the layer was not replaced"
+    if layer.choice is not None:
+        yield from _choice_problems(f"{key}.choice", layer.choice, layer)
     for index, one in enumerate(layer.ranges):
-        yield from _number(f"{key}.ranges[{index}].at_most", one.at_most, 0, _MOST_SIZE)
+        yield from _choice_problems(f"{key}.ranges[{index}].choice", one.choice, layer)
+        yield from number_problems(f"{key}.ranges[{index}].at_most", one.at_most, 0, MOST_SIZE)
         # A bound may be on a product: `batch*seq`.
         for name in one.size.split("*"):
             if name not in dims:
                 yield (
                     f"{key}.ranges[{index}].size",
                     f"is '{one.size[:100]}', but '{name[:100]}' is no dynamic dimension, only"
-                    f" {_listed(dims)}",
+                    f" {listed(dims)}",
                 )
     types = layer.router_types
     if types is not None:
         for stage in ("projection", "scores", "gates"):
             dtype = getattr(types, stage)
             if dtype is not None:
-                yield from _one_of(f"{key}.router_types.{stage}", dtype, DTYPES)
+                yield from word_problems(f"{key}.router_types.{stage}", dtype, DTYPES)
+
+
+def _choice_problems(key: str, choice: Choice, layer: LayerInfo) -> Iterator[Problem]:
+    choices = choices_for(layer)
+    if choice not in choices:
+        has = f"has only {listed(choices)}" if choices else "was not replaced"
+        yield key, f"is '{choice}', but the layer {has}"
 
 
 def _proof_problems(proof: Proof) -> Iterator[Problem]:
@@ -216,31 +236,8 @@ def _proof_problems(proof: Proof) -> Iterator[Problem]:
         yield "proof.max_abs_error", f"is {proof.max_abs_error}, expected 0 or more"
     # NaN stands where no decision was clear enough to be counted.
     if not math.isnan(proof.routing_agreement):
-        yield from _share("proof.routing_agreement", proof.routing_agreement)
-    yield from _sizes_problems("proof.sizes", proof.sizes)
-
-
-def _tuning_problems(tuning: Tuning, num_layers: int) -> Iterator[Problem]:
-    # All lists run along these: one entry for each set of sizes, or for each layer.
-    num_sets = len(tuning.sizes)
-    yield from _number("tuning.threads", tuning.threads, 1, _MOST_SIZE)
-    yield from _sizes_problems("tuning.sizes", tuning.sizes)
-    yield from _length("tuning.weights", tuning.weights, num_sets, "sets of sizes")
-    yield from _length("tuning.layer_ms", tuning.layer_ms, num_layers, "layers")
-    yield from _length("tuning.model_ms", tuning.model_ms, num_sets, "sets of sizes")
-    for index, weight in enumerate(tuning.weights):
-        yield from _amount(f"tuning.weights[{index}]", weight)
-    for layer, sets in enumerate(tuning.layer_ms):
-        yield from _length(f"tuning.layer_ms[{layer}]", sets, num_sets, "sets of sizes")
-    named = [
-        (f"layer_ms[{i}][{j}]", ms)
-        for i, sets in enumerate(tuning.layer_ms)
-        for j, ms in enumerate(sets)
-    ]
-    named += [(f"model_ms[{i}]", ms) for i, ms in enumerate(tuning.model_ms)]
-    for key, times in named:
-        for choice, milliseconds in times.items():
-            yield from _amount(f"tuning.{key}.{choice}", milliseconds)
+        yield from share_problems("proof.routing_agreement", proof.routing_agreement)
+    yield from sizes_problems("proof.sizes", proof.sizes)
 
 
 def _rounding_problems(rounding: Rounding, manifest: Manifest) -> Iterator[Problem]:
@@ -250,7 +247,7 @@ def _rounding_problems(rounding: Rounding, manifest: Manifest) -> Iterator[Probl
         yield "rounding.layers", f"has {len(rounding.layers)} entries for {len(layers)} layers"
     for name, moved in rounding.outputs.items():
         if name not in outputs:
-            yield f"rounding.outputs.{name[:100]}", f"is no output, only {_listed(outputs)}"
+            yield f"rounding.outputs.{name[:100]}", f"is no output, only {listed(outputs)}"
         yield from _spread_problems(f"rounding.outputs.{name[:100]}", moved)
     for index, one in enumerate(rounding.layers):
         for part in ("scores", "gates", "attention"):
@@ -281,18 +278,22 @@ def cache_problems(
         for index, one in enumerate(caches.buffers):
             name, key = getattr(one, kind), f"caches.buffers[{index}]"
             if name not in shapes:
-                yield f"{key}.{kind}", f"is '{name[:100]}', expected one of {_listed(shapes)}"
+                yield f"{key}.{kind}", f"is '{name[:100]}', expected one of {listed(shapes)}"
             elif not 0 < one.axis < len(shapes[name]):
                 yield f"{key}.axis", f"is {one.axis}, and '{name}' has {len(shapes[name])} axes"
     sizes = {*dims, *(one.name for one in inputs if not one.shape)}
-    for key in ("past_length", "new_length"):
-        for term in str(getattr(caches, key)).split(" - "):
-            if not term.isdecimal() and term not in sizes:
-                yield f"caches.{key}", f"'{term[:100]}' is none of {_listed(sorted(sizes))}"
+    past, new = caches.past_length.split(" - "), str(caches.new_length)
+    for key, terms in (("past_length", past), ("new_length", [new])):
+        for term in terms:
+            if term not in sizes and not (term.isdecimal() and len(term) < _DIGITS):
+                yield f"caches.{key}", f"'{term[:100]}' is none of {listed(sorted(sizes))}"
+    if past[0].isdecimal() or len(past) > 2:
+        said = caches.past_length[:100]
+        yield "caches.past_length", f"is '{said}', expected `total - new`, or one size alone"
     if not caches.buffers:
         yield "caches.buffers", "is empty"
-    yield from _number("caches.least_past", caches.least_past, 0, _MOST_SIZE)
-    yield from _number("caches.most_tokens", caches.most_tokens, 1, _MOST_SIZE)
+    yield from number_problems("caches.least_past", caches.least_past, 0, MOST_SIZE)
+    yield from number_problems("caches.most_tokens", caches.most_tokens, 1, MOST_SIZE)
 
 
 def _mask_problems(name: str, inputs: Sequence[TensorInfo]) -> Iterator[Problem]:
@@ -300,7 +301,7 @@ def _mask_problems(name: str, inputs: Sequence[TensorInfo]) -> Iterator[Problem]
     ranks = {one.name: len(one.shape) for one in inputs}
     dtypes = {one.name: one.dtype for one in inputs}
     if name not in ranks:
-        yield "valid_tokens", f"is '{name[:100]}', which is no input, only {_listed(ranks)}"
+        yield "valid_tokens", f"is '{name[:100]}', which is no input, only {listed(ranks)}"
     elif ranks[name] != 2 and not (ranks[name] > 2 and "float" in dtypes[name]):
         yield (
             "valid_tokens",
@@ -311,8 +312,8 @@ def _mask_problems(name: str, inputs: Sequence[TensorInfo]) -> Iterator[Problem]
 
 def _spread_problems(key: str, spread: Spread | None) -> Iterator[Problem]:
     if spread is not None:
-        yield from _amount(f"{key}.rms", spread.rms)
-        yield from _amount(f"{key}.largest", spread.largest)
+        yield from amount_problems(f"{key}.rms", spread.rms)
+        yield from amount_problems(f"{key}.largest", spread.largest)
 
 
 def _differences(manifest: Manifest, model: ModelOutline) -> Iterator[Problem]:
@@ -323,7 +324,7 @@ def _differences(manifest: Manifest, model: ModelOutline) -> Iterator[Problem]:
         names = [one.name for one in declared]
         # Order counts: inputs may be given by position.
         if names != list(found):
-            yield kind, f"has {_listed(names)}, model.onnx has {_listed(found)}"
+            yield kind, f"has {listed(names)}, model.onnx has {listed(found)}"
         for index, one in enumerate(declared):
             yield from _tensor_differences(f"{kind}[{index}]", one, found[one.name])
     for index, layer in enumerate(manifest.layers):
@@ -346,50 +347,3 @@ def _tensor_differences(key: str, tensor: TensorInfo, found: DeclaredTensor) -> 
         # Names of dynamic dimensions may differ; fixed sizes may not.
         if isinstance(size, int) and other is not None and size != other:
             yield f"{key}.shape[{axis}]", f"is {size}, model.onnx has {other}"
-
-
-def _number(key: str, value: int | None, least: int, most: int) -> Iterator[Problem]:
-    if value is not None and not least <= value <= most:
-        # A number of thousands of digits is not printed.
-        shown = value if abs(value) <= _MOST_SIZE else f"about 2^{abs(value).bit_length()}"
-        yield key, f"is {shown}, expected {least} to {most}"
-
-
-def _share(key: str, value: float | None) -> Iterator[Problem]:
-    if value is not None and not 0 <= value <= 1:
-        yield key, f"is {value}, expected 0 to 1"
-
-
-def _amount(key: str, value: float) -> Iterator[Problem]:
-    if not 0 <= value < math.inf:
-        yield key, f"is {value}, expected a finite number, 0 or more"
-
-
-def _one_of(key: str, value: str, known: Sequence[str]) -> Iterator[Problem]:
-    if value not in known:
-        yield key, f"is '{value[:100]}', expected one of {', '.join(known)}"
-
-
-def _repeated(key: str, field: str, names: Sequence[str]) -> Iterator[Problem]:
-    first: dict[str, int] = {}
-    for index, name in enumerate(names):
-        if first.setdefault(name, index) != index:
-            yield f"{key}[{index}].{field}", f"is '{name}', as that of {key}[{first[name]}]"
-        if not name:
-            yield f"{key}[{index}].{field}", "is empty"
-
-
-def _sizes_problems(key: str, sizes: Sequence[Mapping[str, int]]) -> Iterator[Problem]:
-    for index, named in enumerate(sizes):
-        for name, size in named.items():
-            yield from _number(f"{key}[{index}].{name}", size, 0, _MOST_SIZE)
-
-
-def _length(key: str, found: Sequence[object], expected: int, of: str) -> Iterator[Problem]:
-    # Empty lists stand for what was not measured.
-    if found and len(found) != expected:
-        yield key, f"has {len(found)} entries for {expected} {of}"
-
-
-def _listed(names: Mapping[str, object] | Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names) or "none"

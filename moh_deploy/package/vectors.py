@@ -164,13 +164,17 @@ def vector_members(vectors: VectorSet) -> Iterator[tuple[str, Array]]:
                 yield f"{kind}/{layer}", value
 
 
+_MOST_DIGITS = 9
+
+
 def _split(path: Path, member: str) -> tuple[int, str, str]:
     index, _, rest = member.partition("/")
     # Only the first two slashes separate: names of inputs may have more.
     kind, _, name = rest.partition("/")
-    if not index.isdecimal() or kind not in _KINDS:
+    # Numbers of thousands of digits are no numbers to Python.
+    if not index.isdecimal() or len(index) > _MOST_DIGITS or kind not in _KINDS:
         raise PackageError(
-            f"{path}: member '{member}' is not named SET/KIND/NAME, with KIND one of"
+            f"{path}: member '{member[:300]}' is not named SET/KIND/NAME, with KIND one of"
             f" {', '.join(_KINDS)}."
         )
     return int(index), kind, name

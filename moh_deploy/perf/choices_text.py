@@ -112,13 +112,13 @@ def measured_text(tuning: Tuning | None) -> str | None:
 
 def threads_text(tuning: Tuning) -> str:
     """Return `2 threads`."""
-    return "ONNX Runtime's threads" if tuning.threads is None else count(tuning.threads, "thread")
+    return "the runtime's threads" if tuning.threads is None else count(tuning.threads, "thread")
 
 
 def measured_ms(tuning: Tuning, index: int) -> dict[str, float]:
     """Return choice to milliseconds of a layer in one run, the mean over inputs as they count; may
     be empty."""
-    sets = tuning.layer_ms[index] if index < len(tuning.layer_ms) else ()
+    sets = _times_of(tuning, index)
     if not sets:
         return {}
     weighted, total = list(zip(tuning.weights, sets, strict=True)), sum(tuning.weights)
@@ -130,8 +130,12 @@ def measured_gain(layer: LayerInfo, tuning: Tuning | None, index: int) -> float 
     sizes; None if that is not known."""
     if tuning is None:
         return None
-    sets = tuning.layer_ms[index] if index < len(tuning.layer_ms) else ()
-    return gain(layer, tuning.sizes, tuning.weights, sets)
+    return gain(layer, tuning.sizes, tuning.weights, _times_of(tuning, index))
+
+
+def _times_of(tuning: Tuning, index: int) -> Sequence[Mapping[str, float]]:
+    """Return choice to milliseconds of a layer at each of the sizes; nothing if it has no times."""
+    return tuning.layer_ms[index] if index < len(tuning.layer_ms) else ()
 
 
 def gain(
@@ -161,9 +165,9 @@ def other_winners(layer: LayerInfo, tuning: Tuning, index: int) -> Iterator[str]
     """Yield a sentence for each of several sets of inputs at which another choice was faster."""
     if len(tuning.sizes) < 2:
         return
-    for sizes, ms in zip(tuning.sizes, tuning.layer_ms[index], strict=False):
+    for sizes, ms in zip(tuning.sizes, _times_of(tuning, index), strict=False):
         own = str(current_choice(layer, sizes))
-        best = min(ms, key=lambda name: ms[name])
+        best = min(ms, key=lambda name: ms[name], default=own)
         if best != own and own in ms:
             yield (
                 f"{layer.path}: at {sizes_text(sizes)} {best} was faster, {ms[best]:.3g} ms"

@@ -18,6 +18,7 @@ from moh_deploy.package import (
     Manifest,
     OnnxPackage,
     Rounding,
+    SizeRange,
     Spread,
     TensorInfo,
     Tuning,
@@ -72,6 +73,22 @@ NONSENSE: dict[str, tuple[Manifest, str]] = {
         r"'caches.buffers\[0\].axis': is 3, and 'x' has 3 axes",
     ),
     "filled": (with_caches(past_length="t - seq"), r"'caches.past_length': 't' is none of 'batch'"),
+    "filled, a number": (
+        with_caches(past_length="5"),
+        "'caches.past_length': is '5', expected `tot",
+    ),
+    "filled, three terms": (
+        with_caches(past_length="seq - batch - 1"),
+        "'caches.past_length': is 'seq - batch - 1', expected `total - new`",
+    ),
+    "filled, digits": (
+        with_caches(past_length=f"seq - {'9' * 5000}"),
+        "'caches.past_length': '999",
+    ),
+    "added, two terms": (
+        with_caches(new_length="seq - 1"),
+        "'caches.new_length': 'seq - 1' is none of 'batch', 'seq'",
+    ),
     "added": (with_caches(new_length="s"), r"'caches.new_length': 's' is none of 'batch', 'seq'"),
     "most": (with_caches(most_tokens=0), r"'caches.most_tokens': is 0, expected 1"),
     "call": (replace(MANIFEST, call=CALL), "'call': takes 'z', but the inputs are 'x'"),
@@ -134,6 +151,32 @@ NONSENSE: dict[str, tuple[Manifest, str]] = {
     "op": (replace(MANIFEST, ops={"moh::X": -1}), "'ops.moh::X': is -1, expected 1"),
     "flops": (replace(MANIFEST, total_flops=-1), "'total_flops': is -1, expected 0"),
     "precision": (replace(MANIFEST, precision="int3"), "'precision': is 'int3', expected one of"),
+    "no weights": (with_tuning(weights=()), r"'tuning\.weights': are all 0, so the times"),
+    "weights of 0": (with_tuning(weights=(0.0,)), r"'tuning\.weights': are all 0, so the times"),
+    "times of other choices": (
+        with_tuning(
+            sizes=({"batch": 2, "seq": 3},) * 2,
+            weights=(1.0, 1.0),
+            layer_ms=(({"dense": 1.0, "sparse": 0.5}, {"dense": 1.0}),),
+            model_ms=(),
+        ),
+        r"layer_ms\[0\]\[1\]': has 'dense', but tuning\.layer_ms\[0\]\[0\] has 'dense', 'sparse'",
+    ),
+    "sizes without what is chosen by": (
+        replace(
+            with_layer(ranges=(SizeRange("seq", 3, "dense"),)),
+            tuning=replace(TUNING, sizes=({"batch": 2},)),
+        ),
+        r"'tuning\.sizes\[0\]': has no 'seq', by which layers choose",
+    ),
+    "choice without projections": (
+        with_layer(choice="projected"),
+        r"'layers\[0\]\.choice': is 'projected', but the layer has only 'dense', 'sparse'",
+    ),
+    "choice of a range": (
+        with_layer(ranges=(SizeRange("seq", 3, "projected"),)),
+        r"'layers\[0\]\.ranges\[0\]\.choice': is 'projected', but the layer has only 'dense'",
+    ),
     "weights": (with_tuning(weights=(1.0, 2.0)), r"'tuning\.weights': has 2 entries for 1 sets"),
     "layers": (with_tuning(layer_ms=((), ())), r"'tuning\.layer_ms': has 2 entries for 1 layers"),
     "times": (

@@ -141,6 +141,7 @@ def test_more_than_ten_sets_keep_their_order(tmp_path: Path):
     [
         ({"x": 1}, "member 'x' is not named SET/KIND/NAME"),
         ({"a/inputs/x": 1}, "member 'a/inputs/x' is not named"),
+        ({"1" * 5000 + "/inputs/x": 1}, f"member '{'1' * 300}' is not named"),
         ({"0/weights/x": 1}, "member '0/weights/x' is not named"),
         ({"1/inputs/x": 1}, r"numbered \[1\], expected 0, 1"),
         ({"0/inputs/z": 1}, r"set 0 has inputs \['z'\], the manifest has \['x'\]"),

@@ -138,3 +138,10 @@ def test_package_without_choices_has_no_such_table():
     shown = report(kept, predictions=[None])
     assert "choices" not in text_of(shown)
     assert layer_json(shown)["choice"] is None
+
+
+def test_what_was_measured_without_times_of_layers_is_shown():
+    tuning = replace(MEASURED, runtime="OpenVINO 2026.4.1", threads=None, layer_ms=())
+    text = text_of(report(LAYER, predictions=[SPARSE_WINS], tuning=tuning))
+    assert "(CPU time, the runtime's threads, OpenVINO 2026.4.1, Some CPU" in " ".join(text.split())
+    assert "was faster" not in text

@@ -173,7 +173,7 @@ def _facts(report: BenchReport) -> Iterator[Fact]:
 
 def _remarks(report: BenchReport) -> Iterator[str]:
     """Yield sentences on how it was measured, and on what."""
-    threads = "ONNX Runtime's" if report.threads is None else str(report.threads)
+    threads = "the runtime's" if report.threads is None else str(report.threads)
     yield (
         f"threads: {threads}; all contestants in turn for {report.min_time_s:g} s, after"
         f" {report.warmup_s:g} s of warm-up; load, first run and peak memory of a process each"
