@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moh_deploy.api.plain_engine import build_plain_engine
-from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, Runtime
 from moh_deploy.perf.bench.baseline_figures import bench_figures, machine_of, require_one_package
 from moh_deploy.perf.bench.bench_run import BenchRun
@@ -30,6 +30,7 @@ from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.original import Original
 from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
 from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.system.staging import scratch_directory, staged_file
 from moh_deploy.validate.input_sets import InputSet, batch_dim, input_sets, sized_inputs
 from moh_deploy.validate.samples import npz_files
@@ -103,7 +104,8 @@ def bench(
     progress = progress or SilentProgress()
     output = None if markdown is None else Path(markdown)
     check_timing(threads, min_time=min_time, warmup=warmup)
-    _check_writable(output)
+    if output is not None:
+        check_file_output(output)
     ratchet = Ratchet.open(baseline_file, "bench", update=update_baseline)
     roots = [package_dirs] if isinstance(package_dirs, (Path, str)) else list(package_dirs)
     baselines = baselines or _usual_baselines(roots)
@@ -173,13 +175,6 @@ def _path_keys(
     packages = [one for one in baselines if not any(is_one(one) for is_one in is_word)]
     paths = [*packages, *map(str, npz_files([Path(one) for one in inputs]))]
     return {one: path_key(one, file) for one in paths}
-
-
-def _check_writable(markdown: Path | None) -> None:
-    if markdown is not None and (markdown.is_dir() or not markdown.resolve().parent.is_dir()):
-        raise PackageError(
-            f"{markdown} cannot be written: it is a directory, or its directory does not exist."
-        )
 
 
 def _input_sets(

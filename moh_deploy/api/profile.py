@@ -16,6 +16,7 @@ from moh_deploy.serving.drift.report import ProfileReport
 from moh_deploy.serving.telemetry.routing import RoutingReader
 from moh_deploy.serving.telemetry.window import RecordedWindow, is_window, read_window
 from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.validate.samples import read_samples
 
 
@@ -50,6 +51,7 @@ def profile(
         BackendError: The runtime cannot load the model.
     """
     progress, root = progress or SilentProgress(), Path(package_dir)
+    check_file_output(Path(output))
     _check_options(root, inputs, request_size, window, false_alarms)
     paths = [Path(one) for one in inputs]
     with progress.step("reading the package"):

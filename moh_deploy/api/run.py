@@ -17,6 +17,7 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.run_report import RunReport
 from moh_deploy.system.npz import BFLOAT16, Array, write_npz
 from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.system.staging import staged_file
 from moh_deploy.validate.user_vectors import read_user_vectors
 
@@ -89,14 +90,9 @@ def _num_nan(results: Mapping[str, Array]) -> dict[str, int]:
 
 
 def _check_writable(outputs: Path) -> None:
-    if outputs.is_dir():
-        raise PackageError(
-            f"{outputs} is a directory, expected an npz file to write the outputs to."
-        )
     if outputs.suffix == ".npy":
         raise PackageError(
             f"{outputs} is named like a file of one array; outputs are written as an npz file.",
             hint=f"Name it {outputs.with_suffix('.npz').name}: it has an array for each output.",
         )
-    if not outputs.resolve().parent.is_dir():
-        raise PackageError(f"{outputs} cannot be written: its directory does not exist.")
+    check_file_output(outputs)

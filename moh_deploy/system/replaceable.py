@@ -1,4 +1,4 @@
-"""Decide which directories may be replaced by what a command writes."""
+"""Decide where a command may write: which directories it replaces, and where files can be."""
 
 from __future__ import annotations
 
@@ -50,6 +50,20 @@ def check_output(output: Path, kind: DirectoryKind) -> None:
         raise PackageError(f"{output} cannot be made: {parent} is not a directory.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise PackageError(f"{output} cannot be made: no permission to write to {parent}.")
+
+
+def check_file_output(output: Path) -> None:
+    """Check that a file may be written here, before any long work.
+
+    Raises:
+        PackageError: It is a directory, or there is none to write it to.
+    """
+    # Unlike those of `Path`, these never raise where a directory may not be entered.
+    if os.path.isdir(output):
+        raise PackageError(f"{output} cannot be written: it is a directory.")
+    folder = os.path.dirname(os.path.realpath(output))
+    if not os.path.isdir(folder):
+        raise PackageError(f"{output} cannot be written: there is no directory {folder}.")
 
 
 def _check_replaceable(output: Path, kind: DirectoryKind) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import moh_deploy
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServingSettings, open_served
@@ -96,6 +98,37 @@ def test_wrong_options_are_refused(
     with pytest.raises(ConfigError, match=message):
         moh_deploy.profile(package.root, tmp_path / "r.json", **{"inputs": [samples], **options})  # type: ignore[arg-type]
     assert not (tmp_path / "r.json").exists()
+
+
+def test_reference_that_cannot_be_written_is_refused_before_anything_runs(
+    package: OnnxPackage, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(OnnxPackage, "open", pytest.fail)
+    for output in (tmp_path, tmp_path / "missing" / "reference.json"):
+        with pytest.raises(PackageError, match=f"{output} cannot be written"):
+            moh_deploy.profile(package.root, output, inputs=[samples])
+
+
+def unknown_version(path: Path) -> None:
+    write_npz(path, {"x": np.zeros(3)})
+    content = bytearray(path.read_bytes())
+    # Of the first entry of the archive's directory: what is needed to unpack it.
+    content[content.index(b"PK\x01\x02") + 6] = 99
+    path.write_bytes(content)
+
+
+def name_of_no_encoding(path: Path) -> None:
+    write_npz(path, {"ä": np.zeros(3)})
+    path.write_bytes(path.read_bytes().replace("ä".encode(), b"\xff\xff"))
+
+
+@pytest.mark.parametrize("damage", [os.mkfifo, unknown_version, name_of_no_encoding])
+def test_file_that_cannot_be_read_is_refused(
+    package: OnnxPackage, tmp_path: Path, damage: Callable[[Path], None]
+):
+    damage(tmp_path / "in.npz")
+    with pytest.raises(ConfigError, match=r"in\.npz cannot be read as an npz file"):
+        moh_deploy.profile(package.root, tmp_path / "r.json", inputs=[tmp_path / "in.npz"])
 
 
 def test_engine_is_refused(tmp_path: Path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.serving.telemetry.layout import CountedLayer, CountLayout
 from moh_deploy.serving.telemetry.routing import Counts, RequestCounts
 from moh_deploy.system.bounded_json import parse_json
+from moh_deploy.system.bounded_zip import open_archive
 from moh_deploy.system.npz import Array, read_npz, write_npz
 from moh_deploy.system.staging import staged_file
 
@@ -131,9 +131,9 @@ class WindowRecorder:
 def is_window(path: Path) -> bool:
     """Tell whether a file is a dump, by what it holds."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path, error=ConfigError, what="a dump") as archive:
             return {"about.npy", "rows.npy"} <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except ConfigError:  # whoever takes it for something else says what is wrong with it
         return False
 
 
