@@ -75,7 +75,7 @@ def bench(
         batch: Sizes of the batch dimension to run at.
         sizes: Other dynamic dimensions to the sizes to run at: all combinations are measured.
             Inputs of sizes that were not recorded are random.
-        threads: Threads within an operator; None for ONNX Runtime's own choice.
+        threads: Threads within an operator; None for the runtime's own choice.
         runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
             or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.

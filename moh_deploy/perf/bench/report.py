@@ -46,7 +46,7 @@ class BenchReport(Report):
         work: What the packages skip; nothing for baselines.
         gates: What each gate says of each package on each set of inputs.
         samples_by: The dimension that counts samples; None where that is a fixed size.
-        threads: Threads within an operator; None for ONNX Runtime's own choice.
+        threads: Threads within an operator; None for the runtime's own choice.
         min_time_s: Seconds that the contestants ran on each set of inputs, all together.
         warmup_s: Seconds that they ran before, untimed.
         machine: Processor, cores and instruction set.

@@ -14,7 +14,7 @@ class Processor:
 
     Attributes:
         processor: Its name.
-        num_cores: Cores that this process may use.
+        num_cores: Cores that this process may run on; a quota of their time is not seen.
         instruction_set: What kernels run on, such as `avx2`; None without kernels.
     """
 
@@ -25,8 +25,8 @@ class Processor:
     @classmethod
     def this(cls, instruction_set: str | None) -> Processor:
         """Return the machine that this process runs on."""
-        # Not `os.cpu_count()`, which counts cores that a container or `taskset` keeps from this
-        # process.
+        # Not `os.cpu_count()`, which counts cores that `taskset` or the cpuset of a container keeps
+        # from this process.
         return cls(_processor(), len(os.sched_getaffinity(0)), instruction_set)
 
     def describe(self) -> str:
