@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ def new_plan(output: Path | str) -> Path:
         ConfigError: There is a file already.
     """
     path = Path(output)
-    if path.exists():
+    if os.path.exists(path):
         raise ConfigError(f"{path} exists already, and a plan is not to be lost: name another.")
     with staged_file(path) as partial:
         partial.write_text(NEW_PLAN, encoding="utf-8")

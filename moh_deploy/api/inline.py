@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def _check_output(output: Path, package_dir: Path) -> None:
             f"output is {output}, inside of the package {package_dir}, which holds nothing else.",
             hint="Name a file outside of it.",
         )
-    if output.is_dir():
+    if os.path.isdir(output):
         raise PackageError(
             f"{output} is a directory, expected a file to write the model to.",
             hint=f"Name the file: --output {output / MODEL_NAME}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,7 +196,7 @@ def find_arms(file: PlanFile, load_original: LoadOriginal | None) -> FoundArms:
             if section.url is not None:
                 host_and_port(section.url)
             checkpoint = section.checkpoint
-            if checkpoint is not None and not file.placed(checkpoint.file).exists():
+            if checkpoint is not None and not os.path.exists(file.placed(checkpoint.file)):
                 raise ConfigError(f"{file.placed(checkpoint.file)} does not exist.")
             if section.path is not None:
                 models[name] = _found(file.placed(section.path))
@@ -221,7 +222,7 @@ def _found(path: Path) -> Model:
         )
     if isinstance(model, Deployed):
         _ = model.manifest  # It is read before anything is made or measured.
-    elif not path.is_file():
+    elif not os.path.isfile(path):
         raise ConfigError(f"{path} does not exist.")
     return model
 

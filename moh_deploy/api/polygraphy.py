@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,7 @@ def _named(
     if package is not None:
         raise ConfigError(f"package is {package}, but {path} is no original model: leave it out.")
     # What is nothing else is an ONNX model: opening it says why not.
-    model = (find_model(path) if path.exists() else None) or onnx_file(path)
+    model = (find_model(path) if os.path.exists(path) else None) or onnx_file(path)
     if isinstance(model, PackageDir):
         return model, variant.returning(model.package.gate_names if gates else ())
     if gates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,5 +42,6 @@ def _is_checkpoint(named: str) -> bool:
     if named in WORDS:
         return False
     # A model directory; a package has a manifest, and no config.
-    is_directory = (path / "config.json").is_file() and not (path / "manifest.json").is_file()
-    return is_directory or (path.is_file() and path.suffix != ".onnx")
+    has = {name: os.path.isfile(path / name) for name in ("config.json", "manifest.json")}
+    is_directory = has["config.json"] and not has["manifest.json"]
+    return is_directory or (os.path.isfile(path) and path.suffix != ".onnx")

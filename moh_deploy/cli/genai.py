@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def write_bundle_for_genai(
 
 def names_genai_bundle(root: Path) -> bool:
     """Tell whether a directory is a bundle for genai."""
-    if not (root / "genai_config.json").is_file():
+    if not os.path.isfile(root / "genai_config.json"):
         return False  # without an import
     from moh_deploy.serving.genai.bundle_json import is_genai_bundle
 

@@ -103,7 +103,7 @@ def _named(named: str | Path, subject: Subject, recorded: Reference) -> Referenc
 def _unknown(named: str, path: Path) -> ConfigError:
     hint = did_you_mean(named, WORDS) or f"Expected {', '.join(WORDS)}, a package, engine or model."
     if not os.path.exists(path):
-        return ConfigError(f"against is {named}, which does not exist.", hint=hint)
+        return ConfigError(f"against is {named}, which is not found.", hint=hint)
     if path.suffix in _CHECKPOINTS:
         return ConfigError(
             f"against is {named}, a checkpoint, which needs PyTorch to run.",

@@ -248,8 +248,8 @@ def test_comparison_without_data_fails_beside_one_with(tmp_path: Path):
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ("function", "against is function, which does not exist"),
-        ("missing.pt", "against is missing.pt, which does not exist"),
+        ("function", "against is function, which is not found"),
+        ("missing.pt", "against is missing.pt, which is not found"),
         ("MODEL", r"model\.pt, a checkpoint, which needs PyTorch to run"),
         ("kernels", "itself runs with kernels where there are any"),
         ("PACKAGE", "which is itself what is verified: it is equal to itself"),

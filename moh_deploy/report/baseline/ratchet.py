@@ -6,11 +6,12 @@ one somebody takes it out by hand, where a review sees it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.errors import ConfigError
 from moh_deploy.report.baseline.baseline_file import (
     BaselineContent,
     BaselinePart,
@@ -21,6 +22,7 @@ from moh_deploy.report.baseline.baseline_file import (
 )
 from moh_deploy.report.baseline.figures import KINDS, Figure
 from moh_deploy.report.baseline.result import FigureOutcome, RatchetEntry, RatchetResult
+from moh_deploy.system.replaceable import check_file_output
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ class Ratchet:
                 )
             return None
         path = Path(path)
-        if update and not path.resolve().parent.is_dir():
-            raise PackageError(f"{path} cannot be written: its directory does not exist.")
-        if update and not path.exists():
+        if update:
+            check_file_output(path)
+        if update and not os.path.exists(path):
             return cls(path, BaselineContent(), section, update)
         ratchet = cls(path, read_baseline(path), section, update)
         if ratchet.entry is None and not update:

@@ -236,7 +236,7 @@ def test_update_without_a_file_is_refused():
 
 
 def test_directory_that_is_not_there_is_seen_before_anything_runs(tmp_path: Path):
-    with pytest.raises(PackageError, match="its directory does not exist"):
+    with pytest.raises(PackageError, match="cannot be written: there is no directory"):
         Ratchet.open(tmp_path / "none" / "baseline.json", "verify", update=True)
 
 
