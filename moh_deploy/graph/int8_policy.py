@@ -16,6 +16,7 @@ from moh_deploy.system.suggest import did_you_mean
 PRODUCTS = ("Gemm", "MatMul")
 """Operators that may be in int8: what ONNX Runtime's dynamic quantiser has for two axes of
 weights."""
+_VIEWS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,10 @@ def no_stored_matrix(node: ir.Node) -> str | None:
 def products_of_scores(gates: ir.Value) -> Iterator[ir.Node]:
     """Yield the products that make the scores behind some gates and nothing else."""
     way = set(_way(gates))
+    routers = [node for node in way if node.op_type == op_names.ROUTER]
+    ends = {*_views_of(gates), *(value for router in routers for value in router.outputs)}
     for node in way:
-        if node.op_type in CONTRACTIONS and _stays_on(node, way, gates):
+        if node.op_type in CONTRACTIONS and _stays_on(node, way, ends):
             yield node
 
 
@@ -132,12 +135,21 @@ def _way(gates: ir.Value) -> Iterator[ir.Node]:
             waiting += [value.producer() for value in node.inputs if value is not None]
 
 
-def _stays_on(node: ir.Node, way: Collection[ir.Node], gates: ir.Value) -> bool:
-    """Tell whether all that is made of a node is on the way to the gates."""
+def _views_of(gates: ir.Value) -> Iterator[ir.Value]:
+    """Yield some gates and what they are views of, back to what a router computes."""
+    value: ir.Value | None = gates
+    while value is not None:
+        yield value
+        maker = value.producer()
+        value = maker.inputs[0] if maker is not None and maker.op_type in _VIEWS else None
+
+
+def _stays_on(node: ir.Node, way: Collection[ir.Node], ends: Collection[ir.Value]) -> bool:
+    """Tell whether all that is made of a node is on the way to gates, where the way ends."""
     waiting, found = [node], {node}
     while waiting:
         for value in waiting.pop().outputs:
-            if value is gates:  # what they do is what the router is for
+            if value in ends:  # what gates do is what the router is for
                 continue
             if value.is_graph_output() or any(user not in way for user in value.consumers()):
                 return False

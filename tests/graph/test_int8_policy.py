@@ -56,6 +56,33 @@ def test_a_score_that_is_an_output_is_nothing_but_a_score_no_more():
     assert "router" in plan_int8(changed, gates={"gates"}).int8
 
 
+@pytest.mark.parametrize(
+    ("between", "returned"),
+    [
+        (["Identity"], "routed"),
+        (["Reshape", "Reshape"], "gates"),
+        (["Mul"], "routed"),
+    ],
+)
+def test_gates_that_are_returned_reshaped_or_weighed_are_still_a_routers(
+    between: list[str], returned: str
+):
+    # The first of `between` makes what is recorded, further ones what another node reads.
+    changed = model()
+    values = {value.name: value for node in changed.graph for value in node.outputs}
+    gates = values["gates"]
+    gates.name = "routed"
+    names = ["gates", "viewed"][: len(between)]
+    for op_type, name in zip(between, names, strict=True):
+        node = ir.Node("", op_type, [gates, gates] if op_type == "Mul" else [gates])
+        node.outputs[0].name = name
+        changed.graph.append(node)
+        values[name] = node.outputs[0]
+    values["routed"] = gates
+    changed.graph.outputs[0] = values[returned]
+    assert plan_int8(changed, gates={"gates"}).float32["router"] == SCORES
+
+
 def test_products_of_no_name_get_one():
     changed = model()
     for node in changed.graph:
