@@ -201,6 +201,30 @@ def test_operator_without_the_dtype_stays_in_float32():
     assert lower(graph(text), "float16")["h"] == "float16"
 
 
+def test_operator_of_float32_alone_stays_in_float32():
+    # It is defined for no other dtype: nothing of it says that it takes floats of several.
+    model = graph("""
+        g (float[1, n, 4] boxes, float[1, 1, n] x) => (int64[m, 3] chosen)
+        { scores = Relu(x)
+          at_most = Constant <value_ints = [9]>()
+          chosen = NonMaxSuppression(boxes, scores, at_most) }
+    """)
+    assert lower(model)["chosen"] == "int64"
+    feeds = {"boxes": np.eye(4, dtype=np.float32)[None, :2], "x": np.ones((1, 1, 2), np.float32)}
+    assert run(model, **feeds).shape[1] == 3
+
+
+def test_scales_of_an_operator_need_no_lower_precision():
+    model = graph("""
+        g (float[1, 1, n] x) => (float[1, 1, m] y)
+        { none = Constant <value_floats = [0.0]>()
+          scales = Constant <value_floats = [1.0, 1.0, 2.0]>()
+          h = Resize(x, , scales)
+          y = Relu(h) }
+    """)
+    assert lower(model)["h"] == "float16"
+
+
 def test_inner_graph_reads_what_it_read_before():
     model = graph("""
         g (float[n, 8] x, float[8, 8] w, bool keep) => (float[n, 8] y)

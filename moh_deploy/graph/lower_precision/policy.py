@@ -162,19 +162,18 @@ def _own_reason(node: ir.Node, angles: set[ir.Node], gates: frozenset[str]) -> s
 
 def _undefined(node: ir.Node, opsets: Mapping[str, int], low: LowType) -> str | None:
     """ONNX does not define every operator for every dtype: Conv knows bfloat16 since opset 22."""
-    if _is_moh(node):
+    # What makes numbers of nothing is not lowered whatever it is defined for.
+    if _is_moh(node) or node.op_type in SOURCES:
         return None
     version = opsets[node.domain]
     schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-    # Of inputs that take float32 and float16 all have to take the low dtype.
-    types = [formal.types for formal in (*schema.inputs, *schema.outputs) if _takes_floats(formal)]
-    if any(f"tensor({low})" not in one for one in types):
+    # Of inputs that take float32 all that are lowered have to take the low dtype, and so does the
+    # result; others behind it are statistics.
+    lowered = [formal for index, formal in enumerate(schema.inputs) if is_lowered(node, index)]
+    types = [formal.types for formal in (*lowered, *schema.outputs[:1])]
+    if any("tensor(float)" in one and f"tensor({low})" not in one for one in types):
         return f"ONNX defines {node.op_type} for no {low} in opset {version}"
     return None
-
-
-def _takes_floats(formal: onnx.defs.OpSchema.FormalParameter) -> bool:
-    return {"tensor(float)", "tensor(float16)"} <= formal.types
 
 
 def _overflow(node: ir.Node, largest: Mapping[str, float], limit: float) -> str | None:
