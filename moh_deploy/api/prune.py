@@ -17,6 +17,7 @@ from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.narrowing import FixedHeads
 from moh_deploy.graph.product_flops import parameters, product_flops
 from moh_deploy.graph.prune_heads import Pruned, prune_heads
+from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import (
     MODEL_NAME,
     LayerInfo,
@@ -96,10 +97,11 @@ def prune(
     fixed = [one.most_used(number, by) for one, number in zip(loads, numbers, strict=True)]
     with progress.step("cutting weights"):
         model, before, pruned, fixed = _pruned(package, fixed, allow_whole)
+        # As `before`, of a model whose layers do not depend on sizes yet.
+        after = _size(model, pruned.layers, package.manifest)
         layers = _chosen(model, pruned.layers, package.manifest)
     with progress.step("recording the package with these gates"):
         vectors = with_fixed_gates(package, fixed)
-    after = _size(model, layers, package.manifest)
     manifest = _manifest(package, model, layers, fixed, f"{keep} heads a layer, chosen by {by}")
     manifest = replace(manifest, total_flops=_total_flops(package.manifest, before, after))
     with PackageWriter(output) as writer:
@@ -169,6 +171,8 @@ def _pruned(
     """
     layers = package.manifest.layers
     model = load_ir(package)
+    # Products in both branches of an If are one.
+    without_switches(model)
     infer_types(model)
     before = _size(model, layers, package.manifest)
     pruned = prune_heads(model, layers, fixed)

@@ -141,6 +141,15 @@ def test_keys_that_the_model_returns_stay_whole(tmp_path: Path):
     assert same.all()
 
 
+def test_flops_do_not_depend_on_how_layers_run_at_some_sizes(tmp_path: Path):
+    package = write_projected(tmp_path / "package")
+    reports = [prune(package.root, tmp_path / "pruned", keep=2, allow_whole=True)]
+    moh_deploy.tune(package.root, choose={"all[seq<=3]": "projected", "all": "dense"})
+    reports.append(prune(package.root, tmp_path / "of ranges", keep=2, allow_whole=True))
+    sizes = [(report.before, report.after) for report in reports]
+    assert sizes[0] == sizes[1]
+
+
 def test_layers_that_share_a_router_get_gates_of_their_own(tmp_path: Path):
     package = write_grouped(tmp_path / "package", twice=True)
     report = prune(package.root, tmp_path / "pruned", keep=3)
