@@ -8,6 +8,7 @@ from typing import get_args
 
 import onnx_ir as ir
 
+from moh_deploy.graph.free_name import free_name
 from moh_deploy.ops import op_names
 from moh_deploy.ops.op_names import AttentionOp
 from moh_deploy.ops.routers import WEIGHING
@@ -78,15 +79,15 @@ def keep_gates(model: ir.Model, translated: Sequence[TranslatedLayer]) -> tuple[
     routers: set[ir.Node] = set()
     layers: list[LayerNames] = []
     for name, value, one in zip(names, gates, translated, strict=True):
-        value.name = f"{name}.gates"
+        _rename(graph, value, f"{name}.gates")
         view = next(views) if one.viewed else None
         if view is not None:
-            view.name = f"{name}.attention"
+            _rename(graph, view, f"{name}.attention")
         node = next(attention) if one.replaced else None
         layers.append(
             LayerNames(
                 layer=name,
-                gates=value.name,
+                gates=f"{name}.gates",
                 node=_named(node, name),
                 query_projection=_named(_query_projection(node), name),
                 output_projection=_named(_output_projection(node), name),
@@ -109,6 +110,12 @@ def layer_names(paths: Sequence[str]) -> list[str]:
         # A module that runs twice is two layers with gates of their own.
         names.append(base if seen[base] == 1 else f"{base}#{seen[base]}")
     return names
+
+
+def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    # A layer's parameter may be called `gates`, too.
+    free_name(graph, name)
+    value.name = name
 
 
 def _named(node: ir.Node | None, layer: str) -> str | None:

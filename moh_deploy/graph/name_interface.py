@@ -9,6 +9,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from moh_deploy.config.dims import DimExpr
+from moh_deploy.graph.free_name import free_name
 
 
 def name_interface(
@@ -89,6 +90,7 @@ def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
         if value.is_graph_input() or value.is_initializer() or value in graph.outputs[:index]:
             value = _copied(graph, value)
             graph.outputs[index] = value
+        free_name(graph, name)
         value.name = name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from moh_deploy.graph.add_function_bodies import add_function_bodies
@@ -32,6 +33,14 @@ def model(
 ) -> ir.Model:
     graph = ir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": 20, "moh": 1}, name="g")
     return ir.Model(graph, ir_version=10)
+
+
+def add_weight(changed: ir.Model, name: str, shape: Sequence[int] = ()) -> ir.Value:
+    """Store zeros in a model and return them."""
+    weight = value(name, shape)
+    weight.const_value = ir.tensor(np.zeros(shape, np.float32), name=name)
+    changed.graph.register_initializer(weight)
+    return weight
 
 
 def attention(

@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer, keep_gates
-from tests.graph.models import attention, model, node, value
+from tests.graph.models import add_weight, attention, model, node, value
 
 
 def layers(count: int) -> ir.Model:
@@ -105,6 +105,29 @@ def test_layer_that_runs_twice_has_two_names():
     names = keep_gates(layers(3), translated("attn", "attn", ""))
     assert [name.layer for name in names] == ["attn", "attn#2", "model"]
     assert [name.gates for name in names] == ["attn.gates", "attn#2.gates", "model.gates"]
+
+
+def test_weight_of_the_name_of_gates_or_attention_gives_way():
+    built = layers(1)
+    x, view = built.graph.inputs[0], value("view", ["b", "s", 8])
+    weights = [add_weight(built, f"attn.{name}", [8]) for name in ("gates", "attention")]
+    built.graph.append(node("Sum", [x, *weights], view))
+    built.graph.outputs.append(view)
+    (names,) = keep_gates(built, [TranslatedLayer("attn", replaced=True, viewed=True)])
+    assert (names.gates, names.attention) == ("attn.gates", "attn.attention")
+    assert sorted(built.graph.initializers) == ["attn.attention.inner", "attn.gates.inner"]
+    assert [weight.name for weight in weights] == ["attn.gates.inner", "attn.attention.inner"]
+
+
+def test_gates_that_are_a_weight_of_that_name_keep_it():
+    x, y = value("x", ["b", "s", 8]), value("y", ["b", "s", 8])
+    built = model([x], [y], [])
+    gates = add_weight(built, "attn.gates", [1, 1, 4])
+    built.graph.append(attention(x, x, gates, y))
+    built.graph.outputs.append(gates)
+    (names,) = keep_gates(built, translated("attn"))
+    assert names.gates == gates.name == "attn.gates"
+    assert list(built.graph.initializers) == ["attn.gates"]
 
 
 def test_model_without_layers_is_not_changed():

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import onnx
 import onnx_ir as ir
 import pytest
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.graph.name_interface import name_interface
-from tests.graph.models import model, node, value
+from tests.graph.models import add_weight, model, node, value
 
 BATCH, PAST = DimExpr("batch"), DimExpr("past")
 
@@ -80,3 +81,18 @@ def test_output_that_is_something_else_as_well_becomes_a_copy(twice: str):
     assert built.graph.inputs[0].name == "x"
     assert built.graph.outputs[1].producer().op_type == "Identity"
     assert shape(built.graph.outputs[1]) == ["batch"]
+
+
+@pytest.mark.parametrize("is_output", [True, False])
+def test_weight_that_has_the_name_of_an_output_gives_way(is_output: bool):
+    x, y = value("x", ["s0"]), value("y", ["s0"])
+    built = model([x], [y], [])
+    weight = add_weight(built, "scale")
+    built.graph.append(node("Mul", [x, weight], y))
+    if is_output:
+        built.graph.outputs.append(weight)
+    outputs = ["answer", "scale"] if is_output else ["scale"]
+    name_interface(built, dims=[{0: BATCH}], outputs=outputs)
+    assert [output.name for output in built.graph.outputs] == outputs
+    onnx.checker.check_model(ir.to_proto(built))
+    assert list(built.graph.initializers) == [weight.name] == ["scale.inner"]
