@@ -11,6 +11,7 @@ from onnx_ir.passes.common import InlinePass
 from moh_deploy.graph.add_function_bodies import own_attributes, types_of_inputs
 from moh_deploy.ops import OPS, op_names
 from moh_deploy.ops.attention_function import variant_of
+from moh_deploy.ops.attention_shapes import ATTN_MASK
 from moh_deploy.ops.fused_attention_function import FUSED_OPSET, fused_function_body
 from moh_deploy.ops.spec import TensorType
 
@@ -28,6 +29,9 @@ def why_not_fused(model: ir.Model, node: ir.Node) -> str | None:
         return f"{node.op_type} is more than scaled dot-product attention"
     if any(value is not None for value in node.inputs[_INPUTS:]):
         return "it has inputs behind attn_mask, which Attention does not have"
+    if _has_other_bias(node):
+        # A row of -1e9 weighs all keys alike; of -inf, which it is in float16, it gives NaN.
+        return "its mask is of another dtype than its queries, in which large numbers are infinite"
     if node.inputs[0] is node.inputs[1]:
         # Seen with TensorRT-RTX 1.7.1, in every dtype and size; of other values V may be one, too.
         return "its queries are its keys, on which TensorRT-RTX ends with SIGSEGV"
@@ -44,6 +48,13 @@ def why_not_fused(model: ir.Model, node: ir.Node) -> str | None:
             f" another operator than in the model's opset {version}"
         )
     return None
+
+
+def _has_other_bias(node: ir.Node) -> bool:
+    """Tell whether a mask of numbers has a dtype of its own, which Attention does not take."""
+    query, mask = node.inputs[0], (*node.inputs, None)[ATTN_MASK]
+    assert query is not None
+    return mask is not None and mask.dtype not in (ir.DataType.BOOL, query.dtype)
 
 
 def fuse_attention(model: ir.Model, nodes: Collection[str]) -> dict[str, str]:
@@ -70,10 +81,11 @@ def fuse_attention(model: ir.Model, nodes: Collection[str]) -> dict[str, str]:
 def _give_body(model: ir.Model, node: ir.Node) -> None:
     spec, types = OPS[node.op_type], types_of_inputs(node)
     variant = variant_of(types, own_attributes(spec, node))
+    opset = max(FUSED_OPSET, model.opset_imports.get("", 0))
     function = ir.serde.deserialize_function(
-        fused_function_body(variant, square=_is_square(types[0], types[1]))
+        fused_function_body(variant, square=_is_square(types[0], types[1]), opset=opset)
     )
-    model.opset_imports[""] = max(FUSED_OPSET, model.opset_imports.get("", 0))
+    model.opset_imports[""] = opset
     # Of a domain of its own: nodes that stay plugins must not be taken for this one.
     node.domain = function.domain = _DOMAIN
     model.functions[function.identifier()] = function

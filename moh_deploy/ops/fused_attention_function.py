@@ -24,13 +24,16 @@ FUSED_OPSET = 23
 """The first version of the standard ops that has Attention."""
 
 
-def fused_function_body(variant: AttentionVariant, *, square: bool) -> onnx.FunctionProto:
+def fused_function_body(
+    variant: AttentionVariant, *, square: bool, opset: int = FUSED_OPSET
+) -> onnx.FunctionProto:
     """Build the body of MoHAttention over ONNX's Attention, for one variant.
 
     Args:
         variant: What the node is like.
         square: There are as many keys as queries, whatever the sizes. Runtimes differ in where a
             causal Attention puts its queries among more keys, so positions are a mask there.
+        opset: Version of the standard ops that the model imports, FUSED_OPSET or later.
     """
     # Attention takes no mask and is causal at once in TensorRT: then positions are in the mask.
     by_position = variant.is_causal and not (square and variant.mask is None)
@@ -47,7 +50,7 @@ def fused_function_body(variant: AttentionVariant, *, square: bool) -> onnx.Func
         merged_heads(variant),
     ]
     signature = f"MoHAttention <q_num_heads, kv_num_heads, scale, is_causal> ({inputs}) => (Y)"
-    return parsed_function(signature, steps, opset=FUSED_OPSET)
+    return parsed_function(signature, steps, opset=opset)
 
 
 def _split_heads(variant: AttentionVariant) -> str:

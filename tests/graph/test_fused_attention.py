@@ -48,6 +48,19 @@ def test_inputs_that_attention_does_not_have_are_in_the_way():
     assert why_not_fused(content, node) is not None
 
 
+@pytest.mark.parametrize(
+    ("dtype", "is_fused"), [("FLOAT", False), ("FLOAT16", True), ("BOOL", True)]
+)
+def test_masks_of_numbers_are_of_the_dtype_of_queries(dtype: str, is_fused: bool):
+    half = ir.DataType.FLOAT16
+    x, key, y = (value(name, [2, 3, 8], half) for name in ("x", "key", "y"))
+    gates, mask = value("gates", [2, 3, 4], half), value("mask", [3, 3], ir.DataType[dtype])
+    node = attention(x, key, gates, y, mask)
+    found = why_not_fused(model([x, key, gates, mask], [y], [node]), node)
+    assert (found is None) == is_fused
+    assert is_fused or "its mask is of another dtype than its queries" in found
+
+
 @pytest.mark.parametrize(("opset", "is_changed"), [(20, True), (21, False)])
 def test_an_operator_that_would_mean_something_else_is_in_the_way(opset: int, is_changed: bool):
     content, node = _case("MoHAttention", "plain_rank4")
@@ -72,6 +85,16 @@ def _causal(kv_len: int | str) -> ir.Node:
     name = fuse_attention(content, ["causal"])["causal"]
     (found,) = [one for one in content.graph if one.name == name]
     return found
+
+
+@pytest.mark.parametrize(("before", "after"), [(20, 23), (23, 23), (24, 24)])
+def test_models_of_a_later_opset_keep_it(before: int, after: int):
+    content, node = _case("MoHAttention", "plain_rank4")
+    node.name = "attn"
+    content.opset_imports[""] = before
+    fuse_attention(content, ["attn"])
+    assert content.opset_imports[""] == after
+    assert [one.op_type for one in content.graph].count("Attention") == 1
 
 
 def test_as_many_keys_as_queries_need_no_mask():
