@@ -214,7 +214,9 @@ def router(
         gates.append(_routed_gates(routed_logits.to(precise).softmax(dim=-1), top_k, gate_mode))
     if stage_logits is not None:
         stages = stage_logits.to(precise).softmax(dim=-1) * 2
-        gates = [gate * stages[..., i : i + 1] for i, gate in enumerate(gates)]
+        # Of the shared heads, then of the routed ones.
+        first = 0 if num_shared_heads else 1
+        gates = [gate * stages[..., i : i + 1] for i, gate in enumerate(gates, start=first)]
     return torch.cat(gates, dim=-1).to(present.dtype)
 
 

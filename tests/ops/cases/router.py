@@ -106,6 +106,10 @@ _TABLE: Mapping[str, tuple[str, _Setup]] = {
         "Routed heads only.",
         _Setup(num_shared=0, shared_logits=False, staged=False),
     ),
+    "no_shared_staged": (
+        "The second stage is that of the routed heads, first or not.",
+        _Setup(num_shared=0, shared_logits=False),
+    ),
     "one_shared": (
         "One shared head has no logits: its gate is the stage weight.",
         _Setup(num_shared=1, shared_logits=False),

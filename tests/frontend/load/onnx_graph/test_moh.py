@@ -12,10 +12,11 @@ import torch
 
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
 from moh_deploy.frontend.load.onnx_file import load_onnx
+from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
 from tests.nightly import sampled
 from tests.ops.case_models import case_model
-from tests.ops.cases import OP_CASES
+from tests.ops.cases import OP_CASES, named_case
 
 FILLED = [
     case
@@ -32,11 +33,22 @@ def test_a_cache_with_room_is_read_as_a_mask(case, tmp_path: Path):
         None if array is None else np.nan_to_num(array, neginf=-np.inf) for array in case.inputs()
     )
     case = replace(case, build=lambda rng: inputs)
+    assert find_mismatch(case, read_again(case, tmp_path / "model.onnx")) is None
+
+
+@pytest.mark.parametrize("name", ["no_shared_staged", "two_stage"])
+def test_stages_of_a_router_weigh_the_heads_that_they_are_of(name: str, tmp_path: Path):
+    case = named_case("MoHRouter", name, "float32")
+    assert find_mismatch(case, read_again(case, tmp_path / "model.onnx")) is None
+
+
+def read_again(case: Case, path: Path) -> list[np.ndarray]:
+    """Return what a case's node gives as a module."""
     model = case_model(case)
-    model.graph.node[0].name = "attention"
-    onnx.save(model, tmp_path / "model.onnx")
-    loaded = load_onnx(tmp_path / "model.onnx")
+    model.graph.node[0].name = "node"
+    onnx.save(model, path)
+    loaded = load_onnx(path)
     assert loaded.module is not None
     with torch.no_grad():
-        output = loaded.module(*(to_torch(array) for array in inputs if array is not None))
-    assert find_mismatch(case, [to_numpy(one) for one in output]) is None
+        output = loaded.module(*(to_torch(one) for one in case.inputs() if one is not None))
+    return [to_numpy(one) for one in output]

@@ -98,7 +98,9 @@ def _router(call: NodeCall) -> Result:
         gates.append(_routed(routed.softmax(-1), int(top_k), masked=gate_mode == "mask"))
     if stages is not None:
         weights = stages.softmax(-1) * 2
-        gates = [gate * weights[..., i : i + 1] for i, gate in enumerate(gates)]
+        # Of the shared heads, then of the routed ones.
+        first = 0 if num_shared_heads else 1
+        gates = [gate * weights[..., i : i + 1] for i, gate in enumerate(gates, start=first)]
     return torch.cat(gates, dim=-1) if len(gates) > 1 else gates[0]
 
 
