@@ -23,7 +23,6 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.growing_caches import (
-    PAST_LENGTH,
     CacheLengths,
     GrowingCache,
     cache_lengths,
@@ -158,7 +157,7 @@ class _Edit:
     def _past_length(self, first: ir.Node) -> ir.Value:
         """Compute how many tokens the caches hold, at the start of the graph."""
         text, graph = self.lengths.past_length, self.model.graph
-        if text == PAST_LENGTH:
+        if self.lengths.tells is not None:
             given = ir.Value(name=text, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(()))
             graph.inputs.append(given)
             return self._before(first, "Unsqueeze", [given, self._number(0)], "past")

@@ -13,7 +13,8 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, VectorSet
 
 PAST_LENGTH = "past_sequence_length"
-"""The input that says how many tokens a cache holds, where no size of another input does."""
+"""The input that says how many tokens a cache holds, where no size of another input does; something
+in front of it where the model has that name."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,17 @@ class GrowingCache:
 
 @dataclass(frozen=True)
 class CacheLengths:
-    """Where the sizes of a decoder's caches come from, in the words of `CachesInPlace`."""
+    """Where the sizes of a decoder's caches come from, in the words of `CachesInPlace`.
+
+    Attributes:
+        past_dim: The dimension of cached tokens.
+        tells: The new input that `past_length` is; None where sizes of other inputs tell.
+    """
 
     past_dim: str
     past_length: str
     new_length: str | int
+    tells: str | None = None
 
 
 def growing_caches(model: ir.Model, manifest: Manifest) -> tuple[GrowingCache, ...]:
@@ -92,7 +99,14 @@ def cache_lengths(
             hint="--cache concatenated leaves them as they are.",
         )
     new = _new_length(caches[0], manifest, past_dim, runs)
-    return CacheLengths(past_dim, _past_length(caches, manifest, past_dim, new, runs), new)
+    pasts = {cache.past.name for cache in caches}
+    others = [one for one in manifest.inputs if one.name not in pasts]
+    dims = [dim for one in others for dim in map(_parsed, one.shape) if dim is not None]
+    by_size = _past_length(dims, past_dim, new, runs)
+    if by_size is not None:
+        return CacheLengths(past_dim, by_size, new)
+    tells = _free_name(manifest, dims)
+    return CacheLengths(past_dim, tells, new, tells)
 
 
 @dataclass(frozen=True)
@@ -232,34 +246,32 @@ def _new_length(
 
 
 def _past_length(
-    caches: Sequence[GrowingCache],
-    manifest: Manifest,
-    past_dim: str,
-    new: str | int,
-    runs: Sequence[_Run],
-) -> str:
+    dims: Sequence[DimExpr], past_dim: str, new: str | int, runs: Sequence[_Run]
+) -> str | None:
     """Say it by sizes of other inputs, if they tell: a mask over cached and new tokens does."""
-    pasts = {cache.past.name for cache in caches}
-    others = [
-        _parsed(dim)
-        for one in manifest.inputs
-        if one.name not in pasts
-        for dim in one.shape
-        if isinstance(dim, str)
-    ]
-    if any(one is not None and one.name == past_dim and one.multiplier == 1 for one in others):
+    if any(one.name == past_dim and one.multiplier == 1 for one in dims):
         return past_dim
     totals = [run.total for run in runs]
-    for one in others:
+    for one in dims:
         # One run alone may agree by chance.
-        tells = one is not None and one.is_plain and len(set(totals)) > 1
-        if one is not None and tells and totals == [run.sizes.get(one.name) for run in runs]:
+        tells = one.is_plain and len(set(totals)) > 1
+        if tells and totals == [run.sizes.get(one.name) for run in runs]:
             return f"{one.name} - {new}"
-    return PAST_LENGTH
+    return None
 
 
-def _parsed(dim: str) -> DimExpr | None:
+def _free_name(manifest: Manifest, dims: Sequence[DimExpr]) -> str:
+    """Return a name for the input that tells, which no other tensor has and no dimension."""
+    tensors = (*manifest.inputs, *manifest.outputs)
+    taken = {one.name for one in (*tensors, *dims)}
+    name = PAST_LENGTH
+    while name in taken:
+        name = f"filled_{name}"
+    return name
+
+
+def _parsed(dim: str | int) -> DimExpr | None:
     try:
-        return DimExpr.parse(dim, place="an input")
+        return None if isinstance(dim, int) else DimExpr.parse(dim, place="an input")
     except ConfigError:
         return None

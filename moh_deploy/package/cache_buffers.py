@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -52,10 +52,11 @@ def in_buffers(
     """
     axes = {name: one.axis for one in caches.buffers for name in (one.past, one.present)}
     inputs = tuple(_with_places(one, axes) for one in manifest.inputs)
-    tells = _input_that_tells(caches, manifest)
+    # The dimension of caches is none any more, and its name may be that of the input that tells.
+    left = set(_names(inputs)) - {BUFFER}
+    tells = _input_that_tells(caches, left)
     if tells is not None:
         inputs += (TensorInfo(tells, "int64", ()),)
-    left = set(_names(inputs)) - {BUFFER}
     runs = tuple(
         _in_buffers(one, caches, left=left, tells=tells, room=_ROOMS[number % len(_ROOMS)])
         for number, one in enumerate(vectors)
@@ -91,10 +92,14 @@ def _names(inputs: Sequence[TensorInfo]) -> Iterator[str]:
                 yield DimExpr.parse(dim, place=f"input '{one.name}'").name
 
 
-def _input_that_tells(caches: CachesInPlace, manifest: Manifest) -> str | None:
-    """Return the name of the input that says how much is filled; None where sizes do."""
+def _input_that_tells(caches: CachesInPlace, dims: Collection[str]) -> str | None:
+    """Return the name of the input that says how much is filled; None where sizes do.
+
+    Args:
+        dims: Those of the package whose caches are in place.
+    """
     total = caches.past_length.partition(" - ")[0]
-    return None if total in manifest.dims else total
+    return None if total in dims else total
 
 
 def _without_lost_ranges(layer: LayerInfo, left: set[str]) -> LayerInfo:
@@ -144,7 +149,7 @@ def without_room(inputs: Mapping[str, Array], manifest: Manifest) -> dict[str, A
         return dict(inputs)
     past = past_length(caches, _known(inputs, manifest))
     cut = {one.past: _part(inputs[one.past], one.axis, 0, past) for one in caches.buffers}
-    tells = _input_that_tells(caches, manifest)
+    tells = _input_that_tells(caches, manifest.dims)
     return {name: cut.get(name, array) for name, array in inputs.items() if name != tells}
 
 

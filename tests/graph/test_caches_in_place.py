@@ -12,7 +12,9 @@ from packaging import version
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.caches_in_place import put_caches_in_place
-from moh_deploy.package import CacheBuffer, CachesInPlace, DimSum
+from moh_deploy.graph.growing_caches import PAST_LENGTH
+from moh_deploy.package import CacheBuffer, CachesInPlace, DimSum, Manifest, VectorSet
+from moh_deploy.package.cache_buffers import in_buffers, without_room
 from moh_deploy.system.npz import Array
 from tests.graph.decoders import (
     CAUSAL,
@@ -97,6 +99,46 @@ def test_prompt_chunk_and_steps_are_those_of_caches_that_grow(mask: str, with_ma
     check_calls(grows, written, tells, with_mask=with_mask)
     assert not by_op(written, "Slice")
     assert len(by_op(written, "TensorScatter")) == 2
+
+
+def named_as_the_input_that_tells(*, with_mask: bool) -> tuple[ir.Model, Manifest, list[VectorSet]]:
+    """A decoder whose cached tokens are called `past_sequence_length`, and a call adds three."""
+    model = decoder(MASKED if with_mask else UNMASKED, with_mask=with_mask)
+    manifest, runs = recorded(model, with_mask=with_mask)
+    shapes = dict.fromkeys(CACHES, ("batch", KV_HEADS, PAST_LENGTH, HEAD_DIM))
+    shapes |= dict.fromkeys(CACHES.values(), ("batch", KV_HEADS, f"{PAST_LENGTH} + 3", HEAD_DIM))
+    shapes |= {"mask": ("batch", f"{PAST_LENGTH}+3")}
+    for one in model.graph.inputs:
+        one.shape = ir.Shape(shapes.get(one.name or "", one.shape or ()))
+    given, returned = (
+        tuple(replace(one, shape=shapes.get(one.name, one.shape)) for one in tensors)
+        for tensors in (manifest.inputs, manifest.outputs)
+    )
+    runs = [
+        replace(run, sizes={**run.sizes, PAST_LENGTH: run.sizes["past"]})
+        for run in runs
+        if run.sizes["seq"] == 3
+    ]
+    dims = {name: runs[0].sizes[name] for name in ("batch", "seq", PAST_LENGTH)}
+    return model, replace(manifest, inputs=given, outputs=returned, dims=dims), runs
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_dimension_of_the_name_of_the_input_that_tells(with_mask: bool):
+    """Optimum calls it so: the input takes its place, unless the size of a mask tells."""
+    model, manifest, runs = named_as_the_input_that_tells(with_mask=with_mask)
+    caches = put_caches_in_place(model, manifest, runs)
+    assert caches.past_length == PAST_LENGTH
+    manifest, changed = in_buffers(manifest, runs, caches)
+    names = [one.name for one in manifest.inputs]
+    assert sorted(names) == sorted(one.name or "" for one in model.graph.inputs)
+    assert (PAST_LENGTH in names) == (PAST_LENGTH not in manifest.dims) == (not with_mask)
+    run = opened(model)
+    for one, before in zip(changed, runs, strict=True):
+        np.testing.assert_allclose(run(one.inputs)["y"], before.outputs["y"], atol=1e-5)
+        given = without_room(one.inputs, manifest)
+        assert given.keys() == before.inputs.keys()
+        np.testing.assert_array_equal(given["past_key"], before.inputs["past_key"])
 
 
 def test_what_it_takes_is_told():

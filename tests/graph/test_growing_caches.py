@@ -55,6 +55,19 @@ def test_one_run_alone_may_agree_by_chance(known):
     assert lengths(manifest, runs[:1]).past_length == "past_sequence_length"
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        TensorInfo("past_sequence_length", "int64", ()),
+        TensorInfo("halves", "int64", ("2*past_sequence_length",)),
+    ],
+)
+def test_input_that_tells_has_no_name_of_others(known, other: TensorInfo):
+    manifest, runs = known
+    found = lengths(replace(manifest, inputs=(*manifest.inputs, other)), runs[:1])
+    assert found.tells == found.past_length == "filled_past_sequence_length"
+
+
 def test_size_that_names_the_cache_tells(known):
     manifest, runs = known
     assert lengths(dims_of(manifest, "mask", ("batch", "past+1")), runs).past_length == "past"
