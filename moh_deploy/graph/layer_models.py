@@ -11,17 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx
 import onnx_ir as ir
 
-from moh_deploy.ops import OPS
+from moh_deploy.ops import OPS, is_moh_op
 from moh_deploy.package import LayerInfo, projections
 from moh_deploy.system.npz import Array
 
 
 def fed_names(model: ir.Model, layer: LayerInfo) -> tuple[str, ...]:
-    """Return the names of what a layer's nodes read and what depends on the model's inputs."""
+    """Return the names of what a layer's nodes read and what is computed in each run."""
     nodes = _nodes(model, layer)
     # Constants stay in the small model: kernels prepare them once.
     made = (value for node in nodes for value in node.inputs if value is not None)
-    return tuple(dict.fromkeys(_name(value) for value in made if not _is_constant(value)))
+    return tuple(dict.fromkeys(_name(value) for value in made if _is_fed(value)))
 
 
 def layer_model(
@@ -57,13 +57,21 @@ def layer_model(
 
 
 def empty_model(feeds: Sequence[Mapping[str, Array]]) -> onnx.ModelProto:
-    """Return a model that takes the same and does nothing but copy the smallest of it."""
+    """Return a model that takes the same and does nothing but copy the smallest of it.
+
+    A layer of constants takes nothing: then there is a number to return.
+    """
     # What a session costs by itself: its time is taken off those of layers.
-    smallest = min(feeds[0], key=lambda name: feeds[0][name].size)
+    smallest = min(feeds[0], key=lambda name: feeds[0][name].size, default=None)
     graph = onnx.GraphProto(name="empty")
     graph.input.extend(_input_info(name, [arrays[name] for arrays in feeds]) for name in feeds[0])
-    graph.node.append(onnx.helper.make_node("Identity", [smallest], [f"{smallest} (result)"]))
-    graph.output.append(onnx.ValueInfoProto(name=f"{smallest} (result)"))
+    node = (
+        onnx.helper.make_node("Constant", [], ["nothing (result)"], value_float=0.0)
+        if smallest is None
+        else onnx.helper.make_node("Identity", [smallest], [f"{smallest} (result)"])
+    )
+    graph.node.append(node)
+    graph.output.append(onnx.ValueInfoProto(name=node.output[0]))
     return onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
     )
@@ -110,9 +118,25 @@ def _is_constant(value: ir.Value) -> bool:
     return True
 
 
+def _is_fed(value: ir.Value) -> bool:
+    """Runtimes compute once what is made of weights, but not what operators of ours make."""
+    makers = (node for node in _nodes_before(value) if is_moh_op(node.domain, node.op_type))
+    return not _is_constant(value) or any(makers)
+
+
+def _nodes_before(value: ir.Value) -> Iterator[ir.Node]:
+    pending, seen = [value], set[ir.Node]()
+    while pending:
+        node = pending.pop().producer()
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending += [read for read in node.inputs if read is not None]
+            yield node
+
+
 def _constant_inputs(nodes: list[ir.Node]) -> Iterator[ir.Value]:
     for node in nodes:
-        yield from (value for value in node.inputs if value is not None and _is_constant(value))
+        yield from (value for value in node.inputs if value is not None and not _is_fed(value))
 
 
 def _makers(nodes: list[ir.Node]) -> list[ir.Node]:

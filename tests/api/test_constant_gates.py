@@ -17,7 +17,7 @@ from moh_deploy.graph.fixed_routing import why_not_fixed
 from moh_deploy.graph.forced_gates import unforceable_layers
 from moh_deploy.package import OnnxPackage
 from tests.exporting import export, prove_in_this_process
-from tests.nightly import sampled
+from tests.nightly import nightly, sampled
 from tests.repaired_package import change_model
 from tests.zoo import ZOO
 
@@ -99,6 +99,12 @@ def test_other_constants_are_refused_as_a_fault_of_the_gates(copy: Path, index: 
 def test_package_of_constant_gates_is_lowered(package: Path, tmp_path: Path):
     moh_deploy.precision(package, to="float16", output=tmp_path / "half")
     moh_deploy.verify(tmp_path / "half", kernels="off").raise_if_unequal()
+
+
+@nightly
+def test_layer_that_reads_constants_alone_is_timed(copy: Path):
+    report = moh_deploy.tune(copy)
+    assert len(report.layers) == len(OnnxPackage.open(copy).manifest.layers)
 
 
 def test_routing_can_be_fixed_where_gates_are_repeated_for_each_sample(package: Path):

@@ -10,13 +10,13 @@ import onnxruntime as ort
 import pytest
 
 from moh_deploy.graph.choose_layers import choose_layers
-from moh_deploy.graph.layer_models import fed_names, layer_model
+from moh_deploy.graph.layer_models import empty_model, fed_names, layer_model
 from moh_deploy.ops.onnx_schema import make_node
 from moh_deploy.perf.tune.layers import LayerBench, at_sizes_of
 from moh_deploy.runtime.base import Variant
 from tests.handmade_package import ATTRIBUTES, BODY, LAYER, vectors, write_package
 from tests.kernel_library import required_library
-from tests.two_layers import LAYERS, write_two_layers
+from tests.two_layers import LAYERS, two_layers, write_two_layers
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -137,3 +137,22 @@ def test_layer_has_the_sizes_and_gates_of_the_run(tmp_path: Path):
     sized = at_sizes_of(ir.load(package.model_path), LAYER, {**run.inputs, "gates_0": gates})
     assert (sized.batch, sized.seq_len, sized.kv_len, sized.active_share) == (5, 7, 7, 0.25)
     assert at_sizes_of(ir.load(package.model_path), LAYER, {}) == LAYER
+
+
+def test_what_an_operator_of_ours_makes_of_constants_is_fed():
+    """Layers of a model without inputs: the first reads weights alone, the second what it makes."""
+    content, x = two_layers(), vectors().inputs["x"]
+    content.graph.initializer.append(onnx.numpy_helper.from_array(x, "x"))
+    del content.graph.input[:]
+    model = ir.from_proto(content)
+    assert fed_names(model, LAYERS[0]) == ()
+    (heads,) = run(layer_model(model, LAYERS[0], [{}]), {})
+    np.testing.assert_allclose(heads, vectors().outputs["y"], atol=1e-6)
+    assert fed_names(model, LAYERS[1]) == ("heads", "gates_1")
+    feeds = {"heads": heads, "gates_1": vectors().gates[0]}
+    assert run(layer_model(model, LAYERS[1], [feeds]), feeds)[0].shape == heads.shape
+
+
+def test_layer_of_constants_is_compared_with_a_session_that_takes_nothing():
+    (result,) = run(empty_model([{}]), {})
+    assert result.size == 1
