@@ -8,6 +8,7 @@ from typing import get_args
 
 import onnx_ir as ir
 
+from moh_deploy.errors import ExportError
 from moh_deploy.graph.free_name import free_name
 from moh_deploy.ops import op_names
 from moh_deploy.ops.op_names import AttentionOp
@@ -67,6 +68,9 @@ def keep_gates(model: ir.Model, translated: Sequence[TranslatedLayer]) -> tuple[
 
     Args:
         translated: The layers, in the order in which they run.
+
+    Raises:
+        ExportError: Fewer attentions than layers are left.
     """
     # Outputs are [the model's, gates of each layer, views of those that have one]. Attention nodes
     # stand in the graph in the order of their layers, so they are handed out one after the other.
@@ -75,7 +79,7 @@ def keep_gates(model: ir.Model, translated: Sequence[TranslatedLayer]) -> tuple[
     gates = list(graph.outputs[first : first + len(translated)])
     views = iter(list(graph.outputs[first + len(translated) :]))
     names = layer_names([layer.path for layer in translated])
-    attention = iter([node for node in graph if node.op_type in ATTENTION_OPS])
+    attention = iter(_attentions(graph, count=sum(layer.replaced for layer in translated)))
     routers: set[ir.Node] = set()
     layers: list[LayerNames] = []
     for name, value, one in zip(names, gates, translated, strict=True):
@@ -98,6 +102,17 @@ def keep_gates(model: ir.Model, translated: Sequence[TranslatedLayer]) -> tuple[
     # Values stay in the graph under their names, where sessions can fetch them.
     del graph.outputs[first:]
     return tuple(layers)
+
+
+def _attentions(graph: ir.Graph, *, count: int) -> list[ir.Node]:
+    found = [node for node in graph if node.op_type in ATTENTION_OPS]
+    if len(found) < count:
+        raise ExportError(
+            f"{count} layers have {len(found)} attentions in what torch.onnx has made: it merges"
+            " modules of equal weights that read the same.",
+            hint="Run one of them where both compute the same, or give them weights of their own.",
+        )
+    return found
 
 
 def layer_names(paths: Sequence[str]) -> list[str]:

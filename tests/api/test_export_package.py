@@ -184,6 +184,23 @@ def test_layers_of_one_module_are_told_apart(tmp_path: Path):
     assert {layer.path for layer in verified.layers} == chosen.keys()
 
 
+@sampled(2)
+@pytest.mark.parametrize(
+    ("name", "paths"), [("twice_on_the_same", ["attn"]), ("split_queries", ["model", "model#2"])]
+)
+def test_layers_that_could_be_merged_or_folded_are_those_of_the_package(
+    tmp_path: Path, name: str, paths: list[str]
+):
+    model = animal(name)
+    (x,) = model.inputs()
+    dynamic = ",".join(f"{axis}={dim}" for axis, dim in x.dims.items())
+    inputs = {"x": to_numpy(x.value)}
+    report = export(model.build(), tmp_path / "package", inputs=inputs, dynamic=(f"x:{dynamic}",))
+    assert [(layer.path, layer.replaced) for layer in report.layers] == [(p, True) for p in paths]
+    assert report.ungated == 0
+    assert_package_equals(tmp_path / "package", model.build(), model.inputs(seq=11))
+
+
 def test_choices_that_depend_on_sizes_are_exported_and_proven(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
+from moh_deploy.errors import ExportError
 from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer, keep_gates
 from tests.graph.models import add_weight, attention, model, node, value
 
@@ -140,3 +141,10 @@ def test_model_without_layers_is_not_changed():
 def test_layer_without_gates_at_the_end_of_the_outputs_is_an_error():
     with pytest.raises(ValueError, match="zip"):
         keep_gates(layers(0), translated("a"))
+
+
+def test_layers_that_were_merged_are_refused():
+    built = layers(1)
+    built.graph.outputs.append(built.graph.outputs[-1])  # the gates of both
+    with pytest.raises(ExportError, match="2 layers have 1 attentions in what"):
+        keep_gates(built, translated("student", "teacher"))

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moh_deploy.frontend.load.model import ModelInput
+from tests.zoo.model import noise
 from tests.zoo.unusual import C, D, H, Parts
 
 
@@ -111,3 +113,25 @@ class PositionsAsQueries(Parts):
         (q, _, _), (_, k, v) = self.qkv(at), self.qkv(x)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         return self.o((y * self.gates(at)[..., None]).flatten(2))
+
+
+def picture_in(seq=7):
+    return (ModelInput("x", noise(1, seq, C), {1: "seq"}),)
+
+
+class SplitQueries(nn.Module):
+    """Deformable DETR style, for one picture: the first layer reads weights, and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = nn.Embedding(6, 2 * C)
+        self.own, self.cross = Parts(), Parts()
+
+    def attend(self, parts, x, at, memory):
+        (q, _, _), (_, k, _), (_, _, v) = map(parts.qkv, (x + at, memory + at[:, :1], memory))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return x + parts.o((y * parts.gates(x + at)[..., None]).flatten(2))
+
+    def forward(self, x):
+        target, at = (one[None] for one in self.queries.weight.split(C, 1))
+        return self.attend(self.cross, self.attend(self.own, target, at, target), at, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from moh_deploy.frontend.load.model import ModelInput
@@ -50,3 +51,17 @@ class CountsItsLoad(Gated):
         g = super().gates(x, k)
         self.load.lerp_((g > 0).float().flatten(0, -2).mean(0), 0.1)
         return g
+
+
+class TwiceOnTheSame(nn.Module):
+    """Logits and an embedding, for each of which the layer is run: on the same tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn, self.head = Gated(), nn.Linear(C, 5)
+
+    def encode(self, x):
+        return x * torch.tensor(2.0) + self.attn(x)
+
+    def forward(self, x):
+        return {"logits": self.head(self.encode(x)), "embedding": self.encode(x)}

@@ -117,6 +117,8 @@ RARE = (
     rare("mapped_heads", idioms.MappedHeads, TOP_2),
     rare("summed_by_index", idioms.SummedByIndex, TOP_2),
     rare("one_attention_a_block", idioms.OneAttentionABlock),
+    rare("twice_on_the_same", otherwise_run.TwiceOnTheSame, TOP_2),
+    rare("split_queries", learned.SplitQueries, CONSTANT, TOP_2, inputs=learned.picture_in),
 )
 
 # Exported correctly, but not recognised as they should be: the layer is not counted, its attention

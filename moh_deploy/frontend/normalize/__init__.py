@@ -22,7 +22,8 @@ no_ops           what has no effect is left out
 stack_heads      heads that are computed one by one become one tensor: of the operators above
 gates_before_channels   gates of heads are applied first, those of channels behind them
 join_parts       it asks for the softmax and the products that the others make
-join_routers     last: it asks for the gates that the other joins
+join_routers     it asks for the gates that the other joins
+merge_equal      last: passes before it may write one thing twice
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from moh_deploy.frontend.normalize.functionalize import functionalize
 from moh_deploy.frontend.normalize.gates_before_channels import put_gates_before_channels
 from moh_deploy.frontend.normalize.join_parts import join_parts
 from moh_deploy.frontend.normalize.join_routers import join_routers
+from moh_deploy.frontend.normalize.merge_equal import merge_equal
 from moh_deploy.frontend.normalize.no_ops import drop_no_op
 from moh_deploy.frontend.normalize.spread import replace_spreads
 from moh_deploy.frontend.normalize.stack_heads import stack_heads
@@ -56,7 +58,7 @@ __all__ = ["normalize"]
 def normalize(program: ExportedProgram) -> ExportedProgram:
     """Return a program of equal results without in-place operators, im2col, einsum of many tensors,
     softmax that is written out, dropout that drops nothing, casts to what is given, transpositions
-    that undo one another, and state that no result depends on.
+    that undo one another, state that no result depends on, and what is computed twice.
     """
     write_out_vmap(program)
     program = functionalize(program)
@@ -77,6 +79,7 @@ def normalize(program: ExportedProgram) -> ExportedProgram:
         join_parts(node)
     for node in list(graph.nodes):
         join_routers(node)
+    merge_equal(program)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program

@@ -19,8 +19,9 @@ from torch.fx import Graph, Node
 
 from moh_deploy.frontend.fx.constant_inputs import add_constant
 from moh_deploy.frontend.fx.constants import Constants, StoredNodes
-from moh_deploy.frontend.fx.graph import ancestors, computed, is_tensor, let_read, tensor
+from moh_deploy.frontend.fx.graph import ancestors, computed, is_tensor, let_read, op, tensor
 from moh_deploy.frontend.fx.views import casts, is_view
+from moh_deploy.frontend.normalize.merge_equal import merge_calls
 
 _SMALL_BYTES = 1024
 _OPERAND_BYTES = 1 << 23
@@ -48,9 +49,10 @@ def fold_weights(program: ExportedProgram) -> None:
     """
     graph = program.graph_module.graph
     constant = Constants(program)
-    _merge_equal(graph, StoredNodes(graph, constant))
-    is_stored = StoredNodes(graph, constant)
-    stored = {node for node in graph.nodes if is_stored(node)}
+    # A layer that runs twice rearranges its weights once.
+    merge_calls(graph, _stored(graph, constant).__contains__)
+    graph.eliminate_dead_code()
+    stored = _stored(graph, constant)
     results = [node for group in _groups(stored) if _pays(group, stored) for node in group.results]
     results += [node for node in _operands(stored) if node not in results]
     for node, value in list(_evaluate(results, constant)):
@@ -59,14 +61,22 @@ def fold_weights(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _merge_equal(graph: Graph, is_stored: StoredNodes) -> None:
-    """A layer that runs twice rearranges its weights once."""
-    first: dict[str, Node] = {}
-    for node in list(graph.nodes):
-        if node.op == "call_function" and is_stored(node):
-            call = f"{node.target} {node.args} {node.kwargs}"
-            let_read(node, first.setdefault(call, node))
-    graph.eliminate_dead_code()
+def _stored(graph: Graph, constant: Constants) -> set[Node]:
+    """Return what follows from weights alone. A layer stays one: its attention is computed."""
+    is_stored = StoredNodes(graph, constant)
+    stored: set[Node] = set()
+    for node in graph.nodes:
+        if is_stored(node) and not _is_attention(node) and stored.issuperset(node.all_input_nodes):
+            stored.add(node)
+    return stored
+
+
+def _is_attention(node: Node) -> bool:
+    return _is_moh(node) and op(node).endswith("attention")
+
+
+def _is_moh(node: Node) -> bool:
+    return getattr(node.target, "namespace", None) == "moh"
 
 
 def _groups(stored: set[Node]) -> list[_Group]:
@@ -102,8 +112,7 @@ def _operands(stored: set[Node]) -> Iterator[Node]:
     for node in sorted(_read_by_others(stored)):
         cone = [source for source in ancestors(node) if source.op == "call_function"]
         changed = any(not is_view(source) or casts(source) for source in cone)
-        readers = {getattr(user.target, "namespace", None) for user in node.users}
-        if changed and _bytes(node) <= _OPERAND_BYTES and "moh" in readers:
+        if changed and _bytes(node) <= _OPERAND_BYTES and any(map(_is_moh, node.users)):
             yield node
 
 

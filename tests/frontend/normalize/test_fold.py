@@ -124,6 +124,16 @@ def test_what_a_moh_operator_reads_is_computed_once_although_it_may_grow():
     assert "attention" in names
 
 
+def test_attention_of_weights_alone_is_computed_and_what_it_reads_is_not():
+    def model(x: Tensor, w: Tensor) -> Tensor:
+        y = w.mT.exp()[None]
+        y = torch.ops.moh.attention(y, y, y, y[..., :1], None, None, 1, 1, 1.0, False)
+        return x[:, None] * y.exp()
+
+    assert left(model)[-3:] == ["attention", "exp", "mul"]
+    assert left(model).count("exp") == 1
+
+
 def test_what_a_moh_operator_reads_is_not_stored_where_it_is_large(monkeypatch):
     monkeypatch.setattr(fold, "_OPERAND_BYTES", 64 * 64 * 4 - 1)
     assert "linear" in [op(node) for node in folded(PositionBias()).graph.nodes]
