@@ -119,7 +119,8 @@ def _kept_of_sorted(node: Node, cone: list[Node]) -> int | None:
         user = pending.pop(0)
         if op(user) in ("slice", "narrow"):
             dim = cast(int, argument(user, "dim", 0)) % rank(user)
-            return example_shape(user)[dim]
+            size = shape(user)[dim]
+            return int(size) if size.is_Integer else None
         if op(user) == "getitem":
             pending.extend(member for member in user.users if member in members)
     return None

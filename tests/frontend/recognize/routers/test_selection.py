@@ -106,13 +106,22 @@ class AsManyAsTokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scores = self.project(x)
-        best, where = scores.topk(min(x.shape[1], HEADS), dim=-1)
-        return torch.zeros_like(scores).scatter(-1, where, best)
+        where = self.best(scores, min(x.shape[1], HEADS))
+        return torch.zeros_like(scores).scatter(-1, where, 1.0)
+
+    def best(self, scores: Tensor, number: int) -> Tensor:
+        return scores.topk(number, dim=-1).indices
 
 
-def test_number_of_heads_that_depends_on_a_size_is_not_known():
+class SortedAsManyAsTokens(AsManyAsTokens):
+    def best(self, scores: Tensor, number: int) -> Tensor:
+        return scores.argsort(-1, descending=True)[..., :number]
+
+
+@pytest.mark.parametrize("make", [AsManyAsTokens, SortedAsManyAsTokens])
+def test_number_of_heads_that_depends_on_a_size_is_not_known(make: type[nn.Module]):
     inputs = [ModelInput("x", torch.randn(2, 3, 8), {1: "seq"})]
-    (gates,) = traced(AsManyAsTokens(), inputs).graph.output_node().args[0]
+    (gates,) = traced(make(), inputs).graph.output_node().args[0]
     assert find_selection(router_cone(gates), HEADS) is None
 
 
