@@ -20,12 +20,11 @@ from moh_deploy.frontend.fx.graph import (
     reads_shape_only,
     tensor,
 )
+from moh_deploy.frontend.recognize.routers.any_length import routes_alike
 from moh_deploy.frontend.recognize.routers.selection import ends_router
 
 # Logits of these scales make flat, ordinary and saturated softmaxes.
 SCALES = (0.05, 1.0, 8.0)
-
-_OF_A_SIZE = frozenset(("arange", "linspace", "slice"))
 
 Values = dict[Node, torch.Tensor]
 
@@ -142,7 +141,8 @@ def is_number(node: Node) -> bool:
 def nodes_between(
     result: Node, inputs: set[Node], cone: set[Node], constant: Constants
 ) -> list[Node] | None:
-    """Return the nodes from inputs to a result, in order; None if the result depends on more.
+    """Return the nodes from inputs to gates, in order; None if those depend on more than each
+    token's own inputs.
 
     Args:
         cone: What may stand between them.
@@ -162,39 +162,13 @@ def nodes_between(
             if source not in found and (is_tensor(source) or makes_tuple):
                 found.add(source)
                 stack.append(source)
-    # A trial has the example's sizes; what positions decide may be another thing at others.
-    counting = _that_count(result.graph.nodes, found - inputs, inputs)
-    if any(_judges(node) and counting & set(node.all_input_nodes) for node in found - inputs):
+    if not routes_alike(result, found - inputs, inputs):
         return None
     return [
         node
         for node in result.graph.nodes
         if node in found and node not in inputs and node.op == "call_function"
     ]
-
-
-def _that_count(nodes: Iterable[Node], members: set[Node], inputs: set[Node]) -> set[Node]:
-    """Return the members that are made of nothing but positions: a range or a part of a table as
-    long as a size of the model's inputs, or what is computed of such."""
-    decided, found = set(inputs), set[Node]()
-    for node in nodes:
-        if node not in members or node.op != "call_function":
-            continue
-        sources = set() if reads_shape_only(node) else set(node.all_input_nodes)
-        of_a_size = any(not is_tensor(one) and one not in members for one in node.all_input_nodes)
-        if sources & decided:
-            decided.add(node)
-        elif (op(node) in _OF_A_SIZE and of_a_size) or sources & found:
-            found.add(node)
-    return found
-
-
-def _judges(node: Node) -> bool:
-    """True for an operator whose result may be another one behind some position. Whole numbers are
-    not looked at, such as the rows of a scatter: wrong ones would be seen at every size."""
-    if op(node) in ("lt", "le", "gt", "ge", "where", "clamp", "minimum", "maximum"):
-        return True
-    return op(node) in ("add", "sub", "mul", "div", "pow") and is_number(node)
 
 
 def run_nodes(nodes: Sequence[Node], inputs: Values, constant: Constants) -> Values | None:

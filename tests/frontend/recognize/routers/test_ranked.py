@@ -199,55 +199,6 @@ class BiasOfTheInput(Base):
         return scores * mask(scores + x[..., :HEADS].cumsum(1), 2)
 
 
-class AllOpenBehind(Base):
-    """Behind position 512 every head is open: no example of 16 tokens shows that."""
-
-    def gates(self, logits):
-        gates = logits.sigmoid() * mask(logits, 2)
-        near = torch.arange(logits.shape[1]) < 512
-        return torch.where(near[None, :, None], gates, torch.ones_like(gates))
-
-
-class RisingBehind(Base):
-    def gates(self, logits):
-        position = torch.arange(1, logits.shape[1] + 1) / 512
-        return logits.sigmoid() * mask(logits, 2) * position.clamp(min=1)[None, :, None]
-
-
-class TableOfPositions(Base):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("table", torch.ones(1024))
-
-    def gates(self, logits):
-        return logits.sigmoid() * mask(logits, 2) * self.table[: logits.shape[1], None]
-
-
-def form_at_any_length(make: type[nn.Module]) -> str:
-    length = ({1: torch.export.Dim.DYNAMIC},)
-    program = torch.export.export(make().eval(), (torch.randn(2, 16, 8),), dynamic_shapes=length)
-    (gates,) = program.graph.output_node().args[0]
-    return read_router(gates, None, Constants(program)).form.name
-
-
-class PutByRow(Base):
-    """Rows are counted to say where to write: that decides nothing."""
-
-    def gates(self, logits):
-        best, where = logits.topk(2, dim=-1)
-        rows = torch.arange(logits.shape[1])[None, :, None]
-        images = torch.arange(logits.shape[0])[:, None, None]
-        gates = torch.zeros_like(logits).index_put((images, rows, where), best.softmax(-1))
-        return gates * 2.0
-
-
-@pytest.mark.parametrize("make", [AllOpenBehind, RisingBehind, TableOfPositions])
-def test_what_positions_decide_is_not_proven_at_the_example(make: type[nn.Module]):
-    assert form_at_any_length(make) == "custom"
-    assert form_at_any_length(SoftmaxOfChosen) == "top_k"
-    assert form_at_any_length(PutByRow) == "top_k"
-
-
 @pytest.mark.parametrize("make", [SquareRoots, ScaledByToken, BiasOfTheInput])
 def test_other_routers_stay_as_they_are(make: type[nn.Module]):
     router, _, _ = read(make)
