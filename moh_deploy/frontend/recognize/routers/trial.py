@@ -26,6 +26,9 @@ from moh_deploy.frontend.recognize.routers.selection import ends_router
 # Logits of these scales make flat, ordinary and saturated softmaxes.
 SCALES = (0.05, 1.0, 8.0)
 
+# Of this scale they are so close that a bias of 0.001 changes their order.
+_CLOSE = 1e-4
+
 Values = dict[Node, torch.Tensor]
 
 
@@ -37,12 +40,14 @@ class RouterRun:
         gates: The node that they are [..., H].
         nodes: What was computed, what it was computed from first.
         values: Of each scale; float64 where the router takes it.
+        close: Of logits so close to one another that a small bias changes their order.
         tolerance: By how much what computes the same may differ.
     """
 
     gates: Node
     nodes: tuple[Node, ...]
     values: tuple[Values, ...]
+    close: Values
     tolerance: float
 
     def kept(self, candidates: int, top_k: int) -> int:
@@ -84,9 +89,11 @@ def run_router(
     between = nodes_between(gates, set(sources), set(cone), constant) if sources else None
     if between is None:
         return None
-    values, is_exact = run_part(sources, between, constant)
+    values, is_exact = run_part(sources, between, constant, (*SCALES, _CLOSE))
+    if not values:
+        return None
     tolerance = 1e-9 if is_exact else 1e-5
-    return RouterRun(gates, (*sources, *between), values, tolerance) if values else None
+    return RouterRun(gates, (*sources, *between), values[:-1], values[-1], tolerance)
 
 
 def _sources(gates: Node, cone: Sequence[Node], scores: Node, constant: Constants) -> list[Node]:
@@ -107,9 +114,12 @@ def _sources(gates: Node, cone: Sequence[Node], scores: Node, constant: Constant
 
 
 def run_part(
-    inputs: Sequence[Node], between: Sequence[Node], constant: Constants
+    inputs: Sequence[Node],
+    between: Sequence[Node],
+    constant: Constants,
+    scales: Sequence[float] = SCALES,
 ) -> tuple[tuple[Values, ...], bool]:
-    """Run nodes on made-up inputs of each of `SCALES`: in float64, to tell small deviations apart;
+    """Run nodes on made-up inputs of each scale: in float64, to tell small deviations apart;
     routers that insist on float32 run in that.
 
     Returns:
@@ -117,9 +127,9 @@ def run_part(
         to fewer bits than those of float64.
     """
     for dtype in (torch.float64, torch.float32):
-        runs = [run_nodes(between, _made_up(inputs, scale, dtype), constant) for scale in SCALES]
+        runs = [run_nodes(between, _made_up(inputs, scale, dtype), constant) for scale in scales]
         values = tuple(run for run in runs if run is not None)
-        if len(values) == len(SCALES):
+        if len(values) == len(scales):
             return values, dtype == torch.float64 and not any(map(_rounds, between))
     return (), False
 

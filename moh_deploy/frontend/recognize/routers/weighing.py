@@ -197,7 +197,8 @@ class Weighing:
         ]
 
     def _ranks_alike(self, logits: Logits) -> bool:
-        """The same heads are chosen, and there are no two of one rank, as in a mask."""
+        """The same heads are chosen, there are no two of one rank, as in a mask, and the ranked
+        scores of all heads, chosen or not, rise with these."""
         for values in self.run.values:
             ordered = logits.of(values).sort(-1).values
             if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
@@ -207,7 +208,14 @@ class Weighing:
             )
             if not torch.equal(first, second):
                 return False
-        return True
+        return all(self._rise_with(logits, values) for values in (*self.run.values, self.run.close))
+
+    def _rise_with(self, logits: Logits, values: Values) -> bool:
+        """The ranked scores rise with logits. Where they are rounded, they may be equal though the
+        logits are not, or fall by a step."""
+        order = logits.of(values).argsort(-1)
+        steps = self._ranked.of(values).gather(-1, order).diff(dim=-1)
+        return not bool((steps < -min(self.run.tolerance, _ROUNDING)).any())
 
 
 def _kept(values: Values, logits: Logits, selection: Selection, gate_mode: str) -> torch.Tensor:

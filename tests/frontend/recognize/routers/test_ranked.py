@@ -215,3 +215,31 @@ def test_heads_are_ranked_by_their_logits_where_a_sigmoid_would_make_them_equal(
 def test_heads_with_a_bias_are_ranked_by_the_biased_scores():
     router, _, _ = read(SelectionBias)
     assert op(router.routed_logits.node) == "add"
+
+
+class SmallBias(Base):
+    """Smaller than most differences of logits, and none of the weights."""
+
+    def gates(self, logits):
+        return logits.softmax(-1) * mask(logits + self.bias / 400, 2)
+
+
+class SeldomLeftOut(Base):
+    """One of four groups is left out; seldom it has the best head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, 8, bias=False)
+
+    def gates(self, logits):
+        scores = logits.sigmoid()
+        best = scores.unflatten(-1, (4, 2)).sum(-1)
+        open_groups = mask(best, 3).repeat_interleave(2, dim=-1)
+        return scores * mask(scores.masked_fill(open_groups == 0, 0.0), 1)
+
+
+@pytest.mark.parametrize(("make", "ranked"), [(SmallBias, "add"), (SeldomLeftOut, "masked_fill")])
+def test_what_changes_few_choices_is_seen(make: type[nn.Module], ranked: str):
+    router, gates, routed = read(make)
+    assert (router.form.name, op(router.routed_logits.node)) == ("scored", ranked)
+    torch.testing.assert_close(routed, gates)
