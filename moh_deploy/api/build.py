@@ -233,6 +233,7 @@ class _Build:
         plan = self._plan
         plan.require_gpu(self._process.stack)
         plan.require_cache_layer(self._process.stack)
+        plan.require_hardware_level(self._process.stack)
         package = self._in_precision()
         self._interface = package.manifest
         with self._progress.step("reading the model"):
@@ -255,7 +256,7 @@ class _Build:
             progress=self._progress,
         )
         with self._progress.step("lowering the model"):
-            graph = read.lowered(choices)
+            graph = read.lowered(choices, is_portable=plan.is_portable)
             save_model(graph.model, package, self._work)
         return graph, refused
 

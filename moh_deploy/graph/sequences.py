@@ -119,6 +119,7 @@ def lower_to_tensorrt(
     plugin_nodes: Collection[str],
     fused_nodes: Collection[str],
     open_shares: Mapping[str, float],
+    is_portable: bool = False,
 ) -> dict[str, str]:
     """Turn a package's model into what TensorRT's parser and the plugins take.
 
@@ -131,6 +132,7 @@ def lower_to_tensorrt(
         plugin_nodes: Names of the nodes that are to be plugins.
         fused_nodes: Names of those that are to be an attention of TensorRT's own.
         open_shares: Name of an attention node to its share of open gates, where that is known.
+        is_portable: The engine may run on other GPUs than the one that it is built on.
 
     Returns:
         Name of each of `fused_nodes` to that of the Attention in its place.
@@ -146,5 +148,5 @@ def lower_to_tensorrt(
     # The parser refuses nodes that leave out an input in between.
     close_input_gaps(model)
     # Last: closing a gap says which inputs there are, and that is a field.
-    tell_fields(model, open_shares)
+    tell_fields(model, open_shares, is_portable=is_portable)
     return fused

@@ -57,13 +57,19 @@ OPEN_SHARE = PluginField(
     "float",
     "Share of open gates that the sparse and the dense tactic are measured with; default 0.75.",
 )
+PORTABLE = PluginField(
+    "portable",
+    "int",
+    "1: the engine may run on other GPUs than the one it is built on, so only kernels that all of "
+    "them have are measured; default 0.",
+)
 
 _LIMITS = {
     op_names.ROUTER: {"routed_heads": 4096, "shared_heads": 4096},
     op_names.ATTENTION: {"head_dim": 256, "value_dim": 256},
     op_names.AGGREGATED_ATTENTION: {"head_dim": 256, "window_places": 128},
 }
-_FIELDS = {op_names.ATTENTION: (OPEN_SHARE,)}
+_FIELDS = {op_names.ATTENTION: (OPEN_SHARE, PORTABLE)}
 # Of each input.
 _RANKS: dict[str, tuple[tuple[int, ...], ...]] = {
     op_names.ROUTER: ((3,),) * 3,

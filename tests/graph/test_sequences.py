@@ -85,6 +85,7 @@ def test_the_share_of_open_gates_is_told_to_attention_only(two_layers: OnnxPacka
     left = _lowered(model, FIRST, SECOND, ROUTER, **{FIRST: 0.625, ROUTER: 0.5})
     assert left[FIRST].attributes["open_share"].as_float() == 0.625
     assert left[FIRST].attributes["present_inputs"].as_int() == 0
+    assert "portable" not in left[FIRST].attributes
     assert "open_share" not in left[SECOND].attributes
     assert "open_share" not in left[ROUTER].attributes
 
@@ -106,6 +107,14 @@ def _two_attentions() -> tuple[ir.Model, dict[str, np.ndarray]]:
         "mask": np.tri(3, dtype=bool),
     }
     return content, feed
+
+
+def test_plugins_of_an_engine_for_other_gpus_are_told(two_layers: OnnxPackage):
+    model = ir.load(two_layers.model_path)
+    names = [node.name or "" for node in nodes_with_plugins(model)]
+    lower_to_tensorrt(model, plugin_nodes=names, fused_nodes=(), open_shares={}, is_portable=True)
+    told = {node.name for node in model.graph if "portable" in node.attributes}
+    assert told == {FIRST, SECOND}
 
 
 def test_each_body_becomes_its_own_operators():

@@ -29,6 +29,7 @@ HARDWARE = {
 """What `--hardware-compatibility` takes, to TensorRT's names."""
 
 _CACHE_LAYER = "10.15"
+_SAME_CAPABILITY = "10.9"  # SAME_COMPUTE_CAPABILITY among the levels of compatibility
 """The first TensorRT with IKVCacheUpdateLayer, which its parser makes of TensorScatter."""
 
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -114,6 +115,22 @@ class BuildPlan:
                 f"the package writes its caches in place, for which {self.flavour.title}"
                 f" {found.version} has no layer; expected {_CACHE_LAYER} or later.",
                 hint="Build with caches that grow, or install a newer TensorRT.",
+            )
+
+    @property
+    def is_portable(self) -> bool:
+        """Whether the engine may run on GPUs of other architectures than this one's."""
+        return self.hardware_compatibility == "AMPERE_PLUS"
+
+    def require_hardware_level(self, found: Stack) -> None:
+        """Raise a BackendError if TensorRT does not have the level of compatibility yet."""
+        if self.hardware_compatibility != "SAME_COMPUTE_CAPABILITY":
+            return
+        if version.parse(found.version) < version.parse(_SAME_CAPABILITY):
+            raise BackendError(
+                f"{self.flavour.title} {found.version} builds no engine for other GPUs of the same"
+                f" compute capability; expected {_SAME_CAPABILITY} or later.",
+                hint="Leave --hardware-compatibility out, or install a newer TensorRT.",
             )
 
     def stack(self, found: Stack) -> dict[str, str | None]:

@@ -83,6 +83,7 @@ def _request(
         plugin_nodes=[one.node] if way == "kernel" else [],
         fused_nodes=[one.node] if way == "fused" else [],
         open_shares={one.node: one.open_share},
+        is_portable=plan.is_portable,
     )
     path = folder / f"{way}.onnx"
     ir.save(network, path)

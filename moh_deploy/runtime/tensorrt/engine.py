@@ -11,7 +11,7 @@ from moh_deploy.runtime.input_check import check_inputs, check_room
 from moh_deploy.runtime.tensorrt.engine_dir import EngineManifest
 from moh_deploy.runtime.tensorrt.engine_reading import read_engine_dir
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
-from moh_deploy.runtime.tensorrt.loading import LoadedEngine, load_engine
+from moh_deploy.runtime.tensorrt.loading import LoadedEngine, load_engine, on_first_gpu
 from moh_deploy.runtime.tensorrt.on_gpu import GpuContext, is_torch, stand_in
 from moh_deploy.runtime.tensorrt.on_host import HostContext
 from moh_deploy.runtime.tensorrt.profiles import covers, profile_text
@@ -39,7 +39,8 @@ class Engine:
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
         self.manifest: EngineManifest = read_engine_dir(self.root)
-        self._loaded: LoadedEngine | None = load_engine(self.root, self.manifest)
+        with on_first_gpu():
+            self._loaded: LoadedEngine | None = load_engine(self.root, self.manifest)
         self._on_gpu: GpuContext | None = None
         self._on_host: HostContext | None = None
 
@@ -85,11 +86,13 @@ class Engine:
                 {name: stand_in(name, one, counted=name == counted) for name, one in inputs.items()}
             )
             # Made when first needed: a context holds scratch memory on the GPU.
-            self._on_gpu = self._on_gpu or GpuContext(loaded, self.manifest.outputs)
-            return self._on_gpu.run(inputs, profile)
+            with on_first_gpu():
+                self._on_gpu = self._on_gpu or GpuContext(loaded, self.manifest.outputs)
+                return self._on_gpu.run(inputs, profile)
         profile = self._profile(inputs)
-        self._on_host = self._on_host or HostContext(loaded, FLAVOURS[self.manifest.backend])
-        return self._on_host.run(inputs, profile)
+        with on_first_gpu():
+            self._on_host = self._on_host or HostContext(loaded, FLAVOURS[self.manifest.backend])
+            return self._on_host.run(inputs, profile)
 
     def close(self) -> None:
         """Give the GPU's memory back. The plugin library stays in the process."""

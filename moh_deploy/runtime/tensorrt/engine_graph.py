@@ -55,11 +55,14 @@ class PackageGraph:
     types: dict[str, str]
     rejections: tuple[Rejection, ...]
 
-    def lowered(self, choices: Mapping[str, ChosenWay]) -> EngineGraph:
+    def lowered(
+        self, choices: Mapping[str, ChosenWay], *, is_portable: bool = False
+    ) -> EngineGraph:
         """Lower the model, once, and return what TensorRT is given.
 
         Args:
             choices: Name of an attention node to what runs it.
+            is_portable: The engine may run on other GPUs than the one that it is built on.
         """
         ways = {node: choice.way for node, choice in choices.items()}
         plugins = {
@@ -70,6 +73,7 @@ class PackageGraph:
             plugin_nodes=plugins,
             fused_nodes=[node for node, way in ways.items() if way == "fused"],
             open_shares=open_shares(self.layers),
+            is_portable=is_portable,
         )
         return EngineGraph(
             self.model,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -44,6 +46,18 @@ class LoadedEngine:
     def log_tail(self) -> str:
         """Return the last lines of TensorRT's log, to put behind a message."""
         return _tail(self.lines)
+
+
+def on_first_gpu() -> AbstractContextManager[object]:
+    """Make the first GPU current in a block: what is loaded and run is bound to the current one.
+
+    Whoever uses torch may have chosen another.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return nullcontext()
+    chosen: AbstractContextManager[object] = torch.cuda.device(0)
+    return chosen
 
 
 def load_engine(root: Path, manifest: EngineManifest) -> LoadedEngine:
@@ -89,6 +103,14 @@ def _check_gpu(root: Path, manifest: EngineManifest) -> None:
         raise BackendError(
             f"{root} was built for GPUs of compute capability {', '.join(targets)}; here is {gpu}.",
             hint=f"Build it with --compute-capability {gpu.dotted}.",
+        )
+    built_on = manifest.versions.get("compute capability")
+    if targets or built_on is None or manifest.hardware_compatibility == "AMPERE_PLUS":
+        return
+    if built_on != gpu.dotted:
+        raise BackendError(
+            f"{root} was built on a GPU of compute capability {built_on}; here is {gpu}.",
+            hint=_BUILD_HERE,
         )
 
 

@@ -35,8 +35,10 @@ Ort::Status register_ops(OrtSessionOptions* options) {
 }  // namespace moh::ort
 
 MOH_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
-  return moh::ort::register_with(base, "moh-deploy's CUDA kernels",
-                                 [&] { return moh::ort::register_ops(options); });
+  // The first with KernelContext_GetScratchBuffer.
+  return moh::ort::register_with(
+      base, "moh-deploy's CUDA kernels", [&] { return moh::ort::register_ops(options); },
+      /*api_version=*/18);
 }
 
 // Which attention kernels of Triton it holds, a line each: moh_cuda_triton_kernels.

@@ -4,16 +4,24 @@
 
 namespace moh::ort {
 
-// Memory for one call, where the node's first input is. The session's arena gives it back to nodes
-// of the same stream only, so it may be let go as soon as the work is enqueued.
+// Memory for one call, where the node's first input is. It is of the stream that the session runs
+// this call on, and is given back to that stream's work only: so it may be let go as soon as ours
+// is enqueued. What an allocator hands out by itself is of no stream, and another run of the
+// session, on a stream of its own, would get it while our kernels still write there.
 class Workspace {
  public:
   Workspace(const Ort::KernelContext& context, size_t bytes) {
     if (bytes == 0) {
       return;
     }
-    allocator_ = context.GetAllocator(*context.GetInput(0).GetTensorMemoryInfo());
+    const auto memory = context.GetInput(0).GetTensorMemoryInfo();
+    allocator_ = context.GetAllocator(*memory);
+#if defined(MOH_EMULATED)  // which has no stream to ask for
     data_ = allocator_->Alloc(allocator_, bytes);
+#else
+    const Ort::Status status(Ort::GetApi().KernelContext_GetScratchBuffer(
+        context.GetOrtKernelContext(), memory, bytes, &data_));
+#endif
     if (data_ == nullptr) {
       Ort::GetApi().ReleaseAllocator(allocator_);
       throw std::bad_alloc();

@@ -387,6 +387,10 @@ print(json.dumps([same, attempt(lambda: Engine(old))]))
     ("change", "message"),
     [
         ({"compute_capabilities": ("8.6", "12.0")}, "of compute capability 8.6, 12.0; here is"),
+        (
+            {"versions": {"TensorRT": "10.9.0.34", "compute capability": "9.0"}},
+            "was built on a GPU of compute capability 9.0; here is",
+        ),
         ({"versions": {"TensorRT": "10.7.0"}}, "was built by TensorRT 10.7.0, here is 10.9.0.34"),
         (
             {"versions": {"TensorRT": "10.10.0"}, "version_compatible": True},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
+from moh_deploy.runtime.tensorrt.loading import on_first_gpu
 from moh_deploy.runtime.tensorrt.on_gpu import GpuContext
 
 SHAPE = (2, 3)
@@ -124,3 +126,18 @@ def test_another_stream_waits_for_the_last_run(
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: streams[0])
     made.run({"x": aligned(), "past": aligned()}, 0)
     assert streams[0].waited_for == []
+
+
+def test_first_gpu_is_made_current_whatever_torch_has_chosen(monkeypatch: pytest.MonkeyPatch):
+    made_current: list[int] = []
+
+    @contextmanager
+    def device(index: int) -> Iterator[None]:
+        made_current.append(index)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    for is_initialized, expected in ((False, []), (True, [0])):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda found=is_initialized: found)
+        with on_first_gpu():
+            assert made_current == expected

@@ -40,7 +40,11 @@ class Attention final : public Op {
   explicit Attention(const Fields& fields)
       : attributes_(fields),
         open_share_(fields.float_value("open_share", cuda::kUsualOpenShare)),
+        portable_(fields.int_value("portable", 0)),
         workspace_kib_(fields.int_value("workspace_kib", -1)) {
+    if (portable_ != 0 && portable_ != 1) {
+      throw Refusal("field portable is ", portable_, "; expected 0 or 1.");
+    }
     if (!(open_share_ >= 0 && open_share_ <= 1)) {
       throw Refusal("field open_share is ", open_share_, "; expected 0 to 1.");
     }
@@ -51,6 +55,7 @@ class Attention final : public Op {
   std::vector<Number> serialize() const override {
     std::vector<Number> numbers = attributes_.serialize();
     numbers.push_back({"open_share", open_share_});
+    numbers.push_back({"portable", portable_});
     numbers.push_back({"workspace_kib", workspace_kib_});
     return numbers;
   }
@@ -88,7 +93,8 @@ class Attention final : public Op {
       }
       gates = std::max(gates, gate_count(args) * bytes_of(args.dtype));
     }
-    return align_up(kernels) + align_up(gates);
+    // What is kept of it is in KiB, and fit() goes by that.
+    return from_kib(in_kib(align_up(kernels) + align_up(gates)));
   }
 
   std::vector<int32_t> tactics() const override { return tactics_; }
@@ -159,6 +165,9 @@ class Attention final : public Op {
     const Device device = device_of_build();
     std::vector<int32_t> tactics;
     for (const auto kernel : {AttentionKernel::kCuda, AttentionKernel::kTriton}) {
+      if (kernel == AttentionKernel::kTriton && portable_ == 1) {
+        continue;  // which there is for some GPUs only
+      }
       for (const auto tactic : {AttentionTactic::kSparse, AttentionTactic::kDense}) {
         AttentionChoice choice{};
         choice.tactic = tactic;
@@ -213,6 +222,7 @@ class Attention final : public Op {
 
   AttentionAttributes attributes_;
   float open_share_;
+  int32_t portable_;
   int32_t workspace_kib_;  // that TensorRT gives; -1: enough
   std::vector<int32_t> tactics_;
   int32_t tactic_ = kNoTactic;
@@ -231,6 +241,7 @@ const OpInfo& attention_info() {
   static const OpInfo info{contract::attention::kOp,
                            {{"BSq", "BHSD"}, {"BTk", "BGTD"}, {"BTv", "BGTE"}, {"BSH"}, {}, {"B"}},
                            {{"open_share", AttributeType::kFloat, false},
+                            {"portable", AttributeType::kInt, false},
                             {"workspace_kib", AttributeType::kInt, false, /*internal=*/true}},
                            {{'B', "batch size"},
                             {'S', "length"},
