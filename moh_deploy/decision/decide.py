@@ -123,12 +123,13 @@ def decide_arms(
         if verdict == "cannot tell":
             verdict = "win" if wins[name] else "loss" if losses[name] else "cannot tell"
             found_in = look
-        # At the level of Holm's first step, which every arm is sure to need at most.
-        hints = (
-            _would_tell(promises[name], level / len(promises)) if verdict == "cannot tell" else ()
-        )
+        hints: tuple[str, ...] = ()
+        if verdict == "cannot tell":
+            # At the level of Holm's first step, which every arm is sure to need at most.
+            own = level / len(promises)
+            hints = tuple(_would_tell(promises[name], own, is_last=look == plan.looks))
         return ArmDecision(
-            name, verdict, found_in, promises[name], p_win[name], p_loss[name], tuple(hints)
+            name, verdict, found_in, promises[name], p_win[name], p_loss[name], hints
         )
 
     return tuple(decided(name) for name in promises)
@@ -189,7 +190,7 @@ def _promises_of(plan: Plan, evidence: ArmEvidence, arm: str, reference: str) ->
         )
 
 
-def _would_tell(promises: Sequence[Promise], level: float) -> Iterator[str]:
+def _would_tell(promises: Sequence[Promise], level: float, *, is_last: bool) -> Iterator[str]:
     """Yield what would tell each promise that is not told, in words."""
     for one in promises:
         # A loss is any promise that is broken, so each has to show it at its part of the level.
@@ -200,9 +201,10 @@ def _would_tell(promises: Sequence[Promise], level: float) -> Iterator[str]:
             continue
         own = level / len(promises) if one.surplus < 0 else level
         if one.kind == "quality" and own < 1 / (1 + RESAMPLES):
+            then = "fewer arms or a lower confidence could be told"
             yield (
                 f"{one.text}: this look may be wrong in {100 * own:.2g} % of cases, which"
-                f" {RESAMPLES} draws cannot show; a later look can tell"
+                f" {RESAMPLES} draws cannot show; {then if is_last else 'a later look can tell'}"
             )
             continue
         needed = one.enough(own)

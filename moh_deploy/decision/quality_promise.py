@@ -32,8 +32,9 @@ class SampleScores:
 
     @property
     def right_or_wrong(self) -> bool:
-        """Whether every sample is one label, and its score 1 or 0."""
+        """Whether every sample is one label, and its score, where it has one, 1 or 0."""
         every = np.concatenate(list(self.totals.values()))
+        every = every[np.isfinite(every)]  # An arm without a score says nothing of the others.
         return bool((self.weights == 1).all() and np.isin(every, (0.0, 1.0)).all())
 
     def value(self, arm: str) -> float:

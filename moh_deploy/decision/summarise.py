@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 
 from moh_deploy.decision.arm import Arm
-from moh_deploy.decision.decide import ArmDecision, ArmVerdict, decide_arms, would_do
+from moh_deploy.decision.decide import ArmDecision, ArmVerdict, WouldDo, decide_arms, would_do
 from moh_deploy.decision.energy import EnergyClock
 from moh_deploy.decision.latency_promise import log_quantile
 from moh_deploy.decision.levels import level_of_look
@@ -55,9 +55,9 @@ def report_of(
     """Decide by the plan, and say all of it."""
     decided = decide_arms(plan, measured.evidence, look=setting.look, earlier=setting.earlier)
     decisions = {one.name: one for one in decided}
-    chooses = {one.name: one.chooses for one in arms if one.chooses is not None}
     # The reference first, then in the plan's order.
     ordered = sorted(arms, key=lambda arm: arm.name != plan.reference)
+    chooses = {one.name: one.chooses for one in ordered if one.chooses is not None}
     return DecisionReport(
         goal=plan.goal,
         plan_digest=plan.digest,
@@ -74,7 +74,7 @@ def report_of(
             _arm(plan, arm, measured, decisions.get(arm.name), setting.energy.why_none)
             for arm in ordered
         ),
-        would_do=would_do(plan, measured.evidence, chooses, look=setting.look),
+        would_do=tuple(_would_do(plan, measured, decisions, chooses, setting.look)),
         break_even=size_break_evens(
             measured.evidence.times,
             list(_pairs(ordered, chooses)),
@@ -84,6 +84,23 @@ def report_of(
         notes=tuple(_notes(plan, measured, setting.energy)),
         kernels=measured.described[plan.reference].kernels,
     )
+
+
+def _would_do(
+    plan: Plan,
+    measured: MeasuredArms,
+    decisions: Mapping[str, ArmDecision],
+    chooses: Mapping[str, bool],
+    look: int,
+) -> list[WouldDo]:
+    """Return the arms without routers that would do, the one to name first."""
+    found = would_do(plan, measured.evidence, chooses, look=look)
+    lost = {one.name for one in decisions.values() if one.verdict == "loss"}
+    if chooses.get(plan.reference) is not True:
+        # A simple arm that is worse than the reference is none to take, where that is simple, too.
+        found = tuple(one for one in found if one.name not in lost)
+    won = {one.name for one in decisions.values() if one.verdict == "win"}
+    return sorted(found, key=lambda one: (one.name in lost, one.name not in won))
 
 
 def _pairs(arms: Sequence[Arm], chooses: Mapping[str, bool]) -> Iterator[tuple[str, str]]:

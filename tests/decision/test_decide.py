@@ -151,6 +151,8 @@ def test_look_that_draws_cannot_show_says_so():
     found = decide_arms(plan(2, looks=3), shown)
     assert found[0].verdict == "cannot tell"
     assert any("draws cannot show; a later look can tell" in one for one in found[0].would_tell)
+    (last,) = decide_arms(plan(confidence=0.9999), evidence(np.random.default_rng(0), [0.0], [0.5]))
+    assert any("cannot show; fewer arms or a lower confidence" in one for one in last.would_tell)
 
 
 def test_broken_promise_is_hinted_at_its_part_of_the_level():

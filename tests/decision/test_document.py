@@ -10,6 +10,7 @@ from moh_deploy.decision.size_break_even import SizeBreakEven, SizedGain, crossi
 from moh_deploy.report.charts import TradeOffChart
 from moh_deploy.report.document import Section, Table
 from tests.decision.reports import decision_report
+from tests.decision.simulated import REFERENCE
 from tests.report.json_schema import assert_of_form
 
 
@@ -120,3 +121,16 @@ def test_runtimes_are_named_where_arms_have_several():
     text = replace(report, arms=(*report.arms[:2], other, *report.arms[3:])).to_markdown()
     assert f"{other.kind}; OpenVINO 2026.4.1 |" in text
     assert text.count("; ONNX Runtime 1.32.0 |") == len(report.arms) - 1
+
+
+def test_simple_arm_that_lost_against_a_simple_reference_is_not_what_to_take():
+    """`0` is alike to `1`, which chooses heads; both are slower than the reference, or faster."""
+    simple = frozenset({REFERENCE, "0"})
+    slower = decision_report((0.0, 0.0), (-0.2, -0.2), dense=simple, samples=20_000)
+    assert [one.name for one in slower.would_do] == [REFERENCE]
+    assert f"'{REFERENCE}' chooses no heads" in slower.decision
+    faster = decision_report((0.0, 0.0), (0.2, 0.2), dense=simple, samples=20_000)
+    assert [one.name for one in faster.would_do] == ["0"]
+    # Against one that chooses heads, a simple arm need be no faster.
+    routed = decision_report((0.0, 0.0), (0.0, 0.2), dense=frozenset({"0", "1"}), samples=20_000)
+    assert [one.name for one in routed.would_do] == ["1", "0"]

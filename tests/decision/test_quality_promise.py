@@ -71,3 +71,14 @@ def test_sample_without_a_score_loses_if_it_is_the_arms():
     assert found.came == "1 of 100 samples have no finite top-1 in 'arm'"
     other = promised(top_1(broken, np.ones(100)))
     assert (other.p_kept, other.p_broken) == (1.0, 1.0)
+
+
+def test_arm_without_a_score_changes_nothing_of_another():
+    right = np.ones(100)
+    broken = right.copy()
+    broken[3] = np.nan
+    totals = {"reference": right, "arm": right, "half": broken}
+    scores = SampleScores(TopK(1, "y"), right, totals)
+    assert promised(scores) == promised(top_1(right, right))
+    low, high = scores.interval("arm", 0.95) or (1.0, 1.0)
+    assert low < high

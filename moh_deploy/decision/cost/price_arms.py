@@ -84,9 +84,10 @@ def price_arms(
     )
 
 
-def _rank(arm: ArmCost) -> tuple[int, float]:
+def _rank(arm: ArmCost) -> tuple[int, bool, float]:
     assert arm.net is not None
-    return ("does not pay", "cannot tell", "pays").index(arm.pays), arm.net.value
+    place = ("does not pay", "cannot tell", "pays").index(arm.pays)
+    return place, arm.verdict != "loss", arm.net.value
 
 
 def _priced(arm: DecidedArm, times: RunTimes, shares: Sequence[float], has_energy: bool) -> _Priced:

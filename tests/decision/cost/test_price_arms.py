@@ -232,3 +232,11 @@ def test_whole_machines_are_saved_in_steps_between_the_ends_of_utilization():
     found = terms.saving(dense, moh, exactly(3.9))
     assert (found.low, found.value) == pytest.approx((0.0, 2629.8), abs=1.0)
     assert found.high == found.value
+
+
+def test_arm_that_lost_is_not_the_best_where_nothing_pays(tmp_path: Path):
+    times = {"dense": (10.0, 40.0), "moh": (8.0, 20.0), "int4": (4.0, 10.0)}
+    report = priced(tmp_path, decided=decision(times, verdicts={"int4": "loss"}))
+    assert [one.pays for one in report.arms[1:]] == ["does not pay"] * 2
+    assert report.sensitivity_of == "moh"
+    assert "'moh' saves 13 USD (11.1 to 15.1): that would pay" in report.decision
