@@ -143,7 +143,7 @@ class FoundArms:
         else:
             kind = f"{kind}: {made.top_k} routed heads for each token"
             written = with_top_k(package.root, target, top_k=made.top_k, progress=progress)
-        dense = made.all_heads_open is not None
+        dense, chooses = section.dense or bool(made.all_heads_open), chooses and not section.dense
         return Arm(name, kind, opened_package(written), variant, written, dense, chooses)
 
     def _first_package(self) -> str | None:

@@ -121,16 +121,16 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
     # Overrides go into the document before it is checked, so both are held to the same schema;
     # which paths they set is kept to name the right source in messages.
     overridden = [_apply_override(document, override) for override in overrides]
+    source = str(path) if path is not None else "--set"
+    flat, places = flat_document(document, source)
     try:
-        flat, paths = flat_document(document)
-        config = ExportConfig.model_validate(flat, context=paths is not None)
+        config = ExportConfig.model_validate(flat, context=bool(places))
     except ValidationError as error:
-        source = str(path) if path is not None else "--set"
         problems = error.errors()
         for item in problems:
             if item["loc"][:1] == ("constants",) and len(item["loc"]) > 1:
                 item["msg"] = "expected a tensor with a shape, null, true, false, a number or text"
-            item["loc"] = in_document(item["loc"], paths)
+            item["loc"] = in_document(item["loc"], places)
         lines = [
             explain(
                 item,
@@ -243,6 +243,9 @@ def _name_problems(config: ExportConfig) -> Iterator[str]:
         for index, name in enumerate(names):
             if name in names[:index]:
                 yield f"{section}.{index} repeats the name '{name}'."
+    for entry in config.inputs:
+        if entry.name in config.constants:
+            yield f"'{entry.name}' is in inputs and in constants, expected one of them."
 
 
 def _shape_problems(config: ExportConfig, places: Sequence[str]) -> Iterator[str]:

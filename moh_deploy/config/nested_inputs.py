@@ -10,49 +10,58 @@ is the same as a list of tensors called `ids`, `past.0.key` and `past.0.value`, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.system.suggest import shortened
 
 ConstantValue = bool | int | float | str | None
 _Key = str | int
+Places = Mapping[tuple[_Key, ...], tuple[_Key, ...]]
+"""Place of each tensor, and of each constant that was among the inputs, to that in the document."""
+
 _OF_A_TENSOR = {"shape", "dtype", "range"}
 
 
 def flat_document(
-    document: Mapping[str, object],
-) -> tuple[Mapping[str, object], list[tuple[_Key, ...]] | None]:
-    """Return a document whose inputs are a list of tensors.
+    document: Mapping[str, object], source: str
+) -> tuple[Mapping[str, object], Places]:
+    """Return a document whose inputs are a list of tensors, and where they are in the given one.
 
-    Returns:
-        The document, and the key path that each tensor has in the given one; None where its inputs
-        are no mapping.
+    Args:
+        document: As it was read.
+        source: What messages call it.
+
+    Raises:
+        ConfigError: A constant is among the inputs and in `constants`, too.
     """
     inputs = document.get("inputs")
     if not isinstance(inputs, dict):
-        return document, None
+        return document, {}
     leaves = [leaf for name, value in inputs.items() for leaf in _leaves((name,), value)]
     tensors = [(path, value) for path, value in leaves if isinstance(value, dict)]
-    constants = {_dotted(path): value for path, value in leaves if not isinstance(value, dict)}
+    others = [(path, value) for path, value in leaves if not isinstance(value, dict)]
+    constants = {_dotted(path): value for path, value in others}
     flat = {
         **document,
         "inputs": [{**value, "name": _dotted(path)} for path, value in tensors],
     }
     given = document.get("constants", {})
     if constants and isinstance(given, dict):
+        if both := sorted(given.keys() & constants.keys()):
+            raise ConfigError(
+                f"{source}: {shortened(both)} is in inputs and in constants, expected one of them."
+            )
         flat["constants"] = {**given, **constants}
-    return flat, [path for path, _ in tensors]
+    return flat, {
+        **{("inputs", at): ("inputs", *path) for at, (path, _) in enumerate(tensors)},
+        **{("constants", _dotted(path)): ("inputs", *path) for path, _ in others},
+    }
 
 
-def in_document(
-    location: tuple[_Key, ...], paths: Sequence[tuple[_Key, ...]] | None
-) -> tuple[_Key, ...]:
+def in_document(location: tuple[_Key, ...], places: Places) -> tuple[_Key, ...]:
     """Return where a place of a flattened document is in the given one."""
-    if paths is None or len(location) < 2:
-        return location
-    if location[0] == "constants":
-        return ("inputs", *str(location[1]).split("."))
-    if location[0] == "inputs" and isinstance(location[1], int):
-        return ("inputs", *paths[location[1]], *location[2:])
-    return location
+    return (*places.get(location[:2], location[:2]), *location[2:])
 
 
 def _leaves(path: tuple[_Key, ...], value: object) -> Iterator[tuple[tuple[_Key, ...], object]]:

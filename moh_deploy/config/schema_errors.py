@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from pydantic_core import ErrorDetails
@@ -40,7 +41,18 @@ def explain(
         what = "has too few values" if isinstance(item["loc"][-1], int) else "is missing"
         return f"{source}: {dotted(path)} {what}."
     words = expectation(path) or item["msg"][0].lower() + item["msg"][1:]
-    return f"{source}: {dotted(path)} is {shown_value(item['input'])}: {words}."
+    return f"{source}: {dotted(path)} is {shown_value(item['input'])}: {words}{_of_yaml(item)}."
+
+
+def _of_yaml(item: ErrorDetails) -> str:
+    """Return what to write in place of `1e-3`, where a number is expected."""
+    value = item["input"]
+    if item["type"] != "float_type" or not isinstance(value, str) or not _POWER.fullmatch(value):
+        return ""
+    return "; YAML takes a power of ten for text unless it has a point and a sign, as in 1.0e-3"
+
+
+_POWER = re.compile(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+")
 
 
 def document_path(loc: Sequence[Key], document: object) -> tuple[Key, ...]:

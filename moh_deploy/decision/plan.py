@@ -288,6 +288,11 @@ def _arm_problems(plan: Plan) -> Iterator[str]:
     if plan.reference not in plan.arms:
         hint = did_you_mean(plan.reference, plan.arms) or f"There are {shortened(plan.arms)}."
         yield f"reference is '{plan.reference}', which is no arm. {hint}"
+    elif (made := plan.arms[plan.reference].made) is not None and made.fixed_routing:
+        yield (
+            f"reference is '{plan.reference}', which is made by fixed_routing: a bound, and no"
+            " model that could be served otherwise."
+        )
     for name, arm in plan.arms.items():
         place, sources = f"arms.{name}", arm.sources
         if len(sources) != 1:
@@ -331,6 +336,12 @@ def _other_problems(plan: Plan) -> Iterator[str]:
     for metric in dict.fromkeys(metrics):
         if metrics.count(metric) > 1:
             yield f"quality names metric '{metric}' twice."
+    for index, goal in enumerate(plan.quality):
+        if goal.metric.startswith("top-") and goal.may_lose >= 1:
+            yield (
+                f"quality.{index}.may_lose is {goal.may_lose:g}, which is all of {goal.metric}:"
+                " expected a share, one point is 0.01."
+            )
     if plan.latency is None and plan.sizes:
         yield "sizes are given, but no latency that is compared at them."
     for index, sizes in enumerate(plan.sizes):

@@ -138,8 +138,9 @@ def along_lines(
             others = tuple((name, size) for name, size in one.items() if name != dim)
             lines.setdefault(others, []).append(SizedGain(one[dim], *gain))
         for others, line in lines.items():
-            if len(line) > 1:
-                along = tuple(sorted(line, key=lambda one: one.size))
+            # A size of 0, an empty cache, lies on no line over the logarithm of sizes.
+            along = tuple(sorted((one for one in line if one.size), key=lambda one: one.size))
+            if len(along) > 1:
                 crossed = tuple(crossings(along))
                 yield SizeBreakEven(arm, rival, dim, dict(others), along, crossed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.validate.accuracy.reading import LabelledData
@@ -20,7 +21,8 @@ def timed_inputs(
     drawn from these.
 
     Raises:
-        ConfigError: A dimension is unknown, or of a size that the model does not take.
+        ConfigError: A dimension is unknown, or of a size that the model does not take; or there is
+            nothing to draw from.
     """
     return [_of_sizes(base, data, one) for one in sizes or [{}]]
 
@@ -29,6 +31,12 @@ def _of_sizes(base: OnnxPackage, data: LabelledData | None, sizes: Mapping[str, 
     real = None if data is None else _real(base, data, sizes)
     if real is not None:
         return real
+    if not base.vectors:
+        raise ConfigError(
+            f"{base.root} holds no recorded inputs, and no samples are of these sizes: there is"
+            " nothing to time on.",
+            hint="Give the plan samples of these sizes, or export the package again.",
+        )
     if not sizes:
         return input_sets(base, [], [])[0]
     return sized_inputs(base, {name: [size] for name, size in sizes.items()})[0]

@@ -152,3 +152,17 @@ def test_made_is_of_the_first_package_where_the_reference_is_none(tmp_path: Path
     quiet = SilentProgress()
     made = {one.name: one for one in found.made(found.given(quiet), tmp_path / "scratch", quiet)}
     assert made["open"].kind.startswith("made of 'moh'")
+
+
+def test_made_arm_that_is_called_dense_chooses_no_heads(tmp_path: Path):
+    write_grouped(tmp_path / "moh")
+    arms = {
+        "moh": {"path": "moh"},
+        "half": {"made": {"precision": "float16"}, "dense": True},
+    }
+    document = {"goal": "g", "reference": "moh", "arms": arms, "latency": {"at_least": 0.1}}
+    found = find_arms(PlanFile(plan_of(document, "plan.yaml"), tmp_path, "plan.yaml"), None)
+    quiet = SilentProgress()
+    (tmp_path / "scratch").mkdir()
+    _, half = found.made(found.given(quiet), tmp_path / "scratch", quiet)
+    assert (half.dense, half.chooses) == (True, False)

@@ -72,7 +72,11 @@ def test_override_goes_into_what_is_nested(tmp_path: Path):
         ("inputs: {x: {shape: [1], range: [2, 1]}}", "inputs.x.range is [2.0, 1.0]"),
         ("inputs: {x: {shape: [1]}, past: []}", "inputs.past is []: expected a tensor"),
         ("inputs: {x: {shape: [1]}, when: 2001-01-01}", "inputs.when is datetime.date"),
+        ("inputs: {x: {shape: [1]}, past: [{key: []}]}", "inputs.past.0.key is []: expected a"),
         ("{inputs: {x: {shape: [1]}}, constants: [1]}", "constants is [1]"),
+        ("{inputs: {x: {shape: [1]}, a: 1}, constants: {b: []}}", ": constants.b is []: expected"),
+        ("{inputs: {a: 1}, constants: {a: 2}}", "config.yaml: a is in inputs and in constants"),
+        ("{inputs: {a: {shape: [1]}}, constants: {a: 2}}", "'a' is in inputs and in constants"),
     ],
 )
 def test_problem_is_told_at_its_place_in_the_file(tmp_path: Path, text: str, message: str):

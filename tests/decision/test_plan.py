@@ -77,6 +77,13 @@ def plan_with(path: str, value: object) -> Plan:
         ("latency", None, "sizes are given, but no latency that is compared at them."),
         ("sizes", [{"batch": 1}, {"batch": 1}], "sizes.1 is there twice."),
         ("quality", [PLAN["quality"], PLAN["quality"]], "quality names metric 'top-1' twice."),
+        ("quality.may_lose", 1, "quality.may_lose is 1, which is all of top-1: expected a share"),
+        ("quality.may_lose", "1e-3", "text unless it has a point and a sign, as in 1.0e-3."),
+        (
+            "arms.dense",
+            {"made": {"fixed_routing": True}, "of": "moh"},
+            "reference is 'dense', which is made by fixed_routing: a bound, and no model",
+        ),
         ("looks", 0, "looks is 0: "),
         ("confidence", 1.0, "confidence is 1.0: "),
         ("seconds", 0.01, "seconds is 0.01: too short to time anything"),

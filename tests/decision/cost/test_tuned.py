@@ -53,3 +53,14 @@ def test_report_says_what_was_timed_or_how_to():
     assert "faster from batch 2 on" in row
     assert_of_form("cost", timed.to_json())
     assert "moh-deploy tune at two batch sizes" in replace(report, tuned=()).to_markdown()
+
+
+def test_size_of_0_lies_on_no_line():
+    """An empty cache was timed, too."""
+    slower, faster = {"dense": 1.0, "sparse": 1.25}, {"dense": 5.0, "sparse": 4.0}
+    manifest = tuned(slower, faster, faster)
+    assert manifest.tuning is not None
+    sizes = tuple({"past": one} for one in (0, 1, 4))
+    manifest = replace(manifest, tuning=replace(manifest.tuning, sizes=sizes))
+    (layer,) = tuned_break_even(manifest)
+    assert layer.outcome == "faster throughout: no crossing between past 1 and 4"
