@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,11 +19,11 @@ from moh_deploy.decision.plan import PlanFile, QualityGoal, plan_of, read_plan
 from moh_deploy.decision.report import DataFile, DecisionReport
 from moh_deploy.decision.score_arms import ScoreArms, score_arms
 from moh_deploy.decision.score_blocks import BlockScorer
-from moh_deploy.decision.spread import RayBlocks, check_ray
+from moh_deploy.decision.spread import RayBlocks, check_ray, pickled
 from moh_deploy.decision.summarise import LookSetting, report_of
 from moh_deploy.decision.timed_inputs import timed_inputs
 from moh_deploy.decision.try_out import first_inputs, try_arms
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.fresh_run import MeasureFresh, fresh_run
 from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
@@ -92,6 +93,7 @@ def compare(
 
     Raises:
         ConfigError: The plan is wrong, labels do not fit, or an arm is not there.
+        PackageError: `keep_scores` cannot be written.
         MoHDeployError: An arm cannot be made or run; the message names it.
     """
     progress = progress or SilentProgress()
@@ -123,8 +125,10 @@ def compare(
         timed = []
         if file.plan.latency is not None:
             timed = timed_inputs(found.base, samples.data, file.plan.sizes)
+        if ray is not None:
+            pickled(samples.metrics)
+        kept = None if keep_scores is None else _kept(Path(keep_scores))
     energy = energy_clock()
-    kept = None if keep_scores is None else Path(keep_scores)
     with _scratch(kept if ray is not None else None) as scratch:
         there = found.given(progress)
         if len(there) < len(file.plan.arms):
@@ -166,6 +170,20 @@ def new_plan(output: Path | str) -> Path:
     with staged_file(path) as partial:
         partial.write_text(NEW_PLAN, encoding="utf-8")
     return path
+
+
+def _kept(directory: Path) -> Path:
+    """Make the directory where scores are kept, if it is not there, and write to it once."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise PackageError(
+            f"scores cannot be kept in {directory}: {error.strerror}.",
+            hint="Give --keep-scores a directory that can be written.",
+        ) from error
+    return directory
 
 
 def _scratch(kept: Path | None) -> AbstractContextManager[Path]:

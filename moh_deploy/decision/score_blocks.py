@@ -130,7 +130,10 @@ class BlockScorer:
         for block in blocks:
             digest = made[block.arm.arm.name]
             if digest is not None:
-                told = {**self.subject, **metrics, "arm": digest, "at": block.start}
+                # How many samples run at once is for the base package to say: it may be another.
+                runs = [len(one.batch.labels) for one in block.runs]
+                place = {"arm": digest, "at": block.start, "runs": runs}
+                told = {**self.subject, **metrics, **place}
                 files[block.key] = self.kept / f"{sha256_of_json(told)}.npz"
         return files
 

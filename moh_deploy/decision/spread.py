@@ -69,12 +69,13 @@ class RayBlocks:
         """Run blocks, and yield them as they are done.
 
         Raises:
-            BackendError: There is no such cluster, workers die of a block again and again, or one
-                would run an arm otherwise than this machine does.
+            BackendError: There is no such cluster, or none that takes a block, workers die of a
+                block again and again, or one would run an arm otherwise than this machine does.
         """
         sent = [(one, task) for one in blocks if (task := _task(one)) is not None]
         if sent:
             with _cluster(self.address) as ray:
+                _check_cpus(ray, self.threads, self.address)
                 yield from self._spread(ray, sent)
         away = {block.key for block, _ in sent}
         yield from score_here([one for one in blocks if one.key not in away])
@@ -112,6 +113,22 @@ def check_ray(threads: int | None) -> None:
         )
 
 
+def pickled(metrics: Sequence[Metric]) -> bytes:
+    """Return metrics as they are sent to other machines.
+
+    Raises:
+        ConfigError: One is a function that cannot be found by its name, a lambda say.
+    """
+    try:
+        return pickle.dumps(metrics)
+    # What a function holds decides which of them it is.
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"a metric cannot be sent to other machines: {error}.",
+            hint="Make it a function with a name of its own in its module.",
+        ) from error
+
+
 def _task(block: ArmBlock) -> _Task | None:
     arm = block.arm.arm
     # A server is one machine already.
@@ -123,7 +140,7 @@ def _task(block: ArmBlock) -> _Task | None:
         replace(arm, model=model, variant=variant, package=None),
         block.arm.base,
         block.runs,
-        pickle.dumps(block.metrics),
+        pickled(block.metrics),
         block.ignore,
         ran_by(block.arm),
         moh_deploy.__version__,
@@ -190,10 +207,26 @@ def _cluster(address: str) -> Iterator[Any]:
             f"there is no Ray cluster at {address}: {error}",
             hint="`ray start --head` starts one on this machine.",
         ) from error
+    except RuntimeError as error:
+        raise BackendError(
+            f"the Ray cluster at {address} cannot be used: {' '.join(str(error).split())}",
+            hint="Install on all machines what is installed on this one.",
+        ) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_cpus(ray: Any, threads: int, address: str) -> None:
+    """Refuse a cluster without a machine that takes a block: Ray would wait for one for ever."""
+    most = max((one["Resources"].get("CPU", 0) for one in ray.nodes() if one["Alive"]), default=0)
+    if threads > most:
+        raise BackendError(
+            f"a block takes {threads} threads, and no machine of the Ray cluster at {address} has"
+            f" more than {most:g} CPUs.",
+            hint="Give the plan fewer `threads`.",
+        )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import moh_deploy
 from moh_deploy.api.compare import new_plan
 from moh_deploy.decision.plan import read_plan
 from moh_deploy.decision.report import DecisionReport
-from moh_deploy.errors import ConfigError, MoHDeployError
+from moh_deploy.errors import ConfigError, MoHDeployError, PackageError
 from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.perf.bench.fresh_run import FreshRun, FreshTask
 from moh_deploy.perf.bench.latency import Timing
@@ -236,6 +236,14 @@ def test_labels_that_do_not_fit_are_refused_before_anything_is_made(folder: Path
     made = {"right": {"path": "right"}, "other": {"made": {"precision": "int8"}}}
     plan = write_plan(folder, "bad.yaml", labels="short.npy", arms=made)
     assert str(refused(plan)) == f"there are 7 labels, and {SAMPLES} samples in {folder}/x.npz."
+
+
+@pytest.mark.parametrize("place", ["x.npz", "x.npz/kept"])
+def test_scores_that_cannot_be_kept_are_refused_before_anything_is_made(folder: Path, place: str):
+    plan = write_plan(folder, "kept.yaml")
+    error = refused(plan, keep_scores=folder / place)
+    assert error.message.startswith(f"scores cannot be kept in {folder / place}: ")
+    assert isinstance(error, PackageError)
 
 
 def test_server_and_original_need_what_loads_them(folder: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -75,6 +76,19 @@ def test_interrupted_scoring_goes_on_where_it_was(case: Case, tmp_path: Path):
     again = Counting()
     assert scored(BlockScorer({"plan": "1"}, tmp_path, again), case) == scored(score_arms, case)
     assert again.done == 0
+
+
+def test_scores_of_runs_of_another_size_are_not_taken(case: Case, tmp_path: Path):
+    """Another base package may say another one, of which a plan knows nothing."""
+    _, arms = case
+    file = read_plan(write_case(tmp_path))
+    larger = replace(file, plan=file.plan.model_copy(update={"batch_size": 8}))
+    package = arms["right"].arm.package
+    assert package is not None
+    other = _samples(larger, package), arms
+    scored(BlockScorer({"plan": "1"}, tmp_path / "kept"), case)
+    found = scored(BlockScorer({"plan": "1"}, tmp_path / "kept"), other)
+    assert found == scored(score_arms, other)
 
 
 def test_scores_of_another_plan_or_model_are_not_taken(case: Case, tmp_path: Path):

@@ -217,6 +217,59 @@ class FakeRay:
                 self.cause = cause
 
 
+def connect(monkeypatch: pytest.MonkeyPatch, task: spread._Task, ray: object, threads: int) -> None:
+    """Run a block on what stands for the module."""
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(spread, "_task", lambda block: task)
+    block = SimpleNamespace(key=("a", 0))
+    list(spread.RayBlocks("auto", threads)([block]))  # type: ignore[list-item]
+
+
+def test_block_that_no_machine_takes_is_refused(
+    task: spread._Task, monkeypatch: pytest.MonkeyPatch
+):
+    found = [
+        {"Alive": True, "Resources": {"CPU": 4.0}},
+        {"Alive": True, "Resources": {}},
+        {"Alive": False, "Resources": {"CPU": 8.0}},
+    ]
+    ray = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: found)
+    spread._check_cpus(ray, 4, "auto")
+    message = (
+        r"a block takes 5 threads, and no machine of the Ray cluster at auto has more than 4 C"
+    )
+    with pytest.raises(BackendError, match=message):
+        connect(monkeypatch, task, ray, 5)
+
+
+def test_cluster_of_another_ray_is_refused_in_a_sentence(
+    task: spread._Task, monkeypatch: pytest.MonkeyPatch
+):
+    def init(**options: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 1.0\n")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    with pytest.raises(BackendError) as refused:
+        connect(monkeypatch, task, ray, 1)
+    assert refused.value.message == (
+        "the Ray cluster at auto cannot be used: Version mismatch: The cluster was started with:"
+        " Ray: 1.0"
+    )
+
+
+def test_metric_without_a_name_of_its_own_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plan = write_case(tmp_path)
+    code = "spread_margin = lambda outputs, labels: labels == 0\nmargin = spread_margin\n"
+    (tmp_path / "code" / "spread_nameless.py").write_text(code)
+    plan.write_text(plan.read_text().replace("spread_margin:", "spread_nameless:"))
+    monkeypatch.setattr(spread.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(ConfigError, match="a metric cannot be sent to other machines: ") as refused:
+        moh_deploy.compare(plan=plan, ray="auto", keep_scores=tmp_path / "kept")
+    assert "a name of its own" in str(refused.value.hint)
+
+
 @pytest.mark.parametrize(
     "cause",
     [
