@@ -19,6 +19,10 @@ passed_or_measured='
 import json, sys
 print({True: "passed", None: "measured"}[json.load(open(sys.argv[1]))["passed"]])'
 
+has_moh_deploy='
+import importlib.util, sys
+sys.exit(importlib.util.find_spec("moh_deploy") is None)'
+
 main() {
     # A line break would begin another output of the step.
     [[ "$reports" != *[[:cntrl:]]* ]] || fail "MOH_REPORTS (input 'reports') holds a control character."
@@ -26,6 +30,7 @@ main() {
     trap finish EXIT
     trap 'stop 130' INT
     trap 'stop 143' TERM HUP
+    require_python
     package="$(trimmed "${MOH_PACKAGE:-}")"
     [[ -n "$package" ]] || fail "MOH_PACKAGE (input 'package') is empty, expected the package's directory."
     checkpoint="$(trimmed "${MOH_CHECKPOINT:-}")"
@@ -45,11 +50,16 @@ fail() {
 }
 
 remove_earlier_reports() {
-    if ! mkdir -p -- "$reports"; then
+    if ! { mkdir -p -- "$reports" && rm -f -- "$reports"/{verify,bench}.{json,md,html,junit.xml} &&
+        [[ -w "$reports" && -x "$reports" ]]; }; then
         printf 'error: %s\n' "MOH_REPORTS (input 'reports') is $reports, which is no directory that can be written." >&2
         exit 5
     fi
-    rm -f -- "$reports"/{verify,bench}.{json,md,html,junit.xml}
+}
+
+require_python() {
+    command -v -- "$python" >/dev/null || fail "MOH_PYTHON is $python, which is no program."
+    "$python" -c "$has_moh_deploy" || fail "MOH_PYTHON is $python, a Python that has no moh-deploy."
 }
 
 export_package() {
@@ -100,9 +110,12 @@ bench_package() {
 }
 
 # judge verify|bench STATUS: keep what the exit code says, and end with it. A Python that cannot even load
-# moh-deploy ends with 1, too, but prints no answer.
+# moh-deploy ends with 1, too, and so does a report that cannot be written: without an answer that is no 1.
 judge() {
-    if [[ $2 -eq 1 && -s "$reports/$1.json" ]]; then printf -v "$1_verdict" failed; fi
+    if [[ $2 -eq 1 ]]; then
+        [[ -s "$reports/$1.json" ]] || fail "$1 ended with 1, and $reports/$1.json holds no answer."
+        printf -v "$1_verdict" failed
+    fi
     exit "$2"
 }
 

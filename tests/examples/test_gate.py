@@ -251,6 +251,35 @@ def test_reports_that_cannot_be_written_are_no_answer(runner: CiRunner) -> None:
     assert "error: MOH_REPORTS (input 'reports') is taken, which is no directory" in outcome.log
 
 
+def test_report_that_cannot_be_replaced_is_no_answer(runner: CiRunner) -> None:
+    (runner.workspace / "moh-deploy-reports" / "verify.json").mkdir(parents=True)
+    outcome = runner.run_action(package="package")
+    assert outcome.exit_code == 5
+    assert "is moh-deploy-reports, which is no directory that can be written." in outcome.log
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (None, "MOH_PYTHON is other, which is no program."),
+        ("exit 1", "MOH_PYTHON is other, a Python that has no moh-deploy."),
+        ('[ "$1" = -c ] || exit 1', "verify ended with 1, and moh-deploy-reports/verify.json"),
+    ],
+    ids=["absent", "bare", "broken"],
+)
+def test_python_that_cannot_run_moh_deploy_is_no_answer(
+    runner: CiRunner, script: str | None, message: str
+) -> None:
+    if script is not None:
+        other = runner.root / "bin" / "other"
+        other.write_text(f"#!/bin/sh\n{script}\n")
+        other.chmod(0o755)
+    outcome = runner.run_gitlab_job(gitlab_job(), MOH_PYTHON="other")
+    assert outcome.exit_code == 2
+    assert message in outcome.log
+    assert "### moh-deploy: error" in outcome.log
+
+
 @nightly
 def test_what_verify_says_is_no_command_to_github(runner: CiRunner) -> None:
     outcome = runner.run_action(package="::error::planted")
