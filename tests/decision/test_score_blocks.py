@@ -80,15 +80,18 @@ def test_interrupted_scoring_goes_on_where_it_was(case: Case, tmp_path: Path):
 
 def test_scores_of_runs_of_another_size_are_not_taken(case: Case, tmp_path: Path):
     """Another base package may say another one, of which a plan knows nothing."""
-    _, arms = case
+    samples, arms = case
     file = read_plan(write_case(tmp_path))
     larger = replace(file, plan=file.plan.model_copy(update={"batch_size": 8}))
     package = arms["right"].arm.package
     assert package is not None
-    other = _samples(larger, package), arms
-    scored(BlockScorer({"plan": "1"}, tmp_path / "kept"), case)
-    found = scored(BlockScorer({"plan": "1"}, tmp_path / "kept"), other)
-    assert found == scored(score_arms, other)
+    of_4, of_8 = (
+        (replace(one, batches=one.batches[:8]), arms)
+        for one in (samples, _samples(larger, package))
+    )
+    scorer = BlockScorer({"plan": "1"}, tmp_path / "kept")
+    scored(scorer, of_4)
+    assert scored(scorer, of_8) == scored(score_arms, of_8)
 
 
 def test_scores_of_another_plan_or_model_are_not_taken(case: Case, tmp_path: Path):
