@@ -130,8 +130,9 @@ def test_attention_of_weights_alone_is_computed_and_what_it_reads_is_not():
         y = torch.ops.moh.attention(y, y, y, y[..., :1], None, None, 1, 1, 1.0, False)
         return x[:, None] * y.exp()
 
-    assert left(model)[-3:] == ["attention", "exp", "mul"]
-    assert left(model).count("exp") == 1
+    names = left(model)
+    assert "attention" in names
+    assert names.count("exp") == 1  # the one behind it
 
 
 def test_what_a_moh_operator_reads_is_not_stored_where_it_is_large(monkeypatch):
