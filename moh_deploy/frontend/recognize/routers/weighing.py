@@ -83,6 +83,8 @@ class Weighing:
         kept = torch.cat([_kept(v, logits, self.selection, gate_mode) for v in self.run.values])
         if weights is not None:
             kept = kept * torch.cat([_rows(weights.of(v)) for v in self.run.values]).double()
+        if kept.shape != self.gates.shape:
+            return None  # one choice for all tokens of a sequence
         finish = _finish(weights, kept, self.gates, self.run.tolerance)
         if self.has_one_shared_gate:
             shared_gate = float(self.shared[0, 0]) if self.shared.numel() else 1.0
@@ -262,7 +264,7 @@ def _finishes(
     order = totals[0].abs().argsort()
     (small, given), (large, expected) = (totals[:, order[end]].tolist() for end in (0, -1))
     yield Finish(weights, normalized=True, factor=_as_written(expected, tolerance))
-    if 0 in (small, given, large, expected) or small == large:
+    if 0 in (small, given, large, expected) or 1 / small == 1 / large:
         return
     # expected = factor * large / (large + epsilon), and the same for the smallest sum
     slope = (1 / given - 1 / expected) / (1 / small - 1 / large)

@@ -177,7 +177,17 @@ class AThirdTensorWeighsBoth(Base):
         return super().forward(x) * x.mean(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("make", [ByWhatIsChosen, SharedHeadsLast, AThirdTensorWeighsBoth])
+class PerSequence(Base):
+    """A sequence chooses for all of its tokens; shared heads are weighed for each."""
+
+    def forward(self, x):
+        routed = self.routed(self.to_routed(x.mean(1)))[:, None].expand(-1, x.shape[1], -1)
+        return torch.cat([self.to_shared(x).sigmoid(), routed], -1)
+
+
+@pytest.mark.parametrize(
+    "make", [ByWhatIsChosen, SharedHeadsLast, AThirdTensorWeighsBoth, PerSequence]
+)
 def test_other_routers_of_two_kinds_are_custom(make: type[nn.Module]):
     router, _, _ = read(make)
     assert router.form.name == "custom"
