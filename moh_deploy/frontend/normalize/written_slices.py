@@ -71,7 +71,9 @@ def _product(builder: GraphBuilder, node: Node, base: Node, written: Node, dim: 
     """
     extent, length = shape(base)[dim], shape(written)[dim]
     start = argument(node, "start", None) or 0
-    if argument(node, "step", 1) != 1 or not isinstance(start, int) or not extent.is_Integer:
+    if argument(node, "step", 1) != 1 or not isinstance(start, int):
+        return None
+    if not extent.is_Integer or not length.is_Integer:
         return None
     first = start % int(extent)
     if _stood_there(base, written, dim, first):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.normalize import normalize
-from tests.frontend.traced import nodes, plain_trace
+from tests.frontend.traced import nodes, plain_trace, traced
 from tests.nightly import sampled
 
 Y = torch.randn(2, 5, 4, 3, generator=torch.Generator().manual_seed(0))
@@ -133,3 +134,18 @@ def test_product_is_one_only_where_it_came_from(start: int, step: int, left: int
     program = normalize(plain_trace(model, Y, G))
     assert len(nodes(program, "slice_scatter")) == left
     torch.testing.assert_close(program.module()(Y, G), model(Y, G))
+
+
+class WrittenIntoABuffer(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        buffer = x.new_zeros(x.shape[0], 128, x.shape[2])
+        buffer[:, : x.shape[1]] = x
+        return buffer * 2
+
+
+def test_write_of_a_dynamic_length_stays():
+    x = torch.ones(2, 5, 4)
+    program = traced(WrittenIntoABuffer(), [ModelInput("x", x, {1: "seq"})])
+    assert len(nodes(program, "slice_scatter")) == 1
+    longer = torch.ones(2, 7, 4)
+    torch.testing.assert_close(program.module()(longer), WrittenIntoABuffer()(longer))
