@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.validate.mutations.faults import FAULTS
 from tests.validate.mutations.packages import PRECISIONS
 from tests.validate.mutations.planting import planted_from
+from tests.validate.mutations.problems import problems
 from tests.validate.mutations.runs import Found, Task, carry_out
 from tests.validate.mutations.subjects import SUBJECTS
 from tests.validate.mutations.tables import fault_table, honest_table, without_effect
@@ -22,12 +23,11 @@ from tests.validate.mutations.variations import varied_from
 from tests.zoo import ZooModel
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is asked for, and print the tables."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is asked for, and print the tables; return 1 if they show what must not be."""
     options = _parser().parse_args(arguments)
     if options.read:
-        _print_tables([_read(path) for path in options.read])
-        return
+        return _print_tables([_read(path) for path in options.read], whole=False)
     if options.cache is None:
         raise SystemExit("--cache DIR says where packages are kept.")
     models = _chosen(options.only, options.models)
@@ -44,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if options.json:
             _write(options.json, found)
-    _print_tables(found)
+    return _print_tables(found, whole=_is_whole(options))
 
 
-def _print_tables(found: Sequence[Found]) -> None:
+def _print_tables(found: Sequence[Found], *, whole: bool) -> int:
     planted = [row for one in found for row in one.planted]
     varied = [row for one in found for row in one.varied]
     if planted:
@@ -55,6 +55,15 @@ def _print_tables(found: Sequence[Found]) -> None:
         _print(without_effect(planted))
     if varied:
         _print(honest_table(varied))
+    wrong = list(problems(planted, varied, whole=whole))
+    _print([f"problems: {len(wrong)}", *wrong])
+    return 1 if wrong else 0
+
+
+def _is_whole(options: argparse.Namespace) -> bool:
+    """Tell whether every fault is planted in every model."""
+    chosen = options.only or options.models is not None or set(options.faults) != set(FAULTS)
+    return not chosen and options.what != "honest" and options.layers == "all"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,4 +125,4 @@ def _print(lines: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

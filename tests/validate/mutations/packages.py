@@ -1,7 +1,11 @@
-"""Packages of a model in three precisions, made once and kept in a directory."""
+"""Packages of a model in three precisions, made once and kept in a directory.
+
+What other sources made is not read again: a change of the exporter is what faults are planted in.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,7 +22,10 @@ from moh_deploy.package import MODEL_NAME, LayerInfo, OnnxPackage, PackageWriter
 from moh_deploy.runtime import lowered_package
 from moh_deploy.runtime.lowered_package import lowered
 from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
+from moh_deploy.system.digest import sha256_of
 from moh_deploy.validate.fresh_process import proven
+from tests import zoo
+from tests.validate.mutations import stacks
 from tests.zoo import ZooModel
 
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -30,7 +37,7 @@ def package_of(
 ) -> OnnxPackage:
     """Return the package of a model from the directory, made now if it is not there."""
     name = model.name if opset is None else f"{model.name}.opset{opset}"
-    root = directory / precision / name
+    root = directory / _sources_digest() / precision / name
     if not root.is_dir():
         root.parent.mkdir(parents=True, exist_ok=True)
         if precision == "float32":
@@ -77,6 +84,15 @@ def write_package(
 @once
 def _largest(root: Path) -> dict[str, float]:
     return largest_values(OnnxPackage.open(root))
+
+
+@once
+def _sources_digest() -> str:
+    """Return a digest of all that packages depend on: moh_deploy, and the models' own code."""
+    folders = [Path(moh_deploy.__file__).parent, Path(zoo.__file__).parent]
+    paths = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    lines = [f"{path}\n{sha256_of(path)}" for path in [*paths, Path(stacks.__file__)]]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _export(model: ZooModel, root: Path, opset: int | None) -> None:

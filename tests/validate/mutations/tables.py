@@ -96,12 +96,8 @@ def honest_table(rows: Sequence[Varied]) -> Iterator[str]:
     What `precision` refuses to write is no package that anybody has: it is left out, and listed.
     """
     yield f"{'variation':40}{'precision':>10}{'accepted':>10}{'refused':>9}"
-    unwritten = {
-        (row.model, row.precision): row.verdict.message
-        for row in rows
-        if row.variation == AS_PRECISION_WRITES and row.verdict.refused
-    }
-    rows = [row for row in rows if (row.model, row.precision) not in unwritten]
+    unwritten = _unwritten(rows)
+    rows = written(rows)
     groups: dict[tuple[str, str], Counter[bool]] = defaultdict(Counter)
     for row in rows:
         groups[row.variation, row.precision][row.verdict.refused] += 1
@@ -115,3 +111,18 @@ def honest_table(rows: Sequence[Varied]) -> Iterator[str]:
     yield f"left out, for `precision` refuses to write it: {len(unwritten)}"
     for (model, precision), message in unwritten.items():
         yield f"  {precision:9} {model:22} {message[:300]}"
+
+
+def written(rows: Sequence[Varied]) -> list[Varied]:
+    """Leave out the rows of packages that `precision` refuses to write."""
+    unwritten = _unwritten(rows)
+    return [row for row in rows if (row.model, row.precision) not in unwritten]
+
+
+def _unwritten(rows: Sequence[Varied]) -> dict[tuple[str, str], str]:
+    """Return model and precision of those packages to why."""
+    return {
+        (row.model, row.precision): row.verdict.message
+        for row in rows
+        if row.variation == AS_PRECISION_WRITES and row.verdict.refused
+    }
