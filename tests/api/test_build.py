@@ -14,7 +14,8 @@ import pytest
 
 import moh_deploy
 from moh_deploy import native
-from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.api import build as api_build
+from moh_deploy.errors import BackendError, ConfigError, PackageError, ValidationError
 from moh_deploy.machine.device_code import device_code
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.model_files import save_model
@@ -27,6 +28,7 @@ from tests.cuda.trt import builds
 from tests.cuda.trt.packages import FORMS, export
 from tests.handmade_package import write_package
 from tests.nightly import nightly, one_in, sampled
+from tests.routed_package import write_routed
 from tests.trt_packages import (
     double_inside,
     fused_attention,
@@ -41,10 +43,13 @@ TARGETS = ("8.6", "8.9", "12.0")
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
+require_equal = api_build.require_equal
+
+
 @pytest.fixture(autouse=True)
 def packages_need_not_be_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of these tests are made to be refused by TensorRT, and recorded as something else."""
-    monkeypatch.setattr("moh_deploy.api.build.require_equal", lambda package: None)
+    monkeypatch.setattr(api_build, "require_equal", lambda package: None)
 
 
 @pytest.fixture(scope="session")
@@ -383,6 +388,20 @@ def test_weights_may_be_beside_the_model(build: Callable[..., BuildReport], tmp_
     package = write_package(tmp_path / "apart", external_data=True)
     assert build(package_dir=package.root, keep_onnx=True).status == "built"
     assert (tmp_path / "engine" / "model.onnx.data").is_file()
+
+
+@pytest.mark.parametrize("precision", [None, "fp16"])
+def test_package_that_is_not_its_original_is_refused(
+    build: Callable[..., BuildReport],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str | None,
+):
+    monkeypatch.setattr(api_build, "require_equal", require_equal)
+    wrong = write_routed(tmp_path / "wrong", "wrong scale").root
+    with pytest.raises(ValidationError, match="wrong, the package to start from, is not equal"):
+        build(package_dir=wrong, precision=precision)
+    assert not (tmp_path / "engine").exists()
 
 
 @sampled(2)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.api.build import require_equal as asked_by_build
-from moh_deploy.api.precision import require_equal as asked_by_precision
 from moh_deploy.errors import ValidationError
 from moh_deploy.validate.recorded_parity import compare_recorded, require_equal
 from tests.routed_package import write_routed
@@ -26,7 +24,3 @@ def test_wrong_package_is_refused_with_its_path_the_layer_and_the_next_step(tmp_
         require_equal(package)
     assert "'blocks.1.attn'" in no.value.message
     assert "`moh-deploy bisect` finds where it diverges" in (no.value.hint or "")
-
-
-def test_build_and_precision_ask_for_it():
-    assert asked_by_build is asked_by_precision is require_equal
