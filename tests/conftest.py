@@ -21,6 +21,9 @@ from tests.warm_python import is_possible, warm_python
 
 pytest_plugins = ["pytester"]
 
+# Before a worker keeps to one of them.
+ALL_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+
 # A drawn example may be slow: on a busy machine, and the first one, which loads what it needs.
 _PATIENT = settings(
     deadline=None,
@@ -70,6 +73,20 @@ def _take_one_core() -> None:
     cores = sorted(os.sched_getaffinity(0))
     if int(os.environ["PYTEST_XDIST_WORKER_COUNT"]) == len(cores):
         os.sched_setaffinity(0, {cores[int(worker[2:])]})
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """Threads that a test starts run at the same time: on one core they would take turns, and what
+    they spoil for each other would not be seen."""
+    if not ALL_CORES:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ALL_CORES)
+    assert os.sched_getaffinity(0) == ALL_CORES
+    yield
+    os.sched_setaffinity(0, own)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -61,6 +61,7 @@ def test_other_tokens_change_no_bit(kernels: Kernels, bits: int):
         np.testing.assert_array_equal(alone[0, 0], together[batch, token])
 
 
+@pytest.mark.usefixtures("all_cores")
 @sampled(4)
 @pytest.mark.parametrize("tokens", [1, 1500])
 def test_one_two_and_eight_threads_give_the_same_bits(kernels: Kernels, tokens: int):

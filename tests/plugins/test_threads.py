@@ -21,6 +21,8 @@ from tests.plugins.projection_setups import ProjectionSetup
 from tests.plugins.router_setups import RouterSetup
 from tests.plugins.token_conv_setups import TokenConvSetup
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 _PROJECTION = ProjectionSetup(batch=2, seq_len=333, num_heads=5, head_dim=24, width=140)
 _NBITS = NBitsProjectionSetup(batch=2, seq_len=233, num_heads=5, head_dim=32, width=140)
 _MANY_TASKS = AttentionSetup(

@@ -52,6 +52,7 @@ def opened(package: OnnxPackage, variant: Variant = OPENVINO) -> OpenVinoRunner:
     return runner
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_nodes_run_on_our_kernels(package: OnnxPackage, threads: int):
     runner = opened(package, Variant(runtime="openvino", kernels="require", threads=threads))
@@ -117,6 +118,7 @@ def test_lower_precision_is_equal_within_its_rule(tmp_path: Path, package: OnnxP
     assert report.equal, report.failure
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_bfloat16_is_the_same_on_two_threads(tmp_path: Path, package: OnnxPackage):
     moh_deploy.precision(package.root, to="bfloat16", output=tmp_path / "low")
     low = OnnxPackage.open(tmp_path / "low")
