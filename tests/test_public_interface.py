@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import pytest
 
 import moh_deploy
 from moh_deploy.cli import main
 from moh_deploy.errors import MoHDeployError
-from tests.nightly import sampled
 
 FOLDER = Path(__file__).parent / "public_interface"
 SCHEMAS = Path(__file__).parents[1] / "docs"
@@ -76,14 +74,8 @@ def interface() -> dict[str, str]:
     return {name: f"{text}\n" for name, text in files.items()}
 
 
-@sampled(4)
-@pytest.mark.parametrize("name", sorted(interface()))
-def test_interface_is_as_it_was(name: str):
-    assert interface()[name] == (FOLDER / name).read_text()
-
-
-def test_nothing_was_taken_away():
-    assert {path.name for path in FOLDER.iterdir()} == set(interface())
+def test_interface_is_as_it_was():
+    assert interface() == {path.name: path.read_text() for path in FOLDER.iterdir()}
 
 
 if __name__ == "__main__":

@@ -97,12 +97,19 @@ def _session(
 
 
 def _run(
-    op: str, attributes: Attributes, shapes: Shapes, types: dict[str, int] | None = None
+    op: str,
+    attributes: Attributes,
+    shapes: Shapes,
+    types: dict[str, int] | None = None,
+    *,
+    drawn: bool = False,
 ) -> np.ndarray:
+    """Run the node on ones, or on drawn numbers."""
     types = types or {}
     ranks = {name: len(shape) for name, shape in shapes.items()}
+    fill = np.random.default_rng(0).standard_normal if drawn else np.ones
     arrays = {
-        name: np.ones(shape, onnx.helper.tensor_dtype_to_np_dtype(types.get(name, FLOAT)))
+        name: fill(shape).astype(onnx.helper.tensor_dtype_to_np_dtype(types.get(name, FLOAT)))
         for name, shape in shapes.items()
     }
     return _session(op, attributes, ranks, types).run(None, arrays)[0]
@@ -480,14 +487,28 @@ def test_attribute_of_another_type_is_not_an_absent_one():
 
 def test_attributes_with_a_default_may_be_absent():
     required = {name: ATTENTION[name] for name in ("q_num_heads", "kv_num_heads", "scale")}
-    np.testing.assert_array_equal(
-        _run("MoHAttention", required, MERGED), _run("MoHAttention", ATTENTION, MERGED)
-    )
+    _assert_default("MoHAttention", required, MERGED, "is_causal", 0, other=1)
     only_routed = {"routed_logits": LOGITS["routed_logits"]}
-    np.testing.assert_array_equal(
-        _run("MoHRouter", {"top_k": 3}, only_routed),
-        _run("MoHRouter", {**ROUTER, "num_shared_heads": 0}, only_routed),
-    )
+    _assert_default("MoHRouter", {"top_k": 3}, only_routed, "num_shared_heads", 0)
+    _assert_default("MoHRouter", {"top_k": 3}, only_routed, "gate_mode", "weighted", other="mask")
+
+
+def _assert_default(
+    op: str,
+    required: Attributes,
+    shapes: Shapes,
+    name: str,
+    default: int | str,
+    *,
+    other: int | str | None = None,
+) -> None:
+    """Compare a run without the attribute with runs with it: another value is seen."""
+    absent = _run(op, required, shapes, drawn=True)
+    given = _run(op, {**required, name: default}, shapes, drawn=True)
+    np.testing.assert_array_equal(absent, given)
+    if other is not None:
+        changed = _run(op, {**required, name: other}, shapes, drawn=True)
+        assert not np.array_equal(absent, changed)
 
 
 @pytest.mark.parametrize(
