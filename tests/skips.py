@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from packaging import version
 
 from moh_deploy import native
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
@@ -30,6 +32,10 @@ def _has_nvcc() -> bool:
 
 def _has_package(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
+
+
+def _is_older(package: str, than: str) -> bool:
+    return version.parse(importlib.import_module(package).__version__) < version.parse(than)
 
 
 def _has_processor_flag(name: str) -> bool:
@@ -62,6 +68,8 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "without transformers": lambda: not _has_package("transformers"),
     "without genai": lambda: not _has_package("onnxruntime_genai"),
     "without tokenizers": lambda: not _has_package("tokenizers"),
+    "with onnx before 1.23": lambda: _is_older("onnx", than="1.23"),
+    "with ONNX Runtime before 1.25": lambda: _is_older("onnxruntime", than="1.25"),
     "without OpenVINO": lambda: not _has_package("openvino"),
     "without Ray": lambda: not _has_package("ray"),
     "without zig": lambda: not _has_package("ziglang"),

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
+import onnx
+import onnxruntime
 import pytest
 
 from tests.nightly import sampled
@@ -44,6 +47,20 @@ def test_what_two_reasons_of_an_entry_have_is_added_up():
 
 def test_the_list_speaks_of_machines_as_they_are_known():
     assert {name for one in expected_skips() for name in one.where} <= set(MACHINE)
+
+
+@pytest.mark.parametrize(
+    ("package", "condition"),
+    [(onnx, "with onnx before 1.23"), (onnxruntime, "with ONNX Runtime before 1.25")],
+    ids=["onnx", "onnxruntime"],
+)
+def test_versions_are_compared_as_such(
+    monkeypatch: pytest.MonkeyPatch, package: ModuleType, condition: str
+):
+    last = condition.rpartition(" ")[-1]
+    for version, is_older in ((f"{last}.0", False), ("1.9.1", True), ("2.0", False)):
+        monkeypatch.setattr(package, "__version__", version)
+        assert MACHINE[condition]() is is_older
 
 
 @sampled(2)
