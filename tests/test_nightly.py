@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests import nightly
 
 CASES = """
 import pytest
 
 @pytest.mark.sampled(4)
-@pytest.mark.parametrize("second", range({seconds}))
+@pytest.mark.parametrize("second", range(4))
 @pytest.mark.parametrize("first", range(6))
 def test_pairs(first, second):
     pass
@@ -42,8 +45,8 @@ def names_run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
         "[pytest]\nmarkers =\n    nightly: at night\n    sampled(count): one in so many\n"
     )
 
-    def run(*options: str, seconds: int = 4) -> set[str]:
-        pytester.makepyfile(CASES.format(seconds=seconds))
+    def run(*options: str) -> set[str]:
+        pytester.makepyfile(CASES)
         arguments = ("-p", "no:cacheprovider", "--collect-only", "-q", *options)
         ran = pytester.runpytest_inprocess(*arguments)
         assert ran.ret == 0
@@ -77,7 +80,24 @@ def test_sample_is_spread_over_both_parameters(names_run):
     assert len(set(seconds)) > 2
 
 
-def test_more_cases_leave_most_of_the_sample_as_it_was(names_run):
-    few, many = _pairs(names_run(seconds=4)), _pairs(names_run(seconds=5))
-    assert len(many) == 8  # of 30
-    assert len(few & many) >= 3
+@dataclass(frozen=True)
+class Case:
+    """As much of an item of pytest as is asked for."""
+
+    name: str
+    nodeid: str = "test_it"
+
+    def get_closest_marker(self, name: str) -> pytest.Mark | None:
+        return nightly.sampled(4).mark if name == "sampled" else None
+
+
+def _few(count: int) -> set[str]:
+    cases = [Case(f"test_it[{number}]") for number in range(count)]
+    chosen, _ = nightly.split_by_run(cases)  # type: ignore[arg-type]
+    return {case.name for case in chosen}
+
+
+def test_one_more_case_moves_one_other_at_most():
+    for count in range(6, 40):
+        few, more = _few(count), _few(count + 1)
+        assert len(few & more) >= len(few) - 1

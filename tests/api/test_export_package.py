@@ -18,7 +18,7 @@ from moh_deploy.api import export_package as pipeline
 from moh_deploy.errors import ConfigError, ExportError, ValidationError
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.load.model import ModelInput
-from moh_deploy.package import DimSum, OnnxPackage
+from moh_deploy.package import DimSum, OnnxPackage, PackageWriter
 from moh_deploy.perf.cost_model import first_choices
 from moh_deploy.validate.export_report import ExportReport
 from moh_deploy.validate.function_bodies import Recorder
@@ -571,6 +571,20 @@ class Loss(nn.Module):
 def test_outputs_without_dimensions_are_compared(tmp_path: Path):
     report = export(Loss(), tmp_path / "package")
     assert [info.shape for info in report.outputs] == [(), ()]
+    root = tmp_path / "package"
+    assert moh_deploy.verify(root, kernels="off").equal
+    package = OnnxPackage.open(root)
+    recorded = [
+        replace(one, outputs={**one.outputs, "loss": one.outputs["loss"] + 1})
+        for one in package.vectors
+    ]
+    model = onnx.load(package.model_path)
+    with PackageWriter(root) as writer:
+        onnx.save(model, writer.path("model.onnx"))
+        writer.finish(package.manifest, recorded, package.corpus)
+    verdict = moh_deploy.verify(root, kernels="off")
+    assert not verdict.equal
+    assert "'loss'" in str(verdict.failure)
 
 
 class WantsFloat64(nn.Module):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import moh_deploy
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, PackageError
 from moh_deploy.serving.http import server
 from moh_deploy.serving.http.worker import WorkerTask
-from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.settings import ServingSettings
 from tests.handmade_package import write_package
 from tests.nightly import sampled
@@ -41,7 +41,12 @@ def test_package_is_called_as_its_directory(package: Path, tasks: list[WorkerTas
 
 @pytest.mark.parametrize(
     ("given", "instances", "threads"),
-    [({}, 1, None), ({"threads": 1}, cores(), 1), ({"instances": 2, "threads": 3}, 2, 3)],
+    [
+        ({}, 1, None),
+        ({"threads": 1}, 4, 1),
+        ({"threads": 2}, 2, 2),
+        ({"instances": 2, "threads": 3}, 2, 3),
+    ],
     ids=str,
 )
 def test_instances_by_threads_are_the_cores(
@@ -50,7 +55,9 @@ def test_instances_by_threads_are_the_cores(
     given: dict[str, int],
     instances: int,
     threads: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     moh_deploy.serve(package, **given)  # type: ignore[arg-type]
     settings = settings_of(tasks)
     assert (settings.instances, settings.threads) == (instances, threads)

@@ -62,12 +62,24 @@ def test_model_with_bodies_runs_without_kernels(masked: tuple[bool, bool]):
     rng = np.random.default_rng(0)
     inputs = {
         "x": rng.standard_normal((2, 5, 8)).astype(np.float32),
-        "gates": np.zeros((2, 5, 4), np.float32),
+        "gates": rng.uniform(0, 2, (2, 5, 4)).astype(np.float32),
     }
+    past = np.tri(5, dtype=bool)
     if any(masked):
-        inputs["keep"] = np.ones((5, 5), bool)
-    assert run(built, **inputs).shape == (2, 5, 8)
-    assert not run(built, **inputs).any()  # all gates are closed
+        inputs["keep"] = past
+    expected = inputs["x"]
+    for is_masked in masked:
+        expected = attended(expected, inputs["gates"], past if is_masked else past | True)
+    np.testing.assert_allclose(run(built, **inputs), expected, atol=1e-5)
+
+
+def attended(x: np.ndarray, gates: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Return self-attention of four heads of two, each times its gate: [b, s, 8]."""
+    heads = x.reshape(*x.shape[:2], 4, 2).transpose(0, 2, 1, 3)  # [b, h, s, 2]
+    scores = np.where(keep, 0.5 * heads @ heads.swapaxes(-1, -2), -np.inf)  # [b, h, s, s]
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    weighted = shares / shares.sum(-1, keepdims=True) @ heads
+    return (weighted.transpose(0, 2, 1, 3) * gates[..., None]).reshape(x.shape)
 
 
 def test_model_without_moh_nodes_has_no_bodies():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cuda.libraries import Emulator
-from tests.cuda.mutations.mutation import CRASHED, WRONG
+from tests.cuda.mutations.mutation import CRASHED, DAMAGED, WRONG
 from tests.cuda.triton.child import run_cases
 from tests.cuda.triton.codes import SOURCES
 from tests.nightly import nightly
@@ -65,7 +65,10 @@ BUGS = (
     Bug("the sign of the scale is lost", "tl.where(scale_log2 < 0, -1.0, 1.0)", "1.0"),
     Bug("the first tile is left out", "TILE_ROWS) - 1 - turn)", "TILE_ROWS) - turn)"),
     Bug(
-        "rows behind the last are stored", "mask=is_row[:, None] &", "mask=", symptom="written to|"
+        "rows behind the last are stored",
+        "mask=is_row[:, None] &",
+        "mask=",
+        symptom=f"{WRONG}|{DAMAGED}",
     ),
     Bug(
         "offsets have 32 bits",

@@ -96,7 +96,10 @@ def test_a_shadow_that_fails_is_counted_and_harms_no_answer(
     assert served.answer(package.vectors[0].inputs).outputs["y"].shape == (3, 7, 24)
     beside.wait()
     assert beside.report().failed == 1
-    assert "x" in beside.report().reasons[0]
+    assert beside.report().reasons == (
+        "input 'x' is float32[3, 7, 24], expected float32[batch, seq, 8]: axis 2 is fixed at 8, got"
+        " 24.",
+    )
     served.close()
 
 
