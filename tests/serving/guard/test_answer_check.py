@@ -67,6 +67,13 @@ def test_gates_that_are_not_of_samples_concern_all_of_them():
     assert found == WrongSamples("non-finite gates", "gates", (0, 1))
 
 
+def test_gates_that_are_not_of_samples_are_not_judged_beside_inputs_that_are_not_finite():
+    inputs, gates = {"x": values(np.nan, 2)}, values(1, 1, np.nan)
+    assert check().wrong(inputs, {"y": values(np.nan, 2), "gates": gates}) is None
+    found = check().wrong(inputs, {"y": values(np.nan, np.inf), "gates": gates})
+    assert found == WrongSamples("non-finite outputs", "y", (1,))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ml_dtypes.bfloat16])
 def test_every_float_is_looked_at(dtype: str):
     array = np.array([1, 2, np.nan], dtype)
