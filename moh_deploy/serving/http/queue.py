@@ -94,7 +94,8 @@ class BatchingQueue:
             inputs: Name to array; they were checked.
 
         Returns:
-            The answer to come. Cancelling it takes the request out, unless it runs already.
+            The answer to come. Cancelling it takes the request out and gives back its arrays,
+            unless it runs already.
 
         Raises:
             Refusal: So many requests wait that this one cannot, or the queue is closed.
@@ -103,11 +104,10 @@ class BatchingQueue:
         request = _Waiting(inputs, samples, time.monotonic(), Future())
         # Without an axis no two requests have the same key: each is a batch of its own.
         key: Hashable = request.future if self._axis is None else self._axis.key(inputs)
+        request.future.add_done_callback(self._let_go)
         with self._changed:
             if self._is_closed:
                 raise _shutting_down()
-            if self._num_waiting >= self._limits.max_waiting:
-                self._drop_cancelled()
             if self._num_waiting >= self._limits.max_waiting:
                 raise Refusal(
                     f"{self._num_waiting} requests wait already, which is the limit.",
@@ -238,14 +238,19 @@ class BatchingQueue:
             self._batches[samples] += 1
         return batch
 
-    def _drop_cancelled(self) -> None:
-        for key, requests in list(self._waiting.items()):
-            kept = deque(one for one in requests if not one.future.cancelled())
-            self._num_waiting -= len(requests) - len(kept)
-            if kept:
-                self._waiting[key] = kept
-            else:
-                del self._waiting[key]
+    # Called with the future alone: one that knew its request would keep the arrays itself.
+    def _let_go(self, future: Future[Reply]) -> None:
+        """Take a request out whose future was cancelled."""
+        if not future.cancelled():
+            return
+        with self._changed:
+            for key, requests in list(self._waiting.items()):
+                kept = deque(one for one in requests if one.future is not future)
+                self._num_waiting -= len(requests) - len(kept)
+                if kept:
+                    self._waiting[key] = kept
+                else:
+                    del self._waiting[key]
 
 
 def _shutting_down() -> Refusal:

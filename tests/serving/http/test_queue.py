@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -166,6 +167,22 @@ def test_cancelled_request_is_not_run_and_leaves_its_place(
     model.gate.set()
     assert [got(first), got(other)] == [[0], [4]]
     assert model.batches == [(1,), (1,)]
+
+
+def test_cancelled_request_is_let_go_at_once(make: Callable[..., BatchingQueue], model: Model):
+    queue = make()
+    model.gate.clear()
+    first = ask(queue, 0)
+    model.begun.acquire()
+    inputs = {"x": np.ones((1, 1))}
+    array = weakref.ref(inputs["x"])
+    gone, other = queue.submit(inputs), ask(queue, 2)
+    del inputs
+    assert gone.cancel()
+    assert array() is None
+    assert queue.families()[0].samples[0].value == 1
+    model.gate.set()
+    assert [got(first), got(other)] == [[0], [4]]
 
 
 def test_request_that_fails_does_not_fail_those_that_it_was_joined_with(
