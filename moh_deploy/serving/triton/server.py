@@ -31,6 +31,8 @@ _USUAL_PLACE = Path("/opt/tritonserver")
 # A large model takes minutes to load; a server that ends is noticed at once.
 _START_SECONDS, _STOP_SECONDS = 600.0, 20.0
 _LOG_TAIL_BYTES = 4000
+# Whatever proxies the environment names: none is asked for this machine.
+_ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class RunningServer:
             OSError: The server does not answer.
         """
         url = f"http://127.0.0.1:{self.ports.metrics}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with _ask(url, timeout=10) as answer:
             text: str = answer.read().decode()
         return text
 
@@ -135,7 +137,7 @@ class RunningServer:
         """Tell whether it takes requests."""
         url = f"http://127.0.0.1:{self.ports.http}/v2/health/ready"
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with _ask(url, timeout=5) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False

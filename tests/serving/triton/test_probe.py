@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import Any
 
@@ -16,6 +17,10 @@ from tests.serving.drift.servers import metrics_at
 @pytest.fixture(scope="module")
 def probe() -> dict[str, Any]:
     """What the script defines."""
+    return run_probe()
+
+
+def run_probe() -> dict[str, Any]:
     inputs = (TensorInfo("x", "float32", ("batch", 3)),)
     found: dict[str, Any] = {"__name__": "probe"}
     exec(probe_text("m", inputs, Warmup("w", 1, {"x": (3,)}, {"x": "0-0"}), batched=True), found)
@@ -45,6 +50,15 @@ def test_instance_that_says_nothing_for_long_is_missed(
 def test_backend_without_heartbeats_is_not_asked_for_them(probe: dict[str, Any]):
     with metrics_at(lambda: "nv_inference_count 3\n") as url:
         assert probe["silent"](url.removesuffix("/metrics").rpartition(":")[2]) == 0
+
+
+def test_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        with metrics_at(lambda: "nv_inference_count 3\n") as url:
+            port = url.removesuffix("/metrics").rpartition(":")[2]
+            assert run_probe()["silent"](port) == 0
 
 
 def test_server_that_shows_no_metrics_is_missed(probe: dict[str, Any]):
