@@ -26,6 +26,7 @@ class AuditLog:
 
     def __init__(self, path: Path | None) -> None:
         self._file: int | None = None
+        self._is_torn = False
         if path is None:
             return
         try:
@@ -58,13 +59,20 @@ class AuditLog:
         }
         line = _line(entry)
         try:
-            os.write(self._file, (line + "\n").encode())
+            self._append(self._file, (line + "\n").encode())
         except OSError as error:
             print(
                 f"warning: the audit log cannot be written: {error.strerror}; its line is {line}",
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _append(self, file: int, line: bytes) -> None:
+        # A disk that becomes full takes a part, and says why at the next write only.
+        rest = b"\n" + line if self._is_torn else line
+        while rest:
+            rest = rest[os.write(file, rest) :]
+            self._is_torn = bool(rest)
 
     def close(self) -> None:
         """Close the file."""

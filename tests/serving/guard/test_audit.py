@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,27 @@ def test_a_line_that_the_disk_has_no_room_for_is_said_and_stops_nothing(
     said = capsys.readouterr().err
     assert "cannot be written: No space left on device" in said
     assert json.loads(said.split("its line is ")[1])["reason"] == "latency"
+
+
+def test_a_line_that_the_disk_takes_a_part_of_is_said_and_the_next_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    room, write = [5], os.write
+
+    def until_full(file: int, content: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write(file, content[: room[0]])
+        room[0] -= written
+        return written
+
+    log = AuditLog(tmp_path / "audit.jsonl")
+    monkeypatch.setattr(audit.os, "write", until_full)
+    log.add(CHANGE, 0)
+    said = capsys.readouterr().err
+    assert json.loads(said.split("its line is ")[1])["reason"] == "latency"
+    room[0] = 1000
+    log.add(CHANGE, 0)
+    torn, whole = (tmp_path / "audit.jsonl").read_text().splitlines()
+    assert len(torn) == 5
+    assert json.loads(whole)["reason"] == "latency"
