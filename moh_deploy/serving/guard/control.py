@@ -57,7 +57,7 @@ class ControlFile:
         self._path = path
         self._every_s = every_s
         self._next = float("-inf")
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[int, int, int] | str | None = None
 
     def is_due(self, now: float) -> bool:
         """Tell whether it is time to look, for one caller only."""
@@ -70,19 +70,16 @@ class ControlFile:
         """Return what it says, if that is new.
 
         Raises:
-            ConfigError: It cannot be read, or holds something else.
+            ConfigError: It cannot be read, or holds something else: raised once, until it changes.
         """
-        try:
-            status = os.stat(self._path)
-        except FileNotFoundError:
-            found = None
-        else:
-            found = (status.st_ino, status.st_mtime_ns, status.st_size)
+        found = self._look()
         if found == self._seen:
             return None
         self._seen = found
         if found is None:
             return Control()
+        if isinstance(found, str):
+            raise ConfigError(f"{self._path}: cannot be looked at: {found}.")
         try:
             content = read_json(self._path, error=ConfigError)
             # As JSON text: only so does strict mode take lists for tuples.
@@ -99,3 +96,14 @@ class ControlFile:
             else:
                 problem = f"{place} is wrong: {first['msg']}."
             raise ConfigError(f"{self._path}: {problem}") from None
+
+    def _look(self) -> tuple[int, int, int] | str | None:
+        """Return what changes with the file, why that cannot be told, or None without a file."""
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return error.strerror or str(error)
+        # When it was changed, not when it was written: permissions count, too.
+        return (status.st_ino, status.st_ctime_ns, status.st_size)

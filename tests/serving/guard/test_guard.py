@@ -10,6 +10,7 @@ import pytest
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
+from moh_deploy.serving.guard import control
 from moh_deploy.serving.guard.breaker import BreakerLimits
 from moh_deploy.serving.guard.control import Control, write_control
 from moh_deploy.serving.guard.faults import Fault
@@ -262,6 +263,37 @@ def test_a_control_file_that_is_wrong_is_said_and_changes_nothing(
     assert line["reason"] == "control file"
     assert problem in line["evidence"]["error"]
     assert problem in capsys.readouterr().err
+
+
+def test_a_control_file_that_cannot_be_looked_at_is_said_once(make: Make):
+    ladder = make(control=True)
+    write_control(ladder.control_file, Control(pin="functions"))
+    assert ladder.ask().rung == "functions"
+    ladder.control_file.unlink()
+    ladder.control_file.symlink_to(ladder.control_file)  # without an end
+    for _ in range(3):
+        assert ladder.ask().rung == "functions"
+    said = [line for line in audit(ladder) if line["reason"] == "control file"]
+    assert len(said) == 1
+    assert "cannot be looked at: Too many levels of symbolic links" in said[0]["evidence"]["error"]
+    ladder.control_file.unlink()
+    assert ladder.ask().rung == "kernels"
+
+
+def test_a_control_file_whose_permissions_change_is_read_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+):
+    ladder = make(control=True)
+    write_control(ladder.control_file, Control(pin="functions"))
+
+    def refuse(path: Path, **_: object) -> object:
+        raise ConfigError(f"{path} cannot be read: Permission denied.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(control, "read_json", refuse)
+        assert ladder.ask().rung == "kernels"
+    ladder.control_file.chmod(0o644 if ladder.control_file.stat().st_mode & 0o44 == 0 else 0o600)
+    assert ladder.ask().rung == "functions"
 
 
 @nightly
