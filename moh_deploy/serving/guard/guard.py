@@ -25,7 +25,7 @@ from moh_deploy.serving.guard.aside import Aside
 from moh_deploy.serving.guard.audit import AuditLog
 from moh_deploy.serving.guard.control import Control, ControlFile
 from moh_deploy.serving.guard.faults import Faults
-from moh_deploy.serving.guard.guard_counts import GuardCounts
+from moh_deploy.serving.guard.guard_counts import REFUSALS, GuardCounts
 from moh_deploy.serving.guard.ladder import Rung
 from moh_deploy.serving.guard.ladder_state import (
     Evidence,
@@ -120,7 +120,7 @@ class Guard:
         self._next_probe = float("-inf")
         self._transitions: Counter[tuple[str, str, TripReason]] = Counter()
         self._fallbacks: Counter[tuple[str, str]] = Counter()
-        self._refused: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
         self._compared: Counter[tuple[str, str]] = Counter()
         self._why: str = ""
 

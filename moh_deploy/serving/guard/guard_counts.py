@@ -10,6 +10,10 @@ from moh_deploy.serving.guard.breaker import State
 from moh_deploy.serving.guard.ladder_state import TripReason
 from moh_deploy.serving.metrics import Family, Series
 
+REFUSALS = ("non-finite outputs", "non-finite gates", "kernel error", "no rung")
+"""Why requests are refused. Each is shown as 0 from the beginning: an alert sees what grows, and
+would miss the first."""
+
 
 @dataclass(frozen=True)
 class GuardCounts:

@@ -73,6 +73,16 @@ def test_metrics_name_the_rung_that_serves(served: ServedModel):
     assert modes == {"kernels": 1, "functions": 0, "dense": 0, "plain": 0}
 
 
+def test_refusals_are_0_before_the_first(tmp_path: Path):
+    package = write_package(tmp_path / "plain", with_layer=False)
+    served = open_served(PackageDir(package.root), ServingSettings("m", guard=True))
+    found = {one.name: one for one in served.families()}
+    served.close()
+    refused = {s.labels["reason"]: s.value for s in found["moh_refused_requests_total"].samples}
+    reasons = ("non-finite outputs", "non-finite gates", "kernel error", "no rung")
+    assert refused == dict.fromkeys(reasons, 0)
+
+
 def test_without_a_library_function_bodies_serve_and_the_log_says_why(
     package: OnnxPackage,
     tmp_path: Path,
