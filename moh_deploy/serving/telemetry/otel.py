@@ -6,6 +6,7 @@ What is counted here goes to the exporter as it is, so both exporters show the s
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import Metric, MetricExporter, MetricsData
 
 _SCOPE = "moh_deploy"  # the instrumentation scope of all metrics
+_LOGGER = logging.getLogger(__name__)
 
 
 class OtelExport:
@@ -63,12 +65,20 @@ class OtelExport:
             return
         self._ended.set()
         self._thread.join()
-        self.push()
-        self._exporter.shutdown()
+        try:
+            self.push()
+        finally:
+            self._exporter.shutdown()
 
     def _repeat(self) -> None:
         while not self._ended.wait(self._every):
+            self._push_or_log()
+
+    def _push_or_log(self) -> None:
+        try:
             self.push()
+        except Exception:  # whatever it is: a collector that is down comes back
+            _LOGGER.exception("metrics were not exported")
 
 
 def metrics_data(

@@ -79,6 +79,25 @@ def test_it_exports_again_and_again_and_a_last_time():
     assert len(kept.batches) == before
 
 
+def test_an_exporter_that_fails_is_asked_again_and_shut_down(caplog: pytest.LogCaptureFixture):
+    class Failing(Kept):
+        def export(self, metrics_data: MetricsData, *args: Any, **kwargs: Any) -> Any:
+            super().export(metrics_data)
+            if len(self.batches) > 1:
+                self.came_again.set()
+            raise ConnectionError("the collector is down")
+
+        came_again = threading.Event()
+
+    failing = Failing()
+    export = OtelExport(lambda: FAMILIES, failing, every_seconds=0.001)
+    assert failing.came_again.wait(10)
+    with pytest.raises(ConnectionError):
+        export.close()
+    assert failing.is_shut_down
+    assert "the collector is down" in caplog.text
+
+
 def test_missing_sdk_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.metrics", None)
     with pytest.raises(BackendError, match="need the package opentelemetry-sdk"):
