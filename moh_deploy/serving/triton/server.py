@@ -219,7 +219,7 @@ def _backends(server: TritonServer) -> Path:
     """Return the folder of backends, with the stub of this Python's version where it is needed.
 
     Raises:
-        BackendError: There is none for this version.
+        BackendError: There is none for this version, or it cannot be laid where it is looked for.
     """
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = server.stub(python)
@@ -230,8 +230,14 @@ def _backends(server: TritonServer) -> Path:
     beside = folder / _STUB
     if stub != beside and not (beside.exists() and beside.stat().st_size == stub.stat().st_size):
         partial = folder / f".{_STUB}.{os.getpid()}"
-        shutil.copy2(stub, partial)
-        partial.replace(beside)
+        try:
+            shutil.copy2(stub, partial)
+            partial.replace(beside)
+        except OSError as error:
+            raise BackendError(
+                f"the stub of the Python backend cannot be copied into {folder}: {error.strerror}.",
+                hint=f"It is looked for nowhere else. Once, by who may: cp {stub} {beside}",
+            ) from None
     return folder.parent
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -123,6 +124,21 @@ def test_server_without_a_stub_of_this_python_is_refused(tmp_path: Path):
     (root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub").unlink()
     with (
         pytest.raises(BackendError, match=f"no stub of its Python backend for Python {PYTHON}"),
+        running_server(TritonServer(root), tmp_path / "bundle", tmp_path / "log"),
+    ):
+        pass
+
+
+def test_server_in_a_folder_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    root = install(tmp_path / "s")
+    monkeypatch.setattr(server_module.shutil, "copy2", refuse)
+    with (
+        pytest.raises(BackendError, match=r"cannot be copied into .*: Permission denied"),
         running_server(TritonServer(root), tmp_path / "bundle", tmp_path / "log"),
     ):
         pass
