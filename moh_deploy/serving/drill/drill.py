@@ -209,8 +209,15 @@ def _change(line: bytes) -> _Change:
     entry = parse_json(line, "the audit log", error=ConfigError)
     if not isinstance(entry, dict):
         raise ConfigError(f"the audit log has a line that is no object: {json.dumps(entry):.60}.")
-    when = datetime.fromisoformat(str(entry["time"]).replace("Z", "+00:00")).timestamp()
-    return _Change(when, *(str(entry[key]) for key in ("from", "to", "reason", "rung", "state")))
+    try:
+        when = datetime.fromisoformat(str(entry["time"]).replace("Z", "+00:00")).timestamp()
+        said = [str(entry[key]) for key in ("from", "to", "reason", "rung", "state")]
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f"the audit log has a line that no guard wrote: {json.dumps(entry):.60}.",
+            hint="Name the log of the server that is drilled: --audit-log.",
+        ) from None
+    return _Change(when, *said)
 
 
 def _wait(is_so: Callable[[], bool], most_s: float) -> bool:
