@@ -50,6 +50,17 @@ class DimExpr:
         multiplier = factors[0] if factors else 1
         return cls(match["name"], multiplier, int(match["offset"] or 0))
 
+    @classmethod
+    def of_input(cls, text: str) -> DimExpr:
+        """Read an axis of a model's input: what `parse` refuses is a dimension of its own.
+
+        `past + seq` cannot be solved for either; it still has to agree with axes of the same text.
+        """
+        try:
+            return cls.parse(text, place="an input")
+        except ConfigError:
+            return cls(text)
+
     def evaluate(self, sizes: Mapping[str, int]) -> int:
         """Return the size of this dimension where `sizes` gives the size of its name."""
         return self.multiplier * sizes[self.name] + self.offset

@@ -14,6 +14,7 @@ from pathlib import Path
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package.choices import choices_for
+from moh_deploy.errors import PackageError
 from moh_deploy.package.interface import CachesInPlace, TensorInfo, TextGeneration
 from moh_deploy.package.layer_info import Choice, LayerInfo
 from moh_deploy.package.manifest import Made, Manifest
@@ -169,10 +170,7 @@ def _names_in(text: str, *, is_input: bool) -> list[str]:
     symbols, too, that stand for a size which depends on the data.
     """
     if is_input:
-        try:
-            return [DimExpr.parse(text, place="").name]
-        except ConfigError:
-            return [text]
+        return [DimExpr.of_input(text).name]
     names = _NAME.findall(text)
     return [name for name in names if not _UNKNOWN_SIZE.fullmatch(name)] if names else [text]
 

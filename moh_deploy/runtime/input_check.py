@@ -166,7 +166,7 @@ def _bind_dims(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> dict
     first_use: dict[str, _Axis] = {}
     for axis in _dynamic_axes(specs, inputs):
         spec, index, text, size = axis
-        expression = _parse(text)
+        expression = DimExpr.of_input(text)
         # Solved for the dimension: an axis `2*seq` of size 7 has no whole `seq`, and axes `seq` and
         # `seq+1` have to mean the same one.
         solved = expression.solve(size)
@@ -189,15 +189,6 @@ def _dynamic_axes(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> I
         for index, (text, size) in enumerate(zip(spec.shape, inputs[spec.name].shape, strict=True)):
             if isinstance(text, str):
                 yield spec, index, text, size
-
-
-def _parse(text: str) -> DimExpr:
-    """Read a dimension; what is no linear expression of one name counts as a name of its own."""
-    try:
-        return DimExpr.parse(text, place="model input")
-    except ConfigError:
-        # Such axes still have to agree with axes of the same text.
-        return DimExpr(text)
 
 
 def _disagreement(name: str, first: _Axis, second: _Axis) -> str:

@@ -143,7 +143,7 @@ def _check_dims(longest: Mapping[str, int], manifest: ModelInterface) -> None:
     if not longest:
         return
     shapes = [size for info in manifest.inputs for size in info.shape if isinstance(size, str)]
-    dims = list(dict.fromkeys(DimExpr.parse(one, place="an input").name for one in shapes))
+    dims = list(dict.fromkeys(DimExpr.of_input(one).name for one in shapes))
     for name in longest:
         if name not in dims:
             known = ", ".join(f"'{dim}'" for dim in dims) or "none"

@@ -3,18 +3,28 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import uvicorn
 
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import TensorInfo
 from moh_deploy.serving import Reply
 from moh_deploy.serving.answer_batch import Tensors
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits
 from moh_deploy.serving.http.refusal import Refusal
-from moh_deploy.serving.http.worker import FirstWord, WorkerTask, _Server, session_threads
+from moh_deploy.serving.http.worker import (
+    FirstWord,
+    WorkerTask,
+    _check_dims,
+    _Server,
+    session_threads,
+)
 from moh_deploy.serving.settings import ServingSettings
+from tests.handmade_package import MANIFEST
 
 
 @pytest.mark.parametrize(
@@ -36,6 +46,15 @@ def test_task_and_word_survive_their_way_to_another_process():
     for word in (FirstWord(), FirstWord("no\nway", "a hint", 5), FirstWord(alone_because="x")):
         assert word.to_line().count(b"\n") == 1
         assert FirstWord.of_line(word.to_line()) == word
+
+
+def test_limit_is_of_a_dimension_beside_axes_that_are_no_expression():
+    shape = ("batch", "past + seq")
+    manifest = replace(MANIFEST, inputs=(*MANIFEST.inputs, TensorInfo("mask", "int64", shape)))
+    _check_dims({"batch": 7}, manifest)
+    _check_dims({"past + seq": 7}, manifest)
+    with pytest.raises(ConfigError, match=r"longest is of 'total', but .*'past \+ seq'"):
+        _check_dims({"total": 7}, manifest)
 
 
 def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(
