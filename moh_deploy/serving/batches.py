@@ -21,10 +21,12 @@ class BatchAxis:
     Attributes:
         dim: Name of the dimension: `batch`.
         most: The most samples that the model takes; None for any number.
+        least: The fewest.
     """
 
     dim: str
     most: int | None = None
+    least: int = 1
 
     @classmethod
     def of(cls, manifest: ModelInterface) -> Self | None:
@@ -37,7 +39,8 @@ class BatchAxis:
         if not isinstance(dim, str) or dim in elsewhere or not dim.isidentifier():
             return None
         ranges = manifest.dim_ranges if isinstance(manifest, Manifest) else {}
-        return cls(dim, ranges.get(dim, (0, None))[1])
+        smallest, largest = ranges.get(dim, (1, None))
+        return cls(dim, largest, max(1, smallest))
 
     def size(self, inputs: Mapping[str, Array]) -> int:
         """Return the number of samples in a request whose inputs were checked."""

@@ -17,6 +17,7 @@ def test_batch_axis_is_the_first_of_all_inputs_and_outputs():
 
 def test_limit_of_the_trace_is_the_most_samples():
     assert BatchAxis.of(replace(MANIFEST, dim_ranges={"batch": (1, 8)})) == BatchAxis("batch", 8)
+    assert BatchAxis.of(replace(MANIFEST, dim_ranges={"batch": (2, 8)})) == BatchAxis("batch", 8, 2)
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,8 @@ class _Writing:
         (root / bundle.config).write_text(config_text(facts), encoding="utf-8")
         if warmups:
             options = self.options.settings.name, self.manifest.inputs, warmups[0]
-            text = probe_text(*options, batched=bundle.max_batch > 0)
+            batch = self.axis.least if self.axis is not None and bundle.max_batch else None
+            text = probe_text(*options, batch=batch)
             (root / PROBE_NAME).write_text(text, encoding="utf-8")
             shutil.copyfile(supervise.__file__, root / SUPERVISE_NAME)
         self._write_around(root, has_probe=bool(warmups))
@@ -393,5 +394,9 @@ def _batch_axis(manifest: object) -> BatchAxis | None:
     if axis is None or not isinstance(manifest, EngineManifest):
         return axis
     # An engine takes what one of its profiles has.
-    spans = [profile[axis.dim].max for profile in manifest.profiles if axis.dim in profile]
-    return replace(axis, most=max(spans, default=None))
+    spans = [profile[axis.dim] for profile in manifest.profiles if axis.dim in profile]
+    return replace(
+        axis,
+        most=max((one.max for one in spans), default=None),
+        least=min((one.min for one in spans), default=1),
+    )

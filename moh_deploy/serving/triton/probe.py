@@ -17,27 +17,29 @@ from moh_deploy.serving.triton.config_pbtxt import Warmup, triton_type
 PROBE_NAME = "probe.py"
 
 
-def probe_text(model: str, inputs: Sequence[TensorInfo], warmup: Warmup, *, batched: bool) -> str:
+def probe_text(
+    model: str, inputs: Sequence[TensorInfo], warmup: Warmup, *, batch: int | None
+) -> str:
     """Return the script; it needs nothing but Python.
 
     Args:
         model: Name of the model.
         inputs: Of the model.
         warmup: The recorded sample that it sends, which lies beside the model.
-        batched: The server joins requests: a sample is a batch of one.
+        batch: How many times, where the server joins requests; None where it does not.
     """
     types = {one.name: triton_type(one).removeprefix("TYPE_") for one in inputs}
     tensors = [
         {
             "name": name,
             "datatype": types[name],
-            "shape": [*([1] if batched else []), *(warmup.shapes[name] or (1,))],
+            "shape": [*([] if batch is None else [batch]), *(warmup.shapes[name] or (1,))],
             "file": f"{REPOSITORY}/{model}/{WARMUP}/{file}",
         }
         for name, file in warmup.files.items()
     ]
     # JSON without true, false and null is Python, too.
-    return _SCRIPT.format(model=model, tensors=json.dumps(tensors, indent=4))
+    return _SCRIPT.format(model=model, tensors=json.dumps(tensors, indent=4), samples=batch or 1)
 
 
 _SCRIPT = '''\
@@ -57,6 +59,7 @@ from pathlib import Path
 
 MODEL = "{model}"
 TENSORS = {tensors}
+SAMPLES = {samples}
 SILENT_SECONDS = 30
 # Whatever proxies the environment names: none is asked for this machine.
 ask = urllib.request.build_opener(urllib.request.ProxyHandler({{}})).open
@@ -65,7 +68,7 @@ ask = urllib.request.build_opener(urllib.request.ProxyHandler({{}})).open
 def main(port="8000", metrics_port=None):
     tensors, data = [], b""
     for one in TENSORS:
-        content = Path(__file__).resolve().parent.joinpath(one["file"]).read_bytes()
+        content = SAMPLES * Path(__file__).resolve().parent.joinpath(one["file"]).read_bytes()
         about = {{key: one[key] for key in ("name", "datatype", "shape")}}
         tensors.append({{**about, "parameters": {{"binary_data_size": len(content)}}}})
         data += content

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import socket
 import time
+import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +24,10 @@ def probe() -> dict[str, Any]:
     return run_probe()
 
 
-def run_probe() -> dict[str, Any]:
+def run_probe(batch: int = 1) -> dict[str, Any]:
     inputs = (TensorInfo("x", "float32", ("batch", 3)),)
     found: dict[str, Any] = {"__name__": "probe"}
-    exec(probe_text("m", inputs, Warmup("w", 1, {"x": (3,)}, {"x": "0-0"}), batched=True), found)
+    exec(probe_text("m", inputs, Warmup("w", 1, {"x": (3,)}, {"x": "0-0"}), batch=batch), found)
     return found
 
 
@@ -50,6 +54,25 @@ def test_instance_that_says_nothing_for_long_is_missed(
 def test_backend_without_heartbeats_is_not_asked_for_them(probe: dict[str, Any]):
     with metrics_at(lambda: "nv_inference_count 3\n") as url:
         assert probe["silent"](url.removesuffix("/metrics").rpartition(":")[2]) == 0
+
+
+def test_request_has_the_samples_that_the_model_takes_at_least(tmp_path: Path):
+    recorded = tmp_path / "repository" / "m" / "warmup" / "0-0"
+    recorded.parent.mkdir(parents=True)
+    recorded.write_bytes(bytes(12))
+    probe, asked = run_probe(batch=2), []
+
+    def ask(request: urllib.request.Request, timeout: float) -> io.BytesIO:
+        asked.append(request)
+        return io.BytesIO()
+
+    probe |= {"__file__": str(tmp_path / "probe.py"), "ask": ask}
+    assert probe["main"]() == 0
+    (request,) = asked
+    length = int(request.get_header("Inference-header-content-length"))
+    (tensor,) = json.loads(request.data[:length])["inputs"]
+    assert (tensor["shape"], tensor["parameters"]) == ([2, 3], {"binary_data_size": 24})
+    assert request.data[length:] == bytes(24)
 
 
 def test_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch):
