@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
 from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.bundle_report import BundleReport
 from moh_deploy.serving.triton.bundled_guard import GuardFiles
@@ -16,8 +16,6 @@ from moh_deploy.serving.triton.config_pbtxt import Backend
 from moh_deploy.system.progress import Progress, SilentProgress
 
 DEFAULT_GUARD = "default"
-LARGEST_OPTION = 1e9
-"""Of a server's numbers: clocks and configurations overflow at larger ones."""
 
 
 def bundle(

@@ -18,7 +18,7 @@ from moh_deploy.serving.drill.report import DrillReport
 from moh_deploy.serving.drill.targets import HttpServer, InProcess, ServerAt, Target, Triton
 from moh_deploy.serving.guard.faults import FAULTS
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
-from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
 from moh_deploy.serving.triton.bundle_json import is_bundle
 from moh_deploy.serving.triton.opened_bundle import bundled_model
 from moh_deploy.serving.triton.server import TritonServer, find_server
@@ -90,8 +90,10 @@ def drill(
         ("trip-timeout", trip_timeout),
         ("return-timeout", return_timeout),
     ):
-        if not 0 < number < float("inf"):
-            raise ConfigError(f"{option} is {number:g}, expected more than 0.")
+        if not 0 < number <= LARGEST_OPTION:
+            raise ConfigError(
+                f"{option} is {number:g}, expected more than 0, and {LARGEST_OPTION:g} at most."
+            )
     if sum([in_process, tritonserver is not None, url is not None]) > 1:
         raise ConfigError("of in-process, tritonserver and url one can be given.")
     server = None if tritonserver is None else find_server(Path(tritonserver))

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moh_deploy.api.bundle import DEFAULT_GUARD, LARGEST_OPTION
+from moh_deploy.api.bundle import DEFAULT_GUARD
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.serving.http.limits import MIB, HttpLimits
 from moh_deploy.serving.served_model import cores
-from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
 from moh_deploy.serving.triton.bundle_json import is_bundle
 from moh_deploy.serving.triton.opened_bundle import bundled_model
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from moh_deploy.serving.http.server import Listening
 
 _SHORTEST_S = 0.001
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 _NEEDED = ("starlette", "uvicorn", "prometheus_client")

@@ -9,6 +9,7 @@ from moh_deploy.serving.drift.judge import LiveCounts, WindowVerdict, judge_wind
 from moh_deploy.serving.drift.live import NoData, windows_of_dump, windows_of_metrics
 from moh_deploy.serving.drift.reference import RoutingReference, read_reference
 from moh_deploy.serving.drift.report import WatchReport
+from moh_deploy.serving.settings import LARGEST_OPTION
 from moh_deploy.system.progress import Progress, SilentProgress
 
 
@@ -36,9 +37,10 @@ def watch(
         BackendError: prometheus_client, which reads metrics, is not installed.
     """
     progress = progress or SilentProgress()
-    if every <= 0 or windows < 1:
+    if not 0 < every <= LARGEST_OPTION or windows < 1:
         raise ConfigError(
-            f"every is {every} and windows {windows}, expected more than 0 seconds and 1 window."
+            f"every is {every:g} and windows {windows}, expected more than 0 seconds and"
+            f" {LARGEST_OPTION:g} at most, and 1 window or more."
         )
     with progress.step("reading the reference"):
         known = read_reference(Path(reference))

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from moh_deploy.config.strict_json import Strict
 
+LARGEST_OPTION = 1e9
+"""Of a server's numbers: clocks and configurations overflow at larger ones."""
+
 
 @dataclass(frozen=True)
 class ServingSettings(Strict):

@@ -108,6 +108,7 @@ def test_a_server_that_runs_is_drilled_by_its_files(tmp_path: Path):
         ({"tritonserver": "nowhere"}, "where there is no bin/tritonserver"),
         ({"clients": 0}, "clients is 0, expected more than 0"),
         ({"seconds": float("inf")}, "seconds is inf"),
+        ({"seconds": 1e10}, r"seconds is 1e\+10, expected more than 0, and 1e\+09 at most"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, object], message: str):

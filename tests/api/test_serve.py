@@ -39,6 +39,11 @@ def test_package_is_called_as_its_directory(package: Path, tasks: list[WorkerTas
     assert tasks[0].model == str(package)
 
 
+def test_name_may_begin_with_what_its_refusal_lists(package: Path, tasks: list[WorkerTask]):
+    moh_deploy.serve(package, name="_digits")
+    assert settings_of(tasks).name == "_digits"
+
+
 @pytest.mark.parametrize(
     ("given", "instances", "threads"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,9 @@ def test_server_that_does_not_answer_is_an_alarm(reference: Path):
     assert "no data" in found.reasons[0]
 
 
-@pytest.mark.parametrize("options", [{"every": 0}, {"windows": 0}])
+@pytest.mark.parametrize("options", [{"every": 0}, {"windows": 0}, {"every": 1e10}, {"every": nan}])
 def test_wrong_options_are_refused(reference: Path, options: dict[str, float]):
-    with pytest.raises(ConfigError, match="expected more than 0 seconds and 1 window"):
+    with pytest.raises(
+        ConfigError, match=r"expected more than 0 seconds and .* at most, and 1 window"
+    ):
         moh_deploy.watch("http://127.0.0.1:1/", reference=reference, **options)  # type: ignore[arg-type]
