@@ -12,6 +12,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 _MOST_CONNECTIONS = 800
 """Processes may often have 1024 files; a server that has none left accepts nobody."""
 
+_LEAST_READ = 64 * 1024
+"""So many bytes of an answer have to leave this process in `limit_s`."""
+
 
 class TimedConnection(H11Protocol):
     """A connection of uvicorn's, closed where a client sends or reads too slowly.
@@ -19,7 +22,8 @@ class TimedConnection(H11Protocol):
     uvicorn itself limits only how long a connection idles between two requests.
 
     Attributes:
-        limit_s: How long a request may take to arrive, and a full buffer to be read.
+        limit_s: How long a request may take to arrive, and a client may read nothing, or next to
+            nothing, of its answer.
     """
 
     limit_s: ClassVar[float]
@@ -82,17 +86,36 @@ class TimedConnection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._reading = self.loop.call_later(self.limit_s, self.transport.abort)
+        self._watch_reading()
+
+    def _watch_reading(self) -> None:
+        """Look after a while how much of the answer is read, again and again."""
+        self._stop_reading()
+        unread = self.transport.get_write_buffer_size()
+        if unread:
+            self._reading = self.loop.call_later(self.limit_s, self._go_on_if_read, unread)
+
+    def _go_on_if_read(self, unread: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left and unread - left < _LEAST_READ:
+            self.transport.abort()
+        else:
+            self._watch_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._stop_reading()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection; one whose client has not read its answer, at once."""
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()
-        super().timeout_keep_alive_handler()
+        """Close an idle connection; one that still reads its answer is none."""
+        if not self.transport.get_write_buffer_size():
+            super().timeout_keep_alive_handler()
+            return
+        if self._reading is None:  # what is left fills no buffer
+            self._watch_reading()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_arrival()

@@ -19,7 +19,8 @@ class HttpLimits:
         max_held_bytes: The most bytes of all bodies that are received or answered; 503 beyond.
         max_waiting: The most requests that wait for an instance; 503 beyond.
         read_timeout_s: How long a request's headers, and then its body, may take to arrive: 408
-            beyond; and how long a client may read nothing of its answer before it is cut off.
+            beyond; and how long a client may read nothing, or next to nothing, of its answer
+            before it is cut off.
         request_timeout_s: How long a request that has arrived may wait for its answer; 504 beyond.
         shutdown_timeout_s: How long requests that have arrived are still answered when the server
             is told to stop.

@@ -1,0 +1,64 @@
+"""Clients that read slowly get their answers whole."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from moh_deploy.serving.http.connection import TimedConnection
+from tests.nightly import nightly
+
+ANSWER = 8 * 2**20
+LONG_S = 60.0
+
+
+class Hurried(TimedConnection):
+    """A connection of short limits."""
+
+    limit_s = 1.0
+
+
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    """Send a large body at once."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": bytes(ANSWER)})
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """The port of a server whose system buffers little."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        config = uvicorn.Config(
+            answer, http=Hurried, lifespan="off", log_config=None, timeout_keep_alive=1
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+        thread.start()
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join(LONG_S)
+
+
+@nightly
+def test_client_that_reads_without_a_pause_gets_all_of_a_large_answer(port: int):
+    received = 0
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        connection.settimeout(LONG_S)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        # It takes three times the limits.
+        while part := connection.recv(2**17):
+            received += len(part)
+            time.sleep(3.0 * len(part) / ANSWER)
+    assert received > ANSWER
