@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from moh_deploy.serving.source import BatchSource, OneModel, open_model
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.user_vectors import check_ranges
+
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+"""What a container sees of its limit: microseconds of CPU in a period, and the period."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +254,16 @@ def threads_of(settings: ServingSettings) -> int:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may use: those it may run on, and no more than it gets."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    allowed = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return min(allowed, _quota() or allowed)
+
+
+def _quota() -> int | None:
+    """Return how many cores a container's limit of CPU time amounts to; None without one."""
+    try:
+        quota, period = map(int, _CPU_MAX.read_text().split())
+    except (OSError, ValueError):  # not in a container, or "max 100000"
+        return None
+    return max(1, math.ceil(quota / period)) if period else None

@@ -19,8 +19,9 @@ from moh_deploy.serving import (
     ServingSettings,
     open_served,
 )
+from moh_deploy.serving import served_model as served_model_module
 from moh_deploy.serving.answer_batch import answer_batch
-from moh_deploy.serving.served_model import served_variant
+from moh_deploy.serving.served_model import cores, served_variant
 from tests.handmade_package import vectors, write_package
 from tests.serving.lookup_package import TABLE, write_lookup
 
@@ -126,3 +127,26 @@ def test_wrong_inputs_are_refused(served: ServedModel, inputs: dict[str, object]
 
 def test_threads_of_a_served_model_do_not_spin():
     assert not served_variant(ServingSettings("m")).spins
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("100000 100000", 1),
+        ("10000 100000", 1),
+        ("250000 100000", 3),
+        ("9900000 100000", 8),
+        ("max 100000", 8),
+        ("", 8),
+        (None, 8),
+    ],
+    ids=str,
+)
+def test_cores_are_those_that_a_container_gets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str | None, expected: int
+):
+    if limit is not None:
+        (tmp_path / "cpu.max").write_text(limit + "\n")
+    monkeypatch.setattr(served_model_module, "_CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(served_model_module.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert cores() == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import re
 import sys
@@ -21,6 +20,7 @@ from moh_deploy.errors import MoHDeployError, PackageError
 from moh_deploy.report.document import Document, Status, Table, Text
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
+from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.triton import library_needs
 from moh_deploy.serving.triton.bundle_json import (
     LIBRARIES,
@@ -309,14 +309,14 @@ def _check_cores(config: Mapping[str, Sequence[TextValue]], bundle: Bundle) -> I
     if bundle.backend == "tensorrt":
         return
     instances = sum(_number(one, "count", 1) for one in _messages(config, "instance_group"))
-    cores = len(os.sched_getaffinity(0))
+    available = cores()
     threads = bundle.settings.threads
     if bundle.backend == "onnxruntime":
-        threads = _native_threads(config) or cores
-    used = instances * (threads or max(1, cores // max(1, instances)))
+        threads = _native_threads(config) or available
+    used = instances * (threads or max(1, available // max(1, instances)))
     noun = "instance" if instances == 1 else "instances"
-    text = f"{instances} {noun} with {used // max(1, instances)} threads, {cores} cores"
-    yield Finding("threads", text, True if used <= cores else None)
+    text = f"{instances} {noun} with {used // max(1, instances)} threads, {available} cores"
+    yield Finding("threads", text, True if used <= available else None)
 
 
 def _check_server(bundle: Bundle, given: Path | None) -> Iterator[Finding]:
