@@ -51,6 +51,11 @@ def test_tokens_that_are_taken_for_independent_alarm_far_too_often():
     assert false_alarms(reference, far, 2000) > 200
 
 
+def test_requests_that_are_all_alike_leave_room_for_what_is_rounded():
+    far = limits(LAYOUT, np.repeat(TRAFFIC[:1], 200, axis=0), WINDOW, rate=RATE, seed=0)
+    assert (far > 1e-6).all()
+
+
 def test_larger_windows_have_narrower_limits():
     reference = requests(400, seed=10)
     narrow = limits(LAYOUT, reference, 4 * WINDOW, rate=RATE, seed=0)
