@@ -128,7 +128,7 @@ def serve(
         "per_head": per_head or None,
         "reference": _whole(reference),
         "guard": None if guard is None else True,
-        "policy": None if str(guard) == DEFAULT_GUARD else _whole(guard),
+        "policy": _whole(guard),
         "audit_log": _whole(audit_log),
         "control": _whole(control),
         "drill": drill or None,
@@ -139,9 +139,9 @@ def serve(
         given["instances"] = max(1, cores() // threads)
     changes = {key: value for key, value in given.items() if value is not None}
     settings = replace(base, **changes)  # type: ignore[arg-type]
+    if str(guard) == DEFAULT_GUARD:
+        settings = replace(settings, policy=None)  # that of a bundle, too
     _check(settings)
-    if reference is not None and settings.sample_every == 0:
-        raise ConfigError("--reference is compared with routing that is read: --sample-every is 0.")
     limits = HttpLimits(
         max_body_bytes=max_body * MIB,
         max_held_bytes=max(HttpLimits.max_held_bytes, 2 * max_body * MIB),
@@ -178,6 +178,12 @@ def _check(settings: ServingSettings) -> None:
     if not settings.guard and (settings.audit_log or settings.control or settings.drill):
         raise ConfigError(
             "--audit-log, --control and --drill are of a guard: give --guard default, too."
+        )
+
+    if settings.reference is not None and settings.sample_every == 0:
+        raise ConfigError(
+            "a reference is compared with routing that is read: --sample-every is 0.",
+            hint="A bundle brings its reference along: its package can be served without.",
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import moh_deploy
+from moh_deploy.api import serve as job
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, PackageError
 from moh_deploy.serving.http import server
 from moh_deploy.serving.http.worker import WorkerTask
@@ -91,6 +92,31 @@ def test_bundle_has_settings_of_its_own_which_arguments_replace(
     assert (first.name, first.max_batch, first.guard) == ("m", 7, True)
     assert (second.name, second.max_batch, second.guard) == ("n", 9, True)
     assert Path(tasks[0].model).parent.parent.name == "m"
+
+
+def test_default_guard_replaces_the_policy_of_a_bundle(
+    package: Path, tasks: list[WorkerTask], tmp_path: Path
+):
+    (tmp_path / "policy.yaml").write_text("rungs: [{kind: functions}]")
+    root = tmp_path / "bundle"
+    moh_deploy.bundle(package, root, name="m", guard=tmp_path / "policy.yaml")
+    moh_deploy.serve(root)
+    moh_deploy.serve(root, guard="default")
+    first, second = (task.settings for task in tasks)
+    assert first.policy is not None
+    assert (second.guard, second.policy) == (True, None)
+
+
+def test_reference_of_a_bundle_needs_routing_that_is_read(
+    package: Path, tasks: list[WorkerTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = ServingSettings("m", reference="reference.json")
+    monkeypatch.setattr(job, "is_bundle", lambda root: True)
+    monkeypatch.setattr(job, "bundled_model", lambda root: (package, settings))
+    with pytest.raises(ConfigError, match=r"a reference is compared .* --sample-every is 0"):
+        moh_deploy.serve(tmp_path, sample_every=0)
+    moh_deploy.serve(tmp_path)
+    assert settings_of(tasks).reference == "reference.json"
 
 
 def test_bundle_for_a_server_alone_is_refused(package: Path, tmp_path: Path):
