@@ -121,13 +121,20 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
     )
     server = _Server(config, queue, parent, FirstWord(alone_because=joining.reason))
     asyncio.run(server.serve([socket.socket(fileno=task.listener)]))
+    code = _code_at_end(server, queue, limits.shutdown_timeout_s)
     # Nothing is closed that is still in use.
+    if code == 0:
+        served.close()
+    return code
+
+
+def _code_at_end(server: _Server, queue: BatchingQueue, timeout_s: float) -> int:
+    """Wait for what is still answered, and return the exit code."""
     if server.has_hung:
         return HUNG
-    if not queue.close(timeout_s=limits.shutdown_timeout_s) or server.has_cut_off:
-        return UNANSWERED
-    served.close()
-    return 0
+    # The time to wait is over where requests were cut off: the parent ends who takes more.
+    is_answered = not server.has_cut_off and queue.close(timeout_s=timeout_s)
+    return 0 if is_answered else UNANSWERED
 
 
 def session_threads(settings: ServingSettings) -> int:

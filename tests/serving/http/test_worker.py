@@ -4,6 +4,7 @@ import asyncio
 import socket
 import threading
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits
 from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.worker import (
+    HUNG,
+    UNANSWERED,
     FirstWord,
     WorkerTask,
     _check_dims,
+    _code_at_end,
     _Server,
     session_threads,
 )
@@ -79,3 +83,21 @@ def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(
     gate.set()
     assert asked[0].result(60).rung == "kernels"
     assert queue.close(timeout_s=60)
+
+
+@pytest.mark.parametrize(
+    ("has_hung", "has_cut_off", "is_answered", "code", "waits"),
+    [
+        (False, False, True, 0, True),
+        (False, False, False, UNANSWERED, True),
+        (False, True, True, UNANSWERED, False),
+        (True, False, True, HUNG, False),
+    ],
+)
+def test_who_has_cut_off_requests_waits_for_none(
+    has_hung: bool, has_cut_off: bool, is_answered: bool, code: int, waits: bool
+):
+    server, queue = Mock(_Server, has_hung=has_hung, has_cut_off=has_cut_off), Mock(BatchingQueue)
+    queue.close.return_value = is_answered
+    assert _code_at_end(server, queue, 3.0) == code
+    assert queue.close.called == waits
