@@ -12,9 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from moh_deploy.config.dims import DimExpr
-from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.package.choices import choices_for
 from moh_deploy.errors import PackageError
+from moh_deploy.package.choices import choices_for
 from moh_deploy.package.interface import CachesInPlace, TensorInfo, TextGeneration
 from moh_deploy.package.layer_info import Choice, LayerInfo
 from moh_deploy.package.manifest import Made, Manifest
