@@ -100,8 +100,8 @@ def cache_lengths(
         )
     new = _new_length(caches[0], manifest, past_dim, runs)
     pasts = {cache.past.name for cache in caches}
-    others = [one for one in manifest.inputs if one.name not in pasts]
-    dims = [dim for one in others for dim in map(_parsed, one.shape) if dim is not None]
+    given = [one.shape for one in manifest.inputs if one.name not in pasts]
+    dims = [dim for shape in given for dim in map(_parsed, shape) if dim is not None]
     by_size = _past_length(dims, past_dim, new, runs)
     if by_size is not None:
         return CacheLengths(past_dim, by_size, new)
@@ -262,8 +262,8 @@ def _past_length(
 
 def _free_name(manifest: Manifest, dims: Sequence[DimExpr]) -> str:
     """Return a name for the input that tells, which no other tensor has and no dimension."""
-    tensors = (*manifest.inputs, *manifest.outputs)
-    taken = {one.name for one in (*tensors, *dims)}
+    taken = {one.name for one in (*manifest.inputs, *manifest.outputs)}
+    taken |= {one.name for one in dims}
     name = PAST_LENGTH
     while name in taken:
         name = f"filled_{name}"
