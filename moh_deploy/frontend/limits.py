@@ -24,6 +24,7 @@ from moh_deploy.package import DimSum
 _SMALLEST_TRACED = 2
 _WINDOW = 16
 _LONGEST_PERIOD = 128
+_DOUBLED = 12  # times, to see a limit that is far away
 _INEQUALITIES = (sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt)
 
 Ranges = dict[str, tuple[int, int | None]]
@@ -245,7 +246,8 @@ def _looked_at(assertion: sympy.Basic, symbol: sympy.Symbol, example: int) -> _L
     numbers = [int(one) for one in assertion.atoms(sympy.Integer) if one < _LONGEST_PERIOD]
     window = 3 * max([_WINDOW, *numbers])  # in which what recurs after so many sizes is seen
     near = range(max(1, example - window), example + window + 1)
-    sizes = sorted({*range(1, window), *near})
+    far = (example << doubled for doubled in range(1, _DOUBLED + 1))
+    sizes = sorted({*range(1, window), *near, *far})
     holds = frozenset(size for size in sizes if _holds(assertion, symbol, size))
     return _Looked(example, tuple(sizes), holds) if example in holds else None
 

@@ -59,6 +59,13 @@ def test_branch_on_a_range_limits_a_dimension():
     assert ranges_of(lambda m, x: x if x.shape[1] > 4 else x * 2, 6) == {"n": (5, None)}
 
 
+def test_branch_that_torch_cannot_solve_limits_a_dimension():
+    found = ranges_of(lambda m, x: x * 3 if x.shape[1] ** 2 <= 40_000 else x * 2, 30)
+    least, most = found["n"]
+    assert least == 1
+    assert 30 < most <= 200
+
+
 def test_assertion_on_a_size_that_follows_limits_a_dimension():
     """Two windows or more: of one window, torch would make a constant."""
 
