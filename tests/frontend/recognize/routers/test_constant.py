@@ -24,7 +24,16 @@ class Chosen(Parts):
         return self.gates(latents + x[:, :1] if self.reads_input else latents)
 
 
-def read(model: Chosen) -> Router:
+class OpenBehind(Parts):
+    """Behind position 512 every head is open."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.gates(torch.ones(1, 1, 32))
+        near = torch.arange(x.shape[1])[None, :, None] < 512
+        return torch.where(near, chosen, torch.ones_like(chosen))
+
+
+def read(model: torch.nn.Module) -> Router:
     program = traced(model, [ModelInput("x", torch.ones(3, 7, 32), {0: "batch", 1: "seq"})])
     (gates,) = program.graph_module.graph.output_node().args[0]
     return read_router(gates, None, Constants(program))
@@ -44,3 +53,8 @@ def test_queries_that_an_input_changes_choose_at_run_time():
     router = read(Chosen(reads_input=True))
     assert router.form.name == "top_k"
     assert router.fixed_gates is None
+
+
+def test_gates_that_positions_change_are_not_known():
+    router = read(OpenBehind())
+    assert (router.form.name, router.fixed_gates) == ("custom", None)
