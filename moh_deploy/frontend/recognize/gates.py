@@ -112,7 +112,8 @@ def _is_gate(factor: Operand, heads: Dim, tokens: Dim, dynamic: set[Node]) -> bo
     cone = router_cone(factor.node)
     if for_each_token and any(map(is_projection, cone)):
         return True
-    return find_selection(cone, int(product(heads))) is not None
+    size = product(heads)
+    return size.is_Integer and find_selection(cone, int(size)) is not None
 
 
 def without_axes(operand: Operand, axes: Dim) -> Operand | None:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moh_deploy.frontend.fx.axes import product
+from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.recognize import MoHLayer, recognize
-from tests.frontend.traced import plain_trace
+from tests.frontend.traced import plain_trace, traced
 from tests.nightly import sampled
 
 B, H, S, D = 2, 4, 5, 3
@@ -343,3 +344,19 @@ def test_path_is_where_attention_and_gates_have_in_common():
 
     (layer,) = recognize(plain_trace(Model(), Q, K, V, GATES))
     assert layer.path == "blocks.1"
+
+
+class FlattenedTokens(torch.nn.Module):
+    """A weight for each of the tokens, which are merged with the channels as heads are."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.ones(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (sdpa(x, x, x) * self.weights[: x.shape[1], None]).flatten(1) * 2
+
+
+def test_as_many_weights_as_tokens_are_no_gates():
+    inputs = [ModelInput("x", torch.ones(2, 5, D), {1: "seq"})]
+    assert recognize(traced(FlattenedTokens(), inputs)) == []
