@@ -198,12 +198,13 @@ def _disagreement(
         found = _difference("the gates computed at export", fixed, gates, every)
         if found is not None:
             return found
-    everything_decided = True
+    all_alike = True
     if rewrite.routed is not None:
         original = values[rewrite.computed_gates]
         decided = _decided(rewrite, values, original)
         counted = valid.of_node(rewrite.computed_gates, original)[..., 0]  # [...] of [..., H]
-        everything_decided = bool((decided | ~counted).all())
+        same_heads = ((values[rewrite.routed] != 0) == (original != 0)).all(-1)
+        all_alike = bool((decided | same_heads | ~counted).all())
         decided &= counted
         found = _difference(
             op_names.ROUTER,
@@ -213,7 +214,7 @@ def _disagreement(
         )
         if found is not None:
             return found
-    if rewrite.replacement is None or rewrite.op is None or not everything_decided:
+    if rewrite.replacement is None or rewrite.op is None or not all_alike:
         return None
     attention = Swap(rewrite.layer.node, rewrite.replacement, rewrite.op)
     found = _swapped(attention, values, valid)
