@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -12,36 +13,38 @@ from moh_deploy.cli import main
 from tests.cli.run_cli import REPOSITORY, Cli, run_python, start_python
 from tests.nightly import sampled
 
-COMMANDS = [
-    "build",
-    "bundle",
-    "compare",
-    "cost",
-    "doctor",
-    "drill",
-    "export",
-    "generate",
-    "inspect",
-    "profile",
-    "run",
-    "serve",
-    "tune",
-    "verify",
-    "watch",
-]
-ALL_COMMANDS = sorted(main.list_commands(click.Context(main)))
+COMMANDS = sorted(main.list_commands(click.Context(main)))
 HEAVY = {"numpy", "pydantic", "rich", "onnx", "onnxruntime", "torch", "yaml", "ml_dtypes"}
 
 
-@sampled(4)
-@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=str)
-def test_help_imports_nothing_heavy(arguments: list[str]):
-    code = "import sys; from moh_deploy.cli import main; main(sys.argv[1:], standalone_mode=False)"
-    code += "; print('IMPORTED', *sys.modules)"
-    shown = run_python("-c", code, *arguments, "--help")
-    usage, _, imported = shown.out.partition("IMPORTED")
-    assert "Usage: moh-deploy" in usage
-    assert not HEAVY & set(imported.split())
+SHOW_EACH_HELP = """
+import sys
+from moh_deploy.cli import main
+for name in sys.argv[1:]:
+    main([*name.split(), "--help"], standalone_mode=False)
+    print("IMPORTED", *sys.modules)
+"""
+
+
+def test_help_imports_nothing_heavy():
+    shown = run_python("-c", SHOW_EACH_HELP, "", *COMMANDS)
+    assert (shown.exit_code, shown.err) == (0, "")
+    imported = re.findall("^IMPORTED (.*)$", shown.out, re.M)
+    assert shown.out.count("Usage: moh-deploy") == len(imported) == 1 + len(COMMANDS)
+    heavy = {
+        name: HEAVY & set(of.split()) for name, of in zip(["", *COMMANDS], imported, strict=True)
+    }
+    assert not any(heavy.values()), heavy
+
+
+def test_every_command_takes_json():
+    assert [name for name in COMMANDS if "--json" not in _options(name)] == []
+
+
+def _options(name: str) -> set[str]:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    return {option for parameter in command.params for option in parameter.opts}
 
 
 def test_what_reads_packages_never_imports_torch():
@@ -68,7 +71,7 @@ def test_version(cli: Cli):
     ("arguments", "message"),
     [
         (["exprt"], "No such command 'exprt'. Did you mean 'export'?"),
-        (["zzz"], f"No such command 'zzz'. There are {', '.join(ALL_COMMANDS)}."),
+        (["zzz"], f"No such command 'zzz'. There are {', '.join(COMMANDS)}."),
         (["inspect"], "Missing argument 'DIR'"),
         (["run", "p", "--input", "x"], "--inputs"),
         (["verify", "p", "--kernels", "fast"], "'fast' is not one of"),
