@@ -421,6 +421,8 @@ def test_deep_stage_runs_what_is_there(emulator: Emulator, stored: Path, tmp_pat
     assert {row["status"] for row in done.rows.values()} <= {"passed", "missing"}, done.printed
     kinds = {step.split("/")[0] for step, row in done.rows.items() if row["status"] == "passed"}
     assert kinds == {"capture", "profile", "sanitize", "plugin", "far_apart"}
+    by_plugin = {row["status"] for step, row in done.rows.items() if step.startswith("plugin/")}
+    assert by_plugin == {"passed"}
     assert len(list((tmp_path / "out").iterdir())) <= 8
 
 

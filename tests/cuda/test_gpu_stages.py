@@ -325,7 +325,15 @@ def test_missing_tools_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "compute-sanitizer was not found: it comes with CUDA's toolkit",
         "ncu was not found: it comes with CUDA's toolkit, or Nsight Compute",
     ]
-    assert conclude(report) == 0
+    assert conclude(report) == 2  # nothing was tested
+    assert conclude(run_steps(tmp_path, [MACHINE, *steps, Step("after", "measured")])) == 0
+
+
+def test_stage_without_time_has_tested_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    report = run_steps(tmp_path, [MACHINE, Step("a", "measured")], budget_s=0)
+    assert [result.status for result in report.results] == ["cut"]
+    assert conclude(report) == 2
+    assert "nothing was tested: no step has passed" in capsys.readouterr().out
 
 
 def test_profile_is_kept_where_all_results_are(tools: Tools, tmp_path: Path):

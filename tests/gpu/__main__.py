@@ -57,7 +57,7 @@ def _run_all(options: argparse.Namespace) -> int:
         code = run_shown(command, _budget(options, stage) + 2 * GRACE_S)
         print(f"{stage}: {'killed' if code is None else f'exit status {code}'}", flush=True)
         codes.append(1 if code is None else code)
-    return max(codes)
+    return 1 if 1 in codes else max(codes)
 
 
 def _run_one(options: argparse.Namespace) -> int:

@@ -25,8 +25,8 @@ def plugin(bench: Bench, index: int, plugin: str, harness: str) -> Facts:
     """Build, serialize and run a stored case through the plugin, in each of its tactics.
 
     Raises:
-        Missing: The library or the harness was not brought along, or the plugin refuses the case.
-        Wrong: A tactic computes something else.
+        Missing: The library or the harness was not brought along.
+        Wrong: The plugin refuses the case, or a tactic computes something else.
     """
     if not (plugin and harness):
         raise Missing(
@@ -38,7 +38,7 @@ def plugin(bench: Bench, index: int, plugin: str, harness: str) -> Facts:
     run = _PluginRun(bench, case)
     built = driver.create(case.op, run.fields, phase=BUILD)
     if built is None or not run.is_supported(built):
-        raise Missing(f"the plugin refuses this case: {driver.log().strip()}")
+        raise Wrong(f"the plugin refuses this case: {driver.log().strip()}")
     problems = []
     for tactic in built.tactics() or [0]:
         kept = driver.create(case.op, built.serialize(), phase=RUNTIME)

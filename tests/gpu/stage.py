@@ -130,7 +130,8 @@ def _outcome(tools: Tools, step: Step, timeout_s: float) -> tuple[Status, str, F
 
 
 def conclude(report: Report) -> int:
-    """Print how a stage ended, and return its exit code: 1 if anything is not as it should be."""
+    """Print how a stage ended, and return its exit code: 1 if anything is not as it should be, 2 if
+    nothing was tested."""
     counts = Counter(result.status for result in report.results)
     print(", ".join(f"{number} {status}" for status, number in sorted(counts.items())), flush=True)
     bad = [result for result in report.results if result.status not in GOOD]
@@ -140,4 +141,9 @@ def conclude(report: Report) -> int:
         print(report.problem, flush=True)
         return 1
     print(f"written to {report.path}", flush=True)
-    return 1 if bad else 0
+    if bad:
+        return 1
+    if not counts["passed"]:
+        print("nothing was tested: no step has passed", flush=True)
+        return 2
+    return 0
