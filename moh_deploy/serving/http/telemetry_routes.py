@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from moh_deploy.serving.http.refusal import Refusal
-from moh_deploy.serving.telemetry import Telemetry
+from moh_deploy.serving.telemetry import RecordedWindow, Telemetry
 from moh_deploy.system.npz import write_npz
 
 
@@ -43,14 +43,13 @@ def telemetry_routes(telemetry: Telemetry | None) -> list[Route]:
         return JSONResponse({"recording": False})
 
     async def dump(_: Request) -> Response:
-        window = counting().dump_window()
+        window = await asyncio.to_thread(counting().dump_window)
         if window is None:
             raise Refusal(
                 "no window was started.", status=409, hint="POST /v2/telemetry/start starts one."
             )
-        file = io.BytesIO()
-        await asyncio.to_thread(write_npz, file, window.arrays())
-        return Response(file.getvalue(), media_type="application/octet-stream")
+        content = await asyncio.to_thread(_npz, window)
+        return Response(content, media_type="application/octet-stream")
 
     handlers: dict[str, Callable[[Request], Awaitable[Response]]]
     handlers = {"start": start, "stop": stop, "dump": dump}
@@ -59,3 +58,9 @@ def telemetry_routes(telemetry: Telemetry | None) -> list[Route]:
         Route(f"/v2/telemetry/{name}", handler, methods=[methods[name]])
         for name, handler in handlers.items()
     ]
+
+
+def _npz(window: RecordedWindow) -> bytes:
+    file = io.BytesIO()
+    write_npz(file, window.arrays())
+    return file.getvalue()

@@ -138,7 +138,9 @@ class Telemetry:
     def dump_window(self) -> RecordedWindow | None:
         """Return what was kept so far; None if nothing was ever started."""
         with self._lock:
-            return None if self._window is None else self._window.recorded()
+            window = None if self._window is None else self._window.copy()
+        # Joined without the lock, which every answer takes.
+        return None if window is None else window.recorded()
 
     def families(self) -> tuple[Family, ...]:
         """Return what was counted, as metrics."""

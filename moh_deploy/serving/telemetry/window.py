@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +92,7 @@ class RecordedWindow:
 
 
 class WindowRecorder:
-    """Keeps rows until it is full or stopped; whoever calls holds a lock."""
+    """Keeps rows until it is full or stopped; whoever calls holds a lock, but for a copy's."""
 
     def __init__(self, layout: CountLayout, digest: str) -> None:
         self._layout, self._digest = layout, digest
@@ -116,13 +118,21 @@ class WindowRecorder:
     def stop(self) -> None:
         self._is_open = False
 
+    def copy(self) -> WindowRecorder:
+        """Return one of what was kept so far, which nobody adds to."""
+        found = copy(self)
+        found._rows, found._requests, found._seconds = (
+            list(one) for one in (self._rows, self._requests, self._seconds)
+        )
+        return found
+
     def recorded(self) -> RecordedWindow:
-        """Return what was kept so far."""
+        """Return what was kept so far; of a full window that takes a while."""
         about = WindowAbout(self._digest, self._layout.layers, self._is_cut)
         empty = np.zeros((0, self._layout.width), np.float32)
         return RecordedWindow(
             about,
-            np.concatenate([empty, *self._rows]).astype(np.float64),
+            np.concatenate([empty, *self._rows], dtype=np.float64),
             np.concatenate([np.zeros(0, np.int64), *self._requests]),
             np.concatenate([np.zeros(0), *self._seconds]),
         )

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import httpx
 import numpy as np
@@ -18,8 +19,11 @@ from moh_deploy.serving.http.app import Endpoint, make_app
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
 from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits, Tensors
+from moh_deploy.serving.telemetry import RecordedWindow, Telemetry
 from tests.handmade_package import WIDTH, write_package
 
+S = TypeVar("S")
+T = TypeVar("T")
 LONG_S = 60.0
 ASKED = write_request({"x": np.ones((1, 2, WIDTH), np.float32)})
 INFER = "/v2/models/m/infer"
@@ -294,6 +298,34 @@ def test_model_that_nothing_counts_has_no_telemetry(served: ServedModel):
 
     with served.model.open() as runner:
         asyncio.run(run(ServedModel(served.model, runner)))
+    assert queue.close(timeout_s=LONG_S)
+
+
+def test_window_is_dumped_beside_the_event_loop(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+):
+    queue = BatchingQueue(served.answer, None, QueueLimits(1, 1, 0.0, 1))
+    made = make_app(Endpoint("m", "1", served, queue, HttpLimits()))
+    threads = []
+
+    def noted(work: Callable[[T], S]) -> Callable[[T], S]:
+        def do(own: T) -> S:
+            threads.append(threading.current_thread())
+            return work(own)
+
+        return do
+
+    async def run() -> None:
+        async with connected(made) as client:
+            assert (await client.get("/v2/telemetry/dump")).status_code == 409
+            assert (await client.post("/v2/telemetry/start")).json() == {"recording": True}
+            assert (await client.get("/v2/telemetry/dump")).status_code == 200
+
+    monkeypatch.setattr(Telemetry, "dump_window", noted(Telemetry.dump_window))
+    monkeypatch.setattr(RecordedWindow, "arrays", noted(RecordedWindow.arrays))
+    asyncio.run(run())
+    assert len(threads) == 3
+    assert threading.current_thread() not in threads
     assert queue.close(timeout_s=LONG_S)
 
 

@@ -18,7 +18,8 @@ from onnx import TensorProto, helper
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import Family, ServedModel, ServedRun, ServingSettings, open_served
-from moh_deploy.serving.telemetry import Telemetry
+from moh_deploy.serving.telemetry import RecordedWindow, Telemetry
+from moh_deploy.serving.telemetry.window import WindowRecorder
 from tests.edge_case_package import HEADS, inputs, write_edge_package
 
 
@@ -194,6 +195,22 @@ def test_window_has_each_request_and_other_runs_are_not_in_it(served: ServedMode
     assert window.rows[:, column].tolist() == [5, 10] * 3
     assert window.requests.tolist() == [1] * 6
     assert (np.diff(window.seconds) >= 0).all()
+
+
+def test_window_is_joined_while_others_count(served: ServedModel, monkeypatch: pytest.MonkeyPatch):
+    observer, recorded = telemetry(served), WindowRecorder.recorded
+
+    def beside_a_run(window: WindowRecorder) -> RecordedWindow:
+        assert not observer._lock.locked()  # else the run would wait for ever
+        served.answer(inputs(batch=3), (1, 2))
+        return recorded(window)
+
+    observer.start_window(sample_every=1)
+    served.answer(inputs(batch=3), (1, 2))
+    monkeypatch.setattr(WindowRecorder, "recorded", beside_a_run)
+    window = observer.dump_window()
+    assert window is not None
+    assert len(window.rows) == len(window.requests) == 2
 
 
 def test_run_that_others_want_values_of_is_not_counted_twice(package: OnnxPackage, seen: ServedRun):
