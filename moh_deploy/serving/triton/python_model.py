@@ -131,7 +131,10 @@ class TritonPythonModel:
         return self._pb.InferenceResponse(error=self._pb.TritonError(message, code))
 
     def _keep_pushing(self) -> None:
+        guard = self._served.guard
         while not self._is_closing.wait(PUSH_SECONDS):
+            if guard is not None:
+                guard.tick()  # it follows its control file where no request comes, too
             self._push(now=time.time())
 
     def _push(self, now: float) -> None:

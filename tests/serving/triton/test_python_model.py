@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import pytest
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving import Family, Reply, Series, ServingSettings
+from moh_deploy.serving import Family, Reply, Series, ServedModel, ServingSettings
 from moh_deploy.serving.triton import python_model
 from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.python_model import TritonPythonModel
@@ -283,6 +284,17 @@ def test_last_counts_are_sent_when_the_model_is_unloaded(
     assert server.families["moh_hung_runs"].metrics[0].value == 0
     # What ends in order is not missed.
     assert server.families["moh_heartbeat_seconds"].metrics[0].value == 0
+
+
+def test_guard_follows_its_control_file_where_no_request_comes(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(python_model, "PUSH_SECONDS", 0.01)
+    ticked = threading.Event()
+    monkeypatch.setattr(ServedModel, "guard", SimpleNamespace(tick=ticked.set))
+    model = initialized(bundle_of_handmade(tmp_path), "handmade")
+    assert ticked.wait(60)
+    model.finalize()
 
 
 def test_heart_beats_as_long_as_the_instance_lives(
