@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.report.document import Text
 from moh_deploy.serving.triton import check
 from moh_deploy.serving.triton.bundle_json import read_bundle
 from tests.handmade_package import write_package
@@ -33,6 +35,16 @@ def test_bundle_is_written_and_found_good(
 def test_native_backend_is_started_with_the_kernels(package: Path, tmp_path: Path):
     report = moh_deploy.bundle(package, tmp_path / "b", backend="onnxruntime")
     assert report.start.startswith(f"LD_LIBRARY_PATH={tmp_path / 'b' / 'lib'}:")
+
+
+def test_commands_can_be_copied_whatever_the_folder_is_called(package: Path, tmp_path: Path):
+    root = tmp_path / "my $bundle's"
+    report = moh_deploy.bundle(package, root, backend="onnxruntime")
+    libraries, *command = shlex.split(report.start)
+    assert libraries == f"LD_LIBRARY_PATH={root / 'lib'}:$LD_LIBRARY_PATH"
+    assert command == ["tritonserver", f"--model-repository={root / 'repository'}"]
+    check = f"moh-deploy bundle --check {shlex.quote(str(root))}"
+    assert check in "\n".join(one.text for one in report.document().blocks if isinstance(one, Text))
 
 
 def test_guard_is_the_usual_one_by_its_name(package: Path, tmp_path: Path):

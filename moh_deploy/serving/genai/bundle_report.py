@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from moh_deploy.report.document import Document, Table, Text
 from moh_deploy.report.report import Report
@@ -35,7 +36,7 @@ class GenaiBundleReport(Report):
             (
                 Text(f"bundle {self.root}"),
                 Table("what genai will run", ("what", ""), rows),
-                Text(f"open it: onnxruntime_genai.Model('{self.root}')"),
-                Text(f"compare its tokens: moh-deploy verify {self.root}"),
+                Text(f"open it: onnxruntime_genai.Model({str(self.root)!r})"),
+                Text(f"compare its tokens: moh-deploy verify {quote(str(self.root))}"),
             ),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from moh_deploy.report.document import Document, Table, Text
 from moh_deploy.report.report import Report
@@ -53,17 +54,20 @@ class BundleReport(Report):
                 Text(f"bundle {self.root}"),
                 Table("what Triton will serve", ("what", ""), rows),
                 Text(f"start it: {self.start}"),
-                Text(f"look whether a machine can: moh-deploy bundle --check {self.root}"),
+                Text(
+                    f"look whether a machine can: moh-deploy bundle --check {quote(str(self.root))}"
+                ),
             ),
         )
 
 
 def _start(root: Path, bundle: Bundle) -> str:
-    command = f"tritonserver --model-repository={root / REPOSITORY}"
+    command = f"tritonserver --model-repository={quote(str(root / REPOSITORY))}"
     if bundle.library is None:
         return command
     if bundle.backend == "onnxruntime":
-        return f"LD_LIBRARY_PATH={(root / LIBRARIES).resolve()}:$LD_LIBRARY_PATH {command}"
+        libraries = quote(str((root / LIBRARIES).resolve()))
+        return f"LD_LIBRARY_PATH={libraries}:$LD_LIBRARY_PATH {command}"
     if bundle.backend == "tensorrt":
         # docs/running-engines.md says where it comes from.
         return f"{command} --backend-config=tensorrt,plugins=libmoh_plugin_registered.so"
