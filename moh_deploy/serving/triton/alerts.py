@@ -51,7 +51,7 @@ _ALERTS = (
         "sum(nv_inference_pending_request_count{{{model}}}) > 512",
         "2m",
         "warning",
-        "more than 512 requests wait; the server refuses beyond 1024",
+        "more than 512 requests wait; where they are joined, the server refuses beyond 1024",
     ),
     _Alert(
         "MohNonfiniteGates",
