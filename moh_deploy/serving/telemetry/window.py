@@ -121,9 +121,8 @@ class WindowRecorder:
     def copy(self) -> WindowRecorder:
         """Return one of what was kept so far, which nobody adds to."""
         found = copy(self)
-        found._rows, found._requests, found._seconds = (
-            list(one) for one in (self._rows, self._requests, self._seconds)
-        )
+        found._rows, found._requests = self._rows.copy(), self._requests.copy()
+        found._seconds = self._seconds.copy()
         return found
 
     def recorded(self) -> RecordedWindow:
