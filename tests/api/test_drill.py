@@ -107,7 +107,6 @@ def test_a_server_that_runs_is_drilled_by_its_files(tmp_path: Path):
         ({"in_process": True, "url": "http://127.0.0.1:1"}, "one can be given"),
         ({"tritonserver": "nowhere"}, "where there is no bin/tritonserver"),
         ({"clients": 0}, "clients is 0, expected more than 0"),
-        ({"seconds": float("inf")}, "seconds is inf"),
         ({"seconds": 1e10}, r"seconds is 1e\+10, expected more than 0, and 1e\+09 at most"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import moh_deploy
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.drift.reference import profile_of, write_reference
+from tests.nightly import sampled
 from tests.serving.drift.servers import metrics_at
 from tests.serving.drift.traffic import requests, window
 
@@ -38,6 +39,7 @@ def test_server_that_does_not_answer_is_an_alarm(reference: Path):
     assert "no data" in found.reasons[0]
 
 
+@sampled(2)
 @pytest.mark.parametrize("options", [{"every": 0}, {"windows": 0}, {"every": 1e10}, {"every": nan}])
 def test_wrong_options_are_refused(reference: Path, options: dict[str, float]):
     with pytest.raises(

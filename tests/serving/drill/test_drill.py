@@ -11,6 +11,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.serving.drill.drill import _Log
 from moh_deploy.serving.guard.audit import AuditLog
 from moh_deploy.serving.guard.ladder_state import Transition
+from tests.nightly import sampled
 
 CHANGE = Transition("kernels", "open", "kernels", "functions", "latency", {"p99_ms": 12.5})
 
@@ -24,6 +25,7 @@ def test_what_a_guard_appends_is_read(tmp_path: Path):
     assert (log.trip.time, log.trip.reason, log.trip.rung) == (1e9, "latency", "kernels")
 
 
+@sampled(2)
 @pytest.mark.parametrize("entry", [{"level": "info"}, {"time": "yesterday", "level": "info"}])
 def test_a_line_that_no_guard_wrote_is_refused(tmp_path: Path, entry: dict[str, str]):
     path = tmp_path / "app.jsonl"

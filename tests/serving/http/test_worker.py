@@ -29,6 +29,7 @@ from moh_deploy.serving.http.worker import (
 )
 from moh_deploy.serving.settings import ServingSettings
 from tests.handmade_package import MANIFEST
+from tests.nightly import sampled
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,7 @@ def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(
     assert queue.close(timeout_s=60)
 
 
+@sampled(2)
 @pytest.mark.parametrize(
     ("has_hung", "has_cut_off", "is_answered", "code", "waits"),
     [
