@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-import zipfile
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
