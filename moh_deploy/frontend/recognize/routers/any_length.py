@@ -104,7 +104,7 @@ def _joined(node: Node) -> Iterator[Size]:
             yield from (size for label, size in sizes if label in product.summed)
     elif op(node) in _ALONG and not _is_pointwise(node):
         sizes_of = shape(cast(Node, node.args[0]))
-        dims = argument(node, "dim")
+        dims = cast(int | list[int] | None, argument(node, "dim"))
         for dim in [dims] if isinstance(dims, int) else dims or range(len(sizes_of)):
             yield sizes_of[dim]
 
