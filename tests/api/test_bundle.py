@@ -32,12 +32,9 @@ def test_bundle_is_written_and_found_good(
     assert moh_deploy.check_bundle(tmp_path / "b").failure is None
 
 
-def test_native_backend_is_started_with_the_kernels(package: Path, tmp_path: Path):
-    report = moh_deploy.bundle(package, tmp_path / "b", backend="onnxruntime")
-    assert report.start.startswith(f"LD_LIBRARY_PATH={tmp_path / 'b' / 'lib'}:")
-
-
-def test_commands_can_be_copied_whatever_the_folder_is_called(package: Path, tmp_path: Path):
+def test_native_backend_is_started_with_the_kernels_whatever_the_folder_is_called(
+    package: Path, tmp_path: Path
+):
     root = tmp_path / "my $bundle's"
     report = moh_deploy.bundle(package, root, backend="onnxruntime")
     libraries, *command = shlex.split(report.start)

@@ -13,7 +13,7 @@ from moh_deploy.serving.http import server
 from moh_deploy.serving.http.worker import WorkerTask
 from moh_deploy.serving.settings import ServingSettings
 from tests.handmade_package import write_package
-from tests.nightly import sampled
+from tests.nightly import nightly, sampled
 
 
 @pytest.fixture(scope="module")
@@ -83,28 +83,19 @@ def test_bundle_has_settings_of_its_own_which_arguments_replace(
     package: Path, tasks: list[WorkerTask], tmp_path: Path
 ):
     root = tmp_path / "bundle"
-    moh_deploy.bundle(package, root, name="m", max_batch=7, guard="default")
+    (tmp_path / "policy.yaml").write_text("rungs: [{kind: functions}]")
+    moh_deploy.bundle(package, root, name="m", max_batch=7, guard=tmp_path / "policy.yaml")
     moh_deploy.serve(root)
-    moh_deploy.serve(root, name="n", max_batch=9)
+    moh_deploy.serve(root, name="n", max_batch=9, guard="default")
     first, second = (task.settings for task in tasks)
     assert (first.name, first.max_batch, first.guard) == ("m", 7, True)
     assert (second.name, second.max_batch, second.guard) == ("n", 9, True)
+    assert first.policy is not None
+    assert second.policy is None
     assert Path(tasks[0].model).parent.parent.name == "m"
 
 
-def test_default_guard_replaces_the_policy_of_a_bundle(
-    package: Path, tasks: list[WorkerTask], tmp_path: Path
-):
-    (tmp_path / "policy.yaml").write_text("rungs: [{kind: functions}]")
-    root = tmp_path / "bundle"
-    moh_deploy.bundle(package, root, name="m", guard=tmp_path / "policy.yaml")
-    moh_deploy.serve(root)
-    moh_deploy.serve(root, guard="default")
-    first, second = (task.settings for task in tasks)
-    assert first.policy is not None
-    assert (second.guard, second.policy) == (True, None)
-
-
+@nightly
 def test_reference_of_a_bundle_needs_routing_that_is_read(
     package: Path, tasks: list[WorkerTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
