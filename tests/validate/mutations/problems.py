@@ -29,10 +29,16 @@ def problems(planted: Sequence[Planted], varied: Sequence[Varied], *, whole: boo
     for row in planted:
         yield from (f"{_title(row)}: {problem}" for problem in _of_fault(row))
     for one in written(varied):
-        if one.verdict.refused:
+        if one.verdict.refused and (_is_promised(one) or one.verdict.crashed):
             yield f"{one.model} in {one.precision}, {one.variation}: refused, though it is right"
     if whole:
         yield from _of_all(planted)
+
+
+def _is_promised(one: Varied) -> bool:
+    """Tell whether docs/verify.md says that it is accepted. In half precision an expert's choice,
+    say, may be another one, which nothing explains: that goes for the models there."""
+    return one.precision == "float32" or one.model in IN_THE_DOCS
 
 
 def _title(row: Planted) -> str:

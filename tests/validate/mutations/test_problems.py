@@ -53,9 +53,14 @@ def test_each_row_is_judged(row: Planted, problem: str | None):
 
 
 def test_variation_that_is_refused_is_a_problem_but_for_what_precision_does_not_write():
-    kernels = Varied("stack", "float16", "kernels", REFUSED)
+    name = SUBJECTS[0].name
+    kernels = Varied(name, "float16", "kernels", REFUSED)
     (found,) = problems([], [kernels], whole=False)
-    assert found == "stack in float16, kernels: refused, though it is right"
+    assert found == f"{name} in float16, kernels: refused, though it is right"
+    other = replace(kernels, model="other")
+    assert not list(problems([], [other], whole=False))
+    for one in (replace(other, precision="float32"), replace(other, verdict=CRASHED)):
+        assert len(list(problems([], [one], whole=False))) == 1
     assert not list(problems([], [replace(kernels, verdict=ACCEPTED)], whole=False))
     unwritten = replace(kernels, variation=AS_PRECISION_WRITES)
     assert not list(problems([], [kernels, unwritten], whole=False))
