@@ -9,7 +9,6 @@ from pathlib import Path
 
 from moh_deploy import native
 from moh_deploy.machine.ask import Failed, ask
-from moh_deploy.runtime.openvino.extension import BUILD_COMMAND
 
 _INSTALL = "pip install 'moh-deploy[openvino]'"
 
@@ -49,7 +48,7 @@ def probe_openvino() -> OpenVinoFacts:
     if extension is None:
         compiler = "" if shutil.which("c++") or shutil.which("g++") else "apt install g++, then "
         why = f"there is no {native.OPENVINO_NAME} for OpenVINO {release}"
-        return OpenVinoFacts(release, None, Failed(why, f"{compiler}{BUILD_COMMAND}"))
+        return OpenVinoFacts(release, None, Failed(why, f"{compiler}{native.BUILD_OPENVINO}"))
     return OpenVinoFacts(release, extension, ask(_attention))
 
 

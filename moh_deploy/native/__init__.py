@@ -10,8 +10,9 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 LIBRARY_NAME = "libmoh_ort_cpu.so"
-# Built by build_openvino.py, where it is used.
 OPENVINO_NAME = "libmoh_openvino.so"
+BUILD_OPENVINO = "python -m moh_deploy.native.build_openvino"
+"""What builds the extension for the OpenVINO that is installed."""
 # Written by tools/build_kernels.py.
 RECORD_NAME = "build.json"
 LOG_NAME = "build.log"

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     import openvino as ov
 
 _BUILD_KERNELS = "Install moh-deploy again, or build it: python tools/build_kernels.py."
-BUILD_COMMAND = "python -m moh_deploy.native.build_openvino"
-"""What builds the extension for the OpenVINO that is installed."""
-_BUILD = f"Build it for this OpenVINO: {BUILD_COMMAND}. --kernels off runs without."
+_BUILD = f"Build it for this OpenVINO: {native.BUILD_OPENVINO}. --kernels off runs without."
 _INSTALL = "Install it: pip install 'moh-deploy[openvino]'."
 
 # What an extension runs on is said before it is added, in the process: one at a time.
@@ -132,7 +130,7 @@ def choose_extension(
             hint=_BUILD,
         )
     if path is None:
-        reason = f"there is no {native.OPENVINO_NAME}; {BUILD_COMMAND} builds it"
+        reason = f"there is no {native.OPENVINO_NAME}; {native.BUILD_OPENVINO} builds it"
         return None, replace(use, library=None, reason=reason, instruction_set=None)
     return Extension(path, use, _load(path)), use
 
@@ -164,7 +162,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 def _text(library: ctypes.CDLL, name: str, path: Path) -> str:
     """Call a function of the library that takes nothing and returns text."""
-    function = _function(library, name, path, f"Build it again: {BUILD_COMMAND}.")
+    function = _function(library, name, path, f"Build it again: {native.BUILD_OPENVINO}.")
     function.restype = ctypes.c_char_p
     text: bytes = function()
     return text.decode()
