@@ -67,13 +67,13 @@ ov::OutputVector convert(const NodeContext& node, const OnKernels& on) {
   for (size_t i = 0; i < places.size(); ++i) {
     if (has_input(node, i)) {
       const ov::Output<ov::Node> input = node.get_input(static_cast<int>(i));
-      // The types that the model says. Later the CPU plugin makes bytes of bools, and 32 bits of 64,
-      // which dtype_of has to take for these.
+      // The types that the model says. Later the CPU plugin makes bytes of bools, and 32 bits of
+      // 64, which dtype_of has to take for these.
       const ov::element::Type type = input.get_element_type();
-      FRONT_END_OP_CONVERSION_CHECK(
-          type != ov::element::u8 && type != ov::element::i32, Reader::kOp.inputs[i].name,
-          " is of type ", type.get_type_name(), "; expected bool, int64, ",
-          contract::kFloatTypesText, ", as the op says.");
+      FRONT_END_OP_CONVERSION_CHECK(type != ov::element::u8 && type != ov::element::i32,
+                                    Reader::kOp.inputs[i].name, " is of type ",
+                                    type.get_type_name(), "; expected bool, int64, ",
+                                    contract::kFloatTypesText, ", as the op says.");
       places[i] = static_cast<int>(inputs.size());
       inputs.push_back(input);
     }
