@@ -240,15 +240,12 @@ def test_target_below_the_rounding_of_float32_accuses_nobody(exported: Exported,
         moh_deploy.bisect(half.root, target=1e-9, reference=whole.root)
 
 
-@sampled(2)
+@nightly
 @pytest.mark.parametrize(
     ("allowed", "kernels", "why"),
     [
         (True, "auto", "rounding of float32 alone may be above the target."),
-        pytest.param(
-            *(False, "auto", "kernels or optimisations are wrong as well. Try --kernels off."),
-            marks=nightly,
-        ),
+        (False, "auto", "kernels or optimisations are wrong as well. Try --kernels off."),
         (False, "off", "wrong as ONNX Runtime runs it: optimisations are wrong as well."),
     ],
 )

@@ -19,6 +19,7 @@ from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.openvino import extension
 from moh_deploy.runtime.text.interface import TextInterface
 from tests.exporting import prove_in_this_process
+from tests.nightly import nightly
 from tests.text.export_small import export_directory, greedy
 from tests.text.model_directories import write_plain_torch, write_weights
 
@@ -199,7 +200,7 @@ def test_package_that_was_tuned_for_another_runtime_runs_there_or_where_one_says
     assert report.texts == moh_deploy.generate(package.root, **given).texts
 
 
-@pytest.mark.parametrize("form", ["in place", "float16"])
+@pytest.mark.parametrize("form", ["in place", pytest.param("float16", marks=nightly)])
 def test_tokens_equal_those_of_the_same_model_in_another_form(exported, tmp_path: Path, form: str):
     root, _, package = exported
     other = export_directory(root / "model", tmp_path / "in-place", cache="in-place")

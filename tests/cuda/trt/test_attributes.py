@@ -23,7 +23,7 @@ GOOD = {
         "epsilon": 1e-6,
     },
 }
-EXTRA = {"MoHAttention": ["open_share"]}
+EXTRA = {"MoHAttention": ["open_share", "portable"]}
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
