@@ -30,7 +30,7 @@ from moh_deploy.validate.bisection.places import NodePlace
 from moh_deploy.validate.bisection.report import BisectReport
 from moh_deploy.validate.parity_report import ParityReport
 from tests.half_packages import write_unprotected
-from tests.nightly import nightly, one_in, sampled
+from tests.nightly import nightly, one_in
 from tests.validate.bisection import strangers
 
 Exported = Callable[[str], OnnxPackage]
