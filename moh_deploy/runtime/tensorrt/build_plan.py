@@ -29,8 +29,9 @@ HARDWARE = {
 """What `--hardware-compatibility` takes, to TensorRT's names."""
 
 _CACHE_LAYER = "10.15"
-_SAME_CAPABILITY = "10.9"  # SAME_COMPUTE_CAPABILITY among the levels of compatibility
 """The first TensorRT with IKVCacheUpdateLayer, which its parser makes of TensorScatter."""
+_SAME_CAPABILITY = "10.9"
+"""The first TensorRT with SAME_COMPUTE_CAPABILITY among its levels of compatibility."""
 
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
