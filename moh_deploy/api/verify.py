@@ -57,11 +57,12 @@ def verify(
     """Compare what a package, or an engine, computes with one reference or several.
 
     Without `inputs` and `against` the reference is what the original model computed when the
-    package was made. For a file in `inputs` it is the expected outputs that the file holds, or, if
-    it holds none, the package's own function bodies run with all optimisations off: that proves
-    that kernels and graph optimisations change nothing, not that the package equals the original
-    model. Without both, the regression corpus of the package is run too, if it has one: it says
-    what recorded it.
+    package was made. Where kernels run, function bodies are compared with it too: on the smallest
+    recorded run, or on all if the kernels round operands (`compute_type`). For a file in `inputs`
+    it is the expected outputs that the file holds, or, if it holds none, the package's own function
+    bodies run with all optimisations off: that proves that kernels and graph optimisations change
+    nothing, not that the package equals the original model. Without both, the regression corpus of
+    the package is run too, if it has one: it says what recorded it.
 
     An engine gives no gates, so only outputs are compared, on the recorded runs of sizes that it
     was built for.
@@ -128,7 +129,7 @@ def verify(
     # Without labels files are runs to compare; with them they hold samples, which run in batches.
     paths = list(map(Path, inputs))
     if labels is None:
-        what = WhatToRun(paths, vectors, mask)
+        what = WhatToRun(paths, vectors, mask, bodies=True)
         report = verify_runs(subject, what, against=against, policy=rules, progress=progress)
     else:
         task = Task(

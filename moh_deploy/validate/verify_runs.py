@@ -13,8 +13,10 @@ from moh_deploy.validate.model_references import PackageReference
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.recorded_parity import ON_BODIES, body_runs
 from moh_deploy.validate.reference import (
     Answered,
+    Answers,
     ExpectedOutputs,
     RecordedReference,
     Reference,
@@ -37,11 +39,13 @@ class WhatToRun:
         inputs: npz files, or directories of them; empty for the recorded runs.
         vectors: Only the first so many recorded runs; None for all.
         valid_tokens: What says which tokens are valid, as `named_mask` has it; None if all are.
+        bodies: Compare function bodies with recorded runs, too, where kernels ran.
     """
 
     inputs: Sequence[Path]
     vectors: int | None
     valid_tokens: str | None
+    bodies: bool = False
 
 
 def verify_runs(
@@ -74,7 +78,28 @@ def verify_runs(
             for one, got in pairs
             for part in by_gates(one.reference.name, got)
         ]
-        return combined([report.with_token_notes() for report in reports])
+        first, known = rounds[0], answers[0].vectors
+        is_recorded = isinstance(first.reference, RecordedReference) and not against
+        asked = what.bodies and is_recorded and subject.has_gates
+        numbers = body_runs(subject.package, runner, known) if asked else ()
+    with progress.step("comparing its function bodies"):
+        bodies = _of_bodies(subject, first, answers[0], numbers, policy) if numbers else None
+    return combined([report.with_token_notes() for report in reports], bodies)
+
+
+def _of_bodies(
+    subject: Subject, recorded: _Round, answers: Answers, numbers: Sequence[int], policy: Policy
+) -> ParityReport:
+    """Compare function bodies with some of the recorded runs."""
+    subject = replace(subject, kernels="off")
+    samples = [recorded.samples[number] for number in numbers]
+    part = Answered(
+        recorded.reference.name + ON_BODIES,
+        replace(answers, vectors=tuple(answers.vectors[number] for number in numbers)),
+        range(len(samples)),
+    )
+    with subject.load() as runner:
+        return compare_answered(subject, runner, part, samples, policy).with_token_notes()
 
 
 def _with_made_note(report: ParityReport, subject: Subject, reference: Reference) -> ParityReport:
