@@ -22,6 +22,7 @@ from moh_deploy.frontend.quiet import muted, no_warnings
 from moh_deploy.frontend.torch_ops import TRANSLATIONS
 from moh_deploy.frontend.torch_ops.opaque import OPAQUE, translate_opaque
 from moh_deploy.frontend.trace import headline
+from moh_deploy.graph.drop_stack_traces import drop_stack_traces
 from moh_deploy.graph.stand_ins import register_stand_in, replace_stand_ins
 from moh_deploy.ops import VERSION
 from moh_deploy.ops.domains import KERNEL_DOMAIN
@@ -60,6 +61,7 @@ def emit(program: ExportedProgram, *, input_names: Sequence[str], opset: int) ->
     assert exported is not None
     model = exported.model
     replace_stand_ins(model)
+    drop_stack_traces(model)
     model.opset_imports.setdefault(KERNEL_DOMAIN, VERSION)
     for value, name in zip(model.graph.inputs, input_names, strict=True):
         value.name = name

@@ -195,12 +195,13 @@ def carry_out(folder: Path) -> None:
 def child_environment() -> dict[str, str]:
     """Return this process's environment, with moh_deploy on Python's path.
 
-    It may be on this process's path without being installed.
+    It may be on this process's path without being installed. The working directory is on neither:
+    a `queue.py` there would run in place of Python's own.
     """
     # First on the path, so that both processes run the same moh_deploy.
     home = str(Path(moh_deploy.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path}
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def how_it_ended(return_code: int) -> str:

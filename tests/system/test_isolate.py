@@ -35,6 +35,15 @@ def test_process_is_another_one():
     assert isolated(os.getpid).answer != os.getpid()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH came with Python 3.11")
+def test_a_module_in_the_working_directory_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "pickle.py").write_text("raise SystemExit('imported from the working directory')")
+    monkeypatch.chdir(tmp_path)
+    assert isolated(divmod, 17, 5).required("it") == (3, 2)
+
+
 def test_error_keeps_its_kind_and_its_hint():
     found = isolated(refuse, "x")
     with pytest.raises(ConfigError, match=r"x is wrong\.") as refused:
