@@ -1,7 +1,7 @@
 # moh-deploy in NVIDIA's TensorRT image, with its kernels for CPUs and for NVIDIA GPUs (docs/running-engines.md).
 #
 #   docker build -t moh-deploy .
-#   docker run --rm --gpus all -v "$PWD:/work" moh-deploy build model --backend tensorrt --output engine
+#   docker run --rm --gpus all --user "$(id -u)" -v "$PWD:/work" moh-deploy build model --backend tensorrt --output engine
 #
 # An engine runs with the TensorRT that built it: take the release of the image that is to run it.
 ARG TENSORRT_IMAGE=nvcr.io/nvidia/tensorrt:25.08-py3
@@ -32,5 +32,8 @@ ENV PATH=/opt/moh-deploy/bin:$PATH
 WORKDIR /work
 # Ends the build where models could not be exported or packages not be run.
 RUN moh-deploy doctor
+# What a package, a checkpoint or a client can reach is what this user can; mounted folders have to be writable for it.
+RUN useradd --create-home --uid 10001 moh && chown moh /work
+USER moh
 ENTRYPOINT ["moh-deploy"]
 CMD ["doctor"]

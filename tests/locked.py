@@ -20,5 +20,3 @@ def lock(folder: Path, patch: pytest.MonkeyPatch) -> None:
         return found(path, **options)
 
     patch.setattr(os, "stat", stat)
-    # Python 3.10 keeps a function of its own there.
-    patch.setattr(Path, "stat", lambda path, **options: stat(path, **options))

@@ -41,3 +41,9 @@ def test_the_extra_exists():
 def test_what_this_machine_built_stays_out():
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".git", ".venv", "build", "moh_deploy/native/*.so"} <= set(ignored)
+
+
+def test_image_ends_as_an_ordinary_user():
+    *_, last = re.findall(r"^USER (\w+)$", TEXT, re.M)
+    assert last != "root"
+    assert TEXT.index(f"USER {last}") > TEXT.index("RUN moh-deploy doctor")

@@ -14,10 +14,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Protocol, Self, TypeAlias
 
 import onnx
-from typing_extensions import Self
 
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import ComputeType, OnnxPackage, Runtime, TensorInfo

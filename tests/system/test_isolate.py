@@ -35,7 +35,6 @@ def test_process_is_another_one():
     assert isolated(os.getpid).answer != os.getpid()
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH came with Python 3.11")
 def test_a_module_in_the_working_directory_is_not_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
@@ -152,9 +152,8 @@ def _seconds(text: str, place: str) -> float:
             hint="Divide milliseconds by 1000." if math.isfinite(seconds) else None,
         )
     try:
-        # Python 3.10 knows no Z.
-        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
-        return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp()
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         raise ConfigError(
             f"{place}: timestamp is '{text:.40}', expected seconds since 1970, or such as"

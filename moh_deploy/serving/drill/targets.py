@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
-
-from typing_extensions import Self
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.base import Deployed

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
@@ -48,7 +48,7 @@ class AuditLog:
         """
         if self._file is None:
             return
-        time = datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="milliseconds")
+        time = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
         found = asdict(change)
         entry = {
             "time": time.replace("+00:00", "Z"),

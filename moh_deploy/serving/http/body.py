@@ -76,7 +76,7 @@ async def read_body(request: Request, limits: HttpLimits, held: HeldByRequest) -
         raise await _too_large(request, announced, limits)
     try:
         return await asyncio.wait_for(_received(request, limits, held), limits.read_timeout_s)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise Refusal(
             f"the body did not arrive within {limits.read_timeout_s:g} s.",
             status=408,
