@@ -205,7 +205,7 @@ class ParityReport(Report):
 
     def _reasons_of(self, part: ParityReport) -> tuple[str, ...]:
         """Return them with their reference, if there are others."""
-        if all(part.reference == other.reference for other in self.parts):
+        if part.reference == self.reference:
             return part.reasons
         return tuple(f"against {part.reference}: {text}" for text in part.reasons)
 

@@ -40,8 +40,7 @@ def compare_recorded(
     found = compare(package, opened, package.vectors, variants=variants)
     # What rounding every result changes was asked of kernels and of bodies before.
     numbers = () if variant.round_results else body_runs(package, opened, package.vectors)
-    if runner is None:
-        opened.close()  # Two sessions would hold the weights twice.
+    del opened  # Two sessions would hold the weights twice.
     if not numbers:
         return found
     variant = replace(variant, kernels="off")

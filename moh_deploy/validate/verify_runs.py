@@ -82,6 +82,7 @@ def verify_runs(
         is_recorded = isinstance(first.reference, RecordedReference) and not against
         asked = what.bodies and is_recorded and subject.has_gates
         numbers = body_runs(subject.package, runner, known) if asked else ()
+    del runner  # Two sessions would hold the weights twice.
     with progress.step("comparing its function bodies"):
         bodies = _of_bodies(subject, first, answers[0], numbers, policy) if numbers else None
     return combined([report.with_token_notes() for report in reports], bodies)
