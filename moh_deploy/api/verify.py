@@ -57,7 +57,7 @@ def verify(
     """Compare what a package, or an engine, computes with one reference or several.
 
     Without `inputs` and `against` the reference is what the original model computed when the
-    package was made. Where kernels run, function bodies are compared with it too: on the smallest
+    package was made. Where kernels run, function bodies are compared with it too: on one
     recorded run, or on all if the kernels round operands (`compute_type`). For a file in `inputs`
     it is the expected outputs that the file holds, or, if it holds none, the package's own function
     bodies run with all optimisations off: that proves that kernels and graph optimisations change

@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from moh_deploy.runtime.base import Runner
+from moh_deploy.runtime.base import Description, Runner
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.model_references import PackageReference
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.recorded_parity import ON_BODIES, body_runs
+from moh_deploy.validate.recorded_parity import compare_bodies
 from moh_deploy.validate.reference import (
     Answered,
-    Answers,
     ExpectedOutputs,
     RecordedReference,
     Reference,
@@ -78,29 +77,29 @@ def verify_runs(
             for one, got in pairs
             for part in by_gates(one.reference.name, got)
         ]
-        first, known = rounds[0], answers[0].vectors
-        is_recorded = isinstance(first.reference, RecordedReference) and not against
-        asked = what.bodies and is_recorded and subject.has_gates
-        numbers = body_runs(subject.package, runner, known) if asked else ()
+        ran = runner.describe()
     del runner  # Two sessions would hold the weights twice.
-    with progress.step("comparing its function bodies"):
-        bodies = _of_bodies(subject, first, answers[0], numbers, policy) if numbers else None
+    bodies = None
+    recorded = rounds[0].reference
+    if what.bodies and not against and isinstance(recorded, RecordedReference):
+        with progress.step("comparing function bodies"):
+            bodies = _of_bodies(subject, ran, rounds[0], policy)
     return combined([report.with_token_notes() for report in reports], bodies)
 
 
 def _of_bodies(
-    subject: Subject, recorded: _Round, answers: Answers, numbers: Sequence[int], policy: Policy
-) -> ParityReport:
-    """Compare function bodies with some of the recorded runs."""
-    subject = replace(subject, kernels="off")
-    samples = [recorded.samples[number] for number in numbers]
-    part = Answered(
-        recorded.reference.name + ON_BODIES,
-        replace(answers, vectors=tuple(answers.vectors[number] for number in numbers)),
-        range(len(samples)),
+    subject: Subject, ran: Description, recorded: _Round, policy: Policy
+) -> ParityReport | None:
+    """Compare function bodies with recorded runs; None of an engine, and where no kernel ran."""
+    if not subject.has_gates:
+        return None
+    name, package = recorded.reference.name, subject.package
+    report = compare_bodies(
+        package, ran, recorded.samples, subject.runtime, reference=name, policy=policy
     )
-    with subject.load() as runner:
-        return compare_answered(subject, runner, part, samples, policy).with_token_notes()
+    if report is None:
+        return None
+    return replace(report, subject=subject.model.name).with_token_notes()
 
 
 def _with_made_note(report: ParityReport, subject: Subject, reference: Reference) -> ParityReport:
