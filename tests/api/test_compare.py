@@ -21,6 +21,7 @@ from moh_deploy.errors import ConfigError, MoHDeployError, PackageError
 from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.perf.bench.fresh_run import FreshRun, FreshTask
 from moh_deploy.perf.bench.latency import Timing
+from moh_deploy.system.digest import sha256_of_json
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.accuracy.task import Task
@@ -189,6 +190,20 @@ def test_second_look_needs_the_first_and_keeps_what_it_told(folder: Path, tmp_pa
     file.write_text(json.dumps({"some": "thing"}))
     with pytest.raises(ConfigError, match="which is no JSON report of `moh-deploy compare`"):
         compared(plan, 10.0, 7.0, earlier=file)
+
+
+def test_later_look_may_take_more_seconds(folder: Path, tmp_path: Path):
+    plan = write_plan(folder, "two-looks.yaml", looks=2)
+    first, file = compared(plan, 10.0, 7.0), tmp_path / "first.json"
+    file.write_text(to_json_text(first.to_json()))
+    longer = write_plan(folder, "longer.yaml", looks=2, seconds=60)
+    second = compared(longer, 10.0, 7.0, earlier=file)
+    assert (second.look, second.plan_digest) == (2, first.plan_digest)
+    assert json.loads(second.plan)["seconds"] == 60
+    # Earlier versions had the seconds in the digest.
+    whole = sha256_of_json(read_plan(plan).plan.model_dump(mode="json"))
+    file.write_text(to_json_text({**first.to_json(), "plan_digest": whole}))
+    assert compared(plan, 10.0, 7.0, earlier=file).look == 2
 
 
 NEVER = "nothing may be measured before this is refused"
