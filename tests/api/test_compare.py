@@ -157,6 +157,24 @@ def test_every_arm_is_given_the_same_inputs_in_turns(folder: Path):
     assert_of_form("compare", report.to_json())
 
 
+def test_slow_rounds_are_said_and_change_no_samples_a_second(folder: Path):
+    def measure(calls: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
+        quiet = Meter((10.0, 8.0))(calls)
+        slow = tuple(
+            ms * (20 if index % 20 == 7 else 1) for index, ms in enumerate(quiet["1"].wall_ms)
+        )
+        return {**quiet, "1": Timing(slow, slow, slow)}
+
+    report = moh_deploy.compare(plan=write_plan(folder), measure=measure, measure_fresh=fresh)
+    (right,), (same,) = (one.latency for one in report.arms)
+    assert same.throughput_per_s == pytest.approx(1e3 * same.samples / 8, rel=0.01)
+    assert [len(one.block_means_ms) for one in (right, same)] == [40, 40]
+    assert np.mean(same.block_means_ms) == pytest.approx(8 * (1 + 19 / 20), rel=0.02)
+    (note,) = [one for one in report.notes if "disturbed" in one]
+    assert note.startswith("Other work disturbed 'same' at ")
+    assert "the mean time is up to 1.95 times the median" in note
+
+
 def test_sizes_that_samples_do_not_have_are_random_and_said(folder: Path):
     report = compared(write_plan(folder, sizes=[{"seq": 5}]), 10.0, 8.0)
     assert {one.inputs for one in report.arms[0].latency} == {"random"}
