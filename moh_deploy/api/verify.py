@@ -122,6 +122,8 @@ def verify(
     of_labels = (metric, better, label_output, shift_labels, batch_size, ignore_label != -100)
     if labels is None and any(of_labels):
         raise ConfigError("a metric, or how to score, is named, and no labels: name --labels.")
+    if labels is None:
+        rules.check_metrics(())
     with progress.step("reading what is compared"):
         subject = read_subject(Path(package_dir), source, kernels, runtime, staged=staged)
         mask = named_mask(subject.package.manifest, valid_tokens)

@@ -283,6 +283,15 @@ def test_policy_decides_what_may_be_lost(tmp_path: Path, inputs: Path):
     assert report.policy == f"{policy} (top-1) over the built-in table"
 
 
+def test_policy_of_a_metric_that_does_not_run_is_refused(
+    tmp_path: Path, package: Path, inputs: Path
+):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("accuracy: {top-5: {max_drop: 0.9, reason: a demo}}\n")
+    with pytest.raises(ConfigError, match="top-5 judges nothing: metrics that run: top-1"):
+        moh_deploy.verify(package, inputs=[inputs], labels=LABELS, policy=policy)
+
+
 def test_nan_fails(tmp_path: Path, package: Path):
     data = {**DATA.inputs, "logits": DATA.outputs["logits"].copy()}
     data["logits"][7, 2] = np.nan
