@@ -35,7 +35,8 @@ def run(
 
     Args:
         package_dir: The package, or the engine directory.
-        inputs: npz file; its members are named like the model's inputs, or are in their order.
+        inputs: npz file; its members are named like the model's inputs; or all otherwise, in their
+            order, which the report then says.
         outputs: npz file to write; its members are named like the model's outputs.
         runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
             or else ONNX Runtime. An engine has its own.
@@ -52,7 +53,7 @@ def run(
     _check_writable(outputs)
     model = find_deployed(root)
     with progress.step("reading the inputs"):
-        feeds = read_user_vectors(Path(inputs), model.manifest).inputs
+        given = read_user_vectors(Path(inputs), model.manifest)
     with progress.step("loading the model"):
         runner = model.open(
             Variant(runtime=runtime_for(runtime, model.preferred_runtime), kernels=kernels)
@@ -60,7 +61,7 @@ def run(
     with runner, progress.step("running the model"):
         # The run alone: it says how long an answer takes once a model is loaded.
         start = time.perf_counter()
-        results = runner.run(feeds)
+        results = runner.run(given.inputs)
         seconds = time.perf_counter() - start
     # The file appears whole or not at all; an earlier one stays until then.
     with staged_file(outputs) as partial:
@@ -76,6 +77,7 @@ def run(
         kernels=found.kernels,
         seconds=seconds,
         num_nan=_num_nan(results),
+        by_order=given.by_order,
     )
 
 

@@ -68,8 +68,9 @@ def verify(
 
     Args:
         package_dir: The package, or the engine directory.
-        inputs: npz files, or directories of them. Members are named like the model's inputs, or in
-            their order, and like its outputs for expected outputs.
+        inputs: npz files, or directories of them. Members are named like the model's inputs; or all
+            otherwise, in their order, which the report then says; and like its outputs for expected
+            outputs.
         runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
             or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.

@@ -31,6 +31,16 @@ def test_outputs_are_written_by_name(tmp_path: Path, package: Path):
     assert report.num_nan == {}
 
 
+def test_inputs_in_their_order_are_said(tmp_path: Path, package: Path):
+    np.savez(tmp_path / "in.npz", vectors().inputs["x"])
+    files = {"inputs": tmp_path / "in.npz", "outputs": tmp_path / "out.npz"}
+    report = moh_deploy.run(package, **files, kernels="off")
+    assert report.by_order.endswith(
+        "in.npz: no member is called as an input, so order counts: 'x' is 'arr_0'"
+    )
+    assert report.by_order in report.document().remarks
+
+
 def test_run_on_kernels_says_so(tmp_path: Path, package: Path):
     library = required_library()
     write_npz(tmp_path / "in.npz", vectors().inputs)

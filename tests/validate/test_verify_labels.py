@@ -269,6 +269,14 @@ def _margin(outputs: Mapping[str, Array], labels: Array) -> Array:
     return outputs["logits"][range(len(labels)), labels] * 1e4
 
 
+def test_samples_in_their_order_are_said_once(tmp_path: Path, package: Path):
+    np.savez(tmp_path / "val.npz", next(iter(DATA.inputs.values())))
+    report = moh_deploy.verify(
+        package, inputs=[tmp_path / "val.npz"], labels=LABELS, batch_size=200
+    )
+    assert [note for note in report.notes if "order counts" in note] == [report.notes[0]]
+
+
 def test_policy_decides_what_may_be_lost(tmp_path: Path, inputs: Path):
     write_classifier(tmp_path / "biased", bias=2e-5)
     policy = tmp_path / "policy.yaml"
