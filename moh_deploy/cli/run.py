@@ -18,7 +18,10 @@ from moh_deploy.cli.output import print_answer
         required=True,
     ),
     options.path(
-        "--outputs", "FILE.npz", "Where to write the outputs, named as in the model.", required=True
+        "--outputs",
+        "FILE.npz",
+        "Where to write the outputs, named as in the model; an earlier npz file is replaced.",
+        required=True,
     ),
     options.RUNTIME,
     options.KERNELS,

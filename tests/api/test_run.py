@@ -67,6 +67,20 @@ def test_failed_run_leaves_no_outputs(tmp_path: Path, package: Path):
     assert sorted(one.name for one in tmp_path.iterdir()) == ["in.npz", "package"]
 
 
+def test_files_of_the_user_are_not_overwritten(tmp_path: Path, package: Path):
+    inputs = tmp_path / "in.npz"
+    write_npz(inputs, vectors().inputs)
+    before = inputs.read_bytes()
+    with pytest.raises(ConfigError, match=r"in\.npz is to be written, and is read as well"):
+        moh_deploy.run(package, inputs=inputs, outputs=inputs)
+    (tmp_path / "train.py").write_text("import torch\n")
+    with pytest.raises(PackageError, match=r"train\.py exists and is not a file of arrays"):
+        moh_deploy.run(package, inputs=inputs, outputs=tmp_path / "train.py")
+    assert inputs.read_bytes() == before
+    for _ in range(2):  # outputs of before are replaced
+        moh_deploy.run(package, inputs=inputs, outputs=tmp_path / "out.npz", kernels="off")
+
+
 def test_place_that_cannot_hold_outputs_is_refused_first(tmp_path: Path):
     with pytest.raises(PackageError, match="cannot be written: it is a directory"):
         moh_deploy.run(tmp_path / "none", inputs=tmp_path / "none", outputs=tmp_path)
