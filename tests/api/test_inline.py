@@ -19,7 +19,7 @@ from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.npz import Array
 from tests.edge_case_package import inputs, write_edge_package
 from tests.handmade_package import write_package
-from tests.nightly import sampled
+from tests.nightly import nightly, sampled
 from tests.two_layers import write_two_layers
 
 
@@ -154,6 +154,7 @@ def test_the_original_itself_is_not_overwritten(tmp_path: Path):
         moh_deploy.inline(package.root, output=original)
 
 
+@nightly
 def test_weights_of_another_model_are_not_overwritten(tmp_path: Path):
     package = write_package(tmp_path / "package", external_data=True)
     (tmp_path / "flat.onnx.data").write_bytes(b"of another model")

@@ -132,6 +132,7 @@ def test_file_that_cannot_be_read_is_refused(
         moh_deploy.profile(package.root, tmp_path / "r.json", inputs=[tmp_path / "in.npz"])
 
 
+@nightly
 def test_earlier_reference_is_replaced_and_nothing_else(
     package: OnnxPackage, samples: Path, tmp_path: Path
 ):

@@ -20,7 +20,7 @@ from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.npz import write_npz
 from tests.labelled_package import write_language_model
-from tests.nightly import nightly
+from tests.nightly import nightly, sampled
 
 ROWS, PLACES = 9, 6
 
@@ -120,6 +120,7 @@ def test_original_in_onnx_counts_from_the_end(tmp_path: Path):
         np.testing.assert_array_equal(runner.run({"ids": np.array([[3, -1]])})["y"], last["y"])
 
 
+@sampled(2)
 @pytest.mark.parametrize("guard", [False, True])
 def test_server_refuses_an_id_below_the_table_and_goes_on(tmp_path: Path, guard: bool):
     root = write_language_model(tmp_path / "package").root

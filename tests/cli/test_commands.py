@@ -305,14 +305,12 @@ def test_verify_refuses_a_report_file_that_cannot_be_written(
     assert "junit.xml cannot be written" in shown.err
 
 
-@pytest.mark.parametrize("option", ["--junit", "--markdown", "--html"])
-def test_report_does_not_overwrite_a_file_of_the_user(
-    cli: Cli, package: Path, tmp_path: Path, option: str
-):
+def test_report_does_not_overwrite_a_file_of_the_user(cli: Cli, package: Path, tmp_path: Path):
     (tmp_path / "keepme.py").write_text("import torch\n")
-    shown = cli("verify", package, option, tmp_path / "keepme.py")
-    assert shown.exit_code == 5
-    assert "keepme.py exists and is not a" in shown.err
+    for option in ("--junit", "--markdown", "--html"):
+        shown = cli("verify", package, option, tmp_path / "keepme.py")
+        assert shown.exit_code == 5
+        assert "keepme.py exists and is not a" in shown.err
     assert (tmp_path / "keepme.py").read_text() == "import torch\n"
 
 

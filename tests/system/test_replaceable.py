@@ -57,31 +57,32 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("content", FOREIGN)
-def test_file_of_another_kind_stays(tmp_path: Path, kind: str, content: str):
-    (tmp_path / "mine").write_bytes(FOREIGN[content])
-    with pytest.raises(PackageError) as refused:
-        check_file_output(tmp_path / "mine", KINDS[kind])
-    article = "an" if kind == "onnx" else "a"
-    words = f"exists and is not {article} {KINDS[kind].noun}: it will not be overwritten."
-    assert refused.value.message == f"{tmp_path / 'mine'} {words}"
+def test_file_of_another_kind_stays(tmp_path: Path):
+    mine = tmp_path / "mine"
+    for name, kind in KINDS.items():
+        noun = f"an {kind.noun}" if name == "onnx" else f"a {kind.noun}"
+        for content in FOREIGN.values():
+            mine.write_bytes(content)
+            with pytest.raises(PackageError) as refused:
+                check_file_output(mine, kind)
+            words = f"{mine} exists and is not {noun}: it will not be overwritten."
+            assert refused.value.message == words
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-def test_file_of_that_kind_may_be_replaced_by_it_alone(tmp_path: Path, kind: str):
-    WRITERS[kind](tmp_path / "old")
-    check_file_output(tmp_path / "old", KINDS[kind])
-    for other in KINDS.keys() - {kind}:
-        with pytest.raises(PackageError, match="will not be overwritten"):
-            check_file_output(tmp_path / "old", KINDS[other])
+def test_file_of_that_kind_may_be_replaced_by_it_alone(tmp_path: Path):
+    for name, write in WRITERS.items():
+        write(tmp_path / name)
+        check_file_output(tmp_path / name, KINDS[name])
+        for other in KINDS.keys() - {name}:
+            with pytest.raises(PackageError, match="will not be overwritten"):
+                check_file_output(tmp_path / name, KINDS[other])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_new_and_empty_files_may_be_written(tmp_path: Path, kind: str):
-    check_file_output(tmp_path / "new", KINDS[kind])
+def test_new_and_empty_files_may_be_written(tmp_path: Path):
     (tmp_path / "empty").touch()
-    check_file_output(tmp_path / "empty", KINDS[kind])
+    for kind in KINDS.values():
+        check_file_output(tmp_path / "new", kind)
+        check_file_output(tmp_path / "empty", kind)
 
 
 def test_input_is_no_output_by_whatever_name(tmp_path: Path):

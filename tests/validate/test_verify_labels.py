@@ -21,7 +21,7 @@ from tests.labelled_package import (
     write_classifier,
     write_language_model,
 )
-from tests.nightly import sampled
+from tests.nightly import nightly, sampled
 
 COUNT = 400
 DATA = samples(COUNT, seed=5)
@@ -269,6 +269,7 @@ def _margin(outputs: Mapping[str, Array], labels: Array) -> Array:
     return outputs["logits"][range(len(labels)), labels] * 1e4
 
 
+@nightly
 def test_samples_in_their_order_are_said_once(tmp_path: Path, package: Path):
     np.savez(tmp_path / "val.npz", next(iter(DATA.inputs.values())))
     report = moh_deploy.verify(

@@ -42,9 +42,9 @@ def tokens(ids: list[int], *, past: int = 0, dtype: str = "int64") -> dict[str, 
     return {"ids": np.array([ids], dtype), "cache": np.zeros((1, past, 4), np.float16)}
 
 
-@pytest.mark.parametrize("ids", [[0, 9], [5] * 8, []])
-def test_rows_that_are_there_are_taken(ids: list[int]):
-    check(DECODER).check(tokens(ids))
+def test_rows_that_are_there_are_taken():
+    for ids in ([0, 9], [5] * 8, []):
+        check(DECODER).check(tokens(ids))
 
 
 @pytest.mark.parametrize(("wrong", "place"), [(-1, 2), (-10, 0), (10, 1), (-11, 0)])
@@ -86,15 +86,15 @@ def test_positions_that_a_mask_tells_are_computed_from_it():
         check(MASKED).check({"mask": 1 - mask})
 
 
-@pytest.mark.parametrize("dtype", ["int32", "uint8", "int8"])
-def test_ids_of_any_whole_number_are_checked(dtype: str):
+def test_ids_of_any_whole_number_are_checked():
     proto = parser.parse_model(DECODER)
-    kind = onnx.TensorProto.DataType.Value(dtype.upper())
-    proto.graph.input[0].type.tensor_type.elem_type = kind
-    checked = IndexCheck(proto, from_the_end=False)
-    checked.check(tokens([9], dtype=dtype))
-    with pytest.raises(ConfigError, match="'ids' is 10 at"):
-        checked.check(tokens([10], dtype=dtype))
+    for dtype in ("int32", "uint8", "int8"):
+        kind = onnx.TensorProto.DataType.Value(dtype.upper())
+        proto.graph.input[0].type.tensor_type.elem_type = kind
+        checked = IndexCheck(proto, from_the_end=False)
+        checked.check(tokens([9], dtype=dtype))
+        with pytest.raises(ConfigError, match="'ids' is 10 at"):
+            checked.check(tokens([10], dtype=dtype))
 
 
 def test_sizes_that_do_not_fit_are_left_to_the_model():
