@@ -113,6 +113,17 @@ def check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
     Raises:
         ConfigError: Naming the dimension and its limits.
     """
+    # First what says which table it is.
+    for one in manifest.dim_sums:
+        total = sum(sizes.get(name, 0) for name in one.dims)
+        if total > one.most:
+            table = "" if one.table is None else f": table '{one.table}' has no more rows"
+            raise ConfigError(
+                f"{' + '.join(one.dims)} is {total}; the model was traced for {one.most} at most"
+                f"{table}.",
+                hint="A table of positions limits a cache and new tokens together: give fewer of"
+                " them.",
+            )
     # Tracing fixed which branch the model's code takes: beyond the limits it would take the other.
     for name, (smallest, largest) in manifest.dim_ranges.items():
         size = sizes.get(name, smallest)
@@ -122,13 +133,6 @@ def check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
                 f" {limits_text((smallest, largest))}.",
                 hint="`export` says what limits it. Where that is a branch of the model's code,"
                 " export it again with an example (of size 2 or more) on that side of the limit.",
-            )
-    for one in manifest.dim_sums:
-        total = sum(sizes.get(name, 0) for name in one.dims)
-        if total > one.most:
-            raise ConfigError(
-                f"{' + '.join(one.dims)} is {total}; the model was traced for {one.most} at most.",
-                hint="As a table of positions limits a cache and new tokens: give fewer of them.",
             )
 
 
