@@ -92,7 +92,7 @@ def index_model(model: onnx.ModelProto, lookups: Iterable[TableLookup]) -> onnx.
     Its inputs are inputs of the graph, and the outputs of operators of `size_readers`.
     """
     graph = model.graph
-    wanted = dict.fromkeys(one.indices for one in lookups)
+    wanted = dict.fromkeys(lookup.indices for lookup in lookups)
     needed, nodes = set(wanted), list[onnx.NodeProto]()
     for node in reversed(graph.node):
         if node.op_type not in _SIZES and needed.intersection(node.output):
@@ -101,11 +101,8 @@ def index_model(model: onnx.ModelProto, lookups: Iterable[TableLookup]) -> onnx.
     sizes = [
         helper.make_tensor_value_info(name, TensorProto.INT64, None) for name in size_readers(graph)
     ]
-    weights = [one for one in graph.initializer if one.name in needed]
-    stored = {one.name for one in weights}
-    inputs = [
-        one for one in (*graph.input, *sizes) if one.name in needed and one.name not in stored
-    ]
+    weights = [weight for weight in graph.initializer if weight.name in needed]
+    inputs = [info for info in (*_inputs(graph).values(), *sizes) if info.name in needed]
     outputs = [onnx.ValueInfoProto(name=name) for name in wanted]
     own = helper.make_graph(nodes, "indices", inputs, outputs, weights)
     return helper.make_model(own, opset_imports=model.opset_import, ir_version=model.ir_version)
@@ -122,19 +119,19 @@ def size_readers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
 
 
 def _inputs(graph: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:
-    weights = {one.name for one in graph.initializer}
-    return {one.name: one for one in graph.input if one.name not in weights}
+    weights = {weight.name for weight in graph.initializer}
+    return {info.name: info for info in graph.input if info.name not in weights}
 
 
 def _sources(graph: onnx.GraphProto) -> dict[str, _Source]:
     """Return what each value is made of, of those that `_ARITHMETIC` makes."""
     sources = {
         name: _Source(frozenset((name,)), origin=name)
-        for name, one in _inputs(graph).items()
-        if one.type.tensor_type.elem_type in _WHOLE_NUMBERS
+        for name, info in _inputs(graph).items()
+        if info.type.tensor_type.elem_type in _WHOLE_NUMBERS
     }
     # Large weights have no data here (see `load_without_weights`), nor have external ones.
-    sources |= {one.name: _Source() for one in graph.initializer if _has_data(one)}
+    sources |= {weight.name: _Source() for weight in graph.initializer if _has_data(weight)}
     sources |= dict.fromkeys(size_readers(graph), _Source(has_sizes=True))
     for node in graph.node:
         read = [name for name in node.input if name]
@@ -143,11 +140,11 @@ def _sources(graph: onnx.GraphProto) -> dict[str, _Source]:
         elif node.op_type in _ARITHMETIC and all(name in sources for name in read):
             parts = [sources[name] for name in read]
             moved = parts if node.op_type == "Concat" else parts[:1]
-            origins = {one.origin for one in moved if one.origin is not None}
+            origins = {part.origin for part in moved if part.origin is not None}
             kept = node.op_type in _KEEP_VALUES and len(origins) == 1
             made = _Source(
-                frozenset().union(*(one.inputs for one in parts)),
-                any(one.has_sizes for one in parts),
+                frozenset().union(*(part.inputs for part in parts)),
+                any(part.has_sizes for part in parts),
                 origins.pop() if kept else None,
             )
             sources.update(dict.fromkeys(node.output, made))
@@ -171,7 +168,7 @@ def _rows(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int | None]]) -> i
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:
-    return next((one.i for one in node.attribute if one.name == name), 0)
+    return next((field.i for field in node.attribute if field.name == name), 0)
 
 
 def _weight(graph: onnx.GraphProto, name: str) -> str:

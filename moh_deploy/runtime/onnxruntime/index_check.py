@@ -28,9 +28,10 @@ class IndexCheck:
 
     def __init__(self, model: onnx.ModelProto, *, from_the_end: bool) -> None:
         lookups = table_lookups(model.graph, from_the_end=from_the_end)
-        self._direct = [one for one in lookups if one.indices == one.origin]
-        of_values = [one for one in lookups if one.inputs and one.indices != one.origin]
-        of_sizes = [one for one in lookups if not one.inputs]
+        self._direct = [lookup for lookup in lookups if lookup.indices == lookup.origin]
+        computed = [lookup for lookup in lookups if lookup.indices != lookup.origin]
+        of_values = [lookup for lookup in computed if lookup.inputs]
+        of_sizes = [lookup for lookup in computed if not lookup.inputs]
         self._of_values = _Computed(model, of_values) if of_values else None
         self._of_sizes = _Computed(model, of_sizes) if of_sizes else None
         # Sizes for which nothing was wrong: a request of the same sizes costs nothing.
@@ -68,7 +69,7 @@ class _Computed:
         self._session = ort.InferenceSession(content, options, ["CPUExecutionProvider"])
         self._lookups = lookups
         readers = size_readers(model.graph)
-        self._reads = {one.name: readers.get(one.name) for one in self._session.get_inputs()}
+        self._reads = {info.name: readers.get(info.name) for info in self._session.get_inputs()}
         sized = (node.input[0] for node in self._reads.values() if node is not None)
         self.measured = tuple(dict.fromkeys(sized))
 
@@ -77,7 +78,7 @@ class _Computed:
             name: inputs[name] if node is None else _size(node, inputs[node.input[0]].shape)
             for name, node in self._reads.items()
         }
-        names = dict.fromkeys(one.indices for one in self._lookups)
+        names = dict.fromkeys(lookup.indices for lookup in self._lookups)
         try:
             found = dict(zip(names, self._session.run(list(names), feeds), strict=True))
         except Exception:  # of sizes that do not fit each other: the model itself says it better
@@ -90,7 +91,7 @@ def _size(node: onnx.NodeProto, shape: Sequence[int]) -> Array:
     """Return what Shape or Size makes of an input."""
     if node.op_type == "Size":
         return np.array(np.prod(shape, dtype=np.int64))
-    given = {one.name: one.i for one in node.attribute}
+    given = {attribute.name: attribute.i for attribute in node.attribute}
     return np.array(shape[given.get("start", 0) : given.get("end")], np.int64)
 
 
