@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_LISTED = 10
 
@@ -15,15 +15,27 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"Did you mean '{close[0]}'?" if close else ""
 
 
-def nearly_named(names: Iterable[str], known: Iterable[str]) -> str | None:
-    """Return the first name that is a known one misspelt; None if there is none.
+def nearly_named(names: Iterable[str], known: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first name that is nearly a known one, and `Did you mean 'x'?`; None if values of
+    these names may be taken in their order.
 
-    Values of such names are never taken in their order. `arr_0` is what numpy calls an array
-    without a name.
+    It is misspelt, or a part of the name of another place: `mask` where `attention_mask` is
+    elsewhere. `arr_0` is what numpy calls an array without a name.
     """
-    known = list(known)
-    own = (one for one in names if one not in known and not re.fullmatch(r"arr_\d+", one))
-    return next((name for name in own if did_you_mean(name, known)), None)
+    for place, name in enumerate(names):
+        if name in known or re.fullmatch(r"arr_\d+", name):
+            continue
+        suggestion = did_you_mean(name, known)
+        for index, other in enumerate(known):
+            if index != place and _words(name) <= _words(other) and not suggestion:
+                suggestion = f"Did you mean '{other}'?"
+        if suggestion:
+            return name, suggestion
+    return None
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[\W_]+", name.lower()))
 
 
 def shortened(names: Iterable[str], *, limit: int = MAX_LISTED) -> str:

@@ -13,7 +13,7 @@ from moh_deploy.package import Manifest
 from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array, read_npz
-from moh_deploy.system.suggest import did_you_mean, nearly_named
+from moh_deploy.system.suggest import nearly_named
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def split_members(members: Mapping[str, Array], manifest: ModelInterface) -> Mem
     misspelt = nearly_named(inputs, input_names)
     if misspelt is not None:
         raise ConfigError(
-            f"there is no input '{misspelt}': the model has {_listed(input_names)}.",
-            hint=f"{did_you_mean(misspelt, input_names)} Members are called as the inputs; or all"
+            f"there is no input '{misspelt[0]}': the model has {_listed(input_names)}.",
+            hint=f"{misspelt[1]} Members are called as the inputs; or all"
             " by other names, in the order of the inputs.",
         )
     matched = list(zip(input_names, inputs, strict=True))

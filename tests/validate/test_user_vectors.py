@@ -46,6 +46,10 @@ def test_misspelt_members_are_not_taken_by_position():
     with pytest.raises(ConfigError, match="there is no input 'attention_msk': the model") as error:
         split_members({"attention_msk": ids, "input_idz": ids + 1}, TEXT_MODEL)
     assert str(error.value.hint).startswith("Did you mean 'attention_mask'?")
+    with pytest.raises(ConfigError, match="there is no input 'mask'"):
+        split_members({"mask": ids, "tokens": ids + 1}, TEXT_MODEL)
+    found = split_members({"tokens": ids, "mask": ids + 1}, TEXT_MODEL)
+    assert found.by_order.endswith("'input_ids' is 'tokens', 'attention_mask' is 'mask'")
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,9 @@ class _Forward:
         varargs = self._of_kind(_Parameter.VAR_POSITIONAL)
         if all(known) or not set(required) <= set(places[: len(names)]):
             return False
-        if nearly_named((name.split(".")[0] for name in names), [*places, *required]):
+        if nearly_named(
+            (name.split(".")[0] for name in names), list(dict.fromkeys((*places, *required)))
+        ):
             return False
         if varargs is None and len(names) > len(places):
             return False
