@@ -69,8 +69,9 @@ def verify(
 
     Args:
         package_dir: The package, or the engine directory.
-        inputs: npz files, or directories of them. Members are named like the model's inputs, or in
-            their order, and like its outputs for expected outputs.
+        inputs: npz files, or directories of them. Members are named like the model's inputs; or all
+            otherwise, in their order, which the report then says; and like its outputs for expected
+            outputs.
         runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
             or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
@@ -123,6 +124,8 @@ def verify(
     of_labels = (metric, better, label_output, shift_labels, batch_size, ignore_label != -100)
     if labels is None and any(of_labels):
         raise ConfigError("a metric, or how to score, is named, and no labels: name --labels.")
+    if labels is None:
+        rules.check_metrics(())
     with progress.step("reading what is compared"):
         subject = read_subject(Path(package_dir), source, kernels, runtime, staged=staged)
         mask = named_mask(subject.package.manifest, valid_tokens)

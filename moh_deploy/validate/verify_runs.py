@@ -171,4 +171,6 @@ def compare_answered(
         variants=subject.variants,
         policy=policy,
     )
-    return replace(report, subject=subject.model.name, notes=(*answers.notes, *report.notes))
+    by_order = dict.fromkeys(sample.by_order for sample in own if sample.by_order)
+    notes = (*by_order, *answers.notes, *report.notes)
+    return replace(report, subject=subject.model.name, notes=notes)
