@@ -39,6 +39,7 @@ class Scores:
     """`scale * factors * (query @ key) + masks`.
 
     Attributes:
+        masks: The last applied first.
         key_axes: The axes that the softmax normalises over.
         is_causal: Query s sees keys 0..s (counted from the first query and key, as torch does).
     """
