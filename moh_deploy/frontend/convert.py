@@ -325,7 +325,9 @@ def _precision(program: ExportedProgram, outputs: Sequence[torch.Tensor]) -> str
 def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> Rewrite:
     """A layer whose new operators differ from the original ones in any run stays as it is."""
     found = [recording.layers[index].disagreement for recording in recordings]
-    return next((rewrite.kept(why) for why in found if why is not None), rewrite)
+    scores = rewrite.layer.core.scores
+    mixed = "" if scores is None else scores.mixed_masks
+    return next((rewrite.kept(why + mixed) for why in found if why is not None), rewrite)
 
 
 def _told_apart(

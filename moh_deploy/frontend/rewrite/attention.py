@@ -29,7 +29,7 @@ aten = torch.ops.aten
 
 
 # Any score added to this is this, in float32: its 24 bits end far above 1. It is no infinity: a row
-# of it has a softmax.
+# of it has a softmax. The same holds of 1e16 times a number that hides, HIDING_FILL or less.
 _ABSORBING = -1e30
 
 
@@ -158,7 +158,7 @@ class AttentionRewriter:
         return bool(product(self.form.tokens) == product(self.form.keys))
 
     def _mask(self) -> Node | None:
-        """Return all masks as one, [B, Hq, S, T]: bool where it hides altogether, else an addend."""
+        """Return all masks as one, [B, Hq, S, T]: bool where it hides altogether, or an addend."""
         mask = self._top_left_causal() if self._scores.is_causal and not self._square() else None
         # As the model applies them: a fill overwrites what was added before, and not afterwards.
         for term in reversed(self._scores.masks):
@@ -186,9 +186,7 @@ class AttentionRewriter:
             return self._where(keep, mask, -math.inf)
         # A finite fill overwrites scores, so that a row without any key is uniform. Added in
         # float32, a number that absorbs every score does the same; a lower fill stays lower.
-        fills = {other.value for other in self._scores.masks if other.kind != "add"}
-        higher = [fill for fill in fills if term.value < fill < 0]
-        return self._where(keep, mask, _ABSORBING * (1 + len(higher)))
+        return self._where(keep, mask, min(term.value, max(_ABSORBING, 1e16 * term.value)))
 
     def _addend(self, mask: Node) -> Node:
         return self._where(mask, None, -math.inf) if tensor(mask).dtype == torch.bool else mask

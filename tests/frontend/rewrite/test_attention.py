@@ -24,6 +24,7 @@ X, MEMORY = random(B, S, H * D), random(B, T, H * D, seed=1)
 GATES = random(B, S, H, seed=2).relu()
 KEEP = random(B, 1, S, T, seed=3) > -0.5
 BIAS = random(H, 1, T, seed=4)
+LOWEST = torch.finfo(torch.float32).min
 
 sdpa = F.scaled_dot_product_attention
 
@@ -234,18 +235,19 @@ def test_fill_overwrites_what_was_added_before():
         return gated(scores.softmax(-1) @ heads(m), g)
 
     padding = torch.zeros(B, 1, 1, T)
-    padding[0, ..., :3] = torch.finfo(torch.float32).min
+    padding[0, ..., :3] = LOWEST
     blind = torch.zeros_like(KEEP)
     assert mask_of(model, X, MEMORY, GATES, blind, padding).dtype == torch.float32
 
 
-def test_mask_that_is_added_to_a_fill_hides_what_the_fill_leaves():
+@pytest.mark.parametrize(("fill", "added"), [(-1e9, -1e4), (LOWEST, LOWEST), (LOWEST, -1e4)])
+def test_mask_that_is_added_to_a_fill_hides_what_the_fill_leaves(fill, added):
     def model(x, m, g, keep, padding):
-        scores = torch.where(keep, heads(x) @ heads(m).mT, -1e9) + padding
+        scores = torch.where(keep, heads(x) @ heads(m).mT, fill) + padding
         return gated(scores.softmax(-1) @ heads(m), g)
 
     padding = torch.zeros(B, 1, 1, T)
-    padding[0, ..., :3] = -1e4  # the queries that see no other key see these
+    padding[0, ..., :3] = added  # the first queries see no other key
     causal = torch.ones(S, T, dtype=torch.bool).tril()
     assert mask_of(model, X, MEMORY, GATES, causal, padding).dtype == torch.float32
 
