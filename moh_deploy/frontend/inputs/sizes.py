@@ -55,19 +55,17 @@ class SizeTrials:
         return self._with_ids(sizes, new=False) if isinstance(made, Exception) and has_ids else made
 
     def _with_ids(self, sizes: Mapping[str, int], *, new: bool) -> SizeRun | Exception:
+        complete = self.complete(sizes)
         try:
-            resized, full = (
-                resize_inputs(inputs, self.complete(sizes), new_ids=new)
-                for inputs in (self.inputs, without_padding(self.inputs))
-            )
+            full = resize_inputs(without_padding(self.inputs), complete, new_ids=new)
         except ConfigError as error:
             return error
         if not any(item.says_valid for item in self.inputs):
-            return _try_run(resized, self.run)
+            return _try_run(full, self.run)
         return (
             run_padded(full, self.run, *TURNS)
             or run_padded(full, self.run, "right", None)
-            or _try_run(resized, self.run)
+            or _try_run(resize_inputs(self.inputs, complete, new_ids=new), self.run)
         )
 
     def others(self, *, thorough: bool = True) -> Iterator[SizeRun]:
