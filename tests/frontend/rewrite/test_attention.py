@@ -252,6 +252,18 @@ def test_mask_that_is_added_to_a_fill_hides_what_the_fill_leaves(fill, added):
     assert mask_of(model, X, MEMORY, GATES, causal, padding).dtype == torch.float32
 
 
+@pytest.mark.parametrize("fill", [-1e4, -torch.inf])
+def test_finite_fill_beside_an_added_mask_is_named(fill):
+    def model(x, m, g, keep, bias):
+        scores = (heads(x) @ heads(m).mT).masked_fill(~keep, fill) + bias * 2
+        return gated(scores.softmax(-1) @ heads(m), g)
+
+    found, _ = rewrite(model, X, MEMORY, GATES, KEEP, BIAS)
+    said = found.layer.core.scores.mixed_masks
+    assert ("some by -10000 and others by what mul (" in said) == (fill == -1e4)
+    assert bool(said) == (fill == -1e4)
+
+
 def test_two_bool_masks_stay_bool():
     def model(x, m, g, keep):
         scores = (heads(x) @ heads(m).mT).masked_fill(~keep, -torch.inf)
