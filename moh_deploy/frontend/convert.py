@@ -31,7 +31,7 @@ from moh_deploy.frontend.limits import (
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.flex_attention import refuse_flex_attention
-from moh_deploy.frontend.normalize.fold import fold_weights
+from moh_deploy.frontend.normalize.fold import fold_constants
 from moh_deploy.frontend.normalize.plain_attention import prepare_plain_attention
 from moh_deploy.frontend.prove.original import (
     OriginalRun,
@@ -184,9 +184,9 @@ def convert(
         rewrites = [_checked(r, i, sizes.recordings) for i, r in enumerate(rewrites)]
         agreeing, kept = _told_apart(swaps, sizes.recordings)
     with progress.step("translating to ONNX"):
-        onnx_model, layer_names = _translate(
-            commit(program, rewrites, agreeing), rewrites, inputs, outputs, opset
-        )
+        committed = commit(program, rewrites, agreeing)
+        fold_constants(committed, by_torch=model.original is None)
+        onnx_model, layer_names = _translate(committed, rewrites, inputs, outputs, opset)
         if model.original is not None:
             onnx_model.metadata_props.update(model.original.source.metadata)
     mask = next((item.name for item in inputs if item.says_valid), None)
@@ -273,7 +273,6 @@ def _translate(
     opset: int,
 ) -> tuple[ir.Model, tuple[LayerNames, ...]]:
     """Return the ONNX model of a committed program, and how its layers are named in it."""
-    fold_weights(program)
     model = emit(program, input_names=[item.name for item in inputs], opset=opset)
     layers = [
         TranslatedLayer(
@@ -334,7 +333,9 @@ def _precision(program: ExportedProgram, outputs: Sequence[torch.Tensor]) -> str
 def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> Rewrite:
     """A layer whose new operators differ from the original ones in any run stays as it is."""
     found = [recording.layers[index].disagreement for recording in recordings]
-    return next((rewrite.kept(why) for why in found if why is not None), rewrite)
+    scores = rewrite.layer.core.scores
+    mixed = "" if scores is None else scores.mixed_masks
+    return next((rewrite.kept(why + mixed) for why in found if why is not None), rewrite)
 
 
 def _told_apart(
