@@ -123,7 +123,10 @@ def test_fault_is_refused_and_its_layer_named(fault: str, plant_one: Plant):
 @pytest.mark.parametrize("fault", one_in(3, IN_FLOAT32))
 def test_fault_is_refused_where_kernels_multiply_bfloat16(fault: str, plant_one: Plant):
     required_library()
-    assert_refused(plant_one("stack_near_ties", fault, "bfloat16 products"))
+    found = plant_one("stack_near_ties", fault, "bfloat16 products")
+    # Many move values by less than the kernels round: function bodies in float32 tell.
+    assert found.verdict.refused
+    assert found.named_rightly, found.verdict.message
 
 
 @nightly
