@@ -1,0 +1,84 @@
+"""A model that was opened has to answer a recorded run as `verify` has it, before it serves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moh_deploy.errors import ValidationError
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.models import PackageDir
+from moh_deploy.serving import source
+from moh_deploy.serving.source import open_model
+from tests.damaged_library import write_damaged_library
+from tests.handmade_package import vectors, write_package
+from tests.nightly import sampled
+from tests.routed_package import Fault, write_routed
+
+WAY = Variant(threads=1)
+
+
+def opened(package: OnnxPackage, way: Variant = WAY, inner: tuple[str, ...] = ()) -> None:
+    open_model(PackageDir(package.root), inner, way).close()
+
+
+@sampled(3)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "swapped shared and routed heads",
+        "wrong scale",
+        "one gate off by 1 %",
+        "dropped mask",
+        "top_k off by one",
+        "stale weights",
+    ],
+)
+def test_wrong_model_is_refused(tmp_path: Path, fault: Fault):
+    package = write_routed(tmp_path / "package", fault)
+    with pytest.raises(ValidationError, match="answers a recorded run wrongly, so it is not serv"):
+        opened(package)
+
+
+@pytest.mark.parametrize("is_large", [False, True], ids=["small", "large"])
+def test_what_answers_is_tried_and_the_sentence_says_what_is_wrong(
+    tmp_path: Path, is_large: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(source, "MOST_BYTES_TWICE", 0 if is_large else 2**20)
+    package = write_package(tmp_path / "package", scale=1.01)
+    with pytest.raises(ValidationError) as refused:
+        opened(package)
+    message = refused.value.message
+    assert message.startswith(f"package {package.root} answers a recorded run wrongly")
+    assert "output 'y' of vectors 0 (batch=2, seq=3), routing forced differs by 0." in message
+    assert "tolerance 0.0" in message
+    assert f"`moh-deploy verify {package.root}" in str(refused.value)
+
+
+def test_a_tie_that_goes_the_other_way_is_no_wrong_answer(tmp_path: Path):
+    opened(write_routed(tmp_path / "package", "other tie order", tied=True))
+
+
+def test_damaged_kernels_are_refused_and_named(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    library = write_damaged_library(tmp_path / "lib.so")
+    opened(package)
+    with pytest.raises(ValidationError, match="recorded run wrongly") as refused:
+        opened(package, replace(WAY, library=library))
+    assert f"--kernels off` passes, the kernel library {library} is at fault" in str(refused.value)
+
+
+def test_the_largest_recorded_run_is_tried(tmp_path: Path):
+    right, larger = vectors(seq=1), vectors(seq=5, seed=1)
+    wrong = replace(larger, outputs={"y": larger.outputs["y"] * 1.01})
+    with pytest.raises(ValidationError, match=r"of vectors 1 \(batch=2, seq=5\)"):
+        opened(write_package(tmp_path / "package", sets=(right, wrong)))
+
+
+def test_package_without_recorded_runs_is_refused(tmp_path: Path):
+    package = write_package(tmp_path / "package", sets=())
+    with pytest.raises(ValidationError, match="holds no recorded run"):
+        opened(package)
