@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
+import moh_deploy
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.serving import source
+from moh_deploy.runtime.variants import PackageVariants
+from moh_deploy.serving import known_answer, source
 from moh_deploy.serving.source import open_model
 from tests.damaged_library import write_damaged_library
+from tests.half_packages import write_unprotected
 from tests.handmade_package import vectors, write_package
 from tests.nightly import sampled
 from tests.routed_package import Fault, write_routed
@@ -21,8 +24,17 @@ from tests.routed_package import Fault, write_routed
 WAY = Variant(threads=1)
 
 
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> OnnxPackage:
+    folder = tmp_path_factory.mktemp("half")
+    whole = write_routed(folder / "float32")
+    return OnnxPackage.open(
+        moh_deploy.precision(whole.root, to="float16", output=folder / "float16").package
+    )
+
+
 def opened(package: OnnxPackage, way: Variant = WAY, inner: tuple[str, ...] = ()) -> None:
-    open_model(PackageDir(package.root), inner, way).close()
+    open_model(PackageDir(package.root, package), inner, way).close()
 
 
 @sampled(3)
@@ -71,11 +83,32 @@ def test_damaged_kernels_are_refused_and_named(tmp_path: Path):
     assert f"--kernels off` passes, the kernel library {library} is at fault" in str(refused.value)
 
 
-def test_the_largest_recorded_run_is_tried(tmp_path: Path):
-    right, larger = vectors(seq=1), vectors(seq=5, seed=1)
-    wrong = replace(larger, outputs={"y": larger.outputs["y"] * 1.01})
-    with pytest.raises(ValidationError, match=r"of vectors 1 \(batch=2, seq=5\)"):
-        opened(write_package(tmp_path / "package", sets=(right, wrong)))
+def test_the_run_of_the_example_is_tried(tmp_path: Path):
+    right, other = vectors(), vectors(seq=5, seed=1)
+    wrong = replace(other, outputs={"y": other.outputs["y"] * 1.01})
+    opened(write_package(tmp_path / "right", sets=(right, wrong)))
+    with pytest.raises(ValidationError, match=r"of vectors 0 \(batch=2, seq=5\)"):
+        opened(write_package(tmp_path / "wrong", sets=(wrong, right)))
+
+
+def test_a_noise_floor_is_measured_where_it_decides_and_of_small_models(
+    half: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    float32 = write_routed(tmp_path / "float32", "wrong scale")
+    wrong = write_unprotected(float32, tmp_path / "float16")
+    wrong = replace(wrong, manifest=replace(wrong.manifest, rounding=None))
+    measured = []
+    monkeypatch.setattr(PackageVariants, "noisy", lambda *_: measured.append(True))
+    opened(half)
+    assert not measured
+    with pytest.raises(ValidationError):
+        opened(wrong)
+    assert measured
+    measured.clear()
+    monkeypatch.setattr(known_answer, "MOST_MEASURED", wrong.model_path.stat().st_size - 1)
+    with pytest.raises(ValidationError):
+        opened(wrong)
+    assert not measured
 
 
 def test_package_without_recorded_runs_is_refused(tmp_path: Path):
