@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import moh_deploy
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.base import Runner, RunnerAround, Variant
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.serving import known_answer, source
+from moh_deploy.serving.known_answer import require_known_answer
 from moh_deploy.serving.source import open_model
+from moh_deploy.system.npz import Array
 from tests.damaged_library import write_damaged_library
 from tests.half_packages import write_unprotected
 from tests.handmade_package import vectors, write_package
@@ -68,6 +72,25 @@ def test_what_answers_is_tried_and_the_sentence_says_what_is_wrong(
     assert "output 'y' of vectors 0 (batch=2, seq=3), routing forced differs by 0." in message
     assert "tolerance 0.0" in message
     assert f"`moh-deploy verify {package.root}" in str(refused.value)
+
+
+class Wrong(RunnerAround):
+    """A runner whose outputs are 1 % too large."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: array * np.float32(1.01) for name, array in self.runner.run(inputs).items()}
+
+
+def test_the_session_that_answers_is_tried_beside_the_one_that_shows_gates(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    model = PackageDir(package.root, package)
+    with model.open(WAY) as answering, model.open(WAY.returning(package.gate_names)) as reading:
+        require_known_answer(model, WAY, answering, reading)
+        with pytest.raises(ValidationError, match="output 'y'"):
+            require_known_answer(model, WAY, Wrong(answering), reading)
 
 
 def test_a_tie_that_goes_the_other_way_is_no_wrong_answer(tmp_path: Path):

@@ -140,6 +140,21 @@ def test_a_fallback_with_a_wrong_known_answer_stops_the_start(served: ServedMode
         open_served(served.model, settings)
 
 
+def test_gates_of_another_package_are_for_its_known_answer_alone(
+    package: OnnxPackage, tmp_path: Path
+):
+    shutil.rmtree(tmp_path / "plain")
+    write_package(tmp_path / "plain")  # its layer has gates of the same name
+    (tmp_path / "policy.yaml").write_text(LADDER)
+    settings = ServingSettings("m", guard=True, policy=str(tmp_path / "policy.yaml"))
+    served = open_served(PackageDir(package.root), settings)
+    assert served.guard is not None
+    served.guard.pin("plain", "test")
+    ran = served.guard.run(vectors().inputs, ("y",), package.gate_names)
+    assert (ran.rung, set(ran.results)) == ("plain", {"y"})
+    served.close()
+
+
 def test_a_package_without_layers_has_no_kernels_to_miss(tmp_path: Path):
     package = write_package(tmp_path / "plain", with_layer=False)
     served = open_served(PackageDir(package.root), ServingSettings("m", guard=True))
