@@ -57,19 +57,21 @@ def verify(
     """Compare what a package, or an engine, computes with one reference or several.
 
     Without `inputs` and `against` the reference is what the original model computed when the
-    package was made. For a file in `inputs` it is the expected outputs that the file holds, or, if
-    it holds none, the package's own function bodies run with all optimisations off: that proves
-    that kernels and graph optimisations change nothing, not that the package equals the original
-    model. Without both, the regression corpus of the package is run too, if it has one: it says
-    what recorded it.
+    package was made. Where kernels run, function bodies are compared with it too: on one
+    recorded run, or on all if the kernels round operands (`compute_type`). For a file in `inputs`
+    it is the expected outputs that the file holds, or, if it holds none, the package's own function
+    bodies run with all optimisations off: that proves that kernels and graph optimisations change
+    nothing, not that the package equals the original model. Without both, the regression corpus of
+    the package is run too, if it has one: it says what recorded it.
 
     An engine gives no gates, so only outputs are compared, on the recorded runs of sizes that it
     was built for.
 
     Args:
         package_dir: The package, or the engine directory.
-        inputs: npz files, or directories of them. Members are named like the model's inputs, or in
-            their order, and like its outputs for expected outputs.
+        inputs: npz files, or directories of them. Members are named like the model's inputs; or all
+            otherwise, in their order, which the report then says; and like its outputs for expected
+            outputs.
         runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
             or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
@@ -122,13 +124,15 @@ def verify(
     of_labels = (metric, better, label_output, shift_labels, batch_size, ignore_label != -100)
     if labels is None and any(of_labels):
         raise ConfigError("a metric, or how to score, is named, and no labels: name --labels.")
+    if labels is None:
+        rules.check_metrics(())
     with progress.step("reading what is compared"):
         subject = read_subject(Path(package_dir), source, kernels, runtime, staged=staged)
         mask = named_mask(subject.package.manifest, valid_tokens)
     # Without labels files are runs to compare; with them they hold samples, which run in batches.
     paths = list(map(Path, inputs))
     if labels is None:
-        what = WhatToRun(paths, vectors, mask)
+        what = WhatToRun(paths, vectors, mask, bodies=True)
         report = verify_runs(subject, what, against=against, policy=rules, progress=progress)
     else:
         task = Task(

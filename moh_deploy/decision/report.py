@@ -52,10 +52,12 @@ class LatencyFigure:
         p50_low_ms: The true median is above this, with the plan's confidence; None of too few.
         p50_high_ms: And below this.
         quantile_ms: The quantile that the plan compares.
-        throughput_per_s: Samples in a second, by the mean.
+        throughput_per_s: Samples in a second, by the median time.
         cpu_ms: Mean CPU time of a run, all threads; None where it runs elsewhere.
         energy_mj: Mean energy of a run, of the whole machine; None where nothing counts it.
         router_share: Share of the time that its routers take; None where that is not measured.
+        block_means_ms: Mean times of at most 40 blocks of rounds, in their order; all arms have
+            blocks of the same rounds. `moh-deploy cost` prices these.
     """
 
     sizes: dict[str, int]
@@ -70,6 +72,7 @@ class LatencyFigure:
     cpu_ms: float | None
     energy_mj: float | None
     router_share: float | None
+    block_means_ms: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class DecisionReport(Report):
     Attributes:
         schema_version: Of its JSON.
         goal: What was to be decided.
-        plan_digest: The sha256 of what the plan says.
+        plan_digest: The sha256 of what the plan says, without its `seconds`.
         plan: The plan itself, as JSON with all defaults.
         reference: The arm that all others are compared with.
         look: Of this run.

@@ -19,7 +19,15 @@ from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
 from moh_deploy.frontend.inputs.program_inputs import unnamed_dims
 from moh_deploy.frontend.inputs.resized import resize_inputs
 from moh_deploy.frontend.inputs.sizes import SizeTrials
-from moh_deploy.frontend.limits import Ranges, Relations, dim_ranges, dim_sums, joined_dims
+from moh_deploy.frontend.limits import (
+    Ranges,
+    Relations,
+    cut_tables,
+    dim_ranges,
+    dim_sums,
+    joined_dims,
+    with_tables,
+)
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.flex_attention import refuse_flex_attention
@@ -136,7 +144,7 @@ def convert(
         _check_stateless(program)
         ranges = dim_ranges(program, inputs)
         relations, sums = Relations.of(program, inputs), dim_sums(program, inputs)
-        joined = joined_dims(program, inputs)
+        joined, tables = joined_dims(program, inputs), cut_tables(program, inputs)
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
         found = survey(program)
@@ -202,7 +210,7 @@ def convert(
         total_flops=flops,
         precision=_precision(program, example.outputs),
         dim_ranges=relations.complete_ranges(sizes.ranges),
-        dim_sums=sums,
+        dim_sums=with_tables(sums, sizes.ranges, tables),
         limits=sizes.reasons,
         unnamed={} if model.program is None else unnamed_dims(model.program, inputs),
         rounding=sizes.recordings[0].rounding,

@@ -24,6 +24,7 @@ import onnx_ir as ir
 
 from moh_deploy.errors import PackageError
 from moh_deploy.system.bounded_file import open_regular
+from moh_deploy.system.replaceable import FileKind
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,9 @@ def read_outline(path: Path) -> ModelOutline:
         raise PackageError(f"{path}: cannot be read: {error.strerror}.") from error
     except DamagedError as error:
         raise PackageError(f"{path} cannot be read as an ONNX model: {error}.") from error
+
+
+ONNX_FILE = FileKind("ONNX model", lambda path: bool(read_outline(path).outputs))
 
 
 class DamagedError(Exception):

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import onnx
 
 from moh_deploy.graph.forced_gates import GateTypes, computed_gates, force_gates, unforceable_layers
 from moh_deploy.graph.quantization_noise import add_quantization_noise, has_integer_products
+from moh_deploy.graph.round_operands import round_operands
 from moh_deploy.graph.weight_noise import add_weight_noise, has_low_weights
 from moh_deploy.package import OnnxPackage, load_without_weights
 from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
+
+Noise = Literal["weights", "results", "operands"]
+"""What moves in a noisy variant: weights, by up to the input ROUNDING_STEP (`weight_noise`); every
+result, rounded as hardware does that computes in half precision; or the operands of attention's
+products, rounded where ROUNDING_STEP is 1 (`round_operands`)."""
 
 
 def gates_fed(variant: Variant, gates: GateTypes, inner: Sequence[str] = ()) -> Variant:
@@ -54,30 +61,27 @@ class PackageVariants:
         """Open the package with its gates as inputs, as it runs otherwise."""
         return open_runner(self.package, gates_fed(self.variant, gates, inner))
 
-    def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
-        """Open function bodies, unoptimised, with gates and ROUNDING_STEP as inputs.
+    def noisy(self, noise: Noise, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+        """Open function bodies, unoptimised, with gates as inputs and something that moves.
 
         Returns:
-            None if no weight is in half precision, and no product in int8.
+            None for weights if none is in half precision, and no product in integers; for results
+            in any precision but float16: bfloat16 is rounded in any case, see
+            `KernelUse.emulated_dtype`.
         """
+        bodies = self._bodies(gates, inner)
+        if noise == "operands":
+            return open_runner(self.package, bodies.edited(round_operands))
+        if noise == "results":
+            if self.package.manifest.precision != "float16":
+                return None
+            return open_runner(self.package, replace(bodies, round_results=True))
         graph = self._graph()
         if has_integer_products(graph):
-            return open_runner(
-                self.package, self._bodies(gates, inner).edited(add_quantization_noise)
-            )
+            return open_runner(self.package, bodies.edited(add_quantization_noise))
         if not has_low_weights(graph):
             return None
-        return open_runner(self.package, self._bodies(gates, inner).edited(add_weight_noise))
-
-    def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
-        """Open function bodies, unoptimised, with gates as inputs and every result rounded.
-
-        Returns:
-            None but for float16: bfloat16 is rounded in any case, see `KernelUse.emulated_dtype`.
-        """
-        if self.package.manifest.precision != "float16":
-            return None
-        return open_runner(self.package, replace(self._bodies(gates, inner), round_results=True))
+        return open_runner(self.package, bodies.edited(add_weight_noise))
 
     def _bodies(self, gates: GateTypes, inner: Sequence[str]) -> Variant:
         # Unoptimised: a fused operator would not see the noise, or the rounding, that stands

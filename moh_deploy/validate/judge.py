@@ -38,7 +38,13 @@ from moh_deploy.validate.routing_statistics import (
     joined,
     layer_statistics,
 )
-from moh_deploy.validate.tolerances import Tolerance, coarsest, output_rule, rules_of
+from moh_deploy.validate.tolerances import (
+    BFLOAT16_PRODUCTS,
+    Tolerance,
+    coarsest,
+    output_rule,
+    rules_of,
+)
 from moh_deploy.validate.valid_tokens import TokenView
 from moh_deploy.validate.variants import Variants
 
@@ -93,14 +99,18 @@ class Judge:
     has_inner: bool = False
     rules: dict[str, Tolerance] = field(default_factory=dict)
     _forced: Runner | None = None
-    _noisy: NoisyModel | None = None
+    _noisy: dict[str, NoisyModel] = field(default_factory=dict)
     _why_not: str | None = None
     _asked: bool = False
 
     def __post_init__(self) -> None:
         # A kernel that computes in bfloat16 rounds more than the model's own dtype does.
-        names = rules_of(self.package.manifest.precision, self.runner)
-        self._rule = coarsest(*map(self._rule_for, names))
+        manifest = self.package.manifest
+        own, *others = map(self._rule_for, rules_of(manifest.precision, self.runner))
+        self._own_rule, self._rule = own, coarsest(own, *others)
+        # Without float32's floor, what kernels round comes on top of the most that float32 allows.
+        if self._rule is not own and manifest.rounding is None:
+            self._rule = replace(self._rule, least=own.relative)
 
     def outputs_of(self, case: ComparedSet) -> Judged:
         """Compare the outputs alone. Without gates a flip cannot be seen, so there may be some."""
@@ -254,26 +264,42 @@ class Judge:
         """Return the noise floor of each value; nothing where there is none, or no way to ask."""
         if not self._rule.floor_factor:
             return NO_FLOOR
-        # Recorded by the export: nothing has to run here.
         rounding, precision = self.package.manifest.rounding, self.package.manifest.precision
+        own = NO_FLOOR
         if rounding is not None:
+            # Recorded by the export: nothing has to run here.
             compared = case.view.select(case.expected.outputs)
-            return recorded_floor(self.package, rounding, case.expected, compared)
-        # Half precision is measured on the package itself; float32 without recorded figures has
-        # none.
-        if precision not in NOISE:
-            return NO_FLOOR
+            own = recorded_floor(self.package, rounding, case.expected, compared)
+        # Half precision is measured on the package itself; float32 without recorded figures has no
+        # floor of its own.
+        elif precision in NOISE:
+            own = self._measured_floor(case, got, precision)
+        if self._rule is self._own_rule:
+            return own
+        # Kernels round operands: that moves values beyond the model's own floor, which keeps the
+        # factors of its own rule.
+        rounded = self._measured_floor(case, got, BFLOAT16_PRODUCTS)
+        if own is NO_FLOOR:
+            return rounded
+        return rounded.joined(
+            own,
+            rms=self._own_rule.floor_factor / self._rule.floor_factor,
+            largest=self._own_rule.peak_factor / self._rule.peak_factor,
+        )
+
+    def _measured_floor(self, case: ComparedSet, got: Mapping[str, Array], rule: str) -> NoiseFloor:
+        """Measure how far the noise of a rule moves each value; nothing if it cannot be asked."""
         gates = self._gates_to_feed(case.expected, got)
         # Without variants, or with gates that do not fit, nothing can be run. Where feeding them is
         # refused, the noisy model runs by itself, and may flip no head.
         if gates is None and self._why_not is None:
             return NO_FLOOR
-        if self._noisy is None:
+        if rule not in self._noisy:
             assert self.variants is not None
             types = {name: array.dtype for name, array in (gates or {}).items()}
             inner = self._inner if gates else [*self.package.gate_names, *self._inner]
-            self._noisy = NoisyModel(self.variants, types, inner, precision)
-        found = self._noisy.results(self._inputs(case.expected, gates or {}))
+            self._noisy[rule] = NoisyModel(self.variants, types, inner, rule)
+        found = self._noisy[rule].results(self._inputs(case.expected, gates or {}))
         if found is None or (gates is None and found.has_flips(self.package.gate_names)):
             return NO_FLOOR
         named = computed_gates if gates else str

@@ -30,18 +30,20 @@ from moh_deploy.package import (
     spread,
 )
 from moh_deploy.runtime.base import Runner
+from moh_deploy.runtime.variants import Noise
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.differences import Float64Array, abs_error
 from moh_deploy.validate.layer_parity import LayerValuesFound
 from moh_deploy.validate.samples import own_view
+from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS
 from moh_deploy.validate.variants import Variants
 
 STEPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 """One step of a dtype, as a share of a number."""
 
-NOISE = {**STEPS, "int8": 1.0, "int4": 1.0}
+NOISE = {**STEPS, "int8": 1.0, "int4": 1.0, BFLOAT16_PRODUCTS: 1.0}
 """How far a weight moves: by up to one step of its dtype. Of integers in steps of their scale;
-of int8 what products read moves as well."""
+of int8 what products read moves as well. Operands of attention's products are rounded, or not."""
 
 DRAWS = 3
 
@@ -66,6 +68,37 @@ class NoiseFloor:
 
     def of_layer(self, index: int) -> LayerRounding | None:
         return self.layers[index] if self.layers else None
+
+    def joined(self, other: NoiseFloor, *, rms: float, largest: float) -> NoiseFloor:
+        """Add another, independent floor to this one; without this one there is no floor.
+
+        Args:
+            other: Of the same run.
+            rms: How often the other's root mean squares count.
+            largest: The same of its largest moves.
+        """
+
+        def both(own: Spread, more: Spread) -> Spread:
+            return Spread(
+                math.hypot(own.rms, rms * more.rms),
+                math.hypot(own.largest, largest * more.largest),
+            )
+
+        def known(own: Spread | None, more: Spread | None) -> Spread | None:
+            return None if own is None or more is None else both(own, more)
+
+        known_outputs = self.outputs.keys() & other.outputs.keys()
+        return NoiseFloor(
+            {name: both(self.outputs[name], other.outputs[name]) for name in known_outputs},
+            [
+                LayerRounding(
+                    known(own.scores, more.scores),
+                    both(own.gates, more.gates),
+                    known(own.attention, more.attention),
+                )
+                for own, more in zip(self.layers, other.layers, strict=False)
+            ],
+        )
 
 
 NO_FLOOR = NoiseFloor()
@@ -227,27 +260,30 @@ def _together(noise: Spread, rounding: Spread | None) -> Spread:
 
 @dataclass
 class NoisyModel:
-    """A package in half precision with its weights moving, opened when it is first run.
+    """A package whose weights move, or operands are rounded, opened when it is first run.
 
     Attributes:
         variants: Opens it.
         gates: Name of each layer's gates to their dtype.
         inner: Names of inner values to return besides.
-        dtype: Of the weights.
+        rule: Name of the rule whose floor is measured, a key of NOISE.
     """
 
     variants: Variants
     gates: GateTypes
     inner: Sequence[str]
-    dtype: str
+    rule: str
 
     @cached_property
     def _noisy(self) -> Runner | None:
-        return self.variants.noisy(self.gates, self.inner)
+        moving: Noise = "operands" if self.rule == BFLOAT16_PRODUCTS else "weights"
+        return self.variants.noisy(moving, self.gates, self.inner)
 
     @cached_property
     def _rounded(self) -> Runner | None:
-        return self.variants.rounded(self.gates, self.inner)
+        if self.rule == BFLOAT16_PRODUCTS:  # That noise is rounding already.
+            return None
+        return self.variants.noisy("results", self.gates, self.inner)
 
     def results(self, inputs: Mapping[str, Array]) -> NoisyResults | None:
         """Run it as it is, and with noise; None where no weight can move.
@@ -260,7 +296,7 @@ class NoisyModel:
         # Step 0 comes first: the weights as they are, in the same session.
         exact, *drawn = (
             self._noisy.run({**inputs, **weight_noise(step, draw)})
-            for draw, step in enumerate((0.0, *[NOISE[self.dtype]] * DRAWS))
+            for draw, step in enumerate((0.0, *[NOISE[self.rule]] * DRAWS))
         )
         rounded = None if self._rounded is None else self._rounded.run(inputs)
         return NoisyResults(exact, drawn, rounded)

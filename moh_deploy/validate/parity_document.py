@@ -153,10 +153,10 @@ def _lines(report: ParityReport) -> Iterator[str]:
     if report.parts:
         equal = sum(part.equal for part in report.parts)
         yield f"{equal} of {count(len(report.parts), 'comparison')} agree"
-    else:
-        yield _figures(report)
-        sets = count(report.vector_sets, "vector set")
-        yield f"{sets}; reference: {report.reference}{_subject(report)}"
+    yield _figures(report)
+    for part in report.comparisons:
+        sets = count(part.vector_sets, "vector set")
+        yield f"{sets}; reference: {part.reference}{_subject(part)}"
     yield f"tolerances: {report.policy}; rules of {', '.join(report.rules) or 'nothing'}"
     yield runs_text(report.layer_runs)
     yield nodes_text(report.kernel_nodes, report.function_nodes)
@@ -214,14 +214,21 @@ def _blocks(report: ParityReport, index: int) -> Iterator[Block]:
     about = Text(_ABOUT_ERRORS)
     yield Section("Error, in order of execution", (about, errors), shown=PAGE)
     yield from routing_sections(report.statistics, index, has_routing=report.has_routing)
+    # A terminal has room for the tables of one comparison, and of those that differ.
+    shown = EVERYWHERE if not index or not report.equal else PAGE
     rules = [_rule_row(*named) for named in report.rules.items()]
     tables = [
-        Table("outputs, worst vector set of each", _OUTPUT_COLUMNS, list(_output_rows(report))),
+        Table(
+            "outputs, worst vector set of each",
+            _OUTPUT_COLUMNS,
+            list(_output_rows(report)),
+            shown=shown,
+        ),
         Table(
             "MoH layers, worst vector set of each",
             tuple(head for head, _ in _LAYER_CELLS),
             [[cell(one, report) for _, cell in _LAYER_CELLS] for one in _worst_layers(report)],
-            shown=EVERYWHERE if report.layers else PAGE,
+            shown=shown if report.layers else PAGE,
         ),
         Table(f"rules that applied: {report.policy}", _RULE_COLUMNS, rules, shown=PAGE),
     ]

@@ -205,7 +205,7 @@ class ParityReport(Report):
 
     def _reasons_of(self, part: ParityReport) -> tuple[str, ...]:
         """Return them with their reference, if there are others."""
-        if all(part.reference == other.reference for other in self.parts):
+        if part.reference == self.reference:
             return part.reasons
         return tuple(f"against {part.reference}: {text}" for text in part.reasons)
 
@@ -339,21 +339,28 @@ class ComparisonSummary:
         return cls(**{one.name: getattr(report, one.name) for one in fields(cls)})
 
 
-def combined(reports: Sequence[ParityReport]) -> ParityReport:
-    """Join the reports, at least one, of several comparisons by one runner."""
+def combined(reports: Sequence[ParityReport], bodies: ParityReport | None = None) -> ParityReport:
+    """Join the reports of several comparisons by one runner.
+
+    Args:
+        reports: At least one.
+        bodies: The comparison of the function bodies with some of the same runs, which are counted
+            once; None if there was none.
+    """
     first, *others = reports
-    if not others:
+    if not others and bodies is None:
         return first
+    parts = (*reports, *([] if bodies is None else [bodies]))
     return replace(
         first,
         reference="; ".join(dict.fromkeys(report.reference for report in reports)),
         vector_sets=sum(report.vector_sets for report in reports),
-        outputs=tuple(output for report in reports for output in report.outputs),
-        layers=tuple(layer for report in reports for layer in report.layers),
+        outputs=tuple(output for part in parts for output in part.outputs),
+        layers=tuple(layer for part in parts for layer in part.layers),
         has_routing=any(report.has_routing for report in reports),
-        rules={name: rule for report in reports for name, rule in report.rules.items()},
-        notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+        rules={name: rule for part in parts for name, rule in part.rules.items()},
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
         statistics=joined(report.statistics for report in reports),
-        parts=tuple(reports),
+        parts=parts,
         accuracy=tuple(metric for report in reports for metric in report.accuracy),
     )

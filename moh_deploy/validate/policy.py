@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -55,6 +55,24 @@ class Policy:
     def accuracy_rule(self, metric: str) -> AccuracyRule:
         """Return the rule for a metric; all that are no built-in ones have one in common."""
         return self.accuracy.get(metric, self.accuracy[CALLABLE])
+
+    def check_metrics(self, running: Collection[str]) -> None:
+        """Refuse rules of the user's own for metrics that do not run: they would judge nothing.
+
+        Args:
+            running: Names of the metrics that run; empty without labels.
+
+        Raises:
+            ConfigError: There is such a rule.
+        """
+        judged = {name if name in self.accuracy else CALLABLE for name in running}
+        for name, rule in self.accuracy.items():
+            if ACCURACY_RULES.get(name) != rule and name not in judged:
+                runs = f"metrics that run: {', '.join(running)}" if running else "no metric runs"
+                raise ConfigError(
+                    f"{self.source}: accuracy.{name} judges nothing: {runs}.",
+                    hint="Take the entry out, or let the metric run: --labels FILE --metric NAME.",
+                )
 
 
 BUILT_IN_POLICY = Policy(TOLERANCES, BUILT_IN)

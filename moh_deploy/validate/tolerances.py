@@ -147,12 +147,15 @@ TOLERANCES: Mapping[str, Tolerance] = {
         least=2 * 2.0**-7,
     ),
     BFLOAT16_PRODUCTS: Tolerance(
-        2e-2,
-        1e-2,
-        "kernels that round queries, keys, weights and values to 8 bits (4e-3) and accumulate in"
-        " float32; all else stays in float32. Measured over models of three and six layers: tokens"
-        " up to 7e-3 off, flips with margins up to 3.3e-3, tokens with flips up to 6e-2 off",
-        relative_after_flip=1e-1,
+        1e-1,
+        6e-2,
+        "at most twice the noise floor, which adds to that of float32 what rounding queries, keys,"
+        " weights and values to 8 bits moves: kernels do that and accumulate in float32. A value"
+        " that no attention reaches keeps the rule of float32",
+        relative_after_flip=3e-1,
+        floor_factor=2.0,
+        peak_factor=4.0,
+        least=2 * 2.0**-23,
     ),
     INT8_PRODUCTS: Tolerance(
         1e-1,

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.runtime.base import Runner
+from moh_deploy.runtime.variants import Noise
 
 
 class Variants(Protocol):
@@ -26,21 +27,14 @@ class Variants(Protocol):
             inner: Names of inner values to return besides.
         """
 
-    def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
-        """Open the model with weights that move by the input ROUNDING_STEP; see `weight_noise`.
+    def noisy(self, noise: Noise, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+        """Open the model with something that rounding moves.
 
         Args:
+            noise: What moves: see `Noise`.
             gates: Name of each layer's gates to their dtype.
             inner: Names of inner values to return besides.
 
         Returns:
-            None if there is nothing that could move.
-        """
-
-    def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
-        """Open the model with every result rounded, as hardware does that computes in half
-        precision; arguments are those of `noisy`.
-
-        Returns:
-            None if that is how `noisy` runs it, too.
+            None if the model has nothing that could move so.
         """

@@ -49,6 +49,7 @@ def verify_labelled(
     # All that can be refused is refused before a model is loaded.
     with progress.step("reading samples and labels"):
         data = read_labelled(npz_files(inputs), task, subject.package.manifest)
+        policy.check_metrics([metric.name for metric in data.metrics])
         classes = main_classes([one.labels for one in data.datasets], task.labelling)
         layers = subject.package.manifest.layers
         rounds = [

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from moh_deploy.runtime.base import Runner
+from moh_deploy.runtime.base import Description, Runner
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.model_references import PackageReference
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
+from moh_deploy.validate.recorded_parity import compare_bodies
 from moh_deploy.validate.reference import (
     Answered,
     ExpectedOutputs,
@@ -37,11 +38,13 @@ class WhatToRun:
         inputs: npz files, or directories of them; empty for the recorded runs.
         vectors: Only the first so many recorded runs; None for all.
         valid_tokens: What says which tokens are valid, as `named_mask` has it; None if all are.
+        bodies: Compare function bodies with recorded runs, too, where kernels ran.
     """
 
     inputs: Sequence[Path]
     vectors: int | None
     valid_tokens: str | None
+    bodies: bool = False
 
 
 def verify_runs(
@@ -74,7 +77,29 @@ def verify_runs(
             for one, got in pairs
             for part in by_gates(one.reference.name, got)
         ]
-        return combined([report.with_token_notes() for report in reports])
+        ran = runner.describe()
+    del runner  # Two sessions would hold the weights twice.
+    bodies = None
+    recorded = rounds[0].reference
+    if what.bodies and not against and isinstance(recorded, RecordedReference):
+        with progress.step("comparing function bodies"):
+            bodies = _of_bodies(subject, ran, rounds[0], policy)
+    return combined([report.with_token_notes() for report in reports], bodies)
+
+
+def _of_bodies(
+    subject: Subject, ran: Description, recorded: _Round, policy: Policy
+) -> ParityReport | None:
+    """Compare function bodies with recorded runs; None of an engine, and where no kernel ran."""
+    if not subject.has_gates:
+        return None
+    name, package = recorded.reference.name, subject.package
+    report = compare_bodies(
+        package, ran, recorded.samples, subject.runtime, reference=name, policy=policy
+    )
+    if report is None:
+        return None
+    return replace(report, subject=subject.model.name).with_token_notes()
 
 
 def _with_made_note(report: ParityReport, subject: Subject, reference: Reference) -> ParityReport:
@@ -146,4 +171,6 @@ def compare_answered(
         variants=subject.variants,
         policy=policy,
     )
-    return replace(report, subject=subject.model.name, notes=(*answers.notes, *report.notes))
+    by_order = dict.fromkeys(sample.by_order for sample in own if sample.by_order)
+    notes = (*by_order, *answers.notes, *report.notes)
+    return replace(report, subject=subject.model.name, notes=notes)

@@ -305,6 +305,15 @@ def test_verify_refuses_a_report_file_that_cannot_be_written(
     assert "junit.xml cannot be written" in shown.err
 
 
+def test_report_does_not_overwrite_a_file_of_the_user(cli: Cli, package: Path, tmp_path: Path):
+    (tmp_path / "keepme.py").write_text("import torch\n")
+    for option in ("--junit", "--markdown", "--html"):
+        shown = cli("verify", package, option, tmp_path / "keepme.py")
+        assert shown.exit_code == 5
+        assert "keepme.py exists and is not a" in shown.err
+    assert (tmp_path / "keepme.py").read_text() == "import torch\n"
+
+
 def test_pages_are_written_beside_what_is_printed(cli: Cli, package: Path, tmp_path: Path):
     html = tmp_path / "my report.html"
     assert cli("verify", package, "--html", html).exit_code == 0

@@ -12,6 +12,7 @@ from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.graph.weight_noise import ROUNDING_STEP
 from moh_deploy.package import LayerRounding, OnnxPackage, Rounding, Spread, VectorSet
 from moh_deploy.runtime.base import Description
+from moh_deploy.runtime.variants import Noise
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.layer_parity import LayerValuesFound
 from moh_deploy.validate.noise_floor import (
@@ -56,11 +57,8 @@ class Opened:
     def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> Drawn:
         return self.model
 
-    def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> Drawn:
-        return self.model
-
-    def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> None:
-        return None
+    def noisy(self, noise: Noise, gates: GateTypes, inner: Sequence[str] = ()) -> Drawn | None:
+        return self.model if noise == "weights" else None
 
 
 def floor_of(*draws: list[float], only_chosen: bool = False) -> float:

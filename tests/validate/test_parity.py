@@ -14,6 +14,7 @@ from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Description
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
+from moh_deploy.runtime.variants import Noise
 from moh_deploy.system.npz import Array
 from moh_deploy.validate import judge
 from moh_deploy.validate.layer_values import LayerValues
@@ -275,10 +276,7 @@ class Fed:
     def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> Replay:
         return Replay(self.results)
 
-    def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> None:
-        return None
-
-    def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> None:
+    def noisy(self, noise: Noise, gates: GateTypes, inner: Sequence[str] = ()) -> None:
         return None
 
 

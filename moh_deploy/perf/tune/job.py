@@ -35,12 +35,11 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.models import runtime_name_of
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.input_sets import InputSet
 from moh_deploy.validate.layer_values import names_to_return
-from moh_deploy.validate.parity import compare
+from moh_deploy.validate.recorded_parity import compare_recorded
 
 
 @dataclass(frozen=True)
@@ -189,8 +188,7 @@ class TuneJob:
         with self.progress.step("comparing the outputs"):
             package = self._variant("proof", outcome.layers)
             runner = open_runner(package, self.variant.returning(names_to_return(package)))
-            variants = PackageVariants(package, self.variant)
-            report = compare(package, runner, package.vectors, variants=variants)
+            report = compare_recorded(package, self.variant, runner)
             report.raise_if_unequal()
             flipped = check_same_outputs(self.package, package, runner, files, self.variant)
         return TuneProof(report.max_abs_error, flipped, runner.describe().layer_nodes)

@@ -61,7 +61,7 @@ class Ratchet:
             return None
         path = Path(path)
         if update:
-            check_file_output(path)
+            check_file_output(path, None)  # it is read below
         if update and not os.path.exists(path):
             return cls(path, BaselineContent(), section, update)
         ratchet = cls(path, read_baseline(path), section, update)

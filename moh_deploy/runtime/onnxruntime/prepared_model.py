@@ -14,12 +14,12 @@ from moh_deploy.graph.emulated_dtype import EmulatedDtype, computes_in, emulate
 from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
 from moh_deploy.graph.router_nodes import router_nodes
 from moh_deploy.graph.switches import all_nodes, switch_rules
-from moh_deploy.graph.table_lookups import table_rows
 from moh_deploy.graph.written_buffers import written_buffers
 from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
 from moh_deploy.package import LayerInfo, load_without_weights
 from moh_deploy.runtime.base import GraphEdit
 from moh_deploy.runtime.layer_runs import LayerImpl
+from moh_deploy.runtime.onnxruntime.index_check import IndexCheck
 
 
 class Operator(NamedTuple):
@@ -38,9 +38,8 @@ class PreparedModel(NamedTuple):
     `moh_nodes` has the name of each node that is to run on a kernel, and its operator. Nodes of
     domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has the nodes
     that depend on sizes, and their rules; `has_float16` says that some compute in that;
-    `emulated_dtype` is as in `KernelUse`; `table_rows` has the inputs that are looked up in tables,
-    `whole_rows` those that are looked up as a whole, `buffers` the outputs that may be the memory
-    of an input, and these inputs.
+    `emulated_dtype` is as in `KernelUse`; `index_check` refuses indices that tables have no
+    rows for; `buffers` has the outputs that may be the memory of an input, and these inputs.
     """
 
     content: str | bytes
@@ -51,8 +50,7 @@ class PreparedModel(NamedTuple):
     layer_nodes: tuple[LayerNodes, ...]
     has_float16: bool
     emulated_dtype: str | None
-    table_rows: dict[str, int]
-    whole_rows: dict[str, int]
+    index_check: IndexCheck
     buffers: dict[str, str]
 
 
@@ -63,6 +61,7 @@ def prepare_model(
     edits: Sequence[GraphEdit],
     *,
     emulate_dtypes: Sequence[EmulatedDtype],
+    from_the_end: bool = True,
 ) -> PreparedModel:
     """Read from the model all that is needed of it.
 
@@ -73,6 +72,7 @@ def prepare_model(
         extra_outputs: Inner values to return besides the outputs.
         edits: Changes of the graph, in their order.
         emulate_dtypes: What computes in the first of these that is used is emulated.
+        from_the_end: Negative indices count from the end, as ONNX has it; see `table_lookups`.
 
     Raises:
         BackendError: A name in `extra_outputs` is unknown.
@@ -91,7 +91,7 @@ def prepare_model(
     switches = switch_rules(model.graph)
     for edit in edits:
         edit(model.graph)
-    looked_up, looked_up_whole = table_rows(model.graph), table_rows(model.graph, whole=True)
+    index_check = IndexCheck(model, from_the_end=from_the_end)
     has_float16 = computes_in(model, "float16")
     # One dtype at most: the first that the model computes in.
     emulated = next((dtype for dtype in emulate_dtypes if computes_in(model, dtype)), None)
@@ -116,8 +116,7 @@ def prepare_model(
         nodes,
         has_float16,
         emulated,
-        looked_up,
-        looked_up_whole,
+        index_check,
         written_buffers(model.graph),
     )
 

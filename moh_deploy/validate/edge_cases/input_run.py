@@ -12,6 +12,7 @@ from moh_deploy.graph.forced_gates import GateTypes, computed_gates
 from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
 from moh_deploy.runtime.base import Runner, RunnerAround
 from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.variants import Noise
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.edge_cases.case_result import CaseResult, CaseStatus, input_result
 from moh_deploy.validate.edge_cases.first_difference import Cut, FirstDifference, whole
@@ -259,9 +260,6 @@ class NanKeptVariants:
     def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner:
         return NanKept(self.variants.forced(gates, inner), self.nan)
 
-    def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+    def noisy(self, noise: Noise, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
         # Not wrapped: noise measures how far the package moves from itself, NaN and all.
-        return self.variants.noisy(gates, inner)
-
-    def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
-        return self.variants.rounded(gates, inner)
+        return self.variants.noisy(noise, gates, inner)

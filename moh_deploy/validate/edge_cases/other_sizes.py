@@ -18,6 +18,7 @@ from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Runner
+from moh_deploy.runtime.variants import Noise
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.case_result import CaseResult, input_result
 from moh_deploy.validate.edge_cases.input_run import InputJudge
@@ -214,17 +215,13 @@ class _OpenedOnce:
     def __init__(self, variants: Variants) -> None:
         self.why_not_forced = cache(variants.why_not_forced)
         self._forced = cache(lambda gates, inner: variants.forced(dict(gates), inner))
-        self._noisy = cache(lambda gates, inner: variants.noisy(dict(gates), inner))
-        self._rounded = cache(lambda gates, inner: variants.rounded(dict(gates), inner))
+        self._noisy = cache(lambda noise, gates, inner: variants.noisy(noise, dict(gates), inner))
 
     def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner:
         return self._forced(tuple(gates.items()), tuple(inner))
 
-    def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
-        return self._noisy(tuple(gates.items()), tuple(inner))
-
-    def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
-        return self._rounded(tuple(gates.items()), tuple(inner))
+    def noisy(self, noise: Noise, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+        return self._noisy(noise, tuple(gates.items()), tuple(inner))
 
 
 @dataclass(frozen=True)

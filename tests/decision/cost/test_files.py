@@ -107,9 +107,15 @@ def test_decision_without_times_or_intervals_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="no time was measured"):
         read_decided(path)
     few = decision()
-    few["arms"][1]["latency"][1]["p50_low_ms"] = None
+    for arm in few["arms"]:
+        arm["latency"][1]["block_means_ms"] = [1.0] * 14
     path, *_ = write(tmp_path, decided=few)
-    with pytest.raises(ConfigError, match="arm 'moh' have no interval: too few rounds"):
+    with pytest.raises(ConfigError, match="'dense' has 14 blocks of rounds, expected at least 15"):
+        read_decided(path)
+    few = decision()
+    del few["arms"][1]["latency"][0]["block_means_ms"]
+    path, *_ = write(tmp_path, decided=few)
+    with pytest.raises(ConfigError, match="arm 'moh' has another number of blocks of rounds"):
         read_decided(path)
     path.write_text("{}")
     with pytest.raises(ConfigError, match="no JSON report of `moh-deploy compare`: schema_version"):

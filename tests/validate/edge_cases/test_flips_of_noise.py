@@ -12,6 +12,7 @@ from moh_deploy.graph.forced_gates import GateTypes, computed_gates, forced_gate
 from moh_deploy.graph.weight_noise import ROUNDING_STEP
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Description, Runner
+from moh_deploy.runtime.variants import Noise
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.flips_of_noise import flips_of_noise
 from moh_deploy.validate.output_parity import compare_output
@@ -36,12 +37,9 @@ class Noisy:
     def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner:
         raise AssertionError("asked for in vain")
 
-    def noisy(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+    def noisy(self, noise: Noise, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
         assert list(gates) == [GATES]
-        return self
-
-    def rounded(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
-        return None
+        return self if noise == "weights" else None
 
     def describe(self) -> Description:
         return Description("a runtime", NO_KERNELS, {})

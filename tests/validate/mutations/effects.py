@@ -26,6 +26,7 @@ LEAST_FLOOR: Mapping[Precision, float] = {
     "float32": 2.0**-25,
     "float16": 2.0**-12,
     "bfloat16": 2.0**-9,
+    "bfloat16 products": 2.0**-25,
 }
 """A quarter of a step of the dtype: the least floor, where a value happens to be exact."""
 

@@ -1,4 +1,5 @@
-"""Packages of a model in three precisions, made once and kept in a directory.
+"""Packages of a model in three precisions, and one whose kernels multiply bfloat16, made once and
+kept in a directory.
 
 What other sources made is not read again: a change of the exporter is what faults are planted in.
 """
@@ -24,11 +25,12 @@ from moh_deploy.runtime.lowered_package import lowered
 from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.validate.fresh_process import proven
+from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS
 from tests import zoo
 from tests.validate.mutations import stacks
 from tests.zoo import ZooModel
 
-Precision = Literal["float32", "float16", "bfloat16"]
+Precision = Literal["float32", "float16", "bfloat16", "bfloat16 products"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -70,7 +72,9 @@ def write_package(
     manifest = replace(package.manifest, layers=layers, proof=None)
     with PackageWriter(root) as writer:
         onnx.save(model, writer.path(MODEL_NAME))
-        if precision != "float32":
+        if precision == BFLOAT16_PRODUCTS:
+            manifest = replace(manifest, compute_type="bfloat16")
+        elif precision != "float32":
             full = replace(package, root=writer.root, manifest=manifest)
             known = _largest(package.root)
             with mock.patch.object(lowered_package, "largest_values", return_value=known):

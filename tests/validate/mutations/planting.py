@@ -14,7 +14,6 @@ import onnx
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.vectors import VECTORS_NAME
-from moh_deploy.runtime.kernel_use import Kernels
 from tests.validate.mutations.choices import chosen_by_size, run_so
 from tests.validate.mutations.effects import (
     LEAST_FLOOR,
@@ -42,7 +41,6 @@ class Planted:
 
     Attributes:
         effects: Of each value, the largest ratio first.
-        kernels: What verify was asked to run.
         beside: Of a fault that kernels alone see: the answer to function bodies, which are right.
         right_is_refused: So is the package without any fault, which tells nothing of faults then.
     """
@@ -52,7 +50,6 @@ class Planted:
     layer: str
     index: int
     fault: str
-    kernels: Kernels
     effects: tuple[Effect, ...]
     verdict: Verdict
     beside: Verdict | None = None
@@ -123,7 +120,7 @@ class FaultInjection:
     by_size: bool = False
     skipped: dict[tuple[str, int], str] = field(default_factory=dict)
     _floors: dict[Precision, dict[str, float]] = field(default_factory=dict)
-    _refused: dict[tuple[Precision, Kernels], bool] = field(default_factory=dict)
+    _refused: dict[Precision, bool] = field(default_factory=dict)
 
     @cached_property
     def package(self) -> OnnxPackage:
@@ -192,22 +189,19 @@ class FaultInjection:
         layers = self.package.manifest.layers
         sizes = self._effect(fault, wrong)
         package = self._written(wrong, precision)
-        # A fault of a body is one that kernels hide.
-        kernels: Kernels = "off" if fault.startswith("body") else "auto"
         beside = None
         if fault in SEEN_BY_KERNELS_ONLY:
-            beside = verdict_of(package.root, layers, "off")
+            beside = verdict_of(package.root, layers, kernels="off")
         return Planted(
             self.model.name,
             precision,
             layers[index].path,
             index,
             fault,
-            kernels,
             tuple(effects(sizes, floors, LEAST_FLOOR[precision])),
-            verdict_of(package.root, layers, kernels),
+            verdict_of(package.root, layers),
             beside,
-            self._right_is_refused(precision, kernels),
+            self._right_is_refused(precision),
         )
 
     def _written(self, wrong: onnx.ModelProto, precision: Precision) -> OnnxPackage:
@@ -216,12 +210,12 @@ class FaultInjection:
             wrong = run_so(wrong, layers)
         return write_package(self.package, self.scratch, wrong, precision=precision, layers=layers)
 
-    def _right_is_refused(self, precision: Precision, kernels: Kernels) -> bool:
-        if (precision, kernels) not in self._refused:
+    def _right_is_refused(self, precision: Precision) -> bool:
+        if precision not in self._refused:
             right = package_of(self.model, self.directory, precision)
-            verdict = verdict_of(right.root, right.manifest.layers, kernels)
-            self._refused[precision, kernels] = verdict.refused
-        return self._refused[precision, kernels]
+            verdict = verdict_of(right.root, right.manifest.layers)
+            self._refused[precision] = verdict.refused
+        return self._refused[precision]
 
     def _effect(self, fault: str, wrong: onnx.ModelProto) -> dict[str, float]:
         content = wrong.SerializeToString(deterministic=True)

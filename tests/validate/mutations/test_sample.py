@@ -118,6 +118,13 @@ def test_fault_is_refused_and_its_layer_named(fault: str, plant_one: Plant):
     assert_refused(plant_one("stack_causal", fault, "float32"))
 
 
+@sampled(8)
+@pytest.mark.parametrize("fault", one_in(3, IN_FLOAT32))
+def test_fault_is_refused_where_kernels_multiply_bfloat16(fault: str, plant_one: Plant):
+    required_library()
+    assert_refused(plant_one("stack_near_ties", fault, "bfloat16 products"))
+
+
 @nightly
 @pytest.mark.parametrize(("fault", "precision"), in_turn(IN_HALF, ["float16", "bfloat16"]))
 def test_fault_is_refused_in_half_precision_where_every_choice_is_near_a_tie(

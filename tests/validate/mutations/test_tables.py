@@ -22,7 +22,6 @@ ROW = Planted(
     layer="a.1",
     index=1,
     fault="scale + 1 %",
-    kernels="auto",
     effects=(Effect("attention/1", 0.01, 0.001), Effect("scores/1", 0.0, 0.001)),
     verdict=REFUSED,
 )

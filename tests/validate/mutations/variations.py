@@ -77,7 +77,7 @@ class Subject:
         self, root: Path | None = None, *, kernels: Kernels = "auto", **options: object
     ) -> Verdict:
         root = self.package.root if root is None else root
-        return verdict_of(root, self.package.manifest.layers, kernels, **options)
+        return verdict_of(root, self.package.manifest.layers, kernels=kernels, **options)
 
     def write(self, model: onnx.ModelProto, **options: object) -> OnnxPackage:
         return write_package(self.full, self.scratch, model, precision=self.precision, **options)
@@ -186,7 +186,7 @@ def _on_other_inputs(subject: Subject, seed: int) -> Verdict:
 
 def _every_result_rounded(subject: Subject) -> Verdict | None:
     """Let `precision` write the package: it compares with every result rounded, too."""
-    if subject.precision == "float32":
+    if subject.precision not in ("float16", "bfloat16"):
         return None
     try:
         moh_deploy.precision(subject.full.root, to=subject.precision, output=subject.scratch)

@@ -30,10 +30,10 @@ class Verdict:
     crashed: bool = False
 
 
-def verdict_of(root: Path, layers: Sequence[LayerInfo], kernels: str, **options: object) -> Verdict:
+def verdict_of(root: Path, layers: Sequence[LayerInfo], **options: object) -> Verdict:
     """Run `verify` on a package, and read its report."""
     try:
-        report = moh_deploy.verify(root, kernels=kernels, **options)
+        report = moh_deploy.verify(root, **options)
     except MoHDeployError as error:
         return Verdict(True, f"{type(error).__name__}: {error}", named_in(str(error), layers))
     except Exception as error:  # what it is said to be
