@@ -18,8 +18,8 @@ from moh_deploy.ops.routers.two_stage import TWO_STAGE
 
 __all__ = ["FORMS", "SCORING", "WEIGHING", "RouterForm", "form_named"]
 
-# In the order in which they are looked for. Where two compute the same, the first is reported: with
-# one chosen head the gates of top_k are those of a mask. The last one fits every router.
+# In the order in which they are looked for. Where two compute the same, the first is reported. The
+# last one fits every router.
 FORMS = (CONSTANT, SHARED, TWO_STAGE, TOP_K, QUERY_NORM, MASK, RANKED, MIXED, SCORED, CUSTOM)
 
 SCORING = frozenset(operator for form in FORMS for operator in form.scoring)
