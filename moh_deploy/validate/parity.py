@@ -80,4 +80,5 @@ def compare(
         notes=tuple(dict.fromkeys(notes)),
         statistics=joined(one.statistics for one in judged),
         tokens=count_tokens(valid),
+        precision=package.manifest.precision,
     )

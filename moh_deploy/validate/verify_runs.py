@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.progress import Progress
+from moh_deploy.validate.checks import check_flips
 from moh_deploy.validate.model_references import PackageReference
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
@@ -28,6 +29,7 @@ from moh_deploy.validate.reference import (
 )
 from moh_deploy.validate.references import Against, function_bodies, references
 from moh_deploy.validate.samples import Sample, read_samples, recorded_samples, with_valid_tokens
+from moh_deploy.validate.stored_weights import check_stored_weights
 from moh_deploy.validate.subject import Subject
 
 
@@ -72,8 +74,11 @@ def verify_runs(
     with progress.step("comparing"), runner:
         pairs = zip(rounds, answers, strict=True)
         reports = [
-            _with_made_note(
-                compare_answered(subject, runner, part, one.samples, policy), subject, one.reference
+            with_checks(
+                compare_answered(subject, runner, part, one.samples, policy),
+                subject,
+                one.reference,
+                policy,
             )
             for one, got in pairs
             for part in by_gates(one.reference.name, got)
@@ -101,6 +106,16 @@ def _of_bodies(
     )
     with subject.load() as runner:
         return compare_answered(subject, runner, part, samples, policy).with_token_notes()
+
+
+def with_checks(
+    report: ParityReport, subject: Subject, reference: Reference, policy: Policy
+) -> ParityReport:
+    """Judge stored weights, where the reference is the float32 package, and conditions on flips."""
+    checks = check_flips(report.flips, policy.flips)
+    if isinstance(reference, PackageReference) and not subject.model.is_compiled:
+        checks += check_stored_weights(subject.package, reference.other)
+    return _with_made_note(replace(report, checks=checks), subject, reference)
 
 
 def _with_made_note(report: ParityReport, subject: Subject, reference: Reference) -> ParityReport:

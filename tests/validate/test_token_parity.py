@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moh_deploy.report.document import Text
 from moh_deploy.runtime.text.decoding import DecodedStep
+from moh_deploy.validate.generate_report import parity_sections
 from moh_deploy.validate.token_parity import TokenComparison
 
 
@@ -47,6 +49,34 @@ def test_lower_precisions_have_rules_of_their_own():
         comparison = TokenComparison([step(1, logits=logits)], precision)
         comparison.add(step(2), 0)
         assert comparison.differences[0].is_near_tie is is_excused
+
+
+@pytest.mark.parametrize(
+    ("precision", "token", "verdict"),
+    [
+        ("float32", 1, "equal"),
+        ("float32", 2, "within tolerance"),
+        ("int4", 1, "within tolerance"),
+        ("int4", 2, "within tolerance"),
+        ("int4", 3, "not equal"),
+    ],
+)
+def test_tokens_of_few_bits_are_within_tolerance_and_counted(
+    precision: str, token: int, verdict: str
+):
+    logits = np.array([[0, 3, 3 - 1e-6, -3, 0]], np.float32)
+    comparison = TokenComparison([step(1, logits=logits)] * 3, precision)
+    for position, one in enumerate([step(1), step(token), step(1)]):
+        comparison.add(one, position)
+    parity = comparison.parity("another")
+    assert (parity.verdict, parity.tokens) == (verdict, 3)
+    (first, *_) = parity_sections(parity)
+    assert isinstance(first, Text)
+    same = 3 if token == 1 else 1
+    assert f"{same} of 3 greedy tokens are the same before texts part" in first.text
+    assert ("WITHIN TOLERANCE (int4)" in first.text) is (
+        (precision, verdict) == ("int4", "within tolerance")
+    )
 
 
 def test_text_that_ended_earlier_is_compared_as_far_as_both_go():

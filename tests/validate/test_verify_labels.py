@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,24 @@ def test_policy_decides_what_may_be_lost(tmp_path: Path, inputs: Path):
     assert report.accuracy[0].rule.max_drop is None
     assert report.accuracy[1].rule.reason == "a demo"
     assert report.policy == f"{policy} (top-1) over the built-in table"
+
+
+def test_condition_decides_what_may_be_lost_and_needs_labels(tmp_path: Path, inputs: Path):
+    write_classifier(tmp_path / "biased", bias=2e-5)
+    run = partial(moh_deploy.verify, tmp_path / "biased", inputs=[inputs], labels=LABELS)
+    loose = run(within="top-1 >= 0.5 * reference")
+    assert [(one.metric, one.verdict) for one in loose.accuracy] == [("top-1", "passed")]
+    assert loose.equal
+    tight = run(within=["top-1 >= 0.999 * reference", "flips <= 0"])
+    assert not tight.equal
+    assert tight.accuracy[0].rule.reason == "asked for: top-1 >= 0.999 * reference"
+    (flips,) = tight.checks
+    assert (flips.verdict, flips.measured) == (
+        "cannot tell",
+        "routing was not compared, so flips are not known.",
+    )
+    with pytest.raises(ConfigError, match="the condition on top-5 needs labels"):
+        moh_deploy.verify(tmp_path / "biased", inputs=[inputs], within=["top-5 >= 0.9 * reference"])
 
 
 def test_nan_fails(tmp_path: Path, package: Path):
