@@ -34,6 +34,7 @@ from moh_deploy.runtime.lowered_package import (
     lower_model,
     lowered_manifest,
 )
+from moh_deploy.runtime.onnxruntime.plain_session import crash_of_plain_session
 from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
 from moh_deploy.runtime.quantized_package import quantized
 from moh_deploy.system.npz import Array
@@ -122,6 +123,8 @@ def precision(
             # second comparison would be the same.
             is_rounded = in_integers or parity.kernels.emulated_dtype is not None
             rounded = parity if is_rounded else _compare(staged, round_results=True)
+            # Beside its result: here the session leaves out what the crash is of.
+            crash = crash_of_plain_session(staged.model_path) if low == "float16" else None
             parity = replace(parity, checks=check_stored_weights(staged, package))
             parity.raise_if_unequal()
         beside = None
@@ -152,6 +155,7 @@ def precision(
         bytes_after=model_bytes(written),
         parity=parity,
         rounded=rounded,
+        plain_session=crash,
         # By the name that it has now.
         beside=None if beside is None else replace(beside, subject=str(written.root)),
     )

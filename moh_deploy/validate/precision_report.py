@@ -30,6 +30,8 @@ class PrecisionReport(Report):
         parity: The comparison of the package as it runs here with the original model.
         rounded: The same with every result rounded, as hardware does: ONNX Runtime on the CPU
             computes runs of float16 operators in float32. Of int8 and int4 it is `parity`.
+        plain_session: How a session of ONNX Runtime without this library ends on a float16 model;
+            None if it loads.
         beside: The comparison with the float32 package, where conditions, inputs or labels ask.
     """
 
@@ -42,6 +44,7 @@ class PrecisionReport(Report):
     bytes_after: int
     parity: ParityReport
     rounded: ParityReport
+    plain_session: str | None = None
     beside: ParityReport | None = None
 
     def document(self) -> Document:
@@ -71,6 +74,8 @@ class PrecisionReport(Report):
             )
         blocks.append(Text(verdict, True))
         blocks += map(Text, comparison_lines(self.parity, with_quality=self.beside is None))
+        if self.plain_session is not None:
+            blocks.append(Text(self.plain_session, False))
         if self.beside is not None:
             blocks.append(comparison_section(self.beside))
         return Document("precision", tuple(blocks), remarks=(f"written to {self.package}",))

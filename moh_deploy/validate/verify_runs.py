@@ -164,9 +164,12 @@ def _corpus_round(subject: Subject, what: WhatToRun) -> list[_Round]:
     # Who asks for some of the recorded runs wants a short check, without the corpus.
     if not corpus or what.vectors is not None or not subject.has_gates:
         return []
+    kept = [one for one in corpus if subject.takes(one.vectors)]
+    reference = corpus_reference(corpus)
+    words = f"{reference.name}{subject.left_out([one.vectors for one in corpus])}"
     manifest = subject.package.manifest
-    samples = with_valid_tokens(corpus_samples(corpus), manifest, what.valid_tokens)
-    return [_Round(corpus_reference(corpus), samples)]
+    samples = with_valid_tokens(corpus_samples(kept), manifest, what.valid_tokens)
+    return [_Round(replace(reference, name=words), samples)] if samples else []
 
 
 def compare_answered(
