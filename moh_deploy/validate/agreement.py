@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from moh_deploy.report.numbers import count, share
 from moh_deploy.system.npz import Array
 
 if TYPE_CHECKING:
-    from moh_deploy.validate.parity_report import ParityReport
+    from moh_deploy.validate.parity_report import OutputParity, ParityReport
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,15 @@ def top_1_agreement(got: Array, reference: Array) -> Top1Agreement:
     """Count the rows of two arrays [..., C] that have their largest number at the same place."""
     same = got.argmax(axis=-1) == reference.argmax(axis=-1)
     return Top1Agreement(int(np.count_nonzero(same)), int(same.size))
+
+
+def top_1_by_output(outputs: Iterable[OutputParity]) -> dict[str, Top1Agreement]:
+    """Add up the rows of each output over all runs that were left to themselves."""
+    found: dict[str, Top1Agreement] = {}
+    for output in outputs:
+        if output.top_1 is not None and not output.forced:
+            found[output.name] = output.top_1 + found.get(output.name, Top1Agreement(0, 0))
+    return found
 
 
 def agreement_facts(report: ParityReport, *, with_quality: bool = True) -> Iterator[Fact]:

@@ -15,7 +15,7 @@ from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
-from moh_deploy.validate.agreement import Flips, Top1Agreement
+from moh_deploy.validate.agreement import Flips, Top1Agreement, top_1_by_output
 from moh_deploy.validate.checks import Check
 from moh_deploy.validate.differences import worst
 from moh_deploy.validate.routing_statistics import NO_STATISTICS, RoutingStatistics, joined
@@ -124,9 +124,8 @@ class LayerParity:
     @property
     def own_flips(self) -> int:
         """How many tokens chose other heads when the model was left to itself."""
-        if self.forced:
-            return self.free_flips or 0
-        return self.flipped_tokens + self.excused_tokens + self.undecided_tokens
+        own = self.flipped_tokens + self.excused_tokens + self.undecided_tokens
+        return (self.free_flips or 0) if self.forced else own
 
     @property
     def no_data(self) -> bool:
@@ -275,10 +274,8 @@ class ParityReport(Report):
     @property
     @in_json()
     def routing_agreement(self) -> float | None:
-        """Share of equal (token, head) decisions, near-ties left out; 1.0 without layers.
-
-        None if gates were not compared.
-        """
+        """Share of equal (token, head) decisions, near-ties left out; 1.0 without layers, None if
+        gates were not compared."""
         if not self.has_routing:
             return None
         decisions = sum(layer.decisions for layer in self.layers)
@@ -290,11 +287,7 @@ class ParityReport(Report):
     @in_json()
     def top_1(self) -> Mapping[str, Top1Agreement]:
         """Rows of each output that looks like logits, with the reference's top-1 class."""
-        found: dict[str, Top1Agreement] = {}
-        for one in self.outputs:
-            if one.top_1 is not None and not one.forced:
-                found[one.name] = one.top_1 + found.get(one.name, Top1Agreement(0, 0))
-        return found
+        return top_1_by_output(self.outputs)
 
     @property
     @in_json()
@@ -371,6 +364,7 @@ class ComparisonSummary:
     subject: str
     reference: str
     equal: bool
+    verdict: ParityVerdict
     has_routing: bool
     vector_sets: int
     max_abs_error: float

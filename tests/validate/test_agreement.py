@@ -1,26 +1,22 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from moh_deploy.package import TensorInfo
 from moh_deploy.validate.agreement import Top1Agreement, holds_classes, top_1_agreement
 
 
-@pytest.mark.parametrize(
-    ("dtype", "shape", "found"),
-    [
-        ("float32", ("batch", 10), True),
-        ("float16", ("batch", "seq", 500), True),
-        ("float32", ("batch", "seq"), False),  # a number for each token
-        ("float32", ("batch", 1), False),
-        ("float32", (10,), False),
-        ("float32", ("batch", 3, 32, 32), False),  # an image
-        ("int64", ("batch", 10), False),
-    ],
-)
-def test_logits_are_told_by_type_and_shape(dtype: str, shape: tuple[str | int, ...], found: bool):
-    assert holds_classes(TensorInfo("y", dtype, shape)) is found
+def test_logits_are_told_by_type_and_shape():
+    for dtype, shape in (("float32", ("batch", 10)), ("float16", ("batch", "seq", 500))):
+        assert holds_classes(TensorInfo("y", dtype, shape))
+    for dtype, shape in (
+        ("float32", ("batch", "seq")),  # a number for each token
+        ("float32", ("batch", 1)),
+        ("float32", (10,)),
+        ("float32", ("batch", 3, 32, 32)),  # an image
+        ("int64", ("batch", 10)),
+    ):
+        assert not holds_classes(TensorInfo("y", dtype, shape)), (dtype, shape)
 
 
 def test_rows_with_the_same_first_class_are_counted():

@@ -69,6 +69,7 @@ def test_scale_of_one_channel_that_is_wrong_is_refused_beside_the_float32_packag
     assert report.reasons[0].startswith(f"stored weights: 1 of 24 numbers of '{SCALES[to]}' differ")
 
 
+@sampled(2)
 @pytest.mark.parametrize("to", SCALES)
 def test_weights_that_precision_wrote_pass(
     packages: dict[str, OnnxPackage], float32: OnnxPackage, to: str
@@ -115,6 +116,7 @@ def test_how_layers_run_on_either_side_changes_no_weight(
     assert check.verdict == "passed", check
 
 
+@sampled(2)
 @pytest.mark.parametrize("to", SCALES)
 def test_products_that_were_kept_in_float32_are_found_by_their_names(
     float32: OnnxPackage, tmp_path: Path, to: str

@@ -51,32 +51,23 @@ def test_lower_precisions_have_rules_of_their_own():
         assert comparison.differences[0].is_near_tie is is_excused
 
 
-@pytest.mark.parametrize(
-    ("precision", "token", "verdict"),
-    [
-        ("float32", 1, "equal"),
-        ("float32", 2, "within tolerance"),
-        ("int4", 1, "within tolerance"),
-        ("int4", 2, "within tolerance"),
-        ("int4", 3, "not equal"),
-    ],
-)
-def test_tokens_of_few_bits_are_within_tolerance_and_counted(
-    precision: str, token: int, verdict: str
-):
+def test_tokens_of_few_bits_are_within_tolerance_and_counted():
     logits = np.array([[0, 3, 3 - 1e-6, -3, 0]], np.float32)
-    comparison = TokenComparison([step(1, logits=logits)] * 3, precision)
-    for position, one in enumerate([step(1), step(token), step(1)]):
-        comparison.add(one, position)
-    parity = comparison.parity("another")
-    assert (parity.verdict, parity.tokens) == (verdict, 3)
-    (first, *_) = parity_sections(parity)
-    assert isinstance(first, Text)
-    same = 3 if token == 1 else 1
-    assert f"{same} of 3 greedy tokens are the same before texts part" in first.text
-    assert ("WITHIN TOLERANCE (int4)" in first.text) is (
-        (precision, verdict) == ("int4", "within tolerance")
-    )
+    for precision, token, verdict, words in (
+        ("float32", 1, "equal", "EQUAL tokens: 3 of 3"),
+        ("float32", 2, "within tolerance", "tokens part by rounding alone: 1 of 3"),
+        ("int4", 1, "within tolerance", "WITHIN TOLERANCE (int4): 3 of 3"),
+        ("int4", 2, "within tolerance", "WITHIN TOLERANCE (int4): 1 of 3"),
+        ("int4", 3, "not equal", "OTHER tokens: 1 of 3"),
+    ):
+        comparison = TokenComparison([step(1, logits=logits)] * 3, precision)
+        for position, tokens in enumerate([step(1), step(token), step(1)]):
+            comparison.add(tokens, position)
+        parity = comparison.parity("another")
+        assert (parity.verdict, parity.tokens) == (verdict, 3)
+        (first, *_) = parity_sections(parity)
+        assert isinstance(first, Text)
+        assert first.text.startswith(f"{words} greedy tokens are the same before texts part")
 
 
 def test_text_that_ended_earlier_is_compared_as_far_as_both_go():
