@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,3 +117,9 @@ def test_model_on_which_openvino_ends_is_compared_without_what_ends_it(tmp_path:
     assert report.has_routing
     assert "ended its process with SIGSEGV" in report.notes[0]
     assert {layer.attention_error for layer in report.layers} == {None}
+    shutil.copytree(tmp_path / "package", tmp_path / "copy")
+    beside = moh_deploy.verify(
+        tmp_path / "package", runtime="openvino", kernels="off", against=[tmp_path / "copy"]
+    )
+    assert beside.equal
+    assert [f"copy: {report.notes[0]}" in note for note in beside.notes] == [True, False]
