@@ -125,8 +125,9 @@ def precision(
             rounded = parity if is_rounded else _compare(staged, round_results=True)
             # Beside its result: here the session leaves out what the crash is of.
             crash = crash_of_plain_session(staged.model_path) if low == "float16" else None
-            parity = replace(parity, checks=check_stored_weights(staged, package))
-            parity.raise_if_unequal()
+            weights = check_stored_weights(staged, package)
+            if weights is not None and weights.reason is not None:
+                raise ValidationError(f"what was written is wrong: {weights.reason}")
         beside = None
         if within or inputs or labels is not None:
             beside = verify(
@@ -156,6 +157,7 @@ def precision(
         parity=parity,
         rounded=rounded,
         plain_session=crash,
+        weights=weights,
         # By the name that it has now.
         beside=None if beside is None else replace(beside, subject=str(written.root)),
     )

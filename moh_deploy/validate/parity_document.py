@@ -122,8 +122,7 @@ def parity_document(report: ParityReport) -> Document:
     )
     return Document(
         "verify",
-        tuple(map(comparison_section, report.parts, range(len(report.parts))))
-        or tuple(_blocks(report, 0)),
+        tuple(map(_part, report.parts, range(len(report.parts)))) or tuple(_blocks(report, 0)),
         verdict,
         facts=tuple(_facts(report)),
         baseline=baseline_section(report.ratchet),
@@ -204,12 +203,18 @@ def _facts(report: ParityReport) -> Iterator[Fact]:
     yield Fact("MoH layers on a kernel", found)
 
 
-def comparison_section(report: ParityReport, index: int = 0) -> Section:
+def _part(report: ParityReport, index: int) -> Section:
+    # What the first one says of agreement stands beside the verdict on all.
+    lines = comparison_lines(report, with_quality=False) if index else ()
+    return comparison_section(report, lines, index)
+
+
+def comparison_section(report: ParityReport, lines: Iterable[str], index: int = 0) -> Section:
     """Return one comparison among other things; on a page it has a number of its own."""
     verdict = Verdict(
         report.answer,
         report.equal,
-        lines=(f"{_figures(report)}{_subject(report)}", *comparison_lines(report)),
+        lines=(f"{_figures(report)}{_subject(report)}", *lines),
         reasons=report.reasons,
         notes=report.notes,
         most_reasons=_MOST_REASONS,

@@ -286,15 +286,16 @@ class ParityReport(Report):
     @property
     @in_json()
     def top_1(self) -> Mapping[str, Top1Agreement]:
-        """Rows of each output that looks like logits, with the reference's top-1 class."""
-        return top_1_by_output(self.outputs)
+        """Rows of outputs that look like logits with the same top-1, of the first comparison."""
+        return top_1_by_output(self.comparisons[0].outputs)
 
     @property
     @in_json()
     def flips(self) -> Flips | None:
-        """Tokens that chose other heads, left to themselves; None if gates were not compared."""
-        of = sum(load.tokens for load in self.statistics.head_loads)
-        return Flips(sum(o.own_flips for o in self.layers), of) if self.has_routing else None
+        """Tokens that chose other heads, of the first comparison; None without gates."""
+        first = self.comparisons[0]
+        of = sum(load.tokens for load in first.statistics.head_loads)
+        return Flips(sum(o.own_flips for o in first.layers), of) if first.has_routing else None
 
     @property
     def failure(self) -> ValidationError | None:
@@ -372,6 +373,9 @@ class ComparisonSummary:
     notes: tuple[str, ...]
     reasons: tuple[str, ...]
     tokens: TokenCount | None
+    top_1: Mapping[str, Top1Agreement]
+    flips: Flips | None
+    checks: tuple[Check, ...]
 
     @classmethod
     def of(cls, report: ParityReport) -> ComparisonSummary:

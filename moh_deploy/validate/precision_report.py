@@ -10,6 +10,7 @@ from moh_deploy.package import LayerInfo
 from moh_deploy.report.document import Block, Document, Table, Text
 from moh_deploy.report.numbers import count, si
 from moh_deploy.report.report import Report
+from moh_deploy.validate.checks import Check
 from moh_deploy.validate.parity_document import comparison_lines, comparison_section
 from moh_deploy.validate.parity_report import ParityReport
 
@@ -30,6 +31,7 @@ class PrecisionReport(Report):
         parity: The comparison of the package as it runs here with the original model.
         rounded: The same with every result rounded, as hardware does: ONNX Runtime on the CPU
             computes runs of float16 operators in float32. Of int8 and int4 it is `parity`.
+        weights: What comparing the stored weights found, in int8 and int4.
         plain_session: How a session of ONNX Runtime without this library ends on a float16 model;
             None if it loads.
         beside: The comparison with the float32 package, where conditions, inputs or labels ask.
@@ -44,6 +46,7 @@ class PrecisionReport(Report):
     bytes_after: int
     parity: ParityReport
     rounded: ParityReport
+    weights: Check | None = None
     plain_session: str | None = None
     beside: ParityReport | None = None
 
@@ -74,10 +77,12 @@ class PrecisionReport(Report):
             )
         blocks.append(Text(verdict, True))
         blocks += map(Text, comparison_lines(self.parity, with_quality=self.beside is None))
+        if self.weights is not None:
+            blocks.append(Text(f"{self.weights.name}: {self.weights.measured}"))
         if self.plain_session is not None:
             blocks.append(Text(self.plain_session, False))
         if self.beside is not None:
-            blocks.append(comparison_section(self.beside))
+            blocks.append(comparison_section(self.beside, comparison_lines(self.beside)))
         return Document("precision", tuple(blocks), remarks=(f"written to {self.package}",))
 
 

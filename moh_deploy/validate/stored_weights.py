@@ -26,15 +26,15 @@ from moh_deploy.validate.differences import abs_error, structural_mismatch, wors
 _NAME = "stored weights"
 
 
-def check_stored_weights(package: OnnxPackage, float32: OnnxPackage) -> tuple[Check, ...]:
+def check_stored_weights(package: OnnxPackage, float32: OnnxPackage) -> Check | None:
     """Compare all that an int8 or int4 package stores with what rounding a package makes.
 
     Returns:
-        None at all where the package is in another precision, or the other one not in float32.
+        None where the package is in another precision, or the other one not in float32.
     """
     to = package.manifest.precision
     if to not in get_args(IntegerPrecision) or float32.manifest.precision != "float32":
-        return ()
+        return None
     model = load_ir(package)
     stored = _stored(model)
     # What was kept in float32 by name has its product still.
@@ -42,14 +42,14 @@ def check_stored_weights(package: OnnxPackage, float32: OnnxPackage) -> tuple[Ch
     try:
         made = quantized(float32, to=cast("IntegerPrecision", to), float32=kept).model
     except ConfigError as error:
-        return (Check(_NAME, f"{float32.root} is another model: {error.message}", "failed"),)
+        return Check(_NAME, f"{float32.root} is another model: {error.message}", "failed")
     expected = _stored(made)
     source = f"those that rounding {float32.root} to {to} makes"
     for name in (*stored, *expected):
         fault = _fault(name, stored.get(name), expected.get(name))
         if fault is not None:
-            return (Check(_NAME, f"{fault} They are not {source}.", "failed"),)
-    return (Check(_NAME, f"all {len(stored)} tensors are {source}.", "passed"),)
+            return Check(_NAME, f"{fault} They are not {source}.", "failed")
+    return Check(_NAME, f"all {len(stored)} tensors are {source}.", "passed")
 
 
 def _stored(model: ir.Model) -> Mapping[str, ir.TensorProtocol]:

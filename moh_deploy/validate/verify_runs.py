@@ -114,7 +114,8 @@ def with_checks(
     """Judge stored weights, where the reference is the float32 package, and conditions on flips."""
     checks = check_flips(report.flips, policy.flips)
     if isinstance(reference, PackageReference) and not subject.model.is_compiled:
-        checks += check_stored_weights(subject.package, reference.other)
+        weights = check_stored_weights(subject.package, reference.other)
+        checks += () if weights is None else (weights,)
     return _with_made_note(replace(report, checks=checks), subject, reference)
 
 
