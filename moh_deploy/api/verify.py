@@ -19,6 +19,7 @@ from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.accuracy.user_metric import ScoreFunction
 from moh_deploy.validate.baseline_figures import parity_figures
+from moh_deploy.validate.condition import better_of, metrics_of, parse_conditions
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.references import Against
@@ -45,6 +46,7 @@ def verify(
     labels: Path | str | Array | None = None,
     metric: Metrics = (),
     better: Better | None = None,
+    within: str | Sequence[str] = (),
     label_output: str | None = None,
     ignore_label: int = -100,
     shift_labels: bool = False,
@@ -91,6 +93,8 @@ def verify(
             labels) -> a score for each sample, or several of them. Without, labels [N] are
             scored by top-1, [N, S] by perplexity.
         better: `higher` or `lower`: which scores of a function are better.
+        within: Conditions that have to hold besides, as `tune_within` takes them: `flips <= 0.1 %`;
+            with labels `top-1 >= 0.98 * reference`. A metric in one need not be named.
         label_output: The output that is scored, where shapes do not tell.
         ignore_label: Labels of this number are left out.
         shift_labels: Labels are the tokens that the model is given: an output at a position is
@@ -119,6 +123,9 @@ def verify(
     _check_vectors(vectors, inputs)
     ratchet = Ratchet.open(baseline_file, "verify", update=update_baseline)
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
+    conditions = parse_conditions([within] if isinstance(within, str) else within) if within else ()
+    asked = metrics_of(conditions, has_labels=labels is not None)
+    rules = rules.within(conditions)
     source = None if package is None else Path(package)
     # These would be ignored without a word.
     of_labels = (metric, better, label_output, shift_labels, batch_size, ignore_label != -100)
@@ -135,10 +142,11 @@ def verify(
         what = WhatToRun(paths, vectors, mask, bodies=True)
         report = verify_runs(subject, what, against=against, policy=rules, progress=progress)
     else:
+        named = (metric,) if isinstance(metric, str) or callable(metric) else tuple(metric)
         task = Task(
             labels if isinstance(labels, (str, Path)) else np.asarray(labels),
-            (metric,) if isinstance(metric, str) or callable(metric) else tuple(metric),
-            better,
+            tuple(dict.fromkeys((*named, *asked))),
+            better or better_of(conditions),
             label_output,
             Labelling(ignore_label, shift_labels),
             batch_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, CALLABLE, AccuracyRule
+from moh_deploy.validate.condition import AccuracyCondition, Condition, FlipsCondition
 from moh_deploy.validate.tolerances import (
     BUILT_IN,
     TOLERANCES,
@@ -34,11 +35,13 @@ class Policy:
         tolerances: A rule for each dtype.
         source: Where they come from, for the report.
         accuracy: A rule for each metric.
+        flips: How many tokens may choose other heads, ties included.
     """
 
     tolerances: Mapping[str, Tolerance]
     source: str
     accuracy: Mapping[str, AccuracyRule] = field(default_factory=lambda: ACCURACY_RULES)
+    flips: tuple[FlipsCondition, ...] = ()
 
     def rule(self, dtype: str) -> Tolerance:
         """Return the rule for a dtype; see `tolerance_for`."""
@@ -73,6 +76,13 @@ class Policy:
                     f"{self.source}: accuracy.{name} judges nothing: {runs}.",
                     hint="Take the entry out, or let the metric run: --labels FILE --metric NAME.",
                 )
+
+    def within(self, conditions: Sequence[Condition]) -> Policy:
+        """Return the policy that asks for some conditions besides; `parity` is asked for anyway."""
+        on_metrics = (one for one in conditions if isinstance(one, AccuracyCondition))
+        rules = {one.metric: one.rule for one in on_metrics}
+        flips = tuple(one for one in conditions if isinstance(one, FlipsCondition))
+        return replace(self, accuracy={**self.accuracy, **rules}, flips=flips)
 
 
 BUILT_IN_POLICY = Policy(TOLERANCES, BUILT_IN)

@@ -27,7 +27,7 @@ from moh_deploy.validate.references import Against, function_bodies, references
 from moh_deploy.validate.routing_statistics import joined
 from moh_deploy.validate.samples import npz_files
 from moh_deploy.validate.subject import Subject
-from moh_deploy.validate.verify_runs import compare_answered
+from moh_deploy.validate.verify_runs import compare_answered, with_checks
 
 
 def verify_labelled(
@@ -124,7 +124,8 @@ class _Job:
         notes = (*whole.notes, *(_filled(run) for run in runs if run.batch.added))
         accuracy = tuple(self._judged(one, tally) for tally in one.tallies)
         statistics = joined([whole.statistics, one.loads.statistics])
-        return replace(whole, notes=notes, accuracy=accuracy, statistics=statistics)
+        whole = replace(whole, notes=notes, accuracy=accuracy, statistics=statistics)
+        return with_checks(whole, self.subject, one.reference, self.policy)
 
     def _compare(
         self, one: _Round, turn: Sequence[LabelledRun], done: int, total: int

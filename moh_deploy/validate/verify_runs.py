@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from moh_deploy.runtime.base import Description, Runner
 from moh_deploy.system.progress import Progress
+from moh_deploy.validate.checks import check_flips
 from moh_deploy.validate.model_references import PackageReference
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
@@ -27,6 +28,7 @@ from moh_deploy.validate.reference import (
 )
 from moh_deploy.validate.references import Against, function_bodies, references
 from moh_deploy.validate.samples import Sample, read_samples, recorded_samples, with_valid_tokens
+from moh_deploy.validate.stored_weights import check_stored_weights
 from moh_deploy.validate.subject import Subject
 
 
@@ -71,8 +73,11 @@ def verify_runs(
     with progress.step("comparing"), runner:
         pairs = zip(rounds, answers, strict=True)
         reports = [
-            _with_made_note(
-                compare_answered(subject, runner, part, one.samples, policy), subject, one.reference
+            with_checks(
+                compare_answered(subject, runner, part, one.samples, policy),
+                subject,
+                one.reference,
+                policy,
             )
             for one, got in pairs
             for part in by_gates(one.reference.name, got)
@@ -100,6 +105,17 @@ def _of_bodies(
     if report is None:
         return None
     return replace(report, subject=subject.model.name).with_token_notes()
+
+
+def with_checks(
+    report: ParityReport, subject: Subject, reference: Reference, policy: Policy
+) -> ParityReport:
+    """Judge stored weights, where the reference is the float32 package, and conditions on flips."""
+    checks = check_flips(report.flips, policy.flips)
+    if isinstance(reference, PackageReference) and not subject.model.is_compiled:
+        weights = check_stored_weights(subject.package, reference.other)
+        checks += () if weights is None else (weights,)
+    return _with_made_note(replace(report, checks=checks), subject, reference)
 
 
 def _with_made_note(report: ParityReport, subject: Subject, reference: Reference) -> ParityReport:
@@ -148,9 +164,12 @@ def _corpus_round(subject: Subject, what: WhatToRun) -> list[_Round]:
     # Who asks for some of the recorded runs wants a short check, without the corpus.
     if not corpus or what.vectors is not None or not subject.has_gates:
         return []
+    kept = [one for one in corpus if subject.takes(one.vectors)]
+    reference = corpus_reference(corpus)
+    words = f"{reference.name}{subject.left_out([one.vectors for one in corpus])}"
     manifest = subject.package.manifest
-    samples = with_valid_tokens(corpus_samples(corpus), manifest, what.valid_tokens)
-    return [_Round(corpus_reference(corpus), samples)]
+    samples = with_valid_tokens(corpus_samples(kept), manifest, what.valid_tokens)
+    return [_Round(replace(reference, name=words), samples)] if samples else []
 
 
 def compare_answered(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -299,6 +300,24 @@ def test_policy_of_a_metric_that_does_not_run_is_refused(
     policy.write_text("accuracy: {top-5: {max_drop: 0.9, reason: a demo}}\n")
     with pytest.raises(ConfigError, match="top-5 judges nothing: metrics that run: top-1"):
         moh_deploy.verify(package, inputs=[inputs], labels=LABELS, policy=policy)
+
+
+def test_condition_decides_what_may_be_lost_and_needs_labels(tmp_path: Path, inputs: Path):
+    write_classifier(tmp_path / "biased", bias=2e-5)
+    run = partial(moh_deploy.verify, tmp_path / "biased", inputs=[inputs], labels=LABELS)
+    loose = run(within="top-1 >= 0.5 * reference")
+    assert [(one.metric, one.verdict) for one in loose.accuracy] == [("top-1", "passed")]
+    assert loose.equal
+    tight = run(within=["top-1 >= 0.999 * reference", "flips <= 0"])
+    assert not tight.equal
+    assert tight.accuracy[0].rule.reason == "asked for: top-1 >= 0.999 * reference"
+    (flips,) = tight.checks
+    assert (flips.verdict, flips.measured) == (
+        "cannot tell",
+        "routing was not compared, so flips are not known.",
+    )
+    with pytest.raises(ConfigError, match="the condition on top-5 needs labels"):
+        moh_deploy.verify(tmp_path / "biased", inputs=[inputs], within=["top-5 >= 0.9 * reference"])
 
 
 def test_nan_fails(tmp_path: Path, package: Path):

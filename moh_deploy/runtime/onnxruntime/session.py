@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 # raised.
 _FATAL_ONLY = 4
 
-_WITHOUT_TRANSPOSE_FUSION = "optimization.disable_specified_optimizers", "MatmulTransposeFusion"
+TRANSPOSE_FUSION = "optimization.disable_specified_optimizers", "MatmulTransposeFusion"
 """ONNX Runtime 1.32 dies of it where float16 is transposed so that its first axis becomes the rows
 of a product with a matrix: tokens before samples, say."""
 
@@ -209,7 +209,7 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     if not variant.spins:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if model.has_float16:
-        options.add_session_config_entry(*_WITHOUT_TRANSPOSE_FUSION)
+        options.add_session_config_entry(*TRANSPOSE_FUSION)
     session, layer_impl = _placed(model, use, options)
     use = replace(
         use,

@@ -288,7 +288,7 @@ class Guard:
         recorder = Recorder(package, below.open(), layers)
         comparison = Comparison(package, layers, recorder, below.found.name)
         report = comparison.report(inputs, results, rung.describe(), rung.found.variant)
-        if report.answer != "NOT EQUAL":
+        if report.verdict != "not equal":
             return None
         evidence: Evidence = {"compared_with": below.found.name, "why": report.reasons[0][:500]}
         return RungFailure(index, "other answers", evidence)
