@@ -20,7 +20,8 @@ from moh_deploy.package import (
     load_without_weights,
 )
 from moh_deploy.package.onnx_file import save_with_weights
-from moh_deploy.package.onnx_outline import ONNX_FILE, read_outline
+from moh_deploy.package.onnx_outline import read_outline
+from moh_deploy.package.weightless_model import ONNX_FILE
 from moh_deploy.runtime.base import Variant
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -109,8 +110,7 @@ def _check_replaceable(output: Path, package: OnnxPackage) -> None:
                 f"output is {output}, which {package.root} was made from: it would be lost.",
                 hint="Name another file.",
             )
-        external = read_outline(output).external
-        refers = frozenset(one.entries.get("location", "") for one in external)
+        refers = frozenset(one.entries.get("location", "") for one in read_outline(output))
     weights = output.with_name(f"{output.name}.data")
     if MODEL_DATA_NAME in package.manifest.files and os.path.isfile(weights):
         kind = FileKind(f"file of weights of {output}", lambda path: path.name in refers)

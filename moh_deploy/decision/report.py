@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,9 +14,11 @@ from moh_deploy.decision.promise import Promise
 from moh_deploy.decision.routing_bias import LayerRouting
 from moh_deploy.decision.size_break_even import SizeBreakEven
 from moh_deploy.report.document import Document
-from moh_deploy.report.json import HIDDEN, in_json
+from moh_deploy.report.json import HIDDEN, in_json, json_members, to_json
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
+from moh_deploy.system.digest import sha256_of_json
+from moh_deploy.system.json_text import to_json_text
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,18 @@ class DecisionReport(Report):
     def decision(self) -> str:
         """The answer in a sentence: what a reader takes along."""
         return f"{self.headline[0]}: {self.headline[1]}"
+
+    @property
+    @in_json()
+    def sha256(self) -> str:
+        """The digest of all else in the JSON, by which `cost` knows an edited file."""
+        others = {
+            name: to_json(getattr(self, attribute))
+            for name, attribute, _ in json_members(type(self))
+            if name != "sha256"
+        }
+        # Of what is printed: there numbers that are not finite are strings.
+        return sha256_of_json(json.loads(to_json_text(others)))
 
     @property
     def compares_median(self) -> bool:

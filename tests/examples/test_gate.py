@@ -23,6 +23,7 @@ from moh_deploy.package import OnnxPackage, PackageWriter
 from tests.examples.ci_runner import REPOSITORY, CiRunner, Outcome
 from tests.examples.digits_demo import DIGITS, DemoRun
 from tests.nightly import nightly, sampled
+from tests.true_manifest import finish_true
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -52,7 +53,7 @@ def stale_weights(root: Path) -> None:
     weights.const_value = ir.tensor(1.1 * weights.const_value.numpy(), name=weights.name)
     with PackageWriter(root) as writer:
         ir.save(model, writer.path("model.onnx"))
-        writer.finish(replace(package.manifest), package.vectors)
+        finish_true(writer, replace(package.manifest), package.vectors)
 
 
 def reports_of(runner: CiRunner, outcome: Outcome) -> Path:
@@ -165,7 +166,7 @@ def test_package_without_vectors_does_not_pass(runner: CiRunner, package: Path) 
     opened = OnnxPackage.open(package)
     with PackageWriter(package) as writer:
         writer.bring_along(opened, "model.onnx")
-        writer.finish(opened.manifest, ())
+        finish_true(writer, opened.manifest, ())
     outcome = runner.run_action(package="package")
     assert outcome.exit_code == 1
     assert outcome.outputs["verdict"] == "failed"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.package.onnx_outline import ONNX_FILE
+from moh_deploy.package.weightless_model import ONNX_FILE
 from moh_deploy.report.document import About, Document
 from moh_deploy.report.html.page import HTML_FILE, page
 from moh_deploy.report.junit import JUNIT_FILE, junit

@@ -11,6 +11,7 @@ from moh_deploy.config.schema_errors import dotted
 from moh_deploy.decision.mean_times import LEAST_BLOCKS
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_json import read_json
+from moh_deploy.system.digest import sha256_of_json
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -57,6 +58,7 @@ class Decided(_Part):
     """The report; see `moh_deploy.decision.report.DecisionReport`."""
 
     schema_version: Literal[1]
+    sha256: str | None = None  # reports of before have none
     plan_digest: str
     reference: str
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
@@ -81,7 +83,7 @@ def read_decided(path: Path) -> Decided:
     """Read what `moh-deploy compare --json` printed.
 
     Raises:
-        ConfigError: It is no such report, or times in it do not bear costs.
+        ConfigError: It is no such report, was edited, or times in it do not bear costs.
     """
     again = "It is what `moh-deploy compare --plan plan.yaml --json` prints."
     try:
@@ -96,6 +98,14 @@ def read_decided(path: Path) -> Decided:
         raise ConfigError(
             f"{path} is no JSON report of `moh-deploy compare`: {place}: {item['msg']}.", hint=again
         ) from None
+    assert isinstance(content, dict)  # or it would not have been valid
+    plain = {key: value for key, value in content.items() if key != "sha256"}
+    if found.sha256 is not None and found.sha256 != sha256_of_json(plain):
+        raise ConfigError(
+            f"{path} was edited since `moh-deploy compare` printed it: its sha256 is of another"
+            " decision.",
+            hint="Price the decision as it was printed, or run `moh-deploy compare` again.",
+        )
     _check(found, path)
     return found
 

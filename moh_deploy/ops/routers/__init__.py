@@ -30,6 +30,8 @@ WEIGHING = frozenset(operator for form in FORMS for operator in form.weighing)
 
 
 def form_named(name: str) -> RouterForm:
-    """Return the form that a manifest names; one that is not known ranks probabilities."""
-    known = (form for form in FORMS if form.name == name)
-    return next(known, RouterForm(name, "a form that this version does not know"))
+    """Return the form that a manifest names."""
+    return _BY_NAME[name]
+
+
+_BY_NAME = {form.name: form for form in FORMS}

@@ -12,11 +12,11 @@ import onnx
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype, computes_in, emulate
 from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
-from moh_deploy.graph.router_nodes import router_nodes
-from moh_deploy.graph.switches import all_nodes, switch_rules
 from moh_deploy.graph.written_buffers import written_buffers
 from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
 from moh_deploy.package import LayerInfo, load_without_weights
+from moh_deploy.package.router_nodes import router_nodes
+from moh_deploy.package.switches import all_nodes
 from moh_deploy.runtime.base import GraphEdit
 from moh_deploy.runtime.layer_runs import LayerImpl
 from moh_deploy.runtime.onnxruntime.index_check import IndexCheck
@@ -36,16 +36,15 @@ class PreparedModel(NamedTuple):
     """A model to give to ONNX Runtime, and the MoH nodes in it, layer by layer.
 
     `moh_nodes` has the name of each node that is to run on a kernel, and its operator. Nodes of
-    domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has the nodes
-    that depend on sizes, and their rules; `has_float16` says that some compute in that;
-    `emulated_dtype` is as in `KernelUse`; `index_check` refuses indices that tables have no
-    rows for; `buffers` has the outputs that may be the memory of an input, and these inputs.
+    domain `moh.dense` are not asked after: no kernel is registered for it. `has_float16` says that
+    some nodes compute in that; `emulated_dtype` is as in `KernelUse`; `index_check` refuses indices
+    that tables have no rows for; `buffers` has the outputs that may be the memory of an input, and
+    these inputs.
     """
 
     content: str | bytes
     moh_nodes: dict[str, Operator]
     dense_nodes: dict[str, LayerImpl]
-    switches: dict[str, str]
     routers: tuple[str | None, ...]
     layer_nodes: tuple[LayerNodes, ...]
     has_float16: bool
@@ -88,7 +87,6 @@ def prepare_model(
     routers, nodes = router_nodes(model.graph, layers), layer_nodes(model.graph, layers)
     # An unchanged model is loaded by its path: nothing is serialised, and no copy of it is held.
     content: str | bytes = str(path)
-    switches = switch_rules(model.graph)
     for edit in edits:
         edit(model.graph)
     index_check = IndexCheck(model, from_the_end=from_the_end)
@@ -111,7 +109,6 @@ def prepare_model(
         content,
         moh_nodes,
         dense_nodes,
-        switches,
         routers,
         nodes,
         has_float16,

@@ -222,9 +222,7 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         runtime_name(),
         use,
         layer_impl,
-        layer_runs(
-            layers, layer_impl, switches=model.switches, routers=model.routers, model_path=path
-        ),
+        layer_runs(layers, layer_impl, routers=model.routers),
         model.layer_nodes,
     )
     inputs = tuple(map(tensor_info, session.get_inputs()))

@@ -197,13 +197,7 @@ def open_compiled(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Op
         openvino_name(),
         use,
         layer_impl,
-        layer_runs(
-            layers,
-            layer_impl,
-            switches=prepared.switches,
-            routers=prepared.routers,
-            model_path=path,
-        ),
+        layer_runs(layers, layer_impl, routers=prepared.routers),
         prepared.layer_nodes,
     )
     return OpenVinoRunner(

@@ -27,6 +27,7 @@ from moh_deploy.system.digest import sha256_of
 from moh_deploy.validate.fresh_process import proven
 from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS
 from tests import zoo
+from tests.true_manifest import finish_true
 from tests.validate.mutations import rotary, stacks
 from tests.zoo import ZooModel
 
@@ -82,7 +83,7 @@ def write_package(
             lower.model_path.replace(writer.path(MODEL_NAME))
             lower.root.rmdir()
             manifest = lower.manifest
-        return writer.finish(manifest, package.vectors, package.corpus)
+        return finish_true(writer, manifest, package.vectors, package.corpus)
 
 
 @once
