@@ -13,7 +13,7 @@ from op_timing import WrongOutput
 from moh_deploy.package import VectorSet
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.output_parity import compare_output
-from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS, TOLERANCES, tolerance_for
+from moh_deploy.validate.tolerances import TOLERANCES, tolerance_for
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _check_output(who: str, name: str, got: Array, reference: Reference) -> Pari
     found = compare_output(name, who, got, expected, rule)
     if found.reason is None:
         return Parity(found.max_abs_error, excused=False)
-    after_flip = TOLERANCES[BFLOAT16_PRODUCTS].after_flip()
+    after_flip = TOLERANCES["float16"].after_flip()
     allowed = after_flip.limit(float(np.abs(expected).max()))
     if reference.undecided and found.max_abs_error <= allowed:
         return Parity(found.max_abs_error, excused=True)

@@ -24,6 +24,7 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from tests.handmade_package import LAYER, MANIFEST
+from tests.true_manifest import finish_true
 
 HEADS, HEAD_DIM, SHARED, TOP_K = 6, 4, 2, 2
 WIDTH, BATCH, SEQ = HEADS * HEAD_DIM, 2, 5
@@ -74,7 +75,7 @@ def write_edge_package(output: Path, plant: Plant | None = None) -> OnnxPackage:
         if plant is not None:
             plant(model)
         onnx.save(model, writer.path("model.onnx"))
-        return writer.finish(manifest, [_record(right)])
+        return finish_true(writer, manifest, [_record(right)])
 
 
 def inputs(*, batch: int = BATCH, seq: int = SEQ, seed: int = 1) -> dict[str, Array]:

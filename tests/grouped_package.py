@@ -21,6 +21,7 @@ from moh_deploy.package import Manifest, OnnxPackage, PackageWriter, TensorInfo,
 from moh_deploy.runtime.base import FUNCTION_BODIES
 from moh_deploy.runtime.open_runner import open_runner
 from tests.handmade_package import LAYER, MANIFEST
+from tests.true_manifest import finish_true
 
 HEADS, KV_HEADS, HEAD_DIM, WIDTH = 6, 3, 4, 8
 ROUTING = {"top_k": 2, "num_shared_heads": 1, "gate_mode": "weighted"}
@@ -64,7 +65,7 @@ def write_grouped(output: Path, *, returns_keys: bool = False, twice: bool = Fal
         if twice:
             _repeat(model.graph)
         onnx.save(model, writer.path("model.onnx"))
-        return writer.finish(manifest, [_run(writer.root, manifest, outputs)])
+        return finish_true(writer, manifest, [_run(writer.root, manifest, outputs)])
 
 
 def _repeat(graph: onnx.GraphProto) -> None:

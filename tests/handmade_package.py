@@ -23,6 +23,7 @@ from moh_deploy.package import (
     VectorSet,
 )
 from moh_deploy.system.npz import Array
+from tests.true_manifest import finish_true
 
 NUM_HEADS, HEAD_DIM = 4, 2
 WIDTH = NUM_HEADS * HEAD_DIM
@@ -43,7 +44,7 @@ LAYER = LayerInfo(
     batch=2,
     seq_len=3,
     kv_len=3,
-    active_share=0.5,
+    active_share=11 / 24,
 )
 
 ATTRIBUTES = {"q_num_heads": NUM_HEADS, "kv_num_heads": NUM_HEADS, "scale": 0.5, "is_causal": 0}
@@ -123,7 +124,7 @@ def write_package(
             size_threshold=0,
         )
         manifest = MANIFEST if with_layer else without_layers()
-        return writer.finish(replace(manifest, compute_type=compute_type), recorded)
+        return finish_true(writer, replace(manifest, compute_type=compute_type), recorded)
 
 
 def without_layers() -> Manifest:

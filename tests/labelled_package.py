@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from moh_deploy.system.npz import Array
 from tests.handmade_package import MANIFEST, WIDTH, model, vectors
+from tests.true_manifest import finish_true
 
 SMALL = np.float32(1e-4)
 
@@ -43,7 +44,7 @@ def write_classifier(
     recorded = samples(2 if isinstance(batch, str) else batch)
     with PackageWriter(output) as writer:
         onnx.save(_classifier(list(shape), bias), writer.path("model.onnx"))
-        return writer.finish(manifest, [replace(recorded, sizes=dims)])
+        return finish_true(writer, manifest, [replace(recorded, sizes=dims)])
 
 
 def samples(count: int, seed: int = 0) -> VectorSet:
@@ -73,7 +74,7 @@ def write_language_model(output: Path) -> OnnxPackage:
     manifest = replace(MANIFEST, inputs=(TensorInfo("ids", "int64", ("batch", "seq")),))
     with PackageWriter(output) as writer:
         onnx.save(whole, writer.path("model.onnx"))
-        return writer.finish(manifest, ())
+        return finish_true(writer, manifest, ())
 
 
 def _classifier(shape: list[int | str], bias: float) -> onnx.ModelProto:

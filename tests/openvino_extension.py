@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,21 @@ def built_extension() -> Path:
     link.unlink(missing_ok=True)
     link.symlink_to(kernels)
     return FOLDER
+
+
+def install_extension(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
+    """Let this process, and those that it starts, find the extension; return its folder.
+
+    Args:
+        folder: Where what tells other processes is written.
+    """
+    built = built_extension()
+    monkeypatch.setattr(native, "FOLDER", built)
+    (folder / "sitecustomize.py").write_text(
+        "import pathlib\n"
+        "from moh_deploy import native\n"
+        f"native.FOLDER = pathlib.Path({str(built)!r})\n"
+    )
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    return built

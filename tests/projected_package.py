@@ -23,6 +23,7 @@ from tests.handmade_package import (
     WIDTH,
     gate_weight,
 )
+from tests.true_manifest import finish_true
 
 FEATURES = 6
 QUERY, ATTENTION, OUTPUT = "blocks.0.attn/q", "blocks.0.attn/moh", "blocks.0.attn/o"
@@ -43,7 +44,7 @@ def write_projected(output: Path) -> OnnxPackage:
     manifest = replace(MANIFEST, layers=(PROJECTED_LAYER,), ops=ops, outputs=outputs)
     with PackageWriter(output) as writer:
         onnx.save(_model(), writer.path("model.onnx"))
-        return writer.finish(manifest, [_vectors()])
+        return finish_true(writer, manifest, [_vectors()])
 
 
 def _weights() -> tuple[Array, Array]:

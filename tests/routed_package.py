@@ -32,6 +32,7 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from tests.handmade_package import LAYER, MANIFEST
+from tests.true_manifest import finish_true
 
 SHARED, ROUTED, TOP_K, HEAD_DIM = 2, 4, 2, 4
 HEADS = SHARED + ROUTED
@@ -86,6 +87,7 @@ def write_routed(
                 num_kv_heads=HEADS,
                 head_dim=HEAD_DIM,
                 num_shared_heads=SHARED,
+                kv_len=SEQ,
                 node=f"attn_{i}",
                 gates=f"gates_{i}",
             )
@@ -95,7 +97,7 @@ def write_routed(
     )
     with PackageWriter(output) as writer:
         onnx.save(_model(weights, fault), writer.path("model.onnx"))
-        return writer.finish(manifest, [recorded])
+        return finish_true(writer, manifest, [recorded])
 
 
 def _record(path: Path, batch: int) -> VectorSet:

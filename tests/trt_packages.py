@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, Tuning
 from tests.handmade_package import HEAD_DIM, MANIFEST, NUM_HEADS, WIDTH, model, vectors
+from tests.true_manifest import finish_true
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -45,11 +46,14 @@ def write_changed(
         zeros = np.zeros((2, 3, width), np.float32)
         recorded = replace(recorded, inputs={"x": zeros}, outputs={"y": zeros})
     if dense:
+        for one in (*content.graph.node, *content.functions):
+            one.domain = "moh.dense" if one.domain == "moh" else one.domain
+        content.opset_import.add(domain="moh.dense", version=1)
         layers = tuple(replace(layer, choice="dense") for layer in manifest.layers)
         manifest = replace(manifest, layers=layers, tuning=Tuning("given", "this machine"))
     with PackageWriter(output) as writer:
         onnx.save(content, writer.path("model.onnx"))
-        return writer.finish(manifest, [recorded])
+        return finish_true(writer, manifest, [recorded])
 
 
 def wide_heads(head_dim: int) -> tuple[Change, int]:

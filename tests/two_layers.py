@@ -17,6 +17,7 @@ from moh_deploy.ops.router_function import RouterVariant
 from moh_deploy.ops.router_function import function_body as router_body
 from moh_deploy.package import OnnxPackage, PackageWriter, VectorSet
 from tests.handmade_package import ATTRIBUTES, LAYER, MANIFEST, gate_weight, model, vectors
+from tests.true_manifest import finish_true
 
 FIRST, SECOND, ROUTER = "blocks.0.attn/moh", "blocks.1.attn/moh", "blocks.1.attn/router"
 
@@ -41,7 +42,7 @@ def write_two_layers(output: Path) -> OnnxPackage:
     ops = {**MANIFEST.ops, "moh::MoHRouter": 1}
     with PackageWriter(output) as writer:
         onnx.save(two_layers(), writer.path("model.onnx"))
-        return writer.finish(replace(MANIFEST, layers=LAYERS, ops=ops), [_vectors()])
+        return finish_true(writer, replace(MANIFEST, layers=LAYERS, ops=ops), [_vectors()])
 
 
 def two_layers() -> onnx.ModelProto:

@@ -26,6 +26,9 @@ from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import check_timing
 from moh_deploy.report.baseline.path_keys import path_key
 from moh_deploy.report.baseline.ratchet import Ratchet
+from moh_deploy.report.document import About
+from moh_deploy.report.markdown import MARKDOWN_FILE
+from moh_deploy.report.markdown import markdown as as_markdown
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.original import Original
 from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
@@ -105,7 +108,7 @@ def bench(
     output = None if markdown is None else Path(markdown)
     check_timing(threads, min_time=min_time, warmup=warmup)
     if output is not None:
-        check_file_output(output)
+        check_file_output(output, MARKDOWN_FILE)
     ratchet = Ratchet.open(baseline_file, "bench", update=update_baseline)
     roots = [package_dirs] if isinstance(package_dirs, (Path, str)) else list(package_dirs)
     baselines = baselines or _usual_baselines(roots)
@@ -142,7 +145,8 @@ def bench(
         report = replace(report, ratchet=judged)
     if output is not None:
         with staged_file(output) as partial:
-            partial.write_text(report.to_markdown(), encoding="utf-8")
+            about = About(", ".join(map(str, roots)))
+            partial.write_text(as_markdown(report.document(), about), encoding="utf-8")
     return report
 
 

@@ -14,6 +14,7 @@ from moh_deploy.serving.triton.bundled_guard import GuardFiles
 from moh_deploy.serving.triton.check import BundleCheck, examine_bundle
 from moh_deploy.serving.triton.config_pbtxt import Backend
 from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.validate.recorded_parity import require_equal
 
 DEFAULT_GUARD = "default"
 
@@ -71,6 +72,7 @@ def bundle(
     Raises:
         ConfigError: An option is not for this model, or Triton has no tensors of a dtype of it.
         PackageError: Not a package or engine, or one that has changed; or it cannot be written.
+        ValidationError: `verify` refuses the package, or one beside it.
     """
     progress = progress or SilentProgress()
     if target != "triton":
@@ -115,8 +117,12 @@ def bundle(
         shadow=shadow,
     )
     options = BundleOptions(settings, backend, reference, image, storage, beside)
+    model = find_deployed(artefact)
+    if not model.is_compiled:
+        with progress.step("comparing the package with the original model"):
+            require_equal(model.made_from(None))
     with progress.step("writing the bundle"):
-        written = write_bundle(find_deployed(artefact), Path(output), options)
+        written = write_bundle(model, Path(output), options)
     return BundleReport.of(Path(output), written)
 
 

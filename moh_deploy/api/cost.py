@@ -49,6 +49,9 @@ def cost(
     asked = read_traffic(Path(traffic), list(decided.sizes[0]), days=days)
     places = places_of(asked.requests, decided.sizes, between=extrapolate)
     report = price_arms(decided, priced, asked, places)
+    if decided.sha256 is None:
+        note = f"{decision} is of an earlier version and has no digest: an edit of it is not seen."
+        report = replace(report, notes=(*report.notes, note))
     if package is None:
         return report
     opened = OnnxPackage.open(package)

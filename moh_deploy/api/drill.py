@@ -16,6 +16,7 @@ from moh_deploy.serving.drill.drill import KILL, DrillPlan, run_drill
 from moh_deploy.serving.drill.load import Load, LoadCase
 from moh_deploy.serving.drill.report import DrillReport
 from moh_deploy.serving.drill.targets import HttpServer, InProcess, ServerAt, Target, Triton
+from moh_deploy.serving.guard.control import CONTROL_FILE
 from moh_deploy.serving.guard.faults import FAULTS
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
@@ -24,6 +25,7 @@ from moh_deploy.serving.triton.opened_bundle import bundled_model
 from moh_deploy.serving.triton.server import TritonServer, find_server
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.system.staging import scratch_directory
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.policy import BUILT_IN_POLICY
@@ -167,6 +169,7 @@ def _files_of_server(
             " to be known.",
             hint="Give --name, --control and --audit-log, or the bundle that it serves.",
         )
+    check_file_output(Path(control), CONTROL_FILE)
     return name, Path(control), Path(audit_log)
 
 

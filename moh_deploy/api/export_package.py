@@ -33,7 +33,10 @@ from moh_deploy.package import (
     Proof,
     TextGeneration,
     check_package_output,
+    load_without_weights,
 )
+from moh_deploy.package.facts import with_shown
+from moh_deploy.package.model_facts import model_facts
 from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.perf.cost_model.first_choices import first_choices
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
@@ -91,6 +94,10 @@ def _export(
             # Weights are most of a package: better refused now than with a full disk.
             writer.require_free(_weight_bytes(converted.model))
             _save(converted.model, writer.root)
+            model = load_without_weights(writer.path(MODEL_NAME))
+            # A router may be told by its operators as another form than by its code.
+            forms = (one for one in model_facts(manifest, model) if one.name == "router")
+            manifest = with_shown(manifest, forms)
             for file in source.tokenizer:
                 shutil.copyfile(file, writer.path(file.name))
             manifest = writer.stage(manifest, vectors)

@@ -14,6 +14,7 @@ from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER
 from moh_deploy.serving.genai.bundle_report import GenaiBundleReport
 from moh_deploy.serving.genai.verify import GenaiVerification, verify_genai
 from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.validate.recorded_parity import require_equal
 
 
 def bundle_for_genai(
@@ -36,12 +37,15 @@ def bundle_for_genai(
         ConfigError: genai has no words for something of this model.
         PackageError: It is no decoder's package, has no tokenizer, or has changed; or the bundle
             cannot be written.
+        ValidationError: `verify` refuses the package.
     """
     progress = progress or SilentProgress()
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}, expected 1 or more.")
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
+    with progress.step("comparing the package with the original model"):
+        require_equal(package)
     with progress.step("writing the bundle"):
         written = write_genai_bundle(package, Path(output), threads=threads)
     return GenaiBundleReport(Path(output), written)

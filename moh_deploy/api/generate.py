@@ -19,7 +19,7 @@ from moh_deploy.runtime.text.reference import reference_interface
 from moh_deploy.runtime.text.sampling import Sampling
 from moh_deploy.runtime.text.tokenizer import TextStream, Tokenizer
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.validate.generate_report import GeneratedText, GenerateReport, TokenParity
+from moh_deploy.validate.generate_report import GeneratedText, GenerateReport
 from moh_deploy.validate.token_parity import TokenComparison
 
 
@@ -122,9 +122,7 @@ def generate(
         open_heads=figures.open_heads / figures.all_heads if figures.all_heads else None,
         layer_runs=described.layer_runs,
         kernels=described.kernels,
-        parity=None
-        if comparison is None or other is None
-        else TokenParity(other.name, comparison.compared, tuple(comparison.differences)),
+        parity=comparison.parity(other.name) if comparison and other else None,
     )
 
 

@@ -20,8 +20,12 @@ from moh_deploy.package import (
     load_without_weights,
 )
 from moh_deploy.package.onnx_file import save_with_weights
+from moh_deploy.package.onnx_outline import read_outline
+from moh_deploy.package.weightless_model import ONNX_FILE
 from moh_deploy.runtime.base import Variant
+from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.system.replaceable import FileKind, check_file_output
 from moh_deploy.system.staging import StagedDirectory
 from moh_deploy.validate.inline_report import InlineReport
 from moh_deploy.validate.parity_report import ParityReport
@@ -40,13 +44,13 @@ def inline(
 
     Args:
         package_dir: The package, of any precision.
-        output: The file to write, such as `model.onnx`. It may be there already.
+        output: The file to write, such as `model.onnx`. An earlier ONNX model is replaced.
         progress: What to report steps to.
 
     Raises:
-        ConfigError: The output is inside of the package.
-        PackageError: Not a package, the output cannot be written, or an operator is no standard one
-            and has no body.
+        ConfigError: The output is inside of the package, or what the package was made from.
+        PackageError: Not a package, the output cannot be written or is there and no ONNX model, or
+            an operator is no standard one and has no body.
         ValidationError: What was made, run by ONNX Runtime without a library of kernels, differs
             from the original model on a recorded run. Nothing is written.
     """
@@ -54,6 +58,7 @@ def inline(
     _check_output(output, Path(package_dir))
     with progress.step("reading the package"):
         package = OnnxPackage.open(package_dir)
+        _check_replaceable(output, package)
     with progress.step("writing out the functions"):
         model = load_ir(package)
         layers = _as_plain_operators(package)
@@ -93,6 +98,23 @@ def _check_output(output: Path, package_dir: Path) -> None:
             f"{output} is a directory, expected a file to write the model to.",
             hint=f"Name the file: --output {output / MODEL_NAME}",
         )
+
+
+def _check_replaceable(output: Path, package: OnnxPackage) -> None:
+    if not os.path.isfile(output):
+        refers: frozenset[str] = frozenset()
+    else:
+        check_file_output(output, ONNX_FILE)
+        if sha256_of(output) == package.manifest.checkpoint_sha256:
+            raise ConfigError(
+                f"output is {output}, which {package.root} was made from: it would be lost.",
+                hint="Name another file.",
+            )
+        refers = frozenset(one.entries.get("location", "") for one in read_outline(output))
+    weights = output.with_name(f"{output.name}.data")
+    if MODEL_DATA_NAME in package.manifest.files and os.path.isfile(weights):
+        kind = FileKind(f"file of weights of {output}", lambda path: path.name in refers)
+        check_file_output(weights, kind)
 
 
 def _as_plain_operators(package: OnnxPackage) -> tuple[LayerInfo, ...]:

@@ -49,4 +49,5 @@ def inspect(
         kernels=use,
         node_runs=found.layer_impl,
         savings=decoder_savings(package.manifest, found.layer_nodes, model_bytes(package)),
+        recorded_sizes=package.recorded_sizes,
     )

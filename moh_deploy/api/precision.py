@@ -10,6 +10,7 @@ from typing import cast, get_args
 
 import onnx_ir as ir
 
+from moh_deploy.api.verify import verify
 from moh_deploy.config.dtypes import IntegerPrecision, LowerPrecision, dtype_named
 from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.graph.load_model import load_ir
@@ -33,12 +34,15 @@ from moh_deploy.runtime.lowered_package import (
     lower_model,
     lowered_manifest,
 )
+from moh_deploy.runtime.onnxruntime.plain_session import crash_of_plain_session
 from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
 from moh_deploy.runtime.quantized_package import quantized
+from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.precision_report import PrecisionReport
 from moh_deploy.validate.recorded_parity import compare_recorded, proof_of, require_equal
+from moh_deploy.validate.stored_weights import check_stored_weights
 
 LOWER_PRECISIONS = get_args(LowerPrecision)[::-1]
 """What a float32 package can be written in, the shortest first: what `tune --within` tries."""
@@ -50,6 +54,14 @@ def precision(
     to: str,
     output: Path | str,
     float32: Sequence[str] = (),
+    within: str | Sequence[str] = (),
+    inputs: Sequence[Path | str] = (),
+    labels: Path | str | Array | None = None,
+    label_output: str | None = None,
+    ignore_label: int = -100,
+    shift_labels: bool = False,
+    batch_size: int | None = None,
+    code_dirs: Sequence[Path | str] = (),
     progress: Progress | None = None,
 ) -> PrecisionReport:
     """Write a package whose graph says, by its types, where lower precision is used.
@@ -67,6 +79,9 @@ def precision(
         to: `float16`, `bfloat16`, `int8` or `int4`.
         output: The package directory to write.
         float32: With `int8` and `int4`: names of products that stay in float32.
+        within: Conditions that have to hold besides, as `tune_within` takes them. With these,
+            `inputs` or `labels`, the new package is compared with the float32 one, too; they and
+            the options up to `code_dirs` are those of `verify`.
         progress: What to report steps to.
 
     Raises:
@@ -74,7 +89,7 @@ def precision(
             could be in integers.
         PackageError: Not a package, or the output cannot be written.
         ValidationError: The package, or the new one, differs from the original model by more than
-            the rule for its precision allows. Nothing is written.
+            the rule for its precision allows, or a condition does not hold. Nothing is written.
     """
     progress, output = progress or SilentProgress(), Path(output)
     low = dtype_named(to, LOWER_PRECISIONS, option="to")
@@ -108,6 +123,28 @@ def precision(
             # second comparison would be the same.
             is_rounded = in_integers or parity.kernels.emulated_dtype is not None
             rounded = parity if is_rounded else _compare(staged, round_results=True)
+            # Beside its result: here the session leaves out what the crash is of.
+            crash = crash_of_plain_session(staged.model_path) if low == "float16" else None
+            weights = check_stored_weights(staged, package)
+            if weights is not None and weights.reason is not None:
+                raise ValidationError(f"what was written is wrong: {weights.reason}")
+        beside = None
+        if within or inputs or labels is not None:
+            beside = verify(
+                writer.root,
+                staged=True,
+                against=[package.root],
+                inputs=inputs,
+                labels=labels,
+                within=within,
+                label_output=label_output,
+                ignore_label=ignore_label,
+                shift_labels=shift_labels,
+                batch_size=batch_size,
+                code_dirs=code_dirs,
+                progress=progress,
+            )
+            beside.raise_if_unequal()
         written = writer.publish(replace(manifest, proof=proof_of(parity, package)))
     return PrecisionReport(
         package=written.root,
@@ -119,6 +156,10 @@ def precision(
         bytes_after=model_bytes(written),
         parity=parity,
         rounded=rounded,
+        plain_session=crash,
+        weights=weights,
+        # By the name that it has now.
+        beside=None if beside is None else replace(beside, subject=str(written.root)),
     )
 
 

@@ -11,7 +11,7 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.serving.drift.record import record_requests, requests_of
-from moh_deploy.serving.drift.reference import profile_of, write_reference
+from moh_deploy.serving.drift.reference import REFERENCE_FILE, profile_of, write_reference
 from moh_deploy.serving.drift.report import ProfileReport
 from moh_deploy.serving.telemetry.routing import RoutingReader
 from moh_deploy.serving.telemetry.window import RecordedWindow, is_window, read_window
@@ -51,7 +51,7 @@ def profile(
         BackendError: The runtime cannot load the model.
     """
     progress, root = progress or SilentProgress(), Path(package_dir)
-    check_file_output(Path(output))
+    check_file_output(Path(output), REFERENCE_FILE, reads=map(Path, inputs))
     _check_options(root, inputs, request_size, window, false_alarms)
     paths = [Path(one) for one in inputs]
     with progress.step("reading the package"):

@@ -16,12 +16,12 @@ def required_layers(options: ExportOptions, config: ExportConfig) -> RequiredLay
     """Return how many layers are required, by the option or else by the configuration.
 
     Raises:
-        ConfigError: It is neither a number from 1 on nor `all`.
+        ConfigError: It is neither a number from 0 on nor `all`.
     """
     wanted = config.require_layers if options.require_layers is None else options.require_layers
-    if wanted is None or wanted == "all" or (isinstance(wanted, int) and wanted >= 1):
+    if wanted is None or wanted == "all" or (isinstance(wanted, int) and wanted >= 0):
         return wanted
-    raise ConfigError(f"require_layers is '{wanted}', expected a number from 1 on, or all.")
+    raise ConfigError(f"require_layers is '{wanted}', expected a number from 0 on, or all.")
 
 
 def require_layers(
@@ -30,17 +30,19 @@ def require_layers(
     """Check that enough layers were replaced.
 
     Args:
-        wanted: At least so many; `all` for all that were recognised, with no near miss beside them.
+        wanted: At least so many; `all` for all that were recognised, 1 or more, with no near miss
+            beside them.
 
     Raises:
         ExportError: Fewer were, or something was not; says what, and where it was lost.
     """
     kept = [layer for layer in layers if not layer.replaced]
     replaced = len(layers) - len(kept)
-    enough = not kept and not near_misses if wanted == "all" else replaced >= (wanted or 0)
-    if enough:
+    # A model in which recognition finds nothing has none that was left out: that is no pass.
+    whole = replaced > 0 and not kept and not near_misses
+    if whole if wanted == "all" else replaced >= (wanted or 0):
         return
-    expected = "all and no near miss" if wanted == "all" else f"at least {wanted}"
+    expected = "all, 1 or more, and no near miss" if wanted == "all" else f"at least {wanted}"
     raise ExportError(
         "\n".join(
             [
@@ -50,5 +52,6 @@ def require_layers(
                 *not_layers(len(layers), near_misses, 0),
             ]
         ),
-        hint="Change what is named above, or require fewer layers.",
+        hint="Change what is named above, or require fewer layers; --require-layers 0 takes a model"
+        " without any.",
     )

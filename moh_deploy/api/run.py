@@ -15,7 +15,7 @@ from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.run_report import RunReport
-from moh_deploy.system.npz import BFLOAT16, Array, write_npz
+from moh_deploy.system.npz import BFLOAT16, NPZ_FILE, Array, write_npz
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.system.staging import staged_file
@@ -35,8 +35,10 @@ def run(
 
     Args:
         package_dir: The package, or the engine directory.
-        inputs: npz file; its members are named like the model's inputs, or are in their order.
-        outputs: npz file to write; its members are named like the model's outputs.
+        inputs: npz file; its members are named like the model's inputs; or all otherwise, in their
+            order, which the report then says.
+        outputs: npz file to write; its members are named like the model's outputs. An earlier npz
+            file is replaced.
         runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
             or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
@@ -44,15 +46,15 @@ def run(
 
     Raises:
         PackageError: Neither of them, or the outputs cannot be written.
-        ConfigError: The inputs do not fit the model.
+        ConfigError: The inputs do not fit the model, or are the outputs' file.
         BackendError: The runtime failed, or the engine cannot run here.
     """
     progress, outputs, root = progress or SilentProgress(), Path(outputs), Path(package_dir)
     # Before the model is loaded and run.
-    _check_writable(outputs)
+    _check_writable(outputs, Path(inputs))
     model = find_deployed(root)
     with progress.step("reading the inputs"):
-        feeds = read_user_vectors(Path(inputs), model.manifest).inputs
+        given = read_user_vectors(Path(inputs), model.manifest)
     with progress.step("loading the model"):
         runner = model.open(
             Variant(runtime=runtime_for(runtime, model.preferred_runtime), kernels=kernels)
@@ -60,7 +62,7 @@ def run(
     with runner, progress.step("running the model"):
         # The run alone: it says how long an answer takes once a model is loaded.
         start = time.perf_counter()
-        results = runner.run(feeds)
+        results = runner.run(given.inputs)
         seconds = time.perf_counter() - start
     # The file appears whole or not at all; an earlier one stays until then.
     with staged_file(outputs) as partial:
@@ -76,6 +78,7 @@ def run(
         kernels=found.kernels,
         seconds=seconds,
         num_nan=_num_nan(results),
+        by_order=given.by_order,
     )
 
 
@@ -89,10 +92,10 @@ def _num_nan(results: Mapping[str, Array]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def _check_writable(outputs: Path) -> None:
+def _check_writable(outputs: Path, inputs: Path) -> None:
     if outputs.suffix == ".npy":
         raise PackageError(
             f"{outputs} is named like a file of one array; outputs are written as an npz file.",
             hint=f"Name it {outputs.with_suffix('.npz').name}: it has an array for each output.",
         )
-    check_file_output(outputs)
+    check_file_output(outputs, NPZ_FILE, reads=[inputs])

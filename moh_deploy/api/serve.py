@@ -93,7 +93,8 @@ def serve(
 
     Raises:
         ConfigError: An option is out of its range, or nobody can listen at that address.
-        PackageError: It cannot be read.
+        PackageError: It cannot be read, or a bundle's kernels or packages have changed.
+        ValidationError: It answers a recorded run wrongly.
         BackendError: A package of the extra `serve` is not installed, the model cannot be run here,
             its process died again and again, or requests were not answered in time at the end.
     """

@@ -21,7 +21,7 @@ from moh_deploy.perf.tune.contests import Contests, Differs
 from moh_deploy.perf.tune.quality import QualityCheck
 from moh_deploy.perf.tune.search import Search, TakesCandidates, write_chosen
 from moh_deploy.perf.tune.search_report import SearchReport
-from moh_deploy.perf.tune.search_samples import read_labelled_runs, read_runs, require_labels
+from moh_deploy.perf.tune.search_samples import read_labelled_runs, read_runs
 from moh_deploy.perf.tune.tried import FLOAT32, RuntimePrecision, Tried
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import check_float32
@@ -31,12 +31,12 @@ from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress, TerminalProgress
 from moh_deploy.system.staging import StagedDirectory, temporary_place
 from moh_deploy.validate.accuracy.class_labels import Labelling
-from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.condition import (
-    AccuracyCondition,
     Condition,
     ParityCondition,
+    better_of,
+    metrics_of,
     parse_conditions,
 )
 from moh_deploy.validate.samples import named_mask
@@ -103,8 +103,12 @@ def tune_within(
     progress, stopwatch = progress or SilentProgress(), Stopwatch.for_threads(threads, min_time)
     check_timing(threads, min_time=min_time)
     conditions = parse_conditions([within] if isinstance(within, str) else list(within))
-    on_metrics = [one for one in conditions if isinstance(one, AccuracyCondition)]
-    require_labels([one.metric for one in on_metrics], given=labels is not None)
+    metrics = metrics_of(conditions, has_labels=labels is not None)
+    if labels is not None and not metrics:
+        raise ConfigError(
+            "there are labels, and no condition is about a metric.",
+            hint="Ask for one: --within 'top-1 >= 0.98 * reference'.",
+        )
     written = _checked_output(output, Path(package_dir), dry_run=dry_run)
     with progress.step("reading the package"):
         base = OnnxPackage.open(package_dir)
@@ -113,8 +117,8 @@ def tune_within(
     if labels is not None:
         task = Task(
             labels if isinstance(labels, (str, Path)) else np.asarray(labels),
-            tuple(one.metric for one in on_metrics),
-            _better(on_metrics),
+            metrics,
+            better_of(conditions),
             label_output,
             Labelling(ignore_label, shift_labels),
             batch_size,
@@ -175,17 +179,6 @@ def _checked_output(output: Path | str | None, base: Path, *, dry_run: bool) -> 
     if output is not None:
         check_package_output(Path(output), made_of=base)
     return None if output is None else Path(output)
-
-
-def _better(conditions: Sequence[AccuracyCondition]) -> Better | None:
-    """Return which values of the user's own metrics are better; None without any."""
-    sides = {one.better for one in conditions if ":" in one.metric}
-    if len(sides) > 1:
-        raise ConfigError(
-            "conditions bound metrics of your own from both sides, expected one side for all.",
-            hint="Let one function return its values with the other sign.",
-        )
-    return next(iter(sides), None)
 
 
 @dataclass(frozen=True)

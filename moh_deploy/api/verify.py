@@ -19,6 +19,7 @@ from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.accuracy.user_metric import ScoreFunction
 from moh_deploy.validate.baseline_figures import parity_figures
+from moh_deploy.validate.condition import better_of, metrics_of, parse_conditions
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.references import Against
@@ -45,6 +46,7 @@ def verify(
     labels: Path | str | Array | None = None,
     metric: Metrics = (),
     better: Better | None = None,
+    within: str | Sequence[str] = (),
     label_output: str | None = None,
     ignore_label: int = -100,
     shift_labels: bool = False,
@@ -57,7 +59,7 @@ def verify(
     """Compare what a package, or an engine, computes with one reference or several.
 
     Without `inputs` and `against` the reference is what the original model computed when the
-    package was made. Where kernels run, function bodies are compared with it too: on the smallest
+    package was made. Where kernels run, function bodies are compared with it too: on one
     recorded run, or on all if the kernels round operands (`compute_type`). For a file in `inputs`
     it is the expected outputs that the file holds, or, if it holds none, the package's own function
     bodies run with all optimisations off: that proves that kernels and graph optimisations change
@@ -69,8 +71,9 @@ def verify(
 
     Args:
         package_dir: The package, or the engine directory.
-        inputs: npz files, or directories of them. Members are named like the model's inputs, or in
-            their order, and like its outputs for expected outputs.
+        inputs: npz files, or directories of them. Members are named like the model's inputs; or all
+            otherwise, in their order, which the report then says; and like its outputs for expected
+            outputs.
         runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,
             or else ONNX Runtime. An engine has its own.
         kernels: What runs MoH nodes, see `Variant`.
@@ -90,6 +93,8 @@ def verify(
             labels) -> a score for each sample, or several of them. Without, labels [N] are
             scored by top-1, [N, S] by perplexity.
         better: `higher` or `lower`: which scores of a function are better.
+        within: Conditions that have to hold besides, as `tune_within` takes them: `flips <= 0.1 %`;
+            with labels `top-1 >= 0.98 * reference`. A metric in one need not be named.
         label_output: The output that is scored, where shapes do not tell.
         ignore_label: Labels of this number are left out.
         shift_labels: Labels are the tokens that the model is given: an output at a position is
@@ -118,11 +123,16 @@ def verify(
     _check_vectors(vectors, inputs)
     ratchet = Ratchet.open(baseline_file, "verify", update=update_baseline)
     rules = BUILT_IN_POLICY if policy is None else read_policy(Path(policy))
+    conditions = parse_conditions([within] if isinstance(within, str) else within) if within else ()
+    asked = metrics_of(conditions, has_labels=labels is not None)
+    rules = rules.within(conditions)
     source = None if package is None else Path(package)
     # These would be ignored without a word.
     of_labels = (metric, better, label_output, shift_labels, batch_size, ignore_label != -100)
     if labels is None and any(of_labels):
         raise ConfigError("a metric, or how to score, is named, and no labels: name --labels.")
+    if labels is None:
+        rules.check_metrics(())
     with progress.step("reading what is compared"):
         subject = read_subject(Path(package_dir), source, kernels, runtime, staged=staged)
         mask = named_mask(subject.package.manifest, valid_tokens)
@@ -132,10 +142,11 @@ def verify(
         what = WhatToRun(paths, vectors, mask, bodies=True)
         report = verify_runs(subject, what, against=against, policy=rules, progress=progress)
     else:
+        named = (metric,) if isinstance(metric, str) or callable(metric) else tuple(metric)
         task = Task(
             labels if isinstance(labels, (str, Path)) else np.asarray(labels),
-            (metric,) if isinstance(metric, str) or callable(metric) else tuple(metric),
-            better,
+            tuple(dict.fromkeys((*named, *asked))),
+            better or better_of(conditions),
             label_output,
             Labelling(ignore_label, shift_labels),
             batch_size,

@@ -71,7 +71,8 @@ def command(
 ) -> None:
     """Write the package or engine DIR as a directory that Triton Inference Server loads, with
     kernels, warm-up, dashboard, alert rules and YAML for KServe; or, with --target genai, a
-    language model's package as one that onnxruntime-genai opens. With --check, say why a server on
+    language model's package as one that onnxruntime-genai opens. A package that `verify` refuses is
+    not bundled. With --check, say why a server on
     this machine would not load a bundle: exit 0 if nothing stands against it, 5 if something does.
     """
     if check is not None:

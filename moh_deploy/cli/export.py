@@ -60,8 +60,8 @@ if TYPE_CHECKING:
         "--require-layers",
         metavar="N|all",
         callback=values.number_or_word,
-        help="Fail (exit 4) unless at least N MoH layers were replaced; all: unless all were, and"
-        " nothing else looks like one.",
+        help="Fail (exit 4) unless at least N MoH layers were replaced; all: unless all were, 1 or"
+        " more, and nothing else looks like one; 0: whatever was.",
     ),
     click.option(
         "--verbose", is_flag=True, help="Say on stderr where time went: each step and its seconds."

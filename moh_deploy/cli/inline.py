@@ -11,7 +11,7 @@ from moh_deploy.cli.output import print_answer
 @click.command("inline")
 @options.takes(
     options.PACKAGE,
-    options.output("The ONNX file to write.", metavar="FILE.onnx"),
+    options.output("The ONNX file to write; an earlier one is replaced.", metavar="FILE.onnx"),
     options.JSON,
 )
 def command(as_json: bool, **given: object) -> None:

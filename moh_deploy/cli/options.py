@@ -104,6 +104,12 @@ REPORT_FILES = (
     path("--markdown", "FILE", "Write Markdown for a pull request."),
     path("--html", "FILE", "Write one HTML page that needs nothing else."),
 )
+WITHIN = many(
+    "--within",
+    "CONDITION",
+    "Fail if this does not hold besides: 'flips <= 0.1 %', or with --labels"
+    " 'top-1 >= 0.98 * reference'.",
+)
 BASELINE_FILE = (
     path(
         "--baseline-file",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from moh_deploy.cli import options
+from moh_deploy.cli import options, values
 from moh_deploy.cli.output import print_answer
 
 
@@ -26,6 +26,17 @@ from moh_deploy.cli.output import print_answer
         " Repeatable.",
     ),
     options.output("The package directory to write."),
+    options.WITHIN,
+    options.inputs("Judge --within on these inputs instead of the recorded ones."),
+    options.LABEL_FILE,
+    options.SCORING_OPTIONS,
+    options.many(
+        "--code-dir",
+        "DIR",
+        "Where the module of a metric is.",
+        to="code_dirs",
+        type=values.FILE_PATH,
+    ),
     options.JSON,
 )
 def command(as_json: bool, **given: object) -> None:

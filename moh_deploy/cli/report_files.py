@@ -13,6 +13,7 @@ from moh_deploy.errors import ConfigError, MoHDeployError
 if TYPE_CHECKING:
     from moh_deploy.report.document import About, Document
     from moh_deploy.runtime.kernel_use import KernelUse
+    from moh_deploy.system.replaceable import FileKind
 
 FileFormat = Literal["junit", "markdown", "html"]
 
@@ -64,7 +65,7 @@ class ReportFiles:
         Raises:
             MoHDeployError: As `job` does; the files say so.
             ConfigError: Two of them are the same.
-            PackageError: A file cannot be written.
+            PackageError: A file cannot be written, or is there and no report.
         """
         asked = {name: path for name, path in self.paths.items() if path is not None}
         # Without files nothing of what writes them is imported.
@@ -74,6 +75,7 @@ class ReportFiles:
         from moh_deploy.report.document import About, no_answer
 
         _refuse_twins(list(asked.values()))
+        _refuse_others(asked)
         command = shlex.join(["moh-deploy", *self.arguments]) if self.arguments else ""
         about = About(self.subject, command)
         _write(asked, no_answer(self.kind, _NOT_FINISHED[self.kind]), about)
@@ -95,15 +97,31 @@ def _refuse_twins(paths: Sequence[Path]) -> None:
             raise ConfigError(f"{place} is to hold {places.count(place)} reports, expected one.")
 
 
+def _refuse_others(paths: Mapping[FileFormat, Path]) -> None:
+    from moh_deploy.system.replaceable import check_file_output
+
+    for name, path in paths.items():
+        check_file_output(path, _formats()[name][0])
+
+
 def _write(paths: Mapping[FileFormat, Path], document: Document, about: About) -> None:
-    from moh_deploy.report.html.page import page
-    from moh_deploy.report.junit import junit
-    from moh_deploy.report.markdown import markdown
     from moh_deploy.system.staging import staged_file
 
-    formats = {"junit": junit, "markdown": markdown, "html": page}
     for name, path in paths.items():
+        _, render = _formats()[name]
         with staged_file(path) as partial:
             # Names of files may hold halves of surrogate pairs, which UTF-8 cannot.
-            text = formats[name](document, about)
+            text = render(document, about)
             partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _formats() -> Mapping[FileFormat, tuple[FileKind, Callable[[Document, About], str]]]:
+    from moh_deploy.report.html.page import HTML_FILE, page
+    from moh_deploy.report.junit import JUNIT_FILE, junit
+    from moh_deploy.report.markdown import MARKDOWN_FILE, markdown
+
+    return {
+        "junit": (JUNIT_FILE, junit),
+        "markdown": (MARKDOWN_FILE, markdown),
+        "html": (HTML_FILE, page),
+    }

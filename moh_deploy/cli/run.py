@@ -12,10 +12,16 @@ from moh_deploy.cli.output import print_answer
 @options.takes(
     options.PACKAGE,
     options.path(
-        "--inputs", "FILE.npz", "Inputs, named as in the model or in its order.", required=True
+        "--inputs",
+        "FILE.npz",
+        "Inputs, named as in the model; or all of other names, in its order.",
+        required=True,
     ),
     options.path(
-        "--outputs", "FILE.npz", "Where to write the outputs, named as in the model.", required=True
+        "--outputs",
+        "FILE.npz",
+        "Where to write the outputs, named as in the model; an earlier npz file is replaced.",
+        required=True,
     ),
     options.RUNTIME,
     options.KERNELS,

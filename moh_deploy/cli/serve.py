@@ -72,7 +72,8 @@ def command(as_json: bool, **given: object) -> None:
     """Serve the package, engine or bundle DIR over HTTP until Ctrl-C or SIGTERM: the Open Inference
     Protocol v2, as KServe and Triton have it, and metrics for Prometheus at /metrics.
 
-    A worker answers; it is started again when it dies. At the end what has arrived is answered."""
+    A worker answers; it is started again when it dies. Each first repeats a recorded run: a wrong
+    answer ends the command. At the end what has arrived is answered."""
     from moh_deploy.api.serve import serve
 
     def on_ready(listening: Listening) -> None:

@@ -58,6 +58,7 @@ from moh_deploy.cli.report_files import FileFormat, ReportFiles
         type=click.Choice(["higher", "lower"]),
         help="Which scores of MODULE:FUNCTION are better.",
     ),
+    options.WITHIN,
     options.SCORING_OPTIONS,
     options.RUNTIME,
     options.KERNELS,
@@ -77,8 +78,9 @@ def command(
     **given: object,
 ) -> None:
     """Compare the package or engine DIR with what the original model computed, or with what
-    --against names: exit 0 if equal, 1 if not. Of a bundle for genai, onnxruntime-genai runs it,
-    and its greedy tokens are compared.
+    --against names: exit 0 if equal, 1 if not. Packages in int8 or int4 are within tolerance, which
+    says nothing of quality: --labels and --within do. Of a bundle for genai, onnxruntime-genai runs
+    it, and its greedy tokens are compared.
 
     Options that say how a checkpoint is loaded are those of `moh-deploy export`."""
     loading = taken_model_options(given)

@@ -28,7 +28,7 @@ from moh_deploy.system.suggest import did_you_mean, shortened
 ModelDtype = Literal[
     "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"
 ]
-RequiredLayers = Annotated[int, Field(ge=1)] | Literal["all"]
+RequiredLayers = Annotated[int, Field(ge=0)] | Literal["all"]
 
 
 class _Section(BaseModel):
@@ -78,7 +78,7 @@ class ExportConfig(_Section):
         dims: Dimension name to its size in the example.
         outputs: Names of the model's outputs, in order; empty to choose names.
         compute_type: What kernels may round the operands of attention's matrix products to.
-        require_layers: How many MoH layers have to be replaced, or `all`; None requires none.
+        require_layers: How many MoH layers have to be replaced, or `all`; None and 0 require none.
         valid_tokens: The input that is 1 for valid tokens and 0 for padding; `all`: every token
             counts.
     """
@@ -226,7 +226,7 @@ def _expectation(path: Sequence[Key]) -> str | None:
     if "shape" in path[-2:-1]:
         return "expected a size or a dimension such as 'batch' or 'past+1'"
     if "require_layers" in path[-1:]:
-        return "expected a number from 1 on, or 'all'"
+        return "expected a number from 0 on, or 'all'"
     return None
 
 

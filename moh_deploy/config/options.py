@@ -65,8 +65,9 @@ class ExportOptions(ModelOptions):
         opset: ONNX operator set; None picks the default, or that of an ONNX file.
         compute_type: What kernels may round the operands of attention's matrix products to; None
             takes the configuration's, or else float32.
-        require_layers: How many MoH layers have to be replaced, or `all`: then nothing that looks
-            like one may be left. None takes the configuration's, or else requires none.
+        require_layers: How many MoH layers have to be replaced, or `all`: then the model has some,
+            and nothing that looks like one may be left. None takes the configuration's, or else
+            requires none, as 0 does.
         valid_tokens: The input that is 1 for valid tokens and 0 for padding, [batch, tokens]: what
             is computed for padding is not compared. `all`: every token counts. None takes the
             configuration's, or else looks for it in the graph.

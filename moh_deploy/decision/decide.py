@@ -106,6 +106,8 @@ def decide_arms(
             told stay.
     """
     level = level_of_look(plan.level, look, plan.looks)
+    # More data are judged by the next look, which may spend more than this one.
+    next_level = level_of_look(plan.level, min(look + 1, plan.looks), plan.looks)
     promises = {
         name: tuple(_promises_of(plan, evidence, name, plan.reference))
         for name in plan.arms
@@ -126,8 +128,8 @@ def decide_arms(
         hints: tuple[str, ...] = ()
         if verdict == "cannot tell":
             # At the level of Holm's first step, which every arm is sure to need at most.
-            own = level / len(promises)
-            hints = tuple(_would_tell(promises[name], own, is_last=look == plan.looks))
+            levels = (level / len(promises), next_level / len(promises))
+            hints = tuple(_would_tell(promises[name], *levels, is_last=look == plan.looks))
         return ArmDecision(
             name, verdict, found_in, promises[name], p_win[name], p_loss[name], hints
         )
@@ -190,8 +192,10 @@ def _promises_of(plan: Plan, evidence: ArmEvidence, arm: str, reference: str) ->
         )
 
 
-def _would_tell(promises: Sequence[Promise], level: float, *, is_last: bool) -> Iterator[str]:
-    """Yield what would tell each promise that is not told, in words."""
+def _would_tell(
+    promises: Sequence[Promise], level: float, next_level: float, *, is_last: bool
+) -> Iterator[str]:
+    """Yield how many samples or rounds would tell each open promise at the next look, in words."""
     for one in promises:
         # A loss is any promise that is broken, so each has to show it at its part of the level.
         if one.p_kept <= level or len(promises) * one.p_broken <= level:
@@ -199,18 +203,20 @@ def _would_tell(promises: Sequence[Promise], level: float, *, is_last: bool) -> 
         if one.why_unknown is not None:
             yield f"{one.text}: {one.why_unknown}"
             continue
-        own = level / len(promises) if one.surplus < 0 else level
+        own = next_level / len(promises) if one.surplus < 0 else next_level
         if one.kind == "quality" and own < 1 / (1 + RESAMPLES):
-            then = "fewer arms or a lower confidence could be told"
+            where, then = "the next look", "a later look can tell"
+            if is_last:
+                where, then = "this look", "fewer arms or a lower confidence could be told"
             yield (
-                f"{one.text}: this look may be wrong in {100 * own:.2g} % of cases, which"
-                f" {RESAMPLES} draws cannot show; {then if is_last else 'a later look can tell'}"
+                f"{one.text}: {where} may be wrong in {100 * own:.2g} % of cases, which"
+                f" {RESAMPLES} draws cannot show; {then}"
             )
             continue
         needed = one.enough(own)
         if needed is None:
             yield f"{one.text}: it is so close to that that no number of {one.unit} would tell"
         elif needed <= one.count:
-            yield f"{one.text}: {one.count} {one.unit} should have told; run it again"
+            yield f"{one.text}: {one.count} {one.unit} should tell; run it again"
         else:
             yield f"{one.text}: some {needed} {one.unit} would tell, there were {one.count}"

@@ -10,6 +10,7 @@ from moh_deploy.decision.decide import ArmVerdict
 from moh_deploy.decision.plan import PlanFile
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_json import read_json
+from moh_deploy.system.digest import sha256_of_json
 
 Told = Mapping[str, tuple[ArmVerdict, int]]
 """Name of an arm to its verdict, and the look in which it was found."""
@@ -20,7 +21,7 @@ def read_earlier(path: Path | None, file: PlanFile) -> tuple[int, Told]:
 
     Args:
         path: JSON of the look before; None for the first.
-        file: The plan, which has to be the same.
+        file: The plan, which has to be the same; `seconds` may differ.
 
     Raises:
         ConfigError: It is no such report, it is of another plan, or the plan allows no more looks.
@@ -37,11 +38,13 @@ def read_earlier(path: Path | None, file: PlanFile) -> tuple[int, Told]:
         or not isinstance(content["arms"], list)
     ):
         raise ConfigError(f"earlier is {path}, which is no JSON report of `moh-deploy compare`.")
-    if content["plan_digest"] != file.plan.digest:
+    # Earlier versions had `seconds` in the digest.
+    whole = sha256_of_json(file.plan.model_dump(mode="json"))
+    if content["plan_digest"] not in (file.plan.digest, whole):
         raise ConfigError(
             f"{path} is of another plan: sha256 {content['plan_digest']}, this one has"
             f" {file.plan.digest}.",
-            hint="A plan that was changed after a look at the data is a new one: begin anew.",
+            hint="After a look at the data only `seconds` of a plan may change: begin anew.",
         )
     look, looks = content["look"], file.plan.looks
     if not isinstance(look, int) or look >= looks:

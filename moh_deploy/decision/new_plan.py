@@ -54,7 +54,8 @@ sizes:
 - {batch: 8}
 
 # When to stop. A look more than planned makes a wrong win likelier than the confidence says:
-# with looks: 3 the second one is `--earlier first.json`, on more samples or more seconds.
+# with looks: 3 the second one is `--earlier first.json`, with more `seconds` here, or with more
+# samples in the same files.
 confidence: 0.95
 looks: 1
 seconds: 20

@@ -161,7 +161,7 @@ class Plan(_Section):
         quality: What may be lost; all of it is judged.
         latency: What has to be gained, at every one of the sizes.
         sizes: Sizes of dynamic dimensions to time at; without, those of the example.
-        seconds: How long all arms run in turns at each of the sizes.
+        seconds: How long all arms run in turns at each of the sizes; a later look may take longer.
         warmup: And how long before, untimed.
         threads: Threads within an operator; None for the runtime's own choice.
         batch_size: Samples that run at once where quality is measured; None to choose.
@@ -202,8 +202,8 @@ class Plan(_Section):
 
     @property
     def digest(self) -> str:
-        """The sha256 of what it says, whatever its layout: margins changed later show in it."""
-        return sha256_of_json(self.model_dump(mode="json"))
+        """The sha256 of all it says but `seconds`, which a later look may raise."""
+        return sha256_of_json(self.model_dump(mode="json", exclude={"seconds"}))
 
     @property
     def level(self) -> float:

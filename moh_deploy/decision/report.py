@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,9 +14,11 @@ from moh_deploy.decision.promise import Promise
 from moh_deploy.decision.routing_bias import LayerRouting
 from moh_deploy.decision.size_break_even import SizeBreakEven
 from moh_deploy.report.document import Document
-from moh_deploy.report.json import HIDDEN, in_json
+from moh_deploy.report.json import HIDDEN, in_json, json_members, to_json
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
+from moh_deploy.system.digest import sha256_of_json
+from moh_deploy.system.json_text import to_json_text
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,12 @@ class LatencyFigure:
         p50_low_ms: The true median is above this, with the plan's confidence; None of too few.
         p50_high_ms: And below this.
         quantile_ms: The quantile that the plan compares.
-        throughput_per_s: Samples in a second, by the mean.
+        throughput_per_s: Samples in a second, by the median time.
         cpu_ms: Mean CPU time of a run, all threads; None where it runs elsewhere.
         energy_mj: Mean energy of a run, of the whole machine; None where nothing counts it.
         router_share: Share of the time that its routers take; None where that is not measured.
+        block_means_ms: Mean times of at most 40 blocks of rounds, in their order; all arms have
+            blocks of the same rounds. `moh-deploy cost` prices these.
     """
 
     sizes: dict[str, int]
@@ -70,6 +75,7 @@ class LatencyFigure:
     cpu_ms: float | None
     energy_mj: float | None
     router_share: float | None
+    block_means_ms: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ class DecisionReport(Report):
     Attributes:
         schema_version: Of its JSON.
         goal: What was to be decided.
-        plan_digest: The sha256 of what the plan says.
+        plan_digest: The sha256 of what the plan says, without its `seconds`.
         plan: The plan itself, as JSON with all defaults.
         reference: The arm that all others are compared with.
         look: Of this run.
@@ -175,6 +181,18 @@ class DecisionReport(Report):
     def decision(self) -> str:
         """The answer in a sentence: what a reader takes along."""
         return f"{self.headline[0]}: {self.headline[1]}"
+
+    @property
+    @in_json()
+    def sha256(self) -> str:
+        """The digest of all else in the JSON, by which `cost` knows an edited file."""
+        others = {
+            name: to_json(getattr(self, attribute))
+            for name, attribute, _ in json_members(type(self))
+            if name != "sha256"
+        }
+        # Of what is printed: there numbers that are not finite are strings.
+        return sha256_of_json(json.loads(to_json_text(others)))
 
     @property
     def compares_median(self) -> bool:

@@ -14,6 +14,7 @@ from moh_deploy.decision.decide import ArmDecision, ArmVerdict, WouldDo, decide_
 from moh_deploy.decision.energy import EnergyClock
 from moh_deploy.decision.latency_promise import log_quantile
 from moh_deploy.decision.levels import level_of_look
+from moh_deploy.decision.mean_times import MOST_MEAN_OVER_MEDIAN, block_means
 from moh_deploy.decision.measure import why_not_measured
 from moh_deploy.decision.measured import MeasuredArms, SizedRun
 from moh_deploy.decision.plan import Plan
@@ -26,9 +27,11 @@ from moh_deploy.decision.report import (
 )
 from moh_deploy.decision.size_break_even import size_break_evens
 from moh_deploy.perf.bench.latency import Timing
+from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.timing import difference
 from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.suggest import shortened
 from moh_deploy.validate.input_sets import RANDOM
 
 
@@ -58,6 +61,10 @@ def report_of(
     # The reference first, then in the plan's order.
     ordered = sorted(arms, key=lambda arm: arm.name != plan.reference)
     chooses = {one.name: one.chooses for one in ordered if one.chooses is not None}
+    reports = tuple(
+        _arm(plan, arm, measured, decisions.get(arm.name), setting.energy.why_none)
+        for arm in ordered
+    )
     return DecisionReport(
         goal=plan.goal,
         plan_digest=plan.digest,
@@ -70,10 +77,7 @@ def report_of(
         quantile=None if plan.latency is None else plan.latency.quantile,
         machine=_machine(measured),
         data=setting.data,
-        arms=tuple(
-            _arm(plan, arm, measured, decisions.get(arm.name), setting.energy.why_none)
-            for arm in ordered
-        ),
+        arms=reports,
         would_do=tuple(_would_do(plan, measured, decisions, chooses, setting.look)),
         break_even=size_break_evens(
             measured.evidence.times,
@@ -81,7 +85,7 @@ def report_of(
             quantile=0.5 if plan.latency is None else plan.latency.quantile,
             confidence=plan.confidence,
         ),
-        notes=tuple(_notes(plan, measured, setting.energy)),
+        notes=tuple(_notes(plan, measured, setting.energy, reports)),
         kernels=measured.described[plan.reference].kernels,
     )
 
@@ -168,21 +172,23 @@ def _latency(plan: Plan, arm: Arm, run: SizedRun) -> LatencyFigure:
         quantile = plan.latency.quantile
     found = log_quantile(timing.wall_ms, 0.5)
     low, high = (None, None) if found is None else map(math.exp, found.interval(plan.confidence))
+    # The same mean of blocks that the interval is of, which the median of all is close to.
+    p50 = float(np.median(timing.wall_ms)) if found is None else math.exp(found.mean)
     here = arm.elsewhere is None
     return LatencyFigure(
         sizes=dict(run.sizes),
         inputs=run.inputs,
         samples=run.samples,
         rounds=len(timing.wall_ms),
-        # The same mean of blocks that the interval is of, which the median of all is close to.
-        p50_ms=float(np.median(timing.wall_ms)) if found is None else math.exp(found.mean),
+        p50_ms=p50,
         p50_low_ms=low,
         p50_high_ms=high,
         quantile_ms=float(np.quantile(timing.wall_ms, quantile, method="inverted_cdf")),
-        throughput_per_s=1e3 * run.samples / max(fmean(timing.wall_ms), 1e-9),
+        throughput_per_s=1e3 * run.samples / max(p50, 1e-9),
         cpu_ms=fmean(timing.cpu_ms) if here else None,
         energy_mj=fmean(timing.energy_mj) if here and timing.energy_mj else None,
         router_share=_router_share(timing, run.without_routers.get(arm.name)),
+        block_means_ms=block_means(timing.wall_ms),
     )
 
 
@@ -207,7 +213,9 @@ def _missing_times(
     return missing
 
 
-def _notes(plan: Plan, measured: MeasuredArms, energy: EnergyClock) -> Iterator[str]:
+def _notes(
+    plan: Plan, measured: MeasuredArms, energy: EnergyClock, arms: Sequence[ArmReport]
+) -> Iterator[str]:
     if not plan.quality:
         yield "The plan asks for no quality: verdicts are of time alone."
     if plan.latency is None:
@@ -219,3 +227,15 @@ def _notes(plan: Plan, measured: MeasuredArms, energy: EnergyClock) -> Iterator[
         )
     if measured.runs and energy.note is not None:
         yield energy.note
+    above = {
+        f"'{arm.name}' at {sizes_text(one.sizes)}": fmean(one.block_means_ms) / one.p50_ms
+        for arm in arms
+        for one in arm.latency
+        if not arm.is_bound
+    }
+    disturbed = [where for where, times in above.items() if times > MOST_MEAN_OVER_MEDIAN]
+    if disturbed:
+        yield (
+            f"Other work disturbed {shortened(disturbed)}: the mean time is up to"
+            f" {max(above.values()):.3g} times the median. `moh-deploy cost` does not price them."
+        )

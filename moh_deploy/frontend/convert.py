@@ -19,11 +19,19 @@ from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
 from moh_deploy.frontend.inputs.program_inputs import unnamed_dims
 from moh_deploy.frontend.inputs.resized import resize_inputs
 from moh_deploy.frontend.inputs.sizes import SizeTrials
-from moh_deploy.frontend.limits import Ranges, Relations, dim_ranges, dim_sums, joined_dims
+from moh_deploy.frontend.limits import (
+    Ranges,
+    Relations,
+    cut_tables,
+    dim_ranges,
+    dim_sums,
+    joined_dims,
+    with_tables,
+)
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.normalize.flex_attention import refuse_flex_attention
-from moh_deploy.frontend.normalize.fold import fold_weights
+from moh_deploy.frontend.normalize.fold import fold_constants
 from moh_deploy.frontend.normalize.plain_attention import prepare_plain_attention
 from moh_deploy.frontend.prove.original import (
     OriginalRun,
@@ -136,7 +144,7 @@ def convert(
         _check_stateless(program)
         ranges = dim_ranges(program, inputs)
         relations, sums = Relations.of(program, inputs), dim_sums(program, inputs)
-        joined = joined_dims(program, inputs)
+        joined, tables = joined_dims(program, inputs), cut_tables(program, inputs)
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
         found = survey(program)
@@ -176,9 +184,9 @@ def convert(
         rewrites = [_checked(r, i, sizes.recordings) for i, r in enumerate(rewrites)]
         agreeing, kept = _told_apart(swaps, sizes.recordings)
     with progress.step("translating to ONNX"):
-        onnx_model, layer_names = _translate(
-            commit(program, rewrites, agreeing), rewrites, inputs, outputs, opset
-        )
+        committed = commit(program, rewrites, agreeing)
+        fold_constants(committed, by_torch=model.original is None)
+        onnx_model, layer_names = _translate(committed, rewrites, inputs, outputs, opset)
         if model.original is not None:
             onnx_model.metadata_props.update(model.original.source.metadata)
     mask = next((item.name for item in inputs if item.says_valid), None)
@@ -202,7 +210,7 @@ def convert(
         total_flops=flops,
         precision=_precision(program, example.outputs),
         dim_ranges=relations.complete_ranges(sizes.ranges),
-        dim_sums=sums,
+        dim_sums=with_tables(sums, sizes.ranges, tables),
         limits=sizes.reasons,
         unnamed={} if model.program is None else unnamed_dims(model.program, inputs),
         rounding=sizes.recordings[0].rounding,
@@ -265,7 +273,6 @@ def _translate(
     opset: int,
 ) -> tuple[ir.Model, tuple[LayerNames, ...]]:
     """Return the ONNX model of a committed program, and how its layers are named in it."""
-    fold_weights(program)
     model = emit(program, input_names=[item.name for item in inputs], opset=opset)
     layers = [
         TranslatedLayer(
@@ -326,7 +333,9 @@ def _precision(program: ExportedProgram, outputs: Sequence[torch.Tensor]) -> str
 def _checked(rewrite: Rewrite, index: int, recordings: Sequence[Recording]) -> Rewrite:
     """A layer whose new operators differ from the original ones in any run stays as it is."""
     found = [recording.layers[index].disagreement for recording in recordings]
-    return next((rewrite.kept(why) for why in found if why is not None), rewrite)
+    scores = rewrite.layer.core.scores
+    mixed = "" if scores is None else scores.mixed_masks
+    return next((rewrite.kept(why + mixed) for why in found if why is not None), rewrite)
 
 
 def _told_apart(

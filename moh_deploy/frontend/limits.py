@@ -8,7 +8,7 @@ each size, and assertions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import sympy  # type: ignore[import-untyped, unused-ignore]
@@ -17,6 +17,8 @@ from torch.export import ExportedProgram
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
+from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.graph import argument, op, tensor
 from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import DimSum
@@ -170,15 +172,57 @@ def dim_sums(program: ExportedProgram, inputs: Sequence[ModelInput]) -> tuple[Di
         symbols = one.free_symbols
         if not isinstance(one, _INEQUALITIES) or len(symbols) < 2 or not symbols <= names.keys():
             continue
-        # As an expression that is 0 or less.
         rising = isinstance(one, (sympy.Le, sympy.Lt))
-        excess = sympy.expand((one.lhs - one.rhs) * (1 if rising else -1))
-        most = sum(symbols, sympy.Integer(0)) - excess
-        if most.is_Integer:
-            limit = int(most) - isinstance(one, (sympy.Lt, sympy.Gt))
+        most = _most((one.lhs - one.rhs) * (1 if rising else -1))
+        if most is not None:
+            limit = most - isinstance(one, (sympy.Lt, sympy.Gt))
             dims = tuple(sorted(names[symbol] for symbol in symbols))
             found[dims] = min(limit, found.get(dims, limit))
     return tuple(DimSum(dims, most) for dims, most in found.items())
+
+
+def cut_tables(program: ExportedProgram, inputs: Sequence[ModelInput]) -> list[DimSum]:
+    """Return the limits of weights that are cut at a length which follows from sizes, as
+    `positions[:seq]` is. Beyond its last row a cut returns fewer.
+    """
+    names = {symbol: name for name, symbol in _symbols(program, inputs).items()}
+    weights = Constants(program)
+    found: list[DimSum] = []
+    for node in program.graph.nodes:
+        table = weights.name(node.args[0]) if op(node) == "slice" else None
+        end = argument(node, "end") if table is not None else None
+        expr = getattr(getattr(getattr(end, "meta", {}).get("val"), "node", None), "expr", None)
+        if expr is None or not expr.free_symbols or not expr.free_symbols <= names.keys():
+            continue
+        axis = argument(node, "dim")
+        assert isinstance(axis, int)
+        most = _most(expr - tensor(node.args[0]).shape[axis])
+        if most is not None:
+            dims = tuple(sorted(names[symbol] for symbol in expr.free_symbols))
+            found.append(DimSum(dims, most, table))
+    return found
+
+
+def with_tables(
+    sums: Sequence[DimSum], ranges: Ranges, cut: Sequence[DimSum]
+) -> tuple[DimSum, ...]:
+    """Return limits with the tables that they are of, those of single dimensions included.
+
+    Args:
+        sums, ranges: The limits of a program, as far as they were found to be those of the model.
+        cut: See `cut_tables`.
+    """
+    tables = {(one.dims, one.most): one.table for one in reversed(cut)}
+    alone = [DimSum((name,), most) for name, (_, most) in ranges.items() if most is not None]
+    named = [replace(one, table=tables.get((one.dims, one.most))) for one in (*sums, *alone)]
+    return tuple(one for one in named if one.table is not None or len(one.dims) > 1)
+
+
+def _most(excess: sympy.Expr) -> int | None:
+    """Return the largest sum of the symbols in an expression that is 0 or less; None where it is
+    not about their sum."""
+    most = sum(excess.free_symbols, sympy.Integer(0)) - sympy.expand(excess)
+    return int(most) if most.is_Integer else None
 
 
 def unmet_assertions(

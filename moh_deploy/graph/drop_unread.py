@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from moh_deploy.graph.switches import reads
+from moh_deploy.package.switches import reads
 
 
 def drop_unread(graph: onnx.GraphProto) -> bool:

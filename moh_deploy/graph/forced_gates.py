@@ -15,10 +15,10 @@ import onnx
 from onnx import helper
 
 from moh_deploy.graph.fed_input import add_input
-from moh_deploy.graph.router_nodes import computed_from
-from moh_deploy.graph.switches import all_nodes, dense_twin
 from moh_deploy.ops import OPS
 from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.router_nodes import computed_from
+from moh_deploy.package.switches import all_nodes, dense_twin
 
 GateTypes = Mapping[str, np.dtype[Any]]
 """Name of each layer's gates to the dtype that they are fed in."""

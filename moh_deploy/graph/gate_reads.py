@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import onnx
 
 from moh_deploy.graph.forced_gates import GATES_INPUT
-from moh_deploy.graph.router_nodes import SIZES, computed_from, is_router, makers_of
-from moh_deploy.graph.switches import all_nodes, dense_twin, reads
 from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.router_nodes import SIZES, computed_from, is_router, makers_of
+from moh_deploy.package.switches import all_nodes, dense_twin, reads
 
 RECORDED_GATES = "recorded gates"
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.graph.router_nodes import CONTRACTIONS
 from moh_deploy.ops import is_moh_op, op_names
+from moh_deploy.package.router_nodes import CONTRACTIONS
 from moh_deploy.system.suggest import did_you_mean
 
 PRODUCTS = ("Gemm", "MatMul")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx
 
 from moh_deploy.graph.drop_unread import drop_unread
-from moh_deploy.graph.switches import reads
+from moh_deploy.package.switches import reads
 
 
 def keep_only(graph: onnx.GraphProto, values: Sequence[str]) -> bool:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from moh_deploy.graph.switches import all_nodes
 from moh_deploy.ops import op_names
 from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.switches import all_nodes
 
 
 @dataclass(frozen=True)

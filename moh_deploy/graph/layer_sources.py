@@ -13,8 +13,8 @@ import onnx
 
 from moh_deploy.graph.forced_gates import gate_views
 from moh_deploy.graph.router_logits import attention_values
-from moh_deploy.graph.switches import reads
 from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.switches import reads
 
 LayerSource = int | str
 """Number of a layer in the manifest's order, whose attention is read, or name of an input."""

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import onnx
 
 from moh_deploy.graph.router_logits import RouterLogits
-from moh_deploy.graph.router_nodes import SIZES, computed_from, ends_the_way, makers_of
-from moh_deploy.graph.switches import reads
+from moh_deploy.package.router_nodes import SIZES, computed_from, ends_the_way, makers_of
+from moh_deploy.package.switches import reads
 
 # Element by element in one rounding, or none: equal numbers stay equal.
 _EXACT = (

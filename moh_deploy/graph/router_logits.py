@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper
 
-from moh_deploy.graph.router_nodes import router_nodes
-from moh_deploy.graph.switches import all_nodes
 from moh_deploy.ops import MOH_ROUTER
 from moh_deploy.ops.routers import WEIGHING, RouterForm, form_named
 from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.router_nodes import router_nodes
+from moh_deploy.package.switches import all_nodes
 
 PORTS = tuple(port.name for port in MOH_ROUTER.inputs)
 """The inputs of MoHRouter, in their order."""

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from moh_deploy.graph.router_nodes import SIZES, makers_of
+from moh_deploy.package.router_nodes import SIZES, makers_of
 
 # What computes sizes of sizes: integers that hang on shapes alone.
 _ARITHMETIC = (

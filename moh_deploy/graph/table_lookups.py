@@ -1,56 +1,182 @@
-"""Find the inputs that are looked up in a table, such as token ids in the table of embeddings.
+"""Find the tables that a graph looks rows up in, and how it computes the indices.
 
-A run fails at a number that the table has no row for, with a message about some inner node. What
-the inputs may hold tells whose fault that is.
+A table of embeddings is read at token ids, a table of positions at positions, which a graph makes
+of sizes (`Range`, the length of a cache) or of a mask (`CumSum`). ONNX takes index -1 for the last
+row, where `torch.nn.Embedding` raises an error; and what runtimes do beyond the last row differs:
+ONNX Runtime fails at an inner node, OpenVINO returns zeros.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx
+from onnx import TensorProto, helper
 
 # Each element of what they return is one of their first input: of a Concat, of any input.
 _KEEP_VALUES = frozenset(
     ("Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze")
     + ("Tile", "Transpose", "Unsqueeze")
 )
-_KEEP_SHAPE = frozenset(("Cast", "DequantizeLinear", "Identity"))
+# What computes positions of sizes, masks and ids.
+_ARITHMETIC = _KEEP_VALUES | frozenset(
+    ("Abs", "Add", "And", "Clip", "ConstantOfShape", "CumSum", "Div", "Equal", "Gather", "Greater")
+    + ("GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or")
+    + ("Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Sub", "Where")
+)
+_SIZES = frozenset(("Shape", "Size"))
+_WHOLE_NUMBERS = frozenset(
+    (TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.INT8)
+    + (TensorProto.UINT8, TensorProto.BOOL)
+)
+_KEEP_SHAPE = frozenset(("Cast", "DequantizeLinear", "Identity", "Transpose"))
 
 
-def table_rows(graph: onnx.GraphProto, *, whole: bool = False) -> dict[str, int]:
-    """Return, for each input that is looked up in a table of known size, the number of its rows.
+@dataclass(frozen=True)
+class TableLookup:
+    """A table, and the indices at which the graph reads its rows.
 
-    The graph is Gather (table, indices), the indices made of the input by operators that only move
-    elements. Inputs that are computed with before, or clipped, are none of these.
+    Attributes:
+        table: Name of the weight.
+        rows: How many it has.
+        least: The smallest index: 0, or -rows where negative ones count from the end.
+        indices: Name of the value that has them.
+        inputs: The inputs whose elements they are made of; none where sizes alone tell.
+        origin: The input whose very elements they are; None if they are computed.
+    """
+
+    table: str
+    rows: int
+    least: int
+    indices: str
+    inputs: frozenset[str]
+    origin: str | None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a value is computed of: elements of inputs, and sizes; see `TableLookup`."""
+
+    inputs: frozenset[str] = frozenset()
+    has_sizes: bool = False
+    origin: str | None = None
+
+
+def table_lookups(graph: onnx.GraphProto, *, from_the_end: bool) -> tuple[TableLookup, ...]:
+    """Return the lookups whose indices follow from whole numbers and sizes of the inputs alone.
 
     Args:
-        whole: Leave out inputs of which a part may be looked up, and another part not.
+        from_the_end: Negative indices of Gather count from the end, as ONNX has it. PyTorch's
+            embedding, index_select and gather, which become Gather and GatherElements, refuse them.
+            What takes them in PyTorch, `table[ids]`, becomes GatherND.
     """
-    keep = _KEEP_VALUES - {"Slice", "Split"} if whole else _KEEP_VALUES
-    weights = {one.name for one in graph.initializer}
-    origins = {one.name: one.name for one in graph.input if one.name not in weights}
-    shapes = _shapes(graph)
-    found: dict[str, int] = {}
+    sources, shapes = _sources(graph), _shapes(graph)
+    found = []
     for node in graph.node:
-        if node.op_type == "Gather":
-            rows = _rows(node, shapes)
-            origin = origins.get(node.input[1])
-            if origin is not None and rows is not None:
-                found[origin] = min(rows, found.get(origin, rows))
-        elif node.op_type in keep:
-            read = node.input if node.op_type == "Concat" else node.input[:1]
-            origin = next((origins[name] for name in read if name in origins), None)
-            if origin is not None:
-                origins.update(dict.fromkeys(node.output, origin))
-    return found
+        if node.op_type not in ("Gather", "GatherElements", "GatherND"):
+            continue
+        source = sources.get(node.input[1])
+        rows = _rows(node, shapes)
+        if source is None or rows is None or not (source.inputs or source.has_sizes):
+            continue
+        least = -rows if from_the_end or node.op_type == "GatherND" else 0
+        table = _weight(graph, node.input[0])
+        found.append(TableLookup(table, rows, least, node.input[1], source.inputs, source.origin))
+    return tuple(found)
+
+
+def index_model(model: onnx.ModelProto, lookups: Iterable[TableLookup]) -> onnx.ModelProto:
+    """Return a model that computes the indices of lookups.
+
+    Its inputs are inputs of the graph, and the outputs of operators of `size_readers`.
+    """
+    graph = model.graph
+    wanted = dict.fromkeys(lookup.indices for lookup in lookups)
+    needed, nodes = set(wanted), list[onnx.NodeProto]()
+    for node in reversed(graph.node):
+        if node.op_type not in _SIZES and needed.intersection(node.output):
+            nodes.insert(0, node)
+            needed.update(node.input)
+    sizes = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, None) for name in size_readers(graph)
+    ]
+    weights = [weight for weight in graph.initializer if weight.name in needed]
+    inputs = [info for info in (*_inputs(graph).values(), *sizes) if info.name in needed]
+    outputs = [onnx.ValueInfoProto(name=name) for name in wanted]
+    own = helper.make_graph(nodes, "indices", inputs, outputs, weights)
+    return helper.make_model(own, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def size_readers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Return the outputs of operators that read sizes of inputs, and these operators."""
+    inputs = _inputs(graph)
+    return {
+        node.output[0]: node
+        for node in graph.node
+        if node.op_type in _SIZES and node.input[0] in inputs
+    }
+
+
+def _inputs(graph: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:
+    weights = {weight.name for weight in graph.initializer}
+    return {info.name: info for info in graph.input if info.name not in weights}
+
+
+def _sources(graph: onnx.GraphProto) -> dict[str, _Source]:
+    """Return what each value is made of, of those that `_ARITHMETIC` makes."""
+    sources = {
+        name: _Source(frozenset((name,)), origin=name)
+        for name, info in _inputs(graph).items()
+        if info.type.tensor_type.elem_type in _WHOLE_NUMBERS
+    }
+    # Large weights have no data here (see `load_without_weights`), nor have external ones.
+    sources |= {weight.name: _Source() for weight in graph.initializer if _has_data(weight)}
+    sources |= dict.fromkeys(size_readers(graph), _Source(has_sizes=True))
+    for node in graph.node:
+        read = [name for name in node.input if name]
+        if node.op_type == "Constant":
+            sources[node.output[0]] = _Source()
+        elif node.op_type in _ARITHMETIC and all(name in sources for name in read):
+            parts = [sources[name] for name in read]
+            moved = parts if node.op_type == "Concat" else parts[:1]
+            origins = {part.origin for part in moved if part.origin is not None}
+            kept = node.op_type in _KEEP_VALUES and len(origins) == 1
+            made = _Source(
+                frozenset().union(*(part.inputs for part in parts)),
+                any(part.has_sizes for part in parts),
+                origins.pop() if kept else None,
+            )
+            sources.update(dict.fromkeys(node.output, made))
+    return sources
+
+
+def _has_data(weight: onnx.TensorProto) -> bool:
+    numbers = (weight.int64_data, weight.int32_data, weight.float_data, weight.double_data)
+    return weight.HasField("raw_data") or any(map(len, numbers)) or 0 in weight.dims
 
 
 def _rows(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int | None]]) -> int | None:
-    """Return the size of the axis that a Gather picks from; None where it is not known."""
-    axis = next((one.i for one in node.attribute if one.name == "axis"), 0)
+    """Return the size of the axis that a node picks from; None where it is not known."""
     shape = shapes.get(node.input[0], ())
+    if node.op_type == "GatherND":
+        # An index of several axes, or of samples one by one, reads no rows of a table.
+        one_axis = list(shapes.get(node.input[1], ()))[-1:] == [1]
+        return shape[0] if shape and one_axis and not _attribute(node, "batch_dims") else None
+    axis = _attribute(node, "axis")
     return shape[axis] if -len(shape) <= axis < len(shape) else None
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> int:
+    return next((field.i for field in node.attribute if field.name == name), 0)
+
+
+def _weight(graph: onnx.GraphProto, name: str) -> str:
+    """Return the weight that a table is stored in, which may be cast or dequantised."""
+    makers = {output: node for node in graph.node for output in node.output}
+    while name in makers and makers[name].op_type in _KEEP_SHAPE:
+        name = makers[name].input[0]
+    return name
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Sequence[int | None]]:
@@ -67,6 +193,6 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, Sequence[int | None]]:
             tensors = (one.t.dims for one in node.attribute if one.name == "value")
             shapes[node.output[0]] = next(tensors, ())
         # Tables of small integers have no shape written down behind them.
-        elif node.op_type in _KEEP_SHAPE and node.input[0] in shapes:
+        elif node.op_type in _KEEP_SHAPE - {"Transpose"} and node.input[0] in shapes:
             shapes.setdefault(node.output[0], shapes[node.input[0]])
     return shapes

@@ -8,7 +8,6 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from moh_deploy.graph.switches import CONDITION_PREFIX, all_nodes
 from moh_deploy.ops import is_moh_op
 from moh_deploy.ops.nbits_weight import BLOCK, CONTRIB_DOMAIN
 from moh_deploy.ops.op_names import (
@@ -16,6 +15,7 @@ from moh_deploy.ops.op_names import (
     OUTPUT_PROJECTION_NBITS,
     QUERY_PROJECTION_NBITS,
 )
+from moh_deploy.package.switches import CONDITION_PREFIX, all_nodes
 
 _PROJECTIONS = (QUERY_PROJECTION_NBITS, OUTPUT_PROJECTION_NBITS)
 

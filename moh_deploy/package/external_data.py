@@ -5,28 +5,30 @@ Whatever else a model names would be read without a digest, from anywhere on thi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from moh_deploy.errors import PackageError
 from moh_deploy.package.manifest import Manifest
-from moh_deploy.package.onnx_outline import ExternalTensor, ModelOutline
+from moh_deploy.package.onnx_outline import ExternalTensor
 
 MODEL_NAME = "model.onnx"
 MODEL_DATA_NAME = "model.onnx.data"
 
 
-def check_external_data(root: Path, manifest: Manifest, model: ModelOutline) -> None:
+def check_external_data(root: Path, manifest: Manifest, tensors: Sequence[ExternalTensor]) -> None:
     """Check that all external data is in `model.onnx.data`, that this is listed, and long enough.
 
     Args:
         root: The package, whose listed files are there.
+        tensors: Those of the model with external data.
 
     Raises:
         PackageError: A tensor has its data elsewhere.
     """
-    if not model.external:
+    if not tensors:
         return
-    for tensor in model.external:
+    for tensor in tensors:
         # A path, relative to the model, that could lead out of the package.
         location = tensor.entries.get("location", "")
         if location != MODEL_DATA_NAME:
@@ -36,13 +38,13 @@ def check_external_data(root: Path, manifest: Manifest, model: ModelOutline) -> 
             )
     if MODEL_DATA_NAME not in manifest.files:
         raise PackageError(
-            f"{root / MODEL_NAME} has the data of {_shown(model.external[0])} in"
+            f"{root / MODEL_NAME} has the data of {_shown(tensors[0])} in"
             f" {MODEL_DATA_NAME}, which the manifest does not list: nothing says what it held when"
             " the package was written.",
             hint="Export the model again, or get the package again from where it was made.",
         )
     file_bytes = (root / MODEL_DATA_NAME).stat().st_size
-    for tensor in model.external:
+    for tensor in tensors:
         _check_range(root, tensor, file_bytes)
 
 

@@ -73,10 +73,12 @@ class DimSum(Strict):
     Attributes:
         dims: Their names.
         most: The largest sum that the trace is good for.
+        table: The weight that is cut at that length, and so has no more rows; None where none is.
     """
 
     dims: tuple[str, ...]
     most: int
+    table: str | None = None
 
     def __str__(self) -> str:
         return f"{' + '.join(self.dims)} <= {self.most}"

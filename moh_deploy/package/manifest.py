@@ -184,6 +184,11 @@ class Manifest(Strict):
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
+    @property
+    def from_onnx(self) -> bool:
+        """Whether the original is an ONNX file, which ONNX Runtime recorded."""
+        return "onnxruntime" in self.made_with
+
     def largest_size(self, name: str) -> int | None:
         """Return the largest size of a dimension beside the example's sizes of the others; None if
         there is no limit.

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import PackageError
+from moh_deploy.ops.routers import FORMS
 from moh_deploy.package.choices import choices_for
 from moh_deploy.package.interface import CachesInPlace, TensorInfo, TextGeneration
 from moh_deploy.package.layer_info import Choice, LayerInfo
 from moh_deploy.package.manifest import Made, Manifest
 from moh_deploy.package.measured import Proof, Rounding, Spread
-from moh_deploy.package.onnx_outline import DeclaredTensor, ModelOutline
 from moh_deploy.package.problems import (
     MOST_SIZE,
     Problem,
@@ -56,19 +56,6 @@ def check_sense(path: Path, manifest: Manifest) -> None:
     _refuse(path, _problems(manifest))
 
 
-def check_against_model(path: Path, manifest: Manifest, model: ModelOutline) -> None:
-    """Check that a manifest describes the model beside it.
-
-    Args:
-        path: The manifest.
-        model: What model.onnx declares.
-
-    Raises:
-        PackageError: Names, dtypes or shapes differ, or a layer's gates are not there.
-    """
-    _refuse(path, _differences(manifest, model))
-
-
 def _refuse(path: Path, problems: Iterator[Problem]) -> None:
     # The first problem is raised: those that follow may come of it.
     for key, problem in problems:
@@ -89,9 +76,6 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
     yield from repeated_problems("layers", "path", [one.path for one in manifest.layers])
     for index, layer in enumerate(manifest.layers):
         yield from _layer_problems(f"layers[{index}]", layer, manifest.dims)
-    for name, version in manifest.ops.items():
-        yield from number_problems(f"ops.{name}", version, 1, MOST_SIZE)
-    yield from number_problems("opset", manifest.opset, 1, MOST_SIZE)
     yield from number_problems("total_flops", manifest.total_flops, 0, MOST_SIZE)
     yield from word_problems("precision", manifest.precision, _PRECISIONS)
     if manifest.proof is not None:
@@ -181,8 +165,6 @@ _UNKNOWN_SIZE = re.compile(r"[suz]\d+|None")
 def _layer_problems(key: str, layer: LayerInfo, dims: Mapping[str, int]) -> Iterator[Problem]:
     if not layer.path:
         yield f"{key}.path", "is empty"
-    if not layer.gates:
-        yield f"{key}.gates", "is empty, expected the name of a value"
     yield from number_problems(f"{key}.num_heads", layer.num_heads, 1, _MOST_HEADS)
     yield from number_problems(f"{key}.num_kv_heads", layer.num_kv_heads, 1, layer.num_heads)
     yield from number_problems(f"{key}.head_dim", layer.head_dim, 1, MOST_SIZE)
@@ -192,6 +174,7 @@ def _layer_problems(key: str, layer: LayerInfo, dims: Mapping[str, int]) -> Iter
     # Only routed heads are chosen, so top_k is at most their number.
     routed = layer.num_heads - (layer.num_shared_heads or 0)
     yield from number_problems(f"{key}.top_k", layer.top_k, 0, routed)
+    yield from word_problems(f"{key}.router", layer.router, [form.name for form in FORMS])
     for name in ("batch", "seq_len", "kv_len"):
         yield from number_problems(f"{key}.{name}", getattr(layer, name), 1, MOST_SIZE)
     yield from share_problems(f"{key}.active_share", layer.active_share)
@@ -311,36 +294,3 @@ def _spread_problems(key: str, spread: Spread | None) -> Iterator[Problem]:
     if spread is not None:
         yield from amount_problems(f"{key}.rms", spread.rms)
         yield from amount_problems(f"{key}.largest", spread.largest)
-
-
-def _differences(manifest: Manifest, model: ModelOutline) -> Iterator[Problem]:
-    for kind, declared, found in (
-        ("inputs", manifest.inputs, model.inputs),
-        ("outputs", manifest.outputs, model.outputs),
-    ):
-        names = [one.name for one in declared]
-        # Order counts: inputs may be given by position.
-        if names != list(found):
-            yield kind, f"has {listed(names)}, model.onnx has {listed(found)}"
-        for index, one in enumerate(declared):
-            yield from _tensor_differences(f"{kind}[{index}]", one, found[one.name])
-    for index, layer in enumerate(manifest.layers):
-        # Gates are fetched by this name, which a session would refuse far from here.
-        if layer.gates not in model.values:
-            yield f"layers[{index}].gates", f"is '{layer.gates}', which model.onnx has not"
-        if layer.attention is not None and layer.attention not in model.values:
-            yield f"layers[{index}].attention", f"is '{layer.attention}', which model.onnx has not"
-
-
-def _tensor_differences(key: str, tensor: TensorInfo, found: DeclaredTensor) -> Iterator[Problem]:
-    if tensor.dtype != found.dtype:
-        yield f"{key}.dtype", f"is '{tensor.dtype}', model.onnx has {found.dtype or 'no tensor'}"
-    # ONNX lets an output leave out its shape.
-    if found.shape is None:
-        return
-    if len(tensor.shape) != len(found.shape):
-        yield f"{key}.shape", f"has {len(tensor.shape)} axes, model.onnx has {len(found.shape)}"
-    for axis, (size, other) in enumerate(zip(tensor.shape, found.shape, strict=False)):
-        # Names of dynamic dimensions may differ; fixed sizes may not.
-        if isinstance(size, int) and other is not None and size != other:
-            yield f"{key}.shape[{axis}]", f"is {size}, model.onnx has {other}"

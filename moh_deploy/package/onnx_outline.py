@@ -1,8 +1,7 @@
-"""Read what model.onnx declares, without its weights: inputs, outputs, values and external data.
+"""Check that a file is a whole ONNX model, and find its external data, without reading weights.
 
-A package is opened by every command, and its model may be a gigabyte in one file. protobuf would
-copy all of it to answer a question about a few names; here the file is mapped, and the pages that
-hold weights are never touched.
+A package is opened by every command, and its model may be a gigabyte in one file, which protobuf
+would copy. Here the file is mapped, and the pages that hold weights are never touched.
 
 Source: the Protocol Buffers encoding specification; onnx.proto, whose descriptors tell which fields
 are messages and text.
@@ -27,19 +26,6 @@ from moh_deploy.system.bounded_file import open_regular
 
 
 @dataclass(frozen=True)
-class DeclaredTensor:
-    """An input or output as model.onnx declares it.
-
-    Attributes:
-        dtype: As numpy calls it; None where it is no tensor of a type that is known.
-        shape: Fixed sizes, and None for others; None where none is declared.
-    """
-
-    dtype: str | None
-    shape: tuple[int | None, ...] | None
-
-
-@dataclass(frozen=True)
 class ExternalTensor:
     """A tensor whose data lies outside of model.onnx.
 
@@ -54,25 +40,8 @@ class ExternalTensor:
     num_bytes: int | None
 
 
-@dataclass(frozen=True)
-class ModelOutline:
-    """The declarations of a model.onnx.
-
-    Attributes:
-        inputs: Of the main graph, by name, in order, weights left out.
-        outputs: Likewise.
-        values: Names of all values of the main graph.
-        external: Every tensor with external data, wherever it is.
-    """
-
-    inputs: dict[str, DeclaredTensor]
-    outputs: dict[str, DeclaredTensor]
-    values: frozenset[str]
-    external: tuple[ExternalTensor, ...]
-
-
-def read_outline(path: Path) -> ModelOutline:
-    """Read what a model declares.
+def read_outline(path: Path) -> tuple[ExternalTensor, ...]:
+    """Walk over all fields of a model, and return its tensors with external data.
 
     Raises:
         PackageError: The file cannot be read, is no ONNX model, or has a name that is not UTF-8.
@@ -84,7 +53,7 @@ def read_outline(path: Path) -> ModelOutline:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 reader = _Reader(data)
                 reader.read()
-                return reader.outline()
+                return tuple(reader.external)
     except FileNotFoundError as error:
         raise PackageError(f"{path} does not exist.") from error
     except OSError as error:
@@ -150,13 +119,9 @@ def _held_by(field: Any) -> str:
 
 @dataclass
 class _Reader:
-    """Walks over the fields of a model, and notes what an outline is made of."""
+    """Walks over the fields of a model, and notes tensors with external data."""
 
     data: mmap.mmap
-    inputs: dict[str, DeclaredTensor] = field(default_factory=dict)
-    outputs: dict[str, DeclaredTensor] = field(default_factory=dict)
-    weights: set[str] = field(default_factory=set)
-    values: set[str] = field(default_factory=set)
     external: list[ExternalTensor] = field(default_factory=list)
 
     def read(self) -> None:
@@ -165,12 +130,6 @@ class _Reader:
             self._walk(0, len(self.data), _MODEL, ())
         except IndexError:
             raise DamagedError("it ends in the middle of a number") from None
-
-    def outline(self) -> ModelOutline:
-        # Before IR version 4 weights had to be inputs, too.
-        inputs = {name: one for name, one in self.inputs.items() if name not in self.weights}
-        values = frozenset(self.values | self.weights | self.inputs.keys())
-        return ModelOutline(inputs, self.outputs, values, tuple(self.external))
 
     def _walk(self, at: int, end: int, message: str, path: tuple[str, ...]) -> None:
         """Look at all fields of a message; `path` has the names of the fields that lead to it."""
@@ -201,7 +160,7 @@ class _Reader:
                 if message == _TENSOR and tag >> 3 == _RAW_DATA:
                     raw_bytes = size
                 elif held == _TEXT:
-                    self._note_text((*path, name), data[at:stop])
+                    _check_text((*path, name), data[at:stop])
                 # Packed weights are megabytes: they are checked without being decoded.
                 elif held == _VARINTS or held in _FIXED_SIZES:
                     self._check_packed(at, stop, held)
@@ -218,7 +177,6 @@ class _Reader:
         # The last field was cut off by the end of its message.
         if at != end:
             raise DamagedError(f"a field does not end at byte {end}, where what holds it does")
-        self._note_message(path, begin, end)
         if has_external:
             self.external.append(_external(data[begin:end]))
         elif raw_bytes is not None:
@@ -258,24 +216,12 @@ class _Reader:
         if not whole:
             raise DamagedError(f"the numbers from byte {at} to byte {stop} are cut off")
 
-    def _note_text(self, path: tuple[str, ...], content: bytes) -> None:
-        try:
-            text = content.decode()
-        except UnicodeDecodeError:
-            raise DamagedError(
-                f"{'.'.join(path)} is {content[:60]!r}, which is not UTF-8"
-            ) from None
-        # Of the main graph alone: values in branches and functions cannot be fetched.
-        if path == ("graph", "node", "output") and text:
-            self.values.add(text)
-        elif path in _WEIGHT_NAMES:
-            self.weights.add(text)
 
-    def _note_message(self, path: tuple[str, ...], begin: int, end: int) -> None:
-        if path in (("graph", "input"), ("graph", "output")):
-            found = self.inputs if path[-1] == "input" else self.outputs
-            value = _parsed(onnx.ValueInfoProto.FromString, self.data[begin:end])
-            found[value.name] = _declared(value)
+def _check_text(path: tuple[str, ...], content: bytes) -> None:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        raise DamagedError(f"{'.'.join(path)} is {content[:60]!r}, which is not UTF-8") from None
 
 
 def read_varint(data: mmap.mmap, at: int) -> tuple[int, int]:
@@ -296,12 +242,6 @@ def read_varint(data: mmap.mmap, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, at + index + 1
     raise DamagedError(f"a number at byte {at} has no end")
-
-
-_WEIGHT_NAMES = (
-    ("graph", "initializer", "name"),
-    ("graph", "sparse_initializer", "values", "name"),
-)
 
 
 def _parsed(parse: Callable[[bytes], Any], content: bytes) -> Any:
@@ -337,16 +277,3 @@ def _described(tensor: onnx.TensorProto) -> str:
     known = tensor.data_type in onnx.TensorProto.DataType.values()
     dtype = onnx.TensorProto.DataType.Name(tensor.data_type) if known else tensor.data_type
     return f"{dtype}{list(tensor.dims)[:20]}"
-
-
-def _declared(value: onnx.ValueInfoProto) -> DeclaredTensor:
-    tensor = value.type.tensor_type
-    try:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-    except KeyError:
-        dtype = None
-    if not tensor.HasField("shape"):
-        return DeclaredTensor(dtype, None)
-    # A dynamic dimension has a name (dim_param), or nothing.
-    sizes = (one.dim_value if one.HasField("dim_value") else None for one in tensor.shape.dim)
-    return DeclaredTensor(dtype, tuple(sizes))

@@ -9,12 +9,15 @@ from pathlib import Path
 from moh_deploy.errors import PackageError
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, read_corpus
 from moh_deploy.package.external_data import MODEL_NAME, check_external_data
+from moh_deploy.package.facts import check_facts
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, read_manifest
-from moh_deploy.package.manifest_sense import check_against_model
+from moh_deploy.package.model_facts import model_facts
 from moh_deploy.package.onnx_outline import read_outline
+from moh_deploy.package.recorded_facts import recorded_facts
 from moh_deploy.package.vector_sense import check_vectors
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, read_vectors
+from moh_deploy.package.weightless_model import load_without_weights
 from moh_deploy.system.bounded_file import open_regular
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.leftovers import is_hidden_name
@@ -38,6 +41,14 @@ class OnnxPackage:
         """Names of the values that hold the gates, one a layer, in the manifest's order."""
         return tuple(layer.gates for layer in self.manifest.layers)
 
+    @property
+    def recorded_sizes(self) -> dict[str, tuple[int, ...]]:
+        """The sizes of each dynamic dimension at which the original was run; no other was."""
+        return {
+            name: tuple(sorted({one.sizes[name] for one in self.vectors if name in one.sizes}))
+            for name in self.manifest.dims
+        }
+
     @classmethod
     def open(
         cls, root: Path | str, *, check_digests: bool = True, staged: bool = False
@@ -59,19 +70,21 @@ class OnnxPackage:
         if not staged:
             require_finished(root)
         # From the outside in: each step relies on what the ones before have made sure of.
-        manifest = read_manifest(root / MANIFEST_NAME)
+        manifest_path = root / MANIFEST_NAME
+        manifest = read_manifest(manifest_path)
         for name in (MODEL_NAME, VECTORS_NAME):
             if name not in manifest.files:
-                raise PackageError(f"{root / MANIFEST_NAME}: files has no entry for {name}.")
+                raise PackageError(f"{manifest_path}: files has no entry for {name}.")
         for name, digest in manifest.files.items():
             # Before the model is opened, so that no parser sees a file that was changed.
             _check_file(root / name, digest if check_digests else None)
-        model = read_outline(root / MODEL_NAME)
-        check_external_data(root, manifest, model)
-        # Readers take names and shapes from the manifest and run the model: they have to agree.
-        check_against_model(root / MANIFEST_NAME, manifest, model)
+        check_external_data(root, manifest, read_outline(root / MODEL_NAME))
+        # Readers believe the manifest and run the model: they have to agree.
+        model = load_without_weights(root / MODEL_NAME)
+        check_facts(manifest_path, model_facts(manifest, model), shown_by=MODEL_NAME)
         vectors = read_vectors(root / VECTORS_NAME, manifest)
         check_vectors(root / VECTORS_NAME, vectors, manifest)
+        check_facts(manifest_path, recorded_facts(manifest, vectors), shown_by=VECTORS_NAME)
         corpus: tuple[CorpusSample, ...] = ()
         if CORPUS_NAME in manifest.files:  # what is not listed is not opened
             corpus = read_corpus(root / CORPUS_NAME, manifest)

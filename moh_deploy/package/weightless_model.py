@@ -16,8 +16,9 @@ from typing import NamedTuple
 import onnx
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package.onnx_outline import DamagedError, read_varint
+from moh_deploy.package.onnx_outline import DamagedError, read_outline, read_varint
 from moh_deploy.system.bounded_file import open_regular
+from moh_deploy.system.replaceable import FileKind
 
 _VARINT, _FIXED_64, _LENGTH_DELIMITED = 0, 1, 2
 _GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
@@ -53,6 +54,14 @@ def load_without_weights(path: Path) -> onnx.ModelProto:
     # Of a file that changed since: a length that leads out of the map, or what protobuf refuses.
     except (DamagedError, IndexError, ValueError) as error:
         raise PackageError(f"{path} cannot be read as an ONNX model: {error}.") from error
+
+
+def _is_model(path: Path) -> bool:
+    read_outline(path)  # Of other files it raises.
+    return bool(load_without_weights(path).graph.output)
+
+
+ONNX_FILE = FileKind("ONNX model", _is_model)
 
 
 class _Field(NamedTuple):

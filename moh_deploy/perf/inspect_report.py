@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moh_deploy.config.dims import limits_text
 from moh_deploy.graph.flops import attention_flops, projection_flops, skippable_flops, skipped_flops
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo, Manifest, TensorInfo, choices_for
@@ -63,6 +64,8 @@ class InspectReport(Report):
         kernels: The kernel library that was registered, or why none was.
         node_runs: What runs each node of a custom op, those of no layer included.
         savings: What skipping heads can save a language model, at some lengths.
+        recorded_sizes: The sizes of each dynamic dimension that were run at export; no others are
+            proven, whatever `dim_ranges` of the manifest allows.
     """
 
     package: Path
@@ -74,6 +77,7 @@ class InspectReport(Report):
     kernels: KernelUse
     node_runs: Mapping[str, LayerImpl] = field(default_factory=dict)
     savings: tuple[DecoderSavings, ...] = ()
+    recorded_sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     @in_json()
@@ -167,8 +171,7 @@ class InspectReport(Report):
             yield from choice_lines(manifest, self.predictions, self.kernels)
             yield f"skippable: {self._skippable_text()}"
         yield from savings_lines(self.savings)
-        dims = ", ".join(f"{name} (example {size})" for name, size in manifest.dims.items())
-        yield f"dynamic dimensions: {dims or 'none'}"
+        yield f"dynamic dimensions: {'; '.join(map(self._dim_text, manifest.dims)) or 'none'}"
         if manifest.caches is not None:
             yield caches_text(manifest.caches)
         ops = ", ".join(f"{name} v{version}" for name, version in manifest.ops.items())
@@ -179,6 +182,12 @@ class InspectReport(Report):
         yield f"precision: {manifest.precision}; compute type: {manifest.compute_type}"
         yield self.kernels.describe()
         yield self._proof_text()
+
+    def _dim_text(self, name: str) -> str:
+        """Return `seq 1 to 64 by the trace, run at 5, 6`: what is claimed, and what was tried."""
+        claimed = limits_text(self.manifest.dim_ranges.get(name, (1, None)))
+        run = ", ".join(map(str, self.recorded_sizes.get(name, ()))) or "no size"
+        return f"{name} {claimed} by the trace, run at {run}"
 
     def _skippable_text(self) -> str:
         if self.skippable_flops is None or self.skipped_flops is None:

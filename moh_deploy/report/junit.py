@@ -7,9 +7,15 @@ import xml.etree.ElementTree as xml
 from collections.abc import Sequence
 
 from moh_deploy.report.document import About, CiCase, CiOutcome, CiSuite, Document
+from moh_deploy.system.replaceable import FileKind
 
 # XML has no form for these characters, not even escaped.
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+JUNIT_FILE = FileKind.beginning_with(
+    "JUnit report of moh-deploy", rb'<\?xml [^>]*>\s*<testsuites name="moh-deploy '
+)
 
 
 def junit(document: Document, about: About) -> str:

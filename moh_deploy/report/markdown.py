@@ -21,6 +21,10 @@ from moh_deploy.report.document import (
     Verdict,
 )
 from moh_deploy.report.numbers import plain
+from moh_deploy.system.replaceable import FileKind
+
+# Every file begins with its heading, one of the third level.
+MARKDOWN_FILE = FileKind.beginning_with("Markdown report of moh-deploy", rb"### ")
 
 
 def markdown(document: Document, about: About | None = None) -> str:
@@ -37,9 +41,10 @@ def markdown_text(value: str) -> str:
 
 
 def _lines(document: Document, about: About | None) -> Iterator[str]:
+    if about is not None:
+        word = document.kind if document.verdict is None else _word(document.verdict)
+        yield f"### {markdown_text(about.subject)}: {word}"
     if document.verdict is not None:
-        if about is not None:
-            yield f"### {markdown_text(about.subject)}: {_word(document.verdict)}"
         yield from _verdict(document.verdict, with_reasons=not document.parts)
     # Before all tables: whether anything is worse is what a review asks first.
     if document.baseline is not None:

@@ -48,6 +48,8 @@ class Variant:
         compute_type: What kernels may round the operands of attention's products to; None takes
             what the package says, which is float32 for a model that is in none.
         library: A kernel library other than the installation's.
+        apart: Where a runtime is known to end its process with some models (OpenVINO), open this
+            one in a process of its own: it is compared, and not timed.
         instruction_set: One of those that the library has here (`amx_bf16`, `avx512_bf16`,
             `avx512`, `avx2`, `baseline`); None for the best.
     """
@@ -62,6 +64,7 @@ class Variant:
     round_results: bool = False
     compute_type: ComputeType | None = None
     library: Path | None = None
+    apart: bool = False
     instruction_set: str | None = None
 
     def edited(self, *edits: GraphEdit) -> Variant:
@@ -93,6 +96,7 @@ class Description:
             without manifest.
         layer_nodes: The operators of each layer, in the same order; empty where they are not known.
         device: What it runs on, where that is not the CPU.
+        notes: What could not be returned, and why.
     """
 
     runtime: str
@@ -101,6 +105,7 @@ class Description:
     layer_runs: tuple[LayerRun, ...] = ()
     layer_nodes: tuple[LayerNodes, ...] = ()
     device: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def kernel_nodes(self) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-import numpy as np
-
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import CachesInPlace, TensorInfo
@@ -77,48 +75,6 @@ def empty_axis(specs: Sequence[TensorInfo], inputs: Mapping[str, Array]) -> str 
             got = f"{array.dtype}{list(array.shape)}"
             return f"input '{spec.name}' is {got}, with size 0 on axis {index} ('{text}')"
     return None
-
-
-def missing_row(rows: Mapping[str, int], inputs: Mapping[str, Array]) -> str | None:
-    """Return the first number that a table has no row for, in words; None if there is none.
-
-    Args:
-        rows: Of the table that each of these inputs is looked up in.
-        inputs: Name to array; they were checked.
-    """
-    for name, count in rows.items():
-        array = inputs[name]
-        if array.dtype.kind not in "iu":
-            continue
-        # Negative numbers count from the end, as ONNX has it.
-        wrong = np.argwhere(np.greater_equal(array, count) | np.less(array, -count))
-        if len(wrong):
-            place = wrong[0].tolist()
-            return (
-                f"input '{name}' is {array[tuple(place)]} at {place}, expected 0 to {count - 1}:"
-                f" the model looks it up in a table of {count} rows."
-            )
-    return None
-
-
-def beyond_positions(most: int | None, inputs: Mapping[str, Array]) -> str | None:
-    """Return that a sequence has more tokens than a language model has positions, in words; None if
-    none has.
-
-    Args:
-        most: Of a sequence; None where nobody says.
-    """
-    mask = inputs.get("attention_mask")
-    if most is None or mask is None or mask.ndim != 2:
-        return None
-    # Positions are counted from the mask: padding has none.
-    longest = int(np.count_nonzero(mask, axis=1).max(initial=0))
-    if longest <= most:
-        return None
-    return (
-        f"'attention_mask' counts {longest} tokens of a sequence, those in the cache included; the"
-        f" model has positions for {most}."
-    )
 
 
 def _describe(spec: TensorInfo) -> str:

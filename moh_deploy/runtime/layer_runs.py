@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-from moh_deploy.errors import PackageError
-from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN
 from moh_deploy.ops.routers import form_named
-from moh_deploy.package import LayerInfo, choice_text, node_rules, projections
+from moh_deploy.package import LayerInfo, choice_text, projections
 from moh_deploy.report.json import HIDDEN
 
 LayerImpl = Literal["kernel", "function", "dense"]
@@ -44,57 +41,29 @@ def layer_runs(
     layers: Sequence[LayerInfo],
     layer_impl: Mapping[str, LayerImpl],
     *,
-    switches: Mapping[str, str],
     routers: Sequence[str | None],
-    model_path: Path,
 ) -> tuple[LayerRun, ...]:
     """Tell what runs each layer.
 
     Args:
         layers: The package's layers.
         layer_impl: Name of each MoH node to what runs it, as read from a session.
-        switches: Name of each node that depends on sizes to its rule, see `switch_rules`.
         routers: Name of each layer's MoHRouter node, see `router_nodes`.
-        model_path: The model, for the error.
-
-    Raises:
-        PackageError: The model lacks the node of a layer, or it is not where the choice has it.
     """
-    # The manifest says which domain each node is to be in, the model which it is in: where they
-    # differ, reports would show a choice that is not what runs.
-    rules = node_rules(layers)
 
-    def impl(layer: LayerInfo, node: str | None) -> LayerImpl | None:
-        if node is None:
-            return None
-        if node not in layer_impl:
-            raise PackageError(
-                f"{model_path.parent}: layer '{layer.path}' is node '{node}' in the manifest, but"
-                f" {model_path.name} has no such node of domain moh."
-            )
-        # A router is of domain moh, and no rule speaks of it.
-        rule = str(rules.get(node, KERNEL_DOMAIN))
-        # A node in an If has the rule of its condition, any other the domain that it is in.
-        found = switches.get(node, DENSE_DOMAIN if layer_impl[node] == "dense" else KERNEL_DOMAIN)
-        if found != rule:
-            raise PackageError(
-                f"{model_path.parent}: layer '{layer.path}' is {choice_text(layer)} in the"
-                f" manifest, so its node '{node}' is to be of domain {rule}; in"
-                f" {model_path.name} it is of domain {found}.",
-                hint="Export the model again.",
-            )
-        return layer_impl[node]
+    def impl(node: str | None) -> LayerImpl | None:
+        return None if node is None else layer_impl[node]
 
     def of_projections(layer: LayerInfo) -> LayerImpl | None:
-        impls = {impl(layer, node) for node in projections(layer)}
+        impls = {impl(node) for node in projections(layer)}
         # A layer counts as running on kernels only if both projections do.
         return next((one for one in ("dense", "function", "kernel") if one in impls), None)
 
     return tuple(
         LayerRun(
             layer.path,
-            impl(layer, layer.node),
-            impl(layer, router),
+            impl(layer.node),
+            impl(router),
             of_projections(layer),
             choice_text(layer) if layer.ranges else None,
             form_named(layer.router).is_constant,

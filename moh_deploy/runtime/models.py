@@ -9,6 +9,7 @@ from pathlib import Path
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import ComputeType, Manifest, OnnxPackage, Runtime
+from moh_deploy.runtime.apart import RunnerApart
 from moh_deploy.runtime.base import AS_IT_IS, Deployed, Model, Runner, Variant
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
@@ -25,6 +26,8 @@ def _open(source: OnnxPackage | Path, variant: Variant) -> Runner:
     """
     # A runtime for such models adds its branch here, and its name to `Runtime`.
     if variant.runtime == "openvino":
+        if variant.apart and variant.extra_outputs:
+            return RunnerApart(open_compiled, source, variant)
         return open_compiled(source, variant)
     return open_session(source, variant)
 

@@ -29,6 +29,7 @@ class RunReport(Report):
         kernels: The kernel library that was registered, or why none was.
         seconds: Wall time of the run itself, loading left out.
         num_nan: How many elements of an output are NaN, by its name; outputs without are left out.
+        by_order: Which inputs were taken in their order, as a sentence; empty where names tell.
     """
 
     package: Path
@@ -40,6 +41,7 @@ class RunReport(Report):
     kernels: KernelUse
     seconds: float
     num_nan: Mapping[str, int] = field(default_factory=dict)
+    by_order: str = ""
 
     def document(self) -> Document:
         """Return what it says."""
@@ -50,6 +52,8 @@ class RunReport(Report):
             nodes_text(self.kernel_nodes, self.function_nodes),
             self.kernels.describe(),
         ]
+        if self.by_order:
+            remarks.append(self.by_order)
         if any(one.dtype == "bfloat16" for one in self.outputs):
             # npz has no name for them; ml_dtypes gives numpy one.
             remarks.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -180,10 +180,18 @@ class ServedModel:
         return 1 if self.batch_axis is None else self.batch_axis.size(inputs)
 
 
-def open_served(model: Deployed, settings: ServingSettings) -> ServedModel:
-    """Open a package or engine to be served.
+def open_served(
+    model: Deployed, settings: ServingSettings, *, is_restart: bool = False
+) -> ServedModel:
+    """Open a package or engine to be served; of a package a known answer is tried.
+
+    Args:
+        model: The package or engine.
+        settings: How it is served.
+        is_restart: A process before this one has served it.
 
     Raises:
+        ValidationError: It answers a recorded run wrongly.
         BackendError: The runtime is not there, or refuses the model.
         PackageError: It cannot be read, or has changed since it was written.
         ConfigError: The guard's policy is wrong, a package beside takes or returns others, or the
@@ -198,7 +206,8 @@ def open_served(model: Deployed, settings: ServingSettings) -> ServedModel:
         observers += (open_shadow(model, shadow, settings.shadow_share, way),)
     inner = tuple({name: None for one in observers for name in one.inner})
     if settings.guard:
-        guard = open_guard(model, guard_options(settings), inner, way)
+        options = replace(guard_options(settings), is_restart=is_restart)
+        guard = open_guard(model, options, inner, way)
         return ServedModel(model, guard, observers, telemetry=telemetry, drift=drift)
     opened = open_model(model, inner, way)
     return ServedModel(model, opened, observers, telemetry=telemetry, drift=drift)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
+from moh_deploy.serving.known_answer import require_known_answer
 from moh_deploy.serving.metrics import Family
 from moh_deploy.system.npz import Array
 
@@ -108,7 +109,7 @@ MOST_BYTES_TWICE = 32 * 2**20
 
 
 def open_model(model: Deployed, inner: Sequence[str], way: Variant) -> OneModel:
-    """Open a model whose inner values are wanted of some runs.
+    """Open a model whose inner values are wanted of some runs, and try its known answer.
 
     An output that is declared costs a run some 2 500 instructions, fetched or not: more than a
     hundredth of a model so small that it is hardly more memory to hold it twice.
@@ -120,10 +121,20 @@ def open_model(model: Deployed, inner: Sequence[str], way: Variant) -> OneModel:
 
     Raises:
         BackendError: The runtime is not there, or refuses the model.
+        ValidationError: It answers a recorded run wrongly.
     """
-    if inner and _bytes_of(model) <= MOST_BYTES_TWICE:
-        return OneModel(model.open(way), model.open(way.returning(inner)))
-    return OneModel(model.open(way.returning(inner)))
+    gates = () if model.is_compiled else model.made_from(None).gate_names
+    returned = tuple(dict.fromkeys((*inner, *gates)))
+    if not returned or _bytes_of(model) > MOST_BYTES_TWICE:
+        runner = model.open(way.returning(returned))
+        require_known_answer(model, way, runner)
+        return OneModel(runner)
+    runner, reading = model.open(way), model.open(way.returning(returned))
+    require_known_answer(model, way, runner, reading)
+    if inner:
+        return OneModel(runner, reading)
+    reading.close()
+    return OneModel(runner)
 
 
 def _bytes_of(model: Deployed) -> int:

@@ -21,12 +21,21 @@ from numpy.typing import NDArray
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.system.bounded_file import open_regular
 from moh_deploy.system.bounded_zip import open_archive
+from moh_deploy.system.replaceable import FileKind
 
 Array: TypeAlias = NDArray[np.generic]
 BoolArray: TypeAlias = NDArray[np.bool_]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _RAW_BFLOAT16 = np.dtype("V2")
+
+
+def _is_npz(path: Path) -> bool:
+    with open_archive(path, error=MoHDeployError, what="an npz file", hint="") as archive:
+        return all(name.endswith(".npy") for name in archive.namelist())
+
+
+NPZ_FILE = FileKind("file of arrays (npz)", _is_npz)
 
 
 def write_npz(file: Path | IO[bytes], arrays: Mapping[str, Array]) -> None:

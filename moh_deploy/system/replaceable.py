@@ -1,13 +1,16 @@
-"""Decide where a command may write: which directories it replaces, and where files can be."""
+"""Decide where a command may write: which directories and files it replaces."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from moh_deploy.errors import PackageError
+from moh_deploy.errors import ConfigError, MoHDeployError, PackageError
+
+_HEAD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,29 @@ class DirectoryKind:
     manifest: str
     is_manifest: Callable[[Path], bool]
     files: frozenset[str]
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file that a command writes, and how an earlier one is known.
+
+    Attributes:
+        noun: What people call it: `ONNX model`.
+        is_one: Tells whether a file is one.
+    """
+
+    noun: str
+    is_one: Callable[[Path], bool]
+
+    @classmethod
+    def beginning_with(cls, noun: str, pattern: bytes) -> FileKind:
+        """Return a kind that is known by how its files begin."""
+
+        def is_one(path: Path) -> bool:
+            with path.open("rb") as file:
+                return re.match(pattern, file.read(_HEAD_BYTES), re.DOTALL) is not None
+
+        return cls(noun, is_one)
 
 
 def check_output(output: Path, kind: DirectoryKind) -> None:
@@ -52,11 +78,19 @@ def check_output(output: Path, kind: DirectoryKind) -> None:
         raise PackageError(f"{output} cannot be made: no permission to write to {parent}.")
 
 
-def check_file_output(output: Path) -> None:
+def check_file_output(output: Path, kind: FileKind | None, *, reads: Iterable[Path] = ()) -> None:
     """Check that a file may be written here, before any long work.
 
+    An empty file may be replaced by any kind.
+
+    Args:
+        kind: What is written; None where what is there is read before it is replaced.
+        reads: The files that it is made of.
+
     Raises:
-        PackageError: It is a directory, or there is none to write it to.
+        PackageError: It is a directory, there is none to write it to, or what is there is of
+            another kind.
+        ConfigError: It is one of those that are read.
     """
     # Unlike those of `Path`, these never raise where a directory may not be entered.
     if os.path.isdir(output):
@@ -64,6 +98,26 @@ def check_file_output(output: Path) -> None:
     folder = os.path.dirname(os.path.realpath(output))
     if not os.path.isdir(folder):
         raise PackageError(f"{output} cannot be written: there is no directory {folder}.")
+    # What is no regular file, such as a device, is never replaced: see `staged_file`.
+    if not os.path.isfile(output):
+        return
+    if any(os.path.exists(one) and output.samefile(one) for one in reads):
+        raise ConfigError(
+            f"{output} is to be written, and is read as well: it would be lost.",
+            hint="Name another file.",
+        )
+    if kind is not None and os.path.getsize(output) and not _is_one(kind, output):
+        raise PackageError(
+            f"{output} exists and is not {_a(kind.noun)}: it will not be overwritten.",
+            hint="Name another file, or move this one elsewhere.",
+        )
+
+
+def _is_one(kind: FileKind, path: Path) -> bool:
+    try:
+        return kind.is_one(path)
+    except (OSError, MoHDeployError):  # what cannot be read is not known to be ours
+        return False
 
 
 def _check_replaceable(output: Path, kind: DirectoryKind) -> None:
@@ -109,7 +163,7 @@ def _check_writable(output: Path, names: Iterable[str], kind: DirectoryKind) -> 
 
 
 def _a(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
 
 def _nearest_existing(path: Path) -> Path:

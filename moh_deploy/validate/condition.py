@@ -113,6 +113,37 @@ def parse_conditions(texts: Sequence[str]) -> tuple[Condition, ...]:
     return found
 
 
+def metrics_of(conditions: Sequence[Condition], *, has_labels: bool) -> tuple[str, ...]:
+    """Return the metrics that conditions are about, in their order.
+
+    Raises:
+        ConfigError: There are some, and no labels.
+    """
+    metrics = tuple(one.metric for one in conditions if isinstance(one, AccuracyCondition))
+    if metrics and not has_labels:
+        raise ConfigError(
+            f"the condition on {metrics[0]} needs labels, and there are none.",
+            hint="Name them: --labels FILE|MEMBER, of the samples in --inputs.",
+        )
+    return metrics
+
+
+def better_of(conditions: Sequence[Condition]) -> Better | None:
+    """Return which values of the user's own metrics are better; None without any.
+
+    Raises:
+        ConfigError: Conditions bound them from both sides.
+    """
+    on_metrics = [one for one in conditions if isinstance(one, AccuracyCondition)]
+    sides = {one.better for one in on_metrics if ":" in one.metric}
+    if len(sides) > 1:
+        raise ConfigError(
+            "conditions bound metrics of your own from both sides, expected one side for all.",
+            hint="Let one function return its values with the other sign.",
+        )
+    return next(iter(sides), None)
+
+
 def _flips(text: str, comparison: str, limit: str) -> FlipsCondition:
     match = _COUNT.fullmatch(limit)
     if comparison != "<=" or match is None:

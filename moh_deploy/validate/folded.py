@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from moh_deploy.validate.agreement import Top1Agreement
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport, combined
 from moh_deploy.validate.valid_tokens import added_tokens
 
@@ -44,7 +45,13 @@ def _by(
 def _outputs(group: list[OutputParity]) -> OutputParity:
     worst = max(group, key=lambda one: _badness(one.reason, one.max_abs_error, one.tolerance))
     counted = [one.elements for one in group if one.elements is not None]
-    return replace(worst, vectors=_label(worst, group), elements=sum(counted) if counted else None)
+    agreements = [one.top_1 for one in group if one.top_1 is not None]
+    return replace(
+        worst,
+        vectors=_label(worst, group),
+        elements=sum(counted) if counted else None,
+        top_1=sum(agreements, Top1Agreement(0, 0)) if agreements else None,
+    )
 
 
 def _layers(group: list[LayerParity]) -> LayerParity:
@@ -65,7 +72,7 @@ def _layers(group: list[LayerParity]) -> LayerParity:
         flipped_tokens=sum(one.flipped_tokens for one in group),
         excused_tokens=sum(one.excused_tokens for one in group),
         forced=forced,
-        free_flips=sum(map(_free_flips, group)) if forced else None,
+        free_flips=sum(one.own_flips for one in group) if forced else None,
         agreement=_mean(group, lambda one: one.agreement),
         jaccard=_mean(group, lambda one: one.jaccard),
         smallest_margin=_of(min, group, lambda one: one.smallest_margin),
@@ -90,11 +97,6 @@ def _badness(reason: str | None, error: float, tolerance: float | None) -> float
     share = error / tolerance if tolerance else error
     # What failed is worse than any error that passed. NaN that nobody judged must not win `max`.
     return (0.0 if math.isnan(share) else share) if reason is None else math.inf
-
-
-def _free_flips(one: LayerParity) -> int:
-    # A batch that was not run with forced routing has its flips in the run left to itself.
-    return one.flipped_tokens + one.excused_tokens if one.free_flips is None else one.free_flips
 
 
 def _mean(group: list[LayerParity], of: Callable[[LayerParity], float | None]) -> float | None:

@@ -103,9 +103,10 @@ def _margins(layer: LayerValues, gates: Array, results: Mapping[str, Array]) -> 
     """Return [B, S]: see `VectorSet.margins`; NaN where a score is."""
     tokens = gates.shape[:-1]
     # A router of plain operators shows no scores, so its choices cannot be called ties.
-    if layer.router is not None and layer.logits is not None:
+    logits = None if layer.logits is None else results.get(layer.logits)
+    if layer.router is not None and logits is not None:
         form, top_k = layer.router.form, int(layer.router.attributes["top_k"])
-        margins = form.margins(form.scores(results[layer.logits]), top_k)
+        margins = form.margins(form.scores(logits), top_k)
         # One margin per [B, S] is needed; logits over windows or samples do not tell a token's
         # choice.
         if margins.size == np.prod(tokens):

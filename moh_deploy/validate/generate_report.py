@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
-from moh_deploy.errors import MoHDeployError, ValidationError
+from moh_deploy.config.dtypes import IntegerPrecision
+from moh_deploy.errors import MoHDeployError
 from moh_deploy.report.document import Document, Share, Table, Text
+from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.layers_text import runs_text
-from moh_deploy.validate.token_parity import TokenDifference
+from moh_deploy.validate.token_parity import TokenParity
 
 
 @dataclass(frozen=True)
@@ -29,44 +32,6 @@ class GeneratedText:
     tokens: tuple[int, ...]
     text: str | None
     ended: bool
-
-
-@dataclass(frozen=True)
-class TokenParity:
-    """The comparison of what was generated with what another model generates.
-
-    Attributes:
-        against: The other model, in words.
-        compared: How many tokens were compared: of each text up to its first difference.
-        differences: That of each text that has one.
-    """
-
-    against: str
-    compared: int
-    differences: tuple[TokenDifference, ...]
-
-    @property
-    def unexplained(self) -> tuple[TokenDifference, ...]:
-        """The differences that rounding does not explain."""
-        return tuple(one for one in self.differences if not one.is_near_tie)
-
-    def failure(self, subject: str) -> ValidationError | None:
-        """Say which token is another one, and not by rounding alone; None where none is.
-
-        Args:
-            subject: What was compared, in words.
-        """
-        if not self.unexplained:
-            return None
-        first = self.unexplained[0]
-        return ValidationError(
-            f"{subject} does not generate what {self.against} does: of prompt"
-            f" {first.prompt}, token {first.position + 1} is {first.token}, expected"
-            f" {first.expected}; its logit is larger by {first.margin:.3g} there, rounding explains"
-            f" {2 * first.allowed:.3g}.",
-            hint="`moh-deploy verify` compares outputs and routing on recorded runs, and names the"
-            " layer that differs first.",
-        )
 
 
 @dataclass(frozen=True)
@@ -133,11 +98,16 @@ class GenerateReport(Report):
 
 def parity_sections(parity: TokenParity) -> list[Table | Text]:
     """Return the verdict of a comparison of tokens, and where texts part."""
-    same = not parity.differences
-    good = not parity.unexplained
-    words = "EQUAL tokens" if same else "tokens part by rounding alone" if good else "OTHER tokens"
-    verdict = Text(f"{words}: {parity.compared} compared with {parity.against}", is_good=good)
-    if same:
+    words = {"not equal": "OTHER tokens", "equal": "EQUAL tokens"}.get(parity.verdict)
+    if words is None:
+        in_integers = parity.precision in get_args(IntegerPrecision)
+        parted = "tokens part by rounding alone"
+        words = f"WITHIN TOLERANCE ({parity.precision})" if in_integers else parted
+    same = parity.compared - len(parity.differences)
+    found = f"{same} of {count(parity.tokens, 'greedy token')} are the same before texts part"
+    is_good = parity.verdict != "not equal"
+    verdict = Text(f"{words}: {found}, compared with {parity.against}", is_good)
+    if not parity.differences:
         return [verdict]
     columns = ("prompt", "#equal before", "#token", "#expected", "#margin", "explained")
     rows = [

@@ -44,10 +44,10 @@ class InlineReport(Report):
             blocks.append(Text(parity.kernels.describe()))
         routing = parity.routing_agreement
         agreement = "" if routing is None else f", routing agreement {routing:.6g}"
-        equal = (
-            f"EQUAL to the original on {count(parity.vector_sets, 'run')}: max abs error"
-            f" {parity.max_abs_error:.3g}{agreement}"
-        )
+        to = "of" if parity.is_in_integers else "to"
+        runs = count(parity.vector_sets, "run")
+        error = f"max abs error {parity.max_abs_error:.3g}"
+        equal = f"{parity.answer} {to} the original on {runs}: {error}{agreement}"
         blocks.append(Text(equal, True))
         beside = "" if self.weights is None else f", weights in {self.weights}"
         return Document("inline", tuple(blocks), remarks=(f"written to {self.model}{beside}",))

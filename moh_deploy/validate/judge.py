@@ -20,6 +20,7 @@ from moh_deploy.graph.forced_gates import computed_gates, forced_gates
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array
+from moh_deploy.validate.agreement import holds_classes
 from moh_deploy.validate.diagnosis import diagnosis, reference_is_nan
 from moh_deploy.validate.layer_parity import (
     LayerReference,
@@ -358,7 +359,8 @@ class Judge:
         skip_absent: bool = False,
         forced: bool = False,
     ) -> Iterator[OutputParity]:
-        for name in (spec.name for spec in self.package.manifest.outputs):
+        for spec in self.package.manifest.outputs:
+            name = spec.name
             if name in case.expected.outputs:
                 value, reference, place = case.view.of(
                     name, got.get(name), case.expected.outputs[name]
@@ -373,6 +375,7 @@ class Judge:
                     floor=floor.outputs.get(name),
                     forced=forced,
                     place=place,
+                    has_classes=holds_classes(spec),
                 )
             elif not skip_absent:
                 why = f"output '{name}' is not in vectors {case.label}."
@@ -399,10 +402,12 @@ def _unjudged(
     package: OnnxPackage, case: ComparedSet, got: Mapping[str, Array]
 ) -> Iterator[OutputParity]:
     label = f"{case.label}, behind a flip"
-    for name in (spec.name for spec in package.manifest.outputs):
+    for spec in package.manifest.outputs:
+        name = spec.name
         if name in case.expected.outputs:
             value, reference, _ = case.view.of(name, got.get(name), case.expected.outputs[name])
-            yield unjudged_output(name, label, value, reference)
+            has_classes = holds_classes(spec)
+            yield unjudged_output(name, label, value, reference, has_classes=has_classes)
 
 
 def _merged(forced: LayerParity, free: LayerParity) -> LayerParity:

@@ -91,7 +91,9 @@ class PackageReference:
         pairs = zip(samples, made, strict=True)
         found = [self._answer(package, one.known, vectors) for one, vectors in pairs]
         has_gates = len(self.other.manifest.layers) == len(package.manifest.layers)
-        return Answers(tuple(found), has_gates, tuple(self._notes(package, found)))
+        notes = list(self._notes(package, found))
+        notes += [f"{self.name}: {note}" for note in recorder.runner.describe().notes]
+        return Answers(tuple(found), has_gates, tuple(notes))
 
     def _notes(self, package: OnnxPackage, found: Sequence[VectorSet]) -> Iterator[str]:
         yield from _absent(self.name, package, found)

@@ -6,6 +6,7 @@ import math
 
 from moh_deploy.package import Spread, beside_masks, spread
 from moh_deploy.system.npz import Array
+from moh_deploy.validate.agreement import top_1_agreement
 from moh_deploy.validate.differences import (
     Float64Array,
     ShownIndex,
@@ -30,6 +31,7 @@ def compare_output(
     floor: Spread | None = None,
     forced: bool = False,
     place: ShownIndex = list,
+    has_classes: bool = False,
 ) -> OutputParity:
     """Compare an output element by element.
 
@@ -42,6 +44,7 @@ def compare_output(
         floor: How far rounding noise moves this output; None if it is not known.
         forced: The reference gates were fed to every layer.
         place: From an index into these arrays to what is shown of it.
+        has_classes: Its last axis is of classes: the rows that agree on the first are counted.
     """
     what = f"output '{name}' of vectors {vectors}"
     mismatch = structural_mismatch(what, got, reference)
@@ -71,11 +74,17 @@ def compare_output(
         elements=error.size,
         rms_error=measured.rms,
         rms_tolerance=limit.rms if math.isfinite(limit.rms) else None,
+        top_1=top_1_agreement(got, reference) if has_classes else None,
     )
 
 
-def unjudged_output(name: str, vectors: str, got: Array | None, reference: Array) -> OutputParity:
-    """Measure an output behind an explained flip, where no bound is known: it must be finite."""
+def unjudged_output(
+    name: str, vectors: str, got: Array | None, reference: Array, *, has_classes: bool = False
+) -> OutputParity:
+    """Measure an output behind an explained flip, where no bound is known: it must be finite.
+
+    Arguments are those of `compare_output`.
+    """
     what = f"output '{name}' of vectors {vectors}"
     mismatch = structural_mismatch(what, got, reference)
     if got is None or mismatch is not None:
@@ -91,6 +100,7 @@ def unjudged_output(name: str, vectors: str, got: Array | None, reference: Array
         tolerance=None,
         elements=reference.size,
         reason=None if math.isfinite(error) else _not_finite(what, reference, errors),
+        top_1=top_1_agreement(got, reference) if has_classes else None,
     )
 
 

@@ -65,6 +65,7 @@ def compare(
     notes = [note for view in views for note in view.notes]
     notes += [note for one in judged for note in one.notes]
     found = runner.describe()
+    notes += found.notes
     return ParityReport(
         reference=reference,
         vector_sets=len(vectors),
@@ -80,4 +81,5 @@ def compare(
         notes=tuple(dict.fromkeys(notes)),
         statistics=joined(one.statistics for one in judged),
         tokens=count_tokens(valid),
+        precision=package.manifest.precision,
     )

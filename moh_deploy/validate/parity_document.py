@@ -32,10 +32,12 @@ from moh_deploy.report.formats import EVERYWHERE, PAGE, ROOMY
 from moh_deploy.report.numbers import count, number, share
 from moh_deploy.runtime.layers_text import nodes_text, runs_as, runs_text
 from moh_deploy.validate.accuracy.document import accuracy_case, accuracy_fact, accuracy_section
+from moh_deploy.validate.agreement import agreement_facts
 from moh_deploy.validate.routing_drawings import routing_sections
 from moh_deploy.validate.tolerances import Tolerance
 
 if TYPE_CHECKING:
+    from moh_deploy.validate.checks import Check
     from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
 
 
@@ -71,7 +73,7 @@ _LAYER_CELLS: tuple[tuple[str | Column, Callable[[LayerParity, ParityReport], Ce
     ("#attention", lambda one, _: one.attention_error),
     ("#tolerance", lambda one, _: one.attention_tolerance),
     ("judged by", lambda one, _: one.judged_by),
-    ("verdict", lambda one, _: _status(layer_answer(one))),
+    ("verdict", lambda one, report: _status(layer_answer(one), report)),
 )
 """Of each layer: the head of a column, and what stands in it."""
 _RULE_COLUMNS = (
@@ -105,11 +107,10 @@ _ABOUT_ERRORS = (
 
 def parity_document(report: ParityReport) -> Document:
     """Return what the report says of each comparison, and of all of them."""
-    word: str = report.answer
-    is_good = report.equal
+    word, is_good = report.answer, report.equal
     # What is worse than before does not pass, even where it is equal.
     if report.equal and report.ratchet is not None and report.ratchet.reasons:
-        word, is_good = "EQUAL, AND WORSE THAN BEFORE", False
+        word, is_good = f"{word}, AND WORSE THAN BEFORE", False
     verdict = Verdict(
         word,
         is_good,
@@ -121,7 +122,7 @@ def parity_document(report: ParityReport) -> Document:
     )
     return Document(
         "verify",
-        tuple(map(_part, range(len(report.parts)), report.parts)) or tuple(_blocks(report, 0)),
+        tuple(map(_part, report.parts, range(len(report.parts)))) or tuple(_blocks(report, 0)),
         verdict,
         facts=tuple(_facts(report)),
         baseline=baseline_section(report.ratchet),
@@ -145,8 +146,9 @@ def layer_answer(entry: LayerParity) -> EntryAnswer:
     return "equal" if entry.reason is None else "differs"
 
 
-def _status(answer: EntryAnswer) -> Status:
-    return Status(answer, {"equal": True, "differs": False}.get(answer))
+def _status(answer: EntryAnswer, report: ParityReport) -> Status:
+    word = "within tolerance" if answer == "equal" and report.is_in_integers else answer
+    return Status(word, {"equal": True, "differs": False}.get(answer))
 
 
 def _lines(report: ParityReport) -> Iterator[str]:
@@ -157,10 +159,18 @@ def _lines(report: ParityReport) -> Iterator[str]:
     for part in report.comparisons:
         sets = count(part.vector_sets, "vector set")
         yield f"{sets}; reference: {part.reference}{_subject(part)}"
+    yield from comparison_lines(report)
     yield f"tolerances: {report.policy}; rules of {', '.join(report.rules) or 'nothing'}"
     yield runs_text(report.layer_runs)
     yield nodes_text(report.kernel_nodes, report.function_nodes)
     yield report.kernels.describe()
+
+
+def comparison_lines(report: ParityReport, *, with_quality: bool = True) -> Iterator[str]:
+    """Yield how far a package in int8 or int4 agrees, and what each check found."""
+    for fact in agreement_facts(report, with_quality=with_quality):
+        yield f"{fact.name}: {fact.value} {fact.note}"
+    yield from (f"{one.name}: {one.verdict}: {one.measured}" for one in report.checks)
 
 
 def _figures(report: ParityReport) -> str:
@@ -175,6 +185,7 @@ def _subject(report: ParityReport) -> str:
 
 def _facts(report: ParityReport) -> Iterator[Fact]:
     yield from map(accuracy_fact, report.accuracy)
+    yield from agreement_facts(report)
     yield Fact("max abs error", number(report.max_abs_error) or "–", "of outputs that are judged")
     agreement = report.routing_agreement
     if agreement is None or not report.layers:
@@ -192,12 +203,18 @@ def _facts(report: ParityReport) -> Iterator[Fact]:
     yield Fact("MoH layers on a kernel", found)
 
 
-def _part(index: int, report: ParityReport) -> Section:
-    """Return one of several comparisons."""
+def _part(report: ParityReport, index: int) -> Section:
+    # What the first one says of agreement stands beside the verdict on all.
+    lines = comparison_lines(report, with_quality=False) if index else ()
+    return comparison_section(report, lines, index)
+
+
+def comparison_section(report: ParityReport, lines: Iterable[str], index: int = 0) -> Section:
+    """Return one comparison among other things; on a page it has a number of its own."""
     verdict = Verdict(
         report.answer,
         report.equal,
-        lines=(f"{_figures(report)}{_subject(report)}",),
+        lines=(f"{_figures(report)}{_subject(report)}", *lines),
         reasons=report.reasons,
         notes=report.notes,
         most_reasons=_MOST_REASONS,
@@ -238,7 +255,7 @@ def _blocks(report: ParityReport, index: int) -> Iterator[Block]:
 def _output_rows(report: ParityReport) -> Iterator[tuple[Cell, ...]]:
     for entry in _worst_outputs(report):
         errors = (entry.max_abs_error, entry.max_rel_error, entry.tolerance, entry.floor)
-        yield (entry.name, entry.vectors, *errors, _status(output_answer(entry)))
+        yield (entry.name, entry.vectors, *errors, _status(output_answer(entry), report))
 
 
 def _runs_as(path: str, report: ParityReport) -> str:
@@ -261,7 +278,7 @@ def _rule_row(name: str, rule: Tolerance) -> tuple[Cell, ...]:
 def _error_rows(report: ParityReport) -> Iterator[tuple[Cell, ...]]:
     """Yield the errors of each layer in the order in which they arise, then those of outputs."""
     for layer in _worst_layers(report):
-        answer = layer_answer(layer)
+        answer = _status(layer_answer(layer), report)
         if layer.score_error is not None:
             yield _error_row(layer.path, "scores", layer.score_error, layer.score_tolerance, answer)
         yield _error_row(layer.path, "gates", layer.gate_error, layer.gate_tolerance, answer)
@@ -270,17 +287,18 @@ def _error_rows(report: ParityReport) -> Iterator[tuple[Cell, ...]]:
             yield _error_row(layer.path, "attention", error, limit, answer)
     for output in _worst_outputs(report):
         error, limit = output.max_abs_error, output.tolerance
-        yield _error_row(output.name, "output", error, limit, output_answer(output))
+        answer = _status(output_answer(output), report)
+        yield _error_row(output.name, "output", error, limit, answer)
 
 
 def _error_row(
-    name: str, what: str, error: float, limit: float | None, answer: EntryAnswer
+    name: str, what: str, error: float, limit: float | None, answer: Status
 ) -> tuple[Cell, ...]:
     words = f"{name}: error {number(error)}, tolerance {number(limit) or 'none'}"
     is_bad = limit is not None and error > limit
     # A tolerance of 0 has no place on a logarithmic axis.
     drawn = Drawn(words, error, limit or None, bar_from=0.0, is_bad=is_bad)
-    return (name, what, drawn, error, limit, _status(answer))
+    return (name, what, drawn, error, limit, answer)
 
 
 def _worst_outputs(report: ParityReport) -> list[OutputParity]:
@@ -326,6 +344,8 @@ def parity_suites(report: ParityReport) -> Iterator[CiSuite]:
     for part in report.comparisons:
         facts = {"subject": part.subject, "reference": part.reference, "policy": part.policy}
         facts["kernels"] = part.kernels.describe()
+        facts["verdict"] = part.answer
+        facts |= {fact.name: f"{fact.value} {fact.note}" for fact in agreement_facts(part)}
         # CIs tell suites apart by their names alone.
         against = part.reference if report.parts else ""
         cases = tuple(_cases(part))
@@ -335,14 +355,20 @@ def parity_suites(report: ParityReport) -> Iterator[CiSuite]:
 def _cases(report: ParityReport) -> Iterator[CiCase]:
     verdict: CiOutcome = "passed" if report.equal else "failure"
     compared = len(report.accuracy) + len(report.outputs) + len(report.layers)
-    said = f"{compared} comparisons" if report.equal else report.reasons[0]
-    yield CiCase("verify", "verdict", verdict, said)
+    message = f"{report.answer}: {compared} comparisons" if report.equal else report.reasons[0]
+    yield CiCase("verify", "verdict", verdict, message)
     yield from map(accuracy_case, report.accuracy)
+    yield from map(_check_case, report.checks)
     yield from map(_output_case, report.outputs)
     yield from map(_layer_case, report.layers)
     # Skipped, not left out: a CI that counts cases sees that routing was not compared.
     if not report.has_routing:
         yield CiCase("layers", "routing", "skipped", "The reference holds no gates.")
+
+
+def _check_case(entry: Check) -> CiCase:
+    outcome: CiOutcome = "passed" if entry.reason is None else "failure"
+    return CiCase("checks", entry.name, outcome, f"{entry.verdict}: {entry.measured}")
 
 
 def _output_case(entry: OutputParity) -> CiCase:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
+from moh_deploy.config.dtypes import IntegerPrecision
 from moh_deploy.errors import ValidationError
 from moh_deploy.report.baseline.result import RatchetResult
 from moh_deploy.report.document import Document
@@ -14,12 +15,15 @@ from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
+from moh_deploy.validate.agreement import Flips, Top1Agreement, top_1_by_output
+from moh_deploy.validate.checks import Check
 from moh_deploy.validate.differences import worst
 from moh_deploy.validate.routing_statistics import NO_STATISTICS, RoutingStatistics, joined
 from moh_deploy.validate.tolerances import BUILT_IN, Tolerance
 from moh_deploy.validate.valid_tokens import TokenCount
 
 JudgedBy = Literal["choices", "scores", "nothing"]
+ParityVerdict = Literal["equal", "within tolerance", "not equal", "cannot tell"]
 LayerPart = Literal["scores", "choice", "gates", "attention"]
 """Of what is compared of a layer, in the order in which it is computed."""
 
@@ -40,6 +44,7 @@ class OutputParity:
         elements: How many numbers were compared; None where they cannot be.
         rms_error: Root mean square of got - reference; None where they cannot be compared.
         rms_tolerance: The largest `rms_error` that counts as equal; None where it is not judged.
+        top_1: Rows with the same top-1 class, where the output looks like logits of classes.
     """
 
     name: str
@@ -53,6 +58,7 @@ class OutputParity:
     elements: int | None = None
     rms_error: float | None = None
     rms_tolerance: float | None = None
+    top_1: Top1Agreement | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,12 @@ class LayerParity:
     wrong: tuple[LayerPart, ...] = ()
 
     @property
+    def own_flips(self) -> int:
+        """How many tokens chose other heads when the model was left to itself."""
+        own = self.flipped_tokens + self.excused_tokens + self.undecided_tokens
+        return (self.free_flips or 0) if self.forced else own
+
+    @property
     def no_data(self) -> bool:
         """Nothing is known to be wrong, and it cannot be said that all is equal."""
         return self.judged_by == "nothing" or (self.undecided_tokens > 0 and not self.wrong)
@@ -147,6 +159,8 @@ class ParityReport(Report):
         parts: Of a report that joins several comparisons, each by itself.
         ratchet: How it compares with a baseline file; None without one, or if it is not equal.
         accuracy: Metrics of a task, where there are labels.
+        precision: Of the package that ran.
+        checks: What else was judged: stored weights, conditions on flips.
     """
 
     schema_version: Literal[1] = field(default=1, init=False)
@@ -168,6 +182,8 @@ class ParityReport(Report):
     parts: tuple[ParityReport, ...] = field(default=(), metadata=HIDDEN)
     ratchet: RatchetResult | None = None
     accuracy: tuple[MetricParity, ...] = ()
+    precision: str = "float32"
+    checks: tuple[Check, ...] = ()
 
     @property
     def comparisons(self) -> tuple[ParityReport, ...]:
@@ -191,8 +207,8 @@ class ParityReport(Report):
         if self.outputs and all(output.elements == 0 for output in self.outputs):
             padding = "" if self.tokens is None else f" {self.tokens.describe()}"
             return (f"no output holds anything to compare, so nothing is proven.{padding}",)
-        entries: tuple[OutputParity | LayerParity | MetricParity, ...]
-        entries = (*self.accuracy, *self.outputs, *self.layers)
+        entries: tuple[OutputParity | LayerParity | MetricParity | Check, ...]
+        entries = (*self.checks, *self.accuracy, *self.outputs, *self.layers)
         wrong = tuple(entry.reason for entry in entries if entry.reason is not None)
         none = "no data. No token of it was left to compare, in any vector set."
         return (*wrong, *(f"layer '{path}': {none}" for path in self.unjudged_layers))
@@ -205,7 +221,7 @@ class ParityReport(Report):
 
     def _reasons_of(self, part: ParityReport) -> tuple[str, ...]:
         """Return them with their reference, if there are others."""
-        if all(part.reference == other.reference for other in self.parts):
+        if part.reference == self.reference:
             return part.reasons
         return tuple(f"against {part.reference}: {text}" for text in part.reasons)
 
@@ -215,20 +231,33 @@ class ParityReport(Report):
         return not self.reasons
 
     @property
-    def answer(self) -> Literal["EQUAL", "NOT EQUAL", "CANNOT TELL"]:
-        """The answer in one word. The last is no pass: nothing is known to be wrong, and it cannot
-        be said that all is equal, for want of samples or of what is known of ties."""
+    @in_json()
+    def verdict(self) -> ParityVerdict:
+        """The answer. Packages in int8 or int4 are never equal, but within tolerance. `cannot tell`
+        is no pass: nothing is known to be wrong, and too little of samples or ties is known."""
         if self.equal:
-            return "EQUAL"
-        return "NOT EQUAL" if any(one._is_wrong for one in self.comparisons) else "CANNOT TELL"
+            return "within tolerance" if self.is_in_integers else "equal"
+        return "not equal" if any(one._is_wrong for one in self.comparisons) else "cannot tell"
+
+    @property
+    def answer(self) -> str:
+        """The verdict as reports show it: EQUAL, WITHIN TOLERANCE (int4)."""
+        precision = f" ({self.precision})" if self.verdict == "within tolerance" else ""
+        return f"{self.verdict.upper()}{precision}"
+
+    @property
+    def is_in_integers(self) -> bool:
+        """Whether the weights of the package are in int8 or int4."""
+        return self.precision in get_args(IntegerPrecision)
 
     @property
     def _is_wrong(self) -> bool:
         """Something is known not to be equal, or nothing was run; what cannot be told is not."""
-        known: tuple[OutputParity | LayerParity | MetricParity, ...] = (
+        known: tuple[OutputParity | LayerParity | MetricParity | Check, ...] = (
             *self.outputs,
             *(one for one in self.layers if not one.no_data),
             *(one for one in self.accuracy if one.verdict != "cannot tell"),
+            *(one for one in self.checks if one.verdict != "cannot tell"),
         )
         return not self.vector_sets or any(one.reason is not None for one in known)
 
@@ -245,16 +274,28 @@ class ParityReport(Report):
     @property
     @in_json()
     def routing_agreement(self) -> float | None:
-        """Share of equal (token, head) decisions, near-ties left out; 1.0 without layers.
-
-        None if gates were not compared.
-        """
+        """Share of equal (token, head) decisions, near-ties left out; 1.0 without layers, None if
+        gates were not compared."""
         if not self.has_routing:
             return None
         decisions = sum(layer.decisions for layer in self.layers)
         if not decisions:
             return float(not any(layer.reason for layer in self.layers))
         return sum(layer.equal_decisions for layer in self.layers) / decisions
+
+    @property
+    @in_json()
+    def top_1(self) -> Mapping[str, Top1Agreement]:
+        """Rows of outputs that look like logits with the same top-1, of the first comparison."""
+        return top_1_by_output(self.comparisons[0].outputs)
+
+    @property
+    @in_json()
+    def flips(self) -> Flips | None:
+        """Tokens that chose other heads, of the first comparison; None without gates."""
+        first = self.comparisons[0]
+        of = sum(load.tokens for load in first.statistics.head_loads)
+        return Flips(sum(o.own_flips for o in first.layers), of) if first.has_routing else None
 
     @property
     def failure(self) -> ValidationError | None:
@@ -264,8 +305,7 @@ class ParityReport(Report):
         first, *others = self.reasons
         more = f" ({len(others)} more)" if others else ""
         notes = "".join(f" {note}" for note in self.notes)
-        unequal = self.answer == "NOT EQUAL"
-        answer = "not equal to the reference" if unequal else "cannot tell"
+        answer = "not equal to the reference" if self.verdict == "not equal" else "cannot tell"
         return ValidationError(f"{answer}: {first}{more}{notes}")
 
     def raise_if_unequal(self) -> None:
@@ -325,6 +365,7 @@ class ComparisonSummary:
     subject: str
     reference: str
     equal: bool
+    verdict: ParityVerdict
     has_routing: bool
     vector_sets: int
     max_abs_error: float
@@ -332,6 +373,9 @@ class ComparisonSummary:
     notes: tuple[str, ...]
     reasons: tuple[str, ...]
     tokens: TokenCount | None
+    top_1: Mapping[str, Top1Agreement]
+    flips: Flips | None
+    checks: tuple[Check, ...]
 
     @classmethod
     def of(cls, report: ParityReport) -> ComparisonSummary:
@@ -363,4 +407,5 @@ def combined(reports: Sequence[ParityReport], bodies: ParityReport | None = None
         statistics=joined(report.statistics for report in reports),
         parts=parts,
         accuracy=tuple(metric for report in reports for metric in report.accuracy),
+        checks=tuple(check for report in reports for check in report.checks),
     )

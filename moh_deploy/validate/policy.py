@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, CALLABLE, AccuracyRule
+from moh_deploy.validate.condition import AccuracyCondition, Condition, FlipsCondition
 from moh_deploy.validate.tolerances import (
     BUILT_IN,
     TOLERANCES,
@@ -34,11 +35,13 @@ class Policy:
         tolerances: A rule for each dtype.
         source: Where they come from, for the report.
         accuracy: A rule for each metric.
+        flips: How many tokens may choose other heads, ties included.
     """
 
     tolerances: Mapping[str, Tolerance]
     source: str
     accuracy: Mapping[str, AccuracyRule] = field(default_factory=lambda: ACCURACY_RULES)
+    flips: tuple[FlipsCondition, ...] = ()
 
     def rule(self, dtype: str) -> Tolerance:
         """Return the rule for a dtype; see `tolerance_for`."""
@@ -55,6 +58,31 @@ class Policy:
     def accuracy_rule(self, metric: str) -> AccuracyRule:
         """Return the rule for a metric; all that are no built-in ones have one in common."""
         return self.accuracy.get(metric, self.accuracy[CALLABLE])
+
+    def check_metrics(self, running: Collection[str]) -> None:
+        """Refuse rules of the user's own for metrics that do not run: they would judge nothing.
+
+        Args:
+            running: Names of the metrics that run; empty without labels.
+
+        Raises:
+            ConfigError: There is such a rule.
+        """
+        judged = {name if name in self.accuracy else CALLABLE for name in running}
+        for name, rule in self.accuracy.items():
+            if ACCURACY_RULES.get(name) != rule and name not in judged:
+                runs = f"metrics that run: {', '.join(running)}" if running else "no metric runs"
+                raise ConfigError(
+                    f"{self.source}: accuracy.{name} judges nothing: {runs}.",
+                    hint="Take the entry out, or let the metric run: --labels FILE --metric NAME.",
+                )
+
+    def within(self, conditions: Sequence[Condition]) -> Policy:
+        """Return the policy that asks for some conditions besides; `parity` is asked for anyway."""
+        on_metrics = (one for one in conditions if isinstance(one, AccuracyCondition))
+        rules = {one.metric: one.rule for one in on_metrics}
+        flips = tuple(one for one in conditions if isinstance(one, FlipsCondition))
+        return replace(self, accuracy={**self.accuracy, **rules}, flips=flips)
 
 
 BUILT_IN_POLICY = Policy(TOLERANCES, BUILT_IN)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
-from moh_deploy.config.dtypes import IntegerPrecision
 from moh_deploy.package import LayerInfo
 from moh_deploy.report.document import Block, Document, Table, Text
 from moh_deploy.report.numbers import count, si
 from moh_deploy.report.report import Report
+from moh_deploy.validate.checks import Check
+from moh_deploy.validate.parity_document import comparison_lines, comparison_section
 from moh_deploy.validate.parity_report import ParityReport
 
 
@@ -31,6 +31,10 @@ class PrecisionReport(Report):
         parity: The comparison of the package as it runs here with the original model.
         rounded: The same with every result rounded, as hardware does: ONNX Runtime on the CPU
             computes runs of float16 operators in float32. Of int8 and int4 it is `parity`.
+        weights: What comparing the stored weights found, in int8 and int4.
+        plain_session: How a session of ONNX Runtime without this library ends on a float16 model;
+            None if it loads.
+        beside: The comparison with the float32 package, where conditions, inputs or labels ask.
     """
 
     package: Path
@@ -42,6 +46,9 @@ class PrecisionReport(Report):
     bytes_after: int
     parity: ParityReport
     rounded: ParityReport
+    weights: Check | None = None
+    plain_session: str | None = None
+    beside: ParityReport | None = None
 
     def document(self) -> Document:
         """Return what it says."""
@@ -59,15 +66,23 @@ class PrecisionReport(Report):
             blocks.append(Table("routers", columns, list(map(_router_row, self.layers))))
         if self.parity.kernels.emulated_dtype is not None:
             blocks.append(Text(self.parity.kernels.describe()))
-        equal = (
-            f"EQUAL to the original within the rule for {self.precision}: largest error"
-            f" {self.parity.max_abs_error:.3g} as it runs here"
+        to = "of" if self.parity.is_in_integers else "to"
+        verdict = (
+            f"{self.parity.answer} {to} the original within the rule for {self.precision}: largest"
+            f" error {self.parity.max_abs_error:.3g} as it runs here"
         )
-        if self.precision not in get_args(IntegerPrecision):
-            equal += (
+        if not self.parity.is_in_integers:
+            verdict += (
                 f", {self.rounded.max_abs_error:.3g} with every result rounded as hardware does"
             )
-        blocks.append(Text(equal, True))
+        blocks.append(Text(verdict, True))
+        blocks += map(Text, comparison_lines(self.parity, with_quality=self.beside is None))
+        if self.weights is not None:
+            blocks.append(Text(f"{self.weights.name}: {self.weights.measured}"))
+        if self.plain_session is not None:
+            blocks.append(Text(self.plain_session, False))
+        if self.beside is not None:
+            blocks.append(comparison_section(self.beside, comparison_lines(self.beside)))
         return Document("precision", tuple(blocks), remarks=(f"written to {self.package}",))
 
 

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.package import Manifest, OnnxPackage, PackageWriter, Proof, VectorSet
-from moh_deploy.runtime.base import AS_IT_IS, Runner, Variant
+from moh_deploy.package import Manifest, OnnxPackage, PackageWriter, Proof, Runtime
+from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, Description, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
+from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
 from moh_deploy.validate.reference import RECORDED
-from moh_deploy.validate.samples import label
+from moh_deploy.validate.samples import Sample, recorded_samples, with_valid_tokens
 
 ON_BODIES = ", on function bodies"
 """What the name of a reference gets that function bodies were compared with."""
@@ -37,41 +38,74 @@ def compare_recorded(
     opened = runner or open_runner(package, variant.returning(names_to_return(package)))
     # Flips and half precision are judged on variants that are opened in the same way.
     variants = PackageVariants(package, variant)
-    found = compare(package, opened, package.vectors, variants=variants)
+    found, ran = compare(package, opened, package.vectors, variants=variants), opened.describe()
+    del opened  # Two sessions would hold the weights twice.
     # What rounding every result changes was asked of kernels and of bodies before.
-    numbers = () if variant.round_results else body_runs(package, opened, package.vectors)
-    if runner is None:
-        opened.close()  # Two sessions would hold the weights twice.
-    if not numbers:
+    if variant.round_results:
         return found
-    variant = replace(variant, kernels="off")
-    bodies = compare(
-        package,
-        open_runner(package, variant.returning(names_to_return(package))),
-        [package.vectors[number] for number in numbers],
-        labels=[label(str(number), package.vectors[number].sizes) for number in numbers],
-        reference=RECORDED + ON_BODIES,
-        variants=PackageVariants(package, variant),
-    )
-    return combined([found], bodies)
+    samples = recorded_samples(package.vectors)
+    samples = with_valid_tokens(samples, package.manifest, package.manifest.valid_tokens)
+    return combined([found], compare_bodies(package, ran, samples, variant.runtime))
 
 
-def body_runs(package: OnnxPackage, runner: Runner, vectors: Sequence[VectorSet]) -> Sequence[int]:
-    """Return the recorded runs to compare function bodies with, by their numbers.
+def compare_bodies(
+    package: OnnxPackage,
+    ran: Description,
+    samples: Sequence[Sample],
+    runtime: Runtime,
+    *,
+    reference: str = RECORDED,
+    policy: Policy = BUILT_IN_POLICY,
+) -> ParityReport | None:
+    """Compare function bodies with recorded runs: other machines run them in place of kernels.
 
     Args:
-        runner: What ran them all. If that was no kernel, the bodies were compared already.
-        vectors: The runs.
+        ran: What ran the package. If that was no kernel, the bodies were compared already.
+        samples: The runs; one of them is enough, unless kernels round.
+        runtime: What runs the bodies.
+        reference: What recorded the runs, in the words of a report.
+        policy: What counts as equal.
+
+    Returns:
+        None if no kernel ran.
+
+    Raises:
+        BackendError: The runtime failed.
     """
-    found = runner.describe()
-    if not found.kernel_nodes or not vectors:
-        return ()
+    if not ran.kernel_nodes or not samples:
+        return None
     # Kernels that round are held to a wider rule: of the graph, the bodies have to say all.
-    if found.kernels.compute_type == "bfloat16" and package.manifest.precision == "float32":
-        return range(len(vectors))
-    sizes = [sum(array.size for array in one.inputs.values()) for one in vectors]
-    # A run without elements would compare nothing.
-    return (sizes.index(min(filter(None, sizes), default=0)),)
+    rounds = ran.kernels.compute_type == "bfloat16" and package.manifest.precision == "float32"
+    chosen = samples if rounds else [_smallest_telling(samples)]
+    # As they are written: to load them takes half the time, and a server tries what it optimised.
+    variant = replace(FUNCTION_BODIES, runtime=runtime, spins=False)
+    return compare(
+        package,
+        open_runner(package, variant.returning(names_to_return(package))),
+        [one.known for one in chosen],
+        labels=[one.label for one in chosen],
+        valid=[one.valid for one in chosen if one.valid is not None],
+        reference=reference + ON_BODIES,
+        variants=PackageVariants(package, variant),
+        policy=policy,
+    )
+
+
+def _smallest_telling(samples: Sequence[Sample]) -> Sample:
+    """Return the run of the smallest batch among those that are as long as the example, the first.
+
+    A shorter one is blind to much: the softmax of one key is 1, whatever the scores are.
+    """
+    # Gates are [B, S, H]: a dimension whose size is B in every run is the batch.
+    batches = [len(one.known.gates[0]) if one.known.gates else 1 for one in samples]
+    example, runs = samples[0].known.sizes, list(zip(samples, batches, strict=True))
+    lengths = [n for n in example if any(one.known.sizes[n] != batch for one, batch in runs)]
+    long = [
+        number
+        for number, (one, batch) in enumerate(runs)
+        if batch and all(one.known.sizes[name] >= example[name] for name in lengths)
+    ]
+    return samples[min(long, key=lambda number: batches[number], default=0)]
 
 
 def require_equal(package: OnnxPackage) -> None:

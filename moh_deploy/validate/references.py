@@ -95,7 +95,7 @@ def _named(named: str | Path, subject: Subject, recorded: Reference) -> Referenc
     # A package shows gates, so routing is compared as well; engines and plain models return
     # outputs.
     if isinstance(model, Deployed) and not model.is_compiled:  # Run as the one that is verified.
-        variant = Variant(runtime=subject.runtime, kernels=subject.kernels)
+        variant = Variant(runtime=subject.runtime, kernels=subject.kernels, apart=True)
         return PackageReference(model.name, model.made_from(None), variant)
     return ModelReference(model)
 

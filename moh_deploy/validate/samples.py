@@ -30,12 +30,14 @@ class Sample:
         label: How reports call it.
         file: Where it was read; None for a recorded run.
         valid: Which of its tokens count; None for all.
+        by_order: As in `UserVectors`.
     """
 
     known: VectorSet
     label: str
     file: Path | None = None
     valid: ValidTokens | None = None
+    by_order: str = ""
 
 
 ALL_TOKENS = "all"
@@ -124,7 +126,7 @@ def read_samples(
         # A file has no gates and margins: a reference adds them.
         known = VectorSet(user.sizes, user.inputs, user.expected, (), ())
         valid = valid_tokens_of(known, user.others, str(file), manifest, tokens)
-        found.append(Sample(known, label(name, user.sizes), file, valid))
+        found.append(Sample(known, label(name, user.sizes), file, valid, user.by_order))
     return tuple(found)
 
 

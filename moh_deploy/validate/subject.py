@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.reference import recorded_words
+from moh_deploy.validate.samples import label
 from moh_deploy.validate.variants import Variants
 
 
@@ -49,25 +51,42 @@ class Subject:
     @property
     def _variant(self) -> Variant:
         # Nothing is timed, so threads may sleep between operators.
-        return Variant(runtime=self.runtime, kernels=self.kernels, spins=False)
+        return Variant(runtime=self.runtime, kernels=self.kernels, spins=False, apart=True)
 
     def recorded(self) -> tuple[tuple[VectorSet, ...], str]:
         """Return the recorded runs that it can repeat, and what they are in words.
 
         Raises:
-            ConfigError: The engine was built for none of their sizes.
+            ConfigError: There is none.
         """
         words = recorded_words(self.package.manifest)
-        if not self.model.is_compiled:
-            return self.package.vectors, words
-        # A profile has limits; runs beyond them are left out, and the words of the report say so.
-        found = tuple(one for one in self.package.vectors if self.model.fits(one.sizes))
-        if not found:
+        found = tuple(filter(self.takes, self.package.vectors))
+        if not found and self.model.is_compiled:
             raise ConfigError(
                 f"no recorded run of the package is of sizes that {self.model.root} was built for.",
                 hint="Build it with a --profile that has the example's sizes, or give --inputs.",
             )
-        return found, f"{words}, those of sizes that the engine was built for"
+        if not found and self.package.vectors:
+            raise ConfigError(
+                f"every recorded run of {self.model.root} has an empty axis, which OpenVINO does"
+                " not run.",
+                hint="Give --inputs, or --runtime onnxruntime.",
+            )
+        return found, f"{words}{self.left_out(self.package.vectors)}"
+
+    def takes(self, run: VectorSet) -> bool:
+        """Tell whether it can repeat a recorded run: an engine within its profile, OpenVINO
+        without an empty axis."""
+        if self.model.is_compiled:
+            return self.model.fits(run.sizes)
+        return self.runtime != "openvino" or all(one.size for one in run.inputs.values())
+
+    def left_out(self, runs: Sequence[VectorSet]) -> str:
+        """Return what reports say of the runs that it does not take; empty if it takes all."""
+        if self.model.is_compiled:
+            return ", those of sizes that the engine was built for"
+        sizes = [label("", one.sizes).strip() for one in runs if not self.takes(one)]
+        return f", not run in OpenVINO for an empty axis: {', '.join(sizes)}" if sizes else ""
 
     def load(self) -> Runner:
         """Load it, so that it also returns what can be compared of its layers.

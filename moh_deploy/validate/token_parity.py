@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
+from moh_deploy.config.dtypes import IntegerPrecision
+from moh_deploy.errors import ValidationError
 from moh_deploy.report.json import in_json
 from moh_deploy.runtime.text.decoding import DecodedStep
 from moh_deploy.validate.tolerances import rule_name, tolerance_for
@@ -39,6 +42,57 @@ class TokenDifference:
         return self.margin <= 2 * self.allowed
 
 
+@dataclass(frozen=True)
+class TokenParity:
+    """The comparison of what was generated with what another model generates.
+
+    Attributes:
+        against: The other model, in words.
+        compared: How many tokens were compared: of each text up to its first difference.
+        differences: That of each text that has one.
+        tokens: How many the package generated.
+        precision: Of the package.
+    """
+
+    against: str
+    compared: int
+    differences: tuple[TokenDifference, ...]
+    tokens: int
+    precision: str
+
+    @property
+    @in_json()
+    def verdict(self) -> Literal["equal", "within tolerance", "not equal"]:
+        """The answer. Where texts part, or weights are in int8 or int4, nothing is called equal."""
+        if self.unexplained:
+            return "not equal"
+        in_integers = self.precision in get_args(IntegerPrecision)
+        return "within tolerance" if self.differences or in_integers else "equal"
+
+    @property
+    def unexplained(self) -> tuple[TokenDifference, ...]:
+        """The differences that rounding does not explain."""
+        return tuple(one for one in self.differences if not one.is_near_tie)
+
+    def failure(self, subject: str) -> ValidationError | None:
+        """Say which token is another one, and not by rounding alone; None where none is.
+
+        Args:
+            subject: What was compared, in words.
+        """
+        if not self.unexplained:
+            return None
+        first = self.unexplained[0]
+        return ValidationError(
+            f"{subject} does not generate what {self.against} does: of prompt"
+            f" {first.prompt}, token {first.position + 1} is {first.token}, expected"
+            f" {first.expected}; its logit is larger by {first.margin:.3g} there, rounding explains"
+            f" {2 * first.allowed:.3g}.",
+            hint="`moh-deploy verify` compares outputs and routing on recorded runs, and names the"
+            " layer that differs first.",
+        )
+
+
 class TokenComparison:
     """Compares steps as they come; a row is looked at up to its first difference.
 
@@ -49,13 +103,16 @@ class TokenComparison:
 
     def __init__(self, reference: Iterable[DecodedStep], precision: str) -> None:
         self._reference = iter(reference)
+        self._precision = precision
         self._relative = tolerance_for(rule_name(precision))
         self.differences: list[TokenDifference] = []
         self.compared = 0
+        self._tokens = 0
 
     def add(self, step: DecodedStep, position: int) -> None:
         """Compare one step with the reference's next one."""
         expected = next(self._reference, None)
+        self._tokens += sum(token is not None for token in step.tokens)
         parted = {one.prompt for one in self.differences}
         for row, token in enumerate(step.tokens):
             known = None if expected is None else expected.tokens[row]
@@ -76,3 +133,8 @@ class TokenComparison:
                         allowed=self._relative.limit(float(np.abs(seen).max(initial=0.0))),
                     )
                 )
+
+    def parity(self, against: str) -> TokenParity:
+        """Return the comparison so far, with the other model in words."""
+        differences = tuple(self.differences)
+        return TokenParity(against, self.compared, differences, self._tokens, self._precision)

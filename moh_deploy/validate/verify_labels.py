@@ -27,7 +27,7 @@ from moh_deploy.validate.references import Against, function_bodies, references
 from moh_deploy.validate.routing_statistics import joined
 from moh_deploy.validate.samples import npz_files
 from moh_deploy.validate.subject import Subject
-from moh_deploy.validate.verify_runs import compare_answered
+from moh_deploy.validate.verify_runs import compare_answered, with_checks
 
 
 def verify_labelled(
@@ -49,6 +49,7 @@ def verify_labelled(
     # All that can be refused is refused before a model is loaded.
     with progress.step("reading samples and labels"):
         data = read_labelled(npz_files(inputs), task, subject.package.manifest)
+        policy.check_metrics([metric.name for metric in data.metrics])
         classes = main_classes([one.labels for one in data.datasets], task.labelling)
         layers = subject.package.manifest.layers
         rounds = [
@@ -123,7 +124,8 @@ class _Job:
         notes = (*whole.notes, *(_filled(run) for run in runs if run.batch.added))
         accuracy = tuple(self._judged(one, tally) for tally in one.tallies)
         statistics = joined([whole.statistics, one.loads.statistics])
-        return replace(whole, notes=notes, accuracy=accuracy, statistics=statistics)
+        whole = replace(whole, notes=notes, accuracy=accuracy, statistics=statistics)
+        return with_checks(whole, self.subject, one.reference, self.policy)
 
     def _compare(
         self, one: _Round, turn: Sequence[LabelledRun], done: int, total: int

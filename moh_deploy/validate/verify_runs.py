@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from moh_deploy.runtime.base import Runner
+from moh_deploy.runtime.base import Description, Runner
 from moh_deploy.system.progress import Progress
+from moh_deploy.validate.checks import check_flips
 from moh_deploy.validate.model_references import PackageReference
 from moh_deploy.validate.parity import compare
 from moh_deploy.validate.parity_report import ParityReport, combined
 from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.recorded_parity import ON_BODIES, body_runs
+from moh_deploy.validate.recorded_parity import compare_bodies
 from moh_deploy.validate.reference import (
     Answered,
-    Answers,
     ExpectedOutputs,
     RecordedReference,
     Reference,
@@ -28,6 +28,7 @@ from moh_deploy.validate.reference import (
 )
 from moh_deploy.validate.references import Against, function_bodies, references
 from moh_deploy.validate.samples import Sample, read_samples, recorded_samples, with_valid_tokens
+from moh_deploy.validate.stored_weights import check_stored_weights
 from moh_deploy.validate.subject import Subject
 
 
@@ -72,34 +73,49 @@ def verify_runs(
     with progress.step("comparing"), runner:
         pairs = zip(rounds, answers, strict=True)
         reports = [
-            _with_made_note(
-                compare_answered(subject, runner, part, one.samples, policy), subject, one.reference
+            with_checks(
+                compare_answered(subject, runner, part, one.samples, policy),
+                subject,
+                one.reference,
+                policy,
             )
             for one, got in pairs
             for part in by_gates(one.reference.name, got)
         ]
-        first, known = rounds[0], answers[0].vectors
-        is_recorded = isinstance(first.reference, RecordedReference) and not against
-        asked = what.bodies and is_recorded and subject.has_gates
-        numbers = body_runs(subject.package, runner, known) if asked else ()
-    with progress.step("comparing its function bodies"):
-        bodies = _of_bodies(subject, first, answers[0], numbers, policy) if numbers else None
+        ran = runner.describe()
+    del runner  # Two sessions would hold the weights twice.
+    bodies = None
+    recorded = rounds[0].reference
+    if what.bodies and not against and isinstance(recorded, RecordedReference):
+        with progress.step("comparing function bodies"):
+            bodies = _of_bodies(subject, ran, rounds[0], policy)
     return combined([report.with_token_notes() for report in reports], bodies)
 
 
 def _of_bodies(
-    subject: Subject, recorded: _Round, answers: Answers, numbers: Sequence[int], policy: Policy
-) -> ParityReport:
-    """Compare function bodies with some of the recorded runs."""
-    subject = replace(subject, kernels="off")
-    samples = [recorded.samples[number] for number in numbers]
-    part = Answered(
-        recorded.reference.name + ON_BODIES,
-        replace(answers, vectors=tuple(answers.vectors[number] for number in numbers)),
-        range(len(samples)),
+    subject: Subject, ran: Description, recorded: _Round, policy: Policy
+) -> ParityReport | None:
+    """Compare function bodies with recorded runs; None of an engine, and where no kernel ran."""
+    if not subject.has_gates:
+        return None
+    name, package = recorded.reference.name, subject.package
+    report = compare_bodies(
+        package, ran, recorded.samples, subject.runtime, reference=name, policy=policy
     )
-    with subject.load() as runner:
-        return compare_answered(subject, runner, part, samples, policy).with_token_notes()
+    if report is None:
+        return None
+    return replace(report, subject=subject.model.name).with_token_notes()
+
+
+def with_checks(
+    report: ParityReport, subject: Subject, reference: Reference, policy: Policy
+) -> ParityReport:
+    """Judge stored weights, where the reference is the float32 package, and conditions on flips."""
+    checks = check_flips(report.flips, policy.flips)
+    if isinstance(reference, PackageReference) and not subject.model.is_compiled:
+        weights = check_stored_weights(subject.package, reference.other)
+        checks += () if weights is None else (weights,)
+    return _with_made_note(replace(report, checks=checks), subject, reference)
 
 
 def _with_made_note(report: ParityReport, subject: Subject, reference: Reference) -> ParityReport:
@@ -148,9 +164,12 @@ def _corpus_round(subject: Subject, what: WhatToRun) -> list[_Round]:
     # Who asks for some of the recorded runs wants a short check, without the corpus.
     if not corpus or what.vectors is not None or not subject.has_gates:
         return []
+    kept = [one for one in corpus if subject.takes(one.vectors)]
+    reference = corpus_reference(corpus)
+    words = f"{reference.name}{subject.left_out([one.vectors for one in corpus])}"
     manifest = subject.package.manifest
-    samples = with_valid_tokens(corpus_samples(corpus), manifest, what.valid_tokens)
-    return [_Round(corpus_reference(corpus), samples)]
+    samples = with_valid_tokens(corpus_samples(kept), manifest, what.valid_tokens)
+    return [_Round(replace(reference, name=words), samples)] if samples else []
 
 
 def compare_answered(
@@ -171,4 +190,6 @@ def compare_answered(
         variants=subject.variants,
         policy=policy,
     )
-    return replace(report, subject=subject.model.name, notes=(*answers.notes, *report.notes))
+    by_order = dict.fromkeys(sample.by_order for sample in own if sample.by_order)
+    notes = (*by_order, *answers.notes, *report.notes)
+    return replace(report, subject=subject.model.name, notes=notes)

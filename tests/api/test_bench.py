@@ -30,6 +30,7 @@ from tests.handmade_package import MANIFEST, model, vectors, write_package
 from tests.kernel_library import required_library
 from tests.locked import lock
 from tests.nightly import sampled
+from tests.true_manifest import finish_true
 from tests.two_layers import write_two_layers
 
 DOCS = Path(__file__).parents[2] / "docs" / "bench.md"
@@ -153,7 +154,7 @@ def test_packages_may_call_their_dimensions_otherwise(package: OnnxPackage, tmp_
         inputs = (TensorInfo("x", "float32", (*dims, 8)),)
         outputs = (TensorInfo("y", "float32", (*dims, 8)),)
         manifest = replace(MANIFEST, inputs=inputs, outputs=outputs, dims=dims)
-        renamed = writer.finish(manifest, [replace(vectors(), sizes=dims)])
+        renamed = finish_true(writer, manifest, [replace(vectors(), sizes=dims)])
     choices = {"all": "sparse", "all[tokens<=3]": "dense"}
     layers = with_choices(renamed.manifest.layers, choices, dims=list(dims))
     other = write_choices(renamed, layers, tmp_path / "other")
@@ -171,7 +172,7 @@ def test_packages_may_call_their_inputs_otherwise(package: OnnxPackage, tmp_path
         onnx.save(content, writer.path("model.onnx"))
         manifest = replace(MANIFEST, inputs=(replace(MANIFEST.inputs[0], name="image"),))
         recorded = replace(vectors(), inputs={"image": vectors().inputs["x"]})
-        other = writer.finish(manifest, [recorded])
+        other = finish_true(writer, manifest, [recorded])
     report = moh_deploy.bench([package.root, other.root], measure=Meter(), measure_fresh=Fresh())
     assert [one.contestant for one in report.work] == [str(package.root), str(other.root)]
     assert 0 < report.work[1].layers[0].rows_computed <= report.work[1].layers[0].rows_dense
@@ -203,7 +204,7 @@ def test_package_that_takes_other_inputs_is_named(package: OnnxPackage, tmp_path
         onnx.save(content, writer.path("model.onnx"))
         manifest = replace(MANIFEST, inputs=(replace(MANIFEST.inputs[0], dtype="float64"),))
         recorded = replace(vectors(), inputs={"x": vectors().inputs["x"].astype(np.float64)})
-        other = writer.finish(manifest, [recorded])
+        other = finish_true(writer, manifest, [recorded])
     with pytest.raises(
         ConfigError,
         match=r"other does not take the recorded inputs of the first .*expected dtype float64",
@@ -390,11 +391,13 @@ def test_markdown_holds_what_the_report_shows(package: OnnxPackage, tmp_path: Pa
     file = tmp_path / "report.md"
     report = measured(package, baselines=["dense"], gates=["p50 > 1 min"], markdown=file)
     text = file.read_text()
-    assert text == report.to_markdown()
+    heading, rest = text.split("\n", 1)
+    assert heading == f"### {markdown_text(str(package.root))}: GATES FAILED"
+    assert rest.strip() == report.to_markdown().strip()
     assert "### recorded inputs at batch=2, seq=3" in text
     name = markdown_text(str(package.root))
     assert f"| {name} | 100 | 2 | 2 | 2 | 2 | 1000 | 1 | 50.0 % | 30 | 7 | 1 |" in text
-    assert text.startswith("- gate 'p50 > 1 min' failed for")
+    assert rest.strip().startswith("- gate 'p50 > 1 min' failed for")
 
 
 def test_every_json_key_is_documented(package: OnnxPackage):

@@ -21,6 +21,7 @@ from moh_deploy.system.npz import Array, write_npz
 from tests.api.test_bench import Fresh, measured
 from tests.handmade_package import MANIFEST, model, vectors, without_layers, write_package
 from tests.nightly import nightly
+from tests.true_manifest import finish_true
 from tests.two_layers import write_two_layers
 
 
@@ -72,7 +73,7 @@ def write(
 ) -> OnnxPackage:
     with PackageWriter(root) as writer:
         onnx.save(content, writer.path("model.onnx"))
-        return writer.finish(manifest, [vectors(**recorded)])
+        return finish_true(writer, manifest, [vectors(**recorded)])
 
 
 @pytest.fixture

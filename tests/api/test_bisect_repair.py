@@ -31,6 +31,7 @@ from moh_deploy.validate.bisection.report import BisectReport
 from moh_deploy.validate.parity_report import ParityReport
 from tests.half_packages import write_unprotected
 from tests.nightly import nightly, one_in
+from tests.true_manifest import finish_true
 from tests.validate.bisection import strangers
 
 Exported = Callable[[str], OnnxPackage]
@@ -69,7 +70,7 @@ def scaled(package: OnnxPackage, output: Path, block: str, factor: float) -> Onn
         weight.CopyFrom(numpy_helper.from_array(value, weight.name))
     with PackageWriter(output) as writer:
         onnx.save(model, writer.path("model.onnx"))
-        return writer.finish(package.manifest, package.vectors)
+        return finish_true(writer, package.manifest, package.vectors)
 
 
 def nodes(report: BisectReport) -> list[str]:

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 import moh_deploy
-from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.report.document import Text
 from moh_deploy.serving.triton import check
 from moh_deploy.serving.triton.bundle_json import read_bundle
 from tests.handmade_package import write_package
+from tests.nightly import sampled
+from tests.routed_package import Fault, write_routed
 
 
 @pytest.fixture
@@ -73,6 +75,17 @@ def test_wrong_option_is_refused(
     with pytest.raises(ConfigError) as error:
         moh_deploy.bundle(package, tmp_path / "b", **options)
     assert message in error.value.message
+    assert not (tmp_path / "b").exists()
+
+
+@sampled(2)
+@pytest.mark.parametrize(
+    "fault", ["top_k off by one", "wrong scale", "one gate off by 1 %", "stale weights"]
+)
+def test_package_that_verify_refuses_is_not_bundled(tmp_path: Path, fault: Fault):
+    package = write_routed(tmp_path / "package", fault).root
+    with pytest.raises(ValidationError, match="the package to start from, is not equal"):
+        moh_deploy.bundle(package, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 

@@ -21,6 +21,7 @@ from moh_deploy.errors import ConfigError, MoHDeployError, PackageError
 from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.perf.bench.fresh_run import FreshRun, FreshTask
 from moh_deploy.perf.bench.latency import Timing
+from moh_deploy.system.digest import sha256_of_json
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.accuracy.task import Task
@@ -156,6 +157,24 @@ def test_every_arm_is_given_the_same_inputs_in_turns(folder: Path):
     assert_of_form("compare", report.to_json())
 
 
+def test_slow_rounds_are_said_and_change_no_samples_a_second(folder: Path):
+    def measure(calls: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
+        quiet = Meter((10.0, 8.0))(calls)
+        slow = tuple(
+            ms * (20 if index % 20 == 7 else 1) for index, ms in enumerate(quiet["1"].wall_ms)
+        )
+        return {**quiet, "1": Timing(slow, slow, slow)}
+
+    report = moh_deploy.compare(plan=write_plan(folder), measure=measure, measure_fresh=fresh)
+    (right,), (same,) = (one.latency for one in report.arms)
+    assert same.throughput_per_s == pytest.approx(1e3 * same.samples / 8, rel=0.01)
+    assert [len(one.block_means_ms) for one in (right, same)] == [40, 40]
+    assert np.mean(same.block_means_ms) == pytest.approx(8 * (1 + 19 / 20), rel=0.02)
+    (note,) = [one for one in report.notes if "disturbed" in one]
+    assert note.startswith("Other work disturbed 'same' at ")
+    assert "the mean time is up to 1.95 times the median" in note
+
+
 def test_sizes_that_samples_do_not_have_are_random_and_said(folder: Path):
     report = compared(write_plan(folder, sizes=[{"seq": 5}]), 10.0, 8.0)
     assert {one.inputs for one in report.arms[0].latency} == {"random"}
@@ -189,6 +208,20 @@ def test_second_look_needs_the_first_and_keeps_what_it_told(folder: Path, tmp_pa
     file.write_text(json.dumps({"some": "thing"}))
     with pytest.raises(ConfigError, match="which is no JSON report of `moh-deploy compare`"):
         compared(plan, 10.0, 7.0, earlier=file)
+
+
+def test_later_look_may_take_more_seconds(folder: Path, tmp_path: Path):
+    plan = write_plan(folder, "two-looks.yaml", looks=2)
+    first, file = compared(plan, 10.0, 7.0), tmp_path / "first.json"
+    file.write_text(to_json_text(first.to_json()))
+    longer = write_plan(folder, "longer.yaml", looks=2, seconds=60)
+    second = compared(longer, 10.0, 7.0, earlier=file)
+    assert (second.look, second.plan_digest) == (2, first.plan_digest)
+    assert json.loads(second.plan)["seconds"] == 60
+    # Earlier versions had the seconds in the digest.
+    whole = sha256_of_json(read_plan(plan).plan.model_dump(mode="json"))
+    file.write_text(to_json_text({**first.to_json(), "plan_digest": whole}))
+    assert compared(plan, 10.0, 7.0, earlier=file).look == 2
 
 
 NEVER = "nothing may be measured before this is refused"

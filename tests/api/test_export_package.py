@@ -410,7 +410,7 @@ def test_cache_may_be_empty(tmp_path: Path):
     manifest = OnnxPackage.open(tmp_path / "package").manifest
     assert {"batch": 2, "seq": 3, "past": 0} in manifest.proof.sizes
     assert manifest.dim_ranges == {"seq": (1, 16), "past": (0, 15)}
-    assert manifest.dim_sums == (DimSum(("past", "seq"), 16),)
+    assert manifest.dim_sums == (DimSum(("past", "seq"), 16, "positions"),)
     for seq, past in ((4, 0), (16, 0), (1, 15)):
         given = [ModelInput("x", noise(2, seq, 4)), ModelInput("past", noise(2, past, 4))]
         assert_package_equals(tmp_path / "package", model, given)

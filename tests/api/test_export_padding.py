@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +44,16 @@ class Attention(nn.Module):
         batch, seq, _ = x.shape
         heads = self.qkv(x).view(batch, seq, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask)  # [B, H, S, D]
-        scores = self.router(self.routed(x)).softmax(-1)
-        best, chosen = scores.topk(2, dim=-1)
-        gates = torch.zeros_like(scores).scatter(-1, chosen, best)
+        gates = self.gates(self.router(self.routed(x)).softmax(-1))
         mixed = mixed * gates.transpose(1, 2).unsqueeze(-1)
         return self.out(mixed.transpose(1, 2).reshape(batch, seq, DIM))
 
     def routed(self, x: torch.Tensor) -> torch.Tensor:
         return x
+
+    def gates(self, scores: torch.Tensor) -> torch.Tensor:
+        best, chosen = scores.topk(2, dim=-1)
+        return torch.zeros_like(scores).scatter(-1, chosen, best)
 
 
 class Decoder(nn.Module):
@@ -298,6 +301,74 @@ def test_of_two_masks_that_the_graph_shows_one_is_taken_where_they_agree(
         assert (report.valid_tokens, report.valid_tokens_found) == (None, False)
         assert "that 'attention_mask' and 'kept' are 0 for padding, each of tokens" in shown
         assert "`--valid-tokens attention_mask`, or another of them, leaves" in shown
+
+
+class TwoFiniteMasks(Decoder):
+    """Overwrites scores of later keys, and adds to those of padding: both with -10000, as GPT-2
+    did. Padding on the left leaves a query without any key, and with both numbers."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        x, layer = self.embed(input_ids), self.layers[0]
+        query, key, value = layer.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        causal = torch.ones(x.shape[1], x.shape[1]).bool().tril()
+        scores = torch.where(causal, query @ key.mT, torch.tensor(-1e4))
+        scores = scores + (1.0 - attention_mask[:, None, None].float()) * -1e4
+        gates = layer.router(x).relu().transpose(1, 2).unsqueeze(-1)
+        mixed = (scores.softmax(-1) @ value) * gates
+        return x + layer.out(mixed.transpose(1, 2).flatten(2))
+
+
+@nightly
+def test_two_finite_masks_of_which_an_example_without_padding_shows_one(tmp_path: Path):
+    model, full = TwoFiniteMasks().eval(), torch.ones_like(LEFT)
+    report = export(model, tmp_path / "package", full, valid_tokens="all")
+    (layer,) = report.layers
+    assert not layer.replaced
+    assert re.search(
+        r"differs from .*; a query whose keys are all hidden, some by -10000 and others by what mul"
+        r" \(api/test_export_padding.py:\d+\) adds",
+        layer.reason or "",
+    )
+    original = moh_deploy.load_original(model)
+    for mask in (LEFT, LEFT.flip(1), full):
+        path = tmp_path / "inputs.npz"
+        np.savez(path, input_ids=IDS.numpy(), attention_mask=mask.numpy())
+        for kernels in ("auto", "off"):
+            moh_deploy.verify(
+                tmp_path / "package", inputs=[path], against=[original], kernels=kernels
+            ).raise_if_unequal()
+    # Where it is known which tokens are valid, the others are left out.
+    report = export(model, tmp_path / "known", full)
+    assert (report.replaced_layers, report.valid_tokens) == (1, "attention_mask")
+
+
+class OpenOrClosed(NormedAttention):
+    """Opens heads or closes them: of scores that are NaN come numbers all the same."""
+
+    def gates(self, scores: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(scores).scatter(-1, scores.topk(2, dim=-1)[1], 1.0)
+
+
+class NormedHeads(Decoder):
+    """Routes by directions: the embedding of padding, which is 0, has none."""
+
+    attention = OpenOrClosed
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Identity()
+        with torch.no_grad():
+            self.embed.weight[0] = 0
+
+
+@nightly
+def test_padding_whose_router_is_nan_becomes_valid_in_no_run(tmp_path: Path):
+    right = LEFT.flip(1)
+    inputs = {"input_ids": IDS * right, "attention_mask": right}
+    report = export(NormedHeads(), tmp_path / "package", inputs=inputs)
+    assert (report.replaced_layers, report.valid_tokens) == (1, "attention_mask")
+    for run in OnnxPackage.open(tmp_path / "package").vectors:
+        assert (run.inputs["input_ids"][run.inputs["attention_mask"] != 0] != 0).all()
 
 
 class TakesAdditive(UnmasksEagerly):

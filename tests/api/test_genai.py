@@ -10,7 +10,7 @@ import torch
 
 import moh_deploy
 from moh_deploy.api.caches_in_place import write_caches_in_place
-from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.serving.genai import verify
 from moh_deploy.serving.genai.tokens import genai_tokens
@@ -34,6 +34,12 @@ def test_package_that_is_no_decoder_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="threads is 0"):
         moh_deploy.bundle_for_genai(package, tmp_path / "b", threads=0)
     assert not (tmp_path / "b").exists()
+
+
+def test_package_that_verify_refuses_is_not_bundled(tmp_path: Path):
+    package = write_package(tmp_path / "p", scale=1.01).root
+    with pytest.raises(ValidationError, match="the package to start from, is not equal"):
+        moh_deploy.bundle_for_genai(package, tmp_path / "b")
 
 
 def has_genai() -> Any:

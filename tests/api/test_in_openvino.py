@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 import moh_deploy
-from moh_deploy import native
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
@@ -21,7 +20,7 @@ from moh_deploy.system.npz import write_npz
 from tests.api.test_compare import fresh
 from tests.edge_case_package import write_edge_package
 from tests.grouped_package import write_grouped
-from tests.openvino_extension import built_extension
+from tests.openvino_extension import install_extension
 from tests.projected_package import write_projected
 from tests.routed_package import write_routed
 
@@ -29,8 +28,8 @@ pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(autouse=True)
-def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "FOLDER", built_extension())
+def _installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_extension(monkeypatch, tmp_path)
 
 
 @pytest.fixture

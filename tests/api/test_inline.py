@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ from onnx.reference import ReferenceEvaluator
 import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.package import OnnxPackage
+from moh_deploy.package.manifest_json import MANIFEST_NAME, manifest_text
+from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.npz import Array
 from tests.edge_case_package import inputs, write_edge_package
 from tests.handmade_package import write_package
-from tests.nightly import sampled
+from tests.nightly import nightly, sampled
 from tests.two_layers import write_two_layers
 
 
@@ -123,11 +127,43 @@ def other_body(model: onnx.ModelProto) -> None:
 def test_what_is_not_equal_is_not_written(tmp_path: Path, plant: object):
     package = write_edge_package(tmp_path / "package", plant)  # type: ignore[arg-type]
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "flat.onnx").write_text("earlier")
+    earlier = package.model_path.read_bytes()
+    (tmp_path / "out" / "flat.onnx").write_bytes(earlier)
     with pytest.raises(ValidationError, match="the model in standard operators is not equal"):
         moh_deploy.inline(package.root, output=tmp_path / "out" / "flat.onnx")
     assert [one.name for one in (tmp_path / "out").iterdir()] == ["flat.onnx"]
-    assert (tmp_path / "out" / "flat.onnx").read_text() == "earlier"
+    assert (tmp_path / "out" / "flat.onnx").read_bytes() == earlier
+
+
+def test_checkpoint_of_the_user_is_not_overwritten(package: OnnxPackage, tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "moh.pt", "w") as checkpoint:
+        checkpoint.writestr("moh/data.pkl", b"weights")
+    before = (tmp_path / "moh.pt").read_bytes()
+    with pytest.raises(PackageError, match=r"moh\.pt exists and is not an ONNX model"):
+        moh_deploy.inline(package.root, output=tmp_path / "moh.pt")
+    assert (tmp_path / "moh.pt").read_bytes() == before
+
+
+def test_the_original_itself_is_not_overwritten(tmp_path: Path):
+    package = write_package(tmp_path / "package")
+    original = tmp_path / "original.onnx"
+    original.write_bytes(package.model_path.read_bytes())
+    of_it = replace(package.manifest, checkpoint_sha256=sha256_of(original))
+    (package.root / MANIFEST_NAME).write_text(manifest_text(of_it))
+    with pytest.raises(ConfigError, match=r"original\.onnx, which .* was made from"):
+        moh_deploy.inline(package.root, output=original)
+
+
+@nightly
+def test_weights_of_another_model_are_not_overwritten(tmp_path: Path):
+    package = write_package(tmp_path / "package", external_data=True)
+    (tmp_path / "flat.onnx.data").write_bytes(b"of another model")
+    with pytest.raises(PackageError, match="exists and is not a file of weights of"):
+        moh_deploy.inline(package.root, output=tmp_path / "flat.onnx")
+    (tmp_path / "flat.onnx.data").unlink()
+    for _ in range(2):  # its own are replaced
+        moh_deploy.inline(package.root, output=tmp_path / "flat.onnx")
+    assert_gives_what_was_recorded(tmp_path / "flat.onnx", package)
 
 
 def test_no_file_is_written_into_the_package(package: OnnxPackage):

@@ -7,22 +7,23 @@ import onnx
 import pytest
 
 import moh_deploy
-from moh_deploy.errors import PackageError
 from moh_deploy.graph.flops import projection_flops, skippable_flops, skipped_flops
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo, PackageWriter, SizeRange
 from tests.handmade_package import LAYER, MANIFEST, model, vectors, write_package
 from tests.kernel_library import required_library
 from tests.projected_package import PROJECTED_LAYER, write_projected
+from tests.repaired_package import rewrite_manifest
+from tests.true_manifest import finish_true
 
 
 def test_layer_is_reported_with_what_runs_it_and_what_it_can_skip(tmp_path: Path):
     report = moh_deploy.inspect(write_package(tmp_path / "package").root, kernels="off")
     assert [run.runs_as for run in report.layer_runs] == ["function"]
     assert [run.router_runs_as for run in report.layer_runs] == [None]
-    # 4 * B2 * H4 * S3 * T3 * D2 = 576, half of it active; 10000 in the whole model.
-    assert report.skippable_flops == 288
-    assert report.skippable_share == 0.0288
+    # 4 * B2 * H4 * S3 * T3 * D2 = 576, 11 of 24 active; 10000 in the whole model.
+    assert report.skippable_flops == 312
+    assert report.skippable_share == 0.0312
     assert report.runtime.startswith("ONNX Runtime ")
 
 
@@ -39,16 +40,16 @@ def test_package_without_layers_has_nothing_to_skip(tmp_path: Path):
     assert report.skippable_flops == 0
 
 
-@pytest.mark.parametrize(("choice", "skipped"), [("dense", 0), ("sparse", 288), ("projected", 960)])
+@pytest.mark.parametrize(("choice", "skipped"), [("dense", 0), ("sparse", 120), ("projected", 400)])
 def test_projections_count_where_the_choice_skips_them(tmp_path: Path, choice: str, skipped: int):
     root = write_projected(tmp_path / "package").root
     moh_deploy.tune(root, choose={"all": choice})
     report = moh_deploy.inspect(root, kernels="off")
-    # 2 * B2 * S3 * H4 * D2 * (8 features before + 6 behind) = 1344, half of it active.
+    # 2 * B2 * S3 * H4 * D2 * (8 features before + 6 behind) = 1344, 19 of 24 active.
     (layer,) = report.to_json()["layers"]
     assert (layer["attention_flops"], layer["projection_flops"]) == (576, 1344)
-    assert (layer["skippable_flops"], layer["skipped_flops"]) == (960, skipped)
-    assert (report.skippable_flops, report.skipped_flops) == (960, skipped)
+    assert (layer["skippable_flops"], layer["skipped_flops"]) == (400, skipped)
+    assert (report.skippable_flops, report.skipped_flops) == (400, skipped)
     assert report.skipped_share == skipped / 10_000
 
 
@@ -56,14 +57,25 @@ def test_projection_whose_weight_is_no_constant_is_unknown(tmp_path: Path):
     nodes = LayerNodes("MoHAttention", query_features=8)
     assert projection_flops(PROJECTED_LAYER, nodes) is None
     assert skippable_flops(PROJECTED_LAYER, nodes) is None
-    assert skipped_flops(replace(PROJECTED_LAYER, choice="sparse"), nodes, {}) == 288
+    assert skipped_flops(replace(PROJECTED_LAYER, choice="sparse"), nodes, {}) == 312
 
 
 def test_choice_at_the_examples_sizes_counts():
     layer = replace(LAYER, choice="sparse", ranges=(SizeRange("seq", 3, "dense"),))
     nodes = LayerNodes("MoHAttention")
     assert skipped_flops(layer, nodes, {"batch": 2, "seq": 3}) == 0
-    assert skipped_flops(layer, nodes, {"batch": 2, "seq": 4}) == 288
+    assert skipped_flops(layer, nodes, {"batch": 2, "seq": 4}) == 312
+
+
+def test_sizes_that_were_run_stand_beside_those_that_are_claimed(tmp_path: Path):
+    root = write_package(tmp_path / "package").root
+    rewrite_manifest(root, lambda found: found.update(dim_ranges={"seq": [1, 10**6]}))
+    report = moh_deploy.inspect(root, kernels="off")
+    assert report.to_json()["recorded_sizes"] == {"batch": [2], "seq": [3]}
+    assert (
+        "dynamic dimensions: batch 1 to any size by the trace, run at 2; seq 1 to 1000000 by the"
+        " trace, run at 3" in " ".join(report.to_markdown().split())
+    )
 
 
 @pytest.mark.parametrize("unknown", ["active_share", "seq_len", "kv_len", "head_dim"])
@@ -76,18 +88,18 @@ def test_skippable_work_is_unknown_where_a_size_is(tmp_path: Path, unknown: str)
 
 def test_layer_that_was_not_replaced_runs_as_nothing_and_skips_nothing(tmp_path: Path):
     layer = replace(LAYER, replaced=False, node=None, seq_len=None)
-    report = moh_deploy.inspect(write_with_layer(tmp_path / "package", layer))
+    plain = model()
+    # An operator of another domain, as all that was not replaced.
+    plain.graph.node[2].domain = plain.functions[0].domain = "elsewhere"
+    plain.opset_import.add(domain="elsewhere", version=1)
+    report = moh_deploy.inspect(write_with_layer(tmp_path / "package", layer, plain))
     assert [run.runs_as for run in report.layer_runs] == [None]
     assert report.skippable_flops == 0
 
 
-def test_node_that_the_model_lacks_is_refused(tmp_path: Path):
-    root = write_with_layer(tmp_path / "package", replace(LAYER, node="elsewhere"))
-    with pytest.raises(PackageError, match=r"is node 'elsewhere' in the manifest, but model\.onnx"):
-        moh_deploy.inspect(root)
-
-
-def write_with_layer(output: Path, layer: LayerInfo) -> Path:
+def write_with_layer(
+    output: Path, layer: LayerInfo, content: onnx.ModelProto | None = None
+) -> Path:
     with PackageWriter(output) as writer:
-        onnx.save(model(), writer.path("model.onnx"))
-        return writer.finish(replace(MANIFEST, layers=(layer,)), [vectors()]).root
+        onnx.save(content or model(), writer.path("model.onnx"))
+        return finish_true(writer, replace(MANIFEST, layers=(layer,)), [vectors()]).root

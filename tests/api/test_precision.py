@@ -69,6 +69,17 @@ def test_bfloat16_package_is_compared_by_emulation(package: OnnxPackage, tmp_pat
         moh_deploy.bench(tmp_path / "low", min_time=0.0, warmup=0.0)
 
 
+def test_crash_of_a_plain_session_stands_beside_the_result_in_float16(
+    package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(job, "crash_of_plain_session", lambda path: f"It ends on {path.name}.")
+    report = moh_deploy.precision(package.root, to="float16", output=tmp_path / "half")
+    assert report.plain_session == "It ends on model.onnx."
+    assert report.plain_session in report.to_markdown()
+    low = moh_deploy.precision(package.root, to="bfloat16", output=tmp_path / "low")
+    assert low.plain_session is None
+
+
 def test_proof_is_of_every_recorded_run(package: OnnxPackage):
     (one,) = package.vectors
     twice = replace(package, vectors=(one, replace(one, sizes={"batch": 7})))
@@ -81,7 +92,8 @@ def test_values_that_are_too_large_are_so_for_the_dtype_that_was_asked_for(
     package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     largest = job.largest_values(package)
-    monkeypatch.setattr(job, "largest_values", lambda _: dict.fromkeys(largest, 2e38))
+    first = dict.fromkeys([*largest][: len(largest) // 2], 2e38)
+    monkeypatch.setattr(job, "largest_values", lambda _: {**largest, **first})
     report = moh_deploy.precision(package.root, to="bfloat16", output=tmp_path / "low")
     assert report.float32_reasons["values too large for bfloat16"] > 0
 

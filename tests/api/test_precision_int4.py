@@ -137,6 +137,23 @@ def test_package_that_differs_too_much_is_not_written(
     assert not (tmp_path / "int4").exists()
 
 
+def test_condition_beside_the_float32_package_decides(tmp_path: Path):
+    routed = write_routed(tmp_path / "package")
+    with pytest.raises(ValidationError, match="flips <= 0: 3 of 63 tokens chose other heads"):
+        moh_deploy.precision(
+            routed.root, to="int4", output=tmp_path / "int4", within=["flips <= 0"]
+        )
+    assert not (tmp_path / "int4").exists()
+    report = moh_deploy.precision(
+        routed.root, to="int4", output=tmp_path / "int4", within="flips <= 10 %"
+    )
+    assert report.beside is not None
+    assert [one.verdict for one in report.beside.checks] == ["passed", "passed"]
+    shown = report.to_markdown()
+    assert "WITHIN TOLERANCE (int4) of the original within the rule for int4" in shown
+    assert ".partial" not in shown
+
+
 def test_projection_that_is_named_stays_in_float32(package: OnnxPackage, tmp_path: Path):
     name = package.manifest.layers[0].query_projection
     assert name is not None

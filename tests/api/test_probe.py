@@ -21,6 +21,7 @@ from moh_deploy.validate.samples import Sample
 from tests.edge_case_package import inputs, write_edge_package
 from tests.handmade_package import write_package
 from tests.nightly import nightly, sampled
+from tests.true_manifest import finish_true
 from tests.validate.edge_cases import planted_bugs
 
 LONGEST = {"batch": 3, "seq": 9}
@@ -198,7 +199,7 @@ def test_package_that_computes_something_else_fails_its_corpus(package: Path, fi
     weight.CopyFrom(onnx.numpy_helper.from_array(changed.astype(np.float32), weight.name))
     with moh_deploy.package.PackageWriter(package) as writer:
         onnx.save(model, writer.path("model.onnx"))
-        writer.finish(opened.manifest, (), opened.corpus)
+        finish_true(writer, opened.manifest, (), opened.corpus)
     (result,) = [one for one in probe(package).results if one.kind == "corpus"]
     assert result.status == "failed"
     assert result.detail.startswith("case 'regression corpus': output 'y' of vectors corpus 0")

@@ -14,8 +14,9 @@ from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServingSettings, open_served
-from moh_deploy.serving.drift.reference import read_reference
+from moh_deploy.serving.drift.reference import REFERENCE_FILE, read_reference
 from moh_deploy.system.npz import write_npz
+from moh_deploy.system.replaceable import check_file_output
 from tests.edge_case_package import inputs, write_edge_package
 from tests.nightly import nightly, sampled
 from tests.runtime.tensorrt.engines import write_engine
@@ -129,6 +130,21 @@ def test_file_that_cannot_be_read_is_refused(
     damage(tmp_path / "in.npz")
     with pytest.raises(ConfigError, match=r"in\.npz cannot be read as an npz file"):
         moh_deploy.profile(package.root, tmp_path / "r.json", inputs=[tmp_path / "in.npz"])
+
+
+@nightly
+def test_earlier_reference_is_replaced_and_nothing_else(
+    package: OnnxPackage, samples: Path, tmp_path: Path
+):
+    output = tmp_path / "reference.json"
+    output.write_text('{"learning_rate": 0.1}')
+    with pytest.raises(PackageError, match="exists and is not a reference of"):
+        moh_deploy.profile(package.root, output, inputs=[samples])
+    output.unlink()
+    moh_deploy.profile(package.root, output, inputs=[samples])
+    check_file_output(output, REFERENCE_FILE)
+    with pytest.raises(ConfigError, match="is read as well"):
+        moh_deploy.profile(package.root, samples, inputs=[samples])
 
 
 def test_engine_is_refused(tmp_path: Path):

@@ -25,7 +25,7 @@ NEAR = NearMiss(("block",), "softmax was followed; lost at flip", "attention.py:
         (1, (LAYER, KEPT), (NEAR,)),
         (2, (LAYER, LAYER), ()),
         ("all", (LAYER,), ()),
-        ("all", (), ()),
+        (0, (), (NEAR,)),
     ],
 )
 def test_enough_layers_pass(
@@ -48,7 +48,8 @@ def test_enough_layers_pass(
             "all",
             (LAYER,),
             (NEAR,),
-            "1 MoH layer of 1 became operators, expected all and no near miss (require_layers).\n"
+            "1 MoH layer of 1 became operators, expected all, 1 or more, and no near miss"
+            " (require_layers).\n"
             "Besides, 1 place looks like one:\n"
             "block: softmax was followed; lost at flip (attention.py:8)",
         ),
@@ -56,7 +57,8 @@ def test_enough_layers_pass(
             "all",
             (LAYER, KEPT),
             (),
-            "1 MoH layer of 2 became operators, expected all and no near miss (require_layers).\n"
+            "1 MoH layer of 2 became operators, expected all, 1 or more, and no near miss"
+            " (require_layers).\n"
             "kept: tanh is in the way",
         ),
         (
@@ -65,6 +67,13 @@ def test_enough_layers_pass(
             (),
             "0 MoH layers of 0 became operators, expected at least 1 (require_layers).\n"
             "This model has no MoH layer: it is an ordinary ONNX model.",
+        ),
+        (
+            "all",
+            (),
+            (),
+            "0 MoH layers of 0 became operators, expected all, 1 or more, and no near miss"
+            " (require_layers).\nThis model has no MoH layer: it is an ordinary ONNX model.",
         ),
     ],
 )
@@ -88,8 +97,10 @@ def test_option_wins_over_the_configuration():
     assert required_layers(options, ExportConfig()) is None
 
 
-@pytest.mark.parametrize("wanted", [0, -1, "most"])
+@pytest.mark.parametrize("wanted", [-1, "most"])
 def test_what_is_no_number_of_layers_is_refused(wanted: object):
     options = ExportOptions("model.pt", Path("out"), require_layers=wanted)
-    with pytest.raises(ConfigError, match=rf"require_layers is '{wanted}', expected a number"):
+    with pytest.raises(
+        ConfigError, match=rf"require_layers is '{wanted}', expected a number from 0 on"
+    ):
         required_layers(options, ExportConfig())

@@ -31,6 +31,16 @@ def test_outputs_are_written_by_name(tmp_path: Path, package: Path):
     assert report.num_nan == {}
 
 
+def test_inputs_in_their_order_are_said(tmp_path: Path, package: Path):
+    np.savez(tmp_path / "in.npz", vectors().inputs["x"])
+    files = {"inputs": tmp_path / "in.npz", "outputs": tmp_path / "out.npz"}
+    report = moh_deploy.run(package, **files, kernels="off")
+    assert report.by_order.endswith(
+        "in.npz: no member is called as an input, so order counts: 'x' is 'arr_0'"
+    )
+    assert report.by_order in report.document().remarks
+
+
 def test_run_on_kernels_says_so(tmp_path: Path, package: Path):
     library = required_library()
     write_npz(tmp_path / "in.npz", vectors().inputs)
@@ -55,6 +65,20 @@ def test_failed_run_leaves_no_outputs(tmp_path: Path, package: Path):
     with pytest.raises(ConfigError, match="expected dtype float32"):
         moh_deploy.run(package, inputs=tmp_path / "in.npz", outputs=tmp_path / "out.npz")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["in.npz", "package"]
+
+
+def test_files_of_the_user_are_not_overwritten(tmp_path: Path, package: Path):
+    inputs = tmp_path / "in.npz"
+    write_npz(inputs, vectors().inputs)
+    before = inputs.read_bytes()
+    with pytest.raises(ConfigError, match=r"in\.npz is to be written, and is read as well"):
+        moh_deploy.run(package, inputs=inputs, outputs=inputs)
+    (tmp_path / "train.py").write_text("import torch\n")
+    with pytest.raises(PackageError, match=r"train\.py exists and is not a file of arrays"):
+        moh_deploy.run(package, inputs=inputs, outputs=tmp_path / "train.py")
+    assert inputs.read_bytes() == before
+    for _ in range(2):  # outputs of before are replaced
+        moh_deploy.run(package, inputs=inputs, outputs=tmp_path / "out.npz", kernels="off")
 
 
 def test_place_that_cannot_hold_outputs_is_refused_first(tmp_path: Path):

@@ -164,11 +164,8 @@ def test_model_that_switches_elsewhere_than_the_manifest_says_is_refused(package
     model = package.model_path.read_bytes()
     moh_deploy.tune(package.root, choose={f"{FIRST}[seq<=4]": "dense"})
     package.model_path.write_bytes(model)
-    changed = OnnxPackage.open(package.root, check_digests=False)
-    with pytest.raises(
-        PackageError, match=r"is dense if seq<=4, else sparse in .* if seq<=3, else"
-    ):
-        open_runner(changed, Variant(kernels="off"))
+    with pytest.raises(PackageError, match=r"choice' says .* if seq<=4, .* has .* if seq<=3, else"):
+        OnnxPackage.open(package.root, check_digests=False)
 
 
 def test_reports_show_ranges(package: OnnxPackage):

@@ -9,9 +9,8 @@ from types import ModuleType
 import pytest
 
 import moh_deploy
-from moh_deploy import native
 from tests.edge_case_package import write_edge_package
-from tests.openvino_extension import built_extension
+from tests.openvino_extension import install_extension
 
 
 @pytest.mark.nightly
@@ -21,7 +20,7 @@ def test_flips_and_errors_stand_beside_times(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(native, "FOLDER", built_extension())
+    install_extension(monkeypatch, tmp_path)
     package, low, plain = tmp_path / "package", tmp_path / "low", tmp_path / "plain.onnx"
     write_edge_package(package)
     moh_deploy.precision(package, to="bfloat16", output=low)

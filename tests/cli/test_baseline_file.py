@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from moh_deploy.system.digest import sha256_of_json
 from moh_deploy.system.npz import write_npz
 from tests.cli.run_cli import Cli
 from tests.handmade_package import vectors, write_package
@@ -26,9 +27,11 @@ def file(cli: Cli, package: Path, tmp_path: Path) -> Path:
 
 
 def edit(file: Path, section: str, group: str, name: str, value: float) -> None:
+    """Let a file say that something else was reached, its digest computed anew."""
     content = json.loads(file.read_text())
+    content.pop("sha256", None)
     content[section]["figures"][group][name] = value
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps({**content, "sha256": sha256_of_json(content)}))
 
 
 @nightly

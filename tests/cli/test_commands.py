@@ -26,7 +26,7 @@ def test_inspect_shows_layers_and_what_runs_them(cli: Cli, package: Path):
     assert "1 MoH layer: 1 function" in shown.out
     assert "blocks.0.attn" in shown.out
     assert "kernels: none (switched off)" in shown.out
-    assert "2.9 % of the whole model" in shown.out
+    assert "3.1 % of the whole model" in shown.out
 
 
 def test_inspect_json(cli: Cli, package: Path):
@@ -35,7 +35,7 @@ def test_inspect_json(cli: Cli, package: Path):
     assert content["kernels"]["reason"] == "switched off"
     assert content["compute_type"] == "float32"
     assert content["layers"][0]["runs_as"] == "function"
-    assert content["skippable_flops"] == 288
+    assert content["skippable_flops"] == 312
     assert content["inputs"] == [
         {"name": "x", "dtype": "float32", "shape": ["batch", "seq", 8]},
     ]
@@ -303,6 +303,15 @@ def test_verify_refuses_a_report_file_that_cannot_be_written(
     shown = cli("verify", package, "--junit", tmp_path / "none" / "junit.xml")
     assert shown.exit_code == 5
     assert "junit.xml cannot be written" in shown.err
+
+
+def test_report_does_not_overwrite_a_file_of_the_user(cli: Cli, package: Path, tmp_path: Path):
+    (tmp_path / "keepme.py").write_text("import torch\n")
+    for option in ("--junit", "--markdown", "--html"):
+        shown = cli("verify", package, option, tmp_path / "keepme.py")
+        assert shown.exit_code == 5
+        assert "keepme.py exists and is not a" in shown.err
+    assert (tmp_path / "keepme.py").read_text() == "import torch\n"
 
 
 def test_pages_are_written_beside_what_is_printed(cli: Cli, package: Path, tmp_path: Path):

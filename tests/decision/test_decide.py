@@ -148,14 +148,37 @@ def test_first_of_many_looks_spends_something(looks: int):
 
 def test_look_that_draws_cannot_show_says_so():
     shown = evidence(np.random.default_rng(0), [0.0, 0.0], [0.5, 0.5])
-    found = decide_arms(plan(2, looks=3), shown)
+    found = decide_arms(plan(2, looks=9), shown)
     assert found[0].verdict == "cannot tell"
+    assert any("the next look may be wrong" in one for one in found[0].would_tell)
     assert any("draws cannot show; a later look can tell" in one for one in found[0].would_tell)
     (last,) = decide_arms(plan(confidence=0.9999), evidence(np.random.default_rng(0), [0.0], [0.5]))
     assert any("cannot show; fewer arms or a lower confidence" in one for one in last.would_tell)
 
 
+def test_number_that_would_tell_is_of_the_next_looks_level():
+    found = evidence(np.random.default_rng(0), [0.005], [0.5], samples=3000)
+    (decided,) = decide_arms(plan(looks=2), found, look=1)
+    (promise, _) = decided.promises
+    enough = [promise.enough(level_of_look(LEVEL, look, 2)) for look in (1, 2)]
+    assert enough[0] is not None
+    assert enough[1] is not None
+    assert enough[0] > enough[1] > 3000
+    advice = f"{promise.text}: some {enough[1]} samples would tell, there were 3000"
+    assert decided.would_tell == (advice,)
+    (last,) = decide_arms(plan(looks=2), found, look=2)
+    assert last.would_tell == (advice,)
+
+
+def test_data_that_the_next_look_may_judge_are_said_to_be_enough():
+    found = evidence(np.random.default_rng(0), [0.0], [0.5], samples=2000)
+    (decided,) = decide_arms(plan(looks=3), found)
+    assert decided.verdict == "cannot tell"
+    assert decided.would_tell[0].endswith(": 2000 samples should tell; run it again")
+
+
 def test_broken_promise_is_hinted_at_its_part_of_the_level():
-    (found,) = decide_arms(plan(looks=3), evidence(np.random.default_rng(0), [0.1], [0.3]))
+    (found,) = decide_arms(plan(looks=6), evidence(np.random.default_rng(0), [0.1], [0.3]))
     assert found.verdict == "cannot tell"
-    assert any("draws cannot show" in one for one in found.would_tell)
+    # The next look may be wrong in 0.0103 % of cases, which draws can show, and half is too little.
+    assert any("0.0052 % of cases, which 10000 draws" in one for one in found.would_tell)

@@ -118,6 +118,7 @@ def test_digest_depends_on_margins_and_arms_and_not_on_their_order_in_the_file()
     assert whole.digest == plan_of(dict(reversed(PLAN.items())), "p").digest
     for path, value in (("quality.may_lose", 0.006), ("arms.moh.path", "other"), ("looks", 2)):
         assert plan_with(path, value).digest != whole.digest
+    assert plan_with("seconds", 60.0).digest == whole.digest
 
 
 def test_reference_is_what_made_arms_are_made_of_unless_they_say():

@@ -14,6 +14,7 @@ from moh_deploy.system.npz import Array
 from moh_deploy.validate.parity_report import ParityReport
 from tests.examples.digits_demo import DIGITS, DemoRun
 from tests.nightly import nightly
+from tests.true_manifest import finish_true
 
 pytestmark = nightly
 
@@ -41,7 +42,7 @@ def with_noise(demo: DemoRun, output: Path, share: float) -> Path:
             tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
     with PackageWriter(output) as writer:
         onnx.save(model, writer.path("model.onnx"))
-        writer.finish(package.manifest, package.vectors)
+        finish_true(writer, package.manifest, package.vectors)
     return output
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 import moh_deploy
-from moh_deploy import native
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune.search_report import SearchReport
 from tests.examples.digits_demo import DemoRun
 from tests.kernel_library import required_library
 from tests.nightly import nightly
-from tests.openvino_extension import built_extension
+from tests.openvino_extension import install_extension
 
 pytestmark = nightly
 
@@ -57,7 +56,7 @@ def test_int8_is_within_the_condition_and_chosen(digits_demo: DemoRun, tmp_path:
 def test_bfloat16_is_within_the_condition_and_chosen(
     digits_demo: DemoRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(native, "FOLDER", built_extension())
+    install_extension(monkeypatch, tmp_path)
     times = {"float32": 10.0, "float16": 9.0, "int8": 8.0, "int4": 11.0, "bfloat16": 5.0}
     report = searched(digits_demo, tmp_path / "fast", times)
     assert (report.runtime, report.precision) == ("openvino", "bfloat16")

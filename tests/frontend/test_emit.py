@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.normalize.fold import fold_weights
+from moh_deploy.frontend.normalize.fold import fold_constants
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import commit, insert
 from moh_deploy.graph.add_function_bodies import add_function_bodies
@@ -154,7 +154,7 @@ def test_whatever_a_model_returns_is_an_output(name: str):
     x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
     expected = tree_leaves(RETURNED[name](x))
     program = committed(RETURNED[name], x)
-    fold_weights(program)
+    fold_constants(program)
     model = emit(program, input_names=["x"], opset=20)
     name_interface(model, dims=[{}], outputs=[f"y{index}" for index in range(len(expected))])
     proto = ir.to_proto(model).SerializeToString()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,10 +10,12 @@ from torch import Tensor, nn
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.limits import (
     Relations,
+    cut_tables,
     dim_ranges,
     dim_sums,
     joined_dims,
     unmet_assertions,
+    with_tables,
 )
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.trace import trace
@@ -219,3 +223,20 @@ def test_dimensions_that_share_a_table_are_limited_together():
     alone = [ModelInput("x", torch.randn(2, 3, 4), {1: "n"})]
     table = trace(loaded(Model(lambda m, x: x + m.positions[: x.shape[1]])), alone)
     assert dim_sums(table, alone) == ()
+
+
+def test_limit_says_which_table_is_cut_at_it():
+    inputs = [
+        ModelInput("x", torch.randn(2, 3, 4), {0: "batch", 1: "seq"}),
+        ModelInput("past", torch.randn(2, 5, 4), {0: "batch", 1: "past"}),
+    ]
+    program = trace(loaded(SharesATable()), inputs)
+    both = DimSum(("past", "seq"), 16)
+    named = replace(both, table="positions")
+    assert cut_tables(program, inputs) == [named]
+    assert with_tables([both], {"seq": (1, 16)}, [named]) == (named,)
+    assert with_tables([both], {}, []) == (both,)
+    # Of one dimension the range says it already, but not the table.
+    alone = DimSum(("seq",), 12, "positions")
+    assert with_tables([], {"seq": (1, 12), "n": (1, 9)}, [alone]) == (alone,)
+    assert with_tables([], {"seq": (1, 64)}, [alone]) == ()  # the model takes more than that

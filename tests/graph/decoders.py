@@ -19,6 +19,7 @@ from moh_deploy.package import Manifest, OnnxPackage, PackageWriter, TensorInfo,
 from moh_deploy.system.npz import Array
 from tests.handmade_package import LAYER as HANDMADE
 from tests.handmade_package import MANIFEST as OTHER
+from tests.true_manifest import finish_true
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, VOCAB, POSITIONS = 16, 4, 2, 4, 11, 64
 
@@ -217,4 +218,4 @@ def write_decoder(
     model = model or decoder()
     with PackageWriter(output) as writer:
         ir.save(model, writer.path("model.onnx"))
-        return writer.finish(replace(manifest or known, ops=ops_of(model)), runs)
+        return finish_true(writer, replace(manifest or known, ops=ops_of(model)), runs)

@@ -111,7 +111,7 @@ def test_choice_written_to_another_layer_is_found_out(package: OnnxPackage, tmp_
     root = write_two_layers(tmp_path / "other").root
     package = choose(OnnxPackage.open(root), blocks_0_attn="dense")
     onnx.save(model, package.model_path)
-    with pytest.raises(PackageError, match=r"'blocks\.0\.attn' is dense .* it is of domain moh\."):
+    with pytest.raises(PackageError, match=r"blocks\.0\.attn/moh: moh\.dense', .*: moh'\."):
         open_without_digests(package)
 
 

@@ -12,7 +12,7 @@ from moh_deploy.machine.ask import Failed
 from moh_deploy.machine.openvino import OpenVinoRun, probe_openvino
 from tests.fakes import Fakes
 from tests.nightly import nightly
-from tests.openvino_extension import built_extension
+from tests.openvino_extension import install_extension
 
 
 def test_without_openvino_the_command_that_installs_it_is_named(fakes: Fakes):
@@ -39,16 +39,8 @@ def test_without_extension_the_command_that_builds_it_is_named(
 
 
 @nightly
-def test_an_operator_runs_in_openvino(fakes: Fakes, monkeypatch: pytest.MonkeyPatch):
-    folder = built_extension()
-    monkeypatch.setattr(native, "FOLDER", folder)
-    # For the processes that are asked.
-    fakes.module(
-        "sitecustomize",
-        "import pathlib\n"
-        "from moh_deploy import native\n"
-        f"native.FOLDER = pathlib.Path({str(folder)!r})\n",
-    )
+def test_an_operator_runs_in_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = install_extension(monkeypatch, tmp_path)
     found = probe_openvino()
     assert isinstance(found.kernels, OpenVinoRun), found.kernels
     assert found.extension == folder / native.OPENVINO_NAME

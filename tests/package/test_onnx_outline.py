@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package.onnx_outline import DeclaredTensor, read_outline
-from tests.handmade_package import WIDTH, model
+from moh_deploy.package.onnx_outline import read_outline
+from tests.handmade_package import model
 
 
 def varint(number: int) -> bytes:
@@ -22,45 +22,6 @@ def varint(number: int) -> bytes:
 def saved(tmp_path: Path, found: onnx.ModelProto) -> Path:
     (tmp_path / "model.onnx").write_bytes(found.SerializeToString())
     return tmp_path / "model.onnx"
-
-
-def test_outline_has_what_the_model_declares(tmp_path: Path):
-    outline = read_outline(saved(tmp_path, model()))
-    assert outline.inputs == {"x": DeclaredTensor("float32", (None, None, WIDTH))}
-    assert outline.outputs == {"y": DeclaredTensor("float32", (None, None, WIDTH))}
-    assert outline.values == {"x", "weight", "scale", "scores", "gates_0", "heads", "y"}
-    assert outline.external == ()
-
-
-def test_weights_are_no_inputs_even_where_they_are_listed_so(tmp_path: Path):
-    found = model()
-    found.graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, None))
-    outline = read_outline(saved(tmp_path, found))
-    assert list(outline.inputs) == ["x"]
-    assert "weight" in outline.values
-
-
-def test_values_of_branches_and_functions_are_no_values_of_the_graph(tmp_path: Path):
-    found = model()
-    inner = [helper.make_node("Identity", ["x"], ["inner"])]
-    value = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
-    branch = helper.make_graph(inner, "branch", [], [value])
-    found.graph.node.append(
-        helper.make_node("If", ["c"], ["chosen"], then_branch=branch, else_branch=branch)
-    )
-    assert any("gated_BSHD" in node.output for node in found.functions[0].node)
-    values = read_outline(saved(tmp_path, found)).values
-    assert "chosen" in values
-    assert "inner" not in values
-    assert "gated_BSHD" not in values
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int64", "bool", "int4"])
-def test_dtypes_are_called_as_in_a_manifest(tmp_path: Path, dtype: str):
-    found = model()
-    element = getattr(TensorProto, dtype.upper())
-    found.graph.input.append(helper.make_tensor_value_info("z", element, [3, "n"]))
-    assert read_outline(saved(tmp_path, found)).inputs["z"] == DeclaredTensor(dtype, (3, None))
 
 
 def test_name_that_is_not_utf8_is_refused_by_its_place(tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import CacheBuffer, CachesInPlace, TensorInfo
-from moh_deploy.runtime.input_check import beyond_positions, check_inputs, check_room, missing_row
+from moh_deploy.runtime.input_check import check_inputs, check_room
 from moh_deploy.system.npz import Array
 
 SPECS = (
@@ -79,30 +79,6 @@ def test_misspelt_input_gets_a_suggestion():
     assert error.value.hint == "Did you mean 'mask'?"
 
 
-@pytest.mark.parametrize(
-    ("dtype", "value", "is_wrong"),
-    [
-        ("int64", 9, False),
-        ("int64", 10, True),
-        ("int32", -10, False),
-        ("int32", -11, True),
-        ("uint8", 255, True),
-        ("uint8", 0, False),
-        ("float32", 99, False),
-    ],
-)
-def test_number_that_a_table_has_no_row_for_is_found(dtype: str, value: int, is_wrong: bool):
-    ids = np.zeros((2, 3), dtype)
-    ids[1, 2] = value
-    found = missing_row({"ids": 10}, {"ids": ids})
-    words = f"input 'ids' is {value} at [1, 2], expected 0 to 9: the model looks it up in a table"
-    assert found == (f"{words} of 10 rows." if is_wrong else None)
-
-
-def test_empty_indices_are_in_every_table():
-    assert missing_row({"ids": 10}, {"ids": np.zeros((0, 3), np.int64)}) is None
-
-
 CACHES = CachesInPlace((CacheBuffer("past", "present", 2),), "total - seq", "seq", 1, 9)
 
 
@@ -135,16 +111,3 @@ def test_filled_places_may_be_told_by_an_input():
 
 def test_numbers_beside_caches_that_tell_no_length_may_be_anything():
     check_room(CACHES, {"total": 9, "seq": 2, "buffer": 9}, {"scale": np.asarray(np.nan)})
-
-
-def test_more_tokens_than_positions_are_told_and_padding_is_none():
-    mask = np.ones((2, 9), np.int64)
-    mask[:, :3] = 0
-    assert beyond_positions(6, {"attention_mask": mask}) is None
-    mask[1, 2] = 1
-    found = beyond_positions(6, {"attention_mask": mask})
-    assert found is not None
-    assert "counts 7 tokens of a sequence" in found
-    assert found.endswith("positions for 6.")
-    assert beyond_positions(None, {"attention_mask": mask}) is None
-    assert beyond_positions(6, {"tokens": mask}) is None

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.errors import PackageError
 from moh_deploy.package import LayerInfo, with_choices
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun, layer_runs
@@ -20,13 +19,9 @@ MIXED: dict[str, LayerImpl] = {FIRST: "kernel", SECOND: "function", ROUTER: "ker
 
 
 def runs_of(
-    layers: tuple[LayerInfo, ...],
-    impl: dict[str, LayerImpl],
-    *routers: str | None,
-    switches: dict[str, str] | None = None,
+    layers: tuple[LayerInfo, ...], impl: dict[str, LayerImpl], *routers: str | None
 ) -> tuple[LayerRun, ...]:
-    path = Path("there/model.onnx")
-    return layer_runs(layers, impl, switches=switches or {}, routers=routers, model_path=path)
+    return layer_runs(layers, impl, routers=routers)
 
 
 def test_each_layer_has_what_runs_its_own_nodes():
@@ -43,11 +38,6 @@ def test_layer_that_was_not_replaced_may_have_a_router_that_was():
 
 def test_package_without_layers_has_no_runs():
     assert runs_of((), {}) == ()
-
-
-def test_layer_whose_node_the_model_lacks_is_refused():
-    with pytest.raises(PackageError, match=r"there: layer 'blocks\.0\.attn' is node 'gone' in"):
-        runs_of((replace(LAYER, node="gone"),), MIXED, None)
 
 
 PROJECTED = replace(LAYER, query_projection="q", output_projection="o")
@@ -73,36 +63,16 @@ def test_projections_are_told_apart_from_attention(
     assert (run.runs_as, run.projections_run_as) == expected
 
 
-@pytest.mark.parametrize("wrong", [FIRST, "q", "o"])
-def test_node_that_is_not_where_its_layer_was_chosen_to_be_is_refused(wrong: str):
-    for choice, there in (("dense", "kernel"), ("projected", "dense")):
-        rest = "dense" if choice == "dense" else "kernel"
-        impl = {**dict.fromkeys(NODES, rest), wrong: there}
-        with pytest.raises(PackageError, match=f"is {choice} in the manifest, .*'{wrong}'"):
-            runs_of((replace(PROJECTED, choice=choice),), impl, None)
-
-
 BY_SIZE = with_choices([LAYER], {"all[seq<=64]": "dense"}, dims=["seq"])
 
 
 def test_layer_that_depends_on_sizes_says_so():
-    switches = {FIRST: "moh.dense if seq<=64, else moh"}
-    (run,) = runs_of(BY_SIZE, MIXED, None, switches=switches)
+    (run,) = runs_of(BY_SIZE, MIXED, None)
     assert run == LayerRun("blocks.0.attn", "kernel", None, by_size="dense if seq<=64, else sparse")
     assert runs_as(run) == "kernel; dense if seq<=64, else sparse"
     assert runs_text([run]).endswith(
         "router in plain operators, by choice dense if seq<=64, else sparse"
     )
-
-
-@pytest.mark.parametrize("switches", [{}, {FIRST: "moh.dense if seq<=32, else moh"}])
-def test_layer_that_the_model_switches_at_other_sizes_is_refused(switches: dict[str, str]):
-    with pytest.raises(PackageError, match=r"is dense if seq<=64, else sparse in the manifest"):
-        runs_of(BY_SIZE, MIXED, None, switches=switches)
-    with pytest.raises(
-        PackageError, match=r"is sparse in the manifest.* is of domain moh\.dense if"
-    ):
-        runs_of((LAYER,), MIXED, None, switches={FIRST: "moh.dense if seq<=32, else moh"})
 
 
 # Of a session.

@@ -11,6 +11,7 @@ from onnx import numpy_helper, parser
 
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from tests.handmade_package import without_layers
+from tests.true_manifest import finish_true
 
 TABLE = np.arange(20, dtype=np.float32).reshape(10, 2)
 """Of ten tokens."""
@@ -31,4 +32,6 @@ def write_lookup(output: Path) -> OnnxPackage:
     )
     with PackageWriter(output) as writer:
         onnx.save(model, writer.path("model.onnx"))
-        return writer.finish(manifest, (VectorSet(sizes, {"ids": ids}, {"y": TABLE[ids]}, (), ()),))
+        return finish_true(
+            writer, manifest, (VectorSet(sizes, {"ids": ids}, {"y": TABLE[ids]}, (), ()),)
+        )

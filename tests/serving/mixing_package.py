@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from moh_deploy.package import Manifest, PackageWriter, TensorInfo, VectorSet
 from tests.handmade_package import MANIFEST
+from tests.true_manifest import finish_true
 
 
 def write_mixing(root: Path, operator: str, shape: list[int | str]) -> Path:
@@ -43,5 +44,5 @@ def write_mixing(root: Path, operator: str, shape: list[int | str]) -> Path:
         onnx.save(
             helper.make_model(graph, opset_imports=opset, ir_version=10), writer.path("model.onnx")
         )
-        writer.finish(manifest, (VectorSet(dims, {"x": x}, {"y": x - over}, (), ()),))
+        finish_true(writer, manifest, (VectorSet(dims, {"x": x}, {"y": x - over}, (), ()),))
     return root

@@ -12,7 +12,10 @@ from moh_deploy.report.junit import junit
 from moh_deploy.report.markdown import markdown
 from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES
+from moh_deploy.validate.agreement import Top1Agreement
+from moh_deploy.validate.checks import Check
 from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+from moh_deploy.validate.routing_statistics import HeadLoad, RoutingStatistics
 from tests.kernel_library import NO_KERNELS
 from tests.report.junit_reader import read_outcomes
 from tests.report.shown import as_junit, as_markdown
@@ -168,3 +171,43 @@ def test_baseline_file_with_which_nothing_was_compared_fails():
     entry = RatchetEntry("inputs", "p50_ms", "not compared", 1, None, None, "elsewhere")
     report = replace(REPORT, ratchet=RatchetResult("baseline.json", (entry,), updated=False))
     assert outcomes(report)["verdict"] == "failure"
+
+
+def test_package_in_few_bits_is_within_tolerance_with_its_agreement_and_never_equal():
+    logits = replace(OUTPUT, top_1=Top1Agreement(15, 16))
+    again = replace(logits, vectors="0 (batch=2), routing forced", forced=True)
+    load = HeadLoad("blocks.0.attn", 0, 24, (24,), (24,))
+    report = replace(
+        REPORT,
+        outputs=(again, logits, replace(logits, vectors="1")),
+        layers=(replace(LAYER, forced=True, free_flips=3),),
+        precision="int4",
+        statistics=RoutingStatistics((load,)),
+    )
+    assert (report.equal, report.verdict) == (True, "within tolerance")
+    assert report.to_json()["top_1"] == {"y": {"same": 30, "of": 32}}
+    assert report.to_json()["flips"] == {"tokens": 3, "of": 24}
+    shown = as_markdown(report, "m")
+    assert "### m: within tolerance (int4)" in shown
+    assert "top-1 agreement: 93.8 % of 32 rows of 'y'\nother heads: 3 of 24 tokens\n" in shown
+    assert "quality: not measured" in shown
+    assert "| within tolerance |" in shown
+    assert "equal |" not in shown
+    assert "WITHIN TOLERANCE (int4): 4 comparisons" in as_junit(report, "m")
+    assert 'name="quality" value="not measured' in as_junit(report, "m")
+    # A condition of the user's is a measure of quality; the weights as they were written is none.
+    asked = Check("flips <= 5", "3 of 24 tokens chose other heads.", "passed", asked=True)
+    weights = replace(asked, name="stored weights", asked=False)
+    assert "not measured" in as_markdown(replace(report, checks=(weights,)), "m")
+    assert "not measured" not in as_markdown(replace(report, checks=(weights, asked)), "m")
+    assert "agreement:" not in as_markdown(replace(report, precision="float16"), "m")
+
+
+def test_check_that_fails_is_a_reason_and_a_test_case():
+    check = Check("stored weights", "1 of 24 numbers of 'w' differ.", "failed")
+    report = replace(REPORT, precision="int8", checks=(check,))
+    assert report.answer == "NOT EQUAL"
+    assert report.reasons == ("stored weights: 1 of 24 numbers of 'w' differ.",)
+    assert outcomes(report)["stored weights"] == "failure"
+    unknown = replace(report, checks=(replace(check, verdict="cannot tell"),))
+    assert unknown.answer == "CANNOT TELL"

@@ -46,6 +46,31 @@ def test_rules_of_metrics_are_read(tmp_path: Path):
     assert policy.rule("float32") == tolerance_for("float32")
 
 
+def test_rule_of_a_metric_that_does_not_run_is_refused(tmp_path: Path):
+    cases: list[tuple[str, list[str], str | None]] = [
+        ("top-5", ["top-1", "m:f"], "top-5 judges nothing: metrics that run: top-1, m:f"),
+        ("m:g", ["m:f"], "m:g judges nothing: metrics that run: m:f"),
+        ("callable", ["top-1"], "callable judges nothing: metrics that run: top-1"),
+        ("top-1", [], "top-1 judges nothing: no metric runs"),
+        ("top-1", ["perplexity", "top-1"], None),
+        ("callable", ["m:f"], None),
+        ("m:f", ["m:f"], None),
+    ]
+    for rule, running, refused in cases:
+        policy = read_policy(policy_file(tmp_path, f"accuracy: {{'{rule}': {{reason: a}}}}\n"))
+        if refused is None:
+            policy.check_metrics(running)
+            continue
+        with pytest.raises(ConfigError, match=refused):
+            policy.check_metrics(running)
+
+
+def test_verify_without_labels_refuses_rules_of_metrics(tmp_path: Path):
+    path = policy_file(tmp_path, "accuracy: {top-1: {max_drop: 0.002, reason: a}}\n")
+    with pytest.raises(ConfigError, match="top-1 judges nothing: no metric runs"):
+        moh_deploy.verify(tmp_path / "none", policy=path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -65,12 +65,12 @@ def test_every_command_that_relies_on_function_bodies_refuses_wrong_ones(tmp_pat
         moh_deploy.tune(root, choose={"all": "sparse"})
 
 
-def test_function_bodies_run_once_and_on_the_smallest_run(tmp_path: Path):
+def test_function_bodies_run_once_and_on_the_smallest_batch_as_long_as_the_example(tmp_path: Path):
     required_library()
-    sets = (vectors(), vectors(batch=1, seq=1), vectors(batch=3))
+    sets = (vectors(), vectors(batch=1, seq=1), vectors(batch=3), vectors(batch=1))
     package = write_handmade(tmp_path / "package", sets=sets)
     report = compare_recorded(package)
-    assert report.vector_sets == 3
-    assert [one.vector_sets for one in report.comparisons] == [3, 1]
-    assert {one.vectors for one in report.comparisons[1].outputs} == {"1 (batch=1, seq=1)"}
+    assert report.vector_sets == 4
+    assert [one.vector_sets for one in report.comparisons] == [4, 1]
+    assert {one.vectors for one in report.comparisons[1].outputs} == {"3 (batch=1, seq=3)"}
     assert not compare_recorded(package, Variant(kernels="off")).parts

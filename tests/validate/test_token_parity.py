@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moh_deploy.report.document import Text
 from moh_deploy.runtime.text.decoding import DecodedStep
+from moh_deploy.validate.generate_report import parity_sections
 from moh_deploy.validate.token_parity import TokenComparison
 
 
@@ -47,6 +49,25 @@ def test_lower_precisions_have_rules_of_their_own():
         comparison = TokenComparison([step(1, logits=logits)], precision)
         comparison.add(step(2), 0)
         assert comparison.differences[0].is_near_tie is is_excused
+
+
+def test_tokens_of_few_bits_are_within_tolerance_and_counted():
+    logits = np.array([[0, 3, 3 - 1e-6, -3, 0]], np.float32)
+    for precision, token, verdict, words in (
+        ("float32", 1, "equal", "EQUAL tokens: 3 of 3"),
+        ("float32", 2, "within tolerance", "tokens part by rounding alone: 1 of 3"),
+        ("int4", 1, "within tolerance", "WITHIN TOLERANCE (int4): 3 of 3"),
+        ("int4", 2, "within tolerance", "WITHIN TOLERANCE (int4): 1 of 3"),
+        ("int4", 3, "not equal", "OTHER tokens: 1 of 3"),
+    ):
+        comparison = TokenComparison([step(1, logits=logits)] * 3, precision)
+        for position, tokens in enumerate([step(1), step(token), step(1)]):
+            comparison.add(tokens, position)
+        parity = comparison.parity("another")
+        assert (parity.verdict, parity.tokens) == (verdict, 3)
+        (first, *_) = parity_sections(parity)
+        assert isinstance(first, Text)
+        assert first.text.startswith(f"{words} greedy tokens are the same before texts part")
 
 
 def test_text_that_ended_earlier_is_compared_as_far_as_both_go():

@@ -22,6 +22,7 @@ from tests.handmade_package import MANIFEST, gate_weight, model, vectors, write_
 from tests.nightly import nightly, one_in, sampled
 from tests.report.shown import as_junit, as_page
 from tests.routed_package import SEQ, WIDTH, write_routed
+from tests.true_manifest import finish_true
 
 MASK = np.array([[1, 1, 0], [1, 0, 0]], np.int64)
 PADDED = MASK == 0
@@ -75,7 +76,7 @@ def write_masked(
         onnx.save(content, writer.path("model.onnx"))
         inputs = (*MANIFEST.inputs, info)
         manifest = replace(MANIFEST, inputs=inputs, valid_tokens=named)
-        return writer.finish(manifest, [found])
+        return finish_true(writer, manifest, [found])
 
 
 def garbage_in_padding(found: VectorSet) -> None:

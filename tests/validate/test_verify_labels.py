@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from tests.labelled_package import (
     write_classifier,
     write_language_model,
 )
-from tests.nightly import sampled
+from tests.nightly import nightly, sampled
 
 COUNT = 400
 DATA = samples(COUNT, seed=5)
@@ -269,6 +270,15 @@ def _margin(outputs: Mapping[str, Array], labels: Array) -> Array:
     return outputs["logits"][range(len(labels)), labels] * 1e4
 
 
+@nightly
+def test_samples_in_their_order_are_said_once(tmp_path: Path, package: Path):
+    np.savez(tmp_path / "val.npz", next(iter(DATA.inputs.values())))
+    report = moh_deploy.verify(
+        package, inputs=[tmp_path / "val.npz"], labels=LABELS, batch_size=200
+    )
+    assert [note for note in report.notes if "order counts" in note] == [report.notes[0]]
+
+
 def test_policy_decides_what_may_be_lost(tmp_path: Path, inputs: Path):
     write_classifier(tmp_path / "biased", bias=2e-5)
     policy = tmp_path / "policy.yaml"
@@ -281,6 +291,33 @@ def test_policy_decides_what_may_be_lost(tmp_path: Path, inputs: Path):
     assert report.accuracy[0].rule.max_drop is None
     assert report.accuracy[1].rule.reason == "a demo"
     assert report.policy == f"{policy} (top-1) over the built-in table"
+
+
+def test_policy_of_a_metric_that_does_not_run_is_refused(
+    tmp_path: Path, package: Path, inputs: Path
+):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("accuracy: {top-5: {max_drop: 0.9, reason: a demo}}\n")
+    with pytest.raises(ConfigError, match="top-5 judges nothing: metrics that run: top-1"):
+        moh_deploy.verify(package, inputs=[inputs], labels=LABELS, policy=policy)
+
+
+def test_condition_decides_what_may_be_lost_and_needs_labels(tmp_path: Path, inputs: Path):
+    write_classifier(tmp_path / "biased", bias=2e-5)
+    run = partial(moh_deploy.verify, tmp_path / "biased", inputs=[inputs], labels=LABELS)
+    loose = run(within="top-1 >= 0.5 * reference")
+    assert [(one.metric, one.verdict) for one in loose.accuracy] == [("top-1", "passed")]
+    assert loose.equal
+    tight = run(within=["top-1 >= 0.999 * reference", "flips <= 0"])
+    assert not tight.equal
+    assert tight.accuracy[0].rule.reason == "asked for: top-1 >= 0.999 * reference"
+    (flips,) = tight.checks
+    assert (flips.verdict, flips.measured) == (
+        "cannot tell",
+        "routing was not compared, so flips are not known.",
+    )
+    with pytest.raises(ConfigError, match="the condition on top-5 needs labels"):
+        moh_deploy.verify(tmp_path / "biased", inputs=[inputs], within=["top-5 >= 0.9 * reference"])
 
 
 def test_nan_fails(tmp_path: Path, package: Path):

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moh_deploy.config.schema_errors import dotted
-from moh_deploy.decision.cost.estimate import Estimate
+from moh_deploy.decision.mean_times import LEAST_BLOCKS
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_json import read_json
+from moh_deploy.system.digest import sha256_of_json
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -25,35 +25,9 @@ class DecidedLatency(_Part):
     """Times of one arm at one set of sizes; see `moh_deploy.decision.report.LatencyFigure`."""
 
     sizes: dict[str, int]
-    samples: Annotated[int, Field(ge=1)]
     p50_ms: _Positive
-    p50_low_ms: _Positive | None
-    p50_high_ms: _Positive | None
-    throughput_per_s: _Positive
+    block_means_ms: tuple[_Positive, ...] = ()
     energy_mj: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
-
-    @property
-    def mean_ms(self) -> Estimate | None:
-        """The mean time of a run, as far from its ends as the median is from its own.
-
-        A machine is paid for all of its runs, so the mean counts. None where too few rounds were
-        timed for an interval.
-        """
-        if self.p50_low_ms is None or self.p50_high_ms is None:
-            return None
-        mean = 1e3 * self.samples / self.throughput_per_s
-        return Estimate(
-            mean, mean * self.p50_low_ms / self.p50_ms, mean * self.p50_high_ms / self.p50_ms
-        )
-
-
-class DecidedPromise(_Part):
-    """A promise with its verdict; see `moh_deploy.decision.promise.Promise`."""
-
-    kind: Literal["quality", "latency"]
-    estimate: float | Literal["NaN", "Infinity", "-Infinity"]
-    low: float | Literal["NaN", "Infinity", "-Infinity"] | None
-    high: float | Literal["NaN", "Infinity", "-Infinity"] | None
 
 
 class DecidedArm(_Part):
@@ -64,7 +38,6 @@ class DecidedArm(_Part):
     dense: bool
     is_bound: bool
     latency: tuple[DecidedLatency, ...]
-    promises: tuple[DecidedPromise, ...]
 
 
 class DecidedWouldDo(_Part):
@@ -85,9 +58,10 @@ class Decided(_Part):
     """The report; see `moh_deploy.decision.report.DecisionReport`."""
 
     schema_version: Literal[1]
+    sha256: str | None = None  # reports of before have none
     plan_digest: str
     reference: str
-    quantile: float | None
+    confidence: Annotated[float, Field(ge=0.5, lt=1)]
     machine: str
     arms: Annotated[tuple[DecidedArm, ...], Field(min_length=1)]
     would_do: tuple[DecidedWouldDo, ...]
@@ -109,7 +83,7 @@ def read_decided(path: Path) -> Decided:
     """Read what `moh-deploy compare --json` printed.
 
     Raises:
-        ConfigError: It is no such report, or times in it do not bear costs.
+        ConfigError: It is no such report, was edited, or times in it do not bear costs.
     """
     again = "It is what `moh-deploy compare --plan plan.yaml --json` prints."
     try:
@@ -124,6 +98,14 @@ def read_decided(path: Path) -> Decided:
         raise ConfigError(
             f"{path} is no JSON report of `moh-deploy compare`: {place}: {item['msg']}.", hint=again
         ) from None
+    assert isinstance(content, dict)  # or it would not have been valid
+    plain = {key: value for key, value in content.items() if key != "sha256"}
+    if found.sha256 is not None and found.sha256 != sha256_of_json(plain):
+        raise ConfigError(
+            f"{path} was edited since `moh-deploy compare` printed it: its sha256 is of another"
+            " decision.",
+            hint="Price the decision as it was printed, or run `moh-deploy compare` again.",
+        )
     _check(found, path)
     return found
 
@@ -139,8 +121,13 @@ def _check(found: Decided, path: Path) -> None:
     for arm in found.served:
         if tuple(one.sizes for one in arm.latency) != found.sizes:
             raise ConfigError(f"{path}: arm '{arm.name}' was timed at other sizes.")
-        if any(one.mean_ms is None for one in arm.latency):
+        counts = [len(one.block_means_ms) for one in arm.latency]
+        if counts != [len(one.block_means_ms) for one in found.served[0].latency]:
+            raise ConfigError(f"{path}: arm '{arm.name}' has another number of blocks of rounds.")
+        if min(counts) < LEAST_BLOCKS:
             raise ConfigError(
-                f"{path}: times of arm '{arm.name}' have no interval: too few rounds.",
-                hint="Give the plan more `seconds`.",
+                f"{path}: arm '{arm.name}' has {min(counts)} blocks of rounds, expected at least"
+                f" {LEAST_BLOCKS}.",
+                hint="Run `moh-deploy compare` again, with more `seconds` where rounds were few:"
+                " earlier versions wrote no blocks.",
             )

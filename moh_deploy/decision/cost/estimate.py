@@ -1,8 +1,8 @@
-"""A figure with the interval that its inputs leave, and sums and products of such."""
+"""A figure with the interval that its inputs leave, and figures derived from others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -42,13 +42,3 @@ def derived(function: Callable[..., float], *inputs: Estimate) -> Estimate:
     corners = [function(*ends) for ends in product(*(one.ends for one in inputs))]
     value = function(*(one.value for one in inputs))
     return Estimate(value, min(corners), max(corners))
-
-
-def weighted(figures: Iterable[Estimate], weights: Sequence[float]) -> Estimate:
-    """Return a weighted sum whose parts err all at once: nothing is taken to cancel."""
-    parts = list(zip(figures, weights, strict=True))
-    return Estimate(
-        sum(weight * one.value for one, weight in parts),
-        sum(weight * one.low for one, weight in parts),
-        sum(weight * one.high for one, weight in parts),
-    )

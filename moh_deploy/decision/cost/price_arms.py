@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from moh_deploy.decision.cost.bill import BillTerms, Work, paid_back
 from moh_deploy.decision.cost.decided import Decided, DecidedArm
-from moh_deploy.decision.cost.estimate import Estimate, exactly, weighted
+from moh_deploy.decision.cost.estimate import Estimate, exactly
 from moh_deploy.decision.cost.prices import Prices
 from moh_deploy.decision.cost.report import (
     ArmCost,
     CostReport,
     Fleet,
     Pays,
-    SizeCost,
     SizeOutcome,
     TrafficShare,
 )
-from moh_deploy.decision.cost.run_times import Place, RunTimes, run_times
+from moh_deploy.decision.cost.run_times import ArmTimes, Place, request_times
 from moh_deploy.decision.cost.sensitivity import sensitivities
 from moh_deploy.decision.cost.traffic import Traffic
 
 _FLEETS = (1, 10, 100)
-
-
-@dataclass(frozen=True)
-class _Priced:
-    """An arm on its way to the report."""
-
-    arm: DecidedArm
-    times: RunTimes
-    work: Work
-    saved_ms: Estimate | None
 
 
 def price_arms(
@@ -47,15 +36,18 @@ def price_arms(
         places: Where each size of traffic lies among the measured ones.
     """
     terms = BillTerms.of(prices, traffic.per_month)
-    shares = [one.share for one in traffic.requests]
-    timed = [(arm, run_times(decided, arm, places)) for arm in decided.served]
+    timed = request_times(decided, traffic.requests, places)
     # Energy of some arms only would make those dearer that were measured.
-    has_energy = prices.energy is not None and all(one.energy_mj for _, one in timed)
-    priced = [_priced(arm, times, shares, has_energy) for arm, times in timed]
-    arms = tuple(_arm_cost(one, priced[0], terms, traffic, places) for one in priced)
+    has_energy = prices.energy is not None and all(one.energy_mj is not None for one in timed)
+    works = {
+        one.arm.name: Work(one.ms, one.energy_mj if has_energy and one.energy_mj else 0.0)
+        for one in timed
+    }
+    reference = works[decided.reference]
+    arms = tuple(_arm_cost(one, works[one.arm.name], reference, terms) for one in timed)
     judged = [one for one in arms if one.net is not None]
     best = max(judged, key=_rank, default=None)
-    chosen = next((one for one in priced if best is not None and one.arm.name == best.name), None)
+    chosen = next((one for one in timed if best is not None and one.arm.name == best.name), None)
     return CostReport(
         plan_digest=decided.plan_digest,
         reference=decided.reference,
@@ -78,8 +70,10 @@ def price_arms(
         sensitivity_of=None if best is None else best.name,
         sensitivity=()
         if chosen is None or chosen.saved_ms is None
-        else sensitivities(prices, terms, priced[0].work, chosen.work, chosen.saved_ms),
-        fleets=tuple(_fleets(priced, terms, beyond=any(one.is_extrapolated for one in places))),
+        else sensitivities(prices, terms, reference, works[chosen.arm.name], chosen.saved_ms),
+        fleets=tuple(
+            _fleets(works, terms, extrapolates=any(one.is_extrapolated for one in places))
+        ),
         notes=tuple(_notes(decided, prices, traffic, places, has_energy)),
     )
 
@@ -90,23 +84,13 @@ def _rank(arm: ArmCost) -> tuple[int, bool, float]:
     return place, arm.verdict != "loss", arm.net.value
 
 
-def _priced(arm: DecidedArm, times: RunTimes, shares: Sequence[float], has_energy: bool) -> _Priced:
-    energy = 0.0
-    if has_energy and times.energy_mj is not None:
-        energy = sum(mj * share for mj, share in zip(times.energy_mj, shares, strict=True))
-    saved = None if times.saved_ms is None else weighted(times.saved_ms, shares)
-    return _Priced(arm, times, Work(weighted(times.ms, shares), energy), saved)
-
-
-def _arm_cost(
-    one: _Priced, reference: _Priced, terms: BillTerms, traffic: Traffic, places: Sequence[Place]
-) -> ArmCost:
-    month = terms.month(one.work)
+def _arm_cost(one: ArmTimes, work: Work, reference: Work, terms: BillTerms) -> ArmCost:
+    month = terms.month(work)
     million = 1e6 / terms.requests.value
     saving = net = back = None
     pays: Pays = "reference"
     if one.saved_ms is not None:
-        saving = terms.saving(reference.work, one.work, one.saved_ms)
+        saving = terms.saving(reference, work, one.saved_ms)
         net, back = terms.net(saving), paid_back(saving, terms.engineering)
         pays = _pays(one.arm, net)
     return ArmCost(
@@ -114,13 +98,13 @@ def _arm_cost(
         verdict=one.arm.verdict,
         dense=one.arm.dense,
         pays=pays,
-        ms_per_request=one.work.ms,
+        ms_per_request=work.ms,
         per_million=Estimate(*(end * million for end in (month.value, month.low, month.high))),
         per_month=month,
         saving_per_month=saving,
         paid_back=back,
         net=net,
-        by_size=tuple(_by_size(one, traffic, places)),
+        by_size=one.by_size,
     )
 
 
@@ -131,24 +115,17 @@ def _pays(arm: DecidedArm, net: Estimate) -> Pays:
     return "pays" if arm.verdict == "win" and net.low > 0 else "cannot tell"
 
 
-def _by_size(one: _Priced, traffic: Traffic, places: Sequence[Place]) -> Iterator[SizeCost]:
-    for index, (asked, place) in enumerate(zip(traffic.requests, places, strict=True)):
-        gain = None if one.times.gain is None else one.times.gain[index]
-        ms = one.times.ms[index]
-        yield SizeCost(dict(asked.sizes), asked.share, ms, gain, place.is_extrapolated)
-
-
-def _fleets(priced: Sequence[_Priced], terms: BillTerms, *, beyond: bool) -> Iterator[Fleet]:
+def _fleets(works: Mapping[str, Work], terms: BillTerms, *, extrapolates: bool) -> Iterator[Fleet]:
     """Yield whole machines for this traffic and for more of it.
 
     One machine was measured that did one run at a time: all that is more is a model on paper.
     """
     for times in _FLEETS:
         grown = replace(terms, requests=exactly(times * terms.requests.value), by_machine=True)
-        for one in priced:
-            month, machines = grown.month(one.work), grown.whole_machines(one.work)
-            extrapolated = beyond or times > 1 or machines.high > 1 or terms.runs_at_once > 1
-            yield Fleet(times, one.arm.name, machines, month, extrapolated)
+        for name, work in works.items():
+            month, machines = grown.month(work), grown.whole_machines(work)
+            beyond = extrapolates or times > 1 or machines.high > 1 or terms.runs_at_once > 1
+            yield Fleet(times, name, machines, month, beyond)
 
 
 def _notes(

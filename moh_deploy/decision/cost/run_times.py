@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from moh_deploy.decision.cost.decided import Decided, DecidedArm, DecidedLatency
-from moh_deploy.decision.cost.estimate import Estimate, derived, exactly, weighted
+import numpy as np
+
+from moh_deploy.decision.cost.decided import Decided, DecidedArm
+from moh_deploy.decision.cost.estimate import Estimate
+from moh_deploy.decision.cost.report import SizeCost
 from moh_deploy.decision.cost.traffic import SizedRequests
+from moh_deploy.decision.mean_times import MOST_MEAN_OVER_MEDIAN, redrawn_means, tail_of
 from moh_deploy.errors import ConfigError
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.system.suggest import shortened
+from moh_deploy.validate.differences import Float64Array
 
 
 @dataclass(frozen=True)
@@ -35,20 +41,22 @@ class Place:
 
 
 @dataclass(frozen=True)
-class RunTimes:
-    """Times of one arm at the sizes of traffic.
+class ArmTimes:
+    """Times of one arm for a request of this traffic.
 
     Attributes:
-        ms: Of a run, one for each.
+        arm: The arm.
+        ms: Mean time of a request.
         saved_ms: How much less than the reference; None of the reference.
-        gain: The same as a share of the reference's time.
-        energy_mj: Of a run; None where it was not counted at all sizes.
+        energy_mj: Of a request; None where it was not counted at all sizes.
+        by_size: One for each of the sizes of traffic.
     """
 
-    ms: tuple[Estimate, ...]
-    saved_ms: tuple[Estimate, ...] | None
-    gain: tuple[Estimate, ...] | None
-    energy_mj: tuple[float, ...] | None
+    arm: DecidedArm
+    ms: Estimate
+    saved_ms: Estimate | None
+    energy_mj: float | None
+    by_size: tuple[SizeCost, ...]
 
 
 def places_of(
@@ -105,66 +113,67 @@ def _place(
     return None
 
 
-def run_times(decided: Decided, arm: DecidedArm, places: Sequence[Place]) -> RunTimes:
-    """Return the times of an arm."""
-    reference = decided.served[0]
-    ms = [_mean(one) for one in arm.latency]
-    saved = gain = None
-    if arm.name != reference.name:
-        base = [_mean(one) for one in reference.latency]
-        gains = _gains(decided, arm)
-        saved = _at(_products(base, gains), places)
-        # The reference's own interval says nothing of the ratio.
-        known = [exactly(one.value) for one in base]
-        shares = zip(_at(_products(known, gains), places), _at(known, places), strict=True)
-        gain = tuple(derived(lambda less, whole: less / whole, *pair) for pair in shares)
-    energy = [one.energy_mj for one in arm.latency]
-    counted = [one for one in energy if one is not None]
-    has_all = len(counted) == len(energy)
-    return RunTimes(
-        _at(ms, places),
-        saved,
-        gain,
-        tuple(_sum(counted, one) for one in places) if has_all else None,
+def request_times(
+    decided: Decided, requests: Sequence[SizedRequests], places: Sequence[Place]
+) -> tuple[ArmTimes, ...]:
+    """Return the times of all arms, the reference first.
+
+    Raises:
+        ConfigError: Other work disturbed an arm at one of these sizes.
+    """
+    arms = decided.served
+    # How much of each measured size is in each size of traffic, and in a request. [places, sizes]
+    weights = np.zeros((len(places), len(decided.sizes)))
+    for row, place in zip(weights, places, strict=True):
+        row[list(place.indices)] = place.weights
+    of_request = np.array([one.share for one in requests]) @ weights  # [sizes]
+    _check_undisturbed(arms, [index for index, weight in enumerate(of_request) if weight])
+    blocks = [
+        np.array([arm.latency[index].block_means_ms for arm in arms]).T  # [blocks, arms]
+        for index in range(len(decided.sizes))
+    ]
+    tail = tail_of(min(map(len, blocks)), decided.confidence)
+    # Sizes were timed one after the other: each has draws of its own. [sizes, draws, arms]
+    drawn = np.stack([redrawn_means(one, seed=seed) for seed, one in enumerate(blocks)])
+
+    def estimate(draws: Float64Array) -> Estimate:
+        low, high = np.quantile(draws[1:], [tail, 1 - tail])
+        return Estimate(float(draws[0]), float(low), float(high))
+
+    request = np.tensordot(of_request, drawn, 1)  # [draws, arms]
+    by_size: list[list[SizeCost]] = [[] for _ in arms]
+    for asked, row, place in zip(requests, weights, places, strict=True):
+        ms = np.tensordot(row, drawn, 1)  # [draws, arms]
+        for index, found in enumerate(by_size):
+            gain = estimate(1 - ms[:, index] / ms[:, 0]) if index else None
+            time, sizes = estimate(ms[:, index]), dict(asked.sizes)
+            found.append(SizeCost(sizes, asked.share, time, gain, place.is_extrapolated))
+    return tuple(
+        ArmTimes(
+            arm,
+            estimate(request[:, index]),
+            estimate(request[:, 0] - request[:, index]) if index else None,
+            _energy(arm, of_request),
+            tuple(by_size[index]),
+        )
+        for index, arm in enumerate(arms)
     )
 
 
-def _products(times: Sequence[Estimate], gains: Sequence[Estimate]) -> list[Estimate]:
-    pairs = zip(times, gains, strict=True)
-    return [derived(lambda time, gain: time * gain, *pair) for pair in pairs]
+def _energy(arm: DecidedArm, weights: Float64Array) -> float | None:
+    found = [one.energy_mj for one in arm.latency]
+    counted = [one for one in found if one is not None]
+    return float(weights @ counted) if len(counted) == len(found) else None
 
 
-def _mean(one: DecidedLatency) -> Estimate:
-    assert one.mean_ms is not None, f"{sizes_text(one.sizes)} was let through without an interval"
-    return one.mean_ms
-
-
-def _at(figures: Sequence[Estimate], places: Sequence[Place]) -> tuple[Estimate, ...]:
-    return tuple(weighted([figures[index] for index in one.indices], one.weights) for one in places)
-
-
-def _sum(figures: Sequence[float], place: Place) -> float:
-    return sum(figures[i] * weight for i, weight in zip(place.indices, place.weights, strict=True))
-
-
-def _gains(decided: Decided, arm: DecidedArm) -> list[Estimate]:
-    """Return the share of the reference's mean that an arm saves, at each of the sizes.
-
-    Arms took turns, and what disturbs both cancels in the ratio of each pair of blocks: where the
-    plan compared medians, that interval counts, which is much narrower than both arms' own.
-    """
-    reference = decided.served[0]
-    paired = [one for one in arm.promises if one.kind == "latency"]
-    found = []
-    for index, (ours, theirs) in enumerate(zip(arm.latency, reference.latency, strict=True)):
-        mean, base = _mean(ours), _mean(theirs)
-        ratio = mean.value / base.value
-        low, high = mean.low / base.high, mean.high / base.low
-        if decided.quantile == 0.5 and len(paired) == len(arm.latency):
-            one = paired[index]
-            ends = [end for end in (one.estimate, one.low, one.high) if isinstance(end, float)]
-            if len(ends) == 3 and ends[0] < 1:
-                gain, least, most = ends
-                low, high = ratio * (1 - most) / (1 - gain), ratio * (1 - least) / (1 - gain)
-        found.append(Estimate(1 - ratio, 1 - high, 1 - low))
-    return found
+def _check_undisturbed(arms: Sequence[DecidedArm], used: Sequence[int]) -> None:
+    for arm in arms:
+        for one in (arm.latency[index] for index in used):
+            times = fmean(one.block_means_ms) / one.p50_ms
+            if times > MOST_MEAN_OVER_MEDIAN:
+                raise ConfigError(
+                    f"the mean time of arm '{arm.name}' at {sizes_text(one.sizes)} is {times:.3g}"
+                    f" times its median, expected at most {MOST_MEAN_OVER_MEDIAN}: other work"
+                    " disturbed it, and would be priced.",
+                    hint="Run `moh-deploy compare` again while the machine does nothing else.",
+                )

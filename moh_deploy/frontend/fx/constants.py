@@ -25,6 +25,10 @@ class Constants:
         found = self._values.get(self._names.get(node.name, ""))
         return found if isinstance(found, torch.Tensor) else None
 
+    def name(self, node: Node) -> str | None:
+        """Return what the model calls it; None for any other node."""
+        return self._names.get(node.name)
+
 
 class StoredNodes:
     """Tells which nodes' values follow from parameters, buffers and constant tensors alone.

@@ -28,7 +28,7 @@ from moh_deploy.frontend.fx.containers import Parts, open_container
 from moh_deploy.frontend.inputs.npz_inputs import tensor_of
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import Call, CallArgument
-from moh_deploy.system.suggest import did_you_mean
+from moh_deploy.system.suggest import did_you_mean, nearly_named
 
 _Parameter = inspect.Parameter
 _BY_POSITION = (_Parameter.POSITIONAL_ONLY, _Parameter.POSITIONAL_OR_KEYWORD)
@@ -119,13 +119,18 @@ class _Forward:
     def takes_by_position(self, names: Sequence[str]) -> bool:
         """Tell whether inputs that are not called as parameters can be meant by position alone.
 
-        They are where none is called as a parameter. Where some are, those must stand at their own
-        places, and others only where an argument has to be given anyway, or behind all parameters.
+        They are where none is called as a parameter, or nearly so. Where some are, those must stand
+        at their own places, and others only where an argument has to be given anyway, or behind all
+        parameters.
         """
         parameters, places, required = self.signature.parameters, self._places, self._required
         known = [name.split(".")[0] in parameters for name in names]
         varargs = self._of_kind(_Parameter.VAR_POSITIONAL)
         if all(known) or not set(required) <= set(places[: len(names)]):
+            return False
+        if nearly_named(
+            (name.split(".")[0] for name in names), list(dict.fromkeys((*places, *required)))
+        ):
             return False
         if varargs is None and len(names) > len(places):
             return False

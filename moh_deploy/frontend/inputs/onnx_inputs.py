@@ -24,6 +24,7 @@ from moh_deploy.frontend.inputs.index_ranges import index_range
 from moh_deploy.frontend.inputs.made_values import made_values
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.load.onnx_graph.file import OnnxInput, OnnxSource
+from moh_deploy.system.suggest import nearly_named
 
 _FIRST_SIZE = 2
 """Dimensions get sizes of their own, from this one on: what is equal by chance shows nothing."""
@@ -146,10 +147,12 @@ def _paired(source: OnnxSource, given: Sequence[ModelInput]) -> list[tuple[OnnxI
     if by_name.keys() == set(names):
         return [(spec, by_name[spec.name]) for spec in source.inputs]
     strange = [name for name in by_name if name not in names]
-    if len(strange) < len(given):
+    misspelt = nearly_named(by_name, names)
+    if misspelt or len(strange) < len(given):
+        unknown, suggestion = misspelt or (strange[0], "")
         raise ConfigError(
-            f"{source.path} has no input '{strange[0]}'; it has {', '.join(names)}.",
-            hint="Name all inputs as the file does, or none.",
+            f"{source.path} has no input '{unknown}'; it has {', '.join(names)}.",
+            hint=f"{suggestion} Name all inputs as the file does, or none.".lstrip(),
         )
     return list(zip(source.inputs, given, strict=True))
 

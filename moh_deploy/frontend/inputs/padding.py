@@ -12,6 +12,7 @@ import torch
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy, to_torch
 from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.system.npz import BoolArray
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.additive_mask import is_additive, mask_like
 from moh_deploy.validate.valid_tokens import ValidTokens, valid_tokens
@@ -85,17 +86,70 @@ def tokens_of(item: ModelInput) -> ValidTokens:
 def with_padding(
     inputs: Sequence[ModelInput], sides: Sequence[Side | None]
 ) -> tuple[ModelInput, ...]:
-    """Return inputs with padding in the mask that says which tokens are valid, if there is one."""
+    """Return inputs with padding in the mask that says which tokens are valid, if there is one.
+
+    Tokens that are padding already stay that: what a model makes of their ids may be no number.
+    """
     return tuple(
-        replace(item, value=_padded_like(item.value, sides)) if item.says_valid else item
+        replace(item, value=_padded_like(item.value, sides, tokens_of(item).mask))
+        if item.says_valid
+        else item
         for item in inputs
     )
 
 
-def _padded_like(mask: torch.Tensor, sides: Sequence[Side | None] = TURNS) -> torch.Tensor:
-    """Return a mask of the same form, with padding."""
-    rows = padded_mask((mask.shape[0], mask.shape[-1]), torch.bool, sides)
-    return to_torch(mask_like(to_numpy(rows).astype(np.bool_), to_numpy(mask)))
+def without_padding(inputs: Sequence[ModelInput]) -> tuple[ModelInput, ...]:
+    """Return inputs with valid tokens of the same sample in the place of its padding, and a mask
+    that says so; the same inputs where no input but the mask is [batch, tokens, ...].
+    """
+    mask = next((item for item in inputs if item.says_valid), None)
+    tokens = None if mask is None else tokens_of(mask)
+    held = [item for item in inputs if tokens and item is not mask and _axes(item) == tokens.dims]
+    if tokens is None or not held:
+        return tuple(inputs)
+    places = torch.arange(tokens.mask.shape[1]).repeat(len(tokens.mask), 1)
+    for row, valid in zip(places, to_torch(tokens.mask), strict=True):
+        known = row[valid] if valid.any() else row
+        row[~valid] = known[torch.arange(int((~valid).sum())) % len(known)]
+    samples = torch.arange(len(places))[:, None]
+    full = {id(item): item.value[samples, places] for item in held}
+    full[id(mask)] = _padded_like(mask.value, [None]) if mask else places
+    return tuple(replace(item, value=full.get(id(item), item.value)) for item in inputs)
+
+
+def with_zeros(inputs: Sequence[ModelInput], side: Side) -> tuple[ModelInput, ...]:
+    """Return inputs with 0 on a side of those that may be masks: see `may_be_mask`."""
+    masks = tuple(replace(item, says_valid=may_be_mask(item)) for item in inputs)
+    return tuple(replace(item, says_valid=False) for item in with_padding(masks, [side]))
+
+
+def may_be_mask(item: ModelInput) -> bool:
+    """Tell whether an input is [batch, tokens] of 0 and 1, with a 1 in each sample."""
+    value = item.value
+    return value.ndim == 2 and bool(((value == 0) | (value == 1)).all() and value.any(1).all())
+
+
+def _axes(item: ModelInput) -> tuple[str | int, ...]:
+    return tuple(item.dims.get(axis, size) for axis, size in enumerate(item.value.shape))[:2]
+
+
+def _padded_like(
+    mask: torch.Tensor,
+    sides: Sequence[Side | None] = TURNS,
+    valid: BoolArray | None = None,
+) -> torch.Tensor:
+    """Return a mask of the same form, with padding.
+
+    Args:
+        valid: The tokens [batch, tokens] that may be valid; None for all. A sample of which the
+            padding leaves none has all of them.
+    """
+    made = padded_mask((mask.shape[0], mask.shape[-1]), torch.bool, sides)
+    rows: BoolArray = to_numpy(made).astype(np.bool_)
+    if valid is not None:
+        both = rows & valid
+        rows = np.where(both.any(1, keepdims=True), both, valid)
+    return to_torch(mask_like(rows, to_numpy(mask)))
 
 
 def _as_mask(item: ModelInput, *, made: bool) -> ModelInput:

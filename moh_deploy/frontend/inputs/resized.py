@@ -74,13 +74,14 @@ def _with_other_numbers(repeated: torch.Tensor, axis: int, known: int) -> torch.
 def _with_other_ids(repeated: torch.Tensor, axis: int, known: int) -> torch.Tensor:
     """Return the same with integers beyond `known` that are in no line of the tensor yet.
 
-    Masks, kinds of tokens and positions stay as they are: two values, or all between two.
+    Masks, kinds of tokens and positions stay as they are: two values, or all between two in order.
     """
     used = torch.unique(repeated)
     if repeated.dtype == torch.bool or len(used) < 3 or repeated.numel() > _MOST_IDS:
         return repeated
     low, count = int(used[0]), int(used[-1]) - int(used[0]) + 1
-    if count == len(used):
+    steps = repeated.narrow(axis, 0, known).diff(dim=-1)
+    if count == len(used) and bool((steps >= 0).all() or (steps <= 0).all()):
         return repeated
     draw = random.Random(axis)
     values = repeated.numpy(force=True).copy()

@@ -10,7 +10,14 @@ import torch
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.fx.arrays import to_torch
 from moh_deploy.frontend.inputs.examples import example_sizes
-from moh_deploy.frontend.inputs.padding import TURNS, Side, tokens_of, with_padding
+from moh_deploy.frontend.inputs.padding import (
+    TURNS,
+    Side,
+    tokens_of,
+    with_padding,
+    with_zeros,
+    without_padding,
+)
 from moh_deploy.frontend.inputs.resized import resize_inputs
 from moh_deploy.frontend.load.model import ModelInput
 
@@ -40,6 +47,7 @@ class SizeTrials:
 
         Where it is known which input says which tokens are valid, there is padding at these sizes:
         on both sides, or where the model does not take that, on the right, or as in the example.
+        Valid tokens stand in for what is padding in the example, and not here.
         """
         made = self._with_ids(sizes, new=True)
         has_ids = not all(item.value.is_floating_point() for item in self.inputs)
@@ -47,16 +55,17 @@ class SizeTrials:
         return self._with_ids(sizes, new=False) if isinstance(made, Exception) and has_ids else made
 
     def _with_ids(self, sizes: Mapping[str, int], *, new: bool) -> SizeRun | Exception:
+        complete = self.complete(sizes)
         try:
-            resized = resize_inputs(self.inputs, self.complete(sizes), new_ids=new)
+            full = resize_inputs(without_padding(self.inputs), complete, new_ids=new)
         except ConfigError as error:
             return error
         if not any(item.says_valid for item in self.inputs):
-            return _try_run(resized, self.run)
+            return _try_run(full, self.run)
         return (
-            run_padded(resized, self.run, *TURNS)
-            or run_padded(resized, self.run, "right", None)
-            or _try_run(resized, self.run)
+            run_padded(full, self.run, *TURNS)
+            or run_padded(full, self.run, "right", None)
+            or _try_run(resize_inputs(self.inputs, complete, new_ids=new), self.run)
         )
 
     def others(self, *, thorough: bool = True) -> Iterator[SizeRun]:
@@ -139,6 +148,15 @@ def run_padded(inputs: Sequence[ModelInput], run: Run, *sides: Side | None) -> S
     """
     found = _try_run(with_padding(inputs, sides), run)
     return None if isinstance(found, Exception) or _is_nan(*found) else found
+
+
+def run_with_zeros(inputs: Sequence[ModelInput], run: Run, side: Side) -> SizeRun | None:
+    """Run the original model with 0 on a side of what may be masks; None where it does not take
+    that, or computes no numbers."""
+    found = _try_run(with_zeros(inputs, side), run)
+    if isinstance(found, Exception) or not all(output.isfinite().all() for output in found[1]):
+        return None
+    return found
 
 
 def _try_run(inputs: tuple[ModelInput, ...], run: Run) -> SizeRun | Exception:

@@ -1,30 +1,57 @@
-"""Compute what depends on weights alone once, when the model is exported, instead of in every run.
+"""Compute what no input changes once, when the model is exported, instead of in every run.
 
 A package holds each weight once: weights are folded only where what is made of them takes their
 place and is no larger. Where a weight is also read as it is (by another layer, say), or would grow
 (integers that are scaled to floating point), the operators stay, and a runtime folds them when it
 loads the model. What a MoH operator reads (a bias that a small network makes of positions, say) may
 grow: no kernel should wait for it.
+
+The results of powers, sines and long sums differ between libraries in the last place, and position
+2,000 makes an angle of 2,000 times that. Such values are folded with PyTorch's arithmetic, which is
+the original's, before torch.onnx or a runtime folds them with its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
 
-import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 from moh_deploy.frontend.fx.constant_inputs import add_constant
 from moh_deploy.frontend.fx.constants import Constants, StoredNodes
-from moh_deploy.frontend.fx.graph import ancestors, computed, is_tensor, let_read, op, tensor
+from moh_deploy.frontend.fx.graph import ancestors, is_tensor, let_read, op, tensor
+from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.views import casts, is_view
 from moh_deploy.frontend.normalize.merge_equal import merge_calls
 
 _SMALL_BYTES = 1024
 _OPERAND_BYTES = 1 << 23
+_EXACT = frozenset(
+    (
+        *("add", "sub", "rsub", "mul", "div", "neg", "abs", "floor", "ceil", "round", "sign"),
+        *(
+            "eq",
+            "ne",
+            "lt",
+            "le",
+            "gt",
+            "ge",
+            "where",
+            "masked_fill",
+            "clamp",
+            "minimum",
+            "maximum",
+        ),
+        *("full", "ones", "zeros", "full_like", "ones_like", "zeros_like", "scalar_tensor", "eye"),
+        *("slice", "select", "index", "index_select", "gather", "embedding", "flip", "roll", "pad"),
+        *("cat", "stack", "split", "split_with_sizes", "chunk", "unbind", "getitem", "expand"),
+        *("repeat", "repeat_interleave", "tril", "triu", "constant_pad_nd"),
+    )
+)
+"""Operators that round as IEEE 754 says, or not at all: each library computes the same."""
 
 
 @dataclass
@@ -41,34 +68,40 @@ class _Group:
     size: int
 
 
-def fold_weights(program: ExportedProgram) -> None:
-    """Put constant tensors in the place of what is made of weights alone.
+def fold_constants(program: ExportedProgram, *, by_torch: bool = True) -> None:
+    """Put constant tensors in the place of what no input changes.
 
     Args:
         program: MoH operators are those of `moh_deploy.frontend.torch_ops`.
+        by_torch: Fold what libraries round differently, too. ONNX Runtime runs an original that is
+            an ONNX file, and folds that when it loads the package.
     """
     graph = program.graph_module.graph
     constant = Constants(program)
     # A layer that runs twice rearranges its weights once.
-    merge_calls(graph, _stored(graph, constant).__contains__)
+    merge_calls(graph, _before_attention(graph, StoredNodes(graph, constant)).__contains__)
     graph.eliminate_dead_code()
-    stored = _stored(graph, constant)
+    known = KnownValues(program)
+    stored = _before_attention(graph, StoredNodes(graph, constant))
     results = [node for group in _groups(stored) if _pays(group, stored) for node in group.results]
-    results += [node for node in _operands(stored) if node not in results]
-    for node, value in list(_evaluate(results, constant)):
-        let_read(node, add_constant(program, _name(node), value))
+    results += _operands(stored)
+    if by_torch:
+        results += _rounded(_before_attention(graph, known.__contains__))
+    folded = [(node, known(node)) for node in dict.fromkeys(results)]
+    for node, value in folded:
+        assert value is not None
+        let_read(node, add_constant(program, _name(node), value.detach()))
     graph.eliminate_dead_code()
     program.graph_module.recompile()
 
 
-def _stored(graph: Graph, constant: Constants) -> set[Node]:
-    """Return what follows from weights alone. A layer stays one: its attention is computed."""
-    is_stored = StoredNodes(graph, constant)
-    stored: set[Node] = set()
+def _before_attention(graph: Graph, is_known: Callable[[Node], bool]) -> set[Node]:
+    """Return the known nodes before any attention. A layer stays one: attention is computed."""
+    found: set[Node] = set()
     for node in graph.nodes:
-        if is_stored(node) and not _is_attention(node) and stored.issuperset(node.all_input_nodes):
-            stored.add(node)
-    return stored
+        if is_known(node) and not _is_attention(node) and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _is_attention(node: Node) -> bool:
@@ -116,6 +149,33 @@ def _operands(stored: set[Node]) -> Iterator[Node]:
             yield node
 
 
+def _rounded(fixed: set[Node]) -> Iterator[Node]:
+    """Yield what libraries round each in its own way, where it is small, and behind that whatever
+    does not grow: a table of cosines, and of what repeats one for each head the table."""
+    sizes: dict[Node, float] = {}  # of the rounded results that a value is made of
+    for node in sorted(fixed):
+        sources = [source for source in node.all_input_nodes if source in sizes]
+        if _rounds(node):
+            sizes[node] = _bytes(node) if is_tensor(node) else math.inf
+        elif sources:
+            sizes[node] = sum(sizes[source] for source in sources)
+    wanted = set(_read_by_others(fixed))
+    for node in sorted(sizes, reverse=True):
+        if node not in wanted:
+            continue
+        if is_tensor(node) and _bytes(node) <= min(sizes[node], _OPERAND_BYTES):
+            yield node
+        else:
+            wanted.update(node.all_input_nodes)
+
+
+def _rounds(node: Node) -> bool:
+    """True for an operator whose result is rounded, in each library in its own way."""
+    values = [tensor(one) for one in (node, *node.all_input_nodes) if is_tensor(one)]
+    has_floats = any(value.is_floating_point() for value in values)
+    return bool(op(node)) and has_floats and op(node) not in _EXACT and not is_view(node)
+
+
 def _pays(group: _Group, stored: set[Node]) -> bool:
     """True where the results take the place of the weights."""
     spent = all(user in stored for weight in group.weights for user in weight.users)
@@ -128,19 +188,7 @@ def _bytes(node: Node) -> int:
     return int(value.numel()) * value.element_size()
 
 
-def _evaluate(results: Iterable[Node], constant: Constants) -> Iterator[tuple[Node, torch.Tensor]]:
-    """The values of nodes; slices and transposes stay views of the weights."""
-    known: dict[Node, object] = {}
-    wanted = list(results)
-    with torch.no_grad():
-        for node in sorted(ancestors(*wanted)):
-            stored = node.op == "placeholder"
-            known[node] = constant(node) if stored else computed(node, known.__getitem__)
-    for node in wanted:
-        yield node, cast(torch.Tensor, known[node]).detach()
-
-
 def _name(node: Node) -> str:
     """A name after the weight that it is made of: `attn_qkv_weight_part`."""
     weights = [source for source in ancestors(node) if source.op == "placeholder"]
-    return f"{max(weights, key=_bytes).name.removeprefix('p_')}_part"
+    return f"{max(weights, key=_bytes, default=node).name.removeprefix('p_')}_part"

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.inputs.padding import SIDES, is_padded
-from moh_deploy.frontend.inputs.sizes import SizeTrials, first_line, run_padded
+from moh_deploy.frontend.inputs.padding import SIDES, is_padded, may_be_mask, without_padding
+from moh_deploy.frontend.inputs.sizes import SizeTrials, first_line, run_padded, run_with_zeros
 from moh_deploy.frontend.limits import Ranges
 from moh_deploy.frontend.prove.beyond_limits import try_limits
 from moh_deploy.frontend.prove.original import OriginalRun
@@ -188,13 +188,23 @@ class _Recorder:
         return next((one.disagreement for one, known in layers if not known.disagreement), None)
 
     def add_padding(self) -> None:
-        """Record the example with padding on a side, where no run has any there and it is known
-        which tokens are valid."""
+        """Record the example with padding on a side, where no run has any there.
+
+        Padding is in the mask that says which tokens are valid. Where it is not known which input
+        does, it is in all that may be masks, and everything is compared.
+        """
+        inputs, run = self.trials.inputs, self.trials.run
+        is_known = any(item.says_valid for item in inputs)
         for side in SIDES:
-            masks = [item for run in self.runs for item in run.inputs if item.says_valid]
+            items = [item for known in self.runs for item in known.inputs]
+            masks = [item for item in items if (item.says_valid if is_known else may_be_mask(item))]
             if not masks or any(is_padded(mask, side) for mask in masks):
                 continue
-            made = run_padded(self.trials.inputs, self.trials.run, side)
+            made = (
+                run_padded(without_padding(inputs), run, side)
+                if is_known
+                else run_with_zeros(inputs, run, side)
+            )
             taken = None if made is None else self.take(OriginalRun(*made))
             if made is not None and isinstance(taken, Recording):
                 self.append(OriginalRun(*made), taken)

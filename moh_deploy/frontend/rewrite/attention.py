@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache, partial, reduce
+from functools import cache
 
 import torch
 from torch.fx import Node
@@ -29,7 +29,7 @@ aten = torch.ops.aten
 
 
 # Any score added to this is this, in float32: its 24 bits end far above 1. It is no infinity: a row
-# of it has a softmax.
+# of it has a softmax. The same holds of 1e16 times a number that hides, HIDING_FILL or less.
 _ABSORBING = -1e30
 
 
@@ -158,42 +158,46 @@ class AttentionRewriter:
         return bool(product(self.form.tokens) == product(self.form.keys))
 
     def _mask(self) -> Node | None:
-        # Bools alone stay a bool mask; otherwise all become one addend.
-        terms = [self._mask_term(term) for term in self._scores.masks]
-        if self._scores.is_causal and not self._square():
-            terms.append(self._top_left_causal())
-        if not terms:
-            return None
-        is_bool = [tensor(term).dtype == torch.bool for term in terms]
-        join = aten.logical_and.default
-        if not all(is_bool):
-            join = aten.add.Tensor
-            pairs = zip(terms, is_bool, strict=True)
-            terms = [self._fill(term, -math.inf) if hides else term for term, hides in pairs]
-        return reduce(partial(self._builder.call, join), terms)
+        """Return all masks as one, [B, Hq, S, T]: bool where it hides altogether, or an addend."""
+        mask = self._top_left_causal() if self._scores.is_causal and not self._square() else None
+        # As the model applies them: a fill overwrites what was added before, and not afterwards.
+        for term in reversed(self._scores.masks):
+            form = (self.form.batch, self.form.heads, self.form.tokens, self.form.keys)
+            node = self._operands.arrange(term.operand, form, expand=False)
+            mask = (self._plus if term.kind == "add" else self._filled)(mask, node, term)
+        return mask
 
-    def _mask_term(self, term: MaskTerm) -> Node:
-        """One mask as bool (True may attend) or as an addend, broadcastable to [B, Hq, S, T]."""
-        form = (self.form.batch, self.form.heads, self.form.tokens, self.form.keys)
-        node = self._operands.arrange(term.operand, form, expand=False)
-        if term.kind == "add":
-            return (
-                node if term.value == 1 else self._builder.call(aten.mul.Scalar, node, term.value)
-            )
-        # An infinite fill hides a key altogether, as a bool does; a finite one is `_fill`'s matter.
-        node = self._operands.cast(node, torch.bool)
-        keep = node if term.kind == "keep" else self._builder.call(aten.logical_not.default, node)
-        return keep if math.isinf(term.value) or term.value == 1 else self._fill(keep, term.value)
+    def _plus(self, mask: Node | None, node: Node, term: MaskTerm) -> Node:
+        if term.value != 1:
+            node = self._builder.call(aten.mul.Scalar, node, term.value)
+        if mask is None:
+            return node
+        return self._builder.call(aten.add.Tensor, self._addend(mask), node)
 
-    def _fill(self, keep: Node, value: float) -> Node:
-        """0 where keys are kept, else what hides them.
+    def _filled(self, mask: Node | None, node: Node, term: MaskTerm) -> Node:
+        keep = self._operands.cast(node, torch.bool)
+        if term.kind == "drop":
+            keep = self._builder.call(aten.logical_not.default, keep)
+        if math.isinf(term.value) or term.value == 1:  # a bool mask has no fill, and hides as well
+            if mask is None:
+                return keep
+            if tensor(mask).dtype == torch.bool:
+                return self._builder.call(aten.logical_and.default, keep, mask)
+            return self._where(keep, mask, -math.inf)
+        # A finite fill overwrites scores, so that a row without any key is uniform. Added in
+        # float32, a number that absorbs every score does the same; a lower fill stays lower.
+        return self._where(keep, mask, min(term.value, max(_ABSORBING, 1e16 * term.value)))
 
-        A finite fill overwrites scores, so that a row without any key is uniform. Added in float32,
-        a number that absorbs every score does the same.
-        """
-        zero = self._builder.call(aten.mul.Scalar, self._operands.cast(keep, torch.float32), 0.0)
-        hidden = -math.inf if math.isinf(value) else _ABSORBING
-        return self._builder.call(aten.where.ScalarOther, keep, zero, hidden)
+    def _addend(self, mask: Node) -> Node:
+        return self._where(mask, None, -math.inf) if tensor(mask).dtype == torch.bool else mask
+
+    def _where(self, keep: Node, mask: Node | None, fill: float) -> Node:
+        """Return a mask, or 0, where keys are kept, and a fill in float32 elsewhere."""
+        kept = keep if mask is None else self._addend(mask)
+        kept = self._operands.cast(kept, torch.float32)
+        if mask is None:
+            kept = self._builder.call(aten.mul.Scalar, kept, 0.0)
+        return self._builder.call(aten.where.ScalarOther, keep, kept, fill)
 
     def _top_left_causal(self) -> Node:
         # [S, T], True where key t <= query s. The op counts from the last query and key instead.

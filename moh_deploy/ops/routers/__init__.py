@@ -18,8 +18,8 @@ from moh_deploy.ops.routers.two_stage import TWO_STAGE
 
 __all__ = ["FORMS", "SCORING", "WEIGHING", "RouterForm", "form_named"]
 
-# In the order in which they are looked for. Where two compute the same, the first is reported: with
-# one chosen head the gates of top_k are those of a mask. The last one fits every router.
+# In the order in which they are looked for. Where two compute the same, the first is reported. The
+# last one fits every router.
 FORMS = (CONSTANT, SHARED, TWO_STAGE, TOP_K, QUERY_NORM, MASK, RANKED, MIXED, SCORED, CUSTOM)
 
 SCORING = frozenset(operator for form in FORMS for operator in form.scoring)
@@ -30,6 +30,8 @@ WEIGHING = frozenset(operator for form in FORMS for operator in form.weighing)
 
 
 def form_named(name: str) -> RouterForm:
-    """Return the form that a manifest names; one that is not known ranks probabilities."""
-    known = (form for form in FORMS if form.name == name)
-    return next(known, RouterForm(name, "a form that this version does not know"))
+    """Return the form that a manifest names."""
+    return _BY_NAME[name]
+
+
+_BY_NAME = {form.name: form for form in FORMS}

@@ -20,6 +20,7 @@ from moh_deploy.validate.accuracy.judge import judge as judge_metric
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.tally import SampleFiles, Scored, Tally
+from moh_deploy.validate.agreement import Flips
 from moh_deploy.validate.condition import AccuracyCondition, Condition, FlipsCondition
 from moh_deploy.validate.samples import Sample
 from moh_deploy.validate.valid_tokens import EVERY_TOKEN, token_view
@@ -27,19 +28,6 @@ from moh_deploy.validate.valid_tokens import EVERY_TOKEN, token_view
 FLOAT32_PACKAGE = "the float32 package"
 _FEW = 64
 """So many samples tell what is clearly bad, before a candidate is tuned."""
-
-
-@dataclass(frozen=True)
-class Flips:
-    """Tokens that chose other heads than in the reference, each counted once a layer.
-
-    Attributes:
-        tokens: So many.
-        of: Of so many.
-    """
-
-    tokens: int
-    of: int
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune.quality import JudgedRun
 from moh_deploy.runtime.open_runner import opened_package
@@ -82,21 +81,3 @@ def read_labelled_runs(
     names = tuple(one.samples.name for one in data.datasets)
     where = SampleFiles(names, tuple(len(one.labels) for one in data.datasets))
     return SearchSamples(tuple(runs), tuple(sets), where, data.metrics)
-
-
-def require_labels(metrics: Sequence[str], *, given: bool) -> None:
-    """Refuse conditions on metrics without labels, and labels that no condition is about.
-
-    Raises:
-        ConfigError: One is there without the other.
-    """
-    if metrics and not given:
-        raise ConfigError(
-            f"the condition on {metrics[0]} needs labels, and there are none.",
-            hint="Name them: --labels FILE|MEMBER, of the samples in --inputs.",
-        )
-    if given and not metrics:
-        raise ConfigError(
-            "there are labels, and no condition is about a metric.",
-            hint="Ask for one: --within 'top-1 >= 0.98 * reference'.",
-        )

@@ -1,9 +1,13 @@
-"""The file that a ratchet is kept in: JSON, sorted, small, to be committed and read in diffs."""
+"""The file that a ratchet is kept in: JSON, sorted, small, to be committed and read in diffs.
+
+It has a digest of all else in it, so that a figure that was changed or taken out does not pass
+unseen.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -12,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from moh_deploy.errors import ConfigError
 from moh_deploy.report.baseline.explain import explained
 from moh_deploy.report.baseline.figures import KINDS, Figure, Slack, is_whole
+from moh_deploy.report.baseline.result import DigestState
 from moh_deploy.system.bounded_json import read_json
+from moh_deploy.system.digest import sha256_of_json
 from moh_deploy.system.staging import staged_file
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -117,8 +123,8 @@ def section_of(figures: Iterable[Figure], machine: str | None) -> SectionEntry:
     return SectionEntry(machine=machine, figures=groups)
 
 
-def read_baseline(path: Path) -> BaselineContent:
-    """Read a file.
+def read_baseline(path: Path) -> tuple[BaselineContent, DigestState]:
+    """Read a file, and tell whether it is as it was written.
 
     Raises:
         ConfigError: It is not there, cannot be read, or holds something else.
@@ -130,11 +136,15 @@ def read_baseline(path: Path) -> BaselineContent:
             f"{path}: there is no baseline file.",
             hint="--update-baseline writes it from this run; commit it.",
         ) from None
-    _check_version(path, content)
+    plain = _checked_version(path, content)
+    written = plain.pop("sha256", None)
     try:
-        return BaselineContent.model_validate(content)
+        found = BaselineContent.model_validate(plain)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explained(error)}.") from error
+    if written is None:
+        return found, "missing"
+    return found, "right" if written == sha256_of_json(plain) else "wrong"
 
 
 def write_baseline(path: Path, content: BaselineContent) -> None:
@@ -146,13 +156,13 @@ def write_baseline(path: Path, content: BaselineContent) -> None:
     plain = content.model_dump(exclude_none=True)
     if not content.slack:
         del plain["slack"]
-    text = json.dumps(plain, indent=2, sort_keys=True)
+    text = json.dumps({**plain, "sha256": sha256_of_json(plain)}, indent=2, sort_keys=True)
     with staged_file(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def _check_version(path: Path, content: object) -> None:
-    if not isinstance(content, Mapping) or "schema_version" not in content:
+def _checked_version(path: Path, content: object) -> dict[str, object]:
+    if not isinstance(content, dict) or "schema_version" not in content:
         raise ConfigError(f"{path}: is no baseline file: it has no schema_version.")
     version = content["schema_version"]
     if version != SCHEMA_VERSION:
@@ -160,6 +170,7 @@ def _check_version(path: Path, content: object) -> None:
             f"{path}: schema_version is {version!r}, this moh-deploy reads {SCHEMA_VERSION}.",
             hint="Use the moh-deploy that wrote it, or remove it and run with --update-baseline.",
         )
+    return content
 
 
 def _require_known(names: Iterable[str]) -> None:

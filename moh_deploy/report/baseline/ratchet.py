@@ -1,14 +1,14 @@
 """Compare what a run reached with a baseline file, and tighten the file if asked to.
 
 A ratchet turns one way: a figure in the file is replaced by a better one only. To accept a worse
-one somebody takes it out by hand, where a review sees it.
+one, take it out by hand and update the file: a review sees what was given up.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
@@ -21,7 +21,12 @@ from moh_deploy.report.baseline.baseline_file import (
     write_baseline,
 )
 from moh_deploy.report.baseline.figures import KINDS, Figure
-from moh_deploy.report.baseline.result import FigureOutcome, RatchetEntry, RatchetResult
+from moh_deploy.report.baseline.result import (
+    DigestState,
+    FigureOutcome,
+    RatchetEntry,
+    RatchetResult,
+)
 from moh_deploy.system.replaceable import check_file_output
 
 
@@ -34,12 +39,14 @@ class Ratchet:
         content: What is in it; of a file that is to be made, nothing.
         section: The command.
         update: Write what is new or better.
+        digest: Whether the file is as it was written.
     """
 
     path: Path
     content: BaselineContent
     section: BaselinePart
     update: bool
+    digest: DigestState = "right"
 
     @classmethod
     def open(
@@ -48,8 +55,8 @@ class Ratchet:
         """Read a file before anything is run; None if there is none to compare with.
 
         Raises:
-            ConfigError: It is missing, or has nothing of this command, and is not to be written; or
-                it is to be written and not named.
+            ConfigError: It is missing, was edited, or has nothing of this command, and is not to be
+                written; or it is to be written and not named.
             PackageError: It is to be written where it cannot be.
         """
         if path is None:
@@ -61,10 +68,17 @@ class Ratchet:
             return None
         path = Path(path)
         if update:
-            check_file_output(path)
+            check_file_output(path, None)  # it is read below
         if update and not os.path.exists(path):
             return cls(path, BaselineContent(), section, update)
-        ratchet = cls(path, read_baseline(path), section, update)
+        content, digest = read_baseline(path)
+        if digest == "wrong" and not update:
+            raise ConfigError(
+                f"{path} was edited since it was written: its sha256 is of other figures.",
+                hint="--update-baseline accepts the edits: the diff shows them to a review."
+                " Otherwise get the file again from version control.",
+            )
+        ratchet = cls(path, content, section, update, digest)
         if ratchet.entry is None and not update:
             raise ConfigError(
                 f"{path} holds nothing of {section}.", hint="--update-baseline adds this run."
@@ -78,7 +92,7 @@ class Ratchet:
     def judge(self, figures: Sequence[Figure], *, machine: str | None = None) -> RatchetResult:
         """Compare a run that has passed otherwise; write the file if that is asked for.
 
-        Nothing is written if anything is worse, or if nothing has changed.
+        Nothing is written if anything is worse or gone, or if nothing has changed, by hand either.
 
         Args:
             figures: What the run reached.
@@ -94,13 +108,14 @@ class Ratchet:
         entries = tuple(
             self._compared(key, was.get(key), now.get(key), machine) for key in sorted({*was, *now})
         )
-        result = RatchetResult(str(self.path), entries, updated=False)
-        if not self.update or any(one.outcome in ("worse", "gone") for one in entries):
+        result = RatchetResult(str(self.path), entries, updated=False, digest=self.digest)
+        outcomes = {one.outcome for one in entries}
+        if not self.update or outcomes & {"worse", "gone"}:
             return result
-        if not any(one.outcome in ("better", "new") for one in entries):
+        if not outcomes & {"better", "new"} and self.digest == "right":
             return result
         self._write(was, figures, entries, machine)
-        return RatchetResult(str(self.path), entries, updated=True)
+        return replace(result, updated=True)
 
     def _require_same_subject(
         self, was: dict[tuple[str, str], Figure], figures: Sequence[Figure]

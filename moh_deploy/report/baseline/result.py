@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.report.json import in_json
+from moh_deploy.report.json import HIDDEN, in_json
 
+DigestState = Literal["right", "wrong", "missing"]
 FigureOutcome = Literal["held", "better", "worse", "gone", "new", "not compared"]
 
 
@@ -43,11 +44,13 @@ class RatchetResult:
         file: The file, as the user named it.
         entries: Every figure of the file or of the run.
         updated: The file has been written: with what is new and what is better.
+        digest: The file's own: `wrong` after an edit by hand, `missing` in a file of before.
     """
 
     file: str
     entries: tuple[RatchetEntry, ...]
     updated: bool
+    digest: DigestState = field(default="right", metadata=HIDDEN)
 
     @property
     @in_json()
@@ -74,8 +77,14 @@ class RatchetResult:
         outcomes = [one.outcome for one in self.entries]
         counts = [f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes)]
         words = f"{self.file}: {', '.join(counts) or 'no figures'}"
+        if self.digest == "wrong":
+            words += "; it was edited by hand"
         if self.updated:
             return f"{words}; written"
+        if self.digest == "missing":
+            words += (
+                "; it has no digest, so an edit of it is not seen: --update-baseline writes one"
+            )
         could = {"better", "new"} & set(outcomes) and not self.reasons
         return f"{words}; --update-baseline would tighten it" if could else words
 

@@ -14,12 +14,18 @@ from moh_deploy.report.html.margin_chart import page_margins
 from moh_deploy.report.html.tornado_chart import page_tornado
 from moh_deploy.report.html.tracks import page_table
 from moh_deploy.report.html.trade_off_chart import page_trade_off
+from moh_deploy.system.replaceable import FileKind
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 # HTML has no form for control characters, UTF-8 none for halves of surrogate pairs.
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+HTML_FILE = FileKind.beginning_with(
+    "page of moh-deploy", rb"\s*<!DOCTYPE html>.*\(moh-deploy \w+\)</title>"
+)
 
 
 def page(document: Document, about: About) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from moh_deploy.graph.switches import all_nodes
 from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
+from moh_deploy.package.switches import all_nodes
 from moh_deploy.runtime.layer_runs import LayerImpl
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ import onnx
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype, computes_in, emulate
 from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
-from moh_deploy.graph.router_nodes import router_nodes
-from moh_deploy.graph.switches import all_nodes, switch_rules
-from moh_deploy.graph.table_lookups import table_rows
 from moh_deploy.graph.written_buffers import written_buffers
 from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
 from moh_deploy.package import LayerInfo, load_without_weights
+from moh_deploy.package.router_nodes import router_nodes
+from moh_deploy.package.switches import all_nodes
 from moh_deploy.runtime.base import GraphEdit
 from moh_deploy.runtime.layer_runs import LayerImpl
+from moh_deploy.runtime.onnxruntime.index_check import IndexCheck
 
 
 class Operator(NamedTuple):
@@ -36,23 +36,20 @@ class PreparedModel(NamedTuple):
     """A model to give to ONNX Runtime, and the MoH nodes in it, layer by layer.
 
     `moh_nodes` has the name of each node that is to run on a kernel, and its operator. Nodes of
-    domain `moh.dense` are not asked after: no kernel is registered for it. `switches` has the nodes
-    that depend on sizes, and their rules; `has_float16` says that some compute in that;
-    `emulated_dtype` is as in `KernelUse`; `table_rows` has the inputs that are looked up in tables,
-    `whole_rows` those that are looked up as a whole, `buffers` the outputs that may be the memory
-    of an input, and these inputs.
+    domain `moh.dense` are not asked after: no kernel is registered for it. `has_float16` says that
+    some nodes compute in that; `emulated_dtype` is as in `KernelUse`; `index_check` refuses indices
+    that tables have no rows for; `buffers` has the outputs that may be the memory of an input, and
+    these inputs.
     """
 
     content: str | bytes
     moh_nodes: dict[str, Operator]
     dense_nodes: dict[str, LayerImpl]
-    switches: dict[str, str]
     routers: tuple[str | None, ...]
     layer_nodes: tuple[LayerNodes, ...]
     has_float16: bool
     emulated_dtype: str | None
-    table_rows: dict[str, int]
-    whole_rows: dict[str, int]
+    index_check: IndexCheck
     buffers: dict[str, str]
 
 
@@ -63,6 +60,7 @@ def prepare_model(
     edits: Sequence[GraphEdit],
     *,
     emulate_dtypes: Sequence[EmulatedDtype],
+    from_the_end: bool = True,
 ) -> PreparedModel:
     """Read from the model all that is needed of it.
 
@@ -73,6 +71,7 @@ def prepare_model(
         extra_outputs: Inner values to return besides the outputs.
         edits: Changes of the graph, in their order.
         emulate_dtypes: What computes in the first of these that is used is emulated.
+        from_the_end: Negative indices count from the end, as ONNX has it; see `table_lookups`.
 
     Raises:
         BackendError: A name in `extra_outputs` is unknown.
@@ -88,10 +87,9 @@ def prepare_model(
     routers, nodes = router_nodes(model.graph, layers), layer_nodes(model.graph, layers)
     # An unchanged model is loaded by its path: nothing is serialised, and no copy of it is held.
     content: str | bytes = str(path)
-    switches = switch_rules(model.graph)
     for edit in edits:
         edit(model.graph)
-    looked_up, looked_up_whole = table_rows(model.graph), table_rows(model.graph, whole=True)
+    index_check = IndexCheck(model, from_the_end=from_the_end)
     has_float16 = computes_in(model, "float16")
     # One dtype at most: the first that the model computes in.
     emulated = next((dtype for dtype in emulate_dtypes if computes_in(model, dtype)), None)
@@ -111,13 +109,11 @@ def prepare_model(
         content,
         moh_nodes,
         dense_nodes,
-        switches,
         routers,
         nodes,
         has_float16,
         emulated,
-        looked_up,
-        looked_up_whole,
+        index_check,
         written_buffers(model.graph),
     )
 

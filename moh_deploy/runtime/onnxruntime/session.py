@@ -13,19 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from onnx import parser
 
-from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.errors import BackendError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype
 from moh_deploy.package import CachesInPlace, OnnxPackage, TensorInfo, read_outline
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
-from moh_deploy.runtime.input_check import (
-    beyond_positions,
-    check_inputs,
-    check_room,
-    empty_axis,
-    missing_row,
-)
+from moh_deploy.runtime.input_check import check_inputs, check_room, empty_axis
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
+from moh_deploy.runtime.onnxruntime.index_check import IndexCheck
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels, register, require_kernels
 from moh_deploy.runtime.onnxruntime.placement import Placement
 from moh_deploy.runtime.onnxruntime.prepared_model import PreparedModel, prepare_model
@@ -42,7 +37,7 @@ _T = TypeVar("_T")
 # raised.
 _FATAL_ONLY = 4
 
-_WITHOUT_TRANSPOSE_FUSION = "optimization.disable_specified_optimizers", "MatmulTransposeFusion"
+TRANSPOSE_FUSION = "optimization.disable_specified_optimizers", "MatmulTransposeFusion"
 """ONNX Runtime 1.32 dies of it where float16 is transposed so that its first axis becomes the rows
 of a product with a matrix: tokens before samples, say."""
 
@@ -53,19 +48,17 @@ class OrtRunner(Runner):
 
     Attributes:
         description: What runs each layer, as read from the session.
-        table_rows: Inputs that are looked up in tables, and the rows of these.
+        index_check: Refuses indices that tables have no rows for.
         buffers: Outputs that are written into an input, and these inputs: one memory is both.
         caches: What the package says of them; None for models that are of none.
-        context_length: The most tokens of a sequence, of a language model; None where nobody says.
     """
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
     description: Description
-    table_rows: Mapping[str, int]
+    index_check: IndexCheck
     buffers: Mapping[str, str]
     caches: CachesInPlace | None
-    context_length: int | None
     _session: ort.InferenceSession
 
     def describe(self) -> Description:
@@ -134,6 +127,7 @@ class OrtRunner(Runner):
         sizes = check_inputs(self.inputs, inputs)
         if self.caches is not None:
             check_room(self.caches, sizes, inputs)
+        self.index_check.check(inputs)
 
     def _with_own_buffers(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the inputs as ONNX Runtime reads them, of what is written in place a copy."""
@@ -161,12 +155,6 @@ class OrtRunner(Runner):
         try:
             return _calling_ort("running the model", run)
         except BackendError as error:
-            # ONNX Runtime's own message is about inner nodes, and comes last.
-            wrong = missing_row(self.table_rows, inputs) or beyond_positions(
-                self.context_length, inputs
-            )
-            if wrong is not None:
-                raise ConfigError(wrong) from error
             empty = empty_axis(self.inputs, inputs)
             if empty is None:
                 raise
@@ -194,9 +182,9 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     if isinstance(source, OnnxPackage):
         path, layers = source.model_path, source.manifest.layers
         compute_type, caches = source.manifest.compute_type, source.manifest.caches
-        text = source.manifest.text_generation
+        from_the_end = source.manifest.from_onnx
     else:
-        path, layers, compute_type, caches, text = source, (), "float32", None, None
+        path, layers, compute_type, caches, from_the_end = source, (), "float32", None, True
         read_outline(path)  # of a package that was done when it was opened
     use = choose_kernels(
         variant.kernels,
@@ -208,7 +196,12 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     # not.
     emulated = _emulated(round_results=variant.round_results)
     model = prepare_model(
-        path, layers, variant.extra_outputs, variant.edits, emulate_dtypes=emulated
+        path,
+        layers,
+        variant.extra_outputs,
+        variant.edits,
+        emulate_dtypes=emulated,
+        from_the_end=from_the_end,
     )
     # Fused operators would skip the roundings that are emulated.
     optimize = variant.optimize and not model.emulated_dtype
@@ -216,7 +209,7 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
     if not variant.spins:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if model.has_float16:
-        options.add_session_config_entry(*_WITHOUT_TRANSPOSE_FUSION)
+        options.add_session_config_entry(*TRANSPOSE_FUSION)
     session, layer_impl = _placed(model, use, options)
     use = replace(
         use,
@@ -229,9 +222,7 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         runtime_name(),
         use,
         layer_impl,
-        layer_runs(
-            layers, layer_impl, switches=model.switches, routers=model.routers, model_path=path
-        ),
+        layer_runs(layers, layer_impl, routers=model.routers),
         model.layer_nodes,
     )
     inputs = tuple(map(tensor_info, session.get_inputs()))
@@ -240,10 +231,9 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         inputs,
         outputs,
         description,
-        model.table_rows,
+        model.index_check,
         model.buffers,
         caches,
-        None if text is None else text.context_length,
         session,
     )
 

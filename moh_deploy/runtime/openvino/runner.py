@@ -15,8 +15,9 @@ import numpy as np
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, TensorInfo, read_outline
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
-from moh_deploy.runtime.input_check import check_inputs, empty_axis, missing_row
+from moh_deploy.runtime.input_check import check_inputs, empty_axis
 from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
+from moh_deploy.runtime.onnxruntime.index_check import IndexCheck
 from moh_deploy.runtime.onnxruntime.kernels import require_kernels
 from moh_deploy.runtime.onnxruntime.prepared_model import PreparedModel, prepare_model
 from moh_deploy.runtime.openvino.extension import (
@@ -45,13 +46,13 @@ class OpenVinoRunner(Runner):
 
     Attributes:
         description: What runs each layer.
-        table_rows: Inputs that are looked up in tables, and the rows of these.
+        index_check: Refuses indices that tables have no rows for: OpenVINO answers with zeros.
     """
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
     description: Description
-    table_rows: Mapping[str, int]
+    index_check: IndexCheck
     _core: ov.Core
     _model: ov.Model
     _config: Mapping[str, str]
@@ -97,9 +98,7 @@ class OpenVinoRunner(Runner):
 
     def _check(self, inputs: Mapping[str, Array]) -> None:
         check_inputs(self.inputs, inputs)
-        # OpenVINO answers with zeros for a row that is not there.
-        if wrong := missing_row(self.table_rows, inputs):
-            raise ConfigError(wrong)
+        self.index_check.check(inputs)
         # OpenVINO 2026.4 compiles many models for it, writes beyond their memory, and the process
         # ends: with our kernels and without.
         if empty := empty_axis(self.inputs, inputs):
@@ -171,12 +170,19 @@ def open_compiled(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Op
 
     if isinstance(source, OnnxPackage):
         path, layers = source.model_path, source.manifest.layers
-        compute_type = source.manifest.compute_type
+        compute_type, from_the_end = source.manifest.compute_type, source.manifest.from_onnx
     else:
-        path, layers, compute_type = source, (), "float32"
+        path, layers, compute_type, from_the_end = source, (), "float32", True
         read_outline(path)  # of a package that was done when it was opened
     extension, use = choose_extension(variant, compute_type)
-    prepared = prepare_model(path, layers, variant.extra_outputs, variant.edits, emulate_dtypes=())
+    prepared = prepare_model(
+        path,
+        layers,
+        variant.extra_outputs,
+        variant.edits,
+        emulate_dtypes=(),
+        from_the_end=from_the_end,
+    )
     core = ov.Core()
     with scratch_directory("moh-deploy-openvino") as scratch:
         extended = extension is not None
@@ -191,20 +197,14 @@ def open_compiled(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Op
         openvino_name(),
         use,
         layer_impl,
-        layer_runs(
-            layers,
-            layer_impl,
-            switches=prepared.switches,
-            routers=prepared.routers,
-            model_path=path,
-        ),
+        layer_runs(layers, layer_impl, routers=prepared.routers),
         prepared.layer_nodes,
     )
     return OpenVinoRunner(
         written.inputs,
         written.outputs,
         description,
-        prepared.whole_rows,
+        prepared.index_check,
         core,
         model,
         _config(variant),

@@ -19,6 +19,7 @@ from moh_deploy.serving.telemetry.layout import MARGIN_EDGES, CountedLayer, Coun
 from moh_deploy.serving.telemetry.routing import Counts
 from moh_deploy.serving.telemetry.window import RecordedWindow
 from moh_deploy.system.bounded_json import read_json
+from moh_deploy.system.replaceable import FileKind
 from moh_deploy.system.staging import staged_file
 
 FEWEST_REQUESTS = 100
@@ -204,6 +205,11 @@ def read_reference(path: Path) -> RoutingReference:
         ) from error
     _check_sense(path, found)
     return found
+
+
+REFERENCE_FILE = FileKind.beginning_with(
+    "reference of `moh-deploy profile`", rb'\{\s*"digest":.*"requests":'
+)
 
 
 def write_reference(path: Path, reference: RoutingReference) -> None:

@@ -23,9 +23,9 @@ from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER, read_genai_bund
 from moh_deploy.serving.genai.config_json import check_decoder
 from moh_deploy.serving.genai.tokens import genai_tokens
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.generate_report import TokenParity, parity_sections
+from moh_deploy.validate.generate_report import parity_sections
 from moh_deploy.validate.recorded_parity import compare_recorded
-from moh_deploy.validate.token_parity import TokenComparison
+from moh_deploy.validate.token_parity import TokenComparison, TokenParity
 
 PROMPT_LENGTHS = (1, 7, 40)
 MOST_STEPS = 64
@@ -41,6 +41,7 @@ class GenaiVerification(Report):
         prompt_lengths: Tokens of each prompt of the batch.
         steps: The most tokens that were added to each.
         parity: genai's tokens beside those of the reference.
+        recorded: The package beside its recorded runs: EQUAL, WITHIN TOLERANCE (int4).
     """
 
     schema_version: Literal[1] = field(default=1, init=False)
@@ -48,6 +49,7 @@ class GenaiVerification(Report):
     prompt_lengths: tuple[int, ...]
     steps: int
     parity: TokenParity
+    recorded: str = field(default="EQUAL", metadata=HIDDEN)
 
     @property
     @in_json()
@@ -66,7 +68,7 @@ class GenaiVerification(Report):
         rows = [
             ("prompts", f"{len(self.prompt_lengths)} in one batch, of {lengths} tokens"),
             ("steps", str(self.steps)),
-            ("recorded runs", "EQUAL"),
+            ("recorded runs", self.recorded),
         ]
         return Document(
             "verify",
@@ -104,9 +106,11 @@ def verify_genai(root: Path, other: Model | None, progress: Progress) -> GenaiVe
     with progress.step("generating by genai"):
         found = list(genai_tokens(root, prompts, interface.padding, steps))
     with progress.step("comparing the package with what it recorded"):
-        failure = compare_recorded(package).failure
-    if failure is not None:
-        raise ValidationError(f"the package in {root} is {failure.message}", hint=failure.hint)
+        recorded = compare_recorded(package)
+    if recorded.failure is not None:
+        raise ValidationError(
+            f"the package in {root} is {recorded.failure.message}", hint=recorded.failure.hint
+        )
     reference, name, variant = other, "", Variant()
     if reference is None:
         reference, name = opened_package(package), "the package on function bodies"
@@ -121,8 +125,8 @@ def verify_genai(root: Path, other: Model | None, progress: Progress) -> GenaiVe
             ends = interface.about.eos_token_ids
             ended = [end or t in ends for t, end in zip(tokens, ended, strict=True)]
     check_all_steps(str(root), len(found), steps, ended)
-    parity = TokenParity(name or reference.name, comparison.compared, tuple(comparison.differences))
-    return GenaiVerification(root, tuple(map(len, prompts)), steps, parity)
+    parity = comparison.parity(name or reference.name)
+    return GenaiVerification(root, tuple(map(len, prompts)), steps, parity, recorded.answer)
 
 
 _NO_LOGITS = np.zeros((0, 0), np.float32)  # genai's are not asked for: the reference's tell margins

@@ -17,6 +17,7 @@ from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.guard.faults import Fault
 from moh_deploy.system.bounded_json import read_json
+from moh_deploy.system.replaceable import FileKind
 from moh_deploy.system.staging import staged_file
 from moh_deploy.system.suggest import did_you_mean, shortened
 
@@ -37,6 +38,8 @@ class Control(Strict):
 
 
 _CONTROL = TypeAdapter(Control)
+
+CONTROL_FILE = FileKind.beginning_with("control file", rb'\s*\{\s*("pin"|"drift"|"faults"|\})')
 
 
 def write_control(path: Path, control: Control) -> None:

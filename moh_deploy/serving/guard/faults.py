@@ -6,11 +6,13 @@ They exist only in a server that was started with `drill` allowed: without, no r
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 
 from moh_deploy.errors import BackendError
+from moh_deploy.runtime.base import Runner, RunnerAround
 from moh_deploy.system.npz import Array
 
 Fault = Literal["nan", "gates", "slow", "crash", "drift", "missing-library", "wrong"]
@@ -65,6 +67,35 @@ class Faults:
     def plant(self, faults: frozenset[Fault]) -> None:
         """Plant these, and take out all others."""
         self.planted = faults
+
+
+class FaultyRunner(RunnerAround):
+    """A runner in whose runs faults are planted.
+
+    Args:
+        runner: What runs.
+        faults: What is planted.
+        model_outputs: Names of the model's outputs.
+        gates: Names of its layers' gates.
+    """
+
+    def __init__(
+        self, runner: Runner, faults: Faults, model_outputs: tuple[str, ...], gates: tuple[str, ...]
+    ) -> None:
+        self.runner = runner
+        self._faults = faults
+        self._names = model_outputs, gates
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once; see `Runner.run`."""
+        return self.run_returning(inputs, self.outputs)
+
+    def run_returning(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
+        """Run the model once; see `Runner.run_returning`."""
+        self._faults.before_run()
+        return self._faults.after_run(self.runner.run_returning(inputs, outputs), *self._names)
 
 
 def _with_nan(array: Array) -> Array:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
+from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Description
 from moh_deploy.serving.guard.answer_check import AnswerCheck
@@ -159,8 +159,10 @@ class Guard:
         try:
             rung.open()
         except MoHDeployError as error:
+            print(f"warning: rung '{rung.found.name}' stays closed: {error}", file=sys.stderr)
             with self._lock:
-                self._state.unavailable(self._hands.clock(), index, error.message)
+                self._compared["known answer", "other"] += isinstance(error, ValidationError)
+                self._state.unavailable(self._hands.clock(), index, error)
                 self._publish()
             return None
         try:
@@ -286,7 +288,7 @@ class Guard:
         recorder = Recorder(package, below.open(), layers)
         comparison = Comparison(package, layers, recorder, below.found.name)
         report = comparison.report(inputs, results, rung.describe(), rung.found.variant)
-        if report.answer != "NOT EQUAL":
+        if report.verdict != "not equal":
             return None
         evidence: Evidence = {"compared_with": below.found.name, "why": report.reasons[0][:500]}
         return RungFailure(index, "other answers", evidence)
@@ -441,6 +443,8 @@ class Guard:
             if change.mode_from != change.mode_to:
                 self._transitions[change.mode_from, change.mode_to, change.reason] += 1
                 self._why = change.reason
+            if change.state == "open":
+                self._rungs[self._state.names.index(change.rung)].distrust()
             if change.state == "open" and change.reason == "kernel error":
                 # A session that failed may fail for ever: what is probed is a new one.
                 self._rungs[self._state.names.index(change.rung)].forget()

@@ -14,9 +14,10 @@ from moh_deploy.package import OnnxPackage, choices_for, with_choices
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed, opened_package
-from moh_deploy.serving.guard.faults import Faults
+from moh_deploy.serving.guard.faults import Faults, FaultyRunner
 from moh_deploy.serving.guard.policy import RungSection
 from moh_deploy.serving.guard.same_interface import require_same_interface
+from moh_deploy.serving.known_answer import require_known_answer
 from moh_deploy.system.npz import Array
 
 
@@ -49,6 +50,8 @@ class RungModel:
 class Rung:
     """A rung that runs. It is opened when it is first asked, and again after it failed.
 
+    Each time that it comes into service it has to give a known answer first.
+
     Args:
         found: What it opens.
         gates: Names of its layers' gates, which faults may be planted in.
@@ -61,6 +64,7 @@ class Rung:
         self._faults = faults
         self._lock = threading.Lock()
         self._runner: Runner | None = None
+        self._is_proven = False
         self._lacks_library = False
 
     @property
@@ -69,15 +73,19 @@ class Rung:
         return self._runner is not None
 
     def open(self) -> Runner:
-        """Open it, if it is not yet.
+        """Open it, if it is not yet, and try its known answer, if that is due.
 
         Raises:
-            MoHDeployError: It cannot be.
+            ValidationError: It answers a recorded run wrongly.
+            MoHDeployError: It cannot be opened.
         """
         self._follow_faults()
         with self._lock:
-            if self._runner is None:
-                self._runner = self._opened()
+            if self._runner is None or not self._is_proven:
+                # Kept once it is proven only: after a wrong answer the model is loaded anew.
+                runner, self._runner = self._runner or self._opened(), None
+                require_known_answer(self.found.model, self.found.variant, runner)
+                self._runner, self._is_proven = runner, True
             return self._runner
 
     def run(
@@ -96,18 +104,18 @@ class Rung:
         """
         runner = self.open()
         start = time.perf_counter()
-        names = set(runner.outputs)
-        wanted = (*outputs, *(name for name in inner if name in names))
-        if self._faults is None:
-            return runner.run_returning(inputs, wanted), time.perf_counter() - start
-        self._faults.before_run()
-        results = runner.run_returning(inputs, wanted)
-        results = self._faults.after_run(results, self.found.outputs, self._gates)
-        return results, time.perf_counter() - start
+        # Inner values of another package are of layers of its own.
+        own = self.found.variant.extra_outputs if self.found.same_answers else ()
+        wanted = (*outputs, *(name for name in inner if name in own))
+        return runner.run_returning(inputs, wanted), time.perf_counter() - start
 
     def describe(self) -> Description:
         """Say what runs each layer."""
-        return self.open().describe()
+        return (self._runner or self.open()).describe()
+
+    def distrust(self) -> None:
+        """Ask for the known answer again before the next run."""
+        self._is_proven = False
 
     def forget(self) -> None:
         """Let go of a model that failed: the next run opens it again."""
@@ -134,7 +142,9 @@ class Rung:
             if said.function_nodes and not said.kernel_nodes:
                 why = said.kernels.reason or "the library has none for its operators"
                 raise BackendError(f"no layer runs on a kernel: {why}")
-        return runner
+        if self._faults is None:
+            return runner
+        return FaultyRunner(runner, self._faults, self.found.outputs, self._gates)
 
     def _follow_faults(self) -> None:
         """Lose the library, or find it again, as a drill has it."""
@@ -180,8 +190,9 @@ def find_rung(section: RungSection, model: Deployed, setting: LadderSetting) -> 
         require_same_interface(
             f"rung '{section.called}', {section.path},", model.manifest, other.manifest
         )
-        # Its inner values are of layers of its own.
         way = replace(setting.way, runtime=runtime_for(None, other.preferred_runtime))
+        if not other.is_compiled:  # its gates are for its known answer
+            way = way.returning(other.made_from(None).gate_names)
         return RungModel(section.called, other, way, outputs, same_answers=False)
     if section.kind == "kernels":
         needs = not model.is_compiled

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moh_deploy.errors import MoHDeployError, ValidationError
 from moh_deploy.serving.guard.breaker import Breaker, BreakerLimits, State
 
 TripReason = Literal[
@@ -18,6 +19,7 @@ TripReason = Literal[
     "non-finite gates",
     "kernel error",
     "cannot be opened",
+    "wrong known answer",  # to a recorded run, when it was to come into service
     "process died",  # while the rung was running
     "other answers",  # than those of a rung that is proven to give the same
     "latency",
@@ -206,10 +208,18 @@ class LadderState:
         if self._breakers[failure.rung].state == "closed" and self._below(failure.rung):
             self._open(now, failure.rung, failure.reason, failure.evidence)
 
-    def unavailable(self, now: float, rung: int, why: str) -> None:
-        """Open a rung that cannot be loaded: of the last one, too."""
+    def unavailable(self, now: float, rung: int, error: MoHDeployError) -> None:
+        """Open a rung that cannot be loaded, or whose known answer is wrong: of the last one, too.
+
+        Args:
+            now: When.
+            rung: Which rung.
+            error: Why it cannot serve.
+        """
+        is_wrong = isinstance(error, ValidationError)
+        reason: TripReason = "wrong known answer" if is_wrong else "cannot be opened"
         if self._breakers[rung].state != "open":
-            self._open(now, rung, "cannot be opened", {"error": why})
+            self._open(now, rung, reason, {"error": error.message})
 
     def died(self, now: float, rung: str) -> None:
         """Open a rung that was running when the process before this one died, unless it is the

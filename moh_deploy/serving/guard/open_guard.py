@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.runtime.base import Deployed, Variant
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.guard.answer_check import AnswerCheck
@@ -33,19 +33,22 @@ class GuardOptions:
         audit_log: What transitions are appended to; None for nothing.
         control: The control file; None for none.
         drill: The control file may plant faults.
+        is_restart: A process before this one has served: where a rung answers a recorded run
+            wrongly now, the rung below goes on.
     """
 
     policy: Path | None = None
     audit_log: Path | None = None
     control: Path | None = None
     drill: bool = False
+    is_restart: bool = False
 
 
 def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], way: Variant) -> Guard:
     """Find the rungs, and open those that the policy says.
 
     A rung that cannot be opened is open as a breaker is, and the rung below serves; it is tried
-    again when its cool-down is over.
+    again when its cool-down is over. A rung whose known answer is wrong stops the first start.
 
     Args:
         model: What is served.
@@ -58,6 +61,7 @@ def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], way
             file to come from, or a rung does not fit the model.
         PackageError: The package of a rung cannot be read.
         BackendError: No rung can be opened.
+        ValidationError: A rung answers a recorded run wrongly.
     """
     if options.drill and options.control is None:
         raise ConfigError("drill is allowed, but there is no control file that says what to plant.")
@@ -106,8 +110,10 @@ def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], way
         problems = {}
         for index, (section, rung) in enumerate(zip(policy.rungs, rungs, strict=True)):
             if section.opened == "start" and (problem := open_at_start(rung)) is not None:
+                if isinstance(problem, ValidationError) and not options.is_restart:
+                    raise problem
                 problems[index] = problem
-                state.unavailable(hands.clock(), index, problem.message)
+                state.unavailable(hands.clock(), index, problem)
                 name = rung.found.name
                 print(f"warning: rung '{name}' cannot be opened: {problem}", file=sys.stderr)
         if len(problems) == len(rungs):

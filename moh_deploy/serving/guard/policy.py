@@ -127,7 +127,7 @@ class GuardPolicy(_Section):
         probes: So many right answers in a row bring a rung back.
         spot_checks: The share of answers that are computed once more by the next rung that is
             proven to give the same, after they were sent, and compared: what finds answers that are
-            wrong and finite.
+            wrong and finite. Without such a rung none is.
         drift: None: an alarm is logged, and changes nothing.
     """
 
@@ -136,7 +136,7 @@ class GuardPolicy(_Section):
     latency: LatencySection = LatencySection()
     cool_down: CoolDownSection = CoolDownSection()
     probes: _Count = 5
-    spot_checks: _Share = 0.0
+    spot_checks: _Share = 0.01
     drift: DriftSection | None = None
 
     @model_validator(mode="after")
@@ -225,7 +225,8 @@ def _other_problems(policy: GuardPolicy) -> Iterator[str]:
         )
     if policy.cool_down.longest_s < policy.cool_down.first_s:
         yield "cool_down.longest_s is less than cool_down.first_s."
-    if policy.spot_checks and not any(one.same_answers for one in policy.rungs[1:]):
+    is_given = "spot_checks" in policy.model_fields_set
+    if is_given and policy.spot_checks and not any(one.same_answers for one in policy.rungs[1:]):
         yield "spot_checks is given, but no rung below the first gives the same answers."
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from moh_deploy.package import OnnxPackage, TensorInfo
-from moh_deploy.runtime.base import Description, Runner, Variant
+from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime.base import Description, Variant
 from moh_deploy.runtime.variants import PackageVariants
+from moh_deploy.serving.known_answer import ComputedResults
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.layer_values import LayerValues
@@ -56,30 +57,9 @@ class Comparison:
         has_gates = self.has_routing and all(name in results for name in self.package.gate_names)
         return compare(
             self.package,
-            _Given(results, self.package.manifest.inputs, description),
+            ComputedResults(results, self.package.manifest.inputs, description),
             [expected],
             reference=self.reference,
             outputs_only=not has_gates,
             variants=PackageVariants(self.package, replace(variant, extra_outputs=())),
         )
-
-
-class _Given(Runner):
-    """Results that were computed already, as a runner."""
-
-    def __init__(
-        self,
-        results: Mapping[str, Array],
-        inputs: tuple[TensorInfo, ...],
-        description: Description,
-    ) -> None:
-        self.inputs = inputs
-        self.outputs = tuple(results)
-        self._results = dict(results)
-        self._description = description
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        return self._results
-
-    def describe(self) -> Description:
-        return self._description

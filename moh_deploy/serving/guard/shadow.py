@@ -170,14 +170,15 @@ class Shadow:
                 self._reasons.append(error.message[:500])
             return
         with self._lock:
-            self._counts[_OUTCOMES[report.answer]] += 1
+            self._counts[_OUTCOMES[report.verdict]] += 1
             # NaN compares with nothing: it is the largest.
             if not (math.isnan(self._largest) or report.max_abs_error <= self._largest):
                 self._largest = report.max_abs_error
             self._reasons.extend(one[:500] for one in report.reasons[:1])
 
 
-_OUTCOMES = {"EQUAL": "equal", "NOT EQUAL": "differing", "CANNOT TELL": "undecided"}
+_OUTCOMES = {"equal": "equal", "within tolerance": "equal"}
+_OUTCOMES |= {"not equal": "differing", "cannot tell": "undecided"}
 
 
 def open_shadow(model: Deployed, other: Path, share: float, way: Variant) -> Shadow:

@@ -82,10 +82,12 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
         BackendError: The model cannot be run here.
         ConfigError: A limit is of a dimension that there is none of.
         PackageError: It cannot be read.
+        ValidationError: It answers a recorded run wrongly.
     """
     settings, limits = task.settings, task.limits
     model = find_deployed(Path(task.model))
-    served = open_served(model, replace(settings, threads=session_threads(settings)))
+    settings_here = replace(settings, threads=session_threads(settings))
+    served = open_served(model, settings_here, is_restart=task.restarts > 0)
     _check_dims(limits.longest, model.manifest)
     joining = find_joining(served)
     queue = BatchingQueue(

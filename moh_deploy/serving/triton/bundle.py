@@ -127,6 +127,7 @@ def write_bundle(model: Deployed, output: Path, options: BundleOptions) -> Bundl
         ConfigError: The name is none for Triton, the backend none for this model, or Triton has no
             tensors of a dtype of it.
         PackageError: It cannot be written, or the model has changed since it was written.
+        ValidationError: `verify` refuses a package beside.
     """
     _check_names(options.settings)
     _check_beside(options, _backend_for(model, options.backend))

@@ -13,10 +13,12 @@ from pydantic import TypeAdapter, ValidationError
 from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import PackageError
 from moh_deploy.package import TensorInfo
+from moh_deploy.package.manifest_json import MANIFEST_NAME
+from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.config_pbtxt import CONFIG_NAME, Backend
 from moh_deploy.system.bounded_json import has_keys, read_json
-from moh_deploy.system.digest import sha256_of_json
+from moh_deploy.system.digest import sha256_of, sha256_of_json
 
 BUNDLE_NAME = "bundle.json"
 BUNDLE_FORMAT_VERSION = 1
@@ -25,6 +27,7 @@ LIBRARIES = "lib"
 WARMUP = "warmup"  # Triton's own name
 SERVED = "package"
 _DIGEST = "sha256"
+_MANIFESTS = (MANIFEST_NAME, ENGINE_MANIFEST_NAME)
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,35 @@ def read_bundle(root: Path) -> Bundle:
             hint=_WRITE_ONE,
         )
     return _decoded(path, content)
+
+
+CHANGED = "has changed since it was written"
+COPY_AGAIN = "Copy the bundle again, or write it again: moh-deploy bundle."
+
+
+def file_problem(root: Path, bundle: Bundle, name: str) -> str | None:
+    """Return what is wrong with a file of a bundle; None if it is as it was written."""
+    try:
+        return None if sha256_of(root / name) == bundle.files.get(name) else CHANGED
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def require_unchanged(root: Path, bundle: Bundle) -> None:
+    """Refuse a bundle whose kernels, or a manifest in it, are not those that were written.
+
+    A manifest has the digests of its package's other files: opening the package compares them.
+
+    Raises:
+        PackageError: A file is another one.
+    """
+    manifests = [one for one in bundle.files if PurePosixPath(one).name in _MANIFESTS]
+    named = (bundle.settings.library, None if bundle.library is None else bundle.library.file)
+    for name in (*filter(None, dict.fromkeys(named)), *manifests):
+        if (problem := file_problem(root, bundle, name)) is not None:
+            raise PackageError(f"{root / name} {problem}.", hint=COPY_AGAIN)
 
 
 def bundle_text(bundle: Bundle) -> str:

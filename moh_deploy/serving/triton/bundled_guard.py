@@ -16,6 +16,7 @@ from moh_deploy.serving.guard.policy import read_guard_policy
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.system.staging import link_or_copy
+from moh_deploy.validate.recorded_parity import require_equal
 
 GUARD, SHADOW = "guard", "shadow"
 POLICY_NAME, AUDIT_NAME, CONTROL_NAME = "policy.yaml", "audit.jsonl", "control.json"
@@ -47,6 +48,7 @@ def bring_along(files: GuardFiles, root: Path, settings: ServingSettings) -> Ser
     Raises:
         ConfigError: The policy is wrong, or has no rung for the fallback.
         PackageError: A package beside is none, or has changed since it was written.
+        ValidationError: `verify` refuses a package beside.
     """
     if files.fallback is not None and files.policy is None:
         raise ConfigError(
@@ -92,8 +94,10 @@ def copy_package(source: Path, target: Path) -> None:
 
     Raises:
         PackageError: It is none, or has changed since it was written.
+        ValidationError: `verify` refuses it.
     """
     package = OnnxPackage.open(source)
+    require_equal(package)
     target.mkdir()
     for name in (*package.manifest.files, MANIFEST_NAME):
         link_or_copy(package.root / name, target / name)

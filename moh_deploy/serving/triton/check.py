@@ -23,17 +23,19 @@ from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.triton import library_needs
 from moh_deploy.serving.triton.bundle_json import (
+    CHANGED,
+    COPY_AGAIN,
     LIBRARIES,
     REPOSITORY,
     WARMUP,
     Bundle,
+    file_problem,
     read_bundle,
 )
 from moh_deploy.serving.triton.config_pbtxt import TRITON_TYPES, tensor_message
 from moh_deploy.serving.triton.server import TritonServer, find_server
 from moh_deploy.serving.triton.text_format import TextMessage, TextValue, Word, from_text
 from moh_deploy.system.bounded_file import read_text
-from moh_deploy.system.digest import sha256_of
 
 _MOST_CONFIG_BYTES = 2**20
 _ENVIRONMENT = "EXECUTION_ENV_PATH"
@@ -125,14 +127,14 @@ def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
 
 def _check_files(root: Path, bundle: Bundle) -> Iterator[Finding]:
     wrong = 0
-    for name, digest in bundle.files.items():
-        problem = _file_problem(root / name, digest)
+    for name in bundle.files:
+        problem = file_problem(root, bundle, name)
         # People are meant to tune how a model is served; what it says is compared below.
-        if problem == _CHANGED and name == bundle.config.as_posix():
+        if problem == CHANGED and name == bundle.config.as_posix():
             yield Finding(name, "has been edited since it was written", None)
         elif problem is not None:
             wrong += 1
-            yield Finding(name, problem, False, _COPY_AGAIN)
+            yield Finding(name, problem, False, COPY_AGAIN)
     for name in _foreign(root, bundle):
         wrong += 1
         yield Finding(
@@ -140,19 +142,6 @@ def _check_files(root: Path, bundle: Bundle) -> Iterator[Finding]:
         )
     if not wrong:
         yield Finding("files", f"{len(bundle.files)}, all as they were written")
-
-
-_CHANGED = "has changed since it was written"
-_COPY_AGAIN = "Copy the bundle again, or write it again: moh-deploy bundle."
-
-
-def _file_problem(path: Path, digest: str) -> str | None:
-    try:
-        return None if sha256_of(path) == digest else _CHANGED
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
 
 
 def _foreign(root: Path, bundle: Bundle) -> Iterator[str]:
@@ -189,13 +178,15 @@ def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
     if info is None:
         yield Finding("kernels", "none: function bodies run", None)
         return
+    # Loading a library runs its code.
+    if (problem := file_problem(root, bundle, info.file)) is not None:
+        yield Finding("kernels", f"not loaded: {info.file} {problem}", False, COPY_AGAIN)
+        return
     path = root / info.file
     try:
         machine, floor = library_needs.processor_of(path), library_needs.glibc_floor(path)
-    except FileNotFoundError:  # said among the files
-        return
     except (OSError, PackageError) as error:
-        yield Finding(info.file, f"cannot be read: {error}", False, _COPY_AGAIN)
+        yield Finding(info.file, f"cannot be read: {error}", False, COPY_AGAIN)
         return
     here = library_needs.glibc_here()
     if machine != platform.machine():
@@ -214,7 +205,7 @@ def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
     try:
         usable = tuple(instruction_sets(path))
     except MoHDeployError as error:
-        yield Finding("instruction sets", error.message, False, _COPY_AGAIN)
+        yield Finding("instruction sets", error.message, False, COPY_AGAIN)
         return
     lost = [one for one in info.instruction_sets if one not in usable]
     text = f"{usable[0]} here"
@@ -231,7 +222,7 @@ def _check_config(root: Path, bundle: Bundle) -> Iterator[Finding]:
     except FileNotFoundError:
         return  # said above
     except PackageError as error:
-        yield Finding(name, error.message.removeprefix(f"{name}: "), False, _COPY_AGAIN)
+        yield Finding(name, error.message.removeprefix(f"{name}: "), False, COPY_AGAIN)
         return
     problems = [*_config_problems(config, bundle), *_named_files(config, root, bundle)]
     for problem in problems:

@@ -10,7 +10,7 @@ from moh_deploy.errors import PackageError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.served_model import ServedModel, open_served
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.serving.triton.bundle_json import read_bundle
+from moh_deploy.serving.triton.bundle_json import read_bundle, require_unchanged
 from moh_deploy.serving.triton.bundled_guard import settings_at
 
 
@@ -24,6 +24,7 @@ def open_bundle(root: Path, *, instances: int | None = None) -> ServedModel:
     Raises:
         PackageError: It is none, has changed since it was written, or is of another version.
         BackendError: The runtime is not there, or refuses the model.
+        ValidationError: It answers a recorded run wrongly.
     """
     path, settings = bundled_model(root)
     if instances is not None:
@@ -51,4 +52,5 @@ def bundled_model(root: Path) -> tuple[Path, ServingSettings]:
             f"{root} is for the backend '{bundle.backend}' of Triton: it holds no package.",
             hint="Serve the package that it was written from.",
         )
+    require_unchanged(root, bundle)
     return path, settings_at(bundle.settings, root)

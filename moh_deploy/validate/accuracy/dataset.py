@@ -59,6 +59,7 @@ class LabelledSamples:
         others: What else it holds of the samples: a mask of tokens.
         axes: The axis of samples of each array that has one.
         name: What reports call the file.
+        by_order: As in `UserVectors`.
     """
 
     file: Path
@@ -67,6 +68,7 @@ class LabelledSamples:
     others: _Arrays
     axes: Mapping[str, int]
     name: str
+    by_order: str = ""
 
     def __len__(self) -> int:
         # All arrays with an axis of samples have equally many, which `samples_of` has checked.

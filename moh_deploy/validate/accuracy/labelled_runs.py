@@ -143,4 +143,5 @@ def _run(
     stop = batch.start + len(batch.labels)
     name = label(f"{data.samples.name}[{batch.start}:{stop}]", sizes)
     valid = valid_tokens_of(vectors, batch.others, str(file), manifest, tokens)
-    return LabelledRun(batch, Sample(vectors, name, file, valid), held_bytes)
+    sample = Sample(vectors, name, file, valid, data.samples.by_order)
+    return LabelledRun(batch, sample, held_bytes)

@@ -123,7 +123,9 @@ def _read_samples(
     is_input = mask in [one.name for one in model.inputs]
     others = {mask: members.pop(mask)} if mask in members and not is_input else {}
     try:
-        held = LabelledSamples(path, *split_members(members, model), others, {}, name)
+        found = split_members(members, model)
+        by_order = found.by_order and f"{path}: {found.by_order}"
+        held = LabelledSamples(path, found.inputs, found.expected, others, {}, name, by_order)
         return samples_of(held, model.inputs, axis)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error

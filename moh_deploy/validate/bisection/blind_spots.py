@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from moh_deploy.graph.switches import reads
+from moh_deploy.package.switches import reads
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection.checkpoint import CLEAR, FLOAT32_STEP, ROUNDING, Checkpoint
 from moh_deploy.validate.bisection.forced_model import ForcedModel

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from moh_deploy.graph.switches import reads
 from moh_deploy.graph.weight_noise import add_weight_noise, weight_noise
+from moh_deploy.package.switches import reads
 from moh_deploy.report.json import HIDDEN
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of

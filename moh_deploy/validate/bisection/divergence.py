@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from moh_deploy.graph.switches import reads
 from moh_deploy.package import MASKS_BEYOND, VectorSet
+from moh_deploy.package.switches import reads
 from moh_deploy.report.json import FLAT, HIDDEN
 from moh_deploy.system.npz import BFLOAT16, Array, BoolArray
 from moh_deploy.validate.bisection.forced_model import ForcedModel

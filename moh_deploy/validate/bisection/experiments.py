@@ -96,7 +96,7 @@ class Experiments:
     @property
     def cannot_tell(self) -> bool:
         """Nothing is known to be wrong, as far as `verify` and the target can tell."""
-        return self.parity.answer == "CANNOT TELL" and self.reasons == self.parity.reasons
+        return self.parity.verdict == "cannot tell" and self.reasons == self.parity.reasons
 
     @property
     def is_low(self) -> bool:

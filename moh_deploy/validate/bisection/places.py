@@ -9,8 +9,8 @@ from functools import cached_property
 
 import onnx
 
-from moh_deploy.graph.switches import CONDITION_PREFIX, reads
 from moh_deploy.package import LayerInfo
+from moh_deploy.package.switches import CONDITION_PREFIX, reads
 
 Reached = frozenset[int]
 """Places of nodes in `ModelGraph.nodes`."""

@@ -12,9 +12,9 @@ import onnx
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.forced_logits import force_logits
 from moh_deploy.graph.router_logits import RouterLogits
-from moh_deploy.graph.router_nodes import lost_at
 from moh_deploy.ops.routers import form_named
 from moh_deploy.package import LayerInfo
+from moh_deploy.package.router_nodes import lost_at
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.system.progress import Progress

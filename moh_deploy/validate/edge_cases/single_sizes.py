@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.graph.router_nodes import operator_text
 from moh_deploy.graph.size_questions import SizeQuestion, size_questions
 from moh_deploy.package import VectorSet
+from moh_deploy.package.router_nodes import operator_text
 from moh_deploy.runtime.base import GraphEdit, Runner
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.case_result import CaseResult, input_result

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from moh_deploy.validate.differences import Float64Array
 
 PRICES = """\
 machine: {name: c7i.2xlarge, per_hour: 3.60 USD, utilization: 0.5}
@@ -20,8 +25,8 @@ def decision(
     verdicts: dict[str, str] | None = None,
     dense: tuple[str, ...] = ("dense",),
     sizes: tuple[dict[str, int], ...] = SIZES,
-    spread: float = 0.1,
-    paired: float = 0.02,
+    spread: float = 0.0,
+    paired: float = 0.0,
     **whole: Any,
 ) -> dict[str, Any]:
     """Return what `compare --json` prints, as far as costs need it.
@@ -31,8 +36,8 @@ def decision(
         verdicts: Of arms that do not win.
         dense: Arms that compute every head.
         sizes: At which they were measured.
-        spread: Half the interval of a time, as a share of it.
-        paired: Half the interval of a gain.
+        spread: About half the interval of a time, as a share of it, by what disturbs all arms.
+        paired: About half the interval of a gain.
         whole: What is replaced.
     """
     ms = ms or {"dense": (10.0, 40.0), "moh": (8.0, 20.0)}
@@ -44,7 +49,7 @@ def decision(
         "schema_version": 1,
         "plan_digest": "0" * 64,
         "reference": reference,
-        "quantile": 0.5,
+        "confidence": 0.95,
         "machine": "a processor with 2 cores",
         "arms": arms,
         "would_do": [],
@@ -61,7 +66,9 @@ def _arm(
     paired: float,
     is_dense: bool,
 ) -> dict[str, Any]:
-    gains = [1 - ours / theirs for ours, theirs in zip(ms[name], ms[reference], strict=True)]
+    shared, own = _noise(0), _noise(1 + list(ms).index(name))
+    # Of 40 blocks the interval of a mean is as wide as their standard deviation, about.
+    blocks = 1 + 2 * spread * shared + 2 * paired / math.sqrt(2) * own
     return {
         "name": name,
         "verdict": "reference" if name == reference else "win",
@@ -70,22 +77,19 @@ def _arm(
         "latency": [
             {
                 "sizes": size,
-                "samples": size.get("batch", 1),
                 "p50_ms": time,
-                "p50_low_ms": time * (1 - spread),
-                "p50_high_ms": time * (1 + spread),
-                "throughput_per_s": 1e3 * size.get("batch", 1) / time,
+                "block_means_ms": (time * blocks).tolist(),
                 "energy_mj": None,
             }
             for size, time in zip(sizes, ms[name], strict=True)
         ],
-        "promises": []
-        if name == reference
-        else [
-            {"kind": "latency", "estimate": gain, "low": gain - paired, "high": gain + paired}
-            for gain in gains
-        ],
     }
+
+
+def _noise(seed: int) -> Float64Array:
+    """Return numbers of mean 0 and variance 1."""
+    found = np.random.default_rng(seed).standard_normal(40)
+    return (found - found.mean()) / found.std()
 
 
 def write(

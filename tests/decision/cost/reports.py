@@ -19,7 +19,7 @@ def cost_report(per_month: float = 1e8, *, name: str = "moh", paired: float = 0.
     Args:
         per_month: Requests.
         name: Of the arm.
-        paired: Half the interval of its gain.
+        paired: About half the interval of its gain.
     """
     decided = Decided.model_validate(
         decision(

@@ -15,7 +15,7 @@ def test_answer_stands_first_and_sizes_where_an_arm_is_slower_are_named():
     text = report.to_markdown()
     assert text.splitlines()[0] == report.headline[1]
     assert "'moh' is faster for 50 % of requests, slower for 50 % (batch=8)." in text
-    either = cost_report(paired=0.03).to_markdown()
+    either = cost_report(paired=0.05).to_markdown()
     assert "'moh' is faster for 50 % of requests, slower for 0 %; of 50 % it cannot" in either
     assert "A month is extrapolated from 2 days" in text
     assert "that c7i.2xlarge is as fast is taken for granted" in text

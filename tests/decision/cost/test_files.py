@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import moh_deploy
 from moh_deploy.decision.cost.decided import read_decided
 from moh_deploy.decision.cost.prices import read_prices
 from moh_deploy.decision.cost.traffic import DAYS_OF_A_MONTH, read_traffic
 from moh_deploy.errors import ConfigError
+from moh_deploy.system.json_text import to_json_text
 from tests.decision.cost.files import PRICES, decision, write
+from tests.decision.reports import decision_report
 
 
 def prices_error(tmp_path: Path, text: str) -> str:
@@ -107,15 +114,68 @@ def test_decision_without_times_or_intervals_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="no time was measured"):
         read_decided(path)
     few = decision()
-    few["arms"][1]["latency"][1]["p50_low_ms"] = None
+    for arm in few["arms"]:
+        arm["latency"][1]["block_means_ms"] = [1.0] * 14
     path, *_ = write(tmp_path, decided=few)
-    with pytest.raises(ConfigError, match="arm 'moh' have no interval: too few rounds"):
+    with pytest.raises(ConfigError, match="'dense' has 14 blocks of rounds, expected at least 15"):
+        read_decided(path)
+    few = decision()
+    del few["arms"][1]["latency"][0]["block_means_ms"]
+    path, *_ = write(tmp_path, decided=few)
+    with pytest.raises(ConfigError, match="arm 'moh' has another number of blocks of rounds"):
         read_decided(path)
     path.write_text("{}")
     with pytest.raises(ConfigError, match="no JSON report of `moh-deploy compare`: schema_version"):
         read_decided(path)
     with pytest.raises(ConfigError, match="does not exist"):
         read_decided(tmp_path / "none.json")
+
+
+def places(content: object, way: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the way to every value in JSON that holds no others."""
+    if not isinstance(content, dict | list):
+        yield way
+        return
+    for key, inner in content.items() if isinstance(content, dict) else enumerate(content):
+        yield from places(inner, (*way, key))
+
+
+def test_every_edit_of_a_decision_is_refused(tmp_path: Path):
+    path, printed = tmp_path / "decision.json", to_json_text(decision_report().to_json())
+    path.write_text(printed)
+    assert read_decided(path).sha256
+    found = list(places(json.loads(printed)))
+    assert len(found) > 200
+    for way in found[::5]:
+        for taken_out in (False, True):
+            content = json.loads(printed)
+            holder: Any = reduce(lambda inner, key: inner[key], way[:-1], content)
+            if not taken_out:
+                holder[way[-1]] = 2
+            elif way != ("sha256",):  # as in a file of before
+                del holder[way[-1]]
+            else:
+                continue
+            path.write_text(json.dumps(content))
+            with pytest.raises(ConfigError):
+                read_decided(path)
+
+
+def test_edited_decision_names_the_next_step(tmp_path: Path):
+    content = json.loads(to_json_text(decision_report().to_json()))
+    content["arms"][1]["p_win"] = 2
+    path = tmp_path / "decision.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="was edited since `moh-deploy compare` printed") as error:
+        read_decided(path)
+    assert "run `moh-deploy compare` again" in str(error.value.hint)
+
+
+def test_decision_without_a_digest_is_priced_and_noted(tmp_path: Path):
+    report = moh_deploy.cost(
+        **dict(zip(("decision", "prices", "traffic"), write(tmp_path), strict=True))
+    )
+    assert any("has no digest: an edit of it is not seen" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("stamp", ["1767225600000", "nan", "inf"])

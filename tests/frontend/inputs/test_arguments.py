@@ -104,6 +104,7 @@ def test_varargs_take_a_tuple_by_name():
     ("forward", "given", "message", "hint"),
     [
         (named, files("ids", "maks"), "'maks' is no parameter of the model's forward", "'mask'?"),
+        (named, files("mak", "idss"), "'mak' and 'idss' are no parameters", "'mask'?"),
         (named, files("mask", "past"), "no input is given for 'ids'", "(ids, mask=None, *, past"),
         (named, files("a", "b", "c"), "'a' and 'b' and 'c' are no parameters", "in any order"),
         (named, (A, B, C), "takes 2 positional arguments, got 3", "(ids, mask=None"),

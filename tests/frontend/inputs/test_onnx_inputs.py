@@ -94,6 +94,10 @@ def test_arrays_keep_the_dimensions_of_the_file_and_may_come_in_any_order(tmp_pa
             "has no input 'm'; it has x, mask",
         ),
         (
+            {"maks": np.ones((3, 2), np.int64), "z": np.zeros((3, 2), np.float32)},
+            "has no input 'maks'; it has x, mask",
+        ),
+        (
             {"x": np.zeros((3, 4), np.float32), "mask": np.ones((3, 2), np.int64)},
             r"input 'x' is float32\[3, 4\], but the file's 'x' is float32\[n, 2\]",
         ),

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moh_deploy.frontend.inputs.padding import is_padded, padded_mask
+from moh_deploy.frontend.inputs.padding import (
+    is_padded,
+    may_be_mask,
+    padded_mask,
+    with_padding,
+    with_zeros,
+    without_padding,
+)
 from moh_deploy.frontend.inputs.sizes import SizeTrials
 from moh_deploy.frontend.load.model import ModelInput
 
@@ -70,6 +77,53 @@ def test_mask_is_that_of_the_example_where_the_model_takes_no_padding():
 
     resized, _ = expect(SizeTrials(a_mask(), strict).at({"seq": 5}))
     assert resized[0].value.tolist() == [[1.0] * 5] * 2
+
+
+def a_padded_batch() -> list[ModelInput]:
+    """Return ids in which 0 is padding, their mask, and a value for each sample."""
+    dims = {0: "batch", 1: "seq"}
+    ids = torch.tensor([[5, 9, 31, 7], [60, 8, 0, 0], [0, 0, 0, 44]])
+    return [
+        ModelInput("ids", ids, dims),
+        ModelInput("mask", (ids != 0).float(), dims, says_valid=True),
+        ModelInput("scale", torch.ones(3, 2), {0: "batch"}),
+    ]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"seq": 3}, {"batch": 5, "seq": 11}])
+def test_padding_of_the_example_never_becomes_valid(sizes: dict[str, int]):
+    """A router may be NaN for the embedding of padding, which is 0."""
+    made, _ = expect(SizeTrials(a_padded_batch(), list).at(sizes))
+    ids, mask, scale = (item.value for item in made)
+    assert (ids[mask != 0] != 0).all()
+    assert not mask.all()
+    assert scale.equal(torch.ones(len(ids), 2))
+
+
+def test_valid_tokens_stand_in_for_padding():
+    ids, mask, scale = without_padding(a_padded_batch())
+    assert ids.value.tolist() == [[5, 9, 31, 7], [60, 8, 60, 8], [44] * 4]
+    assert mask.value.tolist() == [[1.0] * 4] * 3
+    assert scale.value.equal(torch.ones(3, 2))
+
+
+def test_padding_stays_where_nothing_can_stand_in_for_it():
+    """As in a cache of keys, whose tokens have other axes."""
+    (mask,) = without_padding([a_padded_batch()[1]])
+    assert mask.value.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]]
+    (mask,) = with_padding([mask], ["right"])
+    assert mask.value.tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+
+
+def test_what_may_be_a_mask_is_zero_on_a_side():
+    ids, mask, scale = a_padded_batch()
+    kinds = ModelInput("kinds", torch.ones(3, 4, dtype=torch.int32), {0: "batch", 1: "seq"})
+    assert [may_be_mask(item) for item in (ids, mask, scale, kinds)] == [False, True, True, True]
+    same, zeroed = with_zeros([ids, kinds], "left")
+    assert same.value.equal(ids.value)
+    assert zeroed.value.dtype == torch.int32
+    assert zeroed.value.tolist() == [[0, 0, 1, 1], [0, 0, 0, 1], [0, 1, 1, 1]]
+    assert not zeroed.says_valid
 
 
 def expect(

@@ -58,6 +58,16 @@ def test_masks_kinds_and_positions_stay_what_they_are() -> None:
     assert mask.value.tolist() == [True, False, True]
 
 
+def test_tokens_of_a_small_vocabulary_are_no_positions() -> None:
+    """All numbers between two are used, but in no order: repeated, rows would tie."""
+    ids = ModelInput("ids", torch.tensor([[3, 1, 2, 0], [0, 3, 1, 2]]), {0: "batch"})
+    (more,) = resize_inputs([ids], {"batch": 4})
+    assert not more.value[2:].equal(ids.value)
+    places = ModelInput("places", torch.arange(8).reshape(2, 4), {0: "batch"})
+    (more,) = resize_inputs([places], {"batch": 4})
+    assert more.value[2:].equal(places.value)
+
+
 def test_derived_dimensions_follow_and_others_stay() -> None:
     inputs = [
         ModelInput("past", torch.ones(2, 4, 8), {0: "batch", 1: "past"}),

@@ -114,3 +114,26 @@ def test_trace_that_refuses_a_larger_size_fails(refused: tuple[int, ...]):
 
 def dims() -> Mapping[str, int]:
     return OriginalRun((X,), []).sizes
+
+
+class Weighted(nn.Module):
+    """A mean over tokens; without any token, no number."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return (x * mask)[:, 2:].sum(1) / mask[:, 2:].sum(1)
+
+
+@pytest.mark.parametrize("says_valid", [True, False])
+def test_padding_is_recorded_on_each_side_whether_or_not_a_mask_is_known(says_valid: bool):
+    items = (
+        ModelInput("x", torch.rand(1, 4)),
+        ModelInput("mask", torch.ones(1, 4), says_valid=says_valid),
+    )
+    run = partial(run_original, LoadedModel(Weighted(), None, "in_memory", None))
+    example = OriginalRun(items, run([item.value for item in items]))
+    found = record_sizes(
+        SizeTrials(items, run), example, lambda taken: Recording([], [], []), flops=1
+    )
+    masks = [run.inputs[1].value.tolist() for run in found.runs]
+    assert masks == [[[1.0] * 4], [[0, 0, 1, 1]]]  # on the right, it is no number
+    assert all(run.inputs[1].says_valid == says_valid for run in found.runs)

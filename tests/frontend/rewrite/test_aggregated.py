@@ -7,7 +7,7 @@ import torch
 from torch.export import ExportedProgram
 
 from moh_deploy.frontend.fx.graph import op
-from moh_deploy.frontend.normalize.fold import fold_weights
+from moh_deploy.frontend.normalize.fold import fold_constants
 from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, aggregated, commit, insert
@@ -30,7 +30,7 @@ def committed() -> ExportedProgram:
     """One program for all tests that only read it."""
     program, rewrite = inserted()
     done = commit(program, [rewrite])
-    fold_weights(done)
+    fold_constants(done)
     return done
 
 

@@ -24,6 +24,7 @@ X, MEMORY = random(B, S, H * D), random(B, T, H * D, seed=1)
 GATES = random(B, S, H, seed=2).relu()
 KEEP = random(B, 1, S, T, seed=3) > -0.5
 BIAS = random(H, 1, T, seed=4)
+LOWEST = torch.finfo(torch.float32).min
 
 sdpa = F.scaled_dot_product_attention
 
@@ -202,6 +203,65 @@ def test_mask_and_bias_become_one():
         return gated(scores.softmax(-1) @ heads(m), g)
 
     assert mask_of(model, X, MEMORY, GATES, KEEP, BIAS).dtype == torch.float32
+
+
+def test_two_finite_fills_are_one():
+    """A query without any key weighs all alike, those that both masks hide as well."""
+
+    def model(x, m, g, keep, other):
+        scores = (heads(x) @ heads(m).mT).masked_fill(~keep, -1e9)
+        return gated(torch.where(other, scores, -1e9).softmax(-1) @ heads(m), g)
+
+    other = ~KEEP[0, 0] & (torch.arange(T) > 2)
+    assert not (KEEP[0] & other).any()
+    assert not (KEEP[0] | other).all()
+    assert mask_of(model, X, MEMORY, GATES, KEEP, other).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("first", "last"), [(-1e4, -1e9), (-1e9, -1e4), (-1e9, -torch.inf)])
+def test_two_fills_keep_their_order(first, last):
+    def model(x, m, g, keep, other):
+        scores = torch.where(other, heads(x) @ heads(m).mT, first)
+        return gated(scores.masked_fill(~keep, last).softmax(-1) @ heads(m), g)
+
+    keep = KEEP | (torch.arange(T) == 0)  # else, minus infinity alone
+    blind = torch.zeros(S, T, dtype=torch.bool)
+    assert mask_of(model, X, MEMORY, GATES, keep, blind).dtype == torch.float32
+
+
+def test_fill_overwrites_what_was_added_before():
+    def model(x, m, g, keep, padding):
+        scores = (heads(x) @ heads(m).mT + padding).masked_fill(~keep, -1e9)
+        return gated(scores.softmax(-1) @ heads(m), g)
+
+    padding = torch.zeros(B, 1, 1, T)
+    padding[0, ..., :3] = LOWEST
+    blind = torch.zeros_like(KEEP)
+    assert mask_of(model, X, MEMORY, GATES, blind, padding).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("fill", "added"), [(-1e9, -1e4), (LOWEST, LOWEST), (LOWEST, -1e4)])
+def test_mask_that_is_added_to_a_fill_hides_what_the_fill_leaves(fill, added):
+    def model(x, m, g, keep, padding):
+        scores = torch.where(keep, heads(x) @ heads(m).mT, fill) + padding
+        return gated(scores.softmax(-1) @ heads(m), g)
+
+    padding = torch.zeros(B, 1, 1, T)
+    padding[0, ..., :3] = added  # the first queries see no other key
+    causal = torch.ones(S, T, dtype=torch.bool).tril()
+    assert mask_of(model, X, MEMORY, GATES, causal, padding).dtype == torch.float32
+
+
+@pytest.mark.parametrize("fill", [-1e4, -torch.inf])
+def test_finite_fill_beside_an_added_mask_is_named(fill):
+    def model(x, m, g, keep, bias):
+        scores = (heads(x) @ heads(m).mT).masked_fill(~keep, fill) + bias * 2
+        return gated(scores.softmax(-1) @ heads(m), g)
+
+    found, _ = rewrite(model, X, MEMORY, GATES, KEEP, BIAS)
+    said = found.layer.core.scores.mixed_masks
+    assert ("some by -10000 and others by what mul (" in said) == (fill == -1e4)
+    assert bool(said) == (fill == -1e4)
 
 
 def test_two_bool_masks_stay_bool():

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from moh_deploy.frontend.fx.graph import ancestors, op, shape
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.normalize.fold import fold_weights
+from moh_deploy.frontend.normalize.fold import fold_constants
 from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
@@ -57,7 +57,7 @@ def rewritten(model: nn.Module) -> Rewrite:
     recorded = record(program, rewrites, [X])
     assert [layer.disagreement for layer in recorded.layers] == [None] * len(rewrites)
     done = commit(program, rewrites)
-    fold_weights(done)
+    fold_constants(done)
     torch.testing.assert_close(done.module()(X)[0], model(X))
     return rewrites[0]
 
@@ -87,7 +87,7 @@ def nodes_of(node, name: str):
 def test_nothing_stands_between_the_projections_and_the_attention():
     program = normalize(plain_trace(Layer(), X))
     done = commit(program, insert(program, recognize(program)))
-    fold_weights(done)
+    fold_constants(done)
     (output,) = done.graph.find_nodes(op="output")
     left = {op(node) for node in ancestors(output)} - {""}
     wanted = {"query_projection", "attention", "output_projection"}
@@ -245,7 +245,7 @@ class RunTwice(Layer):
 def test_layer_that_runs_twice_has_its_weights_once():
     program = normalize(plain_trace(RunTwice(), X.expand(B, S, C)))
     done = commit(program, insert(program, recognize(program)))
-    fold_weights(done)
+    fold_constants(done)
     first, second = nodes(done, "query_projection")
     assert first.args[1] is second.args[1]
 

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from moh_deploy.frontend.fx.graph import ancestors, op
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.normalize.fold import fold_weights
+from moh_deploy.frontend.normalize.fold import fold_constants
 from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
@@ -93,7 +93,7 @@ def rewritten(model: nn.Module) -> tuple[ExportedProgram, Rewrite]:
 def committed(model: nn.Module) -> ExportedProgram:
     program, found = rewritten(model)
     done = commit(program, [found])
-    fold_weights(done)
+    fold_constants(done)
     expected = model(X)
     torch.testing.assert_close(done.module()(X)[0], expected)
     return done

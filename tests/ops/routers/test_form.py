@@ -30,7 +30,6 @@ def test_names_are_unique_and_every_file_is_listed():
 
 def test_form_is_found_by_the_name_in_a_manifest():
     assert form_named("scored") is SCORED
-    assert form_named("of a later version").ranks == "probabilities"
 
 
 def test_probabilities_are_ranked_but_of_a_router_whose_scores_have_a_bias():

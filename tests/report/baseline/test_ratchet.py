@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,6 +158,68 @@ def test_update_never_loosens(file: Path):
     assert result.failure is not None
 
 
+def test_update_stops_where_a_figure_is_gone(file: Path):
+    earlier = file.read_text()
+    better = [one for one in changed("explained_flips", 0) if one.name != "agreement"]
+    new = Figure.exact("layer 'b'", "explained_flips", 1)
+    result = run(file, *better, new, update=True)
+    assert (result.updated, file.read_text()) == (False, earlier)
+    assert "agreement of decisions: was 0.99, and is not there any more" in str(result.failure)
+    # So does a whole layer.
+    result = run(file, *(one for one in REACHED if one.group == OUTPUT), new, update=True)
+    assert (result.updated, file.read_text()) == (False, earlier)
+    assert result.failure is not None
+
+
+def without_a_figure(content: dict[str, Any]) -> None:
+    del content["verify"]["figures"][OUTPUT]["max_abs_error"]
+
+
+def without_a_layer(content: dict[str, Any]) -> None:
+    del content["verify"]["figures"]["layer 'a'"]
+
+
+def looser(content: dict[str, Any]) -> None:
+    content["verify"]["figures"][OUTPUT]["max_abs_error"] = 1.0
+
+
+def more_slack(content: dict[str, Any]) -> None:
+    content["slack"] = {"max_abs_error": {"factor": 1e6}}
+
+
+def other_machine(content: dict[str, Any]) -> None:
+    content["verify"]["machine"] = "another"
+
+
+@pytest.mark.parametrize(
+    "edit", [without_a_figure, without_a_layer, looser, more_slack, other_machine]
+)
+def test_edited_file_is_refused_until_it_is_updated(
+    file: Path, edit: Callable[[dict[str, Any]], None]
+):
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="was edited since it was written") as error:
+        run(file, *REACHED)
+    assert "--update-baseline accepts the edits" in str(error.value.hint)
+    result = run(file, *REACHED, update=True)
+    assert "it was edited by hand" in result.summary
+    assert result.updated
+    assert run(file, *REACHED).failure is None
+
+
+def test_file_of_before_is_compared_and_gets_its_digest(file: Path):
+    content = json.loads(file.read_text())
+    del content["sha256"]
+    file.write_text(json.dumps(content))
+    result = run(file, *REACHED)
+    assert result.failure is None
+    assert "it has no digest, so an edit of it is not seen" in result.summary
+    assert run(file, *REACHED, update=True).updated
+    assert "digest" not in run(file, *REACHED).summary
+
+
 def test_what_was_taken_out_by_hand_is_new(file: Path):
     content = json.loads(file.read_text())
     del content["verify"]["figures"][OUTPUT]["max_abs_error"]
@@ -174,6 +238,7 @@ def test_slack_of_the_file_replaces_the_usual_one(file: Path):
     content = json.loads(file.read_text())
     content["slack"] = {"explained_flips": {"factor": 1, "plus": 0}}
     file.write_text(json.dumps(content))
+    assert run(file, *REACHED, update=True).updated
     assert outcome(run(file, *changed("explained_flips", 5)), "explained_flips") == "worse"
     run(file, *changed("explained_flips", 3), update=True)
     assert json.loads(file.read_text())["slack"]["explained_flips"]["plus"] == 0
@@ -225,7 +290,7 @@ def test_both_commands_share_a_file(file: Path):
     ratchet = Ratchet.open(file, "bench", update=True)
     assert ratchet is not None
     assert ratchet.judge([ratio(1, 1, 1)]).updated
-    assert json.loads(file.read_text()).keys() == {"schema_version", "verify", "bench"}
+    assert json.loads(file.read_text()).keys() == {*("schema_version", "verify", "bench", "sha256")}
     assert run(file, *REACHED).failure is None
 
 

@@ -15,8 +15,7 @@ from moh_deploy.serving.genai.verify import (
     check_all_steps,
     prompts_within,
 )
-from moh_deploy.validate.generate_report import TokenParity
-from moh_deploy.validate.token_parity import TokenDifference
+from moh_deploy.validate.token_parity import TokenDifference, TokenParity
 from tests.report.json_schema import assert_of_form
 from tests.serving.genai.decoder_package import ABOUT
 
@@ -47,7 +46,7 @@ def test_text_that_stops_without_an_end_is_no_success():
 @pytest.mark.parametrize(("margin", "equal"), [(1e-7, True), (0.5, False)])
 def test_json_is_of_its_schema_and_says_what_rounding_explains(margin: float, equal: bool):
     parted = TokenDifference(2, 9, 31, 30, margin, 1e-6)
-    parity = TokenParity("the package on function bodies", 137, (parted,))
+    parity = TokenParity("the package on function bodies", 137, (parted,), 192, "float32")
     report = {
         "package": "b",
         **GenaiVerification(Path("b"), PROMPT_LENGTHS, 64, parity).to_json(),

@@ -47,11 +47,14 @@ class TriedLadder:
         model = PackageDir(package.root, package)
         variant = Variant(kernels="off", threads=1, extra_outputs=names_to_return(package))
         check = AnswerCheck.of(["y"], gates, package.vectors, has_samples=True)
+        rungs = [
+            Rung(RungModel(name, model, variant, ("y",), same_answers=True), gates, faults)
+            for name, faults in zip(names, self.faults, strict=True)
+        ]
+        for rung in rungs:  # as at the start of a server, where nothing is planted yet
+            rung.open()
         self.guard = Guard(
-            [
-                Rung(RungModel(name, model, variant, ("y",), same_answers=True), gates, faults)
-                for name, faults in zip(names, self.faults, strict=True)
-            ],
+            rungs,
             LadderState(names, [self.limits] * len(names), self.drift_to),
             Watched(check, gates, package, layer_values(package)),
             Hands(

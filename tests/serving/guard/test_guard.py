@@ -11,6 +11,7 @@ import pytest
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.serving.guard import control
+from moh_deploy.serving.guard import ladder as ladder_module
 from moh_deploy.serving.guard.breaker import BreakerLimits
 from moh_deploy.serving.guard.control import Control, write_control
 from moh_deploy.serving.guard.faults import Fault
@@ -186,11 +187,35 @@ def test_without_spot_checks_nothing_finds_it(make: Make):
     assert ladder.guard.mode == "kernels"
 
 
-def test_a_rung_that_answers_otherwise_does_not_return(make: Make):
+@pytest.mark.parametrize("opened_by", ["nan", "slow"])
+def test_a_rung_whose_known_answer_is_wrong_stays_closed_until_it_is_right(
+    make: Make, capsys: pytest.CaptureFixture[str], opened_by: Fault
+):
+    limits = BreakerLimits(cool_down_s=10, probes=2, p99_ms=200, min_samples=1)
+    ladder = make(limits=limits)
+    ladder.plant(0, opened_by)
+    ladder.until(lambda: ladder.guard.mode == "functions")
+    ladder.plant(0, "wrong")
+    for _ in range(30):
+        assert is_right(ladder, ladder.ask().results["y"])
+    assert ladder.guard.mode == "functions"
+    wrong = [one for one in audit(ladder) if one["reason"] == "wrong known answer"]
+    assert [one["state"] for one in wrong] == ["open"] * len(wrong)
+    assert ladder.count("moh_guard_comparisons_total", kind="known answer") == len(wrong) >= 1
+    sentence = "answers a recorded run wrongly, so it is not served: output 'y' of vectors 0"
+    assert sentence in wrong[0]["evidence"]["error"]
+    assert "warning: rung 'kernels' stays closed: package" in capsys.readouterr().err
+    ladder.plant(0)
+    ladder.until(lambda: ladder.guard.mode == "kernels")
+
+
+def test_a_rung_that_answers_otherwise_does_not_return(make: Make, monkeypatch: pytest.MonkeyPatch):
     ladder = make()
     ladder.plant(0, "nan")
     ladder.ask()
     ladder.plant(0, "wrong")
+    # As if only other inputs than the recorded ones showed the fault.
+    monkeypatch.setattr(ladder_module, "require_known_answer", lambda *_: None)
     for _ in range(30):
         assert is_right(ladder, ladder.ask().results["y"])
     assert ladder.guard.mode == "functions"

@@ -3,6 +3,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.serving.guard.breaker import BreakerLimits
 from moh_deploy.serving.guard.ladder_state import NOWHERE, LadderState, Route, RungFailure
 
@@ -127,15 +128,15 @@ def test_the_switch_keeps_half_open_rungs_above_it_from_serving_and_from_probes(
     fail(state, 0)
     state.pin("functions", {})
     assert state.route(10) == Route((1,), None)
-    state.unavailable(10, 1, "no file")
+    state.unavailable(10, 1, PackageError("no file"))
     assert state.route(15).rungs == ()
     assert state.route(20).rungs == (1,)
 
 
 def test_where_no_rung_is_closed_a_half_open_one_serves_and_comes_back():
     state = ladder(2)
-    state.unavailable(0, 0, "no library")
-    state.unavailable(0, 1, "no file")
+    state.unavailable(0, 0, BackendError("no library"))
+    state.unavailable(0, 1, PackageError("no file"))
     assert state.mode == NOWHERE
     assert state.route(5).rungs == ()
     assert state.route(10).rungs == (0, 1)

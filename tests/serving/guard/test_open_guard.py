@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.errors import BackendError, ConfigError, PackageError, ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServedModel, ServingSettings, open_served
 from moh_deploy.serving.guard.control import Control, write_control
+from tests.damaged_library import write_damaged_library
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import needs_library, without_library
 
@@ -108,6 +110,49 @@ def test_where_no_rung_can_be_opened_the_server_does_not_start(
     settings = ServingSettings("m", guard=True, policy=str(tmp_path / "policy.yaml"))
     with pytest.raises(BackendError, match=r"no layer runs on a kernel: .*cmake was not found"):
         open_served(PackageDir(package.root), settings)
+
+
+@pytest.mark.parametrize("is_restart", [False, True], ids=["start", "restart"])
+def test_damaged_kernels_stop_the_first_start_and_a_restart_goes_on_without_them(
+    package: OnnxPackage, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_restart: bool
+):
+    library, log = write_damaged_library(tmp_path / "lib.so"), tmp_path / "audit.jsonl"
+    settings = ServingSettings("m", guard=True, audit_log=str(log), library=str(library))
+    model = PackageDir(package.root)
+    if not is_restart:
+        with pytest.raises(ValidationError, match=r"output 'y' .* tolerance"):
+            open_served(model, settings)
+        return
+    served = open_served(model, settings, is_restart=True)
+    assert served.answer(vectors().inputs).rung == "functions"
+    served.close()
+    (line,) = map(json.loads, log.read_text().splitlines())
+    assert (line["reason"], line["to"]) == ("wrong known answer", "functions")
+    assert "output 'y'" in line["evidence"]["error"]
+    assert "warning: rung 'kernels' cannot be opened: package" in capsys.readouterr().err
+
+
+def test_a_fallback_with_a_wrong_known_answer_stops_the_start(served: ServedModel, tmp_path: Path):
+    shutil.rmtree(tmp_path / "plain")
+    write_package(tmp_path / "plain", scale=1.01)
+    settings = ServingSettings("m", guard=True, policy=str(tmp_path / "policy.yaml"))
+    with pytest.raises(ValidationError, match=f"package {tmp_path / 'plain'} answers a recorded"):
+        open_served(served.model, settings)
+
+
+def test_gates_of_another_package_are_for_its_known_answer_alone(
+    package: OnnxPackage, tmp_path: Path
+):
+    shutil.rmtree(tmp_path / "plain")
+    write_package(tmp_path / "plain")  # its layer has gates of the same name
+    (tmp_path / "policy.yaml").write_text(LADDER)
+    settings = ServingSettings("m", guard=True, policy=str(tmp_path / "policy.yaml"))
+    served = open_served(PackageDir(package.root), settings)
+    assert served.guard is not None
+    served.guard.pin("plain", "test")
+    ran = served.guard.run(vectors().inputs, ("y",), package.gate_names)
+    assert (ran.rung, set(ran.results)) == ("plain", {"y"})
+    served.close()
 
 
 def test_a_package_without_layers_has_no_kernels_to_miss(tmp_path: Path):

@@ -28,7 +28,12 @@ def report(folder: Path, *, equal: bool = False, better: str = "higher") -> None
 def test_what_is_left_out_is_usual(tmp_path: Path):
     policy = read_guard_policy(written(tmp_path, "probes: 3"))
     assert policy == GuardPolicy(probes=3)
+    assert policy.spot_checks == 0.01
     assert [one.called for one in policy.rungs] == ["kernels", "functions"]
+
+
+def test_a_ladder_whose_rungs_cannot_be_compared_need_not_say_so(tmp_path: Path):
+    assert read_guard_policy(written(tmp_path, "rungs: [{kind: kernels}]"))
 
 
 def test_limits_are_those_of_the_sections(tmp_path: Path):

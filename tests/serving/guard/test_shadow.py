@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import moh_deploy
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
@@ -121,3 +122,13 @@ def test_a_share_is_above_0_and_at_most_1(tmp_path: Path, share: float):
     package = write_package(tmp_path / "package")
     with pytest.raises(ConfigError, match="expected above 0, at most 1"):
         open_shadow(PackageDir(package.root), package.root, share, Variant(threads=1))
+
+
+def test_a_shadow_in_few_bits_that_is_within_tolerance_counts_as_equal(tmp_path: Path):
+    write_routed(tmp_path / "float32")
+    moh_deploy.precision(tmp_path / "float32", to="int8", output=tmp_path / "int8")
+    int8 = OnnxPackage.open(tmp_path / "int8")
+    served, shadow = observed(int8, int8.root)
+    served.answer(int8.vectors[0].inputs)
+    shadow.wait()
+    assert shadow.report().equal == 1

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,9 +24,12 @@ from moh_deploy.serving.guard.control import Control, write_control
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, write_request
 from moh_deploy.serving.telemetry import read_window
 from moh_deploy.system.npz import Array
+from tests.damaged_library import damaged_library
 from tests.handmade_package import WIDTH, write_package
+from tests.kernel_library import required_library
 from tests.nightly import nightly, sampled
 from tests.serving.http.running import LONG_S, Running, is_there, running
+from tests.serving.triton.bundles import bundle_of_handmade, damaged_bundle, replace_whole
 
 MIB = 2**20
 
@@ -269,6 +274,42 @@ def test_worker_that_is_killed_is_started_again_and_answers_stay_right(
         assert server.metric("moh_worker_restarts_total") == 1
         assert "ended with SIGKILL; the next starts" in server.said.read_text()
         assert server.stop() == 0
+
+
+@nightly
+@pytest.mark.parametrize(
+    ("has_digest", "code", "sentence"),
+    [
+        (False, 5, "libmoh_ort_cpu.so has changed since it was written"),
+        (True, 1, "answers a recorded run wrongly, so it is not served: output 'y'"),
+    ],
+)
+@pytest.mark.parametrize("guard", [False, True], ids=["bare", "guarded"])
+def test_damaged_kernels_are_not_served(
+    tmp_path: Path, has_digest: bool, code: int, sentence: str, guard: bool
+):
+    root = damaged_bundle(tmp_path, has_digest=has_digest, guard=guard)
+    command = [sys.executable, "-m", "moh_deploy", "serve", str(root), "--port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
+    assert (ended.returncode, ended.stdout) == (code, "")
+    assert sentence in ended.stderr
+
+
+@nightly
+def test_kernels_that_are_damaged_later_are_not_used_by_the_next_worker(
+    runner: Runner, tmp_path: Path
+):
+    root, log, asked = bundle_of_handmade(tmp_path, guard=True), tmp_path / "log", inputs(3)
+    expected = runner.run(asked)["y"]
+    with running(root, tmp_path / "said", "--audit-log", str(log)) as server:
+        replace_whole(root, f"lib/{required_library().name}", damaged_library())
+        os.kill(server.worker, signal.SIGKILL)
+        _until(lambda: "answers, " in server.said.read_text())
+        with server.client() as client:
+            got = server.infer(client, asked)["y"]
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+        assert '"to": "functions", "reason": "wrong known answer"' in log.read_text()
+        assert "rung 'kernels' cannot be opened: package" in server.said.read_text()
 
 
 @pytest.mark.nightly

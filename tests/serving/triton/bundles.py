@@ -13,7 +13,9 @@ from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.bundle_json import BUNDLE_NAME
 from moh_deploy.serving.triton.config_pbtxt import Backend
 from moh_deploy.system.digest import sha256_of, sha256_of_json
+from tests.damaged_library import damaged_library
 from tests.handmade_package import write_package
+from tests.kernel_library import required_library
 
 
 def bundle_of_handmade(folder: Path, *, backend: Backend | None = None, **settings: Any) -> Path:
@@ -22,6 +24,14 @@ def bundle_of_handmade(folder: Path, *, backend: Backend | None = None, **settin
     root = folder / "bundle"
     chosen = ServingSettings("handmade", **settings)
     write_bundle(find_deployed(package), root, BundleOptions(chosen, backend))
+    return root
+
+
+def damaged_bundle(folder: Path, *, has_digest: bool, **settings: Any) -> Path:
+    """Write the bundle, and damage its kernels; `has_digest` makes their digest anew."""
+    root = bundle_of_handmade(folder, **settings)
+    name = f"lib/{required_library().name}"
+    replace_whole(root, name, damaged_library(), repairs_digest=has_digest)
     return root
 
 
@@ -42,11 +52,13 @@ def replace_in(root: Path, name: str, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def replace_whole(root: Path, name: str, content: bytes) -> None:
-    """Put another file in place of one, whose digest is repaired in `bundle.json`."""
+def replace_whole(root: Path, name: str, content: bytes, *, repairs_digest: bool = True) -> None:
+    """Put another file in place of one, and its digest into `bundle.json`."""
     path = root / name
     # Files may be links to those of the package.
     path.unlink(missing_ok=True)
     path.write_bytes(content)
+    if not repairs_digest:
+        return
     files = json.loads((root / BUNDLE_NAME).read_text())["files"]
     rewrite_bundle(root, {"files": {**files, name: sha256_of(path)}})

@@ -12,6 +12,7 @@ from onnx import parser
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from moh_deploy.system.npz import BFLOAT16, Array
 from tests.handmade_package import without_layers
+from tests.true_manifest import finish_true
 
 ECHO_TYPES = {
     "bool": "BOOL",
@@ -66,4 +67,4 @@ def write_echo(output: Path, first: str | int = "batch") -> OnnxPackage:
     recorded = VectorSet(sizes, sample, {f"o_{name}": one for name, one in sample.items()}, (), ())
     with PackageWriter(output) as writer:
         onnx.save(parser.parse_model(text), writer.path("model.onnx"))
-        return writer.finish(manifest, (recorded,))
+        return finish_true(writer, manifest, (recorded,))

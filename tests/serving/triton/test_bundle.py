@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from moh_deploy.errors import BackendError, ConfigError, PackageError
+from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
@@ -24,7 +25,12 @@ from tests.runtime.tensorrt.engines import MANIFEST as ENGINE_MANIFEST
 from tests.runtime.tensorrt.engines import write_engine
 from tests.serving.drift.traffic import requests, window
 from tests.serving.mixing_package import write_mixing
-from tests.serving.triton.bundles import bundle_of_handmade, rewrite_bundle
+from tests.serving.triton.bundles import (
+    bundle_of_handmade,
+    damaged_bundle,
+    replace_whole,
+    rewrite_bundle,
+)
 
 OPTIONS = BundleOptions(ServingSettings("m"))
 
@@ -97,7 +103,41 @@ def test_moved_bundle_answers_as_the_package_does(tmp_path: Path):
 def test_bundle_that_lost_its_kernels_is_not_served_without(tmp_path: Path):
     root = bundle_of_handmade(tmp_path)
     shutil.rmtree(root / "lib")
-    with pytest.raises(BackendError, match="cannot be loaded"):
+    with pytest.raises(PackageError, match=r"libmoh_ort_cpu\.so is missing"):
+        open_bundle(root)
+
+
+@pytest.mark.parametrize("guard", [False, True], ids=["bare", "guarded"])
+def test_damaged_kernels_with_a_right_digest_are_found_by_the_known_answer(
+    tmp_path: Path, guard: bool
+):
+    root = damaged_bundle(tmp_path, has_digest=True, guard=guard)
+    with pytest.raises(ValidationError) as refused:
+        open_bundle(root)
+    assert "answers a recorded run wrongly, so it is not served: output 'y'" in str(refused.value)
+    library = root / "lib" / required_library().name
+    assert f"the kernel library {library} is at fault" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["lib/libmoh_ort_cpu.so", "repository/handmade/1/package/manifest.json"]
+)
+def test_changed_file_is_refused_and_no_library_loaded(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    root = bundle_of_handmade(tmp_path)
+    replace_whole(root, name, (root / name).read_bytes() + b" ", repairs_digest=False)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail(f"{name} is loaded"))
+    with pytest.raises(PackageError, match="has changed since it was written") as refused:
+        open_bundle(root)
+    assert str(refused.value).startswith(str(root / name))
+
+
+def test_library_without_a_digest_is_refused(tmp_path: Path):
+    root = bundle_of_handmade(tmp_path)
+    files = {name: digest for name, digest in read_bundle(root).files.items() if "lib" not in name}
+    rewrite_bundle(root, {"files": files})
+    with pytest.raises(PackageError, match=r"libmoh_ort_cpu\.so has changed"):
         open_bundle(root)
 
 

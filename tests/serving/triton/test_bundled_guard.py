@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.guard.control import Control, write_control
@@ -42,6 +42,18 @@ def written(folder: Path, beside: GuardFiles, **options: Backend) -> Path:
     settings = ServingSettings("m", drill=True)
     write_bundle(model, folder / "bundle", BundleOptions(settings, beside=beside, **options))
     return folder / "bundle"
+
+
+def test_package_beside_that_verify_refuses_is_not_bundled(tmp_path: Path, policy: Path):
+    write_package(tmp_path / "wrong", scale=1.01)
+    for beside in (
+        GuardFiles(guard=True, policy=policy, fallback=tmp_path / "wrong"),
+        GuardFiles(shadow=tmp_path / "wrong"),
+    ):
+        with pytest.raises(ValidationError, match="is not equal to the reference: output 'y'"):
+            written(tmp_path, beside)
+        shutil.rmtree(tmp_path / "package")
+    assert not (tmp_path / "bundle").exists()
 
 
 def rung_of_answer(root: Path) -> str:

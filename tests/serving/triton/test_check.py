@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import shutil
 import sys
@@ -71,6 +72,16 @@ def test_whole_bundle_is_found_good(bundle: Path, server: Path):
     assert wrong(found) == []
     assert found.failure is None
     assert "nothing stands against loading it" in found.to_markdown()
+
+
+def test_changed_library_is_named_and_not_loaded(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    name = f"lib/{required_library().name}"
+    with (bundle / name).open("ab") as library:
+        library.write(b" ")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail(f"{name} is loaded"))
+    found = {one.what: one.found for one in wrong(examine_bundle(bundle))}
+    assert found[name] == "has changed since it was written"
+    assert found["kernels"] == f"not loaded: {name} has changed since it was written"
 
 
 def test_machine_without_server_is_no_fault(bundle: Path, monkeypatch: pytest.MonkeyPatch):

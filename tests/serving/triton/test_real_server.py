@@ -42,7 +42,7 @@ from tests.handmade_package import vectors, write_package
 from tests.kept_builds import ROOT
 from tests.nightly import nightly
 from tests.runtime.tensorrt.engines import write_engine
-from tests.serving.triton.bundles import bundle_of_handmade, replace_in
+from tests.serving.triton.bundles import bundle_of_handmade, damaged_bundle, replace_in
 from tests.serving.triton.echo_package import ECHO_TYPES, echo_samples, write_echo
 from tests.serving.triton.triton_environment import ENVIRONMENT, server_or_skip
 
@@ -368,6 +368,23 @@ def test_planted_fault_lets_no_wrong_answer_out(
     with open_runner(package, Variant(threads=1)) as runner:
         found = demo.compare_answers(answers, SAMPLES, runner, log)
     assert (found.requests, found.beyond) == (200, 0)
+
+
+@pytest.mark.parametrize(
+    ("has_digest", "sentence"),
+    [
+        (False, "libmoh_ort_cpu.so has changed since it was written"),
+        (True, "answers a recorded run wrongly, so it is not served: output 'y'"),
+    ],
+)
+@pytest.mark.parametrize("guard", [False, True], ids=["bare", "guarded"])
+def test_damaged_kernels_are_not_served(
+    server: TritonServer, tmp_path: Path, has_digest: bool, sentence: str, guard: bool
+):
+    root, log = damaged_bundle(tmp_path, has_digest=has_digest, guard=guard), tmp_path / "log"
+    with pytest.raises(BackendError), running_server(server, root, log):
+        pass
+    assert sentence in log.read_text()
 
 
 def test_model_runs_in_the_environment_that_its_configuration_names(

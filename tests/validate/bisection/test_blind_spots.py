@@ -17,6 +17,7 @@ from moh_deploy.validate.bisection.interval import find_interval
 from moh_deploy.validate.bisection.judge import VariantJudge
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from tests.handmade_package import without_layers
+from tests.true_manifest import finish_true
 
 WIDTH = 16
 
@@ -72,7 +73,7 @@ def write(output: Path, scale: float = 1.0) -> OnnxPackage:
     with PackageWriter(output) as writer:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         onnx.save(model, writer.path("model.onnx"))
-        return writer.finish(manifest, [recorded])
+        return finish_true(writer, manifest, [recorded])
 
 
 def places(package: OnnxPackage) -> tuple[set[str], set[str]]:

@@ -19,6 +19,7 @@ from moh_deploy.validate.bisection.divergence import (
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.places import ModelGraph
 from tests.handmade_package import MANIFEST
+from tests.true_manifest import finish_true
 
 GRAPH = """
 g (float[n] x) => (float[n] first, float[n] second)
@@ -109,7 +110,7 @@ def test_what_padding_has_of_an_inner_value_is_not_compared(
         )
         with PackageWriter(tmp_path / name) as writer:
             onnx.save(content, writer.path("model.onnx"))
-            return ForcedModel.of(writer.finish(manifest, [run]), [run])
+            return ForcedModel.of(finish_true(writer, manifest, [run]), [run])
 
     x, mask = np.ones((1, 3, 2), np.float32), np.asarray([[1, 1, 0]])
     run = VectorSet(

@@ -18,6 +18,7 @@ from moh_deploy.validate.bisection.locate import Divergence
 from moh_deploy.validate.bisection.places import ModelGraph
 from tests.handmade_package import MANIFEST, model, vectors
 from tests.nightly import sampled
+from tests.true_manifest import finish_true
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -63,7 +64,7 @@ def write(output: Path, change: Change | None = None) -> OnnxPackage:
     known = replace(known, outputs={"y": y, "top": y.argmax(-1)})
     with PackageWriter(output) as writer:
         onnx.save(content, writer.path("model.onnx"))
-        return writer.finish(replace(MANIFEST, outputs=SPECS, dims=SHAPE), [known])
+        return finish_true(writer, replace(MANIFEST, outputs=SPECS, dims=SHAPE), [known])
 
 
 def node(content: onnx.ModelProto, name: str) -> onnx.NodeProto:

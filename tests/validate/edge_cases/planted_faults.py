@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moh_deploy.graph.gate_reads import RECORDED_GATES, gate_reads
 from moh_deploy.graph.router_logits import router_logits
-from moh_deploy.graph.switches import all_nodes, reads
 from moh_deploy.package import LayerInfo, OnnxPackage, PackageWriter
+from moh_deploy.package.switches import all_nodes, reads
+from tests.true_manifest import finish_true
 
 Nodes = list[onnx.NodeProto]
 
@@ -312,7 +313,7 @@ def planted(
     plant(model.graph)
     with PackageWriter(output) as writer:
         onnx.save(model, writer.path("model.onnx"))
-        return writer.finish(package.manifest, package.vectors, package.corpus)
+        return finish_true(writer, package.manifest, package.vectors, package.corpus)
 
 
 def in_layer(layer: LayerInfo, fault: Fault) -> Callable[[onnx.GraphProto], None]:

@@ -27,7 +27,8 @@ from moh_deploy.system.digest import sha256_of
 from moh_deploy.validate.fresh_process import proven
 from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS
 from tests import zoo
-from tests.validate.mutations import stacks
+from tests.true_manifest import finish_true
+from tests.validate.mutations import rotary, stacks
 from tests.zoo import ZooModel
 
 Precision = Literal["float32", "float16", "bfloat16", "bfloat16 products"]
@@ -82,7 +83,7 @@ def write_package(
             lower.model_path.replace(writer.path(MODEL_NAME))
             lower.root.rmdir()
             manifest = lower.manifest
-        return writer.finish(manifest, package.vectors, package.corpus)
+        return finish_true(writer, manifest, package.vectors, package.corpus)
 
 
 @once
@@ -95,7 +96,8 @@ def _sources_digest() -> str:
     """Return a digest of all that packages depend on: moh_deploy, and the models' own code."""
     folders = [Path(moh_deploy.__file__).parent, Path(zoo.__file__).parent]
     paths = sorted(path for folder in folders for path in folder.rglob("*.py"))
-    lines = [f"{path}\n{sha256_of(path)}" for path in [*paths, Path(stacks.__file__)]]
+    paths += [Path(stacks.__file__), Path(rotary.__file__)]
+    lines = [f"{path}\n{sha256_of(path)}" for path in paths]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.validate.mutations.rotary import ROTARY
 from tests.validate.mutations.stacks import STACKS
 from tests.zoo import ZOO, ZooModel
 
@@ -37,4 +38,8 @@ FROM_THE_ZOO = (
 
 _BY_NAME = {model.name: model for model in ZOO}
 
-SUBJECTS: tuple[ZooModel, ...] = (*STACKS, *(_BY_NAME[name] for name in FROM_THE_ZOO))
+SUBJECTS: tuple[ZooModel, ...] = (
+    *STACKS,
+    *ROTARY,
+    *(_BY_NAME[name] for name in FROM_THE_ZOO),
+)

@@ -21,6 +21,7 @@ from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.system.npz import write_npz
 from tests.validate.mutations.choices import Layers, chosen, chosen_by_size, run_so
 from tests.validate.mutations.packages import Precision, package_of, write_package
+from tests.validate.mutations.rotary import ROTARY, prompt_of
 from tests.validate.mutations.sessions import session_settings
 from tests.validate.mutations.site import DoesNotApplyError, Site
 from tests.validate.mutations.verdicts import Verdict, verdict_from, verdict_of
@@ -184,6 +185,15 @@ def _on_other_inputs(subject: Subject, seed: int) -> Verdict:
     return subject.verified(inputs=[path], against=[subject.original])
 
 
+def _on_a_prompt(subject: Subject, tokens: int) -> Verdict | None:
+    """Compare with the original on a prompt that is far longer than the example."""
+    if subject.model not in ROTARY:
+        return None
+    path = subject.scratch.with_suffix(".npz")
+    write_npz(path, {"ids": prompt_of(tokens).numpy()})
+    return subject.verified(inputs=[path], against=[subject.original])
+
+
 def _every_result_rounded(subject: Subject) -> Verdict | None:
     """Let `precision` write the package: it compares with every result rounded, too."""
     if subject.precision not in ("float16", "bfloat16"):
@@ -232,6 +242,10 @@ VARIATIONS: Mapping[str, Variation] = {
         for name, change in _CHANGES.items()
     },
     **{f"inputs of seed {seed}": partial(_on_other_inputs, seed=seed) for seed in (1, 2, 3)},
+    **{
+        f"prompt of {tokens} tokens": partial(_on_a_prompt, tokens=tokens)
+        for tokens in (2048, 8192)
+    },
     "original as reference": lambda subject: subject.verified(against=[subject.original]),
     "function bodies as reference": lambda subject: subject.verified(against=["functions"]),
     AS_PRECISION_WRITES: _every_result_rounded,

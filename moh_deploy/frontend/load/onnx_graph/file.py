@@ -107,11 +107,11 @@ def read_onnx(path: Path) -> OnnxSource:
 def _checked_files(path: Path) -> list[Path]:
     """Return the file and those that its weights lie in; what does not fit together is refused."""
     try:
-        outline = read_outline(path)
+        tensors = read_outline(path)
     except PackageError as error:
         raise CheckpointError(error.message, hint=error.hint) from error
     files: dict[Path, int] = {}
-    for tensor in outline.external:
+    for tensor in tensors:
         data = _data_file(path, tensor)
         if data not in files:
             files[data] = _size_of(path, data, tensor)

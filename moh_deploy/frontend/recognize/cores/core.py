@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Dim
 from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.source_line import named
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Scores:
     """`scale * factors * (query @ key) + masks`.
 
     Attributes:
+        masks: The last applied first.
         key_axes: The axes that the softmax normalises over.
         is_causal: Query s sees keys 0..s (counted from the first query and key, as torch does).
     """
@@ -50,6 +53,20 @@ class Scores:
     factors: tuple[Factor, ...] = ()
     masks: tuple[MaskTerm, ...] = ()
     is_causal: bool = False
+
+    @property
+    def mixed_masks(self) -> str:
+        """What to add to the reason of a difference that two finite masks may make; or nothing."""
+        fills = [mask.value for mask in self.masks if mask.kind != "add" and mask.value < 0]
+        finite = [fill for fill in fills if math.isfinite(fill)]
+        added = [mask.operand.node for mask in self.masks if mask.kind == "add"]
+        if not finite or not added:
+            return ""
+        return (
+            f"; a query whose keys are all hidden, some by {finite[0]:g} and others by what"
+            f" {named(added[0])} adds, weighs both, which no MoH op computes: hide with -inf, or"
+            " name the input that says which tokens are valid (--valid-tokens)"
+        )
 
 
 @dataclass(frozen=True)

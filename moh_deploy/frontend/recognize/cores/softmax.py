@@ -170,7 +170,8 @@ class ScoreReader:
                 continue
             fill = (hidden - kept) * term.value
             if fill <= HIDING_FILL:
-                self._masks[position] = MaskTerm(mask, "keep", fill)
+                del self._masks[position]
+                self._masks.append(MaskTerm(mask, "keep", fill))
                 return None
         return (
             f"{named(node)} makes masked scores 0, and no large negative number that hides them"

@@ -37,8 +37,8 @@ def zeroed(scores: Scores, kept: Operand, constant: Constant, number: Number) ->
     for position, term in enumerate(scores.masks):
         if _hides_where_zero(term, mask, constant, number):
             hard = MaskTerm(kept, "keep", -math.inf)
-            masks = (*scores.masks[:position], hard, *scores.masks[position + 1 :])
-            return replace(scores, masks=masks)
+            others = (*scores.masks[:position], *scores.masks[position + 1 :])
+            return replace(scores, masks=(hard, *others))
     return None
 
 

@@ -24,6 +24,7 @@ from moh_deploy.frontend.recognize.routers.trial import (
     RouterRun,
     Values,
     nodes_between,
+    run_nodes,
     run_part,
     run_router,
 )
@@ -112,6 +113,14 @@ class RouterProgram:
         if self.query is None or logits is None:
             return False
         return bool(_projections(logits.node) & _projections(self.query))
+
+    def is_finite_for_nan(self, logits: Logits) -> bool:
+        """Tell whether gates are numbers for tokens whose logits are NaN: those of a mask are, and
+        what is divided by a sum is none."""
+        between = nodes_between(self.gates, {logits.node}, set(self._cone), self.constant)
+        nan = torch.full(example_shape(logits.node), math.nan)
+        run = None if between is None else run_nodes(between, {logits.node: nan}, self.constant)
+        return run is not None and bool(run[self.gates].isfinite().all())
 
     @cached_property
     def _cone(self) -> list[Node]:

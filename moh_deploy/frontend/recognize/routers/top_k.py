@@ -15,6 +15,11 @@ from moh_deploy.ops.routers.top_k import TOP_K
 def match(program: RouterProgram) -> Router | None:
     """Propose the form as published, and with another factor and shared gates of one number."""
     found = program.proven(_published(program))
+    # One chosen head shares with no other: its gate is 1, as that of a mask. They differ for NaN,
+    # which routers by norms make of padding.
+    logits = None if found is None or found.top_k != 1 else found.routed_logits
+    if logits is not None and program.is_finite_for_nan(logits):
+        return None
     if found is not None or program.weighing is None or not program.weighing.has_one_shared_gate:
         return found
     return with_factor(TOP_K, program.weighing)

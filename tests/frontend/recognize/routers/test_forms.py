@@ -402,6 +402,25 @@ def read(make: type[nn.Module], *, query: bool = False) -> Router:
     return read_router(gates, projections[-1] if query else None, Constants(program))
 
 
+class LoudestHead(QueryNorm):
+    """One head is chosen, so that a sum of the chosen probabilities would divide it by itself."""
+
+    k = 1
+
+
+class MostLikelyHead(LoudestHead):
+    """The same with that sum, which is no number where the probability is none."""
+
+    def chosen(self, scores):
+        return self.renormalised(scores * super().chosen(scores))
+
+
+def test_one_chosen_head_is_a_mask_where_its_gate_is_a_number_for_logits_that_are_none():
+    mask, weighted = (read(make, query=True) for make in (LoudestHead, MostLikelyHead))
+    assert (mask.form.name, mask.gate_mode) == ("query_norm", "mask")
+    assert (weighted.form.name, weighted.gate_mode) == ("top_k", "weighted")
+
+
 @sampled(3)
 @pytest.mark.parametrize("make", SAME)
 def test_router_in_other_words_is_the_published_form(make: type[nn.Module]):

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 
 import onnx
 
-from moh_deploy.graph.switches import all_nodes, reads
 from moh_deploy.ops import op_names
 from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
 from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.switches import all_nodes, reads
 
-CONTRACTIONS = ("Conv", "Einsum", "Gemm", "MatMul", "MatMulNBits")
+CONTRACTIONS = ("Conv", "Einsum", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits")
 """Operators that mix what they read with weights: nothing between a router and the gates does."""
 
 SIZES = ("Shape", "Size")

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from moh_deploy.graph.router_nodes import lost_at, router_nodes
+from moh_deploy.package.router_nodes import lost_at, router_nodes
 from tests.handmade_package import LAYER
 
 ROUTED = replace(LAYER, router="top_k", router_replaced=True)
