@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,16 @@ from torch.nn import functional
 
 import moh_deploy
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import OnnxPackage
+from moh_deploy.package import MODEL_NAME, OnnxPackage, PackageWriter
 from moh_deploy.package.manifest_json import MANIFEST_NAME, manifest_text
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.npz import write_npz
+from moh_deploy.validate.function_bodies import Recorder
 from tests.labelled_package import write_language_model
 from tests.nightly import nightly, sampled
+from tests.true_manifest import finish_true
 
 ROWS, PLACES = 9, 6
 
@@ -123,7 +126,11 @@ def test_original_in_onnx_counts_from_the_end(tmp_path: Path):
 @sampled(2)
 @pytest.mark.parametrize("guard", [False, True])
 def test_server_refuses_an_id_below_the_table_and_goes_on(tmp_path: Path, guard: bool):
-    root = write_language_model(tmp_path / "package").root
+    package = write_language_model(tmp_path / "unrecorded")
+    known = Recorder.of(package).record({"ids": np.array([[3, 1]])})  # its known answer
+    with PackageWriter(tmp_path / "package") as writer:
+        shutil.copyfile(package.model_path, writer.path(MODEL_NAME))
+        root = finish_true(writer, package.manifest, [known]).root
     served = open_served(find_deployed(root), ServingSettings(name="m", guard=guard))
     try:
         with pytest.raises(ConfigError, match=REFUSED):
