@@ -84,7 +84,7 @@ def test_package_takes_the_ids_that_the_original_takes(tmp_path: Path, tokens: s
         model, tmp_path / "package", inputs={"ids": example}, dynamic=["ids:0=batch,1=seq"]
     )
     with open_runner(tmp_path / "package") as runner:
-        for ids in (torch.tensor([one]) for one in IDS):
+        for ids in map(torch.tensor, IDS):
             given = {"ids": ids.numpy()}
             try:
                 expected = model(ids).detach().numpy()
