@@ -330,7 +330,10 @@ def _form(layer: LayerInfo, router: onnx.NodeProto, view: _GraphView) -> str | N
     if mode == b"weighted":
         return "top_k"
     if view.root(routed) in {view.root(name) for name, _ in behind}:
-        return "ranked"
+        # What multiplies may be the very value that ranks: both forms have that.
+        factors = {view.root(n) for _, node in behind if node.op_type == "Mul" for n in node.input}
+        is_either = view.root(routed) in factors and layer.router == "scored"
+        return "scored" if is_either else "ranked"
     if own:
         return "scored"
     if any(node.op_type not in _VIEWS for _, node in behind if not is_router(node)):

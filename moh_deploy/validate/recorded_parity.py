@@ -78,7 +78,9 @@ def compare_bodies(
     rounds = ran.kernels.compute_type == "bfloat16" and package.manifest.precision == "float32"
     chosen = samples if rounds else [_smallest_telling(samples)]
     # As they are written: to load them takes half the time, and a server tries what it optimised.
-    variant = replace(FUNCTION_BODIES, runtime=runtime, spins=False)
+    # OpenVINO always optimises.
+    bodies = replace(FUNCTION_BODIES, optimize=runtime == "openvino")
+    variant = replace(bodies, runtime=runtime, spins=False, apart=True)
     return compare(
         package,
         open_runner(package, variant.returning(names_to_return(package))),
