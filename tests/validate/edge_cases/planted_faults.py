@@ -272,7 +272,6 @@ BEHIND: Sequence[Fault] = (
     rolled_at_ties,
     one_head_closed_at_ties,
     factor_of_ties,
-    other_router_at_ties,
     branch_at_ties,
     swapped_for_attention_at_ties,
 )

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from moh_deploy.package import CorpusSample, MinedToken, OnnxPackage
+from moh_deploy.errors import PackageError
+from moh_deploy.package import MODEL_NAME, CorpusSample, MinedToken, OnnxPackage, PackageWriter
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.system.progress import SilentProgress
@@ -249,22 +250,17 @@ def test_layer_without_router_node_is_not_applicable(tmp_path: Path):
 
 
 @nightly
-def test_router_that_was_replaced_and_is_not_there_is_no_router_of_plain_operators(
+def test_router_that_was_replaced_and_is_not_there_is_refused_before_anything_runs(
     right: OnnxPackage, tmp_path: Path
 ):
-    def without_router(graph: onnx.GraphProto) -> None:
-        (router,) = [node for node in graph.node if node.name == "router_1"]
-        router.op_type, router.domain, router.name = "Sigmoid", "", "sigmoid"
-        del router.attribute[:]
-
-    package = planted(right, tmp_path / "package", without_router)
-    results = run(package, package)
-    of_layer = [one for one in results if one.place == "blocks.1.attn" and one.kind == "routing"]
-    assert [one.status for one in of_layer] == ["failed"] + ["not run"] * 6
-    assert of_layer[0].detail == (
-        "gates of layer 'blocks.1.attn' do not come from a MoHRouter, as the manifest says:"
-        " 'gates_1' is made by Sigmoid 'sigmoid' <- MatMul 'routed_1'. The package is damaged."
-    )
+    model = onnx.load(right.model_path)
+    (router,) = [node for node in model.graph.node if node.name == "router_1"]
+    router.op_type, router.domain, router.name = "Sigmoid", "", "sigmoid"
+    del router.attribute[:]
+    with PackageWriter(tmp_path / "package") as writer:
+        onnx.save(model, writer.path(MODEL_NAME))
+        with pytest.raises(PackageError, match=r"'layers\[1\]\.router_replaced'"):
+            writer.finish(right.manifest, right.vectors, right.corpus)
 
 
 @nightly

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import moh_deploy
+from moh_deploy.errors import PackageError
 from moh_deploy.package import LayerInfo, OnnxPackage
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
 from moh_deploy.validate.edge_cases.source import Sides, body_source
@@ -24,6 +25,7 @@ from tests.validate.edge_cases.planted_faults import (
     Fault,
     higher_index_by_epsilon,
     in_layer,
+    other_router_at_ties,
     planted,
 )
 
@@ -63,6 +65,14 @@ def last_layer(package: OnnxPackage) -> LayerInfo:
 PACKAGES = pytest.mark.parametrize(
     "name", ["handmade", *(pytest.param(name, marks=nightly) for name in EXPORTED)]
 )
+
+
+def test_second_router_of_a_layer_is_refused_before_anything_runs(
+    package_of: Callable[[str], OnnxPackage], tmp_path: Path
+):
+    right = package_of("handmade")
+    with pytest.raises(PackageError, match=r"model\.onnx has 'node planted'"):
+        planted(right, tmp_path / "package", in_layer(last_layer(right), other_router_at_ties))
 
 
 @sampled(8)
