@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
+from moh_deploy.serving.http.app import OUT_OF_MEMORY
 from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.worker import HUNG, UNANSWERED, FirstWord, WorkerTask
 from moh_deploy.serving.served_model import threads_of
@@ -256,7 +257,8 @@ class _Worker:
     def how(self) -> str:
         """Say how the worker ended."""
         code = self.process.returncode
-        return "a run that hung" if code == HUNG else how_it_ended(code)
+        known = {HUNG: "a run that hung", OUT_OF_MEMORY: "no memory left"}
+        return known.get(code) or how_it_ended(code)
 
 
 class _Stop:

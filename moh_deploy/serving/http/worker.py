@@ -89,6 +89,9 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
     settings_here = replace(settings, threads=session_threads(settings))
     served = open_served(model, settings_here, is_restart=task.restarts > 0)
     _check_dims(limits.longest, model.manifest)
+    axis = served.batch_axis
+    if axis is not None:  # A request of more samples would hold up all others.
+        limits = replace(limits, longest={axis.dim: settings.max_batch, **limits.longest})
     joining = find_joining(served)
     queue = BatchingQueue(
         served.answer,
