@@ -307,6 +307,17 @@ def test_damaged_kernels_are_not_served(
 
 
 @nightly
+def test_worker_that_stands_still_is_replaced(package: OnnxPackage, runner: Runner, tmp_path: Path):
+    asked = inputs(2)
+    expected = runner.run(asked)["y"]
+    with running(package.root, tmp_path / "said") as server, server.client() as client:
+        os.kill(server.worker, signal.SIGSTOP)
+        assert server.infer(client, asked)["y"].tobytes() == expected.tobytes()
+        assert "ended with no sign of life for 6 s" in server.said.read_text()
+        assert server.metric("moh_worker_restarts_total") == 1
+
+
+@nightly
 def test_kernels_that_are_damaged_later_are_not_used_by_the_next_worker(
     runner: Runner, tmp_path: Path
 ):
