@@ -49,6 +49,7 @@ def serve(
     shadow_share: float | None = None,
     max_queue: int = 256,
     max_body: int = 64,
+    max_json: int = 4,
     longest: Mapping[str, int] | None = None,
     read_timeout: float = 20.0,
     request_timeout: float = 60.0,
@@ -84,6 +85,7 @@ def serve(
         shadow_share: On which share of the batches; None for 0.05.
         max_queue: The most requests that wait for an instance.
         max_body: The largest body of a request, in MiB.
+        max_json: The most JSON in a body, in MiB: to read it takes thirty times as much memory.
         longest: Dynamic dimension to its largest size in a request. A long sequence is a small
             body, but much work.
         read_timeout: How long a client may take to send a request, in seconds.
@@ -112,6 +114,7 @@ def serve(
         ("sample-every", sample_every, 0),
         ("max-queue", max_queue, 1),
         ("max-body", max_body, 1),
+        ("max-json", max_json, 1),
         ("read-timeout", read_timeout, _SHORTEST_S),
         ("request-timeout", request_timeout, _SHORTEST_S),
         ("shutdown-timeout", shutdown_timeout, _SHORTEST_S),
@@ -145,7 +148,8 @@ def serve(
     _check(settings)
     limits = HttpLimits(
         max_body_bytes=max_body * MIB,
-        max_held_bytes=max(HttpLimits.max_held_bytes, 2 * max_body * MIB),
+        max_json_bytes=max_json * MIB,
+        max_held_bytes=max(HttpLimits.max_held_bytes, 2 * max_body * MIB, 64 * max_json * MIB),
         max_waiting=max_queue,
         read_timeout_s=read_timeout,
         request_timeout_s=request_timeout,

@@ -50,11 +50,12 @@ if TYPE_CHECKING:
         "--max-queue", "The most requests that wait; then 503, with Retry-After.", default=256
     ),
     options.positive("--max-body", "The largest body of a request, in MiB; then 413.", default=64),
+    options.positive("--max-json", "The most JSON in a body, in MiB; then 413.", default=4),
     options.many(
         "--longest",
         "DIM=N",
         "The largest size of a dynamic dimension, seq=512; then 400. A long sequence is a small"
-        " body, but much work.",
+        " body, but much work. Of the batch it is --max-batch.",
         callback=values.read_all(values.parse_longest),
     ),
     options.time(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 import traceback
@@ -48,6 +49,8 @@ _T = TypeVar("_T")
 
 _INLINE_BYTES = 64 * 1024
 """Bodies up to this are read and written on the event loop: a thread would take longer."""
+
+OUT_OF_MEMORY = 71  # EX_OSERR of sysexits.h: the worker ends, and another one begins
 
 _TICK_S = 0.25
 
@@ -186,7 +189,8 @@ class _App:
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refusal("compressed bodies are not taken.", status=415)
         with self._held.by_a_request() as held:
-            content = await read_body(request, endpoint.limits, held)
+            is_json = HEADER_LENGTH not in request.headers
+            content = await read_body(request, endpoint.limits, held, is_json=is_json)
             asked = await _off_loop(
                 len(content),
                 lambda: read_request(
@@ -194,6 +198,7 @@ class _App:
                     request.headers.get(HEADER_LENGTH),
                     inputs=served.inputs,
                     outputs=served.outputs,
+                    most_json=endpoint.limits.max_json_bytes,
                 ),
             )
             try:
@@ -281,6 +286,10 @@ async def _failed(_: Request, error: Exception) -> Response:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return _json({"error": error.message}, 500)
     traceback.print_exception(error)
+    if isinstance(error, MemoryError):
+        # What else waits for memory would fail one by one. A new process has all of it.
+        print("error: there is no memory left: the worker ends.", file=sys.stderr, flush=True)
+        os._exit(OUT_OF_MEMORY)
     kind = type(error).__name__
     return _json({"error": f"this is a bug of moh-deploy: {kind} was not expected."}, 500)
 

@@ -64,27 +64,43 @@ class HeldByRequest:
         self.num_bytes += num_bytes
 
 
-async def read_body(request: Request, limits: HttpLimits, held: HeldByRequest) -> bytes:
+_BYTES_OF_JSON = 32
+"""How much a byte of JSON takes once it is read, at the most: `[],` is a list of 56 bytes and more.
+"""
+
+
+async def read_body(
+    request: Request, limits: HttpLimits, held: HeldByRequest, *, is_json: bool = False
+) -> bytes:
     """Return the body of a request.
+
+    Args:
+        is_json: No part of it is binary.
 
     Raises:
         Refusal: It is too large (413), too slow (408), or too much beside the others' (503).
         ClientDisconnect: The client has gone away.
     """
     announced = int(request.headers.get("content-length", "0"))  # it is digits
-    if announced > limits.max_body_bytes:
-        raise await _too_large(request, announced, limits)
+    most = min(limits.max_body_bytes, limits.max_json_bytes) if is_json else limits.max_body_bytes
+    if announced > most:
+        raise await _too_large(request, announced, most, is_json=is_json)
     try:
-        return await asyncio.wait_for(_received(request, limits, held), limits.read_timeout_s)
+        content = await asyncio.wait_for(
+            _received(request, most, held, is_json=is_json), limits.read_timeout_s
+        )
     except TimeoutError:
         raise Refusal(
             f"the body did not arrive within {limits.read_timeout_s:g} s.",
             status=408,
             closes_connection=True,
         ) from None
+    if is_json:
+        held.add((_BYTES_OF_JSON - 1) * len(content))
+    return content
 
 
-async def _received(request: Request, limits: HttpLimits, held: HeldByRequest) -> bytes:
+async def _received(request: Request, most: int, held: HeldByRequest, *, is_json: bool) -> bytes:
     chunks, is_complete = [], False
     while not is_complete:
         message = await request.receive()
@@ -92,20 +108,23 @@ async def _received(request: Request, limits: HttpLimits, held: HeldByRequest) -
             raise ClientDisconnect
         is_complete = not message.get("more_body", False)
         chunk = message.get("body", b"")
-        if held.num_bytes + len(chunk) > limits.max_body_bytes:
-            raise await _too_large(request, held.num_bytes + len(chunk), limits)
+        if held.num_bytes + len(chunk) > most:
+            raise await _too_large(request, held.num_bytes + len(chunk), most, is_json=is_json)
         held.add(len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-async def _too_large(request: Request, num_bytes: int, limits: HttpLimits) -> Refusal:
+async def _too_large(request: Request, num_bytes: int, most: int, *, is_json: bool) -> Refusal:
     if "expect" not in request.headers:  # else the client waits to be asked for its body
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(_dropped(request), _LINGER_S)
     return Refusal(
-        f"the body has {num_bytes} bytes or more, expected at most {limits.max_body_bytes}.",
+        f"the body has {num_bytes} bytes or more, expected at most {most}.",
         status=413,
+        hint="Send tensors as binary data: it is smaller, and its limit is larger."
+        if is_json
+        else None,
         closes_connection=True,
     )
 

@@ -16,6 +16,8 @@ class HttpLimits:
 
     Attributes:
         max_body_bytes: The most bytes of a request's body; 413 beyond.
+        max_json_bytes: The most bytes of its JSON, which takes thirty times as much in memory and
+            holds up all other requests while it is read; 413 beyond.
         max_held_bytes: The most bytes of all bodies that are received or answered; 503 beyond.
         max_waiting: The most requests that wait for an instance; 503 beyond.
         read_timeout_s: How long a request's headers, and then its body, may take to arrive: 408
@@ -29,6 +31,7 @@ class HttpLimits:
     """
 
     max_body_bytes: int = 64 * MIB
+    max_json_bytes: int = 4 * MIB
     max_held_bytes: int = 1024 * MIB
     max_waiting: int = 256
     read_timeout_s: float = 20.0

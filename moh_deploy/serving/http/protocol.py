@@ -29,6 +29,7 @@ from moh_deploy.serving.http.json_fields import (
     text_in,
     text_or_none_in,
 )
+from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.tensors import DATATYPES, WITHOUT_JSON, raw_bytes, read_tensors
 from moh_deploy.system.bounded_json import parse_json
@@ -89,6 +90,7 @@ def read_request(
     *,
     inputs: Sequence[TensorInfo],
     outputs: Sequence[TensorInfo],
+    most_json: int = HttpLimits.max_json_bytes,
 ) -> InferRequest:
     """Read the body of a request.
 
@@ -97,12 +99,17 @@ def read_request(
         json_bytes: The header that says how long its JSON is, where there is one.
         inputs: What the model takes.
         outputs: What it returns.
+        most_json: The most bytes of JSON.
 
     Raises:
         Refusal: It is no request, or one for another model. Shapes are compared with the tensors'
             own values here, with what the model expects elsewhere.
     """
     head, raw = _split(content, json_bytes)
+    if len(head) > most_json:
+        raise Refusal(
+            f"the request has {len(head)} bytes of JSON, expected at most {most_json}.", status=413
+        )
     request = object_of(parse_json(head, "the request", error=Refusal), "the request")
     parameters = parameters_in(request, "the request")
     _refuse_sequences(parameters)

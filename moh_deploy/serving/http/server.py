@@ -6,6 +6,7 @@ worker is there. It loads no model and reads no request: nothing that a client s
 
 from __future__ import annotations
 
+import math
 import select
 import signal
 import socket
@@ -20,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
+from moh_deploy.serving.http.app import OUT_OF_MEMORY
 from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.worker import HUNG, UNANSWERED, FirstWord, WorkerTask
 from moh_deploy.serving.served_model import threads_of
@@ -36,6 +38,9 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 _MOST_FAILED_STARTS = 5
 _KILLED_AFTER_S = 5.0
 """How much later than it should have ended a worker is killed."""
+STUCK_S = 6.0
+"""A worker whose event loop says nothing for so long is killed: it says something every second, and
+no request keeps it from that for as long."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,8 @@ class _Worker:
     def __init__(self, task: WorkerTask, listener: socket.socket) -> None:
         self._socket, other = socket.socketpair()
         self._said = b""
+        self._heard = math.inf  # until its first word: to load a model may take minutes
+        self._is_stuck = False
         with other:
             numbers = listener.fileno(), other.fileno()
             given = replace(task, listener=numbers[0], parent=numbers[1])
@@ -211,12 +218,15 @@ class _Worker:
             if not received:
                 return None
             self._said += received
+        self._heard = time.monotonic()
         return FirstWord.of_line(self._said)
 
     def wait_until_it_ends(self, stop: _Stop) -> None:
-        """Wait for the worker to end, or to be asked to."""
+        """Wait for the worker to end, or to be asked to; kill it where its event loop stands."""
         while not stop.is_asked and not self._has_ended(stop.wake):
-            pass
+            if time.monotonic() > self._heard + STUCK_S:
+                self._is_stuck = True
+                self.process.kill()
 
     def kill_if_it_lives(self, deadline: float) -> None:
         """Wait for the worker, which was asked to end; kill it where it does not in time."""
@@ -228,6 +238,9 @@ class _Worker:
         """Wait a second, or for one of the other sockets; return whether the worker has ended."""
         # Its end of the socket is closed with it, however it ends.
         if self._socket not in select.select([self._socket, *others], [], [], 1.0)[0]:
+            return False
+        if self._socket.recv(4096):
+            self._heard = time.monotonic()
             return False
         self.process.wait()
         return True
@@ -255,8 +268,11 @@ class _Worker:
 
     def how(self) -> str:
         """Say how the worker ended."""
+        if self._is_stuck:
+            return f"no sign of life for {STUCK_S:g} s"
         code = self.process.returncode
-        return "a run that hung" if code == HUNG else how_it_ended(code)
+        known = {HUNG: "a run that hung", OUT_OF_MEMORY: "no memory left"}
+        return known.get(code) or how_it_ended(code)
 
 
 class _Stop:

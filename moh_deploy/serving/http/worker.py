@@ -32,6 +32,7 @@ from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.suggest import did_you_mean
 
 UNANSWERED = 75  # EX_TEMPFAIL of sysexits.h: requests were cut off at the end
+HEARTBEAT = b"\n"  # an empty line behind the first word
 HUNG = 69  # EX_UNAVAILABLE: a run did not end, and the process has to
 HUNG_TIMES = 2
 """A run that lasts so many times as long as anybody waits is ended, with the process."""
@@ -89,6 +90,9 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
     settings_here = replace(settings, threads=session_threads(settings))
     served = open_served(model, settings_here, is_restart=task.restarts > 0)
     _check_dims(limits.longest, model.manifest)
+    axis = served.batch_axis
+    if axis is not None:  # A request of more samples would hold up all others.
+        limits = replace(limits, longest={axis.dim: settings.max_batch, **limits.longest})
     joining = find_joining(served)
     queue = BatchingQueue(
         served.answer,
@@ -178,6 +182,7 @@ class _Server(uvicorn.Server):
         self.has_cut_off = False
         self.has_hung = False
         self._watching: asyncio.Task[None] | None = None
+        self._beating: asyncio.Task[None] | None = None
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -192,6 +197,7 @@ class _Server(uvicorn.Server):
         asyncio.get_running_loop().add_reader(self._parent.fileno(), self._orphaned)
         self._parent.send(self._ready.to_line())
         self._watching = asyncio.create_task(self._watch())
+        self._beating = asyncio.create_task(self._beat())  # to the end: shutdown may take long
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         limit_s = self.config.timeout_graceful_shutdown or 0
@@ -200,6 +206,13 @@ class _Server(uvicorn.Server):
             self._watching.cancel()
         await super().shutdown(sockets)
         self.has_cut_off = time.monotonic() - began > limit_s
+
+    async def _beat(self) -> None:
+        """Tell the parent every second that the event loop runs."""
+        while True:
+            with suppress(OSError):  # the parent may be gone, or stopped and not reading
+                self._parent.send(HEARTBEAT)
+            await asyncio.sleep(1.0)
 
     async def _watch(self) -> None:
         """End where a run hangs: other instances answer what has arrived before."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from starlette.applications import Starlette
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import Reply, ServedModel, ServingSettings, open_served
-from moh_deploy.serving.http.app import Endpoint, make_app
+from moh_deploy.serving.http.app import OUT_OF_MEMORY, Endpoint, make_app
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
 from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits, Tensors
@@ -370,3 +371,65 @@ def test_model_without_a_guard_has_no_switch(app: Callable[..., Starlette]):
             assert (await client.get("/v2/guard")).status_code == 404
 
     asyncio.run(run())
+
+
+def json_request() -> bytes:
+    return write_request({"x": np.ones((1, 2, WIDTH), np.float32)}, is_binary=False).content
+
+
+def test_json_has_a_limit_of_its_own_and_binary_tensors_do_not(
+    app: Callable[..., Starlette], held: Held
+):
+    held.gate.set()
+    text = json_request()
+
+    async def run() -> None:
+        limits = replace(HttpLimits(), max_json_bytes=len(text) - 1)
+        async with connected(app(limits=limits)) as client:
+            refused = await client.post(INFER, content=text)
+            assert refused.status_code == 413
+            assert "Send tensors as binary data" in refused.json()["error"]
+            assert (await infer(client)).status_code == 200
+        async with connected(app(limits=replace(HttpLimits(), max_json_bytes=10))) as client:
+            refused = await infer(client)  # its head is JSON
+            assert refused.status_code == 413
+            assert "bytes of JSON, expected at most 10." in refused.json()["error"]
+
+    asyncio.run(run())
+
+
+def test_json_counts_as_much_as_it_takes_once_it_is_read(app: Callable[..., Starlette], held: Held):
+    held.gate.set()
+    text = json_request()
+
+    async def run() -> None:
+        for most, status in ((33 * len(text), 200), (31 * len(text), 503)):
+            limits = replace(HttpLimits(), max_held_bytes=most)
+            async with connected(app(limits=limits)) as client:
+                assert (await client.post(INFER, content=text)).status_code == status
+
+    asyncio.run(run())
+
+
+def test_worker_without_memory_ends(
+    app: Callable[..., Starlette],
+    held: Held,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+
+    def starved(inputs: Tensors) -> dict[str, np.ndarray]:
+        raise MemoryError
+
+    held.replies = starved
+    held.gate.set()
+
+    async def run() -> None:
+        async with connected(app()) as client:
+            await infer(client)
+
+    asyncio.run(run())
+    assert codes == [OUT_OF_MEMORY]
+    assert "there is no memory left: the worker ends." in capsys.readouterr().err

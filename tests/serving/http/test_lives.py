@@ -18,6 +18,7 @@ BROKEN = FirstWord("it is broken.", None, PackageError.exit_code)
 
 class Worker:
     process = SimpleNamespace(pid=7, returncode=-9)
+    _is_stuck = False
     how = server._Worker.how
     error = server._Worker.error
 

@@ -163,6 +163,17 @@ def test_refusal_is_a_status_and_a_sentence(
     assert message in response.json()["error"]
 
 
+def test_request_of_more_samples_than_the_largest_batch_is_refused(
+    server: Running, client: httpx.Client
+):
+    body = write_request(inputs(65))
+    url = f"{server.url}/v2/models/m/infer"
+    response = client.post(url, content=body.content, headers=body.headers)
+    assert response.status_code == 400
+    assert response.json()["error"] == "dimension 'batch' is 65, expected at most 64."
+    assert len(server.infer(client, inputs(64))["y"]) == 64
+
+
 def test_body_without_a_length_is_too_large_in_the_end(server: Running, client: httpx.Client):
     def chunks() -> Iterator[bytes]:
         for _ in range(20):
@@ -293,6 +304,17 @@ def test_damaged_kernels_are_not_served(
     ended = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert (ended.returncode, ended.stdout) == (code, "")
     assert sentence in ended.stderr
+
+
+@nightly
+def test_worker_that_stands_still_is_replaced(package: OnnxPackage, runner: Runner, tmp_path: Path):
+    asked = inputs(2)
+    expected = runner.run(asked)["y"]
+    with running(package.root, tmp_path / "said") as server, server.client() as client:
+        os.kill(server.worker, signal.SIGSTOP)
+        assert server.infer(client, asked)["y"].tobytes() == expected.tobytes()
+        assert "ended with no sign of life for 6 s" in server.said.read_text()
+        assert server.metric("moh_worker_restarts_total") == 1
 
 
 @nightly
