@@ -38,7 +38,7 @@ def require_layers(
     """
     kept = [layer for layer in layers if not layer.replaced]
     replaced = len(layers) - len(kept)
-    # A model in which recognition finds nothing has none that was left out: that is no pass.
+    # A gate must not pass on a model in which recognition finds no layer.
     whole = replaced > 0 and not kept and not near_misses
     if whole if wanted == "all" else replaced >= (wanted or 0):
         return

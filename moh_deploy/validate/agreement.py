@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Top1Agreement:
-    """How many rows of an output have the same top-1 class as the reference.
+    """The rows of an output that have the same top-1 class as the reference.
 
     Attributes:
-        same: So many.
-        of: Of so many rows.
+        same: Their number.
+        of: The number of all rows.
     """
 
     same: int
