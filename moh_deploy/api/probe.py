@@ -48,7 +48,7 @@ def probe(
             is least clear.
         update_corpus: Keep what was found in the regression corpus of the package, which is
             replaced in one step.
-        valid_tokens: The input that says which tokens are no padding: 0 for padding. None takes
+        valid_tokens: The input that is 0 for padding; `not NAME`: 1 for padding. None takes
             the one that the package names, if it names one; `all` takes none.
         longest: Dynamic dimension to the size that counts as its longest.
         runtime: `onnxruntime` or `openvino`: what runs a package; None for what it was tuned for,

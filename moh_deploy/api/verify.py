@@ -102,9 +102,9 @@ def verify(
         batch_size: How many samples run at once; None to choose.
         code_dirs: Directories with the modules of metrics.
         valid_tokens: The input, such as `attention_mask`, or member of the files, that says which
-            tokens are valid: [batch, tokens] of 0 and 1. What is padding is not compared, in gates
-            and in outputs that have token axes. None takes the input that the package names, if it
-            names one; `all` compares all tokens.
+            tokens are valid: [batch, tokens] of 0 and 1; `not NAME`: it is 1 for padding. Padding
+            is not compared, in gates and in outputs that have token axes. None takes the input that
+            the package names, if it names one; `all` compares all tokens.
         staged: The package is still being written, and whoever writes it asks.
         progress: What to report steps to.
 

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     options.many("--output-name", "NAME", "Name of an output, in order.", to="output_names"),
     options.valid_tokens_input(
         "The input that is 1 for valid tokens and 0 for padding, [batch, tokens], or that is added"
-        " to scores, 0 for valid tokens: what is computed for padding is not compared, here and"
-        " wherever the package is. `all` compares all tokens."
+        " to scores, 0 for valid tokens; `not NAME`: 1 for padding, as PyTorch's key_padding_mask."
+        " Padding is not compared, here and wherever the package is. `all` compares all tokens."
         "  [default: what the graph shows to be such an input]"
     ),
     click.option("--opset", type=int, metavar="N", help="ONNX operator set."),

@@ -20,8 +20,9 @@ from moh_deploy.cli.output import print_answer
         "Keep what was found in the regression corpus of the package, which `verify` runs too.",
     ),
     options.valid_tokens_input(
-        "The input that is 1 for valid tokens and 0 for padding, [batch, tokens]: for the case of"
-        " padding only. Padding is not compared in other cases, and not searched. `all` takes none."
+        "The input that is 1 for valid tokens and 0 for padding, [batch, tokens]; `not NAME`: 1 for"
+        " padding. It is for the case of padding only. Padding is not compared in other cases, and"
+        " not searched. `all` takes none."
         "  [default: what the package names]"
     ),
     options.many(

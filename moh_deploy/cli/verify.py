@@ -31,8 +31,8 @@ from moh_deploy.cli.report_files import FileFormat, ReportFiles
     ),
     options.valid_tokens_input(
         "The input, or member of the files, that is 1 for valid tokens and 0 for padding,"
-        " [batch, tokens], or that is added to scores, 0 for valid tokens: what is computed for"
-        " padding is not compared. `all` compares all tokens."
+        " [batch, tokens], or that is added to scores, 0 for valid tokens; `not NAME`: 1 for"
+        " padding. Padding is not compared. `all` compares all tokens."
         "  [default: what the package names]"
     ),
     options.vectors(

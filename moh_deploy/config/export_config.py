@@ -79,8 +79,8 @@ class ExportConfig(_Section):
         outputs: Names of the model's outputs, in order; empty to choose names.
         compute_type: What kernels may round the operands of attention's matrix products to.
         require_layers: How many MoH layers have to be replaced, or `all`; None and 0 require none.
-        valid_tokens: The input that is 1 for valid tokens and 0 for padding; `all`: every token
-            counts.
+        valid_tokens: The input that is 1 for valid tokens and 0 for padding; `not NAME`: 1 for
+            padding; `all`: every token counts.
     """
 
     model: ModelSection = ModelSection()

@@ -68,8 +68,8 @@ class ExportOptions(ModelOptions):
         require_layers: How many MoH layers have to be replaced, or `all`: then the model has some,
             and nothing that looks like one may be left. None takes the configuration's, or else
             requires none, as 0 does.
-        valid_tokens: The input that is 1 for valid tokens and 0 for padding, [batch, tokens]: what
-            is computed for padding is not compared. `all`: every token counts. None takes the
+        valid_tokens: The input that is 1 for valid tokens and 0 for padding, [batch, tokens]; `not
+            NAME`: 1 for padding. Padding is not compared. `all`: every token counts. None takes the
             configuration's, or else looks for it in the graph.
         cache: `in-place` lets a decoder write new keys and values into buffers, which it takes and
             returns; `concatenated` leaves caches as the model has them. None is `concatenated`.

@@ -11,7 +11,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
-from moh_deploy.errors import ExportError
+from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.outputs import output_names
@@ -90,8 +90,8 @@ class Converted:
         rounding: How far rounding moves the original; None where it does not run in float64.
         call: How the original takes the inputs; None where they are its positional arguments.
         valid_tokens: The input that says which tokens are valid; None if all are.
-        padding_inputs: All inputs of which the graph shows that they are 0 for padding, if nobody
-            said which one is.
+        padding_inputs: All inputs of which the graph shows that they tell padding, if nobody
+            said which one does; `not` before the name of one that is 1 for padding.
         from_onnx: The original is an ONNX file, whose runs ONNX Runtime recorded.
     """
 
@@ -148,9 +148,10 @@ def convert(
         outputs = output_names(program, names, [item.name for item in inputs])
     with progress.step("recognising MoH layers"):
         found = survey(program)
-        is_told = not find_padding or any(item.says_valid for item in inputs)
         shown: tuple[str, ...] = ()
-        if not is_told:
+        if any(item.says_valid for item in inputs):
+            _check_padding_input(program, found.layers, inputs)
+        elif find_padding:
             inputs, shown = _with_padding_input(program, found.layers, inputs)
         rewrites = insert(program, found.layers)
         swaps = insert_token_layout(program) if rewrites else []
@@ -189,7 +190,7 @@ def convert(
         onnx_model, layer_names = _translate(committed, rewrites, inputs, outputs, opset)
         if model.original is not None:
             onnx_model.metadata_props.update(model.original.source.metadata)
-    mask = next((item.name for item in inputs if item.says_valid), None)
+    mask = next((item.mask_name for item in inputs if item.says_valid), None)
     return Converted(
         model=onnx_model,
         inputs=tuple(_input_info(item) for item in inputs),
@@ -246,7 +247,7 @@ def _ranges_at(
 def _with_padding_input(
     program: ExportedProgram, layers: Sequence[MoHLayer], inputs: Sequence[ModelInput]
 ) -> tuple[tuple[ModelInput, ...], tuple[str, ...]]:
-    """Mark the input of which the graph shows that it says which tokens are valid.
+    """Mark the input of which the graph shows that it says which tokens are valid, and how.
 
     Of several, the first is taken where all have the same axes and agree in the example: leaving
     out what is padding by one of them is safe, and the others' padding is compared.
@@ -255,14 +256,33 @@ def _with_padding_input(
         The inputs, and the names of all of which that is shown.
     """
     places = padding_inputs(program, layers, [item.value for item in inputs])
-    shown = [inputs[place] for place in places]
+    shown = [replace(inputs[at], says_valid=True, marks_padding=places[at]) for at in places]
     agree = all(
-        one.dims == shown[0].dims and torch.equal(one.value != 0, shown[0].value != 0)
-        for one in shown
+        item.dims == shown[0].dims
+        and torch.equal(item.value != item.marks_padding, shown[0].value != shown[0].marks_padding)
+        for item in shown
     )
     taken = shown[0] if shown and agree else None
-    marked = tuple(replace(item, says_valid=item is taken) for item in inputs)
-    return marked, tuple(item.name for item in shown)
+    marked = tuple(
+        taken if taken is not None and item.name == taken.name else item for item in inputs
+    )
+    return marked, tuple(item.mask_name for item in shown)
+
+
+def _check_padding_input(
+    program: ExportedProgram, layers: Sequence[MoHLayer], inputs: Sequence[ModelInput]
+) -> None:
+    """Refuse a mask that was named, of which the graph shows the opposite."""
+    places = padding_inputs(program, layers, [item.value for item in inputs])
+    for at, padding in places.items():
+        item = inputs[at]
+        if item.says_valid and item.marks_padding != padding:
+            right = replace(item, marks_padding=padding).mask_name
+            raise ConfigError(
+                f"valid_tokens is '{item.mask_name}', but the graph shows that '{item.name}' is"
+                f" {int(padding)} for padding: there no attention of an MoH layer reads a token.",
+                hint=f"Name it '{right}', or leave the option out.",
+            )
 
 
 def _translate(

@@ -144,8 +144,9 @@ class Manifest(Strict):
         runtime: What runs the package where nothing else is asked for, because it was the fastest
             in that; None for ONNX Runtime.
         valid_tokens: The input that says which tokens are valid, [batch, tokens] of 0 and 1, or
-            [batch, ..., tokens] that is added to scores: what
-            the original computes for padding is recorded and not compared. None: all are valid.
+            [batch, ..., tokens] that is added to scores; `not` before its name: it is 1 for
+            padding. The original's results for padding are recorded and not compared. None: all
+            tokens are valid.
         made: What was changed in a package that is another model than the original; None for a
             package that equals it.
         text_generation: Of a language model that takes tokens and a cache; None of others.

@@ -30,6 +30,7 @@ from moh_deploy.package.problems import (
     sizes_problems,
     word_problems,
 )
+from moh_deploy.package.token_mask import marks_padding, mask_input
 from moh_deploy.package.tuning_sense import tuning_problems
 from moh_deploy.system.bounded_file import is_plain_name
 
@@ -276,13 +277,14 @@ def cache_problems(
     yield from number_problems("caches.most_tokens", caches.most_tokens, 1, MOST_SIZE)
 
 
-def _mask_problems(name: str, inputs: Sequence[TensorInfo]) -> Iterator[Problem]:
+def _mask_problems(valid_tokens: str, inputs: Sequence[TensorInfo]) -> Iterator[Problem]:
     # A mask that is not there would stop every comparison, far from here.
+    name, can_be_added = mask_input(valid_tokens), not marks_padding(valid_tokens)
     ranks = {one.name: len(one.shape) for one in inputs}
     dtypes = {one.name: one.dtype for one in inputs}
     if name not in ranks:
         yield "valid_tokens", f"is '{name[:100]}', which is no input, only {listed(ranks)}"
-    elif ranks[name] != 2 and not (ranks[name] > 2 and "float" in dtypes[name]):
+    elif ranks[name] != 2 and not (can_be_added and ranks[name] > 2 and "float" in dtypes[name]):
         yield (
             "valid_tokens",
             f"is '{name[:100]}', an input of {ranks[name]} axes, expected [batch, tokens], or"

@@ -10,6 +10,7 @@ from moh_deploy.ops.routers import form_named
 from moh_deploy.package.facts import StatedFact
 from moh_deploy.package.layer_info import LayerInfo
 from moh_deploy.package.manifest import Manifest
+from moh_deploy.package.token_mask import marks_padding, mask_input
 from moh_deploy.package.vectors import VectorSet
 from moh_deploy.system.npz import BoolArray
 
@@ -71,8 +72,8 @@ def _valid_tokens(manifest: Manifest, run: VectorSet, index: int) -> BoolArray |
     tokens = run.gates[index].shape[:2]
     if manifest.valid_tokens is None:
         return np.ones(tokens, np.bool_)
-    mask = run.inputs[manifest.valid_tokens]
-    return mask != 0 if mask.shape == tokens else None
+    mask = run.inputs[mask_input(manifest.valid_tokens)]
+    return mask != marks_padding(manifest.valid_tokens) if mask.shape == tokens else None
 
 
 def _top_k_shown(

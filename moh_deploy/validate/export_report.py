@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from moh_deploy.package import (
     OtherRouter,
     TensorInfo,
 )
+from moh_deploy.package.token_mask import marks_padding, mask_input
 from moh_deploy.report.document import Block, Document, Text
 from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count
@@ -53,7 +55,8 @@ class ExportReport(Report):
         vector_sets: How many runs of the original were compared.
         runs: How the package was run to compare it: as function bodies, and where there is a kernel
             library, with that too. The errors above are those of the function bodies.
-        valid_tokens: The input that says which tokens are valid; None if all are.
+        valid_tokens: The input that says which tokens are valid, `not` before one that is 1 for
+            padding; None if all are.
         valid_tokens_found: The graph shows that, and nobody said it.
         padding_inputs: All inputs of which the graph shows that, if nobody said which one is.
         dim_ranges: Smallest and largest size of dimensions that are limited.
@@ -135,11 +138,12 @@ class ExportReport(Report):
         return Document("export", tuple(blocks), remarks=remarks)
 
     def _padding_lines(self) -> Iterator[str]:
-        """Yield what is said of inputs that nobody named, and the graph shows to be masks."""
-        if self.valid_tokens_found:
+        """Yield sentences on inputs that the graph shows to be masks of valid tokens."""
+        if self.valid_tokens is not None and self.valid_tokens_found:
             yield (
-                f"The graph shows that '{self.valid_tokens}' is 0 for padding: no attention of a"
-                " MoH layer reads such a token. `--valid-tokens all` compares every token."
+                f"The graph shows that '{mask_input(self.valid_tokens)}' is"
+                f" {int(marks_padding(self.valid_tokens))} for padding: no attention of a MoH"
+                " layer reads such a token. `--valid-tokens all` compares every token."
             )
             others = [name for name in self.padding_inputs if name != self.valid_tokens]
             if others:
@@ -150,9 +154,10 @@ class ExportReport(Report):
         elif len(self.padding_inputs) > 1:
             first, *_ = self.padding_inputs
             yield (
-                f"The graph shows that {_listed(self.padding_inputs)} are 0 for padding, each of"
+                f"The graph shows that {_listed(self.padding_inputs)} tell padding, each of"
                 " tokens of its own or with other values: every token was compared."
-                f" `--valid-tokens {first}`, or another of them, leaves its padding out."
+                f" `--valid-tokens {shlex.quote(first)}`, or another of them, leaves its padding"
+                " out."
             )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.errors import ValidationError
+from moh_deploy.package.token_mask import mask_name
 from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.onnxruntime.session import runtime_name
@@ -22,7 +23,7 @@ from moh_deploy.system.isolate import EarlyProcess, isolated, started_early
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.validate.policy import BUILT_IN_POLICY
-from moh_deploy.validate.samples import only_padding
+from moh_deploy.validate.samples import only_padding, padding_place
 from moh_deploy.validate.subject import Subject, read_subject
 from moh_deploy.validate.valid_tokens import TokenCount
 from moh_deploy.validate.verify_runs import WhatToRun, verify_runs
@@ -133,15 +134,20 @@ def _told_apart(failure: ValidationError, subject: Subject, what: WhatToRun) -> 
     """Return the failure, and say of it whether all that differs lies where a mask is 0."""
     runs = subject.package.vectors[: what.vectors]
     names = [spec.name for spec in subject.package.manifest.inputs]
-    masks = [name for name in names if all(_may_be_mask(run.inputs[name]) for run in runs)]
-    # What a run holds no zero of leaves nothing out.
-    masks = [name for name in masks if any((run.inputs[name] == 0).any() for run in runs)]
+    masks = [
+        mask_name(name, marks_padding=padding)
+        for name in names
+        if all(_may_be_mask(run.inputs[name]) for run in runs)
+        for padding in (False, True)
+        # A mask without padding leaves nothing out.
+        if any((run.inputs[name] == padding).any() for run in runs)
+    ]
     for name in masks if what.valid_tokens is None else ():
         known = replace(what, valid_tokens=name)
         if verify_runs(
             subject, known, against=(), policy=BUILT_IN_POLICY, progress=SilentProgress()
         ).equal:
-            where = f"{failure.message} It is so only where input '{name}' is 0."
+            where = f"{failure.message} It is so only {padding_place(name)}."
             return ValidationError(where, hint=only_padding([name]).strip())
     return failure
 

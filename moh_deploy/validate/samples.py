@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, VectorSet
+from moh_deploy.package.token_mask import marks_padding, mask_input
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.user_vectors import read_user_vectors
 from moh_deploy.validate.valid_tokens import (
@@ -57,17 +59,23 @@ def named_mask(manifest: Manifest, asked: str | None) -> str | None:
     return None if asked == ALL_TOKENS and not is_input else asked
 
 
+def padding_place(mask: str) -> str:
+    """Return in words where a mask says that tokens are padding."""
+    return f"where input '{mask_input(mask)}' is {int(marks_padding(mask))}"
+
+
 def only_padding(masks: Sequence[str]) -> str:
-    """Return the next step where all that differs lies where a mask is 0; empty where none is so.
+    """Return the next step where all that differs lies in padding by a mask; empty without one.
 
     Args:
-        masks: Names of the inputs of which that is true.
+        masks: Names of the masks of which that is true.
     """
     if not masks:
         return ""
+    number = int(marks_padding(masks[0]))
     return (
-        f"If 0 means padding there, --valid-tokens {masks[0]} leaves these tokens out of every"
-        " comparison. "
+        f"If {number} means padding there, --valid-tokens {shlex.quote(masks[0])} leaves these"
+        " tokens out of every comparison. "
     )
 
 
@@ -122,7 +130,7 @@ def read_samples(
     """
     found, files = [], npz_files(paths)
     for file, name in zip(files, short_names(files), strict=True):
-        user = read_user_vectors(file, manifest, () if tokens is None else (tokens,))
+        user = read_user_vectors(file, manifest, () if tokens is None else (mask_input(tokens),))
         # A file has no gates and margins: a reference adds them.
         known = VectorSet(user.sizes, user.inputs, user.expected, (), ())
         valid = valid_tokens_of(known, user.others, str(file), manifest, tokens)
@@ -190,13 +198,14 @@ def valid_tokens_of(
     # The names of the mask's axes in the model tell which axes of outputs are tokens.
     shapes = {spec.name: spec.shape for spec in manifest.inputs}
     # An input of that name wins: it is what the model itself sees.
-    mask = known.inputs.get(tokens, others.get(tokens))
+    name = mask_input(tokens)
+    mask = known.inputs.get(name, others.get(name))
     if mask is None:
         raise ConfigError(
-            f"valid tokens are named '{tokens}', which {where} does not hold.",
+            f"valid tokens are named '{name}', which {where} does not hold.",
             hint=f"The inputs are {', '.join(shapes)}; files of inputs may hold another member.",
         )
-    return valid_tokens(tokens, mask, shapes.get(tokens), where=where)
+    return valid_tokens(tokens, mask, shapes.get(name), where=where)
 
 
 def own_masks(

@@ -10,6 +10,7 @@ import numpy as np
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, TensorInfo, VectorSet
+from moh_deploy.package.token_mask import marks_padding, mask_input
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.additive_mask import is_additive, valid_keys
 from moh_deploy.validate.differences import ShownIndex
@@ -22,7 +23,7 @@ class ValidTokens:
     """A mask of the tokens of one run that count.
 
     Attributes:
-        name: The input, or member of the user's file, that says so.
+        name: The input, or member of the user's file, that says so; see `token_mask`.
         mask: [B, S].
         dims: How the model calls its two axes; None if it has no such input.
     """
@@ -152,14 +153,15 @@ def valid_tokens(name: str, mask: Array, dims: Sequence[_Dim] | None, *, where: 
     """Read a mask: not 0 is valid; of one that is added to scores, [batch, ..., keys], 0 is.
 
     Args:
+        name: Of the mask; `not` before it: 0 is valid.
         where: The run that it belongs to, for messages.
 
     Raises:
         ConfigError: It is neither of 0 and 1 in two axes, nor one that is added and hides the same
             keys from every query.
     """
-    got = f"{where}: '{name}' is {mask.dtype}{list(mask.shape)}"
-    if is_additive(mask.dtype.name, mask.shape):
+    got = f"{where}: '{mask_input(name)}' is {mask.dtype}{list(mask.shape)}"
+    if is_additive(mask.dtype.name, mask.shape) and not marks_padding(name):
         keys = valid_keys(mask)
         if isinstance(keys, str):
             raise ConfigError(
@@ -174,13 +176,14 @@ def valid_tokens(name: str, mask: Array, dims: Sequence[_Dim] | None, *, where: 
         raise ConfigError(f"{got}, expected {expected}.")
     # An additive mask, 0 and -inf, means the opposite: read as it is it would drop every real
     # token.
+    padding = int(marks_padding(name))
     if not np.isin(mask, (0, 1)).all():
         raise ConfigError(
-            f"{got} and holds other values than 0 (padding) and 1 (valid).",
+            f"{got} and holds other values than {padding} (padding) and {1 - padding} (valid).",
             hint="A mask that is added to scores has 0 for valid tokens: store mask == 0 in the npz"
             " file under another name, and give that.",
         )
-    return ValidTokens(name, mask.astype(np.bool_), None if dims is None else (dims[0], dims[1]))
+    return ValidTokens(name, mask != padding, None if dims is None else (dims[0], dims[1]))
 
 
 def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> TokenView:

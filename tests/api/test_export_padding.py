@@ -299,7 +299,7 @@ def test_of_two_masks_that_the_graph_shows_one_is_taken_where_they_agree(
         assert "It shows so of 'kept', too, with the same values in the example" in shown
     else:
         assert (report.valid_tokens, report.valid_tokens_found) == (None, False)
-        assert "that 'attention_mask' and 'kept' are 0 for padding, each of tokens" in shown
+        assert "that 'attention_mask' and 'kept' tell padding, each of tokens" in shown
         assert "`--valid-tokens attention_mask`, or another of them, leaves" in shown
 
 

@@ -216,6 +216,9 @@ LAYER_ROUNDING = LayerRounding(None, Spread(0.0, 0.0), Spread(1e-7, 3e-7))
     ("name", "message"),
     [
         ("mask", r"'valid_tokens': is 'mask', which is no input, only 'x'"),
+        ("not mask", r"'valid_tokens': is 'mask', which is no input, only 'x'"),
+        # What is added to scores hides keys by its numbers: there is nothing to turn round.
+        ("not x", r"'valid_tokens': is 'x', an input of 3 axes, expected \[batch, tokens\], or"),
         ("ids", r"'valid_tokens': is 'ids', an input of 3 axes, expected \[batch, tokens\], or fl"),
         ("flat", r"'valid_tokens': is 'flat', an input of 1 axes, expected \[batch, tokens\]"),
     ],

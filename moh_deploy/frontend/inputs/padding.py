@@ -12,6 +12,7 @@ import torch
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy, to_torch
 from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.package.token_mask import marks_padding, mask_input
 from moh_deploy.system.npz import BoolArray
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.additive_mask import is_additive, mask_like
@@ -58,19 +59,23 @@ def named_tokens(inputs: Sequence[ModelInput], name: str, *, made: bool) -> tupl
 
     Args:
         inputs: The model's.
-        name: Of that one.
+        name: Of that one; `not` before it: it is 1 for padding.
         made: Its values were made up: they become those of a mask, with padding.
 
     Raises:
         ConfigError: There is no such input, or it is no mask.
     """
-    names = [item.name for item in inputs]
-    if name not in names:
+    names, wanted = [item.name for item in inputs], mask_input(name)
+    if wanted not in names:
         raise ConfigError(
             f"valid_tokens is '{name}', but the model has {', '.join(names)}.",
-            hint=did_you_mean(name, names) or None,
+            hint=did_you_mean(wanted, names) or None,
         )
-    return tuple(_as_mask(item, made=made) if item.name == name else item for item in inputs)
+    padding = marks_padding(name)
+    return tuple(
+        _as_mask(replace(item, marks_padding=padding), made=made) if item.name == wanted else item
+        for item in inputs
+    )
 
 
 def tokens_of(item: ModelInput) -> ValidTokens:
@@ -80,7 +85,7 @@ def tokens_of(item: ModelInput) -> ValidTokens:
         ConfigError: It is no mask, see `valid_tokens`.
     """
     dims = [item.dims.get(axis, size) for axis, size in enumerate(item.value.shape)]
-    return valid_tokens(item.name, to_numpy(item.value), dims, where="the example inputs")
+    return valid_tokens(item.mask_name, to_numpy(item.value), dims, where="the example inputs")
 
 
 def with_padding(
@@ -91,7 +96,7 @@ def with_padding(
     Tokens that are padding already stay that: what a model makes of their ids may be no number.
     """
     return tuple(
-        replace(item, value=_padded_like(item.value, sides, tokens_of(item).mask))
+        replace(item, value=_padded_like(item, sides, tokens_of(item).mask))
         if item.says_valid
         else item
         for item in inputs
@@ -113,7 +118,7 @@ def without_padding(inputs: Sequence[ModelInput]) -> tuple[ModelInput, ...]:
         row[~valid] = known[torch.arange(int((~valid).sum())) % len(known)]
     samples = torch.arange(len(places))[:, None]
     full = {id(item): item.value[samples, places] for item in held}
-    full[id(mask)] = _padded_like(mask.value, [None]) if mask else places
+    full[id(mask)] = _padded_like(mask, [None]) if mask else places
     return tuple(replace(item, value=full.get(id(item), item.value)) for item in inputs)
 
 
@@ -134,28 +139,29 @@ def _axes(item: ModelInput) -> tuple[str | int, ...]:
 
 
 def _padded_like(
-    mask: torch.Tensor,
+    item: ModelInput,
     sides: Sequence[Side | None] = TURNS,
     valid: BoolArray | None = None,
 ) -> torch.Tensor:
-    """Return a mask of the same form, with padding.
+    """Return a mask of the same form and meaning, with padding.
 
     Args:
         valid: The tokens [batch, tokens] that may be valid; None for all. A sample of which the
             padding leaves none has all of them.
     """
+    mask = item.value
     made = padded_mask((mask.shape[0], mask.shape[-1]), torch.bool, sides)
     rows: BoolArray = to_numpy(made).astype(np.bool_)
     if valid is not None:
         both = rows & valid
         rows = np.where(both.any(1, keepdims=True), both, valid)
-    return to_torch(mask_like(rows, to_numpy(mask)))
+    return to_torch(mask_like(rows != item.marks_padding, to_numpy(mask)))
 
 
 def _as_mask(item: ModelInput, *, made: bool) -> ModelInput:
     if made and (
         item.value.ndim == 2 or is_additive(dtype_name(item.value.dtype), item.value.shape)
     ):
-        item = replace(item, value=_padded_like(item.value))
+        item = replace(item, value=_padded_like(item))
     tokens_of(item)
     return replace(item, says_valid=True)

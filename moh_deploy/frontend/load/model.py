@@ -15,6 +15,7 @@ from moh_deploy.frontend.load.decoder import Decoder, make_decoder
 from moh_deploy.frontend.load.directory.files import ModelDirectory
 from moh_deploy.frontend.load.onnx_graph.original import OnnxOriginal
 from moh_deploy.package import Call, Manifest
+from moh_deploy.package.token_mask import mask_name
 
 _USER_INPUT = InputKind.USER_INPUT
 
@@ -34,12 +35,19 @@ class ModelInput:
             are absent are fixed.
         says_valid: It is a mask of valid tokens, [batch, tokens] of 0 and 1 or [batch, ..., tokens]
             that is added to scores: what is computed for the others is not compared.
+        marks_padding: As such a mask it is 1 for padding, and 0 for valid tokens.
     """
 
     name: str
     value: torch.Tensor
     dims: dict[int, str] = field(default_factory=dict)
     says_valid: bool = False
+    marks_padding: bool = False
+
+    @property
+    def mask_name(self) -> str:
+        """Its name as a mask of valid tokens, see `token_mask`."""
+        return mask_name(self.name, marks_padding=self.marks_padding)
 
 
 @dataclass(frozen=True)

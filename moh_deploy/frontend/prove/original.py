@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,7 +18,7 @@ from moh_deploy.frontend.inputs.padding import tokens_of
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.prove.record import Recording, distance
 from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
-from moh_deploy.validate.samples import only_padding
+from moh_deploy.validate.samples import only_padding, padding_place
 from moh_deploy.validate.tolerances import tolerance_for
 from moh_deploy.validate.valid_tokens import ValidTokens
 
@@ -143,7 +143,7 @@ def check_trace(
         for one in masks
         if _first_difference(original, recording, names, valid.where(one)) is None
     ]
-    where = f" It does so only where input '{found[0]}' is 0." if found else ""
+    where = f" It does so only {padding_place(found[0])}." if found else ""
     raise ExportError(
         f"the traced program differs from the original model{original.at}: {problem}.{where}",
         hint=f"{only_padding(found)}The model may draw random numbers, keep state between runs,"
@@ -158,9 +158,10 @@ def _masks_of(inputs: Sequence[ModelInput]) -> Iterator[ValidTokens]:
     for item in inputs:
         if item.value.ndim == 2 and not item.value.is_complex():
             with contextlib.suppress(ConfigError):
-                tokens = tokens_of(item)
-                if tokens.mask.any() and not tokens.mask.all():
-                    yield tokens
+                for padding in (False, True):
+                    tokens = tokens_of(replace(item, marks_padding=padding))
+                    if tokens.mask.any() and not tokens.mask.all():
+                        yield tokens
 
 
 def _first_difference(

@@ -1,8 +1,8 @@
-"""Find the input that says which tokens are valid: what no attention reads where it is 0.
+"""Find the input that says which tokens are valid: no attention reads the others.
 
 By what masks of attention compute, however they are written: the part of the program that makes one
-is run on inputs with padding in many places. Keys must be hidden where the input is 0, and nowhere
-else.
+is run on inputs with padding in many places. Keys must be hidden where the input is 0, or where it
+is 1, and nowhere else.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from moh_deploy.frontend.recognize.routers.trial import run_nodes
 
 def padding_inputs(
     program: ExportedProgram, layers: Sequence[MoHLayer], arguments: Sequence[torch.Tensor]
-) -> list[int]:
-    """Return the places of the inputs that are 0 for padding, among the user inputs.
+) -> dict[int, bool]:
+    """Return the places of the inputs that tell padding, and whether each is 1 for it, or 0.
 
-    Each is [batch, tokens] of 0 and 1, and every layer whose keys are its tokens hides them where
-    it is 0, and no others for its sake. The tokens are those of a layer or of an output.
+    Each is [batch, tokens] of 0 and 1, and every layer whose keys are its tokens hides those of
+    padding, and no others for its sake. The tokens are those of a layer or of an output.
 
     Args:
         layers: The MoH layers of the program.
@@ -39,12 +39,13 @@ def padding_inputs(
     """
     names = program.graph_signature.user_inputs
     places = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    return [
-        index
+    return {
+        index: padding
         for index, (name, value) in enumerate(zip(names, arguments, strict=True))
         if value.ndim == 2 and bool(((value == 0) | (value == 1)).all())
-        if _Candidate(program, places[name], value).says_padding(layers)
-    ]
+        for padding in (False, True)
+        if _Candidate(program, places[name], value, padding).says_padding(layers)
+    }
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,17 @@ class _Candidate:
     Attributes:
         node: Its placeholder.
         value: Its example, [batch, tokens].
+        marks_padding: It may be 1 for padding; else 0.
     """
 
     program: ExportedProgram
     node: Node
     value: torch.Tensor
+    marks_padding: bool
     _made: dict[Node, list[torch.Tensor] | None] = field(default_factory=dict)
 
     def says_padding(self, layers: Sequence[MoHLayer]) -> bool:
-        """Tell whether all layers with its tokens as keys hide them where it is 0."""
+        """Tell whether all layers with its tokens as keys hide those of padding."""
         tokens = shape(self.node)[1]
         reading = [
             layer
@@ -92,11 +95,11 @@ class _Candidate:
 
     @cached_property
     def _masks(self) -> list[torch.Tensor]:
-        """Values of the input: all valid first, then with padding."""
-        return [torch.ones_like(self.value), *_padded(self.value)]
+        """Which tokens are valid, bool: all first, then with padding."""
+        return [torch.ones_like(self.value, dtype=torch.bool), *_padded(self.value)]
 
     def _hides(self, term: MaskTerm, layer: MoHLayer) -> bool:
-        """Tell whether one mask of a layer hides keys where the input is 0, and no others."""
+        """Tell whether one mask of a layer hides keys that are padding, and no others."""
         assert layer.core.scores is not None
         axes = [_axis(term, dim) for dim in (layer.batch, layer.tokens, layer.core.scores.key_axes)]
         made = self._values(term.operand.node)
@@ -107,11 +110,11 @@ class _Candidate:
             return False
         hides = False
         for mask, found in zip(self._masks[1:], hidden, strict=True):
-            padding = (mask == 0)[:, None, None, :].expand(found.shape)
+            padding = ~mask[:, None, None, :].expand(found.shape)
             # What a padded query sees is as it may be: models open rows that have no key left.
             counted = torch.ones(found.shape, dtype=torch.bool)
             if found.shape[1] == mask.shape[1]:
-                counted &= (mask != 0)[:, :, None, None]
+                counted &= mask[:, :, None, None]
             if bool((found != (is_open | padding))[counted].any()):
                 return False
             hides |= bool((padding & ~is_open & counted).any())
@@ -123,7 +126,8 @@ class _Candidate:
         if node not in self._made:
             needed, constants = set(ancestors(node)), Constants(self.program)
             nodes = [one for one in self.program.graph.nodes if one in needed and op(one)]
-            runs = [run_nodes(nodes, {self.node: mask}, constants) for mask in self._masks]
+            given = [(mask != self.marks_padding).to(self.value.dtype) for mask in self._masks]
+            runs = [run_nodes(nodes, {self.node: mask}, constants) for mask in given]
             found = [run[node] for run in runs if run is not None and node in run]
             self._made[node] = found if len(found) == len(runs) else None
         return self._made[node]
@@ -161,10 +165,10 @@ def _padded(mask: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield masks with padding left, right and in holes; each sample has a valid token."""
     batch, tokens = mask.shape
     steps, half = torch.arange(tokens).expand(batch, tokens), max(1, tokens // 2)
-    yield (steps >= tokens - half).to(mask.dtype)
-    yield (steps < half).to(mask.dtype)
+    yield steps >= tokens - half
+    yield steps < half
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         holes = torch.rand(batch, tokens, generator=generator) < 0.5
         holes[torch.arange(batch), torch.randint(tokens, (batch,), generator=generator)] = True
-        yield holes.to(mask.dtype)
+        yield holes

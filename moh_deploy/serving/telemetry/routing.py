@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from moh_deploy.ops.routers import form_named
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage
+from moh_deploy.package.token_mask import marks_padding, mask_input
 from moh_deploy.serving.telemetry.layout import (
     MARGIN_EDGES,
     CountedLayer,
@@ -43,7 +44,7 @@ class RoutingReader:
         layout: The layers that are counted. Gates that no input changes are not: there is nothing
             to see.
         values: Where each of them has its gates and logits.
-        valid_tokens: The input that is 0 for padding, [batch, tokens]; None where there is none.
+        valid_tokens: The mask of valid tokens, [batch, tokens], see `token_mask`; None for all.
     """
 
     layout: CountLayout
@@ -79,8 +80,9 @@ class RoutingReader:
 
     def mask(self, inputs: Mapping[str, Array]) -> BoolArray | None:
         """Return which tokens are valid, [batch, tokens]; None for all."""
-        given = None if self.valid_tokens is None else inputs.get(self.valid_tokens)
-        return None if given is None else given != 0
+        if self.valid_tokens is None or (name := mask_input(self.valid_tokens)) not in inputs:
+            return None
+        return np.not_equal(inputs[name], marks_padding(self.valid_tokens))
 
     def count(
         self, inputs: Mapping[str, Array], results: Mapping[str, Array], sizes: Sequence[int]

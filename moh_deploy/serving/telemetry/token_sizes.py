@@ -15,6 +15,7 @@ import onnx
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
+from moh_deploy.package.token_mask import marks_padding, mask_input
 from moh_deploy.system.npz import Array
 
 Dims: TypeAlias = Mapping[str, int]
@@ -43,7 +44,7 @@ class TokenCounter:
         inputs: Of the model.
         graph: With the shapes of its values, see `shapes_inferred`.
         gates: Of each layer, names of its gates and of what has the same batch and tokens.
-        valid_tokens: The input that is 0 for padding, [batch, tokens]; None where there is none.
+        valid_tokens: The mask of valid tokens, [batch, tokens], see `token_mask`; None for all.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class TokenCounter:
         gates: Sequence[Sequence[str]],
         valid_tokens: str | None,
     ) -> None:
-        self._mask = valid_tokens
+        self._mask = None if valid_tokens is None else mask_input(valid_tokens)
+        self._marks_padding = valid_tokens is not None and marks_padding(valid_tokens)
         shapes = {one.name: tuple(map(_axis, one.shape)) for one in inputs}
-        self._mask_shape = () if valid_tokens is None else shapes[valid_tokens]
+        self._mask_shape = () if self._mask is None else shapes[self._mask]
         self._known = {
             axis.name for shape in shapes.values() for axis in shape if isinstance(axis, DimExpr)
         }
@@ -85,7 +87,9 @@ class TokenCounter:
         mix = self._open.get(tuple(dims.values())) or self._begun(dims)
         mix.runs += 1
         if self._mask is not None:
-            mix.valid += int(np.count_nonzero(inputs[self._mask]))
+            mask = inputs[self._mask]
+            marked = int(np.count_nonzero(mask))
+            mix.valid += mask.size - marked if self._marks_padding else marked
 
     def totals(self) -> tuple[int, tuple[int, ...]]:
         """Return the runs, and the tokens of each layer in them, padding left out."""

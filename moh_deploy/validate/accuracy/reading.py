@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.package.token_mask import mask_input
 from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.system.npz import Array, map_npz
 from moh_deploy.validate.accuracy.choose import choose_metrics
@@ -120,6 +121,8 @@ def _read_samples(
     mask: str | None,
 ) -> LabelledSamples:
     # A mask that is an input stays one, and is found there.
+    if mask is not None:
+        mask = mask_input(mask)
     is_input = mask in [one.name for one in model.inputs]
     others = {mask: members.pop(mask)} if mask in members and not is_input else {}
     try:

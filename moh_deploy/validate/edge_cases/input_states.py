@@ -11,6 +11,7 @@ import numpy as np
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import LayerInfo, OnnxPackage
+from moh_deploy.package.token_mask import marks_padding, mask_input
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.additive_mask import mask_like
@@ -95,13 +96,14 @@ def check_mask(package: OnnxPackage, name: str) -> None:
         ConfigError: There is no such input, or it holds something else than 0 and 1.
     """
     specs = {spec.name: spec for spec in package.manifest.inputs}
-    if name not in specs:
+    wanted = mask_input(name)
+    if wanted not in specs:
         raise ConfigError(
             f"valid_tokens is '{name}', but the model has {', '.join(specs)}.",
-            hint=did_you_mean(name, specs) or None,
+            hint=did_you_mean(wanted, specs) or None,
         )
     if package.vectors:  # Of [batch, tokens], and of nothing but 0 and 1.
-        valid_tokens(name, package.vectors[0].inputs[name], None, where="recorded run 0")
+        valid_tokens(name, package.vectors[0].inputs[wanted], None, where="recorded run 0")
 
 
 def _at_sizes(
@@ -120,7 +122,7 @@ def _all_valid(state: InputState, mask: str | None) -> InputState:
     """Let no token be padding: elements are drawn by chance, and all of them could be."""
     if mask is None or state.inputs is None:
         return state
-    return replace(state, inputs={**state.inputs, mask: _all(True, state.inputs[mask])})
+    return replace(state, inputs={**state.inputs, **_all(True, mask, state.inputs)})
 
 
 def _longest(package: OnnxPackage, name: str, asked: int | None) -> InputState:
@@ -181,11 +183,15 @@ def _padding(package: OnnxPackage, mask: str | None) -> InputState:
         )
         return InputState(PADDING, None, reason)
     known = package.vectors[0].inputs
-    inputs = {**known, mask: _all(False, known[mask])}
-    means = "all 0" if known[mask].ndim == 2 else "hides all"
-    return InputState(f"{PADDING}: {mask} {means}", inputs)
+    inputs = {**known, **_all(False, mask, known)}
+    name = mask_input(mask)
+    means = f"all {int(marks_padding(mask))}" if known[name].ndim == 2 else "hides all"
+    return InputState(f"{PADDING}: {name} {means}", inputs)
 
 
-def _all(valid: bool, mask: Array) -> Array:
-    """Return a mask of this form by which all tokens are valid, or none."""
-    return mask_like(np.full((mask.shape[0], mask.shape[-1]), valid), mask)
+def _all(valid: bool, mask: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the input that is the mask, by which all tokens are valid, or none."""
+    name = mask_input(mask)
+    known = inputs[name]
+    marked = valid != marks_padding(mask)
+    return {name: mask_like(np.full((known.shape[0], known.shape[-1]), marked), known)}

@@ -52,17 +52,18 @@ def counted_slowly(
     return found
 
 
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("mask", [None, "valid", "not valid"])
 def test_counts_are_those_of_a_slow_reference(
-    package: OnnxPackage, reader: RoutingReader, padded: bool
+    package: OnnxPackage, reader: RoutingReader, mask: str | None
 ):
     given = inputs(batch=6, seq=7)
-    if padded:
-        reader = replace(reader, valid_tokens="valid")
+    reader = replace(reader, valid_tokens=mask)
     results = run(package, reader, given)
     counted = reader.count(given, results, (1, 2, 3))
     assert counted.requests.tolist() == [1, 1, 1]
-    valid = given["valid"] if padded else np.ones((6, 7), bool)
+    valid = np.ones((6, 7), bool)
+    if mask is not None:
+        valid = ~given["valid"] if mask.startswith("not") else given["valid"]
     for number, samples in enumerate([(0,), (1, 2), (3, 4, 5)]):
         row = counted.rows[number]
         for layer, columns in enumerate(reader.layout.columns):

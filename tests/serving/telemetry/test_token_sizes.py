@@ -43,11 +43,12 @@ def test_tokens_of_every_run_are_counted():
     assert counter.totals() == (3, (16, 16))
 
 
-def test_padding_is_not_counted():
-    counter = TokenCounter((X, MASK), KNOWN, [["gates"]], "valid")
+@pytest.mark.parametrize(("mask", "tokens"), [("valid", 2), ("not valid", 8)])
+def test_padding_is_not_counted(mask: str, tokens: int):
+    counter = TokenCounter((X, MASK), KNOWN, [["gates"]], mask)
     given = of_sizes(2, 5)
     counter.add(*given)
-    assert counter.totals() == (1, (2,))
+    assert counter.totals() == (1, (tokens,))
 
 
 def test_axis_that_the_graph_does_not_tell_is_looked_up():
