@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.system.digest import sha256_of
 
 _OUTCOMES = ("usual", "alarm")
+_RECENT = 3
+"""An alert wants two alarms among so many windows: a single one may be chance."""
 
 
 class LiveDrift:
@@ -47,12 +49,14 @@ class LiveDrift:
         self._since, self._before = clock(), telemetry.totals()
         self._last: WindowVerdict | None = None
         self._outcomes: Counter[str] = Counter()
+        self._recent: deque[str] = deque(maxlen=_RECENT)
 
     def families(self) -> tuple[Family, ...]:
         """Return what came of the windows so far, as metrics."""
         with self._lock:
             self._judge()
             last, outcomes = self._last, dict(self._outcomes)
+            alarms = self._recent.count("alarm")
         ratios = [] if last is None else [(one.path, one.drifts) for one in last.layers]
         return (
             Family(
@@ -78,6 +82,12 @@ class LiveDrift:
                 "counter",
                 tuple(Series({"outcome": one}, outcomes.get(one, 0)) for one in _OUTCOMES),
             ),
+            Family(
+                "moh_drift_recent_alarms",
+                f"Alarms among the last {_RECENT} windows that were judged.",
+                "gauge",
+                (Series({}, alarms),),
+            ),
         )
 
     def _judge(self) -> None:
@@ -88,7 +98,9 @@ class LiveDrift:
         # Heads are counted one by one in here, whatever is shown of them.
         grown = LiveCounts(totals.counts - self._before.counts, requests, self._since, now)
         self._last = judge_window(self._reference, grown)
-        self._outcomes["alarm" if self._last.alarms else "usual"] += 1
+        outcome = "alarm" if self._last.alarms else "usual"
+        self._outcomes[outcome] += 1
+        self._recent.append(outcome)
         self._since, self._before = now, totals
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Description
+from moh_deploy.runtime.input_check import empty_axis
 from moh_deploy.serving.guard.answer_check import AnswerCheck
 from moh_deploy.serving.guard.aside import Aside
 from moh_deploy.serving.guard.audit import AuditLog
@@ -169,6 +170,9 @@ class Guard:
             with self._hands.marks.during(index):
                 results, seconds = rung.run(inputs, outputs, wanted)
         except BackendError as error:
+            if empty_axis(rung.found.model.manifest.inputs, inputs) is not None:
+                # The client's fault: no rung is blamed, and nothing is counted as refused.
+                raise ConfigError(error.message, hint=error.hint) from error
             failure = RungFailure(index, "kernel error", {"error": error.message[:500]})
             return _Tried(failure, float("inf"), error)
         wrong = self._watched.check.wrong(inputs, results)

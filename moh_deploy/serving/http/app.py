@@ -41,6 +41,7 @@ from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.status_counts import StatusCounts
 from moh_deploy.serving.http.telemetry_routes import telemetry_routes
 from moh_deploy.serving.http.tensors import DATATYPES
+from moh_deploy.serving.limited_log import LimitedLog
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.served_model import Reply, ServedModel
 from moh_deploy.serving.telemetry.prometheus import CONTENT_TYPE, prometheus_text
@@ -96,7 +97,7 @@ def make_app(endpoint: Endpoint) -> Starlette:
             *guard_routes(endpoint.served.guard, endpoint.limits),
         ],
         exception_handlers={
-            MoHDeployError: _failed,
+            MoHDeployError: app.failed,
             HTTPException: _no_route,
         },
         lifespan=app.lifespan,
@@ -109,6 +110,7 @@ class _App:
         self._counts = StatusCounts()
         self._held = HeldBytes(endpoint.limits.max_held_bytes)
         self._is_ready = False
+        self._log = LimitedLog()
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -178,7 +180,7 @@ class _App:
             self._counts.note(_GONE, time.monotonic() - start)
             return Response(status_code=400)  # which nobody reads
         except Exception as error:
-            response = await _failed(request, error)
+            response = await self.failed(request, error)
         self._counts.note(response.status_code, time.monotonic() - start)
         return response
 
@@ -247,6 +249,25 @@ class _App:
             reply.cancel()
             gone.cancel()
 
+    async def failed(self, _: Request, error: Exception) -> Response:
+        if isinstance(error, Refusal):
+            after_s = error.retry_after_s
+            headers = {} if after_s is None else {"retry-after": str(after_s)}
+            if error.closes_connection:
+                headers["connection"] = "close"
+            return _json({"error": str(error)}, error.status, headers)
+        if isinstance(error, MoHDeployError):
+            self._log.write(f"error: {error}\n")
+            return _json({"error": error.message}, 500)
+        if isinstance(error, MemoryError):
+            traceback.print_exception(error)
+            # What else waits for memory would fail one by one. A new process has all of it.
+            print("error: there is no memory left: the worker ends.", file=sys.stderr, flush=True)
+            os._exit(OUT_OF_MEMORY)
+        self._log.write("".join(traceback.format_exception(error)))
+        kind = type(error).__name__
+        return _json({"error": f"this is a bug of moh-deploy: {kind} was not expected."}, 500)
+
     def _check_model(self, request: Request) -> None:
         endpoint, given = self._endpoint, request.path_params
         if given["model"] != endpoint.name:
@@ -274,24 +295,6 @@ async def _gone(request: Request) -> None:
 def _labelled(family: Family, labels: Mapping[str, str]) -> Family:
     samples = (replace(one, labels={**labels, **one.labels}) for one in family.samples)
     return replace(family, samples=tuple(samples))
-
-
-async def _failed(_: Request, error: Exception) -> Response:
-    if isinstance(error, Refusal):
-        headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
-        if error.closes_connection:
-            headers["connection"] = "close"
-        return _json({"error": str(error)}, error.status, headers)
-    if isinstance(error, MoHDeployError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return _json({"error": error.message}, 500)
-    traceback.print_exception(error)
-    if isinstance(error, MemoryError):
-        # What else waits for memory would fail one by one. A new process has all of it.
-        print("error: there is no memory left: the worker ends.", file=sys.stderr, flush=True)
-        os._exit(OUT_OF_MEMORY)
-    kind = type(error).__name__
-    return _json({"error": f"this is a bug of moh-deploy: {kind} was not expected."}, 500)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -78,6 +78,7 @@ class BatchingQueue:
         self._is_hurried = False
         self._is_closed = False
         self._batches: Counter[int] = Counter()  # samples to the number of batches of so many
+        self._waited_s = 0.0
         self._threads = [
             threading.Thread(
                 target=self._work, args=(index,), name=f"instance {index}", daemon=True
@@ -158,12 +159,25 @@ class BatchingQueue:
         """Return what was counted so far."""
         with self._changed:
             waiting, batches = self._num_waiting, dict(self._batches)
+            waited_s = self._waited_s
         return (
             Family(
                 "moh_queue_waiting_requests",
                 "Requests that wait for an instance.",
                 "gauge",
                 (Series({}, waiting),),
+            ),
+            Family(
+                "moh_queue_limit_requests",
+                "The most requests that may wait: more are refused.",
+                "gauge",
+                (Series({}, self._limits.max_waiting),),
+            ),
+            Family(
+                "moh_queue_seconds_total",
+                "How long requests have waited before they ran, all together.",
+                "counter",
+                (Series({}, waited_s),),
             ),
             Family(
                 "moh_batch_samples",
@@ -230,6 +244,7 @@ class BatchingQueue:
             if request.future.set_running_or_notify_cancel():
                 batch.append(request)
                 samples += request.samples
+                self._waited_s += time.monotonic() - request.arrived
         if not requests:
             del self._waiting[key]
         if self._waiting:

@@ -51,11 +51,11 @@ from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.drift.reference import read_reference
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.joining import find_joining
+from moh_deploy.serving.monitoring.files import alerts_text, dashboard_text
 from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.telemetry.routing import RoutingReader
 from moh_deploy.serving.triton import library_needs, supervise
-from moh_deploy.serving.triton.alerts import alerts_text
 from moh_deploy.serving.triton.bundle_json import (
     BUNDLE_NAME,
     LIBRARIES,
@@ -75,7 +75,6 @@ from moh_deploy.serving.triton.bundled_guard import (
     bring_along,
 )
 from moh_deploy.serving.triton.config_pbtxt import Backend, ModelFacts, Warmup, config_text
-from moh_deploy.serving.triton.dashboard import dashboard_text
 from moh_deploy.serving.triton.kserve import Cluster, kserve_text
 from moh_deploy.serving.triton.probe import PROBE_NAME, probe_text
 from moh_deploy.serving.triton.server import SUPERVISE_NAME

@@ -22,7 +22,9 @@ from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.runtime.onnxruntime.dlpack import from_dlpack, to_dlpack
 from moh_deploy.serving.answer_batch import answer_batch
 from moh_deploy.serving.batches import BatchAxis
+from moh_deploy.serving.http.status_counts import NO_REQUESTS, requests_family
 from moh_deploy.serving.joining import find_joining
+from moh_deploy.serving.limited_log import LimitedLog
 from moh_deploy.serving.metrics import Family, Series, edge_text
 from moh_deploy.serving.runs_under_way import RunsUnderWay
 from moh_deploy.serving.served_model import Reply
@@ -62,6 +64,8 @@ class TritonPythonModel:
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._metrics = _Metrics(pb_utils, args["model_instance_name"], labels)
         self._runs = RunsUnderWay(1, HUNG_SECONDS)
+        self._statuses = NO_REQUESTS.copy()
+        self._log = LimitedLog()
         self._is_closing = threading.Event()
         self._pusher = threading.Thread(target=self._keep_pushing, daemon=True)
         self._pusher.start()
@@ -116,17 +120,18 @@ class TritonPythonModel:
             self._pb.Tensor.from_dlpack(name, to_dlpack(reply.outputs[name]))
             for name in request.requested_output_names()
         ]
+        self._statuses[200] += 1
         return self._pb.InferenceResponse(tensors)
 
     def _error(self, error: Exception) -> Response:
         # What the client did wrong, or what went wrong here: the server makes 4xx and 5xx of it.
-        code = self._pb.TritonError.INTERNAL
-        if isinstance(error, ConfigError):
-            code = self._pb.TritonError.INVALID_ARG
+        is_clients = isinstance(error, ConfigError)
+        self._statuses[400 if is_clients else 500] += 1
+        code = self._pb.TritonError.INVALID_ARG if is_clients else self._pb.TritonError.INTERNAL
         if isinstance(error, MoHDeployError):
             message = error.message
         else:
-            traceback.print_exception(error)
+            self._log.write("".join(traceback.format_exception(error)))
             message = f"this is a bug of moh-deploy: {type(error).__name__} was not expected."
         return self._pb.InferenceResponse(error=self._pb.TritonError(message, code))
 
@@ -138,8 +143,8 @@ class TritonPythonModel:
             self._push(now=time.time())
 
     def _push(self, now: float) -> None:
-        families = (*self._served.families(), *self._runs.families(), heartbeat(now))
-        self._metrics.push(families)
+        own = requests_family(self._statuses), heartbeat(now)
+        self._metrics.push((*self._served.families(), *self._runs.families(), *own))
 
 
 def heartbeat(now: float) -> Family:

@@ -57,6 +57,7 @@ def test_windows_are_judged_as_soon_as_they_are_full(
         ("moh_reference_info", "d"): 1,
         ("moh_drift_windows_total", "usual"): 0,
         ("moh_drift_windows_total", "alarm"): 0,
+        ("moh_drift_recent_alarms",): 0,
     }
     served.answer(1)
     usual = found(drift)
@@ -85,6 +86,20 @@ def test_gates_that_are_not_finite_are_an_alarm(package: OnnxPackage, reference:
     served.answer(50)
     served.telemetry._counts[served.telemetry.reader.layout.columns[0].nonfinite] += 1
     assert found(drift)["moh_drift_windows_total", "alarm"] == 1
+
+
+def test_alarms_among_the_last_three_windows_are_shown(
+    package: OnnxPackage, reference: RoutingReference
+):
+    served = RandomGates(package)
+    drift = LiveDrift(reference, "d", served.telemetry)
+    recent = []
+    for is_alarm in (True, False, True, True, False, False, False):
+        served.answer(50)
+        nonfinite = served.telemetry.reader.layout.columns[0].nonfinite
+        served.telemetry._counts[nonfinite] += is_alarm
+        recent.append(found(drift)["moh_drift_recent_alarms",])
+    assert recent == [1, 1, 2, 2, 2, 1, 0]
 
 
 def test_served_model_shows_its_reference(

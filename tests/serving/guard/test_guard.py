@@ -44,6 +44,19 @@ def is_right(ladder: TriedLadder, y: np.ndarray) -> bool:
     return np.allclose(y, ladder.package.vectors[0].outputs["y"], rtol=1e-5, atol=1e-6)
 
 
+def test_empty_input_that_no_rung_takes_is_the_clients_fault(make: Make):
+    ladder = make()
+    for rung in range(2):
+        ladder.plant(rung, "crash")
+    x = ladder.package.vectors[0].inputs["x"]
+    with pytest.raises(ConfigError):
+        ladder.ask(x[:, :0])
+    assert ladder.count("moh_refused_requests_total") == 0
+    with pytest.raises(BackendError):
+        ladder.ask(x)
+    assert ladder.count("moh_refused_requests_total") == 1
+
+
 def audit(ladder: TriedLadder) -> list[dict[str, object]]:
     return [json.loads(line) for line in ladder.log.read_text().splitlines()]
 

@@ -184,6 +184,26 @@ def test_failed_run_is_500_and_a_sentence(
     assert capsys.readouterr().err == "error: ONNX Runtime failed.\n"
 
 
+def test_failed_runs_fill_no_log_and_are_counted(
+    app: Callable[..., Starlette], held: Held, capsys: pytest.CaptureFixture[str]
+):
+    def fails(_: Tensors) -> dict[str, np.ndarray]:
+        raise BackendError("ONNX Runtime failed.")
+
+    async def run() -> list[float]:
+        async with connected(app()) as client:
+            counts = [await metric(client, 'moh_requests_total{code="500"')]
+            for _ in range(50):
+                assert (await infer(client)).status_code == 500
+            return [*counts, await metric(client, 'moh_requests_total{code="500"')]
+
+    held.gate.set()
+    held.replies = fails
+    # An alert sees what grows: it would miss a first error that was not 0 before.
+    assert asyncio.run(run()) == [0, 50]
+    assert capsys.readouterr().err == 20 * "error: ONNX Runtime failed.\n"
+
+
 def test_token_that_the_model_has_not_is_the_clients_fault(
     app: Callable[..., Starlette], held: Held, capsys: pytest.CaptureFixture[str]
 ):

@@ -12,6 +12,7 @@ import pytest
 from moh_deploy.serving import BatchAxis, Reply
 from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits, Tensors
 from moh_deploy.serving.http.refusal import Refusal
+from moh_deploy.serving.metrics import Family
 
 AXIS = BatchAxis("batch")
 LONG_S = 60.0
@@ -65,6 +66,10 @@ def make(model: Model) -> Iterator[Callable[..., BatchingQueue]]:
 
 def ask(queue: BatchingQueue, *values: float, width: int = 1) -> Future[Reply]:
     return queue.submit({"x": np.array([[value] * width for value in values])})
+
+
+def families(queue: BatchingQueue) -> dict[str, Family]:
+    return {family.name: family for family in queue.families()}
 
 
 def got(future: Future[Reply]) -> list[float]:
@@ -180,7 +185,7 @@ def test_cancelled_request_is_let_go_at_once(make: Callable[..., BatchingQueue],
     del inputs
     assert gone.cancel()
     assert array() is None
-    assert queue.families()[0].samples[0].value == 1
+    assert families(queue)["moh_queue_waiting_requests"].samples[0].value == 1
     model.gate.set()
     assert [got(first), got(other)] == [[0], [4]]
 
@@ -243,7 +248,7 @@ def test_run_that_hangs_is_counted_and_others_go_on(
     while not queue.runs.hung():
         time.sleep(0.001)
     assert not queue.runs.are_all_hung
-    assert queue.families()[-1].samples[0].value == 1
+    assert families(queue)["moh_hung_runs"].samples[0].value == 1
     model.gate.set()
     assert got(hanging) == [2]
     while queue.runs.hung():
@@ -279,7 +284,7 @@ def test_many_clients_get_their_own_answers(make: Callable[..., BatchingQueue], 
     with ThreadPoolExecutor(8) as clients:
         list(clients.map(client, range(8)))
     # Each sample is counted, once.
-    (batches,) = queue.families()[1].samples
+    (batches,) = families(queue)["moh_batch_samples"].samples
     assert batches.value == sum(map(sum, model.batches)) == 8 * (34 + 33 * 2 + 33 * 3)
     assert batches.buckets[np.inf] == len(model.batches)
 
@@ -290,10 +295,11 @@ def test_waiting_requests_and_batches_are_counted(make: Callable[..., BatchingQu
     asked = [ask(queue, 1)]
     model.begun.acquire()
     asked += [ask(queue, 1, 2), ask(queue, 3)]
-    waiting, batches, _ = queue.families()
-    assert waiting.samples[0].value == 2
+    assert families(queue)["moh_queue_waiting_requests"].samples[0].value == 2
+    assert families(queue)["moh_queue_limit_requests"].samples[0].value == 100
     model.gate.set()
     wait(asked, LONG_S)
-    _, batches, _ = queue.families()
+    assert families(queue)["moh_queue_seconds_total"].samples[0].value > 0
+    batches = families(queue)["moh_batch_samples"]
     assert batches.samples[0].value == 4
     assert batches.samples[0].buckets == {1: 1, 2: 1, 4: 2, 8: 2, np.inf: 2}

@@ -200,15 +200,16 @@ def test_bad_request_gets_its_error_and_spoils_no_other(
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "message"),
+    ("error", "code", "status", "message"),
     [
-        (BackendError("the runtime failed"), "internal", "the runtime failed"),
+        (BackendError("the runtime failed"), "internal", 500, "the runtime failed"),
         (
             ValueError("what"),
             "internal",
+            500,
             "this is a bug of moh-deploy: ValueError was not expected.",
         ),
-        (ConfigError("input 'ids' is 99"), "invalid", "input 'ids' is 99"),
+        (ConfigError("input 'ids' is 99"), "invalid", 400, "input 'ids' is 99"),
     ],
 )
 def test_request_that_fails_does_not_fail_those_that_it_was_joined_with(
@@ -216,6 +217,7 @@ def test_request_that_fails_does_not_fail_those_that_it_was_joined_with(
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
     code: str,
+    status: int,
     message: str,
 ):
     answer = model._served.answer
@@ -228,7 +230,9 @@ def test_request_that_fails_does_not_fail_those_that_it_was_joined_with(
     monkeypatch.setattr(model._served, "answer", fail)
     failing = request(1)
     failing.tensors["x"][:] = np.nan
+    model._statuses.clear()
     good, bad, also_good = model.execute([request(0), failing, request(2)])
+    assert model._statuses == {200: 2, status: 1}
     assert (bad.error.code, bad.error.message, bad.outputs) == (code, message, {})
     for reply, seed in ((good, 0), (also_good, 2)):
         np.testing.assert_allclose(reply.outputs["y"], right(seed), rtol=1e-5, atol=1e-6)

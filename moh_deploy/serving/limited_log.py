@@ -1,0 +1,45 @@
+"""Limit what one client's bad requests can write into a log."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+
+class LimitedLog:
+    """Writes to stderr, at most so many entries in a while, and then how many it left out.
+
+    Several threads may write at the same time.
+
+    Args:
+        most: Entries that are written in each period; further ones are counted.
+        period_s: How long a period is. The first entry begins one.
+    """
+
+    def __init__(self, most: int = 20, period_s: float = 60.0) -> None:
+        self._most, self._period_s = most, period_s
+        self._lock = threading.Lock()
+        self._entries = 0
+
+    def write(self, entry: str) -> None:
+        """Write an entry of whole lines, or count it."""
+        with self._lock:
+            if self._entries == 0:
+                teller = threading.Timer(self._period_s, self._tell)
+                teller.daemon = True  # it must not keep a process that ends
+                teller.start()
+            self._entries += 1
+            if self._entries > self._most:
+                return
+        print(entry, end="", file=sys.stderr, flush=True)
+
+    def _tell(self) -> None:
+        """Say how many entries the period that ends has left out."""
+        with self._lock:
+            left_out, self._entries = self._entries - self._most, 0
+        if left_out > 0:
+            print(
+                f"warning: {left_out} more errors in the last {self._period_s:g} s are not shown.",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -1,0 +1,1 @@
+"""Alert rules and a dashboard that fit `moh-deploy serve` and Triton."""

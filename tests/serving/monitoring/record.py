@@ -1,0 +1,220 @@
+"""Record the metrics of `serve` and of Triton while things go right, and while they go wrong.
+
+    python -m tests.serving.monitoring.record
+
+Writes `serve.txt` and `triton.txt` beside this file: scrapes of real servers of the same bundle,
+each with what has changed since the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.request import urlopen
+
+import numpy as np
+
+from moh_deploy.api.profile import profile
+from moh_deploy.errors import BackendError
+from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving import ServingSettings
+from moh_deploy.serving.drill.client import V2Client
+from moh_deploy.serving.guard.control import Control, write_control
+from moh_deploy.serving.guard.faults import Fault
+from moh_deploy.serving.monitoring.files import alerts_text, dashboard_text
+from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
+from moh_deploy.serving.triton.bundled_guard import CONTROL_NAME, GUARD, GuardFiles
+from moh_deploy.serving.triton.server import TritonServer, running_server
+from moh_deploy.system.npz import Array, write_npz
+from tests.edge_case_package import inputs, write_edge_package
+from tests.serving.http.running import running
+from tests.serving.triton.triton_environment import server_or_skip
+
+MODEL = "edge"
+SERVERS = ("serve", "triton")
+HERE = Path(__file__).parent
+WINDOW = 50
+USED = frozenset(re.findall(r"\b(?:nv|moh)_\w+", alerts_text(MODEL) + dashboard_text(MODEL)))
+_SETTLED_S = 1.2  # Triton shows counts of a Python model half a second late
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is recorded.
+
+    Attributes:
+        port: Where it answers requests.
+        metrics: The address of its metrics.
+        control: The control file of its guard.
+        instances: Processes that run the model, where they are not the one with the metrics.
+    """
+
+    port: int
+    metrics: str
+    control: Path
+    instances: Callable[[], Sequence[int]] = tuple
+
+    def ask(self, requests: Sequence[Mapping[str, Array]]) -> list[bool]:
+        """Send requests from two clients; return which got tensors."""
+        with ThreadPoolExecutor(2) as clients:
+            return list(clients.map(self._is_answered, requests))
+
+    def _is_answered(self, given: Mapping[str, Array]) -> bool:
+        client = V2Client("127.0.0.1", self.port, MODEL, ["y"])
+        try:
+            client(given)
+        except BackendError:
+            return False
+        finally:
+            client.close()
+        return True
+
+    @contextmanager
+    def planted(self, fault: Fault) -> Iterator[None]:
+        """Plant a fault of a drill."""
+        write_control(self.control, Control(faults=(fault,)))
+        time.sleep(0.5)
+        yield
+        write_control(self.control, Control())
+        time.sleep(0.5)
+
+    @contextmanager
+    def many_waiting(self, number: int) -> Iterator[None]:
+        """Let so many requests wait for slow runs, each on a connection of its own."""
+        with ExitStack() as stack:
+            sockets = []
+            with self.planted("slow"):
+                for index in range(number):
+                    # From many addresses: a server may limit the connections of each.
+                    source = (f"127.0.1.{1 + index // 10}", 0)
+                    made = socket.create_connection(("127.0.0.1", self.port), 30, source)
+                    sockets.append(stack.enter_context(made))
+                    made.sendall(_post(inputs(batch=1, seed=index)))
+                yield
+            for waiting in sockets:
+                assert b" 200 " in waiting.recv(100)
+
+
+def _post(given: Mapping[str, Array]) -> bytes:
+    """Return a request as it goes over the wire."""
+    kinds = {"float32": "FP32", "bool": "BOOL"}
+    tensors = [
+        {"name": name, "shape": one.shape, "datatype": kinds[one.dtype.name], "data": one.tolist()}
+        for name, one in given.items()
+    ]
+    body = json.dumps({"inputs": tensors})
+    head = f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n{body}".encode()
+
+
+def write_watched_bundle(folder: Path) -> Path:
+    """Write a bundle with guard, drill, shadow and reference."""
+    package = write_edge_package(folder / "package")
+    write_npz(folder / "usual.npz", inputs(batch=400, seed=9))
+    reference = folder / "reference.json"
+    profile(package.root, reference, inputs=[folder / "usual.npz"], window=WINDOW)
+    settings = ServingSettings(
+        MODEL, threads=1, max_batch=4, sample_every=1, shadow_share=1.0, drill=True
+    )
+    beside = GuardFiles(guard=True, shadow=package.root)
+    options = BundleOptions(settings, reference=reference, beside=beside)
+    write_bundle(find_deployed(package.root), folder / "bundle", options)
+    return folder / "bundle"
+
+
+def scrapes(server: Server, most_waiting: int) -> Iterator[tuple[str, str]]:
+    """Yield what a server shows after each thing that happens to it: name and text."""
+
+    def scrape(name: str) -> tuple[str, str]:
+        time.sleep(_SETTLED_S)
+        with urlopen(server.metrics, timeout=30) as answer:
+            return name, answer.read().decode()
+
+    seeds = count(1000)
+
+    def traffic(number: int, factor: float = 1.0) -> list[Mapping[str, Array]]:
+        drawn = [inputs(batch=1, seed=next(seeds)) for _ in range(number)]
+        return [{**one, "x": one["x"] * np.float32(factor)} for one in drawn]
+
+    def until(name: str, alarms: int, factor: float) -> tuple[str, str]:
+        # A window may begin with requests of before, and ends with a look at the metrics.
+        for _ in range(50):
+            assert all(server.ask(traffic(10, factor)))
+            _, text = scrape(name)
+            if re.search(rf"^moh_drift_recent_alarms.* {alarms}(\.0)?$", text, re.MULTILINE):
+                return name, text
+        raise AssertionError(f"{name}: there were never {alarms} alarms among the last windows")
+
+    yield scrape("start")
+    assert all(server.ask(traffic(120)))
+    yield scrape("healthy")
+    unequal = {"x": inputs(batch=1, seq=4)["x"], "valid": inputs(batch=1)["valid"]}
+    assert not any(server.ask([unequal] * 40))
+    yield scrape("client errors")
+    assert not any(server.ask(traffic(40, 1e30)))
+    yield scrape("refused")
+    yield until("one alarm", 1, -3.0)
+    yield until("two alarms", 2, -3.0)
+    yield until("calm", 0, 1.0)
+    with server.many_waiting(most_waiting):
+        yield scrape("queue")
+    # Behind the rest, since it may move the guard.
+    assert all(server.ask(traffic(10, np.nan)))
+    yield scrape("not finite")
+    with server.planted("crash"):
+        assert all(server.ask(traffic(20)))
+        yield scrape("fallback")
+    for process in server.instances():
+        os.kill(process, signal.SIGKILL)
+    if server.instances():
+        server.ask(traffic(4))
+        yield scrape("silent")
+
+
+@contextmanager
+def watched(kind: str, bundle: Path, folder: Path) -> Iterator[Server]:
+    """Serve a bundle by `serve` or by Triton."""
+    control = bundle / GUARD / CONTROL_NAME
+    if kind == "serve":
+        with running(bundle, folder / "serve.log", name=None) as found:
+            yield Server(found.port, f"{found.url}/metrics", control)
+        return
+    installed: TritonServer = server_or_skip()
+    with running_server(installed, bundle, folder / "triton.log") as triton:
+        metrics = f"http://127.0.0.1:{triton.ports.metrics}/metrics"
+        yield Server(triton.ports.http, metrics, control, lambda: children(triton.process.pid))
+
+
+def children(parent: int) -> list[int]:
+    """Return the processes that a process has started."""
+    return list(map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()))
+
+
+def record(kind: str, output: Path, folder: Path) -> None:
+    """Record one server into a file."""
+    bundle, last = write_watched_bundle(folder), dict[str, str]()
+    with watched(kind, bundle, folder) as server, output.open("w", encoding="utf-8") as file:
+        for name, text in scrapes(server, 160 if kind == "serve" else 600):
+            file.write(f"# {name} at {time.time():.0f}\n")
+            lines = [line for line in text.splitlines() if re.split(r"[ {]", line)[0] in USED]
+            values = dict(line.rsplit(" ", 1) for line in lines)
+            changed = {key: value for key, value in values.items() if last.get(key) != value}
+            file.writelines(f"{key} {value}\n" for key, value in changed.items())
+            last |= changed
+
+
+if __name__ == "__main__":
+    for recorded in SERVERS:
+        with TemporaryDirectory() as place:
+            record(recorded, HERE / f"{recorded}.txt", Path(place))
