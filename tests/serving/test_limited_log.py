@@ -8,12 +8,12 @@ import pytest
 
 from moh_deploy.serving.limited_log import LimitedLog
 
-PERIOD_S = 0.05
+PERIOD_S, LONG_S = 0.05, 5.0
 
 
 def lines_after_a_period(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    text = capsys.readouterr().err
-    while "not shown" not in text:
+    text, ends = capsys.readouterr().err, time.monotonic() + LONG_S
+    while "not shown" not in text and time.monotonic() < ends:
         time.sleep(0.001)
         text += capsys.readouterr().err
     return text.splitlines()
