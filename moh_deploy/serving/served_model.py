@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import Manifest, Runtime, TensorInfo
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
-from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.input_check import check_inputs, empty_axis
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.drift.live_drift import LiveDrift, open_live_drift
@@ -94,6 +94,10 @@ class ServedModel:
         observers: Who sees the runs.
         telemetry: The one of them that counts what routers do; None where none does.
         drift: What compares that with a reference; None without one.
+
+    Attributes:
+        scalars: Inputs of one number for each sample. Triton has no dimensions for them, so that
+            its clients send them with an axis of size 1 at the end.
     """
 
     def __init__(
@@ -110,6 +114,8 @@ class ServedModel:
         self.inputs: tuple[TensorInfo, ...] = model.manifest.inputs
         self.outputs: tuple[TensorInfo, ...] = model.manifest.outputs
         self.batch_axis = BatchAxis.of(model.manifest)
+        own_axes = 0 if self.batch_axis is None else 1
+        self.scalars = frozenset(info.name for info in self.inputs if len(info.shape) == own_axes)
         self._source = OneModel(source) if isinstance(source, Runner) else source
         self._observers = tuple(observers)
         self._drift = drift
@@ -127,6 +133,8 @@ class ServedModel:
             ConfigError: A name, dtype, rank or size is wrong, or was refused at export.
         """
         sizes = check_inputs(self.inputs, inputs)
+        if self.batch_axis is not None and not self.batch_axis.size(inputs):
+            raise ConfigError("the batch is empty, expected 1 sample or more.")
         if isinstance(self.model.manifest, Manifest):
             check_ranges(sizes, self.model.manifest)
         return sizes
@@ -145,7 +153,12 @@ class ServedModel:
         dims = self.check(inputs)
         wanted = tuple({name: None for one in self._observers for name in one.wanted(dims)})
         parts = tuple(sizes) or (self._samples(inputs),)
-        ran = self._source.run(inputs, self._names, wanted, len(parts))
+        try:
+            ran = self._source.run(inputs, self._names, wanted, len(parts))
+        except BackendError as error:
+            if empty_axis(self.inputs, inputs) is None:
+                raise
+            raise ConfigError(error.message, hint=error.hint) from error
         run = ServedRun(inputs, dims, ran.results, parts, ran.seconds, ran.rung)
         for one in self._observers:
             one.saw(run)

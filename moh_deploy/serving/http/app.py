@@ -24,9 +24,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from moh_deploy import __version__
-from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
+from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.package import TensorInfo
-from moh_deploy.runtime.input_check import empty_axis
 from moh_deploy.serving.http.body import HeldBytes, read_body
 from moh_deploy.serving.http.guard_routes import guard_routes
 from moh_deploy.serving.http.limits import HttpLimits
@@ -198,6 +197,7 @@ class _App:
                     request.headers.get(HEADER_LENGTH),
                     inputs=served.inputs,
                     outputs=served.outputs,
+                    scalars=served.scalars,
                     most_json=endpoint.limits.max_json_bytes,
                 ),
             )
@@ -235,11 +235,6 @@ class _App:
                 raise ClientDisconnect
             raise Refusal(f"there was no answer within {timeout_s:g} s.", status=504)
         except ConfigError as error:  # which only the run could tell: a token that there is none of
-            raise Refusal(error.message, hint=error.hint) from error
-        except BackendError as error:
-            empty = empty_axis(self._endpoint.served.inputs, asked.inputs)
-            if empty is None:
-                raise
             raise Refusal(error.message, hint=error.hint) from error
         finally:
             # Cancelled, it is not begun any more, if it was not yet.

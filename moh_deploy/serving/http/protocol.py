@@ -15,7 +15,7 @@ github.com/triton-inference-server/server.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,6 @@ from moh_deploy.serving.http.json_fields import (
     objects_in,
     parameters_in,
     text_in,
-    text_or_none_in,
 )
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.refusal import Refusal
@@ -90,6 +89,7 @@ def read_request(
     *,
     inputs: Sequence[TensorInfo],
     outputs: Sequence[TensorInfo],
+    scalars: Collection[str] = (),
     most_json: int = HttpLimits.max_json_bytes,
 ) -> InferRequest:
     """Read the body of a request.
@@ -99,6 +99,7 @@ def read_request(
         json_bytes: The header that says how long its JSON is, where there is one.
         inputs: What the model takes.
         outputs: What it returns.
+        scalars: Inputs that may come with one more axis; see `ServedModel.scalars`.
         most_json: The most bytes of JSON.
 
     Raises:
@@ -112,12 +113,14 @@ def read_request(
         )
     request = object_of(parse_json(head, "the request", error=Refusal), "the request")
     parameters = parameters_in(request, "the request")
-    _refuse_sequences(parameters)
-    arrays = read_tensors(request, raw, {info.name: info for info in inputs})
+    for name, value in parameters.items():
+        if not isinstance(value, (int, float, str)):
+            raise Refusal(f"the parameter {name[:100]} is neither a number nor a text.")
+    arrays = read_tensors(request, raw, {info.name: info for info in inputs}, scalars=scalars)
     return InferRequest(
         arrays,
         _requested(request, parameters, outputs),
-        text_or_none_in(request, "id", "the request"),
+        (text_in(request, "id", "the request") or None) if "id" in request else None,
         _timeout(parameters),
     )
 
@@ -235,8 +238,6 @@ def _requested(
                 f"there is no output '{name[:100]}': the model has {', '.join(datatypes)}.",
                 hint=did_you_mean(name[:100], datatypes) or None,
             )
-        if name in wanted:
-            raise Refusal(f"output '{name}' is asked for twice.")
         own = parameters_in(output, f"output '{name}'")
         for parameter in own:
             if parameter == "classification" or parameter.startswith("shared_memory"):
@@ -251,13 +252,6 @@ def _requested(
                 hint="Ask for it with the parameter binary_data.",
             )
     return tuple(RequestedOutput(name, is_binary) for name, is_binary in wanted.items())
-
-
-def _refuse_sequences(parameters: Mapping[str, object]) -> None:
-    """Refuse what would change the answer; other parameters are the client's own business."""
-    for name in ("sequence_id", "sequence_start", "sequence_end", "priority"):
-        if parameters.get(name):
-            raise Refusal(f"the parameter {name} is not supported: requests are independent.")
 
 
 def _timeout(parameters: Mapping[str, object]) -> float | None:

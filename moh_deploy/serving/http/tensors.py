@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import chain
 from typing import cast
 
@@ -67,6 +67,8 @@ def read_tensors(
     raw: memoryview,
     expected: Mapping[str, TensorInfo] | None,
     key: str = "inputs",
+    *,
+    scalars: Collection[str] = (),
 ) -> dict[str, Array]:
     """Return the tensors of a request or an answer; arrays of raw values are views of these.
 
@@ -75,6 +77,7 @@ def read_tensors(
         raw: What stands behind it.
         expected: Name to what the model takes; None where all is taken.
         key: The list of tensors in `found`.
+        scalars: Inputs that may come with one more axis, of size 1; see `ServedModel.scalars`.
 
     Raises:
         Refusal: They are not what `expected` or their own shapes say, or `raw` has more or less
@@ -97,6 +100,10 @@ def read_tensors(
         else:
             arrays[name] = _from_raw(raw[start : start + size], size, what, dtype, shape)
             start += size
+        if expected is not None and name in scalars:
+            num_axes = len(expected[name].shape)
+            if shape[num_axes:] == (1,):
+                arrays[name] = arrays[name].reshape(shape[:num_axes])
     if start != len(raw):
         raise Refusal(
             f"the body has {len(raw)} bytes behind its JSON, the tensors in it have {start}."

@@ -272,24 +272,6 @@ def test_large_tensors_go_through_threads(app: Callable[..., Starlette], held: H
     assert got["y"].tobytes() == asked["x"].tobytes()
 
 
-def test_empty_tensor_that_the_model_does_not_run_on_is_the_clients_fault(
-    app: Callable[..., Starlette], held: Held
-):
-    def fails(_: Tensors) -> dict[str, np.ndarray]:
-        raise BackendError("the model does not run on an empty tensor.")
-
-    async def run() -> httpx.Response:
-        x = {"name": "x", "datatype": "FP32", "shape": [1, 0, WIDTH], "data": []}
-        async with connected(app()) as client:
-            return await client.post(INFER, json={"inputs": [x]})
-
-    held.gate.set()
-    held.replies = fails
-    failed = asyncio.run(run())
-    assert failed.status_code == 400
-    assert failed.json() == {"error": "the model does not run on an empty tensor."}
-
-
 def test_model_that_nothing_counts_has_no_telemetry(served: ServedModel):
     queue = BatchingQueue(served.answer, None, QueueLimits(1, 1, 0.0, 1))
 
