@@ -79,3 +79,14 @@ class BatchAxis:
             {name: one[end - size : end] for name, one in outputs.items()}
             for size, end in zip(sizes, ends, strict=True)
         )
+
+
+def scalars_of(model: ModelInterface) -> dict[str, int]:
+    """Return the inputs and outputs of one number for each sample, and how many axes they have.
+
+    Triton has no tensors without dimensions beside the batch: its clients send and get such a
+    number with an axis of size 1 at the end.
+    """
+    num_axes = 0 if BatchAxis.of(model) is None else 1
+    tensors = (*model.inputs, *model.outputs)
+    return {info.name: num_axes for info in tensors if len(info.shape) == num_axes}

@@ -14,7 +14,7 @@ from moh_deploy.package import Manifest, Runtime, TensorInfo
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs, empty_axis
 from moh_deploy.runtime.models import runtime_for
-from moh_deploy.serving.batches import BatchAxis
+from moh_deploy.serving.batches import BatchAxis, scalars_of
 from moh_deploy.serving.drift.live_drift import LiveDrift, open_live_drift
 from moh_deploy.serving.guard.guard import Guard
 from moh_deploy.serving.guard.open_guard import GuardOptions, open_guard
@@ -96,8 +96,7 @@ class ServedModel:
         drift: What compares that with a reference; None without one.
 
     Attributes:
-        scalars: Inputs of one number for each sample. Triton has no dimensions for them, so that
-            its clients send them with an axis of size 1 at the end.
+        scalars: See `scalars_of`.
     """
 
     def __init__(
@@ -114,8 +113,7 @@ class ServedModel:
         self.inputs: tuple[TensorInfo, ...] = model.manifest.inputs
         self.outputs: tuple[TensorInfo, ...] = model.manifest.outputs
         self.batch_axis = BatchAxis.of(model.manifest)
-        own_axes = 0 if self.batch_axis is None else 1
-        self.scalars = frozenset(info.name for info in self.inputs if len(info.shape) == own_axes)
+        self.scalars = scalars_of(model.manifest)
         self._source = OneModel(source) if isinstance(source, Runner) else source
         self._observers = tuple(observers)
         self._drift = drift

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import pytest
 from onnx import numpy_helper, parser
 
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
-from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.serving import ServingSettings, open_served
+from moh_deploy.serving.drill.client import V2Client
 from moh_deploy.serving.http.app import Endpoint, make_app
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer
@@ -193,6 +195,8 @@ def test_docs_list_every_difference(asked: tuple[Path, Subject]):
 def test_serve_and_triton_answer_alike(export: Any, tmp_path: Path):
     server = server_or_skip()
     subject, package = export(tmp_path / "package"), tmp_path / "package"
+    with open_runner(package, Variant(threads=1)) as runner:
+        right = runner.run(subject.inputs)
     options = BundleOptions(ServingSettings("m", threads=1, max_batch=MAX_BATCH))
     write_bundle(find_deployed(package), tmp_path / "bundle", options)
     with ExitStack() as stack:
@@ -204,6 +208,13 @@ def test_serve_and_triton_answer_alike(export: Any, tmp_path: Path):
             stack.enter_context(httpx.Client(base_url=url, timeout=LONG_S))
             for url in (ours.url, f"http://127.0.0.1:{triton.ports.http}")
         )
+        for port in (ours.port, triton.ports.http):
+            with closing(
+                V2Client("127.0.0.1", port, "m", OnnxPackage.open(package).manifest)
+            ) as ask:
+                got = ask(subject.inputs).outputs
+            for name, expected in right.items():
+                np.testing.assert_allclose(got[name], expected, rtol=1e-4, atol=1e-5, strict=True)
         every = [case for form in FORMS for case in cases(subject, form)]
         asked_of_both = [case for case in every if case.statuses[1] is not None]
         found = [

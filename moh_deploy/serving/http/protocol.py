@@ -15,7 +15,7 @@ github.com/triton-inference-server/server.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +89,7 @@ def read_request(
     *,
     inputs: Sequence[TensorInfo],
     outputs: Sequence[TensorInfo],
-    scalars: Collection[str] = (),
+    scalars: Mapping[str, int] | None = None,
     most_json: int = HttpLimits.max_json_bytes,
 ) -> InferRequest:
     """Read the body of a request.
@@ -99,7 +99,7 @@ def read_request(
         json_bytes: The header that says how long its JSON is, where there is one.
         inputs: What the model takes.
         outputs: What it returns.
-        scalars: Inputs that may come with one more axis; see `ServedModel.scalars`.
+        scalars: Inputs that may come with one more axis: see `scalars_of`.
         most_json: The most bytes of JSON.
 
     Raises:
@@ -173,14 +173,22 @@ def write_request(
 
 
 def read_answer(content: bytes, json_bytes: str | None) -> dict[str, Array]:
-    """Read the outputs in an answer, as a client does.
+    """Read the outputs in an answer, as a client does; raises as `read_reply` does."""
+    return read_reply(content, json_bytes)[0]
+
+
+def read_reply(
+    content: bytes, json_bytes: str | None, scalars: Mapping[str, int] | None = None
+) -> tuple[dict[str, Array], dict[str, object]]:
+    """Read the outputs in an answer, and its parameters; `scalars` as in `read_request`.
 
     Raises:
         Refusal: It is no answer.
     """
     head, raw = _split(content, json_bytes)
     answer = object_of(parse_json(head, "the answer", error=Refusal), "the answer")
-    return read_tensors(answer, raw, None, key="outputs")
+    outputs = read_tensors(answer, raw, None, key="outputs", scalars=scalars)
+    return outputs, parameters_in(answer, "the answer")
 
 
 def _body(head: dict[str, object], key: str, tensors: Iterable[tuple[str, Array, bool]]) -> Body:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from typing import cast
 
@@ -68,7 +68,7 @@ def read_tensors(
     expected: Mapping[str, TensorInfo] | None,
     key: str = "inputs",
     *,
-    scalars: Collection[str] = (),
+    scalars: Mapping[str, int] | None = None,
 ) -> dict[str, Array]:
     """Return the tensors of a request or an answer; arrays of raw values are views of these.
 
@@ -77,7 +77,7 @@ def read_tensors(
         raw: What stands behind it.
         expected: Name to what the model takes; None where all is taken.
         key: The list of tensors in `found`.
-        scalars: Inputs that may come with one more axis, of size 1; see `ServedModel.scalars`.
+        scalars: Tensors that may come with one more axis, of size 1: see `scalars_of`.
 
     Raises:
         Refusal: They are not what `expected` or their own shapes say, or `raw` has more or less
@@ -100,10 +100,9 @@ def read_tensors(
         else:
             arrays[name] = _from_raw(raw[start : start + size], size, what, dtype, shape)
             start += size
-        if expected is not None and name in scalars:
-            num_axes = len(expected[name].shape)
-            if shape[num_axes:] == (1,):
-                arrays[name] = arrays[name].reshape(shape[:num_axes])
+        num_axes = (scalars or {}).get(name, len(shape))
+        if shape[num_axes:] == (1,):
+            arrays[name] = arrays[name].reshape(shape[:num_axes])
     if start != len(raw):
         raise Refusal(
             f"the body has {len(raw)} bytes behind its JSON, the tensors in it have {start}."

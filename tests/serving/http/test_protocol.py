@@ -166,7 +166,7 @@ def test_outputs_are_those_that_are_asked_for(
 def test_number_for_each_sample_may_come_in_a_row_of_its_own(shape: tuple[int, ...]):
     sent = {"ids": np.arange(3).reshape(shape)}
     content = write_request(sent, is_binary=False).content
-    got = read_request(content, None, inputs=(X, IDS), outputs=(Y,), scalars={"ids"})
+    got = read_request(content, None, inputs=(X, IDS), outputs=(Y,), scalars={"ids": 1})
     assert got.inputs["ids"].tolist() == [0, 1, 2]
 
 
