@@ -90,10 +90,10 @@ class ServedModel:
 
     Args:
         model: The package or engine.
-        source: What runs it, opened with the inner values that observers may want.
-        observers: Who sees the runs.
-        telemetry: The one of them that counts what routers do; None where none does.
-        drift: What compares that with a reference; None without one.
+        source: Runs it; opened with the inner values that observers may want.
+        observers: See the runs.
+        telemetry: The observer that counts routing; None without one.
+        drift: Compares the routing with a reference; None without one.
 
     Attributes:
         scalars: See `scalars_of`.
@@ -117,7 +117,7 @@ class ServedModel:
         self._source = OneModel(source) if isinstance(source, Runner) else source
         self._observers = tuple(observers)
         self._drift = drift
-        self._names = tuple(one.name for one in self.outputs)
+        self._names = tuple(info.name for info in self.outputs)
 
     @property
     def guard(self) -> Guard | None:
@@ -138,18 +138,18 @@ class ServedModel:
         return sizes
 
     def answer(self, inputs: Mapping[str, Array], sizes: Sequence[int] = ()) -> Reply:
-        """Reply one batch.
+        """Answer a batch.
 
         Args:
             inputs: Name to array, for every input.
-            sizes: Samples of each request in it; it is one request without.
+            sizes: Samples of each request in it; empty for a single request.
 
         Raises:
             ConfigError: The inputs do not fit the model.
             BackendError: The runtime failed.
         """
         dims = self.check(inputs)
-        wanted = tuple({name: None for one in self._observers for name in one.wanted(dims)})
+        wanted = tuple({name: None for each in self._observers for name in each.wanted(dims)})
         parts = tuple(sizes) or (self._samples(inputs),)
         try:
             ran = self._source.run(inputs, self._names, wanted, len(parts))
@@ -158,8 +158,8 @@ class ServedModel:
                 raise
             raise ConfigError(error.message, hint=error.hint) from error
         run = ServedRun(inputs, dims, ran.results, parts, ran.seconds, ran.rung)
-        for one in self._observers:
-            one.saw(run)
+        for observer in self._observers:
+            observer.saw(run)
         return Reply({name: ran.results[name] for name in self._names}, ran.rung)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -172,19 +172,19 @@ class ServedModel:
         return dict(self._source.run(inputs, self._names, (), 1).results)
 
     def describe(self) -> Description:
-        """Say what runs each layer."""
+        """Describe the operators that run each layer."""
         return self._source.describe()
 
     def families(self) -> tuple[Family, ...]:
-        """Return what was counted so far."""
+        """Return all counts so far."""
         own = self._source.families()
-        seen = (family for one in self._observers for family in one.families())
+        seen = (family for observer in self._observers for family in observer.families())
         return (*own, *seen, *(() if self._drift is None else self._drift.families()))
 
     def close(self) -> None:
-        """Give back what the runner and the observers hold."""
-        for one in self._observers:
-            one.close()
+        """Close the runners and the observers."""
+        for observer in self._observers:
+            observer.close()
         self._source.close()
 
     def _samples(self, inputs: Mapping[str, Array]) -> int:
@@ -215,7 +215,7 @@ def open_served(
     if settings.shadow is not None:
         shadow = Path(settings.shadow)
         observers += (open_shadow(model, shadow, settings.shadow_share, way),)
-    inner = tuple({name: None for one in observers for name in one.inner})
+    inner = tuple({name: None for observer in observers for name in observer.inner})
     if settings.guard:
         options = replace(guard_options(settings), is_restart=is_restart)
         guard = open_guard(model, options, inner, way)
@@ -252,7 +252,7 @@ def _drift(
 
 
 def guard_options(settings: ServingSettings) -> GuardOptions:
-    """Return what the settings say of the guard."""
+    """Return the options of the guard in the settings."""
     policy, log, control = (
         None if path is None else Path(path)
         for path in (settings.policy, settings.audit_log, settings.control)
@@ -261,7 +261,7 @@ def guard_options(settings: ServingSettings) -> GuardOptions:
 
 
 def served_variant(settings: ServingSettings, runtime: Runtime = "onnxruntime") -> Variant:
-    """Return the way in which whatever answers is opened: runtime, threads and kernels."""
+    """Return the variant of all models that are served: runtime, threads and kernels."""
     library = None if settings.library is None else Path(settings.library)
     # A server waits more than it runs, and beside other processes.
     return Variant(runtime, threads=threads_of(settings), spins=False, library=library)
@@ -269,19 +269,19 @@ def served_variant(settings: ServingSettings, runtime: Runtime = "onnxruntime") 
 
 def threads_of(settings: ServingSettings) -> int:
     """Return the threads of an instance: instances by threads are the cores of this machine."""
-    # More threads than cores is what makes servers of ONNX Runtime slow.
+    # Servers of ONNX Runtime become slow with more threads than cores.
     return settings.threads or max(1, cores() // settings.instances)
 
 
 def cores() -> int:
-    """Return how many cores this process may use: those it may run on, and no more than it gets."""
+    """Return the number of cores that this process may use, within a container's limit."""
     has_affinity = hasattr(os, "sched_getaffinity")
     allowed = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     return min(allowed, _quota() or allowed)
 
 
 def _quota() -> int | None:
-    """Return how many cores a container's limit of CPU time amounts to; None without one."""
+    """Return the number of cores that a container's limit of CPU time allows; None without one."""
     try:
         quota, period = map(int, _CPU_MAX.read_text().split())
     except (OSError, ValueError):  # not in a container, or "max 100000"

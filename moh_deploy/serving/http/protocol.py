@@ -5,8 +5,8 @@ A body is a JSON object. With the binary tensor extension, the header
 in the order in which it names them: little-endian, row by row. float16 and bfloat16 have no other
 form.
 
-Nothing is trusted: whatever is sent, the result is arrays that fit the model or a `Refusal`, and no
-more memory is taken than the body's own size asks for (`tensors.py`).
+Nothing is trusted: the result is arrays that fit the model or a `Refusal`, and no more memory is
+taken than the body's own size asks for (`tensors.py`).
 
 Source: inference_rest.md of github.com/kserve/open-inference-protocol; extension_binary_data.md of
 github.com/triton-inference-server/server.
@@ -52,8 +52,8 @@ class InferRequest:
 
     Attributes:
         inputs: Name to array; arrays may be views of the body, and are not to be written to.
-        outputs: What is wanted, in this order.
-        id: What the client calls the request; the answer repeats it.
+        outputs: The outputs that are asked for, in this order.
+        id: The client's name for the request; the answer repeats it.
         timeout_s: How long the client waits; None where it does not say.
     """
 
@@ -77,7 +77,7 @@ class Body:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The HTTP headers that say what it is."""
+        """The HTTP headers of its form."""
         if self.json_bytes is None:
             return {"content-type": "application/json"}
         return {"content-type": "application/octet-stream", HEADER_LENGTH: str(self.json_bytes)}
@@ -97,14 +97,14 @@ def read_request(
     Args:
         content: The body.
         json_bytes: The header that says how long its JSON is, where there is one.
-        inputs: What the model takes.
-        outputs: What it returns.
+        inputs: Of the model.
+        outputs: Of the model.
         scalars: Inputs that may come with one more axis: see `scalars_of`.
         most_json: The most bytes of JSON.
 
     Raises:
-        Refusal: It is no request, or one for another model. Shapes are compared with the tensors'
-            own values here, with what the model expects elsewhere.
+        Refusal: It is no request, or is for another model. Here shapes are compared with the
+            tensors' own values; `ServedModel.check` compares them with the model.
     """
     head, raw = _split(content, json_bytes)
     if len(head) > most_json:
@@ -143,7 +143,7 @@ def write_answer(
         head["id"] = request.id
     if parameters:
         head["parameters"] = dict(parameters)
-    tensors = [(one.name, outputs[one.name], one.is_binary) for one in request.outputs]
+    tensors = [(asked.name, outputs[asked.name], asked.is_binary) for asked in request.outputs]
     return _body(head, "outputs", tensors)
 
 
@@ -158,7 +158,7 @@ def write_request(
 
     Args:
         inputs: Name to array.
-        outputs: What is wanted; None for all, in the form of the inputs.
+        outputs: The outputs that are asked for; None for all, in the form of the inputs.
         is_binary: Send raw values, not numbers in JSON.
     """
     head: dict[str, object] = {} if id is None else {"id": id}
@@ -166,7 +166,8 @@ def write_request(
         head["parameters"] = {"binary_data_output": is_binary}
     else:
         head["outputs"] = [
-            {"name": one.name, "parameters": {"binary_data": one.is_binary}} for one in outputs
+            {"name": asked.name, "parameters": {"binary_data": asked.is_binary}}
+            for asked in outputs
         ]
     tensors = [(name, array, is_binary) for name, array in inputs.items()]
     return _body(head, "inputs", tensors)

@@ -1,7 +1,7 @@
 """The model that Triton's Python backend runs: `model.py` of a bundle imports it.
 
-Triton forms batches of requests and hands each to `execute`; what answers them is `ServedModel`, as
-in every other server. Tensors go by DLPack: the backend's own conversion was built for numpy 1 and
+Triton forms batches of requests and hands each to `execute`; `ServedModel` answers them, as in
+every other server. Tensors go by DLPack: the backend's own conversion was built for numpy 1 and
 gives wrong numbers with numpy 2, without a word.
 """
 
@@ -44,7 +44,7 @@ class TritonPythonModel:
     """A model of Triton's Python backend, a process of its own each: all names are Triton's."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the package; what this raises, the server reports, and does not load the model."""
+        """Open the package; with an error, the server reports it and does not load the model."""
         import triton_python_backend_utils as pb_utils
 
         self._pb: ModuleType = pb_utils
@@ -96,13 +96,15 @@ class TritonPythonModel:
         self._served.close()
 
     def _read(self, request: Request) -> dict[str, Array] | MoHDeployError:
-        """Copy the inputs of a request out of the server's memory, or say what is wrong with them.
+        """Copy the inputs of a request out of the server's memory; return why they do not fit.
 
-        Each request for itself: a bad one must not spoil the batch that it is in.
+        A bad request must not spoil the batch that it is in.
         """
-        names = [one.name for one in self._served.inputs]
+        names = [info.name for info in self._served.inputs]
         tensors = {name: self._pb.get_input_tensor_by_name(request, name) for name in names}
-        inputs = {name: from_dlpack(one) for name, one in tensors.items() if one is not None}
+        inputs = {
+            name: from_dlpack(tensor) for name, tensor in tensors.items() if tensor is not None
+        }
         try:
             self._served.check(inputs)
         except MoHDeployError as error:
@@ -165,8 +167,8 @@ def _joinable(
         yield from ([index] for index in inputs)
         return
     groups: dict[object, list[int]] = {}
-    for index, one in inputs.items():
-        groups.setdefault(axis.key(one), []).append(index)
+    for index, tensors in inputs.items():
+        groups.setdefault(axis.key(tensors), []).append(index)
     yield from groups.values()
 
 
@@ -222,11 +224,11 @@ class _Metrics:
 
 def _flattened(family: Family) -> Iterator[tuple[str, Mapping[str, str], float]]:
     """Yield name, labels and value of each series, those of a histogram as Prometheus has them."""
-    for one in family.samples:
+    for series in family.samples:
         if family.kind != "histogram":
-            yield family.name, one.labels, one.value
+            yield family.name, series.labels, series.value
             continue
-        for edge, count in one.buckets.items():
-            yield f"{family.name}_bucket", {**one.labels, "le": edge_text(edge)}, count
-        yield f"{family.name}_sum", one.labels, one.value
-        yield f"{family.name}_count", one.labels, max(one.buckets.values(), default=0)
+        for edge, count in series.buckets.items():
+            yield f"{family.name}_bucket", {**series.labels, "le": edge_text(edge)}, count
+        yield f"{family.name}_sum", series.labels, series.value
+        yield f"{family.name}_count", series.labels, max(series.buckets.values(), default=0)
