@@ -91,9 +91,9 @@ class ServedModel:
     Args:
         model: The package or engine.
         source: Runs it; opened with the inner values that observers may want.
-        observers: See the runs.
-        telemetry: The observer that counts routing; None without one.
-        drift: Compares the routing with a reference; None without one.
+        observers: Who sees the runs.
+        telemetry: The one of them that counts what routers do; None where none does.
+        drift: What compares that with a reference; None without one.
 
     Attributes:
         scalars: See `scalars_of`.
@@ -176,15 +176,15 @@ class ServedModel:
         return self._source.describe()
 
     def families(self) -> tuple[Family, ...]:
-        """Return all counts so far."""
+        """Return what was counted so far."""
         own = self._source.families()
-        seen = (family for observer in self._observers for family in observer.families())
+        seen = (family for one in self._observers for family in one.families())
         return (*own, *seen, *(() if self._drift is None else self._drift.families()))
 
     def close(self) -> None:
-        """Close the runners and the observers."""
-        for observer in self._observers:
-            observer.close()
+        """Give back what the runner and the observers hold."""
+        for one in self._observers:
+            one.close()
         self._source.close()
 
     def _samples(self, inputs: Mapping[str, Array]) -> int:
@@ -215,7 +215,7 @@ def open_served(
     if settings.shadow is not None:
         shadow = Path(settings.shadow)
         observers += (open_shadow(model, shadow, settings.shadow_share, way),)
-    inner = tuple({name: None for observer in observers for name in observer.inner})
+    inner = tuple({name: None for one in observers for name in one.inner})
     if settings.guard:
         options = replace(guard_options(settings), is_restart=is_restart)
         guard = open_guard(model, options, inner, way)
@@ -252,7 +252,7 @@ def _drift(
 
 
 def guard_options(settings: ServingSettings) -> GuardOptions:
-    """Return the options of the guard in the settings."""
+    """Return what the settings say of the guard."""
     policy, log, control = (
         None if path is None else Path(path)
         for path in (settings.policy, settings.audit_log, settings.control)
@@ -261,7 +261,7 @@ def guard_options(settings: ServingSettings) -> GuardOptions:
 
 
 def served_variant(settings: ServingSettings, runtime: Runtime = "onnxruntime") -> Variant:
-    """Return the variant of all models that are served: runtime, threads and kernels."""
+    """Return the way in which whatever answers is opened: runtime, threads and kernels."""
     library = None if settings.library is None else Path(settings.library)
     # A server waits more than it runs, and beside other processes.
     return Variant(runtime, threads=threads_of(settings), spins=False, library=library)
