@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
+from moh_deploy.errors import BackendError
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
@@ -33,6 +34,7 @@ from tests.kept_builds import ROOT
 from tests.nightly import nightly
 from tests.serving.conformance import FORMS, MAX_BATCH, Case, Difference, Form, Subject, cases
 from tests.serving.http.running import LONG_S, running
+from tests.serving.scaled_package import write_scaled
 from tests.serving.triton.triton_environment import server_or_skip
 from tests.true_manifest import finish_true
 
@@ -223,6 +225,26 @@ def test_serve_and_triton_answer_alike(export: Any, tmp_path: Path):
     print(f"{len(asked_of_both)} requests, {len(found)} answered otherwise than recorded")
     assert len(asked_of_both) > 200
     assert found == []
+
+
+@nightly
+def test_number_of_a_model_that_joins_no_requests_has_an_axis_in_triton(tmp_path: Path):
+    server, package = server_or_skip(), write_scaled(tmp_path / "package")
+    write_bundle(
+        find_deployed(package.root), tmp_path / "bundle", BundleOptions(ServingSettings("m"))
+    )
+    inputs, recorded = package.vectors[0].inputs, package.vectors[0].outputs
+    with (
+        running(package.root, tmp_path / "said") as ours,
+        running_server(server, tmp_path / "bundle", tmp_path / "log") as triton,
+    ):
+        for port in (ours.port, triton.ports.http):
+            with closing(V2Client("127.0.0.1", port, "m", package.manifest)) as ask:
+                got = ask(inputs).outputs
+                with pytest.raises(BackendError, match="status 400"):
+                    ask({**inputs, "scale": np.ones(2, np.float32)})
+            for name, expected in recorded.items():
+                np.testing.assert_array_equal(got[name], expected, strict=True)
 
 
 def unlike(case: Case, *servers: httpx.Client) -> Iterator[str]:

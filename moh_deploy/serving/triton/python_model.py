@@ -100,11 +100,13 @@ class TritonPythonModel:
 
         A bad request must not spoil the batch that it is in.
         """
-        names = [info.name for info in self._served.inputs]
-        tensors = {name: self._pb.get_input_tensor_by_name(request, name) for name in names}
-        inputs = {
-            name: from_dlpack(tensor) for name, tensor in tensors.items() if tensor is not None
-        }
+        inputs: dict[str, Array] = {}
+        for info in self._served.inputs:
+            tensor = self._pb.get_input_tensor_by_name(request, info.name)
+            if tensor is not None:
+                array = from_dlpack(tensor)
+                # A tensor of no axes has one of size 1 in the server.
+                inputs[info.name] = array if info.shape else array.reshape(())
         try:
             self._served.check(inputs)
         except MoHDeployError as error:
@@ -115,7 +117,7 @@ class TritonPythonModel:
         if isinstance(reply, Exception):
             return self._error(reply)
         tensors = [
-            self._pb.Tensor.from_dlpack(name, to_dlpack(reply.outputs[name]))
+            self._pb.Tensor.from_dlpack(name, to_dlpack(np.atleast_1d(reply.outputs[name])))
             for name in request.requested_output_names()
         ]
         return self._pb.InferenceResponse(tensors)

@@ -24,6 +24,7 @@ from moh_deploy.serving.triton.python_model import TritonPythonModel
 from moh_deploy.system.npz import Array
 from tests.handmade_package import vectors
 from tests.serving.mixing_package import write_mixing
+from tests.serving.scaled_package import write_scaled
 from tests.serving.triton.bundles import bundle_of_handmade
 
 FAMILIES = (
@@ -41,12 +42,13 @@ class Request:
 
     tensors: Mapping[str, Array]
     id: str = ""
+    outputs: Sequence[str] = ("y",)
 
     def request_id(self) -> str:
         return self.id
 
-    def requested_output_names(self) -> list[str]:
-        return ["y"]
+    def requested_output_names(self) -> Sequence[str]:
+        return self.outputs
 
 
 @dataclass
@@ -179,6 +181,18 @@ def test_requests_whose_samples_are_not_independent_run_alone(server: Server, tm
     np.testing.assert_array_equal(first.outputs["y"], asked[0] * 0)
     np.testing.assert_array_equal(second.outputs["y"], asked[1] - [2, 4])
     assert "one by one: output 'y' of a sample depends on the other samples" in server.log[0]
+
+
+def test_number_without_axes_has_one_in_the_server(server: Server, tmp_path: Path):
+    write_scaled(tmp_path / "package")
+    options = BundleOptions(ServingSettings("scaled"), None)
+    write_bundle(find_deployed(tmp_path / "package"), tmp_path / "bundle", options)
+    model = initialized(tmp_path / "bundle", "scaled")
+    x, scale = np.ones((4, 3), np.float32), np.array([5], np.float32)
+    (answer,) = model.execute([Request({"x": x, "scale": scale}, outputs=("output", "total"))])
+    model.finalize()
+    np.testing.assert_array_equal(answer.outputs["output"], 5 * x)
+    assert answer.outputs["total"].tolist() == [60]
 
 
 @pytest.mark.parametrize(
