@@ -14,6 +14,21 @@ FamilyKind = Literal["counter", "gauge", "histogram"]
 
 
 @dataclass(frozen=True)
+class Exemplar:
+    """One observation of a histogram, and the request that it is of.
+
+    Attributes:
+        trace_id: Of the request, 32 hexadecimal digits.
+        value: What was observed.
+        seconds: When, in seconds since 1970.
+    """
+
+    trace_id: str
+    value: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Series:
     """One series of a family.
 
@@ -22,11 +37,14 @@ class Series:
         value: The count or the reading; of a histogram the sum of what was observed.
         buckets: Of a histogram, upper edge to how many observations are at most that, with `inf`
             last; empty for anything else.
+        exemplars: Of a histogram, upper edge to the last observation in that bucket whose request
+            had a trace id.
     """
 
     labels: Mapping[str, str]
     value: float
     buckets: Mapping[float, int] = field(default_factory=dict)
+    exemplars: Mapping[float, Exemplar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,12 @@ class Family:
     help: str
     kind: FamilyKind
     samples: tuple[Series, ...]
+
+    @property
+    def unit(self) -> str:
+        """The base unit that the name ends in; empty for plain counts."""
+        word = self.name.removesuffix("_total").rpartition("_")[2]
+        return word if word in ("seconds", "bytes", "ratio") else ""
 
 
 def edge_text(edge: float) -> str:

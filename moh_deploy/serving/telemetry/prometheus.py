@@ -1,4 +1,4 @@
-"""Write metrics in the text format that Prometheus scrapes, and read it.
+"""Write metrics for Prometheus, in its text format or in OpenMetrics, and read the text format.
 
 `prometheus_client` does both: it knows what has to be escaped, and how numbers are written.
 """
@@ -6,32 +6,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.serving.metrics import Family, edge_text
+from moh_deploy.serving.metrics import Exemplar, Family, edge_text
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+OPENMETRICS = "application/openmetrics-text"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Of a response that holds the text."""
+"""Of the text format."""
 
 
-def prometheus_text(families: Sequence[Family]) -> str:
-    """Return the text of `/metrics`.
+def exposition(families: Sequence[Family], accept: str = "") -> tuple[str, str]:
+    """Return what `/metrics` answers: text and content type.
+
+    Args:
+        families: The metrics.
+        accept: Header of the scraper. OpenMetrics, which alone has exemplars, is for those that
+            ask for it.
 
     Raises:
         BackendError: prometheus_client is not installed.
     """
     _require()
     from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.openmetrics import exposition as openmetrics
 
     # A registry of its own: what else counts in this process is no concern of ours.
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collected(families))
-    return generate_latest(registry).decode()
+    accepted = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
+    if OPENMETRICS in accepted:
+        text = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+        return text.decode(), openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(registry).decode(), CONTENT_TYPE
 
 
 def parse_text(text: str, source: str) -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -53,8 +64,8 @@ def parse_text(text: str, source: str) -> dict[str, list[tuple[dict[str, str], f
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
     try:
         for family in text_string_to_metric_families(text):
-            for one in family.samples:
-                found.setdefault(one.name, []).append((dict(one.labels), one.value))
+            for sample in family.samples:
+                found.setdefault(sample.name, []).append((dict(sample.labels), sample.value))
     except (ValueError, KeyError, IndexError) as error:
         raise ConfigError(
             f"{source} does not answer in the text format of Prometheus: {error}."
@@ -65,25 +76,34 @@ def parse_text(text: str, source: str) -> dict[str, list[tuple[dict[str, str], f
 class _Collected:
     """Families as a collector has them."""
 
-    def __init__(self, families: Iterable[Family]) -> None:
-        self._families = tuple(families)
+    def __init__(self, families: Sequence[Family]) -> None:
+        self._families = families
 
     def collect(self) -> Iterator[Metric]:
         from prometheus_client.metrics_core import Metric
+        from prometheus_client.samples import Exemplar as ClientExemplar
+
+        def shown(exemplar: Exemplar | None) -> ClientExemplar | None:
+            if exemplar is None:
+                return None
+            labels = {"trace_id": exemplar.trace_id}
+            return ClientExemplar(labels, exemplar.value, exemplar.seconds)
 
         for family in self._families:
             # The format wants `# TYPE` of a counter with its suffix, which the client adds.
             name = family.name.removesuffix("_total") if family.kind == "counter" else family.name
-            metric = Metric(name, family.help, family.kind)
-            for one in family.samples:
-                labels = dict(one.labels)
+            metric = Metric(name, family.help, family.kind, family.unit)
+            for series in family.samples:
+                labels = dict(series.labels)
                 if family.kind != "histogram":
-                    metric.add_sample(family.name, labels, one.value)
+                    metric.add_sample(family.name, labels, series.value)
                     continue
-                for edge, count in one.buckets.items():
-                    metric.add_sample(f"{name}_bucket", {**labels, "le": edge_text(edge)}, count)
-                metric.add_sample(f"{name}_count", labels, one.buckets[math.inf])
-                metric.add_sample(f"{name}_sum", labels, one.value)
+                for edge, count in series.buckets.items():
+                    within = {**labels, "le": edge_text(edge)}
+                    example = shown(series.exemplars.get(edge))
+                    metric.add_sample(f"{name}_bucket", within, count, exemplar=example)
+                metric.add_sample(f"{name}_count", labels, series.buckets[math.inf])
+                metric.add_sample(f"{name}_sum", labels, series.value)
             yield metric
 
 

@@ -62,6 +62,8 @@ class TritonPythonModel:
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._metrics = _Metrics(pb_utils, args["model_instance_name"], labels)
         self._runs = RunsUnderWay(1, HUNG_SECONDS)
+        if self._served.export is not None:
+            self._served.export.start(lambda: self._families(time.time()))
         self._is_closing = threading.Event()
         self._pusher = threading.Thread(target=self._keep_pushing, daemon=True)
         self._pusher.start()
@@ -138,8 +140,10 @@ class TritonPythonModel:
             self._push(now=time.time())
 
     def _push(self, now: float) -> None:
-        families = (*self._served.families(), *self._runs.families(), heartbeat(now))
-        self._metrics.push(families)
+        self._metrics.push(self._families(now))
+
+    def _families(self, now: float) -> tuple[Family, ...]:
+        return (*self._served.families(), *self._runs.families(), heartbeat(now))
 
 
 def heartbeat(now: float) -> Family:

@@ -15,7 +15,7 @@ from moh_deploy.serving import Family
 from moh_deploy.serving.drift.judge import LiveCounts
 from moh_deploy.serving.drift.live import NoData, windows_of_dump, windows_of_metrics
 from moh_deploy.serving.drift.reference import RoutingReference, profile_of
-from moh_deploy.serving.telemetry.prometheus import prometheus_text
+from moh_deploy.serving.telemetry.prometheus import exposition
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
 from tests.edge_case_package import HEADS, write_edge_package
 from tests.serving.drift.counted import RandomGates
@@ -200,7 +200,7 @@ def test_metrics_of_another_package_are_refused(package: OnnxPackage, made_up: R
 
 
 def test_metrics_that_know_no_routing_are_refused(reference: RoutingReference):
-    text = prometheus_text((Family("up", "Up.", "gauge", ()),))
+    text, _ = exposition((Family("up", "Up.", "gauge", ()),))
     with (
         metrics_at(lambda: text) as url,
         pytest.raises(ConfigError, match="has no metric moh_package_info"),
