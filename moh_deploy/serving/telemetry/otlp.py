@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -17,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.metrics import Family, Series
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
 """The environment variable of OpenTelemetry for the milliseconds between two exports."""
 
+# Without a name and password, which stand in OTEL_EXPORTER_OTLP_HEADERS: this goes to logs.
+_ENDPOINT = re.compile(
+    r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:[1-9]\d{0,4})?(/[\w./-]*)?", re.ASCII
+)
 _PATH = "/v1/metrics"
 _TIMEOUT_S = 2.0  # Short: sums since the start lose nothing, and a server that ends waits for it.
 _LOGGED_EVERY_S = 60.0
@@ -185,13 +189,7 @@ def check_endpoint(endpoint: str) -> None:
     Raises:
         ConfigError: It is not.
     """
-    try:
-        parts = urlsplit(endpoint)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
-        is_address = False
-    # Names and passwords belong into OTEL_EXPORTER_OTLP_HEADERS: this goes to logs and bundles.
-    if not is_address or set("?#@ ") & set(endpoint) or not endpoint.isprintable():
+    if not _ENDPOINT.fullmatch(endpoint):
         raise ConfigError(
             f"--otlp is '{endpoint[:200]}', expected the address of a collector.",
             hint="OTLP over HTTP, mostly port 4318: --otlp http://collector:4318",

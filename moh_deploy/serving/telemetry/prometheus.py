@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.serving.metrics import Exemplar, Family, edge_text
+from moh_deploy.serving.metrics import Family, edge_text
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -27,11 +28,7 @@ def exposition(families: Sequence[Family], accept: str = "") -> tuple[str, str]:
         families: The metrics.
         accept: Header of the scraper. OpenMetrics, which alone has exemplars, is for those that
             ask for it.
-
-    Raises:
-        BackendError: prometheus_client is not installed.
     """
-    _require()
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.openmetrics import exposition as openmetrics
 
@@ -58,9 +55,13 @@ def parse_text(text: str, source: str) -> dict[str, list[tuple[dict[str, str], f
         BackendError: prometheus_client is not installed.
         ConfigError: It is of another format.
     """
-    _require()
-    from prometheus_client.parser import text_string_to_metric_families
-
+    try:
+        from prometheus_client.parser import text_string_to_metric_families
+    except ImportError as error:
+        raise BackendError(
+            "metrics of Prometheus need the package prometheus_client.",
+            hint="pip install 'moh-deploy[serve]'",
+        ) from error
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
     try:
         for family in text_string_to_metric_families(text):
@@ -73,23 +74,17 @@ def parse_text(text: str, source: str) -> dict[str, list[tuple[dict[str, str], f
     return found
 
 
+@dataclass(eq=False)
 class _Collected:
     """Families as a collector has them."""
 
-    def __init__(self, families: Sequence[Family]) -> None:
-        self._families = families
+    families: Sequence[Family]
 
     def collect(self) -> Iterator[Metric]:
         from prometheus_client.metrics_core import Metric
-        from prometheus_client.samples import Exemplar as ClientExemplar
+        from prometheus_client.samples import Exemplar
 
-        def shown(exemplar: Exemplar | None) -> ClientExemplar | None:
-            if exemplar is None:
-                return None
-            labels = {"trace_id": exemplar.trace_id}
-            return ClientExemplar(labels, exemplar.value, exemplar.seconds)
-
-        for family in self._families:
+        for family in self.families:
             # The format wants `# TYPE` of a counter with its suffix, which the client adds.
             name = family.name.removesuffix("_total") if family.kind == "counter" else family.name
             metric = Metric(name, family.help, family.kind, family.unit)
@@ -99,19 +94,10 @@ class _Collected:
                     metric.add_sample(family.name, labels, series.value)
                     continue
                 for edge, count in series.buckets.items():
-                    within = {**labels, "le": edge_text(edge)}
-                    example = shown(series.exemplars.get(edge))
-                    metric.add_sample(f"{name}_bucket", within, count, exemplar=example)
+                    within, exemplar = {**labels, "le": edge_text(edge)}, None
+                    if (last := series.exemplars.get(edge)) is not None:
+                        exemplar = Exemplar({"trace_id": last.trace_id}, last.value, last.seconds)
+                    metric.add_sample(f"{name}_bucket", within, count, exemplar=exemplar)
                 metric.add_sample(f"{name}_count", labels, series.buckets[math.inf])
                 metric.add_sample(f"{name}_sum", labels, series.value)
             yield metric
-
-
-def _require() -> None:
-    try:
-        import prometheus_client  # noqa: F401
-    except ImportError as error:
-        raise BackendError(
-            "metrics of Prometheus need the package prometheus_client.",
-            hint="pip install 'moh-deploy[serve]'",
-        ) from error

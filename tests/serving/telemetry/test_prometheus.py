@@ -94,6 +94,6 @@ def test_what_is_no_metrics_is_refused(text: str):
 
 
 def test_missing_client_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.setitem(sys.modules, "prometheus_client.parser", None)
     with pytest.raises(BackendError, match="need the package prometheus_client"):
-        exposition(FAMILIES)[0]
+        parse_text("", "text")

@@ -8,7 +8,7 @@ import pytest
 from onnx import parser
 
 from moh_deploy.package import TensorInfo
-from moh_deploy.serving.telemetry.token_sizes import TokenCounter, shapes_inferred
+from moh_deploy.serving.telemetry.token_sizes import TokenCounter
 
 X = TensorInfo("x", "float32", ("batch", "seq", 8))
 MASK = TensorInfo("valid", "bool", ("batch", "seq"))
@@ -16,7 +16,8 @@ MASK = TensorInfo("valid", "bool", ("batch", "seq"))
 
 def graph(body: str) -> onnx.GraphProto:
     text = f"g (float[batch, seq, 8] x) => (float[a, b, c] y) {{ {body} }}"
-    return shapes_inferred(parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}'))
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}')
+    return onnx.shape_inference.infer_shapes(model).graph
 
 
 KNOWN = graph("gates = Sigmoid (x) y = Identity (gates)")
@@ -80,6 +81,6 @@ def test_size_of_an_expression_is_reckoned():
     model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}')
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "past + 1"
     x = TensorInfo("x", "float32", ("batch", "past + 1", 8))
-    counter = TokenCounter((x,), shapes_inferred(model), [["gates"]], None)
+    counter = TokenCounter((x,), onnx.shape_inference.infer_shapes(model).graph, [["gates"]], None)
     counter.add({"batch": 2, "past": 4}, {})
     assert counter.totals() == (1, (10,))

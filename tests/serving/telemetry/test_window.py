@@ -69,7 +69,10 @@ def _with(**values: Array) -> Callable[[dict[str, Array]], None]:
         (_without("rows"), "no member 'rows'"),
         (_with(about=np.zeros(3)), "expected a text"),
         (_with(about=np.array("{")), "not valid JSON"),
-        (_with(about=np.array('{"digest": "d", "layers": 3}')), "another form"),
+        (
+            _with(about=np.array('{"digest": "d", "layers": 3}')),
+            "key 'layers': Input should be a valid array",
+        ),
         (
             _with(about=np.array('{"digest": "d", "layers": [], "format_version": 9}')),
             "of format version 9, expected 1",
@@ -81,7 +84,7 @@ def _with(**values: Array) -> Callable[[dict[str, Array]], None]:
             "no numbers, negative or huge",
         ),
         (_with(rows=np.full((3, LAYOUT.width), -1, np.float32)), "no numbers, negative or huge"),
-        (_with(rows=np.zeros((3, LAYOUT.width), "S1")), "no numbers, negative or huge"),
+        (_with(rows=np.zeros((3, LAYOUT.width), "S1")), "contradicts itself"),
         (_with(requests=np.array(3)), "contradicts itself"),
         (_with(requests=np.array([1, 0, 1])), "a row of no request"),
         (_with(seconds=np.full(3, np.inf)), "no numbers, negative or huge"),
