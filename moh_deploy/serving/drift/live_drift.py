@@ -19,8 +19,6 @@ from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.system.digest import sha256_of
 
-_OUTCOMES = ("usual", "alarm")
-
 
 class LiveDrift:
     """Judges the traffic of a served model window by window. Several threads may ask.
@@ -46,14 +44,19 @@ class LiveDrift:
         self._lock = threading.Lock()
         self._since, self._before = clock(), telemetry.totals()
         self._last: WindowVerdict | None = None
-        self._outcomes: Counter[str] = Counter()
+        self._outcomes = Counter(usual=0, alarm=0)
 
     def families(self) -> tuple[Family, ...]:
         """Return what came of the windows so far, as metrics."""
         with self._lock:
             self._judge()
-            last, outcomes = self._last, dict(self._outcomes)
-        ratios = [] if last is None else [(one.path, one.drifts) for one in last.layers]
+            layers = () if self._last is None else self._last.layers
+            outcomes = [Series({"outcome": name}, n) for name, n in self._outcomes.items()]
+        ratios = [
+            Series({"layer": layer.path, "statistic": drift.statistic}, drift.ratio)
+            for layer in layers
+            for drift in layer.drifts
+        ]
         return (
             Family(
                 "moh_reference_info",
@@ -66,17 +69,13 @@ class LiveDrift:
                 "Distance of the last window from the reference by what chance explains: above 1"
                 " it is drift.",
                 "gauge",
-                tuple(
-                    Series({"layer": path, "statistic": one.statistic}, one.ratio)
-                    for path, drifts in ratios
-                    for one in drifts
-                ),
+                tuple(ratios),
             ),
             Family(
                 "moh_drift_windows_total",
                 "Windows of requests whose routing was judged by the reference.",
                 "counter",
-                tuple(Series({"outcome": one}, outcomes.get(one, 0)) for one in _OUTCOMES),
+                tuple(outcomes),
             ),
         )
 
@@ -99,12 +98,7 @@ def open_live_drift(path: Path, telemetry: Telemetry) -> LiveDrift:
         ConfigError: It is none, or of another package.
     """
     reference = read_reference(path)
-    if reference.digest != telemetry.digest:
-        raise ConfigError(
-            f"reference {path} is of another package: of a model.onnx with sha256"
-            f" {reference.digest}, that of what is served is {telemetry.digest}.",
-            hint="Profile this package: moh-deploy profile.",
-        )
+    reference.require_of(telemetry.digest, f"{path}: the served model")
     if reference.layout != telemetry.reader.layout:
         raise ConfigError(f"reference {path} counts other layers than the package has.")
     return LiveDrift(reference, sha256_of(path), telemetry)
