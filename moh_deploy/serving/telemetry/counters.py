@@ -29,13 +29,11 @@ class Totals:
     """Counts since the start, all taken at one moment.
 
     Attributes:
-        runs: Runs that were answered.
-        tokens: Tokens of each layer in them, padding left out.
+        tokens: Tokens of each layer in the runs that were answered, padding left out.
         requests: Requests whose routing was read.
         counts: Of these: the sum of their rows.
     """
 
-    runs: int
     tokens: tuple[int, ...]
     requests: int
     counts: Counts
@@ -98,22 +96,21 @@ class Telemetry:
         """Count a run that was answered."""
         # Another package, which took over, has no values of these names.
         is_read = self._this_run.is_read and set(self.inner) <= run.results.keys()
-        counted = self.reader.count(run.inputs, run.results, run.sizes) if is_read else None
+        rows = self.reader.count(run.inputs, run.results, run.sizes) if is_read else None
         with self._lock:
-            if counted is not None:
+            if rows is not None:
                 shapes = [run.results[values.gates].shape for values in self.reader.values]
                 self._tokens.learn(run.dims, shapes)
-                self._requests += int(counted.requests.sum())
-                self._counts += counted.rows.sum(axis=0)
+                self._requests += len(run.sizes)
+                self._counts += rows.sum(axis=0)
                 if self._window is not None:
-                    self._window.add(counted)
+                    self._window.add(rows, len(run.sizes))
             self._tokens.add(run.dims, run.inputs)
 
     def totals(self) -> Totals:
         """Return what was counted since the start."""
         with self._lock:
-            runs, tokens = self._tokens.totals()
-            return Totals(runs, tokens, self._requests, self._counts.copy())
+            return Totals(self._tokens.totals(), self._requests, self._counts.copy())
 
     def start_window(self, *, sample_every: int | None = None) -> None:
         """Begin to keep the counts of each request whose routing is read; what was kept is dropped.

@@ -24,19 +24,6 @@ Counts = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class RequestCounts:
-    """The counts of one run.
-
-    Attributes:
-        rows: One for each request; a single one where the requests cannot be told apart.
-        requests: How many requests each row is of.
-    """
-
-    rows: Counts
-    requests: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class RoutingReader:
     """Knows where a package's routers show what they do.
 
@@ -83,13 +70,16 @@ class RoutingReader:
 
     def count(
         self, inputs: Mapping[str, Array], results: Mapping[str, Array], sizes: Sequence[int]
-    ) -> RequestCounts:
+    ) -> Counts:
         """Count what the routers did in a run.
 
         Args:
             inputs: Of the run.
             results: Name to array, for all `names`.
             sizes: Samples of each request in the run, in order.
+
+        Returns:
+            A row for each request; a single one where the requests cannot be told apart.
         """
         mask = self.mask(inputs)
         # Layers of one kind are counted as one of as many samples more: numpy takes longer to be
@@ -113,7 +103,7 @@ class RoutingReader:
             for row, part in zip(rows, parts, strict=True):
                 for index, counts in zip(indices, by_sample[:, part].sum(axis=1), strict=True):
                     row[self.layout.columns[index].all] = counts
-        return RequestCounts(rows, np.full(len(parts), 1 if apart else len(sizes)))
+        return rows
 
     def _by_sample(
         self, indices: Sequence[int], results: Mapping[str, Array], mask: BoolArray | None

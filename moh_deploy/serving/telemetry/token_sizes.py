@@ -79,7 +79,7 @@ class TokenCounter:
         self._seen: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {}
         # A run adds one to its mix of sizes: what the mixes come to is reckoned when asked for.
         self._open: dict[tuple[int, ...], _Mix] = {}
-        self._runs, self._tokens = 0, [0] * len(self._shapes)
+        self._tokens = [0] * len(self._shapes)
 
     def knows(self, dims: Dims) -> bool:
         """Tell whether the tokens of a run of these sizes are known."""
@@ -106,10 +106,10 @@ class TokenCounter:
         if self._mask is not None:
             mix.valid += int(np.count_nonzero(inputs[self._mask]))
 
-    def totals(self) -> tuple[int, tuple[int, ...]]:
-        """Return the runs, and the tokens of each layer in them, padding left out."""
+    def totals(self) -> tuple[int, ...]:
+        """Return the tokens of each layer in all runs, padding left out."""
         self._close()
-        return self._runs, tuple(self._tokens)
+        return tuple(self._tokens)
 
     def _close(self) -> None:
         # Sizes that another package answered may be seen later: such a mix waits.
@@ -118,7 +118,6 @@ class TokenCounter:
             if self.has_unknown and key not in self._seen:
                 waiting[key] = mix
                 continue
-            self._runs += mix.runs
             mask_shape = _sizes(self._mask_shape, mix.dims)
             for layer, axes in enumerate(self._shapes):
                 shape = self._seen[key][layer] if axes is None else _sizes(axes, mix.dims)

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from moh_deploy.config.strict_json import Strict, decode_strict
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.telemetry.layout import CountedLayer, CountLayout
-from moh_deploy.serving.telemetry.routing import Counts, RequestCounts
+from moh_deploy.serving.telemetry.routing import Counts
 from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.bounded_zip import open_archive
 from moh_deploy.system.npz import Array, read_npz, write_npz
@@ -98,14 +98,15 @@ class WindowRecorder:
         self._bytes = 0
         self._is_open, self._is_cut = True, False
 
-    def add(self, counted: RequestCounts) -> None:
-        """Keep the rows of a run."""
-        rows = counted.rows.astype(np.float32)
+    def add(self, counts: Counts, requests: int) -> None:
+        """Keep the rows of a run of so many requests."""
+        rows = counts.astype(np.float32)
         if self._is_open and self._bytes + rows.nbytes > MOST_BYTES:
             self._is_open, self._is_cut = False, True
         if self._is_open:
             self._bytes += rows.nbytes
-            self._kept.append((rows, counted.requests, np.full(len(rows), time.time())))
+            each = np.full(len(rows), requests // len(rows))
+            self._kept.append((rows, each, np.full(len(rows), time.time())))
 
     def stop(self) -> None:
         """Keep no more."""

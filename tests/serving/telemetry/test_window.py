@@ -11,7 +11,6 @@ import pytest
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.telemetry import window
 from moh_deploy.serving.telemetry.layout import CountedLayer, CountLayout
-from moh_deploy.serving.telemetry.routing import RequestCounts
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder, read_window
 from moh_deploy.system.npz import Array, write_npz
 
@@ -23,7 +22,7 @@ def recorder(*runs: int) -> WindowRecorder:
     found = WindowRecorder(LAYOUT, "d1")
     for size in runs:
         rows = np.arange(size * LAYOUT.width, dtype=np.float64).reshape(size, -1)
-        found.add(RequestCounts(rows, np.ones(size, np.int64)))
+        found.add(rows, size)
     return found
 
 
@@ -38,10 +37,16 @@ def test_dump_is_read_as_it_was_kept(tmp_path: Path):
     np.testing.assert_array_equal(found.seconds, kept.seconds)
 
 
+def test_row_of_several_requests_is_kept_as_such():
+    found = recorder(2)
+    found.add(np.ones((1, LAYOUT.width)), 3)
+    assert found.recorded().requests.tolist() == [1, 1, 3]
+
+
 def test_nothing_is_kept_after_the_stop():
     found = recorder(2)
     found.stop()
-    found.add(RequestCounts(np.ones((1, LAYOUT.width)), np.ones(1, np.int64)))
+    found.add(np.ones((1, LAYOUT.width)), 1)
     assert len(found.recorded().rows) == 2
 
 
