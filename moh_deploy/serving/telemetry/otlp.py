@@ -23,7 +23,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.serving.metrics import Family, Series
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.metrics.export import Metric, MetricsData
+    from opentelemetry.sdk.metrics.export import Metric
 
 INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
 """The environment variable of OpenTelemetry for the milliseconds between two exports."""
@@ -62,7 +62,10 @@ class OtlpExport:
             ) from error
         self._url = endpoint.rstrip("/").removesuffix(_PATH) + _PATH
         self._labels = {"model": model, "version": version}
-        self._every_s = _interval_s()
+        every_ms = os.environ.get(INTERVAL) or "60000"
+        if not (every_ms.isascii() and every_ms.isdecimal() and int(every_ms[:12]) > 0):
+            raise ConfigError(f"{INTERVAL} is '{every_ms[:40]}', expected milliseconds, from 1 on.")
+        self._every_s = int(every_ms[:12]) / 1e3
         self._exporter = metric_exporter.OTLPMetricExporter(self._url, timeout=_TIMEOUT_S)
         self._problems = _Problems()
         logger = logging.getLogger(metric_exporter.__name__)
@@ -74,19 +77,13 @@ class OtlpExport:
         self._resource = own.merge(OTELResourceDetector().detect())
         self._since = time.time_ns()
         self._outcomes = Counter(sent=0, failed=0)
-        self._unlogged, self._logged = 0, -math.inf
+        self._logged = -math.inf
         self._is_closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, families: Callable[[], Sequence[Family]]) -> None:
-        """Begin to send.
-
-        Args:
-            families: Returns what was counted; another thread calls it.
-        """
-        self._thread = threading.Thread(
-            target=self._keep_sending, args=(families,), name="otlp", daemon=True
-        )
+        """Begin to send what a function returns, which is called by another thread."""
+        self._thread = threading.Thread(target=self._keep_sending, args=(families,), daemon=True)
         self._thread.start()
 
     def families(self) -> tuple[Family, ...]:
@@ -108,36 +105,23 @@ class OtlpExport:
         self._exporter.shutdown()
 
     def _send(self, families: Callable[[], Sequence[Family]]) -> None:
-        from opentelemetry.sdk.metrics.export import MetricExportResult
+        from opentelemetry.sdk.metrics import export
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-        self._problems.first = ""
+        self._problems.first, now = "", time.time_ns()
         try:
-            result = self._exporter.export(self.metrics_data(families()))
-            is_sent = result is MetricExportResult.SUCCESS
+            metrics = [self._metric(family, now) for family in families() if family.samples]
+            scope = export.ScopeMetrics(InstrumentationScope("moh_deploy"), metrics, "")
+            resource = export.ResourceMetrics(self._resource, [scope], "")
+            result = self._exporter.export(export.MetricsData([resource]))
+            is_sent = result is export.MetricExportResult.SUCCESS
         except Exception as error:  # whatever it is: no request may feel it
             is_sent, self._problems.first = False, f"{type(error).__name__}: {error}"
         self._outcomes["sent" if is_sent else "failed"] += 1
-        if is_sent:
-            return
-        self._unlogged += 1
-        if time.monotonic() - self._logged >= _LOGGED_EVERY_S:
-            print(
-                f"error: metrics were not sent to {self._url}, {self._unlogged} times since the"
-                f" last such line: {self._problems.first}",
-                file=sys.stderr,
-                flush=True,
-            )
-            self._unlogged, self._logged = 0, time.monotonic()
-
-    def metrics_data(self, families: Sequence[Family]) -> MetricsData:
-        """Return families as the exporter takes them: sums since the start."""
-        from opentelemetry.sdk.metrics.export import MetricsData, ResourceMetrics, ScopeMetrics
-        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-
-        now = time.time_ns()
-        metrics = [self._metric(family, now) for family in families if family.samples]
-        scope = ScopeMetrics(InstrumentationScope("moh_deploy"), metrics, "")
-        return MetricsData([ResourceMetrics(self._resource, [scope], "")])
+        if not is_sent and time.monotonic() - self._logged >= _LOGGED_EVERY_S:
+            self._logged = time.monotonic()
+            line = f"error: metrics were not sent to {self._url}: {self._problems.first}"
+            print(line, file=sys.stderr, flush=True)
 
     def _metric(self, family: Family, now: int) -> Metric:
         from opentelemetry.sdk.metrics import export
@@ -194,10 +178,3 @@ def check_endpoint(endpoint: str) -> None:
             f"--otlp is '{endpoint[:200]}', expected the address of a collector.",
             hint="OTLP over HTTP, mostly port 4318: --otlp http://collector:4318",
         )
-
-
-def _interval_s() -> float:
-    text = os.environ.get(INTERVAL) or "60000"
-    if not (text.isascii() and text.isdecimal() and int(text[:12]) > 0):
-        raise ConfigError(f"{INTERVAL} is '{text[:40]}', expected milliseconds, from 1 on.")
-    return int(text[:12]) / 1e3

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from moh_deploy.serving.http.protocol import write_request
 from moh_deploy.serving.telemetry.otlp import INTERVAL
@@ -66,12 +67,15 @@ def test_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     package, said = write_package(tmp_path / "package").root, tmp_path / "said"
     monkeypatch.setenv(INTERVAL, "100")
     with collecting() as collector:
-        options = ("--otlp", collector.url, "--per-head", "--sample-every", "2")
+        options = ("--otlp", collector.url, "--per-head", "--sample-every=2", "--guard=default")
         with running(package, said, *options) as server:
             ask(server.url, "m")
             collector.wait_for(2)  # the first may have begun before the last answer
             scraped = metrics_of(httpx.get(f"{server.url}/metrics").text)
             assert_alike(collector, scraped, "moh_requests_total")
+            headers = {"accept": "application/openmetrics-text"}
+            openmetrics = httpx.get(f"{server.url}/metrics", headers=headers).text
+            assert len(list(text_string_to_metric_families(openmetrics))) > 10
             collector.status = 400
             collector.wait_for(1, refused=True)
             ask(server.url, "m")
