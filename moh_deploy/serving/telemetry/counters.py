@@ -84,10 +84,7 @@ class Telemetry:
 
     def wanted(self, dims: Dims) -> tuple[str, ...]:
         """Return the gates and logits where the run that begins is to be read."""
-        is_read = self._is_turn()
-        if self._tokens.has_unknown and not is_read:
-            with self._lock:
-                is_read = not self._tokens.knows(dims)
+        is_read = self._is_turn() or not self._tokens.knows(dims)
         # Others may want the same values of other runs: what is there says nothing.
         self._this_run.is_read = is_read
         return self.inner if is_read else ()

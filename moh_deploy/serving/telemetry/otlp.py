@@ -67,10 +67,7 @@ class OtlpExport:
             raise ConfigError(f"{INTERVAL} is '{every_ms[:40]}', expected milliseconds, from 1 on.")
         self._every_s = int(every_ms[:12]) / 1e3
         self._exporter = metric_exporter.OTLPMetricExporter(self._url, timeout=_TIMEOUT_S)
-        self._problems = _Problems()
-        logger = logging.getLogger(metric_exporter.__name__)
-        logger.addHandler(self._problems)
-        logger.propagate = False  # It has a line for each attempt.
+        self._logger = logging.getLogger(metric_exporter.__name__)
         service = {"service.name": model, "service.version": version}
         own = Resource.create({**service, "service.instance.id": str(uuid.uuid4())})
         # What whoever deploys it says in the environment wins.
@@ -108,7 +105,13 @@ class OtlpExport:
         from opentelemetry.sdk.metrics import export
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-        self._problems.first, now = "", time.time_ns()
+        now, problems = time.time_ns(), list[str]()
+
+        def keep(record: logging.LogRecord) -> bool:
+            problems.append(record.getMessage())
+            return False  # The exporter has a line for each attempt.
+
+        self._logger.addFilter(keep)
         try:
             metrics = [self._metric(family, now) for family in families() if family.samples]
             scope = export.ScopeMetrics(InstrumentationScope("moh_deploy"), metrics, "")
@@ -116,11 +119,14 @@ class OtlpExport:
             result = self._exporter.export(export.MetricsData([resource]))
             is_sent = result is export.MetricExportResult.SUCCESS
         except Exception as error:  # whatever it is: no request may feel it
-            is_sent, self._problems.first = False, f"{type(error).__name__}: {error}"
+            is_sent = False
+            problems.append(f"{type(error).__name__}: {error}")
+        self._logger.removeFilter(keep)
         self._outcomes["sent" if is_sent else "failed"] += 1
         if not is_sent and time.monotonic() - self._logged >= _LOGGED_EVERY_S:
             self._logged = time.monotonic()
-            line = f"error: metrics were not sent to {self._url}: {self._problems.first}"
+            # The first names the reason, those behind it the retries.
+            line = f"error: metrics were not sent to {self._url}: {''.join(problems[:1])}"
             print(line, file=sys.stderr, flush=True)
 
     def _metric(self, family: Family, now: int) -> Metric:
@@ -156,15 +162,6 @@ class OtlpExport:
         if family.kind == "gauge":
             return export.Metric(*about, export.Gauge(numbers))
         return export.Metric(*about, export.Sum(numbers, cumulative, is_monotonic=True))
-
-
-class _Problems(logging.Handler):
-    """Keeps the first message of an export: it names the reason, those behind it the retries."""
-
-    first = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.first = self.first or record.getMessage()
 
 
 def check_endpoint(endpoint: str) -> None:

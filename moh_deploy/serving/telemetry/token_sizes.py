@@ -33,7 +33,7 @@ class _Mix:
 
 
 class TokenCounter:
-    """Counts the tokens of each layer in runs of any sizes; its caller holds a lock.
+    """Counts the tokens of each layer in runs of any sizes; all but `knows` wants a lock held.
 
     Where the graph says how the axes of gates hang on the inputs' dimensions, tokens follow from
     these; where it does not, they are looked up: a run of new sizes has to be seen once.
@@ -75,7 +75,7 @@ class TokenCounter:
 
         # Batch and tokens of each layer; None where no value tells them.
         self._shapes = tuple(map(shape_of, gates))
-        self.has_unknown = None in self._shapes
+        self._has_unknown = None in self._shapes
         self._seen: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {}
         # A run adds one to its mix of sizes: what the mixes come to is reckoned when asked for.
         self._open: dict[tuple[int, ...], _Mix] = {}
@@ -83,11 +83,11 @@ class TokenCounter:
 
     def knows(self, dims: Dims) -> bool:
         """Tell whether the tokens of a run of these sizes are known."""
-        return not self.has_unknown or tuple(dims.values()) in self._seen
+        return not self._has_unknown or tuple(dims.values()) in self._seen
 
     def learn(self, dims: Dims, shapes: Sequence[tuple[int, ...]]) -> None:
         """Remember the shapes of all layers' gates, [B, S, H], in a run of these sizes."""
-        if self.has_unknown:
+        if self._has_unknown:
             # Enough for every mix of sizes that is served; what is forgotten is seen again.
             if len(self._seen) >= _MOST_SIZES:
                 self._close()
@@ -115,7 +115,7 @@ class TokenCounter:
         # Sizes that another package answered may be seen later: such a mix waits.
         waiting = {}
         for key, mix in self._open.items():
-            if self.has_unknown and key not in self._seen:
+            if self._has_unknown and key not in self._seen:
                 waiting[key] = mix
                 continue
             mask_shape = _sizes(self._mask_shape, mix.dims)
