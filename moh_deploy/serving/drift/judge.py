@@ -206,7 +206,7 @@ def judge_window(reference: RoutingReference, live: LiveCounts) -> WindowVerdict
             now, then = loads(columns, live.totals).tolist(), loads(columns, totals).tolist()
             shares = zip(now, then, limit.heads, strict=True)
             heads = [LiveHead(head, *numbers) for head, numbers in enumerate(shares)]
-            each = [Drift("head", abs(one.live - one.reference), one.limit) for one in heads]
+            each = [Drift("head", abs(head.live - head.reference), head.limit) for head in heads]
             drifts.append(max(each, key=lambda drift: drift.ratio))
         layer = columns.layer.path, columns.layer.num_shared_heads
         counted = round(live.totals[columns.tokens]), round(live.totals[columns.nonfinite])

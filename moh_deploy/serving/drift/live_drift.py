@@ -1,7 +1,7 @@
 """Show how far live routing is from the reference, among the metrics of the process that serves.
 
 A window is what was counted since the one before, as soon as it has the requests that the
-smallest limits are for. It is judged when somebody asks for metrics: no thread waits for that.
+smallest limits are for. It is judged when metrics are asked for: no thread waits for that.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def open_live_drift(path: Path, telemetry: Telemetry) -> LiveDrift:
     """Read a reference, to judge by it what is served.
 
     Raises:
-        ConfigError: It is none, or of another package.
+        ConfigError: It is no reference, or of another package.
     """
     reference = read_reference(path)
     reference.require_of(telemetry.digest, f"{path}: the served model")

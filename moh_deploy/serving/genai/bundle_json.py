@@ -49,7 +49,7 @@ def read_genai_bundle(root: Path) -> GenaiBundle:
     """Read a bundle, and check that each of its files is as it was written.
 
     Raises:
-        PackageError: It is none, of another format version, or changed.
+        PackageError: It is no bundle, of another format version, or changed.
     """
     path = root / GENAI_BUNDLE_NAME
     try:

@@ -70,7 +70,7 @@ class OtlpExport:
         self._logger = logging.getLogger(metric_exporter.__name__)
         service = {"service.name": model, "service.version": version}
         own = Resource.create({**service, "service.instance.id": str(uuid.uuid4())})
-        # What whoever deploys it says in the environment wins.
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win.
         self._resource = own.merge(OTELResourceDetector().detect())
         self._since = time.time_ns()
         self._outcomes = Counter(sent=0, failed=0)

@@ -137,7 +137,7 @@ def read_window(path: Path) -> RecordedWindow:
     """Read a dump.
 
     Raises:
-        ConfigError: It is none, or contradicts itself.
+        ConfigError: It is no dump, or contradicts itself.
     """
     arrays = read_npz(path, error=ConfigError)
     missing = [name for name in ("about", *_MEMBERS) if name not in arrays]
