@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
@@ -27,22 +26,12 @@ class LiveDrift:
         reference: The routing of traffic that is known to be good.
         digest: Of the file that it was read from.
         telemetry: What counts.
-        clock: Seconds since 1970.
     """
 
-    def __init__(
-        self,
-        reference: RoutingReference,
-        digest: str,
-        telemetry: Telemetry,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._reference = reference
-        self._digest = digest
-        self._telemetry = telemetry
-        self._clock = clock
+    def __init__(self, reference: RoutingReference, digest: str, telemetry: Telemetry) -> None:
+        self._reference, self._digest, self._telemetry = reference, digest, telemetry
         self._lock = threading.Lock()
-        self._since, self._before = clock(), telemetry.totals()
+        self._since, self._before = time.time(), telemetry.totals()
         self._last: WindowVerdict | None = None
         self._outcomes = Counter(usual=0, alarm=0)
 
@@ -80,7 +69,7 @@ class LiveDrift:
         )
 
     def _judge(self) -> None:
-        now, totals = self._clock(), self._telemetry.totals()
+        now, totals = time.time(), self._telemetry.totals()
         requests = totals.requests - self._before.requests
         if requests < self._reference.limits[0].requests:
             return
