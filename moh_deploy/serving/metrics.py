@@ -6,7 +6,7 @@ Names follow the conventions of Prometheus: one prefix, base units, counters end
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -68,6 +68,19 @@ class Family:
         """The base unit that the name ends in; empty for plain counts."""
         word = self.name.removesuffix("_total").rpartition("_")[2]
         return word if word in ("seconds", "bytes", "ratio") else ""
+
+    def flat(self) -> Iterator[tuple[str, Mapping[str, str], float, Exemplar | None]]:
+        """Yield name, labels, value and exemplar of each series as Prometheus has them: those of a
+        histogram are its buckets, its sum and its count."""
+        for series in self.samples:
+            if self.kind != "histogram":
+                yield self.name, series.labels, series.value, None
+                continue
+            for edge, count in series.buckets.items():
+                labels = {**series.labels, "le": edge_text(edge)}
+                yield f"{self.name}_bucket", labels, count, series.exemplars.get(edge)
+            yield f"{self.name}_count", series.labels, series.buckets[math.inf], None
+            yield f"{self.name}_sum", series.labels, series.value, None
 
 
 def edge_text(edge: float) -> str:

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.serving.metrics import Family, edge_text
+from moh_deploy.serving.metrics import Family
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -88,16 +87,9 @@ class _Collected:
             # The format wants `# TYPE` of a counter with its suffix, which the client adds.
             name = family.name.removesuffix("_total") if family.kind == "counter" else family.name
             metric = Metric(name, family.help, family.kind, family.unit)
-            for series in family.samples:
-                labels = dict(series.labels)
-                if family.kind != "histogram":
-                    metric.add_sample(family.name, labels, series.value)
-                    continue
-                for edge, count in series.buckets.items():
-                    within, exemplar = {**labels, "le": edge_text(edge)}, None
-                    if (last := series.exemplars.get(edge)) is not None:
-                        exemplar = Exemplar({"trace_id": last.trace_id}, last.value, last.seconds)
-                    metric.add_sample(f"{name}_bucket", within, count, exemplar=exemplar)
-                metric.add_sample(f"{name}_count", labels, series.buckets[math.inf])
-                metric.add_sample(f"{name}_sum", labels, series.value)
+            for series, labels, value, last in family.flat():
+                exemplar = None
+                if last is not None:
+                    exemplar = Exemplar({"trace_id": last.trace_id}, last.value, last.seconds)
+                metric.add_sample(series, dict(labels), value, exemplar=exemplar)
             yield metric

@@ -23,7 +23,7 @@ from moh_deploy.runtime.onnxruntime.dlpack import from_dlpack, to_dlpack
 from moh_deploy.serving.answer_batch import answer_batch
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.joining import find_joining
-from moh_deploy.serving.metrics import Family, Series, edge_text
+from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.runs_under_way import RunsUnderWay
 from moh_deploy.serving.served_model import Reply
 from moh_deploy.serving.triton.opened_bundle import open_bundle
@@ -198,7 +198,7 @@ class _Metrics:
     def push(self, families: Sequence[Family]) -> None:
         """Send what has changed since the last time."""
         for family in families:
-            for name, own, value in _flattened(family):
+            for name, own, value, _ in family.flat():
                 labels = {**self._labels, **own}
                 if family.kind == "gauge":
                     labels["instance"] = self._instance
@@ -222,15 +222,3 @@ class _Metrics:
             kind = kinds.GAUGE if family.kind == "gauge" else kinds.COUNTER
             self._families[name] = kinds(name=name, description=family.help, kind=kind)
         return self._families[name]
-
-
-def _flattened(family: Family) -> Iterator[tuple[str, Mapping[str, str], float]]:
-    """Yield name, labels and value of each series, those of a histogram as Prometheus has them."""
-    for one in family.samples:
-        if family.kind != "histogram":
-            yield family.name, one.labels, one.value
-            continue
-        for edge, count in one.buckets.items():
-            yield f"{family.name}_bucket", {**one.labels, "le": edge_text(edge)}, count
-        yield f"{family.name}_sum", one.labels, one.value
-        yield f"{family.name}_count", one.labels, max(one.buckets.values(), default=0)
