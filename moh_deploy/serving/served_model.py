@@ -23,6 +23,7 @@ from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.source import BatchSource, OneModel, open_model
 from moh_deploy.serving.telemetry import Telemetry
+from moh_deploy.serving.telemetry.otlp import OtlpExport
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.user_vectors import check_ranges
 
@@ -94,6 +95,7 @@ class ServedModel:
         observers: Who sees the runs.
         telemetry: The one of them that counts what routers do; None where none does.
         drift: What compares that with a reference; None without one.
+        export: What sends metrics to a collector, once its server starts it; None without one.
 
     Attributes:
         scalars: See `scalars_of`.
@@ -107,8 +109,10 @@ class ServedModel:
         *,
         telemetry: Telemetry | None = None,
         drift: LiveDrift | None = None,
+        export: OtlpExport | None = None,
     ) -> None:
         self.model = model
+        self.export = export
         self.telemetry = telemetry
         self.inputs: tuple[TensorInfo, ...] = model.manifest.inputs
         self.outputs: tuple[TensorInfo, ...] = model.manifest.outputs
@@ -179,10 +183,13 @@ class ServedModel:
         """Return what was counted so far."""
         own = self._source.families()
         seen = (family for one in self._observers for family in one.families())
-        return (*own, *seen, *(() if self._drift is None else self._drift.families()))
+        others = (one.families() for one in (self._drift, self.export) if one is not None)
+        return (*own, *seen, *(family for families in others for family in families))
 
     def close(self) -> None:
-        """Give back what the runner and the observers hold."""
+        """Send metrics a last time, and give back what the runner and the observers hold."""
+        if self.export is not None:
+            self.export.close()
         for one in self._observers:
             one.close()
         self._source.close()
@@ -205,9 +212,12 @@ def open_served(
         ValidationError: It answers a recorded run wrongly.
         BackendError: The runtime is not there, or refuses the model.
         PackageError: It cannot be read, or has changed since it was written.
-        ConfigError: The guard's policy is wrong, a package beside takes or returns others, or the
-            reference is not of this package.
+        ConfigError: The guard's policy is wrong, a package beside takes or returns others, the
+            reference is not of this package, or OpenTelemetry's exporter is not installed.
     """
+    export: OtlpExport | None = None
+    if settings.otlp is not None:  # First: it may not be installed, and a model takes long.
+        export = OtlpExport(settings.otlp, model=settings.name, version=settings.version)
     way = served_variant(settings, runtime_for(None, model.preferred_runtime))
     telemetry = _telemetry(model, settings)
     drift = _drift(model, settings, telemetry)
@@ -216,12 +226,13 @@ def open_served(
         shadow = Path(settings.shadow)
         observers += (open_shadow(model, shadow, settings.shadow_share, way),)
     inner = tuple({name: None for one in observers for name in one.inner})
+    source: BatchSource
     if settings.guard:
         options = replace(guard_options(settings), is_restart=is_restart)
-        guard = open_guard(model, options, inner, way)
-        return ServedModel(model, guard, observers, telemetry=telemetry, drift=drift)
-    opened = open_model(model, inner, way)
-    return ServedModel(model, opened, observers, telemetry=telemetry, drift=drift)
+        source = open_guard(model, options, inner, way)
+    else:
+        source = open_model(model, inner, way)
+    return ServedModel(model, source, observers, telemetry=telemetry, drift=drift, export=export)
 
 
 def _telemetry(model: Deployed, settings: ServingSettings) -> Telemetry | None:

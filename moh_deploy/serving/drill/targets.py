@@ -289,4 +289,5 @@ def drilled(settings: ServingSettings, folder: Path) -> ServingSettings:
         drill=True,
         control=str(folder / "control.json"),
         audit_log=str(folder / "audit.jsonl"),
+        otlp=None,  # a rehearsal is not the service that a collector watches
     )

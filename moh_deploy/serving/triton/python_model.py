@@ -23,7 +23,7 @@ from moh_deploy.runtime.onnxruntime.dlpack import from_dlpack, to_dlpack
 from moh_deploy.serving.answer_batch import answer_batch
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.joining import find_joining
-from moh_deploy.serving.metrics import Family, Series, edge_text
+from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.runs_under_way import RunsUnderWay
 from moh_deploy.serving.served_model import Reply
 from moh_deploy.serving.triton.opened_bundle import open_bundle
@@ -62,6 +62,8 @@ class TritonPythonModel:
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._metrics = _Metrics(pb_utils, args["model_instance_name"], labels)
         self._runs = RunsUnderWay(1, HUNG_SECONDS)
+        if self._served.export is not None:
+            self._served.export.start(lambda: self._families(time.time()))
         self._is_closing = threading.Event()
         self._pusher = threading.Thread(target=self._keep_pushing, daemon=True)
         self._pusher.start()
@@ -142,8 +144,10 @@ class TritonPythonModel:
             self._push(now=time.time())
 
     def _push(self, now: float) -> None:
-        families = (*self._served.families(), *self._runs.families(), heartbeat(now))
-        self._metrics.push(families)
+        self._metrics.push(self._families(now))
+
+    def _families(self, now: float) -> tuple[Family, ...]:
+        return (*self._served.families(), *self._runs.families(), heartbeat(now))
 
 
 def heartbeat(now: float) -> Family:
@@ -198,7 +202,7 @@ class _Metrics:
     def push(self, families: Sequence[Family]) -> None:
         """Send what has changed since the last time."""
         for family in families:
-            for name, own, value in _flattened(family):
+            for name, own, value, _ in family.flat():
                 labels = {**self._labels, **own}
                 if family.kind == "gauge":
                     labels["instance"] = self._instance
@@ -222,15 +226,3 @@ class _Metrics:
             kind = kinds.GAUGE if family.kind == "gauge" else kinds.COUNTER
             self._families[name] = kinds(name=name, description=family.help, kind=kind)
         return self._families[name]
-
-
-def _flattened(family: Family) -> Iterator[tuple[str, Mapping[str, str], float]]:
-    """Yield name, labels and value of each series, those of a histogram as Prometheus has them."""
-    for series in family.samples:
-        if family.kind != "histogram":
-            yield family.name, series.labels, series.value
-            continue
-        for edge, count in series.buckets.items():
-            yield f"{family.name}_bucket", {**series.labels, "le": edge_text(edge)}, count
-        yield f"{family.name}_sum", series.labels, series.value
-        yield f"{family.name}_count", series.labels, max(series.buckets.values(), default=0)

@@ -17,7 +17,7 @@ import pytest
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving import Family, Reply, Series, ServedModel, ServingSettings
+from moh_deploy.serving import Family, Reply, Series, ServedModel, ServingSettings, served_model
 from moh_deploy.serving.triton import python_model
 from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.python_model import TritonPythonModel
@@ -25,6 +25,7 @@ from moh_deploy.system.npz import Array
 from tests.handmade_package import vectors
 from tests.serving.mixing_package import write_mixing
 from tests.serving.scaled_package import write_scaled
+from tests.serving.telemetry.collector import collecting
 from tests.serving.triton.bundles import bundle_of_handmade
 
 FAMILIES = (
@@ -309,6 +310,27 @@ def test_guard_follows_its_control_file_where_no_request_comes(
     model = initialized(bundle_of_handmade(tmp_path), "handmade")
     assert ticked.wait(60)
     model.finalize()
+
+
+def test_collector_gets_the_metrics_of_an_instance(server: Server, tmp_path: Path):
+    with collecting() as collector:
+        model = initialized(bundle_of_handmade(tmp_path, otlp=collector.url), "handmade")
+        model.execute([request(0, batch=2, seq=3)])
+        model.finalize()
+    found = collector.scraped()
+    assert list(found["moh_routed_tokens_total"].values()) == [6]
+    assert "moh_heartbeat_seconds" in found
+    assert "moh_hung_runs" in found
+
+
+def test_missing_exporter_is_told_before_the_model_is_opened(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root = bundle_of_handmade(tmp_path, otlp="http://collector:4318")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    monkeypatch.setattr(served_model, "open_model", None)
+    with pytest.raises(ConfigError, match="--otlp needs OpenTelemetry's exporter"):
+        initialized(root, "handmade")
 
 
 def test_heart_beats_as_long_as_the_instance_lives(
