@@ -123,8 +123,7 @@ def drill(
         with progress.step("starting the server"):
             if url is not None:
                 files = _files_of_server(name, control, audit_log, bundled)
-                outputs = [one.name for one in package.manifest.outputs]
-                target: Target = ServerAt(url, files[0], outputs, *files[1:])
+                target: Target = ServerAt(url, files[0], package.manifest, *files[1:])
             else:
                 target = _target(model, source, folder, in_process=in_process, triton=server)
         with target:

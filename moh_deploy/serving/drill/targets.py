@@ -15,7 +15,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.runtime.base import Deployed
+from moh_deploy.runtime.base import Deployed, ModelInterface
 from moh_deploy.serving.drill.client import V2Client
 from moh_deploy.serving.drill.load import Asking, ServerAnswer
 from moh_deploy.serving.served_model import ServedModel, open_served
@@ -114,7 +114,7 @@ class HttpServer(Target):
 
     def __init__(self, model: Deployed, policy: Path, folder: Path) -> None:
         self.control, self.audit_log = folder / "control.json", folder / "audit.jsonl"
-        self._outputs = [one.name for one in model.manifest.outputs]
+        self._manifest = model.manifest
         said = folder / "server.log"
         with said.open("wb") as log:
             self._process = subprocess.Popen(
@@ -159,7 +159,7 @@ class HttpServer(Target):
         return f"http://{self._host}:{self._port}"
 
     def connect(self) -> Asking:
-        return V2Client(self._host, self._port, DRILLED_NAME, self._outputs)
+        return V2Client(self._host, self._port, DRILLED_NAME, self._manifest)
 
     def kill_worker(self) -> bool:
         return _kill(_children(self._process.pid))
@@ -196,7 +196,7 @@ class Triton(Target):
         write_bundle(model, bundle, BundleOptions(settings, beside=beside))
         self.control = bundle / GUARD / CONTROL_NAME
         self.audit_log = bundle / GUARD / AUDIT_NAME
-        self._outputs = [one.name for one in model.manifest.outputs]
+        self._manifest = model.manifest
         self._stack = ExitStack()
         self._running = self._stack.enter_context(
             running_server(server, bundle, folder / "server.log", is_supervised=True)
@@ -207,7 +207,7 @@ class Triton(Target):
         return "tritonserver, Python backend, below the bundle's supervise.py"
 
     def connect(self) -> Asking:
-        return V2Client("127.0.0.1", self._running.ports.http, DRILLED_NAME, self._outputs)
+        return V2Client("127.0.0.1", self._running.ports.http, DRILLED_NAME, self._manifest)
 
     def kill_worker(self) -> bool:
         # The children of the server, which is one itself, are the stubs, which run the models.
@@ -224,7 +224,7 @@ class ServerAt(Target):
     Args:
         url: Where it answers by the Open Inference Protocol v2: `http://HOST:PORT`.
         model: What it calls the model.
-        outputs: The model's outputs.
+        manifest: Of the package that it serves.
         control: Its control file.
         audit_log: What its guard appends to.
 
@@ -233,7 +233,7 @@ class ServerAt(Target):
     """
 
     def __init__(
-        self, url: str, model: str, outputs: Sequence[str], control: Path, audit_log: Path
+        self, url: str, model: str, manifest: ModelInterface, control: Path, audit_log: Path
     ) -> None:
         other = f"url is '{url}', expected http://HOST:PORT."
         try:
@@ -245,14 +245,14 @@ class ServerAt(Target):
             raise ConfigError(other)
         self.control, self.audit_log = control, audit_log
         self._url, self._host, self._port = url, parts.hostname, port or 80
-        self._model, self._outputs = model, tuple(outputs)
+        self._model, self._manifest = model, manifest
 
     @property
     def name(self) -> str:
         return f"the server at {self._url}"
 
     def connect(self) -> Asking:
-        return V2Client(self._host, self._port, self._model, self._outputs)
+        return V2Client(self._host, self._port, self._model, self._manifest)
 
 
 DRILLED_NAME = "drilled"
@@ -289,4 +289,5 @@ def drilled(settings: ServingSettings, folder: Path) -> ServingSettings:
         drill=True,
         control=str(folder / "control.json"),
         audit_log=str(folder / "audit.jsonl"),
+        otlp=None,  # a rehearsal is not the service that a collector watches
     )

@@ -24,9 +24,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from moh_deploy import __version__
-from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
+from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.package import TensorInfo
-from moh_deploy.runtime.input_check import empty_axis
 from moh_deploy.serving.http.body import HeldBytes, read_body
 from moh_deploy.serving.http.guard_routes import guard_routes
 from moh_deploy.serving.http.limits import HttpLimits
@@ -44,7 +43,8 @@ from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.limited_log import LimitedLog
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.served_model import Reply, ServedModel
-from moh_deploy.serving.telemetry.prometheus import CONTENT_TYPE, prometheus_text
+from moh_deploy.serving.telemetry.prometheus import exposition
+from moh_deploy.serving.telemetry.trace_context import Trace
 
 _T = TypeVar("_T")
 
@@ -115,6 +115,8 @@ class _App:
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self._is_ready = True
+        if self._endpoint.served.export is not None:
+            self._endpoint.served.export.start(self._families)
         ticking = asyncio.create_task(self._tick())
         yield
         ticking.cancel()
@@ -159,7 +161,11 @@ class _App:
             }
         )
 
-    async def metrics(self, _: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
+        text, content_type = exposition(self._families(), request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type})
+
+    def _families(self) -> list[Family]:
         endpoint = self._endpoint
         labels = {"model": endpoint.name, "version": endpoint.version}
         families = [
@@ -169,19 +175,18 @@ class _App:
             *endpoint.families,
         ]
         # All say which model they are of: alert rules ask for one.
-        named = [_labelled(one, labels) for one in families]
-        return Response(prometheus_text(named), headers={"content-type": CONTENT_TYPE})
+        return [_labelled(family, labels) for family in families]
 
     async def infer(self, request: Request) -> Response:
-        start = time.monotonic()
+        start, trace = time.monotonic(), _trace(request)
         try:
             response = await self._infer(request)
         except ClientDisconnect:
-            self._counts.note(_GONE, time.monotonic() - start)
+            self._counts.note(_GONE, time.monotonic() - start, trace)
             return Response(status_code=400)  # which nobody reads
         except Exception as error:
             response = await self.failed(request, error)
-        self._counts.note(response.status_code, time.monotonic() - start)
+        self._counts.note(response.status_code, time.monotonic() - start, trace)
         return response
 
     async def _infer(self, request: Request) -> Response:
@@ -200,6 +205,7 @@ class _App:
                     request.headers.get(HEADER_LENGTH),
                     inputs=served.inputs,
                     outputs=served.outputs,
+                    scalars=served.scalars,
                     most_json=endpoint.limits.max_json_bytes,
                 ),
             )
@@ -238,34 +244,32 @@ class _App:
             raise Refusal(f"there was no answer within {timeout_s:g} s.", status=504)
         except ConfigError as error:  # which only the run could tell: a token that there is none of
             raise Refusal(error.message, hint=error.hint) from error
-        except BackendError as error:
-            empty = empty_axis(self._endpoint.served.inputs, asked.inputs)
-            if empty is None:
-                raise
-            raise Refusal(error.message, hint=error.hint) from error
         finally:
             # Cancelled, it is not begun any more, if it was not yet.
             queued.cancel()
             reply.cancel()
             gone.cancel()
 
-    async def failed(self, _: Request, error: Exception) -> Response:
+    async def failed(self, request: Request, error: Exception) -> Response:
         if isinstance(error, Refusal):
             after_s = error.retry_after_s
             headers = {} if after_s is None else {"retry-after": str(after_s)}
             if error.closes_connection:
                 headers["connection"] = "close"
             return _json({"error": str(error)}, error.status, headers)
+        trace = _trace(request)
+        traced = "" if trace is None else f"trace_id={trace.trace_id}: "
         if isinstance(error, MoHDeployError):
-            self._log.write(f"error: {error}\n")
+            self._log.write(f"error: {traced}{error}\n")
             return _json({"error": error.message}, 500)
         if isinstance(error, MemoryError):
             traceback.print_exception(error)
             # What else waits for memory would fail one by one. A new process has all of it.
             print("error: there is no memory left: the worker ends.", file=sys.stderr, flush=True)
             os._exit(OUT_OF_MEMORY)
-        self._log.write("".join(traceback.format_exception(error)))
         kind = type(error).__name__
+        lines = "".join(traceback.format_exception(error))
+        self._log.write(f"error: {traced}{kind} was not expected\n{lines}")
         return _json({"error": f"this is a bug of moh-deploy: {kind} was not expected."}, 500)
 
     def _check_model(self, request: Request) -> None:
@@ -295,6 +299,10 @@ async def _gone(request: Request) -> None:
 def _labelled(family: Family, labels: Mapping[str, str]) -> Family:
     samples = (replace(one, labels={**labels, **one.labels}) for one in family.samples)
     return replace(family, samples=tuple(samples))
+
+
+def _trace(request: Request) -> Trace | None:
+    return Trace.of(request.headers.getlist("traceparent"))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
