@@ -138,7 +138,9 @@ def test_served_metrics_count_what_the_models_own_gates_say(package: OnnxPackage
             gates = layer.self_attn.gates[valid]
             heads[index] += int((gates != 0).sum())
             mass[index] += float(gates.abs().sum())
-    families = {one.name: [series.value for series in one.samples] for one in served.families()}
+    families = {
+        family.name: [series.value for series in family.samples] for family in served.families()
+    }
     served.close()
     assert families["moh_routed_tokens_total"] == [tokens] * LAYERS
     assert families["moh_sampled_tokens_total"] == [tokens] * LAYERS
@@ -172,7 +174,7 @@ def test_mask_is_named_with_its_meaning(package: OnnxPackage, tmp_path: Path):
     assert export(tmp_path / "package", valid_tokens="not where").valid_tokens == "not where"
     probed = moh_deploy.probe(package.root, kernels="off", longest={"seq": 9})
     assert probed.count("failed") == 0
-    assert any(one.case == "padding only: where all 1" for one in probed.results)
+    assert any(result.case == "padding only: where all 1" for result in probed.results)
     given = {name: value.numpy() for name, value in batch(4, 6).items()}
     np.savez(tmp_path / "user.npz", **given)
     original = moh_deploy.load_original(Encoder().eval())

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ import numpy as np
 
 from moh_deploy.api.profile import profile
 from moh_deploy.errors import BackendError
+from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.drill.client import V2Client
@@ -57,12 +59,14 @@ class Server:
         port: Where it answers requests.
         metrics: The address of its metrics.
         control: The control file of its guard.
+        manifest: Of its model.
         instances: Processes that run the model, where they are not the one with the metrics.
     """
 
     port: int
     metrics: str
     control: Path
+    manifest: Manifest
     instances: Callable[[], Sequence[int]] = tuple
 
     def ask(self, requests: Sequence[Mapping[str, Array]]) -> list[bool]:
@@ -71,7 +75,7 @@ class Server:
             return list(clients.map(self._is_answered, requests))
 
     def _is_answered(self, given: Mapping[str, Array]) -> bool:
-        client = V2Client("127.0.0.1", self.port, MODEL, ["y"])
+        client = V2Client("127.0.0.1", self.port, MODEL, self.manifest)
         try:
             client(given)
         except BackendError:
@@ -110,8 +114,8 @@ def _post(given: Mapping[str, Array]) -> bytes:
     """Return a request as it goes over the wire."""
     kinds = {"float32": "FP32", "bool": "BOOL"}
     tensors = [
-        {"name": name, "shape": one.shape, "datatype": kinds[one.dtype.name], "data": one.tolist()}
-        for name, one in given.items()
+        {"name": name, "shape": x.shape, "datatype": kinds[x.dtype.name], "data": x.tolist()}
+        for name, x in given.items()
     ]
     body = json.dumps({"inputs": tensors})
     head = f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
@@ -145,7 +149,7 @@ def scrapes(server: Server, most_waiting: int) -> Iterator[tuple[str, str]]:
 
     def traffic(number: int, factor: float = 1.0) -> list[Mapping[str, Array]]:
         drawn = [inputs(batch=1, seed=next(seeds)) for _ in range(number)]
-        return [{**one, "x": one["x"] * np.float32(factor)} for one in drawn]
+        return [{**request, "x": request["x"] * np.float32(factor)} for request in drawn]
 
     def until(name: str, alarms: int, factor: float) -> tuple[str, str]:
         # A window may begin with requests of before, and ends with a look at the metrics.
@@ -186,14 +190,16 @@ def scrapes(server: Server, most_waiting: int) -> Iterator[tuple[str, str]]:
 def watched(kind: str, bundle: Path, folder: Path) -> Iterator[Server]:
     """Serve a bundle by `serve` or by Triton."""
     control = bundle / GUARD / CONTROL_NAME
+    manifest = OnnxPackage.open(folder / "package").manifest
     if kind == "serve":
         with running(bundle, folder / "serve.log", name=None) as found:
-            yield Server(found.port, f"{found.url}/metrics", control)
+            yield Server(found.port, f"{found.url}/metrics", control, manifest)
         return
     installed: TritonServer = server_or_skip()
     with running_server(installed, bundle, folder / "triton.log") as triton:
         metrics = f"http://127.0.0.1:{triton.ports.metrics}/metrics"
-        yield Server(triton.ports.http, metrics, control, lambda: children(triton.process.pid))
+        stubs = partial(children, triton.process.pid)
+        yield Server(triton.ports.http, metrics, control, manifest, stubs)
 
 
 def children(parent: int) -> list[int]:
@@ -202,7 +208,7 @@ def children(parent: int) -> list[int]:
 
 
 def record(kind: str, output: Path, folder: Path) -> None:
-    """Record one server into a file."""
+    """Record a server into a file."""
     bundle, last = write_watched_bundle(folder), dict[str, str]()
     with watched(kind, bundle, folder) as server, output.open("w", encoding="utf-8") as file:
         for name, text in scrapes(server, 160 if kind == "serve" else 600):

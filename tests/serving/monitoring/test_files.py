@@ -48,7 +48,7 @@ def promtool(
 
 def firing(alerts: Sequence[str], minutes: int) -> dict[str, object]:
     """Return the test that these alerts fire at this time, and no others."""
-    samples = [{"labels": f'{{alertname="{one}"}}', "value": 1} for one in alerts]
+    samples = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in alerts]
     expression = 'group by (alertname) (ALERTS{alertstate="firing"})'
     return {"expr": expression, "eval_time": f"{minutes}m", "exp_samples": samples}
 
@@ -128,7 +128,8 @@ def test_alerts_fire_where_they_should(server: str, name: str, tmp_path: Path):
 
 def test_each_alert_fires_in_a_case_on_each_server():
     for server in SERVERS:
-        fired = {one for case in CASES.values() if server in case.servers for one in case.alerts}
+        here = [case for case in CASES.values() if server in case.servers]
+        fired = {alert for case in here for alert in case.alerts}
         # An instance of `serve` is a thread of the process that shows the metrics.
         silent = {"MohInstanceSilent"} if server == "serve" else set()
         assert fired | silent == set(rules())
@@ -170,17 +171,17 @@ def test_every_expression_of_the_dashboard_has_data(server: str, tmp_path: Path)
     parts = [(name, 5) for name in scrapes if name not in ("start", "silent")]
     minutes = sum(part for _, part in parts)
     given = [
-        one.replace("$__rate_interval", f"{minutes}m").replace("$model", MODEL)
-        for one in panel_expressions()
+        expression.replace("$__rate_interval", f"{minutes}m").replace("$model", MODEL)
+        for expression in panel_expressions()
     ]
     # What is not a number is no data: it is not above anything.
     tests = [
         {
-            "expr": f"group(({one}) > -1)",
+            "expr": f"group(({expression}) > -1)",
             "eval_time": f"{minutes - 1}m",
             "exp_samples": [{"labels": "{}", "value": 1}],
         }
-        for one in given
+        for expression in given
     ]
     series = series_of(scrapes, parts)
     assert not promtool(tmp_path, alerts_text(MODEL), series, tests)
@@ -197,7 +198,7 @@ def test_servers_show_what_was_recorded(server: str, tmp_path: Path):
     assert list(found) == list(known)
 
     def named(scrapes: Mapping[str, Scrape]) -> set[str]:
-        return {key.partition("{")[0] for one in scrapes.values() for key in one.values}
+        return {key.partition("{")[0] for scrape in scrapes.values() for key in scrape.values}
 
     assert named(found) == named(known)
     for case in CASES.values():
@@ -206,17 +207,17 @@ def test_servers_show_what_was_recorded(server: str, tmp_path: Path):
 
 
 def test_rules_are_of_this_model_only():
-    for expression in [*(one["expr"] for one in rules().values()), *panel_expressions()]:
+    for expression in [*(rule["expr"] for rule in rules().values()), *panel_expressions()]:
         selectors = re.findall(r"\b(?:nv|moh)_\w+\{([^}]*)\}", expression)
         assert len(selectors) == len(re.findall(r"\b(?:nv|moh)_\w+", expression)) > 0
-        assert all('model="' in one for one in selectors)
+        assert all('model="' in selector for selector in selectors)
 
 
 def test_rules_are_those_of_what_is_served():
     text = alerts_text("digits", first_rung='the "fast" one', counts_routing=False)
     assert "MohRoutingUnseen" not in text
     (group,) = yaml.safe_load(text)["groups"]
-    (rule,) = (one for one in group["rules"] if one["alert"] == "MohFallback")
+    (rule,) = (rule for rule in group["rules"] if rule["alert"] == "MohFallback")
     assert r'rung!="the \"fast\" one"' in rule["expr"]
 
 
@@ -234,10 +235,10 @@ print(JSONEncoder(sort_keys=True).encode(read))
 def lost(given: object, kept: object, place: str = "") -> list[str]:
     """Return the places of what a reader did not keep as it was given."""
     if isinstance(given, dict) and isinstance(kept, dict):
-        return [one for key in given for one in lost(given[key], kept.get(key), f"{place}.{key}")]
+        return [path for key in given for path in lost(given[key], kept.get(key), f"{place}.{key}")]
     if isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
         both = enumerate(zip(given, kept, strict=True))
-        return [one for index, (a, b) in both for one in lost(a, b, f"{place}.{index}")]
+        return [path for index, (a, b) in both for path in lost(a, b, f"{place}.{index}")]
     return [] if given == kept else [place]
 
 
