@@ -11,18 +11,17 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.served_model import ServedModel, open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.bundle_json import read_bundle, require_unchanged
-from moh_deploy.serving.triton.bundled_guard import settings_at
 
 
 def open_bundle(root: Path, *, instances: int | None = None) -> ServedModel:
-    """Open what a bundle serves, with its settings.
+    """Open the model of a bundle with the bundle's settings.
 
     Args:
         root: The bundle.
         instances: How many of it share the machine's cores; None for the bundle's own number.
 
     Raises:
-        PackageError: It is none, has changed since it was written, or is of another version.
+        PackageError: It is no bundle, has changed since it was written, or is of another version.
         BackendError: The runtime is not there, or refuses the model.
         ValidationError: It answers a recorded run wrongly.
     """
@@ -33,11 +32,10 @@ def open_bundle(root: Path, *, instances: int | None = None) -> ServedModel:
 
 
 def bundled_model(root: Path) -> tuple[Path, ServingSettings]:
-    """Return the package or engine in a bundle, and how it is to be served.
+    """Return the package or engine in a bundle, and its settings with paths that lead there.
 
     Raises:
-        PackageError: It is none, has changed since it was written, is of another version, or its
-            model is one for a server alone.
+        PackageError: It is no bundle, has changed since it was written, or is of another version.
     """
     bundle = read_bundle(root)
     made_by = bundle.versions["moh-deploy"]
@@ -46,11 +44,18 @@ def bundled_model(root: Path) -> tuple[Path, ServingSettings]:
             f"{root} was written by moh-deploy {made_by}, this is {__version__}.",
             hint="Write the bundle again, or install that version.",
         )
-    path = root / bundle.served
-    if not path.is_dir():
-        raise PackageError(
-            f"{root} is for the backend '{bundle.backend}' of Triton: it holds no package.",
-            hint="Serve the package that it was written from.",
-        )
     require_unchanged(root, bundle)
-    return path, settings_at(bundle.settings, root)
+    settings = bundle.settings
+
+    def placed(path: str | None) -> str | None:
+        return None if path is None else str(root / path)
+
+    return root / bundle.served, replace(
+        settings,
+        policy=placed(settings.policy),
+        audit_log=placed(settings.audit_log),
+        control=placed(settings.control),
+        shadow=placed(settings.shadow),
+        reference=placed(settings.reference),
+        library=placed(settings.library),
+    )

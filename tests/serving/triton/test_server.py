@@ -13,17 +13,17 @@ import moh_deploy
 from moh_deploy.errors import BackendError
 from moh_deploy.serving.triton import server as server_module
 from moh_deploy.serving.triton.server import (
+    PYTHON,
     Ports,
     TritonServer,
     find_server,
+    python_of_stub,
     running_server,
-    server_environment,
 )
 
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 READY = """#!{python}
 import http.server, sys
-port = next(one.partition("=")[2] for one in sys.argv if one.startswith("--http-port="))
+port = next(text.partition("=")[2] for text in sys.argv if text.startswith("--http-port="))
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
@@ -43,7 +43,7 @@ def install(root: Path, script: str = "#!/bin/sh\n") -> Path:
     program.chmod(0o755)
     stub = root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
     stub.parent.mkdir(parents=True)
-    stub.write_text("stub")
+    stub.write_text(f"\0libpython{PYTHON}.so.1.0\0")
     (root / "backends" / "python").mkdir(parents=True)
     return root
 
@@ -70,11 +70,9 @@ def test_its_backends_are_listed(tmp_path: Path):
 
 def test_model_runs_in_this_python_with_the_servers_libraries(tmp_path: Path):
     server = TritonServer(tmp_path, (tmp_path / "libs",))
-    found = server_environment(server, tmp_path / "bundle")
-    assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
-    libraries = found["LD_LIBRARY_PATH"].split(os.pathsep)
-    assert libraries[0] == str(tmp_path / "libs")
-    assert str(tmp_path / "bundle" / "lib") in libraries
+    found = server.environment()
+    assert found["PATH"] == str(Path(sys.executable).parent)
+    assert found["LD_LIBRARY_PATH"].split(os.pathsep)[0] == str(tmp_path / "libs")
 
 
 def test_server_runs_until_the_block_ends(tmp_path: Path):
@@ -86,7 +84,7 @@ def test_server_runs_until_the_block_ends(tmp_path: Path):
         assert working == Path(moh_deploy.__file__).resolve().parents[1]
     assert process.poll() is not None
     assert not running.is_ready()
-    assert (server.root / "backends/python/triton_python_backend_stub").read_text() == "stub"
+    assert python_of_stub(server.stub) == PYTHON
 
 
 def test_server_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -138,7 +136,7 @@ def test_server_in_a_folder_that_cannot_be_written_is_refused(
     root = install(tmp_path / "s")
     monkeypatch.setattr(server_module.shutil, "copy2", refuse)
     with (
-        pytest.raises(BackendError, match=r"cannot be copied into .*: Permission denied"),
+        pytest.raises(BackendError, match=r"cannot be copied to .*: Permission denied"),
         running_server(TritonServer(root), tmp_path / "bundle", tmp_path / "log"),
     ):
         pass
