@@ -54,7 +54,6 @@ from moh_deploy.serving.triton.bundle_json import (
     Backend,
     Bundle,
     LibraryInfo,
-    backend_config,
     bundle_text,
     looks_like_bundle,
 )
@@ -62,7 +61,7 @@ from moh_deploy.serving.triton.bundled_guard import GUARD, SHADOW, bring_along
 from moh_deploy.serving.triton.config_pbtxt import config_text, triton_type
 from moh_deploy.serving.triton.dashboard import dashboard_text
 from moh_deploy.serving.triton.kserve import kserve_text
-from moh_deploy.serving.triton.library_needs import library_needs, version_text
+from moh_deploy.serving.triton.library_needs import library_needs
 from moh_deploy.serving.triton.probe import REQUEST_NAME
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.npz import Array
@@ -127,11 +126,8 @@ def write_bundle(
             inside = replace(inside, reference=REFERENCE_NAME)
         bundle = _write_model(root, served, package, inside, chosen)
         _write_watchers(root, settings, package)
-        option = backend_config(root, bundle, "/mnt/models")
-        has_probe = (root / "probe.py").is_file()
-        kserve = kserve_text(
-            settings, image=image, storage=storage, backend_config=option, has_probe=has_probe
-        )
+        has_probe = (root / REQUEST_NAME).is_file()
+        kserve = kserve_text(bundle, image=image, storage=storage, has_probe=has_probe)
         (root / "kserve.yaml").write_text(kserve, encoding="utf-8")
         files = sorted(path for path in root.rglob("*") if path.is_file())
         digests = {path.relative_to(root).as_posix(): sha256_of(path) for path in files}
@@ -197,6 +193,7 @@ def _write_model(
 ) -> Bundle:
     """Write what Triton reads, with the libraries that the model needs."""
     manifest, axis = served.manifest, _batch_axis(served)
+    plugin = manifest.plugin if isinstance(manifest, EngineManifest) else None
     library = _write_libraries(root / LIBRARIES, served)
     # TensorRT's backend gets its library by an option of the server.
     if library is not None and package is not None:
@@ -217,6 +214,7 @@ def _write_model(
         package_sha256=sha256_of(served.root / manifest_name),
         max_batch=0 if axis is None else min(settings.max_batch, axis.most or settings.max_batch),
         library=library,
+        embeds_plugins=plugin is not None and plugin.file is None,
     )
     (root / bundle.served).mkdir(parents=True)
     for name in (*files, manifest_name):
@@ -246,16 +244,18 @@ def _batch_axis(served: Deployed) -> BatchAxis | None:
 
 def _write_libraries(folder: Path, served: Deployed) -> LibraryInfo | None:
     """Put the kernels beside the repository, and say what they need."""
+    manifest = served.manifest
     usable: tuple[str, ...] = ()
-    if not isinstance(served.manifest, EngineManifest):
+    if not isinstance(manifest, EngineManifest):
         kernels = native.kernel_library()
-        sources = [] if kernels is None else [kernels]
-        usable = () if kernels is None else tuple(instruction_sets(kernels))
-    elif served.manifest.plugin is None or served.manifest.plugin.file is None:
-        sources = []
+        if kernels is None:
+            return None
+        sources, usable = [kernels], tuple(instruction_sets(kernels))
+    elif manifest.plugin is None or manifest.plugin.file is None:
+        return None
     else:
         # The server loads the first, which registers the plugins of the second beside it.
-        sources = [native.FOLDER / REGISTERED_NAME, served.root / served.manifest.plugin.file]
+        sources = [native.FOLDER / REGISTERED_NAME, served.root / manifest.plugin.file]
         if not sources[0].is_file():
             raise ConfigError(
                 f"{served.name} needs its plugins, which Triton takes from {REGISTERED_NAME}:"
@@ -264,16 +264,14 @@ def _write_libraries(folder: Path, served: Deployed) -> LibraryInfo | None:
                 f" moh_plugin_registered && cp build/cuda/{REGISTERED_NAME} {native.FOLDER}`, or"
                 " build the engine with --embed-plugin.",
             )
-    if not sources:
-        return None
     folder.mkdir()
     for source in sources:
         shutil.copyfile(source, folder / source.name)
-    needs = [library_needs(source) for source in sources]
+    machines, floors = zip(*(library_needs(source) for source in sources), strict=True)
     return LibraryInfo(
         file=f"{LIBRARIES}/{sources[0].name}",
-        glibc=version_text(max(glibc for _, glibc in needs)),
-        machine=needs[0][0],
+        glibc=".".join(map(str, max(floors))),
+        machine=machines[0],
         instruction_sets=usable,
     )
 
@@ -288,32 +286,25 @@ def _write_recorded(
     folder = root / bundle.model / WARMUP
     folder.mkdir()
     types = {info.name: triton_type(info) for info in bundle.inputs}
-    entries: dict[object, dict[str, object]] = {}
-    for recorded in package.vectors:
-        samples = 1 if axis is None else min(axis.size(recorded.inputs), bundle.max_batch)
+    # Triton takes no tensor without elements for this.
+    runs = [run for run in package.vectors if all(array.size for array in run.inputs.values())]
+    entries: list[dict[str, object]] = []
+    for number, run in enumerate(runs[:MOST_WARMUPS]):
         rows = {
             name: np.ascontiguousarray(array if axis is None else array[0])
-            for name, array in recorded.inputs.items()
+            for name, array in run.inputs.items()
         }
-        sizes = samples, *((name, row.shape) for name, row in rows.items())
-        # Triton takes no tensor without elements for this.
-        if any(row.size == 0 for row in rows.values()) or sizes in entries:
-            continue
-        if len(entries) == MOST_WARMUPS:
-            break
-        inputs = []
+        if number == 0:
+            _write_probe(root, types, rows, batch=None if axis is None else axis.least)
+        inputs = {}
         for index, (name, row) in enumerate(rows.items()):
             # Names of inputs may hold what no file name can.
-            file = f"{len(entries)}-{index}"
+            file, dims = f"{number}-{index}", list(row.shape) or [1]
             (folder / file).write_bytes(row.tobytes())
-            dims = list(row.shape) or [1]
-            value = {"data_type": types[name], "dims": dims, "input_data_file": file}
-            inputs.append({"key": name, "value": value})
-        if not entries:
-            _write_probe(root, types, rows, batch=None if axis is None else axis.least)
-        name = f"recorded-{len(entries)}"
-        entries[sizes] = {"name": name, "batch_size": samples, "inputs": inputs}
-    return list(entries.values())
+            inputs[name] = {"data_type": types[name], "dims": dims, "file": file}
+        samples = 1 if axis is None else min(axis.size(run.inputs), bundle.max_batch)
+        entries.append({"name": f"recorded-{number}", "batch_size": samples, "inputs": inputs})
+    return entries
 
 
 def _write_probe(

@@ -14,7 +14,7 @@ from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import PackageError
 from moh_deploy.package import TensorInfo
 from moh_deploy.package.manifest_json import MANIFEST_NAME
-from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME, parse_engine_manifest
+from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.bounded_json import has_keys, read_json
 from moh_deploy.system.digest import sha256_of, sha256_of_json
@@ -66,6 +66,7 @@ class Bundle(Strict):
         library: The kernels; None: it has none, and function bodies run.
         files: Path in the bundle to sha256, for each file but this one.
         format_version: Of the directory.
+        embeds_plugins: The engine holds its plugins, as code that the server has to allow.
     """
 
     backend: Backend
@@ -78,6 +79,7 @@ class Bundle(Strict):
     library: LibraryInfo | None = None
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = BUNDLE_FORMAT_VERSION
+    embeds_plugins: bool = False
 
     @property
     def model(self) -> PurePosixPath:
@@ -98,6 +100,14 @@ class Bundle(Strict):
     def served(self) -> PurePosixPath:
         """The directory of the package or engine."""
         return self.version / SERVED
+
+    def backend_config(self, place: str) -> str | None:
+        """Return the option that the server needs for a bundle at a place; None: it needs none."""
+        if self.embeds_plugins:
+            return "--backend-config=tensorrt,version-compatible=true"
+        if self.backend == "python" or self.library is None:
+            return None
+        return f"--backend-config=tensorrt,plugins={place}/{self.library.file}"
 
 
 def is_bundle(root: Path) -> bool:
@@ -195,25 +205,3 @@ def bundle_text(bundle: Bundle) -> str:
 @functools.cache
 def _adapter() -> TypeAdapter[Bundle]:
     return TypeAdapter(Bundle)
-
-
-def backend_config(root: Path, bundle: Bundle, place: str) -> str | None:
-    """Return the value of the server's `--backend-config`; None where the model needs none.
-
-    Args:
-        root: The bundle.
-        bundle: Its content.
-        place: Where the server finds the bundle.
-
-    Raises:
-        PackageError: The engine's manifest cannot be read.
-        FileNotFoundError: There is none.
-    """
-    if bundle.backend != "tensorrt":
-        return None
-    plugin = parse_engine_manifest(root / bundle.served / ENGINE_MANIFEST_NAME).plugin
-    if plugin is None:
-        return None
-    if plugin.file is None:  # the engine holds it, as code, which the server has to allow
-        return "tensorrt,version-compatible=true"
-    return f"tensorrt,plugins={place}/{LIBRARIES}/{REGISTERED_NAME}"

@@ -8,7 +8,7 @@ from shlex import quote
 
 from moh_deploy.report.document import Document, Table, Text
 from moh_deploy.report.report import Report
-from moh_deploy.serving.triton.bundle_json import REPOSITORY, Bundle, backend_config
+from moh_deploy.serving.triton.bundle_json import REPOSITORY, Bundle
 
 NEVER_RUN = "no server has run a bundle of this backend yet: try it before you rely on it"
 
@@ -30,15 +30,13 @@ class BundleReport(Report):
     @classmethod
     def of(cls, root: Path, bundle: Bundle) -> BundleReport:
         """Return the report of a bundle."""
-        option = backend_config(root, bundle, ".")
+        option = bundle.backend_config(".")
         if option is None:
             start = f"tritonserver --model-repository={quote(str(root / REPOSITORY))}"
         else:
             # The server takes the path of a library from its working directory.
-            start = (
-                f"cd {quote(str(root))} && tritonserver --model-repository={REPOSITORY}"
-                f" --backend-config={option}"
-            )
+            start = f"tritonserver --model-repository={REPOSITORY} {option}"
+            start = f"cd {quote(str(root))} && {start}"
         return cls(root, bundle, start)
 
     def document(self) -> Document:
@@ -65,15 +63,13 @@ class BundleReport(Report):
             ("kernels", needs),
             ("files", str(len(bundle.files) + 1)),
         ]
+        check = f"moh-deploy bundle --check {quote(str(self.root))}"
         return Document(
             "bundle",
             (
                 Text(f"bundle {self.root}"),
                 Table("what Triton will serve", ("what", ""), rows),
-                Text(f"start it: {self.start}"),
-                Text(
-                    "look whether a server here can, and how it is started: moh-deploy bundle"
-                    f" --check {quote(str(self.root))}"
-                ),
+                Text(f"start it: {self.start}", is_whole=True),
+                Text(f"see if it starts here: {check}", is_whole=True),
             ),
         )

@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shlex import quote
 
-import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
 import numpy as np
 
 from moh_deploy import __version__
@@ -19,7 +18,6 @@ from moh_deploy.errors import MoHDeployError, PackageError
 from moh_deploy.report.document import Document, Status, Table, Text
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
-from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME, parse_engine_manifest
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.triton.bundle_json import (
     CHANGED,
@@ -29,17 +27,16 @@ from moh_deploy.serving.triton.bundle_json import (
     REPOSITORY,
     WARMUP,
     Bundle,
-    backend_config,
     file_problem,
     read_bundle,
 )
 from moh_deploy.serving.triton.bundle_report import NEVER_RUN
 from moh_deploy.serving.triton.config_pbtxt import tensor_config
-from moh_deploy.serving.triton.library_needs import glibc_here, library_needs, version_text
+from moh_deploy.serving.triton.library_needs import glibc_here, version_of
 from moh_deploy.serving.triton.model_config import (
     ConfigMessage,
     config_class,
-    enum_name,
+    one_line,
     parse_config,
 )
 from moh_deploy.serving.triton.server import PYTHON, TritonServer, find_server, python_of_stub
@@ -103,7 +100,7 @@ class BundleCheck(Report):
             for finding in self.findings
         ]
         is_good = self.failure is None
-        start = [] if self.start is None else [Text(f"start it: {self.start}")]
+        start = [] if self.start is None else [Text(f"start it: {self.start}", is_whole=True)]
         verdict = "nothing stands against loading it" if is_good else "A SERVER WOULD NOT LOAD IT"
         return Document(
             "bundle",
@@ -128,7 +125,7 @@ def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
     """
     bundle = read_bundle(root)
     findings = [*_check_files(root, bundle), *_check_versions(bundle)]
-    findings += [*_check_engine(root, bundle), *_check_library(root, bundle)]
+    findings += [*_check_engine(bundle), *_check_library(root, bundle)]
     config, name = None, bundle.config.as_posix()
     try:
         text = read_text(root / name, most_bytes=_MOST_CONFIG_BYTES, error=PackageError)
@@ -143,7 +140,7 @@ def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
     findings += _check_server(bundle, found, server, environment)
     start = None
     if found is not None and all(finding.is_good is not False for finding in findings):
-        start = found.start_command(root, backend_config(root, bundle, str(root.resolve())))
+        start = found.start_command(root, bundle.backend_config(str(root.resolve())))
     return BundleCheck(root, bundle.backend, tuple(findings), start)
 
 
@@ -189,25 +186,17 @@ def _check_versions(bundle: Bundle) -> Iterator[Finding]:
     yield Finding("onnxruntime", text, True if same else None)
 
 
-def _check_engine(root: Path, bundle: Bundle) -> Iterator[Finding]:
+def _check_engine(bundle: Bundle) -> Iterator[Finding]:
     if bundle.backend != "tensorrt":
         return
     yield Finding("tensorrt", NEVER_RUN, None)
-    name = (bundle.served / ENGINE_MANIFEST_NAME).as_posix()
-    try:
-        manifest = parse_engine_manifest(root / name)
-    except FileNotFoundError:
-        return  # among the files
-    except PackageError as error:
-        yield Finding(name, error.message, False, COPY_AGAIN)
-        return
-    if manifest.backend != "tensorrt":
-        text = f"is of {manifest.backend}, and Triton's backend loads engines of tensorrt only"
+    if "TensorRT" not in bundle.versions:
+        text = f"is of {', '.join(bundle.versions)}, and Triton's backend loads those of TensorRT"
         yield Finding("engine", text, False, "Bundle an engine of --backend tensorrt.")
-    library, plugin = f"{LIBRARIES}/{REGISTERED_NAME}", manifest.plugin
-    if plugin is not None and plugin.file is not None and library not in bundle.files:
+    library, registered = bundle.library, f"{LIBRARIES}/{REGISTERED_NAME}"
+    if library is not None and library.file != registered:
         text = "is not in the bundle, so the server would know none of the engine's plugins"
-        yield Finding(library, text, False, "Write the bundle again: moh-deploy bundle.")
+        yield Finding(registered, text, False, "Write the bundle again: moh-deploy bundle.")
 
 
 def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
@@ -219,28 +208,22 @@ def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
     if (problem := file_problem(root, bundle, info.file)) is not None:
         yield Finding("kernels", f"not loaded: {info.file} {problem}", False, COPY_AGAIN)
         return
-    path = root / info.file
-    try:
-        machine, floor = library_needs(path)
-    except (OSError, PackageError) as error:
-        yield Finding(info.file, f"cannot be read: {error}", False, COPY_AGAIN)
-        return
-    here = glibc_here()
-    if machine != platform.machine():
+    if info.machine != platform.machine():
         fix = "Write the bundle on a machine of that kind."
-        yield Finding(info.file, f"is for {machine}, this is {platform.machine()}", False, fix)
+        yield Finding(info.file, f"is for {info.machine}, this is {platform.machine()}", False, fix)
         return
-    needs = f"needs the GNU C library {version_text(floor)} or newer"
-    if here is None or here < floor:
-        has = "has another C library" if here is None else f"has {version_text(here)}"
+    here, wanted = glibc_here(), info.glibc or "of any version"
+    if here is None or here < version_of(wanted):
+        has = "has another C library" if here is None else f"has {'.'.join(map(str, here))}"
+        text = f"needs the GNU C library {wanted} or newer, this machine {has}"
         fix = "Serve on a newer system (Debian 12, Ubuntu 24.04), or build moh-deploy on this one."
-        yield Finding(info.file, f"{needs}, this machine {has}", False, fix)
+        yield Finding(info.file, text, False, fix)
         return
-    yield Finding(info.file, f"{needs}, which is here")
+    yield Finding(info.file, f"needs the GNU C library {wanted} or newer, which is here")
     if not info.instruction_sets:
         return
     try:
-        usable = tuple(instruction_sets(path))
+        usable = instruction_sets(root / info.file)
     except MoHDeployError as error:
         yield Finding("instruction sets", error.message, False, COPY_AGAIN)
         return
@@ -270,14 +253,10 @@ def _check_config(config: ConfigMessage, root: Path, bundle: Bundle) -> Iterator
 
 def _config_problems(config: ConfigMessage, bundle: Bundle) -> Iterator[str]:
     # Triton takes the directory's name where there is none.
-    if config.HasField("name") and config.name != bundle.settings.name:
-        yield f"name is {config.name}, expected {bundle.settings.name}"
-    if config.backend != bundle.backend:
-        yield f"backend is {config.backend or 'absent'}, expected {bundle.backend}"
-    most = config.max_batch_size
-    if not (0 < most <= bundle.max_batch or most == bundle.max_batch == 0):
-        expected = f"1 to {bundle.max_batch}" if bundle.max_batch else "0"
-        yield f"max_batch_size is {most}, expected {expected}"
+    for key, expected in (("name", bundle.settings.name), ("backend", bundle.backend)):
+        found = getattr(config, key) if config.HasField(key) or key != "name" else expected
+        if found != expected:
+            yield f"{key} is {found or 'absent'}, expected {expected}"
     for key, tensors in (("input", bundle.inputs), ("output", bundle.outputs)):
         written = {tensor.name: tensor for tensor in getattr(config, key)}
         names = [info.name for info in tensors]
@@ -285,19 +264,17 @@ def _config_problems(config: ConfigMessage, bundle: Bundle) -> Iterator[str]:
             yield f"{key} has {', '.join(sorted(written))}; expected {', '.join(names)}"
             continue
         for info in tensors:
-            entry = tensor_config(info, is_batched=bundle.max_batch > 0)
-            (expected_tensor,) = getattr(config_class()(**{key: [entry]}), key)
-            expected_parts = _tensor_parts(expected_tensor)
-            for part, found in _tensor_parts(written[info.name]).items():
-                if found != expected_parts[part]:
-                    yield f"{key} '{info.name}': {part} is {found}, expected {expected_parts[part]}"
-
-
-def _tensor_parts(tensor: ConfigMessage) -> dict[str, object]:
-    """Return the parts of an entry that have to fit the model; a label's file does not."""
-    reshape = list(tensor.reshape.shape) if tensor.HasField("reshape") else "absent"
-    data_type = enum_name(tensor, "data_type")
-    return {"data_type": data_type, "dims": list(tensor.dims), "reshape": reshape}
+            wanted = tensor_config(info, is_batched=bundle.max_batch > 0)
+            (entry,) = getattr(config_class()(**{key: [wanted]}), key)
+            tensor = written[info.name]
+            # A label's file, say, fits any model.
+            parts = ("data_type", "dims", "reshape")
+            if any(getattr(tensor, part) != getattr(entry, part) for part in parts):
+                yield f"{key} is {one_line(tensor)}, expected {one_line(entry)}"
+    most = config.max_batch_size
+    if not (0 < most <= bundle.max_batch or most == bundle.max_batch == 0):
+        expected = f"1 to {bundle.max_batch}" if bundle.max_batch else "0"
+        yield f"max_batch_size is {most}, expected {expected}"
 
 
 def _warmup_problems(config: ConfigMessage, root: Path, bundle: Bundle) -> Iterator[str]:
@@ -345,40 +322,27 @@ def _check_python(server: TritonServer, environment: str | None) -> Iterator[Fin
     python = PYTHON
     if environment is not None:
         folder = Path(environment)
-        if not folder.exists():
-            text = f"is '{environment}', which does not exist here"
-            yield Finding(_ENVIRONMENT, text, False, "Name the folder of an environment.")
-            return
         if folder.is_file():
             yield Finding(_ENVIRONMENT, f"is the archive {environment}: not looked at", None)
             return
         versions = sorted(folder.glob("lib/python3.*"))
-        if not (folder / "bin" / "activate").is_file() or not versions:
-            text = f"is '{environment}', which has no bin/activate, or no Python"
+        if not versions or not (folder / "bin" / "activate").is_file():
+            text = f"is '{environment}', where there is no Python with bin/activate"
             yield Finding(_ENVIRONMENT, text, False, "Name the folder of an environment.")
             return
         python = versions[0].name.removeprefix("python")
-    packed = server.packed_stub(python)
-    found = python_of_stub(server.stub)
-    if found != python:
-        if not packed.is_file():
-            text = f"the server has no stub for Python {python}"
-            yield Finding("Python", text, False, _OTHER_PYTHON)
-            return
-        problem = "is missing" if found is None else f"is for Python {found}"
-        text = f"{server.stub} {problem}: the server runs models of Python {python} by no other"
-        yield Finding("Python", text, False, f"Copy it: cp {quote(str(packed))} {_quoted(server)}")
-        return
-    library = f"libpython{python}.so.1.0"
+    stub, packed = server.stub, server.packed_stub(python)
+    found, library = python_of_stub(stub), f"libpython{python}.so.1.0"
     folder = Path(str(sysconfig.get_config_var("LIBDIR")))
-    if python == PYTHON and not (folder / library).is_file():
-        yield Finding("Python", f"{library} is not in {folder}", False, _OTHER_PYTHON)
-        return
-    yield Finding("Python", f"{python}, with {library}")
-
-
-def _quoted(server: TritonServer) -> str:
-    return quote(str(server.stub))
-
-
-_OTHER_PYTHON = "Use a Python that was built with --enable-shared, of a version the server has."
+    fix = "Use a Python that was built with --enable-shared, of a version the server has."
+    if found != python and packed.is_file():
+        problem = "is missing" if found is None else f"is for Python {found}"
+        text = f"{stub} {problem}: the server runs models of Python {python} by no other"
+        fix = f"Copy it: cp {quote(str(packed))} {quote(str(stub))}"
+        yield Finding("Python", text, False, fix)
+    elif found != python:
+        yield Finding("Python", f"the server has no stub for Python {python}", False, fix)
+    elif python == PYTHON and not (folder / library).is_file():
+        yield Finding("Python", f"{library} is not in {folder}", False, fix)
+    else:
+        yield Finding("Python", f"{python}, with {library}")

@@ -8,7 +8,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
 from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.triton.bundle_json import SERVED, Bundle
-from moh_deploy.serving.triton.model_config import config_class
+from moh_deploy.serving.triton.template_files import filled
 
 MOST_WAITING = 1024
 """Requests that wait for an instance; the server refuses more."""
@@ -25,41 +25,27 @@ def config_text(
 
     Args:
         bundle: The model, its tensors and settings.
-        warmups: Entries of `model_warmup`.
+        warmups: Name, batch size and inputs of each warm-up.
         engine: File name of the engine; None for a package.
         profiles: Number of the engine's optimisation profiles.
 
     Raises:
         ConfigError: Triton has no such dtype.
     """
-    from google.protobuf import text_format
-
-    settings = bundle.settings
-    config = config_class()(
-        name=settings.name,
+    is_batched = bundle.max_batch > 0
+    return filled(
+        "config.pbtxt",
+        settings=bundle.settings,
         backend=bundle.backend,
-        max_batch_size=bundle.max_batch,
-        version_policy={"specific": {"versions": [int(settings.version)]}},
-        input=[tensor_config(tensor, is_batched=bundle.max_batch > 0) for tensor in bundle.inputs],
-        output=[
-            tensor_config(tensor, is_batched=bundle.max_batch > 0) for tensor in bundle.outputs
-        ],
-        instance_group=[
-            {
-                "count": settings.instances,
-                "kind": "KIND_CPU" if engine is None else "KIND_GPU",
-                "profile": [str(index) for index in range(profiles)] if profiles > 1 else [],
-            }
-        ],
-        model_warmup=warmups,
+        max_batch=bundle.max_batch,
+        delay_us=round(bundle.settings.max_delay_ms * 1000),
+        most_waiting=MOST_WAITING,
+        inputs=[tensor_config(info, is_batched=is_batched) for info in bundle.inputs],
+        outputs=[tensor_config(info, is_batched=is_batched) for info in bundle.outputs],
+        warmups=warmups,
+        engine=None if engine is None else f"{SERVED}/{engine}",
+        profiles=profiles,
     )
-    if engine is not None:
-        config.default_model_filename = f"{SERVED}/{engine}"
-    if bundle.max_batch:
-        config.dynamic_batching.max_queue_delay_microseconds = round(settings.max_delay_ms * 1000)
-        config.dynamic_batching.default_queue_policy.max_queue_size = MOST_WAITING
-    text = text_format.MessageToString(config, use_short_repeated_primitives=True)
-    return str(text) + (_PYTHON_COMMENTS if engine is None else "")
 
 
 def tensor_config(info: TensorInfo, *, is_batched: bool) -> dict[str, object]:
@@ -86,13 +72,3 @@ def triton_type(info: TensorInfo) -> str:
             f" {', '.join(DATATYPES)}."
         )
     return f"TYPE_{DATATYPES[info.dtype]}"
-
-
-# Read by Triton (the first) and by our model (the second).
-_PYTHON_COMMENTS = """\
-# The environment with moh-deploy, a folder with bin/activate or an archive of conda-pack;
-# without it, that of the python3 which is first on the server's PATH (PYTHONPATH is ignored):
-#   parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/path/of/venv" } }
-# Write into the server's log which requests made up each batch, by their ids:
-#   parameters { key: "log_batches" value { string_value: "1" } }
-"""

@@ -9,46 +9,34 @@ import re
 
 from moh_deploy import __version__
 from moh_deploy.errors import ConfigError
-from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.triton.bundle_json import Bundle
+from moh_deploy.serving.triton.template_files import filled
 
 _LONGEST_NAME = 40  # KServe adds to it, and Kubernetes takes 63 characters
 
 
 def kserve_text(
-    settings: ServingSettings,
-    *,
-    image: str | None,
-    storage: str | None,
-    backend_config: str | None = None,
-    has_probe: bool = False,
+    bundle: Bundle, *, image: str | None, storage: str | None, has_probe: bool = False
 ) -> str:
     """Return a ServingRuntime and an InferenceService that uses it.
 
     Args:
-        settings: Name, instances and threads: their product is the cores to ask for.
+        bundle: Name, instances and threads: their product is the cores to ask for.
         image: The container: Triton, with moh-deploy for the Python backend.
         storage: Where the cluster finds the bundle: `pvc://models/digits`.
-        backend_config: The server's option for a backend.
         has_probe: The bundle has a script that asks for an answer.
 
     Raises:
         ConfigError: The name has no letter or digit, which Kubernetes needs.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("moh_deploy.serving.triton"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("kserve.yaml.jinja").render(
+    settings = bundle.settings
+    return filled(
+        "kserve.yaml",
         name=_kubernetes_name(settings.name),
         image=image or f"triton-with-moh-deploy:{__version__}",
         storage=storage or f"pvc://models/{settings.name}",
         cores=settings.instances * (settings.threads or 1),
-        backend_config=backend_config,
+        option=bundle.backend_config("/mnt/models"),
         has_probe=has_probe,
         is_written=settings.guard,
     )

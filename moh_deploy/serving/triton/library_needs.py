@@ -19,7 +19,7 @@ _MACHINES = {62: "x86_64", 183: "aarch64"}
 
 
 def library_needs(library: Path) -> tuple[str, Version]:
-    """Return the processor, as `platform.machine()` names it, and the oldest GNU C library.
+    """Return the processor, as `platform.machine()` has it, and the oldest GNU C library.
 
     Raises:
         PackageError: It cannot be read, or is no library.
@@ -39,11 +39,9 @@ def library_needs(library: Path) -> tuple[str, Version]:
 def glibc_here() -> Version | None:
     """Return the version of this process's GNU C library; None where it has another one."""
     name, version = platform.libc_ver()
-    if name != "glibc":
-        return None
-    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+    return version_of(version) if name == "glibc" else None
 
 
-def version_text(version: Version) -> str:
-    """Return `2.36`."""
-    return ".".join(map(str, version))
+def version_of(text: str) -> Version:
+    """Return `(2, 36)` of `2.36`."""
+    return tuple(int(part) for part in re.findall("[0-9]{1,9}", text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from moh_deploy import __version__
 from moh_deploy.errors import PackageError
@@ -11,6 +12,9 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.served_model import ServedModel, open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.bundle_json import read_bundle, require_unchanged
+
+PATHS = ("policy", "audit_log", "control", "shadow", "reference", "library")
+"""Settings that are paths in the bundle."""
 
 
 def open_bundle(root: Path, *, instances: int | None = None) -> ServedModel:
@@ -45,17 +49,6 @@ def bundled_model(root: Path) -> tuple[Path, ServingSettings]:
             hint="Write the bundle again, or install that version.",
         )
     require_unchanged(root, bundle)
-    settings = bundle.settings
-
-    def placed(path: str | None) -> str | None:
-        return None if path is None else str(root / path)
-
-    return root / bundle.served, replace(
-        settings,
-        policy=placed(settings.policy),
-        audit_log=placed(settings.audit_log),
-        control=placed(settings.control),
-        shadow=placed(settings.shadow),
-        reference=placed(settings.reference),
-        library=placed(settings.library),
-    )
+    found = {name: getattr(bundle.settings, name) for name in PATHS}
+    placed: Any = {name: str(root / path) for name, path in found.items() if path is not None}
+    return root / bundle.served, replace(bundle.settings, **placed)

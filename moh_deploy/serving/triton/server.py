@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 
 import moh_deploy
 from moh_deploy.errors import BackendError
@@ -50,11 +50,6 @@ class TritonServer:
     libraries: tuple[Path, ...] = ()
 
     @property
-    def executable(self) -> Path:
-        """The program."""
-        return self.root / "bin" / _EXECUTABLE
-
-    @property
     def backends(self) -> tuple[str, ...]:
         """Names of the backends that are installed with it."""
         folder = self.root / "backends"
@@ -69,32 +64,27 @@ class TritonServer:
         """The place of the stub for a version of Python (`3.11`) in the server's wheel."""
         return self.root / "python_backend_stubs" / python / _STUB
 
-    def environment(self) -> dict[str, str]:
-        """Return the paths, before those of the shell, with which models run in this Python.
+    def start_command(self, bundle: Path, option: str | None = None) -> str:
+        """Return the line for a shell that serves a bundle by this Python's moh-deploy.
 
         Triton takes the packages of the `python3` that is first on PATH, and ignores PYTHONPATH.
-        """
-        libraries = [*map(str, self.libraries), str(sysconfig.get_config_var("LIBDIR"))]
-        return {
-            "PATH": str(Path(sys.executable).parent),
-            "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-        }
-
-    def start_command(self, bundle: Path, option: str | None) -> str:
-        """Return the line for a shell that serves a bundle.
 
         Args:
             bundle: The bundle.
-            option: The value of `--backend-config`.
+            option: One more of the server's own.
         """
-        paths = [
-            f"{name}={quote(value)}${{{name}:+:${name}}}"
-            for name, value in self.environment().items()
+        python = quote(str(Path(sys.executable).parent))
+        libraries = [*map(str, self.libraries), str(sysconfig.get_config_var("LIBDIR"))]
+        command = [
+            str(self.root / "bin" / _EXECUTABLE),
+            f"--model-repository={(bundle / REPOSITORY).resolve()}",
+            f"--backend-directory={self.root / 'backends'}",
+            *([] if option is None else [option]),
         ]
-        options = [f"--model-repository={(bundle / REPOSITORY).resolve()}"]
-        options += [f"--backend-directory={self.root / 'backends'}"]
-        options += [] if option is None else [f"--backend-config={option}"]
-        return " ".join([*paths, quote(str(self.executable)), *map(quote, options)])
+        return (
+            f"PATH={python}:$PATH LD_LIBRARY_PATH={quote(os.pathsep.join(libraries))}"
+            f"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}} {join(command)}"
+        )
 
 
 def python_of_stub(stub: Path) -> str | None:
@@ -203,10 +193,7 @@ def running_server(
     """
     lay_stub(server)
     ports = Ports.free()
-    command = [
-        str(server.executable),
-        f"--model-repository={(bundle / REPOSITORY).resolve()}",
-        f"--backend-directory={server.root / 'backends'}",
+    own = [
         "--http-address=127.0.0.1",
         f"--http-port={ports.http}",
         "--grpc-address=127.0.0.1",
@@ -215,21 +202,18 @@ def running_server(
         f"--metrics-port={ports.metrics}",
         "--allow-gpu-metrics=false",
         "--exit-on-error=true",
-        *options,
     ]
+    # The same line as people are told.
+    line = f"exec env {server.start_command(bundle)} {join([*own, *options])}"
+    command = ["sh", "-c", line]
     if is_supervised:
         places = [f"--port={ports.http}", f"--metrics-port={ports.metrics}", "--every=1", "--"]
         command = [sys.executable, str(bundle / "supervise.py"), *places, *command]
-    paths = {
-        name: os.pathsep.join(filter(None, [first, os.environ.get(name)]))
-        for name, first in server.environment().items()
-    }
     with log.open("wb") as file:
         process = subprocess.Popen(
             command,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **paths},
             # First on the path of the model's Python: it serves with the moh-deploy that runs here.
             cwd=Path(moh_deploy.__file__).resolve().parents[1],
             start_new_session=True,

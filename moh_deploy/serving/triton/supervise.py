@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -24,10 +25,11 @@ MOST_FAILED_STARTS = 5
 """So many servers in a row that give no answer at all, and the next one would not either."""
 
 
+@dataclass
 class Supervisor:
     """Keeps one server running.
 
-    Args:
+    Attributes:
         command: Starts it.
         probe: Returns whether it gives an answer.
         every_s: How long to wait between two probes.
@@ -35,24 +37,19 @@ class Supervisor:
         start_s: How long it may take until it gives the first answer.
         stop_s: How long it may take to end before it is killed; a model that has died cannot be
             unloaded, which Triton would wait for.
+        first_pause_s: How long to wait before a second start.
+        process: The server that runs.
     """
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        probe: Callable[[], bool],
-        *,
-        every_s: float = 10.0,
-        failures: int = 3,
-        start_s: float = 600.0,
-        stop_s: float = 10.0,
-        first_pause_s: float = 1.0,
-    ) -> None:
-        self._command, self._probe = list(command), probe
-        self._every_s, self._failures = every_s, failures
-        self._start_s, self._stop_s, self._first_pause_s = start_s, stop_s, first_pause_s
-        self._is_over = False
-        self._process: subprocess.Popen[bytes] | None = None
+    command: Sequence[str]
+    probe: Callable[[], bool]
+    every_s: float = 10.0
+    failures: int = 3
+    start_s: float = 600.0
+    stop_s: float = 10.0
+    first_pause_s: float = 1.0
+    process: subprocess.Popen[bytes] | None = None
+    _is_over: bool = False
 
     def run(self) -> str | None:
         """Start the server again and again, until `end` is called or no server starts any more.
@@ -63,12 +60,12 @@ class Supervisor:
         pause_s, failed_starts = 0.0, 0
         while not self.is_over():
             begun = time.monotonic()
-            with subprocess.Popen(self._command) as process:
-                self._process = process
+            with subprocess.Popen(self.command) as process:
+                self.process = process
                 has_answered, reason = self._watch(process, begun)
                 process.terminate()
                 try:
-                    process.wait(self._stop_s)
+                    process.wait(self.stop_s)
                 except subprocess.TimeoutExpired:
                     process.kill()
             if self.is_over():
@@ -78,7 +75,7 @@ class Supervisor:
                 return f"no server gave an answer in {failed_starts} starts: the last {reason}"
             # Each failure makes the pause longer, as the next one is likely to come soon.
             is_healthy = time.monotonic() - begun > _HEALTHY_S
-            longer_s = min(max(self._first_pause_s, 2 * pause_s), _LONGEST_PAUSE_S)
+            longer_s = min(max(self.first_pause_s, 2 * pause_s), _LONGEST_PAUSE_S)
             pause_s = 0.0 if is_healthy else longer_s
             print(f"supervise: the server {reason}; it starts again in {pause_s:g} s", flush=True)
             self._wait(pause_s)
@@ -87,8 +84,8 @@ class Supervisor:
     def end(self, *_: int | FrameType | None) -> None:
         """End the server, and `run` with it: a handler of signals, too."""
         self._is_over = True
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
 
     def is_over(self) -> bool:
         """Tell whether the server is to end."""
@@ -101,18 +98,18 @@ class Supervisor:
             code = process.poll()
             if code is not None:
                 return has_answered, f"ended with {code}"
-            if self._probe():
+            if self.probe():
                 if not has_answered:
                     seconds = time.monotonic() - begun
                     print(f"supervise: the server answers, after {seconds:.1f} s", flush=True)
                 has_answered, failed = True, 0
             elif has_answered:
                 failed += 1
-            if failed >= self._failures:
+            if failed >= self.failures:
                 return True, f"gave no answer {failed} times"
-            if not has_answered and time.monotonic() - begun > self._start_s:
-                return False, f"gave no answer within {self._start_s:g} s"
-            self._wait(self._every_s if has_answered else min(1.0, self._every_s))
+            if not has_answered and time.monotonic() - begun > self.start_s:
+                return False, f"gave no answer within {self.start_s:g} s"
+            self._wait(self.every_s if has_answered else min(1.0, self.every_s))
         return has_answered, "is to end"
 
     def _wait(self, seconds: float) -> None:

@@ -12,10 +12,11 @@ from moh_deploy.serving.triton.bundle_json import Bundle
 from moh_deploy.serving.triton.config_pbtxt import config_text
 from moh_deploy.serving.triton.model_config import config_class, parse_config
 
+NAME = '"ü" \\ \x01\n{\''  # ONNX takes any text
 BUNDLE = Bundle(
     "python",
     ServingSettings("m", instances=2, max_delay_ms=2.5),
-    (TensorInfo("x", "float32", ("batch", "seq", 8)), TensorInfo('"flag"', "bool", ("batch",))),
+    (TensorInfo("x", "float32", ("batch", "seq", 8)), TensorInfo(NAME, "bool", ("batch",))),
     (TensorInfo("y", "bfloat16", ("batch", "2*seq", 8)),),
     versions={},
     package_sha256="",
@@ -24,12 +25,7 @@ BUNDLE = Bundle(
 WARMUP = {
     "name": "recorded-0",
     "batch_size": 3,
-    "inputs": [
-        {
-            "key": "x",
-            "value": {"data_type": "TYPE_FP32", "dims": [5, 8], "input_data_file": "0-0"},
-        }
-    ],
+    "inputs": {'"x"': {"data_type": "TYPE_FP32", "dims": [5, 8], "file": "0-0"}},
 }
 
 
@@ -45,7 +41,7 @@ def test_batch_axis_is_the_servers():
         part(
             input=[
                 {"name": "x", "data_type": "TYPE_FP32", "dims": [-1, 8]},
-                {"name": '"flag"', "data_type": "TYPE_BOOL", "dims": [1], "reshape": {}},
+                {"name": NAME, "data_type": "TYPE_BOOL", "dims": [1], "reshape": {}},
             ]
         ).input
     )
@@ -69,7 +65,9 @@ def test_model_without_batch_axis_gets_whole_tensors_and_no_batching():
 
 def test_warmup_has_the_dims_and_the_file_of_each_input():
     found = config(BUNDLE, warmups=[WARMUP])
-    assert list(found.model_warmup) == list(config_class()(model_warmup=[WARMUP]).model_warmup)
+    value = {"data_type": "TYPE_FP32", "dims": [5, 8], "input_data_file": "0-0"}
+    warmup = {**WARMUP, "inputs": [{"key": '"x"', "value": value}]}
+    assert list(found.model_warmup) == list(config_class()(model_warmup=[warmup]).model_warmup)
 
 
 def test_engine_gets_a_gpu_and_its_profiles():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import yaml
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving import ServingSettings
+from moh_deploy.serving.triton.bundle_json import Bundle, LibraryInfo
 from moh_deploy.serving.triton.kserve import kserve_text
 
 RUNTIME = {
@@ -79,9 +82,13 @@ def matches(value: object, schema: Any) -> bool:
     )
 
 
-def kserve(settings: ServingSettings, **options: Any) -> tuple[Any, Any]:
-    """Return the ServingRuntime and the InferenceService."""
-    runtime, service = yaml.safe_load_all(kserve_text(settings, **options))
+def kserve(
+    settings: ServingSettings, changes: Mapping[str, Any] | None = None, **options: Any
+) -> tuple[Any, Any]:
+    """Return the ServingRuntime and the InferenceService of a bundle, with changes of it."""
+    bundle = replace(Bundle("python", settings, (), (), {}, "", 1), **(changes or {}))
+    given = {"image": None, "storage": None, **options}
+    runtime, service = yaml.safe_load_all(kserve_text(bundle, **given))
     return runtime, service
 
 
@@ -105,9 +112,10 @@ def test_kserve_gets_a_runtime_and_a_service_that_uses_it(guard: bool):
 
 
 def test_server_of_an_engine_gets_its_option():
-    runtime, _ = kserve(ServingSettings("m"), image=None, storage=None, backend_config="tensorrt,x")
+    library = LibraryInfo("lib/l.so", None, "x86_64")
+    runtime, _ = kserve(ServingSettings("m"), {"backend": "tensorrt", "library": library})
     (container,) = runtime["spec"]["containers"]
-    assert container["args"][-1] == "--backend-config=tensorrt,x"
+    assert container["args"][-1] == "--backend-config=tensorrt,plugins=/mnt/models/lib/l.so"
     assert "livenessProbe" not in container
 
 
@@ -115,11 +123,11 @@ def test_server_of_an_engine_gets_its_option():
     ("name", "expected"), [("8_bit", "moh-8-bit"), ("a" * 80, "a" * 40), ("_x_", "x")]
 )
 def test_name_becomes_one_that_kubernetes_takes(name: str, expected: str):
-    _, service = kserve(ServingSettings(name), image=None, storage=None)
+    _, service = kserve(ServingSettings(name))
     assert service["metadata"]["name"] == expected
     assert service["spec"]["predictor"]["model"]["storageUri"] == f"pvc://models/{name}"
 
 
 def test_name_without_a_letter_or_digit_is_refused():
     with pytest.raises(ConfigError, match="name is '___', expected a letter or a digit"):
-        kserve_text(ServingSettings("___"), image=None, storage=None)
+        kserve(ServingSettings("___"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.serving.triton.library_needs import glibc_here, library_needs, version_text
+from moh_deploy.serving.triton.library_needs import glibc_here, library_needs, version_of
 from tests.kernel_library import required_library
 
 
@@ -47,5 +47,9 @@ def test_what_is_no_library_is_refused(tmp_path: Path):
         library_needs(path)
 
 
-def test_version_is_written_with_points():
-    assert version_text((2, 36)) == "2.36"
+@pytest.mark.parametrize(
+    ("text", "version"), [("2.36", (2, 36)), ("", ()), ("of any version", ()), ("9" * 9999, None)]
+)
+def test_version_is_read_of_any_text(text: str, version: tuple[int, ...] | None):
+    found = version_of(text)
+    assert version is None or found == version

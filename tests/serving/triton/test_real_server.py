@@ -448,10 +448,9 @@ def test_model_runs_in_the_environment_that_its_configuration_names(
     server: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     root = bundle_of_handmade(tmp_path, threads=1)
-    usual = server.environment()
     # A Python that is not the one that has moh-deploy.
     monkeypatch.setenv("PATH", os.defpath)
-    monkeypatch.setattr(TritonServer, "environment", lambda self: {**usual, "PATH": "/usr/bin"})
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
     with pytest.raises(BackendError), running_server(server, root, tmp_path / "server.log"):
         pass
     with (root / read_bundle(root).config).open("a") as config:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from pathlib import Path
 
@@ -66,13 +65,6 @@ def test_server_is_found_in_a_folder_in_an_environment_and_on_path(
 def test_its_backends_are_listed(tmp_path: Path):
     assert TritonServer(install(tmp_path / "s")).backends == ("python",)
     assert TritonServer(tmp_path / "none").backends == ()
-
-
-def test_model_runs_in_this_python_with_the_servers_libraries(tmp_path: Path):
-    server = TritonServer(tmp_path, (tmp_path / "libs",))
-    found = server.environment()
-    assert found["PATH"] == str(Path(sys.executable).parent)
-    assert found["LD_LIBRARY_PATH"].split(os.pathsep)[0] == str(tmp_path / "libs")
 
 
 def test_server_runs_until_the_block_ends(tmp_path: Path):
