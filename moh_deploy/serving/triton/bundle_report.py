@@ -43,7 +43,7 @@ class BundleReport(Report):
         """Return what it says."""
         bundle, settings = self.bundle, self.bundle.settings
         library = bundle.library
-        needs = "none: function bodies run"
+        needs = "in the engine" if bundle.embeds_plugins else "none: function bodies run"
         if library is not None:
             glibc = f", GNU C library {library.glibc} or newer" if library.glibc else ""
             needs = f"{library.file}: {library.machine}{glibc}"

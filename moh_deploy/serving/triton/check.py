@@ -7,7 +7,6 @@ import platform
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shlex import quote
 
@@ -18,6 +17,7 @@ from moh_deploy.errors import MoHDeployError, PackageError
 from moh_deploy.report.document import Document, Status, Table, Text
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
+from moh_deploy.runtime.onnxruntime.session import runtime_name
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.triton.bundle_json import (
     CHANGED,
@@ -124,8 +124,10 @@ def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
         PackageError: It is no bundle, or `bundle.json` cannot be read.
     """
     bundle = read_bundle(root)
-    findings = [*_check_files(root, bundle), *_check_versions(bundle)]
-    findings += [*_check_engine(bundle), *_check_library(root, bundle)]
+    is_engine = bundle.backend == "tensorrt"
+    findings = list(_check_files(root, bundle))
+    findings += _check_engine(bundle) if is_engine else _check_versions(bundle)
+    findings += _check_library(root, bundle)
     config, name = None, bundle.config.as_posix()
     try:
         text = read_text(root / name, most_bytes=_MOST_CONFIG_BYTES, error=PackageError)
@@ -167,31 +169,22 @@ def _check_files(root: Path, bundle: Bundle) -> Iterator[Finding]:
 
 
 def _check_versions(bundle: Bundle) -> Iterator[Finding]:
-    made_by = bundle.versions.get("moh-deploy", "?")
-    if bundle.backend == "python" and made_by != __version__:
+    """Compare the versions by which a package is served with those that wrote it."""
+    made_by, wanted = (bundle.versions.get(name, "?") for name in ("moh-deploy", "onnxruntime"))
+    if made_by != __version__:
         fix = "Install that version where the server runs, or write the bundle again."
         yield Finding("moh-deploy", f"{__version__} is here, {made_by} wrote it", False, fix)
     else:
         yield Finding("moh-deploy", made_by)
-    if bundle.backend != "python":
-        return
-    wanted = bundle.versions.get("onnxruntime", "?")
-    try:
-        found = version("onnxruntime")
-    except PackageNotFoundError:
-        yield Finding("onnxruntime", "is not installed", False, "pip install onnxruntime")
-        return
-    same = found == wanted
-    text = found if same else f"{found} is here, it was written with {wanted}"
-    yield Finding("onnxruntime", text, True if same else None)
+    found = runtime_name().rpartition(" ")[2]
+    text = found if found == wanted else f"{found} is here, it was written with {wanted}"
+    yield Finding("onnxruntime", text, True if found == wanted else None)
 
 
 def _check_engine(bundle: Bundle) -> Iterator[Finding]:
-    if bundle.backend != "tensorrt":
-        return
     yield Finding("tensorrt", NEVER_RUN, None)
-    if "TensorRT" not in bundle.versions:
-        text = f"is of {', '.join(bundle.versions)}, and Triton's backend loads those of TensorRT"
+    if "TensorRT-RTX" in bundle.versions:
+        text = "is of TensorRT-RTX, and Triton's backend loads engines of TensorRT only"
         yield Finding("engine", text, False, "Bundle an engine of --backend tensorrt.")
     library, registered = bundle.library, f"{LIBRARIES}/{REGISTERED_NAME}"
     if library is not None and library.file != registered:
@@ -202,7 +195,8 @@ def _check_engine(bundle: Bundle) -> Iterator[Finding]:
 def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
     info = bundle.library
     if info is None:
-        yield Finding("kernels", "none: function bodies run", None)
+        found = "in the engine" if bundle.embeds_plugins else "none: function bodies run"
+        yield Finding("kernels", found, None)
         return
     # Loading a library runs its code.
     if (problem := file_problem(root, bundle, info.file)) is not None:

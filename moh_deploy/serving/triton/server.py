@@ -39,15 +39,9 @@ _ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 @dataclass(frozen=True)
 class TritonServer:
-    """An installed server.
-
-    Attributes:
-        root: The folder with `bin/` and `backends/`.
-        libraries: Folders that its own libraries are looked for in.
-    """
+    """An installed server: its folder with `bin/` and `backends/`."""
 
     root: Path
-    libraries: tuple[Path, ...] = ()
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -74,7 +68,7 @@ class TritonServer:
             option: One more of the server's own.
         """
         python = quote(str(Path(sys.executable).parent))
-        libraries = [*map(str, self.libraries), str(sysconfig.get_config_var("LIBDIR"))]
+        libpython = quote(str(sysconfig.get_config_var("LIBDIR")))
         command = [
             str(self.root / "bin" / _EXECUTABLE),
             f"--model-repository={(bundle / REPOSITORY).resolve()}",
@@ -82,8 +76,8 @@ class TritonServer:
             *([] if option is None else [option]),
         ]
         return (
-            f"PATH={python}:$PATH LD_LIBRARY_PATH={quote(os.pathsep.join(libraries))}"
-            f"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}} {join(command)}"
+            f"PATH={python}:$PATH"
+            f" LD_LIBRARY_PATH={libpython}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}} {join(command)}"
         )
 
 
@@ -111,9 +105,7 @@ def find_server(given: Path | None = None) -> TritonServer | None:
         packed = sorted(place.glob("lib/python3*/site-packages/pytriton/tritonserver"))
         for root in (place, *packed):
             if (root / "bin" / _EXECUTABLE).is_file():
-                libraries = root.resolve().parents[1] / "nvidia_pytriton.libs"
-                found = (libraries,) if libraries.is_dir() else ()
-                return TritonServer(root.resolve(), found)
+                return TritonServer(root.resolve())
     return None
 
 

@@ -20,6 +20,7 @@ from moh_deploy.serving.drift.reference import profile_of, write_reference
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import read_bundle
 from moh_deploy.serving.triton.bundle_report import BundleReport
+from moh_deploy.serving.triton.check import Finding, examine_bundle
 from moh_deploy.serving.triton.model_config import parse_config
 from moh_deploy.serving.triton.opened_bundle import bundled_model, open_bundle
 from tests.handmade_package import vectors, write_package
@@ -260,6 +261,7 @@ def test_engine_that_holds_its_plugins_is_started_with_leave_to_load_them(tmp_pa
     root = bundle_of_engine(tmp_path, embedded=True)
     start = BundleReport.of(root, read_bundle(root)).start
     assert start.endswith("--backend-config=tensorrt,version-compatible=true")
+    assert Finding("kernels", "in the engine", None) in examine_bundle(root).findings
     assert not (root / "lib").exists()
 
 

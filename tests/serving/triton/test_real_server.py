@@ -346,8 +346,8 @@ def fresh_server(server: TritonServer, tmp_path: Path) -> TritonServer:
     """The server as its wheel installs it: the stub is packed, and the backend does not find it."""
     root = tmp_path / "site-packages" / "pytriton" / "tritonserver"
     shutil.copytree(server.root, root)
-    (server_libraries,) = server.libraries
-    (tmp_path / "site-packages" / server_libraries.name).symlink_to(server_libraries)
+    libraries = server.root.parents[1] / "nvidia_pytriton.libs"
+    (tmp_path / "site-packages" / libraries.name).symlink_to(libraries)
     fresh = find_server(root)
     assert fresh is not None
     fresh.stub.unlink(missing_ok=True)

@@ -54,9 +54,8 @@ def test_server_is_found_in_a_folder_in_an_environment_and_on_path(
     environment = tmp_path / "environment"
     packages = environment / "lib" / "python3.11" / "site-packages"
     packed = install(packages / "pytriton" / "tritonserver")
-    (packages / "nvidia_pytriton.libs").mkdir()
     assert find_server(folder) == TritonServer(folder)
-    assert find_server(environment) == TritonServer(packed, (packages / "nvidia_pytriton.libs",))
+    assert find_server(environment) == TritonServer(packed)
     assert find_server(tmp_path) is None
     monkeypatch.setenv("PATH", str(folder / "bin"))
     assert find_server() == TritonServer(folder)
