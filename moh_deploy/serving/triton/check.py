@@ -328,6 +328,8 @@ def _check_python(server: TritonServer, environment: str | None) -> Iterator[Fin
     stub, packed = server.stub, server.packed_stub(python)
     found, library = python_of_stub(stub), f"libpython{python}.so.1.0"
     folder = Path(str(sysconfig.get_config_var("LIBDIR")))
+    # The second is Debian's.
+    places = (folder, folder / str(sysconfig.get_config_var("MULTIARCH")))
     fix = "Use a Python that was built with --enable-shared, of a version the server has."
     if found != python and packed.is_file():
         problem = "is missing" if found is None else f"is for Python {found}"
@@ -336,7 +338,7 @@ def _check_python(server: TritonServer, environment: str | None) -> Iterator[Fin
         yield Finding("Python", text, False, fix)
     elif found != python:
         yield Finding("Python", f"the server has no stub for Python {python}", False, fix)
-    elif python == PYTHON and not (folder / library).is_file():
+    elif python == PYTHON and not any((place / library).is_file() for place in places):
         yield Finding("Python", f"{library} is not in {folder}", False, fix)
     else:
         yield Finding("Python", f"{python}, with {library}")

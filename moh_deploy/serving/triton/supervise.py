@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 
 _FOLDER = Path(__file__).resolve().parent
@@ -138,7 +139,8 @@ def main(arguments: Sequence[str]) -> str | None:
     reason = supervisor.run()
     if reason is None:
         return None
-    return f"supervise: {reason}. See its log above, and try: moh-deploy bundle --check {_FOLDER}"
+    check = f"moh-deploy bundle --check {quote(str(_FOLDER))}"
+    return f"supervise: {reason}. See its log above, and try: {check}"
 
 
 if __name__ == "__main__":

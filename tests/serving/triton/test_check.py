@@ -231,6 +231,16 @@ def test_python_without_its_library_is_named(
     assert fault.found == f"libpython{PYTHON}.so.1.0 is not in /nowhere"
 
 
+def test_library_of_debians_python_is_found(
+    bundle: Path, server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    places = {"LIBDIR": str(tmp_path), "MULTIARCH": "x86_64-linux-gnu"}
+    monkeypatch.setattr(check.sysconfig, "get_config_var", places.get)
+    (tmp_path / places["MULTIARCH"]).mkdir()
+    (tmp_path / places["MULTIARCH"] / f"libpython{PYTHON}.so.1.0").touch()
+    assert examine_bundle(bundle, server).failure is None
+
+
 def in_environment(bundle: Path, place: Path) -> None:
     value = f'value {{ string_value: "{place}" }}'
     with (bundle / CONFIG).open("a") as config:

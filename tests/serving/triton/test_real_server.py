@@ -444,6 +444,16 @@ def test_damaged_kernels_are_not_served(
     assert sentence in log.read_text()
 
 
+def test_supervisor_gives_a_damaged_bundle_up_with_the_reason(server: TritonServer, tmp_path: Path):
+    root, log = damaged_bundle(tmp_path, has_digest=False), tmp_path / "log"
+    with (
+        pytest.raises(BackendError, match="no server gave an answer in 5 starts: the last ended"),
+        running_server(server, root, log, is_supervised=True),
+    ):
+        pass
+    assert log.read_text().count("libmoh_ort_cpu.so has changed since it was written") >= 5
+
+
 def test_model_runs_in_the_environment_that_its_configuration_names(
     server: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
