@@ -27,6 +27,8 @@ REGISTERED_NAME = "libmoh_plugin_registered.so"
 """The library that registers an engine's plugins when the server loads it."""
 WARMUP, CONFIG_NAME = "warmup", "config.pbtxt"  # Triton's own names
 SERVED = "package"
+PATHS = ("policy", "audit_log", "control", "shadow", "reference", "library")
+"""Settings that are paths in the bundle."""
 _DIGEST = "sha256"
 
 Backend = Literal["python", "tensorrt"]
@@ -157,9 +159,10 @@ def read_bundle(root: Path) -> Bundle:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise PackageError(f"{path}: key '{key[:100]}': {first['msg']}.") from error
-    library = [] if bundle.library is None else [bundle.library.file]
-    for place in (*bundle.files, *library, bundle.version.as_posix()):
-        # A path that leads out could make another file be read, or loaded as a library.
+    library = None if bundle.library is None else bundle.library.file
+    beside = (getattr(bundle.settings, name) for name in PATHS)
+    for place in (*bundle.files, *filter(None, (library, *beside)), bundle.version.as_posix()):
+        # A path that leads out could make another file be read, written, or loaded as a library.
         parts = PurePosixPath(place).parts
         if not parts or {"..", "/", "//"} & set(parts) or {"\0", "\\"} & set(place):
             raise PackageError(f"{path}: names '{place[:100]}', expected a path in the bundle.")

@@ -35,8 +35,6 @@ from moh_deploy.serving.triton.config_pbtxt import tensor_config
 from moh_deploy.serving.triton.library_needs import glibc_here, version_of
 from moh_deploy.serving.triton.model_config import (
     ConfigMessage,
-    config_class,
-    one_line,
     parse_config,
 )
 from moh_deploy.serving.triton.server import PYTHON, TritonServer, find_server, python_of_stub
@@ -252,23 +250,27 @@ def _config_problems(config: ConfigMessage, bundle: Bundle) -> Iterator[str]:
         if found != expected:
             yield f"{key} is {found or 'absent'}, expected {expected}"
     for key, tensors in (("input", bundle.inputs), ("output", bundle.outputs)):
-        written = {tensor.name: tensor for tensor in getattr(config, key)}
+        written = {tensor.name: _as_written(tensor) for tensor in getattr(config, key)}
         names = [info.name for info in tensors]
         if set(written) != set(names):
             yield f"{key} has {', '.join(sorted(written))}; expected {', '.join(names)}"
             continue
         for info in tensors:
-            wanted = tensor_config(info, is_batched=bundle.max_batch > 0)
-            (entry,) = getattr(config_class()(**{key: [wanted]}), key)
-            tensor = written[info.name]
-            # A label's file, say, fits any model.
-            parts = ("data_type", "dims", "reshape")
-            if any(getattr(tensor, part) != getattr(entry, part) for part in parts):
-                yield f"{key} is {one_line(tensor)}, expected {one_line(entry)}"
+            expected_tensor = tensor_config(info, is_batched=bundle.max_batch > 0)
+            if written[info.name] != expected_tensor:
+                yield f"{key} is {written[info.name]}, expected {expected_tensor}"
     most = config.max_batch_size
     if not (0 < most <= bundle.max_batch or most == bundle.max_batch == 0):
         expected = f"1 to {bundle.max_batch}" if bundle.max_batch else "0"
         yield f"max_batch_size is {most}, expected {expected}"
+
+
+def _as_written(tensor: ConfigMessage) -> dict[str, object]:
+    """Return an entry as `tensor_config` does; its other fields, a label's file say, fit any."""
+    data_types = tensor.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+    entry = {"name": tensor.name, "data_type": data_types[tensor.data_type].name}
+    reshape = {"reshape": list(tensor.reshape.shape)} if tensor.HasField("reshape") else {}
+    return {**entry, "dims": list(tensor.dims), **reshape}
 
 
 def _warmup_problems(config: ConfigMessage, root: Path, bundle: Bundle) -> Iterator[str]:

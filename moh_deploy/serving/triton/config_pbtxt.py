@@ -56,7 +56,8 @@ def tensor_config(info: TensorInfo, *, is_batched: bool) -> dict[str, object]:
     """
     sizes = [size if isinstance(size, int) else -1 for size in info.shape[is_batched:]]
     # Triton has no tensors without axes: clients send an axis of size 1, the model gets none.
-    reshape: dict[str, object] = {} if sizes else {"reshape": {}}
+    # Without a batch axis it refuses to reshape, and python_model.py does it.
+    reshape: dict[str, object] = {"reshape": []} if is_batched and not sizes else {}
     return {"name": info.name, "data_type": triton_type(info), "dims": sizes or [1], **reshape}
 
 

@@ -58,13 +58,3 @@ def parse_config(text: str) -> ConfigMessage:
         reason = str(error).partition(" : ")[2].rstrip(".")[:300]
         place = f"line {error.GetLine()}, column {error.GetColumn()}"
         raise PackageError(f"{place}: {reason}.") from None
-
-
-def one_line(message: ConfigMessage) -> str:
-    """Return a message as text in one line."""
-    from google.protobuf import text_format
-
-    text: str = text_format.MessageToString(
-        message, as_one_line=True, use_short_repeated_primitives=True
-    )
-    return text

@@ -11,10 +11,7 @@ from moh_deploy.errors import PackageError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.served_model import ServedModel, open_served
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.serving.triton.bundle_json import read_bundle, require_unchanged
-
-PATHS = ("policy", "audit_log", "control", "shadow", "reference", "library")
-"""Settings that are paths in the bundle."""
+from moh_deploy.serving.triton.bundle_json import PATHS, read_bundle, require_unchanged
 
 
 def open_bundle(root: Path, *, instances: int | None = None) -> ServedModel:

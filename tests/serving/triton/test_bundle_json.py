@@ -59,6 +59,7 @@ def test_change_by_hand_is_told_from_what_was_written(root: Path):
             r"names '\.\./lib\.so'",
         ),
         ({"settings": {"name": "../.."}}, r"names 'repository/\.\./\.\./1'"),
+        ({"settings": {"name": "m", "audit_log": "/etc/log"}}, "names '/etc/log', expected a path"),
     ],
 )
 def test_what_no_bundle_says_is_refused(root: Path, changes: dict[str, Any], message: str):

@@ -61,6 +61,9 @@ def test_model_without_batch_axis_gets_whole_tensors_and_no_batching():
     assert "max_batch_size: 0\n" in text
     assert not found.HasField("dynamic_batching")
     assert [list(tensor.dims) for tensor in found.input] == [[-1, -1, 8], [-1]]
+    scalar = config(replace(BUNDLE, max_batch=0, inputs=(TensorInfo("t", "int64", ()),)))
+    assert list(scalar.input[0].dims) == [1]
+    assert not scalar.input[0].HasField("reshape")  # which Triton refuses there
 
 
 def test_warmup_has_the_dims_and_the_file_of_each_input():

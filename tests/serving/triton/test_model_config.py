@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.serving.triton.model_config import config_class, one_line, parse_config
+from moh_deploy.serving.triton.model_config import config_class, parse_config
 from tests.nightly import nightly
 from tests.serving.triton.triton_environment import python_or_skip
 
@@ -29,7 +29,9 @@ def test_every_form_that_people_write_is_read():
         ("y", []),
     ]
     (group,) = config.instance_group
-    assert one_line(group) == "kind: KIND_CPU count: 2"
+    assert (
+        group == config_class()(instance_group=[{"count": 2, "kind": "KIND_CPU"}]).instance_group[0]
+    )
     assert config.optimization.eager_batching
 
 
