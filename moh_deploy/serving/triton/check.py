@@ -18,6 +18,7 @@ from moh_deploy.report.document import Document, Status, Table, Text
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
 from moh_deploy.runtime.onnxruntime.session import runtime_name
+from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.triton.bundle_json import (
     CHANGED,
@@ -274,7 +275,8 @@ def _as_written(tensor: ConfigMessage) -> dict[str, object]:
 
 
 def _warmup_problems(config: ConfigMessage, root: Path, bundle: Bundle) -> Iterator[str]:
-    sizes = {info.name: np.dtype(info.dtype).itemsize for info in bundle.inputs}
+    known = [info for info in bundle.inputs if info.dtype in DATATYPES]
+    sizes = {info.name: np.dtype(info.dtype).itemsize for info in known}
     for entry in (entry for warmup in config.model_warmup for entry in warmup.inputs):
         file, dims = entry.value.input_data_file, entry.value.dims
         if not file:

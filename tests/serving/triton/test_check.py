@@ -149,6 +149,11 @@ def library(**changes: str) -> Callable[[Path], None]:
     return plant
 
 
+def other_input(root: Path) -> None:
+    info = {"name": "z", "dtype": "no dtype", "shape": ["batch", 10**30]}
+    rewrite_bundle(root, {"inputs": [info]})
+
+
 def old_writer(root: Path) -> None:
     rewrite_bundle(root, {"versions": {**read_bundle(root).versions, "moh-deploy": "0.0.1"}})
 
@@ -162,6 +167,7 @@ def old_writer(root: Path) -> None:
         (another_version, "repository/handmade/2/model.py", "a server would read it"),
         (library(machine="s390x"), LIBRARY, f"is for s390x, this is {MACHINE}"),
         (library(glibc="9.99"), LIBRARY, "needs the GNU C library 9.99 or newer, this"),
+        (other_input, CONFIG, "input has x; expected z"),
         (old_writer, "moh-deploy", "0.1.0 is here, 0.0.1 wrote it"),
         (edit("name:", "name"), CONFIG, """line 1, column 6: 'name "handmade"': Expected ":\""""),
         (edit('name: "handmade"', 'name: "other"'), CONFIG, "name is other, expected handmade"),
