@@ -20,8 +20,8 @@ from moh_deploy.serving.drill.client import V2Client
 from moh_deploy.serving.drill.load import Asking, ServerAnswer
 from moh_deploy.serving.served_model import ServedModel, open_served
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
-from moh_deploy.serving.triton.bundled_guard import AUDIT_NAME, CONTROL_NAME, GUARD, GuardFiles
+from moh_deploy.serving.triton.bundle import write_bundle
+from moh_deploy.serving.triton.bundled_guard import AUDIT_NAME, CONTROL_NAME, GUARD
 from moh_deploy.serving.triton.server import TritonServer, running_server
 from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.isolate import child_environment
@@ -192,8 +192,7 @@ class Triton(Target):
     def __init__(self, model: Deployed, policy: Path, server: TritonServer, folder: Path) -> None:
         bundle = folder / "bundle"
         settings = ServingSettings(DRILLED_NAME, sample_every=0, drill=True, max_delay_ms=0.0)
-        beside = GuardFiles(guard=True, policy=policy)
-        write_bundle(model, bundle, BundleOptions(settings, beside=beside))
+        write_bundle(model, bundle, replace(settings, guard=True, policy=str(policy)))
         self.control = bundle / GUARD / CONTROL_NAME
         self.audit_log = bundle / GUARD / AUDIT_NAME
         self._manifest = model.manifest
