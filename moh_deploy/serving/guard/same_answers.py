@@ -1,4 +1,4 @@
-"""Compare what two rungs answer to a request by `verify`'s rules, near-ties of routers included."""
+"""Compare the answers of two models to a request by `verify`'s rules, routing ties included."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from moh_deploy.validate.parity_report import ParityReport
 
 @dataclass(frozen=True)
 class Comparison:
-    """Compares answers with those of another rung, by the rules of `verify`.
+    """Compares the answers of a package with those of a reference.
 
     Attributes:
-        package: What is judged: says which outputs and layers there are.
+        package: The package that is judged.
         layers: Where the inner values of its layers are.
-        recorder: Runs what it is compared with.
-        reference: What that is, in the words of a report.
+        recorder: Runs the reference.
+        reference: The name of the reference in reports.
         has_routing: Both have the same layers, so that gates are compared as well.
     """
 
@@ -45,16 +45,15 @@ class Comparison:
 
         Args:
             inputs: Of the request.
-            results: What is judged: outputs, gates, and as many other inner values as there are.
-            description: Of what ran.
-            variant: How that is opened: where a near-tie went the other way, it is opened once more
-                with the reference's gates fed to it.
+            results: Outputs of the package, gates, and other inner values where there are some.
+            description: Says what ran the package.
+            variant: How the package is opened again, with the gates of the reference, after a tie.
         """
         expected = self.recorder.record(inputs)
-        # Who kept outputs and gates only is compared by those.
-        if not all(name in results for layer in self.layers for name in layer.names):
+        inner = (name for layer in self.layers for name in layer.names)
+        if not results.keys() >= set(inner):
             expected = replace(expected, scores=(), attention=())
-        has_gates = self.has_routing and all(name in results for name in self.package.gate_names)
+        has_gates = self.has_routing and results.keys() >= set(self.package.gate_names)
         return compare(
             self.package,
             ComputedResults(results, self.package.manifest.inputs, description),

@@ -10,7 +10,7 @@ import pytest
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.drill.drill import _Log
 from moh_deploy.serving.guard.audit import AuditLog
-from moh_deploy.serving.guard.ladder_state import Transition
+from moh_deploy.serving.guard.state_machine import Transition
 from tests.nightly import sampled
 
 CHANGE = Transition("kernels", "open", "kernels", "functions", "latency", {"p99_ms": 12.5})
