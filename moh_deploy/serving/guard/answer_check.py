@@ -7,6 +7,7 @@ of values that a package's recorded runs hold in a tensor are usual there, and a
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -40,38 +41,29 @@ class WrongSamples:
     samples: tuple[int, ...]
 
 
-@dataclass(frozen=True)
 class AnswerCheck:
     """Finds values in answers that are not finite.
 
-    Attributes:
+    Args:
         outputs: Names of the model's outputs.
         gates: Names of its layers' gates.
-        usual: Tensor to the kinds of values that recorded runs hold in it.
+        recorded: Runs whose kinds of values are usual.
         has_samples: The first axis of every input and output is that of the samples.
     """
 
-    outputs: tuple[str, ...]
-    gates: tuple[str, ...]
-    usual: Mapping[str, frozenset[NonFinite]]
-    has_samples: bool
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         outputs: Sequence[str],
         gates: Sequence[str],
         recorded: Sequence[VectorSet],
-        *,
         has_samples: bool,
-    ) -> AnswerCheck:
-        """Learn the usual kinds of values from recorded runs."""
-        usual: dict[str, frozenset[NonFinite]] = {}
+    ) -> None:
+        self.outputs, self.gates, self.has_samples = tuple(outputs), tuple(gates), has_samples
+        self._usual: defaultdict[str, set[NonFinite]] = defaultdict(set)
         for run in recorded:
             tensors = {**run.inputs, **run.outputs, **dict(zip(gates, run.gates, strict=False))}
             for name, array in tensors.items():
-                usual[name] = usual.get(name, frozenset()) | _kinds(array)
-        return cls(tuple(outputs), tuple(gates), usual, has_samples)
+                self._usual[name] |= _kinds(array)
 
     def wrong(
         self, inputs: Mapping[str, Array], results: Mapping[str, Array]
@@ -107,7 +99,7 @@ class AnswerCheck:
     def _unusual_samples(self, name: str, array: Array, size: int) -> BoolArray:
         """Tell of each sample whether a tensor holds unusual kinds of values in it."""
         found = np.zeros(size, bool)
-        for kind in _kinds(array) - self.usual.get(name, frozenset()):
+        for kind in _kinds(array) - self._usual.get(name, set()):
             unusual = _TESTS[kind](array)
             by_sample = _is_by_sample(array, size)
             found |= unusual.reshape(size, -1).any(axis=1) if by_sample else unusual.any()
@@ -138,7 +130,7 @@ def is_float(array: Array) -> bool:
     return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
-def _kinds(array: Array) -> frozenset[NonFinite]:
+def _kinds(array: Array) -> set[NonFinite]:
     if is_finite(array):
-        return frozenset()
-    return frozenset(kind for kind, test in _TESTS.items() if test(array).any())
+        return set()
+    return {kind for kind, test in _TESTS.items() if test(array).any()}

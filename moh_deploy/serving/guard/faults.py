@@ -41,17 +41,12 @@ class Faults:
     planted: frozenset[Fault] = frozenset()
 
 
+@dataclass
 class FaultyRunner(RunnerAround):
-    """A runner with planted faults.
+    """A runner with planted faults."""
 
-    Args:
-        runner: Runs the model.
-        faults: What is planted.
-    """
-
-    def __init__(self, runner: Runner, faults: Faults) -> None:
-        self.runner = runner
-        self._faults = faults
+    runner: Runner
+    faults: Faults
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once; see `Runner.run`."""
@@ -61,7 +56,7 @@ class FaultyRunner(RunnerAround):
         self, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
         """Run the model once; see `Runner.run_returning`."""
-        faults, planted = self._faults, self._faults.planted
+        faults, planted = self.faults, self.faults.planted
         if "slow" in planted:
             time.sleep(faults.slow_s)
         if "crash" in planted:

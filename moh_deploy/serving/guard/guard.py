@@ -41,6 +41,7 @@ from moh_deploy.serving.guard.state_machine import (
     MoveReason,
     Pinned,
     TimePassed,
+    Transition,
 )
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.source import Ran
@@ -62,7 +63,6 @@ class GuardIO:
         control: The control file; None without.
         resources: Closed with the guard.
         clock: Seconds that only go forward.
-        wall_clock: Seconds since 1970.
     """
 
     audit: AuditLog
@@ -70,7 +70,6 @@ class GuardIO:
     control: ControlFile | None = None
     resources: ExitStack = field(default_factory=ExitStack)
     clock: Callable[[], float] = time.monotonic
-    wall_clock: Callable[[], float] = time.time
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,12 @@ class Guard:
         self._io = io
         self._chain = FallbackChain(policy)
         self._state = self._chain.start
-        self._lock = threading.Lock()  # of the state, the latency windows and the metrics
+        self._lock = threading.RLock()  # of the state, the latency windows and the metrics
         self._latency = [LatencyWindow(level.p99_ms, policy.latency) for level in policy.rungs]
         self._metrics = GuardMetrics()
         self._package = None if model.is_compiled else model.made_from(None)
         self._layers = () if self._package is None else layer_values(self._package)
-        self._check = AnswerCheck.of(
+        self._check = AnswerCheck(
             [output.name for output in model.manifest.outputs],
             () if self._package is None else self._package.gate_names,
             () if self._package is None else self._package.vectors,
@@ -123,19 +122,28 @@ class Guard:
     ) -> Ran:
         """Run a batch; see `BatchSource.run`."""
         with self._lock:
-            self._follow()
+            self.tick()
             levels, probe = self._chain.route(self._state)
         wanted = tuple(dict.fromkeys((*self._check.gates, *inner)))
         wrong: list[_Wrong] = []
         for index in levels:
             found = self._try(index, inputs, outputs, wanted)
             if isinstance(found, Ran):
-                self._give(found, index, [answer.failure for answer in wrong], requests)
-                self._look_again(found, index, None if wrong else probe, inputs, outputs)
-                return found
+                break
             if found is not None:
                 wrong.append(found)
-        raise self._no_answer(wrong, requests)
+        else:
+            raise self._no_answer(wrong, requests)
+        with self._lock:
+            # The levels above are blamed: this one did better.
+            self.apply(*(answer.failure for answer in wrong))
+            self._answered(index, found.seconds)
+            if index != 0:
+                last = self._metrics.last_reason or "cannot be opened"
+                reason = wrong[0].failure.reason if wrong else last
+                self._metrics.fallbacks[reason, found.rung] += requests
+        self._look_again(found, index, None if wrong else probe, inputs, outputs)
+        return found
 
     def _try(
         self, index: int, inputs: Mapping[str, Array], outputs: Sequence[str], wanted: Sequence[str]
@@ -164,16 +172,6 @@ class Guard:
         )
         return _Wrong(LevelFailed(index, wrong.reason, evidence), len(wrong.samples), refused)
 
-    def _give(self, ran: Ran, index: int, failures: Sequence[LevelFailed], requests: int) -> None:
-        """Count an answer that is given, and blame the levels above for theirs."""
-        with self._lock:
-            self._apply(*failures)
-            self._answered(index, ran.seconds)
-            if index != 0:
-                last = self._metrics.last_reason or "cannot be opened"
-                reason = failures[0].reason if failures else last
-                self._metrics.fallbacks[reason, ran.rung] += requests
-
     def _no_answer(self, wrong: Sequence[_Wrong], requests: int) -> MoHDeployError:
         """Blame the levels whose answers are worse than one below, and return the error."""
         # Requests that were joined run again, each alone: those that then fail are refused.
@@ -182,7 +180,7 @@ class Guard:
             if wrong:
                 best = min(wrong, key=lambda answer: answer.samples)
                 above = wrong[: wrong.index(best)]
-                self._apply(*(answer.failure for answer in above))
+                self.apply(*(answer.failure for answer in above))
                 self._metrics.refused[best.failure.reason,] += refused
                 return best.error
             self._metrics.refused["no rung",] += refused
@@ -201,19 +199,17 @@ class Guard:
         share = self._chain.policy.spot_checks
         with self._lock:
             now = self._io.clock()
-            is_probe = probe is not None and now >= self._next_probe
-            if is_probe:
+            if now < self._next_probe:
+                probe = None
+            if probe is not None:
                 self._next_probe = float("inf")
-            is_spot = not is_probe and share > 0 and self._draw.random() < share
-        if not is_probe and not (is_spot and self._reference(index)):
-            return
+            elif self._draw.random() >= share or self._reference(index) is None:
+                return
         # The buffers may be a client's, gone when it has its answer.
         copied = {name: np.array(array) for name, array in inputs.items()}
-        if is_spot:
+        if probe is None:
             self._aside.submit(lambda: self._compare(index, copied, outputs, ran))
-        elif probe is not None and not self._aside.submit(
-            lambda: self._compare(probe, copied, outputs, None)
-        ):
+        elif not self._aside.submit(lambda: self._compare(probe, copied, outputs, None)):
             self._next_probe = now
 
     def _compare(
@@ -227,14 +223,11 @@ class Guard:
             if found is None:
                 return
             failure = self._other_answer(index, inputs, found)
-            kind, outcome = (
-                "probe" if given is None else "spot check",
-                "other" if failure else "same",
-            )
+            kind = "probe" if given is None else "spot check"
             with self._lock:
-                self._metrics.compared[kind, outcome] += 1
+                self._metrics.compared[kind, "other" if failure else "same"] += 1
                 if failure is not None:
-                    self._apply(failure)
+                    self.apply(failure)
                 elif given is None and isinstance(found, Ran):
                     self._answered(index, found.seconds)
         finally:
@@ -287,14 +280,43 @@ class Guard:
         self.apply(Drifted(evidence))
 
     def tick(self) -> None:
-        """Follow control file and clock where no request comes."""
+        """Follow control file and clock: before each request, and where no request comes."""
         with self._lock:
-            self._follow()
+            if self._io.control is not None:
+                self.apply(*self._io.control.events(self._io.clock()))
+            self.apply(TimePassed())
 
     def apply(self, *events: Event) -> None:
         """Move the state machine, and do what follows from its transitions."""
         with self._lock:
-            self._apply(*events)
+            now = self._io.clock()
+            for event in events:
+                self._state, changes = self._chain.after(self._state, event, now)
+                for change in changes:
+                    self._follow(change)
+
+    def _follow(self, change: Transition) -> None:
+        self._io.audit.add(change, time.time())
+        self._metrics.changed(change)
+        if change.reason == "control file":
+            # The writer of the file may keep no log, and would wait for nothing.
+            warn(f"the control file is not obeyed: {change.evidence['error']}")
+        if change.state == "open":
+            index = self._chain.names.index(change.rung)
+            self._latency[index].clear()
+            self._levels[index].distrust()
+            if change.reason == "kernel error":
+                # A session that failed may fail for ever: a new one is probed.
+                self._levels[index].forget()
+
+    def _answered(self, index: int, seconds: float) -> None:
+        """Take note of a right answer, and of its time. Called with the lock held."""
+        latency, state = self._latency[index], self._state
+        is_closed = state.levels[index].state == "closed"
+        is_slow = is_closed and latency.add(self._io.clock(), seconds)
+        if is_slow and self._chain.has_lower(state, index):
+            self.apply(LevelFailed(index, "latency", latency.figures()))
+        self.apply(LevelAnswered(index, seconds))
 
     @property
     def mode(self) -> str:
@@ -325,9 +347,7 @@ class Guard:
     def describe(self) -> Description:
         """Say what runs each layer of the level that serves, or of one that is open."""
         mode = self.mode
-        serving = [level for level in self._levels if level.name == mode]
-        opened = [level for level in self._levels if level.is_open]
-        return (*serving, *opened, *self._levels)[0].describe()
+        return min(self._levels, key=lambda x: (x.name != mode, not x.is_open)).describe()
 
     def families(self) -> tuple[Family, ...]:
         """Return the metrics."""
@@ -344,40 +364,6 @@ class Guard:
         self._io.audit.close()
         self._io.marks.close()
         self._io.resources.close()
-
-    # The lock is held where these are called.
-
-    def _follow(self) -> None:
-        if self._io.control is not None:
-            self._apply(*self._io.control.events(self._io.clock()))
-        self._apply(TimePassed())
-
-    def _answered(self, index: int, seconds: float) -> None:
-        """Take note of a right answer, and of its time."""
-        latency, state = self._latency[index], self._state
-        is_closed = state.levels[index].state == "closed"
-        is_slow = is_closed and latency.add(self._io.clock(), seconds)
-        if is_slow and self._chain.has_lower(state, index):
-            self._apply(LevelFailed(index, "latency", latency.figures()))
-        self._apply(LevelAnswered(index, seconds))
-
-    def _apply(self, *events: Event) -> None:
-        now, names = self._io.clock(), self._chain.names
-        for event in events:
-            self._state, changes = self._chain.after(self._state, event, now)
-            for change in changes:
-                self._io.audit.add(change, self._io.wall_clock())
-                self._metrics.changed(change)
-                if change.reason == "control file":
-                    # The writer of the file may keep no log, and would wait for nothing.
-                    warn(f"the control file is not obeyed: {change.evidence['error']}")
-                if change.state == "open":
-                    index = names.index(change.rung)
-                    self._latency[index].clear()
-                    self._levels[index].distrust()
-                    if change.reason == "kernel error":
-                        # A session that failed may fail for ever: a new one is probed.
-                        self._levels[index].forget()
 
 
 def cannot_serve(index: int, level: FallbackLevel, error: MoHDeployError) -> LevelFailed:

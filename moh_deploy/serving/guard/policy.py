@@ -82,33 +82,20 @@ class FaultSection(_Section):
 
 
 class LatencySection(_Section):
-    """`latency:` the runs whose 99th percentile is compared with `p99_ms`.
-
-    Attributes:
-        window_s: The age of the oldest run that counts.
-        min_samples: The percentile of fewer runs is not judged.
-        recover_share: A run that is to close the level takes at most this share of `p99_ms`.
-    """
+    """`latency:` the runs whose 99th percentile is compared with `p99_ms`."""
 
     window_s: _Seconds = 60.0
     min_samples: _Count = 200
-    recover_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    recover_share: Annotated[float, Field(gt=0, le=1)] = 0.8  # of p99_ms, to close the level
 
 
 class CoolDownSection(_Section):
-    """`cool_down:` how long an open level rests before it is probed.
-
-    Attributes:
-        first_s: At first.
-        back_off: Factor by which the time grows with each opening.
-        longest_s: It grows up to this.
-        stable_s: After so long a time closed, the next cool-down is as short as the first.
-    """
+    """`cool_down:` how long an open level rests before it is probed."""
 
     first_s: _Seconds = 30.0
-    back_off: Annotated[float, Field(ge=1, le=100)] = 2.0
+    back_off: Annotated[float, Field(ge=1, le=100)] = 2.0  # factor, with each opening
     longest_s: _Seconds = 600.0
-    stable_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 300.0
+    stable_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 300.0  # closed: begins anew
 
     def seconds(self, openings: int) -> float:
         """Return the length of a cool-down after so many earlier openings."""
@@ -154,9 +141,8 @@ class GuardPolicy(_Section):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> GuardPolicy:
-        problems = [*_level_problems(self.rungs), *_other_problems(self)]
-        if problems:
-            # All at once: a file is not to be mended one run at a time.
+        # All at once: a file is not to be mended one run at a time.
+        if problems := list(_problems(self)):
             raise ValueError("\n".join(problems))
         return self
 
@@ -196,27 +182,24 @@ def _known_keys(section: Sequence[Key]) -> list[str]:
     return list(model.model_fields)
 
 
-def _level_problems(levels: Sequence[LevelSection]) -> Iterator[str]:
-    for index, level in enumerate(levels):
+def _problems(policy: GuardPolicy) -> Iterator[str]:
+    names, drift = policy.names, policy.drift
+    for index, level in enumerate(policy.rungs):
         place = f"rungs.{index}"
-        if level.called in [other.called for other in levels[:index]]:
+        if level.called in names[:index]:
             yield f"{place}.name is '{level.called}', which is that of another level."
-        if level.kind == "package" and level.path is None:
-            yield f"{place}.path is missing: the directory of the other package."
-        if level.kind != "package" and level.path is not None:
+        if level.same_answers and level.path is not None:
             yield f"{place}.path is given, but '{level.kind}' runs the package itself."
         if level.same_answers and level.measured_loss is not None:
             yield f"{place}.measured_loss is given, but '{level.kind}' gives the same answers."
+        if not level.same_answers and level.path is None:
+            yield f"{place}.path is missing: the directory of the other package."
         if not level.same_answers and level.measured_loss is None:
             yield (
                 f"{place}.measured_loss is missing: another package changes answers. Measure it"
                 " with `moh-deploy verify OTHER --against PACKAGE --inputs ... --labels ... --json`"
                 " and give metric, loss and report."
             )
-
-
-def _other_problems(policy: GuardPolicy) -> Iterator[str]:
-    names, drift = policy.names, policy.drift
     if drift is not None and drift.rung not in names:
         yield f"drift.rung is '{drift.rung}', expected one of {', '.join(names)}."
     elif drift is not None and policy.rungs[names.index(drift.rung)].same_answers:
@@ -234,14 +217,12 @@ def _other_problems(policy: GuardPolicy) -> Iterator[str]:
 class _Metric(BaseModel):
     metric: str
     better: str
-    reference: float | None
-    package: float | None
+    reference: float
+    package: float
 
     @property
     def loss(self) -> float:
-        """By how much the package is worse; NaN where the report has no numbers."""
-        if self.reference is None or self.package is None:
-            return math.nan
+        """By how much the package is worse than the reference."""
         drop = self.reference - self.package
         return drop if self.better == "higher" else -drop
 

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import TensorInfo
 from moh_deploy.runtime.base import ModelInterface
 
 
-def require_same_interface(what: str, ours: ModelInterface, theirs: ModelInterface) -> None:
+def require_same_interface(name: str, ours: ModelInterface, theirs: ModelInterface) -> None:
     """Check that names, dtypes and ranks of inputs and outputs agree.
 
     Args:
-        what: The second model; it opens the error message.
+        name: The second model; it opens the error message.
         ours: The first model.
-        theirs: The second one.
+        theirs: The second model.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: They differ.
     """
-    for kind, mine, others in (
-        ("inputs", ours.inputs, theirs.inputs),
-        ("outputs", ours.outputs, theirs.outputs),
-    ):
-        if _signature(mine) != _signature(others):
+    for kind in ("inputs", "outputs"):
+        expected, got = (
+            sorted(
+                (tensor.name, tensor.dtype, len(tensor.shape)) for tensor in getattr(model, kind)
+            )
+            for model in (ours, theirs)
+        )
+        if got != expected:
             raise ConfigError(
-                f"{what} has the {kind} {_signature(others)}, expected {_signature(mine)}.",
+                f"{name} has the {kind} {got}, expected {expected}.",
                 hint="Both are given the same requests: names, dtypes and ranks have to agree.",
             )
-
-
-def _signature(tensors: Sequence[TensorInfo]) -> list[tuple[str, str, int]]:
-    return sorted((one.name, one.dtype, len(one.shape)) for one in tensors)

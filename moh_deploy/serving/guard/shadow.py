@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moh_deploy.errors import ConfigError, MoHDeployError
-from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Deployed, Variant
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed
@@ -164,10 +163,10 @@ def open_shadow(model: Deployed, other: Path, share: float, way: Variant) -> Sha
     way = replace(way, runtime=runtime_for(None, shadow.preferred_runtime))
     runner = shadow.open(way.returning(names_to_return(theirs)))
     recorder = Recorder(theirs, runner, layer_values(theirs))
-    has_routing = _heads(ours) == _heads(theirs)
+    heads, their_heads = (
+        [(layer.path, layer.num_heads) for layer in package.manifest.layers]
+        for package in (ours, theirs)
+    )
+    has_routing = heads == their_heads
     comparison = Comparison(ours, layer_values(ours), recorder, shadow.name, has_routing)
     return Shadow(comparison, way, share)
-
-
-def _heads(package: OnnxPackage) -> list[tuple[str, int]]:
-    return [(layer.path, layer.num_heads) for layer in package.manifest.layers]

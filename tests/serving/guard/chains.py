@@ -103,7 +103,6 @@ class TriedChain:
                 RunningMarks(self.log, policy.names),
                 ControlFile(self.control_file, policy.names, drilled) if self.control else None,
                 clock=lambda: self.now,
-                wall_clock=lambda: 1e9 + self.now,
             ),
         )
 

@@ -19,7 +19,7 @@ def written(folder: Path, text: str) -> Path:
 
 def report(folder: Path, *, equal: bool = False, better: str = "higher") -> None:
     """Write a report of two references, of which the second is no better than the package."""
-    reference = None if better == "nothing" else 0.975
+    reference = "NaN" if better == "nothing" else 0.975
     metric = {"metric": "top-1", "better": better, "reference": reference, "package": 0.955}
     metrics = [metric, {**metric, "reference": 0.955}]
     content = {"equal": equal, "accuracy": metrics, "comparisons": []}
