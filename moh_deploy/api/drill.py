@@ -12,7 +12,7 @@ from moh_deploy.native import kernel_library
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving.drill.drill import KILL, DrillPlan, run_drill
+from moh_deploy.serving.drill.drill import KILL, Drill
 from moh_deploy.serving.drill.load import Load, LoadCase
 from moh_deploy.serving.drill.report import DrillReport
 from moh_deploy.serving.drill.targets import HttpServer, InProcess, ServerAt, Target, Triton
@@ -123,16 +123,16 @@ def drill(
         with progress.step("starting the server"):
             if url is not None:
                 files = _files_of_server(name, control, audit_log, bundled)
-                outputs = [one.name for one in package.manifest.outputs]
-                target: Target = ServerAt(url, files[0], outputs, *files[1:])
+                target: Target = ServerAt(url, files[0], package.manifest, *files[1:])
             else:
                 target = _target(model, source, folder, in_process=in_process, triton=server)
         with target:
             load = Load([target.connect() for _ in range(clients)], cases, alone.rule)
-            plan = DrillPlan(asked, seconds, trip_timeout, return_timeout, rules.rungs[0].called)
+            first = rules.names[0]
+            breaking = Drill(target, load, seconds, trip_timeout, return_timeout, first)
             try:
                 with progress.step("breaking it"):
-                    before, found = run_drill(target, load, plan)
+                    before, found = breaking.run(asked)
             finally:
                 load.close()
             return DrillReport(
