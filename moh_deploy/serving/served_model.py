@@ -18,7 +18,7 @@ from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.drift.live_drift import LiveDrift, open_live_drift
 from moh_deploy.serving.guard.guard import Guard
 from moh_deploy.serving.guard.open_guard import open_guard
-from moh_deploy.serving.guard.shadow import open_shadow
+from moh_deploy.serving.guard.shadow import Shadow
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.source import BatchSource, OneModel, open_model
@@ -202,8 +202,7 @@ def open_served(
     drift = _drift(model, settings, telemetry)
     observers: tuple[Observer, ...] = () if telemetry is None else (telemetry,)
     if settings.shadow is not None:
-        shadow = Path(settings.shadow)
-        observers += (open_shadow(model, shadow, settings.shadow_share, way),)
+        observers += (Shadow(model, Path(settings.shadow), settings.shadow_share, way),)
     inner = tuple({name: None for one in observers for name in one.inner})
     if settings.guard:
         guard = open_guard(model, settings, inner, way, is_restart=is_restart)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -26,15 +25,8 @@ _TESTS: Mapping[NonFinite, Callable[[Array], BoolArray]] = {
 }
 
 
-@dataclass(frozen=True)
-class WrongSamples:
-    """The wrong samples of an answer.
-
-    Attributes:
-        reason: Why the first wrong tensor is wrong.
-        value: The name of that tensor.
-        samples: Numbers of the samples.
-    """
+class WrongSamples(NamedTuple):
+    """The wrong samples of an answer, with reason and name of the first wrong tensor."""
 
     reason: MoveReason
     value: str

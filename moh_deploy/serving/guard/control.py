@@ -6,7 +6,6 @@ and moved into place, as `write_control` does.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,25 +16,22 @@ from moh_deploy.config.checked_yaml import checked
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.guard.faults import Fault, Faults
 from moh_deploy.serving.guard.state_machine import ControlRefused, Drifted, Event, Pinned
-from moh_deploy.system.bounded_json import read_json
+from moh_deploy.system.bounded_file import read_bytes
+from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.replaceable import FileKind
 from moh_deploy.system.staging import staged_file
 
+_MOST_BYTES = 2**16
+
 
 class Control(BaseModel):
-    """The contents of a control file.
-
-    Attributes:
-        pin: The level that the manual switch holds; None releases it.
-        drift: The alarm that holds; empty for none.
-        faults: Faults of a drill; refused by a server that was not started for a drill.
-    """
+    """The contents of a control file."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    pin: str | None = None
-    drift: str = ""
-    faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
+    pin: str | None = None  # the level that the manual switch holds
+    drift: str = ""  # the alarm that holds
+    faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()  # of a drill
 
 
 CONTROL_FILE = FileKind.beginning_with("control file", rb'\s*\{\s*("pin"|"drift"|"faults"|\})')
@@ -64,7 +60,7 @@ class ControlFile:
         self._names = list(names)
         self._faults = faults
         self._next_look = float("-inf")
-        self._seen: object = None
+        self._seen: bytes | str = b"{}"
         self._pin: str | None = None
         self._alarm = ""
 
@@ -108,22 +104,17 @@ class ControlFile:
         Raises:
             ConfigError: It cannot be read, or holds something else: raised once, until it changes.
         """
-        found: object = None
+        found: bytes | str
         try:
-            status = os.stat(self._path)
-            # When it was changed, not when it was written: permissions count, too.
-            found = status.st_ino, status.st_ctime_ns, status.st_size
+            found = read_bytes(self._path, most_bytes=_MOST_BYTES, error=ConfigError)
         except FileNotFoundError:
-            pass
-        except OSError as error:
-            found = error.strerror or str(error)
+            found = b"{}"
+        except ConfigError as error:
+            found = error.message
         if found == self._seen:
             return None
         self._seen = found
         if isinstance(found, str):
-            raise ConfigError(f"{self._path}: cannot be looked at: {found}.")
-        try:
-            content = {} if found is None else read_json(self._path, error=ConfigError)
-        except FileNotFoundError:
-            content = {}
+            raise ConfigError(found)
+        content = parse_json(found, str(self._path), error=ConfigError)
         return checked(content, Control, str(self._path), lambda _: list(Control.model_fields))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from moh_deploy.serving.guard.policy import LevelSection
 from moh_deploy.serving.guard.same_interface import require_same_interface
 from moh_deploy.serving.known_answer import require_known_answer
 from moh_deploy.system.npz import Array
+from moh_deploy.system.staging import scratch_directory
 
 
 @dataclass(eq=False)
@@ -131,7 +133,11 @@ class FallbackLevel:
 
 
 def find_level(
-    section: LevelSection, model: Deployed, way: Variant, scratch: Path, faults: Faults | None
+    section: LevelSection,
+    model: Deployed,
+    way: Variant,
+    resources: ExitStack,
+    faults: Faults | None,
 ) -> FallbackLevel:
     """Find the model of a level of a policy.
 
@@ -139,7 +145,7 @@ def find_level(
         section: The level.
         model: The served model.
         way: How it is opened: threads, kernels, inner values that may be wanted.
-        scratch: Folder for a package that is written for the level.
+        resources: Takes the folder of a package that is written for the level.
         faults: Faults of a drill; None where no drill is allowed.
 
     Raises:
@@ -174,5 +180,6 @@ def find_level(
         raise ConfigError(
             f"{package.root} has no layer that could be dense.", hint="Leave the level out."
         )
-    dense = write_choices(package, with_choices(layers, {"all": "dense"}), scratch / name)
+    folder = resources.enter_context(scratch_directory("moh-deploy-guard"))
+    dense = write_choices(package, with_choices(layers, {"all": "dense"}), folder / name)
     return FallbackLevel(name, opened_package(dense), way, faults=faults)

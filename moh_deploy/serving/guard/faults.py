@@ -26,18 +26,11 @@ UNSEEN: frozenset[Fault] = frozenset(("wrong",))
 
 @dataclass
 class Faults:
-    """The faults that are planted now.
-
-    Attributes:
-        outputs: Names of the model's outputs.
-        gates: Names of its layers' gates.
-        slow_s: How much longer a slow run takes.
-        planted: What is planted.
-    """
+    """The faults that are planted now, and the names of the tensors that they change."""
 
     outputs: Sequence[str]
     gates: Sequence[str]
-    slow_s: float = 0.25
+    slow_s: float = 0.25  # how much longer a slow run takes
     planted: frozenset[Fault] = frozenset()
 
 

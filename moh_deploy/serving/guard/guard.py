@@ -7,6 +7,7 @@ lower level has a right one: the same batch runs there at once.
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import threading
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,26 +57,17 @@ _PROBE_EVERY_S = 0.1
 
 @dataclass(frozen=True)
 class GuardIO:
-    """The files and clocks of a guard.
-
-    Attributes:
-        audit: Transitions are written here.
-        marks: Tell the next process which levels were running.
-        control: The control file; None without.
-        resources: Closed with the guard.
-        clock: Seconds that only go forward.
-    """
+    """The files of a guard, and its clock."""
 
     audit: AuditLog
     marks: RunningMarks
     control: ControlFile | None = None
-    resources: ExitStack = field(default_factory=ExitStack)
+    resources: ExitStack = field(default_factory=ExitStack)  # closed with the guard
     clock: Callable[[], float] = time.monotonic
 
 
-@dataclass(frozen=True)
-class _Wrong:
-    """An answer that is not given: why, how many samples are wrong, and the error to raise."""
+class _Wrong(NamedTuple):
+    """An answer that is not given: why, its wrong samples, and the error if none is better."""
 
     failure: LevelFailed
     samples: float
@@ -160,7 +153,7 @@ class Guard:
                 results, seconds = level.run(inputs, outputs, wanted)
         except BackendError as error:
             failure = LevelFailed(index, "kernel error", {"error": error.message[:500]})
-            return _Wrong(failure, float("inf"), error)
+            return _Wrong(failure, math.inf, error)
         wrong = self._check.wrong(inputs, results)
         if wrong is None:
             return Ran(results, level.name, seconds)
@@ -179,8 +172,7 @@ class Guard:
         with self._lock:
             if wrong:
                 best = min(wrong, key=lambda answer: answer.samples)
-                above = wrong[: wrong.index(best)]
-                self.apply(*(answer.failure for answer in above))
+                self.apply(*(answer.failure for answer in wrong[: wrong.index(best)]))
                 self._metrics.refused[best.failure.reason,] += refused
                 return best.error
             self._metrics.refused["no rung",] += refused
@@ -207,9 +199,9 @@ class Guard:
                 return
         # The buffers may be a client's, gone when it has its answer.
         copied = {name: np.array(array) for name, array in inputs.items()}
-        if probe is None:
-            self._aside.submit(lambda: self._compare(index, copied, outputs, ran))
-        elif not self._aside.submit(lambda: self._compare(probe, copied, outputs, None)):
+        level, given = (index, ran) if probe is None else (probe, None)
+        is_taken = self._aside.submit(lambda: self._compare(level, copied, outputs, given))
+        if given is None and not is_taken:
             self._next_probe = now
 
     def _compare(
@@ -238,12 +230,11 @@ class Guard:
         self, index: int, inputs: dict[str, Array], found: Ran | _Wrong
     ) -> LevelFailed | None:
         """Return what is wrong with an answer: seen in itself, or beside a lower level's."""
-        if isinstance(found, _Wrong):
+        if not isinstance(found, Ran):
             return found.failure
-        below = self._reference(index)
+        level, below = self._levels[index], self._reference(index)
         if below is None or self._package is None:
             return None
-        level = self._levels[index]
         recorder = Recorder(self._package, below.open(), self._layers)
         comparison = Comparison(self._package, self._layers, recorder, below.name)
         report = comparison.report(inputs, found.results, level.describe(), level.variant)
@@ -254,13 +245,11 @@ class Guard:
 
     def _reference(self, index: int) -> FallbackLevel | None:
         """Return the next closed level below that is proven to give the same answers."""
-        levels, breakers = self._levels, self._state.levels
-        if self._package is None or not levels[index].same_answers:
-            return None
-        for below in range(index + 1, len(levels)):
-            if levels[below].same_answers and breakers[below].state == "closed":
-                return levels[below]
-        return None
+        closed = [breaker.state == "closed" for breaker in self._state.levels]
+        below = zip(self._levels[index + 1 :], closed[index + 1 :], strict=True)
+        same = (level for level, is_closed in below if is_closed and level.same_answers)
+        is_comparable = self._package is not None and self._levels[index].same_answers
+        return next(same, None) if is_comparable else None
 
     def pin(self, rung: str | None, by: str) -> None:
         """Let a level and those below it serve only; None releases the switch.

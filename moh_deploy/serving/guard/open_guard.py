@@ -17,7 +17,6 @@ from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.guard.running_marks import RunningMarks, died_in
 from moh_deploy.serving.guard.state_machine import LevelFailed
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.system.staging import scratch_directory, temporary_place
 from moh_deploy.validate.layer_values import names_to_return
 
 
@@ -67,13 +66,9 @@ def open_guard(
     outputs = [output.name for output in model.manifest.outputs]
     faults = Faults(outputs, gates, slow_s) if settings.drill else None
     with ExitStack() as stack:
-        scratch = temporary_place("moh-deploy-guard")
-        # A package that is written for a level lives as long as the guard.
-        if any(section.kind == "dense" for section in policy.rungs):
-            scratch = stack.enter_context(scratch_directory("moh-deploy-guard"))
         levels = [
             # Faults are planted in the first level: the others are to help.
-            find_level(section, model, way, scratch, None if index else faults)
+            find_level(section, model, way, stack, None if index else faults)
             for index, section in enumerate(policy.rungs)
         ]
         dead = died_in(log)

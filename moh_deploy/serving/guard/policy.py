@@ -30,37 +30,26 @@ class _Section(BaseModel):
 class MeasuredLoss(_Section):
     """The measured loss of a level that changes answers, and the report that proves it.
 
-    Attributes:
-        report: JSON that `moh-deploy verify FALLBACK --against PACKAGE --json` wrote; relative to
-            the policy.
-        metric: A metric of that report, such as `top-1`; None if the report says that the packages
-            are equal.
-        loss: By how much that metric is worse on this level.
+    The report is JSON of `moh-deploy verify FALLBACK --against PACKAGE --json`.
     """
 
-    report: Annotated[Path, Field(strict=False)]
-    metric: str | None = None
+    report: Annotated[Path, Field(strict=False)]  # relative to the policy
+    metric: str | None = None  # such as `top-1`; None: the report says that the packages are equal
     loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class LevelSection(_Section):
     """A fallback level, an entry of `rungs:`.
 
-    Attributes:
-        kind: `kernels`, `functions` (function bodies of the same file), `dense` (the package with
-            all its layers dense) or `package` (another one).
-        name: Its name in logs and metrics; its kind by default.
-        path: The other package; relative to the policy.
-        measured_loss: Required where the level changes answers, refused elsewhere.
-        p99_ms: Limit of the 99th percentile of its runs, in milliseconds; None for no limit.
-        opened: At the start of the server, or when it is first needed.
+    It runs the package on kernels, by its function bodies or with all its layers dense, or runs
+    another package.
     """
 
     kind: Literal["kernels", "functions", "dense", "package"]
-    name: Annotated[str, Field(min_length=1)] = ""
-    path: Annotated[Path, Field(strict=False)] | None = None
-    measured_loss: MeasuredLoss | None = None
-    p99_ms: _Seconds | None = None
+    name: Annotated[str, Field(min_length=1)] = ""  # in logs and metrics; by default its kind
+    path: Annotated[Path, Field(strict=False)] | None = None  # relative to the policy
+    measured_loss: MeasuredLoss | None = None  # of a level that changes answers, and of no other
+    p99_ms: _Seconds | None = None  # limit of the 99th percentile of its runs, in milliseconds
     opened: Literal["start", "first use"] = "start"
 
     @property

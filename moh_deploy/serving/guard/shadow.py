@@ -45,36 +45,54 @@ class Shadow:
     """Observes a served model, and compares a second package with it.
 
     Args:
-        comparison: Compares the served package with the shadow, the reference.
-        served: How the served package is opened.
-        share: The share of batches that also go to the shadow.
-        most_waiting: So many batches may wait.
+        model: The served model.
+        other: The second package.
+        share: The share of batches that also go to it, above 0 and at most 1.
+        way: How it is opened: threads, kernels.
 
     Attributes:
         counts: Batches by outcome: equal by `verify`'s rules, differing, undecided, or failed.
         max_abs_error: The largest difference of an output that is judged.
         reasons: The last sentences on differences and failures.
+
+    Raises:
+        ConfigError: It has other inputs or outputs, or the share is out of range.
+        PackageError: It is no package.
+        BackendError: It cannot be loaded.
     """
 
-    def __init__(
-        self, comparison: Comparison, served: Variant, share: float, most_waiting: int = 8
-    ) -> None:
+    def __init__(self, model: Deployed, other: Path, share: float, way: Variant) -> None:
+        if not 0 < share <= 1:
+            raise ConfigError(f"the share of the shadow is {share:g}, expected above 0, at most 1.")
+        if model.is_compiled:
+            raise ConfigError(f"{model.name} is an engine: only a package can have a shadow.")
+        ours, shadow = model.made_from(None), find_deployed(other)
+        if shadow.is_compiled:
+            raise ConfigError(f"{shadow.name} is an engine, expected a package.")
+        theirs = shadow.made_from(None)
+        require_same_interface(f"the shadow {other}", model.manifest, theirs.manifest)
+        self._way = replace(way, runtime=runtime_for(None, shadow.preferred_runtime))
+        self._runner = shadow.open(self._way.returning(names_to_return(theirs)))
+        recorder = Recorder(theirs, self._runner, layer_values(theirs))
+        heads, their_heads = (
+            [(layer.path, layer.num_heads) for layer in package.manifest.layers]
+            for package in (ours, theirs)
+        )
+        has_routing = heads == their_heads
+        self._comparison = Comparison(ours, layer_values(ours), recorder, shadow.name, has_routing)
         # Gates are of use only where the shadow has the same layers.
-        self.inner = comparison.package.gate_names if comparison.has_routing else ()
-        self.counts = dict.fromkeys(("equal", "differing", "undecided", "failed"), 0)
-        self.max_abs_error = 0.0
-        self.reasons: deque[str] = deque(maxlen=_KEPT_REASONS)
-        self._comparison = comparison
-        self._runner = comparison.recorder.runner
+        self.inner = ours.gate_names if has_routing else ()
         self._description = self._runner.describe()
-        compute_type = comparison.package.manifest.compute_type
+        compute_type = ours.manifest.compute_type
         if compute_type != "float32":
             # Products are rounded as the coarser of the two packages rounds them.
             kernels = replace(self._description.kernels, asked_compute_type=compute_type)
             self._description = replace(self._description, kernels=kernels)
-        self._served = served
+        self.counts = dict.fromkeys(("equal", "differing", "undecided", "failed"), 0)
+        self.max_abs_error = 0.0
+        self.reasons: deque[str] = deque(maxlen=_KEPT_REASONS)
         self._share = share
-        self._aside = Aside("shadow", most_waiting)
+        self._aside = Aside("shadow", most_waiting=8)
         self._draw = random.Random(0)
         self._chosen = threading.local()
         self._lock = threading.Lock()
@@ -124,7 +142,7 @@ class Shadow:
 
     def _compare(self, inputs: Mapping[str, Array], results: Mapping[str, Array]) -> None:
         try:
-            report = self._comparison.report(inputs, results, self._description, self._served)
+            report = self._comparison.report(inputs, results, self._description, self._way)
             outcome, reasons = _OUTCOMES[report.verdict], report.reasons[:1]
             error = report.max_abs_error
         except MoHDeployError as failure:
@@ -135,38 +153,3 @@ class Shadow:
             if not (math.isnan(self.max_abs_error) or error <= self.max_abs_error):
                 self.max_abs_error = error
             self.reasons.extend(reason[:500] for reason in reasons)
-
-
-def open_shadow(model: Deployed, other: Path, share: float, way: Variant) -> Shadow:
-    """Open a second package to run beside a model.
-
-    Args:
-        model: The served model.
-        other: The second package.
-        share: The share of batches, above 0 and at most 1.
-        way: How it is opened: threads, kernels.
-
-    Raises:
-        ConfigError: It has other inputs or outputs, or the share is out of range.
-        PackageError: It is no package.
-        BackendError: It cannot be loaded.
-    """
-    if not 0 < share <= 1:
-        raise ConfigError(f"the share of the shadow is {share:g}, expected above 0, at most 1.")
-    if model.is_compiled:
-        raise ConfigError(f"{model.name} is an engine: only a package can have a shadow.")
-    ours, shadow = model.made_from(None), find_deployed(other)
-    if shadow.is_compiled:
-        raise ConfigError(f"{shadow.name} is an engine, expected a package.")
-    theirs = shadow.made_from(None)
-    require_same_interface(f"the shadow {other}", model.manifest, theirs.manifest)
-    way = replace(way, runtime=runtime_for(None, shadow.preferred_runtime))
-    runner = shadow.open(way.returning(names_to_return(theirs)))
-    recorder = Recorder(theirs, runner, layer_values(theirs))
-    heads, their_heads = (
-        [(layer.path, layer.num_heads) for layer in package.manifest.layers]
-        for package in (ours, theirs)
-    )
-    has_routing = heads == their_heads
-    comparison = Comparison(ours, layer_values(ours), recorder, shadow.name, has_routing)
-    return Shadow(comparison, way, share)

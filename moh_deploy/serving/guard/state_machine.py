@@ -115,23 +115,14 @@ Event = LevelFailed | LevelAnswered | Drifted | Pinned | ControlRefused | TimePa
 
 @dataclass(frozen=True)
 class Breaker:
-    """The state of a level. A drift alarm is a breaker too: open while it holds.
-
-    Attributes:
-        state: See the top of this file.
-        until: When its cool-down is over.
-        openings: How often it opened without a stable time between.
-        closed_at: When it was closed last.
-        faults: Times of the recent wrong answers of a closed level.
-        passed: Right answers in a row of a half-open level.
-    """
+    """The state of a level. A drift alarm is a breaker too: open while it holds."""
 
     state: LevelState = "closed"
-    until: float = -math.inf
-    openings: int = 0
+    until: float = -math.inf  # when its cool-down is over
+    openings: int = 0  # without a stable time between
     closed_at: float = -math.inf
-    faults: tuple[float, ...] = ()
-    passed: int = 0
+    faults: tuple[float, ...] = ()  # times of recent wrong answers, while it is closed
+    passed: int = 0  # right answers in a row, while it is half-open
 
     def moved(self, to: LevelState, now: float, cool_down: CoolDownSection) -> Breaker:
         """Return the breaker in another state."""
@@ -147,13 +138,7 @@ class Breaker:
 
 @dataclass(frozen=True)
 class GuardState:
-    """The whole state of a guard.
-
-    Attributes:
-        levels: One breaker for each fallback level.
-        drift: Open while a drift alarm holds.
-        pinned: The level that the manual switch holds; None if it is released.
-    """
+    """The whole state of a guard: of its levels, of the drift alarm, and of the manual switch."""
 
     levels: tuple[Breaker, ...]
     drift: Breaker = Breaker()

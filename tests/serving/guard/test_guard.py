@@ -302,7 +302,7 @@ def test_a_control_file_that_cannot_be_looked_at_is_said_once(make: Make):
         assert chain.ask().rung == "functions"
     said = [line for line in audit(chain) if line["reason"] == "control file"]
     assert len(said) == 1
-    assert "cannot be looked at: Too many levels of symbolic links" in said[0]["evidence"]["error"]
+    assert "cannot be read: Too many levels of symbolic links" in said[0]["evidence"]["error"]
     chain.control_file.unlink()
     assert chain.ask().rung == "kernels"
 
@@ -313,11 +313,11 @@ def test_a_control_file_whose_permissions_change_is_read_again(
     chain = make(control=True)
     write_control(chain.control_file, Control(pin="functions"))
 
-    def refuse(path: Path, **_: object) -> object:
+    def refuse(path: Path, **_: object) -> bytes:
         raise ConfigError(f"{path} cannot be read: Permission denied.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(control, "read_json", refuse)
+        patched.setattr(control, "read_bytes", refuse)
         assert chain.ask().rung == "kernels"
     chain.control_file.chmod(0o644 if chain.control_file.stat().st_mode & 0o44 == 0 else 0o600)
     assert chain.ask().rung == "functions"

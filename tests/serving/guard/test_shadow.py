@@ -11,7 +11,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServedModel
-from moh_deploy.serving.guard.shadow import Shadow, open_shadow
+from moh_deploy.serving.guard.shadow import Shadow
 from tests.handmade_package import vectors, write_package
 from tests.nightly import sampled
 from tests.routed_package import Fault, write_routed
@@ -19,7 +19,7 @@ from tests.routed_package import Fault, write_routed
 
 def observed(package: OnnxPackage, shadow: Path, share: float = 1.0) -> tuple[ServedModel, Shadow]:
     model = PackageDir(package.root)
-    beside = open_shadow(model, shadow, share, Variant(threads=1))
+    beside = Shadow(model, shadow, share, Variant(threads=1))
     variant = Variant(kernels="off", threads=1, extra_outputs=beside.inner)
     return ServedModel(model, model.open(variant), (beside,)), beside
 
@@ -117,7 +117,7 @@ def test_the_largest_error_stays_nan(tmp_path: Path):
 def test_a_share_is_above_0_and_at_most_1(tmp_path: Path, share: float):
     package = write_package(tmp_path / "package")
     with pytest.raises(ConfigError, match="expected above 0, at most 1"):
-        open_shadow(PackageDir(package.root), package.root, share, Variant(threads=1))
+        Shadow(PackageDir(package.root), package.root, share, Variant(threads=1))
 
 
 def test_a_shadow_in_few_bits_that_is_within_tolerance_counts_as_equal(tmp_path: Path):
