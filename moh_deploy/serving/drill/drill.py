@@ -25,22 +25,13 @@ _MOST_FAILURES = 3
 
 @dataclass(frozen=True)
 class Drill:
-    """Breaks a server, one fault after the other.
-
-    Attributes:
-        target: The server.
-        load: Its clients, at work.
-        seconds: How long the load runs before the first fault, and how long each fault stays.
-        trip_s: A fault stays up to so long until the guard has noticed it.
-        return_s: How long the first level may take to come back.
-        first_level: Its name.
-    """
+    """Breaks a server, one fault after the other."""
 
     target: Target
     load: Load
-    seconds: float
-    trip_s: float
-    return_s: float
+    seconds: float  # how long the load runs before the first fault, and how long each fault stays
+    trip_s: float  # a fault stays up to so long until the guard has noticed it
+    return_s: float  # how long the first level may take to come back
     first_level: str
 
     def run(self, faults: Sequence[Fault | str]) -> tuple[FaultDrill, tuple[FaultDrill, ...]]:
@@ -135,7 +126,6 @@ class _Change(BaseModel):
     mode_from: str = Field(alias="from")
     mode_to: str = Field(alias="to")
     reason: str
-    rung: str
     state: str
 
 

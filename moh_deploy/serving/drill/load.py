@@ -32,12 +32,7 @@ Ask = Callable[[Mapping[str, Array]], ServerAnswer]
 
 @dataclass(frozen=True)
 class LoadCase:
-    """A request, and its right answers.
-
-    Attributes:
-        inputs: Of the request.
-        right: Fallback level to the outputs that it may give, one set for each way to run it.
-    """
+    """A request, and the right outputs of each fallback level, a set for each way to run it."""
 
     inputs: Mapping[str, Array]
     right: Mapping[str, tuple[Mapping[str, Array], ...]]
@@ -59,19 +54,12 @@ class LoadCase:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that has ended.
-
-    Attributes:
-        begun, ended: Seconds since 1970.
-        outcome: Whether the answer was right; `failed` without an answer.
-        rung: The fallback level that answered.
-        error: The error that the client got.
-    """
+    """A request that has ended; times are seconds since 1970."""
 
     begun: float
     ended: float
     outcome: Literal["right", "wrong", "failed"]
-    rung: str = ""
+    rung: str = ""  # the fallback level that answered
     error: str = ""
 
 
@@ -82,9 +70,6 @@ class Load:
         connections: One for each client.
         cases: Their requests, in turns.
         rule: Decides which answers are right.
-
-    Attributes:
-        clients: How many there are.
     """
 
     def __init__(

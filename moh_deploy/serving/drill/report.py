@@ -34,30 +34,20 @@ NOTHING = "none, before"
 class FaultDrill:
     """One fault, from when it was planted to when the first level served again.
 
-    Attributes:
-        fault: What was planted; `kill` ends the worker.
-        requests: How many were answered or failed meanwhile.
-        wrong: Answers that are not the package's own.
-        failed: Requests that got an error, or no answer.
-        failures: The first errors.
-        seconds_to_trip: From planting until the guard's log has it; None: it never had.
-        seconds_to_return: From the end of the fault until the first level served again; None: it
-            did not in time, or had never left.
-        reason: The reason in the log.
-        moved: Another level served meanwhile.
-        served: Fallback level to the requests that it answered.
+    The times are None where the guard's log never had it, or the first level did not come back in
+    time. Where it never left, there is no time to return either.
     """
 
     fault: str
     requests: int
-    wrong: int
-    failed: int
-    failures: tuple[str, ...]
+    wrong: int  # answers that are not the package's own
+    failed: int  # requests that got an error, or no answer
+    failures: tuple[str, ...]  # the first errors
     seconds_to_trip: float | None = None
     seconds_to_return: float | None = None
-    reason: str | None = None
-    moved: bool = False
-    served: Mapping[str, int] = field(default_factory=dict)
+    reason: str | None = None  # in the log
+    moved: bool = False  # another level served meanwhile
+    served: Mapping[str, int] = field(default_factory=dict)  # fallback level to its requests
 
     @property
     @in_json()

@@ -66,13 +66,7 @@ class Target(ABC):
 
 
 class InProcess(Target):
-    """The served model itself, called by threads of this process.
-
-    Args:
-        model: The served model.
-        settings: How it is served; guard, drill, control file and audit log are set here.
-        folder: For control file and audit log.
-    """
+    """The served model itself, called by threads of this process; its files are in a folder."""
 
     def __init__(self, model: Deployed, settings: ServingSettings, folder: Path) -> None:
         control, audit_log = folder / "control.json", folder / "audit.jsonl"
@@ -125,12 +119,7 @@ class ServerAt(Target):
 
 
 class HttpServer(ServerAt):
-    """`moh-deploy serve` in a process of its own, on a free port of this machine.
-
-    Args:
-        model: The served model.
-        policy: Of the guard.
-        folder: For control file, audit log and the server's log.
+    """`moh-deploy serve` in a process of its own, on a free port; its files are in a folder.
 
     Raises:
         BackendError: It did not start.
@@ -182,13 +171,7 @@ class HttpServer(ServerAt):
 
 
 class Triton(ServerAt):
-    """A bundle in tritonserver, on free ports of this machine.
-
-    Args:
-        model: The served model.
-        policy: Of the guard.
-        server: The installation.
-        folder: For the bundle and the server's log.
+    """A bundle in tritonserver, on free ports; its files are in a folder.
 
     Raises:
         BackendError: It did not start.

@@ -60,12 +60,7 @@ class AnswerCheck:
     def wrong(
         self, inputs: Mapping[str, Array], results: Mapping[str, Array]
     ) -> WrongSamples | None:
-        """Return the samples with finite inputs and an answer that is not; None without any.
-
-        Args:
-            inputs: The batch.
-            results: Its outputs, and gates where they were fetched.
-        """
+        """Return the samples with finite inputs and an answer that is not; None without any."""
         names = (*self.outputs, *(name for name in self.gates if name in results))
         # The way of nearly every answer.
         if all_finite([results[name] for name in names]):

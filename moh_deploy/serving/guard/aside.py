@@ -15,20 +15,11 @@ Job = Callable[[], None]
 
 
 class Aside:
-    """A thread that runs jobs, one after the other.
-
-    Args:
-        name: The name of the thread.
-        most_waiting: The length of the queue.
-
-    Attributes:
-        dropped: How many jobs found the queue full.
-        failed: How many jobs raised.
-    """
+    """A thread that runs jobs, one after the other; so many may wait in its queue."""
 
     def __init__(self, name: str, most_waiting: int = 4) -> None:
-        self.dropped = 0
-        self.failed = 0
+        self.dropped = 0  # jobs that found the queue full
+        self.failed = 0  # jobs that raised
         self._jobs: queue.Queue[Job | None] = queue.Queue(most_waiting)
         self._lock = threading.Lock()
         self._closing = False

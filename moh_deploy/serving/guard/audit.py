@@ -39,9 +39,7 @@ class AuditLog:
     def add(self, change: Transition, now: float) -> None:
         """Write a transition; to stderr if the disk is full, since serving goes on without a log.
 
-        Args:
-            change: The transition.
-            now: Seconds since 1970.
+        `now` is in seconds since 1970.
         """
         if self._file is None:
             return

@@ -22,6 +22,7 @@ from moh_deploy.system.replaceable import FileKind
 from moh_deploy.system.staging import staged_file
 
 _MOST_BYTES = 2**16
+_EVERY_S = 0.1
 
 
 class Control(BaseModel):
@@ -44,16 +45,10 @@ def write_control(path: Path, control: Control) -> None:
 
 
 class ControlFile:
-    """Turns the content of a control file into events of a guard.
+    """Turns the content of a control file, which need not exist, into events of a guard.
 
-    Args:
-        path: The file; it need not exist.
-        names: The fallback levels.
-        faults: Takes the faults of a drill; None where no drill is allowed.
+    `faults` takes those of a drill; it is None where no drill is allowed.
     """
-
-    every_s = 0.1
-    """The file is looked at no more often than that."""
 
     def __init__(self, path: Path, names: Sequence[str], faults: Faults | None) -> None:
         self._path = path
@@ -68,7 +63,7 @@ class ControlFile:
         """Read the file if it has changed, and yield what it asks for."""
         if now < self._next_look:
             return
-        self._next_look = now + self.every_s
+        self._next_look = now + _EVERY_S
         try:
             control = self._changed()
         except ConfigError as error:

@@ -17,7 +17,7 @@ from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed, opened_package
 from moh_deploy.serving.guard.faults import Faults, FaultyRunner
 from moh_deploy.serving.guard.policy import LevelSection
-from moh_deploy.serving.guard.same_interface import require_same_interface
+from moh_deploy.serving.guard.same_answers import require_same_interface
 from moh_deploy.serving.known_answer import require_known_answer
 from moh_deploy.system.npz import Array
 from moh_deploy.system.staging import scratch_directory
@@ -28,22 +28,14 @@ class FallbackLevel:
     """A level that runs batches. It opens its model when needed, and again after a kernel error.
 
     Before it serves, and again after each fault, it has to give a known answer.
-
-    Attributes:
-        name: Its name in logs and metrics.
-        model: The model that it opens.
-        variant: How it opens it.
-        same_answers: Its answers are those of the first level, except for rounding.
-        needs_kernels: Refuse a model of which no node runs on a kernel.
-        faults: Faults of a drill; None where no drill is allowed.
     """
 
-    name: str
+    name: str  # in logs and metrics
     model: Deployed
-    variant: Variant
-    same_answers: bool = True
-    needs_kernels: bool = False
-    faults: Faults | None = None
+    variant: Variant  # how it opens the model
+    same_answers: bool = True  # as the first level, except for rounding
+    needs_kernels: bool = False  # refuse a model of which no node runs on a kernel
+    faults: Faults | None = None  # of a drill; None where no drill is allowed
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -79,11 +71,6 @@ class FallbackLevel:
         self, inputs: Mapping[str, Array], outputs: Sequence[str], inner: Sequence[str]
     ) -> tuple[dict[str, Array], float]:
         """Run a batch, and return its results and the seconds that it took.
-
-        Args:
-            inputs: The batch.
-            outputs: The outputs of the model.
-            inner: Wanted inner values; a level with other answers has none of them.
 
         Raises:
             ConfigError: The inputs do not fit.
@@ -139,14 +126,7 @@ def find_level(
     resources: ExitStack,
     faults: Faults | None,
 ) -> FallbackLevel:
-    """Find the model of a level of a policy.
-
-    Args:
-        section: The level.
-        model: The served model.
-        way: How it is opened: threads, kernels, inner values that may be wanted.
-        resources: Takes the folder of a package that is written for the level.
-        faults: Faults of a drill; None where no drill is allowed.
+    """Find the model of a level of a policy; `resources` takes the folder of one that is written.
 
     Raises:
         ConfigError: An engine has no such level, a package has no layer that could be dense, or

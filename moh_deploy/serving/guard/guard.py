@@ -75,14 +75,7 @@ class _Wrong(NamedTuple):
 
 
 class Guard:
-    """Runs batches on a fallback chain. Several threads may call it at the same time.
-
-    Args:
-        model: The served model.
-        levels: The fallback chain, the fastest level first.
-        policy: Its limits.
-        io: Its files and clocks.
-    """
+    """Runs batches on a fallback chain. Several threads may call it at the same time."""
 
     def __init__(
         self, model: Deployed, levels: Sequence[FallbackLevel], policy: GuardPolicy, io: GuardIO

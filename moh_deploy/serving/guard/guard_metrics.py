@@ -21,21 +21,14 @@ _OPENNESS = {"closed": 0.0, "half-open": 0.5, "open": 1.0}
 
 
 class GuardMetrics:
-    """Counts what a guard does. Its caller holds a lock.
-
-    Attributes:
-        fallbacks: Requests that a lower level answered, by reason and level.
-        refused: Requests that no level could answer rightly, by reason.
-        compared: Answers that were computed again, by kind and outcome.
-        last_reason: Why another level serves than before; empty before the first change.
-    """
+    """The counters of a guard. Its caller holds a lock."""
 
     def __init__(self) -> None:
         self.fallbacks: Counter[tuple[str, ...]] = Counter()
         # Shown as 0 from the beginning: an alert sees growth, and would miss the first.
         self.refused: Counter[tuple[str, ...]] = Counter({(reason,): 0 for reason in _REFUSALS})
         self.compared: Counter[tuple[str, ...]] = Counter()
-        self.last_reason = ""
+        self.last_reason = ""  # why another level serves than before
         self._transitions: Counter[tuple[str, ...]] = Counter()
 
     def changed(self, change: Transition) -> None:
@@ -47,12 +40,7 @@ class GuardMetrics:
             self.last_reason = change.reason
 
     def families(self, states: Mapping[str, LevelState], mode: str) -> tuple[Family, ...]:
-        """Return the metrics.
-
-        Args:
-            states: The state of each level.
-            mode: The level that serves.
-        """
+        """Return the metrics, with the state of each level and the level that serves."""
         counts: list[Mapping[tuple[str, ...], float]] = [
             {(name,): float(name == mode) for name in states},
             {(name,): _OPENNESS[state] for name, state in states.items()},

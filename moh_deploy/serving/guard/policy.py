@@ -103,25 +103,19 @@ _USUAL_CHAIN = (LevelSection(kind="kernels"), LevelSection(kind="functions"))
 
 
 class GuardPolicy(_Section):
-    """The content of a policy.
+    """The content of a policy; `rungs` is the fallback chain, the fastest level first.
 
-    Attributes:
-        rungs: The fallback chain, the fastest level first; by default kernels, then function
-            bodies.
-        faults, latency, cool_down: See their sections.
-        probes: So many right answers in a row close a level.
-        spot_checks: The share of answers that the next level with the same answers computes again
-            after they were sent. It finds answers that are wrong and finite.
-        drift: None: an alarm is logged, and changes nothing.
+    `spot_checks` is the share of answers that the next level with the same answers computes again
+    after they were sent. It finds answers that are wrong and finite.
     """
 
     rungs: Annotated[tuple[LevelSection, ...], Field(strict=False, min_length=1)] = _USUAL_CHAIN
     faults: FaultSection = FaultSection()
     latency: LatencySection = LatencySection()
     cool_down: CoolDownSection = CoolDownSection()
-    probes: _Count = 5
+    probes: _Count = 5  # so many right answers in a row close a level
     spot_checks: Annotated[float, Field(ge=0, le=1)] = 0.01
-    drift: DriftSection | None = None
+    drift: DriftSection | None = None  # None: an alarm is logged, and changes nothing
 
     @property
     def names(self) -> tuple[str, ...]:

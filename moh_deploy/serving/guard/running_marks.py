@@ -25,11 +25,7 @@ _COUNT = np.dtype("<u4")
 
 
 class RunningMarks:
-    """The file of this process.
-
-    Args:
-        log: The audit log that it stands beside; None keeps no file.
-        names: Names of the fallback levels.
+    """The file of this process beside its audit log; without a log there is no file.
 
     Raises:
         ConfigError: Its folder cannot be written.

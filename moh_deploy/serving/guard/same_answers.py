@@ -1,12 +1,13 @@
-"""Compare the answers of two models to a request by `verify`'s rules, routing ties included."""
+"""Compare two models: their interfaces, and their answers by `verify`'s rules, ties included."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.base import Description, Variant
+from moh_deploy.runtime.base import Description, ModelInterface, Variant
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.serving.known_answer import ComputedResults
 from moh_deploy.system.npz import Array
@@ -18,21 +19,13 @@ from moh_deploy.validate.parity_report import ParityReport
 
 @dataclass(frozen=True)
 class Comparison:
-    """Compares the answers of a package with those of a reference.
-
-    Attributes:
-        package: The package that is judged.
-        layers: Where the inner values of its layers are.
-        recorder: Runs the reference.
-        reference: The name of the reference in reports.
-        has_routing: Both have the same layers, so that gates are compared as well.
-    """
+    """Compares the answers of a package with those of a reference."""
 
     package: OnnxPackage
-    layers: tuple[LayerValues, ...]
-    recorder: Recorder
-    reference: str
-    has_routing: bool = True
+    layers: tuple[LayerValues, ...]  # of the package
+    recorder: Recorder  # runs the reference
+    reference: str  # its name in reports
+    has_routing: bool = True  # both have the same layers, so that gates are compared as well
 
     def report(
         self,
@@ -41,13 +34,9 @@ class Comparison:
         description: Description,
         variant: Variant,
     ) -> ParityReport:
-        """Run the reference, and compare.
+        """Run the reference on the inputs of a request, and compare the package's results.
 
-        Args:
-            inputs: Of the request.
-            results: Outputs of the package, gates, and other inner values where there are some.
-            description: Says what ran the package.
-            variant: How the package is opened again, with the gates of the reference, after a tie.
+        After a routing tie `variant` opens the package again, with the gates of the reference.
         """
         expected = self.recorder.record(inputs)
         inner = (name for layer in self.layers for name in layer.names)
@@ -62,3 +51,28 @@ class Comparison:
             outputs_only=not has_gates,
             variants=PackageVariants(self.package, replace(variant, extra_outputs=())),
         )
+
+
+def require_same_interface(name: str, ours: ModelInterface, theirs: ModelInterface) -> None:
+    """Check that names, dtypes and ranks of inputs and outputs agree.
+
+    Args:
+        name: The second model; it opens the error message.
+        ours: The first model.
+        theirs: The second model.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    for kind in ("inputs", "outputs"):
+        expected, got = (
+            sorted(
+                (tensor.name, tensor.dtype, len(tensor.shape)) for tensor in getattr(model, kind)
+            )
+            for model in (ours, theirs)
+        )
+        if got != expected:
+            raise ConfigError(
+                f"{name} has the {kind} {got}, expected {expected}.",
+                hint="Both are given the same requests: names, dtypes and ranks have to agree.",
+            )

@@ -22,8 +22,7 @@ from moh_deploy.runtime.base import Deployed, Variant
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.guard.aside import Aside
-from moh_deploy.serving.guard.same_answers import Comparison
-from moh_deploy.serving.guard.same_interface import require_same_interface
+from moh_deploy.serving.guard.same_answers import Comparison, require_same_interface
 from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.function_bodies import Recorder

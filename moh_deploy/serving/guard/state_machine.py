@@ -147,23 +147,14 @@ class GuardState:
 
 @dataclass(frozen=True)
 class Transition:
-    """A change of the state, as the audit log has it.
+    """A change of the state, as the audit log has it."""
 
-    Attributes:
-        rung: The level that changed or was pinned; empty for drift and the control file.
-        state: The new state: of a level `closed`, `open` or `half-open`, else `on` or `off`.
-        mode_from: The level that served before.
-        mode_to: The level that serves now: often the same.
-        reason: Why.
-        evidence: The figures behind the reason.
-    """
-
-    rung: str
+    rung: str  # the level that changed or was pinned; empty for drift and the control file
     state: LevelState | Literal["on", "off"]
-    mode_from: str
-    mode_to: str
+    mode_from: str  # the level that served before
+    mode_to: str  # the level that serves now: often the same
     reason: MoveReason
-    evidence: Evidence = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=dict)  # the figures behind the reason
 
 
 Step = tuple[GuardState, tuple[Transition, ...]]
@@ -180,13 +171,13 @@ class FallbackChain:
 
     def serving(self, state: GuardState) -> tuple[int, ...]:
         """Return the levels that may give their answers to clients, in order."""
+        first = state.pinned or 0
+        if state.pinned is None and state.drift.state == "open":
+            first = self._level_for_drift
         closed = tuple(i for i, level in enumerate(state.levels) if level.state == "closed")
-        if state.pinned is not None:
-            return tuple(i for i in closed if i >= state.pinned)
+        held = tuple(i for i in closed if i >= first)
         # A drift alarm does not end service: if its level is open, those above go on.
-        is_drifting = state.drift.state == "open"
-        held = tuple(i for i in closed if i >= self._level_for_drift) if is_drifting else closed
-        return held or closed
+        return held if held or state.pinned is not None else closed
 
     def mode(self, state: GuardState) -> str:
         """Return the name of the level that serves; NOWHERE if none does."""
@@ -198,10 +189,7 @@ class FallbackChain:
         return any(index > level for index in self.serving(state))
 
     def route(self, state: GuardState) -> tuple[tuple[int, ...], int | None]:
-        """Return the levels that may answer a request, and the half-open level to probe with it.
-
-        The first right answer is given. There is often nothing to probe.
-        """
+        """Return the levels that may answer a request, in order, and the level to probe with it."""
         serving = self.serving(state)
         half_open = tuple(
             index
@@ -214,13 +202,7 @@ class FallbackChain:
         return serving, half_open[0] if half_open else None
 
     def after(self, state: GuardState, event: Event, now: float) -> Step:
-        """Return the state after an event, and its changes.
-
-        Args:
-            state: The state before.
-            event: What has happened.
-            now: Seconds of any clock that only goes forward.
-        """
+        """Return the state after an event, and its changes. The clock only goes forward."""
         match event:
             case LevelFailed():
                 return self._failed(state, event, now)
