@@ -51,8 +51,7 @@ from moh_deploy.system.npz import Array
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.layer_values import layer_values
 
-_PROBE_EVERY_S = 0.1
-"""Probes take time from the machine that answers need."""
+_PROBE_EVERY_S = 0.1  # probes take time from the machine that answers need
 
 
 @dataclass(frozen=True)

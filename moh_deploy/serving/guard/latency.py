@@ -8,8 +8,7 @@ from collections import deque
 from moh_deploy.serving.guard.policy import LatencySection
 from moh_deploy.serving.guard.state_machine import Evidence
 
-_MOST_RUNS = 10_000
-"""Of a busy server the last runs are enough: they took about a second."""
+_MOST_RUNS = 10_000  # of a busy server the last runs are enough: they took about a second
 
 
 class LatencyWindow:

@@ -10,7 +10,7 @@ from moh_deploy.errors import ConfigError, MoHDeployError, ValidationError
 from moh_deploy.runtime.base import Deployed, Variant
 from moh_deploy.serving.guard.audit import AuditLog
 from moh_deploy.serving.guard.control import ControlFile
-from moh_deploy.serving.guard.fallback_level import find_level
+from moh_deploy.serving.guard.fallback_level import FallbackLevel, find_level
 from moh_deploy.serving.guard.faults import Faults
 from moh_deploy.serving.guard.guard import Guard, GuardIO, cannot_serve
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
@@ -76,26 +76,30 @@ def open_guard(
         marks = RunningMarks(log, policy.names)
         stack.callback(marks.close)
         audit = AuditLog(log)
-        failures: list[LevelFailed] = []
-        problems: list[MoHDeployError] = []
-        for index, level in enumerate(levels):
-            try:
-                if policy.rungs[index].opened == "start":
-                    level.open()
-            except MoHDeployError as error:
-                if isinstance(error, ValidationError) and not is_restart:
-                    raise
-                failures.append(cannot_serve(index, level, error))
-                problems.append(error)
-        if len(problems) == len(levels):
-            raise problems[0]
-        failures += [
-            LevelFailed(policy.names.index(name), "process died")
-            for name in dead
-            if name in policy.names
-        ]
+        failures = _opened_at_start(levels, policy, is_restart)
+        for index, name in enumerate(policy.names):
+            if name in dead:
+                failures.append(LevelFailed(index, "process died"))
         controlled = None if control is None else ControlFile(control, policy.names, faults)
         guard = Guard(model, levels, policy, GuardIO(audit, marks, controlled, stack.pop_all()))
         guard.apply(*failures)
         guard.tick()
         return guard
+
+
+def _opened_at_start(
+    levels: Sequence[FallbackLevel], policy: GuardPolicy, is_restart: bool
+) -> list[LevelFailed]:
+    """Open the levels that are opened at the start, and return those that cannot serve."""
+    problems: dict[int, MoHDeployError] = {}
+    for index, level in enumerate(levels):
+        try:
+            if policy.rungs[index].opened == "start":
+                level.open()
+        except MoHDeployError as error:
+            if isinstance(error, ValidationError) and not is_restart:
+                raise
+            problems[index] = error
+    if len(problems) == len(levels):
+        raise problems[0]
+    return [cannot_serve(index, levels[index], error) for index, error in problems.items()]

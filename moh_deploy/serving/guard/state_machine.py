@@ -62,8 +62,7 @@ LEVEL_MOVES: Mapping[tuple[LevelState, MoveReason], LevelState] = {
 }
 """State and reason to the next state; a level ignores every other reason."""
 
-NOWHERE = "none"
-"""The mode in which no level serves."""
+NOWHERE = "none"  # the mode in which no level serves
 
 
 @dataclass(frozen=True)
