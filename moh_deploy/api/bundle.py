@@ -8,6 +8,7 @@ from pathlib import Path
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
+from moh_deploy.serving.telemetry.otlp import check_endpoint
 from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
 from moh_deploy.serving.triton.bundle_report import BundleReport
 from moh_deploy.serving.triton.bundled_guard import GuardFiles
@@ -32,6 +33,7 @@ def bundle(
     max_delay_ms: float = 1.0,
     sample_every: int = 128,
     per_head: bool = False,
+    otlp: str | None = None,
     guard: Path | str | None = None,
     fallback: Path | str | None = None,
     shadow: Path | str | None = None,
@@ -58,6 +60,8 @@ def bundle(
         max_delay_ms: How long the first request of a batch waits for others.
         sample_every: Routing is read of one batch in so many; 0 reads none.
         per_head: Count head by head, not by layer alone.
+        otlp: Address of a collector of OpenTelemetry that the backend `python` sends metrics to,
+            by OTLP over HTTP: `http://collector:4318`.
         guard: The policy by which answers are judged, and by which a rung below answers where the
             first fails; `default` for kernels, then function bodies; None: no guard.
         fallback: The package of the policy's rung of kind `package`, in place of its `path`.
@@ -100,11 +104,14 @@ def bundle(
         max_delay_ms=max_delay_ms,
         sample_every=sample_every,
         per_head=per_head,
+        otlp=otlp,
         drill=drill,
         shadow_share=shadow_share,
     )
     if drill and guard is None:
         raise ConfigError("drill is for a guard: there is none.", hint="Give one: --guard default.")
+    if otlp is not None:
+        check_endpoint(otlp)
     if reference is not None and sample_every == 0:
         raise ConfigError("reference is compared with routing that is read: sample_every is 0.")
     policy, fallback, shadow, reference = (

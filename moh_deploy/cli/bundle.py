@@ -36,6 +36,7 @@ from moh_deploy.cli.output import print_answer
     ),
     options.batching(is_written=True),
     options.PER_HEAD,
+    options.OTLP,
     options.GUARD,
     options.path("--fallback", "DIR", "The package of the policy's rung of kind package."),
     options.SHADOW,

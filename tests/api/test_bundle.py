@@ -15,6 +15,8 @@ from tests.handmade_package import write_package
 from tests.nightly import sampled
 from tests.routed_package import Fault, write_routed
 
+OTLP = "http://collector:4318"
+
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
@@ -47,8 +49,10 @@ def test_native_backend_is_started_with_the_kernels_whatever_the_folder_is_calle
 
 
 def test_guard_is_the_usual_one_by_its_name(package: Path, tmp_path: Path):
-    moh_deploy.bundle(package, tmp_path / "b", guard="default", shadow=package, shadow_share=0.5)
+    beside = {"shadow": package, "shadow_share": 0.5, "otlp": OTLP}
+    moh_deploy.bundle(package, tmp_path / "b", guard="default", **beside)
     settings = read_bundle(tmp_path / "b").settings
+    assert settings.otlp == OTLP
     assert (settings.guard, settings.policy, settings.drill) == (True, None, False)
     assert (settings.shadow, settings.shadow_share) == ("shadow", 0.5)
 
@@ -67,6 +71,8 @@ def test_guard_is_the_usual_one_by_its_name(package: Path, tmp_path: Path):
         ({"reference": "r.json", "sample_every": 0}, "routing that is read: sample_every is 0"),
         ({"backend": "tensorrt"}, "backend is 'tensorrt', but package"),
         ({"guard": "default", "backend": "onnxruntime"}, "which the backend 'onnxruntime' does"),
+        ({"otlp": OTLP, "backend": "onnxruntime"}, "otlp are for moh-deploy, which the backend"),
+        ({"otlp": "collector:4318"}, "--otlp is 'collector:4318', expected the address"),
     ],
 )
 def test_wrong_option_is_refused(

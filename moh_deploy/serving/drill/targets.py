@@ -71,7 +71,8 @@ class InProcess(Target):
     def __init__(self, model: Deployed, settings: ServingSettings, folder: Path) -> None:
         control, audit_log = folder / "control.json", folder / "audit.jsonl"
         super().__init__("the served model in this process", control, audit_log)
-        settings = replace(settings, guard=True, drill=True)
+        # A rehearsal is not the service that a collector watches.
+        settings = replace(settings, guard=True, drill=True, otlp=None)
         settings = replace(settings, control=str(control), audit_log=str(audit_log))
         self._served = open_served(model, settings)
         self.resources.callback(self._served.close)
@@ -110,10 +111,10 @@ class ServerAt(Target):
             parts = urlsplit("")
         if parts.scheme != "http" or not self._host or parts.path.strip("/"):
             raise ConfigError(f"url is '{url}', expected http://HOST:PORT.")
-        self._model, self._outputs = model, [output.name for output in manifest.outputs]
+        self._model, self._manifest = model, manifest
 
     def connect(self) -> Ask:
-        client = V2Client(self._host, self._port, self._model, self._outputs)
+        client = V2Client(self._host, self._port, self._model, self._manifest)
         self.resources.callback(client.close)
         return client
 

@@ -24,9 +24,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from moh_deploy import __version__
-from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
+from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.package import TensorInfo
-from moh_deploy.runtime.input_check import empty_axis
 from moh_deploy.serving.http.body import HeldBytes, read_body
 from moh_deploy.serving.http.guard_routes import guard_routes
 from moh_deploy.serving.http.limits import HttpLimits
@@ -43,7 +42,8 @@ from moh_deploy.serving.http.telemetry_routes import telemetry_routes
 from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.served_model import Reply, ServedModel
-from moh_deploy.serving.telemetry.prometheus import CONTENT_TYPE, prometheus_text
+from moh_deploy.serving.telemetry.prometheus import exposition
+from moh_deploy.serving.telemetry.trace_context import Trace
 
 _T = TypeVar("_T")
 
@@ -113,6 +113,8 @@ class _App:
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self._is_ready = True
+        if self._endpoint.served.export is not None:
+            self._endpoint.served.export.start(self._families)
         ticking = asyncio.create_task(self._tick())
         yield
         ticking.cancel()
@@ -157,7 +159,11 @@ class _App:
             }
         )
 
-    async def metrics(self, _: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
+        text, content_type = exposition(self._families(), request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type})
+
+    def _families(self) -> list[Family]:
         endpoint = self._endpoint
         labels = {"model": endpoint.name, "version": endpoint.version}
         families = [
@@ -167,19 +173,18 @@ class _App:
             *endpoint.families,
         ]
         # All say which model they are of: alert rules ask for one.
-        named = [_labelled(one, labels) for one in families]
-        return Response(prometheus_text(named), headers={"content-type": CONTENT_TYPE})
+        return [_labelled(family, labels) for family in families]
 
     async def infer(self, request: Request) -> Response:
-        start = time.monotonic()
+        start, trace = time.monotonic(), _trace(request)
         try:
             response = await self._infer(request)
         except ClientDisconnect:
-            self._counts.note(_GONE, time.monotonic() - start)
+            self._counts.note(_GONE, time.monotonic() - start, trace)
             return Response(status_code=400)  # which nobody reads
         except Exception as error:
             response = await _failed(request, error)
-        self._counts.note(response.status_code, time.monotonic() - start)
+        self._counts.note(response.status_code, time.monotonic() - start, trace)
         return response
 
     async def _infer(self, request: Request) -> Response:
@@ -198,6 +203,7 @@ class _App:
                     request.headers.get(HEADER_LENGTH),
                     inputs=served.inputs,
                     outputs=served.outputs,
+                    scalars=served.scalars,
                     most_json=endpoint.limits.max_json_bytes,
                 ),
             )
@@ -236,11 +242,6 @@ class _App:
             raise Refusal(f"there was no answer within {timeout_s:g} s.", status=504)
         except ConfigError as error:  # which only the run could tell: a token that there is none of
             raise Refusal(error.message, hint=error.hint) from error
-        except BackendError as error:
-            empty = empty_axis(self._endpoint.served.inputs, asked.inputs)
-            if empty is None:
-                raise
-            raise Refusal(error.message, hint=error.hint) from error
         finally:
             # Cancelled, it is not begun any more, if it was not yet.
             queued.cancel()
@@ -276,15 +277,22 @@ def _labelled(family: Family, labels: Mapping[str, str]) -> Family:
     return replace(family, samples=tuple(samples))
 
 
-async def _failed(_: Request, error: Exception) -> Response:
+def _trace(request: Request) -> Trace | None:
+    return Trace.of(request.headers.getlist("traceparent"))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, Refusal):
         headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
         if error.closes_connection:
             headers["connection"] = "close"
         return _json({"error": str(error)}, error.status, headers)
+    trace = _trace(request)
+    traced = "" if trace is None else f"trace_id={trace.trace_id}: "
     if isinstance(error, MoHDeployError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {traced}{error}", file=sys.stderr, flush=True)
         return _json({"error": error.message}, 500)
+    print(f"error: {traced}{type(error).__name__} was not expected", file=sys.stderr)
     traceback.print_exception(error)
     if isinstance(error, MemoryError):
         # What else waits for memory would fail one by one. A new process has all of it.

@@ -164,10 +164,11 @@ def _check_names(settings: ServingSettings) -> None:
 
 def _check_beside(options: BundleOptions, backend: Backend) -> None:
     """Refuse what would never be used: only our own code guards, and counts what routers do."""
-    if backend != "python" and (options.beside != NOTHING_BESIDE or options.reference is not None):
+    ours = options.beside != NOTHING_BESIDE, options.reference, options.settings.otlp
+    if backend != "python" and any(ours):
         raise ConfigError(
-            f"guard, shadow and reference are for moh-deploy, which the backend '{backend}' does"
-            " not run.",
+            "guard, shadow, reference and otlp are for moh-deploy, which the backend"
+            f" '{backend}' does not run.",
             hint="Use --backend python, or leave them out.",
         )
 

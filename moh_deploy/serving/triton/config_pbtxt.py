@@ -146,7 +146,7 @@ def tensor_message(info: TensorInfo, *, is_batched: bool) -> TextMessage:
         # Triton has no tensors without axes: clients see one of size 1, the model none.
         "dims": sizes or [1],
     }
-    if not sizes:
+    if not sizes and is_batched:  # else it refuses that, and python_model.py does it
         message["reshape"] = [{"shape": []}]
     return message
 

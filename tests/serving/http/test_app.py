@@ -11,6 +11,7 @@ from typing import TypeVar
 import httpx
 import numpy as np
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
 from moh_deploy.errors import BackendError, ConfigError
@@ -21,7 +22,10 @@ from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
 from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits, Tensors
 from moh_deploy.serving.telemetry import RecordedWindow, Telemetry
+from moh_deploy.serving.telemetry.otlp import INTERVAL
+from moh_deploy.serving.telemetry.prometheus import parse_text
 from tests.handmade_package import WIDTH, write_package
+from tests.serving.telemetry.collector import collecting
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -242,6 +246,87 @@ def test_bug_is_500_and_its_traceback_is_not_for_clients(
     assert "KeyError: 'secret'" in capsys.readouterr().err
 
 
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.mark.parametrize("error", [BackendError("it failed."), KeyError("bug")])
+def test_log_lines_of_a_failed_request_have_its_trace(
+    app: Callable[..., Starlette],
+    held: Held,
+    error: Exception,
+    capsys: pytest.CaptureFixture[str],
+):
+    def fails(_: Tensors) -> dict[str, np.ndarray]:
+        raise error
+
+    async def run(traceparent: str) -> str:
+        async with connected(app()) as client:
+            headers = {**ASKED.headers, "traceparent": traceparent}
+            failed = await client.post(INFER, content=ASKED.content, headers=headers)
+        assert failed.status_code == 500
+        assert "traceparent" not in failed.headers
+        return capsys.readouterr().err
+
+    held.gate.set()
+    held.replies = fails
+    assert asyncio.run(run(f"00-{TRACE_ID}-00f067aa0ba902b7-00")).startswith(
+        f"error: trace_id={TRACE_ID}: "
+    )
+    said = asyncio.run(run("00-not-a-trace\tanything"))
+    assert "trace" not in said.partition("Traceback")[0]
+    assert "anything" not in said
+
+
+def test_request_seconds_name_the_last_sampled_trace_of_each_bucket(
+    app: Callable[..., Starlette], held: Held
+):
+    async def run() -> str:
+        async with connected(app()) as client:
+            for trace, flags in (("1" * 32, "01"), (TRACE_ID, "01"), ("2" * 32, "00")):
+                headers = {**ASKED.headers, "traceparent": f"00-{trace}-00f067aa0ba902b7-{flags}"}
+                await client.post(INFER, content=ASKED.content, headers=headers)
+            headers = {"accept": "application/openmetrics-text"}
+            return (await client.get("/metrics", headers=headers)).text
+
+    held.gate.set()
+    found = {
+        sample.exemplar.labels["trace_id"]: (float(sample.labels["le"]), sample.exemplar.value)
+        for family in text_string_to_metric_families(asyncio.run(run()))
+        for sample in family.samples
+        if sample.exemplar
+    }
+    assert TRACE_ID in found
+    assert "2" * 32 not in found
+    edge, seconds = found[TRACE_ID]
+    assert 0 < seconds <= edge
+
+
+def test_collector_gets_what_metrics_show(
+    served: ServedModel, held: Held, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(INTERVAL, "10")
+    queue = BatchingQueue(held, None, QueueLimits(1, 1, 0.0, 1))
+    held.gate.set()
+    with collecting() as collector:
+        settings = ServingSettings("m", threads=1, otlp=collector.url)
+        opened = open_served(served.model, settings)
+        made = make_app(Endpoint("m", "1", opened, queue, HttpLimits()))
+
+        async def run() -> str:
+            async with made.router.lifespan_context(made), connected(made) as client:
+                assert (await infer(client)).status_code == 200
+                return (await client.get("/metrics")).text
+
+        text = asyncio.run(run())
+        opened.close()
+    queue.close(timeout_s=LONG_S)
+    ours, theirs = parse_text(text, "/metrics"), collector.scraped()
+    changing = "moh_otlp_exports_total"  # counts its own export a moment later
+    assert ours.keys() == theirs.keys() > {changing, "moh_requests_total", "moh_package_info"}
+    for name in ours.keys() - {changing}:
+        assert {frozenset(labels.items()): value for labels, value in ours[name]} == theirs[name]
+
+
 def test_bodies_together_are_limited(app: Callable[..., Starlette], held: Held):
     async def run() -> None:
         limits = replace(HttpLimits(), max_held_bytes=len(ASKED.content) + 10)
@@ -270,24 +355,6 @@ def test_large_tensors_go_through_threads(app: Callable[..., Starlette], held: H
     answer = asyncio.run(run())
     got = read_answer(answer.content, answer.headers[HEADER_LENGTH])
     assert got["y"].tobytes() == asked["x"].tobytes()
-
-
-def test_empty_tensor_that_the_model_does_not_run_on_is_the_clients_fault(
-    app: Callable[..., Starlette], held: Held
-):
-    def fails(_: Tensors) -> dict[str, np.ndarray]:
-        raise BackendError("the model does not run on an empty tensor.")
-
-    async def run() -> httpx.Response:
-        x = {"name": "x", "datatype": "FP32", "shape": [1, 0, WIDTH], "data": []}
-        async with connected(app()) as client:
-            return await client.post(INFER, json={"inputs": [x]})
-
-    held.gate.set()
-    held.replies = fails
-    failed = asyncio.run(run())
-    assert failed.status_code == 400
-    assert failed.json() == {"error": "the model does not run on an empty tensor."}
 
 
 def test_model_that_nothing_counts_has_no_telemetry(served: ServedModel):
