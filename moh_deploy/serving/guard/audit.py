@@ -37,10 +37,7 @@ class AuditLog:
             ) from None
 
     def add(self, change: Transition, now: float) -> None:
-        """Write a transition; to stderr if the disk is full, since serving goes on without a log.
-
-        `now` is in seconds since 1970.
-        """
+        """Write a transition of `now`, in seconds since 1970; to stderr if the disk is full."""
         if self._file is None:
             return
         time = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")

@@ -21,6 +21,7 @@ import numpy as np
 
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, ValidationError
 from moh_deploy.runtime.base import Deployed, Description
+from moh_deploy.runtime.input_check import empty_axis
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.guard.answer_check import AnswerCheck
 from moh_deploy.serving.guard.aside import Aside
@@ -144,6 +145,9 @@ class Guard:
             with self._io.marks.during(index):
                 results, seconds = level.run(inputs, outputs, wanted)
         except BackendError as error:
+            if empty_axis(level.model.manifest.inputs, inputs) is not None:
+                # The client's fault: no level is blamed, and nothing is counted as refused.
+                raise ConfigError(error.message, hint=error.hint) from error
             failure = LevelFailed(index, "kernel error", {"error": error.message[:500]})
             return _Wrong(failure, math.inf, error)
         wrong = self._check.wrong(inputs, results)

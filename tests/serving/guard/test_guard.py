@@ -43,6 +43,19 @@ def is_right(chain: TriedChain, y: np.ndarray) -> bool:
     return np.allclose(y, chain.package.vectors[0].outputs["y"], rtol=1e-5, atol=1e-6)
 
 
+def test_empty_input_that_no_level_takes_is_the_clients_fault(make: Make):
+    chain = make()
+    for level in range(2):
+        chain.plant(level, "crash")
+    x = chain.package.vectors[0].inputs["x"]
+    with pytest.raises(ConfigError):
+        chain.ask(x[:, :0])
+    assert chain.count("moh_refused_requests_total") == 0
+    with pytest.raises(BackendError):
+        chain.ask(x)
+    assert chain.count("moh_refused_requests_total") == 1
+
+
 def audit(chain: TriedChain) -> list[dict[str, object]]:
     return [json.loads(line) for line in chain.log.read_text().splitlines()]
 

@@ -48,6 +48,7 @@ class Script:
 
     def __init__(self, package: OnnxPackage) -> None:
         self.now = 0.0
+        self.inputs = package.vectors[0].inputs
         model = PackageDir(package.root, package)
         cool_down = CoolDownSection(first_s=10.0, longest_s=20.0)
         policy = chain_policy(
@@ -76,7 +77,7 @@ class Script:
         closed = [i for i in range(first, 3) if self.guard.states[NAMES[i]] == "closed"]
         fit = [i for i in closed if self.levels[i].fault in ("", "slow")]
         try:
-            ran = self.guard.run({"x": RIGHT}, ("y",), ())
+            ran = self.guard.run(self.inputs, ("y",), ())
         except BackendError:
             assert not fit, "a request failed that a level could have answered"
             ran = None
