@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +17,8 @@ from moh_deploy.runtime.models import runtime_for
 from moh_deploy.serving.batches import BatchAxis, scalars_of
 from moh_deploy.serving.drift.live_drift import LiveDrift, open_live_drift
 from moh_deploy.serving.guard.guard import Guard
-from moh_deploy.serving.guard.open_guard import GuardOptions, open_guard
-from moh_deploy.serving.guard.shadow import open_shadow
+from moh_deploy.serving.guard.open_guard import open_guard
+from moh_deploy.serving.guard.shadow import Shadow
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.source import BatchSource, OneModel, open_model
@@ -223,13 +223,11 @@ def open_served(
     drift = _drift(model, settings, telemetry)
     observers: tuple[Observer, ...] = () if telemetry is None else (telemetry,)
     if settings.shadow is not None:
-        shadow = Path(settings.shadow)
-        observers += (open_shadow(model, shadow, settings.shadow_share, way),)
+        observers += (Shadow(model, Path(settings.shadow), settings.shadow_share, way),)
     inner = tuple({name: None for one in observers for name in one.inner})
     source: BatchSource
     if settings.guard:
-        options = replace(guard_options(settings), is_restart=is_restart)
-        source = open_guard(model, options, inner, way)
+        source = open_guard(model, settings, inner, way, is_restart=is_restart)
     else:
         source = open_model(model, inner, way)
     return ServedModel(model, source, observers, telemetry=telemetry, drift=drift, export=export)
@@ -260,15 +258,6 @@ def _drift(
             hint="Serve the package, or leave the reference out.",
         )
     return open_live_drift(Path(settings.reference), telemetry)
-
-
-def guard_options(settings: ServingSettings) -> GuardOptions:
-    """Return what the settings say of the guard."""
-    policy, log, control = (
-        None if path is None else Path(path)
-        for path in (settings.policy, settings.audit_log, settings.control)
-    )
-    return GuardOptions(policy, log, control, drill=settings.drill)
 
 
 def served_variant(settings: ServingSettings, runtime: Runtime = "onnxruntime") -> Variant:

@@ -110,13 +110,6 @@ def test_reference_of_a_bundle_needs_routing_that_is_read(
     assert settings_of(tasks).reference == "reference.json"
 
 
-def test_bundle_for_a_server_alone_is_refused(package: Path, tmp_path: Path):
-    root = tmp_path / "bundle"
-    moh_deploy.bundle(package, root, name="m", backend="onnxruntime")
-    with pytest.raises(PackageError, match="for the backend 'onnxruntime' of Triton"):
-        moh_deploy.serve(root)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

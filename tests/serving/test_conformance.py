@@ -26,7 +26,7 @@ from moh_deploy.serving.http.app import Endpoint, make_app
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer
 from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits
-from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
+from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.server import running_server
 from moh_deploy.validate.tolerances import tolerance_for
 from tests.handmade_package import without_layers
@@ -199,8 +199,8 @@ def test_serve_and_triton_answer_alike(export: Any, tmp_path: Path):
     subject, package = export(tmp_path / "package"), tmp_path / "package"
     with open_runner(package, Variant(threads=1)) as runner:
         right = runner.run(subject.inputs)
-    options = BundleOptions(ServingSettings("m", threads=1, max_batch=MAX_BATCH))
-    write_bundle(find_deployed(package), tmp_path / "bundle", options)
+    settings = ServingSettings("m", threads=1, max_batch=MAX_BATCH)
+    write_bundle(find_deployed(package), tmp_path / "bundle", settings)
     with ExitStack() as stack:
         ours = stack.enter_context(
             running(package, tmp_path / "said", "--threads", "1", "--max-batch", str(MAX_BATCH))
@@ -230,9 +230,7 @@ def test_serve_and_triton_answer_alike(export: Any, tmp_path: Path):
 @nightly
 def test_number_of_a_model_that_joins_no_requests_has_an_axis_in_triton(tmp_path: Path):
     server, package = server_or_skip(), write_scaled(tmp_path / "package")
-    write_bundle(
-        find_deployed(package.root), tmp_path / "bundle", BundleOptions(ServingSettings("m"))
-    )
+    write_bundle(find_deployed(package.root), tmp_path / "bundle", ServingSettings("m"))
     inputs, recorded = package.vectors[0].inputs, package.vectors[0].outputs
     with (
         running(package.root, tmp_path / "said") as ours,

@@ -442,7 +442,7 @@ def test_guard_is_shown_and_switched(served: ServedModel):
             assert head["parameters"] == {"moh_rung": "functions"}
             wrong = await switched(client, {"pin": "nothing"})
             assert wrong.status_code == 400
-            assert "there is no rung 'nothing'" in wrong.json()["error"]
+            assert "there is no fallback level 'nothing'" in wrong.json()["error"]
             for content in ({"pin": 1}, {"pinned": None}, ["pin"], {"drift": None}):
                 assert (await switched(client, content)).status_code == 400
             assert not (await client.get("/v2/guard")).json()["drifting"]

@@ -331,7 +331,7 @@ def test_kernels_that_are_damaged_later_are_not_used_by_the_next_worker(
             got = server.infer(client, asked)["y"]
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
         assert '"to": "functions", "reason": "wrong known answer"' in log.read_text()
-        assert "rung 'kernels' cannot be opened: package" in server.said.read_text()
+        assert "fallback level 'kernels' cannot serve: package" in server.said.read_text()
 
 
 @pytest.mark.nightly

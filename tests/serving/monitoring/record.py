@@ -26,17 +26,14 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from moh_deploy.api.profile import profile
+import moh_deploy
 from moh_deploy.errors import BackendError
 from moh_deploy.package import Manifest, OnnxPackage
-from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.drill.client import V2Client
 from moh_deploy.serving.guard.control import Control, write_control
 from moh_deploy.serving.guard.faults import Fault
-from moh_deploy.serving.monitoring.files import alerts_text, dashboard_text
-from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
-from moh_deploy.serving.triton.bundled_guard import CONTROL_NAME, GUARD, GuardFiles
+from moh_deploy.serving.template_files import filled
+from moh_deploy.serving.triton.bundled_guard import CONTROL_NAME, GUARD
 from moh_deploy.serving.triton.server import TritonServer, running_server
 from moh_deploy.system.npz import Array, write_npz
 from tests.edge_case_package import inputs, write_edge_package
@@ -47,7 +44,9 @@ MODEL = "edge"
 SERVERS = ("serve", "triton")
 HERE = Path(__file__).parent
 WINDOW = 50
-USED = frozenset(re.findall(r"\b(?:nv|moh)_\w+", alerts_text(MODEL) + dashboard_text(MODEL)))
+ALERTS = filled("alerts.yaml", model=MODEL, first_rung="kernels", counts_routing=True)
+DASHBOARD = filled("dashboard.json", model=MODEL)
+USED = frozenset(re.findall(r"\b(?:nv|moh)_\w+", ALERTS + DASHBOARD))
 _SETTLED_S = 1.2  # Triton shows counts of a Python model half a second late
 
 
@@ -127,13 +126,20 @@ def write_watched_bundle(folder: Path) -> Path:
     package = write_edge_package(folder / "package")
     write_npz(folder / "usual.npz", inputs(batch=400, seed=9))
     reference = folder / "reference.json"
-    profile(package.root, reference, inputs=[folder / "usual.npz"], window=WINDOW)
-    settings = ServingSettings(
-        MODEL, threads=1, max_batch=4, sample_every=1, shadow_share=1.0, drill=True
+    moh_deploy.profile(package.root, reference, inputs=[folder / "usual.npz"], window=WINDOW)
+    moh_deploy.bundle(
+        package.root,
+        folder / "bundle",
+        name=MODEL,
+        threads=1,
+        max_batch=4,
+        sample_every=1,
+        guard="default",
+        shadow=package.root,
+        shadow_share=1.0,
+        drill=True,
+        reference=reference,
     )
-    beside = GuardFiles(guard=True, shadow=package.root)
-    options = BundleOptions(settings, reference=reference, beside=beside)
-    write_bundle(find_deployed(package.root), folder / "bundle", options)
     return folder / "bundle"
 
 

@@ -1,7 +1,9 @@
-"""The file for KServe has the keys and types of its own models, and names that Kubernetes takes."""
+"""KServe's YAML: the keys and types that its own models (kserve 0.21) give every value."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +11,9 @@ import yaml
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving import ServingSettings
-from moh_deploy.serving.triton.kserve import Cluster, kserve_text
+from moh_deploy.serving.triton.bundle_json import Bundle, LibraryInfo
+from moh_deploy.serving.triton.kserve import kserve_text
 
-# KServe: every key that is written, with the type that its own models (kserve 0.21) give the value.
 RUNTIME = {
     "apiVersion": str,
     "kind": str,
@@ -26,7 +28,6 @@ RUNTIME = {
                 "image": str,
                 "command": [str],
                 "args": [str],
-                "env": [{"name": str, "value": str}],
                 "ports": [{"name": str, "containerPort": int, "protocol": str}],
                 "resources": {"requests": {"cpu": str}, "limits": {"cpu": str}},
                 "startupProbe": {
@@ -81,35 +82,52 @@ def matches(value: object, schema: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize("backend", ["python", "onnxruntime"])
-def test_kserve_gets_a_runtime_and_a_service_that_uses_it(backend: Any):
-    settings = ServingSettings("My_Digits.v2", instances=2, threads=3)
-    is_written = backend == "python"
-    cluster = Cluster("i:1", "pvc://models/d", has_probe=True, is_written=is_written)
-    runtime, service = yaml.safe_load_all(kserve_text(settings, backend, cluster))
+def kserve(
+    settings: ServingSettings, changes: Mapping[str, Any] | None = None, **options: Any
+) -> tuple[Any, Any]:
+    """Return the ServingRuntime and the InferenceService of a bundle, with changes of it."""
+    bundle = replace(Bundle("python", settings, (), (), {}, "", 1), **(changes or {}))
+    given = {"image": None, "storage": None, **options}
+    runtime, service = yaml.safe_load_all(kserve_text(bundle, **given))
+    return runtime, service
+
+
+@pytest.mark.parametrize("guard", [False, True])
+def test_kserve_gets_a_runtime_and_a_service_that_uses_it(guard: bool):
+    settings = ServingSettings("My_Digits.v2", instances=2, threads=3, guard=guard)
+    runtime, service = kserve(settings, image="i:1", storage="pvc://m/'d': #", has_probe=True)
     assert matches(runtime, RUNTIME)
-    # A volume is mounted for reading, where nothing else is asked for.
-    writable = {"storage.kserve.io/readonly": "false"} if is_written else None
+    # A volume is mounted for reading, unless the guard writes its log.
+    writable = {"storage.kserve.io/readonly": "false"} if guard else None
     assert service["metadata"].pop("annotations", None) == writable
     assert matches(service, SERVICE)
     assert runtime["metadata"]["name"] == "my-digits-v2-triton"
     assert service["spec"]["predictor"]["model"]["runtime"] == "my-digits-v2-triton"
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "pvc://m/'d': #"
     (container,) = runtime["spec"]["containers"]
+    assert container["image"] == "i:1"
     assert container["resources"]["limits"] == {"cpu": "6"}
     assert "--model-repository=/mnt/models/repository" in container["args"]
-    libraries = [{"name": "LD_LIBRARY_PATH", "value": "/mnt/models/lib"}]
-    assert container["env"] == (libraries if backend == "onnxruntime" else [])
+    assert not any("--backend-config" in option for option in container["args"])
+
+
+def test_server_of_an_engine_gets_its_option():
+    library = LibraryInfo("lib/l.so", None, "x86_64")
+    runtime, _ = kserve(ServingSettings("m"), {"backend": "tensorrt", "library": library})
+    (container,) = runtime["spec"]["containers"]
+    assert container["args"][-1] == "--backend-config=tensorrt,plugins=/mnt/models/lib/l.so"
+    assert "livenessProbe" not in container
 
 
 @pytest.mark.parametrize(
     ("name", "expected"), [("8_bit", "moh-8-bit"), ("a" * 80, "a" * 40), ("_x_", "x")]
 )
 def test_name_becomes_one_that_kubernetes_takes(name: str, expected: str):
-    text = kserve_text(ServingSettings(name), "python", Cluster("i", "s"))
-    _, service = yaml.safe_load_all(text)
+    _, service = kserve(ServingSettings(name))
     assert service["metadata"]["name"] == expected
+    assert service["spec"]["predictor"]["model"]["storageUri"] == f"pvc://models/{name}"
 
 
-def test_name_of_which_kubernetes_takes_nothing_is_refused():
-    with pytest.raises(ConfigError, match="Kubernetes allows nothing"):
-        kserve_text(ServingSettings("___"), "python", Cluster("i", "s"))
+def test_name_without_a_letter_or_digit_is_refused():
+    with pytest.raises(ConfigError, match="name is '___', expected a letter or a digit"):
+        kserve(ServingSettings("___"))

@@ -19,7 +19,7 @@ from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import Family, Reply, Series, ServedModel, ServingSettings, served_model
 from moh_deploy.serving.triton import python_model
-from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
+from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.python_model import TritonPythonModel
 from moh_deploy.system.npz import Array
 from tests.handmade_package import vectors
@@ -174,7 +174,7 @@ def test_requests_of_other_sizes_are_batches_of_their_own(model: TritonPythonMod
 def test_requests_whose_samples_are_not_independent_run_alone(server: Server, tmp_path: Path):
     package = write_mixing(tmp_path / "package", "ReduceMean", ["batch", 2])
     settings = ServingSettings("mixing")
-    write_bundle(find_deployed(package), tmp_path / "bundle", BundleOptions(settings, None))
+    write_bundle(find_deployed(package), tmp_path / "bundle", settings)
     model = initialized(tmp_path / "bundle", "mixing")
     asked = [np.full((1, 2), 3, np.float32), np.array([[1, 2], [3, 6]], np.float32)]
     first, second = model.execute([Request({"x": one}) for one in asked])
@@ -186,8 +186,8 @@ def test_requests_whose_samples_are_not_independent_run_alone(server: Server, tm
 
 def test_number_without_axes_has_one_in_the_server(server: Server, tmp_path: Path):
     write_scaled(tmp_path / "package")
-    options = BundleOptions(ServingSettings("scaled"), None)
-    write_bundle(find_deployed(tmp_path / "package"), tmp_path / "bundle", options)
+    settings = ServingSettings("scaled")
+    write_bundle(find_deployed(tmp_path / "package"), tmp_path / "bundle", settings)
     model = initialized(tmp_path / "bundle", "scaled")
     x, scale = np.ones((4, 3), np.float32), np.array([5], np.float32)
     (answer,) = model.execute([Request({"x": x, "scale": scale}, outputs=("output", "total"))])

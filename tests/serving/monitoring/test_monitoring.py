@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from moh_deploy.serving.monitoring.files import alerts_text, dashboard_text
+from moh_deploy.serving.template_files import filled
 from tests.nightly import nightly, sampled
-from tests.serving.monitoring.record import HERE, MODEL, SERVERS, record
+from tests.serving.monitoring.record import ALERTS, DASHBOARD, HERE, MODEL, SERVERS, record
 from tests.serving.monitoring.series import Scrape, scrapes_in, series_of
 from tests.serving.triton.triton_environment import python_or_skip
 
@@ -123,7 +123,7 @@ def recorded(server: str) -> dict[str, Scrape]:
 @sampled(3)
 @pytest.mark.parametrize(("server", "name"), IN_CASES)
 def test_alerts_fire_where_they_should(server: str, name: str, tmp_path: Path):
-    assert not problem(tmp_path, recorded(server), CASES[name], alerts_text(MODEL))
+    assert not problem(tmp_path, recorded(server), CASES[name], ALERTS)
 
 
 def test_each_alert_fires_in_a_case_on_each_server():
@@ -147,18 +147,18 @@ def test_each_alert_fires_in_a_case_on_each_server():
     ],
 )
 def test_wrong_rule_would_be_noticed(server: str, name: str, old: str, new: str, tmp_path: Path):
-    text, changes = re.subn(old, new, alerts_text(MODEL))
+    text, changes = re.subn(old, new, ALERTS)
     assert changes == 1
     assert problem(tmp_path, recorded(server), CASES[name], text)
 
 
 def rules() -> dict[str, dict[str, Any]]:
-    (group,) = yaml.safe_load(alerts_text(MODEL))["groups"]
+    (group,) = yaml.safe_load(ALERTS)["groups"]
     return {rule["alert"]: rule for rule in group["rules"]}
 
 
 def dashboard() -> Any:
-    return json.loads(dashboard_text(MODEL))
+    return json.loads(DASHBOARD)
 
 
 def panel_expressions() -> list[str]:
@@ -184,9 +184,9 @@ def test_every_expression_of_the_dashboard_has_data(server: str, tmp_path: Path)
         for expression in given
     ]
     series = series_of(scrapes, parts)
-    assert not promtool(tmp_path, alerts_text(MODEL), series, tests)
+    assert not promtool(tmp_path, ALERTS, series, tests)
     tests[0]["expr"] = str(tests[0]["expr"]).replace("nv_inf", "no_").replace("moh_re", "no_")
-    assert promtool(tmp_path, alerts_text(MODEL), series, tests)
+    assert promtool(tmp_path, ALERTS, series, tests)
 
 
 @nightly
@@ -203,7 +203,7 @@ def test_servers_show_what_was_recorded(server: str, tmp_path: Path):
     assert named(found) == named(known)
     for case in CASES.values():
         if server in case.servers:
-            assert not problem(tmp_path, found, case, alerts_text(MODEL))
+            assert not problem(tmp_path, found, case, ALERTS)
 
 
 def test_rules_are_of_this_model_only():
@@ -214,7 +214,7 @@ def test_rules_are_of_this_model_only():
 
 
 def test_rules_are_those_of_what_is_served():
-    text = alerts_text("digits", first_rung='the "fast" one', counts_routing=False)
+    text = filled("alerts.yaml", model="digits", first_rung='the "fast" one', counts_routing=False)
     assert "MohRoutingUnseen" not in text
     (group,) = yaml.safe_load(text)["groups"]
     (rule,) = (rule for rule in group["rules"] if rule["alert"] == "MohFallback")

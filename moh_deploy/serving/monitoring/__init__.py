@@ -1,1 +1,0 @@
-"""Alert rules and a dashboard that fit `moh-deploy serve` and Triton."""
