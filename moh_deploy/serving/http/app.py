@@ -12,12 +12,13 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -27,8 +28,9 @@ from moh_deploy import __version__
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.package import TensorInfo
 from moh_deploy.runtime.input_check import empty_axis
-from moh_deploy.serving.http.body import HeldBytes, read_body
+from moh_deploy.serving.http.body import HeldBytes, address_of, received_body
 from moh_deploy.serving.http.guard_routes import guard_routes
+from moh_deploy.serving.http.in_turn import InTurn
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import (
     HEADER_LENGTH,
@@ -44,11 +46,6 @@ from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.served_model import Reply, ServedModel
 from moh_deploy.serving.telemetry.prometheus import CONTENT_TYPE, prometheus_text
-
-_T = TypeVar("_T")
-
-_INLINE_BYTES = 64 * 1024
-"""Bodies up to this are read and written on the event loop: a thread would take longer."""
 
 OUT_OF_MEMORY = 71  # EX_OSERR of sysexits.h: the worker ends, and another one begins
 
@@ -108,6 +105,7 @@ class _App:
         self._endpoint = endpoint
         self._counts = StatusCounts()
         self._held = HeldBytes(endpoint.limits.max_held_bytes)
+        self._in_turn = InTurn()
         self._is_ready = False
 
     @asynccontextmanager
@@ -188,14 +186,17 @@ class _App:
         self._check_model(request)
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refusal("compressed bodies are not taken.", status=415)
-        with self._held.by_a_request() as held:
-            is_json = HEADER_LENGTH not in request.headers
-            content = await read_body(request, endpoint.limits, held, is_json=is_json)
-            asked = await _off_loop(
-                len(content),
+        address = address_of(request)
+        json_size = request.headers.get(HEADER_LENGTH)
+        async with received_body(
+            request, endpoint.limits, self._held, is_json=json_size is None
+        ) as content:
+            asked = await self._in_turn.do(
+                address,
+                _json_bytes(content, json_size),
                 lambda: read_request(
                     content,
-                    request.headers.get(HEADER_LENGTH),
+                    json_size,
                     inputs=served.inputs,
                     outputs=served.outputs,
                     most_json=endpoint.limits.max_json_bytes,
@@ -207,17 +208,23 @@ class _App:
                 raise Refusal(error.message, hint=error.hint) from error
             endpoint.limits.check_sizes(sizes)
             reply = await self._reply(request, asked)
-            body = await _off_loop(
-                sum(array.nbytes for array in reply.outputs.values()),
-                lambda: write_answer(
-                    asked,
-                    reply.outputs,
-                    model=endpoint.name,
-                    version=endpoint.version,
-                    parameters={"moh_rung": reply.rung},
-                ),
-            )
-        return Response(body.content, headers=body.headers)
+        body = await self._in_turn.do(
+            address,
+            sum(reply.outputs[one.name].nbytes for one in asked.outputs if not one.is_binary),
+            lambda: write_answer(
+                asked,
+                reply.outputs,
+                model=endpoint.name,
+                version=endpoint.version,
+                parameters={"moh_rung": reply.rung},
+            ),
+        )
+        self._held.add(address, len(body.content))
+
+        async def sent() -> None:
+            self._held.add(address, -len(body.content))
+
+        return Response(body.content, headers=body.headers, background=BackgroundTask(sent))
 
     async def _reply(self, request: Request, asked: InferRequest) -> Reply:
         """Wait for the queue's answer, as long as somebody waits for it."""
@@ -260,9 +267,10 @@ class _App:
             )
 
 
-async def _off_loop(num_bytes: int, work: Callable[[], _T]) -> _T:
-    """Do work on so many bytes, on another thread where it would hold up other requests."""
-    return work() if num_bytes <= _INLINE_BYTES else await asyncio.to_thread(work)
+def _json_bytes(content: bytearray, said: str | None) -> int:
+    """Return how much of a body is JSON; what is no number is refused when it is read."""
+    is_number = said is not None and said[:20].isdecimal()
+    return min(int(said[:20]), len(content)) if said and is_number else len(content)
 
 
 async def _gone(request: Request) -> None:

@@ -38,7 +38,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 _MOST_FAILED_STARTS = 5
 _KILLED_AFTER_S = 5.0
 """How much later than it should have ended a worker is killed."""
-STUCK_S = 6.0
+STUCK_S = 5.0
 """A worker whose event loop says nothing for so long is killed: it says something every second, and
 no request keeps it from that for as long."""
 

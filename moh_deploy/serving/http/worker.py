@@ -22,7 +22,7 @@ from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.http.app import Endpoint, make_app
-from moh_deploy.serving.http.connection import TimedConnection
+from moh_deploy.serving.http.connection import TimedConnection, in_pieces
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits
 from moh_deploy.serving.joining import find_joining
@@ -115,7 +115,7 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
     endpoint = Endpoint(settings.name, settings.version, served, queue, limits, (restarts,))
     TimedConnection.limit_s = limits.read_timeout_s
     config = uvicorn.Config(
-        make_app(endpoint),
+        in_pieces(make_app(endpoint)),
         http=TimedConnection,
         ws="none",
         log_config=None,
