@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -55,7 +55,7 @@ _GONE = 499
 """What is counted, as nginx does, where the client did not wait for its answer."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Endpoint:
     """A model to serve: its name, its queue, its limits.
 
@@ -74,39 +74,12 @@ class Endpoint:
     queue: BatchingQueue
     limits: HttpLimits
     families: tuple[Family, ...] = ()
+    _counts: StatusCounts = field(default_factory=StatusCounts, init=False)
+    _in_turn: InTurn = field(default_factory=InTurn, init=False)
+    _is_ready: bool = field(default=False, init=False)
 
-
-def make_app(endpoint: Endpoint) -> Starlette:
-    """Return the application that serves one model."""
-    app = _App(endpoint)
-    model = ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"]
-    return Starlette(
-        routes=[
-            Route("/v2", app.server),
-            Route("/v2/health/live", app.live),
-            Route("/v2/health/ready", app.ready),
-            *(Route(path, app.model) for path in model),
-            *(Route(f"{path}/ready", app.model_ready) for path in model),
-            *(Route(f"{path}/infer", app.infer, methods=["POST"]) for path in model),
-            Route("/metrics", app.metrics),
-            *telemetry_routes(endpoint.served.telemetry),
-            *guard_routes(endpoint.served.guard, endpoint.limits),
-        ],
-        exception_handlers={
-            MoHDeployError: _failed,
-            HTTPException: _no_route,
-        },
-        lifespan=app.lifespan,
-    )
-
-
-class _App:
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._counts = StatusCounts()
-        self._held = HeldBytes(endpoint.limits.max_held_bytes)
-        self._in_turn = InTurn()
-        self._is_ready = False
+    def __post_init__(self) -> None:
+        self._held = HeldBytes(self.limits.max_held_bytes)
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -117,7 +90,7 @@ class _App:
 
     async def _tick(self) -> None:
         """Let the guard follow its control file and the clock where no request comes."""
-        guard = self._endpoint.served.guard
+        guard = self.served.guard
         while guard is not None:
             await asyncio.sleep(_TICK_S)
             await asyncio.to_thread(guard.tick)
@@ -136,33 +109,31 @@ class _App:
     async def model_ready(self, request: Request) -> Response:
         self._check_model(request)
         is_ready = self._can_answer()
-        content = {"name": self._endpoint.name, "ready": is_ready}
+        content = {"name": self.name, "ready": is_ready}
         return _json(content, 200 if is_ready else 503)
 
     def _can_answer(self) -> bool:
-        return self._is_ready and not self._endpoint.queue.runs.are_all_hung
+        return self._is_ready and not self.queue.runs.are_all_hung
 
     async def model(self, request: Request) -> Response:
         self._check_model(request)
-        served = self._endpoint.served
         return _json(
             {
-                "name": self._endpoint.name,
-                "versions": [self._endpoint.version],
+                "name": self.name,
+                "versions": [self.version],
                 "platform": "moh-deploy",
-                "inputs": [_tensor_json(info) for info in served.inputs],
-                "outputs": [_tensor_json(info) for info in served.outputs],
+                "inputs": [_tensor_json(info) for info in self.served.inputs],
+                "outputs": [_tensor_json(info) for info in self.served.outputs],
             }
         )
 
     async def metrics(self, _: Request) -> Response:
-        endpoint = self._endpoint
-        labels = {"model": endpoint.name, "version": endpoint.version}
+        labels = {"model": self.name, "version": self.version}
         families = [
-            *endpoint.served.families(),
-            *endpoint.queue.families(),
+            *self.served.families(),
+            *self.queue.families(),
             *self._counts.families(),
-            *endpoint.families,
+            *self.families,
         ]
         # All say which model they are of: alert rules ask for one.
         named = [_labelled(one, labels) for one in families]
@@ -181,15 +152,13 @@ class _App:
         return response
 
     async def _infer(self, request: Request) -> Response:
-        endpoint = self._endpoint
-        served = endpoint.served
         self._check_model(request)
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refusal("compressed bodies are not taken.", status=415)
         address = address_of(request)
         json_size = request.headers.get(HEADER_LENGTH)
         async with received_body(
-            request, endpoint.limits, self._held, is_json=json_size is None
+            request, self.limits, self._held, is_json=json_size is None
         ) as content:
             asked = await self._in_turn.do(
                 address,
@@ -197,16 +166,16 @@ class _App:
                 lambda: read_request(
                     content,
                     json_size,
-                    inputs=served.inputs,
-                    outputs=served.outputs,
-                    most_json=endpoint.limits.max_json_bytes,
+                    inputs=self.served.inputs,
+                    outputs=self.served.outputs,
+                    most_json=self.limits.max_json_bytes,
                 ),
             )
             try:
-                sizes = served.check(asked.inputs)
+                sizes = self.served.check(asked.inputs)
             except ConfigError as error:
                 raise Refusal(error.message, hint=error.hint) from error
-            endpoint.limits.check_sizes(sizes)
+            self.limits.check_sizes(sizes)
             reply = await self._reply(request, asked)
         body = await self._in_turn.do(
             address,
@@ -214,8 +183,8 @@ class _App:
             lambda: write_answer(
                 asked,
                 reply.outputs,
-                model=endpoint.name,
-                version=endpoint.version,
+                model=self.name,
+                version=self.version,
                 parameters={"moh_rung": reply.rung},
             ),
         )
@@ -228,9 +197,9 @@ class _App:
 
     async def _reply(self, request: Request, asked: InferRequest) -> Reply:
         """Wait for the queue's answer, as long as somebody waits for it."""
-        limit = self._endpoint.limits.request_timeout_s
+        limit = self.limits.request_timeout_s
         timeout_s = min(limit, asked.timeout_s or limit)
-        queued = self._endpoint.queue.submit(asked.inputs)
+        queued = self.queue.submit(asked.inputs)
         reply = asyncio.wrap_future(queued)
         gone = asyncio.ensure_future(_gone(request))
         ends: list[asyncio.Future[Any]] = [reply, gone]
@@ -244,7 +213,7 @@ class _App:
         except ConfigError as error:  # which only the run could tell: a token that there is none of
             raise Refusal(error.message, hint=error.hint) from error
         except BackendError as error:
-            empty = empty_axis(self._endpoint.served.inputs, asked.inputs)
+            empty = empty_axis(self.served.inputs, asked.inputs)
             if empty is None:
                 raise
             raise Refusal(error.message, hint=error.hint) from error
@@ -255,16 +224,39 @@ class _App:
             gone.cancel()
 
     def _check_model(self, request: Request) -> None:
-        endpoint, given = self._endpoint, request.path_params
-        if given["model"] != endpoint.name:
+        given = request.path_params
+        if given["model"] != self.name:
             raise Refusal(
-                f"there is no model '{given['model'][:100]}', only '{endpoint.name}'.", status=404
+                f"there is no model '{given['model'][:100]}', only '{self.name}'.", status=404
             )
-        if given.get("version", endpoint.version) != endpoint.version:
+        if given.get("version", self.version) != self.version:
             raise Refusal(
-                f"there is no version '{given['version'][:100]}', only '{endpoint.version}'.",
+                f"there is no version '{given['version'][:100]}', only '{self.version}'.",
                 status=404,
             )
+
+
+def make_app(endpoint: Endpoint) -> Starlette:
+    """Return the application that serves one model."""
+    model = ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"]
+    return Starlette(
+        routes=[
+            Route("/v2", endpoint.server),
+            Route("/v2/health/live", endpoint.live),
+            Route("/v2/health/ready", endpoint.ready),
+            *(Route(path, endpoint.model) for path in model),
+            *(Route(f"{path}/ready", endpoint.model_ready) for path in model),
+            *(Route(f"{path}/infer", endpoint.infer, methods=["POST"]) for path in model),
+            Route("/metrics", endpoint.metrics),
+            *telemetry_routes(endpoint.served.telemetry),
+            *guard_routes(endpoint.served.guard, endpoint.limits),
+        ],
+        exception_handlers={
+            MoHDeployError: _failed,
+            HTTPException: _no_route,
+        },
+        lifespan=endpoint.lifespan,
+    )
 
 
 def _json_bytes(content: bytearray, said: str | None) -> int:

@@ -32,7 +32,7 @@ from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.suggest import did_you_mean
 
 UNANSWERED = 75  # EX_TEMPFAIL of sysexits.h: requests were cut off at the end
-HEARTBEAT = b"\n"  # an empty line behind the first word
+HEARTBEAT = b"\n"  # ends the first word, too
 HUNG = 69  # EX_UNAVAILABLE: a run did not end, and the process has to
 HUNG_TIMES = 2
 """A run that lasts so many times as long as anybody waits is ended, with the process."""
@@ -60,17 +60,9 @@ class WorkerTask(Strict):
     parent: int
     restarts: int = 0
 
-    def to_json(self) -> str:
-        """Return it as the argument of a process."""
-        return _TASK.dump_json(self).decode()
 
-    @classmethod
-    def of_json(cls, text: str) -> WorkerTask:
-        """Read what `to_json` returned."""
-        return _TASK.validate_json(text)
-
-
-_TASK = TypeAdapter(WorkerTask)
+TASK_JSON = TypeAdapter(WorkerTask)
+"""Writes a task as the argument of a process, and reads it."""
 
 
 def work(task: WorkerTask, parent: socket.socket) -> int:
@@ -195,7 +187,7 @@ class _Server(uvicorn.Server):
         self._parent.setblocking(False)
         # It never says anything: what can be read is that it is gone.
         asyncio.get_running_loop().add_reader(self._parent.fileno(), self._orphaned)
-        self._parent.send(self._ready.to_line())
+        self._parent.send(WORD_JSON.dump_json(self._ready) + HEARTBEAT)
         self._watching = asyncio.create_task(self._watch())
         self._beating = asyncio.create_task(self._beat())  # to the end: shutdown may take long
 
@@ -254,30 +246,23 @@ class FirstWord(Strict):
     exit_code: int = 0
     alone_because: str | None = None
 
-    def to_line(self) -> bytes:
-        """Return it as a line that `of_line` reads."""
-        return _WORD.dump_json(self) + b"\n"
 
-    @classmethod
-    def of_line(cls, line: bytes) -> FirstWord:
-        """Read what `to_line` returned."""
-        return _WORD.validate_json(line)
-
-
-_WORD = TypeAdapter(FirstWord)
+WORD_JSON = TypeAdapter(FirstWord)
+"""Writes a first word, which is one line, and reads it."""
 
 
 def main(argument: str) -> int:
     """Do the task in an argument, and return the exit code."""
     # Ctrl-C reaches this process, too: it is the parent that answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    task = WorkerTask.of_json(argument)
+    task = TASK_JSON.validate_json(argument)
     parent = socket.socket(fileno=task.parent)
     try:
         return work(task, parent)
     except MoHDeployError as error:
         with suppress(OSError):  # the parent, whose error it becomes, may be gone
-            parent.send(FirstWord(error.message, error.hint, error.exit_code).to_line())
+            word = FirstWord(error.message, error.hint, error.exit_code)
+            parent.send(WORD_JSON.dump_json(word) + HEARTBEAT)
         return error.exit_code
 
 

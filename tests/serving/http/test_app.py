@@ -4,9 +4,9 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -151,20 +151,53 @@ def test_request_of_a_client_that_left_is_not_run(app: Callable[..., Starlette],
 
 async def _leave(app: Starlette) -> None:
     """Send a request, and close the connection."""
+
+    async def send(message: object) -> None:
+        pass
+
+    await _ask(app, send, leaves=True)
+
+
+async def _ask(
+    app: Starlette, send: Callable[[Any], Awaitable[None]], *, leaves: bool = False
+) -> None:
     messages = [
         {"type": "http.request", "body": ASKED.content, "more_body": False},
         {"type": "http.disconnect"},
     ]
     headers = [(name.encode(), value.encode()) for name, value in ASKED.headers.items()]
     scope = {"type": "http", "method": "POST", "path": INFER, "headers": headers}
+    client = ("127.0.0.1", 1)
 
-    async def receive() -> dict[str, object]:
+    async def receive() -> Any:
+        if len(messages) == 1 and not leaves:
+            await asyncio.Event().wait()
         return messages.pop(0)
 
-    async def send(message: object) -> None:
-        pass
+    await app({**scope, "query_string": b"", "root_path": "", "client": client}, receive, send)
 
-    await app({**scope, "query_string": b"", "root_path": ""}, receive, send)  # type: ignore[arg-type]
+
+def test_answer_is_held_until_it_is_sent(app: Callable[..., Starlette], held: Held):
+    held.gate.set()
+
+    async def run() -> None:
+        is_sending, is_read = asyncio.Event(), asyncio.Event()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                is_sending.set()
+                await is_read.wait()
+
+        made = app(limits=replace(HttpLimits(), max_held_bytes=2 * len(ASKED.content) + 10))
+        unread = asyncio.create_task(_ask(made, send))
+        async with connected(made) as client:
+            await asyncio.wait_for(is_sending.wait(), LONG_S)
+            assert (await infer(client)).status_code == 503
+            is_read.set()
+            await unread
+            assert (await infer(client)).status_code == 200
+
+    asyncio.run(run())
 
 
 def test_failed_run_is_500_and_a_sentence(

@@ -19,7 +19,9 @@ from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits
 from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.worker import (
     HUNG,
+    TASK_JSON,
     UNANSWERED,
+    WORD_JSON,
     FirstWord,
     WorkerTask,
     _check_dims,
@@ -47,10 +49,11 @@ def test_task_and_word_survive_their_way_to_another_process():
     settings = ServingSettings("m", max_delay_ms=0.5, shadow="/a b/'c'")
     limits = HttpLimits(longest={"seq": 7}, read_timeout_s=0.25)
     task = WorkerTask("/models/ä", settings, limits, listener=3, parent=4, restarts=2)
-    assert WorkerTask.of_json(task.to_json()) == task
+    assert TASK_JSON.validate_json(TASK_JSON.dump_json(task)) == task
     for word in (FirstWord(), FirstWord("no\nway", "a hint", 5), FirstWord(alone_because="x")):
-        assert word.to_line().count(b"\n") == 1
-        assert FirstWord.of_line(word.to_line()) == word
+        line = WORD_JSON.dump_json(word)
+        assert b"\n" not in line
+        assert WORD_JSON.validate_json(line) == word
 
 
 def test_limit_is_of_a_dimension_beside_axes_that_are_no_expression():
