@@ -1,7 +1,7 @@
 """The routes of the server: the Open Inference Protocol v2, and metrics.
 
-The event loop reads and writes; a model runs on the threads of its queue. What is refused gets
-`{"error": "..."}` and the status that says whose fault it is.
+The event loop reads and writes; a model runs on the threads of its queue. A refused request
+gets `{"error": "..."}` and the status that says whose fault it is.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.status_counts import StatusCounts
 from moh_deploy.serving.http.telemetry_routes import telemetry_routes
 from moh_deploy.serving.http.tensors import DATATYPES
-from moh_deploy.serving.metrics import Family
+from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.served_model import Reply, ServedModel
 from moh_deploy.serving.telemetry.prometheus import CONTENT_TYPE, prometheus_text
 
@@ -52,7 +52,7 @@ OUT_OF_MEMORY = 71  # EX_OSERR of sysexits.h: the worker ends, and another one b
 _TICK_S = 0.25
 
 _GONE = 499
-"""What is counted, as nginx does, where the client did not wait for its answer."""
+"""The status that is counted, as by nginx, for a client that did not wait for its answer."""
 
 
 @dataclass
@@ -60,12 +60,12 @@ class Endpoint:
     """A model to serve: its name, its queue, its limits.
 
     Attributes:
-        name: What clients call the model.
+        name: The model's name, as clients have it.
         version: Its version, as clients have it.
         served: The model.
-        queue: What answers its requests.
-        limits: What clients may send.
-        families: What else metrics show.
+        queue: Answers its requests.
+        limits: Sizes, times and numbers of requests.
+        restarts: How often its process was started again.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Endpoint:
     served: ServedModel
     queue: BatchingQueue
     limits: HttpLimits
-    families: tuple[Family, ...] = ()
+    restarts: int = 0
     _counts: StatusCounts = field(default_factory=StatusCounts, init=False)
     _in_turn: InTurn = field(default_factory=InTurn, init=False)
     _is_ready: bool = field(default=False, init=False)
@@ -133,10 +133,15 @@ class Endpoint:
             *self.served.families(),
             *self.queue.families(),
             *self._counts.families(),
-            *self.families,
+            Family(
+                "moh_worker_restarts_total",
+                "How often the process that answers was started again.",
+                "counter",
+                (Series({}, self.restarts),),
+            ),
         ]
         # All say which model they are of: alert rules ask for one.
-        named = [_labelled(one, labels) for one in families]
+        named = [_labelled(family, labels) for family in families]
         return Response(prometheus_text(named), headers={"content-type": CONTENT_TYPE})
 
     async def infer(self, request: Request) -> Response:
@@ -145,7 +150,7 @@ class Endpoint:
             response = await self._infer(request)
         except ClientDisconnect:
             self._counts.note(_GONE, time.monotonic() - start)
-            return Response(status_code=400)  # which nobody reads
+            return Response(status_code=400)  # it is not sent
         except Exception as error:
             response = await _failed(request, error)
         self._counts.note(response.status_code, time.monotonic() - start)
@@ -179,7 +184,7 @@ class Endpoint:
             reply = await self._reply(request, asked)
         body = await self._in_turn.do(
             address,
-            sum(reply.outputs[one.name].nbytes for one in asked.outputs if not one.is_binary),
+            sum(reply.outputs[out.name].nbytes for out in asked.outputs if not out.is_binary),
             lambda: write_answer(
                 asked,
                 reply.outputs,
@@ -196,7 +201,7 @@ class Endpoint:
         return Response(body.content, headers=body.headers, background=BackgroundTask(sent))
 
     async def _reply(self, request: Request, asked: InferRequest) -> Reply:
-        """Wait for the queue's answer, as long as somebody waits for it."""
+        """Wait for the queue's answer, as long as the client does."""
         limit = self.limits.request_timeout_s
         timeout_s = min(limit, asked.timeout_s or limit)
         queued = self.queue.submit(asked.inputs)
@@ -272,7 +277,7 @@ async def _gone(request: Request) -> None:
 
 
 def _labelled(family: Family, labels: Mapping[str, str]) -> Family:
-    samples = (replace(one, labels={**labels, **one.labels}) for one in family.samples)
+    samples = (replace(series, labels={**labels, **series.labels}) for series in family.samples)
     return replace(family, samples=tuple(samples))
 
 
@@ -287,7 +292,7 @@ async def _failed(_: Request, error: Exception) -> Response:
         return _json({"error": error.message}, 500)
     traceback.print_exception(error)
     if isinstance(error, MemoryError):
-        # What else waits for memory would fail one by one. A new process has all of it.
+        # All that waits for memory would fail, request by request. A new process has all of it.
         print("error: there is no memory left: the worker ends.", file=sys.stderr, flush=True)
         os._exit(OUT_OF_MEMORY)
     kind = type(error).__name__

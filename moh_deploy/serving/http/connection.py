@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from http import HTTPStatus
 from typing import ClassVar, cast
 
 import h11
@@ -49,7 +50,7 @@ class TimedConnection(H11Protocol):
         connections = cast(set[TimedConnection], self.connections)
         counts = Counter(connection._address for connection in connections)
         ((address, _),) = counts.most_common(1)
-        waiting = [one for one in connections if one._address == address and one._waits]
+        waiting = [item for item in connections if item._address == address and item._waits]
         waiting.sort(key=lambda connection: connection._idle_since)
         for connection in waiting[:_CLOSED_AT_ONCE] or [self]:
             connection.transport.abort()
@@ -87,21 +88,14 @@ class TimedConnection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
         self._refuse(400, "the request is no valid HTTP.")
-        self.transport.close()
 
     def _refuse(self, status: int, sentence: str) -> None:
-        content = json.dumps({"error": sentence}).encode()
-        headers = [
-            ("content-type", "application/json"),
-            ("content-length", str(len(content))),
-            ("connection", "close"),
-        ]
-        for event in (
-            h11.Response(status_code=status, headers=headers),
-            h11.Data(data=content),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else it would end up in a body
+            content = json.dumps({"error": sentence}).encode()
+            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nconnection: close\r\n"
+            head += f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+            self.transport.write(head.encode() + content)
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         self._idle_since = self.loop.time()

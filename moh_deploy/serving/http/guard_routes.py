@@ -28,7 +28,16 @@ def guard_routes(guard: Guard | None, limits: HttpLimits) -> list[Route]:
 
     async def show(_: Request) -> Response:
         # Its lock may be held by a thread that writes the log.
-        return JSONResponse(await asyncio.to_thread(_state, guard))
+        return JSONResponse(
+            await asyncio.to_thread(
+                lambda: {
+                    "mode": guard.mode,
+                    "pinned": guard.pinned,
+                    "drifting": guard.is_drifting,
+                    "rungs": dict(guard.states),
+                }
+            )
+        )
 
     async def switch(request: Request) -> Response:
         async with received_body(request, short, held) as content:
@@ -51,12 +60,3 @@ def guard_routes(guard: Guard | None, limits: HttpLimits) -> list[Route]:
         Route("/v2/guard", show),
         Route("/v2/guard", switch, methods=["POST"]),
     ]
-
-
-def _state(guard: Guard) -> dict[str, object]:
-    return {
-        "mode": guard.mode,
-        "pinned": guard.pinned,
-        "drifting": guard.is_drifting,
-        "rungs": dict(guard.states),
-    }

@@ -13,10 +13,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.serving.http.app import OUT_OF_MEMORY
@@ -55,7 +54,7 @@ class Listening:
     Attributes:
         host: The address.
         port: Its port.
-        model: What clients call the model.
+        model: The model's name, as clients have it.
         instances: How many batches run at the same time.
         threads: Threads of each.
         worker: The process that answers.
@@ -105,15 +104,15 @@ def serve_forever(
     """Serve until SIGTERM or an interrupt; then answer what has arrived.
 
     Args:
-        task: What workers are to do; its sockets are replaced.
+        task: The task of each worker; its sockets are replaced.
         host: Address to listen at.
         port: Port; 0 for any that is free.
-        on_ready: Is told, once, that requests are answered.
-        log: Is told what happens to workers, a line each.
+        on_ready: Called once, when requests are answered.
+        log: Takes lines about the ends and starts of workers.
 
     Raises:
-        ConfigError: Nobody can listen there.
-        MoHDeployError: What stopped the first worker: a package that cannot be read, say.
+        ConfigError: The address cannot be listened at.
+        MoHDeployError: The first worker's own error: a package that cannot be read, say.
         BackendError: No worker starts any more, or requests were not answered in time at the end.
     """
     restarts, failed_starts, pause_s, died = 0, 0, 0.0, 0.0
@@ -133,7 +132,7 @@ def serve_forever(
                     if restarts:
                         log(f"worker {worker.pid} answers, {began - died:.1f} s later")
                     else:
-                        on_ready(_listening(listener.getsockname(), task.settings, worker))
+                        on_ready(_listening(listener, task.settings, worker))
             died = time.monotonic()
             if began is None:
                 failed_starts += 1
@@ -156,15 +155,11 @@ def _next_pause(pause_s: float, lived_s: float) -> float:
     return 0.0 if lived_s > _HEALTHY_S else longer_s
 
 
-def _listening(address: Sequence[Any], settings: ServingSettings, worker: _Worker) -> Listening:
+def _listening(listener: socket.socket, settings: ServingSettings, worker: _Worker) -> Listening:
+    host, port, *_ = listener.getsockname()
+    threads, alone_because = threads_of(settings), worker.word().alone_because
     return Listening(
-        host=address[0],
-        port=address[1],
-        model=settings.name,
-        instances=settings.instances,
-        threads=threads_of(settings),
-        worker=worker.pid,
-        alone_because=worker.word().alone_because,
+        host, port, settings.name, settings.instances, threads, worker.pid, alone_because
     )
 
 

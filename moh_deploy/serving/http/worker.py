@@ -24,9 +24,8 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.http.app import Endpoint, make_app
 from moh_deploy.serving.http.connection import TimedConnection, in_pieces
 from moh_deploy.serving.http.limits import HttpLimits
-from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits
+from moh_deploy.serving.http.queue import BatchingQueue
 from moh_deploy.serving.joining import find_joining
-from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.served_model import open_served, threads_of
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.suggest import did_you_mean
@@ -35,7 +34,7 @@ UNANSWERED = 75  # EX_TEMPFAIL of sysexits.h: requests were cut off at the end
 HEARTBEAT = b"\n"  # ends the first word, too
 HUNG = 69  # EX_UNAVAILABLE: a run did not end, and the process has to
 HUNG_TIMES = 2
-"""A run that lasts so many times as long as anybody waits is ended, with the process."""
+"""A run that lasts so many times as long as clients wait is ended, with the process."""
 _KEEP_ALIVE_S = 30
 
 
@@ -46,7 +45,7 @@ class WorkerTask(Strict):
     Attributes:
         model: The package or engine.
         settings: How it is served.
-        limits: What clients may send.
+        limits: Sizes, times and numbers of requests.
         listener: Number of the open socket that clients connect to.
         parent: Number of the open socket to the process that started it: it says there that it
             is ready, and ends when the other end is closed.
@@ -89,22 +88,13 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
     queue = BatchingQueue(
         served.answer,
         joining.axis,
-        QueueLimits(
-            settings.instances,
-            settings.max_batch,
-            settings.max_delay_ms / 1e3,
-            limits.max_waiting,
-            # Who has asked for it does not wait any longer than that.
-            hung_s=limits.request_timeout_s,
-        ),
+        instances=settings.instances,
+        max_batch=settings.max_batch,
+        max_delay_s=settings.max_delay_ms / 1e3,
+        max_waiting=limits.max_waiting,
+        hung_s=limits.request_timeout_s,  # no client waits longer
     )
-    restarts = Family(
-        "moh_worker_restarts_total",
-        "How often the process that answers was started again.",
-        "counter",
-        (Series({}, task.restarts),),
-    )
-    endpoint = Endpoint(settings.name, settings.version, served, queue, limits, (restarts,))
+    endpoint = Endpoint(settings.name, settings.version, served, queue, limits, task.restarts)
     TimedConnection.limit_s = limits.read_timeout_s
     config = uvicorn.Config(
         in_pieces(make_app(endpoint)),
@@ -148,7 +138,7 @@ def _check_dims(longest: Mapping[str, int], manifest: ModelInterface) -> None:
     if not longest:
         return
     shapes = [size for info in manifest.inputs for size in info.shape if isinstance(size, str)]
-    dims = list(dict.fromkeys(DimExpr.of_input(one).name for one in shapes))
+    dims = list(dict.fromkeys(DimExpr.of_input(shape).name for shape in shapes))
     for name in longest:
         if name not in dims:
             known = ", ".join(f"'{dim}'" for dim in dims) or "none"
@@ -235,7 +225,7 @@ class FirstWord(Strict):
     """The first message of a worker to its parent: it is ready, or why it will not be.
 
     Attributes:
-        error: What stopped it; None if it is ready.
+        error: The reason why it does not start; None if it is ready.
         hint: The next step for the user.
         exit_code: Of the error.
         alone_because: Why requests are not joined; None if they are.

@@ -19,7 +19,7 @@ from moh_deploy.serving import Reply, ServedModel, ServingSettings, open_served
 from moh_deploy.serving.http.app import OUT_OF_MEMORY, Endpoint, make_app
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
-from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits, Tensors
+from moh_deploy.serving.http.queue import BatchingQueue, Tensors
 from moh_deploy.serving.telemetry import RecordedWindow, Telemetry
 from tests.handmade_package import WIDTH, write_package
 
@@ -28,6 +28,7 @@ T = TypeVar("T")
 LONG_S = 60.0
 ASKED = write_request({"x": np.ones((1, 2, WIDTH), np.float32)})
 INFER = "/v2/models/m/infer"
+ALONE: Any = {"instances": 1, "max_batch": 1, "max_delay_s": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def app(served: ServedModel, held: Held) -> Iterator[Callable[..., Starlette]]:
     def make(
         *, max_waiting: int = 100, limits: HttpLimits | None = None, hung_s: float = LONG_S
     ) -> Starlette:
-        queues.append(BatchingQueue(held, None, QueueLimits(1, 1, 0.0, max_waiting, hung_s)))
+        queues.append(BatchingQueue(held, None, max_waiting=max_waiting, hung_s=hung_s, **ALONE))
         return make_app(Endpoint("m", "1", served, queues[-1], limits or HttpLimits()))
 
     yield make
@@ -324,7 +325,7 @@ def test_empty_tensor_that_the_model_does_not_run_on_is_the_clients_fault(
 
 
 def test_model_that_nothing_counts_has_no_telemetry(served: ServedModel):
-    queue = BatchingQueue(served.answer, None, QueueLimits(1, 1, 0.0, 1))
+    queue = BatchingQueue(served.answer, None, max_waiting=1, **ALONE)
 
     async def run(bare: ServedModel) -> None:
         made = make_app(Endpoint("m", "1", bare, queue, HttpLimits()))
@@ -341,7 +342,7 @@ def test_model_that_nothing_counts_has_no_telemetry(served: ServedModel):
 def test_window_is_dumped_beside_the_event_loop(
     served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ):
-    queue = BatchingQueue(served.answer, None, QueueLimits(1, 1, 0.0, 1))
+    queue = BatchingQueue(served.answer, None, max_waiting=1, **ALONE)
     made = make_app(Endpoint("m", "1", served, queue, HttpLimits()))
     threads = []
 
@@ -369,7 +370,7 @@ def test_window_is_dumped_beside_the_event_loop(
 def test_guard_is_shown_and_switched(served: ServedModel):
     settings = ServingSettings("m", threads=1, guard=True)
     guarded = open_served(served.model, settings)
-    queue = BatchingQueue(guarded.answer, None, QueueLimits(1, 1, 0.0, 9))
+    queue = BatchingQueue(guarded.answer, None, max_waiting=9, **ALONE)
     made = make_app(Endpoint("m", "1", guarded, queue, HttpLimits()))
 
     async def switched(client: httpx.AsyncClient, content: object) -> httpx.Response:

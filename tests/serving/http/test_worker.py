@@ -15,7 +15,7 @@ from moh_deploy.package import TensorInfo
 from moh_deploy.serving import Reply
 from moh_deploy.serving.answer_batch import Tensors
 from moh_deploy.serving.http.limits import HttpLimits
-from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits
+from moh_deploy.serving.http.queue import BatchingQueue
 from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.worker import (
     HUNG,
@@ -74,7 +74,9 @@ def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(
         assert gate.wait(60)
         return Reply(inputs, "kernels")
 
-    queue = BatchingQueue(hangs, None, QueueLimits(1, 1, 0.0, 9, hung_s=0.02))
+    queue = BatchingQueue(
+        hangs, None, instances=1, max_batch=1, max_delay_s=0.0, max_waiting=9, hung_s=0.02
+    )
     asked = [queue.submit({"x": np.zeros(1)}) for _ in range(2)]
     parent, other = socket.socketpair()
     with parent, other:
