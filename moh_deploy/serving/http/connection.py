@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from http import HTTPStatus
 from typing import ClassVar, cast
 
@@ -15,8 +15,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 _MOST_CONNECTIONS = 800
 """Processes may often have 1024 files; a server that has none left accepts no connection."""
 
-_CLOSED_AT_ONCE = 40
-"""So many are closed together: to find them takes a look at every connection."""
+_SPARE = 40
+"""So many more are closed: to find them takes a look at every connection."""
+
+_GRACE_S = 0.1
+"""By then requests that came with their connection are read: their clients do not wait."""
 
 _PIECE = 64 * 1024
 """Bytes of an answer that a client has to read within `limit_s`."""
@@ -44,17 +47,25 @@ class TimedConnection(H11Protocol):
         self._idle_since = self.loop.time()
         self._arrival = self.loop.call_later(self.limit_s, self._arrives_too_late)
         if len(self.connections) > _MOST_CONNECTIONS:
-            self._make_room()
+            self.loop.call_later(_GRACE_S, self._make_room)
 
     def _make_room(self) -> None:
         connections = cast(set[TimedConnection], self.connections)
+        if len(connections) <= _MOST_CONNECTIONS:
+            return
         counts = Counter(connection._address for connection in connections)
-        ((address, _),) = counts.most_common(1)
-        waiting = [item for item in connections if item._address == address and item._waits]
-        waiting.sort(key=lambda connection: connection._idle_since)
-        for connection in waiting[:_CLOSED_AT_ONCE] or [self]:
+        waiting = defaultdict[str, list[TimedConnection]](list)
+        for connection in sorted(connections, key=lambda item: -item._idle_since):
+            if connection._waits:
+                waiting[connection._address].append(connection)
+        for _ in range(len(connections) - _MOST_CONNECTIONS + _SPARE):
+            ((address, _),) = counts.most_common(1)
+            if not waiting[address]:
+                return
+            connection = waiting[address].pop()
             connection.transport.abort()
-            self.connections.discard(connection)
+            connections.discard(connection)
+            counts[address] -= 1
 
     @property
     def _address(self) -> str:

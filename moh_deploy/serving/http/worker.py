@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ HUNG = 69  # EX_UNAVAILABLE: a run did not end, and the process has to
 HUNG_TIMES = 2
 """A run that lasts so many times as long as clients wait is ended, with the process."""
 _KEEP_ALIVE_S = 30
+_FILES = 4096
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,10 @@ def main(argument: str) -> int:
     """Do the task in an argument, and return the exit code."""
     # Ctrl-C reaches this process, too: it is the parent that answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Connections may be many for a moment, before some are closed.
+    files, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files < _FILES <= most_files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, most_files))
     task = TASK_JSON.validate_json(argument)
     parent = socket.socket(fileno=task.parent)
     try:

@@ -70,7 +70,7 @@ def test_connections_that_idle_make_room_and_the_address_with_the_most_gives_it(
     port: int, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(connection_module, "_MOST_CONNECTIONS", 6)
-    monkeypatch.setattr(connection_module, "_CLOSED_AT_ONCE", 2)
+    monkeypatch.setattr(connection_module, "_SPARE", 1)
 
     def connected(address: str) -> socket.socket:
         return socket.create_connection(("127.0.0.1", port), LONG_S, (address, 0))
