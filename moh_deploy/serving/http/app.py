@@ -128,8 +128,7 @@ class Endpoint:
         )
 
     async def metrics(self, _: Request) -> Response:
-        labels = {"model": self.name, "version": self.version}
-        families = [
+        families = (
             *self.served.families(),
             *self.queue.families(),
             *self._counts.families(),
@@ -139,10 +138,11 @@ class Endpoint:
                 "counter",
                 (Series({}, self.restarts),),
             ),
-        ]
-        # All say which model they are of: alert rules ask for one.
-        named = [_labelled(family, labels) for family in families]
-        return Response(prometheus_text(named), headers={"content-type": CONTENT_TYPE})
+        )
+        # All say which model they are of: alert rules ask for that.
+        model = {"model": self.name, "version": self.version}
+        text = prometheus_text([_labelled(family, model) for family in families])
+        return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def infer(self, request: Request) -> Response:
         start = time.monotonic()
@@ -266,8 +266,7 @@ def make_app(endpoint: Endpoint) -> Starlette:
 
 def _json_bytes(content: bytearray, said: str | None) -> int:
     """Return how much of a body is JSON; what is no number is refused when it is read."""
-    is_number = said is not None and said[:20].isdecimal()
-    return min(int(said[:20]), len(content)) if said and is_number else len(content)
+    return min(int(said[:20]), len(content)) if said and said[:20].isdecimal() else len(content)
 
 
 async def _gone(request: Request) -> None:

@@ -63,8 +63,7 @@ class BatchingQueue:
     ) -> None:
         self._answer = answer
         self._axis = axis
-        self._max_batch, self._max_delay_s = max_batch, max_delay_s
-        self._max_waiting = max_waiting
+        self._max_batch, self._max_waiting, self._max_delay_s = max_batch, max_waiting, max_delay_s
         self.runs = RunsUnderWay(instances, hung_s)
         self._most = max_batch if axis is None or axis.most is None else min(max_batch, axis.most)
         # All that follows is read and written with this held.
@@ -141,9 +140,8 @@ class BatchingQueue:
         Returns:
             Whether all is answered.
         """
-        self.hurry()
         with self._changed:
-            self._is_closed = True
+            self._is_hurried = self._is_closed = True
             self._changed.notify_all()
         end = None if timeout_s is None else time.monotonic() + timeout_s
         for thread in self._threads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -109,6 +110,7 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(limits.shutdown_timeout_s)),
     )
+    gc.freeze()  # the collector skips all that is loaded
     server = _Server(config, queue, parent, FirstWord(alone_because=joining.reason))
     asyncio.run(server.serve([socket.socket(fileno=task.listener)]))
     code = _code_at_end(server, queue, limits.shutdown_timeout_s)
@@ -163,10 +165,7 @@ class _Server(uvicorn.Server):
         self._queue = queue
         self._parent = parent
         self._ready = ready
-        self.has_cut_off = False
-        self.has_hung = False
-        self._watching: asyncio.Task[None] | None = None
-        self._beating: asyncio.Task[None] | None = None
+        self.has_cut_off = self.has_hung = False
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -180,36 +179,33 @@ class _Server(uvicorn.Server):
         # It never says anything: what can be read is that it is gone.
         asyncio.get_running_loop().add_reader(self._parent.fileno(), self._orphaned)
         self._parent.send(WORD_JSON.dump_json(self._ready) + HEARTBEAT)
-        self._watching = asyncio.create_task(self._watch())
-        self._beating = asyncio.create_task(self._beat())  # to the end: shutdown may take long
+        self._living = asyncio.create_task(self._live())  # to the end: shutdown may take long
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         limit_s = self.config.timeout_graceful_shutdown or 0
         began = time.monotonic()
-        if self._watching is not None:
-            self._watching.cancel()
         await super().shutdown(sockets)
         self.has_cut_off = time.monotonic() - began > limit_s
 
-    async def _beat(self) -> None:
-        """Tell the parent every second that the event loop runs."""
+    async def _live(self) -> None:
+        """Tell the parent that the event loop runs, and end where a run hangs."""
+        runs = self._queue.runs
         while True:
             with suppress(OSError):  # the parent may be gone, or stopped and not reading
                 self._parent.send(HEARTBEAT)
-            await asyncio.sleep(1.0)
-
-    async def _watch(self) -> None:
-        """End where a run hangs: other instances answer what has arrived before."""
-        runs = self._queue.runs
-        while not runs.hung(HUNG_TIMES):
+            if runs.hung(HUNG_TIMES) and not self.has_hung:
+                self._end_hung(HUNG_TIMES * runs.hung_s)
             await asyncio.sleep(min(1.0, runs.hung_s / 4))
+
+    def _end_hung(self, seconds: float) -> None:
+        """Let other instances answer what has arrived before, and end."""
         print(
-            f"error: a run has not ended within {HUNG_TIMES * runs.hung_s:g} s: this worker ends.",
+            f"error: a run has not ended within {seconds:g} s: this worker ends.",
             file=sys.stderr,
             flush=True,
         )
         self.has_hung = True
-        if runs.are_all_hung:
+        if self._queue.runs.are_all_hung:
             self._queue.refuse_waiting()
         self._end()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,12 +15,13 @@ import numpy as np
 
 from moh_deploy.runtime.base import Runner
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
+from moh_deploy.serving.served_model import cores
 from tests.handmade_package import WIDTH
 from tests.serving.http.running import LONG_S, Running
 
 MIB = 2**20
 LONGEST_WAIT_S = 2.0
-"""No client waits longer for its answer, or for that of a probe."""
+"""No client waits longer for its answer, or for that of a probe, on a machine that is idle else."""
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Watched:
         """Require that the attack has hurt no other client."""
         assert len(self.waits) >= 6
         assert (self.wrong, self.failed) == (0, [])
-        assert max(self.waits) < LONGEST_WAIT_S
+        busy = max(1.0, os.getloadavg()[0] / cores())
+        assert max(self.waits) < LONGEST_WAIT_S * busy
 
 
 @contextmanager

@@ -88,9 +88,9 @@ def test_connections_that_wait(server: Running, runner: Runner, sent: bytes, add
                 connection.sendall(sent)
 
     with ExitStack() as stack:
-        attack(900)
+        attack(850)
         with good_client(server, runner) as watched:
-            attack(600)
+            attack(150)
             time.sleep(1)
     watched.check()
 

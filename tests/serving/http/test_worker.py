@@ -81,7 +81,7 @@ def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(
     parent, other = socket.socketpair()
     with parent, other:
         server = _Server(uvicorn.Config(lambda: None), queue, parent, FirstWord())
-        asyncio.run(server._watch())
+        asyncio.run(_until_it_exits(server))
     assert (server.has_hung, server.should_exit) == (True, True)
     assert "a run has not ended within 0.04 s: this worker ends" in capsys.readouterr().err
     with pytest.raises(Refusal, match="shutting down"):
@@ -89,6 +89,14 @@ def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(
     gate.set()
     assert asked[0].result(60).rung == "kernels"
     assert queue.close(timeout_s=60)
+
+
+async def _until_it_exits(server: _Server) -> None:
+    living = asyncio.create_task(server._live())
+    async with asyncio.timeout(60):
+        while not server.should_exit:
+            await asyncio.sleep(0.001)
+    living.cancel()
 
 
 @sampled(2)
