@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -23,7 +24,7 @@ class InTurn:
     """
 
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "large JSON")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def do(self, address: str, num_bytes: int, work: Callable[[], T]) -> T:
@@ -31,8 +32,9 @@ class InTurn:
         if num_bytes <= _INLINE_BYTES:
             return work()
         own = self._turns.setdefault(address, asyncio.Lock())
-        async with own, self._turn:
-            return await asyncio.to_thread(_without_collecting, work)
+        async with own:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, _without_collecting, work)
 
 
 def _without_collecting(work: Callable[[], T]) -> T:
