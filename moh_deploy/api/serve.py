@@ -153,7 +153,7 @@ def serve(
     limits = HttpLimits(
         max_body_bytes=max_body * MIB,
         max_json_bytes=max_json * MIB,
-        max_held_bytes=max(HttpLimits.max_held_bytes, 2 * max_body * MIB, 64 * max_json * MIB),
+        max_held_bytes=max(HttpLimits.max_held_bytes, 4 * max_body * MIB),
         max_waiting=max_queue,
         read_timeout_s=read_timeout,
         request_timeout_s=request_timeout,

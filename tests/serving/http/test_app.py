@@ -5,9 +5,9 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -21,7 +21,7 @@ from moh_deploy.serving import Reply, ServedModel, ServingSettings, open_served
 from moh_deploy.serving.http.app import OUT_OF_MEMORY, Endpoint, make_app
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
-from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits, Tensors
+from moh_deploy.serving.http.queue import BatchingQueue, Tensors
 from moh_deploy.serving.telemetry import RecordedWindow, Telemetry
 from moh_deploy.serving.telemetry.otlp import INTERVAL
 from moh_deploy.serving.telemetry.prometheus import parse_text
@@ -33,6 +33,7 @@ T = TypeVar("T")
 LONG_S = 60.0
 ASKED = write_request({"x": np.ones((1, 2, WIDTH), np.float32)})
 INFER = "/v2/models/m/infer"
+ALONE: Any = {"instances": 1, "max_batch": 1, "max_delay_s": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def app(served: ServedModel, held: Held) -> Iterator[Callable[..., Starlette]]:
     def make(
         *, max_waiting: int = 100, limits: HttpLimits | None = None, hung_s: float = LONG_S
     ) -> Starlette:
-        queues.append(BatchingQueue(held, None, QueueLimits(1, 1, 0.0, max_waiting, hung_s)))
+        queues.append(BatchingQueue(held, None, max_waiting=max_waiting, hung_s=hung_s, **ALONE))
         return make_app(Endpoint("m", "1", served, queues[-1], limits or HttpLimits()))
 
     yield make
@@ -156,20 +157,53 @@ def test_request_of_a_client_that_left_is_not_run(app: Callable[..., Starlette],
 
 async def _leave(app: Starlette) -> None:
     """Send a request, and close the connection."""
+
+    async def send(message: object) -> None:
+        pass
+
+    await _ask(app, send, leaves=True)
+
+
+async def _ask(
+    app: Starlette, send: Callable[[Any], Awaitable[None]], *, leaves: bool = False
+) -> None:
     messages = [
         {"type": "http.request", "body": ASKED.content, "more_body": False},
         {"type": "http.disconnect"},
     ]
     headers = [(name.encode(), value.encode()) for name, value in ASKED.headers.items()]
     scope = {"type": "http", "method": "POST", "path": INFER, "headers": headers}
+    client = ("127.0.0.1", 1)
 
-    async def receive() -> dict[str, object]:
+    async def receive() -> Any:
+        if len(messages) == 1 and not leaves:
+            await asyncio.Event().wait()
         return messages.pop(0)
 
-    async def send(message: object) -> None:
-        pass
+    await app({**scope, "query_string": b"", "root_path": "", "client": client}, receive, send)
 
-    await app({**scope, "query_string": b"", "root_path": ""}, receive, send)  # type: ignore[arg-type]
+
+def test_answer_is_held_until_it_is_sent(app: Callable[..., Starlette], held: Held):
+    held.gate.set()
+
+    async def run() -> None:
+        is_sending, is_read = asyncio.Event(), asyncio.Event()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                is_sending.set()
+                await is_read.wait()
+
+        made = app(limits=replace(HttpLimits(), max_held_bytes=2 * len(ASKED.content) + 10))
+        unread = asyncio.create_task(_ask(made, send))
+        async with connected(made) as client:
+            await asyncio.wait_for(is_sending.wait(), LONG_S)
+            assert (await infer(client)).status_code == 503
+            is_read.set()
+            await unread
+            assert (await infer(client)).status_code == 200
+
+    asyncio.run(run())
 
 
 def test_failed_run_is_500_and_a_sentence(
@@ -327,7 +361,7 @@ def test_collector_gets_what_metrics_show(
     served: ServedModel, held: Held, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(INTERVAL, "10")
-    queue = BatchingQueue(held, None, QueueLimits(1, 1, 0.0, 1))
+    queue = BatchingQueue(held, None, max_waiting=1, **ALONE)
     held.gate.set()
     with collecting() as collector:
         settings = ServingSettings("m", threads=1, otlp=collector.url)
@@ -351,7 +385,7 @@ def test_collector_gets_what_metrics_show(
 
 def test_bodies_together_are_limited(app: Callable[..., Starlette], held: Held):
     async def run() -> None:
-        limits = replace(HttpLimits(), max_held_bytes=len(ASKED.content) + 10)
+        limits = replace(HttpLimits(), max_held_bytes=2 * len(ASKED.content) + 10)
         async with connected(app(limits=limits)) as client:
             running = asyncio.create_task(infer(client))
             while await metric(client, "moh_batch_samples_count") < 1:
@@ -380,7 +414,7 @@ def test_large_tensors_go_through_threads(app: Callable[..., Starlette], held: H
 
 
 def test_model_that_nothing_counts_has_no_telemetry(served: ServedModel):
-    queue = BatchingQueue(served.answer, None, QueueLimits(1, 1, 0.0, 1))
+    queue = BatchingQueue(served.answer, None, max_waiting=1, **ALONE)
 
     async def run(bare: ServedModel) -> None:
         made = make_app(Endpoint("m", "1", bare, queue, HttpLimits()))
@@ -397,7 +431,7 @@ def test_model_that_nothing_counts_has_no_telemetry(served: ServedModel):
 def test_window_is_dumped_beside_the_event_loop(
     served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ):
-    queue = BatchingQueue(served.answer, None, QueueLimits(1, 1, 0.0, 1))
+    queue = BatchingQueue(served.answer, None, max_waiting=1, **ALONE)
     made = make_app(Endpoint("m", "1", served, queue, HttpLimits()))
     threads = []
 
@@ -425,7 +459,7 @@ def test_window_is_dumped_beside_the_event_loop(
 def test_guard_is_shown_and_switched(served: ServedModel):
     settings = ServingSettings("m", threads=1, guard=True)
     guarded = open_served(served.model, settings)
-    queue = BatchingQueue(guarded.answer, None, QueueLimits(1, 1, 0.0, 9))
+    queue = BatchingQueue(guarded.answer, None, max_waiting=9, **ALONE)
     made = make_app(Endpoint("m", "1", guarded, queue, HttpLimits()))
 
     async def switched(client: httpx.AsyncClient, content: object) -> httpx.Response:
@@ -486,19 +520,6 @@ def test_json_has_a_limit_of_its_own_and_binary_tensors_do_not(
             refused = await infer(client)  # its head is JSON
             assert refused.status_code == 413
             assert "bytes of JSON, expected at most 10." in refused.json()["error"]
-
-    asyncio.run(run())
-
-
-def test_json_counts_as_much_as_it_takes_once_it_is_read(app: Callable[..., Starlette], held: Held):
-    held.gate.set()
-    text = json_request()
-
-    async def run() -> None:
-        for most, status in ((33 * len(text), 200), (31 * len(text), 503)):
-            limits = replace(HttpLimits(), max_held_bytes=most)
-            async with connected(app(limits=limits)) as client:
-                assert (await client.post(INFER, content=text)).status_code == status
 
     asyncio.run(run())
 
