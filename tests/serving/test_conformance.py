@@ -25,7 +25,7 @@ from moh_deploy.serving.drill.client import V2Client
 from moh_deploy.serving.http.app import Endpoint, make_app
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer
-from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits
+from moh_deploy.serving.http.queue import BatchingQueue
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.server import running_server
 from moh_deploy.validate.tolerances import tolerance_for
@@ -159,7 +159,9 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Subject]:
 def test_serve_answers_with_the_recorded_status(asked: tuple[Path, Subject], form: Form):
     root, subject = asked
     served = open_served(find_deployed(root), ServingSettings("m", threads=1))
-    queue = BatchingQueue(served.answer, None, QueueLimits(1, MAX_BATCH, 0.0, 100))
+    queue = BatchingQueue(
+        served.answer, None, instances=1, max_batch=MAX_BATCH, max_delay_s=0.0, max_waiting=100
+    )
     app = make_app(Endpoint("m", "1", served, queue, HttpLimits(longest={"batch": MAX_BATCH})))
 
     async def wrong() -> list[str]:
