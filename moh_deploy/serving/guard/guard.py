@@ -23,7 +23,7 @@ from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, Validat
 from moh_deploy.runtime.base import Deployed, Description
 from moh_deploy.runtime.input_check import empty_axis
 from moh_deploy.serving.batches import BatchAxis
-from moh_deploy.serving.guard.answer_check import AnswerCheck
+from moh_deploy.serving.guard.answer_check import AnswerCheck, is_float
 from moh_deploy.serving.guard.aside import Aside
 from moh_deploy.serving.guard.audit import AuditLog
 from moh_deploy.serving.guard.control import ControlFile
@@ -184,6 +184,9 @@ class Guard:
         outputs: Sequence[str],
     ) -> None:
         """Probe a half-open level with a request that was answered, or spot check the answer."""
+        answers = [ran.results[name] for name in outputs]
+        if any(bool(np.isnan(answer).any()) for answer in answers if is_float(answer)):
+            return  # NaN, which a client gets for NaN, equals no answer
         share = self._chain.policy.spot_checks
         with self._lock:
             now = self._io.clock()

@@ -190,6 +190,13 @@ def test_a_spot_check_finds_what_is_wrong_and_finite(make: Make):
     assert "output 'y'" in first["evidence"]["why"]
 
 
+def test_a_client_that_sends_nan_moves_nothing(make: Make):
+    chain = make(spot_checks=1.0)
+    x = np.full_like(chain.package.vectors[0].inputs["x"], np.nan)
+    assert np.isnan(chain.ask(x).results["y"]).all()
+    assert (chain.guard.mode, chain.count("moh_guard_comparisons_total")) == ("kernels", 0)
+
+
 def test_without_spot_checks_nothing_finds_it(make: Make):
     chain = make()
     chain.plant(0, "wrong")
