@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from moh_deploy.errors import MoHDeployError
 
-T = TypeVar("T")
+_Kind = TypeVar("_Kind")
 
 _STRICT = {"extra": "forbid", "strict": True, "ser_json_inf_nan": "strings"}
 
@@ -22,13 +22,13 @@ class Strict:
 
 
 def decode_strict(
-    kind: type[T],
+    kind: type[_Kind],
     content: object,
     source: str,
     *,
     error: type[MoHDeployError],
     hint: str | None = None,
-) -> T:
+) -> _Kind:
     """Decode parsed JSON into a dataclass whose base is `Strict`.
 
     Args:

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from moh_deploy.serving.http.refusal import Refusal
 
-T = TypeVar("T")
+_Made = TypeVar("_Made")
 
 _INLINE_BYTES = 64 * 1024
 """Up to this size the work is done on the event loop: a thread would take longer."""
@@ -27,7 +27,7 @@ class InTurn:
         self._thread = ThreadPoolExecutor(1, "large JSON")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def do(self, address: str, num_bytes: int, work: Callable[[], T]) -> T:
+    async def do(self, address: str, num_bytes: int, work: Callable[[], _Made]) -> _Made:
         """Return the result of work on so many bytes for a client."""
         if num_bytes <= _INLINE_BYTES:
             return work()
@@ -37,7 +37,7 @@ class InTurn:
             return await loop.run_in_executor(self._thread, _without_collecting, work)
 
 
-def _without_collecting(work: Callable[[], T]) -> T:
+def _without_collecting(work: Callable[[], _Made]) -> _Made:
     # The collector would visit a million lists again and again: ten times as long as to read them.
     gc.disable()
     try:
