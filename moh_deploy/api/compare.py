@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import moh_deploy
@@ -57,6 +58,8 @@ def compare(
     keep_scores: Path | str | None = None,
     ray: str | None = None,
     load_original: LoadOriginal | None = None,
+    trust_code: bool = False,
+    trust_pickle: bool = False,
     measure: MeasureRuns | None = None,
     measure_fresh: MeasureFresh | None = None,
     progress: Progress | None = None,
@@ -84,6 +87,8 @@ def compare(
         ray: Address of a Ray cluster, or `auto`, that scores samples; times are of this machine.
             Paths are to be the same on its machines; what is made is put into `keep_scores`.
         load_original: What loads checkpoints of the plan: `moh_deploy.load_original`.
+        trust_code: Run code that the plan, or a configuration or a checkpoint in it, names.
+        trust_pickle: Allow unpickling the plan's checkpoints, which runs code from them.
         measure: What times calls that take turns; clocks of its own without.
         measure_fresh: What runs a model in a process of its own.
         progress: What to report steps to.
@@ -92,7 +97,7 @@ def compare(
         The decision; look at `decision`, and at the `verdict` of each of `arms`.
 
     Raises:
-        ConfigError: The plan is wrong, labels do not fit, or an arm is not there.
+        ConfigError: The plan is wrong or not trusted, labels do not fit, or an arm is not there.
         PackageError: `keep_scores` cannot be written.
         MoHDeployError: An arm cannot be made or run; the message names it.
     """
@@ -113,7 +118,12 @@ def compare(
             f"{', '.join(options)} is given, but what is compared, and how, is in the plan: leave"
             " it out."
         )
-    file = _plan_of(options) if plan is None else read_plan(Path(plan))
+    if load_original is not None:
+        load_original = partial(load_original, trust_code=trust_code, trust_pickle=trust_pickle)
+    if plan is None:
+        file = _plan_of(options)
+    else:
+        file = read_plan(Path(plan), trust_code=trust_code, trust_pickle=trust_pickle)
     # All that can be refused is refused before anything is made or measured, which takes minutes.
     with progress.step("reading the plan"):
         check_timing(file.plan.threads)

@@ -39,8 +39,9 @@ class LoadOriginal(Protocol):
         factory: str | None,
         code_dirs: list[Path],
         state_key: str | None,
-        trust_pickle: bool,
         dtype: str | None,
+        trust_code: bool = False,
+        trust_pickle: bool = False,
     ) -> Original: ...
 
 
@@ -177,7 +178,6 @@ class FoundArms:
             factory=section.factory,
             code_dirs=[placed(one) for one in section.code_dirs],
             state_key=section.state_key,
-            trust_pickle=section.trust_pickle,
             dtype=section.dtype,
         )
 

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         metavar="ADDRESS|auto",
         help="A Ray cluster that scores samples; times are of this machine.",
     ),
+    options.TRUST,
     options.REPORT_FILES[1:],
     options.JSON,
 )

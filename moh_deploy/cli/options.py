@@ -156,6 +156,13 @@ def checkpoint(help: str) -> Option:
     return path("--checkpoint", "FILE", help)
 
 
+TRUST = (
+    flag("--trust-pickle", "Allow unpickling a whole module: it runs code from the file."),
+    flag(
+        "--trust-code",
+        "Run code that a file names: a configuration, a plan, or config.json of a model directory.",
+    ),
+)
 # How a checkpoint is loaded: fields of `ModelOptions`.
 MODEL_OPTIONS = (
     path("--config", "FILE.yaml", "Settings from a file."),
@@ -176,10 +183,7 @@ MODEL_OPTIONS = (
         metavar="KEY",
         help="Where a training checkpoint keeps the weights: model, ema.",
     ),
-    flag("--trust-pickle", "Allow unpickling a whole module: it runs code from the file."),
-    flag(
-        "--trust-code", "Run code that a model directory brings along, as its config.json names it."
-    ),
+    *TRUST,
     click.option(
         "--task",
         type=click.Choice(["text-generation"]),

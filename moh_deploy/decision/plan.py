@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from moh_deploy.config.checked_yaml import checked, read_mapping
 from moh_deploy.config.runtimes import Runtime
 from moh_deploy.config.schema_errors import Key
+from moh_deploy.config.trust import require_trust
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.digest import sha256_of_json
 from moh_deploy.system.suggest import did_you_mean, shortened
@@ -73,7 +74,11 @@ class MadeSection(_Section):
 
 
 class CheckpointSection(_Section):
-    """`checkpoint:` the original model in PyTorch, and how it is loaded; see `export`."""
+    """`checkpoint:` the original model in PyTorch, and how it is loaded; see `export`.
+
+    Attributes:
+        trust_pickle: It has to be unpickled, which the user has to allow, too.
+    """
 
     file: _Path
     config: _Path | None = None
@@ -237,15 +242,33 @@ class PlanFile:
         return self.folder / path
 
 
-def read_plan(path: Path) -> PlanFile:
+def read_plan(path: Path, *, trust_code: bool = False, trust_pickle: bool = False) -> PlanFile:
     """Read a plan.
 
+    Args:
+        trust_code: Whether code that it names may be run.
+        trust_pickle: Whether its checkpoints may be unpickled.
+
     Raises:
-        ConfigError: The file is unreadable, or not of the schema; all that is wrong is said.
+        ConfigError: The file is unreadable, or not of the schema; all that is wrong is said. Or it
+            names code or pickles, and is not trusted.
     """
     hint = "`moh-deploy compare --new-plan FILE` writes one to fill in."
-    document = read_mapping(path, Plan, hint=hint)
-    return PlanFile(plan_of(document, str(path)), path.parent, str(path))
+    plan = plan_of(read_mapping(path, Plan, hint=hint), str(path))
+    code: dict[str, object] = {"code_dirs": list(map(str, plan.code_dirs))}
+    for index, goal in enumerate(plan.quality):
+        key = f"quality.{index}.metric" if len(plan.quality) > 1 else "quality.metric"
+        code[key] = goal.metric if ":" in goal.metric else None
+    pickles: dict[str, object] = {}
+    for name, arm in plan.arms.items():
+        if arm.checkpoint is not None:
+            place = f"arms.{name}.checkpoint"
+            code[f"{place}.factory"] = arm.checkpoint.factory
+            code[f"{place}.code_dirs"] = list(map(str, arm.checkpoint.code_dirs))
+            pickles[f"{place}.trust_pickle"] = arm.checkpoint.trust_pickle
+    require_trust(str(path), code, "--trust-code", is_given=trust_code)
+    require_trust(str(path), pickles, "--trust-pickle", is_given=trust_pickle)
+    return PlanFile(plan, path.parent, str(path))
 
 
 def plan_of(document: Mapping[Any, Any], source: str) -> Plan:

@@ -70,6 +70,7 @@ def test_action_exports_verifies_and_measures(runner: CiRunner, digits_demo: Dem
         package="build/package",
         checkpoint=str(digits_demo.checkpoint),
         config=str(DIGITS / "export.yaml"),
+        export_args="--trust-code",
         requirements="timm",
         baselines="functions",
         gates="p50 < 1 min\n\n  p50 <= 100 * functions  \n",
