@@ -18,12 +18,13 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from moh_deploy.config.checked_yaml import read_mapping
 from moh_deploy.config.dims import DimExpr, DynamicAxis, require_traceable
 from moh_deploy.config.nested_inputs import ConstantValue, flat_document, in_document
 from moh_deploy.config.schema_errors import Key, document_path, dotted, explain, shown_value
 from moh_deploy.errors import ConfigError
-from moh_deploy.system.bounded_yaml import parse_yaml, read_yaml
-from moh_deploy.system.suggest import did_you_mean, shortened
+from moh_deploy.system.bounded_yaml import parse_yaml
+from moh_deploy.system.suggest import did_you_mean
 
 ModelDtype = Literal[
     "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"
@@ -117,7 +118,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
     Raises:
         ConfigError: The file is unreadable or not of the schema, or an override does not apply.
     """
-    document = _read(path) if path is not None else {}
+    document = {} if path is None else read_mapping(path, ExportConfig)
     # Overrides go into the document before it is checked, so both are held to the same schema;
     # which paths they set is kept to name the right source in messages.
     overridden = [_apply_override(document, override) for override in overrides]
@@ -136,7 +137,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
                 item,
                 document,
                 _source_of(item, document, source, overridden),
-                known_keys=_known_keys,
+                model=ExportConfig,
                 expectation=_expectation,
             )
             for item in problems
@@ -152,16 +153,6 @@ def _with_absolute_code_dirs(config: ExportConfig, path: Path | None) -> ExportC
     code_dirs = tuple(path.parent / directory for directory in config.model.code_dirs)
     model = config.model.model_copy(update={"code_dirs": code_dirs})
     return config.model_copy(update={"model": model})
-
-
-def _read(path: Path) -> dict[str, object]:
-    document = read_yaml(path, error=ConfigError)
-    if not isinstance(document, dict):
-        what = "is empty" if document is None else f"holds {shown_value(document)}"
-        raise ConfigError(
-            f"{path}: {what}; expected a mapping with {shortened(ExportConfig.model_fields)}."
-        )
-    return document
 
 
 def _apply_override(document: dict[str, object], override: str) -> tuple[Key, ...]:
@@ -228,11 +219,6 @@ def _expectation(path: Sequence[Key]) -> str | None:
     if "require_layers" in path[-1:]:
         return "expected a number from 0 on, or 'all'"
     return None
-
-
-def _known_keys(section: Sequence[Key]) -> list[str]:
-    models: dict[Key, type[BaseModel]] = {"model": ModelSection, "inputs": InputSection}
-    return list(models.get(section[0] if section else "", ExportConfig).model_fields)
 
 
 def _name_problems(config: ExportConfig) -> Iterator[str]:

@@ -6,7 +6,7 @@ docs/compare.md describes it; `moh-deploy compare --new-plan FILE` writes one to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moh_deploy.config.checked_yaml import checked, read_mapping
 from moh_deploy.config.runtimes import Runtime
-from moh_deploy.config.schema_errors import Key
 from moh_deploy.config.trust import require_trust
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.digest import sha256_of_json
@@ -245,27 +244,26 @@ class PlanFile:
 def read_plan(path: Path, *, trust_code: bool = False, trust_pickle: bool = False) -> PlanFile:
     """Read a plan.
 
-    Args:
-        trust_code: Whether code that it names may be run.
-        trust_pickle: Whether its checkpoints may be unpickled.
-
     Raises:
         ConfigError: The file is unreadable, or not of the schema; all that is wrong is said. Or it
             names code or pickles, and is not trusted.
     """
     hint = "`moh-deploy compare --new-plan FILE` writes one to fill in."
     plan = plan_of(read_mapping(path, Plan, hint=hint), str(path))
-    code: dict[str, object] = {"code_dirs": list(map(str, plan.code_dirs))}
-    for index, goal in enumerate(plan.quality):
-        key = f"quality.{index}.metric" if len(plan.quality) > 1 else "quality.metric"
-        code[key] = goal.metric if ":" in goal.metric else None
-    pickles: dict[str, object] = {}
-    for name, arm in plan.arms.items():
-        if arm.checkpoint is not None:
+    alone = len(plan.quality) == 1
+    code: dict[str, object] = {
+        "quality.metric" if alone else f"quality.{index}.metric": goal.metric
+        for index, goal in enumerate(plan.quality)
+        if ":" in goal.metric
+    }
+    code["code_dirs"] = [*map(str, plan.code_dirs)]
+    pickles = {}
+    for name, checkpoint in ((name, arm.checkpoint) for name, arm in plan.arms.items()):
+        if checkpoint is not None:
             place = f"arms.{name}.checkpoint"
-            code[f"{place}.factory"] = arm.checkpoint.factory
-            code[f"{place}.code_dirs"] = list(map(str, arm.checkpoint.code_dirs))
-            pickles[f"{place}.trust_pickle"] = arm.checkpoint.trust_pickle
+            code[f"{place}.factory"] = checkpoint.factory
+            code[f"{place}.code_dirs"] = [*map(str, checkpoint.code_dirs)]
+            pickles[f"{place}.trust_pickle"] = checkpoint.trust_pickle
     require_trust(str(path), code, "--trust-code", is_given=trust_code)
     require_trust(str(path), pickles, "--trust-pickle", is_given=trust_pickle)
     return PlanFile(plan, path.parent, str(path))
@@ -281,28 +279,11 @@ def plan_of(document: Mapping[Any, Any], source: str) -> Plan:
     alone = isinstance(document.get("quality"), dict)
     listed = {**document, "quality": [document["quality"]]} if alone else document
     try:
-        return checked(listed, Plan, source, _known_keys)
+        return checked(listed, Plan, source)
     except ConfigError as error:
         if not alone:
             raise
         raise ConfigError(error.message.replace("quality.0", "quality")) from None
-
-
-_SECTIONS: Mapping[Key, type[BaseModel]] = {
-    "quality": QualityGoal,
-    "latency": LatencyGoal,
-    "made": MadeSection,
-    "prune": PruneSection,
-    "checkpoint": CheckpointSection,
-}
-
-
-def _known_keys(section: Sequence[Key]) -> list[str]:
-    # `arms.NAME` is an arm, whatever the name.
-    model: type[BaseModel] = ArmSection if section[:1] == ("arms",) else Plan
-    for key in section[2:] if section[:1] == ("arms",) else section:
-        model = _SECTIONS.get(key, model)
-    return list(model.model_fields)
 
 
 def _arm_problems(plan: Plan) -> Iterator[str]:

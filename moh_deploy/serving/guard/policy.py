@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moh_deploy.config.checked_yaml import checked, read_mapping
-from moh_deploy.config.schema_errors import Key
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.guard.breaker import BreakerLimits
 from moh_deploy.system.bounded_json import read_json
@@ -172,27 +171,12 @@ def read_guard_policy(path: Path) -> GuardPolicy:
             loss is not what the report says that is named for it.
     """
     document = read_mapping(path, GuardPolicy)
-    policy = checked(document, GuardPolicy, str(path), _known_keys)
+    policy = checked(document, GuardPolicy, str(path))
     rungs = tuple(
         _placed(one, path.resolve().parent, f"{path}: rungs.{index}")
         for index, one in enumerate(policy.rungs)
     )
     return policy.model_copy(update={"rungs": rungs})
-
-
-def _known_keys(section: Sequence[Key]) -> list[str]:
-    model: type[BaseModel] = GuardPolicy
-    sections: dict[Key, type[BaseModel]] = {
-        "rungs": RungSection,
-        "measured_loss": MeasuredLoss,
-        "faults": FaultSection,
-        "latency": LatencySection,
-        "cool_down": CoolDownSection,
-        "drift": DriftSection,
-    }
-    for key in section:
-        model = sections.get(key, model)
-    return list(model.model_fields)
 
 
 def _rung_problems(rungs: Sequence[RungSection]) -> Iterator[str]:
