@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from moh_deploy.api.precision import precision
 from moh_deploy.api.prune import prune
@@ -28,21 +27,8 @@ from moh_deploy.system.progress import Progress
 ELSEWHERE = "it runs in the server's process"
 
 
-class LoadOriginal(Protocol):
-    """Loads a checkpoint; `moh_deploy.load_original` does."""
-
-    def __call__(
-        self,
-        model: Path,
-        *,
-        config: Path | None,
-        factory: str | None,
-        code_dirs: list[Path],
-        state_key: str | None,
-        dtype: str | None,
-        trust_code: bool = False,
-        trust_pickle: bool = False,
-    ) -> Original: ...
+LoadOriginal = Callable[..., Original]
+"""Loads a checkpoint by the settings of `ModelOptions`; `moh_deploy.load_original` does."""
 
 
 @dataclass(frozen=True)

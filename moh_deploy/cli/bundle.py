@@ -34,12 +34,12 @@ from moh_deploy.cli.output import print_answer
     options.positive(
         "--threads", "Threads of each instance.  [default: cores by instances; onnxruntime: 1]"
     ),
-    options.batching(is_written=True),
+    options.BATCHING,
     options.PER_HEAD,
     options.GUARD,
     options.path("--fallback", "DIR", "The package of the policy's rung of kind package."),
     options.SHADOW,
-    options.shadow_share(is_written=True),
+    options.SHADOW_SHARE,
     options.PLANTS_FAULTS,
     options.REFERENCE,
     click.option("--image", metavar="IMAGE", help="The container that kserve.yaml names."),
@@ -91,7 +91,9 @@ def command(
         return
     from moh_deploy.api.bundle import bundle
 
+    settings = {name: value for name, value in given.items() if value is not None}
+
     print_answer(
-        lambda progress: bundle(artefact, output, **given, progress=progress),  # type: ignore[arg-type]
+        lambda progress: bundle(artefact, output, **settings, progress=progress),  # type: ignore[arg-type]
         as_json=as_json,
     )
