@@ -12,6 +12,7 @@ from pathlib import Path
 
 import moh_deploy
 from moh_deploy.api.made_arms import LoadOriginal, find_arms
+from moh_deploy.config.trust import require_trust
 from moh_deploy.decision.earlier import read_earlier
 from moh_deploy.decision.energy import energy_clock
 from moh_deploy.decision.measure import PlannedRun
@@ -29,6 +30,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.fresh_run import MeasureFresh, fresh_run
 from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
 from moh_deploy.perf.timing import check_timing
+from moh_deploy.runtime.base import Deployed
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -129,6 +131,13 @@ def compare(
         check_timing(file.plan.threads)
         look, told = read_earlier(None if earlier is None else Path(earlier), file)
         found = find_arms(file, load_original)
+        if plan is not None:
+            engines = {
+                f"arms.{name}.path": str(file.plan.arms[name].path)
+                for name, model in found.models.items()
+                if isinstance(model, Deployed) and model.is_compiled
+            }
+            require_trust(file.source, engines, "--trust-code", is_given=trust_code)
         if ray is not None:
             check_ray(file.plan.threads)
         samples = _samples(file, found.base)

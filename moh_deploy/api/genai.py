@@ -9,6 +9,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Model
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.original import Original, OriginalModel
+from moh_deploy.serving.foreign_code import require_own_code
 from moh_deploy.serving.genai.bundle import write_genai_bundle
 from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER
 from moh_deploy.serving.genai.bundle_report import GenaiBundleReport
@@ -55,6 +56,7 @@ def verify_genai_bundle(
     root: Path | str,
     *,
     against: Path | str | Original | None = None,
+    trust_code: bool = False,
     progress: Progress | None = None,
 ) -> GenaiVerification:
     """Run a bundle by onnxruntime-genai, and compare its greedy tokens with a reference's.
@@ -66,17 +68,20 @@ def verify_genai_bundle(
         root: The bundle.
         against: A package, or what `load_original` returns; None: the bundle's package on function
             bodies.
+        trust_code: Run native code of the bundle that is not of this installation.
         progress: What to report steps to.
 
     Returns:
         The comparison. Look at `equal`, or at `failure`.
 
     Raises:
+        ConfigError: It has native code that is not trusted.
         BackendError: `onnxruntime-genai` is not installed, does not open the bundle, or fails.
         PackageError: It is no bundle for genai, or has changed.
         ValidationError: Its package is not equal to what was recorded.
     """
     root = Path(root)
+    require_own_code(root, trust_code=trust_code)
     return verify_genai(root, _reference(root, against), progress or SilentProgress())
 
 

@@ -156,12 +156,11 @@ def checkpoint(help: str) -> Option:
     return path("--checkpoint", "FILE", help)
 
 
-TRUST = (
-    flag("--trust-pickle", "Allow unpickling a whole module: it runs code from the file."),
-    flag(
-        "--trust-code",
-        "Run code that a file names: a configuration, a plan, or config.json of a model directory.",
-    ),
+TRUST_PICKLE = flag("--trust-pickle", "Allow unpickling a module: it runs code from the file.")
+TRUST_CODE = flag(
+    "--trust-code",
+    "Run code that a file names or brings along: a configuration, a plan, a model directory, or a"
+    " bundle with native code that is not of this installation.",
 )
 # How a checkpoint is loaded: fields of `ModelOptions`.
 MODEL_OPTIONS = (
@@ -183,7 +182,8 @@ MODEL_OPTIONS = (
         metavar="KEY",
         help="Where a training checkpoint keeps the weights: model, ema.",
     ),
-    *TRUST,
+    TRUST_PICKLE,
+    TRUST_CODE,
     click.option(
         "--task",
         type=click.Choice(["text-generation"]),

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     options.PLANTS_FAULTS,
     options.SHADOW,
     options.SHADOW_SHARE,
+    options.TRUST_CODE,
     options.positive(
         "--max-queue", "The most requests that wait; then 503, with Retry-After.", default=256
     ),

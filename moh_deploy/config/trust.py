@@ -30,6 +30,6 @@ def require_trust(source: str, named: Mapping[str, object], option: str, *, is_g
     if lines and not is_given:
         raise ConfigError(
             "\n".join(lines),
-            hint=f"Read the file and the code, then add {option} if you trust both (in Python:"
+            hint=f"If you trust who wrote it, add {option} (in Python:"
             f" {option.strip('-').replace('-', '_')}=True).",
         )

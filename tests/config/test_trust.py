@@ -90,7 +90,7 @@ def test_configuration_that_names_code_is_refused(
     refused = cli(*COMMANDS[command], "--config", write_config(folder, **model))
     assert (refused.exit_code, "stranger" in sys.modules) == (2, False)
     assert f"export.yaml: {words}" in refused.err
-    assert "add --trust-code if you trust both (in Python: trust_code=True)" in refused.err
+    assert "add --trust-code (in Python: trust_code=True)" in refused.err
     assert not (folder / "out").exists()
 
 
@@ -108,7 +108,7 @@ def test_plan_that_names_code_or_pickles_is_refused(folder: Path, cli: Cli, case
     refused = cli("compare", "--plan", plan)
     assert (refused.exit_code, "stranger" in sys.modules) == (2, False)
     assert words in refused.err
-    assert f"add --trust-{trust} if you trust both (in Python: trust_{trust}=True)" in refused.err
+    assert f"add --trust-{trust} (in Python: trust_{trust}=True)" in refused.err
 
 
 @pytest.mark.parametrize(

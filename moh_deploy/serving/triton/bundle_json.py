@@ -181,8 +181,10 @@ def _decoded(path: Path, content: Mapping[str, object]) -> Bundle:
         key = ".".join(map(str, first["loc"]))
         raise PackageError(f"{path}: key '{key[:100]}': {first['msg']}.") from error
     places = [*bundle.files, *([] if bundle.library is None else [bundle.library.file])]
+    beside = ("policy", "audit_log", "control", "shadow", "reference", "library")
+    places += filter(None, (getattr(bundle.settings, name) for name in beside))
     for place in (*places, bundle.version.as_posix()):
-        # A path that leads out could make another file be read, or loaded as a library.
+        # A path that leads out could make another file be read, written, or loaded as a library.
         if not _is_inside(place):
             raise PackageError(f"{path}: names '{place[:100]}', expected a path in the bundle.")
     return bundle
