@@ -120,17 +120,13 @@ def compare(
             f"{', '.join(options)} is given, but what is compared, and how, is in the plan: leave"
             " it out."
         )
-    if load_original is not None:
-        load_original = partial(load_original, trust_code=trust_code, trust_pickle=trust_pickle)
-    if plan is None:
-        file = _plan_of(options)
-    else:
-        file = read_plan(Path(plan), trust_code=trust_code, trust_pickle=trust_pickle)
+    trust = {"trust_code": trust_code, "trust_pickle": trust_pickle}
+    file = _plan_of(options) if plan is None else read_plan(Path(plan), **trust)
     # All that can be refused is refused before anything is made or measured, which takes minutes.
     with progress.step("reading the plan"):
         check_timing(file.plan.threads)
         look, told = read_earlier(None if earlier is None else Path(earlier), file)
-        found = find_arms(file, load_original)
+        found = find_arms(file, load_original and partial(load_original, **trust))
         if plan is not None:
             engines = {
                 f"arms.{name}.path": str(file.plan.arms[name].path)

@@ -80,7 +80,12 @@ class FoundArms:
         chooses = False if section.dense else None
         if section.path is not None:
             model = self.models[name]
-            return _of_model(name, section, model, self._variant(section, model))
+            # What an engine, or a model of another format, does with heads is not known here.
+            package = model.package if isinstance(model, PackageDir) else None
+            if package is not None and not section.dense:
+                chooses = _chooses(package)
+            variant = self._variant(section, model)
+            return Arm(name, model.name, model, variant, package, section.dense, chooses)
         variant = Variant(threads=self.file.plan.threads)
         if section.url is not None:
             assert section.model is not None, "the plan was checked"
@@ -211,15 +216,6 @@ def _found(path: Path) -> Model:
     elif not os.path.isfile(path):
         raise ConfigError(f"{path} does not exist.")
     return model
-
-
-def _of_model(name: str, section: ArmSection, model: Model, variant: Variant) -> Arm:
-    # What an engine or somebody else's model does with heads is not known here.
-    package = model.package if isinstance(model, PackageDir) else None
-    chooses = None if package is None else _chooses(package)
-    if section.dense:
-        chooses = False
-    return Arm(name, model.name, model, variant, package, section.dense, chooses)
 
 
 def _chooses(package: OnnxPackage) -> bool:

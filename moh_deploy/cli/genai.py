@@ -61,8 +61,7 @@ def verify_by_genai(
 
     def job(progress: SilentProgress) -> GenaiVerification:
         trust_code = bool(loading["trust_code"])
-        if not against:
-            loading["trust_code"] = False  # it is of the bundle alone
+        loading["trust_code"] = trust_code and bool(against)  # else it is for the bundle alone
         other = other_model(Path(against[0]) if against else None, loading, progress)
         return verify_genai_bundle(root, against=other, trust_code=trust_code, progress=progress)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -143,10 +143,6 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
             for item in problems
         ]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
-    return _with_absolute_code_dirs(config, path)
-
-
-def _with_absolute_code_dirs(config: ExportConfig, path: Path | None) -> ExportConfig:
     if path is None:
         return config
     # An absolute directory stays: joining one to a parent gives it back.
@@ -167,37 +163,24 @@ def _apply_override(document: dict[str, object], override: str) -> tuple[Key, ..
         )
     value = parse_yaml(value_text, f"the value of --set '{override}'", error=ConfigError)
     target: object = document
-    for index, key in enumerate(keys[:-1]):
-        target = _descend(target, key, f"--set '{override}': {dotted(keys[:index]) or 'the top'}")
-    _assign(target, keys[-1], value, f"--set '{override}': {dotted(keys[:-1]) or 'the top'}")
+    for index, key in enumerate(keys):
+        place = f"--set '{override}': {dotted(keys[:index]) or 'the top'}"
+        if not isinstance(target, (dict, list)):
+            raise ConfigError(f"{place} is {shown_value(target)}, which has no '{key}' to set.")
+        if isinstance(target, list) and not (isinstance(key, int) and key < len(target)):
+            raise ConfigError(
+                f"{place} has no entry '{key}'; it has {len(target)}, counted from 0."
+            )
+        section: Any = target
+        if index == len(keys) - 1:
+            section[key] = value
+        elif isinstance(target, dict) and target.get(key) is None:
+            section[key] = {}  # an absent or empty section is made on the way
+        target = section[key]
     return keys
 
 
 _INDEX = re.compile(r"[0-9]{1,9}")
-
-
-def _descend(target: object, key: Key, place: str) -> object:
-    if isinstance(target, dict):
-        # An absent or empty section is made on the way.
-        if target.get(key) is None:
-            target[key] = {}
-        return target[key]
-    return _entries(target, key, place)[cast(int, key)]
-
-
-def _assign(target: object, key: Key, value: object, place: str) -> None:
-    if isinstance(target, dict):
-        target[key] = value
-    else:
-        _entries(target, key, place)[cast(int, key)] = value
-
-
-def _entries(target: object, key: Key, place: str) -> list[object]:
-    if not isinstance(target, list):
-        raise ConfigError(f"{place} is {shown_value(target)}, which has no '{key}' to set.")
-    if not isinstance(key, int) or key >= len(target):
-        raise ConfigError(f"{place} has no entry '{key}'; it has {len(target)}, counted from 0.")
-    return target
 
 
 def _source_of(

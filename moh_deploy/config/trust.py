@@ -14,10 +14,7 @@ def require_trust(source: str, named: Mapping[str, object], option: str, *, is_g
     What options name (`--factory`, `--code-dir`, `--metric`) needs no trust: the user chose it.
 
     Args:
-        source: The file.
         named: Key in the file to its value; empty values name nothing.
-        option: `--trust-code` or `--trust-pickle`.
-        is_given: Whether the user gave that option.
 
     Raises:
         ConfigError: The file names something, and the option is not given.

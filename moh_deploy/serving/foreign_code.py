@@ -19,15 +19,12 @@ def require_own_code(root: Path, *, trust_code: bool) -> None:
     named: dict[str, object] = {
         str(entry.relative_to(root)): "native code of another installation"
         for entry in sorted(root.rglob("*"))
-        if _may_be_native(entry) and (entry.is_dir() or sha256_of(entry) not in own)
+        if (entry.is_dir() and entry.is_symlink())  # what it leads to is not looked through
+        or (entry.is_file() and _is_native(entry) and sha256_of(entry) not in own)
     }
     require_trust(str(root), named, "--trust-code", is_given=trust_code)
 
 
-def _may_be_native(entry: Path) -> bool:
-    if entry.is_dir():
-        return entry.is_symlink()  # what it leads to is not looked through
-    if not entry.is_file():
-        return False
-    with entry.open("rb") as file:
-        return file.read(4) == b"\x7fELF"
+def _is_native(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(4) == b"\x7fELF"

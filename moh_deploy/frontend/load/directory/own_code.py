@@ -64,10 +64,8 @@ def import_beside(file: Path, module: str, name: str, folders: Sequence[Path]) -
         of_transformers = missing is not None and missing.partition(".")[0] == "transformers"
         hint = TRANSFORMERS_HINT if of_transformers else missing_module_hint(missing)
         if missing is not None and missing.startswith(_PREFIX):
-            hint = (
-                f"Name the directory of {missing.rpartition('.')[2]}.py with --code-dir, or add"
-                " --trust-code to run the code of the model directory."
-            )
+            part = f"{missing.rpartition('.')[2]}.py"
+            hint = f"Name the directory of {part} with --code-dir, or add --trust-code to run it."
         raise ConfigError(
             f"{file}: cannot be imported: {describe_error(error)}.", hint=hint
         ) from error
