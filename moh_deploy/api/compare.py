@@ -127,13 +127,10 @@ def compare(
         check_timing(file.plan.threads)
         look, told = read_earlier(None if earlier is None else Path(earlier), file)
         found = find_arms(file, load_original and partial(load_original, **trust))
-        if plan is not None:
-            engines = {
-                f"arms.{name}.path": str(file.plan.arms[name].path)
-                for name, model in found.models.items()
-                if isinstance(model, Deployed) and model.is_compiled
-            }
-            require_trust(file.source, engines, "--trust-code", is_given=trust_code)
+        models = found.models.items()
+        engines = [name for name, m in models if isinstance(m, Deployed) and m.is_compiled]
+        named = {f"arms.{name}.path": str(file.plan.arms[name].path) for name in engines}
+        require_trust(file.source, named, "--trust-code", is_given=trust_code or plan is None)
         if ray is not None:
             check_ray(file.plan.threads)
         samples = _samples(file, found.base)

@@ -9,7 +9,6 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Model
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.original import Original, OriginalModel
-from moh_deploy.serving.foreign_code import require_own_code
 from moh_deploy.serving.genai.bundle import write_genai_bundle
 from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER
 from moh_deploy.serving.genai.bundle_report import GenaiBundleReport
@@ -81,8 +80,8 @@ def verify_genai_bundle(
         ValidationError: Its package is not equal to what was recorded.
     """
     root = Path(root)
-    require_own_code(root, trust_code=trust_code)
-    return verify_genai(root, _reference(root, against), progress or SilentProgress())
+    progress = progress or SilentProgress()
+    return verify_genai(root, _reference(root, against), progress, trust_code=trust_code)
 
 
 def _reference(root: Path, against: Path | str | Original | None) -> Model | None:

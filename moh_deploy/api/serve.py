@@ -109,11 +109,11 @@ def serve(
         raise BackendError(
             f"not installed: {', '.join(missing)}.", hint="pip install 'moh-deploy[serve]'"
         )
-    model = Path(package_dir).resolve()
-    base = ServingSettings(model.name)
-    if is_bundle(model):
-        require_own_code(model, trust_code=trust_code)
-        model, base = bundled_model(model)
+    root = model = Path(package_dir).resolve()
+    base = ServingSettings(root.name)
+    if is_bundle(root):
+        model, base = bundled_model(root)
+        require_own_code(root, trust_code=trust_code)
     for option, number, least in (
         ("instances", instances, 1),
         ("threads", threads, 1),

@@ -13,7 +13,11 @@ import pytest
 import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.serving.foreign_code import require_own_code
-from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER
+from moh_deploy.serving.genai.bundle_json import (
+    PACKAGE_FOLDER,
+    GenaiBundle,
+    genai_bundle_text,
+)
 from moh_deploy.serving.http import server
 from moh_deploy.serving.triton.bundle_json import BUNDLE_NAME
 from tests.kernel_library import required_library
@@ -97,10 +101,11 @@ def test_bundle_names_no_files_outside_of_it(bundle: Path, key: str, place: str)
 def test_genai_runs_no_code_of_others(tmp_path: Path):
     (tmp_path / PACKAGE_FOLDER).mkdir()
     (tmp_path / PACKAGE_FOLDER / "model.onnx.data").write_bytes(STRANGER)
-    (tmp_path / "genai_config.json").write_text("{}")
+    bundle = GenaiBundle("", library=None, shares_buffer=False, versions={})
+    (tmp_path / BUNDLE_NAME).write_text(genai_bundle_text(bundle))
     with pytest.raises(ConfigError, match=r"package/model\.onnx\.data is 'native code"):
         moh_deploy.verify_genai_bundle(tmp_path)
-    with pytest.raises(PackageError):  # it is no bundle either
+    with pytest.raises(PackageError, match="manifest"):  # trusted, and no package
         moh_deploy.verify_genai_bundle(tmp_path, trust_code=True)
 
 
