@@ -24,7 +24,7 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.served_model import threads_of
 from moh_deploy.serving.triton.bundle_json import read_bundle
 from moh_deploy.serving.triton.python_model import PUSH_SECONDS
-from moh_deploy.serving.triton.server import RunningServer, find_server, running_server
+from moh_deploy.serving.triton.server import RunningServer, find_server, lay_stub, running_server
 from moh_deploy.validate.user_vectors import read_user_vectors
 
 HERE = Path(__file__).parent
@@ -46,6 +46,11 @@ def main() -> None:
     given.work_dir.mkdir(parents=True, exist_ok=True)
     root = given.work_dir / "bundle"
 
+    server = find_server(given.server)
+    if server is None:
+        sys.exit(f"no Triton server in {given.server}")
+    lay_stub(server)  # Its wheel installs the stub where the server does not look.
+
     step("Writing the bundle")
     moh_deploy.bundle(given.package, root, name=MODEL, instances=2)
     bundle = read_bundle(root)
@@ -55,8 +60,6 @@ def main() -> None:
     print(found.to_markdown())
     if found.failure is not None:
         sys.exit(str(found.failure))
-    server = find_server(given.server)
-    assert server is not None, "check_bundle found one"
 
     model = find_deployed(given.package)
     samples = read_user_vectors(given.samples, model.manifest).inputs

@@ -8,11 +8,11 @@ from pathlib import Path
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
-from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
+from moh_deploy.serving.telemetry.otlp import check_endpoint
+from moh_deploy.serving.triton.bundle import write_bundle
+from moh_deploy.serving.triton.bundle_json import Backend
 from moh_deploy.serving.triton.bundle_report import BundleReport
-from moh_deploy.serving.triton.bundled_guard import GuardFiles
 from moh_deploy.serving.triton.check import BundleCheck, examine_bundle
-from moh_deploy.serving.triton.config_pbtxt import Backend
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.recorded_parity import require_equal
 
@@ -32,6 +32,7 @@ def bundle(
     max_delay_ms: float = 1.0,
     sample_every: int = 128,
     per_head: bool = False,
+    otlp: str | None = None,
     guard: Path | str | None = None,
     fallback: Path | str | None = None,
     shadow: Path | str | None = None,
@@ -48,16 +49,18 @@ def bundle(
         artefact: A package or an engine directory.
         output: The directory to write; an earlier bundle is replaced.
         target: The server; `triton` is the only one.
-        backend: What runs the model in it: `python` (our code: telemetry, kernels), `onnxruntime`
-            or `tensorrt` (the server's own); None: `tensorrt` for an engine, else `python`.
+        backend: The backend of the server: `python` runs a package by moh-deploy, with telemetry
+            and kernels; `tensorrt` runs an engine, which no server has done yet. None: the one
+            for the artefact.
         name: What clients call the model; None: the directory's name.
         instances: How many batches run at the same time.
-        threads: Threads of each instance; None: the machine's cores by the instances, and 1 for
-            `onnxruntime`.
+        threads: Threads of each instance; None: the machine's cores by the instances.
         max_batch: The most samples in a batch.
         max_delay_ms: How long the first request of a batch waits for others.
         sample_every: Routing is read of one batch in so many; 0 reads none.
         per_head: Count head by head, not by layer alone.
+        otlp: Address of a collector of OpenTelemetry that the backend `python` sends metrics to,
+            by OTLP over HTTP: `http://collector:4318`.
         guard: The policy by which answers are judged, and by which a rung below answers where the
             first fails; `default` for kernels, then function bodies; None: no guard.
         fallback: The package of the policy's rung of kind `package`, in place of its `path`.
@@ -100,29 +103,34 @@ def bundle(
         max_delay_ms=max_delay_ms,
         sample_every=sample_every,
         per_head=per_head,
+        otlp=otlp,
         drill=drill,
         shadow_share=shadow_share,
+        guard=guard is not None,
+        policy=None if guard is None or Path(guard) == Path(DEFAULT_GUARD) else str(guard),
+        shadow=None if shadow is None else str(shadow),
+        reference=None if reference is None else str(reference),
     )
     if drill and guard is None:
         raise ConfigError("drill is for a guard: there is none.", hint="Give one: --guard default.")
+    if otlp is not None:
+        check_endpoint(otlp)
     if reference is not None and sample_every == 0:
         raise ConfigError("reference is compared with routing that is read: sample_every is 0.")
-    policy, fallback, shadow, reference = (
-        None if path is None else Path(path) for path in (guard, fallback, shadow, reference)
-    )
-    beside = GuardFiles(
-        guard=policy is not None,
-        policy=None if policy == Path(DEFAULT_GUARD) else policy,
-        fallback=fallback,
-        shadow=shadow,
-    )
-    options = BundleOptions(settings, backend, reference, image, storage, beside)
     model = find_deployed(artefact)
     if not model.is_compiled:
         with progress.step("comparing the package with the original model"):
             require_equal(model.made_from(None))
     with progress.step("writing the bundle"):
-        written = write_bundle(model, Path(output), options)
+        written = write_bundle(
+            model,
+            Path(output),
+            settings,
+            backend=backend,
+            fallback=None if fallback is None else Path(fallback),
+            image=image,
+            storage=storage,
+        )
     return BundleReport.of(Path(output), written)
 
 

@@ -12,7 +12,7 @@ from moh_deploy.native import kernel_library
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving.drill.drill import KILL, DrillPlan, run_drill
+from moh_deploy.serving.drill.drill import KILL, Drill
 from moh_deploy.serving.drill.load import Load, LoadCase
 from moh_deploy.serving.drill.report import DrillReport
 from moh_deploy.serving.drill.targets import HttpServer, InProcess, ServerAt, Target, Triton
@@ -55,7 +55,7 @@ def drill(
     """Serve a package with a guard, plant one fault after the other, and count what clients get.
 
     Every answer is compared with what the package itself computes, on kernels and as function
-    bodies; of a rung that is another package, with that one's own.
+    bodies; of a fallback level that is another package, with that one's own.
 
     Args:
         package_dir: The package, or a bundle, whose own policy is drilled.
@@ -66,7 +66,7 @@ def drill(
         clients: How many ask at the same time, each one request after the other.
         seconds: How long the load runs before, and each fault stays.
         trip_timeout: A fault stays so long, in seconds, until the guard has noticed it.
-        return_timeout: How long the first rung may take to come back, in seconds.
+        return_timeout: How long the first level may take to come back, in seconds.
         in_process: Serve in this process, by no protocol: without a worker to kill.
         tritonserver: Serve a bundle by this Triton: the folder with `bin/tritonserver`, or an
             environment with `nvidia-pytriton`. Without all three `moh-deploy serve` serves.
@@ -123,16 +123,16 @@ def drill(
         with progress.step("starting the server"):
             if url is not None:
                 files = _files_of_server(name, control, audit_log, bundled)
-                outputs = [one.name for one in package.manifest.outputs]
-                target: Target = ServerAt(url, files[0], outputs, *files[1:])
+                target: Target = ServerAt(url, files[0], package.manifest, *files[1:])
             else:
                 target = _target(model, source, folder, in_process=in_process, triton=server)
         with target:
             load = Load([target.connect() for _ in range(clients)], cases, alone.rule)
-            plan = DrillPlan(asked, seconds, trip_timeout, return_timeout, rules.rungs[0].called)
+            first = rules.names[0]
+            breaking = Drill(target, load, seconds, trip_timeout, return_timeout, first)
             try:
                 with progress.step("breaking it"):
-                    before, found = run_drill(target, load, plan)
+                    before, found = breaking.run(asked)
             finally:
                 load.close()
             return DrillReport(
@@ -218,7 +218,7 @@ def _milliseconds(runner: Runner, inputs: Mapping[str, Array]) -> float:
 
 
 _OWN_POLICY = "the drill's own, of short cool-downs"
-_OWN_LADDER = """
+_OWN_CHAIN = """
 rungs:
 - {{kind: {first}, name: {first}, p99_ms: {limit_ms:.1f}}}
 - {{kind: functions, name: {second}}}
@@ -233,27 +233,27 @@ def _policy(given: Path | str | None, alone: _Alone, folder: Path) -> tuple[Guar
     """Return the policy that is drilled, and its file."""
     if given is not None:
         return read_guard_policy(Path(given)), Path(given).resolve()
-    # Without kernels function bodies are the first rung, and the second one, too.
+    # Without kernels function bodies are the first level, and the second one, too.
     first = "functions" if kernel_library() is None else "kernels"
     second = "functions" if first == "kernels" else "functions-again"
     limit_ms = max(250.0, 20 * alone.milliseconds)
     path = folder / "policy.yaml"
-    path.write_text(_OWN_LADDER.format(first=first, second=second, limit_ms=limit_ms))
+    path.write_text(_OWN_CHAIN.format(first=first, second=second, limit_ms=limit_ms))
     return read_guard_policy(path), path
 
 
 def _cases(package: OnnxPackage, alone: _Alone, policy: GuardPolicy) -> tuple[LoadCase, ...]:
     others: dict[str, Runner] = {}
-    for rung in policy.rungs:
-        if rung.path is not None:
-            others[rung.called] = find_deployed(rung.path).open()
+    for level in policy.rungs:
+        if level.path is not None:
+            others[level.called] = find_deployed(level.path).open()
     found = []
     for vectors, own in zip(package.vectors, alone.outputs, strict=False):
         right: dict[str, tuple[Mapping[str, Array], ...]] = {
-            rung.called: (others[rung.called].run(vectors.inputs),)
-            if rung.called in others
+            level.called: (others[level.called].run(vectors.inputs),)
+            if level.called in others
             else own
-            for rung in policy.rungs
+            for level in policy.rungs
         }
         found.append(LoadCase(vectors.inputs, right))
     for runner in others.values():

@@ -9,9 +9,8 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Model
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.original import Original, OriginalModel
-from moh_deploy.serving.genai.bundle import write_genai_bundle
+from moh_deploy.serving.genai.bundle import GenaiBundleReport, write_genai_bundle
 from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER
-from moh_deploy.serving.genai.bundle_report import GenaiBundleReport
 from moh_deploy.serving.genai.verify import GenaiVerification, verify_genai
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.recorded_parity import require_equal

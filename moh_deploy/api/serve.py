@@ -41,6 +41,7 @@ def serve(
     max_delay_ms: float | None = None,
     sample_every: int | None = None,
     per_head: bool = False,
+    otlp: str | None = None,
     reference: Path | str | None = None,
     guard: Path | str | None = None,
     audit_log: Path | str | None = None,
@@ -77,6 +78,8 @@ def serve(
         max_delay_ms: How long the first request of a batch waits for others; None for 1.
         sample_every: Routing is read of one batch in so many; 0 reads none; None for 128.
         per_head: Count head by head, not by layer alone.
+        otlp: Address of a collector of OpenTelemetry that metrics are sent to, too, by OTLP over
+            HTTP: `http://collector:4318`.
         reference: Routing profile; metrics show how far live routing is from it.
         guard: The policy by which answers are judged, and by which a rung below answers where the
             first fails; `default` for kernels, then function bodies.
@@ -138,6 +141,7 @@ def serve(
         "max_delay_ms": max_delay_ms,
         "sample_every": sample_every,
         "per_head": per_head or None,
+        "otlp": otlp,
         "reference": _whole(reference),
         "guard": None if guard is None else True,
         "policy": _whole(guard),
@@ -157,7 +161,7 @@ def serve(
     limits = HttpLimits(
         max_body_bytes=max_body * MIB,
         max_json_bytes=max_json * MIB,
-        max_held_bytes=max(HttpLimits.max_held_bytes, 2 * max_body * MIB, 64 * max_json * MIB),
+        max_held_bytes=max(HttpLimits.max_held_bytes, 4 * max_body * MIB),
         max_waiting=max_queue,
         read_timeout_s=read_timeout,
         request_timeout_s=request_timeout,

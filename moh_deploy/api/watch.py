@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.serving.drift.judge import LiveCounts, WindowVerdict, judge_window
-from moh_deploy.serving.drift.live import NoData, windows_of_dump, windows_of_metrics
-from moh_deploy.serving.drift.reference import RoutingReference, read_reference
+from moh_deploy.serving.drift.judge import LiveCounts, judge_window
+from moh_deploy.serving.drift.live import windows_of_dump, windows_of_metrics
+from moh_deploy.serving.drift.reference import read_reference
 from moh_deploy.serving.drift.report import WatchReport
 from moh_deploy.serving.settings import LARGEST_OPTION
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -46,14 +47,11 @@ def watch(
         known = read_reference(Path(reference))
     with progress.step(f"watching {source}"):
         if str(source).startswith(("http://", "https://")):
-            found = windows_of_metrics(str(source), known, every=every, windows=windows)
-            judged = tuple(_judged(known, one) for one in found)
+            url = str(source)
+            found: Iterable[LiveCounts] = windows_of_metrics(
+                url, known, every=every, windows=windows
+            )
         else:
-            judged = tuple(judge_window(known, one) for one in windows_of_dump(Path(source), known))
+            found = windows_of_dump(Path(source), known)
+        judged = tuple(judge_window(known, window) for window in found)
     return WatchReport(str(source), judged, known)
-
-
-def _judged(reference: RoutingReference, live: LiveCounts | NoData) -> WindowVerdict:
-    if isinstance(live, NoData):
-        return WindowVerdict(live.since, live.until, 0, None, (), live.why)
-    return judge_window(reference, live)

@@ -23,19 +23,20 @@ from moh_deploy.cli.output import print_answer
     ),
     click.option(
         "--backend",
-        type=click.Choice(["python", "onnxruntime", "tensorrt"]),
-        help="What runs the model in the server: moh-deploy in its Python backend (telemetry,"
-        " guard), or the server's own.  [default: tensorrt for an engine, else python]",
+        type=click.Choice(["python", "tensorrt"]),
+        help="The server's backend: python runs a package by moh-deploy, with telemetry and guard;"
+        " tensorrt runs an engine (never run yet).  [default: by what DIR is]",
     ),
     click.option(
         "--name", metavar="NAME", help="What clients call the model.  [default: the directory's]"
     ),
     options.positive("--instances", "How many batches run at the same time.", default=1),
     options.positive(
-        "--threads", "Threads of each instance.  [default: cores by instances; onnxruntime: 1]"
+        "--threads", "Threads of each instance.  [default: the cores by the instances]"
     ),
     options.BATCHING,
     options.PER_HEAD,
+    options.OTLP,
     options.GUARD,
     options.path("--fallback", "DIR", "The package of the policy's rung of kind package."),
     options.SHADOW,

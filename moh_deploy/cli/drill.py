@@ -38,7 +38,7 @@ from moh_deploy.cli.report_files import FileFormat, ReportFiles
         "--trip-timeout", "How long a fault stays that the guard has not noticed.", default="10s"
     ),
     options.time(
-        "--return-timeout", "How long the first rung may take to come back.", default="60s"
+        "--return-timeout", "How long the first level may take to come back.", default="60s"
     ),
     options.flag(
         "--in-process", "Serve in this process, by no protocol: without a worker to kill."
@@ -72,8 +72,8 @@ def command(
     **given: object,
 ) -> None:
     """Serve the package or bundle DIR with a guard, under load, and plant one fault after the
-    other: exit 1 if a wrong answer gets out where the fault can be seen, or the first rung does not
-    come back."""
+    other: exit 1 if a wrong answer gets out where the fault can be seen, or the first level does
+    not come back."""
     from moh_deploy.api.drill import drill
 
     paths: dict[FileFormat, Path | None] = {"junit": junit, "markdown": markdown, "html": html}

@@ -273,6 +273,12 @@ SHADOW_SHARE = _served(
     0.05,
 )
 PER_HEAD = flag("--per-head", "Count head by head, not by layer alone: more series.")
+OTLP = click.option(
+    "--otlp",
+    metavar="URL",
+    help="Send metrics to a collector of OpenTelemetry, too, by OTLP over HTTP:"
+    " http://collector:4318. Needs pip install 'moh-deploy[otel]' where the model is served.",
+)
 REFERENCE = path(
     "--reference",
     "FILE.json",

@@ -56,5 +56,5 @@ def _print_rich(content: RenderableType) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
     with writing_stdout():
         with console.capture() as capture:
-            console.print(content)
+            console.print(content, crop=False)
         click.echo(capture.get(), nl=False)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     options.positive("--threads", "Threads of each instance.  [default: cores by instances]"),
     options.BATCHING,
     options.PER_HEAD,
+    options.OTLP,
     options.REFERENCE,
     options.GUARD,
     options.path("--audit-log", "FILE", "Append what the guard does to this file, as JSON lines."),

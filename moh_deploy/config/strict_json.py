@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from moh_deploy.errors import MoHDeployError
+
+T = TypeVar("T")
 
 _STRICT = {"extra": "forbid", "strict": True, "ser_json_inf_nan": "strings"}
 
@@ -12,3 +19,26 @@ class Strict:
     """Base of what pydantic decodes from JSON: no key too many, no number hidden in a string."""
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = _STRICT
+
+
+def decode_strict(
+    kind: type[T],
+    content: object,
+    source: str,
+    *,
+    error: type[MoHDeployError],
+    hint: str | None = None,
+) -> T:
+    """Decode parsed JSON into a dataclass whose base is `Strict`.
+
+    Args:
+        source: Where the content is from; it opens the error message.
+        error: What to raise if a key is missing, unknown or of another type.
+        hint: Of that error.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(content))
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise error(f"{source}: key '{key[:100]}': {first['msg']}.", hint=hint) from problem

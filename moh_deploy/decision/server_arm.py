@@ -39,8 +39,8 @@ class ServerModel(Model):
             ConfigError: The URL is no `http://HOST:PORT`.
         """
         host, port = host_and_port(self.url)
-        outputs = tuple(one.name for one in self.base.outputs)
-        client = V2Client(host, port, self.served_as, outputs)
+        client = V2Client(host, port, self.served_as, self.base)
+        outputs = tuple(info.name for info in self.base.outputs)
         return ServerRunner(self, client, self.base.inputs, outputs)
 
     def alone(self, variant: Variant) -> None:

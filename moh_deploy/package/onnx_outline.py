@@ -245,7 +245,7 @@ def read_varint(data: mmap.mmap, at: int) -> tuple[int, int]:
 
 
 def _parsed(parse: Callable[[bytes], Any], content: bytes) -> Any:
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         return parse(content)

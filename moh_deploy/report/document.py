@@ -131,11 +131,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Text:
-    """A sentence or several; `is_good` gives it a colour."""
+    """A sentence or several.
+
+    Attributes:
+        text: The words.
+        is_good: Gives it a colour.
+        shown: In which formats.
+        is_whole: It holds a command to copy: a terminal breaks no line.
+    """
 
     text: str
     is_good: bool | None = None
     shown: frozenset[Format] = EVERYWHERE
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)

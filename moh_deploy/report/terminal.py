@@ -45,7 +45,9 @@ def _block(block: Block) -> Iterator[RenderableType]:
     elif isinstance(block, Table):
         yield TerminalTable(block)
     elif isinstance(block, Text):
-        yield _coloured(block.is_good, block.text)
+        words = _coloured(block.is_good, block.text)
+        words.no_wrap, words.overflow = block.is_whole, "ignore" if block.is_whole else None
+        yield words
 
 
 def _verdict(verdict: Verdict, *, with_reasons: bool = True) -> Iterator[RenderableType]:

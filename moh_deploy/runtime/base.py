@@ -40,7 +40,7 @@ class Variant:
         optimize: Let the runtime rewrite the graph. Without, every node runs as it is written.
         threads: Threads within one operator; None lets the runtime choose.
         spins: Threads wait for work in a loop, which starts an operator microseconds earlier and
-            takes a core meanwhile: for what is timed.
+            takes a core meanwhile: for what is timed. Without, memory is given back after each run.
         extra_outputs: Names of inner values to return besides the outputs.
         edits: Changes of the graph, in their order: gates fed, routing fixed, noisy weights.
         round_results: Round what every operator computes in float16, as GPUs do. ONNX Runtime on

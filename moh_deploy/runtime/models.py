@@ -62,16 +62,13 @@ def runtime_for(asked: Runtime | None, preferred: Runtime | None) -> Runtime:
     return preferred
 
 
-def require_onnxruntime(
-    package: str, preferred: Runtime | None, who: str, *, instead: str = ""
-) -> None:
+def require_onnxruntime(package: str, preferred: Runtime | None, who: str) -> None:
     """Refuse a package that was tuned for another runtime, for who runs ONNX Runtime alone.
 
     Args:
         package: In words.
         preferred: What it was tuned for.
         who: The subject of a sentence.
-        instead: What serves it in its own runtime, as a sentence; empty if nothing does.
 
     Raises:
         ConfigError: It was.
@@ -81,8 +78,8 @@ def require_onnxruntime(
     raise ConfigError(
         f"{package} was tuned for {preferred}, and {who} runs models in ONNX Runtime alone: at"
         " another speed than was measured.",
-        hint=f"{instead} `moh-deploy tune DIR --within CONDITION --runtime onnxruntime` finds the"
-        " fastest package for ONNX Runtime.".lstrip(),
+        hint="`moh-deploy tune DIR --within CONDITION --runtime onnxruntime` finds the fastest"
+        " package for ONNX Runtime.",
     )
 
 

@@ -21,33 +21,28 @@ class Answering(Protocol):
 def answer_batch(
     answer: Answering, axis: BatchAxis | None, requests: Sequence[Tensors]
 ) -> Iterator[Reply | Exception]:
-    """Yield the reply to each request, or what it raised, in their order.
+    """Yield the reply to each request, or its error, in their order.
 
-    One request, of a token that there is none of, say, must not fail those that it was joined with:
-    where the batch fails, each of several is run again alone, and yielded as soon as it is known.
+    A request of an unknown token must not fail those that it was joined with: where the batch
+    fails, each of several is run again alone, and yielded as soon as it is known.
 
     Args:
         answer: Answers one batch.
-        axis: What requests are joined on; None where each runs alone.
+        axis: The axis that requests are joined on; None where each runs alone.
         requests: Name to array; they were checked, and have equal keys of the axis.
     """
     try:
-        replies = _replies(answer, axis, requests)
+        if axis is None:
+            replies = [answer(inputs) for inputs in requests]
+        else:
+            sizes = [axis.size(inputs) for inputs in requests]
+            reply = answer(axis.joined(requests), sizes)
+            replies = [Reply(part, reply.rung) for part in axis.split(reply.outputs, sizes)]
     except Exception as error:
         if len(requests) == 1:
             yield error
             return
-        for one in requests:
-            yield from answer_batch(answer, axis, [one])
+        for inputs in requests:
+            yield from answer_batch(answer, axis, [inputs])
         return
     yield from replies
-
-
-def _replies(
-    answer: Answering, axis: BatchAxis | None, requests: Sequence[Tensors]
-) -> Sequence[Reply]:
-    if axis is None:
-        return [answer(one) for one in requests]
-    sizes = [axis.size(one) for one in requests]
-    reply = answer(axis.joined(requests), sizes)
-    return [Reply(part, reply.rung) for part in axis.split(reply.outputs, sizes)]

@@ -32,9 +32,9 @@ class BatchAxis:
     def of(cls, manifest: ModelInterface) -> Self | None:
         """Return the batch axis of a model; None where requests cannot be joined."""
         tensors = (*manifest.inputs, *manifest.outputs)
-        first = {one.shape[0] if one.shape else None for one in tensors}
-        # A dimension that stands at another place too (batch * batch attention) is none of samples.
-        elsewhere = {size for one in tensors for size in one.shape[1:]}
+        first = {info.shape[0] if info.shape else None for info in tensors}
+        # A dimension that stands at another place too (batch * batch attention) counts no samples.
+        elsewhere = {size for info in tensors for size in info.shape[1:]}
         (dim,) = first if len(first) == 1 else (None,)
         if not isinstance(dim, str) or dim in elsewhere or not dim.isidentifier():
             return None
@@ -47,14 +47,14 @@ class BatchAxis:
         return len(next(iter(inputs.values())))
 
     def key(self, inputs: Mapping[str, Array]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Return what has to be equal in requests that are joined: every other size."""
-        return tuple(sorted((name, one.shape[1:]) for name, one in inputs.items()))
+        """Return all other sizes of a request: those of requests that are joined are equal."""
+        return tuple(sorted((name, array.shape[1:]) for name, array in inputs.items()))
 
     def joined(self, requests: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
         """Return one batch of requests with equal keys, in their order."""
         if len(requests) == 1:
             return dict(requests[0])
-        return {name: np.concatenate([one[name] for one in requests]) for name in requests[0]}
+        return {name: np.concatenate([inputs[name] for inputs in requests]) for name in requests[0]}
 
     def split(
         self, outputs: Mapping[str, Array], sizes: Sequence[int]
@@ -62,20 +62,31 @@ class BatchAxis:
         """Return each request's part of the outputs of a batch.
 
         Args:
-            outputs: What the model made of the batch.
+            outputs: Of the batch.
             sizes: Samples of each request, in the order in which they were joined.
 
         Raises:
             ConfigError: An output has another number of samples: the model mixes them.
         """
-        for name, one in outputs.items():
-            if len(one) != sum(sizes):
+        for name, array in outputs.items():
+            if len(array) != sum(sizes):
                 raise ConfigError(
-                    f"output '{name}' has {len(one)} samples, expected the {sum(sizes)} of the"
+                    f"output '{name}' has {len(array)} samples, expected the {sum(sizes)} of the"
                     " batch."
                 )
         ends = np.cumsum(sizes)
         return tuple(
-            {name: one[end - size : end] for name, one in outputs.items()}
+            {name: array[end - size : end] for name, array in outputs.items()}
             for size, end in zip(sizes, ends, strict=True)
         )
+
+
+def scalars_of(model: ModelInterface) -> dict[str, int]:
+    """Return the inputs and outputs of one number for each sample, and how many axes they have.
+
+    Triton has no tensors without dimensions beside the batch: its clients send and get such a
+    number with an axis of size 1 at the end.
+    """
+    num_axes = 0 if BatchAxis.of(model) is None else 1
+    tensors = (*model.inputs, *model.outputs)
+    return {info.name: num_axes for info in tensors if len(info.shape) == num_axes}

@@ -1,12 +1,11 @@
 """Tell whether requests may be joined: by trying whether a sample's answer depends on the others.
 
-That the first axis is dynamic everywhere does not say that it counts samples that are independent.
-A model that norms over it, say, would answer a request with what came of another one's values.
+A first axis that is dynamic everywhere may count samples that depend on each other. A model that
+norms over it would answer a request with numbers that come of the values in another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +23,7 @@ class Joining:
     """Says whether requests may be joined into batches, and if not why.
 
     Attributes:
-        axis: What they are joined on; None where each runs alone.
+        axis: The axis that they are joined on; None where each runs alone.
         reason: Why each runs alone; None if they are joined.
     """
 
@@ -35,8 +34,8 @@ class Joining:
 def find_joining(served: ServedModel) -> Joining:
     """Return how requests of a model may be joined.
 
-    A recorded run of several samples is repeated with all of them replaced by one: if that one is
-    answered as before, the others had no part in it.
+    A recorded run of several samples is repeated with all of them replaced by the first, and by
+    the last: where that is answered as before, the others have no part in its answer.
 
     Raises:
         BackendError: The model does not run.
@@ -44,7 +43,11 @@ def find_joining(served: ServedModel) -> Joining:
     axis = served.batch_axis
     if axis is None:
         return Joining(None, "its inputs and outputs have no first axis in common that is dynamic")
-    recorded = _several_samples(_recorded(served))
+    try:
+        vectors = served.model.made_from(None).vectors
+    except MoHDeployError:  # an engine has none
+        vectors = ()
+    recorded = next(filter(_has_unequal_samples, vectors), None)
     if recorded is None:
         return Joining(
             None, "no recorded run has several samples, to try whether they are independent"
@@ -54,8 +57,8 @@ def find_joining(served: ServedModel) -> Joining:
     allowed = tolerance_for(rule_name(served.model.manifest.precision)).relative
     for index in (0, samples - 1):
         same = {
-            name: np.repeat(one[index : index + 1], samples, axis=0)
-            for name, one in recorded.inputs.items()
+            name: np.repeat(array[index : index + 1], samples, axis=0)
+            for name, array in recorded.inputs.items()
         }
         for name, got in served.run(same).items():
             before = whole[name]
@@ -66,19 +69,9 @@ def find_joining(served: ServedModel) -> Joining:
     return Joining(axis)
 
 
-def _recorded(served: ServedModel) -> Sequence[VectorSet]:
-    try:
-        return served.model.made_from(None).vectors
-    except MoHDeployError:  # an engine, which has none
-        return ()
-
-
-def _several_samples(recorded: Sequence[VectorSet]) -> VectorSet | None:
-    """Return a run of samples that are not all the same."""
-    for one in recorded:
-        if any((values != values[:1]).any() for values in one.inputs.values() if len(values) > 1):
-            return one
-    return None
+def _has_unequal_samples(recorded: VectorSet) -> bool:
+    arrays = recorded.inputs.values()
+    return any((array != array[:1]).any() for array in arrays if len(array) > 1)
 
 
 def _is_close(got: Array, expected: Array, relative: float) -> bool:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import Manifest, Runtime, TensorInfo
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
-from moh_deploy.runtime.input_check import check_inputs
+from moh_deploy.runtime.input_check import check_inputs, empty_axis
 from moh_deploy.runtime.models import runtime_for
-from moh_deploy.serving.batches import BatchAxis
+from moh_deploy.serving.batches import BatchAxis, scalars_of
 from moh_deploy.serving.drift.live_drift import LiveDrift, open_live_drift
 from moh_deploy.serving.guard.guard import Guard
-from moh_deploy.serving.guard.open_guard import GuardOptions, open_guard
-from moh_deploy.serving.guard.shadow import open_shadow
+from moh_deploy.serving.guard.open_guard import open_guard
+from moh_deploy.serving.guard.shadow import Shadow
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.source import BatchSource, OneModel, open_model
 from moh_deploy.serving.telemetry import Telemetry
+from moh_deploy.serving.telemetry.otlp import OtlpExport
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.user_vectors import check_ranges
 
@@ -90,10 +91,14 @@ class ServedModel:
 
     Args:
         model: The package or engine.
-        source: What runs it, opened with the inner values that observers may want.
+        source: Runs it; opened with the inner values that observers may want.
         observers: Who sees the runs.
         telemetry: The one of them that counts what routers do; None where none does.
         drift: What compares that with a reference; None without one.
+        export: What sends metrics to a collector, once its server starts it; None without one.
+
+    Attributes:
+        scalars: See `scalars_of`.
     """
 
     def __init__(
@@ -104,16 +109,19 @@ class ServedModel:
         *,
         telemetry: Telemetry | None = None,
         drift: LiveDrift | None = None,
+        export: OtlpExport | None = None,
     ) -> None:
         self.model = model
+        self.export = export
         self.telemetry = telemetry
         self.inputs: tuple[TensorInfo, ...] = model.manifest.inputs
         self.outputs: tuple[TensorInfo, ...] = model.manifest.outputs
         self.batch_axis = BatchAxis.of(model.manifest)
+        self.scalars = scalars_of(model.manifest)
         self._source = OneModel(source) if isinstance(source, Runner) else source
         self._observers = tuple(observers)
         self._drift = drift
-        self._names = tuple(one.name for one in self.outputs)
+        self._names = tuple(info.name for info in self.outputs)
 
     @property
     def guard(self) -> Guard | None:
@@ -127,28 +135,35 @@ class ServedModel:
             ConfigError: A name, dtype, rank or size is wrong, or was refused at export.
         """
         sizes = check_inputs(self.inputs, inputs)
+        if self.batch_axis is not None and not self.batch_axis.size(inputs):
+            raise ConfigError("the batch is empty, expected 1 sample or more.")
         if isinstance(self.model.manifest, Manifest):
             check_ranges(sizes, self.model.manifest)
         return sizes
 
     def answer(self, inputs: Mapping[str, Array], sizes: Sequence[int] = ()) -> Reply:
-        """Reply one batch.
+        """Answer a batch.
 
         Args:
             inputs: Name to array, for every input.
-            sizes: Samples of each request in it; it is one request without.
+            sizes: Samples of each request in it; empty for a single request.
 
         Raises:
             ConfigError: The inputs do not fit the model.
             BackendError: The runtime failed.
         """
         dims = self.check(inputs)
-        wanted = tuple({name: None for one in self._observers for name in one.wanted(dims)})
+        wanted = tuple({name: None for each in self._observers for name in each.wanted(dims)})
         parts = tuple(sizes) or (self._samples(inputs),)
-        ran = self._source.run(inputs, self._names, wanted, len(parts))
+        try:
+            ran = self._source.run(inputs, self._names, wanted, len(parts))
+        except BackendError as error:
+            if empty_axis(self.inputs, inputs) is None:
+                raise
+            raise ConfigError(error.message, hint=error.hint) from error
         run = ServedRun(inputs, dims, ran.results, parts, ran.seconds, ran.rung)
-        for one in self._observers:
-            one.saw(run)
+        for observer in self._observers:
+            observer.saw(run)
         return Reply({name: ran.results[name] for name in self._names}, ran.rung)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -161,17 +176,20 @@ class ServedModel:
         return dict(self._source.run(inputs, self._names, (), 1).results)
 
     def describe(self) -> Description:
-        """Say what runs each layer."""
+        """Describe the operators that run each layer."""
         return self._source.describe()
 
     def families(self) -> tuple[Family, ...]:
         """Return what was counted so far."""
         own = self._source.families()
         seen = (family for one in self._observers for family in one.families())
-        return (*own, *seen, *(() if self._drift is None else self._drift.families()))
+        others = (one.families() for one in (self._drift, self.export) if one is not None)
+        return (*own, *seen, *(family for families in others for family in families))
 
     def close(self) -> None:
-        """Give back what the runner and the observers hold."""
+        """Send metrics a last time, and give back what the runner and the observers hold."""
+        if self.export is not None:
+            self.export.close()
         for one in self._observers:
             one.close()
         self._source.close()
@@ -194,23 +212,25 @@ def open_served(
         ValidationError: It answers a recorded run wrongly.
         BackendError: The runtime is not there, or refuses the model.
         PackageError: It cannot be read, or has changed since it was written.
-        ConfigError: The guard's policy is wrong, a package beside takes or returns others, or the
-            reference is not of this package.
+        ConfigError: The guard's policy is wrong, a package beside takes or returns others, the
+            reference is not of this package, or OpenTelemetry's exporter is not installed.
     """
+    export: OtlpExport | None = None
+    if settings.otlp is not None:  # First: it may not be installed, and a model takes long.
+        export = OtlpExport(settings.otlp, model=settings.name, version=settings.version)
     way = served_variant(settings, runtime_for(None, model.preferred_runtime))
     telemetry = _telemetry(model, settings)
     drift = _drift(model, settings, telemetry)
     observers: tuple[Observer, ...] = () if telemetry is None else (telemetry,)
     if settings.shadow is not None:
-        shadow = Path(settings.shadow)
-        observers += (open_shadow(model, shadow, settings.shadow_share, way),)
+        observers += (Shadow(model, Path(settings.shadow), settings.shadow_share, way),)
     inner = tuple({name: None for one in observers for name in one.inner})
+    source: BatchSource
     if settings.guard:
-        options = replace(guard_options(settings), is_restart=is_restart)
-        guard = open_guard(model, options, inner, way)
-        return ServedModel(model, guard, observers, telemetry=telemetry, drift=drift)
-    opened = open_model(model, inner, way)
-    return ServedModel(model, opened, observers, telemetry=telemetry, drift=drift)
+        source = open_guard(model, settings, inner, way, is_restart=is_restart)
+    else:
+        source = open_model(model, inner, way)
+    return ServedModel(model, source, observers, telemetry=telemetry, drift=drift, export=export)
 
 
 def _telemetry(model: Deployed, settings: ServingSettings) -> Telemetry | None:
@@ -240,15 +260,6 @@ def _drift(
     return open_live_drift(Path(settings.reference), telemetry)
 
 
-def guard_options(settings: ServingSettings) -> GuardOptions:
-    """Return what the settings say of the guard."""
-    policy, log, control = (
-        None if path is None else Path(path)
-        for path in (settings.policy, settings.audit_log, settings.control)
-    )
-    return GuardOptions(policy, log, control, drill=settings.drill)
-
-
 def served_variant(settings: ServingSettings, runtime: Runtime = "onnxruntime") -> Variant:
     """Return the way in which whatever answers is opened: runtime, threads and kernels."""
     library = None if settings.library is None else Path(settings.library)
@@ -258,19 +269,19 @@ def served_variant(settings: ServingSettings, runtime: Runtime = "onnxruntime") 
 
 def threads_of(settings: ServingSettings) -> int:
     """Return the threads of an instance: instances by threads are the cores of this machine."""
-    # More threads than cores is what makes servers of ONNX Runtime slow.
+    # Servers of ONNX Runtime become slow with more threads than cores.
     return settings.threads or max(1, cores() // settings.instances)
 
 
 def cores() -> int:
-    """Return how many cores this process may use: those it may run on, and no more than it gets."""
+    """Return the number of cores that this process may use, within a container's limit."""
     has_affinity = hasattr(os, "sched_getaffinity")
     allowed = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     return min(allowed, _quota() or allowed)
 
 
 def _quota() -> int | None:
-    """Return how many cores a container's limit of CPU time amounts to; None without one."""
+    """Return the number of cores that a container's limit of CPU time allows; None without one."""
     try:
         quota, period = map(int, _CPU_MAX.read_text().split())
     except (OSError, ValueError):  # not in a container, or "max 100000"

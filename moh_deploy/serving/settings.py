@@ -32,6 +32,7 @@ class ServingSettings(Strict):
         shadow_share: On which share of the batches.
         reference: Routing profile that live routing is compared with; None for none.
         library: The kernels to run on; None for the installation's.
+        otlp: The collector that metrics are sent to, as `http://collector:4318`; None for none.
     """
 
     name: str
@@ -51,3 +52,4 @@ class ServingSettings(Strict):
     shadow_share: float = 0.05
     reference: str | None = None
     library: str | None = None
+    otlp: str | None = None

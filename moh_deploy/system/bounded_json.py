@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
+from typing import cast
 
 from moh_deploy.errors import MoHDeployError, PackageError
 from moh_deploy.system.bounded_file import read_bytes
@@ -37,7 +39,9 @@ def has_keys(path: Path, keys: set[str]) -> bool:
     return isinstance(content, dict) and keys <= content.keys()
 
 
-def parse_json(content: bytes | str, source: str, *, error: type[MoHDeployError]) -> object:
+def parse_json(
+    content: bytes | bytearray | str, source: str, *, error: type[MoHDeployError]
+) -> object:
     """Parse JSON into plain Python types.
 
     Args:
@@ -74,18 +78,24 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _check_values(value: object) -> None:
     """Refuse what Python reads and what goes on from here fails at: some hundred levels of nesting,
     and half a surrogate pair, which no text can be written with."""
-    # Level by level and not by recursion, which deep nesting would exhaust.
+    # Level by level and not by recursion, which deep nesting would exhaust. What types a level has
+    # is asked first: a million numbers are passed at once.
     level = [value]
     for depth in range(DEEPEST + 1):
+        types = set(map(type, level))
+        if depth == DEEPEST and types & {dict, list}:
+            raise ValueError(_TOO_DEEP)
         inner: list[object] = []
-        for one in level:
-            if isinstance(one, (dict, list)) and depth == DEEPEST:
-                raise ValueError(_TOO_DEEP)
-            if isinstance(one, dict):
-                inner += one.keys()
-                inner += one.values()
-            elif isinstance(one, list):
-                inner += one
-            elif isinstance(one, str) and not one.isascii():
-                one.encode()  # UnicodeEncodeError is a ValueError
+        if dict in types:
+            for found in level:
+                if isinstance(found, dict):
+                    inner += found.keys()
+                    inner += found.values()
+        if list in types:
+            lists = level if len(types) == 1 else [item for item in level if type(item) is list]
+            inner += chain.from_iterable(cast(list[list[object]], lists))
+        if str in types:
+            for text in level:
+                if isinstance(text, str) and not text.isascii():
+                    text.encode()  # UnicodeEncodeError is a ValueError
         level = inner

@@ -11,9 +11,13 @@ from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.report.document import Text
 from moh_deploy.serving.triton import check
 from moh_deploy.serving.triton.bundle_json import read_bundle
+from moh_deploy.serving.triton.bundle_report import NEVER_RUN
 from tests.handmade_package import write_package
 from tests.nightly import sampled
 from tests.routed_package import Fault, write_routed
+from tests.runtime.tensorrt.engines import write_engine
+
+OTLP = "http://collector:4318"
 
 
 @pytest.fixture
@@ -34,21 +38,27 @@ def test_bundle_is_written_and_found_good(
     assert moh_deploy.check_bundle(tmp_path / "b").failure is None
 
 
-def test_native_backend_is_started_with_the_kernels_whatever_the_folder_is_called(
-    package: Path, tmp_path: Path
-):
+def test_printed_paths_hold_whatever_the_folder_is_called(package: Path, tmp_path: Path):
     root = tmp_path / "my $bundle's"
-    report = moh_deploy.bundle(package, root, backend="onnxruntime")
-    libraries, *command = shlex.split(report.start)
-    assert libraries == f"LD_LIBRARY_PATH={root / 'lib'}:$LD_LIBRARY_PATH"
-    assert command == ["tritonserver", f"--model-repository={root / 'repository'}"]
-    check = f"moh-deploy bundle --check {shlex.quote(str(root))}"
-    assert check in "\n".join(one.text for one in report.document().blocks if isinstance(one, Text))
+    report = moh_deploy.bundle(package, root)
+    assert shlex.split(report.start) == [
+        "tritonserver",
+        f"--model-repository={root / 'repository'}",
+    ]
+    texts = [block.text for block in report.document().blocks if isinstance(block, Text)]
+    assert f"moh-deploy bundle --check {shlex.quote(str(root))}" in "\n".join(texts)
+
+
+def test_bundle_of_an_engine_says_that_no_server_has_run_one(tmp_path: Path):
+    report = moh_deploy.bundle(write_engine(tmp_path / "engine"), tmp_path / "b")
+    assert NEVER_RUN in report.to_markdown()
 
 
 def test_guard_is_the_usual_one_by_its_name(package: Path, tmp_path: Path):
-    moh_deploy.bundle(package, tmp_path / "b", guard="default", shadow=package, shadow_share=0.5)
+    beside = {"shadow": package, "shadow_share": 0.5, "otlp": OTLP}
+    moh_deploy.bundle(package, tmp_path / "b", guard="default", **beside)
     settings = read_bundle(tmp_path / "b").settings
+    assert settings.otlp == OTLP
     assert (settings.guard, settings.policy, settings.drill) == (True, None, False)
     assert (settings.shadow, settings.shadow_share) == ("shadow", 0.5)
 
@@ -66,7 +76,8 @@ def test_guard_is_the_usual_one_by_its_name(package: Path, tmp_path: Path):
         ({"drill": True}, "drill is for a guard: there is none"),
         ({"reference": "r.json", "sample_every": 0}, "routing that is read: sample_every is 0"),
         ({"backend": "tensorrt"}, "backend is 'tensorrt', but package"),
-        ({"guard": "default", "backend": "onnxruntime"}, "which the backend 'onnxruntime' does"),
+        ({"otlp": "collector:4318"}, "--otlp is 'collector:4318', expected the address"),
+        ({"backend": "onnxruntime"}, "backend is 'onnxruntime', but package"),
     ],
 )
 def test_wrong_option_is_refused(

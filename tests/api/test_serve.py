@@ -84,12 +84,14 @@ def test_bundle_has_settings_of_its_own_which_arguments_replace(
 ):
     root = tmp_path / "bundle"
     (tmp_path / "policy.yaml").write_text("rungs: [{kind: functions}]")
-    moh_deploy.bundle(package, root, name="m", max_batch=7, guard=tmp_path / "policy.yaml")
+    own = {"name": "m", "max_batch": 7, "otlp": "http://a:4318"}
+    moh_deploy.bundle(package, root, **own, guard=tmp_path / "policy.yaml")
     moh_deploy.serve(root)
-    moh_deploy.serve(root, name="n", max_batch=9, guard="default")
+    moh_deploy.serve(root, name="n", max_batch=9, guard="default", otlp="http://b:4318")
     first, second = (task.settings for task in tasks)
     assert (first.name, first.max_batch, first.guard) == ("m", 7, True)
     assert (second.name, second.max_batch, second.guard) == ("n", 9, True)
+    assert (first.otlp, second.otlp) == ("http://a:4318", "http://b:4318")
     assert first.policy is not None
     assert second.policy is None
     assert Path(tasks[0].model).parent.parent.name == "m"
@@ -106,13 +108,6 @@ def test_reference_of_a_bundle_needs_routing_that_is_read(
         moh_deploy.serve(tmp_path, sample_every=0)
     moh_deploy.serve(tmp_path)
     assert settings_of(tasks).reference == "reference.json"
-
-
-def test_bundle_for_a_server_alone_is_refused(package: Path, tmp_path: Path):
-    root = tmp_path / "bundle"
-    moh_deploy.bundle(package, root, name="m", backend="onnxruntime")
-    with pytest.raises(PackageError, match="for the backend 'onnxruntime' of Triton"):
-        moh_deploy.serve(root)
 
 
 @pytest.mark.parametrize(

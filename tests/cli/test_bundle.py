@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,22 @@ def test_bundle_is_written_and_checked(
     checked = cli("bundle", "--check", root, "--json")
     assert checked.exit_code == 0
     assert {one["is_good"] for one in checked.json["findings"]} <= {True, None}
+
+
+def test_printed_lines_run_as_they_are_printed(
+    cli: Cli, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(check, "find_server", lambda given: None)  # whatever this machine has
+    root, program = tmp_path / f"{'long ' * 30}$name's", tmp_path / "bin" / "tritonserver"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/given\n')
+    program.chmod(0o755)
+    lines = cli("bundle", package, "-o", root).out.splitlines()
+    start, checks = (line.partition(": ")[2] for line in lines[-2:])
+    subprocess.run(["/bin/sh", "-c", start], check=True, env={"PATH": str(program.parent)})
+    assert (tmp_path / "given").read_text() == f"--model-repository={root / 'repository'}\n"
+    _, *arguments = shlex.split(checks)
+    assert cli(*arguments).exit_code == 0
 
 
 def test_bundle_that_no_server_would_load_ends_with_5(cli: Cli, package: Path, tmp_path: Path):

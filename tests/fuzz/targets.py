@@ -38,7 +38,7 @@ from moh_deploy.serving.drift.reference import (
     write_reference,
 )
 from moh_deploy.serving.drift.report import WatchReport
-from moh_deploy.serving.telemetry.prometheus import parse_text, prometheus_text
+from moh_deploy.serving.telemetry.prometheus import exposition, parse_text
 from moh_deploy.serving.triton.check import examine_bundle
 from moh_deploy.system.npz import map_npz, read_npz
 from moh_deploy.validate.accuracy.label_files import read_labels
@@ -570,7 +570,7 @@ def metrics_text(_: Path) -> Prepared:
     counter = Family("moh_routed_tokens_total", "Tokens.", "counter", (Series(labels, 3),))
     buckets = {0.1: 1, 1.0: 2, math.inf: 2}
     histogram = Family("moh_margin", "M.", "histogram", (Series(labels, 0.4, buckets),))
-    text = prometheus_text((counter, histogram)).encode()
+    text = exposition((counter, histogram))[0].encode()
 
     def read(content: bytes) -> None:
         parse_text(content.decode("utf-8", "replace"), "url")

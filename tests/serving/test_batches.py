@@ -8,11 +8,19 @@ import pytest
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
 from moh_deploy.serving import BatchAxis
+from moh_deploy.serving.batches import scalars_of
 from tests.handmade_package import MANIFEST
 
 
 def test_batch_axis_is_the_first_of_all_inputs_and_outputs():
     assert BatchAxis.of(MANIFEST) == BatchAxis("batch")
+
+
+def test_number_for_each_sample_has_no_axis_beside_the_batch():
+    step, flag = TensorInfo("step", "int64", ("batch",)), TensorInfo("flag", "bool", ())
+    batched = replace(MANIFEST, inputs=(*MANIFEST.inputs, step))
+    assert scalars_of(batched) == {"step": 1}
+    assert scalars_of(replace(batched, outputs=(flag,))) == {"flag": 0}
 
 
 def test_limit_of_the_trace_is_the_most_samples():

@@ -6,6 +6,7 @@ import ctypes
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,10 @@ import pytest
 import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.serving.foreign_code import require_own_code
-from moh_deploy.serving.genai.bundle_json import (
-    PACKAGE_FOLDER,
-    GenaiBundle,
-    genai_bundle_text,
-)
+from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER, GenaiBundle
 from moh_deploy.serving.http import server
 from moh_deploy.serving.triton.bundle_json import BUNDLE_NAME
+from moh_deploy.system.json_text import to_json_text
 from tests.kernel_library import required_library
 from tests.serving.triton.bundles import bundle_of_handmade, replace_whole, rewrite_bundle
 
@@ -102,7 +100,7 @@ def test_genai_runs_no_code_of_others(tmp_path: Path):
     (tmp_path / PACKAGE_FOLDER).mkdir()
     (tmp_path / PACKAGE_FOLDER / "model.onnx.data").write_bytes(STRANGER)
     bundle = GenaiBundle("", library=None, shares_buffer=False, versions={})
-    (tmp_path / BUNDLE_NAME).write_text(genai_bundle_text(bundle))
+    (tmp_path / BUNDLE_NAME).write_text(to_json_text(asdict(bundle)))
     with pytest.raises(ConfigError, match=r"package/model\.onnx\.data is 'native code"):
         moh_deploy.verify_genai_bundle(tmp_path)
     with pytest.raises(PackageError, match="manifest"):  # trusted, and no package

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moh_deploy.errors import ConfigError
+from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import PackageDir
@@ -22,7 +22,7 @@ from moh_deploy.serving import (
 from moh_deploy.serving import served_model as served_model_module
 from moh_deploy.serving.answer_batch import answer_batch
 from moh_deploy.serving.served_model import cores, served_variant
-from tests.handmade_package import vectors, write_package
+from tests.handmade_package import WIDTH, vectors, write_package
 from tests.nightly import sampled
 from tests.serving.lookup_package import TABLE, write_lookup
 
@@ -119,11 +119,25 @@ def test_close_closes_observers(served: ServedModel, observer: Noting):
         ({}, "input 'x' is missing"),
         ({"x": np.zeros((1, 2), np.float32)}, "with 2 axes"),
         ({"x": np.zeros((1, 2, 3), np.float64)}, "expected dtype float32"),
+        ({"x": np.zeros((0, 2, WIDTH), np.float32)}, "the batch is empty, expected 1 sample"),
     ],
 )
 def test_wrong_inputs_are_refused(served: ServedModel, inputs: dict[str, object], message: str):
     with pytest.raises(ConfigError, match=message):
         served.answer(inputs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("seq", "error"), [(0, ConfigError), (2, BackendError)])
+def test_empty_tensor_that_the_runtime_refuses_is_the_clients_fault(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch, seq: int, error: type[MoHDeployError]
+):
+    def fails(*_: object) -> None:
+        raise BackendError("it does not run.", hint="Send more.")
+
+    monkeypatch.setattr(type(served._source), "run", fails)
+    with pytest.raises(MoHDeployError, match=r"it does not run\.\n  hint: Send more") as caught:
+        served.answer({"x": np.zeros((1, seq, WIDTH), np.float32)})
+    assert type(caught.value) is error
 
 
 def test_threads_of_a_served_model_do_not_spin():

@@ -64,32 +64,19 @@ def limits(
     # What did not happen in so many requests happens in up to 3 of as many (the rule of three): a
     # head that no request used may be used by one of a window.
     deviation = np.sqrt(sample.var(axis=0) + 3 / (count * window))
-    largest = [
-        _quantile_of_largest(layout, windows, reference, mean, deviation, 1 - rate)
-        for reference in references
-    ]
+    step = max(1, _MOST_NUMBERS // max(1, windows.shape[1]))
+    quantiles = []
+    for reference in references:
+        largest = [
+            ((distances(layout, windows[i : i + step], reference) - mean) / deviation).max(axis=1)
+            for i in range(0, len(windows), step)
+        ]
+        quantiles.append(np.quantile(np.concatenate(largest), 1 - rate, method="higher"))
     # The next one above, not a mean of two. It is 3 to 5 deviations; of recorded requests that are
     # all alike none strays, and what is rounded would: 1 is a rest of what did not happen.
-    far = max(1.0, float(np.quantile(largest, KEPT_IN, method="higher")))
+    far = max(1.0, float(np.quantile(quantiles, KEPT_IN, method="higher")))
     found: NDArray[np.float64] = mean + far * deviation
     return found
-
-
-def _quantile_of_largest(
-    layout: CountLayout,
-    windows: Counts,
-    reference: Counts,
-    mean: NDArray[np.float64],
-    deviation: NDArray[np.float64],
-    share: float,
-) -> float:
-    """Return what the largest scaled distance of this share of the windows does not exceed."""
-    step = max(1, _MOST_NUMBERS // max(1, windows.shape[1]))
-    largest = [
-        ((distances(layout, windows[i : i + step], reference) - mean) / deviation).max(axis=1)
-        for i in range(0, len(windows), step)
-    ]
-    return float(np.quantile(np.concatenate(largest), share, method="higher"))
 
 
 def _drawn(rng: np.random.Generator, rows: Counts, size: int, times: int) -> Iterator[Counts]:

@@ -14,7 +14,7 @@ moves one of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -29,38 +29,38 @@ OF_LAYERS: frozenset[Statistic] = frozenset({"active", "shared", "margin"})
 """Those that need no counts of single heads."""
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """Name a column of distances: its layer, statistic and head.
-
-    Attributes:
-        layer: Number of the layer.
-        statistic: Which distance.
-        head: Of `head`, which one; None for any other.
-    """
-
-    layer: int
-    statistic: Statistic
-    head: int | None = None
-
-
-def quantities(layout: CountLayout) -> tuple[Quantity, ...]:
-    """Return what the columns of `distances` are."""
-    return tuple(
-        one for number, layer in enumerate(layout.layers) for one in _of_layer(number, layer)
-    )
+def statistics_of(layer: CountedLayer) -> tuple[Statistic, ...]:
+    """Return the distances that a layer has, but those of single heads."""
+    has_both = 0 < (layer.num_shared_heads or 0) < layer.num_heads
+    shared: tuple[Statistic, ...] = ("shared",) if has_both else ()
+    margin: tuple[Statistic, ...] = ("margin",) if layer.has_margins else ()
+    return ("load", "active", "mass", *shared, *margin)
 
 
 def distances(layout: CountLayout, totals: Counts, reference: Counts) -> NDArray[np.float64]:
-    """Return how far windows are from the reference, [windows, quantities].
+    """Return how far windows are from the reference, [windows, distances].
+
+    Layer by layer: first the `statistics_of` the layer, then one for each head.
 
     Args:
         totals: Summed rows of each window, [windows, columns].
         reference: Summed rows of the reference, [columns].
     """
-    if not layout.layers:
-        return np.zeros((len(totals), 0))
-    return np.concatenate([_distances(one, totals, reference) for one in layout.columns], axis=1)
+    found = [np.zeros((len(totals), 0))]
+    for columns in layout.columns:
+        of_layer, heads = _distances(columns, totals, reference)
+        found += [np.stack([of_layer[name] for name in statistics_of(columns.layer)], 1), heads]
+    return np.concatenate(found, axis=1)
+
+
+def by_layer(
+    layout: CountLayout, row: NDArray[np.float64]
+) -> Iterator[tuple[dict[Statistic, float], tuple[float, ...]]]:
+    """Cut a row of `distances`: yield those of each layer, by name, and those of its heads."""
+    values = iter(row.tolist())
+    for layer in layout.layers:
+        of_layer = {name: next(values) for name in statistics_of(layer)}
+        yield of_layer, tuple(next(values) for _ in range(layer.num_heads))
 
 
 def loads(columns: LayerColumns, totals: Counts) -> NDArray[np.float64]:
@@ -68,34 +68,25 @@ def loads(columns: LayerColumns, totals: Counts) -> NDArray[np.float64]:
     return _over(totals[..., columns.on], totals[..., columns.tokens, None])
 
 
-def _of_layer(number: int, layer: CountedLayer) -> list[Quantity]:
-    of_all: list[Statistic] = ["load", "active", "mass"]
-    if 0 < (layer.num_shared_heads or 0) < layer.num_heads:
-        of_all.append("shared")
-    if layer.has_margins:
-        of_all.append("margin")
-    heads = [Quantity(number, "head", head) for head in range(layer.num_heads)]
-    return [*(Quantity(number, one) for one in of_all), *heads]
-
-
-def _distances(columns: LayerColumns, totals: Counts, reference: Counts) -> NDArray[np.float64]:
-    """Return the distances of one layer, in the order of `_of_layer`."""
+def _distances(
+    columns: LayerColumns, totals: Counts, reference: Counts
+) -> tuple[dict[Statistic, NDArray[np.float64]], NDArray[np.float64]]:
+    """Return all distances of a layer, those too that it has not, and those of its heads."""
     layer, first = columns.layer, columns.layer.num_shared_heads or 0
     on, on_then = loads(columns, totals), loads(columns, reference)
-    mass = _shares(totals[:, columns.mass]), _shares(reference[columns.mass])
+    mass, mass_then = _shares(totals[:, columns.mass]), _shares(reference[columns.mass])
     # Shared heads are on for every token: among them nothing is chosen.
-    chosen = (on[:, first:], on_then[first:]) if first < layer.num_heads else (on, on_then)
-    found = [
-        _variation(_shares(chosen[0]), _shares(chosen[1])),
-        np.abs(on.sum(axis=1) - on_then.sum()),
-        _variation(*mass),
-    ]
-    if 0 < first < layer.num_heads:
-        found.append(np.abs(mass[0][:, :first].sum(axis=1) - mass[1][:first].sum()))
-    if layer.has_margins:
-        margins = _shares(totals[:, columns.margins]), _shares(reference[columns.margins])
-        found.append(_variation(*margins))
-    return np.concatenate([np.stack(found, axis=1), np.abs(on - on_then)], axis=1)
+    chosen = slice(first if first < layer.num_heads else 0, None)
+    shared = mass[:, :first].sum(axis=1) - mass_then[:first].sum()
+    margins, margins_then = _shares(totals[:, columns.margins]), _shares(reference[columns.margins])
+    of_layer: dict[Statistic, NDArray[np.float64]] = {
+        "load": _variation(_shares(on[:, chosen]), _shares(on_then[chosen])),
+        "active": np.abs(on.sum(axis=1) - on_then.sum()),
+        "mass": _variation(mass, mass_then),
+        "shared": np.abs(shared),
+        "margin": _variation(margins, margins_then),
+    }
+    return of_layer, np.abs(on - on_then)
 
 
 def _variation(shares: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:

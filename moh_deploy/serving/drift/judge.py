@@ -6,14 +6,7 @@ from dataclasses import dataclass
 
 from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import share
-from moh_deploy.serving.drift.distances import (
-    OF_LAYERS,
-    Quantity,
-    Statistic,
-    distances,
-    loads,
-    quantities,
-)
+from moh_deploy.serving.drift.distances import OF_LAYERS, Statistic, by_layer, distances, loads
 from moh_deploy.serving.drift.reference import RoutingReference
 from moh_deploy.serving.telemetry.routing import Counts
 
@@ -99,7 +92,7 @@ class LayerVerdict:
     @in_json()
     def ratio(self) -> float:
         """The largest distance by its limit."""
-        return max((one.ratio for one in self.drifts), default=0.0)
+        return max((drift.ratio for drift in self.drifts), default=0.0)
 
     def alarms(self) -> tuple[str, ...]:
         """Return what is not as in the reference; nothing where all is chance."""
@@ -108,18 +101,19 @@ class LayerVerdict:
         if not self.tokens:
             return (f"{self.path}: no token was routed",)
         moved = [
-            f"{_WORDS[one.statistic]} moved by {one.distance:.3g} (limit {one.limit:.3g})"
-            for one in self.drifts
-            if one.ratio > 1 and one.statistic != "head"
+            f"{_WORDS[drift.statistic]} moved by {drift.distance:.3g} (limit {drift.limit:.3g})"
+            for drift in self.drifts
+            if drift.ratio > 1 and drift.statistic != "head"
         ]
-        heads = [self._head(one) for one in self.heads if one.has_moved]
-        return (f"{self.path}: {'; '.join([*moved, *heads])}",) if moved or heads else ()
-
-    @staticmethod
-    def _head(one: LiveHead) -> str:
-        live, reference = share(one.live), share(one.reference)
-        kind = " is dead," if one.is_dead else " is always open," if one.is_always_open else ""
-        return f"head {one.head}{kind} is on for {live} of the tokens, was for {reference}"
+        for head in self.heads:
+            if head.has_moved:
+                kind = " is dead," if head.is_dead else ""
+                kind = " is always open," if head.is_always_open else kind
+                now, then = share(head.live), share(head.reference)
+                moved.append(
+                    f"head {head.head}{kind} is on for {now} of the tokens, was for {then}"
+                )
+        return (f"{self.path}: {'; '.join(moved)}",) if moved else ()
 
 
 _WORDS: dict[Statistic, str] = {
@@ -163,7 +157,7 @@ class WindowVerdict:
     @in_json()
     def ratio(self) -> float | None:
         """The largest distance by its limit; None without data."""
-        return max((one.ratio for one in self.layers), default=None)
+        return max((layer.ratio for layer in self.layers), default=None)
 
 
 @dataclass(frozen=True)
@@ -176,6 +170,7 @@ class LiveCounts:
         since: When it begins, in seconds since 1970.
         until: When it ends.
         per_head: Heads were counted one by one; else what is of single heads is not looked at.
+        no_data: Why nothing was counted; None where something was.
     """
 
     totals: Counts
@@ -183,6 +178,7 @@ class LiveCounts:
     since: float
     until: float
     per_head: bool = True
+    no_data: str | None = None
 
 
 def judge_window(reference: RoutingReference, live: LiveCounts) -> WindowVerdict:
@@ -192,44 +188,27 @@ def judge_window(reference: RoutingReference, live: LiveCounts) -> WindowVerdict
     the next smaller size: chance moves it less, so false alarms are rarer and drift has to be
     larger than it need be. One that is smaller than all is not judged, which is an alarm.
     """
-    limits = reference.limits_for(live.requests)
-    if limits is None:
+    limits, no_data = reference.limits_for(live.requests), live.no_data
+    if limits is None and no_data is None:
         fewest = reference.limits[0].requests
         found = f"{live.requests} requests were read, limits hold from {fewest} on"
-        why = found if live.requests else "no request was read"
-        return WindowVerdict(live.since, live.until, live.requests, None, (), why)
+        no_data = found if live.requests else "no request was read"
+    if limits is None or no_data is not None:
+        return WindowVerdict(live.since, live.until, live.requests, None, (), no_data)
     layout, totals = reference.layout, reference.totals
-    far = distances(layout, live.totals[None], totals)[0]
-    of_layers: list[list[Drift]] = [[] for _ in layout.layers]
-    of_heads: list[list[LiveHead]] = [[] for _ in layout.layers]
-    known = [
-        one for one in zip(quantities(layout), far.tolist(), strict=True) if _is_known(one[0], live)
-    ]
-    for one, distance in known:
-        limit = limits.layers[one.layer].of(one)
-        if one.head is None:
-            of_layers[one.layer].append(Drift(one.statistic, distance, limit))
-        else:
-            columns, head = layout.columns[one.layer], one.head
-            now, then = loads(columns, live.totals)[head], loads(columns, totals)[head]
-            of_heads[one.layer].append(LiveHead(head, float(now), float(then), limit))
-    for drifts, heads in zip(of_layers, of_heads, strict=True):
-        if heads:
-            each = [Drift("head", abs(one.live - one.reference), one.limit) for one in heads]
-            drifts.append(max(each, key=lambda one: one.ratio))
-    layers = tuple(
-        LayerVerdict(
-            columns.layer.path,
-            columns.layer.num_shared_heads,
-            round(live.totals[columns.tokens]),
-            round(live.totals[columns.nonfinite]),
-            tuple(of_layers[number]),
-            tuple(of_heads[number]),
-        )
-        for number, columns in enumerate(layout.columns)
-    )
-    return WindowVerdict(live.since, live.until, live.requests, limits.requests, layers)
-
-
-def _is_known(one: Quantity, live: LiveCounts) -> bool:
-    return live.per_head or one.statistic in OF_LAYERS
+    far = by_layer(layout, distances(layout, live.totals[None], totals)[0])
+    layers = []
+    for columns, limit, (of_layer, _) in zip(layout.columns, limits.layers, far, strict=True):
+        known = [name for name in of_layer if live.per_head or name in OF_LAYERS]
+        drifts = [Drift(name, of_layer[name], getattr(limit, name)) for name in known]
+        heads: list[LiveHead] = []
+        if live.per_head:
+            now, then = loads(columns, live.totals).tolist(), loads(columns, totals).tolist()
+            shares = zip(now, then, limit.heads, strict=True)
+            heads = [LiveHead(head, *numbers) for head, numbers in enumerate(shares)]
+            each = [Drift("head", abs(head.live - head.reference), head.limit) for head in heads]
+            drifts.append(max(each, key=lambda drift: drift.ratio))
+        layer = columns.layer.path, columns.layer.num_shared_heads
+        counted = round(live.totals[columns.tokens]), round(live.totals[columns.nonfinite])
+        layers.append(LayerVerdict(*layer, *counted, tuple(drifts), tuple(heads)))
+    return WindowVerdict(live.since, live.until, live.requests, limits.requests, tuple(layers))

@@ -1,7 +1,7 @@
 """Show how far live routing is from the reference, among the metrics of the process that serves.
 
 A window is what was counted since the one before, as soon as it has the requests that the
-smallest limits are for. It is judged when somebody asks for metrics: no thread waits for that.
+smallest limits are for. It is judged when metrics are asked for: no thread waits for that.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
@@ -19,8 +18,6 @@ from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.system.digest import sha256_of
 
-_OUTCOMES = ("usual", "alarm")
-
 
 class LiveDrift:
     """Judges the traffic of a served model window by window. Several threads may ask.
@@ -29,31 +26,26 @@ class LiveDrift:
         reference: The routing of traffic that is known to be good.
         digest: Of the file that it was read from.
         telemetry: What counts.
-        clock: Seconds since 1970.
     """
 
-    def __init__(
-        self,
-        reference: RoutingReference,
-        digest: str,
-        telemetry: Telemetry,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._reference = reference
-        self._digest = digest
-        self._telemetry = telemetry
-        self._clock = clock
+    def __init__(self, reference: RoutingReference, digest: str, telemetry: Telemetry) -> None:
+        self._reference, self._digest, self._telemetry = reference, digest, telemetry
         self._lock = threading.Lock()
-        self._since, self._before = clock(), telemetry.totals()
+        self._since, self._before = time.time(), telemetry.totals()
         self._last: WindowVerdict | None = None
-        self._outcomes: Counter[str] = Counter()
+        self._outcomes = Counter(usual=0, alarm=0)
 
     def families(self) -> tuple[Family, ...]:
         """Return what came of the windows so far, as metrics."""
         with self._lock:
             self._judge()
-            last, outcomes = self._last, dict(self._outcomes)
-        ratios = [] if last is None else [(one.path, one.drifts) for one in last.layers]
+            layers = () if self._last is None else self._last.layers
+            outcomes = [Series({"outcome": name}, n) for name, n in self._outcomes.items()]
+        ratios = [
+            Series({"layer": layer.path, "statistic": drift.statistic}, drift.ratio)
+            for layer in layers
+            for drift in layer.drifts
+        ]
         return (
             Family(
                 "moh_reference_info",
@@ -66,22 +58,18 @@ class LiveDrift:
                 "Distance of the last window from the reference by what chance explains: above 1"
                 " it is drift.",
                 "gauge",
-                tuple(
-                    Series({"layer": path, "statistic": one.statistic}, one.ratio)
-                    for path, drifts in ratios
-                    for one in drifts
-                ),
+                tuple(ratios),
             ),
             Family(
                 "moh_drift_windows_total",
                 "Windows of requests whose routing was judged by the reference.",
                 "counter",
-                tuple(Series({"outcome": one}, outcomes.get(one, 0)) for one in _OUTCOMES),
+                tuple(outcomes),
             ),
         )
 
     def _judge(self) -> None:
-        now, totals = self._clock(), self._telemetry.totals()
+        now, totals = time.time(), self._telemetry.totals()
         requests = totals.requests - self._before.requests
         if requests < self._reference.limits[0].requests:
             return
@@ -96,15 +84,10 @@ def open_live_drift(path: Path, telemetry: Telemetry) -> LiveDrift:
     """Read a reference, to judge by it what is served.
 
     Raises:
-        ConfigError: It is none, or of another package.
+        ConfigError: It is no reference, or of another package.
     """
     reference = read_reference(path)
-    if reference.digest != telemetry.digest:
-        raise ConfigError(
-            f"reference {path} is of another package: of a model.onnx with sha256"
-            f" {reference.digest}, that of what is served is {telemetry.digest}.",
-            hint="Profile this package: moh-deploy profile.",
-        )
+    reference.require_of(telemetry.digest, f"{path}: the served model")
     if reference.layout != telemetry.reader.layout:
         raise ConfigError(f"reference {path} counts other layers than the package has.")
     return LiveDrift(reference, sha256_of(path), telemetry)

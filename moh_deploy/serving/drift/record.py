@@ -31,7 +31,7 @@ def record_requests(
     rows, seconds = [np.zeros((0, reader.layout.width))], []
     for inputs in requests:
         results = runner.run_returning(inputs, reader.names)
-        rows.append(reader.count(inputs, results, (1,)).rows)
+        rows.append(reader.count(inputs, results, (1,)))
         seconds.append(time.time())
     about = WindowAbout(package.manifest.files["model.onnx"], reader.layout.layers)
     counts = np.concatenate(rows)

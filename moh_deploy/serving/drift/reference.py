@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
-from moh_deploy.config.strict_json import Strict
+from moh_deploy.config.strict_json import Strict, decode_strict
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.drift.calibrate import KEPT_IN, limits
-from moh_deploy.serving.drift.distances import Quantity, quantities
+from moh_deploy.serving.drift.distances import by_layer, statistics_of
 from moh_deploy.serving.telemetry.layout import MARGIN_EDGES, CountedLayer, CountLayout
 from moh_deploy.serving.telemetry.routing import Counts
 from moh_deploy.serving.telemetry.window import RecordedWindow
@@ -66,13 +64,6 @@ class LayerLimits(Strict):
     shared: _Count | None = None
     margin: _Count | None = None
 
-    def of(self, one: Quantity) -> float:
-        """Return the limit of one distance."""
-        if one.head is not None:
-            return self.heads[one.head]
-        found: float = getattr(self, one.statistic)
-        return found
-
 
 @dataclass(frozen=True)
 class WindowLimits(Strict):
@@ -112,7 +103,7 @@ class RoutingReference(Strict):
     @property
     def layout(self) -> CountLayout:
         """The columns of its counts."""
-        return CountLayout(tuple(one.layer for one in self.layers))
+        return CountLayout(tuple(profile.layer for profile in self.layers))
 
     @property
     def totals(self) -> Counts:
@@ -125,9 +116,26 @@ class RoutingReference(Strict):
             row[columns.margins] = profile.margins
         return row
 
+    def require_of(self, digest: str, source: str) -> None:
+        """Refuse counts of a package that this is no reference of.
+
+        Args:
+            digest: Of the package's model.onnx.
+            source: Where the counts are from; it opens the error message.
+
+        Raises:
+            ConfigError: It is another one.
+        """
+        if digest != self.digest:
+            raise ConfigError(
+                f"{source} is of another package than the reference: digest {digest[:12]}, the"
+                f" reference's is {self.digest[:12]}.",
+                hint="`moh-deploy profile` makes a reference of the package that is served.",
+            )
+
     def limits_for(self, requests: int) -> WindowLimits | None:
         """Return the limits for a window of so many requests; None if it is too small."""
-        fitting = [one for one in self.limits if one.requests <= requests]
+        fitting = [window for window in self.limits if window.requests <= requests]
         return fitting[-1] if fitting else None
 
 
@@ -148,31 +156,46 @@ def profile_of(
         ConfigError: There are too few requests, no layers, or gates that are no numbers.
     """
     layout, requests = recorded.layout, int(recorded.requests.sum())
-    _check(recorded, layout, requests)
+    if not layout.layers:
+        raise ConfigError("the package has no MoH layer whose gates change: nothing can drift.")
+    if requests < FEWEST_REQUESTS or len(recorded.rows) < FEWEST_REQUESTS:
+        raise ConfigError(
+            f"a reference of {requests} requests in {len(recorded.rows)} runs was asked for,"
+            f" expected {FEWEST_REQUESTS} or more that can be told apart.",
+            hint="Record more, or cut inputs into smaller requests.",
+        )
     totals = recorded.rows.sum(axis=0)
+    bad = [columns.layer.path for columns in layout.columns if totals[columns.nonfinite]]
+    if bad:
+        raise ConfigError(
+            f"gates of {', '.join(bad)} are NaN or infinite: such traffic is no reference."
+        )
     sizes = [window]
     while sizes[-1] * 2 <= 4 * requests:
         sizes.append(sizes[-1] * 2)
-    per_row = requests / len(recorded.rows)
+    windows = []
+    for size in sizes:
+        rows = max(1, round(size * len(recorded.rows) / requests))
+        far = limits(layout, recorded.rows, rows, rate=rate, seed=seed)
+        layers = [LayerLimits(**of_layer, heads=heads) for of_layer, heads in by_layer(layout, far)]
+        windows.append(WindowLimits(size, tuple(layers)))
     return RoutingReference(
         digest=recorded.about.digest,
         requests=requests,
         layers=tuple(
             LayerProfile(
-                one.layer,
-                float(totals[one.tokens]),
-                tuple(totals[one.on].tolist()),
-                tuple(totals[one.mass].tolist()),
-                tuple(totals[one.margins].tolist()),
+                columns.layer,
+                float(totals[columns.tokens]),
+                *(
+                    tuple(totals[part].tolist())
+                    for part in (columns.on, columns.mass, columns.margins)
+                ),
             )
-            for one in layout.columns
+            for columns in layout.columns
         ),
         false_alarms=rate,
         confidence=KEPT_IN,
-        limits=tuple(
-            WindowLimits(size, _limits_of(recorded, max(1, round(size / per_row)), rate, seed))
-            for size in sizes
-        ),
+        limits=tuple(windows),
     )
 
 
@@ -182,29 +205,46 @@ def read_reference(path: Path) -> RoutingReference:
     Raises:
         ConfigError: It is missing, none, of another version, or contradicts itself.
     """
+    hint = "`moh-deploy profile` writes a reference."
     try:
         content = read_json(path, error=ConfigError)
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path} does not exist.", hint="`moh-deploy profile` writes a reference."
-        ) from error
+        raise ConfigError(f"{path} does not exist.", hint=hint) from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != _FORMAT:
         raise ConfigError(
-            f"{path} is no reference of format version {_FORMAT}: got {version}.",
-            hint="`moh-deploy profile` writes a reference.",
+            f"{path} is no reference of format version {_FORMAT}: got {version}.", hint=hint
         )
-    try:
-        found = _adapter().validate_json(json.dumps(content))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise ConfigError(
-            f"{path} is no reference: {place}: {problem['msg']}.",
-            hint="`moh-deploy profile` writes a reference.",
-        ) from error
-    _check_sense(path, found)
+    found = decode_strict(
+        RoutingReference, content, f"{path} is no reference", error=ConfigError, hint=hint
+    )
+    problem = _contradiction(found)
+    if problem is not None:
+        raise ConfigError(f"{path}: {problem}.", hint=hint)
     return found
+
+
+def _contradiction(reference: RoutingReference) -> str | None:
+    """Return what in a reference does not fit the rest of it."""
+    sizes = [window.requests for window in reference.limits]
+    if not sizes or sizes != sorted(set(sizes)):
+        return f"limits are of {sizes} requests, expected ascending sizes"
+    for profile in reference.layers:
+        heads = profile.layer.num_heads
+        counts = (len(profile.on), len(profile.mass), len(profile.margins))
+        if counts != (heads, heads, len(MARGIN_EDGES)):
+            return f"layer '{profile.layer.path}' contradicts itself"
+    for window in reference.limits:
+        if len(window.layers) != len(reference.layers):
+            return f"limits are of {len(window.layers)} layers"
+        for profile, of_layer in zip(reference.layers, window.layers, strict=True):
+            names = statistics_of(profile.layer)
+            missing = [name for name in names if getattr(of_layer, name) is None]
+            if len(of_layer.heads) != profile.layer.num_heads:
+                missing.append("head")
+            if missing:
+                return f"a limit of {missing[0]} is missing"
+    return None
 
 
 REFERENCE_FILE = FileKind.beginning_with(
@@ -219,74 +259,4 @@ def write_reference(path: Path, reference: RoutingReference) -> None:
         PackageError: It cannot be written.
     """
     with staged_file(path) as partial:
-        partial.write_bytes(_adapter().dump_json(reference, indent=1) + b"\n")
-
-
-@cache
-def _adapter() -> TypeAdapter[RoutingReference]:
-    return TypeAdapter(RoutingReference)
-
-
-def _check(recorded: RecordedWindow, layout: CountLayout, requests: int) -> None:
-    if not layout.layers:
-        raise ConfigError("the package has no MoH layer whose gates change: nothing can drift.")
-    if requests < FEWEST_REQUESTS or len(recorded.rows) < FEWEST_REQUESTS:
-        raise ConfigError(
-            f"a reference of {requests} requests in {len(recorded.rows)} runs was asked for,"
-            f" expected {FEWEST_REQUESTS} or more that can be told apart.",
-            hint="Record more, or cut inputs into smaller requests.",
-        )
-    bad = [one.layer.path for one in layout.columns if recorded.rows[:, one.nonfinite].any()]
-    if bad:
-        raise ConfigError(
-            f"gates of {', '.join(bad)} are NaN or infinite: such traffic is no reference."
-        )
-
-
-def _limits_of(
-    recorded: RecordedWindow, rows: int, rate: float, seed: int
-) -> tuple[LayerLimits, ...]:
-    layout = recorded.layout
-    far = limits(layout, recorded.rows, rows, rate=rate, seed=seed)
-    by_layer: list[dict[str, float]] = [{} for _ in layout.layers]
-    heads: list[list[float]] = [[] for _ in layout.layers]
-    for one, limit in zip(quantities(layout), far.tolist(), strict=True):
-        if one.head is None:
-            by_layer[one.layer][one.statistic] = limit
-        else:
-            heads[one.layer].append(limit)
-    return tuple(
-        LayerLimits(
-            found["load"],
-            found["active"],
-            found["mass"],
-            tuple(of_heads),
-            found.get("shared"),
-            found.get("margin"),
-        )
-        for found, of_heads in zip(by_layer, heads, strict=True)
-    )
-
-
-def _check_sense(path: Path, reference: RoutingReference) -> None:
-    sizes = [one.requests for one in reference.limits]
-    if not sizes or sizes != sorted(set(sizes)):
-        raise ConfigError(f"{path}: limits are of {sizes} requests, expected ascending sizes.")
-    for profile in reference.layers:
-        heads = profile.layer.num_heads
-        counts = (len(profile.on), len(profile.mass), len(profile.margins))
-        if counts != (heads, heads, len(MARGIN_EDGES)):
-            raise ConfigError(f"{path}: layer '{profile.layer.path}' contradicts itself.")
-    wanted = quantities(reference.layout)
-    for one in reference.limits:
-        if len(one.layers) != len(reference.layers):
-            raise ConfigError(f"{path}: limits are of {len(one.layers)} layers.")
-        for each in wanted:
-            layer = one.layers[each.layer]
-            is_there = (
-                each.head < len(layer.heads)
-                if each.head is not None
-                else getattr(layer, each.statistic) is not None
-            )
-            if not is_there:
-                raise ConfigError(f"{path}: a limit of {each.statistic} is missing.")
+        partial.write_bytes(TypeAdapter(RoutingReference).dump_json(reference, indent=1) + b"\n")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -33,15 +33,14 @@ from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.serving.drift.distances import Statistic
 from moh_deploy.serving.drift.judge import LayerVerdict, WindowVerdict
-from moh_deploy.serving.drift.reference import LayerProfile, RoutingReference
+from moh_deploy.serving.drift.reference import LayerProfile, RoutingReference, WindowLimits
 
 _MOST_REASONS = 10
 _MOST_WINDOWS = 40
 _STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
 
 
-def one_in(rate: float) -> str:
-    """Return `1 in 1000 windows`."""
+def _one_in(rate: float) -> str:
     return f"1 in {1 / rate:.0f} windows"
 
 
@@ -64,16 +63,17 @@ class ProfileReport(Report):
     def document(self) -> Document:
         """Return what it says."""
         reference = self.reference
-        rows = [_profile_row(one) for one in reference.layers]
+        rows = [_profile_row(profile) for profile in reference.layers]
         columns = ("layer", "#heads", "#tokens", "#least used head", "#most used head", "#heads on")
-        sizes = [
-            (one.requests, *(figure(max(_largest(one.layers, name))) for name in _STATISTICS))
-            for one in reference.limits
-        ]
         names = ("#requests", *(f"#{name}" for name in _STATISTICS))
+        sizes = [
+            (window.requests, *(figure(_largest(window, name)) for name in _STATISTICS))
+            for window in reference.limits
+        ]
+        rate = _one_in(reference.false_alarms)
         findings = (
             f"{count(reference.requests, 'request')}, written to {self.output}.",
-            f"Unchanged traffic gives a false alarm in at most {one_in(reference.false_alarms)}, in"
+            f"Unchanged traffic gives a false alarm in at most {rate}, in"
             f" {reference.confidence:.0%} of references of this size, whatever the number of"
             " layers.",
         )
@@ -128,9 +128,12 @@ class WatchReport(Report):
         return bool(self.reasons)
 
     @property
+    def _judged(self) -> list[WindowVerdict]:
+        return [window for window in self.windows if window.no_data is None]
+
+    @property
     def _has_drifted(self) -> bool:
-        """A window that was judged alarms: it is not for want of data alone."""
-        return any(one.alarms for one in self.windows if one.no_data is None)
+        return any(window.alarms for window in self._judged)
 
     @property
     def failure(self) -> ValidationError | None:
@@ -140,27 +143,36 @@ class WatchReport(Report):
         first, *others = self.reasons
         more = f" ({len(others)} more)" if others else ""
         drifted = self._has_drifted
-        said = "routing is not as in the reference" if drifted else "routing could not be judged"
-        return ValidationError(f"{said}: {first}{more}")
+        problem = "routing is not as in the reference" if drifted else "routing could not be judged"
+        return ValidationError(f"{problem}: {first}{more}")
 
     def document(self) -> Document:
         """Return what it says."""
-        judged = [one for one in self.windows if one.no_data is None]
-        lines = tuple(self._lines(judged))
+        judged, rate = self._judged, self.false_alarms
+        alarmed = sum(bool(window.alarms) for window in self.windows)
+        some = share(1 - (1 - rate) ** len(judged))
+        lines = [
+            f"{alarmed} of {count(len(self.windows), 'window')} alarmed",
+            f"false alarms: {_one_in(rate)} of unchanged traffic; one or more in"
+            f" {count(len(judged), 'window')}: {some}",
+        ]
+        if any(window.requests > (window.limits_of or window.requests) for window in judged):
+            lines.append(
+                "windows are judged by the limits of the next smaller size that was calibrated:"
+                " false alarms are rarer than that"
+            )
         word = "DRIFTED" if self._has_drifted else "NO DATA" if self.alarms else "UNCHANGED"
         verdict = Verdict(
             word,
             not self.alarms,
             lines[0],
-            lines,
+            tuple(lines),
             reasons=self.reasons,
             most_reasons=_MOST_REASONS,
         )
-        requests = sum(one.requests for one in self.windows)
-        alarmed = sum(bool(one.alarms) for one in self.windows)
         facts = (
             Fact("windows", str(len(self.windows)), f"{alarmed} alarmed"),
-            Fact("requests read", str(requests)),
+            Fact("requests read", str(sum(window.requests for window in self.windows))),
             Fact("reference", str(self.reference.requests), "requests"),
         )
         blocks: list[Block] = [_window_table(self.windows)] if self.windows else []
@@ -171,45 +183,29 @@ class WatchReport(Report):
             columns = ("window", "layer", "#head", "live", "reference", "#limit", "what")
             blocks.append(Table("heads that moved", columns, moved))
         if any(layer.heads for window in judged for layer in window.layers):
-            blocks += [_now(judged[-1], len(self.windows)), _over_time(judged, self.reference)]
+            blocks += [_now(judged[-1], len(self.windows)), _over_time(judged)]
         elif judged:
-            blocks.append(Text(_NO_HEADS))
+            blocks.append(
+                Text(
+                    "Heads are not counted one by one there (--per-head counts them): choices and"
+                    " gate mass of heads were not compared, and no head is named."
+                )
+            )
         return Document("watch", tuple(blocks), verdict, facts, suites=(self._suite(),))
 
-    def _lines(self, judged: Sequence[WindowVerdict]) -> Iterator[str]:
-        alarmed = sum(bool(one.alarms) for one in self.windows)
-        yield f"{alarmed} of {count(len(self.windows), 'window')} alarmed"
-        rate, windows = self.reference.false_alarms, len(judged)
-        some = 1 - (1 - rate) ** windows
-        yield (
-            f"false alarms: {one_in(rate)} of unchanged traffic; one or more in"
-            f" {count(windows, 'window')}: {share(some)}"
-        )
-        if any(one.requests > (one.limits_of or one.requests) for one in judged):
-            yield (
-                "windows are judged by the limits of the next smaller size that was calibrated:"
-                " false alarms are rarer than that"
+    def _suite(self) -> CiSuite:
+        def case(kind: str, name: str, reasons: Sequence[str], good: str) -> CiCase:
+            return CiCase(
+                kind, name, "failure" if reasons else "passed", "; ".join(reasons) or good
             )
 
-    def _suite(self) -> CiSuite:
-        said = "routing is as in the reference" if not self.alarms else self.reasons[0]
-        verdict = CiCase("watch", "verdict", "failure" if self.alarms else "passed", said)
+        good = "routing is as in the reference"
+        verdict = case("watch", "verdict", self.reasons[:1], good)
         cases = [
-            CiCase(
-                "window",
-                f"window {number}",
-                "failure" if one.alarms else "passed",
-                "; ".join(one.alarms) or f"{one.requests} requests",
-            )
-            for number, one in enumerate(self.windows, 1)
+            case("window", f"window {number}", window.alarms, f"{window.requests} requests")
+            for number, window in enumerate(self.windows, 1)
         ]
         return CiSuite((verdict, *cases), facts=(("source", self.source),))
-
-
-_NO_HEADS = (
-    "Heads are not counted one by one there (--per-head counts them): choices and gate mass of"
-    " heads were not compared, and no head is named."
-)
 
 
 def _profile_row(profile: LayerProfile) -> tuple[Cell, ...]:
@@ -221,119 +217,101 @@ def _profile_row(profile: LayerProfile) -> tuple[Cell, ...]:
     return path, heads, round(profile.tokens), Share(min(routed)), Share(max(routed)), figure(on)
 
 
-def _largest(layers: Sequence[object], name: Statistic) -> list[float]:
-    values = [getattr(one, "heads" if name == "head" else name) for one in layers]
-    flat = [each for one in values for each in (one if isinstance(one, tuple) else (one,))]
-    return [one for one in flat if one is not None] or [0.0]
+def _largest(window: WindowLimits, name: Statistic) -> float:
+    if name == "head":
+        return max(limit for layer in window.layers for limit in layer.heads)
+    return max(getattr(layer, name) or 0.0 for layer in window.layers)
 
 
 def _window_table(windows: Sequence[WindowVerdict]) -> Table:
-    def row(number: int, one: WindowVerdict) -> tuple[Cell, ...]:
-        ratio = None
-        if one.ratio is not None:
-            words = f"{one.ratio:.3g} of the limit"
-            bad = one.ratio > 1
-            ratio = Drawn(words, one.ratio, limit=1.0, bar_from=0.0, has_dot=False, is_bad=bad)
-        said = "no data" if one.no_data else "alarm" if one.alarms else "as before"
-        status = Status(said, not one.alarms)
-        return number, _clock(one.since), _clock(one.until), one.requests, one.ratio, ratio, status
-
+    rows: list[tuple[Cell, ...]] = []
+    for number, window in enumerate(windows, 1):
+        ratio, drawn = window.ratio, None
+        if ratio is not None:
+            words, is_bad = f"{ratio:.3g} of the limit", ratio > 1
+            drawn = Drawn(words, ratio, limit=1.0, bar_from=0.0, has_dot=False, is_bad=is_bad)
+        answer = "no data" if window.no_data else "alarm" if window.alarms else "as before"
+        times = _clock(window.since), _clock(window.until)
+        status = Status(answer, not window.alarms)
+        rows.append((number, *times, window.requests, ratio, drawn, status))
     columns = (
-        "#window",
-        "from",
-        "to",
-        "#requests",
+        *("#window", "from", "to", "#requests"),
         Column("#largest distance by its limit"),
         Column("drift", PAGE),
         "answer",
     )
-    rows = [row(number, one) for number, one in enumerate(windows, 1)]
     return Table("windows", columns, rows, "windows", axis="numbers", axis_holds=(0.0, 1.0))
 
 
 def _layer_table(windows: Sequence[WindowVerdict]) -> Table:
-    def row(layers: Sequence[LayerVerdict]) -> tuple[Cell, ...]:
+    rows: list[tuple[Cell, ...]] = []
+    for layers in zip(*(window.layers for window in windows), strict=True):
         worst: dict[str, float] = {}
-        for layer in layers:
-            for one in layer.drifts:
-                worst[one.statistic] = max(worst.get(one.statistic, 0.0), one.ratio)
-        return layers[0].path, *(worst.get(name) for name in _STATISTICS)
-
+        for drift in (drift for layer in layers for drift in layer.drifts):
+            worst[drift.statistic] = max(worst.get(drift.statistic, 0.0), drift.ratio)
+        rows.append((layers[0].path, *map(worst.get, _STATISTICS)))
     columns = ("layer", *(f"#{name}" for name in _STATISTICS))
-    rows = [row(layers) for layers in zip(*(one.layers for one in windows), strict=True)]
     title = "largest distance by its limit, over all windows; above 1 it is no chance"
     return Table(title, columns, rows)
 
 
 def _moved_heads(windows: Sequence[WindowVerdict]) -> list[tuple[Cell, ...]]:
+    """Return the rows of the heads that moved most; JSON has all."""
     found = [
         (number, layer, head)
-        for number, one in enumerate(windows, 1)
-        for layer in one.layers
+        for number, window in enumerate(windows, 1)
+        for layer in window.layers
         for head in layer.heads
         if head.has_moved
     ]
-    # Those that moved most; JSON has all.
-    found.sort(key=lambda one: -abs(one[2].live - one[2].reference))
-    return [
-        (
-            str(number),
-            layer.path,
-            head.head,
-            Share(head.live),
-            Share(head.reference),
-            head.limit,
-            "dead" if head.is_dead else "always open" if head.is_always_open else "moved",
-        )
-        for number, layer, head in found[:_MOST_WINDOWS]
-    ]
+    found.sort(key=lambda moved: -abs(moved[2].live - moved[2].reference))
+    rows: list[tuple[Cell, ...]] = []
+    for number, layer, head in found[:_MOST_WINDOWS]:
+        word = "dead" if head.is_dead else "always open" if head.is_always_open else "moved"
+        shares = Share(head.live), Share(head.reference)
+        rows.append((str(number), layer.path, head.head, *shares, head.limit, word))
+    return rows
 
 
 def _now(window: WindowVerdict, number: int) -> Section:
-    rows = [row for layer in window.layers for row in _beside(layer)]
     about = Text(
         f"For how many tokens of window {number} each head is on, in percent, and below it in the"
         " reference. Heads that moved farther than chance explains are framed, with both numbers."
     )
+    rows: list[LoadRow] = []
+    for layer in window.layers:
+        rows += [_row(layer.path, layer, "live"), _reference_row("", layer, "reference")]
     heat = HeatMap("share of tokens, in percent", "layer", tuple(rows), "loads-now")
     return Section("Load by layer and head", (about, HeatMaps((heat,))), shown=PAGE)
 
 
-def _beside(layer: LayerVerdict) -> tuple[LoadRow, LoadRow]:
-    return _row(layer.path, layer, "live"), _reference_row(layer)
+def _over_time(windows: Sequence[WindowVerdict]) -> Section:
+    shown = windows[-_MOST_WINDOWS:]
+    maps = []
+    for number, first in enumerate(shown[0].layers):
+        rows = [_reference_row("reference", first, "")]
+        for window in shown:
+            note = count(window.requests, "request")
+            rows.append(_row(_clock(window.since), window.layers[number], note))
+        left_out = len(windows) - len(shown)
+        maps.append(HeatMap(first.path, "window", tuple(rows), f"over-time-{number}", left_out))
+    about = Text("The same window by window, each layer by itself, the reference first.")
+    return Section("Load over time", (about, HeatMaps(tuple(maps))), shown=PAGE)
 
 
-def _reference_row(layer: LayerVerdict) -> LoadRow:
-    then = tuple(round(one.reference * layer.tokens) for one in layer.heads)
-    return LoadRow("", layer.tokens, then, then, layer.num_shared_heads, "reference")
+def _reference_row(name: str, layer: LayerVerdict, note: str) -> LoadRow:
+    then = tuple(round(head.reference * layer.tokens) for head in layer.heads)
+    return LoadRow(name, layer.tokens, then, then, layer.num_shared_heads, note)
 
 
 def _row(name: str, layer: LayerVerdict, note: str) -> LoadRow:
-    tokens = layer.tokens
-    live = tuple(round(one.live * tokens) for one in layer.heads)
+    tokens, heads = layer.tokens, layer.heads
+    live = tuple(round(head.live * tokens) for head in heads)
     # Both numbers are shown where they differ: of what chance explains the live one alone.
     then = tuple(
-        round((one.reference if one.has_moved else one.live) * tokens) for one in layer.heads
+        round((head.reference if head.has_moved else head.live) * tokens) for head in heads
     )
     return LoadRow(name, tokens, live, then, layer.num_shared_heads, note)
-
-
-def _over_time(windows: Sequence[WindowVerdict], reference: RoutingReference) -> Section:
-    shown = windows[-_MOST_WINDOWS:]
-    maps = []
-    for number, profile in enumerate(reference.layers):
-        layers = [one.layers[number] for one in shown]
-        rows = [
-            _row(_clock(one.since), layer, count(one.requests, "request"))
-            for one, layer in zip(shown, layers, strict=True)
-        ]
-        rows.insert(0, replace(_reference_row(layers[0]), name="reference", note=""))
-        left_out = len(windows) - len(shown)
-        maps.append(
-            HeatMap(profile.layer.path, "window", tuple(rows), f"over-time-{number}", left_out)
-        )
-    about = Text("The same window by window, each layer by itself, the reference first.")
-    return Section("Load over time", (about, HeatMaps(tuple(maps))), shown=PAGE)
 
 
 def _clock(seconds: float) -> str:

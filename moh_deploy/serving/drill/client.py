@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import http.client
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from urllib.parse import quote
 
-import numpy as np
-
 from moh_deploy.errors import BackendError
+from moh_deploy.runtime.base import ModelInterface
+from moh_deploy.serving.batches import scalars_of
 from moh_deploy.serving.drill.load import ServerAnswer
-from moh_deploy.serving.http.protocol import HEADER_LENGTH
-from moh_deploy.serving.http.tensors import DATATYPES, dtype_of
-from moh_deploy.system.bounded_json import parse_json
+from moh_deploy.serving.http.protocol import (
+    HEADER_LENGTH,
+    RequestedOutput,
+    read_reply,
+    write_request,
+)
+from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.system.npz import Array
 
 _TIMEOUT_S = 15.0
@@ -25,14 +28,15 @@ class V2Client:
     Args:
         host: Of the server.
         port: Of its HTTP.
-        model: What the server calls it.
-        outputs: The outputs that are wanted.
+        model: Name of the model on the server.
+        manifest: Of the model.
     """
 
-    def __init__(self, host: str, port: int, model: str, outputs: Sequence[str]) -> None:
+    def __init__(self, host: str, port: int, model: str, manifest: ModelInterface) -> None:
         self._address = host, port
         self._path = f"/v2/models/{quote(model)}/infer"
-        self._outputs = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+        self._outputs = [RequestedOutput(info.name, is_binary=True) for info in manifest.outputs]
+        self._scalars = scalars_of(manifest)
         self._connection: http.client.HTTPConnection | None = None
 
     def __call__(self, inputs: Mapping[str, Array]) -> ServerAnswer:
@@ -41,30 +45,31 @@ class V2Client:
         Raises:
             BackendError: There is none: no connection, or a status of 400 or above.
         """
-        raw = {name: np.ascontiguousarray(one).tobytes() for name, one in inputs.items()}
-        tensors = [
-            {
-                "name": name,
-                "shape": list(one.shape),
-                "datatype": DATATYPES[one.dtype.name],
-                "parameters": {"binary_data_size": len(raw[name])},
-            }
-            for name, one in inputs.items()
-        ]
-        head = json.dumps({"inputs": tensors, "outputs": self._outputs}).encode()
-        headers = {HEADER_LENGTH: str(len(head)), "content-type": "application/octet-stream"}
+        # Triton takes a number for each sample as [batch, 1] alone, `serve` takes it, too.
+        sent = {
+            name: array[..., None] if name in self._scalars else array
+            for name, array in inputs.items()
+        }
+        body = write_request(sent, outputs=self._outputs)
         try:
             connection = self._connected()
-            connection.request("POST", self._path, b"".join([head, *raw.values()]), headers)
+            connection.request("POST", self._path, body.content, body.headers)
             response = connection.getresponse()
-            content, said = response.read(), response.getheader(HEADER_LENGTH)
+            content, json_bytes = response.read(), response.getheader(HEADER_LENGTH)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise BackendError(f"no answer: {type(error).__name__} {error}") from error
         if response.status >= 400:
             text = content[:300].decode(errors="replace")
             raise BackendError(f"status {response.status}: {text}")
-        return _answer(content, len(content) if said is None else int(said))
+        try:
+            outputs, parameters = read_reply(content, json_bytes, self._scalars)
+        except Refusal as error:
+            raise BackendError(
+                f"the server's answer is none of the v2 protocol with binary tensors: {error}",
+                hint="Name a server of `moh-deploy serve`, or Triton.",
+            ) from error
+        return ServerAnswer(outputs, str(parameters.get("moh_rung", "")))
 
     def close(self) -> None:
         """Close the connection; the next request makes another."""
@@ -76,26 +81,3 @@ class V2Client:
         if self._connection is None:
             self._connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_S)
         return self._connection
-
-
-def _answer(content: bytes, json_bytes: int) -> ServerAnswer:
-    try:
-        return _parsed(content, json_bytes)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BackendError(
-            "the server's answer is none of the v2 protocol with binary tensors.",
-            hint="Name a server of `moh-deploy serve`, or Triton.",
-        ) from error
-
-
-def _parsed(content: bytes, json_bytes: int) -> ServerAnswer:
-    head = parse_json(content[:json_bytes], "the server's answer", error=BackendError)
-    if not isinstance(head, dict):
-        raise TypeError("the protocol's answers are objects")
-    outputs, place = {}, json_bytes
-    for one in head["outputs"]:
-        size = int(one["parameters"]["binary_data_size"])
-        values = np.frombuffer(content[place : place + size], dtype_of(str(one["datatype"])))
-        outputs[str(one["name"])] = values.reshape(one["shape"])
-        place += size
-    return ServerAnswer(outputs, str(head.get("parameters", {}).get("moh_rung", "")))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from pydantic import BaseModel, Field, ValidationError
+
 from moh_deploy.errors import ConfigError
-from moh_deploy.serving.drill.load import Asked, Load, served_by
+from moh_deploy.serving.drill.load import Asked, Load
 from moh_deploy.serving.drill.report import NOTHING, FaultDrill
 from moh_deploy.serving.drill.targets import Target
 from moh_deploy.serving.guard.control import Control, write_control
 from moh_deploy.serving.guard.faults import Fault
-from moh_deploy.system.bounded_json import parse_json
 
 KILL = "kill"
 _LOOK_S = 0.02
@@ -23,143 +24,113 @@ _MOST_FAILURES = 3
 
 
 @dataclass(frozen=True)
-class DrillPlan:
-    """The faults to plant, and how long each stays.
+class Drill:
+    """Breaks a server, one fault after the other."""
 
-    Attributes:
-        faults: In this order; `kill` ends the worker.
-        seconds: How long the load runs before the first fault, and how long each one stays.
-        trip_s: A fault stays up to so long until the guard has noticed it.
-        return_s: How long the first rung may take to come back.
-        first_rung: Its name.
-    """
+    target: Target
+    load: Load
+    seconds: float  # how long the load runs before the first fault, and how long each fault stays
+    trip_s: float  # a fault stays up to so long until the guard has noticed it
+    return_s: float  # how long the first level may take to come back
+    first_level: str
 
-    faults: tuple[Fault | str, ...]
-    seconds: float
-    trip_s: float
-    return_s: float
-    first_rung: str
+    def run(self, faults: Sequence[Fault | str]) -> tuple[FaultDrill, tuple[FaultDrill, ...]]:
+        """Plant faults in their order, and return what clients saw before and during each."""
+        log = _Log(self.target.audit_log)
+        time.sleep(self.seconds)
+        before = _counted(NOTHING, self.load.take())
+        return before, tuple(
+            self._killed() if fault == KILL else self._planted(fault, log)  # type: ignore[arg-type]
+            for fault in faults
+        )
 
+    def _planted(self, fault: Fault, log: _Log) -> FaultDrill:
+        # The fault before may have left another level in service.
+        first = self.first_level
+        _wait(lambda: log.is_calm(first), self.return_s)
+        self.load.take()
+        log.start_anew()
+        begun = time.time()
+        write_control(self.target.control, Control(faults=(fault,)))
+        try:
+            _wait(lambda: log.trip is not None, self.trip_s)
+            # A fault that trips at once stays for a while, or probes would miss it.
+            time.sleep(max(0.0, begun + self.seconds - time.time()))
+        finally:
+            write_control(self.target.control, Control())
+        ended = time.time()
+        is_back = _wait(lambda: log.is_calm(first), self.return_s)
+        # A little longer: the first level is to be seen at work again.
+        time.sleep(min(1.0, self.seconds))
+        trip, changes = log.trip, log.changes
+        returns = [each.time for each in changes if each.mode_from != first == each.mode_to]
+        back = returns[-1].timestamp() - ended if is_back and returns else None
+        return replace(
+            _counted(fault, self.load.take()),
+            seconds_to_trip=None if trip is None else max(0.0, trip.time.timestamp() - begun),
+            seconds_to_return=None if back is None else max(0.0, back),
+            reason=None if trip is None else trip.reason,
+            moved=any(change.mode_to != first for change in changes),
+        )
 
-def run_drill(
-    target: Target, load: Load, plan: DrillPlan
-) -> tuple[FaultDrill, tuple[FaultDrill, ...]]:
-    """Break a server, one fault after the other.
+    def _killed(self) -> FaultDrill:
+        self.load.take()
+        begun = time.time()
+        if not self.target.kill_worker():
+            raise ConfigError(
+                f"{self.target.name} has no worker that could be killed: leave out '{KILL}'."
+            )
+        asked: list[Asked] = []
 
-    Args:
-        target: The server.
-        load: Its clients, at work.
-        plan: What to do.
+        def answered_again() -> list[Asked]:
+            """Return the right answers to requests that began after the last failure."""
+            asked.extend(self.load.take())
+            failures = [each.ended for each in asked if each.outcome == "failed"]
+            since = max(failures, default=begun)
+            return [each for each in asked if each.outcome == "right" and each.begun > since]
 
-    Returns:
-        What clients saw before, and during each fault.
-    """
-    log = _Log(target.audit_log)
-    time.sleep(plan.seconds)
-    before = _drilled(NOTHING, load.take(), None)
-    found = []
-    for fault in plan.faults:
-        if fault == KILL:
-            found.append(_killed(target, load, plan))
-        else:
-            found.append(_planted(target, load, plan, log, fault))  # type: ignore[arg-type]
-    return before, tuple(found)
+        def is_back() -> bool:
+            # Late answers say nothing of the next worker: every client is to get some.
+            is_over = time.time() > begun + self.seconds
+            return len(answered_again()) >= 2 * self.load.clients and is_over
 
-
-def _planted(target: Target, load: Load, plan: DrillPlan, log: _Log, fault: Fault) -> FaultDrill:
-    # What came before may have left another rung in service.
-    _wait(lambda: log.is_calm(plan.first_rung), plan.return_s)
-    load.take()
-    log.start_anew()
-    begun = time.time()
-    write_control(target.control, Control(faults=(fault,)))
-    try:
-        _wait(lambda: log.trip is not None, plan.trip_s)
-        # What trips at once stays for a while: probes must not take it for gone.
-        time.sleep(max(0.0, begun + plan.seconds - time.time()))
-    finally:
-        write_control(target.control, Control())
-    ended = time.time()
-    is_back = _wait(lambda: log.is_calm(plan.first_rung), plan.return_s)
-    # A little longer: the first rung is to be seen at work again.
-    time.sleep(min(1.0, plan.seconds))
-    trip, moved = log.trip, any(one.mode_to != plan.first_rung for one in log.changes)
-    returned = next((one.time for one in reversed(log.changes) if _comes_back(one, plan)), None)
-    timed = _Timed(
-        None if trip is None else max(0.0, trip.time - begun),
-        None if not (moved and is_back) or returned is None else max(0.0, returned - ended),
-        None if trip is None else trip.reason,
-        moved,
-    )
-    return _drilled(fault, load.take(), timed)
-
-
-def _killed(target: Target, load: Load, plan: DrillPlan) -> FaultDrill:
-    load.take()
-    begun = time.time()
-    if not target.kill_worker():
-        raise ConfigError(f"{target.name} has no worker that could be killed: leave out '{KILL}'.")
-    asked: list[Asked] = []
-
-    def up() -> list[Asked]:
-        """Return the right answers to what was asked after the last failure."""
-        asked.extend(load.take())
-        failures = [one.ended for one in asked if one.outcome == "failed"]
-        since = max(failures, default=begun)
-        return [one for one in asked if one.outcome == "right" and one.begun > since]
-
-    # Answers that were on their way say nothing of the next worker: every client is to get some.
-    is_back = _wait(
-        lambda: len(up()) >= 2 * load.clients and time.time() > begun + plan.seconds, plan.return_s
-    )
-    first = min((one.ended for one in up()), default=begun)
-    seconds = max(0.0, first - begun) if is_back else None
-    return _drilled(KILL, asked, _Timed(0.0, seconds, "the worker was killed", moved=True))
+        seconds = None
+        if _wait(is_back, self.return_s):
+            seconds = max(0.0, min(each.ended for each in answered_again()) - begun)
+        return replace(
+            _counted(KILL, asked),
+            seconds_to_trip=0.0,
+            seconds_to_return=seconds,
+            reason="the worker was killed",
+            moved=True,
+        )
 
 
-@dataclass(frozen=True)
-class _Timed:
-    seconds_to_trip: float | None
-    seconds_to_return: float | None
-    reason: str | None
-    moved: bool
-
-
-def _drilled(fault: str, asked: Sequence[Asked], timed: _Timed | None) -> FaultDrill:
-    failures = [one.error for one in asked if one.outcome == "failed"]
-    timed = timed or _Timed(None, None, None, moved=False)
+def _counted(fault: str, asked: Sequence[Asked]) -> FaultDrill:
+    failures = [each.error for each in asked if each.outcome == "failed"]
+    answered = [each for each in asked if each.outcome != "failed"]
     return FaultDrill(
-        fault=fault,
+        fault,
         requests=len(asked),
-        wrong=sum(one.outcome == "wrong" for one in asked),
+        wrong=sum(each.outcome == "wrong" for each in asked),
         failed=len(failures),
         failures=tuple(dict.fromkeys(failures))[:_MOST_FAILURES],
-        seconds_to_trip=timed.seconds_to_trip,
-        seconds_to_return=timed.seconds_to_return,
-        reason=timed.reason,
-        moved=timed.moved,
-        served=served_by(asked),
+        served=dict(Counter(each.rung or "not said" for each in answered)),
     )
 
 
-@dataclass(frozen=True)
-class _Change:
+class _Change(BaseModel):
     """A line of an audit log, as far as a drill needs it."""
 
-    time: float
-    mode_from: str
-    mode_to: str
+    time: datetime
+    mode_from: str = Field(alias="from")
+    mode_to: str = Field(alias="to")
     reason: str
-    rung: str
     state: str
 
 
-def _comes_back(one: _Change, plan: DrillPlan) -> bool:
-    return one.mode_to == plan.first_rung and one.mode_from != plan.first_rung
-
-
 class _Log:
-    """Reads what is appended to an audit log.
+    """Reads the lines that are appended to an audit log.
 
     Attributes:
         changes: The lines since the drill of a fault began.
@@ -176,17 +147,17 @@ class _Log:
     def trip(self) -> _Change | None:
         """The first change for the worse, so far."""
         self._read()
-        return next((one for one in self.changes if one.state in ("open", "on")), None)
+        return next((change for change in self.changes if change.state in ("open", "on")), None)
 
-    def is_calm(self, first_rung: str) -> bool:
-        """Tell whether the first rung serves, as far as is known, and no drift alarm holds."""
+    def is_calm(self, first_level: str) -> bool:
+        """Tell whether the first level serves, as far as is known, and no drift alarm holds."""
         self._read()
-        return self._mode in (None, first_rung) and not self._is_drifting
+        return self._mode in (None, first_level) and not self._is_drifting
 
     def start_anew(self) -> None:
         """Forget the changes so far."""
         self._read()
-        self.changes = []
+        self.changes.clear()
 
     def _read(self) -> None:
         if not self._path.exists():
@@ -198,30 +169,21 @@ class _Log:
         whole, newline, _ = content.rpartition(b"\n")
         self._offset += len(whole) + len(newline)
         for line in whole.splitlines():
-            change = _change(line)
+            try:
+                change = _Change.model_validate_json(line)
+            except ValidationError:
+                raise ConfigError(
+                    f"the audit log has a line that no guard wrote: {line[:60]!r}.",
+                    hint="Name the log of the server that is drilled: --audit-log.",
+                ) from None
             self.changes.append(change)
             self._mode = change.mode_to
             if change.reason in ("drift", "drift is over"):
                 self._is_drifting = change.reason == "drift"
 
 
-def _change(line: bytes) -> _Change:
-    entry = parse_json(line, "the audit log", error=ConfigError)
-    if not isinstance(entry, dict):
-        raise ConfigError(f"the audit log has a line that is no object: {json.dumps(entry):.60}.")
-    try:
-        when = datetime.fromisoformat(str(entry["time"]).replace("Z", "+00:00")).timestamp()
-        said = [str(entry[key]) for key in ("from", "to", "reason", "rung", "state")]
-    except (KeyError, ValueError):
-        raise ConfigError(
-            f"the audit log has a line that no guard wrote: {json.dumps(entry):.60}.",
-            hint="Name the log of the server that is drilled: --audit-log.",
-        ) from None
-    return _Change(when, *said)
-
-
 def _wait(is_so: Callable[[], bool], most_s: float) -> bool:
-    """Wait until something is so, and tell whether it was in time."""
+    """Wait for a condition, and tell whether it held in time."""
     end = time.monotonic() + most_s
     while not is_so():
         if time.monotonic() > end:

@@ -1,13 +1,12 @@
-"""Ask a server from several threads, and compare every answer with the package's own runs."""
+"""Send requests from several threads, and compare every answer with the package's own runs."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.system.npz import Array
@@ -15,105 +14,70 @@ from moh_deploy.validate.output_parity import compare_output
 from moh_deploy.validate.policy import BUILT_IN_POLICY
 from moh_deploy.validate.tolerances import Tolerance
 
+_PAUSE_S = 0.02
+"""After a request that failed: a server that starts again is not to be flooded."""
+
 
 @dataclass(frozen=True)
 class ServerAnswer:
-    """An answer of a server; `rung` is empty where it does not say what computed it."""
+    """An answer of a server; `rung` is empty where the server does not name the fallback level."""
 
     outputs: Mapping[str, Array]
     rung: str
 
 
-class Asking(Protocol):
-    """A connection to a server, of one thread."""
-
-    def __call__(self, inputs: Mapping[str, Array]) -> ServerAnswer:
-        """Ask, and wait for the answer.
-
-        Raises:
-            MoHDeployError: The request failed.
-        """
-
-    def close(self) -> None:
-        """Close the connection."""
+Ask = Callable[[Mapping[str, Array]], ServerAnswer]
+"""A connection to a server, of one thread. It raises MoHDeployError where a request fails."""
 
 
 @dataclass(frozen=True)
 class LoadCase:
-    """A request, and what is right.
-
-    Attributes:
-        inputs: Of the request.
-        right: Rung to the outputs that it may answer, one set for each way to run it.
-    """
+    """A request, and the right outputs of each fallback level, a set for each way to run it."""
 
     inputs: Mapping[str, Array]
     right: Mapping[str, tuple[Mapping[str, Array], ...]]
 
-    def is_right(self, answered: ServerAnswer, rule: Tolerance) -> bool:
+    def is_right(self, answer: ServerAnswer, rule: Tolerance) -> bool:
         """Compare an answer by the rule of its outputs' dtypes and of the model's precision."""
-        allowed = self.right.get(answered.rung) or tuple(
-            one for every in self.right.values() for one in every
+        every = tuple(outputs for allowed in self.right.values() for outputs in allowed)
+
+        def is_equal(name: str, expected: Array) -> bool:
+            tolerance = BUILT_IN_POLICY.output_rule(expected.dtype.name, rule)
+            found = compare_output(name, "", answer.outputs.get(name), expected, tolerance)
+            return found.reason is None
+
+        return any(
+            all(is_equal(name, expected) for name, expected in outputs.items())
+            for outputs in self.right.get(answer.rung) or every
         )
-        return any(_equal(answered.outputs, one, rule) for one in allowed)
-
-
-def _equal(got: Mapping[str, Array], right: Mapping[str, Array], rule: Tolerance) -> bool:
-    return all(
-        compare_output(
-            name, "", got.get(name), one, BUILT_IN_POLICY.output_rule(one.dtype.name, rule)
-        ).reason
-        is None
-        for name, one in right.items()
-    )
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One request.
-
-    Attributes:
-        begun, ended: Seconds since 1970.
-        outcome: Whether the answer was right; `failed` without one.
-        rung: What answered.
-        error: What the client was told.
-    """
+    """A request that has ended; times are seconds since 1970."""
 
     begun: float
     ended: float
     outcome: Literal["right", "wrong", "failed"]
-    rung: str = ""
+    rung: str = ""  # the fallback level that answered
     error: str = ""
 
 
-_PAUSE_S = 0.02
-"""After a request that failed: a server that is starting again is not to be flooded."""
-
-
 class Load:
-    """Clients that ask one request after the other, each on a thread, until it is closed.
+    """Clients that send one request after the other, each on a thread, until it is closed.
 
     Args:
         connections: One for each client.
-        cases: What they ask, in turns.
-        rule: By which answers are right.
-        pause_s: How long a client waits between two requests.
-
-    Attributes:
-        clients: How many there are.
+        cases: Their requests, in turns.
+        rule: Decides which answers are right.
     """
 
     def __init__(
-        self,
-        connections: Sequence[Asking],
-        cases: Sequence[LoadCase],
-        rule: Tolerance,
-        pause_s: float = 0.0,
+        self, connections: Sequence[Ask], cases: Sequence[LoadCase], rule: Tolerance
     ) -> None:
         self.clients = len(connections)
         self._cases = tuple(cases)
         self._rule = rule
-        self._pause_s = pause_s
         self._ends = threading.Event()
         self._lock = threading.Lock()
         self._asked: list[Asked] = []
@@ -121,8 +85,8 @@ class Load:
             threading.Thread(target=self._client, args=(ask, first), daemon=True)
             for first, ask in enumerate(connections)
         ]
-        for one in self._threads:
-            one.start()
+        for thread in self._threads:
+            thread.start()
 
     def take(self) -> list[Asked]:
         """Return the requests that ended since the last call."""
@@ -133,30 +97,24 @@ class Load:
     def close(self, timeout_s: float = 30.0) -> None:
         """Let every client finish its request, and end."""
         self._ends.set()
-        for one in self._threads:
-            one.join(timeout_s)
+        for thread in self._threads:
+            thread.join(timeout_s)
 
-    def _client(self, ask: Asking, first: int) -> None:
-        number = first
+    def _client(self, ask: Ask, number: int) -> None:
         while not self._ends.is_set():
             asked = self._ask(ask, self._cases[number % len(self._cases)])
             with self._lock:
                 self._asked.append(asked)
             number += 1
-            self._ends.wait(_PAUSE_S if asked.outcome == "failed" else self._pause_s)
-        ask.close()
+            if asked.outcome == "failed":
+                self._ends.wait(_PAUSE_S)
 
-    def _ask(self, ask: Asking, case: LoadCase) -> Asked:
+    def _ask(self, ask: Ask, case: LoadCase) -> Asked:
         begun = time.time()
         try:
-            answered = ask(case.inputs)
+            answer = ask(case.inputs)
         except MoHDeployError as error:
             return Asked(begun, time.time(), "failed", error=error.message)
         ended = time.time()
-        outcome = "right" if case.is_right(answered, self._rule) else "wrong"
-        return Asked(begun, ended, outcome, answered.rung)  # type: ignore[arg-type]
-
-
-def served_by(asked: Sequence[Asked]) -> dict[str, int]:
-    """Return how many requests each rung answered."""
-    return dict(Counter(one.rung or "not said" for one in asked if one.outcome != "failed"))
+        is_right = case.is_right(answer, self._rule)
+        return Asked(begun, ended, "right" if is_right else "wrong", answer.rung)

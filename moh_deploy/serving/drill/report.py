@@ -1,4 +1,4 @@
-"""What a drill found: wrong answers that got out, failed requests, time to trip and to return."""
+"""The report of a drill: wrong answers, failed requests, time to trip and to return."""
 
 from __future__ import annotations
 
@@ -27,53 +27,41 @@ from moh_deploy.serving.guard.faults import UNSEEN
 DrillOutcome = Literal["held", "failed", "cannot be seen", "no fault"]
 
 NOTHING = "none, before"
-"""How the load before any fault is called."""
+"""The name of the load before any fault."""
 
 
 @dataclass(frozen=True)
 class FaultDrill:
-    """One fault, from when it was planted to when the first rung served again.
+    """One fault, from when it was planted to when the first level served again.
 
-    Attributes:
-        fault: What was planted; `kill` ends the worker.
-        requests: How many were answered or failed meanwhile.
-        wrong: Answers that are not the package's own.
-        failed: Requests that got an error, or no answer.
-        failures: What the first failed ones were told.
-        seconds_to_trip: From planting until the guard's log has it; None: it never had.
-        seconds_to_return: From the end of the fault until the first rung served again; None: it did
-            not in time, or had never left.
-        reason: What the log says of why.
-        moved: Another rung served meanwhile.
-        served: How many requests each rung answered.
+    The times are None where the guard's log never had it, or the first level did not come back in
+    time. Where it never left, there is no time to return either.
     """
 
     fault: str
     requests: int
-    wrong: int
-    failed: int
-    failures: tuple[str, ...]
-    seconds_to_trip: float | None
-    seconds_to_return: float | None
-    reason: str | None
-    moved: bool
-    served: Mapping[str, int]
+    wrong: int  # answers that are not the package's own
+    failed: int  # requests that got an error, or no answer
+    failures: tuple[str, ...]  # the first errors
+    seconds_to_trip: float | None = None
+    seconds_to_return: float | None = None
+    reason: str | None = None  # in the log
+    moved: bool = False  # another level served meanwhile
+    served: Mapping[str, int] = field(default_factory=dict)  # fallback level to its requests
 
     @property
     @in_json()
     def outcome(self) -> DrillOutcome:
-        """Whether the guard held: no wrong answer got out, and the first rung came back.
+        """Whether the guard held: no wrong answer was given, and the first level came back.
 
-        A fault that leaves finite, wrong answers cannot be seen while they are given: it is not
-        judged, and said.
+        Finite, wrong answers look right when they are given: such a fault is not judged.
         """
         if self.fault == NOTHING:
             return "no fault"
         if self.fault in UNSEEN:
             return "cannot be seen"
         returned = not self.moved or self.seconds_to_return is not None
-        noticed = self.reason is not None or self.fault == "kill"
-        return "held" if not self.wrong and returned and noticed else "failed"
+        return "held" if not self.wrong and returned and self.reason is not None else "failed"
 
     @property
     @in_json()
@@ -82,27 +70,24 @@ class FaultDrill:
         if self.fault == NOTHING:
             return f"without any fault: {count(self.requests, 'request')}."
         if self.fault in UNSEEN:
-            seen = (
-                f" A spot check found it after {self.seconds_to_trip:.2f} s."
-                if self.seconds_to_trip is not None
-                else " Nothing found it: `spot_checks` of the policy are what can."
-            )
+            seen = "Nothing found it: `spot_checks` of the policy can."
+            if self.seconds_to_trip is not None:
+                seen = f"A spot check found it after {self.seconds_to_trip:.2f} s."
             return (
-                f"{self.fault}: answers that are finite and wrong cannot be told from right ones"
-                f" while they are given; {self.wrong} of {count(self.requests, 'answer')} got"
-                f" out.{seen}"
+                f"{self.fault}: answers that are finite and wrong look right when they are given;"
+                f" {self.wrong} of {count(self.requests, 'answer')} got out. {seen}"
             )
         if self.wrong:
             return f"{self.fault}: {count(self.wrong, 'wrong answer')} got out."
-        if self.reason is None and self.fault != "kill":
+        if self.reason is None:
             return f"{self.fault}: the guard did not notice it; has the policy a limit for it?"
         if self.fault == "kill" and self.seconds_to_return is None:
             return (
-                "kill: no worker answered again in time: something else has to restart it. It said"
-                f" {'; '.join(self.failures) or 'nothing'}"
+                "kill: no worker answered again in time: something else has to restart it. Its"
+                f" last errors: {'; '.join(self.failures) or 'none'}"
             )
         if self.moved and self.seconds_to_return is None:
-            return f"{self.fault}: the first rung did not come back in time."
+            return f"{self.fault}: the first level did not come back in time."
         return f"{self.fault}: no wrong answer, {count(self.failed, 'failed request')}."
 
 
@@ -112,10 +97,10 @@ class DrillReport(Report):
 
     Attributes:
         schema_version: Of its JSON.
-        subject: What was served.
-        server: By what.
-        policy: The guard's policy: a file, or what the drill takes.
-        clients: How many asked at the same time.
+        subject: The served package.
+        server: What served it.
+        policy: The guard's policy: a file, or the drill's own.
+        clients: How many sent requests at the same time.
         seconds: How long each fault stayed.
         before: The same figures of the load before any fault.
         faults: One entry for each that was planted.
@@ -140,19 +125,17 @@ class DrillReport(Report):
     @property
     @in_json()
     def reasons(self) -> tuple[str, ...]:
-        """Every sentence on what did not hold."""
-        return tuple(self._reasons())
-
-    def _reasons(self) -> Iterator[str]:
-        before = self.before
+        """Why the guard did not hold."""
+        before, reasons = self.before, []
         if not before.requests:
-            yield "no request was answered before any fault: nothing is proven."
+            reasons.append("no request was answered before any fault: nothing is proven.")
         if before.wrong or before.failed:
-            yield (
+            reasons.append(
                 f"without any fault {before.wrong} answers were wrong and {before.failed} requests"
                 f" failed: {'; '.join(before.failures) or 'they differ from the package'}."
             )
-        yield from (one.sentence for one in self.faults if one.outcome == "failed")
+        failed = (drilled.sentence for drilled in self.faults if drilled.outcome == "failed")
+        return (*reasons, *failed)
 
     @property
     def failure(self) -> ValidationError | None:
@@ -163,11 +146,10 @@ class DrillReport(Report):
 
     def document(self) -> Document:
         """Return one page of it."""
-        requests = self.before.requests + sum(one.requests for one in self.faults)
-        wrong = sum(one.wrong for one in self.faults if one.outcome != "cannot be seen")
-        judged = [one for one in self.faults if one.outcome != "cannot be seen"]
-        held = tuple(one.sentence for one in judged if one.outcome == "held")
-        unseen = tuple(one.sentence for one in self.faults if one.outcome == "cannot be seen")
+        every = (self.before, *self.faults)
+        judged = [drilled for drilled in self.faults if drilled.outcome != "cannot be seen"]
+        requests = sum(drilled.requests for drilled in every)
+        wrong = sum(drilled.wrong for drilled in judged)
         sentence = (
             f"{count(len(judged), 'fault')} that can be seen, {count(requests, 'request')} by"
             f" {count(self.clients, 'client')}: {count(wrong, 'wrong answer')} got out."
@@ -177,64 +159,47 @@ class DrillReport(Report):
             self.passed,
             sentence,
             (sentence,),
-            held=held,
+            held=tuple(drilled.sentence for drilled in judged if drilled.outcome == "held"),
             reasons=self.reasons,
         )
-        rows = [_row(one) for one in (self.before, *self.faults)]
-        table = Table("what clients saw", _COLUMNS, rows, id="faults")
-        trips = [one.seconds_to_trip for one in judged if one.seconds_to_trip is not None]
-        returns = [one.seconds_to_return for one in judged if one.seconds_to_return is not None]
         facts = (
             Fact("wrong answers", f"{wrong}", "that got out, of faults that can be seen"),
-            Fact("failed requests", f"{sum(one.failed for one in self.faults)}", f"of {requests}"),
-            Fact("to trip", f"{max(trips):.2f} s" if trips else "–", "the longest"),
-            Fact("to return", f"{max(returns):.2f} s" if returns else "–", "the longest"),
+            Fact("failed requests", f"{sum(d.failed for d in self.faults)}", f"of {requests}"),
+            Fact("to trip", _longest(d.seconds_to_trip for d in judged), "the longest"),
+            Fact("to return", _longest(d.seconds_to_return for d in judged), "the longest"),
         )
-        cases = tuple(
-            CiCase(
-                "drill",
-                one.fault,
-                "failure" if one.outcome == "failed" else "passed",
-                one.sentence,
-            )
-            for one in self.faults
-        )
-        whole = CiCase("drill", "verdict", "passed" if self.passed else "failure", sentence)
+        cases = [CiCase("drill", "verdict", "passed" if self.passed else "failure", sentence)]
+        for d in self.faults:
+            is_good = d.outcome != "failed"
+            cases.append(CiCase("drill", d.fault, "passed" if is_good else "failure", d.sentence))
         return Document(
             "drill",
-            (table,),
+            (Table("what clients saw", _COLUMNS, list(map(_row, every)), id="faults"),),
             verdict,
             facts=facts,
-            findings=unseen,
+            findings=tuple(d.sentence for d in self.faults if d.outcome == "cannot be seen"),
             remarks=(f"Served by {self.server}; policy: {self.policy}.",),
-            suites=(CiSuite((whole, *cases)),),
+            suites=(CiSuite(tuple(cases)),),
         )
 
 
 _COLUMNS = (
-    "fault",
-    "outcome",
-    "#requests",
-    "#wrong",
-    "#failed",
-    "#trip s",
-    "#return s",
+    *("fault", "outcome", "#requests", "#wrong", "#failed", "#trip s", "#return s"),
     Column("why it tripped", NOT_TERMINAL, width="words"),
     Column("answered by", width="words"),
 )
 
 
-def _row(one: FaultDrill) -> tuple[str | int | float | Status | None, ...]:
-    good = {"held": True, "failed": False}.get(one.outcome)
-    served = ", ".join(f"{name} {number}" for name, number in one.served.items())
+def _row(drilled: FaultDrill) -> tuple[str | int | float | Status | None, ...]:
     return (
-        one.fault,
-        Status(one.outcome, good),
-        one.requests,
-        one.wrong,
-        one.failed,
-        one.seconds_to_trip,
-        one.seconds_to_return,
-        one.reason,
-        served,
+        drilled.fault,
+        Status(drilled.outcome, {"held": True, "failed": False}.get(drilled.outcome)),
+        *(drilled.requests, drilled.wrong, drilled.failed),
+        *(drilled.seconds_to_trip, drilled.seconds_to_return, drilled.reason),
+        ", ".join(f"{name} {number}" for name, number in drilled.served.items()),
     )
+
+
+def _longest(seconds: Iterator[float | None]) -> str:
+    longest = max((each for each in seconds if each is not None), default=None)
+    return "–" if longest is None else f"{longest:.2f} s"

@@ -7,53 +7,56 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.runtime.base import Deployed
+from moh_deploy.runtime.base import Deployed, ModelInterface
 from moh_deploy.serving.drill.client import V2Client
-from moh_deploy.serving.drill.load import Asking, ServerAnswer
-from moh_deploy.serving.served_model import ServedModel, open_served
+from moh_deploy.serving.drill.load import Ask, ServerAnswer
+from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
-from moh_deploy.serving.triton.bundled_guard import AUDIT_NAME, CONTROL_NAME, GUARD, GuardFiles
+from moh_deploy.serving.triton.bundle import write_bundle
+from moh_deploy.serving.triton.bundled_guard import AUDIT_NAME, CONTROL_NAME, GUARD
 from moh_deploy.serving.triton.server import TritonServer, running_server
 from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.isolate import child_environment
 from moh_deploy.system.npz import Array
+
+DRILLED_NAME = "drilled"
+"""The model's name on servers that a drill starts."""
+_STOP_S = 60.0
 
 
 class Target(ABC):
     """A server that was started with a drill allowed.
 
     Attributes:
+        name: Its name in reports.
         control: Its control file.
-        audit_log: What its guard appends transitions to.
+        audit_log: The file that its guard appends transitions to.
     """
 
-    control: Path
-    audit_log: Path
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What it is, in the words of a report."""
+    def __init__(self, name: str, control: Path, audit_log: Path) -> None:
+        self.name, self.control, self.audit_log = name, control, audit_log
+        self.resources = ExitStack()
 
     @abstractmethod
-    def connect(self) -> Asking:
+    def connect(self) -> Ask:
         """Return a connection for one client."""
 
     def kill_worker(self) -> bool:
         """End the process that answers, as `kill -9` does; False if that cannot be done."""
         return False
 
-    def close(self) -> None:  # noqa: B027  (who runs already goes on)
-        """End the server."""
+    def close(self) -> None:
+        """Close connections, and end a server that the drill has started."""
+        self.resources.close()
 
     def __enter__(self) -> Self:
         return self
@@ -63,127 +66,113 @@ class Target(ABC):
 
 
 class InProcess(Target):
-    """The served model itself, asked by threads of this process.
-
-    Args:
-        model: What is served.
-        settings: How; guard, drill, control file and audit log are set here.
-        folder: Where control file and audit log are.
-    """
+    """The served model itself, called by threads of this process; its files are in a folder."""
 
     def __init__(self, model: Deployed, settings: ServingSettings, folder: Path) -> None:
-        self.control, self.audit_log = folder / "control.json", folder / "audit.jsonl"
-        self._served: ServedModel = open_served(model, drilled(settings, folder))
+        control, audit_log = folder / "control.json", folder / "audit.jsonl"
+        super().__init__("the served model in this process", control, audit_log)
+        # A rehearsal is not the service that a collector watches.
+        settings = replace(settings, guard=True, drill=True, otlp=None)
+        settings = replace(settings, control=str(control), audit_log=str(audit_log))
+        self._served = open_served(model, settings)
+        self.resources.callback(self._served.close)
 
-    @property
-    def name(self) -> str:
-        return "the served model in this process"
+    def connect(self) -> Ask:
+        return self._answer
 
-    def connect(self) -> Asking:
-        return _Direct(self._served)
-
-    def close(self) -> None:
-        self._served.close()
-
-
-@dataclass(frozen=True)
-class _Direct:
-    """Calls a served model."""
-
-    served: ServedModel
-
-    def __call__(self, inputs: Mapping[str, Array]) -> ServerAnswer:
-        reply = self.served.answer(inputs)
+    def _answer(self, inputs: Mapping[str, Array]) -> ServerAnswer:
+        reply = self._served.answer(inputs)
         return ServerAnswer(reply.outputs, reply.rung)
 
-    def close(self) -> None:
-        """There is no connection."""
 
-
-class HttpServer(Target):
-    """`moh-deploy serve` in a process of its own, on a free port of this machine.
+class ServerAt(Target):
+    """A server that runs already, with a drill allowed, on any machine; its files are here.
 
     Args:
-        model: What is served.
-        policy: Of the guard.
-        folder: Where control file, audit log and what the server says are.
+        url: Its address, by the Open Inference Protocol v2: `http://HOST:PORT`.
+        model: The model's name there.
+        manifest: Of the model.
+        control: Its control file.
+        audit_log: The file that its guard appends transitions to.
+
+    Raises:
+        ConfigError: The address is of another form.
+    """
+
+    def __init__(
+        self, url: str, model: str, manifest: ModelInterface, control: Path, audit_log: Path
+    ) -> None:
+        super().__init__(f"the server at {url}", control, audit_log)
+        self.url = url
+        try:
+            parts = urlsplit(url)
+            self._host, self._port = parts.hostname or "", parts.port or 80
+        except ValueError:  # of a port, or of brackets
+            parts = urlsplit("")
+        if parts.scheme != "http" or not self._host or parts.path.strip("/"):
+            raise ConfigError(f"url is '{url}', expected http://HOST:PORT.")
+        self._model, self._manifest = model, manifest
+
+    def connect(self) -> Ask:
+        client = V2Client(self._host, self._port, self._model, self._manifest)
+        self.resources.callback(client.close)
+        return client
+
+
+class HttpServer(ServerAt):
+    """`moh-deploy serve` in a process of its own, on a free port; its files are in a folder.
 
     Raises:
         BackendError: It did not start.
     """
 
     def __init__(self, model: Deployed, policy: Path, folder: Path) -> None:
-        self.control, self.audit_log = folder / "control.json", folder / "audit.jsonl"
-        self._outputs = [one.name for one in model.manifest.outputs]
-        said = folder / "server.log"
-        with said.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "moh_deploy", "serve", str(model.root), "--port", "0"]
-                + ["--name", DRILLED_NAME, "--guard", str(policy), "--drill", "--json"]
-                + ["--control", str(self.control), "--audit-log", str(self.audit_log)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=child_environment(),
-                # Ctrl-C is the drill's: asked to end twice, the server would kill its worker.
-                start_new_session=True,
-            )
-        try:
-            self._host, self._port = self._listening(said)
-        except BaseException:
-            self.close()
-            raise
+        control, audit_log = folder / "control.json", folder / "audit.jsonl"
+        command = [sys.executable, "-m", "moh_deploy", "serve", str(model.root), "--port", "0"]
+        command += ["--name", DRILLED_NAME, "--guard", str(policy), "--drill", "--json"]
+        command += ["--control", str(control), "--audit-log", str(audit_log)]
+        with ExitStack() as stack:
+            with (folder / "server.log").open("wb") as log:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=child_environment(),
+                    # Ctrl-C is the drill's: asked to end twice, the server would kill its worker.
+                    start_new_session=True,
+                )
+            stack.callback(self._end)
+            url = self._listening(folder / "server.log")
+            super().__init__(url, DRILLED_NAME, model.manifest, control, audit_log)
+            self.name = "`moh-deploy serve` over HTTP"
+            self.resources.push(stack.pop_all())
 
-    def _listening(self, said: Path) -> tuple[str, int]:
-        """Wait until the server says where it listens; `said` is what it says besides."""
-        assert self._process.stdout is not None
-        # One JSON object, over several lines: where it listens, or why it does not.
-        text = b""
-        for line in self._process.stdout:
-            text += line
-            if line.rstrip() == b"}":
-                break
-        listening = parse_json(text or b"{}", "what the server says", error=BackendError)
-        if not (isinstance(listening, dict) and "host" in listening):
-            tail = text.decode(errors="replace") + said.read_text(errors="replace")[-2000:]
+    def _listening(self, log: Path) -> str:
+        """Wait until the server listens, and return its address."""
+        assert self.process.stdout is not None
+        # One JSON object over several lines: the address, or an error.
+        text = b"".join(takewhile(lambda line: line != b"}\n", self.process.stdout))
+        found = parse_json(text + b"}" if text else b"{}", "the server", error=BackendError)
+        if not (isinstance(found, dict) and "host" in found):
+            tail = text.decode(errors="replace") + log.read_text(errors="replace")[-2000:]
             raise BackendError(f"`moh-deploy serve` did not start: {tail}")
-        return str(listening["host"]), int(listening["port"])
-
-    @property
-    def name(self) -> str:
-        return "`moh-deploy serve` over HTTP"
-
-    @property
-    def url(self) -> str:
-        """Where it answers."""
-        return f"http://{self._host}:{self._port}"
-
-    def connect(self) -> Asking:
-        return V2Client(self._host, self._port, DRILLED_NAME, self._outputs)
+        return f"http://{found['host']}:{found['port']}"
 
     def kill_worker(self) -> bool:
-        return _kill(_children(self._process.pid))
+        return _kill(_children(self.process.pid))
 
-    def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
+    def _end(self) -> None:
+        self.process.terminate()
         try:
-            self._process.wait(_STOP_S)
+            self.process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+            self.process.kill()
+        self.process.communicate()
 
 
-class Triton(Target):
-    """A bundle in tritonserver, on free ports of this machine.
-
-    Args:
-        model: What is served.
-        policy: Of the guard.
-        server: The installation.
-        folder: Where bundle and log are.
+class Triton(ServerAt):
+    """A bundle in tritonserver, on free ports; its files are in a folder.
 
     Raises:
         BackendError: It did not start.
@@ -192,101 +181,36 @@ class Triton(Target):
     def __init__(self, model: Deployed, policy: Path, server: TritonServer, folder: Path) -> None:
         bundle = folder / "bundle"
         settings = ServingSettings(DRILLED_NAME, sample_every=0, drill=True, max_delay_ms=0.0)
-        beside = GuardFiles(guard=True, policy=policy)
-        write_bundle(model, bundle, BundleOptions(settings, beside=beside))
-        self.control = bundle / GUARD / CONTROL_NAME
-        self.audit_log = bundle / GUARD / AUDIT_NAME
-        self._outputs = [one.name for one in model.manifest.outputs]
-        self._stack = ExitStack()
-        self._running = self._stack.enter_context(
-            running_server(server, bundle, folder / "server.log", is_supervised=True)
-        )
-
-    @property
-    def name(self) -> str:
-        return "tritonserver, Python backend, below the bundle's supervise.py"
-
-    def connect(self) -> Asking:
-        return V2Client("127.0.0.1", self._running.ports.http, DRILLED_NAME, self._outputs)
+        write_bundle(model, bundle, replace(settings, guard=True, policy=str(policy)))
+        with ExitStack() as stack:
+            log = folder / "server.log"
+            running = running_server(server, bundle, log, is_supervised=True)
+            self._running = stack.enter_context(running)
+            control, audit_log = bundle / GUARD / CONTROL_NAME, bundle / GUARD / AUDIT_NAME
+            url = f"http://127.0.0.1:{self._running.ports.http}"
+            super().__init__(url, DRILLED_NAME, model.manifest, control, audit_log)
+            self.name = "tritonserver, Python backend, below the bundle's supervise.py"
+            self.resources.push(stack.pop_all())
 
     def kill_worker(self) -> bool:
-        # The children of the server, which is one itself, are the stubs, which run the models.
-        servers = _children(self._running.process.pid)
-        return _kill([stub for server in servers for stub in _children(server)])
-
-    def close(self) -> None:
-        self._stack.close()
+        # Below supervise.py is the server; its children are the stubs, which run the models.
+        return _kill(_children(*_children(self._running.process.pid)))
 
 
-class ServerAt(Target):
-    """A server that runs already, with a drill allowed, on whatever machine; its files are here.
-
-    Args:
-        url: Where it answers by the Open Inference Protocol v2: `http://HOST:PORT`.
-        model: What it calls the model.
-        outputs: The model's outputs.
-        control: Its control file.
-        audit_log: What its guard appends to.
-
-    Raises:
-        ConfigError: The address is of another form.
-    """
-
-    def __init__(
-        self, url: str, model: str, outputs: Sequence[str], control: Path, audit_log: Path
-    ) -> None:
-        other = f"url is '{url}', expected http://HOST:PORT."
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:  # of a port, or of brackets
-            raise ConfigError(other) from None
-        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
-            raise ConfigError(other)
-        self.control, self.audit_log = control, audit_log
-        self._url, self._host, self._port = url, parts.hostname, port or 80
-        self._model, self._outputs = model, tuple(outputs)
-
-    @property
-    def name(self) -> str:
-        return f"the server at {self._url}"
-
-    def connect(self) -> Asking:
-        return V2Client(self._host, self._port, self._model, self._outputs)
-
-
-DRILLED_NAME = "drilled"
-"""What servers that a drill starts call the model."""
-_STOP_S = 60.0
-
-
-def _children(parent: int) -> list[int]:
-    """Return the processes that a process has started."""
+def _children(*parents: int) -> list[int]:
+    """Return the processes that these processes have started."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with suppress(OSError):  # it has ended
             # After the name, which may hold blanks: state, parent.
             fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == parent:
-            found.append(int(status.parent.name))
+            if int(fields[1]) in parents:
+                found.append(int(status.parent.name))
     return found
 
 
-def _kill(processes: Sequence[int]) -> bool:
-    for one in processes:
+def _kill(processes: list[int]) -> bool:
+    for process in processes:
         with suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
+            os.kill(process, signal.SIGKILL)
     return bool(processes)
-
-
-def drilled(settings: ServingSettings, folder: Path) -> ServingSettings:
-    """Return settings with a guard that a drill may break, by files in a folder."""
-    return replace(
-        settings,
-        guard=True,
-        drill=True,
-        control=str(folder / "control.json"),
-        audit_log=str(folder / "audit.jsonl"),
-    )

@@ -13,31 +13,34 @@ from __future__ import annotations
 
 import platform
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 
 from moh_deploy import __version__, native
 from moh_deploy.errors import PackageError
 from moh_deploy.package import MODEL_NAME, TOKENIZER_NAME, OnnxPackage
 from moh_deploy.package.manifest_json import MANIFEST_NAME
 from moh_deploy.package.tokenizer_files import TOKENIZER_FILES
+from moh_deploy.report.document import Document, Table, Text
+from moh_deploy.report.report import Report
 from moh_deploy.runtime.models import require_onnxruntime
 from moh_deploy.serving.genai.bundle_json import (
     GENAI_BUNDLE_NAME,
     PACKAGE_FOLDER,
     GenaiBundle,
-    genai_bundle_text,
-    looks_like_genai_bundle,
+    is_genai_bundle,
 )
 from moh_deploy.serving.genai.config_json import (
     GENAI_CONFIG_NAME,
     GENERATION_CONFIG_NAME,
-    GenaiConfig,
     check_decoder,
+    genai_config_text,
     search_options,
 )
 from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.replaceable import DirectoryKind, check_output
 from moh_deploy.system.staging import StagedDirectory, link_or_copy, sync_file
 
@@ -57,81 +60,100 @@ def write_genai_bundle(
             runtime.
         PackageError: It is no decoder, has no tokenizer, or cannot be written.
     """
-    interface = check_decoder(package.manifest, str(package.root))
-    require_onnxruntime(f"package {package.root}", package.manifest.runtime, "onnxruntime-genai")
-    _check_tokenizer(package)
+    manifest = package.manifest
+    interface = check_decoder(manifest, str(package.root))
+    require_onnxruntime(f"package {package.root}", manifest.runtime, "onnxruntime-genai")
+    for name in (TOKENIZER_NAME, TOKENIZER_CONFIG_NAME):
+        if name not in manifest.files:
+            raise PackageError(
+                f"{package.root} has no {name}, which genai's tokenizer reads.",
+                hint="Put it into the model's directory, beside config.json, and export that again;"
+                f" save_pretrained of transformers' fast tokenizers writes {TOKENIZER_NAME} and"
+                f" {TOKENIZER_CONFIG_NAME}.",
+            )
     library = native.kernel_library()
-    config = GenaiConfig(
-        manifest=package.manifest,
-        interface=interface,
-        model=f"{PACKAGE_FOLDER}/{MODEL_NAME}",
-        library=None if library is None else library.name,
+    library_name = None if library is None else library.name
+    config = genai_config_text(
+        manifest,
+        interface,
+        f"{PACKAGE_FOLDER}/{MODEL_NAME}",
+        library=library_name,
         threads=threads,
         search=search_options(package.root / GENERATION_CONFIG_NAME)
-        if GENERATION_CONFIG_NAME in package.manifest.files
+        if GENERATION_CONFIG_NAME in manifest.files
         else {},
     )
-    check_output(output, _kind(library))
+    own = {GENAI_BUNDLE_NAME, GENAI_CONFIG_NAME, PACKAGE_FOLDER, *TOKENIZER_FILES}
+    libraries = {"libmoh_ort_cpu.so", *filter(None, [library_name])}
+    kind = DirectoryKind(
+        noun="genai bundle",
+        manifest=GENAI_BUNDLE_NAME,
+        is_manifest=lambda path: is_genai_bundle(path.parent),
+        files=frozenset(own | libraries),
+    )
+    check_output(output, kind)
     with StagedDirectory(output) as staged:
-        bundle = _fill(staged.path, package, config, library)
+        root = staged.path
+        (root / PACKAGE_FOLDER).mkdir()
+        for name in (*manifest.files, MANIFEST_NAME):
+            link_or_copy(package.root / name, root / PACKAGE_FOLDER / name)
+            if name in TOKENIZER_FILES:
+                link_or_copy(package.root / name, root / name)
+        if library is not None:
+            shutil.copyfile(library, root / library.name)
+        (root / GENAI_CONFIG_NAME).write_text(config, encoding="utf-8")
+        bundle = _described(root, library_name, shares_buffer=manifest.caches is not None)
         staged.commit()
     return bundle
 
 
-def _kind(library: Path | None) -> DirectoryKind:
-    libraries = {"libmoh_ort_cpu.so", *([] if library is None else [library.name])}
-    return DirectoryKind(
-        noun="genai bundle",
-        manifest=GENAI_BUNDLE_NAME,
-        is_manifest=looks_like_genai_bundle,
-        files=frozenset(
-            {GENAI_BUNDLE_NAME, GENAI_CONFIG_NAME, PACKAGE_FOLDER, *TOKENIZER_FILES, *libraries}
-        ),
-    )
-
-
-def _fill(
-    root: Path, package: OnnxPackage, config: GenaiConfig, library: Path | None
-) -> GenaiBundle:
-    """Write all files below a directory."""
-    (root / PACKAGE_FOLDER).mkdir()
-    for name in (*package.manifest.files, MANIFEST_NAME):
-        link_or_copy(package.root / name, root / PACKAGE_FOLDER / name)
-        if name in TOKENIZER_FILES:
-            link_or_copy(package.root / name, root / name)
-    if library is not None:
-        shutil.copyfile(library, root / library.name)
-    (root / GENAI_CONFIG_NAME).write_text(config.text(), encoding="utf-8")
+def _described(root: Path, library: str | None, *, shares_buffer: bool) -> GenaiBundle:
+    """Write `bundle.json`, with the digests of all other files, and sync these."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
     bundle = GenaiBundle(
         package_sha256=sha256_of(root / PACKAGE_FOLDER / MANIFEST_NAME),
-        library=None if library is None else library.name,
-        shares_buffer=package.manifest.caches is not None,
+        library=library,
+        shares_buffer=shares_buffer,
         versions={
             "moh-deploy": __version__,
             "onnxruntime": version("onnxruntime"),
             "python": platform.python_version(),
         },
+        files={path.relative_to(root).as_posix(): sha256_of(path) for path in files},
     )
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    for path in files:
-        sync_file(path)
-    digests = {path.relative_to(root).as_posix(): sha256_of(path) for path in files}
-    bundle = replace(bundle, files=digests)
-    (root / GENAI_BUNDLE_NAME).write_text(genai_bundle_text(bundle), encoding="utf-8")
-    sync_file(root / GENAI_BUNDLE_NAME)
+    path = root / GENAI_BUNDLE_NAME
+    path.write_text(to_json_text(asdict(bundle)) + "\n", encoding="utf-8")
+    for file in (*files, path):
+        sync_file(file)
     return bundle
 
 
-def _check_tokenizer(package: OnnxPackage) -> None:
-    missing = [
-        name
-        for name in (TOKENIZER_NAME, TOKENIZER_CONFIG_NAME)
-        if name not in package.manifest.files
-    ]
-    if missing:
-        raise PackageError(
-            f"{package.root} has no {missing[0]}, which genai's tokenizer reads.",
-            hint=f"Put it into the model's directory, beside config.json, and export that again;"
-            f" save_pretrained of transformers' fast tokenizers writes {TOKENIZER_NAME} and"
-            f" {TOKENIZER_CONFIG_NAME}.",
+@dataclass(frozen=True)
+class GenaiBundleReport(Report):
+    """A bundle for genai that was written, and how it is opened.
+
+    Attributes:
+        root: Where.
+        bundle: What it holds.
+    """
+
+    root: Path
+    bundle: GenaiBundle
+
+    def document(self) -> Document:
+        """Return what it says."""
+        bundle = self.bundle
+        rows = [
+            ("kernels", bundle.library or "none: function bodies run"),
+            ("caches", "one buffer, in place" if bundle.shares_buffer else "copied at every step"),
+            ("files", str(len(bundle.files) + 1)),
+        ]
+        return Document(
+            "bundle",
+            (
+                Text(f"bundle {self.root}"),
+                Table("what genai will run", ("what", ""), rows),
+                Text(f"open it: onnxruntime_genai.Model({str(self.root)!r})"),
+                Text(f"compare its tokens: moh-deploy verify {quote(str(self.root))}"),
+            ),
         )

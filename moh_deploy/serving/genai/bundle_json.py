@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from moh_deploy.config.strict_json import Strict
+from moh_deploy.config.strict_json import Strict, decode_strict
 from moh_deploy.errors import PackageError
 from moh_deploy.system.bounded_json import has_keys, read_json
 from moh_deploy.system.digest import sha256_of
@@ -46,70 +42,41 @@ class GenaiBundle(Strict):
 
 def is_genai_bundle(root: Path) -> bool:
     """Tell whether `moh-deploy bundle --target genai` wrote a directory, changed or not."""
-    return looks_like_genai_bundle(root / GENAI_BUNDLE_NAME)
-
-
-def looks_like_genai_bundle(path: Path) -> bool:
-    """Tell whether a file is the `bundle.json` of such a bundle, of whatever format version."""
-    return has_keys(path, {"format_version", "target", "shares_buffer"})
-
-
-def genai_bundle_text(bundle: GenaiBundle) -> str:
-    """Encode a bundle; `read_genai_bundle` gives an equal one back."""
-    return json.dumps(json.loads(_adapter().dump_json(bundle)), indent=2) + "\n"
+    return has_keys(root / GENAI_BUNDLE_NAME, {"format_version", "target", "shares_buffer"})
 
 
 def read_genai_bundle(root: Path) -> GenaiBundle:
     """Read a bundle, and check that each of its files is as it was written.
 
     Raises:
-        PackageError: It is none, of another format version, or changed.
+        PackageError: It is no bundle, of another format version, or changed.
     """
     path = root / GENAI_BUNDLE_NAME
     try:
         content = read_json(path, error=PackageError)
-        bundle = _adapter().validate_json(json.dumps(content))
-    except OSError as problem:
-        raise PackageError(
-            f"{path} cannot be read: {problem.strerror}.", hint=_WRITE_ONE
-        ) from problem
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise PackageError(
-            f"{path}: key '{key[:100]}': {first['msg']}.", hint=_WRITE_ONE
-        ) from error
+    except OSError as error:
+        raise PackageError(f"{path} cannot be read: {error.strerror}.", hint=_WRITE_ONE) from error
+    bundle = decode_strict(GenaiBundle, content, f"{path}", error=PackageError, hint=_WRITE_ONE)
     if bundle.format_version != GENAI_BUNDLE_VERSION:
         raise PackageError(
             f"{path}: format_version is {bundle.format_version}, expected {GENAI_BUNDLE_VERSION}.",
             hint=_WRITE_ONE,
         )
     for name, digest in bundle.files.items():
-        _check_file(root, name, digest)
+        place = PurePosixPath(name)
+        # A path that leads out could make another file be read.
+        if place.is_absolute() or ".." in place.parts:
+            raise PackageError(f"{path}: names '{name[:100]}', expected a path in it.")
+        try:
+            found = sha256_of(root / name)
+        except OSError as error:
+            raise PackageError(
+                f"{root / name} cannot be read: {error.strerror}.", hint=_WRITE_ONE
+            ) from error
+        if found != digest:
+            raise PackageError(
+                f"{root / name} has changed since the bundle was written: its sha256 is {found},"
+                f" expected {digest}.",
+                hint=_WRITE_ONE,
+            )
     return bundle
-
-
-def _check_file(root: Path, name: str, digest: str) -> None:
-    place = PurePosixPath(name)
-    # A path that leads out could make another file be read.
-    if place.is_absolute() or ".." in place.parts:
-        raise PackageError(
-            f"{root / GENAI_BUNDLE_NAME}: names '{name[:100]}', expected a path in it."
-        )
-    try:
-        found = sha256_of(root / name)
-    except OSError as error:
-        raise PackageError(
-            f"{root / name} cannot be read: {error.strerror}.", hint=_WRITE_ONE
-        ) from error
-    if found != digest:
-        raise PackageError(
-            f"{root / name} has changed since the bundle was written: its sha256 is {found},"
-            f" expected {digest}.",
-            hint=_WRITE_ONE,
-        )
-
-
-@functools.cache
-def _adapter() -> TypeAdapter[GenaiBundle]:
-    return TypeAdapter(GenaiBundle)

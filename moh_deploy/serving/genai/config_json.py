@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError, PackageError
@@ -23,91 +22,87 @@ _EXPORT_SO = (
 )
 
 
-@dataclass(frozen=True)
-class GenaiConfig:
-    """A `genai_config.json` that is to be written.
+def genai_config_text(
+    manifest: Manifest,
+    interface: TextInterface,
+    model: str,
+    *,
+    library: str | None = None,
+    threads: int | None = None,
+    search: Mapping[str, object] | None = None,
+) -> str:
+    """Return the text of a `genai_config.json`.
 
-    Attributes:
+    Args:
         manifest: Of the package.
         interface: Its inputs and outputs.
         model: Path of the ONNX file in the bundle.
-        library: Of the kernels, likewise; None: function bodies run.
+        library: Path of the kernels in the bundle; None: function bodies run.
         threads: Threads within an operator; None for the runtime's own choice.
-        search: How tokens are chosen where nobody says, by genai's names.
+        search: How tokens are chosen by default, by genai's names.
     """
+    about, (heads, size) = interface.about, _cache_sizes(interface.caches)
+    context = context_length(interface)
+    decoder = {
+        "filename": model,
+        "session_options": _session_options(manifest, library, threads),
+        "num_hidden_layers": len(interface.caches) // 2,
+        "num_attention_heads": max((layer.num_heads for layer in manifest.layers), default=heads),
+        "num_key_value_heads": heads,
+        "head_size": size,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+    tokens: dict[str, object] = {
+        "type": "decoder",
+        "vocab_size": about.vocab_size,
+        "context_length": context,
+        "eos_token_id": list(about.eos_token_ids),
+        "pad_token_id": interface.padding,
+        "decoder": decoder,
+    }
+    if about.bos_token_id is not None:
+        tokens["bos_token_id"] = about.bos_token_id
+    choice = {
+        "do_sample": False,
+        **(search or {}),
+        "max_length": context,
+        # Only such a package takes buffers with room.
+        "past_present_share_buffer": manifest.caches is not None,
+    }
+    return to_json_text({"model": tokens, "search": choice}) + "\n"
 
-    manifest: Manifest
-    interface: TextInterface
-    model: str
-    library: str | None = None
-    threads: int | None = None
-    search: Mapping[str, object] = field(default_factory=dict)
 
-    def text(self) -> str:
-        """Return the file's text."""
-        about, context = self.interface.about, self._context_length()
-        model: dict[str, object] = {
-            "type": "decoder",
-            "vocab_size": about.vocab_size,
-            "context_length": context,
-            "eos_token_id": list(about.eos_token_ids),
-            "pad_token_id": self.interface.padding,
-            "decoder": self._decoder(),
-        }
-        if about.bos_token_id is not None:
-            model["bos_token_id"] = about.bos_token_id
-        search = {
-            "do_sample": False,
-            **self.search,
-            "max_length": context,
-            # Buffers with room are what such a package takes, and what no other does.
-            "past_present_share_buffer": self.manifest.caches is not None,
-        }
-        return to_json_text({"model": model, "search": search}) + "\n"
+def context_length(interface: TextInterface) -> int | None:
+    """Return how many tokens genai may hold; it knows no limit of a prompt alone."""
+    limits = [interface.about.context_length, interface.longest_prompt]
+    return min((limit for limit in limits if limit is not None), default=None)
 
-    def _context_length(self) -> int | None:
-        """Return how many tokens genai may hold; it knows no limit of a prompt alone."""
-        limits = self.interface.about.context_length, self.interface.longest_prompt
-        return min((one for one in limits if one is not None), default=None)
 
-    def _decoder(self) -> dict[str, object]:
-        heads, size = _cache_sizes(self.interface.caches)
-        return {
-            "filename": self.model,
-            "session_options": self._session_options(),
-            "num_hidden_layers": len(self.interface.caches) // 2,
-            "num_attention_heads": max(
-                (layer.num_heads for layer in self.manifest.layers), default=heads
-            ),
-            "num_key_value_heads": heads,
-            "head_size": size,
-            "inputs": {
-                "input_ids": "input_ids",
-                "attention_mask": "attention_mask",
-                "past_key_names": "past_key_values.%d.key",
-                "past_value_names": "past_key_values.%d.value",
-            },
-            "outputs": {
-                "logits": "logits",
-                "present_key_names": "present.%d.key",
-                "present_value_names": "present.%d.value",
-            },
-        }
-
-    def _session_options(self) -> dict[str, object]:
-        """Return options of the session; genai hands on to ONNX Runtime those that it has not."""
-        options: dict[str, object] = {}
-        if self.threads is not None:
-            options["intra_op_num_threads"] = self.threads
-        if self.library is not None:
-            # The library takes the best instruction set of the machine that it is loaded on.
-            options["custom_ops_library"] = self.library
-            options["moh.compute_type"] = self.manifest.compute_type
-            domains = {name.partition("::")[0] for name in self.manifest.ops}
-            kernels = sorted(one for one in domains if base_domain(one) == KERNEL_DOMAIN)
-            if kernels:
-                options["moh.domains"] = ",".join(kernels)
-        return options
+def _session_options(
+    manifest: Manifest, library: str | None, threads: int | None
+) -> dict[str, object]:
+    """Return options of the session; genai hands on to ONNX Runtime those that it has not."""
+    options: dict[str, object] = {}
+    if threads is not None:
+        options["intra_op_num_threads"] = threads
+    if library is not None:
+        # The library takes the best instruction set of the machine that it is loaded on.
+        options |= {"custom_ops_library": library, "moh.compute_type": manifest.compute_type}
+        domains = {name.partition("::")[0] for name in manifest.ops}
+        kernels = sorted(domain for domain in domains if base_domain(domain) == KERNEL_DOMAIN)
+        if kernels:
+            options["moh.domains"] = ",".join(kernels)
+    return options
 
 
 def check_decoder(manifest: Manifest, name: str) -> TextInterface:
@@ -120,12 +115,30 @@ def check_decoder(manifest: Manifest, name: str) -> TextInterface:
         PackageError: It is no decoder, or its inputs and outputs have other names.
         ConfigError: It is one that genai has no words for.
     """
-    _check_names(manifest, name)
+    inputs = [tensor.name for tensor in manifest.inputs]
+    outputs = [tensor.name for tensor in manifest.outputs]
+    caches = [tensor for tensor in inputs if tensor.startswith("past_key_values.")]
+    needed = ["input_ids", "attention_mask", *(caches or ["past_key_values.0.key"])]
+    made = ["logits", *(cache.replace("past_key_values", "present", 1) for cache in caches)]
+    missing = [f"input {tensor}" for tensor in needed if tensor not in inputs]
+    missing += [f"output {tensor}" for tensor in made if tensor not in outputs]
+    if missing:
+        raise PackageError(
+            f"{name} is no decoder as genai runs it: it has no {missing[0]}; its inputs are"
+            f" {', '.join(inputs[:4])}.",
+            hint=_EXPORT_SO,
+        )
+    foreign = [tensor for tensor in inputs if tensor not in needed]
+    if foreign:
+        raise PackageError(
+            f"{name} takes '{foreign[0]}', which genai would not feed as this model means it.",
+            hint=_EXPORT_SO,
+        )
     interface = TextInterface.of(manifest, name)
     about = interface.about
     layers = range(len(interface.caches) // 2)
     expected = {f"past_key_values.{n}.{kind}" for n in layers for kind in ("key", "value")}
-    numbered = {one.name for one in interface.caches}
+    numbered = {cache.name for cache in interface.caches}
     if numbered != expected:
         raise PackageError(
             f"{name} has a cache {min(numbered - expected)}, but none of each number below:"
@@ -164,38 +177,11 @@ def search_options(path: Path) -> dict[str, object]:
     return {name: content[name] for name in _SEARCH if content.get(name) is not None}
 
 
-def _check_names(manifest: Manifest, name: str) -> None:
-    """Say what is missing, and what is there that genai does not feed."""
-    inputs = [one.name for one in manifest.inputs]
-    outputs = [one.name for one in manifest.outputs]
-    missing = [
-        *(f"input {one}" for one in ("input_ids", "attention_mask") if one not in inputs),
-        *(["output logits"] if "logits" not in outputs else []),
-    ]
-    caches = [one for one in inputs if one.startswith("past_key_values.")]
-    if not caches:
-        missing.append("input past_key_values.0.key")
-    pairs = {one: one.replace("past_key_values", "present", 1) for one in caches}
-    missing += [f"output {present}" for present in pairs.values() if present not in outputs]
-    if missing:
-        raise PackageError(
-            f"{name} is no decoder as genai runs it: it has no {missing[0]}; its inputs are"
-            f" {', '.join(inputs[:4])}.",
-            hint=_EXPORT_SO,
-        )
-    foreign = [one for one in inputs if one not in ("input_ids", "attention_mask", *caches)]
-    if foreign:
-        raise PackageError(
-            f"{name} takes '{foreign[0]}', which genai would not feed as this model means it.",
-            hint=_EXPORT_SO,
-        )
-
-
 def _cache_sizes(caches: Iterable[TensorInfo]) -> tuple[int, int]:
     """Return heads of keys and values, and their size: genai has one number for all layers."""
-    sizes = {(one.shape[1], one.shape[3]) for one in caches}
+    sizes = {(cache.shape[1], cache.shape[3]) for cache in caches}
     found = next(iter(sizes))
-    if len(sizes) > 1 or not all(isinstance(one, int) for one in found):
+    if len(sizes) > 1 or not all(isinstance(size, int) for size in found):
         words = " and ".join(f"{heads} heads of {size}" for heads, size in sorted(sizes, key=str))
         raise ConfigError(f"caches have {words}; genai has one number for all layers.")
     return int(found[0]), int(found[1])

@@ -21,7 +21,7 @@ from moh_deploy.runtime.text.interface import TextInterface
 from moh_deploy.runtime.text.reference import reference_interface
 from moh_deploy.serving.foreign_code import require_own_code
 from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER, read_genai_bundle
-from moh_deploy.serving.genai.config_json import check_decoder
+from moh_deploy.serving.genai.config_json import check_decoder, context_length
 from moh_deploy.serving.genai.tokens import genai_tokens
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.generate_report import parity_sections
@@ -66,19 +66,10 @@ class GenaiVerification(Report):
     def document(self) -> Document:
         """Return what it says."""
         lengths = ", ".join(map(str, self.prompt_lengths))
-        rows = [
-            ("prompts", f"{len(self.prompt_lengths)} in one batch, of {lengths} tokens"),
-            ("steps", str(self.steps)),
-            ("recorded runs", self.recorded),
-        ]
-        return Document(
-            "verify",
-            (
-                Text(f"bundle {self.root}"),
-                Table("what was run", ("what", ""), rows),
-                *parity_sections(self.parity),
-            ),
-        )
+        prompts = f"{len(self.prompt_lengths)} in one batch, of {lengths} tokens"
+        rows = [("prompts", prompts), ("steps", f"{self.steps}"), ("recorded runs", self.recorded)]
+        ran = Text(f"bundle {self.root}"), Table("what was run", ("what", ""), rows)
+        return Document("verify", (*ran, *parity_sections(self.parity)))
 
 
 def verify_genai(
@@ -115,10 +106,9 @@ def verify_genai(
         raise ValidationError(
             f"the package in {root} is {recorded.failure.message}", hint=recorded.failure.hint
         )
-    reference, name, variant = other, "", Variant()
-    if reference is None:
-        reference, name = opened_package(package), "the package on function bodies"
-        variant = Variant(kernels="off")
+    reference = other or opened_package(package)
+    name = reference.name if other is not None else "the package on function bodies"
+    variant = Variant() if other is not None else Variant(kernels="off")
     with progress.step("generating by what it is compared with"), reference.open(variant) as runner:
         expected = Decoding(runner, called, prompts, steps).steps()
         comparison = TokenComparison(expected, package.manifest.precision)
@@ -129,8 +119,8 @@ def verify_genai(
             ends = interface.about.eos_token_ids
             ended = [end or t in ends for t, end in zip(tokens, ended, strict=True)]
     check_all_steps(str(root), len(found), steps, ended)
-    parity = comparison.parity(name or reference.name)
-    return GenaiVerification(root, tuple(map(len, prompts)), steps, parity, recorded.answer)
+    parity, lengths = comparison.parity(name), tuple(map(len, prompts))
+    return GenaiVerification(root, lengths, steps, parity, recorded.answer)
 
 
 _NO_LOGITS = np.zeros((0, 0), np.float32)  # genai's are not asked for: the reference's tell margins
@@ -153,9 +143,7 @@ def prompts_within(interface: TextInterface) -> tuple[Sequence[Sequence[int]], i
     """Return prompts of the model's tokens, and how many may follow, within what a bundle says is
     the length of its context."""
     about = interface.about
-    limits = (about.context_length, interface.longest_prompt)
-    given = [one for one in limits if one is not None]
-    most = min(given, default=sum((*PROMPT_LENGTHS, MOST_STEPS)))
+    most = context_length(interface) or sum((*PROMPT_LENGTHS, MOST_STEPS))
     steps = max(1, min(MOST_STEPS, most // 2))
     special = {interface.padding, *about.eos_token_ids}
     usual = [token for token in range(about.vocab_size) if token not in special]

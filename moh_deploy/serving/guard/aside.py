@@ -1,7 +1,7 @@
-"""Do work beside the answers: after they were sent, on a thread of its own, and never in their way.
+"""Run jobs beside the answers, on a thread of its own.
 
-The queue is bounded: what comes while it is full is dropped and counted, so that a slow comparison
-costs memory and time that are known beforehand.
+The queue is bounded: a job that finds it full is dropped and counted. So slow comparisons delay no
+answer, and take bounded memory.
 """
 
 from __future__ import annotations
@@ -15,21 +15,11 @@ Job = Callable[[], None]
 
 
 class Aside:
-    """A thread that does jobs, one after the other.
-
-    Args:
-        name: What the thread is called.
-        most_waiting: So many jobs may wait.
-
-    Attributes:
-        dropped: How many jobs found the queue full.
-        failed: How many jobs raised; `last_error` is what the last of them did.
-    """
+    """A thread that runs jobs, one after the other; so many may wait in its queue."""
 
     def __init__(self, name: str, most_waiting: int = 4) -> None:
-        self.dropped = 0
-        self.failed = 0
-        self.last_error = ""
+        self.dropped = 0  # jobs that found the queue full
+        self.failed = 0  # jobs that raised
         self._jobs: queue.Queue[Job | None] = queue.Queue(most_waiting)
         self._lock = threading.Lock()
         self._closing = False
@@ -39,9 +29,9 @@ class Aside:
 
     def submit(self, job: Job) -> bool:
         """Hand over a job, and tell whether there was room for it."""
+        if self._closing:
+            return False
         try:
-            if self._closing:
-                return False
             self._jobs.put_nowait(job)
         except queue.Full:
             with self._lock:
@@ -54,7 +44,7 @@ class Aside:
         self._jobs.join()
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Finish the job at hand, leave out the rest, and end the thread."""
+        """Finish the job at hand, drop the others, and end the thread."""
         self._closing = True
         with suppress(queue.Empty):
             while True:
@@ -65,13 +55,9 @@ class Aside:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            self._do(job)
+            try:
+                job()
+            except Exception:  # whatever it is, the next job goes on
+                self.failed += 1
             self._jobs.task_done()
         self._jobs.task_done()
-
-    def _do(self, job: Job) -> None:
-        try:
-            job()
-        except Exception as error:  # whatever it is, the next job goes on
-            self.failed += 1
-            self.last_error = f"{type(error).__name__}: {error}"

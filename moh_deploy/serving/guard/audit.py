@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.serving.guard.ladder_state import Transition
+from moh_deploy.serving.guard.state_machine import Transition
 from moh_deploy.system.json_text import to_json_text
 
 
 class AuditLog:
-    """Appends transitions to a file; several processes may append to one.
+    """Appends transitions to a file; several processes may append to the same file.
 
     Args:
         path: The file; None keeps no log.
@@ -38,28 +37,26 @@ class AuditLog:
             ) from None
 
     def add(self, change: Transition, now: float) -> None:
-        """Write a transition; to stderr where the file cannot be written: a disk that is full.
-
-        Serving goes on: the way back to safe answers must not fail for want of a log.
-
-        Args:
-            change: What changed.
-            now: Seconds since 1970.
-        """
+        """Write a transition of `now`, in seconds since 1970; to stderr if the disk is full."""
         if self._file is None:
             return
         time = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
-        found = asdict(change)
         entry = {
             "time": time.replace("+00:00", "Z"),
-            "from": found.pop("mode_from"),
-            "to": found.pop("mode_to"),
-            "reason": found.pop("reason"),
-            **found,
+            "from": change.mode_from,
+            "to": change.mode_to,
+            "reason": change.reason,
+            "rung": change.rung,
+            "state": change.state,
+            "evidence": change.evidence,
         }
-        line = _line(entry)
+        line = json.dumps(json.loads(to_json_text(entry)))
         try:
-            self._append(self._file, (line + "\n").encode())
+            # A full disk takes a part of a line, and says why at the next write only.
+            rest = ("\n" * self._is_torn + line + "\n").encode()
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+                self._is_torn = bool(rest)
         except OSError as error:
             print(
                 f"warning: the audit log cannot be written: {error.strerror}; its line is {line}",
@@ -67,19 +64,8 @@ class AuditLog:
                 flush=True,
             )
 
-    def _append(self, file: int, line: bytes) -> None:
-        # A disk that becomes full takes a part, and says why at the next write only.
-        rest = b"\n" + line if self._is_torn else line
-        while rest:
-            rest = rest[os.write(file, rest) :]
-            self._is_torn = bool(rest)
-
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
-
-
-def _line(entry: dict[str, object]) -> str:
-    return json.dumps(json.loads(to_json_text(entry)), separators=(", ", ": "))

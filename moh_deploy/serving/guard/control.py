@@ -1,4 +1,4 @@
-"""The control file of a guard: the manual switch, alarms of drift, and the faults of a drill.
+"""The control file of a guard: the manual switch, drift alarms, and the faults of a drill.
 
 A file works for any server, on whatever protocol; who may write it may switch. It is written whole
 and moved into place, as `write_control` does.
@@ -6,38 +6,34 @@ and moved into place, as `write_control` does.
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from moh_deploy.config.strict_json import Strict
+from moh_deploy.config.checked_yaml import checked
 from moh_deploy.errors import ConfigError
-from moh_deploy.serving.guard.faults import Fault
-from moh_deploy.system.bounded_json import read_json
+from moh_deploy.serving.guard.faults import Fault, Faults
+from moh_deploy.serving.guard.state_machine import ControlRefused, Drifted, Event, Pinned
+from moh_deploy.system.bounded_file import read_bytes
+from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.replaceable import FileKind
 from moh_deploy.system.staging import staged_file
-from moh_deploy.system.suggest import did_you_mean, shortened
+
+_MOST_BYTES = 2**16
+_EVERY_S = 0.1
 
 
-@dataclass(frozen=True)
-class Control(Strict):
-    """The contents of a control file.
+class Control(BaseModel):
+    """The contents of a control file."""
 
-    Attributes:
-        pin: The rung that the manual switch holds; None: it is off.
-        drift: What alarmed, as long as an alarm holds; empty: nothing.
-        faults: What a drill plants; ignored by a server that was not started for one.
-    """
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    pin: str | None = None
-    drift: str = ""
-    faults: tuple[Fault, ...] = ()
+    pin: str | None = None  # the level that the manual switch holds
+    drift: str = ""  # the alarm that holds
+    faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()  # of a drill
 
-
-_CONTROL = TypeAdapter(Control)
 
 CONTROL_FILE = FileKind.beginning_with("control file", rb'\s*\{\s*("pin"|"drift"|"faults"|\})')
 
@@ -45,68 +41,75 @@ CONTROL_FILE = FileKind.beginning_with("control file", rb'\s*\{\s*("pin"|"drift"
 def write_control(path: Path, control: Control) -> None:
     """Write a control file whole."""
     with staged_file(path) as partial:
-        partial.write_bytes(_CONTROL.dump_json(control))
+        partial.write_text(control.model_dump_json())
 
 
 class ControlFile:
-    """Reads a control file when it has changed.
+    """Turns the content of a control file, which need not exist, into events of a guard.
 
-    Args:
-        path: The file; it need not be there.
-        every_s: It is looked at no more often than that.
+    `faults` takes those of a drill; it is None where no drill is allowed.
     """
 
-    def __init__(self, path: Path, every_s: float = 0.1) -> None:
+    def __init__(self, path: Path, names: Sequence[str], faults: Faults | None) -> None:
         self._path = path
-        self._every_s = every_s
-        self._next = float("-inf")
-        self._seen: tuple[int, int, int] | str | None = None
+        self._names = list(names)
+        self._faults = faults
+        self._next_look = float("-inf")
+        self._seen: bytes | str = b"{}"
+        self._pin: str | None = None
+        self._alarm = ""
 
-    def is_due(self, now: float) -> bool:
-        """Tell whether it is time to look, for one caller only."""
-        if now < self._next:
-            return False
-        self._next = now + self._every_s
-        return True
+    def events(self, now: float) -> Iterator[Event]:
+        """Read the file if it has changed, and yield what it asks for."""
+        if now < self._next_look:
+            return
+        self._next_look = now + _EVERY_S
+        try:
+            control = self._changed()
+        except ConfigError as error:
+            yield ControlRefused(error.message)
+        else:
+            if control is not None:
+                yield from self._obey(control)
+        # An alarm holds as long as the file has it, so it is repeated.
+        if self._alarm:
+            yield Drifted({"alarm": self._alarm})
 
-    def changed(self) -> Control | None:
-        """Return what it says, if that is new.
+    def _obey(self, control: Control) -> Iterator[Event]:
+        if self._faults is not None:
+            self._faults.planted = frozenset(control.faults)
+        elif control.faults:
+            yield ControlRefused("faults are named, and this server was not started for a drill.")
+        drills_drift = self._faults is not None and "drift" in control.faults
+        self._alarm = control.drift or ("planted by a drill" if drills_drift else "")
+        if control.pin is not None and control.pin not in self._names:
+            known = ", ".join(self._names)
+            yield ControlRefused(
+                f"pin is '{control.pin}', which is no fallback level; expected one of {known}."
+            )
+        elif control.pin != self._pin:
+            # A file that changes elsewhere leaves a switch alone that was set over HTTP.
+            self._pin = control.pin
+            level = None if control.pin is None else self._names.index(control.pin)
+            yield Pinned(level, {"by": "control file"})
+
+    def _changed(self) -> Control | None:
+        """Return the content of the file, if it has changed.
 
         Raises:
             ConfigError: It cannot be read, or holds something else: raised once, until it changes.
         """
-        found = self._look()
+        found: bytes | str
+        try:
+            found = read_bytes(self._path, most_bytes=_MOST_BYTES, error=ConfigError)
+        except FileNotFoundError:
+            found = b"{}"
+        except ConfigError as error:
+            found = error.message
         if found == self._seen:
             return None
         self._seen = found
-        if found is None:
-            return Control()
         if isinstance(found, str):
-            raise ConfigError(f"{self._path}: cannot be looked at: {found}.")
-        try:
-            content = read_json(self._path, error=ConfigError)
-            # As JSON text: only so does strict mode take lists for tuples.
-            return _CONTROL.validate_json(json.dumps(content))
-        except FileNotFoundError:
-            return Control()
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "it"
-            if first["type"] == "unexpected_keyword_argument":
-                known = [one.name for one in fields(Control)]
-                hint = did_you_mean(place, known) or f"It may hold: {shortened(known)}."
-                problem = f"{place} is not a known key. {hint}"
-            else:
-                problem = f"{place} is wrong: {first['msg']}."
-            raise ConfigError(f"{self._path}: {problem}") from None
-
-    def _look(self) -> tuple[int, int, int] | str | None:
-        """Return what changes with the file, why that cannot be told, or None without a file."""
-        try:
-            status = os.stat(self._path)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            return error.strerror or str(error)
-        # When it was changed, not when it was written: permissions count, too.
-        return (status.st_ino, status.st_ctime_ns, status.st_size)
+            raise ConfigError(found)
+        content = parse_json(found, str(self._path), error=ConfigError)
+        return checked(content, Control, str(self._path))

@@ -1,128 +1,103 @@
-"""Run every batch on the fastest rung that may be trusted, and move along the ladder as they fail.
+"""Run each batch on the fastest level of a fallback chain that may be trusted.
 
-An answer that was judged wrong is never given where a rung below can answer: the same batch is
-answered by that rung at once. What no rung answers rightly is an error.
+`state_machine.py` decides which level that is. The guard around it holds the lock and the clock,
+runs the levels, judges their answers, and writes the audit log. A wrong answer is not given where a
+lower level has a right one: the same batch runs there at once.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError, ValidationError
-from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.base import Description
+from moh_deploy.runtime.base import Deployed, Description
+from moh_deploy.runtime.input_check import empty_axis
+from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.guard.answer_check import AnswerCheck
 from moh_deploy.serving.guard.aside import Aside
 from moh_deploy.serving.guard.audit import AuditLog
-from moh_deploy.serving.guard.control import Control, ControlFile
-from moh_deploy.serving.guard.faults import Faults
-from moh_deploy.serving.guard.guard_counts import REFUSALS, GuardCounts
-from moh_deploy.serving.guard.ladder import Rung
-from moh_deploy.serving.guard.ladder_state import (
-    Evidence,
-    LadderState,
-    Route,
-    RungFailure,
-    Transition,
-    TripReason,
-)
+from moh_deploy.serving.guard.control import ControlFile
+from moh_deploy.serving.guard.fallback_level import FallbackLevel
+from moh_deploy.serving.guard.guard_metrics import GuardMetrics
+from moh_deploy.serving.guard.latency import LatencyWindow
+from moh_deploy.serving.guard.policy import GuardPolicy
 from moh_deploy.serving.guard.running_marks import RunningMarks
 from moh_deploy.serving.guard.same_answers import Comparison
+from moh_deploy.serving.guard.state_machine import (
+    Drifted,
+    Event,
+    Evidence,
+    FallbackChain,
+    LevelAnswered,
+    LevelFailed,
+    LevelState,
+    MoveReason,
+    Pinned,
+    TimePassed,
+    Transition,
+)
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.source import Ran
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.function_bodies import Recorder
-from moh_deploy.validate.layer_values import LayerValues
+from moh_deploy.validate.layer_values import layer_values
 
-_STEP_S = 0.1
-"""Between two probes: they take from the machine what answers need."""
-
-
-@dataclass(frozen=True)
-class Watched:
-    """The values that a guard looks at beside outputs.
-
-    Attributes:
-        check: Judges answers.
-        gates: Names of the gates that each run returns for that.
-        package: What the rungs with the same answers compute; None of an engine.
-        layers: Where the inner values of its layers are.
-    """
-
-    check: AnswerCheck
-    gates: tuple[str, ...]
-    package: OnnxPackage | None
-    layers: tuple[LayerValues, ...]
+_PROBE_EVERY_S = 0.1  # probes take time from the machine that answers need
 
 
 @dataclass(frozen=True)
-class Hands:
-    """The files, faults and clocks of a guard: all that is outside of it.
-
-    Attributes:
-        audit: Where transitions are written.
-        marks: Which rungs are running, for who comes after this process.
-        control: The control file; None without.
-        faults: What a drill plants; None where no drill is allowed.
-        spot_checks: The share of answers that are computed once more and compared.
-        clock: Seconds that only go forward.
-        wall_clock: Seconds since 1970.
-    """
+class GuardIO:
+    """The files of a guard, and its clock."""
 
     audit: AuditLog
     marks: RunningMarks
     control: ControlFile | None = None
-    faults: Faults | None = None
-    spot_checks: float = 0.0
+    resources: ExitStack = field(default_factory=ExitStack)  # closed with the guard
     clock: Callable[[], float] = time.monotonic
-    wall_clock: Callable[[], float] = time.time
+
+
+class _Wrong(NamedTuple):
+    """An answer that is not given: why, its wrong samples, and the error if none is better."""
+
+    failure: LevelFailed
+    samples: float
+    error: MoHDeployError
 
 
 class Guard:
-    """Runs batches on a ladder of rungs. Several threads may ask at the same time.
-
-    Args:
-        rungs: The ladder, the fastest first.
-        state: Which of them may serve.
-        watched: What is looked at.
-        hands: What is read and written.
-        resources: What is to be closed with it.
-    """
+    """Runs batches on a fallback chain. Several threads may call it at the same time."""
 
     def __init__(
-        self,
-        rungs: Sequence[Rung],
-        state: LadderState,
-        watched: Watched,
-        hands: Hands,
-        resources: ExitStack | None = None,
+        self, model: Deployed, levels: Sequence[FallbackLevel], policy: GuardPolicy, io: GuardIO
     ) -> None:
-        self._rungs = tuple(rungs)
-        self._state = state
-        self._watched = watched
-        self._hands = hands
-        self._resources = resources or ExitStack()
-        self._lock = threading.Lock()
-        self._draw = random.Random(0)
+        self._levels = tuple(levels)
+        self._io = io
+        self._chain = FallbackChain(policy)
+        self._state = self._chain.start
+        self._lock = threading.RLock()  # of the state, the latency windows and the metrics
+        self._latency = [LatencyWindow(level.p99_ms, policy.latency) for level in policy.rungs]
+        self._metrics = GuardMetrics()
+        self._package = None if model.is_compiled else model.made_from(None)
+        self._layers = () if self._package is None else layer_values(self._package)
+        self._check = AnswerCheck(
+            [output.name for output in model.manifest.outputs],
+            () if self._package is None else self._package.gate_names,
+            () if self._package is None else self._package.vectors,
+            has_samples=BatchAxis.of(model.manifest) is not None,
+        )
         self._aside = Aside("guard")
-        self._is_probing = False
-        self._drift = ""
-        self._file_pin: str | None = None  # what the control file said last
-        self._next_probe = float("-inf")
-        self._transitions: Counter[tuple[str, str, TripReason]] = Counter()
-        self._fallbacks: Counter[tuple[str, str]] = Counter()
-        self._refused: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
-        self._compared: Counter[tuple[str, str]] = Counter()
-        self._why: str = ""
+        self._draw = random.Random(0)
+        self._next_probe = float("-inf")  # infinity while a probe runs
 
     def run(
         self,
@@ -132,328 +107,258 @@ class Guard:
         requests: int = 1,
     ) -> Ran:
         """Run a batch; see `BatchSource.run`."""
-        self._obey_control()
         with self._lock:
-            route = self._state.route(self._hands.clock())
-            self._publish()
-        wanted = tuple(dict.fromkeys((*self._watched.gates, *inner)))
-        tried: list[_Tried] = []
-        for index in route.rungs:
+            self.tick()
+            levels, probe = self._chain.route(self._state)
+        wanted = tuple(dict.fromkeys((*self._check.gates, *inner)))
+        wrong: list[_Wrong] = []
+        for index in levels:
             found = self._try(index, inputs, outputs, wanted)
             if isinstance(found, Ran):
-                return self._answered(found, index, tried, route, inputs, outputs, requests)
+                break
             if found is not None:
-                tried.append(found)
-        raise self._no_answer(tried, requests)
+                wrong.append(found)
+        else:
+            raise self._no_answer(wrong, requests)
+        with self._lock:
+            # The levels above are blamed: this one did better.
+            self.apply(*(answer.failure for answer in wrong))
+            self._answered(index, found.seconds)
+            if index != 0:
+                last = self._metrics.last_reason or "cannot be opened"
+                reason = wrong[0].failure.reason if wrong else last
+                self._metrics.fallbacks[reason, found.rung] += requests
+        self._look_again(found, index, None if wrong else probe, inputs, outputs)
+        return found
 
     def _try(
-        self,
-        index: int,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        wanted: Sequence[str],
-    ) -> Ran | _Tried | None:
-        """Run a batch on one rung: what it answered, what is wrong with that, or None if it cannot
-        be opened."""
-        rung = self._rungs[index]
+        self, index: int, inputs: Mapping[str, Array], outputs: Sequence[str], wanted: Sequence[str]
+    ) -> Ran | _Wrong | None:
+        """Run a batch on a level: a right answer, a wrong one, or None if it cannot be opened."""
+        level = self._levels[index]
         try:
-            rung.open()
+            level.open()
         except MoHDeployError as error:
-            print(f"warning: rung '{rung.found.name}' stays closed: {error}", file=sys.stderr)
-            with self._lock:
-                self._compared["known answer", "other"] += isinstance(error, ValidationError)
-                self._state.unavailable(self._hands.clock(), index, error)
-                self._publish()
+            self.apply(cannot_serve(index, level, error))
             return None
         try:
-            with self._hands.marks.during(index):
-                results, seconds = rung.run(inputs, outputs, wanted)
+            with self._io.marks.during(index):
+                results, seconds = level.run(inputs, outputs, wanted)
         except BackendError as error:
-            failure = RungFailure(index, "kernel error", {"error": error.message[:500]})
-            return _Tried(failure, float("inf"), error)
-        wrong = self._watched.check.wrong(inputs, results)
+            if empty_axis(level.model.manifest.inputs, inputs) is not None:
+                # The client's fault: no level is blamed, and nothing is counted as refused.
+                raise ConfigError(error.message, hint=error.hint) from error
+            failure = LevelFailed(index, "kernel error", {"error": error.message[:500]})
+            return _Wrong(failure, math.inf, error)
+        wrong = self._check.wrong(inputs, results)
         if wrong is None:
-            return Ran(results, rung.found.name, seconds)
+            return Ran(results, level.name, seconds)
         evidence: Evidence = {"value": wrong.value, "samples": len(wrong.samples)}
         refused = BackendError(
-            f"the answer is not finite: {wrong.reason} in '{wrong.value}', and no rung of the"
-            " ladder has a better one.",
+            f"the answer is not finite: {wrong.reason} in '{wrong.value}', and no fallback level"
+            " has a better answer.",
             hint="The inputs are finite: the model itself has no answer to them.",
         )
-        return _Tried(RungFailure(index, wrong.reason, evidence), len(wrong.samples), refused)
+        return _Wrong(LevelFailed(index, wrong.reason, evidence), len(wrong.samples), refused)
 
-    def _answered(
-        self,
-        ran: Ran,
-        index: int,
-        tried: Sequence[_Tried],
-        route: Route,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        requests: int,
-    ) -> Ran:
-        failures = [one.failure for one in tried]
-        with self._lock:
-            now = self._hands.clock()
-            if failures:
-                self._state.failed(now, failures)
-            self._state.answered(now, index, ran.seconds)
-            if index != 0:
-                reason = failures[0].reason if failures else self._why or "cannot be opened"
-                self._fallbacks[reason, ran.rung] += requests
-            probe = None if tried or not self._takes_probe(route, now) else route.probe
-            share = self._hands.spot_checks
-            spot = probe is None and share > 0 and self._draw.random() < share
-            self._publish()
-        # Copied for the thread beside: buffers may be a client's, gone once it has its answer.
-        if probe is not None:
-            copied = {name: np.array(one) for name, one in inputs.items()}
-            if not self._aside.submit(lambda: self._probe(probe, copied, outputs)):
-                self._is_probing = False
-        elif spot and self._reference(index) is not None:
-            copied = {name: np.array(one) for name, one in inputs.items()}
-            self._aside.submit(lambda: self._spot_check(index, copied, ran.results))
-        return ran
-
-    def _no_answer(self, tried: Sequence[_Tried], requests: int) -> MoHDeployError:
-        """Blame the rungs that did worse than one below them, and return the error."""
+    def _no_answer(self, wrong: Sequence[_Wrong], requests: int) -> MoHDeployError:
+        """Blame the levels whose answers are worse than one below, and return the error."""
         # Requests that were joined run again, each alone: those that then fail are refused.
         refused = requests == 1
         with self._lock:
-            if tried:
-                best = min(tried, key=lambda one: one.bad)
-                blamed = [
-                    one.failure
-                    for one in tried
-                    if one.bad > best.bad and one.failure.rung < best.failure.rung
-                ]
-                self._state.failed(self._hands.clock(), blamed)
-                self._refused[best.failure.reason] += refused
-                self._publish()
+            if wrong:
+                best = min(wrong, key=lambda answer: answer.samples)
+                self.apply(*(answer.failure for answer in wrong[: wrong.index(best)]))
+                self._metrics.refused[best.failure.reason,] += refused
                 return best.error
-            self._refused["no rung"] += refused
-        states = ", ".join(f"{name} is {state}" for name, state in self._state.states.items())
-        return BackendError(
-            f"no rung of the ladder can answer now: {states}.", hint="Try again later."
-        )
+            self._metrics.refused["no rung",] += refused
+            states = ", ".join(f"{name} is {state}" for name, state in self.states.items())
+        return BackendError(f"no fallback level can answer now: {states}.", hint="Try again later.")
 
-    def _takes_probe(self, route: Route, now: float) -> bool:
-        """Tell whether a probe begins: one at a time."""
-        if route.probe is None or self._is_probing or now < self._next_probe:
-            return False
-        self._is_probing = True
-        return True
+    def _look_again(
+        self,
+        ran: Ran,
+        index: int,
+        probe: int | None,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+    ) -> None:
+        """Probe a half-open level with a request that was answered, or spot check the answer."""
+        share = self._chain.policy.spot_checks
+        with self._lock:
+            now = self._io.clock()
+            if now < self._next_probe:
+                probe = None
+            if probe is not None:
+                self._next_probe = float("inf")
+            elif self._draw.random() >= share or self._reference(index) is None:
+                return
+        # The buffers may be a client's, gone when it has its answer.
+        copied = {name: np.array(array) for name, array in inputs.items()}
+        level, given = (index, ran) if probe is None else (probe, None)
+        is_taken = self._aside.submit(lambda: self._compare(level, copied, outputs, given))
+        if given is None and not is_taken:
+            self._next_probe = now
 
-    def _probe(self, index: int, inputs: dict[str, Array], outputs: Sequence[str]) -> None:
-        """Run a half-open rung on a request that was answered, and compare."""
+    def _compare(
+        self, index: int, inputs: dict[str, Array], outputs: Sequence[str], given: Ran | None
+    ) -> None:
+        """Compare an answer that was given, or a half-open level's own, with a lower level's."""
+        names = (name for layer in self._layers for name in layer.names)
+        wanted = tuple(dict.fromkeys((*self._check.gates, *names)))
         try:
-            names = [name for layer in self._watched.layers for name in layer.names]
-            wanted = tuple(dict.fromkeys((*self._watched.gates, *names)))
-            found = self._try(index, inputs, outputs, wanted)
+            found = given or self._try(index, inputs, outputs, wanted)
             if found is None:
                 return
-            failure = None
-            if isinstance(found, _Tried):
-                failure, seconds = found.failure, 0.0
-            else:
-                failure, seconds = self._other_answer(index, inputs, found.results), found.seconds
+            failure = self._other_answer(index, inputs, found)
+            kind = "probe" if given is None else "spot check"
             with self._lock:
-                self._compared["probe", "other" if failure else "same"] += 1
-                self._state.probed(self._hands.clock(), index, seconds, failure)
-                self._publish()
+                self._metrics.compared[kind, "other" if failure else "same"] += 1
+                if failure is not None:
+                    self.apply(failure)
+                elif given is None and isinstance(found, Ran):
+                    self._answered(index, found.seconds)
         finally:
-            self._next_probe = self._hands.clock() + _STEP_S
-            self._is_probing = False
-
-    def _spot_check(
-        self, index: int, inputs: dict[str, Array], results: Mapping[str, Array]
-    ) -> None:
-        """Compute an answer that was given once more, by the next rung, and compare."""
-        failure = self._other_answer(index, inputs, results)
-        with self._lock:
-            self._compared["spot check", "other" if failure else "same"] += 1
-            if failure is not None:
-                self._state.disagreed(self._hands.clock(), failure)
-            self._publish()
+            if given is None:
+                self._next_probe = self._io.clock() + _PROBE_EVERY_S
 
     def _other_answer(
-        self, index: int, inputs: dict[str, Array], results: Mapping[str, Array]
-    ) -> RungFailure | None:
-        """Return what is wrong with results, by the next rung that is to compute the same."""
-        below = self._reference(index)
-        package, layers = self._watched.package, self._watched.layers
-        if below is None or package is None:
+        self, index: int, inputs: dict[str, Array], found: Ran | _Wrong
+    ) -> LevelFailed | None:
+        """Return what is wrong with an answer: seen in itself, or beside a lower level's."""
+        if not isinstance(found, Ran):
+            return found.failure
+        level, below = self._levels[index], self._reference(index)
+        if below is None or self._package is None:
             return None
-        rung = self._rungs[index]
-        recorder = Recorder(package, below.open(), layers)
-        comparison = Comparison(package, layers, recorder, below.found.name)
-        report = comparison.report(inputs, results, rung.describe(), rung.found.variant)
+        recorder = Recorder(self._package, below.open(), self._layers)
+        comparison = Comparison(self._package, self._layers, recorder, below.name)
+        report = comparison.report(inputs, found.results, level.describe(), level.variant)
         if report.verdict != "not equal":
             return None
-        evidence: Evidence = {"compared_with": below.found.name, "why": report.reasons[0][:500]}
-        return RungFailure(index, "other answers", evidence)
+        evidence: Evidence = {"compared_with": below.name, "why": report.reasons[0][:500]}
+        return LevelFailed(index, "other answers", evidence)
 
-    def _reference(self, index: int) -> Rung | None:
-        """Return the rung below that is proven to give the same answers, and serves."""
-        if not self._rungs[index].found.same_answers or self._watched.package is None:
-            return None
-        states = self._state.states
-        for rung in self._rungs[index + 1 :]:
-            if rung.found.same_answers and states[rung.found.name] == "closed":
-                return rung
-        return None
+    def _reference(self, index: int) -> FallbackLevel | None:
+        """Return the next closed level below that is proven to give the same answers."""
+        closed = [breaker.state == "closed" for breaker in self._state.levels]
+        below = zip(self._levels[index + 1 :], closed[index + 1 :], strict=True)
+        same = (level for level, is_closed in below if is_closed and level.same_answers)
+        is_comparable = self._package is not None and self._levels[index].same_answers
+        return next(same, None) if is_comparable else None
 
     def pin(self, rung: str | None, by: str) -> None:
-        """Let a rung and those below it serve only; None releases the switch.
+        """Let a level and those below it serve only; None releases the switch.
 
         Raises:
-            ConfigError: There is no such rung.
+            ConfigError: There is no such level.
         """
-        if rung is not None and rung not in self._state.names:
+        names = self._chain.names
+        if rung is not None and rung not in names:
             raise ConfigError(
-                f"there is no rung '{rung}', expected one of {', '.join(self._state.names)}."
+                f"there is no fallback level '{rung}', expected one of {', '.join(names)}."
             )
-        with self._lock:
-            if rung != self._state.pinned:
-                self._state.pin(rung, {"by": by})
-                self._publish()
+        self.apply(Pinned(None if rung is None else names.index(rung), {"by": by}))
 
     def drifted(self, evidence: Evidence) -> None:
         """Take note of an alarm of `moh-deploy watch`."""
-        with self._lock:
-            self._state.drifted(self._hands.clock(), evidence)
-            self._publish()
+        self.apply(Drifted(evidence))
 
     def tick(self) -> None:
-        """Follow control file and clock where no request comes."""
-        self._obey_control()
+        """Follow control file and clock: before each request, and where no request comes."""
         with self._lock:
-            self._state.route(self._hands.clock())
-            self._publish()
+            if self._io.control is not None:
+                self.apply(*self._io.control.events(self._io.clock()))
+            self.apply(TimePassed())
+
+    def apply(self, *events: Event) -> None:
+        """Move the state machine, and do what follows from its transitions."""
+        with self._lock:
+            now = self._io.clock()
+            for event in events:
+                self._state, changes = self._chain.after(self._state, event, now)
+                for change in changes:
+                    self._follow(change)
+
+    def _follow(self, change: Transition) -> None:
+        self._io.audit.add(change, time.time())
+        self._metrics.changed(change)
+        if change.reason == "control file":
+            # The writer of the file may keep no log, and would wait for nothing.
+            warn(f"the control file is not obeyed: {change.evidence['error']}")
+        if change.state == "open":
+            index = self._chain.names.index(change.rung)
+            self._latency[index].clear()
+            self._levels[index].distrust()
+            if change.reason == "kernel error":
+                # A session that failed may fail for ever: a new one is probed.
+                self._levels[index].forget()
+
+    def _answered(self, index: int, seconds: float) -> None:
+        """Take note of a right answer, and of its time. Called with the lock held."""
+        latency, state = self._latency[index], self._state
+        is_closed = state.levels[index].state == "closed"
+        is_slow = is_closed and latency.add(self._io.clock(), seconds)
+        if is_slow and self._chain.has_lower(state, index):
+            self.apply(LevelFailed(index, "latency", latency.figures()))
+        self.apply(LevelAnswered(index, seconds))
 
     @property
     def mode(self) -> str:
-        """The rung that serves."""
-        with self._lock:
-            return self._state.mode
+        """The level that serves."""
+        return self._chain.mode(self._state)
 
     @property
     def pinned(self) -> str | None:
-        """The rung that the manual switch holds; None if it is off."""
-        with self._lock:
-            return self._state.pinned
+        """The level that the manual switch holds; None if it is released."""
+        pinned = self._state.pinned
+        return None if pinned is None else self._chain.names[pinned]
 
     @property
     def is_drifting(self) -> bool:
-        """Whether an alarm of drift holds."""
-        with self._lock:
-            return self._state.is_drifting
+        """Whether a drift alarm holds."""
+        return self._state.drift.state == "open"
 
     @property
-    def states(self) -> Mapping[str, str]:
-        """Each rung's state, in order."""
-        with self._lock:
-            return dict(self._state.states)
+    def states(self) -> dict[str, LevelState]:
+        """The state of each level, in order."""
+        levels = zip(self._chain.names, self._state.levels, strict=True)
+        return {name: breaker.state for name, breaker in levels}
 
     def wait(self) -> None:
-        """Wait until what runs beside the answers is done."""
+        """Wait until all probes and spot checks are done."""
         self._aside.wait()
 
     def describe(self) -> Description:
-        """Say what runs each layer of the rung that serves, or of one that is open."""
+        """Say what runs each layer of the level that serves, or of one that is open."""
         mode = self.mode
-        serving = [rung for rung in self._rungs if rung.found.name == mode]
-        opened = [rung for rung in self._rungs if rung.is_open]
-        return (*serving, *opened, *self._rungs)[0].describe()
+        return min(self._levels, key=lambda x: (x.name != mode, not x.is_open)).describe()
 
     def families(self) -> tuple[Family, ...]:
-        """Return what it has counted so far."""
-        beside = self._aside
+        """Return the metrics."""
         with self._lock:
-            counts = GuardCounts(
-                states=self._state.states,
-                mode=self._state.mode,
-                transitions=dict(self._transitions),
-                fallbacks=dict(self._fallbacks),
-                refused=dict(self._refused),
-                compared={
-                    **self._compared,
-                    ("aside", "dropped"): beside.dropped,
-                    ("aside", "failed"): beside.failed,
-                },
-            )
-        return counts.families()
+            self._metrics.compared["aside", "dropped"] = self._aside.dropped
+            self._metrics.compared["aside", "failed"] = self._aside.failed
+            return self._metrics.families(self.states, self.mode)
 
     def close(self) -> None:
-        """Give back all rungs and the log."""
+        """Close all levels, the log and the marks."""
         self._aside.close()
-        for rung in self._rungs:
-            rung.close()
-        self._hands.audit.close()
-        self._hands.marks.close()
-        self._resources.close()
-
-    def _obey_control(self) -> None:
-        control, now = self._hands.control, self._hands.clock()
-        if control is None:
-            return
-        with self._lock:
-            if not control.is_due(now):
-                return
-            try:
-                said = control.changed()
-                if said is not None:
-                    self._obey(said)
-            except ConfigError as error:
-                self._note_control(error.message)
-            if self._drift:
-                self._state.drifted(now, {"alarm": self._drift})
-            self._publish()
-
-    def _obey(self, said: Control) -> None:
-        faults = self._hands.faults
-        if faults is not None:
-            faults.plant(frozenset(said.faults))
-        elif said.faults:
-            self._note_control("faults are named, and this server was not started for a drill.")
-        drills_drift = faults is not None and "drift" in faults.planted
-        self._drift = said.drift or ("planted by a drill" if drills_drift else "")
-        if said.pin is not None and said.pin not in self._state.names:
-            known = ", ".join(self._state.names)
-            self._note_control(f"pin is '{said.pin}', which is no rung; expected one of {known}.")
-        elif said.pin != self._file_pin:
-            # A file about something else leaves a switch as it is that was set by another hand.
-            self._file_pin = said.pin
-            if said.pin != self._state.pinned:
-                self._state.pin(said.pin, {"by": "control file"})
-
-    def _note_control(self, problem: str) -> None:
-        # Who wrote the file may keep no log, and would wait for what never comes.
-        print(f"warning: the control file is not obeyed: {problem}", file=sys.stderr, flush=True)
-        mode = self._state.mode
-        change = Transition("", "off", mode, mode, "control file", {"error": problem})
-        self._hands.audit.add(change, self._hands.wall_clock())
-
-    def _publish(self) -> None:
-        """Write and count what has changed; called with the lock held."""
-        if not self._state.has_changed:
-            return
-        for change in self._state.take():
-            self._hands.audit.add(change, self._hands.wall_clock())
-            if change.mode_from != change.mode_to:
-                self._transitions[change.mode_from, change.mode_to, change.reason] += 1
-                self._why = change.reason
-            if change.state == "open":
-                self._rungs[self._state.names.index(change.rung)].distrust()
-            if change.state == "open" and change.reason == "kernel error":
-                # A session that failed may fail for ever: what is probed is a new one.
-                self._rungs[self._state.names.index(change.rung)].forget()
+        for level in self._levels:
+            level.close()
+        self._io.audit.close()
+        self._io.marks.close()
+        self._io.resources.close()
 
 
-@dataclass(frozen=True)
-class _Tried:
-    """A rung that did not answer rightly: why, how many samples are wrong, and what to raise."""
+def cannot_serve(index: int, level: FallbackLevel, error: MoHDeployError) -> LevelFailed:
+    """Return the event of a level that cannot be opened, or answers a recorded run wrongly."""
+    warn(f"fallback level '{level.name}' cannot serve: {error}")
+    is_wrong = isinstance(error, ValidationError)
+    reason: MoveReason = "wrong known answer" if is_wrong else "cannot be opened"
+    return LevelFailed(index, reason, {"error": error.message})
 
-    failure: RungFailure
-    bad: float
-    error: MoHDeployError
+
+def warn(sentence: str) -> None:
+    """Print a warning to stderr."""
+    print(f"warning: {sentence}", file=sys.stderr, flush=True)

@@ -1,137 +1,105 @@
-"""Open the ladder of a served model, and the guard over it."""
+"""Open the fallback chain of a served model, and the guard over it."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from moh_deploy.errors import ConfigError, ValidationError
+from moh_deploy.errors import ConfigError, MoHDeployError, ValidationError
 from moh_deploy.runtime.base import Deployed, Variant
-from moh_deploy.serving.batches import BatchAxis
-from moh_deploy.serving.guard.answer_check import AnswerCheck
 from moh_deploy.serving.guard.audit import AuditLog
 from moh_deploy.serving.guard.control import ControlFile
+from moh_deploy.serving.guard.fallback_level import FallbackLevel, find_level
 from moh_deploy.serving.guard.faults import Faults
-from moh_deploy.serving.guard.guard import Guard, Hands, Watched
-from moh_deploy.serving.guard.ladder import LadderSetting, Rung, find_rung, open_at_start
-from moh_deploy.serving.guard.ladder_state import LadderState
+from moh_deploy.serving.guard.guard import Guard, GuardIO, cannot_serve
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.guard.running_marks import RunningMarks, died_in
-from moh_deploy.system.staging import scratch_directory, temporary_place
-from moh_deploy.validate.layer_values import layer_values
+from moh_deploy.serving.guard.state_machine import LevelFailed
+from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.validate.layer_values import names_to_return
 
 
-@dataclass(frozen=True)
-class GuardOptions:
-    """The files and limits that a guard is opened with.
+def open_guard(
+    model: Deployed,
+    settings: ServingSettings,
+    inner: Sequence[str],
+    way: Variant,
+    *,
+    is_restart: bool = False,
+) -> Guard:
+    """Find the fallback levels of a policy, and open those that it opens at the start.
 
-    Attributes:
-        policy: YAML file; None for kernels, then function bodies.
-        audit_log: What transitions are appended to; None for nothing.
-        control: The control file; None for none.
-        drill: The control file may plant faults.
-        is_restart: A process before this one has served: where a rung answers a recorded run
-            wrongly now, the rung below goes on.
-    """
-
-    policy: Path | None = None
-    audit_log: Path | None = None
-    control: Path | None = None
-    drill: bool = False
-    is_restart: bool = False
-
-
-def open_guard(model: Deployed, options: GuardOptions, inner: Sequence[str], way: Variant) -> Guard:
-    """Find the rungs, and open those that the policy says.
-
-    A rung that cannot be opened is open as a breaker is, and the rung below serves; it is tried
-    again when its cool-down is over. A rung whose known answer is wrong stops the first start.
+    A level that cannot be opened is tried again after its cool-down, and the level below serves. A
+    level whose known answer is wrong stops the first start.
 
     Args:
-        model: What is served.
-        options: Policy, log, control file.
+        model: The served model.
+        settings: Policy, audit log and control file; whether a drill is allowed.
         inner: Inner values that observers may want.
-        way: How rungs are opened: threads, kernels.
+        way: How levels are opened: threads, kernels.
+        is_restart: A process before this one has served: a wrong known answer opens its level.
 
     Raises:
-        ConfigError: The policy is wrong, the control file has no folder, faults have no control
-            file to come from, or a rung does not fit the model.
-        PackageError: The package of a rung cannot be read.
-        BackendError: No rung can be opened.
-        ValidationError: A rung answers a recorded run wrongly.
+        ConfigError: The policy is wrong, the control file has no folder, a drill has no control
+            file, or a level does not fit the model.
+        PackageError: The package of a level cannot be read.
+        BackendError: No level can be opened.
+        ValidationError: A level answers a recorded run wrongly.
     """
-    if options.drill and options.control is None:
+    log, control = (None if p is None else Path(p) for p in (settings.audit_log, settings.control))
+    if settings.drill and control is None:
         raise ConfigError("drill is allowed, but there is no control file that says what to plant.")
-    if options.control is not None and not options.control.parent.is_dir():
+    if control is not None and not control.parent.is_dir():
         raise ConfigError(
-            f"the control file {options.control} is in a folder that does not exist.",
+            f"the control file {control} is in a folder that does not exist.",
             hint="The file itself need not be there.",
         )
-    policy = GuardPolicy() if options.policy is None else read_guard_policy(options.policy)
-    watched = _watched(model)
-    names = [name for layer in watched.layers for name in layer.names]
-    limit_ms = policy.rungs[0].p99_ms
+    policy = read_guard_policy(Path(settings.policy)) if settings.policy else GuardPolicy()
+    package = None if model.is_compiled else model.made_from(None)
+    names = () if package is None else names_to_return(package)
+    gates = () if package is None else package.gate_names
+    way = way.returning(tuple(dict.fromkeys((*inner, *names))))
     # A slow run is slow by the policy's own limit.
+    limit_ms = policy.rungs[0].p99_ms
     slow_s = 0.25 if limit_ms is None else 3e-3 * limit_ms
-    faults = Faults(slow_s) if options.drill else None
+    outputs = [output.name for output in model.manifest.outputs]
+    faults = Faults(outputs, gates, slow_s) if settings.drill else None
     with ExitStack() as stack:
-        scratch = temporary_place("moh-deploy-guard")
-        # A package that is written for a rung lives as long as the guard.
-        if any(one.kind == "dense" for one in policy.rungs):
-            scratch = stack.enter_context(scratch_directory("moh-deploy-guard"))
-        setting = LadderSetting(way, tuple(dict.fromkeys((*inner, *names))), scratch)
-        rungs = [
-            # Faults are planted in the first rung: the others are what shall help.
-            Rung(find_rung(one, model, setting), watched.gates, None if index else faults)
-            for index, one in enumerate(policy.rungs)
+        levels = [
+            # Faults are planted in the first level: the others are to help.
+            find_level(section, model, way, stack, None if index else faults)
+            for index, section in enumerate(policy.rungs)
         ]
-        drift_to = (
-            None
-            if policy.drift is None
-            else [one.called for one in policy.rungs].index(policy.drift.rung)
-        )
-        state = LadderState(
-            [rung.found.name for rung in rungs], list(map(policy.limits, policy.rungs)), drift_to
-        )
-        dead = died_in(options.audit_log)
+        dead = died_in(log)
         # Before the log: where the disk is full, an empty one would stay.
-        marks = RunningMarks(options.audit_log, state.names)
+        marks = RunningMarks(log, policy.names)
         stack.callback(marks.close)
-        hands = Hands(
-            AuditLog(options.audit_log),
-            marks,
-            None if options.control is None else ControlFile(options.control),
-            faults,
-            policy.spot_checks,
-        )
-        problems = {}
-        for index, (section, rung) in enumerate(zip(policy.rungs, rungs, strict=True)):
-            if section.opened == "start" and (problem := open_at_start(rung)) is not None:
-                if isinstance(problem, ValidationError) and not options.is_restart:
-                    raise problem
-                problems[index] = problem
-                state.unavailable(hands.clock(), index, problem)
-                name = rung.found.name
-                print(f"warning: rung '{name}' cannot be opened: {problem}", file=sys.stderr)
-        if len(problems) == len(rungs):
-            raise problems[0]
-        for name in dead:
-            state.died(hands.clock(), name)
-        guard = Guard(rungs, state, watched, hands, stack.pop_all())
+        audit = AuditLog(log)
+        failures = _opened_at_start(levels, policy, is_restart)
+        for index, name in enumerate(policy.names):
+            if name in dead:
+                failures.append(LevelFailed(index, "process died"))
+        controlled = None if control is None else ControlFile(control, policy.names, faults)
+        guard = Guard(model, levels, policy, GuardIO(audit, marks, controlled, stack.pop_all()))
+        guard.apply(*failures)
         guard.tick()
         return guard
 
 
-def _watched(model: Deployed) -> Watched:
-    outputs = [one.name for one in model.manifest.outputs]
-    has_samples = BatchAxis.of(model.manifest) is not None
-    if model.is_compiled:
-        check = AnswerCheck.of(outputs, (), (), has_samples=has_samples)
-        return Watched(check, (), None, ())
-    package = model.made_from(None)
-    gates = tuple(package.gate_names)
-    check = AnswerCheck.of(outputs, gates, package.vectors, has_samples=has_samples)
-    return Watched(check, gates, package, layer_values(package))
+def _opened_at_start(
+    levels: Sequence[FallbackLevel], policy: GuardPolicy, is_restart: bool
+) -> list[LevelFailed]:
+    """Open the levels that are opened at the start, and return those that cannot serve."""
+    problems: dict[int, MoHDeployError] = {}
+    for index, level in enumerate(levels):
+        try:
+            if policy.rungs[index].opened == "start":
+                level.open()
+        except MoHDeployError as error:
+            if isinstance(error, ValidationError) and not is_restart:
+                raise
+            problems[index] = error
+    if len(problems) == len(levels):
+        raise problems[0]
+    return [cannot_serve(index, levels[index], error) for index, error in problems.items()]

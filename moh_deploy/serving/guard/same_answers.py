@@ -1,12 +1,13 @@
-"""Compare what two rungs answer to a request by `verify`'s rules, near-ties of routers included."""
+"""Compare two models: their interfaces, and their answers by `verify`'s rules, ties included."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.base import Description, Variant
+from moh_deploy.runtime.base import Description, ModelInterface, Variant
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.serving.known_answer import ComputedResults
 from moh_deploy.system.npz import Array
@@ -18,21 +19,13 @@ from moh_deploy.validate.parity_report import ParityReport
 
 @dataclass(frozen=True)
 class Comparison:
-    """Compares answers with those of another rung, by the rules of `verify`.
-
-    Attributes:
-        package: What is judged: says which outputs and layers there are.
-        layers: Where the inner values of its layers are.
-        recorder: Runs what it is compared with.
-        reference: What that is, in the words of a report.
-        has_routing: Both have the same layers, so that gates are compared as well.
-    """
+    """Compares the answers of a package with those of a reference."""
 
     package: OnnxPackage
-    layers: tuple[LayerValues, ...]
-    recorder: Recorder
-    reference: str
-    has_routing: bool = True
+    layers: tuple[LayerValues, ...]  # of the package
+    recorder: Recorder  # runs the reference
+    reference: str  # its name in reports
+    has_routing: bool = True  # both have the same layers, so that gates are compared as well
 
     def report(
         self,
@@ -41,20 +34,15 @@ class Comparison:
         description: Description,
         variant: Variant,
     ) -> ParityReport:
-        """Run the reference, and compare.
+        """Run the reference on the inputs of a request, and compare the package's results.
 
-        Args:
-            inputs: Of the request.
-            results: What is judged: outputs, gates, and as many other inner values as there are.
-            description: Of what ran.
-            variant: How that is opened: where a near-tie went the other way, it is opened once more
-                with the reference's gates fed to it.
+        After a routing tie `variant` opens the package again, with the gates of the reference.
         """
         expected = self.recorder.record(inputs)
-        # Who kept outputs and gates only is compared by those.
-        if not all(name in results for layer in self.layers for name in layer.names):
+        inner = (name for layer in self.layers for name in layer.names)
+        if not results.keys() >= set(inner):
             expected = replace(expected, scores=(), attention=())
-        has_gates = self.has_routing and all(name in results for name in self.package.gate_names)
+        has_gates = self.has_routing and results.keys() >= set(self.package.gate_names)
         return compare(
             self.package,
             ComputedResults(results, self.package.manifest.inputs, description),
@@ -63,3 +51,28 @@ class Comparison:
             outputs_only=not has_gates,
             variants=PackageVariants(self.package, replace(variant, extra_outputs=())),
         )
+
+
+def require_same_interface(name: str, ours: ModelInterface, theirs: ModelInterface) -> None:
+    """Check that names, dtypes and ranks of inputs and outputs agree.
+
+    Args:
+        name: The second model; it opens the error message.
+        ours: The first model.
+        theirs: The second model.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    for kind in ("inputs", "outputs"):
+        expected, got = (
+            sorted(
+                (tensor.name, tensor.dtype, len(tensor.shape)) for tensor in getattr(model, kind)
+            )
+            for model in (ours, theirs)
+        )
+        if got != expected:
+            raise ConfigError(
+                f"{name} has the {kind} {got}, expected {expected}.",
+                hint="Both are given the same requests: names, dtypes and ranks have to agree.",
+            )

@@ -1,7 +1,7 @@
 """The routes of the server: the Open Inference Protocol v2, and metrics.
 
-The event loop reads and writes; a model runs on the threads of its queue. What is refused gets
-`{"error": "..."}` and the status that says whose fault it is.
+The event loop reads and writes; a model runs on the threads of its queue. A refused request
+gets `{"error": "..."}` and the status that says whose fault it is.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from moh_deploy import __version__
-from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
+from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.package import TensorInfo
-from moh_deploy.runtime.input_check import empty_axis
-from moh_deploy.serving.http.body import HeldBytes, read_body
+from moh_deploy.serving.http.body import HeldBytes, address_of, received_body
 from moh_deploy.serving.http.guard_routes import guard_routes
+from moh_deploy.serving.http.in_turn import InTurn
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import (
     HEADER_LENGTH,
@@ -41,34 +42,30 @@ from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.status_counts import StatusCounts
 from moh_deploy.serving.http.telemetry_routes import telemetry_routes
 from moh_deploy.serving.http.tensors import DATATYPES
-from moh_deploy.serving.metrics import Family
+from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.served_model import Reply, ServedModel
-from moh_deploy.serving.telemetry.prometheus import CONTENT_TYPE, prometheus_text
-
-_T = TypeVar("_T")
-
-_INLINE_BYTES = 64 * 1024
-"""Bodies up to this are read and written on the event loop: a thread would take longer."""
+from moh_deploy.serving.telemetry.prometheus import exposition
+from moh_deploy.serving.telemetry.trace_context import Trace
 
 OUT_OF_MEMORY = 71  # EX_OSERR of sysexits.h: the worker ends, and another one begins
 
 _TICK_S = 0.25
 
 _GONE = 499
-"""What is counted, as nginx does, where the client did not wait for its answer."""
+"""The status that is counted, as by nginx, for a client that did not wait for its answer."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Endpoint:
     """A model to serve: its name, its queue, its limits.
 
     Attributes:
-        name: What clients call the model.
+        name: The model's name, as clients have it.
         version: Its version, as clients have it.
         served: The model.
-        queue: What answers its requests.
-        limits: What clients may send.
-        families: What else metrics show.
+        queue: Answers its requests.
+        limits: Sizes, times and numbers of requests.
+        restarts: How often its process was started again.
     """
 
     name: str
@@ -76,50 +73,26 @@ class Endpoint:
     served: ServedModel
     queue: BatchingQueue
     limits: HttpLimits
-    families: tuple[Family, ...] = ()
+    restarts: int = 0
+    _counts: StatusCounts = field(default_factory=StatusCounts, init=False)
+    _in_turn: InTurn = field(default_factory=InTurn, init=False)
+    _is_ready: bool = field(default=False, init=False)
 
-
-def make_app(endpoint: Endpoint) -> Starlette:
-    """Return the application that serves one model."""
-    app = _App(endpoint)
-    model = ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"]
-    return Starlette(
-        routes=[
-            Route("/v2", app.server),
-            Route("/v2/health/live", app.live),
-            Route("/v2/health/ready", app.ready),
-            *(Route(path, app.model) for path in model),
-            *(Route(f"{path}/ready", app.model_ready) for path in model),
-            *(Route(f"{path}/infer", app.infer, methods=["POST"]) for path in model),
-            Route("/metrics", app.metrics),
-            *telemetry_routes(endpoint.served.telemetry),
-            *guard_routes(endpoint.served.guard, endpoint.limits),
-        ],
-        exception_handlers={
-            MoHDeployError: _failed,
-            HTTPException: _no_route,
-        },
-        lifespan=app.lifespan,
-    )
-
-
-class _App:
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._counts = StatusCounts()
-        self._held = HeldBytes(endpoint.limits.max_held_bytes)
-        self._is_ready = False
+    def __post_init__(self) -> None:
+        self._held = HeldBytes(self.limits.max_held_bytes)
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self._is_ready = True
+        if self.served.export is not None:
+            self.served.export.start(self._families)
         ticking = asyncio.create_task(self._tick())
         yield
         ticking.cancel()
 
     async def _tick(self) -> None:
         """Let the guard follow its control file and the clock where no request comes."""
-        guard = self._endpoint.served.guard
+        guard = self.served.guard
         while guard is not None:
             await asyncio.sleep(_TICK_S)
             await asyncio.to_thread(guard.tick)
@@ -138,92 +111,106 @@ class _App:
     async def model_ready(self, request: Request) -> Response:
         self._check_model(request)
         is_ready = self._can_answer()
-        content = {"name": self._endpoint.name, "ready": is_ready}
+        content = {"name": self.name, "ready": is_ready}
         return _json(content, 200 if is_ready else 503)
 
     def _can_answer(self) -> bool:
-        return self._is_ready and not self._endpoint.queue.runs.are_all_hung
+        return self._is_ready and not self.queue.runs.are_all_hung
 
     async def model(self, request: Request) -> Response:
         self._check_model(request)
-        served = self._endpoint.served
         return _json(
             {
-                "name": self._endpoint.name,
-                "versions": [self._endpoint.version],
+                "name": self.name,
+                "versions": [self.version],
                 "platform": "moh-deploy",
-                "inputs": [_tensor_json(info) for info in served.inputs],
-                "outputs": [_tensor_json(info) for info in served.outputs],
+                "inputs": [_tensor_json(info) for info in self.served.inputs],
+                "outputs": [_tensor_json(info) for info in self.served.outputs],
             }
         )
 
-    async def metrics(self, _: Request) -> Response:
-        endpoint = self._endpoint
-        labels = {"model": endpoint.name, "version": endpoint.version}
-        families = [
-            *endpoint.served.families(),
-            *endpoint.queue.families(),
+    async def metrics(self, request: Request) -> Response:
+        text, content_type = exposition(self._families(), request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type})
+
+    def _families(self) -> list[Family]:
+        families = (
+            *self.served.families(),
+            *self.queue.families(),
             *self._counts.families(),
-            *endpoint.families,
-        ]
-        # All say which model they are of: alert rules ask for one.
-        named = [_labelled(one, labels) for one in families]
-        return Response(prometheus_text(named), headers={"content-type": CONTENT_TYPE})
+            Family(
+                "moh_worker_restarts_total",
+                "How often the process that answers was started again.",
+                "counter",
+                (Series({}, self.restarts),),
+            ),
+        )
+        # All say which model they are of: alert rules ask for that.
+        model = {"model": self.name, "version": self.version}
+        return [_labelled(family, model) for family in families]
 
     async def infer(self, request: Request) -> Response:
-        start = time.monotonic()
+        start, trace = time.monotonic(), _trace(request)
         try:
             response = await self._infer(request)
         except ClientDisconnect:
-            self._counts.note(_GONE, time.monotonic() - start)
-            return Response(status_code=400)  # which nobody reads
+            self._counts.note(_GONE, time.monotonic() - start, trace)
+            return Response(status_code=400)  # it is not sent
         except Exception as error:
             response = await _failed(request, error)
-        self._counts.note(response.status_code, time.monotonic() - start)
+        self._counts.note(response.status_code, time.monotonic() - start, trace)
         return response
 
     async def _infer(self, request: Request) -> Response:
-        endpoint = self._endpoint
-        served = endpoint.served
         self._check_model(request)
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refusal("compressed bodies are not taken.", status=415)
-        with self._held.by_a_request() as held:
-            is_json = HEADER_LENGTH not in request.headers
-            content = await read_body(request, endpoint.limits, held, is_json=is_json)
-            asked = await _off_loop(
-                len(content),
+        address = address_of(request)
+        json_size = request.headers.get(HEADER_LENGTH)
+        async with received_body(
+            request, self.limits, self._held, is_json=json_size is None
+        ) as content:
+            asked = await self._in_turn.do(
+                address,
+                _json_bytes(content, json_size),
                 lambda: read_request(
                     content,
-                    request.headers.get(HEADER_LENGTH),
-                    inputs=served.inputs,
-                    outputs=served.outputs,
-                    most_json=endpoint.limits.max_json_bytes,
+                    json_size,
+                    inputs=self.served.inputs,
+                    outputs=self.served.outputs,
+                    scalars=self.served.scalars,
+                    most_json=self.limits.max_json_bytes,
                 ),
             )
             try:
-                sizes = served.check(asked.inputs)
+                sizes = self.served.check(asked.inputs)
             except ConfigError as error:
                 raise Refusal(error.message, hint=error.hint) from error
-            endpoint.limits.check_sizes(sizes)
+            self.limits.check_sizes(sizes)
             reply = await self._reply(request, asked)
-            body = await _off_loop(
-                sum(array.nbytes for array in reply.outputs.values()),
-                lambda: write_answer(
-                    asked,
-                    reply.outputs,
-                    model=endpoint.name,
-                    version=endpoint.version,
-                    parameters={"moh_rung": reply.rung},
-                ),
-            )
-        return Response(body.content, headers=body.headers)
+        body = await self._in_turn.do(
+            address,
+            sum(reply.outputs[out.name].nbytes for out in asked.outputs if not out.is_binary),
+            lambda: write_answer(
+                asked,
+                reply.outputs,
+                model=self.name,
+                version=self.version,
+                parameters={"moh_rung": reply.rung},
+            ),
+        )
+        self._held.add(address, len(body.content))
+
+        async def sent() -> None:
+            self._held.add(address, -len(body.content))
+
+        return Response(body.content, headers=body.headers, background=BackgroundTask(sent))
 
     async def _reply(self, request: Request, asked: InferRequest) -> Reply:
-        """Wait for the queue's answer, as long as somebody waits for it."""
-        limit = self._endpoint.limits.request_timeout_s
+        """Wait for the queue's answer, as long as the client does."""
+        limit = self.limits.request_timeout_s
         timeout_s = min(limit, asked.timeout_s or limit)
-        queued = self._endpoint.queue.submit(asked.inputs)
+        queued = self.queue.submit(asked.inputs)
         reply = asyncio.wrap_future(queued)
         gone = asyncio.ensure_future(_gone(request))
         ends: list[asyncio.Future[Any]] = [reply, gone]
@@ -236,11 +223,6 @@ class _App:
             raise Refusal(f"there was no answer within {timeout_s:g} s.", status=504)
         except ConfigError as error:  # which only the run could tell: a token that there is none of
             raise Refusal(error.message, hint=error.hint) from error
-        except BackendError as error:
-            empty = empty_axis(self._endpoint.served.inputs, asked.inputs)
-            if empty is None:
-                raise
-            raise Refusal(error.message, hint=error.hint) from error
         finally:
             # Cancelled, it is not begun any more, if it was not yet.
             queued.cancel()
@@ -248,21 +230,44 @@ class _App:
             gone.cancel()
 
     def _check_model(self, request: Request) -> None:
-        endpoint, given = self._endpoint, request.path_params
-        if given["model"] != endpoint.name:
+        given = request.path_params
+        if given["model"] != self.name:
             raise Refusal(
-                f"there is no model '{given['model'][:100]}', only '{endpoint.name}'.", status=404
+                f"there is no model '{given['model'][:100]}', only '{self.name}'.", status=404
             )
-        if given.get("version", endpoint.version) != endpoint.version:
+        if given.get("version", self.version) != self.version:
             raise Refusal(
-                f"there is no version '{given['version'][:100]}', only '{endpoint.version}'.",
+                f"there is no version '{given['version'][:100]}', only '{self.version}'.",
                 status=404,
             )
 
 
-async def _off_loop(num_bytes: int, work: Callable[[], _T]) -> _T:
-    """Do work on so many bytes, on another thread where it would hold up other requests."""
-    return work() if num_bytes <= _INLINE_BYTES else await asyncio.to_thread(work)
+def make_app(endpoint: Endpoint) -> Starlette:
+    """Return the application that serves one model."""
+    model = ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"]
+    return Starlette(
+        routes=[
+            Route("/v2", endpoint.server),
+            Route("/v2/health/live", endpoint.live),
+            Route("/v2/health/ready", endpoint.ready),
+            *(Route(path, endpoint.model) for path in model),
+            *(Route(f"{path}/ready", endpoint.model_ready) for path in model),
+            *(Route(f"{path}/infer", endpoint.infer, methods=["POST"]) for path in model),
+            Route("/metrics", endpoint.metrics),
+            *telemetry_routes(endpoint.served.telemetry),
+            *guard_routes(endpoint.served.guard, endpoint.limits),
+        ],
+        exception_handlers={
+            MoHDeployError: _failed,
+            HTTPException: _no_route,
+        },
+        lifespan=endpoint.lifespan,
+    )
+
+
+def _json_bytes(content: bytearray, said: str | None) -> int:
+    """Return how much of a body is JSON; what is no number is refused when it is read."""
+    return min(int(said[:20]), len(content)) if said and said[:20].isdecimal() else len(content)
 
 
 async def _gone(request: Request) -> None:
@@ -272,22 +277,29 @@ async def _gone(request: Request) -> None:
 
 
 def _labelled(family: Family, labels: Mapping[str, str]) -> Family:
-    samples = (replace(one, labels={**labels, **one.labels}) for one in family.samples)
+    samples = (replace(series, labels={**labels, **series.labels}) for series in family.samples)
     return replace(family, samples=tuple(samples))
 
 
-async def _failed(_: Request, error: Exception) -> Response:
+def _trace(request: Request) -> Trace | None:
+    return Trace.of(request.headers.getlist("traceparent"))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, Refusal):
         headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
         if error.closes_connection:
             headers["connection"] = "close"
         return _json({"error": str(error)}, error.status, headers)
+    trace = _trace(request)
+    traced = "" if trace is None else f"trace_id={trace.trace_id}: "
     if isinstance(error, MoHDeployError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {traced}{error}", file=sys.stderr, flush=True)
         return _json({"error": error.message}, 500)
+    print(f"error: {traced}{type(error).__name__} was not expected", file=sys.stderr)
     traceback.print_exception(error)
     if isinstance(error, MemoryError):
-        # What else waits for memory would fail one by one. A new process has all of it.
+        # All that waits for memory would fail, request by request. A new process has all of it.
         print("error: there is no memory left: the worker ends.", file=sys.stderr, flush=True)
         os._exit(OUT_OF_MEMORY)
     kind = type(error).__name__

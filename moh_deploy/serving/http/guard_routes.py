@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.guard.guard import Guard
-from moh_deploy.serving.http.body import HeldBytes, read_body
+from moh_deploy.serving.http.body import HeldBytes, received_body
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.system.bounded_json import parse_json
@@ -24,16 +24,24 @@ def guard_routes(guard: Guard | None, limits: HttpLimits) -> list[Route]:
     """Return the routes of a guarded model; none where there is no guard."""
     if guard is None:
         return []
-    held, short = HeldBytes(_MOST_BYTES), replace(limits, max_body_bytes=_MOST_BYTES)
+    held, short = HeldBytes(4 * _MOST_BYTES), replace(limits, max_body_bytes=_MOST_BYTES)
 
     async def show(_: Request) -> Response:
         # Its lock may be held by a thread that writes the log.
-        return JSONResponse(await asyncio.to_thread(_state, guard))
+        return JSONResponse(
+            await asyncio.to_thread(
+                lambda: {
+                    "mode": guard.mode,
+                    "pinned": guard.pinned,
+                    "drifting": guard.is_drifting,
+                    "rungs": dict(guard.states),
+                }
+            )
+        )
 
     async def switch(request: Request) -> Response:
-        with held.by_a_request() as own:
-            content = await read_body(request, short, own)
-        said = parse_json(content, "the switch", error=Refusal)
+        async with received_body(request, short, held) as content:
+            said = parse_json(bytes(content), "the switch", error=Refusal)
         if not isinstance(said, dict) or said.keys() not in ({"pin"}, {"drift"}):
             raise Refusal(f"the switch is of another form: {_EXPECTED}")
         ((key, value),) = said.items()
@@ -52,12 +60,3 @@ def guard_routes(guard: Guard | None, limits: HttpLimits) -> list[Route]:
         Route("/v2/guard", show),
         Route("/v2/guard", switch, methods=["POST"]),
     ]
-
-
-def _state(guard: Guard) -> dict[str, object]:
-    return {
-        "mode": guard.mode,
-        "pinned": guard.pinned,
-        "drifting": guard.is_drifting,
-        "rungs": dict(guard.states),
-    }

@@ -33,16 +33,10 @@ def parameters_in(found: Mapping[str, object], what: str) -> dict[str, object]:
 
 def text_in(found: Mapping[str, object], key: str, what: str) -> str:
     """Return a text that has to be there."""
-    value = text_or_none_in(found, key, what)
-    if value is None:
+    if key not in found:
         raise Refusal(f"{what} has no {key}.")
-    return value
-
-
-def text_or_none_in(found: Mapping[str, object], key: str, what: str) -> str | None:
-    """Return a text; None where there is none."""
-    value = found.get(key)
-    if value is not None and not isinstance(value, str):
+    value = found[key]
+    if not isinstance(value, str):
         raise Refusal(f"{key} of {what} is no text.")
     return value
 

@@ -16,9 +16,10 @@ class HttpLimits:
 
     Attributes:
         max_body_bytes: The most bytes of a request's body; 413 beyond.
-        max_json_bytes: The most bytes of its JSON, which takes thirty times as much in memory and
-            holds up all other requests while it is read; 413 beyond.
-        max_held_bytes: The most bytes of all bodies that are received or answered; 503 beyond.
+        max_json_bytes: The most bytes of its JSON, which takes thirty times as much in memory while
+            it is read; 413 beyond.
+        max_held_bytes: The most bytes of all bodies that are received, answered or sent; half of
+            them from one address; 503 beyond.
         max_waiting: The most requests that wait for an instance; 503 beyond.
         read_timeout_s: How long a request's headers, and then its body, may take to arrive: 408
             beyond; and how long a client may read nothing, or next to nothing, of its answer
@@ -32,7 +33,7 @@ class HttpLimits:
 
     max_body_bytes: int = 64 * MIB
     max_json_bytes: int = 4 * MIB
-    max_held_bytes: int = 1024 * MIB
+    max_held_bytes: int = 512 * MIB
     max_waiting: int = 256
     read_timeout_s: float = 20.0
     request_timeout_s: float = 60.0

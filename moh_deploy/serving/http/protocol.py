@@ -5,8 +5,8 @@ A body is a JSON object. With the binary tensor extension, the header
 in the order in which it names them: little-endian, row by row. float16 and bfloat16 have no other
 form.
 
-Nothing is trusted: whatever is sent, the result is arrays that fit the model or a `Refusal`, and no
-more memory is taken than the body's own size asks for (`tensors.py`).
+Nothing is trusted: the result is arrays that fit the model or a `Refusal`, and no more memory is
+taken than the body's own size asks for (`tensors.py`).
 
 Source: inference_rest.md of github.com/kserve/open-inference-protocol; extension_binary_data.md of
 github.com/triton-inference-server/server.
@@ -27,7 +27,6 @@ from moh_deploy.serving.http.json_fields import (
     objects_in,
     parameters_in,
     text_in,
-    text_or_none_in,
 )
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.refusal import Refusal
@@ -37,6 +36,8 @@ from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 
 HEADER_LENGTH = "inference-header-content-length"
+
+_WRITTEN_AT_ONCE = 16384
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class InferRequest:
 
     Attributes:
         inputs: Name to array; arrays may be views of the body, and are not to be written to.
-        outputs: What is wanted, in this order.
-        id: What the client calls the request; the answer repeats it.
+        outputs: The outputs that are asked for, in this order.
+        id: The client's name for the request; the answer repeats it.
         timeout_s: How long the client waits; None where it does not say.
     """
 
@@ -78,18 +79,19 @@ class Body:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The HTTP headers that say what it is."""
+        """The HTTP headers of its form."""
         if self.json_bytes is None:
             return {"content-type": "application/json"}
         return {"content-type": "application/octet-stream", HEADER_LENGTH: str(self.json_bytes)}
 
 
 def read_request(
-    content: bytes,
+    content: bytes | bytearray,
     json_bytes: str | None,
     *,
     inputs: Sequence[TensorInfo],
     outputs: Sequence[TensorInfo],
+    scalars: Mapping[str, int] | None = None,
     most_json: int = HttpLimits.max_json_bytes,
 ) -> InferRequest:
     """Read the body of a request.
@@ -97,13 +99,14 @@ def read_request(
     Args:
         content: The body.
         json_bytes: The header that says how long its JSON is, where there is one.
-        inputs: What the model takes.
-        outputs: What it returns.
+        inputs: Of the model.
+        outputs: Of the model.
+        scalars: Inputs that may come with one more axis: see `scalars_of`.
         most_json: The most bytes of JSON.
 
     Raises:
-        Refusal: It is no request, or one for another model. Shapes are compared with the tensors'
-            own values here, with what the model expects elsewhere.
+        Refusal: It is no request, or is for another model. Here shapes are compared with the
+            tensors' own values; `ServedModel.check` compares them with the model.
     """
     head, raw = _split(content, json_bytes)
     if len(head) > most_json:
@@ -112,12 +115,14 @@ def read_request(
         )
     request = object_of(parse_json(head, "the request", error=Refusal), "the request")
     parameters = parameters_in(request, "the request")
-    _refuse_sequences(parameters)
-    arrays = read_tensors(request, raw, {info.name: info for info in inputs})
+    for name, value in parameters.items():
+        if not isinstance(value, (int, float, str)):
+            raise Refusal(f"the parameter {name[:100]} is neither a number nor a text.")
+    arrays = read_tensors(request, raw, {info.name: info for info in inputs}, scalars=scalars)
     return InferRequest(
         arrays,
         _requested(request, parameters, outputs),
-        text_or_none_in(request, "id", "the request"),
+        (text_in(request, "id", "the request") or None) if "id" in request else None,
         _timeout(parameters),
     )
 
@@ -140,7 +145,7 @@ def write_answer(
         head["id"] = request.id
     if parameters:
         head["parameters"] = dict(parameters)
-    tensors = [(one.name, outputs[one.name], one.is_binary) for one in request.outputs]
+    tensors = [(asked.name, outputs[asked.name], asked.is_binary) for asked in request.outputs]
     return _body(head, "outputs", tensors)
 
 
@@ -155,7 +160,7 @@ def write_request(
 
     Args:
         inputs: Name to array.
-        outputs: What is wanted; None for all, in the form of the inputs.
+        outputs: The outputs that are asked for; None for all, in the form of the inputs.
         is_binary: Send raw values, not numbers in JSON.
     """
     head: dict[str, object] = {} if id is None else {"id": id}
@@ -163,25 +168,34 @@ def write_request(
         head["parameters"] = {"binary_data_output": is_binary}
     else:
         head["outputs"] = [
-            {"name": one.name, "parameters": {"binary_data": one.is_binary}} for one in outputs
+            {"name": asked.name, "parameters": {"binary_data": asked.is_binary}}
+            for asked in outputs
         ]
     tensors = [(name, array, is_binary) for name, array in inputs.items()]
     return _body(head, "inputs", tensors)
 
 
 def read_answer(content: bytes, json_bytes: str | None) -> dict[str, Array]:
-    """Read the outputs in an answer, as a client does.
+    """Read the outputs in an answer, as a client does; raises as `read_reply` does."""
+    return read_reply(content, json_bytes)[0]
+
+
+def read_reply(
+    content: bytes, json_bytes: str | None, scalars: Mapping[str, int] | None = None
+) -> tuple[dict[str, Array], dict[str, object]]:
+    """Read the outputs in an answer, and its parameters; `scalars` as in `read_request`.
 
     Raises:
         Refusal: It is no answer.
     """
     head, raw = _split(content, json_bytes)
     answer = object_of(parse_json(head, "the answer", error=Refusal), "the answer")
-    return read_tensors(answer, raw, None, key="outputs")
+    outputs = read_tensors(answer, raw, None, key="outputs", scalars=scalars)
+    return outputs, parameters_in(answer, "the answer")
 
 
 def _body(head: dict[str, object], key: str, tensors: Iterable[tuple[str, Array, bool]]) -> Body:
-    described: list[dict[str, object]] = []
+    described: list[str] = []
     raw: list[bytes] = []
     for name, array, is_binary in tensors:
         tensor: dict[str, object] = {
@@ -192,6 +206,7 @@ def _body(head: dict[str, object], key: str, tensors: Iterable[tuple[str, Array,
         if is_binary:
             raw.append(raw_bytes(array))
             tensor["parameters"] = {"binary_data_size": len(raw[-1])}
+            described.append(_text(tensor))
         else:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise Refusal(
@@ -199,15 +214,29 @@ def _body(head: dict[str, object], key: str, tensors: Iterable[tuple[str, Array,
                     status=406,
                     hint="Ask for it with the parameter binary_data.",
                 )
-            tensor["data"] = array.ravel().tolist()
-        described.append(tensor)
-    text = json.dumps({**head, key: described}, separators=(",", ":"), allow_nan=False).encode()
+            described.append(f'{_text(tensor)[:-1]},"data":[{_numbers(array)}]}}')
+    text = f'{_text(head)[:-1]},"{key}":[{",".join(described)}]}}'.encode()
     if not raw:
         return Body(text, None)
     return Body(b"".join([text, *raw]), len(text))
 
 
-def _split(content: bytes, json_bytes: str | None) -> tuple[bytes, memoryview]:
+def _text(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _numbers(array: Array) -> str:
+    # In parts: other threads wait while Python writes a list.
+    flat = array.ravel()
+    parts = (
+        flat[start : start + _WRITTEN_AT_ONCE] for start in range(0, len(flat), _WRITTEN_AT_ONCE)
+    )
+    return ",".join(_text(part.tolist())[1:-1] for part in parts)
+
+
+def _split(
+    content: bytes | bytearray, json_bytes: str | None
+) -> tuple[bytes | bytearray, memoryview]:
     """Return the JSON of a body, and the raw values behind it."""
     if json_bytes is None:
         return content, memoryview(b"")
@@ -235,8 +264,6 @@ def _requested(
                 f"there is no output '{name[:100]}': the model has {', '.join(datatypes)}.",
                 hint=did_you_mean(name[:100], datatypes) or None,
             )
-        if name in wanted:
-            raise Refusal(f"output '{name}' is asked for twice.")
         own = parameters_in(output, f"output '{name}'")
         for parameter in own:
             if parameter == "classification" or parameter.startswith("shared_memory"):
@@ -251,13 +278,6 @@ def _requested(
                 hint="Ask for it with the parameter binary_data.",
             )
     return tuple(RequestedOutput(name, is_binary) for name, is_binary in wanted.items())
-
-
-def _refuse_sequences(parameters: Mapping[str, object]) -> None:
-    """Refuse what would change the answer; other parameters are the client's own business."""
-    for name in ("sequence_id", "sequence_start", "sequence_end", "priority"):
-        if parameters.get(name):
-            raise Refusal(f"the parameter {name} is not supported: requests are independent.")
 
 
 def _timeout(parameters: Mapping[str, object]) -> float | None:

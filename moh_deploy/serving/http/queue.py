@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import chain
 
 from moh_deploy.serving.answer_batch import Answering, Tensors, answer_batch
 from moh_deploy.serving.batches import BatchAxis
@@ -21,25 +22,6 @@ from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.runs_under_way import RunsUnderWay
 from moh_deploy.serving.served_model import Reply
-
-
-@dataclass(frozen=True)
-class QueueLimits:
-    """Limits of the queue: how long requests wait, and how many.
-
-    Attributes:
-        instances: How many batches run at the same time.
-        max_batch: The most samples that are joined; a request of more runs alone.
-        max_delay_s: How long the oldest request of a batch waits for others.
-        max_waiting: The most requests that wait; one more is refused.
-        hung_s: A run that lasts longer is taken for hung.
-    """
-
-    instances: int
-    max_batch: int
-    max_delay_s: float
-    max_waiting: int
-    hung_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -58,19 +40,32 @@ class BatchingQueue:
     Args:
         answer: Answers one batch; is called from several threads.
         axis: How requests are joined; None where each runs alone.
-        limits: How they wait.
+        instances: How many batches run at the same time.
+        max_batch: The most samples that are joined; a request of more runs alone.
+        max_delay_s: How long the oldest request of a batch waits for others.
+        max_waiting: The most requests that wait; one more is refused.
+        hung_s: A run that lasts longer is taken for hung.
 
     Attributes:
         runs: Those that are under way.
     """
 
-    def __init__(self, answer: Answering, axis: BatchAxis | None, limits: QueueLimits) -> None:
+    def __init__(
+        self,
+        answer: Answering,
+        axis: BatchAxis | None,
+        *,
+        instances: int,
+        max_batch: int,
+        max_delay_s: float,
+        max_waiting: int,
+        hung_s: float = 60.0,
+    ) -> None:
         self._answer = answer
         self._axis = axis
-        self._limits = limits
-        self.runs = RunsUnderWay(limits.instances, limits.hung_s)
-        limit = math.inf if axis is None or axis.most is None else axis.most
-        self._most = min(limits.max_batch, limit)
+        self._max_batch, self._max_waiting, self._max_delay_s = max_batch, max_waiting, max_delay_s
+        self.runs = RunsUnderWay(instances, hung_s)
+        self._most = max_batch if axis is None or axis.most is None else min(max_batch, axis.most)
         # All that follows is read and written with this held.
         self._changed = threading.Condition()
         self._waiting: dict[Hashable, deque[_Waiting]] = {}
@@ -82,7 +77,7 @@ class BatchingQueue:
             threading.Thread(
                 target=self._work, args=(index,), name=f"instance {index}", daemon=True
             )
-            for index in range(limits.instances)
+            for index in range(instances)
         ]
         for thread in self._threads:
             thread.start()
@@ -108,7 +103,7 @@ class BatchingQueue:
         with self._changed:
             if self._is_closed:
                 raise _shutting_down()
-            if self._num_waiting >= self._limits.max_waiting:
+            if self._num_waiting >= self._max_waiting:
                 raise Refusal(
                     f"{self._num_waiting} requests wait already, which is the limit.",
                     status=503,
@@ -129,7 +124,7 @@ class BatchingQueue:
         """Refuse what waits and what comes: no instance is left that could answer it."""
         with self._changed:
             self._is_closed = True
-            waiting = [one for requests in self._waiting.values() for one in requests]
+            waiting = list(chain.from_iterable(self._waiting.values()))
             self._waiting.clear()
             self._num_waiting = 0
         for request in waiting:
@@ -145,9 +140,8 @@ class BatchingQueue:
         Returns:
             Whether all is answered.
         """
-        self.hurry()
         with self._changed:
-            self._is_closed = True
+            self._is_hurried = self._is_closed = True
             self._changed.notify_all()
         end = None if timeout_s is None else time.monotonic() + timeout_s
         for thread in self._threads:
@@ -169,7 +163,7 @@ class BatchingQueue:
                 "moh_batch_samples",
                 "Samples in the batches that were run.",
                 "histogram",
-                (_histogram(batches, self._limits.max_batch),),
+                (_histogram(batches, self._max_batch),),
             ),
             *self.runs.families(),
         )
@@ -180,7 +174,7 @@ class BatchingQueue:
             return self._answer(inputs, sizes)
 
         while (batch := self._next_batch()) is not None:
-            replies = answer_batch(answer, self._axis, [one.inputs for one in batch])
+            replies = answer_batch(answer, self._axis, [request.inputs for request in batch])
             for request, reply in zip(batch, replies, strict=True):
                 if isinstance(reply, Exception):
                     request.future.set_exception(reply)
@@ -212,14 +206,14 @@ class BatchingQueue:
     def _due(self, requests: deque[_Waiting]) -> float:
         """Return when a batch of these requests is to run."""
         oldest = requests[0].arrived
-        if self._axis is None or self._is_hurried or not self._limits.max_delay_s:
+        if self._axis is None or self._is_hurried or not self._max_delay_s:
             return oldest
         samples = 0
         for request in requests:  # not all: the queue may be long
             samples += request.samples
             if samples >= self._most:
                 return oldest
-        return oldest + self._limits.max_delay_s
+        return oldest + self._max_delay_s
 
     def _take(self, key: Hashable) -> list[_Waiting]:
         """Take a batch out of the requests of a key, without those that were cancelled."""
@@ -245,7 +239,7 @@ class BatchingQueue:
             return
         with self._changed:
             for key, requests in list(self._waiting.items()):
-                kept = deque(one for one in requests if one.future is not future)
+                kept = deque(item for item in requests if item.future is not future)
                 self._num_waiting -= len(requests) - len(kept)
                 if kept:
                     self._waiting[key] = kept

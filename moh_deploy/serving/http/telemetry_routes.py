@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,7 +18,7 @@ def telemetry_routes(telemetry: Telemetry | None) -> list[Route]:
     """Return the routes of a served model.
 
     Args:
-        telemetry: What counts; None where nothing does: then the routes say so.
+        telemetry: Counts routing; None for an engine: then the routes say so.
     """
 
     def counting() -> Telemetry:
@@ -51,12 +50,10 @@ def telemetry_routes(telemetry: Telemetry | None) -> list[Route]:
         content = await asyncio.to_thread(_npz, window)
         return Response(content, media_type="application/octet-stream")
 
-    handlers: dict[str, Callable[[Request], Awaitable[Response]]]
-    handlers = {"start": start, "stop": stop, "dump": dump}
-    methods = {"start": "POST", "stop": "POST", "dump": "GET"}
     return [
-        Route(f"/v2/telemetry/{name}", handler, methods=[methods[name]])
-        for name, handler in handlers.items()
+        Route("/v2/telemetry/start", start, methods=["POST"]),
+        Route("/v2/telemetry/stop", stop, methods=["POST"]),
+        Route("/v2/telemetry/dump", dump),
     ]
 
 

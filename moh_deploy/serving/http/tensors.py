@@ -1,4 +1,7 @@
-"""Read the tensors in a body of the protocol: numbers in JSON, or raw values behind it."""
+"""Read the tensors in a body of the protocol: numbers in JSON, or raw values behind it.
+
+`label` names the tensor in a refusal.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +44,10 @@ _LARGEST_SIZE, _LARGEST_SIZE_OF_EMPTY = 2**31 - 1, 2**12
 
 
 def dtype_of(datatype: str) -> np.dtype[np.generic]:
-    """Return the dtype, of little-endian bytes, that a name of the protocol means.
+    """Return the little-endian dtype of a datatype of the protocol.
 
     Raises:
-        Refusal: It means none.
+        Refusal: There is no such datatype.
     """
     for name, known in DATATYPES.items():
         if known == datatype:
@@ -56,7 +59,7 @@ def dtype_of(datatype: str) -> np.dtype[np.generic]:
 
 
 def raw_bytes(array: Array) -> bytes:
-    """Return the values as the protocol has them: little-endian, row by row."""
+    """Return the bytes of an array in the protocol: little-endian, row by row."""
     if array.dtype == BFLOAT16:
         array = array.view(np.uint16)
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
@@ -67,36 +70,41 @@ def read_tensors(
     raw: memoryview,
     expected: Mapping[str, TensorInfo] | None,
     key: str = "inputs",
+    *,
+    scalars: Mapping[str, int] | None = None,
 ) -> dict[str, Array]:
     """Return the tensors of a request or an answer; arrays of raw values are views of these.
 
     Args:
         found: The JSON object of the body.
-        raw: What stands behind it.
-        expected: Name to what the model takes; None where all is taken.
+        raw: The bytes behind it.
+        expected: Name to input of the model; None for an answer, whose tensors may be any.
         key: The list of tensors in `found`.
+        scalars: Tensors that may come with one more axis, of size 1: see `scalars_of`.
 
     Raises:
-        Refusal: They are not what `expected` or their own shapes say, or `raw` has more or less
-            than they say.
+        Refusal: They do not fit `expected`, their own shapes or the length of `raw`.
     """
     arrays: dict[str, Array] = {}
     start = 0
     for tensor in objects_in(found, key):
         name = text_in(tensor, "name", f"one of {key}")
-        what = f"'{name[:100]}'"
+        label = f"'{name[:100]}'"
         if name in arrays:
-            raise Refusal(f"{what} is there twice.")
-        datatype = text_in(tensor, "datatype", what)
+            raise Refusal(f"{label} is there twice.")
+        datatype = text_in(tensor, "datatype", label)
         if expected is not None:
             _check_expected(name, datatype, expected)
-        dtype, shape = dtype_of(datatype), _shape(tensor, what)
-        size = _binary_size(tensor, what)
+        dtype, shape = dtype_of(datatype), _shape(tensor, label)
+        size = _binary_size(tensor, label)
         if size is None:
-            arrays[name] = _from_json(tensor, what, datatype, dtype, shape)
+            arrays[name] = _from_json(tensor, label, datatype, dtype, shape)
         else:
-            arrays[name] = _from_raw(raw[start : start + size], size, what, dtype, shape)
+            arrays[name] = _from_raw(raw[start : start + size], size, label, dtype, shape)
             start += size
+        num_axes = (scalars or {}).get(name, len(shape))
+        if shape[num_axes:] == (1,):
+            arrays[name] = arrays[name].reshape(shape[:num_axes])
     if start != len(raw):
         raise Refusal(
             f"the body has {len(raw)} bytes behind its JSON, the tensors in it have {start}."
@@ -115,101 +123,102 @@ def _check_expected(name: str, datatype: str, expected: Mapping[str, TensorInfo]
         raise Refusal(f"input '{name}' has datatype {datatype[:40]}, expected {wanted}.")
 
 
-def _shape(tensor: Mapping[str, object], what: str) -> tuple[int, ...]:
+def _shape(tensor: Mapping[str, object], label: str) -> tuple[int, ...]:
     shape = tensor.get("shape")
     if not isinstance(shape, list) or len(shape) > _MOST_AXES:
-        raise Refusal(f"{what}: shape is missing, or no list of up to {_MOST_AXES} sizes.")
+        raise Refusal(f"{label}: shape is missing, or no list of up to {_MOST_AXES} sizes.")
     for size in shape:
         # `True` is an int to Python.
         if type(size) is not int or not 0 <= size <= _LARGEST_SIZE:
             got = json.dumps(size)[:40]
-            raise Refusal(f"{what}: shape has the size {got}, expected 0 to {_LARGEST_SIZE}.")
+            raise Refusal(f"{label}: shape has the size {got}, expected 0 to {_LARGEST_SIZE}.")
     if 0 in shape and max(shape) > _LARGEST_SIZE_OF_EMPTY:
-        # Its body is small whatever it says, but loops over its other axes would be long.
-        raise Refusal(f"{what} is empty, but has the size {max(shape)}.")
+        # Its body is small, but loops over its other axes would be long.
+        raise Refusal(f"{label} is empty, but has the size {max(shape)}.")
     return tuple(shape)
 
 
-def _binary_size(tensor: Mapping[str, object], what: str) -> int | None:
-    parameters = parameters_in(tensor, what)
+def _binary_size(tensor: Mapping[str, object], label: str) -> int | None:
+    parameters = parameters_in(tensor, label)
     for parameter in parameters:
         if parameter.startswith("shared_memory"):
-            raise Refusal(f"{what}: shared memory is not supported; send the values.")
+            raise Refusal(f"{label}: shared memory is not supported; send the values.")
     size = parameters.get("binary_data_size")
     if size is None:
         return None
     if type(size) is not int or size < 0:
-        raise Refusal(f"{what}: binary_data_size is no number of bytes.")
+        raise Refusal(f"{label}: binary_data_size is no number of bytes.")
     if "data" in tensor:
-        raise Refusal(f"{what} has both data and binary_data_size, expected one of them.")
+        raise Refusal(f"{label} has both data and binary_data_size, expected one of them.")
     return size
 
 
 def _from_raw(
-    values: memoryview, size: int, what: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]
+    values: memoryview, size: int, label: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]
 ) -> Array:
     needed = math.prod(shape) * dtype.itemsize  # of Python's own ints, which do not overflow
     if size != needed:
         raise Refusal(
-            f"{what}: binary_data_size is {size}, but {dtype.name}{list(shape)} has {needed} bytes."
+            f"{label}: binary_data_size is {size},"
+            f" but {dtype.name}{list(shape)} has {needed} bytes."
         )
     if len(values) < size:
-        raise Refusal(f"{what} is cut short: {len(values)} of {size} bytes are there.")
+        raise Refusal(f"{label} is cut short: {len(values)} of {size} bytes are there.")
     if dtype == np.bool_ and size and int(np.frombuffer(values, np.uint8).max()) > 1:
-        raise Refusal(f"{what}: a byte of BOOL is neither 0 nor 1.")
+        raise Refusal(f"{label}: a byte of BOOL is neither 0 nor 1.")
     return np.frombuffer(values, dtype).reshape(shape)
 
 
 def _from_json(
     tensor: Mapping[str, object],
-    what: str,
+    label: str,
     datatype: str,
     dtype: np.dtype[np.generic],
     shape: tuple[int, ...],
 ) -> Array:
     if datatype in WITHOUT_JSON:
-        raise Refusal(f"{what}: {datatype} has no form in JSON; send it as binary data.")
+        raise Refusal(f"{label}: {datatype} has no form in JSON; send it as binary data.")
     data = tensor.get("data")
     if not isinstance(data, list):
-        raise Refusal(f"{what}: data is missing or no list, and there is no binary_data_size.")
-    values = _flat(data, shape, what)
-    _check_kind(values, dtype, what, datatype)
+        raise Refusal(f"{label}: data is missing or no list, and there is no binary_data_size.")
+    values = _flat(data, shape, label)
+    _check_kind(values, dtype, label, datatype)
     try:
         with np.errstate(over="ignore"):  # is infinite then, and refused below
             array = np.array(values, dtype)
     except OverflowError:
         raise Refusal(
-            f"{what}: data has a number that is out of the range of {datatype}."
+            f"{label}: data has a number that is out of the range of {datatype}."
         ) from None
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise Refusal(
-            f"{what}: data has a number that is not finite, or out of the range of {datatype}.",
+            f"{label}: data has a number that is not finite, or out of the range of {datatype}.",
             hint="NaN and infinities can be sent as binary data.",
         )
     return array.reshape(shape)
 
 
-def _flat(data: list[object], shape: tuple[int, ...], what: str) -> list[object]:
+def _flat(data: list[object], shape: tuple[int, ...], label: str) -> list[object]:
     """Return the values in row-major order; they may come flat, or nested as the shape is."""
     got, values = [len(data)], data
     while values and all(isinstance(item, list) for item in values):
         rows = cast(list[list[object]], values)
         if len(set(map(len, rows))) > 1:
-            raise Refusal(f"{what}: the lists in data are of different lengths.")
+            raise Refusal(f"{label}: the lists in data are of different lengths.")
         got.append(len(rows[0]))
         values = list(chain.from_iterable(rows))
     is_nested = tuple(got) == shape or (0 in shape and not values and len(got) <= len(shape))
     if not is_nested and got != [math.prod(shape)]:
-        raise Refusal(f"{what}: data is of shape {got}, but shape says {list(shape)}.")
+        raise Refusal(f"{label}: data is of shape {got}, but shape says {list(shape)}.")
     return values
 
 
 def _check_kind(
-    values: list[object], dtype: np.dtype[np.generic], what: str, datatype: str
+    values: list[object], dtype: np.dtype[np.generic], label: str, datatype: str
 ) -> None:
-    """Refuse what numpy would convert without a word: 1.5 to an integer, `true` to a number."""
+    """Refuse values that numpy would convert in silence: 1.5 to an integer, `true` to a number."""
     by_kind: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
     allowed = by_kind.get(dtype.kind, {int})
     for kind in set(map(type, values)) - allowed:
         wrong = next(value for value in values if type(value) is kind)
-        raise Refusal(f"{what}: data has {json.dumps(wrong)[:40]}, which is no {datatype}.")
+        raise Refusal(f"{label}: data has {json.dumps(wrong)[:40]}, which is no {datatype}.")

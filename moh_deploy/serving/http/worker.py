@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -22,21 +24,21 @@ from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.http.app import Endpoint, make_app
-from moh_deploy.serving.http.connection import TimedConnection
+from moh_deploy.serving.http.connection import TimedConnection, in_pieces
 from moh_deploy.serving.http.limits import HttpLimits
-from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits
+from moh_deploy.serving.http.queue import BatchingQueue
 from moh_deploy.serving.joining import find_joining
-from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.served_model import open_served, threads_of
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.suggest import did_you_mean
 
 UNANSWERED = 75  # EX_TEMPFAIL of sysexits.h: requests were cut off at the end
-HEARTBEAT = b"\n"  # an empty line behind the first word
+HEARTBEAT = b"\n"  # ends the first word, too
 HUNG = 69  # EX_UNAVAILABLE: a run did not end, and the process has to
 HUNG_TIMES = 2
-"""A run that lasts so many times as long as anybody waits is ended, with the process."""
+"""A run that lasts so many times as long as clients wait is ended, with the process."""
 _KEEP_ALIVE_S = 30
+_FILES = 4096
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class WorkerTask(Strict):
     Attributes:
         model: The package or engine.
         settings: How it is served.
-        limits: What clients may send.
+        limits: Sizes, times and numbers of requests.
         listener: Number of the open socket that clients connect to.
         parent: Number of the open socket to the process that started it: it says there that it
             is ready, and ends when the other end is closed.
@@ -60,17 +62,9 @@ class WorkerTask(Strict):
     parent: int
     restarts: int = 0
 
-    def to_json(self) -> str:
-        """Return it as the argument of a process."""
-        return _TASK.dump_json(self).decode()
 
-    @classmethod
-    def of_json(cls, text: str) -> WorkerTask:
-        """Read what `to_json` returned."""
-        return _TASK.validate_json(text)
-
-
-_TASK = TypeAdapter(WorkerTask)
+TASK_JSON = TypeAdapter(WorkerTask)
+"""Writes a task as the argument of a process, and reads it."""
 
 
 def work(task: WorkerTask, parent: socket.socket) -> int:
@@ -97,25 +91,16 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
     queue = BatchingQueue(
         served.answer,
         joining.axis,
-        QueueLimits(
-            settings.instances,
-            settings.max_batch,
-            settings.max_delay_ms / 1e3,
-            limits.max_waiting,
-            # Who has asked for it does not wait any longer than that.
-            hung_s=limits.request_timeout_s,
-        ),
+        instances=settings.instances,
+        max_batch=settings.max_batch,
+        max_delay_s=settings.max_delay_ms / 1e3,
+        max_waiting=limits.max_waiting,
+        hung_s=limits.request_timeout_s,  # no client waits longer
     )
-    restarts = Family(
-        "moh_worker_restarts_total",
-        "How often the process that answers was started again.",
-        "counter",
-        (Series({}, task.restarts),),
-    )
-    endpoint = Endpoint(settings.name, settings.version, served, queue, limits, (restarts,))
+    endpoint = Endpoint(settings.name, settings.version, served, queue, limits, task.restarts)
     TimedConnection.limit_s = limits.read_timeout_s
     config = uvicorn.Config(
-        make_app(endpoint),
+        in_pieces(make_app(endpoint)),
         http=TimedConnection,
         ws="none",
         log_config=None,
@@ -125,6 +110,7 @@ def work(task: WorkerTask, parent: socket.socket) -> int:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(limits.shutdown_timeout_s)),
     )
+    gc.freeze()  # the collector skips all that is loaded
     server = _Server(config, queue, parent, FirstWord(alone_because=joining.reason))
     asyncio.run(server.serve([socket.socket(fileno=task.listener)]))
     code = _code_at_end(server, queue, limits.shutdown_timeout_s)
@@ -156,7 +142,7 @@ def _check_dims(longest: Mapping[str, int], manifest: ModelInterface) -> None:
     if not longest:
         return
     shapes = [size for info in manifest.inputs for size in info.shape if isinstance(size, str)]
-    dims = list(dict.fromkeys(DimExpr.of_input(one).name for one in shapes))
+    dims = list(dict.fromkeys(DimExpr.of_input(shape).name for shape in shapes))
     for name in longest:
         if name not in dims:
             known = ", ".join(f"'{dim}'" for dim in dims) or "none"
@@ -179,10 +165,7 @@ class _Server(uvicorn.Server):
         self._queue = queue
         self._parent = parent
         self._ready = ready
-        self.has_cut_off = False
-        self.has_hung = False
-        self._watching: asyncio.Task[None] | None = None
-        self._beating: asyncio.Task[None] | None = None
+        self.has_cut_off = self.has_hung = False
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -195,37 +178,34 @@ class _Server(uvicorn.Server):
         self._parent.setblocking(False)
         # It never says anything: what can be read is that it is gone.
         asyncio.get_running_loop().add_reader(self._parent.fileno(), self._orphaned)
-        self._parent.send(self._ready.to_line())
-        self._watching = asyncio.create_task(self._watch())
-        self._beating = asyncio.create_task(self._beat())  # to the end: shutdown may take long
+        self._parent.send(WORD_JSON.dump_json(self._ready) + HEARTBEAT)
+        self._living = asyncio.create_task(self._live())  # to the end: shutdown may take long
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         limit_s = self.config.timeout_graceful_shutdown or 0
         began = time.monotonic()
-        if self._watching is not None:
-            self._watching.cancel()
         await super().shutdown(sockets)
         self.has_cut_off = time.monotonic() - began > limit_s
 
-    async def _beat(self) -> None:
-        """Tell the parent every second that the event loop runs."""
+    async def _live(self) -> None:
+        """Tell the parent that the event loop runs, and end where a run hangs."""
+        runs = self._queue.runs
         while True:
             with suppress(OSError):  # the parent may be gone, or stopped and not reading
                 self._parent.send(HEARTBEAT)
-            await asyncio.sleep(1.0)
-
-    async def _watch(self) -> None:
-        """End where a run hangs: other instances answer what has arrived before."""
-        runs = self._queue.runs
-        while not runs.hung(HUNG_TIMES):
+            if runs.hung(HUNG_TIMES) and not self.has_hung:
+                self._end_hung(HUNG_TIMES * runs.hung_s)
             await asyncio.sleep(min(1.0, runs.hung_s / 4))
+
+    def _end_hung(self, seconds: float) -> None:
+        """Let other instances answer what has arrived before, and end."""
         print(
-            f"error: a run has not ended within {HUNG_TIMES * runs.hung_s:g} s: this worker ends.",
+            f"error: a run has not ended within {seconds:g} s: this worker ends.",
             file=sys.stderr,
             flush=True,
         )
         self.has_hung = True
-        if runs.are_all_hung:
+        if self._queue.runs.are_all_hung:
             self._queue.refuse_waiting()
         self._end()
 
@@ -243,7 +223,7 @@ class FirstWord(Strict):
     """The first message of a worker to its parent: it is ready, or why it will not be.
 
     Attributes:
-        error: What stopped it; None if it is ready.
+        error: The reason why it does not start; None if it is ready.
         hint: The next step for the user.
         exit_code: Of the error.
         alone_because: Why requests are not joined; None if they are.
@@ -254,30 +234,27 @@ class FirstWord(Strict):
     exit_code: int = 0
     alone_because: str | None = None
 
-    def to_line(self) -> bytes:
-        """Return it as a line that `of_line` reads."""
-        return _WORD.dump_json(self) + b"\n"
 
-    @classmethod
-    def of_line(cls, line: bytes) -> FirstWord:
-        """Read what `to_line` returned."""
-        return _WORD.validate_json(line)
-
-
-_WORD = TypeAdapter(FirstWord)
+WORD_JSON = TypeAdapter(FirstWord)
+"""Writes a first word, which is one line, and reads it."""
 
 
 def main(argument: str) -> int:
     """Do the task in an argument, and return the exit code."""
     # Ctrl-C reaches this process, too: it is the parent that answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    task = WorkerTask.of_json(argument)
+    # Connections may be many for a moment, before some are closed.
+    files, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files < _FILES <= most_files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, most_files))
+    task = TASK_JSON.validate_json(argument)
     parent = socket.socket(fileno=task.parent)
     try:
         return work(task, parent)
     except MoHDeployError as error:
         with suppress(OSError):  # the parent, whose error it becomes, may be gone
-            parent.send(FirstWord(error.message, error.hint, error.exit_code).to_line())
+            word = FirstWord(error.message, error.hint, error.exit_code)
+            parent.send(WORD_JSON.dump_json(word) + HEARTBEAT)
         return error.exit_code
 
 

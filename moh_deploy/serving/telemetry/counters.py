@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.serving.metrics import Family, FamilyKind, Series
 from moh_deploy.serving.telemetry.layout import MARGIN_EDGES, LayerColumns
 from moh_deploy.serving.telemetry.routing import Counts, RoutingReader
-from moh_deploy.serving.telemetry.token_sizes import Dims, TokenCounter, shapes_inferred
+from moh_deploy.serving.telemetry.token_sizes import Dims, TokenCounter
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder
 from moh_deploy.validate.layer_values import LayerValues
 
@@ -29,13 +29,11 @@ class Totals:
     """Counts since the start, all taken at one moment.
 
     Attributes:
-        runs: Runs that were answered.
-        tokens: Tokens of each layer in them, padding left out.
+        tokens: Tokens of each layer in the runs that were answered, padding left out.
         requests: Requests whose routing was read.
         counts: Of these: the sum of their rows.
     """
 
-    runs: int
     tokens: tuple[int, ...]
     requests: int
     counts: Counts
@@ -69,12 +67,13 @@ class Telemetry:
         self.digest = package.manifest.files["model.onnx"]
         self._labels = {"model": model, "version": version}
         self._per_head = per_head
-        graph = shapes_inferred(onnx.load(package.model_path, load_external_data=False))
-        gates = [_of_the_same_tokens(one) for one in self.reader.values]
+        model_proto = onnx.load(package.model_path, load_external_data=False)
+        inferred = onnx.shape_inference.infer_shapes(model_proto)
+        gates = [_of_the_same_tokens(values) for values in self.reader.values]
         inputs = package.manifest.inputs
-        self._tokens = TokenCounter(inputs, graph, gates, self.reader.valid_tokens)
-        self._turns = _Turns(sample_every, seed)
+        self._tokens = TokenCounter(inputs, inferred.graph, gates, self.reader.valid_tokens)
         self._sample_every, self._seed = sample_every, seed
+        self._is_turn = _turns(sample_every, seed)
         self._this_run = threading.local()
         self._lock = threading.Lock()
         self._requests = 0
@@ -85,10 +84,7 @@ class Telemetry:
 
     def wanted(self, dims: Dims) -> tuple[str, ...]:
         """Return the gates and logits where the run that begins is to be read."""
-        is_read = self._turns.next()
-        if self._tokens.has_unknown and not is_read:
-            with self._lock:
-                is_read = not self._tokens.knows(dims)
+        is_read = self._is_turn() or not self._tokens.knows(dims)
         # Others may want the same values of other runs: what is there says nothing.
         self._this_run.is_read = is_read
         return self.inner if is_read else ()
@@ -96,26 +92,22 @@ class Telemetry:
     def saw(self, run: ServedRun) -> None:
         """Count a run that was answered."""
         # Another package, which took over, has no values of these names.
-        if self._this_run.is_read and set(self.inner) <= run.results.keys():
-            self._read(run)
+        is_read = self._this_run.is_read and set(self.inner) <= run.results.keys()
+        rows = self.reader.count(run.inputs, run.results, run.sizes) if is_read else None
         with self._lock:
+            if rows is not None:
+                shapes = [run.results[values.gates].shape for values in self.reader.values]
+                self._tokens.learn(run.dims, shapes)
+                self._requests += len(run.sizes)
+                self._counts += rows.sum(axis=0)
+                if self._window is not None:
+                    self._window.add(rows, len(run.sizes))
             self._tokens.add(run.dims, run.inputs)
-
-    def _read(self, run: ServedRun) -> None:
-        counted = self.reader.count(run.inputs, run.results, run.sizes)
-        shapes = [run.results[one.gates].shape for one in self.reader.values]
-        with self._lock:
-            self._tokens.learn(run.dims, shapes)
-            self._requests += int(counted.requests.sum())
-            self._counts += counted.rows.sum(axis=0)
-            if self._window is not None:
-                self._window.add(counted)
 
     def totals(self) -> Totals:
         """Return what was counted since the start."""
         with self._lock:
-            runs, tokens = self._tokens.totals()
-            return Totals(runs, tokens, self._requests, self._counts.copy())
+            return Totals(self._tokens.totals(), self._requests, self._counts.copy())
 
     def start_window(self, *, sample_every: int | None = None) -> None:
         """Begin to keep the counts of each request whose routing is read; what was kept is dropped.
@@ -126,114 +118,87 @@ class Telemetry:
         with self._lock:
             self._window = WindowRecorder(self.reader.layout, self.digest)
             every = self._sample_every if sample_every is None else sample_every
-            self._turns = _Turns(every, self._seed)
+            self._is_turn = _turns(every, self._seed)
 
     def stop_window(self) -> None:
         """Keep no more; what was kept can still be dumped."""
         with self._lock:
             if self._window is not None:
                 self._window.stop()
-            self._turns = _Turns(self._sample_every, self._seed)
+            self._is_turn = _turns(self._sample_every, self._seed)
 
     def dump_window(self) -> RecordedWindow | None:
         """Return what was kept so far; None if nothing was ever started."""
-        with self._lock:
-            window = None if self._window is None else self._window.copy()
-        # Joined without the lock, which every answer takes.
+        # Without the lock, which every answer takes: to join a full window takes a while.
+        window = self._window
         return None if window is None else window.recorded()
 
     def families(self) -> tuple[Family, ...]:
         """Return what was counted, as metrics."""
-        totals = self.totals()
-        columns = self.reader.layout.columns
-
-        def of_layers(name: str, help: str, value: Mapping[str, float]) -> Family:
-            series = [Series({**self._labels, "layer": path}, one) for path, one in value.items()]
-            return Family(name, help, "counter", tuple(series))
-
-        paths = self.reader.layout.paths()
-        tokens = dict(zip(paths, totals.tokens, strict=True))
-        sampled = {one.layer.path: float(totals.counts[one.tokens]) for one in columns}
-        nonfinite = {one.layer.path: float(totals.counts[one.nonfinite]) for one in columns}
-        requests = Series(self._labels, totals.requests)
-        info = Series({**self._labels, "digest": self.digest}, 1)
-        return (
-            Family("moh_package_info", "The package: digest of its model.onnx.", "gauge", (info,)),
-            of_layers(
-                "moh_routed_tokens_total", "Tokens that a layer routed, without padding.", tokens
-            ),
-            Family(
-                "moh_sampled_requests_total",
-                "Requests whose routing was read.",
-                "counter",
-                (requests,),
-            ),
-            of_layers(
-                "moh_sampled_tokens_total",
-                "Tokens of the requests whose routing was read: what activations, gate mass and"
-                " margins are of.",
-                sampled,
-            ),
-            self._family(
-                "moh_head_activations_total",
-                "Pairs of a token and a head that is on for it.",
-                self._activations(totals),
-            ),
-            self._family(
-                "moh_gate_mass_total",
-                "Sum of the gates' absolute values.",
-                self._masses(totals),
-            ),
-            of_layers("moh_nonfinite_gates_total", "Gates that are NaN or infinite.", nonfinite),
-            Family(
-                "moh_router_margin",
-                "How far the scores of the last chosen and the first unchosen head are apart.",
-                "histogram",
-                tuple(self._margins(totals)),
-            ),
+        totals, columns = self.totals(), self.reader.layout.columns
+        by_name: dict[str, list[Series]] = {name: [] for name in _FAMILIES}
+        by_name["moh_package_info"].append(Series({**self._labels, "digest": self.digest}, 1))
+        by_name["moh_sampled_requests_total"].append(Series(self._labels, totals.requests))
+        for layer, tokens in zip(columns, totals.tokens, strict=True):
+            for name, series in self._of_layer(layer, tokens, totals.counts):
+                by_name[name].append(series)
+        return tuple(
+            Family(name, help, kind, tuple(by_name[name]))
+            for name, (kind, help) in _FAMILIES.items()
         )
 
     def close(self) -> None:
         """Hold nothing but memory."""
 
-    @staticmethod
-    def _family(name: str, help: str, series: Iterator[Series]) -> Family:
-        return Family(name, help, "counter", tuple(series))
-
-    def _activations(self, totals: Totals) -> Iterator[Series]:
-        for one in self.reader.layout.columns:
-            yield from self._by_head(one, totals.counts[one.on])
-
-    def _by_head(self, columns: LayerColumns, values: Counts) -> Iterator[Series]:
+    def _of_layer(
+        self, columns: LayerColumns, tokens: int, counts: Counts
+    ) -> Iterator[tuple[str, Series]]:
+        """Yield the series of a layer, each with the name of its family."""
         labels = {**self._labels, "layer": columns.layer.path}
+        yield "moh_routed_tokens_total", Series(labels, tokens)
+        yield "moh_sampled_tokens_total", Series(labels, float(counts[columns.tokens]))
+        yield "moh_nonfinite_gates_total", Series(labels, float(counts[columns.nonfinite]))
+        for series in self._by_head(labels, counts[columns.on]):
+            yield "moh_head_activations_total", series
+        # Without a known border between the two, all is routed.
+        border, mass = columns.layer.num_shared_heads or 0, counts[columns.mass]
+        shared = self._by_head({**labels, "kind": "shared"}, mass[:border])
+        routed = self._by_head({**labels, "kind": "routed"}, mass[border:], first=border)
+        for series in (*shared, *routed):
+            yield "moh_gate_mass_total", series
+        if columns.layer.has_margins:
+            below = [round(count) for count in np.cumsum(counts[columns.margins])]
+            buckets = dict(zip(MARGIN_EDGES, below, strict=True))
+            margin_sum = float(counts[columns.margin_sum])
+            yield "moh_router_margin", Series(labels, margin_sum, buckets)
+
+    def _by_head(
+        self, labels: Mapping[str, str], values: Counts, *, first: int = 0
+    ) -> Iterator[Series]:
         if not self._per_head:
             yield Series(labels, float(values.sum()))
             return
-        for head, value in enumerate(values):
+        for head, value in enumerate(values, first):
             yield Series({**labels, "head": str(head)}, float(value))
 
-    def _masses(self, totals: Totals) -> Iterator[Series]:
-        for one in self.reader.layout.columns:
-            mass, shared = totals.counts[one.mass], one.layer.num_shared_heads
-            # Without a known border between the two, all is routed.
-            parts = {"shared": slice(shared or 0), "routed": slice(shared or 0, None)}
-            for kind, part in parts.items():
-                first = part.start or 0
-                for series in self._by_head(one, mass[part]):
-                    labels = {**series.labels, "kind": kind}
-                    if "head" in labels:
-                        labels["head"] = str(first + int(labels["head"]))
-                    yield Series(labels, series.value)
 
-    def _margins(self, totals: Totals) -> Iterator[Series]:
-        for one in self.reader.layout.columns:
-            if one.layer.has_margins:
-                below = np.cumsum(totals.counts[one.margins])
-                buckets = {
-                    edge: round(count) for edge, count in zip(MARGIN_EDGES, below, strict=True)
-                }
-                labels = {**self._labels, "layer": one.layer.path}
-                yield Series(labels, float(totals.counts[one.margin_sum]), buckets)
+_FAMILIES: Mapping[str, tuple[FamilyKind, str]] = {
+    "moh_package_info": ("gauge", "The package: digest of its model.onnx."),
+    "moh_routed_tokens_total": ("counter", "Tokens that a layer routed, without padding."),
+    "moh_sampled_requests_total": ("counter", "Requests whose routing was read."),
+    "moh_sampled_tokens_total": (
+        "counter",
+        "Tokens of the requests whose routing was read: what activations, gate mass and margins"
+        " are of.",
+    ),
+    "moh_head_activations_total": ("counter", "Pairs of a token and a head that is on for it."),
+    "moh_gate_mass_total": ("counter", "Sum of the gates' absolute values."),
+    "moh_nonfinite_gates_total": ("counter", "Gates that are NaN or infinite."),
+    "moh_router_margin": (
+        "histogram",
+        "How far the scores of the last chosen and the first unchosen head are apart.",
+    ),
+}
 
 
 def _of_the_same_tokens(values: LayerValues) -> tuple[str, ...]:
@@ -244,26 +209,20 @@ def _of_the_same_tokens(values: LayerValues) -> tuple[str, ...]:
     return (values.gates, *router.logits.values())
 
 
-class _Turns:
-    """Draws one run of each so many. Threads may ask at the same time.
+_DRAWN = 1009
+
+
+def _turns(every: int, seed: int | None) -> Callable[[], bool]:
+    """Draw one run of each so many: return what tells, run by run, whether it is the one.
 
     Args:
         every: How many; 0 draws none.
         seed: Of the drawing.
     """
-
-    def __init__(self, every: int, seed: int | None) -> None:
-        draw = random.Random(seed)
-        # A beat of as many runs as these is met by no traffic but one made for it.
-        self._period = max(1, every * _DRAWN)
-        starts = range(0, every * _DRAWN, every) if every else ()
-        self._chosen = frozenset(start + draw.randrange(every) for start in starts)
-        # One call of C: no two threads get the same number.
-        self._numbers = itertools.count()
-
-    def next(self) -> bool:
-        """Tell whether the run that begins is the one."""
-        return next(self._numbers) % self._period in self._chosen
-
-
-_DRAWN = 1009
+    draw = random.Random(seed)
+    # A beat of as many runs as these is met by no traffic but one made for it.
+    period = max(1, every * _DRAWN)
+    starts = range(0, period, every) if every else ()
+    chosen = frozenset(start + draw.randrange(every) for start in starts)
+    numbers = itertools.count()  # One call of C: no two threads get the same number.
+    return lambda: next(numbers) % period in chosen

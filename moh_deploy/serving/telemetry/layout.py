@@ -13,7 +13,6 @@ Rows add up: those of requests to a window, those of windows to a day. Each laye
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
@@ -21,7 +20,6 @@ from typing import Annotated
 from pydantic import Field
 
 from moh_deploy.config.strict_json import Strict
-from moh_deploy.package import LayerInfo
 
 MARGIN_EDGES = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)
 """Upper edges of the bins of margins: a margin is at most the edge of its bin."""
@@ -44,63 +42,29 @@ class CountedLayer(Strict):
     num_shared_heads: Annotated[int, Field(ge=0, le=2**16)] | None
     has_margins: bool
 
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """All but the path: layers of one kind have the same columns."""
-        return self.num_heads, self.num_shared_heads, self.has_margins
-
-    @classmethod
-    def of(cls, layer: LayerInfo, *, has_margins: bool) -> CountedLayer:
-        """Return what a manifest's layer is counted as."""
-        return cls(layer.path, layer.num_heads, layer.num_shared_heads, has_margins)
-
 
 @dataclass(frozen=True)
 class LayerColumns:
-    """The columns of one layer in a row of counts.
-
-    Attributes:
-        layer: The layer.
-        first: The first of its columns.
-    """
+    """The columns of one layer in a row of counts; see above for each but `all` of them."""
 
     layer: CountedLayer
-    first: int
+    tokens: int
+    nonfinite: int
+    margin_sum: int
+    on: slice
+    mass: slice
+    margins: slice
+    all: slice
 
-    @property
-    def tokens(self) -> int:
-        return self.first
-
-    @property
-    def nonfinite(self) -> int:
-        return self.first + 1
-
-    @property
-    def margin_sum(self) -> int:
-        return self.first + 2
-
-    @property
-    def on(self) -> slice:
-        return self._behind(3, self.layer.num_heads)
-
-    @property
-    def mass(self) -> slice:
-        return self._behind(3 + self.layer.num_heads, self.layer.num_heads)
-
-    @property
-    def margins(self) -> slice:
-        return self._behind(3 + 2 * self.layer.num_heads, len(MARGIN_EDGES))
-
-    @property
-    def end(self) -> int:
-        return self.first + 3 + 2 * self.layer.num_heads + len(MARGIN_EDGES)
-
-    @property
-    def all(self) -> slice:
-        return slice(self.first, self.end)
-
-    def _behind(self, start: int, size: int) -> slice:
-        return slice(self.first + start, self.first + start + size)
+    @classmethod
+    def of(cls, layer: CountedLayer, first: int = 0) -> LayerColumns:
+        """Lay out a layer whose first column is this."""
+        on = first + 3
+        mass = on + layer.num_heads
+        margins = mass + layer.num_heads
+        end = margins + len(MARGIN_EDGES)
+        parts = slice(on, mass), slice(mass, margins), slice(margins, end)
+        return cls(layer, first, first + 1, first + 2, *parts, all=slice(first, end))
 
 
 @dataclass(frozen=True)
@@ -114,19 +78,10 @@ class CountLayout:
         """The columns of each layer."""
         found: list[LayerColumns] = []
         for layer in self.layers:
-            found.append(LayerColumns(layer, found[-1].end if found else 0))
+            found.append(LayerColumns.of(layer, found[-1].all.stop if found else 0))
         return tuple(found)
-
-    @classmethod
-    def of_one(cls, layer: CountedLayer) -> LayerColumns:
-        """Return the columns of a layer that stands alone."""
-        return LayerColumns(layer, 0)
 
     @property
     def width(self) -> int:
         """The number of columns of a row."""
-        return self.columns[-1].end if self.columns else 0
-
-    def paths(self) -> Sequence[str]:
-        """Return the layers' paths."""
-        return [layer.path for layer in self.layers]
+        return self.columns[-1].all.stop if self.columns else 0

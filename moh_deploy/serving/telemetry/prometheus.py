@@ -1,37 +1,44 @@
-"""Write metrics in the text format that Prometheus scrapes, and read it.
+"""Write metrics for Prometheus, in its text format or in OpenMetrics, and read the text format.
 
 `prometheus_client` does both: it knows what has to be escaped, and how numbers are written.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.serving.metrics import Family, edge_text
+from moh_deploy.serving.metrics import Family
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+OPENMETRICS = "application/openmetrics-text"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Of a response that holds the text."""
+"""Of the text format."""
 
 
-def prometheus_text(families: Sequence[Family]) -> str:
-    """Return the text of `/metrics`.
+def exposition(families: Sequence[Family], accept: str = "") -> tuple[str, str]:
+    """Return what `/metrics` answers: text and content type.
 
-    Raises:
-        BackendError: prometheus_client is not installed.
+    Args:
+        families: The metrics.
+        accept: Header of the scraper. OpenMetrics, which alone has exemplars, is for those that
+            ask for it.
     """
-    _require()
     from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.openmetrics import exposition as openmetrics
 
     # A registry of its own: what else counts in this process is no concern of ours.
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collected(families))
-    return generate_latest(registry).decode()
+    accepted = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
+    if OPENMETRICS in accepted:
+        text = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+        return text.decode(), openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(registry).decode(), CONTENT_TYPE
 
 
 def parse_text(text: str, source: str) -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -47,14 +54,18 @@ def parse_text(text: str, source: str) -> dict[str, list[tuple[dict[str, str], f
         BackendError: prometheus_client is not installed.
         ConfigError: It is of another format.
     """
-    _require()
-    from prometheus_client.parser import text_string_to_metric_families
-
+    try:
+        from prometheus_client.parser import text_string_to_metric_families
+    except ImportError as error:
+        raise BackendError(
+            "metrics of Prometheus need the package prometheus_client.",
+            hint="pip install 'moh-deploy[serve]'",
+        ) from error
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
     try:
         for family in text_string_to_metric_families(text):
-            for one in family.samples:
-                found.setdefault(one.name, []).append((dict(one.labels), one.value))
+            for sample in family.samples:
+                found.setdefault(sample.name, []).append((dict(sample.labels), sample.value))
     except (ValueError, KeyError, IndexError) as error:
         raise ConfigError(
             f"{source} does not answer in the text format of Prometheus: {error}."
@@ -62,36 +73,23 @@ def parse_text(text: str, source: str) -> dict[str, list[tuple[dict[str, str], f
     return found
 
 
+@dataclass(eq=False)
 class _Collected:
     """Families as a collector has them."""
 
-    def __init__(self, families: Iterable[Family]) -> None:
-        self._families = tuple(families)
+    families: Sequence[Family]
 
     def collect(self) -> Iterator[Metric]:
         from prometheus_client.metrics_core import Metric
+        from prometheus_client.samples import Exemplar
 
-        for family in self._families:
+        for family in self.families:
             # The format wants `# TYPE` of a counter with its suffix, which the client adds.
             name = family.name.removesuffix("_total") if family.kind == "counter" else family.name
-            metric = Metric(name, family.help, family.kind)
-            for one in family.samples:
-                labels = dict(one.labels)
-                if family.kind != "histogram":
-                    metric.add_sample(family.name, labels, one.value)
-                    continue
-                for edge, count in one.buckets.items():
-                    metric.add_sample(f"{name}_bucket", {**labels, "le": edge_text(edge)}, count)
-                metric.add_sample(f"{name}_count", labels, one.buckets[math.inf])
-                metric.add_sample(f"{name}_sum", labels, one.value)
+            metric = Metric(name, family.help, family.kind, family.unit)
+            for series, labels, value, last in family.flat():
+                exemplar = None
+                if last is not None:
+                    exemplar = Exemplar({"trace_id": last.trace_id}, last.value, last.seconds)
+                metric.add_sample(series, dict(labels), value, exemplar=exemplar)
             yield metric
-
-
-def _require() -> None:
-    try:
-        import prometheus_client  # noqa: F401
-    except ImportError as error:
-        raise BackendError(
-            "metrics of Prometheus need the package prometheus_client.",
-            hint="pip install 'moh-deploy[serve]'",
-        ) from error

@@ -5,7 +5,7 @@ So tokens are counted in every run, and gates are fetched in few.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 
 from moh_deploy.config.dims import DimExpr
-from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
 from moh_deploy.system.npz import Array
 
@@ -34,14 +33,14 @@ class _Mix:
 
 
 class TokenCounter:
-    """Counts the tokens of each layer in runs of any sizes; whoever calls holds a lock.
+    """Counts the tokens of each layer in runs of any sizes; all but `knows` wants a lock held.
 
     Where the graph says how the axes of gates hang on the inputs' dimensions, tokens follow from
     these; where it does not, they are looked up: a run of new sizes has to be seen once.
 
     Args:
         inputs: Of the model.
-        graph: With the shapes of its values, see `shapes_inferred`.
+        graph: With the shapes of its values, as far as they can be inferred.
         gates: Of each layer, names of its gates and of what has the same batch and tokens.
         valid_tokens: The input that is 0 for padding, [batch, tokens]; None where there is none.
     """
@@ -53,110 +52,83 @@ class TokenCounter:
         gates: Sequence[Sequence[str]],
         valid_tokens: str | None,
     ) -> None:
+        shapes = {info.name: _axes(info.shape) for info in inputs}
         self._mask = valid_tokens
-        shapes = {one.name: tuple(map(_axis, one.shape)) for one in inputs}
         self._mask_shape = () if valid_tokens is None else shapes[valid_tokens]
-        self._known = {
-            axis.name for shape in shapes.values() for axis in shape if isinstance(axis, DimExpr)
+        given = [
+            axis.name for axes in shapes.values() for axis in axes if not isinstance(axis, int)
+        ]
+        values = {
+            value.name: _axes(
+                dim.dim_value if dim.HasField("dim_value") else dim.dim_param
+                for dim in value.type.tensor_type.shape.dim
+            )
+            for value in (*graph.value_info, *graph.output, *graph.input)
         }
-        values = _shapes(graph)
-        self._ways = tuple(self._way([values.get(name, ()) for name in names]) for names in gates)
-        self.has_unknown = None in self._ways
-        self._seen: dict[tuple[int, ...], tuple[tuple[int, int], ...]] = {}
+
+        def shape_of(names: Sequence[str]) -> tuple[_Axis, ...] | None:
+            for shape in (values.get(name, ())[:2] for name in names):
+                known = [axis for axis in shape if isinstance(axis, int) or axis.name in given]
+                if len(known) == 2:
+                    return shape
+            return None
+
+        # Batch and tokens of each layer; None where no value tells them.
+        self._shapes = tuple(map(shape_of, gates))
+        self._has_unknown = None in self._shapes
+        self._seen: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {}
         # A run adds one to its mix of sizes: what the mixes come to is reckoned when asked for.
         self._open: dict[tuple[int, ...], _Mix] = {}
-        self._runs, self._tokens = 0, [0] * len(self._ways)
+        self._tokens = [0] * len(self._shapes)
 
     def knows(self, dims: Dims) -> bool:
         """Tell whether the tokens of a run of these sizes are known."""
-        return not self.has_unknown or tuple(dims.values()) in self._seen
+        return not self._has_unknown or tuple(dims.values()) in self._seen
 
     def learn(self, dims: Dims, shapes: Sequence[tuple[int, ...]]) -> None:
         """Remember the shapes of all layers' gates, [B, S, H], in a run of these sizes."""
-        if self.has_unknown:
+        if self._has_unknown:
             # Enough for every mix of sizes that is served; what is forgotten is seen again.
             if len(self._seen) >= _MOST_SIZES:
                 self._close()
                 self._seen.clear()
-            self._seen[tuple(dims.values())] = tuple((shape[0], shape[1]) for shape in shapes)
+            self._seen[tuple(dims.values())] = tuple(shape[:2] for shape in shapes)
 
     def add(self, dims: Dims, inputs: Mapping[str, Array]) -> None:
         """Count a run."""
-        mix = self._open.get(tuple(dims.values())) or self._begun(dims)
+        key = tuple(dims.values())
+        mix = self._open.get(key)
+        if mix is None:
+            if len(self._open) >= _MOST_SIZES:
+                self._close()
+            mix = self._open[key] = _Mix(dict(dims))
         mix.runs += 1
         if self._mask is not None:
             mix.valid += int(np.count_nonzero(inputs[self._mask]))
 
-    def totals(self) -> tuple[int, tuple[int, ...]]:
-        """Return the runs, and the tokens of each layer in them, padding left out."""
+    def totals(self) -> tuple[int, ...]:
+        """Return the tokens of each layer in all runs, padding left out."""
         self._close()
-        return self._runs, tuple(self._tokens)
-
-    def _begun(self, dims: Dims) -> _Mix:
-        if len(self._open) >= _MOST_SIZES:
-            self._close()
-        mix = self._open[tuple(dims.values())] = _Mix(dict(dims))
-        return mix
+        return tuple(self._tokens)
 
     def _close(self) -> None:
-        # What another package answered may have sizes that nobody saw: it waits until somebody has.
+        # Sizes that another package answered may be seen later: such a mix waits.
         waiting = {}
         for key, mix in self._open.items():
-            if self.has_unknown and key not in self._seen:
+            if self._has_unknown and key not in self._seen:
                 waiting[key] = mix
                 continue
-            self._runs += mix.runs
-            mask_shape = tuple(_size(axis, mix.dims) for axis in self._mask_shape)
-            for layer, way in enumerate(self._ways):
-                shape = (
-                    self._seen[key][layer]
-                    if way is None
-                    else (_size(way[0], mix.dims), _size(way[1], mix.dims))
-                )
+            mask_shape = _sizes(self._mask_shape, mix.dims)
+            for layer, axes in enumerate(self._shapes):
+                shape = self._seen[key][layer] if axes is None else _sizes(axes, mix.dims)
                 is_masked = self._mask is not None and mask_shape == shape
                 self._tokens[layer] += mix.valid if is_masked else mix.runs * shape[0] * shape[1]
         self._open = waiting
 
-    def _way(self, shapes: Sequence[Sequence[_Axis | None]]) -> tuple[_Axis, _Axis] | None:
-        """Return how batch and tokens follow from the inputs; None where no value tells."""
-        for shape in shapes:
-            known = [one for one in shape[:2] if one is not None and self._is_known(one)]
-            if len(known) == 2:
-                return known[0], known[1]
-        return None
 
-    def _is_known(self, axis: _Axis) -> bool:
-        return isinstance(axis, int) or axis.name in self._known
+def _axes(shape: Iterable[int | str]) -> tuple[_Axis, ...]:
+    return tuple(dim if isinstance(dim, int) else DimExpr.of_input(dim) for dim in shape)
 
 
-def shapes_inferred(model: onnx.ModelProto) -> onnx.GraphProto:
-    """Return a model's graph with the shapes of its values, as far as they can be inferred."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    return inferred.graph
-
-
-def _shapes(graph: onnx.GraphProto) -> dict[str, list[_Axis | None]]:
-    """Return the axes of each value that has a shape; None for an axis that is not known."""
-    return {
-        value.name: [
-            one.dim_value if one.HasField("dim_value") else _read(one.dim_param)
-            for one in value.type.tensor_type.shape.dim
-        ]
-        for value in (*graph.value_info, *graph.output, *graph.input)
-    }
-
-
-def _axis(size: int | str) -> _Axis:
-    """Return an axis of an input; a text that is no expression is a dimension of its own."""
-    return size if isinstance(size, int) else _read(size) or DimExpr(size)
-
-
-def _read(text: str) -> DimExpr | None:
-    try:
-        return DimExpr.parse(text, place="an axis")
-    except ConfigError:
-        return None
-
-
-def _size(axis: _Axis, dims: Dims) -> int:
-    return axis if isinstance(axis, int) else axis.evaluate(dims)
+def _sizes(axes: Iterable[_Axis], dims: Dims) -> tuple[int, ...]:
+    return tuple(axis if isinstance(axis, int) else axis.evaluate(dims) for axis in axes)

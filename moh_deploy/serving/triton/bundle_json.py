@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,7 +16,6 @@ from moh_deploy.package import TensorInfo
 from moh_deploy.package.manifest_json import MANIFEST_NAME
 from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.serving.triton.config_pbtxt import CONFIG_NAME, Backend
 from moh_deploy.system.bounded_json import has_keys, read_json
 from moh_deploy.system.digest import sha256_of, sha256_of_json
 
@@ -24,10 +23,16 @@ BUNDLE_NAME = "bundle.json"
 BUNDLE_FORMAT_VERSION = 1
 REPOSITORY = "repository"
 LIBRARIES = "lib"
-WARMUP = "warmup"  # Triton's own name
+REGISTERED_NAME = "libmoh_plugin_registered.so"
+"""The library that registers an engine's plugins when the server loads it."""
+WARMUP, CONFIG_NAME = "warmup", "config.pbtxt"  # Triton's own names
 SERVED = "package"
+PATHS = ("policy", "audit_log", "control", "shadow", "reference", "library")
+"""Settings that are paths in the bundle."""
 _DIGEST = "sha256"
-_MANIFESTS = (MANIFEST_NAME, ENGINE_MANIFEST_NAME)
+
+Backend = Literal["python", "tensorrt"]
+"""The backend of the server that runs a model: Python with moh-deploy, or TensorRT."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,10 @@ class Bundle(Strict):
     """`bundle.json`.
 
     Attributes:
-        backend: What runs the model in the server.
+        backend: The backend of the server that runs the model.
         settings: How it is served; paths in it are relative to the bundle.
         inputs: Of the model.
-        outputs: Likewise.
+        outputs: Of the model.
         versions: Of what it was made with: moh-deploy, the runtime, Python.
         package_sha256: Digest of the manifest of the package or engine, which has those of its
             files.
@@ -63,6 +68,7 @@ class Bundle(Strict):
         library: The kernels; None: it has none, and function bodies run.
         files: Path in the bundle to sha256, for each file but this one.
         format_version: Of the directory.
+        embeds_plugins: The engine holds its plugins, as code that the server has to allow.
     """
 
     backend: Backend
@@ -75,6 +81,7 @@ class Bundle(Strict):
     library: LibraryInfo | None = None
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = BUNDLE_FORMAT_VERSION
+    embeds_plugins: bool = False
 
     @property
     def model(self) -> PurePosixPath:
@@ -93,8 +100,16 @@ class Bundle(Strict):
 
     @property
     def served(self) -> PurePosixPath:
-        """The directory of the package or engine that it holds as such."""
+        """The directory of the package or engine."""
         return self.version / SERVED
+
+    def backend_config(self, place: str) -> str | None:
+        """Return the option that the server needs for a bundle at a place; None: it needs none."""
+        if self.embeds_plugins:
+            return "--backend-config=tensorrt,version-compatible=true"
+        if self.backend == "python" or self.library is None:
+            return None
+        return f"--backend-config=tensorrt,plugins={place}/{self.library.file}"
 
 
 def is_bundle(root: Path) -> bool:
@@ -111,31 +126,47 @@ def read_bundle(root: Path) -> Bundle:
     """Decode `bundle.json`; no other file is looked at.
 
     Raises:
-        PackageError: There is none, or it is of another format version, or not as it was written.
+        PackageError: There is none, it is not as it was written, or of another format version.
     """
     path = root / BUNDLE_NAME
+    hint = "Write a bundle: moh-deploy bundle PACKAGE -o DIR."
     try:
         content = read_json(path, error=PackageError)
     except FileNotFoundError:
-        raise PackageError(
-            f"{root} is no bundle: it has no {BUNDLE_NAME}.", hint=_WRITE_ONE
-        ) from None
+        raise PackageError(f"{root} is no bundle: it has no {BUNDLE_NAME}.", hint=hint) from None
     except OSError as problem:
         raise PackageError(f"{path} cannot be read: {problem.strerror}.") from problem
     if not isinstance(content, dict) or content.get("format_version") != BUNDLE_FORMAT_VERSION:
         found = content.get("format_version") if isinstance(content, dict) else None
         raise PackageError(
-            f"{path}: format_version is {found!r:.60}, expected {BUNDLE_FORMAT_VERSION}.",
-            hint=_WRITE_ONE,
+            f"{path}: format_version is {found!r:.60}, expected {BUNDLE_FORMAT_VERSION}.", hint=hint
         )
     written = content.pop(_DIGEST, None)
     if written != sha256_of_json(content):
         raise PackageError(
-            f"{path} has changed since it was written: sha256 in it is {written!r:.80}, of what it"
-            f" says {sha256_of_json(content)}.",
-            hint=_WRITE_ONE,
+            f"{path} has changed since it was written: sha256 in it is {written!r:.80}, of its"
+            f" content {sha256_of_json(content)}.",
+            hint=hint,
         )
-    return _decoded(path, content)
+    if content.get("backend") == "onnxruntime":
+        raise PackageError(
+            f"{root} is for Triton's ONNX Runtime backend, which moh-deploy no longer serves.",
+            hint="Bundle the package again: moh-deploy bundle PACKAGE -o DIR --backend python.",
+        )
+    try:
+        bundle = _adapter().validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise PackageError(f"{path}: key '{key[:100]}': {first['msg']}.") from error
+    library = None if bundle.library is None else bundle.library.file
+    beside = (getattr(bundle.settings, name) for name in PATHS)
+    for place in (*bundle.files, *filter(None, (library, *beside)), bundle.version.as_posix()):
+        # A path that leads out could make another file be read, written, or loaded as a library.
+        parts = PurePosixPath(place).parts
+        if not parts or {"..", "/", "//"} & set(parts) or {"\0", "\\"} & set(place):
+            raise PackageError(f"{path}: names '{place[:100]}', expected a path in the bundle.")
+    return bundle
 
 
 CHANGED = "has changed since it was written"
@@ -160,9 +191,10 @@ def require_unchanged(root: Path, bundle: Bundle) -> None:
     Raises:
         PackageError: A file is another one.
     """
-    manifests = [one for one in bundle.files if PurePosixPath(one).name in _MANIFESTS]
-    named = (bundle.settings.library, None if bundle.library is None else bundle.library.file)
-    for name in (*filter(None, dict.fromkeys(named)), *manifests):
+    manifests = {MANIFEST_NAME, ENGINE_MANIFEST_NAME}
+    named = [name for name in bundle.files if PurePosixPath(name).name in manifests]
+    libraries = bundle.settings.library, None if bundle.library is None else bundle.library.file
+    for name in (*filter(None, dict.fromkeys(libraries)), *named):
         if (problem := file_problem(root, bundle, name)) is not None:
             raise PackageError(f"{root / name} {problem}.", hint=COPY_AGAIN)
 
@@ -173,31 +205,6 @@ def bundle_text(bundle: Bundle) -> str:
     return json.dumps({**content, _DIGEST: sha256_of_json(content)}, indent=2) + "\n"
 
 
-def _decoded(path: Path, content: Mapping[str, object]) -> Bundle:
-    try:
-        bundle = _adapter().validate_json(json.dumps(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise PackageError(f"{path}: key '{key[:100]}': {first['msg']}.") from error
-    places = [*bundle.files, *([] if bundle.library is None else [bundle.library.file])]
-    beside = ("policy", "audit_log", "control", "shadow", "reference", "library")
-    places += filter(None, (getattr(bundle.settings, name) for name in beside))
-    for place in (*places, bundle.version.as_posix()):
-        # A path that leads out could make another file be read, written, or loaded as a library.
-        if not _is_inside(place):
-            raise PackageError(f"{path}: names '{place[:100]}', expected a path in the bundle.")
-    return bundle
-
-
-def _is_inside(place: str) -> bool:
-    parts = PurePosixPath(place).parts
-    return bool(parts) and not {"..", "/", "//"} & set(parts) and not {"\0", "\\"} & set(place)
-
-
 @functools.cache
 def _adapter() -> TypeAdapter[Bundle]:
     return TypeAdapter(Bundle)
-
-
-_WRITE_ONE = "Write one: moh-deploy bundle SERVED -o DIR."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,78 +22,42 @@ GUARD, SHADOW = "guard", "shadow"
 POLICY_NAME, AUDIT_NAME, CONTROL_NAME = "policy.yaml", "audit.jsonl", "control.json"
 
 
-@dataclass(frozen=True)
-class GuardFiles:
-    """Files that go into a bundle beside the package: policy, fallback, shadow.
+def bring_along(settings: ServingSettings, fallback: Path | None, root: Path) -> ServingSettings:
+    """Copy policy and shadow into a bundle; return settings that name them relative to it.
 
-    Attributes:
-        guard: Answers are judged, and a rung below answers where the first fails.
-        policy: The policy; None for kernels, then function bodies.
+    Args:
+        settings: With the paths of policy and shadow on this machine.
         fallback: The package of the policy's rung of kind `package`, in place of its `path`.
-        shadow: The package that is run beside.
-    """
-
-    guard: bool = False
-    policy: Path | None = None
-    fallback: Path | None = None
-    shadow: Path | None = None
-
-
-NOTHING_BESIDE = GuardFiles()
-
-
-def bring_along(files: GuardFiles, root: Path, settings: ServingSettings) -> ServingSettings:
-    """Copy them into a bundle; return the settings that name them there, relative to it.
+        root: The bundle.
 
     Raises:
         ConfigError: The policy is wrong, or has no rung for the fallback.
         PackageError: A package beside is none, or has changed since it was written.
         ValidationError: `verify` refuses a package beside.
     """
-    if files.fallback is not None and files.policy is None:
+    if fallback is not None and settings.policy is None:
         raise ConfigError(
             "a fallback is another package, whose loss has to be measured: it needs a policy.",
             hint="Give it one with a rung of kind package: docs/production.md.",
         )
-    if files.shadow is not None:
-        copy_package(files.shadow, root / SHADOW)
+    if settings.shadow is not None:
+        copy_package(Path(settings.shadow), root / SHADOW)
         settings = replace(settings, shadow=SHADOW)
-    if not files.guard:
+    if not settings.guard:
         return settings
     (root / GUARD).mkdir()
-    if files.policy is not None:
-        _copy_policy(files.policy, files.fallback, root / GUARD)
+    if settings.policy is not None:
+        _copy_policy(Path(settings.policy), fallback, root / GUARD)
         settings = replace(settings, policy=f"{GUARD}/{POLICY_NAME}")
-    return replace(
-        settings,
-        guard=True,
-        audit_log=f"{GUARD}/{AUDIT_NAME}",
-        control=f"{GUARD}/{CONTROL_NAME}",
-    )
-
-
-def settings_at(settings: ServingSettings, root: Path) -> ServingSettings:
-    """Return settings whose paths lead to the files of a bundle in this place."""
-
-    def place(path: str | None) -> str | None:
-        return None if path is None else str(root / path)
-
-    return replace(
-        settings,
-        policy=place(settings.policy),
-        audit_log=place(settings.audit_log),
-        control=place(settings.control),
-        shadow=place(settings.shadow),
-        reference=place(settings.reference),
-        library=place(settings.library),
-    )
+    audit_log, control = f"{GUARD}/{AUDIT_NAME}", f"{GUARD}/{CONTROL_NAME}"
+    return replace(settings, audit_log=audit_log, control=control)
 
 
 def copy_package(source: Path, target: Path) -> None:
     """Copy a package, or link its files where the disk can.
 
     Raises:
-        PackageError: It is none, or has changed since it was written.
+        PackageError: It is no package, or has changed since it was written.
         ValidationError: `verify` refuses it.
     """
     package = OnnxPackage.open(source)
@@ -104,8 +68,8 @@ def copy_package(source: Path, target: Path) -> None:
 
 
 def _copy_policy(policy: Path, fallback: Path | None, folder: Path) -> None:
-    """Write the policy with what it names beside it."""
-    # Read first: what is wrong with it is said of the user's file.
+    """Write the policy, with the packages and reports that it names beside it."""
+    # Read first: its errors are said of the user's file.
     rungs = read_guard_policy(policy).rungs
     packages = [index for index, rung in enumerate(rungs) if rung.kind == "package"]
     if fallback is not None and len(packages) != 1:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import platform
-import re
-import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 
-import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
 import numpy as np
 
 from moh_deploy import __version__
@@ -20,27 +17,33 @@ from moh_deploy.errors import ConfigError, MoHDeployError, PackageError
 from moh_deploy.report.document import Document, Status, Table, Text
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
+from moh_deploy.runtime.onnxruntime.session import runtime_name
 from moh_deploy.serving.foreign_code import require_own_code
+from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.served_model import cores
-from moh_deploy.serving.triton import library_needs
 from moh_deploy.serving.triton.bundle_json import (
     CHANGED,
     COPY_AGAIN,
     LIBRARIES,
+    REGISTERED_NAME,
     REPOSITORY,
     WARMUP,
     Bundle,
     file_problem,
     read_bundle,
 )
-from moh_deploy.serving.triton.config_pbtxt import TRITON_TYPES, tensor_message
-from moh_deploy.serving.triton.server import TritonServer, find_server
-from moh_deploy.serving.triton.text_format import TextMessage, TextValue, Word, from_text
+from moh_deploy.serving.triton.bundle_report import NEVER_RUN
+from moh_deploy.serving.triton.config_pbtxt import tensor_config
+from moh_deploy.serving.triton.library_needs import glibc_here, version_of
+from moh_deploy.serving.triton.model_config import (
+    ConfigMessage,
+    parse_config,
+)
+from moh_deploy.serving.triton.server import PYTHON, TritonServer, find_server, python_of_stub
 from moh_deploy.system.bounded_file import read_text
 
 _MOST_CONFIG_BYTES = 2**20
 _ENVIRONMENT = "EXECUTION_ENV_PATH"
-_THREADS = "intra_op_thread_count"
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,18 @@ class BundleCheck(Report):
         root: The bundle.
         backend: What runs the model in it.
         findings: In the order in which a server meets them.
+        start: The command that starts the server that was found; None: none was.
     """
 
     root: Path
     backend: str
     findings: tuple[Finding, ...]
+    start: str | None = None
 
     @property
     def failure(self) -> MoHDeployError | None:
-        """The first of what is wrong; None where nothing is."""
-        wrong = [one for one in self.findings if one.is_good is False]
+        """The first finding that keeps a server from loading the bundle."""
+        wrong = [finding for finding in self.findings if finding.is_good is False]
         if not wrong:
             return None
         more = f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
@@ -91,15 +96,18 @@ class BundleCheck(Report):
         """Return what it says."""
         words = {True: "ok", False: "WRONG", None: "note"}
         rows = [
-            (one.what, Status(words[one.is_good], one.is_good), one.found) for one in self.findings
+            (finding.what, Status(words[finding.is_good], finding.is_good), finding.found)
+            for finding in self.findings
         ]
         is_good = self.failure is None
+        start = [] if self.start is None else [Text(f"start it: {self.start}", is_whole=True)]
         verdict = "nothing stands against loading it" if is_good else "A SERVER WOULD NOT LOAD IT"
         return Document(
             "bundle",
             (
                 Text(f"bundle {self.root}, backend {self.backend}"),
                 Table("what a server here would meet", ("what", "", "found"), rows),
+                *(start if is_good else []),
                 Text(verdict, is_good),
             ),
         )
@@ -116,91 +124,96 @@ def examine_bundle(root: Path, server: Path | None = None) -> BundleCheck:
         PackageError: It is no bundle, or `bundle.json` cannot be read.
     """
     bundle = read_bundle(root)
-    findings = (
-        *_check_files(root, bundle),
-        *_check_versions(bundle),
-        *_check_library(root, bundle),
-        *_check_config(root, bundle),
-        *_check_server(bundle, server),
-    )
-    return BundleCheck(root, bundle.backend, findings)
+    is_engine = bundle.backend == "tensorrt"
+    findings = list(_check_files(root, bundle))
+    findings += _check_engine(bundle) if is_engine else _check_versions(bundle)
+    findings += _check_library(root, bundle)
+    config, name = None, bundle.config.as_posix()
+    try:
+        text = read_text(root / name, most_bytes=_MOST_CONFIG_BYTES, error=PackageError)
+        config = parse_config(text)
+        findings += _check_config(config, root, bundle)
+    except FileNotFoundError:
+        pass  # among the files above
+    except PackageError as error:
+        findings.append(Finding(name, error.message, False, "Put it right, or copy it again."))
+    found = find_server(server)
+    environment = None if config is None else _parameter(config, _ENVIRONMENT)
+    findings += _check_server(bundle, found, server, environment)
+    start = None
+    if found is not None and all(finding.is_good is not False for finding in findings):
+        start = found.start_command(root, bundle.backend_config(str(root.resolve())))
+    return BundleCheck(root, bundle.backend, tuple(findings), start)
 
 
 def _check_files(root: Path, bundle: Bundle) -> Iterator[Finding]:
     wrong = 0
     for name in bundle.files:
         problem = file_problem(root, bundle, name)
-        # People are meant to tune how a model is served; what it says is compared below.
+        # People are meant to tune how a model is served; its content is compared below.
         if problem == CHANGED and name == bundle.config.as_posix():
             yield Finding(name, "has been edited since it was written", None)
         elif problem is not None:
             wrong += 1
             yield Finding(name, problem, False, COPY_AGAIN)
-    for name in _foreign(root, bundle):
-        wrong += 1
-        yield Finding(
-            name, "is no part of the bundle, and a server would read it", False, "Remove it."
-        )
-    if not wrong:
-        yield Finding("files", f"{len(bundle.files)}, all as they were written")
-
-
-def _foreign(root: Path, bundle: Bundle) -> Iterator[str]:
-    """Yield what lies in the repository beside the bundle's files: another model, or version."""
+    # Another model or version in the repository would be loaded, too.
     for path in sorted((root / REPOSITORY).rglob("*")):
         name = path.relative_to(root).as_posix()
         # Python leaves what it has compiled.
         if path.is_file() and name not in bundle.files and "__pycache__" not in path.parts:
-            yield name
+            wrong += 1
+            found = "is no part of the bundle, and a server would read it"
+            yield Finding(name, found, False, "Remove it.")
+    if not wrong:
+        yield Finding("files", f"{len(bundle.files)}, all as they were written")
 
 
 def _check_versions(bundle: Bundle) -> Iterator[Finding]:
-    made_by = bundle.versions.get("moh-deploy", "?")
-    if bundle.backend == "python" and made_by != __version__:
+    """Compare the versions by which a package is served with those that wrote it."""
+    made_by, wanted = (bundle.versions.get(name, "?") for name in ("moh-deploy", "onnxruntime"))
+    if made_by != __version__:
         fix = "Install that version where the server runs, or write the bundle again."
         yield Finding("moh-deploy", f"{__version__} is here, {made_by} wrote it", False, fix)
     else:
         yield Finding("moh-deploy", made_by)
-    if bundle.backend != "python":
-        return
-    wanted = bundle.versions.get("onnxruntime", "?")
-    try:
-        found = version("onnxruntime")
-    except PackageNotFoundError:
-        yield Finding("onnxruntime", "is not installed", False, "pip install onnxruntime")
-        return
-    same = found == wanted
-    text = found if same else f"{found} is here, it was written with {wanted}"
-    yield Finding("onnxruntime", text, True if same else None)
+    found = runtime_name().rpartition(" ")[2]
+    text = found if found == wanted else f"{found} is here, it was written with {wanted}"
+    yield Finding("onnxruntime", text, True if found == wanted else None)
+
+
+def _check_engine(bundle: Bundle) -> Iterator[Finding]:
+    yield Finding("tensorrt", NEVER_RUN, None)
+    if "TensorRT-RTX" in bundle.versions:
+        text = "is of TensorRT-RTX, and Triton's backend loads engines of TensorRT only"
+        yield Finding("engine", text, False, "Bundle an engine of --backend tensorrt.")
+    library, registered = bundle.library, f"{LIBRARIES}/{REGISTERED_NAME}"
+    if library is not None and library.file != registered:
+        text = "is not in the bundle, so the server would know none of the engine's plugins"
+        yield Finding(registered, text, False, "Write the bundle again: moh-deploy bundle.")
 
 
 def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
     info = bundle.library
     if info is None:
-        yield Finding("kernels", "none: function bodies run", None)
+        found = "in the engine" if bundle.embeds_plugins else "none: function bodies run"
+        yield Finding("kernels", found, None)
         return
     # Loading a library runs its code.
     if (problem := file_problem(root, bundle, info.file)) is not None:
         yield Finding("kernels", f"not loaded: {info.file} {problem}", False, COPY_AGAIN)
         return
-    path = root / info.file
-    try:
-        machine, floor = library_needs.processor_of(path), library_needs.glibc_floor(path)
-    except (OSError, PackageError) as error:
-        yield Finding(info.file, f"cannot be read: {error}", False, COPY_AGAIN)
-        return
-    here = library_needs.glibc_here()
-    if machine != platform.machine():
+    if info.machine != platform.machine():
         fix = "Write the bundle on a machine of that kind."
-        yield Finding(info.file, f"is for {machine}, this is {platform.machine()}", False, fix)
+        yield Finding(info.file, f"is for {info.machine}, this is {platform.machine()}", False, fix)
         return
-    needs = f"needs the GNU C library {library_needs.version_text(floor)} or newer"
-    if here is None or here < floor:
-        has = "has another C library" if here is None else f"has {library_needs.version_text(here)}"
+    here, wanted = glibc_here(), info.glibc or "of any version"
+    if here is None or here < version_of(wanted):
+        has = "has another C library" if here is None else f"has {'.'.join(map(str, here))}"
+        text = f"needs the GNU C library {wanted} or newer, this machine {has}"
         fix = "Serve on a newer system (Debian 12, Ubuntu 24.04), or build moh-deploy on this one."
-        yield Finding(info.file, f"{needs}, this machine {has}", False, fix)
+        yield Finding(info.file, text, False, fix)
         return
-    yield Finding(info.file, f"{needs}, which is here")
+    yield Finding(info.file, f"needs the GNU C library {wanted} or newer, which is here")
     if not info.instruction_sets:
         return
     try:
@@ -209,115 +222,88 @@ def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
         yield Finding("instruction sets", "not asked: the library is of another installation", None)
         return
     try:
-        usable = tuple(instruction_sets(path))
+        usable = instruction_sets(root / info.file)
     except MoHDeployError as error:
         yield Finding("instruction sets", error.message, False, COPY_AGAIN)
         return
-    lost = [one for one in info.instruction_sets if one not in usable]
+    lost = [name for name in info.instruction_sets if name not in usable]
     text = f"{usable[0]} here"
     if lost:
         text += f"; it was written where there was {lost[0]}: slower, and rounded another way"
     yield Finding("instruction sets", text, None if lost else True)
 
 
-def _check_config(root: Path, bundle: Bundle) -> Iterator[Finding]:
-    path, name = root / bundle.config, bundle.config.as_posix()
-    try:
-        text = read_text(path, most_bytes=_MOST_CONFIG_BYTES, error=PackageError)
-        config = from_text(text, name, error=PackageError)
-    except FileNotFoundError:
-        return  # said above
-    except PackageError as error:
-        yield Finding(name, error.message.removeprefix(f"{name}: "), False, COPY_AGAIN)
-        return
-    problems = [*_config_problems(config, bundle), *_named_files(config, root, bundle)]
+def _check_config(config: ConfigMessage, root: Path, bundle: Bundle) -> Iterator[Finding]:
+    name = bundle.config.as_posix()
+    problems = [*_config_problems(config, bundle), *_warmup_problems(config, root, bundle)]
     for problem in problems:
         yield Finding(name, problem, False, "Put it right, or write the bundle again.")
     if not problems:
         yield Finding(name, "says what the model takes and returns")
-    yield from _check_cores(config, bundle)
+    if bundle.backend == "tensorrt":
+        return  # which has no threads of its own
+    groups = config.instance_group
+    instances = sum(group.count if group.HasField("count") else 1 for group in groups) or 1
+    used = instances * (bundle.settings.threads or max(1, cores() // instances))
+    noun = "instance" if instances == 1 else "instances"
+    text = f"{instances} {noun} with {used // instances} threads, {cores()} cores"
+    yield Finding("threads", text, True if used <= cores() else None)
 
 
-def _config_problems(config: Mapping[str, Sequence[TextValue]], bundle: Bundle) -> Iterator[str]:
+def _config_problems(config: ConfigMessage, bundle: Bundle) -> Iterator[str]:
     # Triton takes the directory's name where there is none.
     for key, expected in (("name", bundle.settings.name), ("backend", bundle.backend)):
-        found = config.get(key, [expected] if key == "name" else [])
-        if list(found) != [expected]:
-            yield f"{key} is {_shown(found)}, expected {expected}"
-    if bundle.backend == "onnxruntime" and _native_threads(config) is None:
-        text = (_parameter(config, _THREADS) or "")[:20]
-        yield f"{_THREADS} is '{text}', expected a number of threads"
-    most = _number(config, "max_batch_size", 0)
-    if not (0 < most <= bundle.max_batch or most == bundle.max_batch == 0):
-        expected = f"1 to {bundle.max_batch}" if bundle.max_batch else "0"
-        yield f"max_batch_size is {most}, expected {expected}"
+        found = getattr(config, key) if config.HasField(key) or key != "name" else expected
+        if found != expected:
+            yield f"{key} is {found or 'absent'}, expected {expected}"
     for key, tensors in (("input", bundle.inputs), ("output", bundle.outputs)):
-        written = {_text(one, "name"): one for one in _messages(config, key)}
-        names = [tensor.name for tensor in tensors]
+        written = {tensor.name: _as_written(tensor) for tensor in getattr(config, key)}
+        names = [info.name for info in tensors]
         if set(written) != set(names):
             yield f"{key} has {', '.join(sorted(written))}; expected {', '.join(names)}"
             continue
-        for tensor in tensors:
-            expected_message = tensor_message(tensor, is_batched=bundle.max_batch > 0)
-            for part in ("data_type", "dims"):
-                found = written[tensor.name].get(part, [])
-                if list(found) != list(expected_message[part]):
-                    yield (
-                        f"{key} '{tensor.name}': {part} is {_shown(found)}, expected"
-                        f" {_shown(expected_message[part])}"
-                    )
+        for info in tensors:
+            expected_tensor = tensor_config(info, is_batched=bundle.max_batch > 0)
+            if written[info.name] != expected_tensor:
+                yield f"{key} is {written[info.name]}, expected {expected_tensor}"
+    most = config.max_batch_size
+    if not (0 < most <= bundle.max_batch or most == bundle.max_batch == 0):
+        expected = f"1 to {bundle.max_batch}" if bundle.max_batch else "0"
+        yield f"max_batch_size is {most}, expected {expected}"
 
 
-def _native_threads(config: Mapping[str, Sequence[TextValue]]) -> int | None:
-    """Return the threads of the server's own backend; 0: it chooses, None: it is no number."""
-    text = _parameter(config, _THREADS) or "0"
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
+def _as_written(tensor: ConfigMessage) -> dict[str, object]:
+    """Return an entry as `tensor_config` does; its other fields, a label's file say, fit any."""
+    data_types = tensor.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+    entry = {"name": tensor.name, "data_type": data_types[tensor.data_type].name}
+    reshape = {"reshape": list(tensor.reshape.shape)} if tensor.HasField("reshape") else {}
+    return {**entry, "dims": list(tensor.dims), **reshape}
 
 
-def _named_files(
-    config: Mapping[str, Sequence[TextValue]], root: Path, bundle: Bundle
-) -> Iterator[str]:
-    """Yield what is wrong with the files and folders that a configuration names."""
-    for operations in _messages(config, "model_operations"):
-        for name in operations.get("op_library_filename", []):
-            if not (root / LIBRARIES / str(name)).is_file():
-                yield f"op_library_filename is '{name}', which is not in {LIBRARIES}/"
-    environment = _parameter(config, _ENVIRONMENT)
-    if environment is not None and not Path(environment).exists():
-        yield f"{_ENVIRONMENT} is '{environment}', which does not exist here"
-    sizes = {text: np.dtype(name).itemsize for name, text in TRITON_TYPES.items()}
-    for warmup in _messages(config, "model_warmup"):
-        for entry in _messages(warmup, "inputs"):
-            for value in _messages(entry, "value"):
-                if "input_data_file" not in value:
-                    continue
-                file = _text(value, "input_data_file")
-                dims = [one for one in value.get("dims", []) if isinstance(one, int)]
-                expected = math.prod(dims) * sizes.get(_word(value, "data_type"), 0)
-                path = root / bundle.model / WARMUP / file
-                found = path.stat().st_size if path.is_file() else None
-                if found is None:
-                    yield f"warm-up file '{file}' is missing"
-                elif found != expected:
-                    yield f"warm-up file '{file}' has {found} bytes, its dims make {expected}"
+def _warmup_problems(config: ConfigMessage, root: Path, bundle: Bundle) -> Iterator[str]:
+    known = [info for info in bundle.inputs if info.dtype in DATATYPES]
+    sizes = {info.name: np.dtype(info.dtype).itemsize for info in known}
+    for entry in (entry for warmup in config.model_warmup for entry in warmup.inputs):
+        file, dims = entry.value.input_data_file, entry.value.dims
+        if not file:
+            continue
+        path = root / bundle.model / WARMUP / file
+        found = path.stat().st_size if path.is_file() else None
+        expected = math.prod(dims) * sizes.get(entry.key, 0)
+        if found is None:
+            yield f"warm-up file '{file}' is missing"
+        elif found != expected:
+            yield f"warm-up file '{file}' has {found} bytes, its dims make {expected}"
 
 
-def _check_cores(config: Mapping[str, Sequence[TextValue]], bundle: Bundle) -> Iterator[Finding]:
-    if bundle.backend == "tensorrt":
-        return
-    instances = sum(_number(one, "count", 1) for one in _messages(config, "instance_group"))
-    available = cores()
-    threads = bundle.settings.threads
-    if bundle.backend == "onnxruntime":
-        threads = _native_threads(config) or available
-    used = instances * (threads or max(1, available // max(1, instances)))
-    noun = "instance" if instances == 1 else "instances"
-    text = f"{instances} {noun} with {used // max(1, instances)} threads, {available} cores"
-    yield Finding("threads", text, True if used <= available else None)
+def _parameter(config: ConfigMessage, key: str) -> str | None:
+    values = [entry.value.string_value for entry in config.parameters if entry.key == key]
+    return values[-1] if values else None
 
 
-def _check_server(bundle: Bundle, given: Path | None) -> Iterator[Finding]:
-    server = find_server(given)
+def _check_server(
+    bundle: Bundle, server: TritonServer | None, given: Path | None, environment: str | None
+) -> Iterator[Finding]:
     if server is None and given is not None:
         text = f"is not in {given}, neither bin/tritonserver nor a Python with nvidia-pytriton"
         yield Finding("tritonserver", text, False, "Name another folder: --server DIR.")
@@ -332,51 +318,37 @@ def _check_server(bundle: Bundle, given: Path | None) -> Iterator[Finding]:
         return
     yield Finding("tritonserver", f"{server.root}, with the backend '{bundle.backend}'")
     if bundle.backend == "python":
-        yield from _check_python(server)
+        yield from _check_python(server, environment)
 
 
-def _check_python(server: TritonServer) -> Iterator[Finding]:
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if server.stub(python) is None:
-        yield Finding("Python", f"the server has no stub for Python {python}", False, _OTHER_PYTHON)
-        return
-    library = f"libpython{python}.so.1.0"
+def _check_python(server: TritonServer, environment: str | None) -> Iterator[Finding]:
+    """Look whether the server runs models in this Python, or in that of the environment."""
+    python = PYTHON
+    if environment is not None:
+        folder = Path(environment)
+        if folder.is_file():
+            yield Finding(_ENVIRONMENT, f"is the archive {environment}: not looked at", None)
+            return
+        versions = sorted(folder.glob("lib/python3.*"))
+        if not versions or not (folder / "bin" / "activate").is_file():
+            text = f"is '{environment}', where there is no Python with bin/activate"
+            yield Finding(_ENVIRONMENT, text, False, "Name the folder of an environment.")
+            return
+        python = versions[0].name.removeprefix("python")
+    stub, packed = server.stub, server.packed_stub(python)
+    found, library = python_of_stub(stub), f"libpython{python}.so.1.0"
     folder = Path(str(sysconfig.get_config_var("LIBDIR")))
-    if not (folder / library).is_file():
-        yield Finding("Python", f"{library} is not in {folder}", False, _OTHER_PYTHON)
-        return
-    yield Finding("Python", f"{python}, with {library}")
-
-
-_OTHER_PYTHON = "Use a Python that was built with --enable-shared, of a version the server has."
-
-
-def _messages(message: Mapping[str, Sequence[TextValue]], key: str) -> list[TextMessage]:
-    return [one for one in message.get(key, []) if isinstance(one, Mapping)]
-
-
-def _text(message: TextMessage, key: str) -> str:
-    values = message.get(key, [])
-    return str(values[-1]) if values else ""
-
-
-def _word(message: TextMessage, key: str) -> str:
-    values = message.get(key, [])
-    return values[-1].text if values and isinstance(values[-1], Word) else ""
-
-
-def _number(message: Mapping[str, Sequence[TextValue]], key: str, absent: int) -> int:
-    values = message.get(key, [])
-    return values[-1] if values and isinstance(values[-1], int) else absent
-
-
-def _parameter(config: Mapping[str, Sequence[TextValue]], key: str) -> str | None:
-    for entry in _messages(config, "parameters"):
-        if _text(entry, "key") == key:
-            return next((_text(one, "string_value") for one in _messages(entry, "value")), None)
-    return None
-
-
-def _shown(values: Sequence[TextValue] | None) -> str:
-    texts = [one.text if isinstance(one, Word) else str(one) for one in values or ()]
-    return f"[{', '.join(texts)}]" if len(texts) != 1 else texts[0]
+    # The second is Debian's.
+    places = (folder, folder / str(sysconfig.get_config_var("MULTIARCH")))
+    fix = "Use a Python that was built with --enable-shared, of a version the server has."
+    if found != python and packed.is_file():
+        problem = "is missing" if found is None else f"is for Python {found}"
+        text = f"{stub} {problem}: the server runs models of Python {python} by no other"
+        fix = f"Copy it: cp {quote(str(packed))} {quote(str(stub))}"
+        yield Finding("Python", text, False, fix)
+    elif found != python:
+        yield Finding("Python", f"the server has no stub for Python {python}", False, fix)
+    elif python == PYTHON and not any((place / library).is_file() for place in places):
+        yield Finding("Python", f"{library} is not in {folder}", False, fix)
+    else:
+        yield Finding("Python", f"{python}, with {library}")

@@ -18,49 +18,30 @@ _GLIBC = re.compile(rb"\0GLIBC_(\d{1,3})\.(\d{1,3})(?:\.\d{1,3})?\0")
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 
 
-def glibc_floor(library: Path) -> Version:
-    """Return the oldest GNU C library that has all that a library needs: `(2, 36)`.
+def library_needs(library: Path) -> tuple[str, Version]:
+    """Return the processor, as `platform.machine()` has it, and the oldest GNU C library.
 
     Raises:
         PackageError: It cannot be read, or is no library.
         FileNotFoundError: There is none.
     """
-    content = _content(library)
-    # Names follow each other directly: the zero that ends one begins the next.
-    versions = {
-        (int(major), int(minor)) for major, minor in _GLIBC.findall(content.replace(b"\0", b"\0\0"))
-    }
-    return max(versions, default=(2, 0))
-
-
-def processor_of(library: Path) -> str:
-    """Return the processor that a library is for, as `platform.machine()` calls it.
-
-    Raises:
-        PackageError: It cannot be read, or is no library.
-        FileNotFoundError: There is none.
-    """
+    content = read_bytes(library, most_bytes=MOST_LIBRARY_BYTES, error=PackageError)
+    if len(content) < 64 or not content.startswith(_MAGIC):
+        raise PackageError(f"{library} is no native library.")
     # e_machine of the ELF header; the byte before says which end comes first.
-    content = _content(library)
-    number = int.from_bytes(content[18:20], "big" if content[5] == 2 else "little")
-    return _MACHINES.get(number, f"machine {number}")
+    machine = int.from_bytes(content[18:20], "big" if content[5] == 2 else "little")
+    # Names follow each other directly: the zero after a name begins the next.
+    found = _GLIBC.findall(content.replace(b"\0", b"\0\0"))
+    versions = {(int(major), int(minor)) for major, minor in found}
+    return _MACHINES.get(machine, f"machine {machine}"), max(versions, default=(2, 0))
 
 
 def glibc_here() -> Version | None:
     """Return the version of this process's GNU C library; None where it has another one."""
     name, version = platform.libc_ver()
-    if name != "glibc":
-        return None
-    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+    return version_of(version) if name == "glibc" else None
 
 
-def version_text(version: Version) -> str:
-    """Return `2.36`."""
-    return ".".join(map(str, version))
-
-
-def _content(library: Path) -> bytes:
-    content = read_bytes(library, most_bytes=MOST_LIBRARY_BYTES, error=PackageError)
-    if len(content) < 64 or not content.startswith(_MAGIC):
-        raise PackageError(f"{library} is no native library.")
-    return content
+def version_of(text: str) -> Version:
+    """Return `(2, 36)` of `2.36`."""
+    return tuple(int(part) for part in re.findall("[0-9]{1,9}", text))

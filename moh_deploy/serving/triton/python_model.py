@@ -1,7 +1,7 @@
 """The model that Triton's Python backend runs: `model.py` of a bundle imports it.
 
-Triton forms batches of requests and hands each to `execute`; what answers them is `ServedModel`, as
-in every other server. Tensors go by DLPack: the backend's own conversion was built for numpy 1 and
+Triton forms batches of requests and hands each to `execute`; `ServedModel` answers them, as in
+every other server. Tensors go by DLPack: the backend's own conversion was built for numpy 1 and
 gives wrong numbers with numpy 2, without a word.
 """
 
@@ -23,7 +23,7 @@ from moh_deploy.runtime.onnxruntime.dlpack import from_dlpack, to_dlpack
 from moh_deploy.serving.answer_batch import answer_batch
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.joining import find_joining
-from moh_deploy.serving.metrics import Family, Series, edge_text
+from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.runs_under_way import RunsUnderWay
 from moh_deploy.serving.served_model import Reply
 from moh_deploy.serving.triton.opened_bundle import open_bundle
@@ -44,7 +44,7 @@ class TritonPythonModel:
     """A model of Triton's Python backend, a process of its own each: all names are Triton's."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the package; what this raises, the server reports, and does not load the model."""
+        """Open the package; with an error, the server reports it and does not load the model."""
         import triton_python_backend_utils as pb_utils
 
         self._pb: ModuleType = pb_utils
@@ -62,6 +62,8 @@ class TritonPythonModel:
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._metrics = _Metrics(pb_utils, args["model_instance_name"], labels)
         self._runs = RunsUnderWay(1, HUNG_SECONDS)
+        if self._served.export is not None:
+            self._served.export.start(lambda: self._families(time.time()))
         self._is_closing = threading.Event()
         self._pusher = threading.Thread(target=self._keep_pushing, daemon=True)
         self._pusher.start()
@@ -96,13 +98,17 @@ class TritonPythonModel:
         self._served.close()
 
     def _read(self, request: Request) -> dict[str, Array] | MoHDeployError:
-        """Copy the inputs of a request out of the server's memory, or say what is wrong with them.
+        """Copy the inputs of a request out of the server's memory; return why they do not fit.
 
-        Each request for itself: a bad one must not spoil the batch that it is in.
+        A bad request must not spoil the batch that it is in.
         """
-        names = [one.name for one in self._served.inputs]
-        tensors = {name: self._pb.get_input_tensor_by_name(request, name) for name in names}
-        inputs = {name: from_dlpack(one) for name, one in tensors.items() if one is not None}
+        inputs: dict[str, Array] = {}
+        for info in self._served.inputs:
+            tensor = self._pb.get_input_tensor_by_name(request, info.name)
+            if tensor is not None:
+                array = from_dlpack(tensor)
+                # A tensor of no axes has one of size 1 in the server.
+                inputs[info.name] = array if info.shape else array.reshape(())
         try:
             self._served.check(inputs)
         except MoHDeployError as error:
@@ -113,7 +119,7 @@ class TritonPythonModel:
         if isinstance(reply, Exception):
             return self._error(reply)
         tensors = [
-            self._pb.Tensor.from_dlpack(name, to_dlpack(reply.outputs[name]))
+            self._pb.Tensor.from_dlpack(name, to_dlpack(np.atleast_1d(reply.outputs[name])))
             for name in request.requested_output_names()
         ]
         return self._pb.InferenceResponse(tensors)
@@ -138,8 +144,10 @@ class TritonPythonModel:
             self._push(now=time.time())
 
     def _push(self, now: float) -> None:
-        families = (*self._served.families(), *self._runs.families(), heartbeat(now))
-        self._metrics.push(families)
+        self._metrics.push(self._families(now))
+
+    def _families(self, now: float) -> tuple[Family, ...]:
+        return (*self._served.families(), *self._runs.families(), heartbeat(now))
 
 
 def heartbeat(now: float) -> Family:
@@ -165,8 +173,8 @@ def _joinable(
         yield from ([index] for index in inputs)
         return
     groups: dict[object, list[int]] = {}
-    for index, one in inputs.items():
-        groups.setdefault(axis.key(one), []).append(index)
+    for index, tensors in inputs.items():
+        groups.setdefault(axis.key(tensors), []).append(index)
     yield from groups.values()
 
 
@@ -194,7 +202,7 @@ class _Metrics:
     def push(self, families: Sequence[Family]) -> None:
         """Send what has changed since the last time."""
         for family in families:
-            for name, own, value in _flattened(family):
+            for name, own, value, _ in family.flat():
                 labels = {**self._labels, **own}
                 if family.kind == "gauge":
                     labels["instance"] = self._instance
@@ -218,15 +226,3 @@ class _Metrics:
             kind = kinds.GAUGE if family.kind == "gauge" else kinds.COUNTER
             self._families[name] = kinds(name=name, description=family.help, kind=kind)
         return self._families[name]
-
-
-def _flattened(family: Family) -> Iterator[tuple[str, Mapping[str, str], float]]:
-    """Yield name, labels and value of each series, those of a histogram as Prometheus has them."""
-    for one in family.samples:
-        if family.kind != "histogram":
-            yield family.name, one.labels, one.value
-            continue
-        for edge, count in one.buckets.items():
-            yield f"{family.name}_bucket", {**one.labels, "le": edge_text(edge)}, count
-        yield f"{family.name}_sum", one.labels, one.value
-        yield f"{family.name}_count", one.labels, max(one.buckets.values(), default=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,15 +17,16 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import join, quote
 
 import moh_deploy
 from moh_deploy.errors import BackendError
-from moh_deploy.serving.triton.bundle_json import LIBRARIES, REPOSITORY
+from moh_deploy.serving.triton.bundle_json import REPOSITORY
 
-SUPERVISE_NAME = "supervise.py"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _EXECUTABLE = "tritonserver"
 _STUB = "triton_python_backend_stub"
 _USUAL_PLACE = Path("/opt/tritonserver")
@@ -37,54 +39,73 @@ _ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 @dataclass(frozen=True)
 class TritonServer:
-    """An installed server.
-
-    Attributes:
-        root: The folder with `bin/` and `backends/`.
-        libraries: Folders that its own libraries are looked for in.
-    """
+    """An installed server: its folder with `bin/` and `backends/`."""
 
     root: Path
-    libraries: tuple[Path, ...] = ()
-
-    @property
-    def executable(self) -> Path:
-        """The program."""
-        return self.root / "bin" / _EXECUTABLE
 
     @property
     def backends(self) -> tuple[str, ...]:
         """Names of the backends that are installed with it."""
         folder = self.root / "backends"
-        return tuple(sorted(one.name for one in folder.iterdir())) if folder.is_dir() else ()
+        return tuple(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else ()
 
-    def stub(self, python: str) -> Path | None:
-        """Return what runs models of this Python version (`3.11`); None where there is nothing."""
-        beside = self.root / "backends" / "python" / _STUB
-        packed = self.root / "python_backend_stubs" / python / _STUB
-        # The wheel has one a version; the container's own is of the Python that is in it.
-        return next((one for one in (packed, beside) if one.is_file()), None)
+    @property
+    def stub(self) -> Path:
+        """The program in which the Python backend runs a model; it looks in no other place."""
+        return self.root / "backends" / "python" / _STUB
+
+    def packed_stub(self, python: str) -> Path:
+        """The place of the stub for a version of Python (`3.11`) in the server's wheel."""
+        return self.root / "python_backend_stubs" / python / _STUB
+
+    def start_command(self, bundle: Path, option: str | None = None) -> str:
+        """Return the line for a shell that serves a bundle by this Python's moh-deploy.
+
+        Triton takes the packages of the `python3` that is first on PATH, and ignores PYTHONPATH.
+
+        Args:
+            bundle: The bundle.
+            option: One more of the server's own.
+        """
+        python = quote(str(Path(sys.executable).parent))
+        libpython = quote(str(sysconfig.get_config_var("LIBDIR")))
+        command = [
+            str(self.root / "bin" / _EXECUTABLE),
+            f"--model-repository={(bundle / REPOSITORY).resolve()}",
+            f"--backend-directory={self.root / 'backends'}",
+            *([] if option is None else [option]),
+        ]
+        return (
+            f"PATH={python}:$PATH"
+            f" LD_LIBRARY_PATH={libpython}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}} {join(command)}"
+        )
+
+
+def python_of_stub(stub: Path) -> str | None:
+    """Return the version of Python that a stub was built for: `3.11`; None where there is none."""
+    try:
+        found = re.search(rb"libpython(\d\.\d+)\.so", stub.read_bytes())
+    except OSError:
+        return None
+    return None if found is None else found[1].decode()
 
 
 def find_server(given: Path | None = None) -> TritonServer | None:
-    """Find a server: that of a folder or virtual environment, or what is installed here.
+    """Find a server: that of a folder or virtual environment, or one that is installed here.
 
     Args:
         given: The folder with `bin/tritonserver`, or an environment with `nvidia-pytriton`; None:
-            what is on PATH, in `/opt/tritonserver`, or in this Python's environment.
+            one on PATH, in `/opt/tritonserver`, or in this Python's environment.
     """
     on_path = shutil.which(_EXECUTABLE)
     places = [given] if given is not None else [_USUAL_PLACE, Path(sys.prefix)]
     if given is None and on_path is not None:
         places.insert(0, Path(on_path).resolve().parents[1])
     for place in places:
-        for root in (
-            place,
-            *sorted(place.glob("lib/python3*/site-packages/pytriton/tritonserver")),
-        ):
+        packed = sorted(place.glob("lib/python3*/site-packages/pytriton/tritonserver"))
+        for root in (place, *packed):
             if (root / "bin" / _EXECUTABLE).is_file():
-                packed = root.parents[1] / "nvidia_pytriton.libs"
-                return TritonServer(root, (packed,) if packed.is_dir() else ())
+                return TritonServer(root.resolve())
     return None
 
 
@@ -98,13 +119,12 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Return three that nobody listens on."""
+        """Return three free ports."""
         with contextlib.ExitStack() as stack:
             sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-            for one in sockets:
-                one.bind(("127.0.0.1", 0))
-            http, grpc, metrics = (one.getsockname()[1] for one in sockets)
-        return cls(http, grpc, metrics)
+            for listener in sockets:
+                listener.bind(("127.0.0.1", 0))
+            return cls(*(listener.getsockname()[1] for listener in sockets))
 
 
 @dataclass
@@ -113,9 +133,9 @@ class RunningServer:
 
     Attributes:
         ports: Where it listens.
-        log: What it writes.
-        process: Of the server, whose models run in children of it; of what supervises it, whose
-            child it is then.
+        log: The file with its output.
+        process: Of the server, whose models run in children of it; or of its supervisor, whose
+            child the server is then.
     """
 
     ports: Ports
@@ -130,8 +150,7 @@ class RunningServer:
         """
         url = f"http://127.0.0.1:{self.ports.metrics}/metrics"
         with _ask(url, timeout=10) as answer:
-            text: str = answer.read().decode()
-        return text
+            return str(answer.read().decode())
 
     def is_ready(self) -> bool:
         """Tell whether it takes requests."""
@@ -155,24 +174,38 @@ def running_server(
     """Run a server for a bundle, with this Python's moh-deploy, until the block ends.
 
     Args:
-        log: The file for what it writes.
+        server: The installation.
+        bundle: The bundle.
+        log: The file for its output.
         options: More of its own command line.
         is_supervised: The bundle's supervise.py starts it, and starts it again; asking often.
 
     Raises:
         BackendError: It ends, or is not ready in time, with the end of its log.
     """
+    lay_stub(server)
     ports = Ports.free()
-    command = [*server_command(server, bundle, ports), *options]
+    own = [
+        "--http-address=127.0.0.1",
+        f"--http-port={ports.http}",
+        "--grpc-address=127.0.0.1",
+        f"--grpc-port={ports.grpc}",
+        "--metrics-address=127.0.0.1",
+        f"--metrics-port={ports.metrics}",
+        "--allow-gpu-metrics=false",
+        "--exit-on-error=true",
+    ]
+    # The same line as people are told.
+    line = f"exec env {server.start_command(bundle)} {join([*own, *options])}"
+    command = ["sh", "-c", line]
     if is_supervised:
         places = [f"--port={ports.http}", f"--metrics-port={ports.metrics}", "--every=1", "--"]
-        command = [sys.executable, str(bundle / SUPERVISE_NAME), *places, *command]
+        command = [sys.executable, str(bundle / "supervise.py"), *places, *command]
     with log.open("wb") as file:
         process = subprocess.Popen(
             command,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=server_environment(server, bundle),
             # First on the path of the model's Python: it serves with the moh-deploy that runs here.
             cwd=Path(moh_deploy.__file__).resolve().parents[1],
             start_new_session=True,
@@ -185,60 +218,26 @@ def running_server(
         _stop(process)
 
 
-def server_command(server: TritonServer, bundle: Path, ports: Ports) -> list[str]:
-    """Return the command line that serves a bundle on this machine only."""
-    return [
-        str(server.executable),
-        f"--model-repository={(bundle / REPOSITORY).resolve()}",
-        f"--backend-directory={_backends(server)}",
-        "--http-address=127.0.0.1",
-        f"--http-port={ports.http}",
-        "--grpc-address=127.0.0.1",
-        f"--grpc-port={ports.grpc}",
-        "--metrics-address=127.0.0.1",
-        f"--metrics-port={ports.metrics}",
-        "--allow-gpu-metrics=false",
-        "--exit-on-error=true",
-    ]
-
-
-def server_environment(server: TritonServer, bundle: Path) -> Mapping[str, str]:
-    """Return the environment in which the Python backend finds this Python's packages."""
-    # It asks PATH for a Python, whose packages it takes; it does not look at PYTHONPATH.
-    own = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-    libraries = [*map(str, server.libraries), str(sysconfig.get_config_var("LIBDIR"))]
-    libraries += [str((bundle / LIBRARIES).resolve()), os.environ.get("LD_LIBRARY_PATH", "")]
-    return {
-        **os.environ,
-        "PATH": os.pathsep.join(own),
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
-    }
-
-
-def _backends(server: TritonServer) -> Path:
-    """Return the folder of backends, with the stub of this Python's version where it is needed.
+def lay_stub(server: TritonServer) -> None:
+    """Lay the stub for this version of Python where the backend looks for it.
 
     Raises:
-        BackendError: There is none for this version, or it cannot be laid where it is looked for.
+        BackendError: There is none for this version, or it cannot be copied.
     """
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = server.stub(python)
-    if stub is None:
-        raise BackendError(f"{server.root} has no stub of its Python backend for Python {python}.")
-    folder = server.root / "backends" / "python"
-    # The backend looks for it beside itself, and nowhere else.
-    beside = folder / _STUB
-    if stub != beside and not (beside.exists() and beside.stat().st_size == stub.stat().st_size):
-        partial = folder / f".{_STUB}.{os.getpid()}"
-        try:
-            shutil.copy2(stub, partial)
-            partial.replace(beside)
-        except OSError as error:
-            raise BackendError(
-                f"the stub of the Python backend cannot be copied into {folder}: {error.strerror}.",
-                hint=f"It is looked for nowhere else. Once, by who may: cp {stub} {beside}",
-            ) from None
-    return folder.parent
+    packed = server.packed_stub(PYTHON)
+    if python_of_stub(server.stub) == PYTHON:
+        return
+    if not packed.is_file():
+        raise BackendError(f"{server.root} has no stub of its Python backend for Python {PYTHON}.")
+    partial = server.stub.with_name(f".{_STUB}.{os.getpid()}")
+    try:
+        shutil.copy2(packed, partial)
+        partial.replace(server.stub)
+    except OSError as error:
+        raise BackendError(
+            f"{packed} cannot be copied to {server.stub.parent}: {error.strerror}.",
+            hint=f"Copy it once, as a user who may: cp {packed} {server.stub}",
+        ) from None
 
 
 def _wait_until_ready(running: RunningServer) -> None:
@@ -246,13 +245,13 @@ def _wait_until_ready(running: RunningServer) -> None:
     while not running.is_ready():
         if running.process.poll() is not None or time.monotonic() > end:
             tail = running.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
-            what = "ended" if running.process.poll() is not None else "is not ready"
-            raise BackendError(f"tritonserver {what}. The end of its log:\n{tail}")
+            state = "ended" if running.process.poll() is not None else "is not ready"
+            raise BackendError(f"tritonserver {state}. The end of its log:\n{tail}")
         time.sleep(0.1)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Let it answer what it has taken, and end it and its children in any case."""
+    """Let it answer the requests that it has, and end it and its children in any case."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,6 +91,19 @@ def test_threads_wait_in_a_loop_only_where_that_is_asked_for(tmp_path: Path, spi
             options.get_session_config_entry(key)
     else:
         assert options.get_session_config_entry(key) == "0"
+
+
+def test_memory_of_a_large_run_is_given_back_where_threads_do_not_spin(tmp_path: Path):
+    runner = open_session(write_package(tmp_path / "package"), Variant(kernels="off", spins=False))
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    runner.run(vectors(batch=1, seq=7, seed=3).inputs)
+    before = resident_bytes()
+    x = np.ones((1, 2000, 8), np.float32)  # scores are of 4 x 2000 x 2000 floats
+    runner.run({"x": x})
+    assert resident_bytes() - before < 2**25
 
 
 def test_what_is_compared_does_not_spin(tmp_path: Path):

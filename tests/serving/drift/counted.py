@@ -7,7 +7,7 @@ import numpy as np
 from moh_deploy.package import OnnxPackage
 from moh_deploy.serving import ServedRun
 from moh_deploy.serving.telemetry import Telemetry
-from moh_deploy.serving.telemetry.prometheus import prometheus_text
+from moh_deploy.serving.telemetry.prometheus import exposition
 from tests.edge_case_package import HEADS, inputs
 
 
@@ -32,4 +32,4 @@ class RandomGates:
             self.telemetry.saw(ServedRun(given, dims, values, (1,), 0.001, "kernels"))
 
     def text(self) -> str:
-        return prometheus_text(self.telemetry.families())
+        return exposition(self.telemetry.families())[0]

@@ -5,15 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moh_deploy.serving.drift.distances import Quantity, distances, quantities
+from moh_deploy.serving.drift.distances import by_layer, distances, statistics_of
 from tests.serving.drift.traffic import LAYOUT, SHARED, requests
 
 REFERENCE = requests(50, seed=0).sum(axis=0)
 FIRST, SECOND = LAYOUT.columns
 
 
-def named(totals: np.ndarray) -> dict[Quantity, float]:
-    return dict(zip(quantities(LAYOUT), distances(LAYOUT, totals[None], REFERENCE)[0], strict=True))
+def named(totals: np.ndarray) -> dict[tuple[int, str | int], float]:
+    """Return the distances by layer and name, or head."""
+    row = distances(LAYOUT, totals[None], REFERENCE)[0]
+    found: dict[tuple[int, str | int], float] = {}
+    for number, (of_layer, heads) in enumerate(by_layer(LAYOUT, row)):
+        found |= {(number, name): value for name, value in of_layer.items()}
+        found |= {(number, head): value for head, value in enumerate(heads)}
+    assert len(found) == len(row)
+    return found
 
 
 def test_nothing_moved_where_all_is_as_it_was():
@@ -22,8 +29,8 @@ def test_nothing_moved_where_all_is_as_it_was():
 
 
 def test_layers_without_shared_heads_or_margins_have_no_such_distance():
-    kinds = [{one.statistic for one in quantities(LAYOUT) if one.layer == i} for i in (0, 1)]
-    assert kinds[0] - kinds[1] == {"shared", "margin"}
+    first, second = (set(statistics_of(layer)) for layer in LAYOUT.layers)
+    assert first - second == {"shared", "margin"}
 
 
 def test_choice_that_went_to_another_head_is_found():
@@ -35,18 +42,18 @@ def test_choice_that_went_to_another_head_is_found():
     tokens = REFERENCE[FIRST.tokens]
     choices = REFERENCE[FIRST.on][SHARED:].sum()
     # Half of what left one head and came to another: the share of choices that moved.
-    assert found[Quantity(0, "load")] == pytest.approx(moved / choices)
-    assert found[Quantity(0, "head", SHARED)] == pytest.approx(moved / tokens)
-    assert found[Quantity(0, "head", SHARED + 1)] == pytest.approx(moved / tokens)
-    assert found[Quantity(0, "active")] == pytest.approx(0)
-    assert not any(value for one, value in found.items() if one.layer == 1)
+    assert found[0, "load"] == pytest.approx(moved / choices)
+    assert found[0, SHARED] == pytest.approx(moved / tokens)
+    assert found[0, SHARED + 1] == pytest.approx(moved / tokens)
+    assert found[0, "active"] == pytest.approx(0)
+    assert not any(value for (layer, _), value in found.items() if layer == 1)
 
 
 def test_head_that_is_on_more_often_is_no_other_choice_alone():
     totals = REFERENCE.copy()
     totals[SECOND.on] += 8
     found = named(totals)
-    assert found[Quantity(1, "active")] == pytest.approx(4 * 8 / REFERENCE[SECOND.tokens])
+    assert found[1, "active"] == pytest.approx(4 * 8 / REFERENCE[SECOND.tokens])
 
 
 def test_gates_that_weigh_shared_heads_more_are_found():
@@ -55,16 +62,16 @@ def test_gates_that_weigh_shared_heads_more_are_found():
     before = REFERENCE[FIRST.mass][:SHARED].sum() / REFERENCE[FIRST.mass].sum()
     after = totals[FIRST.mass][:SHARED].sum() / totals[FIRST.mass].sum()
     found = named(totals)
-    assert found[Quantity(0, "shared")] == pytest.approx(after - before)
-    assert found[Quantity(0, "mass")] == pytest.approx(after - before)
-    assert found[Quantity(0, "load")] == pytest.approx(0)
+    assert found[0, "shared"] == pytest.approx(after - before)
+    assert found[0, "mass"] == pytest.approx(after - before)
+    assert found[0, "load"] == pytest.approx(0)
 
 
 def test_margins_that_became_small_are_found():
     totals = REFERENCE.copy()
     totals[FIRST.margins] = 0
     totals[FIRST.margins.start] = REFERENCE[FIRST.margins].sum()
-    assert named(totals)[Quantity(0, "margin")] == pytest.approx(1)
+    assert named(totals)[0, "margin"] == pytest.approx(1)
 
 
 def test_window_without_tokens_has_numbers():

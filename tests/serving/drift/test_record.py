@@ -37,7 +37,7 @@ def test_each_request_is_a_row(tmp_path: Path):
     given = [inputs(batch=1, seed=seed) for seed in range(3)]
     with open_runner(package, Variant(extra_outputs=reader.names)) as runner:
         found = record_requests(package, reader, runner, iter(given))
-        alone = [reader.count(one, runner.run(one), (1,)).rows[0] for one in given]
+        alone = [reader.count(one, runner.run(one), (1,))[0] for one in given]
         np.testing.assert_array_equal(found.rows, alone)
         assert found.requests.tolist() == [1, 1, 1]
         assert found.about.digest == package.manifest.files["model.onnx"]

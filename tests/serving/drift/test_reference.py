@@ -76,7 +76,7 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
     ("change", "message"),
     [
         (_set("format_version", 2), "no reference of format version 1: got 2"),
-        (_set("requests", 0), "requests: Input should be greater"),
+        (_set("requests", 0), "key .requests.: Input should be greater"),
         (_set("layers.0.on", [1.0]), r"layer 'blocks\.0' contradicts itself"),
         (_set("layers.0.tokens", -1.0), r"layers\.0\.tokens"),
         (_set("limits", []), "expected ascending sizes"),

@@ -12,7 +12,7 @@ import pytest
 from moh_deploy.errors import BackendError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.serving.drill.load import Asking
+from moh_deploy.serving.drill.load import Ask
 from moh_deploy.serving.drill.targets import HttpServer, Target
 from moh_deploy.serving.guard.control import Control, write_control
 from tests.handmade_package import write_package
@@ -35,13 +35,11 @@ def target(package: OnnxPackage, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture
-def ask(target: Target) -> Iterator[Asking]:
-    connection = target.connect()
-    yield connection
-    connection.close()
+def ask(target: Target) -> Ask:
+    return target.connect()
 
 
-def test_a_server_answers_and_says_which_rung_it_was(ask: Asking, package: OnnxPackage):
+def test_a_server_answers_and_says_which_rung_it_was(ask: Ask, package: OnnxPackage):
     recorded = package.vectors[0]
     for _ in range(2):  # by one connection
         answer = ask(recorded.inputs)
@@ -49,18 +47,18 @@ def test_a_server_answers_and_says_which_rung_it_was(ask: Asking, package: OnnxP
         np.testing.assert_allclose(answer.outputs["y"], recorded.outputs["y"], rtol=1e-5, atol=1e-6)
 
 
-def test_what_the_server_refuses_is_an_error(ask: Asking):
+def test_what_the_server_refuses_is_an_error(ask: Ask):
     with pytest.raises(BackendError, match=r"status 400: .*with 2 axes"):
         ask({"x": np.zeros((1, 2), np.float32)})
 
 
 def test_ctrl_c_in_the_terminal_of_the_drill_does_not_reach_the_server(target: Target):
     assert isinstance(target, HttpServer)
-    assert os.getpgid(target._process.pid) == target._process.pid != os.getpgid(0)
+    assert os.getpgid(target.process.pid) == target.process.pid != os.getpgid(0)
 
 
 def test_a_worker_is_killed_and_the_next_one_answers(
-    target: Target, ask: Asking, package: OnnxPackage
+    target: Target, ask: Ask, package: OnnxPackage
 ):
     x = package.vectors[0].inputs
     ask(x)
@@ -70,7 +68,7 @@ def test_a_worker_is_killed_and_the_next_one_answers(
     assert ask(x).rung == "first"
 
 
-def test_a_fault_is_planted_by_the_control_file(target: Target, ask: Asking, package: OnnxPackage):
+def test_a_fault_is_planted_by_the_control_file(target: Target, ask: Ask, package: OnnxPackage):
     recorded = package.vectors[0]
     write_control(target.control, Control(faults=("nan",)))
     rung = "first"
@@ -85,7 +83,7 @@ def test_a_fault_is_planted_by_the_control_file(target: Target, ask: Asking, pac
 
 @nightly
 def test_a_rung_that_took_the_worker_along_does_not_serve_in_the_next(
-    target: Target, ask: Asking, package: OnnxPackage
+    target: Target, ask: Ask, package: OnnxPackage
 ):
     x = package.vectors[0].inputs
     assert target.kill_worker()  # whatever an earlier test has left: the next one begins anew

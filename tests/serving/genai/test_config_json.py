@@ -10,14 +10,14 @@ import pytest
 
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import CacheBuffer, CachesInPlace, DimSum, TensorInfo
-from moh_deploy.serving.genai.config_json import GenaiConfig, check_decoder, search_options
+from moh_deploy.serving.genai.config_json import check_decoder, genai_config_text, search_options
 from tests.serving.genai.decoder_package import ABOUT, manifest
 
 
 def config(made=None, **given) -> dict:
     made = made or manifest()
     interface = check_decoder(made, "p")
-    return json.loads(GenaiConfig(made, interface, "package/model.onnx", **given).text())
+    return json.loads(genai_config_text(made, interface, "package/model.onnx", **given))
 
 
 def test_sizes_and_tokens_are_the_manifests():

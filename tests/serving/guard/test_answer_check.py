@@ -18,7 +18,7 @@ def values(*rows: float, dtype: str = "float32") -> Array:
 
 
 def check(*recorded: VectorSet, has_samples: bool = True) -> AnswerCheck:
-    return AnswerCheck.of(["y"], ["gates"], recorded, has_samples=has_samples)
+    return AnswerCheck(["y"], ["gates"], recorded, has_samples)
 
 
 def recorded(x: Array, y: Array) -> VectorSet:

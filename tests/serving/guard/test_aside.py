@@ -31,11 +31,7 @@ def test_a_job_that_raises_is_counted_and_the_next_goes_on():
     aside.submit(lambda: 1 / 0)
     aside.submit(lambda: done.append(1))
     aside.wait()
-    assert (done, aside.failed, aside.last_error) == (
-        [1],
-        1,
-        "ZeroDivisionError: division by zero",
-    )
+    assert (done, aside.failed) == ([1], 1)
     aside.close()
 
 

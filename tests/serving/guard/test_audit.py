@@ -10,7 +10,7 @@ import pytest
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.guard import audit
 from moh_deploy.serving.guard.audit import AuditLog
-from moh_deploy.serving.guard.ladder_state import Transition
+from moh_deploy.serving.guard.state_machine import Transition
 from tests.nightly import nightly
 
 CHANGE = Transition("kernels", "open", "kernels", "functions", "latency", {"p99_ms": 12.5})
@@ -47,7 +47,7 @@ import sys
 from pathlib import Path
 from moh_deploy.serving.guard import audit
 from moh_deploy.serving.guard.audit import AuditLog
-from moh_deploy.serving.guard.ladder_state import Transition
+from moh_deploy.serving.guard.state_machine import Transition
 
 log = AuditLog(Path(sys.argv[1]))
 for number in range(300):

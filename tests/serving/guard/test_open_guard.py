@@ -99,7 +99,7 @@ def test_without_a_library_function_bodies_serve_and_the_log_says_why(
     (line,) = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
     assert (line["reason"], line["to"]) == ("cannot be opened", "functions")
     assert "cmake was not found" in line["evidence"]["error"]
-    assert "warning: rung 'kernels' cannot be opened" in capsys.readouterr().err
+    assert "warning: fallback level 'kernels' cannot serve" in capsys.readouterr().err
 
 
 def test_where_no_rung_can_be_opened_the_server_does_not_start(
@@ -129,7 +129,7 @@ def test_damaged_kernels_stop_the_first_start_and_a_restart_goes_on_without_them
     (line,) = map(json.loads, log.read_text().splitlines())
     assert (line["reason"], line["to"]) == ("wrong known answer", "functions")
     assert "output 'y'" in line["evidence"]["error"]
-    assert "warning: rung 'kernels' cannot be opened: package" in capsys.readouterr().err
+    assert "warning: fallback level 'kernels' cannot serve: package" in capsys.readouterr().err
 
 
 def test_a_fallback_with_a_wrong_known_answer_stops_the_start(served: ServedModel, tmp_path: Path):

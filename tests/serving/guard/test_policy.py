@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
+from moh_deploy.serving.guard.policy import CoolDownSection, GuardPolicy, read_guard_policy
 
 OTHER = "rungs: [{kind: kernels}, {kind: package, name: plain, path: plain, measured_loss: %s}]"
 
@@ -19,7 +19,8 @@ def written(folder: Path, text: str) -> Path:
 
 def report(folder: Path, *, equal: bool = False, better: str = "higher") -> None:
     """Write a report of two references, of which the second is no better than the package."""
-    metric = {"metric": "top-1", "better": better, "reference": 0.975, "package": 0.955}
+    reference = "NaN" if better == "nothing" else 0.975
+    metric = {"metric": "top-1", "better": better, "reference": reference, "package": 0.955}
     metrics = [metric, {**metric, "reference": 0.955}]
     content = {"equal": equal, "accuracy": metrics, "comparisons": []}
     (folder / "report.json").write_text(json.dumps(content))
@@ -29,39 +30,20 @@ def test_what_is_left_out_is_usual(tmp_path: Path):
     policy = read_guard_policy(written(tmp_path, "probes: 3"))
     assert policy == GuardPolicy(probes=3)
     assert policy.spot_checks == 0.01
-    assert [one.called for one in policy.rungs] == ["kernels", "functions"]
+    assert [level.called for level in policy.rungs] == ["kernels", "functions"]
 
 
-def test_a_ladder_whose_rungs_cannot_be_compared_need_not_say_so(tmp_path: Path):
+def test_a_chain_whose_levels_cannot_be_compared_need_not_say_so(tmp_path: Path):
     assert read_guard_policy(written(tmp_path, "rungs: [{kind: kernels}]"))
 
 
-def test_limits_are_those_of_the_sections(tmp_path: Path):
-    text = """
-rungs: [{kind: kernels, p99_ms: 20}, {kind: functions, opened: first use}]
-faults: {count: 3, window_s: 10}
-latency: {window_s: 5, min_samples: 100, recover_share: 0.5}
-cool_down: {first_s: 1, back_off: 3, longest_s: 9, stable_s: 60}
-"""
-    policy = read_guard_policy(written(tmp_path, text))
-    limits = policy.limits(policy.rungs[0])
-    assert vars(limits) == {
-        "faults": 3,
-        "window_s": 10,
-        "p99_ms": 20,
-        "latency_window_s": 5,
-        "min_samples": 100,
-        "recover_share": 0.5,
-        "cool_down_s": 1,
-        "back_off": 3,
-        "longest_cool_down_s": 9,
-        "stable_s": 60,
-        "probes": 5,
-    }
-    assert policy.limits(policy.rungs[1]).p99_ms is None
+@pytest.mark.parametrize(("openings", "seconds"), [(0, 1), (1, 3), (2, 9), (3, 9), (10_000, 9)])
+def test_a_cool_down_grows_up_to_the_longest(openings: int, seconds: float):
+    cool_down = CoolDownSection(first_s=1.0, back_off=3.0, longest_s=9.0)
+    assert cool_down.seconds(openings) == seconds
 
 
-def test_a_rung_that_changes_answers_may_be_used_with_its_measured_loss(tmp_path: Path):
+def test_a_level_that_changes_answers_may_be_used_with_its_measured_loss(tmp_path: Path):
     report(tmp_path)
     text = OTHER % "{report: report.json, metric: top-1, loss: 0.02}"
     policy = read_guard_policy(written(tmp_path, f"{text}\ndrift: {{rung: plain}}"))
@@ -89,6 +71,7 @@ def test_a_report_that_says_equal_is_enough(tmp_path: Path):
             "higher",
             "rungs.1.measured_loss.loss is 0.01, but .* says 0.02 of top-1",
         ),
+        ("{report: report.json, metric: top-1}", "nothing", "no finite numbers of 'top-1'"),
         ("{report: policy.yaml}", "higher", "not valid JSON"),
         ("{report: other.json}", "higher", "no JSON report of `moh-deploy verify`"),
     ],
@@ -102,7 +85,7 @@ def test_a_loss_that_its_report_does_not_say_is_refused(
         read_guard_policy(written(tmp_path, OTHER % loss))
 
 
-def test_a_metric_that_is_better_on_the_rung_loses_nothing(tmp_path: Path):
+def test_a_metric_that_is_better_on_the_level_loses_nothing(tmp_path: Path):
     report(tmp_path, better="lower")
     assert read_guard_policy(written(tmp_path, OTHER % "{report: report.json, metric: top-1}"))
 
@@ -121,9 +104,9 @@ def test_a_metric_that_is_better_on_the_rung_loses_nothing(tmp_path: Path):
         ("cool_down: {first_s: '3'}", "cool_down.first_s is '3': input should be a valid number"),
         ("cool_down: {first_s: 700}", "cool_down.longest_s is less"),
         ("spot_checks: 2", "spot_checks is 2: input should be less"),
-        ("{spot_checks: 0.1, rungs: [{kind: kernels}]}", "spot_checks is given, but no rung"),
+        ("{spot_checks: 0.1, rungs: [{kind: kernels}]}", "spot_checks is given, but no level"),
         ("drift: {rung: plain}", "drift.rung is 'plain', expected one of kernels, functions"),
-        ("drift: {rung: functions}", "routes as the first rung does"),
+        ("drift: {rung: functions}", "routes as the first level does"),
         ("- a", "expected a mapping with rungs"),
         ("", "expected a mapping with rungs"),
     ],

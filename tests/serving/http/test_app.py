@@ -4,13 +4,14 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
 from moh_deploy.errors import BackendError, ConfigError
@@ -19,15 +20,19 @@ from moh_deploy.serving import Reply, ServedModel, ServingSettings, open_served
 from moh_deploy.serving.http.app import OUT_OF_MEMORY, Endpoint, make_app
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
-from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits, Tensors
+from moh_deploy.serving.http.queue import BatchingQueue, Tensors
 from moh_deploy.serving.telemetry import RecordedWindow, Telemetry
+from moh_deploy.serving.telemetry.otlp import INTERVAL
+from moh_deploy.serving.telemetry.prometheus import parse_text
 from tests.handmade_package import WIDTH, write_package
+from tests.serving.telemetry.collector import collecting
 
 S = TypeVar("S")
 T = TypeVar("T")
 LONG_S = 60.0
 ASKED = write_request({"x": np.ones((1, 2, WIDTH), np.float32)})
 INFER = "/v2/models/m/infer"
+ALONE: Any = {"instances": 1, "max_batch": 1, "max_delay_s": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +69,7 @@ def app(served: ServedModel, held: Held) -> Iterator[Callable[..., Starlette]]:
     def make(
         *, max_waiting: int = 100, limits: HttpLimits | None = None, hung_s: float = LONG_S
     ) -> Starlette:
-        queues.append(BatchingQueue(held, None, QueueLimits(1, 1, 0.0, max_waiting, hung_s)))
+        queues.append(BatchingQueue(held, None, max_waiting=max_waiting, hung_s=hung_s, **ALONE))
         return make_app(Endpoint("m", "1", served, queues[-1], limits or HttpLimits()))
 
     yield make
@@ -151,20 +156,53 @@ def test_request_of_a_client_that_left_is_not_run(app: Callable[..., Starlette],
 
 async def _leave(app: Starlette) -> None:
     """Send a request, and close the connection."""
+
+    async def send(message: object) -> None:
+        pass
+
+    await _ask(app, send, leaves=True)
+
+
+async def _ask(
+    app: Starlette, send: Callable[[Any], Awaitable[None]], *, leaves: bool = False
+) -> None:
     messages = [
         {"type": "http.request", "body": ASKED.content, "more_body": False},
         {"type": "http.disconnect"},
     ]
     headers = [(name.encode(), value.encode()) for name, value in ASKED.headers.items()]
     scope = {"type": "http", "method": "POST", "path": INFER, "headers": headers}
+    client = ("127.0.0.1", 1)
 
-    async def receive() -> dict[str, object]:
+    async def receive() -> Any:
+        if len(messages) == 1 and not leaves:
+            await asyncio.Event().wait()
         return messages.pop(0)
 
-    async def send(message: object) -> None:
-        pass
+    await app({**scope, "query_string": b"", "root_path": "", "client": client}, receive, send)
 
-    await app({**scope, "query_string": b"", "root_path": ""}, receive, send)  # type: ignore[arg-type]
+
+def test_answer_is_held_until_it_is_sent(app: Callable[..., Starlette], held: Held):
+    held.gate.set()
+
+    async def run() -> None:
+        is_sending, is_read = asyncio.Event(), asyncio.Event()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                is_sending.set()
+                await is_read.wait()
+
+        made = app(limits=replace(HttpLimits(), max_held_bytes=2 * len(ASKED.content) + 10))
+        unread = asyncio.create_task(_ask(made, send))
+        async with connected(made) as client:
+            await asyncio.wait_for(is_sending.wait(), LONG_S)
+            assert (await infer(client)).status_code == 503
+            is_read.set()
+            await unread
+            assert (await infer(client)).status_code == 200
+
+    asyncio.run(run())
 
 
 def test_failed_run_is_500_and_a_sentence(
@@ -242,9 +280,90 @@ def test_bug_is_500_and_its_traceback_is_not_for_clients(
     assert "KeyError: 'secret'" in capsys.readouterr().err
 
 
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.mark.parametrize("error", [BackendError("it failed."), KeyError("bug")])
+def test_log_lines_of_a_failed_request_have_its_trace(
+    app: Callable[..., Starlette],
+    held: Held,
+    error: Exception,
+    capsys: pytest.CaptureFixture[str],
+):
+    def fails(_: Tensors) -> dict[str, np.ndarray]:
+        raise error
+
+    async def run(traceparent: str) -> str:
+        async with connected(app()) as client:
+            headers = {**ASKED.headers, "traceparent": traceparent}
+            failed = await client.post(INFER, content=ASKED.content, headers=headers)
+        assert failed.status_code == 500
+        assert "traceparent" not in failed.headers
+        return capsys.readouterr().err
+
+    held.gate.set()
+    held.replies = fails
+    assert asyncio.run(run(f"00-{TRACE_ID}-00f067aa0ba902b7-00")).startswith(
+        f"error: trace_id={TRACE_ID}: "
+    )
+    said = asyncio.run(run("00-not-a-trace\tanything"))
+    assert "trace" not in said.partition("Traceback")[0]
+    assert "anything" not in said
+
+
+def test_request_seconds_name_the_last_sampled_trace_of_each_bucket(
+    app: Callable[..., Starlette], held: Held
+):
+    async def run() -> str:
+        async with connected(app()) as client:
+            for trace, flags in (("1" * 32, "01"), (TRACE_ID, "01"), ("2" * 32, "00")):
+                headers = {**ASKED.headers, "traceparent": f"00-{trace}-00f067aa0ba902b7-{flags}"}
+                await client.post(INFER, content=ASKED.content, headers=headers)
+            headers = {"accept": "application/openmetrics-text"}
+            return (await client.get("/metrics", headers=headers)).text
+
+    held.gate.set()
+    found = {
+        sample.exemplar.labels["trace_id"]: (float(sample.labels["le"]), sample.exemplar.value)
+        for family in text_string_to_metric_families(asyncio.run(run()))
+        for sample in family.samples
+        if sample.exemplar
+    }
+    assert TRACE_ID in found
+    assert "2" * 32 not in found
+    edge, seconds = found[TRACE_ID]
+    assert 0 < seconds <= edge
+
+
+def test_collector_gets_what_metrics_show(
+    served: ServedModel, held: Held, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(INTERVAL, "10")
+    queue = BatchingQueue(held, None, max_waiting=1, **ALONE)
+    held.gate.set()
+    with collecting() as collector:
+        settings = ServingSettings("m", threads=1, otlp=collector.url)
+        opened = open_served(served.model, settings)
+        made = make_app(Endpoint("m", "1", opened, queue, HttpLimits()))
+
+        async def run() -> str:
+            async with made.router.lifespan_context(made), connected(made) as client:
+                assert (await infer(client)).status_code == 200
+                return (await client.get("/metrics")).text
+
+        text = asyncio.run(run())
+        opened.close()
+    queue.close(timeout_s=LONG_S)
+    ours, theirs = parse_text(text, "/metrics"), collector.scraped()
+    changing = "moh_otlp_exports_total"  # counts its own export a moment later
+    assert ours.keys() == theirs.keys() > {changing, "moh_requests_total", "moh_package_info"}
+    for name in ours.keys() - {changing}:
+        assert {frozenset(labels.items()): value for labels, value in ours[name]} == theirs[name]
+
+
 def test_bodies_together_are_limited(app: Callable[..., Starlette], held: Held):
     async def run() -> None:
-        limits = replace(HttpLimits(), max_held_bytes=len(ASKED.content) + 10)
+        limits = replace(HttpLimits(), max_held_bytes=2 * len(ASKED.content) + 10)
         async with connected(app(limits=limits)) as client:
             running = asyncio.create_task(infer(client))
             while await metric(client, "moh_batch_samples_count") < 1:
@@ -272,26 +391,8 @@ def test_large_tensors_go_through_threads(app: Callable[..., Starlette], held: H
     assert got["y"].tobytes() == asked["x"].tobytes()
 
 
-def test_empty_tensor_that_the_model_does_not_run_on_is_the_clients_fault(
-    app: Callable[..., Starlette], held: Held
-):
-    def fails(_: Tensors) -> dict[str, np.ndarray]:
-        raise BackendError("the model does not run on an empty tensor.")
-
-    async def run() -> httpx.Response:
-        x = {"name": "x", "datatype": "FP32", "shape": [1, 0, WIDTH], "data": []}
-        async with connected(app()) as client:
-            return await client.post(INFER, json={"inputs": [x]})
-
-    held.gate.set()
-    held.replies = fails
-    failed = asyncio.run(run())
-    assert failed.status_code == 400
-    assert failed.json() == {"error": "the model does not run on an empty tensor."}
-
-
 def test_model_that_nothing_counts_has_no_telemetry(served: ServedModel):
-    queue = BatchingQueue(served.answer, None, QueueLimits(1, 1, 0.0, 1))
+    queue = BatchingQueue(served.answer, None, max_waiting=1, **ALONE)
 
     async def run(bare: ServedModel) -> None:
         made = make_app(Endpoint("m", "1", bare, queue, HttpLimits()))
@@ -308,7 +409,7 @@ def test_model_that_nothing_counts_has_no_telemetry(served: ServedModel):
 def test_window_is_dumped_beside_the_event_loop(
     served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ):
-    queue = BatchingQueue(served.answer, None, QueueLimits(1, 1, 0.0, 1))
+    queue = BatchingQueue(served.answer, None, max_waiting=1, **ALONE)
     made = make_app(Endpoint("m", "1", served, queue, HttpLimits()))
     threads = []
 
@@ -336,7 +437,7 @@ def test_window_is_dumped_beside_the_event_loop(
 def test_guard_is_shown_and_switched(served: ServedModel):
     settings = ServingSettings("m", threads=1, guard=True)
     guarded = open_served(served.model, settings)
-    queue = BatchingQueue(guarded.answer, None, QueueLimits(1, 1, 0.0, 9))
+    queue = BatchingQueue(guarded.answer, None, max_waiting=9, **ALONE)
     made = make_app(Endpoint("m", "1", guarded, queue, HttpLimits()))
 
     async def switched(client: httpx.AsyncClient, content: object) -> httpx.Response:
@@ -353,7 +454,7 @@ def test_guard_is_shown_and_switched(served: ServedModel):
             assert head["parameters"] == {"moh_rung": "functions"}
             wrong = await switched(client, {"pin": "nothing"})
             assert wrong.status_code == 400
-            assert "there is no rung 'nothing'" in wrong.json()["error"]
+            assert "there is no fallback level 'nothing'" in wrong.json()["error"]
             for content in ({"pin": 1}, {"pinned": None}, ["pin"], {"drift": None}):
                 assert (await switched(client, content)).status_code == 400
             assert not (await client.get("/v2/guard")).json()["drifting"]
@@ -397,19 +498,6 @@ def test_json_has_a_limit_of_its_own_and_binary_tensors_do_not(
             refused = await infer(client)  # its head is JSON
             assert refused.status_code == 413
             assert "bytes of JSON, expected at most 10." in refused.json()["error"]
-
-    asyncio.run(run())
-
-
-def test_json_counts_as_much_as_it_takes_once_it_is_read(app: Callable[..., Starlette], held: Held):
-    held.gate.set()
-    text = json_request()
-
-    async def run() -> None:
-        for most, status in ((33 * len(text), 200), (31 * len(text), 503)):
-            limits = replace(HttpLimits(), max_held_bytes=most)
-            async with connected(app(limits=limits)) as client:
-                assert (await client.post(INFER, content=text)).status_code == status
 
     asyncio.run(run())
 

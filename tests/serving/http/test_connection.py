@@ -7,12 +7,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import uvicorn
 
-from moh_deploy.serving.http.connection import TimedConnection
+from moh_deploy.serving.http import connection as connection_module
+from moh_deploy.serving.http.connection import TimedConnection, in_pieces
 from tests.nightly import nightly
 
 ANSWER = 8 * 2**20
@@ -39,7 +41,7 @@ def port() -> Iterator[int]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         config = uvicorn.Config(
-            answer, http=Hurried, lifespan="off", log_config=None, timeout_keep_alive=1
+            in_pieces(answer), http=Hurried, lifespan="off", log_config=None, timeout_keep_alive=1
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
@@ -62,3 +64,22 @@ def test_client_that_reads_without_a_pause_gets_all_of_a_large_answer(port: int)
             received += len(part)
             time.sleep(3.0 * len(part) / ANSWER)
     assert received > ANSWER
+
+
+def test_connections_that_idle_make_room_and_the_address_with_the_most_gives_it(
+    port: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(connection_module, "_MOST_CONNECTIONS", 6)
+    monkeypatch.setattr(connection_module, "_SPARE", 1)
+
+    def connected(address: str) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", port), LONG_S, (address, 0))
+
+    with ExitStack() as stack:
+        few = stack.enter_context(connected("127.0.0.2"))  # the oldest of all
+        many = [stack.enter_context(connected("127.0.0.3")) for _ in range(6)]
+        # The two oldest of the address that has six.
+        assert [connection.recv(1) for connection in many[:2]] == [b"", b""]
+        for connection in (few, *many[2:]):
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"

@@ -5,12 +5,13 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import numpy as np
 import pytest
 
 from moh_deploy.serving import BatchAxis, Reply
-from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits, Tensors
+from moh_deploy.serving.http.queue import BatchingQueue, Tensors
 from moh_deploy.serving.http.refusal import Refusal
 
 AXIS = BatchAxis("batch")
@@ -44,17 +45,9 @@ def model() -> Model:
 def make(model: Model) -> Iterator[Callable[..., BatchingQueue]]:
     made = []
 
-    def queue(
-        axis: BatchAxis | None = AXIS,
-        *,
-        instances: int = 1,
-        max_batch: int = 8,
-        max_delay_s: float = 0.0,
-        max_waiting: int = 100,
-        hung_s: float = LONG_S,
-    ) -> BatchingQueue:
-        limits = QueueLimits(instances, max_batch, max_delay_s, max_waiting, hung_s)
-        made.append(BatchingQueue(model, axis, limits))
+    def queue(axis: BatchAxis | None = AXIS, **limits: Any) -> BatchingQueue:
+        usual = {"instances": 1, "max_batch": 8, "max_delay_s": 0.0, "max_waiting": 100}
+        made.append(BatchingQueue(model, axis, **usual | {"hung_s": LONG_S} | limits))
         return made[-1]
 
     yield queue

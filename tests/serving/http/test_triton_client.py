@@ -49,6 +49,5 @@ def test_tritons_client_is_answered(tmp_path: Path):
     assert {what: status for what, (status, _) in about["refused"].items()} == {
         "name": "404",
         "version": "404",
-        "sequence": "400",
         "compression": "415",
     }

@@ -15,11 +15,13 @@ from moh_deploy.package import TensorInfo
 from moh_deploy.serving import Reply
 from moh_deploy.serving.answer_batch import Tensors
 from moh_deploy.serving.http.limits import HttpLimits
-from moh_deploy.serving.http.queue import BatchingQueue, QueueLimits
+from moh_deploy.serving.http.queue import BatchingQueue
 from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.worker import (
     HUNG,
+    TASK_JSON,
     UNANSWERED,
+    WORD_JSON,
     FirstWord,
     WorkerTask,
     _check_dims,
@@ -47,10 +49,11 @@ def test_task_and_word_survive_their_way_to_another_process():
     settings = ServingSettings("m", max_delay_ms=0.5, shadow="/a b/'c'")
     limits = HttpLimits(longest={"seq": 7}, read_timeout_s=0.25)
     task = WorkerTask("/models/ä", settings, limits, listener=3, parent=4, restarts=2)
-    assert WorkerTask.of_json(task.to_json()) == task
+    assert TASK_JSON.validate_json(TASK_JSON.dump_json(task)) == task
     for word in (FirstWord(), FirstWord("no\nway", "a hint", 5), FirstWord(alone_because="x")):
-        assert word.to_line().count(b"\n") == 1
-        assert FirstWord.of_line(word.to_line()) == word
+        line = WORD_JSON.dump_json(word)
+        assert b"\n" not in line
+        assert WORD_JSON.validate_json(line) == word
 
 
 def test_limit_is_of_a_dimension_beside_axes_that_are_no_expression():
@@ -71,12 +74,14 @@ def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(
         assert gate.wait(60)
         return Reply(inputs, "kernels")
 
-    queue = BatchingQueue(hangs, None, QueueLimits(1, 1, 0.0, 9, hung_s=0.02))
+    queue = BatchingQueue(
+        hangs, None, instances=1, max_batch=1, max_delay_s=0.0, max_waiting=9, hung_s=0.02
+    )
     asked = [queue.submit({"x": np.zeros(1)}) for _ in range(2)]
     parent, other = socket.socketpair()
     with parent, other:
         server = _Server(uvicorn.Config(lambda: None), queue, parent, FirstWord())
-        asyncio.run(server._watch())
+        asyncio.run(_until_it_exits(server))
     assert (server.has_hung, server.should_exit) == (True, True)
     assert "a run has not ended within 0.04 s: this worker ends" in capsys.readouterr().err
     with pytest.raises(Refusal, match="shutting down"):
@@ -84,6 +89,14 @@ def test_server_ends_where_a_run_hangs_and_what_waits_behind_it_is_refused(
     gate.set()
     assert asked[0].result(60).rung == "kernels"
     assert queue.close(timeout_s=60)
+
+
+async def _until_it_exits(server: _Server) -> None:
+    living = asyncio.create_task(server._live())
+    async with asyncio.timeout(60):
+        while not server.should_exit:
+            await asyncio.sleep(0.001)
+    living.cancel()
 
 
 @sampled(2)

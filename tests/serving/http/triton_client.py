@@ -48,7 +48,6 @@ about = {
     "refused": {
         "name": refusal(model_name="n"),
         "version": refusal(model_version="2"),
-        "sequence": refusal(sequence_id=3),
         "compression": refusal(request_compression_algorithm="gzip"),
     },
 }

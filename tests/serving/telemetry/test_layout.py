@@ -13,7 +13,7 @@ def test_columns_of_all_layers_fill_a_row_once():
         taken += [one.tokens, one.nonfinite, one.margin_sum]
         for part in (one.on, one.mass, one.margins):
             taken += range(part.start, part.stop)
-        assert list(range(one.all.start, one.all.stop)) == taken[-(one.all.stop - one.first) :]
+        assert list(range(one.all.start, one.all.stop)) == taken[-(one.all.stop - one.tokens) :]
     assert taken == list(range(layout.width))
     assert layout.width == sum(3 + 2 * one.num_heads + len(MARGIN_EDGES) for one in layers)
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.serving import Family, Series
-from moh_deploy.serving.telemetry.prometheus import parse_text, prometheus_text
+from moh_deploy.serving.metrics import Exemplar
+from moh_deploy.serving.telemetry.prometheus import OPENMETRICS, exposition, parse_text
 
 FAMILIES = (
     Family("moh_routed_tokens_total", "Tokens.", "counter", (Series({"layer": "a"}, 12),)),
@@ -22,11 +24,19 @@ FAMILIES = (
         "histogram",
         (Series({"layer": "a"}, 1.5, {0.1: 2, 1.0: 3, math.inf: 4}),),
     ),
+    Family(
+        "moh_request_seconds",
+        "Seconds.",
+        "histogram",
+        (Series({}, 2.5, {1.0: 1, math.inf: 2}, {math.inf: Exemplar("4bf9", 2.0, 1.7e9)}),),
+    ),
 )
+# What Prometheus 2.53 sends.
+ASKS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
 
 
 def test_text_is_read_back_as_it_was_counted():
-    found = parse_text(prometheus_text(FAMILIES), "text")
+    found = parse_text(exposition(FAMILIES)[0], "text")
     assert found["moh_routed_tokens_total"] == [({"layer": "a"}, 12)]
     assert found["moh_mode"] == [({"arm": 'x"\\\n'}, 1)]
     buckets = {labels["le"]: value for labels, value in found["moh_router_margin_bucket"]}
@@ -36,15 +46,42 @@ def test_text_is_read_back_as_it_was_counted():
 
 
 def test_counters_keep_their_suffix_and_each_family_its_type():
-    lines = prometheus_text(FAMILIES).splitlines()
+    lines = exposition(FAMILIES)[0].splitlines()
     assert 'moh_routed_tokens_total{layer="a"} 12.0' in lines
     assert "# TYPE moh_routed_tokens_total counter" in lines
     assert "# TYPE moh_router_margin histogram" in lines
 
 
+@pytest.mark.parametrize("accept", [ASKS, "application/openmetrics-text", "a/b, " + ASKS.upper()])
+def test_openmetrics_is_for_those_that_ask_and_has_exemplars(accept: str):
+    text, content_type = exposition(FAMILIES, accept)
+    assert content_type == f"{OPENMETRICS}; version=1.0.0; charset=utf-8"
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert {name: family.type for name, family in families.items()} == {
+        "moh_routed_tokens": "counter",
+        "moh_mode": "gauge",
+        "moh_router_margin": "histogram",
+        "moh_request_seconds": "histogram",
+    }
+    assert families["moh_request_seconds"].unit == "seconds"
+    samples = families["moh_request_seconds"].samples
+    (shown,) = [(one.labels["le"], one.exemplar) for one in samples if one.exemplar]
+    assert (shown[0], shown[1].labels, shown[1].value) == ("+Inf", {"trace_id": "4bf9"}, 2.0)
+    assert float(shown[1].timestamp) == 1.7e9
+
+
+@pytest.mark.parametrize(
+    "accept", ["", "*/*", "text/plain", "application/openmetrics-textual", ";"]
+)
+def test_others_get_the_text_format(accept: str):
+    text, content_type = exposition(FAMILIES, accept)
+    assert content_type.startswith("text/plain; version=0.0.4")
+    assert "4bf9" not in text
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_has_nothing_to_say():
-    text = prometheus_text(FAMILIES)
+    text = exposition(FAMILIES)[0]
     command = ["promtool", "check", "metrics"]
     found = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
@@ -57,6 +94,6 @@ def test_what_is_no_metrics_is_refused(text: str):
 
 
 def test_missing_client_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.setitem(sys.modules, "prometheus_client.parser", None)
     with pytest.raises(BackendError, match="need the package prometheus_client"):
-        prometheus_text(FAMILIES)
+        parse_text("", "text")

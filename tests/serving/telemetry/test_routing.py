@@ -61,10 +61,10 @@ def test_counts_are_those_of_a_slow_reference(
         reader = replace(reader, valid_tokens="valid")
     results = run(package, reader, given)
     counted = reader.count(given, results, (1, 2, 3))
-    assert counted.requests.tolist() == [1, 1, 1]
+    assert len(counted) == 3
     valid = given["valid"] if padded else np.ones((6, 7), bool)
     for number, samples in enumerate([(0,), (1, 2), (3, 4, 5)]):
-        row = counted.rows[number]
+        row = counted[number]
         for layer, columns in enumerate(reader.layout.columns):
             slow = [counted_slowly(reader, results, layer, i, valid[i]) for i in samples]
             assert row[columns.tokens] == valid[list(samples)].sum()
@@ -79,7 +79,7 @@ def test_layers_of_one_kind_are_counted_as_each_alone(tmp_path: Path):
     reader = RoutingReader.of(package)
     given = {"x": np.random.default_rng(0).standard_normal((3, 7, 24)).astype(np.float32)}
     results = run(package, reader, given)
-    (row,) = reader.count(given, results, (3,)).rows
+    (row,) = reader.count(given, results, (3,))
     for layer, columns in enumerate(reader.layout.columns):
         gates = results[f"gates_{layer}"]
         assert row[columns.on].tolist() == (gates != 0).sum(axis=(0, 1)).tolist()
@@ -95,11 +95,11 @@ def test_nonfinite_gates_are_counted_and_are_no_mass(reader: RoutingReader):
     results["routed_1"] = np.zeros((2, 3, HEADS), np.float32)
     counted = reader.count({}, results, (1, 1))
     first = reader.layout.columns[0]
-    assert counted.rows[:, first.nonfinite].tolist() == [0, 2]
-    assert counted.rows[:, first.on].sum(axis=1).tolist() == [18, 16]
-    assert counted.rows[:, first.mass].sum(axis=1).tolist() == [18, 16]
+    assert counted[:, first.nonfinite].tolist() == [0, 2]
+    assert counted[:, first.on].sum(axis=1).tolist() == [18, 16]
+    assert counted[:, first.mass].sum(axis=1).tolist() == [18, 16]
     # A margin among NaN is none.
-    assert counted.rows[:, first.margins].sum(axis=1).tolist() == [3, 2]
+    assert counted[:, first.margins].sum(axis=1).tolist() == [3, 2]
 
 
 def test_requests_that_cannot_be_told_apart_are_one_row(reader: RoutingReader):
@@ -108,16 +108,16 @@ def test_requests_that_cannot_be_told_apart_are_one_row(reader: RoutingReader):
     logits = [np.ones((8, 3, size), np.float32) for size in (HEADS - SHARED, HEADS)]
     results = {"gates_0": gates, "gates_1": gates, "routed_0": logits[0], "routed_1": logits[1]}
     counted = reader.count({}, results, (1, 1))
-    assert counted.requests.tolist() == [2]
-    assert counted.rows[0, reader.layout.columns[0].tokens] == 24
+    assert len(counted) == 1
+    assert counted[0, reader.layout.columns[0].tokens] == 24
 
 
 def test_request_without_samples_counts_nothing(package: OnnxPackage, reader: RoutingReader):
     given = inputs(batch=3)
     counted = reader.count(given, run(package, reader, given), (1, 0, 2))
-    tokens = [one[reader.layout.columns[0].tokens] for one in counted.rows]
+    tokens = [one[reader.layout.columns[0].tokens] for one in counted]
     assert tokens == [5, 0, 10]
-    assert not counted.rows[1].any()
+    assert not counted[1].any()
 
 
 def test_gates_in_bfloat16_are_read(reader: RoutingReader):
@@ -126,4 +126,4 @@ def test_gates_in_bfloat16_are_read(reader: RoutingReader):
     gates = np.full((1, 2, HEADS), 0.5, ml_dtypes.bfloat16)
     logits = {f"routed_{i}": np.ones((1, 2, n), np.float32) for i, n in enumerate((4, 6))}
     counted = reader.count({}, {"gates_0": gates, "gates_1": gates, **logits}, (1,))
-    assert counted.rows[0, reader.layout.columns[0].mass].tolist() == [1.0] * HEADS
+    assert counted[0, reader.layout.columns[0].mass].tolist() == [1.0] * HEADS

@@ -8,7 +8,7 @@ import pytest
 from onnx import parser
 
 from moh_deploy.package import TensorInfo
-from moh_deploy.serving.telemetry.token_sizes import TokenCounter, shapes_inferred
+from moh_deploy.serving.telemetry.token_sizes import TokenCounter
 
 X = TensorInfo("x", "float32", ("batch", "seq", 8))
 MASK = TensorInfo("valid", "bool", ("batch", "seq"))
@@ -16,7 +16,8 @@ MASK = TensorInfo("valid", "bool", ("batch", "seq"))
 
 def graph(body: str) -> onnx.GraphProto:
     text = f"g (float[batch, seq, 8] x) => (float[a, b, c] y) {{ {body} }}"
-    return shapes_inferred(parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}'))
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}')
+    return onnx.shape_inference.infer_shapes(model).graph
 
 
 KNOWN = graph("gates = Sigmoid (x) y = Identity (gates)")
@@ -39,15 +40,15 @@ def test_tokens_of_every_run_are_counted():
         given = of_sizes(*shape)
         assert counter.knows(given[0])
         counter.add(*given)
-    assert counter.totals() == (3, (16, 16))
-    assert counter.totals() == (3, (16, 16))
+    assert counter.totals() == (16, 16)
+    assert counter.totals() == (16, 16)
 
 
 def test_padding_is_not_counted():
     counter = TokenCounter((X, MASK), KNOWN, [["gates"]], "valid")
     given = of_sizes(2, 5)
     counter.add(*given)
-    assert counter.totals() == (1, (2,))
+    assert counter.totals() == (2,)
 
 
 def test_axis_that_the_graph_does_not_tell_is_looked_up():
@@ -58,12 +59,12 @@ def test_axis_that_the_graph_does_not_tell_is_looked_up():
     assert not counter.knows(given[0])
     # A run that another package answered, whose gates were not seen.
     counter.add(*given)
-    assert counter.totals() == (0, (0,))
+    assert counter.totals() == (0,)
     counter.learn(given[0], [(1, 4, 3)])
     assert counter.knows(given[0])
     assert not counter.knows(of_sizes(1, 5)[0])
     counter.add(*given)
-    assert counter.totals() == (2, (8,))
+    assert counter.totals() == (8,)
 
 
 @pytest.mark.parametrize("runs", [5000])
@@ -72,7 +73,7 @@ def test_memory_is_bounded_and_no_run_is_lost(runs: int):
     for seq in range(1, runs + 1):
         counter.add({"batch": 1, "seq": seq}, {})
     assert len(counter._open) <= 4096
-    assert counter.totals() == (runs, (runs * (runs + 1) // 2,))
+    assert counter.totals() == (runs * (runs + 1) // 2,)
 
 
 def test_size_of_an_expression_is_reckoned():
@@ -80,6 +81,6 @@ def test_size_of_an_expression_is_reckoned():
     model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>{text}')
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "past + 1"
     x = TensorInfo("x", "float32", ("batch", "past + 1", 8))
-    counter = TokenCounter((x,), shapes_inferred(model), [["gates"]], None)
+    counter = TokenCounter((x,), onnx.shape_inference.infer_shapes(model).graph, [["gates"]], None)
     counter.add({"batch": 2, "past": 4}, {})
-    assert counter.totals() == (1, (10,))
+    assert counter.totals() == (10,)

@@ -11,7 +11,6 @@ import pytest
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.telemetry import window
 from moh_deploy.serving.telemetry.layout import CountedLayer, CountLayout
-from moh_deploy.serving.telemetry.routing import RequestCounts
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder, read_window
 from moh_deploy.system.npz import Array, write_npz
 
@@ -23,7 +22,7 @@ def recorder(*runs: int) -> WindowRecorder:
     found = WindowRecorder(LAYOUT, "d1")
     for size in runs:
         rows = np.arange(size * LAYOUT.width, dtype=np.float64).reshape(size, -1)
-        found.add(RequestCounts(rows, np.ones(size, np.int64)))
+        found.add(rows, size)
     return found
 
 
@@ -38,10 +37,16 @@ def test_dump_is_read_as_it_was_kept(tmp_path: Path):
     np.testing.assert_array_equal(found.seconds, kept.seconds)
 
 
+def test_row_of_several_requests_is_kept_as_such():
+    found = recorder(2)
+    found.add(np.ones((1, LAYOUT.width)), 3)
+    assert found.recorded().requests.tolist() == [1, 1, 3]
+
+
 def test_nothing_is_kept_after_the_stop():
     found = recorder(2)
     found.stop()
-    found.add(RequestCounts(np.ones((1, LAYOUT.width)), np.ones(1, np.int64)))
+    found.add(np.ones((1, LAYOUT.width)), 1)
     assert len(found.recorded().rows) == 2
 
 
@@ -69,7 +74,10 @@ def _with(**values: Array) -> Callable[[dict[str, Array]], None]:
         (_without("rows"), "no member 'rows'"),
         (_with(about=np.zeros(3)), "expected a text"),
         (_with(about=np.array("{")), "not valid JSON"),
-        (_with(about=np.array('{"digest": "d", "layers": 3}')), "another form"),
+        (
+            _with(about=np.array('{"digest": "d", "layers": 3}')),
+            "key 'layers': Input should be a valid array",
+        ),
         (
             _with(about=np.array('{"digest": "d", "layers": [], "format_version": 9}')),
             "of format version 9, expected 1",
@@ -81,7 +89,7 @@ def _with(**values: Array) -> Callable[[dict[str, Array]], None]:
             "no numbers, negative or huge",
         ),
         (_with(rows=np.full((3, LAYOUT.width), -1, np.float32)), "no numbers, negative or huge"),
-        (_with(rows=np.zeros((3, LAYOUT.width), "S1")), "no numbers, negative or huge"),
+        (_with(rows=np.zeros((3, LAYOUT.width), "S1")), "contradicts itself"),
         (_with(requests=np.array(3)), "contradicts itself"),
         (_with(requests=np.array([1, 0, 1])), "a row of no request"),
         (_with(seconds=np.full(3, np.inf)), "no numbers, negative or huge"),

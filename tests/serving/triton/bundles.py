@@ -9,21 +9,19 @@ from typing import Any
 
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
-from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
+from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import BUNDLE_NAME
-from moh_deploy.serving.triton.config_pbtxt import Backend
 from moh_deploy.system.digest import sha256_of, sha256_of_json
 from tests.damaged_library import damaged_library
 from tests.handmade_package import write_package
 from tests.kernel_library import required_library
 
 
-def bundle_of_handmade(folder: Path, *, backend: Backend | None = None, **settings: Any) -> Path:
+def bundle_of_handmade(folder: Path, **settings: Any) -> Path:
     """Write the handmade package's bundle; its name is `handmade`."""
     package = write_package(folder / "package").root
     root = folder / "bundle"
-    chosen = ServingSettings("handmade", **settings)
-    write_bundle(find_deployed(package), root, BundleOptions(chosen, backend))
+    write_bundle(find_deployed(package), root, ServingSettings("handmade", **settings))
     return root
 
 

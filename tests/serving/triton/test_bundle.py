@@ -1,30 +1,34 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shlex
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
+from moh_deploy import native
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
-from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.drift.reference import profile_of, write_reference
-from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
+from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import read_bundle
-from moh_deploy.serving.triton.bundled_guard import settings_at
-from moh_deploy.serving.triton.opened_bundle import open_bundle
+from moh_deploy.serving.triton.bundle_report import BundleReport
+from moh_deploy.serving.triton.check import Finding, examine_bundle
+from moh_deploy.serving.triton.model_config import parse_config
+from moh_deploy.serving.triton.opened_bundle import bundled_model, open_bundle
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library
 from tests.nightly import nightly
 from tests.runtime.tensorrt.engines import MANIFEST as ENGINE_MANIFEST
 from tests.runtime.tensorrt.engines import write_engine
 from tests.serving.drift.traffic import requests, window
-from tests.serving.mixing_package import write_mixing
 from tests.serving.triton.bundles import (
     bundle_of_handmade,
     damaged_bundle,
@@ -32,7 +36,7 @@ from tests.serving.triton.bundles import (
     rewrite_bundle,
 )
 
-OPTIONS = BundleOptions(ServingSettings("m"))
+SETTINGS = ServingSettings("m")
 
 
 def test_bundle_has_what_a_server_and_those_around_it_need(tmp_path: Path):
@@ -49,6 +53,7 @@ def test_bundle_has_what_a_server_and_those_around_it_need(tmp_path: Path):
         "repository/handmade/warmup/0-0",
         f"lib/{library.name}",
         "probe.py",
+        "probe.request",
         "supervise.py",
         "dashboard.json",
         "alerts.yaml",
@@ -63,26 +68,7 @@ def test_warmup_is_a_recorded_sample(tmp_path: Path):
     assert written == vectors().inputs["x"][0].tobytes()
     text = (root / "repository/handmade/config.pbtxt").read_text()
     assert "batch_size: 2" in text
-    assert "dims: [ 3, 8 ]" in text
-
-
-@pytest.mark.parametrize(
-    ("operator", "batches"), [("ReduceMean", "max_batch_size: 0"), (None, "dynamic_batching")]
-)
-def test_the_servers_own_backend_joins_only_what_is_independent(
-    tmp_path: Path, operator: str | None, batches: str
-):
-    package = tmp_path / "package"
-    if operator is None:
-        write_package(package)
-    else:
-        write_mixing(package, operator, ["batch", 2])
-    write_bundle(find_deployed(package), tmp_path / "b", replace(OPTIONS, backend="onnxruntime"))
-    text = (tmp_path / "b/repository/m/config.pbtxt").read_text()
-    assert batches in text
-    assert ("dynamic_batching" in text) == (operator is None)
-    # It would fire for ever: that backend counts no routing.
-    assert "MohRoutingUnseen" not in (tmp_path / "b/alerts.yaml").read_text()
+    assert "dims: [3, 8]" in text
 
 
 def test_moved_bundle_answers_as_the_package_does(tmp_path: Path):
@@ -151,12 +137,12 @@ def test_no_file_names_a_place_of_the_machine(tmp_path: Path):
 
 def test_earlier_bundle_is_replaced_and_nothing_else(tmp_path: Path):
     root = bundle_of_handmade(tmp_path)
-    write_bundle(find_deployed(tmp_path / "package"), root, OPTIONS)
+    write_bundle(find_deployed(tmp_path / "package"), root, SETTINGS)
     assert read_bundle(root).settings.name == "m"
     assert not (root / "repository/handmade").exists()
     (root / "notes.txt").write_text("mine")
     with pytest.raises(PackageError, match=r"holds 'notes\.txt', which is not part of a bundle"):
-        write_bundle(find_deployed(tmp_path / "package"), root, OPTIONS)
+        write_bundle(find_deployed(tmp_path / "package"), root, SETTINGS)
 
 
 def test_failure_leaves_nothing_behind(tmp_path: Path):
@@ -164,23 +150,21 @@ def test_failure_leaves_nothing_behind(tmp_path: Path):
     (package / "model.onnx").write_bytes(b"damaged")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(PackageError, match="has changed since the package was written"):
-        write_bundle(find_deployed(package), tmp_path / "bundle", OPTIONS)
+        write_bundle(find_deployed(package), tmp_path / "bundle", SETTINGS)
     assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("name", ["", "../m", "a/b", ".hidden", "ü", "a b"])
 def test_name_that_is_no_directory_is_refused(tmp_path: Path, name: str):
     model = find_deployed(write_package(tmp_path / "package").root)
-    options = replace(OPTIONS, settings=ServingSettings(name))
     with pytest.raises(ConfigError, match=r"name is '.*', expected letters"):
-        write_bundle(model, tmp_path / "bundle", options)
+        write_bundle(model, tmp_path / "bundle", ServingSettings(name))
 
 
 def test_version_that_triton_does_not_read_is_refused(tmp_path: Path):
     model = find_deployed(write_package(tmp_path / "package").root)
-    options = replace(OPTIONS, settings=ServingSettings("m", version="v2"))
     with pytest.raises(ConfigError, match="version is 'v2', expected a number from 1 on"):
-        write_bundle(model, tmp_path / "bundle", options)
+        write_bundle(model, tmp_path / "bundle", ServingSettings("m", version="v2"))
 
 
 def test_bundle_of_another_version_of_moh_deploy_is_not_opened(tmp_path: Path):
@@ -197,65 +181,111 @@ def test_routing_profile_comes_along_if_it_is_of_this_package(tmp_path: Path):
     model, path = find_deployed(package.root), tmp_path / "good.json"
     digest = package.manifest.files["model.onnx"]
     write_reference(path, profile_of(window(requests(150, seed=0), digest), window=64, rate=0.01))
-    write_bundle(model, tmp_path / "bundle", replace(OPTIONS, reference=path))
+    write_bundle(model, tmp_path / "bundle", replace(SETTINGS, reference=str(path)))
     assert (tmp_path / "bundle/reference.json").read_bytes() == path.read_bytes()
     written = read_bundle(tmp_path / "bundle")
     assert "reference.json" in written.files
-    assert settings_at(written.settings, tmp_path).reference == str(tmp_path / "reference.json")
+    _, settings = bundled_model(tmp_path / "bundle")
+    assert settings.reference == str(tmp_path / "bundle" / "reference.json")
     write_reference(path, profile_of(window(requests(150, seed=0)), window=64, rate=0.01))
     with pytest.raises(ConfigError, match=r"good\.json is of another package"):
-        write_bundle(model, tmp_path / "bundle", replace(OPTIONS, reference=path))
-
-
-# The server's own ONNX Runtime.
-
-
-def test_native_model_is_the_packages_where_nothing_has_to_travel(tmp_path: Path):
-    root = bundle_of_handmade(tmp_path, backend="onnxruntime")
-    model = root / "repository/handmade/1/model.onnx"
-    assert model.read_bytes() == (tmp_path / "package/model.onnx").read_bytes()
-    text = (root / "repository/handmade/config.pbtxt").read_text()
-    assert f'op_library_filename: "{required_library().name}"' in text
-
-
-def test_native_model_carries_its_compute_type_and_weights(tmp_path: Path):
-    package = write_package(tmp_path / "package", compute_type="bfloat16", external_data=True)
-    options = BundleOptions(ServingSettings("m"), "onnxruntime")
-    write_bundle(find_deployed(package.root), tmp_path / "bundle", options)
-    folder = tmp_path / "bundle/repository/m/1"
-    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.onnx.data"]
-    model = onnx.load(folder / "model.onnx")
-    (node,) = [one for one in model.graph.node if one.op_type == "MoHAttention"]
-    (told,) = [one.s for one in node.attribute if one.name == "compute_type"]
-    assert told == b"bfloat16"
-
-
-def test_package_of_another_runtime_is_not_for_the_servers_own_backend(tmp_path: Path):
-    package = write_package(tmp_path / "package")
-    write_choices(package, package.manifest.layers, tmp_path / "tuned", runtime="openvino")
-    options = BundleOptions(ServingSettings("m"), "onnxruntime")
-    with pytest.raises(ConfigError, match="was tuned for openvino, and Triton's backend") as no:
-        write_bundle(find_deployed(tmp_path / "tuned"), tmp_path / "bundle", options)
-    assert "--backend python serves it" in str(no.value.hint)
-    assert not (tmp_path / "bundle").exists()
-    # Of ONNX Runtime itself it says nothing new.
-    write_choices(package, package.manifest.layers, tmp_path / "here", runtime="onnxruntime")
-    write_bundle(find_deployed(tmp_path / "here"), tmp_path / "bundle", options)
+        write_bundle(model, tmp_path / "bundle", replace(SETTINGS, reference=str(path)))
 
 
 # Engines.
 
 
+@pytest.fixture
+def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The library by which a server gets an engine's plugins, where the installation has it."""
+    path = tmp_path / "native" / "libmoh_plugin_registered.so"
+    path.parent.mkdir()
+    shutil.copyfile(required_library(), path)
+    monkeypatch.setattr(native, "FOLDER", path.parent)
+    return path
+
+
+def bundle_of_engine(folder: Path, **options: Any) -> Path:
+    engine = write_engine(folder / "engine", **options)
+    write_bundle(find_deployed(engine), folder / "bundle", SETTINGS)
+    return folder / "bundle"
+
+
 def test_engine_is_for_the_tensorrt_backend(tmp_path: Path):
-    engine = write_engine(tmp_path / "engine")
-    bundle = write_bundle(find_deployed(engine), tmp_path / "bundle", OPTIONS)
+    root = bundle_of_engine(tmp_path)
+    bundle = read_bundle(root)
     assert bundle.backend == "tensorrt"
     assert bundle.max_batch == 32  # the most of any profile
-    text = (tmp_path / "bundle" / bundle.config).read_text()
-    assert 'default_model_filename: "package/model.engine"' in text
-    assert 'profile: [ "0", "1" ]' in text
-    served = tmp_path / "bundle" / bundle.served
-    assert set(ENGINE_MANIFEST.files) <= {path.name for path in served.iterdir()}
+    config = parse_config((root / bundle.config).read_text())
+    assert (root / bundle.version / config.default_model_filename).is_file()
+    assert list(config.instance_group[0].profile) == ["0", "1"]
+    assert set(ENGINE_MANIFEST.files) <= {path.name for path in (root / bundle.served).iterdir()}
+    assert "MohRoutingUnseen" not in (root / "alerts.yaml").read_text()
+
+
+def test_plugins_of_an_engine_are_in_the_bundle_by_a_path_that_holds(
+    tmp_path: Path, registered: Path
+):
+    root = bundle_of_engine(tmp_path, plugin=registered)
+    start = BundleReport.of(root, read_bundle(root)).start
+    moved = tmp_path / "moved here"
+    shutil.move(root, moved)
+    ran = run_start(tmp_path, start.replace(str(root), shlex.quote(str(moved))))
+    assert ran["--model-repository"] == moved / "repository"
+    library = ran["--backend-config"]
+    assert library == moved / "lib" / registered.name
+    # It registers the library beside it.
+    assert library.with_name("libmoh_plugin.so").read_bytes() == registered.read_bytes()
+    kserve = (moved / "kserve.yaml").read_text()
+    assert f"--backend-config=tensorrt,plugins=/mnt/models/lib/{registered.name}\n" in kserve
+
+
+def run_start(folder: Path, line: str) -> dict[str, Path]:
+    """Run a printed line, whose server writes down what it is given; return its paths."""
+    program = folder / "bin" / "tritonserver"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!/bin/sh\npwd > '{folder}/given'; printf '%s\\n' \"$@\" >> '{folder}/given'\n"
+    )
+    program.chmod(0o755)
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["sh", "-c", line], check=True, env={**os.environ, "PATH": path})
+    working, *options = (folder / "given").read_text().splitlines()
+    values = (option.partition("=") for option in options)
+    found = {name: Path(working, value.rpartition("plugins=")[2]) for name, _, value in values}
+    assert all(path.exists() for path in found.values()), found
+    return {name: path.resolve() for name, path in found.items()}
+
+
+def test_engine_that_holds_its_plugins_is_started_with_leave_to_load_them(tmp_path: Path):
+    root = bundle_of_engine(tmp_path, embedded=True)
+    start = BundleReport.of(root, read_bundle(root)).start
+    assert start.endswith("--backend-config=tensorrt,version-compatible=true")
+    assert Finding("kernels", "in the engine", None) in examine_bundle(root).findings
+    assert not (root / "lib").exists()
+
+
+def test_engine_whose_plugins_no_server_could_load_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    library = required_library()
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    with pytest.raises(ConfigError, match=r"libmoh_plugin_registered\.so: there is none in") as no:
+        bundle_of_engine(tmp_path, plugin=library)
+    assert "--embed-plugin" in str(no.value.hint)
+
+
+def test_engine_of_another_tensorrt_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="is of tensorrt-rtx, and Triton's backend loads"):
+        bundle_of_engine(tmp_path, manifest=replace(ENGINE_MANIFEST, backend="tensorrt-rtx"))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_engine_has_no_guard(tmp_path: Path):
+    engine = find_deployed(write_engine(tmp_path / "engine"))
+    for beside in ({"guard": True}, {"shadow": "s"}, {"reference": "r.json"}):
+        with pytest.raises(ConfigError, match="'tensorrt' does not run"):
+            write_bundle(engine, tmp_path / "bundle", replace(SETTINGS, **beside))
 
 
 @pytest.mark.parametrize(
@@ -263,6 +293,7 @@ def test_engine_is_for_the_tensorrt_backend(tmp_path: Path):
 )
 def test_backend_that_cannot_run_the_model_is_refused(tmp_path: Path, make, backend):
     make(tmp_path / "model")
-    options = BundleOptions(ServingSettings("m"), backend)
     with pytest.raises(ConfigError, match=f"backend is '{backend}', but"):
-        write_bundle(find_deployed(tmp_path / "model"), tmp_path / "bundle", options)
+        write_bundle(
+            find_deployed(tmp_path / "model"), tmp_path / "bundle", SETTINGS, backend=backend
+        )

@@ -51,6 +51,7 @@ def test_change_by_hand_is_told_from_what_was_written(root: Path):
         ({"format_version": 2}, "format_version is 2, expected 1"),
         ({"max_batch": "64"}, "key 'max_batch': Input should be a valid integer"),
         ({"surplus": 1}, "key 'surplus'"),
+        ({"backend": "onnxruntime"}, "is for Triton's ONNX Runtime backend, which moh-deploy no"),
         ({"files": {"../model.py": "0" * 64}}, r"names '\.\./model\.py', expected a path in"),
         ({"files": {"/etc/passwd": "0" * 64}}, "names '/etc/passwd', expected a path in"),
         (
@@ -58,12 +59,20 @@ def test_change_by_hand_is_told_from_what_was_written(root: Path):
             r"names '\.\./lib\.so'",
         ),
         ({"settings": {"name": "../.."}}, r"names 'repository/\.\./\.\./1'"),
+        ({"settings": {"name": "m", "audit_log": "/etc/log"}}, "names '/etc/log', expected a path"),
     ],
 )
 def test_what_no_bundle_says_is_refused(root: Path, changes: dict[str, Any], message: str):
     rewrite_bundle(root, changes)
     with pytest.raises(PackageError, match=message):
         read_bundle(root)
+
+
+def test_bundle_of_the_backend_that_was_dropped_names_the_way(root: Path):
+    rewrite_bundle(root, {"backend": "onnxruntime"})
+    with pytest.raises(PackageError) as refused:
+        read_bundle(root)
+    assert str(refused.value.hint).endswith("moh-deploy bundle PACKAGE -o DIR --backend python.")
 
 
 def test_other_directory_is_no_bundle(tmp_path: Path):

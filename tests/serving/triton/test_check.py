@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import platform
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.triton import check
+from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import read_bundle
+from moh_deploy.serving.triton.bundle_report import NEVER_RUN
 from moh_deploy.serving.triton.check import BundleCheck, Finding, examine_bundle
+from moh_deploy.serving.triton.opened_bundle import open_bundle
+from tests.handmade_package import vectors
 from tests.kernel_library import required_library
 from tests.nightly import sampled
+from tests.runtime.tensorrt.engines import write_engine
 from tests.serving.triton.bundles import (
     bundle_of_handmade,
     replace_in,
@@ -31,40 +44,38 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     required_library()
-    folder = tmp_path_factory.mktemp("written")
-    for backend in ("python", "onnxruntime"):
-        bundle_of_handmade(folder / backend, backend=backend)  # type: ignore[arg-type]
-    return folder
+    return bundle_of_handmade(tmp_path_factory.mktemp("written"))
 
 
 @pytest.fixture
 def bundle(tmp_path: Path, written: Path) -> Path:
-    shutil.copytree(written / "python" / "bundle", tmp_path / "bundle")
+    shutil.copytree(written, tmp_path / "bundle")
     return tmp_path / "bundle"
 
 
-@pytest.fixture
-def native(tmp_path: Path, written: Path) -> Path:
-    shutil.copytree(written / "onnxruntime" / "bundle", tmp_path / "native")
-    return tmp_path / "native"
+MACHINE = platform.machine()
+LIBRARY = "lib/libmoh_ort_cpu.so"
+STUB = "backends/python/triton_python_backend_stub"
+PACKED = f"python_backend_stubs/{PYTHON}/triton_python_backend_stub"
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Path:
-    """A folder that looks like a server with a Python backend."""
+    """A folder laid out as the server's, with the stub where the backend looks for it."""
     root = tmp_path / "server"
-    for file in ("bin/tritonserver", "backends/python/libtriton_python.so", stub(PYTHON)):
+    for file in ("bin/tritonserver", "backends/python/libtriton_python.so", STUB, PACKED):
         (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).touch()
+        (root / file).write_bytes(stub(PYTHON))
     return root
 
 
-def stub(python: str) -> str:
-    return f"python_backend_stubs/{python}/triton_python_backend_stub"
+def stub(python: str) -> bytes:
+    """Return the part of a stub by which it is known: the library that it is linked with."""
+    return f"\x7fELF\0libpython{python}.so.1.0\0".encode()
 
 
 def wrong(found: BundleCheck) -> list[Finding]:
-    return [one for one in found.findings if one.is_good is False]
+    return [finding for finding in found.findings if finding.is_good is False]
 
 
 def test_whole_bundle_is_found_good(bundle: Path, server: Path):
@@ -111,14 +122,6 @@ def test_more_threads_than_cores_are_a_note(bundle: Path, server: Path):
     assert "4096 instances" in threads.found
 
 
-@pytest.mark.parametrize("text", ["auto", "9" * 5000])
-def test_threads_that_are_no_number_are_wrong(native: Path, text: str):
-    old = 'key: "intra_op_thread_count"\n  value {\n    string_value: "1"'
-    replace_in(native, CONFIG, old, old.replace('"1"', f'"{text}"'))
-    found = [one.found for one in wrong(examine_bundle(native)) if one.what == CONFIG]
-    assert found == [f"intra_op_thread_count is '{text[:20]}', expected a number of threads"]
-
-
 def remove(name: str) -> Callable[[Path], None]:
     return lambda root: (root / name).unlink()
 
@@ -136,28 +139,19 @@ def other_model(root: Path) -> None:
     rewrite_bundle(root, {"files": {**read_bundle(root).files, MODEL: "0" * 64}})
 
 
-def library(root: Path) -> Path:
-    info = read_bundle(root).library
-    assert info is not None
-    return root / info.file
+def library(**changes: str) -> Callable[[Path], None]:
+    """Return what changes the needs of the library in `bundle.json`."""
+
+    def plant(root: Path) -> None:
+        info = json.loads((root / "bundle.json").read_text())["library"]
+        rewrite_bundle(root, {"library": {**info, **changes}})
+
+    return plant
 
 
-def other_machine(root: Path) -> None:
-    path = library(root)
-    content = bytearray(path.read_bytes())
-    content[18:20] = (8).to_bytes(2, "little")
-    replace_whole(root, path.relative_to(root).as_posix(), bytes(content))
-
-
-def newer_glibc(root: Path) -> None:
-    path = library(root)
-    content = path.read_bytes() + b"\0GLIBC_9.99\0"
-    replace_whole(root, path.relative_to(root).as_posix(), content)
-
-
-def no_library(root: Path) -> None:
-    path = library(root)
-    replace_whole(root, path.relative_to(root).as_posix(), b"text")
+def other_input(root: Path) -> None:
+    info = {"name": "z", "dtype": "no dtype", "shape": ["batch", 10**30]}
+    rewrite_bundle(root, {"inputs": [info]})
 
 
 def old_writer(root: Path) -> None:
@@ -171,29 +165,22 @@ def old_writer(root: Path) -> None:
         (remove("repository/handmade/1/model.py"), "repository/handmade/1/model.py", "is missing"),
         (other_model, MODEL, "has changed since it was written"),
         (another_version, "repository/handmade/2/model.py", "a server would read it"),
-        (other_machine, "lib/libmoh_ort_cpu.so", f"machine 8, this is {platform.machine()}"),
-        (newer_glibc, "lib/libmoh_ort_cpu.so", "needs the GNU C library 9.99 or newer, this"),
-        (no_library, "lib/libmoh_ort_cpu.so", "is no native library"),
+        (library(machine="s390x"), LIBRARY, f"is for s390x, this is {MACHINE}"),
+        (library(glibc="9.99"), LIBRARY, "needs the GNU C library 9.99 or newer, this"),
+        (other_input, CONFIG, "input has x; expected z"),
         (old_writer, "moh-deploy", "0.1.0 is here, 0.0.1 wrote it"),
-        (edit("name:", "name"), CONFIG, "expected ':' or '{'"),
+        (edit("name:", "name"), CONFIG, """line 1, column 6: 'name "handmade"': Expected ":\""""),
         (edit('name: "handmade"', 'name: "other"'), CONFIG, "name is other, expected handmade"),
         (edit('"python"', '"onnxruntime"'), CONFIG, "backend is onnxruntime, expected python"),
+        (edit("dynamic_batching", "dynamic_batch"), CONFIG, 'has no field named "dynamic_batch"'),
         (edit("max_batch_size: 64", "max_batch_size: 65"), CONFIG, "is 65, expected 1 to 64"),
         (edit("max_batch_size: 64", "max_batch_size: 0"), CONFIG, "is 0, expected 1 to 64"),
         (edit('name: "x"', 'name: "z"'), CONFIG, "input has z; expected x"),
-        (edit("dims: [ -1, 8 ]", "dims: [ 3, 8 ]"), CONFIG, "dims is [3, 8], expected [-1, 8]"),
-        (edit("TYPE_FP32", "TYPE_FP16"), CONFIG, "data_type is TYPE_FP16, expected TYPE_FP32"),
+        (edit("dims: [-1, 8]", "dims: [3, 8]"), CONFIG, "'dims': [3, 8]}, expected {'"),
+        (edit("TYPE_FP32", "TYPE_FP16"), CONFIG, "'TYPE_FP16', 'dims': [-1, 8]}, expected {'"),
+        (edit("dims: [-1, 8]", "dims: [-1, 8] reshape { }"), CONFIG, "'reshape': []}, expected {'"),
         (edit('"0-0"', '"0-1"'), CONFIG, "warm-up file '0-1' is missing"),
-        (edit("dims: [ 3, 8 ]", "dims: [ 4, 8 ]"), CONFIG, "has 96 bytes, its dims make 128"),
-        (
-            edit(
-                "max_batch_size",
-                'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/nowhere" } }\n'
-                "max_batch_size",
-            ),
-            CONFIG,
-            "EXECUTION_ENV_PATH is '/nowhere', which does not exist here",
-        ),
+        (edit("dims: [3, 8]", "dims: [4, 8]"), CONFIG, "has 96 bytes, its dims make 128"),
     ],
 )
 def test_fault_is_named(
@@ -208,23 +195,33 @@ def test_fault_is_named(
     assert all(one.fix for one in wrong(report))
 
 
-def test_library_that_a_native_configuration_names_has_to_be_there(
-    native: Path, monkeypatch: pytest.MonkeyPatch
+def test_server_without_the_backend_is_named(bundle: Path, server: Path):
+    shutil.rmtree(server / "backends" / "python")
+    (fault,) = wrong(examine_bundle(bundle, server))
+    assert fault.found.endswith("has no backend 'python', only none")
+
+
+@pytest.mark.parametrize(
+    ("laid", "problem"),
+    [(None, "is missing"), (stub("3.9"), "is for Python 3.9")],
+    ids=["missing", "of another Python"],
+)
+def test_stub_that_is_not_in_place_is_mended_by_the_command(
+    bundle: Path, server: Path, laid: bytes | None, problem: str
 ):
-    monkeypatch.setattr(check, "find_server", lambda given: None)
-    assert examine_bundle(native).failure is None
-    replace_in(native, CONFIG, "libmoh_ort_cpu.so", "libother.so")
-    (fault,) = wrong(examine_bundle(native))
-    assert fault.found == "op_library_filename is 'libother.so', which is not in lib/"
-
-
-def test_server_without_the_backend_is_named(native: Path, server: Path):
-    (fault,) = wrong(examine_bundle(native, server))
-    assert fault.found.endswith("has no backend 'onnxruntime', only python")
+    (server / STUB).unlink()
+    if laid is not None:
+        (server / STUB).write_bytes(laid)
+    (fault,) = wrong(examine_bundle(bundle, server))
+    assert f"{server / STUB} {problem}" in fault.found
+    command = str(fault.fix).removeprefix("Copy it: ")
+    subprocess.run(shlex.split(command), check=True)
+    assert examine_bundle(bundle, server).failure is None
 
 
 def test_server_without_a_stub_of_this_python_is_named(bundle: Path, server: Path):
-    (server / stub(PYTHON)).unlink()
+    (server / STUB).unlink()
+    (server / PACKED).unlink()
     (fault,) = wrong(examine_bundle(bundle, server))
     assert fault.found == f"the server has no stub for Python {PYTHON}"
 
@@ -235,3 +232,129 @@ def test_python_without_its_library_is_named(
     monkeypatch.setattr(check.sysconfig, "get_config_var", lambda name: "/nowhere")
     (fault,) = wrong(examine_bundle(bundle, server))
     assert fault.found == f"libpython{PYTHON}.so.1.0 is not in /nowhere"
+
+
+def test_library_of_debians_python_is_found(
+    bundle: Path, server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    places = {"LIBDIR": str(tmp_path), "MULTIARCH": "x86_64-linux-gnu"}
+    monkeypatch.setattr(check.sysconfig, "get_config_var", places.get)
+    (tmp_path / places["MULTIARCH"]).mkdir()
+    (tmp_path / places["MULTIARCH"] / f"libpython{PYTHON}.so.1.0").touch()
+    assert examine_bundle(bundle, server).failure is None
+
+
+def in_environment(bundle: Path, place: Path) -> None:
+    value = f'value {{ string_value: "{place}" }}'
+    with (bundle / CONFIG).open("a") as config:
+        config.write(f'parameters {{ key: "EXECUTION_ENV_PATH" {value} }}\n')
+
+
+def test_environment_decides_which_stub_the_server_needs(bundle: Path, server: Path):
+    environment = bundle.parent / "environment"
+    in_environment(bundle, environment)
+    (fault,) = wrong(examine_bundle(bundle, server))
+    assert fault.found == f"is '{environment}', where there is no Python with bin/activate"
+    (environment / "lib" / "python3.9").mkdir(parents=True)
+    (environment / "bin").mkdir()
+    (environment / "bin" / "activate").touch()
+    (fault,) = wrong(examine_bundle(bundle, server))
+    assert fault.found == "the server has no stub for Python 3.9"
+    (server / STUB).write_bytes(stub("3.9"))
+    assert examine_bundle(bundle, server).failure is None
+
+
+def test_printed_command_starts_the_server_that_was_found(bundle: Path, server: Path):
+    moved = bundle.rename(bundle.with_name("b $1's"))
+    program, given = server / "bin" / "tritonserver", server / "given"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$PATH" "$LD_LIBRARY_PATH" "$@" > {given}\n')
+    program.chmod(0o755)
+    start = examine_bundle(moved, server).start
+    subprocess.run(["sh", "-c", str(start)], check=True, env={"LD_LIBRARY_PATH": "/before"})
+    path, libraries, repository, backends = given.read_text().splitlines()
+    assert path.split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    assert libraries.endswith(":/before")
+    assert repository == f"--model-repository={moved / 'repository'}"
+    assert backends == f"--backend-directory={server / 'backends'}"
+
+
+# What earlier versions wrote: arrays with blanks within their brackets, and another probe.
+OLD_CONFIG = """\
+name: "handmade"
+backend: "python"
+max_batch_size: 64
+input {
+  name: "x"
+  data_type: TYPE_FP32
+  dims: [ -1, 8 ]
+}
+output {
+  name: "y"
+  data_type: TYPE_FP32
+  dims: [ -1, 8 ]
+}
+instance_group {
+  count: 1
+  kind: KIND_CPU
+}
+version_policy {
+  specific {
+    versions: 1
+  }
+}
+dynamic_batching {
+  max_queue_delay_microseconds: 1000
+  default_queue_policy {
+    max_queue_size: 1024
+  }
+}
+"""
+
+
+def test_bundle_of_an_earlier_version_is_checked_and_served(bundle: Path, server: Path):
+    replace_whole(bundle, CONFIG, OLD_CONFIG.encode())
+    replace_whole(bundle, "probe.py", b"print('its own request')\n")
+    (bundle / "probe.request").unlink()
+    files = read_bundle(bundle).files
+    del files["probe.request"]
+    rewrite_bundle(bundle, {"files": files})
+    assert examine_bundle(bundle, server).failure is None
+    served = open_bundle(bundle)
+    answer = served.answer(vectors().inputs).outputs["y"]
+    served.close()
+    np.testing.assert_allclose(answer, vectors().outputs["y"], rtol=1e-5, atol=1e-6)
+
+
+# Engines.
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "found"),
+    [
+        ({"versions": {"moh-deploy": "0.1.0", "TensorRT-RTX": "1.7"}}, "engine", "TensorRT-RTX"),
+        # What earlier versions wrote for an engine with plugins.
+        (
+            {"library": {"file": "lib/libmoh_plugin.so", "glibc": "2.17", "machine": MACHINE}},
+            "lib/libmoh_plugin_registered.so",
+            "is not in the bundle",
+        ),
+    ],
+)
+def test_engine_that_the_server_cannot_load_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    what: str,
+    found: str,
+):
+    monkeypatch.setattr(check, "find_server", lambda given: None)
+    engine, root = write_engine(tmp_path / "engine"), tmp_path / "bundle"
+    write_bundle(find_deployed(engine), root, ServingSettings("m"))
+    report = examine_bundle(root)
+    assert Finding("tensorrt", NEVER_RUN, None) in report.findings
+    assert report.failure is None
+    (root / "lib").mkdir()
+    rewrite_bundle(root, changes)
+    replace_whole(root, "lib/libmoh_plugin.so", b"plugins")
+    (fault,) = wrong(examine_bundle(root))
+    assert (fault.what, found in fault.found) == (what, True)

@@ -17,13 +17,15 @@ import pytest
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.open_runner import find_deployed
-from moh_deploy.serving import Family, Reply, Series, ServedModel, ServingSettings
+from moh_deploy.serving import Family, Reply, Series, ServedModel, ServingSettings, served_model
 from moh_deploy.serving.triton import python_model
-from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
+from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.python_model import TritonPythonModel
 from moh_deploy.system.npz import Array
 from tests.handmade_package import vectors
 from tests.serving.mixing_package import write_mixing
+from tests.serving.scaled_package import write_scaled
+from tests.serving.telemetry.collector import collecting
 from tests.serving.triton.bundles import bundle_of_handmade
 
 FAMILIES = (
@@ -41,12 +43,13 @@ class Request:
 
     tensors: Mapping[str, Array]
     id: str = ""
+    outputs: Sequence[str] = ("y",)
 
     def request_id(self) -> str:
         return self.id
 
-    def requested_output_names(self) -> list[str]:
-        return ["y"]
+    def requested_output_names(self) -> Sequence[str]:
+        return self.outputs
 
 
 @dataclass
@@ -171,7 +174,7 @@ def test_requests_of_other_sizes_are_batches_of_their_own(model: TritonPythonMod
 def test_requests_whose_samples_are_not_independent_run_alone(server: Server, tmp_path: Path):
     package = write_mixing(tmp_path / "package", "ReduceMean", ["batch", 2])
     settings = ServingSettings("mixing")
-    write_bundle(find_deployed(package), tmp_path / "bundle", BundleOptions(settings, None))
+    write_bundle(find_deployed(package), tmp_path / "bundle", settings)
     model = initialized(tmp_path / "bundle", "mixing")
     asked = [np.full((1, 2), 3, np.float32), np.array([[1, 2], [3, 6]], np.float32)]
     first, second = model.execute([Request({"x": one}) for one in asked])
@@ -179,6 +182,18 @@ def test_requests_whose_samples_are_not_independent_run_alone(server: Server, tm
     np.testing.assert_array_equal(first.outputs["y"], asked[0] * 0)
     np.testing.assert_array_equal(second.outputs["y"], asked[1] - [2, 4])
     assert "one by one: output 'y' of a sample depends on the other samples" in server.log[0]
+
+
+def test_number_without_axes_has_one_in_the_server(server: Server, tmp_path: Path):
+    write_scaled(tmp_path / "package")
+    settings = ServingSettings("scaled")
+    write_bundle(find_deployed(tmp_path / "package"), tmp_path / "bundle", settings)
+    model = initialized(tmp_path / "bundle", "scaled")
+    x, scale = np.ones((4, 3), np.float32), np.array([5], np.float32)
+    (answer,) = model.execute([Request({"x": x, "scale": scale}, outputs=("output", "total"))])
+    model.finalize()
+    np.testing.assert_array_equal(answer.outputs["output"], 5 * x)
+    assert answer.outputs["total"].tolist() == [60]
 
 
 @pytest.mark.parametrize(
@@ -295,6 +310,27 @@ def test_guard_follows_its_control_file_where_no_request_comes(
     model = initialized(bundle_of_handmade(tmp_path), "handmade")
     assert ticked.wait(60)
     model.finalize()
+
+
+def test_collector_gets_the_metrics_of_an_instance(server: Server, tmp_path: Path):
+    with collecting() as collector:
+        model = initialized(bundle_of_handmade(tmp_path, otlp=collector.url), "handmade")
+        model.execute([request(0, batch=2, seq=3)])
+        model.finalize()
+    found = collector.scraped()
+    assert list(found["moh_routed_tokens_total"].values()) == [6]
+    assert "moh_heartbeat_seconds" in found
+    assert "moh_hung_runs" in found
+
+
+def test_missing_exporter_is_told_before_the_model_is_opened(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root = bundle_of_handmade(tmp_path, otlp="http://collector:4318")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    monkeypatch.setattr(served_model, "open_model", None)
+    with pytest.raises(ConfigError, match="--otlp needs OpenTelemetry's exporter"):
+        initialized(root, "handmade")
 
 
 def test_heart_beats_as_long_as_the_instance_lives(

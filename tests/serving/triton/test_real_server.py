@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import moh_deploy
 from moh_deploy.errors import BackendError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
@@ -31,12 +33,16 @@ from moh_deploy.serving.drift.live import windows_of_metrics
 from moh_deploy.serving.drift.reference import RoutingReference, profile_of
 from moh_deploy.serving.guard.control import Control, write_control
 from moh_deploy.serving.telemetry import Telemetry
-from moh_deploy.serving.triton import server as server_module
-from moh_deploy.serving.triton.bundle import BundleOptions, write_bundle
+from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import read_bundle
-from moh_deploy.serving.triton.bundled_guard import GuardFiles
-from moh_deploy.serving.triton.config_pbtxt import Backend
-from moh_deploy.serving.triton.server import RunningServer, TritonServer, running_server
+from moh_deploy.serving.triton.check import examine_bundle
+from moh_deploy.serving.triton.server import (
+    Ports,
+    RunningServer,
+    TritonServer,
+    find_server,
+    running_server,
+)
 from moh_deploy.system.npz import Array, write_npz
 from tests.handmade_package import vectors, write_package
 from tests.kept_builds import ROOT
@@ -297,7 +303,7 @@ def test_every_dtype_passes_bit_for_bit_and_the_packages_refusal_reaches_the_cli
 ):
     package = write_echo(tmp_path / "package")
     root = tmp_path / "bundle"
-    write_bundle(find_deployed(package.root), root, BundleOptions(ServingSettings("echo")))
+    write_bundle(find_deployed(package.root), root, ServingSettings("echo"))
     sent = {name: echo_samples(3)[name] for name in ECHO_TYPES}
     unequal = {**sent, "int64": sent["int64"][:, :2]}
     with running_server(server, root, tmp_path / "server.log") as running:
@@ -311,32 +317,84 @@ def test_every_dtype_passes_bit_for_bit_and_the_packages_refusal_reaches_the_cli
         assert got[1][f"o_{name}"] == array.tobytes(), name
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
-def test_native_configuration_is_read_by_the_server(
-    server: TritonServer, tmp_path: Path, backend: Backend
-):
-    root = native_bundle(tmp_path, backend)
-    with pytest.raises(BackendError), running_server(server, root, tmp_path / "server.log"):
-        pass
-    log = (tmp_path / "server.log").read_text()
-    assert f"unable to find backend library for backend '{backend}'" in log
+def test_configuration_of_an_engine_is_read_by_the_server(server: TritonServer, tmp_path: Path):
+    engine = write_engine(tmp_path / "engine")
+    write_bundle(find_deployed(engine), tmp_path / "bundle", ServingSettings("handmade"))
+    log = failed_start(server, tmp_path / "bundle", tmp_path / "server.log")
+    assert "unable to find backend library for backend 'tensorrt'" in log
     assert "failed to parse" not in log.lower()
 
 
-def test_wrong_key_is_told_from_a_missing_backend(server: TritonServer, tmp_path: Path):
-    root = native_bundle(tmp_path, "onnxruntime")
-    replace_in(root, "repository/handmade/config.pbtxt", "op_library_filename", "op_library")
-    with pytest.raises(BackendError), running_server(server, root, tmp_path / "server.log"):
+def failed_start(server: TritonServer, root: Path, log: Path) -> str:
+    """Return the log of a server that does not load a bundle."""
+    with pytest.raises(BackendError), running_server(server, root, log):
         pass
-    log = (tmp_path / "server.log").read_text()
-    assert 'has no field named "op_library"' in log
-    assert "unable to find backend library" not in log
+    return log.read_text()
+
+
+def test_key_that_the_check_does_not_know_stops_the_server(server: TritonServer, tmp_path: Path):
+    root = bundle_of_handmade(tmp_path)
+    replace_in(root, "repository/handmade/config.pbtxt", "max_queue_size", "max_queue")
+    log = failed_start(server, root, tmp_path / "server.log")
+    fault = examine_bundle(root, server.root).failure
+    for text in (log, str(fault)):
+        assert 'has no field named "max_queue"' in text
+
+
+@pytest.fixture
+def fresh_server(server: TritonServer, tmp_path: Path) -> TritonServer:
+    """The server as its wheel installs it: the stub is packed, and the backend does not find it."""
+    root = tmp_path / "site-packages" / "pytriton" / "tritonserver"
+    shutil.copytree(server.root, root)
+    libraries = server.root.parents[1] / "nvidia_pytriton.libs"
+    (tmp_path / "site-packages" / libraries.name).symlink_to(libraries)
+    fresh = find_server(root)
+    assert fresh is not None
+    fresh.stub.unlink(missing_ok=True)
+    return fresh
+
+
+def test_server_starts_as_the_check_says_and_only_then(fresh_server: TritonServer, tmp_path: Path):
+    root = bundle_of_handmade(tmp_path, threads=1)
+    (fault,) = [one for one in examine_bundle(root, fresh_server.root).findings if not one.is_good]
+    start = fresh_server.start_command(root, None)
+    ports = Ports.free()
+    options = (
+        f" --http-address=127.0.0.1 --http-port={ports.http} --grpc-address=127.0.0.1"
+        f" --grpc-port={ports.grpc} --metrics-address=127.0.0.1 --metrics-port={ports.metrics}"
+        " --allow-gpu-metrics=false --exit-on-error=true"
+    )
+    refused = subprocess.run(
+        ["sh", "-c", start + options], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert "triton_python_backend_stub is not found" in refused.stderr
+    subprocess.run(["sh", "-c", str(fault.fix).removeprefix("Copy it: ")], check=True)
+    checked = examine_bundle(root, fresh_server.root)
+    assert (checked.failure, checked.start) == (None, start)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec env {start}{options}"],
+            stdout=log,
+            stderr=log,
+            cwd=Path(moh_deploy.__file__).parents[1],
+        )
+    try:
+        running = RunningServer(ports, tmp_path / "log", process)
+        end = time.monotonic() + 300
+        while not running.is_ready():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert Served(root, OnnxPackage.open(tmp_path / "package"), running).probe() == 0
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 def test_model_whose_requests_cannot_be_joined_answers_each(server: TritonServer, tmp_path: Path):
     package = write_echo(tmp_path / "package", first=2)
     root = tmp_path / "bundle"
-    write_bundle(find_deployed(package.root), root, BundleOptions(ServingSettings("echo")))
+    write_bundle(find_deployed(package.root), root, ServingSettings("echo"))
     assert read_bundle(root).max_batch == 0
     sent = echo_samples(2, seq=6)
     with running_server(server, root, tmp_path / "server.log") as running:
@@ -350,9 +408,8 @@ def test_planted_fault_lets_no_wrong_answer_out(
 ):
     package = write_package(tmp_path / "package").root
     root, log = tmp_path / "bundle", tmp_path / "server.log"
-    settings = ServingSettings("handmade", instances=2, threads=1, drill=True)
-    options = BundleOptions(settings, beside=GuardFiles(guard=True))
-    write_bundle(find_deployed(package), root, options)
+    settings = ServingSettings("handmade", instances=2, threads=1, drill=True, guard=True)
+    write_bundle(find_deployed(package), root, settings)
     inputs, answers_file = tmp_path / "samples.npz", tmp_path / "answers.npz"
     write_npz(inputs, SAMPLES)
     with running_server(server, root, log) as running:
@@ -387,17 +444,23 @@ def test_damaged_kernels_are_not_served(
     assert sentence in log.read_text()
 
 
+def test_supervisor_gives_a_damaged_bundle_up_with_the_reason(server: TritonServer, tmp_path: Path):
+    root, log = damaged_bundle(tmp_path, has_digest=False), tmp_path / "log"
+    with (
+        pytest.raises(BackendError, match="no server gave an answer in 5 starts: the last ended"),
+        running_server(server, root, log, is_supervised=True),
+    ):
+        pass
+    assert log.read_text().count("libmoh_ort_cpu.so has changed since it was written") >= 5
+
+
 def test_model_runs_in_the_environment_that_its_configuration_names(
     server: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     root = bundle_of_handmade(tmp_path, threads=1)
-    usual = server_module.server_environment
-
-    def elsewhere(*given: Any) -> Mapping[str, str]:
-        """Return an environment whose Python is not the one that has moh-deploy."""
-        return {**usual(*given), "PATH": os.defpath}
-
-    monkeypatch.setattr(server_module, "server_environment", elsewhere)
+    # A Python that is not the one that has moh-deploy.
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
     with pytest.raises(BackendError), running_server(server, root, tmp_path / "server.log"):
         pass
     with (root / read_bundle(root).config).open("a") as config:
@@ -517,13 +580,3 @@ def children_of(process: int) -> tuple[int, ...]:
             if int(fields[1]) == process:
                 found.append(int(status.parent.name))
     return tuple(found)
-
-
-def native_bundle(folder: Path, backend: Backend) -> Path:
-    if backend == "onnxruntime":
-        return bundle_of_handmade(folder, backend=backend)
-    settings = ServingSettings("handmade")
-    write_bundle(
-        find_deployed(write_engine(folder / "engine")), folder / "bundle", BundleOptions(settings)
-    )
-    return folder / "bundle"

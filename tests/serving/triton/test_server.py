@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from pathlib import Path
 
@@ -13,17 +12,17 @@ import moh_deploy
 from moh_deploy.errors import BackendError
 from moh_deploy.serving.triton import server as server_module
 from moh_deploy.serving.triton.server import (
+    PYTHON,
     Ports,
     TritonServer,
     find_server,
+    python_of_stub,
     running_server,
-    server_environment,
 )
 
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 READY = """#!{python}
 import http.server, sys
-port = next(one.partition("=")[2] for one in sys.argv if one.startswith("--http-port="))
+port = next(text.partition("=")[2] for text in sys.argv if text.startswith("--http-port="))
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
@@ -43,7 +42,7 @@ def install(root: Path, script: str = "#!/bin/sh\n") -> Path:
     program.chmod(0o755)
     stub = root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
     stub.parent.mkdir(parents=True)
-    stub.write_text("stub")
+    stub.write_text(f"\0libpython{PYTHON}.so.1.0\0")
     (root / "backends" / "python").mkdir(parents=True)
     return root
 
@@ -55,9 +54,8 @@ def test_server_is_found_in_a_folder_in_an_environment_and_on_path(
     environment = tmp_path / "environment"
     packages = environment / "lib" / "python3.11" / "site-packages"
     packed = install(packages / "pytriton" / "tritonserver")
-    (packages / "nvidia_pytriton.libs").mkdir()
     assert find_server(folder) == TritonServer(folder)
-    assert find_server(environment) == TritonServer(packed, (packages / "nvidia_pytriton.libs",))
+    assert find_server(environment) == TritonServer(packed)
     assert find_server(tmp_path) is None
     monkeypatch.setenv("PATH", str(folder / "bin"))
     assert find_server() == TritonServer(folder)
@@ -66,15 +64,6 @@ def test_server_is_found_in_a_folder_in_an_environment_and_on_path(
 def test_its_backends_are_listed(tmp_path: Path):
     assert TritonServer(install(tmp_path / "s")).backends == ("python",)
     assert TritonServer(tmp_path / "none").backends == ()
-
-
-def test_model_runs_in_this_python_with_the_servers_libraries(tmp_path: Path):
-    server = TritonServer(tmp_path, (tmp_path / "libs",))
-    found = server_environment(server, tmp_path / "bundle")
-    assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
-    libraries = found["LD_LIBRARY_PATH"].split(os.pathsep)
-    assert libraries[0] == str(tmp_path / "libs")
-    assert str(tmp_path / "bundle" / "lib") in libraries
 
 
 def test_server_runs_until_the_block_ends(tmp_path: Path):
@@ -86,7 +75,7 @@ def test_server_runs_until_the_block_ends(tmp_path: Path):
         assert working == Path(moh_deploy.__file__).resolve().parents[1]
     assert process.poll() is not None
     assert not running.is_ready()
-    assert (server.root / "backends/python/triton_python_backend_stub").read_text() == "stub"
+    assert python_of_stub(server.stub) == PYTHON
 
 
 def test_server_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -138,7 +127,7 @@ def test_server_in_a_folder_that_cannot_be_written_is_refused(
     root = install(tmp_path / "s")
     monkeypatch.setattr(server_module.shutil, "copy2", refuse)
     with (
-        pytest.raises(BackendError, match=r"cannot be copied into .*: Permission denied"),
+        pytest.raises(BackendError, match=r"cannot be copied to .*: Permission denied"),
         running_server(TritonServer(root), tmp_path / "bundle", tmp_path / "log"),
     ):
         pass

@@ -1,7 +1,9 @@
-"""What starts a server again that ends, or gives no answers any more."""
+"""The script that starts a server again which ends, or gives no answers any more."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.serving.triton.supervise import Supervisor
+from moh_deploy.serving.triton import supervise
+from moh_deploy.serving.triton.supervise import MOST_FAILED_STARTS, Supervisor
 from tests.nightly import nightly
 
 # Notes each start, and ends as the argument says; else it runs for long.
@@ -30,7 +33,9 @@ class Supervised:
     def __init__(self, folder: Path, probe: Callable[[int], bool], *arguments: str) -> None:
         self._notes, self._probe = folder / "starts", probe
         command = [sys.executable, "-c", SERVER, str(self._notes), *arguments]
-        self.supervisor = Supervisor(command, self._ask, every_s=0.01, failures=2, stop_s=60)
+        self.supervisor = Supervisor(
+            command, self._ask, every_s=0.01, failures=2, stop_s=60, first_pause_s=0.01
+        )
         self._has_enough = threading.Event()
         self._wanted = 0
 
@@ -63,12 +68,12 @@ def test_server_that_gives_no_answer_any_more_is_started_again(
     answers = {1: iter([False, True, False, True, False, False])}
     supervised = Supervised(tmp_path, lambda starts: next(answers.get(starts, iter([True])), False))
     supervised.until(starts=2)
-    assert "gave no answer 2 times; it starts again in 1 s" in capfd.readouterr().out
+    assert "gave no answer 2 times; it starts again in 0.01 s" in capfd.readouterr().out
 
 
 def test_server_that_ends_is_started_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     Supervised(tmp_path, lambda starts: False, "ends").until(starts=2)
-    assert "the server ended with 3; it starts again in 1 s" in capfd.readouterr().out
+    assert "the server ended with 3; it starts again in 0.01 s" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("answers", [(False,), (True, False)], ids=["starting", "now and then"])
@@ -90,3 +95,25 @@ def test_server_is_left_alone(
     thread.join(60)
     assert set(probes) <= {0, 1}
     assert "starts again" not in capfd.readouterr().out
+
+
+def test_server_that_never_starts_is_given_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    starts = tmp_path / "starts"
+    command = [sys.executable, "-c", SERVER, str(starts), "ends"]
+    supervisor = Supervisor(command, lambda: False, every_s=0.01, first_pause_s=0.0)
+    assert supervisor.run() == "no server gave an answer in 5 starts: the last ended with 3"
+    assert len(starts.read_text().splitlines()) == MOST_FAILED_STARTS
+    assert capfd.readouterr().out.count("it starts again") == MOST_FAILED_STARTS - 1
+
+
+@nightly
+def test_damaged_bundle_ends_the_script_with_the_reason(tmp_path: Path):
+    shutil.copyfile(supervise.__file__, tmp_path / "supervise.py")
+    (tmp_path / "probe.py").write_text("import sys; sys.exit(1)")
+    command = [sys.executable, str(tmp_path / "supervise.py"), "--every=0.01", "--", "false"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        "supervise: no server gave an answer in 5 starts: the last ended with 1. See its log"
+        f" above, and try: moh-deploy bundle --check {tmp_path}\n"
+    )

@@ -4,7 +4,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
-from moh_deploy.serving.guard.same_interface import require_same_interface
+from moh_deploy.serving.guard.same_answers import require_same_interface
 from tests.handmade_package import MANIFEST
 
 

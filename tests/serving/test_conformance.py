@@ -1,0 +1,300 @@
+"""`serve` and Triton answer the same requests alike, except where docs/production.md says so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+
+from moh_deploy.errors import BackendError
+from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import find_deployed, open_runner
+from moh_deploy.serving import ServingSettings, open_served
+from moh_deploy.serving.drill.client import V2Client
+from moh_deploy.serving.http.app import Endpoint, make_app
+from moh_deploy.serving.http.limits import HttpLimits
+from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer
+from moh_deploy.serving.http.queue import BatchingQueue
+from moh_deploy.serving.triton.bundle import write_bundle
+from moh_deploy.serving.triton.server import running_server
+from moh_deploy.validate.tolerances import tolerance_for
+from tests.handmade_package import without_layers
+from tests.kept_builds import ROOT
+from tests.nightly import nightly
+from tests.serving.conformance import FORMS, MAX_BATCH, Case, Difference, Form, Subject, cases
+from tests.serving.http.running import LONG_S, running
+from tests.serving.scaled_package import write_scaled
+from tests.serving.triton.triton_environment import server_or_skip
+from tests.true_manifest import finish_true
+
+LABELS, WORDS, PLACES = (
+    np.random.default_rng(rows).standard_normal((rows, 3)).astype(np.float32)
+    for rows in (5, 30, 12)
+)
+GRAPH = """
+<ir_version: 10, opset_import: ["" : 20]> asked (
+  float[batch, 3] x, int64[batch] label, int64[batch, seq] ids, bool[batch, seq] valid
+) => (float[batch, 3] output, float[batch] score)
+<int64 zero = {0}, int64 one = {1}, int64[1] axis = {1}, int64[1] last = {2}, float none = {0}> {
+  of_label = Gather (labels, label)
+  of_ids = Gather (words, ids)
+  sizes = Shape (ids)
+  length = Gather (sizes, one)
+  counted = Range (zero, length, one)
+  of_place = Gather (places, counted)
+  tokens = Add (of_ids, of_place)
+  kept = Unsqueeze (valid, last)
+  masked = Where (kept, tokens, none)
+  summed = ReduceSum <keepdims = 0> (masked, axis)
+  labelled = Add (x, of_label)
+  output = Add (labelled, summed)
+  score = ReduceSum <keepdims = 0> (output, axis)
+}
+"""
+
+
+def write_asked(root: Path) -> Subject:
+    """Write a package with an input of each kind: numbers, a label, tokens and their mask."""
+    model = parser.parse_model(GRAPH)
+    for name, table in (("labels", LABELS), ("words", WORDS), ("places", PLACES)):
+        model.graph.initializer.append(numpy_helper.from_array(table, name))
+    x, label = np.array([[0.5, 1, -2], [2, -3, 4]], np.float32), np.array([4, 1])
+    ids, valid = np.arange(10).reshape(2, 5) * 3, np.arange(10).reshape(2, 5) % 5 < [[3], [5]]
+    output = x + LABELS[label] + ((WORDS[ids] + PLACES[:5]) * valid[..., None]).sum(1)
+    sizes = {"batch": 2, "seq": 5}
+    manifest = replace(
+        without_layers(),
+        inputs=(
+            TensorInfo("x", "float32", ("batch", 3)),
+            TensorInfo("label", "int64", ("batch",)),
+            TensorInfo("ids", "int64", ("batch", "seq")),
+            TensorInfo("valid", "bool", ("batch", "seq")),
+        ),
+        outputs=(
+            TensorInfo("output", "float32", ("batch", 3)),
+            TensorInfo("score", "float32", ("batch",)),
+        ),
+        dims=sizes,
+        proof=None,
+    )
+    inputs = {"x": x, "label": label, "ids": ids, "valid": valid}
+    recorded = VectorSet(sizes, inputs, {"output": output, "score": output.sum(1)}, (), ())
+    with PackageWriter(root) as writer:
+        onnx.save(model, writer.path("model.onnx"))
+        finish_true(writer, manifest, (recorded,))
+    return Subject(manifest.inputs, inputs, {"label": 5, "ids": 30}, {"seq": 12})
+
+
+def export_denoiser(root: Path) -> Subject:
+    """Export a diffusion transformer, whose timestep and label are [batch]."""
+    from tests.zoo.model import seeded
+    from tests.zoo.published import Denoiser, noisy_latents_in
+
+    return exported(root, seeded(Denoiser)(), noisy_latents_in(), rows={"y": 5}, longest={})
+
+
+def export_encoder(root: Path) -> Subject:
+    """Export an encoder of padded texts of up to 12 tokens, of which there are 30."""
+    import torch
+    from torch import nn
+
+    from moh_deploy.frontend.load.model import ModelInput
+    from tests.zoo.model import seeded
+    from tests.zoo.sdpa import PaddedSDPA, padded_in
+
+    class PaddedEncoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = nn.Embedding(30, 32), nn.Embedding(12, 32)
+            self.attention, self.head = PaddedSDPA(), nn.Linear(32, 3)
+
+        def forward(self, ids: torch.Tensor, valid: torch.Tensor) -> dict[str, torch.Tensor]:
+            x = self.words(ids) + self.places.weight[: ids.shape[1]]
+            x, keep = x + self.attention(x, valid), valid.unsqueeze(-1)
+            mean = (x * keep).sum(1) / keep.sum(1)
+            return {"output": self.head(mean), "score": mean.mean(-1)}
+
+    valid = padded_in(2, 5)[1]
+    ids = ModelInput("ids", torch.arange(10).reshape(2, 5) * 7 % 30, valid.dims)
+    longest, rows = {"seq": 12}, {"ids": 30}
+    return exported(root, seeded(PaddedEncoder)(), (ids, valid), rows=rows, longest=longest)
+
+
+def exported(
+    root: Path, model: Any, inputs: Any, *, rows: dict[str, int], longest: dict[str, int]
+) -> Subject:
+    import moh_deploy
+
+    axes = [f"{i.name}:" + ",".join(f"{a}={dim}" for a, dim in i.dims.items()) for i in inputs]
+    moh_deploy.export(model.eval(), root, inputs={i.name: i.value for i in inputs}, dynamic=axes)
+    specs = OnnxPackage.open(root).manifest.inputs
+    return Subject(specs, {i.name: i.value.numpy() for i in inputs}, rows, longest)
+
+
+def request_of(case: Case, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+    """Return the request of a case to the server of a client."""
+    draft = case.draft
+    path, content = f"/v2/{draft.path}".rstrip("/"), draft.content()
+    return client.build_request(draft.method, path, content=content, headers=draft.headers)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Subject]:
+    root = tmp_path_factory.mktemp("asked") / "package"
+    return root, write_asked(root)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_serve_answers_with_the_recorded_status(asked: tuple[Path, Subject], form: Form):
+    root, subject = asked
+    served = open_served(find_deployed(root), ServingSettings("m", threads=1))
+    queue = BatchingQueue(
+        served.answer, None, instances=1, max_batch=MAX_BATCH, max_delay_s=0.0, max_waiting=100
+    )
+    app = make_app(Endpoint("m", "1", served, queue, HttpLimits(longest={"batch": MAX_BATCH})))
+
+    async def wrong() -> list[str]:
+        found = []
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+            for case in cases(subject, form):
+                answer = await client.send(request_of(case, client))
+                has_sentence = answer.status_code < 400 or len(answer.json()["error"]) > 10
+                if answer.status_code != case.statuses[0] or not has_sentence:
+                    found.append(f"{case.name}: {case.statuses[0]} expected, {_text(answer)}")
+        return found
+
+    assert asyncio.run(wrong()) == []
+    queue.close()
+    served.close()
+
+
+def test_docs_list_every_difference(asked: tuple[Path, Subject]):
+    found = {
+        f"| {one.kind} | {one.serve} | {one.triton or 'may end'} |"
+        for one in (case.expected for form in FORMS for case in cases(asked[1], form))
+        if isinstance(one, Difference)
+    }
+    text = (ROOT / "docs" / "production.md").read_text()
+    table = text.partition("| request | `serve` | Triton |\n")[2].partition("\n\n")[0]
+    assert set(table.splitlines()[1:]) == found
+
+
+@nightly
+@pytest.mark.parametrize("export", [export_denoiser, export_encoder])
+def test_serve_and_triton_answer_alike(export: Any, tmp_path: Path):
+    server = server_or_skip()
+    subject, package = export(tmp_path / "package"), tmp_path / "package"
+    with open_runner(package, Variant(threads=1)) as runner:
+        right = runner.run(subject.inputs)
+    settings = ServingSettings("m", threads=1, max_batch=MAX_BATCH)
+    write_bundle(find_deployed(package), tmp_path / "bundle", settings)
+    with ExitStack() as stack:
+        ours = stack.enter_context(
+            running(package, tmp_path / "said", "--threads", "1", "--max-batch", str(MAX_BATCH))
+        )
+        triton = stack.enter_context(running_server(server, tmp_path / "bundle", tmp_path / "log"))
+        serve, other = (
+            stack.enter_context(httpx.Client(base_url=url, timeout=LONG_S))
+            for url in (ours.url, f"http://127.0.0.1:{triton.ports.http}")
+        )
+        for port in (ours.port, triton.ports.http):
+            with closing(
+                V2Client("127.0.0.1", port, "m", OnnxPackage.open(package).manifest)
+            ) as ask:
+                got = ask(subject.inputs).outputs
+            for name, expected in right.items():
+                np.testing.assert_allclose(got[name], expected, rtol=1e-4, atol=1e-5, strict=True)
+        every = [case for form in FORMS for case in cases(subject, form)]
+        asked_of_both = [case for case in every if case.statuses[1] is not None]
+        found = [
+            f"{case.name}: {one}" for case in asked_of_both for one in unlike(case, serve, other)
+        ]
+    print(f"{len(asked_of_both)} requests, {len(found)} answered otherwise than recorded")
+    assert len(asked_of_both) > 200
+    assert found == []
+
+
+@nightly
+def test_number_of_a_model_that_joins_no_requests_has_an_axis_in_triton(tmp_path: Path):
+    server, package = server_or_skip(), write_scaled(tmp_path / "package")
+    write_bundle(find_deployed(package.root), tmp_path / "bundle", ServingSettings("m"))
+    inputs, recorded = package.vectors[0].inputs, package.vectors[0].outputs
+    with (
+        running(package.root, tmp_path / "said") as ours,
+        running_server(server, tmp_path / "bundle", tmp_path / "log") as triton,
+    ):
+        for port in (ours.port, triton.ports.http):
+            with closing(V2Client("127.0.0.1", port, "m", package.manifest)) as ask:
+                got = ask(inputs).outputs
+                with pytest.raises(BackendError, match="status 400"):
+                    ask({**inputs, "scale": np.ones(2, np.float32)})
+            for name, expected in recorded.items():
+                np.testing.assert_array_equal(got[name], expected, strict=True)
+
+
+def unlike(case: Case, *servers: httpx.Client) -> Iterator[str]:
+    """Yield in what the answers of `serve` and Triton differ, beside what is recorded."""
+    ours, theirs = (server.send(request_of(case, server)) for server in servers)
+    if (ours.status_code, theirs.status_code) != case.statuses:
+        yield f"{case.statuses} expected; serve: {_text(ours)}; Triton: {_text(theirs)}"
+        return
+    if case.draft.path == "models/m":
+        if (got := _tensors(ours)) != (other := _tensors(theirs)):
+            yield f"serve has {got}, Triton {other}"
+        return
+    if ours.status_code != 200 or theirs.status_code != 200 or case.draft.method != "POST":
+        return
+    (head, outputs), (their_head, their_outputs) = map(_read, (ours, theirs))
+    if (head, list(outputs)) != (their_head, list(their_outputs)):
+        yield f"serve: {head}, {list(outputs)}; Triton: {their_head}, {list(their_outputs)}"
+        return
+    for name, got in outputs.items():
+        other = their_outputs[name]
+        if (got.dtype, _in_triton(got.shape)) != (other.dtype, other.shape):
+            yield f"serve: {got.dtype}{got.shape}; Triton: {other.dtype}{other.shape}"
+            continue
+        limit = tolerance_for(got.dtype.name).limit(float(np.abs(other).max()))
+        worst = float(np.abs(got - other.reshape(got.shape)).max())
+        if worst > limit:
+            yield f"'{name}' differs by {worst}, allowed is {limit}"
+
+
+def _read(answer: httpx.Response) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what stands in an answer beside its outputs, and these."""
+    length = answer.headers.get(HEADER_LENGTH)
+    outputs = read_answer(answer.content, length)
+    head = json.loads(answer.content[: None if length is None else int(length)])
+    return {key: head.get(key) for key in ("model_name", "model_version", "id")}, outputs
+
+
+def _tensors(metadata: httpx.Response) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return names, datatypes and shapes in a model's metadata, as Triton has them."""
+    found = metadata.json()
+    return [
+        (info["name"], info["datatype"], _in_triton(info["shape"]))
+        for info in (*found["inputs"], *found["outputs"])
+    ]
+
+
+def _in_triton(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape as Triton has it: [batch] is [batch, 1] there."""
+    return (*shape, 1) if len(shape) == 1 else tuple(shape)
+
+
+def _text(answer: httpx.Response) -> str:
+    return f"{answer.status_code} {answer.content[:150].decode(errors='replace')}"
