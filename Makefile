@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare-demo serve-demo text-demo test test-builds test-all test-long test-cuda test-gpu test-trt cuda plugin wheels check format clean build-dependencies test-dependencies
+.PHONY: help demo compare-demo serve-demo text-demo test test-builds test-all test-long test-cuda test-gpu test-trt cuda plugin wheels lock check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -44,6 +44,7 @@ help:
 	@echo "make test-gpu   all that needs a GPU, in stages: correct, speed, deep; needs nvcc, torch and numpy"
 	@echo "make test-trt   build TensorRT engines, run them and compare; needs a GPU, TensorRT, and make plugin"
 	@echo "make wheels  wheels with CPU kernels for x86-64 and aarch64, glibc 2.28 and newer, and the sources; into dist/"
+	@echo "make lock    renew requirements-image.txt: versions and hashes of what the container image installs"
 	@echo "make check   formatting, lint, types, import rules"
 	@echo "make format  rewrite the files in the project's format"
 	@echo "make clean   remove what these commands made"
@@ -123,6 +124,14 @@ wheels: build-dependencies $(VENV)/.build-frontend
 $(VENV)/.build-frontend: | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet 'build>=1.2'
 	@touch $@
+
+# For the Python of the TensorRT image. Asks PyPI for the newest versions within pyproject.toml's bounds.
+IMAGE_PYTHON := 3.12
+lock: | $(VENV)/.created
+	$(BIN)/python -m pip install --quiet 'uv>=0.9,<1'
+	$(BIN)/python tools/image_requirements.py | $(BIN)/uv pip compile - --quiet --upgrade --generate-hashes --no-annotate \
+	    --custom-compile-command 'make lock' --python-version $(IMAGE_PYTHON) --python-platform x86_64-unknown-linux-gnu \
+	    --output-file requirements-image.txt
 
 check: $(VENV)/.installed-$(CHECK_EXTRAS)
 	$(BIN)/ruff format --check .

@@ -134,6 +134,7 @@ def prepare(subject: Subject, request: Request, folder: Path) -> Prepared:
             config=options.config,
             overrides=options.overrides,
             code_dirs=options.code_dirs,
+            trust_code=options.trust_code,
         )
     package, plain = OnnxPackage.open(options.output), folder / "plain" / "model.onnx"
     if request.plain:
@@ -153,6 +154,7 @@ def _options(subject: Subject, request: Request, folder: Path) -> ExportOptions:
         config=subject.config,
         overrides=overrides,
         code_dirs=_code_dirs(subject, request.original),
+        trust_code=True,  # the configurations are those of this repository
     )
 
 

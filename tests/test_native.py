@@ -31,7 +31,7 @@ def test_reason_is_the_one_that_the_installation_recorded(folder: Path):
         "moh-deploy was built without CPU kernels: cmake was not found"
     )
     (folder / native.LOG_NAME).touch()
-    assert native.why_no_library().endswith(f"(log: {folder / native.LOG_NAME})")
+    assert native.why_no_library().endswith("(log: moh_deploy/native/build.log)")
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]"])
@@ -43,7 +43,7 @@ def test_without_a_record_nothing_was_installed(folder: Path, text: str | None):
 
 def test_library_that_was_taken_away_is_said_to_be_gone(folder: Path):
     record(folder, json.dumps({"reason": None}))
-    assert f"was built, but is no longer in {folder}" in native.why_no_library()
+    assert "was built, but is no longer in moh_deploy/native" in native.why_no_library()
 
 
 def test_finding_the_library_imports_nothing_heavy():

@@ -41,7 +41,8 @@ def main() -> None:
     save_checkpoint(moh, checkpoint, epochs=options.epochs, seed=options.seed)
     write_plain_onnx(dense, training.images[:4], WORK_DIR / "dense.onnx")
     write_images(training, held_out)
-    moh_deploy("export", checkpoint, "--output", package, "--config", HERE / "export.yaml")
+    config = HERE / "export.yaml"  # it names the code of model.py, hence --trust-code
+    moh_deploy("export", checkpoint, "--output", package, "--config", config, "--trust-code")
     reports = [WORK_DIR / f"decision.{suffix}" for suffix in ("html", "md")]
     moh_deploy(
         *("compare", "--plan", HERE / "plan.yaml"),

@@ -85,7 +85,8 @@ def main() -> None:
     step(f"Training on {len(training.labels)} images for {options.epochs} epochs")
     model = train(training, epochs=options.epochs)
     save_checkpoint(model, checkpoint, epochs=options.epochs)
-    moh_deploy("export", checkpoint, "--output", package_dir, "--config", HERE / "export.yaml")
+    config = HERE / "export.yaml"  # it names the code of model.py, hence --trust-code
+    moh_deploy("export", checkpoint, "--output", package_dir, "--config", config, "--trust-code")
     moh_deploy("verify", package_dir)
     package = OnnxPackage.open(package_dir)
     step(f"Running {len(held_out.labels)} held-out images through PyTorch and through the package")

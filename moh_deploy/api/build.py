@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -317,6 +318,7 @@ class _Build:
                     if (self._work / name).exists():
                         (self._work / name).rename(self._staged.path / name)
             shutil.rmtree(self._work)
+            self._strip_log()
             plugin = self._bring_plugin()
             manifest = self._manifest(layers, answer, plugin)
             text = engine_manifest_text(manifest)
@@ -328,6 +330,14 @@ class _Build:
             # machine, stays as it is.
             if self._times is not None and measured and self._times.why_ignored() is None:
                 self._times.write(measured)
+
+    def _strip_log(self) -> None:
+        """Take this machine's folders out of TensorRT's log, which stays beside the engine."""
+        log, library = self._staged.path / ENGINE_LOG_NAME, self._plan.library
+        text = log.read_bytes()
+        for folder in (self._work, *([library.path.parent] if library else [])):
+            text = text.replace(os.fsencode(folder) + b"/", b"")
+        log.write_bytes(text)
 
     def _bring_plugin(self) -> PluginInfo | None:
         library = self._plan.library

@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import moh_deploy
 from moh_deploy.api.made_arms import LoadOriginal, find_arms
+from moh_deploy.config.trust import require_trust
 from moh_deploy.decision.earlier import read_earlier
 from moh_deploy.decision.energy import energy_clock
 from moh_deploy.decision.measure import PlannedRun
@@ -28,6 +30,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.fresh_run import MeasureFresh, fresh_run
 from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
 from moh_deploy.perf.timing import check_timing
+from moh_deploy.runtime.base import Deployed
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
@@ -57,6 +60,8 @@ def compare(
     keep_scores: Path | str | None = None,
     ray: str | None = None,
     load_original: LoadOriginal | None = None,
+    trust_code: bool = False,
+    trust_pickle: bool = False,
     measure: MeasureRuns | None = None,
     measure_fresh: MeasureFresh | None = None,
     progress: Progress | None = None,
@@ -84,6 +89,8 @@ def compare(
         ray: Address of a Ray cluster, or `auto`, that scores samples; times are of this machine.
             Paths are to be the same on its machines; what is made is put into `keep_scores`.
         load_original: What loads checkpoints of the plan: `moh_deploy.load_original`.
+        trust_code: Run code that the plan, or a configuration or a checkpoint in it, names.
+        trust_pickle: Allow unpickling the plan's checkpoints, which runs code from them.
         measure: What times calls that take turns; clocks of its own without.
         measure_fresh: What runs a model in a process of its own.
         progress: What to report steps to.
@@ -92,7 +99,7 @@ def compare(
         The decision; look at `decision`, and at the `verdict` of each of `arms`.
 
     Raises:
-        ConfigError: The plan is wrong, labels do not fit, or an arm is not there.
+        ConfigError: The plan is wrong or not trusted, labels do not fit, or an arm is not there.
         PackageError: `keep_scores` cannot be written.
         MoHDeployError: An arm cannot be made or run; the message names it.
     """
@@ -113,12 +120,17 @@ def compare(
             f"{', '.join(options)} is given, but what is compared, and how, is in the plan: leave"
             " it out."
         )
-    file = _plan_of(options) if plan is None else read_plan(Path(plan))
+    trust = {"trust_code": trust_code, "trust_pickle": trust_pickle}
+    file = _plan_of(options) if plan is None else read_plan(Path(plan), **trust)
     # All that can be refused is refused before anything is made or measured, which takes minutes.
     with progress.step("reading the plan"):
         check_timing(file.plan.threads)
         look, told = read_earlier(None if earlier is None else Path(earlier), file)
-        found = find_arms(file, load_original)
+        found = find_arms(file, load_original and partial(load_original, **trust))
+        models = found.models.items()
+        engines = [name for name, m in models if isinstance(m, Deployed) and m.is_compiled]
+        named = {f"arms.{name}.path": str(file.plan.arms[name].path) for name in engines}
+        require_trust(file.source, named, "--trust-code", is_given=trust_code or plan is None)
         if ray is not None:
             check_ray(file.plan.threads)
         samples = _samples(file, found.base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import torch
 from typing_extensions import Unpack
@@ -75,20 +75,7 @@ def export(
     Raises:
         MoHDeployError: With the exit code of the kind of failure. Nothing is left behind.
     """
-    options = ExportOptions(
-        # `ExportOptions` is a `ModelOptions`, so its fields are taken over by name.
-        **vars(_model_options(model, settings)),
-        output=Path(output),
-        inputs=_inputs(settings.get("inputs")),
-        dynamic=tuple(settings.get("dynamic", ())),
-        input_specs=tuple(settings.get("input_specs", ())),
-        output_names=tuple(settings.get("output_names", ())),
-        opset=settings.get("opset"),
-        compute_type=settings.get("compute_type"),
-        require_layers=settings.get("require_layers"),
-        valid_tokens=settings.get("valid_tokens"),
-        cache=settings.get("cache"),
-    )
+    options = ExportOptions(output=Path(output), **_fields(model, settings))
     return _export(options, progress=progress)
 
 
@@ -107,26 +94,22 @@ def load_original(model: Model, **settings: Unpack[ModelSettings]) -> EagerModel
         ConfigError: An option or the configuration is wrong.
     """
     # Loaded as `export` loads it, but not traced: it runs as the user wrote it.
-    return open_eager(_model_options(model, settings))
+    return open_eager(ModelOptions(**_fields(model, settings)))
 
 
-def _model_options(model: Model, settings: ModelSettings) -> ModelOptions:
-    return ModelOptions(
-        model=Path(model) if isinstance(model, str) else model,
-        config=_path(settings.get("config")),
-        overrides=tuple(settings.get("overrides", ())),
-        factory=settings.get("factory"),
-        code_dirs=tuple(Path(folder) for folder in settings.get("code_dirs", ())),
-        state_key=settings.get("state_key"),
-        trust_pickle=settings.get("trust_pickle", False),
-        trust_code=settings.get("trust_code", False),
-        task=settings.get("task"),
-        dtype=settings.get("dtype"),
-    )
-
-
-def _path(value: Path | str | None) -> Path | None:
-    return None if value is None else Path(value)
+def _fields(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the options, as the command line fills them."""
+    fields: dict[str, Any] = {"model": Path(model) if isinstance(model, str) else model}
+    for name, value in settings.items():
+        if name == "inputs":
+            fields[name] = _inputs(value)
+        elif name == "code_dirs":
+            fields[name] = tuple(map(Path, value))
+        elif name == "config":
+            fields[name] = None if value is None else Path(value)
+        else:
+            fields[name] = tuple(value) if isinstance(value, list) else value
+    return fields
 
 
 def _inputs(given: Inputs | None) -> Path | Mapping[str, object] | tuple[object, ...] | None:

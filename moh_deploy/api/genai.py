@@ -54,6 +54,7 @@ def verify_genai_bundle(
     root: Path | str,
     *,
     against: Path | str | Original | None = None,
+    trust_code: bool = False,
     progress: Progress | None = None,
 ) -> GenaiVerification:
     """Run a bundle by onnxruntime-genai, and compare its greedy tokens with a reference's.
@@ -65,18 +66,21 @@ def verify_genai_bundle(
         root: The bundle.
         against: A package, or what `load_original` returns; None: the bundle's package on function
             bodies.
+        trust_code: Run native code of the bundle that is not of this installation.
         progress: What to report steps to.
 
     Returns:
         The comparison. Look at `equal`, or at `failure`.
 
     Raises:
+        ConfigError: It has native code that is not trusted.
         BackendError: `onnxruntime-genai` is not installed, does not open the bundle, or fails.
         PackageError: It is no bundle for genai, or has changed.
         ValidationError: Its package is not equal to what was recorded.
     """
     root = Path(root)
-    return verify_genai(root, _reference(root, against), progress or SilentProgress())
+    progress = progress or SilentProgress()
+    return verify_genai(root, _reference(root, against), progress, trust_code=trust_code)
 
 
 def _reference(root: Path, against: Path | str | Original | None) -> Model | None:

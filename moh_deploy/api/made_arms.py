@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from moh_deploy.api.precision import precision
 from moh_deploy.api.prune import prune
@@ -28,20 +27,8 @@ from moh_deploy.system.progress import Progress
 ELSEWHERE = "it runs in the server's process"
 
 
-class LoadOriginal(Protocol):
-    """Loads a checkpoint; `moh_deploy.load_original` does."""
-
-    def __call__(
-        self,
-        model: Path,
-        *,
-        config: Path | None,
-        factory: str | None,
-        code_dirs: list[Path],
-        state_key: str | None,
-        trust_pickle: bool,
-        dtype: str | None,
-    ) -> Original: ...
+LoadOriginal = Callable[..., Original]
+"""Loads a checkpoint by the settings of `ModelOptions`; `moh_deploy.load_original` does."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +80,12 @@ class FoundArms:
         chooses = False if section.dense else None
         if section.path is not None:
             model = self.models[name]
-            return _of_model(name, section, model, self._variant(section, model))
+            # What an engine, or a model of another format, does with heads is not known here.
+            package = model.package if isinstance(model, PackageDir) else None
+            if package is not None and not section.dense:
+                chooses = _chooses(package)
+            variant = self._variant(section, model)
+            return Arm(name, model.name, model, variant, package, section.dense, chooses)
         variant = Variant(threads=self.file.plan.threads)
         if section.url is not None:
             assert section.model is not None, "the plan was checked"
@@ -177,7 +169,6 @@ class FoundArms:
             factory=section.factory,
             code_dirs=[placed(one) for one in section.code_dirs],
             state_key=section.state_key,
-            trust_pickle=section.trust_pickle,
             dtype=section.dtype,
         )
 
@@ -225,15 +216,6 @@ def _found(path: Path) -> Model:
     elif not os.path.isfile(path):
         raise ConfigError(f"{path} does not exist.")
     return model
-
-
-def _of_model(name: str, section: ArmSection, model: Model, variant: Variant) -> Arm:
-    # What an engine or somebody else's model does with heads is not known here.
-    package = model.package if isinstance(model, PackageDir) else None
-    chooses = None if package is None else _chooses(package)
-    if section.dense:
-        chooses = False
-    return Arm(name, model.name, model, variant, package, section.dense, chooses)
 
 
 def _chooses(package: OnnxPackage) -> bool:

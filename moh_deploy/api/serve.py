@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from moh_deploy.api.bundle import DEFAULT_GUARD
 from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.serving.foreign_code import require_own_code
 from moh_deploy.serving.http.limits import MIB, HttpLimits
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
@@ -48,6 +49,7 @@ def serve(
     drill: bool = False,
     shadow: Path | str | None = None,
     shadow_share: float | None = None,
+    trust_code: bool = False,
     max_queue: int = 256,
     max_body: int = 64,
     max_json: int = 4,
@@ -86,6 +88,7 @@ def serve(
         drill: Plant the faults that the control file names.
         shadow: Package to run beside, and compare; None for none.
         shadow_share: On which share of the batches; None for 0.05.
+        trust_code: Run native code of a bundle that is not of this installation.
         max_queue: The most requests that wait for an instance.
         max_body: The largest body of a request, in MiB.
         max_json: The most JSON in a body, in MiB: to read it takes thirty times as much memory.
@@ -97,7 +100,8 @@ def serve(
         on_ready: Is told where it listens, once it answers.
 
     Raises:
-        ConfigError: An option is out of its range, or nobody can listen at that address.
+        ConfigError: An option is out of its range, nobody can listen at that address, or a bundle
+            has native code that is not trusted.
         PackageError: It cannot be read, or a bundle's kernels or packages have changed.
         ValidationError: It answers a recorded run wrongly.
         BackendError: A package of the extra `serve` is not installed, the model cannot be run here,
@@ -108,7 +112,11 @@ def serve(
         raise BackendError(
             f"not installed: {', '.join(missing)}.", hint="pip install 'moh-deploy[serve]'"
         )
-    model, base = _bundled_or_bare(Path(package_dir).resolve())
+    root = model = Path(package_dir).resolve()
+    base = ServingSettings(root.name)
+    if is_bundle(root):
+        model, base = bundled_model(root)
+        require_own_code(root, trust_code=trust_code)
     for option, number, least in (
         ("instances", instances, 1),
         ("threads", threads, 1),
@@ -170,12 +178,6 @@ def serve(
         on_ready=on_ready or (lambda listening: None),
         log=lambda line: print(line, file=sys.stderr, flush=True),
     )
-
-
-def _bundled_or_bare(root: Path) -> tuple[Path, ServingSettings]:
-    if is_bundle(root):
-        return bundled_model(root)
-    return root, ServingSettings(root.name)
 
 
 def _check(settings: ServingSettings) -> None:

@@ -34,13 +34,13 @@ from moh_deploy.cli.output import print_answer
     options.positive(
         "--threads", "Threads of each instance.  [default: the cores by the instances]"
     ),
-    options.batching(is_written=True),
+    options.BATCHING,
     options.PER_HEAD,
     options.OTLP,
     options.GUARD,
     options.path("--fallback", "DIR", "The package of the policy's rung of kind package."),
     options.SHADOW,
-    options.shadow_share(is_written=True),
+    options.SHADOW_SHARE,
     options.PLANTS_FAULTS,
     options.REFERENCE,
     click.option("--image", metavar="IMAGE", help="The container that kserve.yaml names."),
@@ -92,7 +92,9 @@ def command(
         return
     from moh_deploy.api.bundle import bundle
 
+    settings = {name: value for name, value in given.items() if value is not None}
+
     print_answer(
-        lambda progress: bundle(artefact, output, **given, progress=progress),  # type: ignore[arg-type]
+        lambda progress: bundle(artefact, output, **settings, progress=progress),  # type: ignore[arg-type]
         as_json=as_json,
     )

@@ -70,6 +70,8 @@ if TYPE_CHECKING:
         metavar="ADDRESS|auto",
         help="A Ray cluster that scores samples; times are of this machine.",
     ),
+    options.TRUST_PICKLE,
+    options.TRUST_CODE,
     options.REPORT_FILES[1:],
     options.JSON,
 )

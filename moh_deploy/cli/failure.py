@@ -17,7 +17,7 @@ from typing import TextIO
 
 import click
 
-from moh_deploy.errors import MoHDeployError, PackageError
+from moh_deploy.errors import BackendError, MoHDeployError, PackageError
 from moh_deploy.system.json_text import to_json_text
 
 EXIT_USAGE = 2
@@ -77,6 +77,11 @@ def _interrupted() -> int:
 
 def _exit_code(error: Exception, *, as_json: bool) -> int:
     """Report an error; one that is not raised on purpose is a bug, and keeps its traceback."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+        error = BackendError(
+            "PyTorch is not installed, and this command loads a model in it.",
+            hint="pip install torch, or export where the model's code is, and go on here.",
+        )
     if isinstance(error, MoHDeployError):
         report_failure(error, as_json=as_json)
         return error.exit_code

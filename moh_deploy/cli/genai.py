@@ -60,9 +60,10 @@ def verify_by_genai(
     from moh_deploy.api.genai import verify_genai_bundle
 
     def job(progress: SilentProgress) -> GenaiVerification:
-        named = Path(against[0]) if against else None
-        other = other_model(named, loading, progress)
-        return verify_genai_bundle(root, against=other, progress=progress)
+        trust_code = bool(loading["trust_code"])
+        loading["trust_code"] = trust_code and bool(against)  # else it is for the bundle alone
+        other = other_model(Path(against[0]) if against else None, loading, progress)
+        return verify_genai_bundle(root, against=other, trust_code=trust_code, progress=progress)
 
     print_answer(job, as_json=as_json, package=str(root))
 

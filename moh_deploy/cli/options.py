@@ -156,6 +156,12 @@ def checkpoint(help: str) -> Option:
     return path("--checkpoint", "FILE", help)
 
 
+TRUST_PICKLE = flag("--trust-pickle", "Allow unpickling a module: it runs code from the file.")
+TRUST_CODE = flag(
+    "--trust-code",
+    "Run code that a file names or brings along: a configuration, a plan, a model directory, or a"
+    " bundle with native code that is not of this installation.",
+)
 # How a checkpoint is loaded: fields of `ModelOptions`.
 MODEL_OPTIONS = (
     path("--config", "FILE.yaml", "Settings from a file."),
@@ -176,10 +182,8 @@ MODEL_OPTIONS = (
         metavar="KEY",
         help="Where a training checkpoint keeps the weights: model, ema.",
     ),
-    flag("--trust-pickle", "Allow unpickling a whole module: it runs code from the file."),
-    flag(
-        "--trust-code", "Run code that a model directory brings along, as its config.json names it."
-    ),
+    TRUST_PICKLE,
+    TRUST_CODE,
     click.option(
         "--task",
         type=click.Choice(["text-generation"]),
@@ -226,69 +230,48 @@ SCORING_OPTIONS = (
         help="Samples that run at once, if there are labels.",
     ),
 )
-# How a model is served: `bundle` writes it down, `serve` may find it in a bundle.
-
-
-def batching(*, is_written: bool) -> tuple[Option, ...]:
-    """Options of how requests are joined into batches; see `_served` for `is_written`."""
-    return (
-        _served(
-            "--max-batch",
-            "N",
-            click.IntRange(min=1),
-            "The most samples that are joined into one batch.",
-            default=64,
-            is_written=is_written,
-        ),
-        _served(
-            "--max-delay-ms",
-            "MS",
-            click.FloatRange(min=0),
-            "How long the first request of a batch waits for others. 0: as long as all instances"
-            " are busy.",
-            default=1,
-            is_written=is_written,
-        ),
-        _served(
-            "--sample-every",
-            "N",
-            click.IntRange(min=0),
-            "Read routing of one batch in N for the metrics; 0: of none.",
-            default=128,
-            is_written=is_written,
-        ),
-    )
-
-
-def shadow_share(*, is_written: bool) -> Option:
-    """The share of batches that the package of `--shadow` runs, too."""
-    share = click.FloatRange(0, 1, min_open=True)
-    return _served(
-        "--shadow-share", "SHARE", share, "That share.", default=0.05, is_written=is_written
-    )
 
 
 def _served(
-    name: str,
-    metavar: str,
-    kind: click.ParamType[Any],
-    help: str,
-    *,
-    default: float,
-    is_written: bool,
+    name: str, metavar: str, kind: click.ParamType[Any], help: str, default: float
 ) -> Option:
-    """Make an option whose default `bundle` writes down (`is_written`).
-
-    `serve` only shows it: None says that the option was not given, and then a bundle's value, if
-    there is one, comes before the default.
-    """
-    if is_written:
-        return click.option(
-            name, metavar=metavar, type=kind, default=default, show_default=True, help=help
-        )
+    """Make an option of `bundle`, which writes it down, and of `serve`: not given is None, and a
+    bundle's value comes before the default."""
     return click.option(name, metavar=metavar, type=kind, help=f"{help}  [default: {default}]")
 
 
+# How a model is served.
+BATCHING = (
+    _served(
+        "--max-batch",
+        "N",
+        click.IntRange(min=1),
+        "The most samples that are joined into one batch.",
+        64,
+    ),
+    _served(
+        "--max-delay-ms",
+        "MS",
+        click.FloatRange(min=0),
+        "How long the first request of a batch waits for others. 0: as long as all instances are"
+        " busy.",
+        1,
+    ),
+    _served(
+        "--sample-every",
+        "N",
+        click.IntRange(min=0),
+        "Read routing of one batch in N for the metrics; 0: of none.",
+        128,
+    ),
+)
+SHADOW_SHARE = _served(
+    "--shadow-share",
+    "SHARE",
+    click.FloatRange(0, 1, min_open=True),
+    "The share of batches that the package of --shadow runs, too.",
+    0.05,
+)
 PER_HEAD = flag("--per-head", "Count head by head, not by layer alone: more series.")
 OTLP = click.option(
     "--otlp",

@@ -13,13 +13,7 @@ if TYPE_CHECKING:
     from moh_deploy.frontend.prove.eager import EagerModel
     from moh_deploy.system.progress import Progress
 
-_OPTIONS = {
-    "overrides": "--set",
-    "code_dirs": "--code-dir",
-    "state_key": "--state-key",
-    "trust_pickle": "--trust-pickle",
-    "trust_code": "--trust-code",
-}
+_OPTIONS = {"overrides": "--set", "code_dirs": "--code-dir"}
 
 
 def taken_model_options(options: dict[str, object]) -> dict[str, object]:
@@ -32,7 +26,8 @@ def taken_model_options(options: dict[str, object]) -> dict[str, object]:
 
 def given_model_options(options: Mapping[str, object]) -> list[str]:
     """Return those of the options that were given, as they are written."""
-    return [_OPTIONS.get(name, f"--{name}") for name, value in options.items() if value]
+    named = {name: f"--{name.replace('_', '-')}" for name in options} | _OPTIONS
+    return [named[name] for name, value in options.items() if value]
 
 
 def open_original(checkpoint: Path, options: Mapping[str, object]) -> EagerModel:

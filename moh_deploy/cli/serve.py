@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         "--instances", "How many batches run at the same time.  [default: cores by threads]"
     ),
     options.positive("--threads", "Threads of each instance.  [default: cores by instances]"),
-    options.batching(is_written=False),
+    options.BATCHING,
     options.PER_HEAD,
     options.OTLP,
     options.REFERENCE,
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     options.path("--control", "FILE", "The guard's control file: manual switch, alarms of drift."),
     options.PLANTS_FAULTS,
     options.SHADOW,
-    options.shadow_share(is_written=False),
+    options.SHADOW_SHARE,
+    options.TRUST_CODE,
     options.positive(
         "--max-queue", "The most requests that wait; then 503, with Retry-After.", default=256
     ),

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from moh_deploy.config.schema_errors import Key, explain
+from moh_deploy.config.schema_errors import explain
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.system.suggest import shortened
 
 M = TypeVar("M", bound=BaseModel)
-
-KnownKeys = Callable[[Sequence[Key]], Sequence[str]]
-"""From the path of a section to the keys that it may hold."""
 
 
 def read_mapping(path: Path, model: type[BaseModel], *, hint: str | None = None) -> dict[Any, Any]:
@@ -30,15 +26,14 @@ def read_mapping(path: Path, model: type[BaseModel], *, hint: str | None = None)
     """
     document = read_yaml(path, error=ConfigError)
     if not isinstance(document, dict):
+        found = "is empty" if document is None else f"holds {document!r:.60}"
         raise ConfigError(
-            f"{path}: expected a mapping with {shortened(model.model_fields)}, got"
-            f" {document!r:.60}.",
-            hint=hint,
+            f"{path}: {found}; expected a mapping with {shortened(model.model_fields)}.", hint=hint
         )
     return document
 
 
-def checked(document: object, model: type[M], source: str, known_keys: KnownKeys) -> M:
+def checked(document: object, model: type[M], source: str) -> M:
     """Return what a document says.
 
     Args:
@@ -50,5 +45,5 @@ def checked(document: object, model: type[M], source: str, known_keys: KnownKeys
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        lines = [explain(one, document, source, known_keys=known_keys) for one in error.errors()]
+        lines = [explain(one, document, source, model=model) for one in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None

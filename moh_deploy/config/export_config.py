@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,12 +18,13 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from moh_deploy.config.checked_yaml import read_mapping
 from moh_deploy.config.dims import DimExpr, DynamicAxis, require_traceable
 from moh_deploy.config.nested_inputs import ConstantValue, flat_document, in_document
 from moh_deploy.config.schema_errors import Key, document_path, dotted, explain, shown_value
 from moh_deploy.errors import ConfigError
-from moh_deploy.system.bounded_yaml import parse_yaml, read_yaml
-from moh_deploy.system.suggest import did_you_mean, shortened
+from moh_deploy.system.bounded_yaml import parse_yaml
+from moh_deploy.system.suggest import did_you_mean
 
 ModelDtype = Literal[
     "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"
@@ -117,7 +118,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
     Raises:
         ConfigError: The file is unreadable or not of the schema, or an override does not apply.
     """
-    document = _read(path) if path is not None else {}
+    document = {} if path is None else read_mapping(path, ExportConfig)
     # Overrides go into the document before it is checked, so both are held to the same schema;
     # which paths they set is kept to name the right source in messages.
     overridden = [_apply_override(document, override) for override in overrides]
@@ -136,32 +137,18 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ExportConfi
                 item,
                 document,
                 _source_of(item, document, source, overridden),
-                known_keys=_known_keys,
+                model=ExportConfig,
                 expectation=_expectation,
             )
             for item in problems
         ]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
-    return _with_absolute_code_dirs(config, path)
-
-
-def _with_absolute_code_dirs(config: ExportConfig, path: Path | None) -> ExportConfig:
     if path is None:
         return config
     # An absolute directory stays: joining one to a parent gives it back.
     code_dirs = tuple(path.parent / directory for directory in config.model.code_dirs)
     model = config.model.model_copy(update={"code_dirs": code_dirs})
     return config.model_copy(update={"model": model})
-
-
-def _read(path: Path) -> dict[str, object]:
-    document = read_yaml(path, error=ConfigError)
-    if not isinstance(document, dict):
-        what = "is empty" if document is None else f"holds {shown_value(document)}"
-        raise ConfigError(
-            f"{path}: {what}; expected a mapping with {shortened(ExportConfig.model_fields)}."
-        )
-    return document
 
 
 def _apply_override(document: dict[str, object], override: str) -> tuple[Key, ...]:
@@ -176,37 +163,24 @@ def _apply_override(document: dict[str, object], override: str) -> tuple[Key, ..
         )
     value = parse_yaml(value_text, f"the value of --set '{override}'", error=ConfigError)
     target: object = document
-    for index, key in enumerate(keys[:-1]):
-        target = _descend(target, key, f"--set '{override}': {dotted(keys[:index]) or 'the top'}")
-    _assign(target, keys[-1], value, f"--set '{override}': {dotted(keys[:-1]) or 'the top'}")
+    for index, key in enumerate(keys):
+        place = f"--set '{override}': {dotted(keys[:index]) or 'the top'}"
+        if not isinstance(target, (dict, list)):
+            raise ConfigError(f"{place} is {shown_value(target)}, which has no '{key}' to set.")
+        if isinstance(target, list) and not (isinstance(key, int) and key < len(target)):
+            raise ConfigError(
+                f"{place} has no entry '{key}'; it has {len(target)}, counted from 0."
+            )
+        section: Any = target
+        if index == len(keys) - 1:
+            section[key] = value
+        elif isinstance(target, dict) and target.get(key) is None:
+            section[key] = {}  # an absent or empty section is made on the way
+        target = section[key]
     return keys
 
 
 _INDEX = re.compile(r"[0-9]{1,9}")
-
-
-def _descend(target: object, key: Key, place: str) -> object:
-    if isinstance(target, dict):
-        # An absent or empty section is made on the way.
-        if target.get(key) is None:
-            target[key] = {}
-        return target[key]
-    return _entries(target, key, place)[cast(int, key)]
-
-
-def _assign(target: object, key: Key, value: object, place: str) -> None:
-    if isinstance(target, dict):
-        target[key] = value
-    else:
-        _entries(target, key, place)[cast(int, key)] = value
-
-
-def _entries(target: object, key: Key, place: str) -> list[object]:
-    if not isinstance(target, list):
-        raise ConfigError(f"{place} is {shown_value(target)}, which has no '{key}' to set.")
-    if not isinstance(key, int) or key >= len(target):
-        raise ConfigError(f"{place} has no entry '{key}'; it has {len(target)}, counted from 0.")
-    return target
 
 
 def _source_of(
@@ -228,11 +202,6 @@ def _expectation(path: Sequence[Key]) -> str | None:
     if "require_layers" in path[-1:]:
         return "expected a number from 0 on, or 'all'"
     return None
-
-
-def _known_keys(section: Sequence[Key]) -> list[str]:
-    models: dict[Key, type[BaseModel]] = {"model": ModelSection, "inputs": InputSection}
-    return list(models.get(section[0] if section else "", ExportConfig).model_fields)
 
 
 def _name_problems(config: ExportConfig) -> Iterator[str]:

@@ -31,7 +31,7 @@ class ModelOptions:
         code_dirs: Directories to import the model's code from.
         state_key: Key under which a training checkpoint holds the weights.
         trust_pickle: Allow unpickling, which runs code from the file.
-        trust_code: Run code that a model directory brings along.
+        trust_code: Run code that a configuration names, or that a model directory brings along.
         task: `text-generation` gives a language model the inputs and outputs that generating text
             takes, its cache among them; None takes the model's own.
         dtype: Floating-point dtype for the model and its inputs; None keeps the checkpoint's.

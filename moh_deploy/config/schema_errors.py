@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from moh_deploy.system.suggest import did_you_mean, shortened
@@ -17,7 +19,7 @@ def explain(
     document: object,
     source: str,
     *,
-    known_keys: Callable[[Sequence[Key]], Sequence[str]],
+    model: type[BaseModel],
     expectation: Callable[[Sequence[Key]], str | None] = lambda path: None,
 ) -> str:
     """Return a sentence on one problem, or several lines of those that our own checks found.
@@ -26,7 +28,7 @@ def explain(
         item: As pydantic has it.
         document: What was validated.
         source: Where it comes from; it opens the sentence.
-        known_keys: From the path of a section to the keys that it may hold.
+        model: What the document is of.
         expectation: From a path to what is expected there; None for pydantic's words.
     """
     if item["type"] == "value_error":
@@ -34,7 +36,7 @@ def explain(
         return "\n".join(f"{source}: {line}" for line in str(item["ctx"]["error"]).splitlines())
     path = document_path(item["loc"], document)
     if item["type"] == "extra_forbidden":
-        known = known_keys(path[:-1])
+        known = _known_keys(model, path[:-1])
         hint = f"{did_you_mean(str(path[-1]), known)} It may hold: {shortened(known)}.".strip()
         return f"{source}: {dotted(path)} is not a known key. {hint}"
     if item["type"] == "missing":
@@ -42,6 +44,24 @@ def explain(
         return f"{source}: {dotted(path)} {what}."
     words = expectation(path) or item["msg"][0].lower() + item["msg"][1:]
     return f"{source}: {dotted(path)} is {shown_value(item['input'])}: {words}{_of_yaml(item)}."
+
+
+def _known_keys(model: type[BaseModel], section: Sequence[Key]) -> list[str]:
+    """Return the keys that a section of a document may hold."""
+    keys = iter(section)
+    for key in keys:
+        field = model.model_fields.get(str(key))
+        if field is not None:  # else the index of an entry
+            model = _section_in(field.annotation) or model
+            if get_origin(field.annotation) is dict:
+                next(keys, None)  # a name that the user chose
+    return list(model.model_fields)
+
+
+def _section_in(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)
 
 
 def _of_yaml(item: ErrorDetails) -> str:

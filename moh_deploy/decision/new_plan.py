@@ -30,7 +30,7 @@ arms:
   # int8:
   #   made: {precision: int8}
   #   of: moh
-  # original:                # in PyTorch; see `moh-deploy export` for what loads it
+  # original:                # in PyTorch, loaded as by `export`; code needs --trust-code
   #   checkpoint: {file: model.pt, config: export.yaml}
   # served:                  # a server that speaks the v2 protocol
   #   url: http://127.0.0.1:8000

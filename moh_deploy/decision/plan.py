@@ -6,7 +6,7 @@ docs/compare.md describes it; `moh-deploy compare --new-plan FILE` writes one to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moh_deploy.config.checked_yaml import checked, read_mapping
 from moh_deploy.config.runtimes import Runtime
-from moh_deploy.config.schema_errors import Key
+from moh_deploy.config.trust import require_trust
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.digest import sha256_of_json
 from moh_deploy.system.suggest import did_you_mean, shortened
@@ -73,7 +73,11 @@ class MadeSection(_Section):
 
 
 class CheckpointSection(_Section):
-    """`checkpoint:` the original model in PyTorch, and how it is loaded; see `export`."""
+    """`checkpoint:` the original model in PyTorch, and how it is loaded; see `export`.
+
+    Attributes:
+        trust_pickle: It has to be unpickled, which the user has to allow, too.
+    """
 
     file: _Path
     config: _Path | None = None
@@ -237,15 +241,32 @@ class PlanFile:
         return self.folder / path
 
 
-def read_plan(path: Path) -> PlanFile:
+def read_plan(path: Path, *, trust_code: bool = False, trust_pickle: bool = False) -> PlanFile:
     """Read a plan.
 
     Raises:
-        ConfigError: The file is unreadable, or not of the schema; all that is wrong is said.
+        ConfigError: The file is unreadable, or not of the schema; all that is wrong is said. Or it
+            names code or pickles, and is not trusted.
     """
     hint = "`moh-deploy compare --new-plan FILE` writes one to fill in."
-    document = read_mapping(path, Plan, hint=hint)
-    return PlanFile(plan_of(document, str(path)), path.parent, str(path))
+    plan = plan_of(read_mapping(path, Plan, hint=hint), str(path))
+    alone = len(plan.quality) == 1
+    code: dict[str, object] = {
+        "quality.metric" if alone else f"quality.{index}.metric": goal.metric
+        for index, goal in enumerate(plan.quality)
+        if ":" in goal.metric
+    }
+    code["code_dirs"] = [*map(str, plan.code_dirs)]
+    pickles = {}
+    for name, checkpoint in ((name, arm.checkpoint) for name, arm in plan.arms.items()):
+        if checkpoint is not None:
+            place = f"arms.{name}.checkpoint"
+            code[f"{place}.factory"] = checkpoint.factory
+            code[f"{place}.code_dirs"] = [*map(str, checkpoint.code_dirs)]
+            pickles[f"{place}.trust_pickle"] = checkpoint.trust_pickle
+    require_trust(str(path), code, "--trust-code", is_given=trust_code)
+    require_trust(str(path), pickles, "--trust-pickle", is_given=trust_pickle)
+    return PlanFile(plan, path.parent, str(path))
 
 
 def plan_of(document: Mapping[Any, Any], source: str) -> Plan:
@@ -258,28 +279,11 @@ def plan_of(document: Mapping[Any, Any], source: str) -> Plan:
     alone = isinstance(document.get("quality"), dict)
     listed = {**document, "quality": [document["quality"]]} if alone else document
     try:
-        return checked(listed, Plan, source, _known_keys)
+        return checked(listed, Plan, source)
     except ConfigError as error:
         if not alone:
             raise
         raise ConfigError(error.message.replace("quality.0", "quality")) from None
-
-
-_SECTIONS: Mapping[Key, type[BaseModel]] = {
-    "quality": QualityGoal,
-    "latency": LatencyGoal,
-    "made": MadeSection,
-    "prune": PruneSection,
-    "checkpoint": CheckpointSection,
-}
-
-
-def _known_keys(section: Sequence[Key]) -> list[str]:
-    # `arms.NAME` is an arm, whatever the name.
-    model: type[BaseModel] = ArmSection if section[:1] == ("arms",) else Plan
-    for key in section[2:] if section[:1] == ("arms",) else section:
-        model = _SECTIONS.get(key, model)
-    return list(model.model_fields)
 
 
 def _arm_problems(plan: Plan) -> Iterator[str]:

@@ -41,7 +41,7 @@ def why_no_library() -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return "moh-deploy runs from files that were not installed"
     if reason is None:
-        return f"{LIBRARY_NAME} was built, but is no longer in {FOLDER}"
-    log = FOLDER / LOG_NAME
-    more = f" (log: {log})" if log.is_file() else ""
+        return f"{LIBRARY_NAME} was built, but is no longer in moh_deploy/native"
+    # Reports show this: no absolute path.
+    more = f" (log: moh_deploy/native/{LOG_NAME})" if (FOLDER / LOG_NAME).is_file() else ""
     return f"moh-deploy was built without CPU kernels: {reason}{more}"

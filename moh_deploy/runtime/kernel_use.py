@@ -22,7 +22,7 @@ class KernelUse:
     Which nodes run on the library is in `Description.layer_impl`.
 
     Attributes:
-        library: Path of the library; None if the session has none.
+        library: Path of the library, whose name reports show; None if the session has none.
         reason: Why it has none; None if it has one.
         instruction_set: What the kernels run on, such as `avx2`; None without a library, and of one
             for GPUs, whose products take what the graph says.
@@ -40,6 +40,12 @@ class KernelUse:
     asked_compute_type: ComputeType = "float32"
     emulated_dtype: str | None = None
     no_kernel_for: tuple[str, ...] = field(default=(), metadata=HIDDEN)
+
+    @property
+    @in_json("library")
+    def _library_name(self) -> str | None:
+        # Reports are handed on, and where software lies on this machine is its user's matter.
+        return None if self.library is None else self.library.name
 
     @property
     @in_json("no_kernel_for")
@@ -66,7 +72,7 @@ class KernelUse:
     def _library_text(self) -> str:
         if self.library is None:
             return f"kernels: none ({self.reason})"
-        text = f"kernels: {self.library}"
+        text = f"kernels: {self._library_name}"
         if self.instruction_set is not None:
             text = f"{text}, {self.instruction_set}, products of {self.compute_type}"
         if self.instruction_set is not None and self.compute_type != self.asked_compute_type:

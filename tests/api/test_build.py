@@ -434,11 +434,15 @@ def test_choices_by_size_become_one_for_each_layer(
 
 
 @nightly
-def test_the_log_has_no_warnings_of_the_parser(build: Callable[..., BuildReport], tmp_path: Path):
+def test_the_log_has_no_warnings_of_the_parser_and_no_paths(
+    build: Callable[..., BuildReport], plugin: Path, tmp_path: Path
+):
     build()
     log = (tmp_path / "engine" / "build.log").read_text()
     assert "INFO: Successfully created plugin: MoHAttention" in log
     assert "present_inputs not found" not in log
+    assert "Input filename:   model.onnx" in log
+    assert not {str(place) for place in (tmp_path, plugin.parent) if str(place) in log}
 
 
 def test_the_compiled_library_builds_for_what_it_has_code_for(

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import moh_deploy
-from moh_deploy.errors import BackendError
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.npz import write_npz
 from tests.fakes import Fakes, fakes
@@ -58,7 +58,8 @@ def write_case(folder: Path, **changes: object) -> Path:
 
 
 def compare(plan: Path) -> subprocess.CompletedProcess[str]:
-    return python("from moh_deploy.cli import main; main()", "compare", "--plan", plan, "--json")
+    arguments = ("compare", "--plan", plan, "--trust-code", "--json")
+    return python("from moh_deploy.cli import main; main()", *arguments)
 
 
 @pytest.mark.usefixtures("without_driver")
@@ -72,10 +73,16 @@ def test_without_a_gpu_an_engine_is_refused_before_any_other_arm_is_made(
     int8 = {"made": {"precision": "int8"}, "of": "package"}
     arms = {"package": {"path": "package"}, "int8": int8, "engine": {"path": "engine"}}
     with pytest.raises(BackendError) as refused:
-        moh_deploy.compare(plan=write_case(tmp_path, arms=arms))
+        moh_deploy.compare(plan=write_case(tmp_path, arms=arms), trust_code=True)
     said = f"arm 'engine' cannot run: {tmp_path}/engine cannot run here: no NVIDIA driver"
     assert refused.value.message.startswith(said)
     assert "moh-deploy doctor" in str(refused.value.hint)
+
+
+def test_engine_that_a_plan_names_needs_trust(tmp_path: Path):
+    """Its plugin library is native code, and TensorRT may load code from an engine."""
+    with pytest.raises(ConfigError, match=r"plan\.yaml: arms\.engine\.path is 'engine', and using"):
+        moh_deploy.compare(plan=write_case(tmp_path))
 
 
 @nightly

@@ -149,6 +149,16 @@ def test_interrupt_ends_with_130(cli: Cli, pipeline: Pipeline):
     assert stopped.err.strip() == "interrupted"
 
 
+def test_installation_without_pytorch_says_so(cli: Cli, pipeline: Pipeline):
+    def miss() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    pipeline.act = miss
+    failed = cli("export", "model.pt", "-o", "out")
+    assert failed.exit_code == 6
+    assert failed.err.startswith("error: PyTorch is not installed, and this command loads")
+
+
 def test_bug_keeps_its_traceback(cli: Cli, pipeline: Pipeline):
     pipeline.act = lambda: [][0]
     failed = cli("export", "model.pt", "-o", "out")

@@ -35,6 +35,7 @@ def main() -> None:
     thread.start()
     report = moh_deploy.compare(
         plan=folder / "plan.yaml",
+        trust_code=True,
         ray="auto",
         keep_scores=folder / "spread",
         measure=Meter((1.0, 0.5)),

@@ -38,6 +38,7 @@ def main() -> None:
     try:
         report = moh_deploy.compare(
             plan=folder / "plan.yaml",
+            trust_code=True,
             ray=f"{HEAD}:{PORT}",
             keep_scores=folder / "spread",
             measure=Meter((1.0, 0.5)),

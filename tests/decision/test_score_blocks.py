@@ -47,7 +47,7 @@ class Counting:
 def case(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Case]:
-    file: PlanFile = read_plan(write_case(tmp_path_factory.mktemp("blocks")))
+    file: PlanFile = read_plan(write_case(tmp_path_factory.mktemp("blocks")), trust_code=True)
     models = {name: PackageDir(file.folder / name) for name in ("right", "wrong")}
     base: OnnxPackage = models["right"].package
     arms = [Arm(name, one.name, one, AS_IT_IS, one.package) for name, one in models.items()]
@@ -81,7 +81,7 @@ def test_interrupted_scoring_goes_on_where_it_was(case: Case, tmp_path: Path):
 def test_scores_of_runs_of_another_size_are_not_taken(case: Case, tmp_path: Path):
     """Another base package may say another one, of which a plan knows nothing."""
     samples, arms = case
-    file = read_plan(write_case(tmp_path))
+    file = read_plan(write_case(tmp_path), trust_code=True)
     larger = replace(file, plan=file.plan.model_copy(update={"batch_size": 8}))
     package = arms["right"].arm.package
     assert package is not None

@@ -113,6 +113,7 @@ def assert_as_alone(folder: Path) -> None:
     """Check that no bit of the report, or of what was kept, is another than on one machine."""
     alone = moh_deploy.compare(
         plan=folder / "plan.yaml",
+        trust_code=True,
         keep_scores=folder / "alone",
         measure=Meter((1.0, 0.5)),
         measure_fresh=fresh,
@@ -266,7 +267,7 @@ def test_metric_without_a_name_of_its_own_is_refused_first(
     plan.write_text(plan.read_text().replace("spread_margin:", "spread_nameless:"))
     monkeypatch.setattr(spread.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(ConfigError, match="a metric cannot be sent to other machines: ") as refused:
-        moh_deploy.compare(plan=plan, ray="auto", keep_scores=tmp_path / "kept")
+        moh_deploy.compare(plan=plan, trust_code=True, ray="auto", keep_scores=tmp_path / "kept")
     assert "a name of its own" in str(refused.value.hint)
 
 

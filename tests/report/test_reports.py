@@ -81,7 +81,7 @@ def run_report(*runs: LayerRun) -> RunReport:
 def test_reports_name_the_kernels_or_the_reason_why_there_are_none():
     none = "kernels: none (switched off)"
     named = (
-        "kernels: /there/lib.so, avx2, products of float32"
+        "kernels: lib.so, avx2, products of float32"
         " (the package allows bfloat16, which amx_bf16 and avx512_bf16 alone have)"
     )
     assert none in text_of(parity(output("y", "0", 0.0)))
@@ -89,7 +89,7 @@ def test_reports_name_the_kernels_or_the_reason_why_there_are_none():
     for report in (export_report(), inspect_report(), run_report()):
         assert named in text_of(report)
         assert report.to_json()["kernels"] == {
-            "library": "/there/lib.so",
+            "library": "lib.so",
             "reason": None,
             "instruction_set": "avx2",
             "compute_type": "float32",

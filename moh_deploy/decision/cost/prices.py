@@ -6,7 +6,7 @@ docs/cost.md describes it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +14,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from moh_deploy.config.checked_yaml import checked, read_mapping
-from moh_deploy.config.schema_errors import Key
 from moh_deploy.decision.cost.estimate import Estimate, exactly
 from moh_deploy.system.units import NUMBER
 
@@ -165,14 +164,4 @@ def read_prices(path: Path) -> Prices:
         ConfigError: The file is unreadable, or not of the schema; all that is wrong is said.
     """
     document = read_mapping(path, Prices, hint="docs/cost.md has one to begin with.")
-    return checked(document, Prices, str(path), _known_keys)
-
-
-_SECTIONS: dict[Key, type[BaseModel]] = {
-    "machine": MachineSection,
-    "engineering": EngineeringSection,
-}
-
-
-def _known_keys(section: Sequence[Key]) -> list[str]:
-    return list(_SECTIONS.get(section[0], Prices).model_fields if section else Prices.model_fields)
+    return checked(document, Prices, str(path))

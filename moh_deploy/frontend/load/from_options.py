@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.config.options import ModelOptions
+from moh_deploy.config.trust import require_trust
 from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.frontend.load.checkpoint import in_eval_mode, load_model
 from moh_deploy.frontend.load.decoder import make_decoder
@@ -32,8 +33,18 @@ def load(
     Raises:
         CheckpointError: The file cannot be read, is not trusted, or does not fit the module; or a
             module in memory cannot be copied.
-        ConfigError: The factory is wrong, or the model is neither a path nor a model.
+        ConfigError: The factory is wrong, the model is neither a path nor a model, or the
+            configuration names code and is not trusted.
     """
+    require_trust(
+        str(options.config or "--set"),
+        {
+            "model.factory": None if options.factory else config.model.factory,
+            "model.code_dirs": list(map(str, config.model.code_dirs)),
+        },
+        "--trust-code",
+        is_given=options.trust_code,
+    )
     model = _loaded(options, config, needs_example=needs_example)
     return model if options.task is None else _for_text_generation(options, config, model)
 

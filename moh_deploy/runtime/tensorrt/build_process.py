@@ -112,7 +112,7 @@ class BuildProcess:
         # Messages go through a pipe of their own: TensorRT and its plugins may print to stdout.
         reading, writing = os.pipe()
         self._channel: IO[str] = self._closing.enter_context(os.fdopen(reading, encoding="utf-8"))
-        log = self._closing.enter_context(self._log.open("wb"))
+        log = self._closing.enter_context(self._log.open("ab"))
         command = [sys.executable, "-m", _WORKER, self._flavour.name, str(writing)]
         try:
             self._process = subprocess.Popen(

@@ -19,6 +19,7 @@ from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.text.decoding import DecodedStep, Decoding, check_prompts
 from moh_deploy.runtime.text.interface import TextInterface
 from moh_deploy.runtime.text.reference import reference_interface
+from moh_deploy.serving.foreign_code import require_own_code
 from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER, read_genai_bundle
 from moh_deploy.serving.genai.config_json import check_decoder, context_length
 from moh_deploy.serving.genai.tokens import genai_tokens
@@ -71,7 +72,9 @@ class GenaiVerification(Report):
         return Document("verify", (*ran, *parity_sections(self.parity)))
 
 
-def verify_genai(root: Path, other: Model | None, progress: Progress) -> GenaiVerification:
+def verify_genai(
+    root: Path, other: Model | None, progress: Progress, *, trust_code: bool = False
+) -> GenaiVerification:
     """Compare the greedy tokens that genai generates with a reference's.
 
     The package in the bundle is compared with its recorded runs before. Prompts of several
@@ -82,12 +85,13 @@ def verify_genai(root: Path, other: Model | None, progress: Progress) -> GenaiVe
 
     Raises:
         PackageError: It is no bundle, or has changed.
-        ConfigError: The reference is no form of its model.
+        ConfigError: The reference is no form of its model, or native code is not trusted.
         ValidationError: The package is not equal to its recorded runs.
         BackendError: genai is not installed, does not open the bundle, or fails.
     """
     with progress.step("reading the bundle"):
         read_genai_bundle(root)
+        require_own_code(root, trust_code=trust_code)
         package = OnnxPackage.open(root / PACKAGE_FOLDER)
         interface = check_decoder(package.manifest, str(root))
     prompts, steps = prompts_within(interface)

@@ -112,4 +112,4 @@ class ControlFile:
         if isinstance(found, str):
             raise ConfigError(found)
         content = parse_json(found, str(self._path), error=ConfigError)
-        return checked(content, Control, str(self._path), lambda _: list(Control.model_fields))
+        return checked(content, Control, str(self._path))

@@ -6,14 +6,13 @@ docs/production.md describes it, `examples/serving/policy.yaml` is an example.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from moh_deploy.config.checked_yaml import checked, read_mapping
-from moh_deploy.config.schema_errors import Key
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.suggest import shortened
@@ -138,7 +137,7 @@ def read_guard_policy(path: Path) -> GuardPolicy:
             of its report.
     """
     document = read_mapping(path, GuardPolicy)
-    policy = checked(document, GuardPolicy, str(path), _known_keys)
+    policy = checked(document, GuardPolicy, str(path))
     levels, folder = [], path.resolve().parent
     for index, level in enumerate(policy.rungs):
         if level.path is not None and level.measured_loss is not None:
@@ -148,21 +147,6 @@ def read_guard_policy(path: Path) -> GuardPolicy:
             level = level.model_copy(update={"path": folder / level.path, "measured_loss": loss})
         levels.append(level)
     return policy.model_copy(update={"rungs": tuple(levels)})
-
-
-def _known_keys(section: Sequence[Key]) -> list[str]:
-    model: type[BaseModel] = GuardPolicy
-    sections: dict[Key, type[BaseModel]] = {
-        "rungs": LevelSection,
-        "measured_loss": MeasuredLoss,
-        "faults": FaultSection,
-        "latency": LatencySection,
-        "cool_down": CoolDownSection,
-        "drift": DriftSection,
-    }
-    for key in section:
-        model = sections.get(key, model)
-    return list(model.model_fields)
 
 
 def _problems(policy: GuardPolicy) -> Iterator[str]:

@@ -13,11 +13,12 @@ from shlex import quote
 import numpy as np
 
 from moh_deploy import __version__
-from moh_deploy.errors import MoHDeployError, PackageError
+from moh_deploy.errors import ConfigError, MoHDeployError, PackageError
 from moh_deploy.report.document import Document, Status, Table, Text
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
 from moh_deploy.runtime.onnxruntime.session import runtime_name
+from moh_deploy.serving.foreign_code import require_own_code
 from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.triton.bundle_json import (
@@ -214,6 +215,11 @@ def _check_library(root: Path, bundle: Bundle) -> Iterator[Finding]:
         return
     yield Finding(info.file, f"needs the GNU C library {wanted} or newer, which is here")
     if not info.instruction_sets:
+        return
+    try:
+        require_own_code(root, trust_code=False)
+    except ConfigError:
+        yield Finding("instruction sets", "not asked: the library is of another installation", None)
         return
     try:
         usable = instruction_sets(root / info.file)

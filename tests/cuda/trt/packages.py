@@ -58,6 +58,7 @@ def export(form: Form, folder: Path) -> Path:
         config=form.config,
         overrides=("model.state_key=null",),
         code_dirs=(form.code,),
+        trust_code=True,
     )
     return package
 

@@ -70,7 +70,11 @@ def test_options_win_over_the_config_and_its_code_comes_second(tmp_path: Path, c
     )
     torch.save(Net().state_dict(), tmp_path / "weights.pt")
     options = ExportOptions(
-        tmp_path / "weights.pt", OUT, factory="user_net:build", code_dirs=(code_dir,)
+        tmp_path / "weights.pt",
+        OUT,
+        factory="user_net:build",
+        code_dirs=(code_dir,),
+        trust_code=True,
     )
     assert load(options, config).form == "state_dict"
     assert code_dirs(options, config) == (code_dir, tmp_path)

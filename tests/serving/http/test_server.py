@@ -301,6 +301,7 @@ def test_damaged_kernels_are_not_served(
 ):
     root = damaged_bundle(tmp_path, has_digest=has_digest, guard=guard)
     command = [sys.executable, "-m", "moh_deploy", "serve", str(root), "--port", "0"]
+    command.append("--trust-code")  # who damages kernels and repairs digests
     ended = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert (ended.returncode, ended.stdout) == (code, "")
     assert sentence in ended.stderr

@@ -50,7 +50,9 @@ def model_class(
     """
     source = _in_code_dirs(directory, code_dirs) or _in_directory(directory, trust_code=trust_code)
     if source is not None:
-        found, config = _imported(source, [*code_dirs, directory.root])
+        # A class of the user's does not make the directory's own code trusted.
+        folders = [*code_dirs, directory.root] if trust_code else code_dirs
+        found, config = _imported(source, folders)
     else:
         found, config = _of_transformers(directory), None
     config_class = config or getattr(found, "config_class", None)
@@ -126,9 +128,9 @@ def _of_transformers(directory: ModelDirectory) -> type[nn.Module]:
             hint=TRANSFORMERS_HINT,
         ) from error
     found = getattr(transformers, name, None)
-    if not isinstance(found, type):
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise CheckpointError(
-            f"{directory.config_path}: architectures names '{name}', which is no class of the"
+            f"{directory.config_path}: architectures names '{name}', which is no model of the"
             " installed transformers, and the directory has no code of its own.",
             hint="Name the directory of the code that defines it with --code-dir.",
         )

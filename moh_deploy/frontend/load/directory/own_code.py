@@ -62,9 +62,12 @@ def import_beside(file: Path, module: str, name: str, folders: Sequence[Path]) -
     except (Exception, SystemExit) as error:  # the model's own code
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         of_transformers = missing is not None and missing.partition(".")[0] == "transformers"
+        hint = TRANSFORMERS_HINT if of_transformers else missing_module_hint(missing)
+        if missing is not None and missing.startswith(_PREFIX):
+            part = f"{missing.rpartition('.')[2]}.py"
+            hint = f"Name the directory of {part} with --code-dir, or add --trust-code to run it."
         raise ConfigError(
-            f"{file}: cannot be imported: {describe_error(error)}.",
-            hint=TRANSFORMERS_HINT if of_transformers else missing_module_hint(missing),
+            f"{file}: cannot be imported: {describe_error(error)}.", hint=hint
         ) from error
     if not hasattr(imported, name):
         raise ConfigError(f"{imported.__file__}: has no class '{name}'.")

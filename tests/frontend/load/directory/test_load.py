@@ -86,6 +86,36 @@ def test_code_of_the_users_needs_no_trust(tmp_path: Path):
     assert same_logits(load(root, code_dirs=(code,), trust_code=False)[0], model)
 
 
+@pytest.mark.parametrize("named_by", ["config", "import"])
+def test_class_of_the_users_trusts_no_code_of_the_directory(tmp_path: Path, named_by: str):
+    root, code = tmp_path / "model", tmp_path / "code"
+    write_plain_torch(root)
+    code.mkdir()
+    for file in root.glob("*.py"):
+        file.rename(code / file.name)
+    (root / "stranger.py").write_text("raise SystemExit('it ran')")
+    if named_by == "config":
+        change_config(root, auto_map={**SMALL["auto_map"], "AutoConfig": "stranger.Config"})
+    else:
+        own = code / "modeling_small.py"
+        own.write_text(own.read_text().replace("import torch\n", "from . import stranger\n", 1))
+    with pytest.raises(ConfigError, match=r"cannot be imported: (ModuleNotFound|Import)Error"):
+        load(root, code_dirs=(code,), trust_code=False)
+    with pytest.raises(ConfigError, match="SystemExit: it ran"):
+        load(root, code_dirs=(code,), trust_code=True)
+
+
+def test_missing_part_of_the_users_code_may_be_the_directorys(tmp_path: Path):
+    root, code = tmp_path / "model", tmp_path / "code"
+    model = write_plain_torch(root)
+    code.mkdir()
+    (root / "modeling_small.py").rename(code / "modeling_small.py")
+    with pytest.raises(ConfigError, match=r"No module named '\w+\.sizes'") as error:
+        load(root, code_dirs=(code,), trust_code=False)
+    assert "directory of sizes.py with --code-dir, or add --trust-code" in error.value.hint
+    assert same_logits(load(root, code_dirs=(code,), trust_code=True)[0], model)
+
+
 def test_code_of_another_directory_is_another_model(tmp_path: Path):
     first, second = tmp_path / "first", tmp_path / "second"
     write_plain_torch(first)

@@ -1,0 +1,22 @@
+"""Print what the container image installs beside moh-deploy, for `make lock`: no PyTorch, which
+only `export` and the original models need, and which would be most of the image."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+EXTRAS = ("polygraphy", "serve")
+
+
+def image_requirements() -> list[str]:
+    """Return the requirements of pyproject.toml and of the image's extras, but PyTorch."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
+    extras = [project["optional-dependencies"][name] for name in EXTRAS]
+    required = [one for group in (project["dependencies"], *extras) for one in group]
+    return [one for one in required if not one.startswith("torch>")]
+
+
+if __name__ == "__main__":
+    print("\n".join(image_requirements()))
