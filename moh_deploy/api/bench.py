@@ -116,13 +116,13 @@ def bench(
         with progress.step("reading the packages"):
             setting = BenchSetting(kernels, threads, original, scratch, runtime)
             candidates = find_candidates(setting, roots, baselines, package)
-            names = [one.name for one in candidates.entries]
-            against = [one.name for one in candidates.entries if one.is_baseline]
+            names = [entry.name for entry in candidates.entries]
+            against = [entry.name for entry in candidates.entries if entry.is_baseline]
             if ratchet is not None:
-                require_one_package({one.name: one.is_baseline for one in candidates.entries})
+                require_one_package({entry.name: entry.is_baseline for entry in candidates.entries})
             # Gates are read before anything is timed: a typing error must not cost the minutes
             # until then.
-            asked = [parse_gate(one, candidates=names, baselines=against) for one in gates]
+            asked = [parse_gate(gate, candidates=names, baselines=against) for gate in gates]
             sets = _input_sets(candidates.first, list(map(Path, inputs)), batch, sizes or {})
         # Minutes of work: by now everything that is asked for fits. An engine has its package.
         if package is not None and any(map(is_the_engine, against)):
@@ -156,7 +156,7 @@ def _usual_baselines(roots: Sequence[Path | str]) -> Sequence[str]:
     if not roots or not is_engine_dir(roots[0]):
         return ()
     layers = read_engine_dir(Path(roots[0])).layers
-    has_kernels = any("kernel" in (one.moh_impl, one.router_impl) for one in layers)
+    has_kernels = any("kernel" in (layer.moh_impl, layer.router_impl) for layer in layers)
     return (PLAIN_ENGINE,) if has_kernels else ()
 
 
@@ -176,9 +176,11 @@ def _path_keys(
 ) -> dict[str, str]:
     """Return the keys of baselines and inputs in a baseline file, for those that are paths."""
     is_word = (is_the_package, is_the_original, is_the_engine)
-    packages = [one for one in baselines if not any(is_one(one) for is_one in is_word)]
-    paths = [*packages, *map(str, npz_files([Path(one) for one in inputs]))]
-    return {one: path_key(one, file) for one in paths}
+    packages = [
+        baseline for baseline in baselines if not any(is_one(baseline) for is_one in is_word)
+    ]
+    paths = [*packages, *map(str, npz_files([Path(path) for path in inputs]))]
+    return {path: path_key(path, file) for path in paths}
 
 
 def _input_sets(
@@ -197,8 +199,11 @@ def _input_sets(
     recorded = input_sets(package, files, [])
     found = sized_inputs(package, asked) if asked else recorded
     # Other models may take them by their order, which that of a file is not.
-    names = [one.name for one in package.manifest.inputs]
-    return [replace(one, inputs={name: one.inputs[name] for name in names}) for one in found]
+    names = [info.name for info in package.manifest.inputs]
+    return [
+        replace(input_set, inputs={name: input_set.inputs[name] for name in names})
+        for input_set in found
+    ]
 
 
 def _batch_sizes(package: OnnxPackage, batch: Sequence[int]) -> dict[str, Sequence[int]]:

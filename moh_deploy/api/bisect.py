@@ -122,7 +122,7 @@ def _lowered(package: OnnxPackage, to: str, folder: Path) -> tuple[OnnxPackage, 
 
 def _by_hand(repair: Repair) -> str:
     """Return the command that writes the repaired package again."""
-    names = " ".join(f"--float32 {shlex.quote(one.place.node)}" for one in repair.cure.nodes)
+    names = " ".join(f"--float32 {shlex.quote(node.place.node)}" for node in repair.cure.nodes)
     return f"`moh-deploy precision DIR --to int8 {names} --output DIR` writes the same package."
 
 

@@ -293,7 +293,7 @@ class _Build:
             creators=graph.plugin_ops,
             embed_plugin=plan.embed_plugin,
             compute_capabilities=plan.targets,
-            profiles=tuple(shapes(inputs, one) for one in plan.profiles),
+            profiles=tuple(shapes(inputs, profile) for profile in plan.profiles),
             workspace_bytes=plan.workspace_bytes,
             timing_cache=self._times_before(),
             timing_cache_out=None if self._times is None else str(self._work / _TIMES_AFTER),

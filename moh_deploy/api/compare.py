@@ -98,8 +98,8 @@ def compare(
     """
     progress = progress or SilentProgress()
     given = {
-        "paths": [str(one) for one in paths],
-        "inputs": [str(one) for one in inputs],
+        "paths": [str(path) for path in paths],
+        "inputs": [str(path) for path in inputs],
         "labels": None if labels is None else str(labels),
         "metric": metric,
         "may_lose": may_lose,
@@ -203,7 +203,7 @@ def _shared_scratch(place: Path) -> Iterator[Path]:
 def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | None) -> ScoreArms:
     if kept is None and ray is None:
         return score_arms
-    subject = {one.path: one.sha256 for one in samples.files}
+    subject = {file.path: file.sha256 for file in samples.files}
     subject |= {"plan": file.plan.digest, "version": moh_deploy.__version__, "mask": samples.mask}
     threads = file.plan.threads
     if ray is None or threads is None:
@@ -230,23 +230,23 @@ def _samples(file: PlanFile, base: OnnxPackage) -> _Samples:
     plan = file.plan
     if not plan.quality:
         return _Samples()
-    paths = npz_files([file.placed(one) for one in plan.inputs])
+    paths = npz_files([file.placed(path) for path in plan.inputs])
     assert plan.labels is not None, "the plan was checked"
     is_file = Path(plan.labels).suffix.lower() in SUFFIXES
     labels = file.placed(Path(plan.labels)) if is_file else plan.labels
     mask = named_mask(base.manifest, plan.valid_tokens)
-    tasks = [_task(file, one, labels, mask) for one in plan.quality]
+    tasks = [_task(file, quality_goal, labels, mask) for quality_goal in plan.quality]
     # Once for each metric: each chooses its own output, and has to fit the labels.
-    read = [read_labelled(paths, one, base.manifest) for one in tasks]
+    read = [read_labelled(paths, task, base.manifest) for task in tasks]
     subject = Subject(opened_package(base), base, "auto")
     batches = [
         run
-        for one in read[0].datasets
-        for run in labelled_runs(subject, one, read[0].axis, tasks[0])
+        for dataset in read[0].datasets
+        for run in labelled_runs(subject, dataset, read[0].axis, tasks[0])
     ]
     hashed = [*paths, labels] if isinstance(labels, Path) else paths
-    files = [DataFile(str(one), sha256_of(one)) for one in hashed]
-    metrics = [metric for one in read for metric in one.metrics]
+    files = [DataFile(str(path), sha256_of(path)) for path in hashed]
+    metrics = [metric for labelled_data in read for metric in labelled_data.metrics]
     return _Samples(read[0], tuple(batches), tuple(metrics), tuple(files), mask or "")
 
 
@@ -259,7 +259,7 @@ def _task(file: PlanFile, section: QualityGoal, labels: Path | str, mask: str | 
         output=section.output,
         labelling=Labelling(plan.ignore_label, plan.shifted),
         batch_size=plan.batch_size,
-        code_dirs=tuple(file.placed(one) for one in plan.code_dirs),
+        code_dirs=tuple(file.placed(code_directory) for code_directory in plan.code_dirs),
         valid_tokens=mask,
     )
 

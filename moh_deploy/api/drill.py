@@ -123,7 +123,7 @@ def drill(
         with progress.step("starting the server"):
             if url is not None:
                 files = _files_of_server(name, control, audit_log, bundled)
-                outputs = [one.name for one in package.manifest.outputs]
+                outputs = [output.name for output in package.manifest.outputs]
                 target: Target = ServerAt(url, files[0], outputs, *files[1:])
             else:
                 target = _target(model, source, folder, in_process=in_process, triton=server)
@@ -174,13 +174,13 @@ def _files_of_server(
 
 
 def _checked(faults: Sequence[str], *, has_worker: bool) -> tuple[str, ...]:
-    for one in faults:
-        if one not in ALL_FAULTS:
+    for fault in faults:
+        if fault not in ALL_FAULTS:
             raise ConfigError(
-                f"fault '{one}' is none of {', '.join(ALL_FAULTS)}.",
-                hint=did_you_mean(one, ALL_FAULTS) or None,
+                f"fault '{fault}' is none of {', '.join(ALL_FAULTS)}.",
+                hint=did_you_mean(fault, ALL_FAULTS) or None,
             )
-        if one == KILL and not has_worker:
+        if fault == KILL and not has_worker:
             raise ConfigError("there is no worker that a drill may kill here: leave out 'kill'.")
     return tuple(faults) or (ALL_FAULTS if has_worker else FAULTS)
 

@@ -96,12 +96,16 @@ def _export(
             _save(converted.model, writer.root)
             model = load_without_weights(writer.path(MODEL_NAME))
             # A router may be told by its operators as another form than by its code.
-            forms = (one for one in model_facts(manifest, model) if one.name == "router")
+            forms = (
+                model_fact
+                for model_fact in model_facts(manifest, model)
+                if model_fact.name == "router"
+            )
             manifest = with_shown(manifest, forms)
             for file in source.tokenizer:
                 shutil.copyfile(file, writer.path(file.name))
             manifest = writer.stage(manifest, vectors)
-        sizes = tuple(one.sizes for one in vectors)
+        sizes = tuple(vector_set.sizes for vector_set in vectors)
         padding_inputs = converted.padding_inputs
         limits, unnamed = converted.limits, converted.unnamed
         # Its weights would stay in memory while another process loads what was written.

@@ -87,7 +87,9 @@ def generate(
             )
         interface = TextInterface.of(package.manifest, str(package.root))
         tokenizer = Tokenizer.of(package) if prompts else None
-    asked = [tokenizer.tokens_of(one) for one in prompts] if tokenizer else [*map(list, tokens)]
+    asked = (
+        [tokenizer.tokens_of(prompt) for prompt in prompts] if tokenizer else [*map(list, tokens)]
+    )
     check_prompts(asked, interface, max_tokens)
     other = None if against is None else _other(against, package)
     called = interface

@@ -110,7 +110,9 @@ def _check_replaceable(output: Path, package: OnnxPackage) -> None:
                 f"output is {output}, which {package.root} was made from: it would be lost.",
                 hint="Name another file.",
             )
-        refers = frozenset(one.entries.get("location", "") for one in read_outline(output))
+        refers = frozenset(
+            external_tensor.entries.get("location", "") for external_tensor in read_outline(output)
+        )
     weights = output.with_name(f"{output.name}.data")
     if MODEL_DATA_NAME in package.manifest.files and os.path.isfile(weights):
         kind = FileKind(f"file of weights of {output}", lambda path: path.name in refers)

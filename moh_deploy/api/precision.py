@@ -186,8 +186,8 @@ def _rounded(
 ) -> tuple[list[VectorSet], list[CorpusSample]]:
     """Return recorded runs and corpus with caches in the dtype that the model takes now."""
     return (
-        [rounded_to(one, dtypes) for one in package.vectors],
-        [replace(one, vectors=rounded_to(one.vectors, dtypes)) for one in package.corpus],
+        [rounded_to(vector_set, dtypes) for vector_set in package.vectors],
+        [replace(sample, vectors=rounded_to(sample.vectors, dtypes)) for sample in package.corpus],
     )
 
 

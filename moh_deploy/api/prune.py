@@ -94,7 +94,7 @@ def prune(
         require_equal(package)
     with progress.step("counting heads"):
         loads = head_loads(package, samples)
-    fixed = [one.most_used(number, by) for one, number in zip(loads, numbers, strict=True)]
+    fixed = [load.most_used(number, by) for load, number in zip(loads, numbers, strict=True)]
     with progress.step("cutting weights"):
         model, before, pruned, fixed = _pruned(package, fixed, allow_whole)
         # As `before`, of a model whose layers do not depend on sizes yet.
@@ -120,7 +120,7 @@ def prune(
         package=written.root,
         source=package.root,
         by=by,
-        tokens=max((one.tokens for one in loads), default=0),
+        tokens=max((load.tokens for load in loads), default=0),
         layers=_reported(package, pruned, layers, fixed, loads),
         before=before,
         after=after,
@@ -179,8 +179,8 @@ def _pruned(
     if pruned.reasons and allow_whole:
         # The model was changed in part: once more, with these layers left whole.
         fixed = [
-            replace(one, is_cut=layer.path not in pruned.reasons)
-            for one, layer in zip(fixed, layers, strict=True)
+            replace(heads, is_cut=layer.path not in pruned.reasons)
+            for heads, layer in zip(fixed, layers, strict=True)
         ]
         model = load_ir(package)
         pruned = prune_heads(model, layers, fixed)
@@ -212,7 +212,7 @@ def _chosen(
 def _size(model: ir.Model, layers: Sequence[LayerInfo], manifest: Manifest) -> ModelSize:
     products = product_flops(model, manifest.dims)
     attention = [attention_flops(layer) for layer in layers]
-    known = [one for one in attention if one is not None]
+    known = [number for number in attention if number is not None]
     whole = None if products is None or len(known) < len(attention) else products + sum(known)
     return ModelSize(parameters(model), whole)
 
@@ -226,8 +226,8 @@ def _manifest(
 ) -> Manifest:
     """Return the manifest: what was measured of the original says nothing of this model."""
     kept = tuple(
-        one.kept if one.is_cut else tuple(range(layer.num_heads))
-        for one, layer in zip(fixed, layers, strict=True)
+        heads.kept if heads.is_cut else tuple(range(layer.num_heads))
+        for heads, layer in zip(fixed, layers, strict=True)
     )
     return replace(
         package.manifest,

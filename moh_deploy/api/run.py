@@ -71,7 +71,9 @@ def run(
     return RunReport(
         package=root,
         outputs_file=outputs,
-        outputs=tuple(TensorInfo(name, one.dtype.name, one.shape) for name, one in results.items()),
+        outputs=tuple(
+            TensorInfo(name, result.dtype.name, result.shape) for name, result in results.items()
+        ),
         kernel_nodes=found.kernel_nodes,
         function_nodes=found.function_nodes,
         layer_runs=found.layer_runs,

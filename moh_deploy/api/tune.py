@@ -70,7 +70,7 @@ def tune(
         if not dry_run:
             hint = "--dry-run measures without writing."
             check_replaceable(package.root, "the choices", hint=hint)
-        sets = input_sets(package, [Path(one) for one in inputs], weights)
+        sets = input_sets(package, [Path(path) for path in inputs], weights)
         runs_in = runtime_for(runtime, package.manifest.runtime)
         variant = Variant(runtime=runs_in, threads=threads)
         use = kernels_of(variant, package.manifest.compute_type)

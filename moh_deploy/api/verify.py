@@ -145,7 +145,7 @@ def verify(
         named = (metric,) if isinstance(metric, str) or callable(metric) else tuple(metric)
         task = Task(
             labels if isinstance(labels, (str, Path)) else np.asarray(labels),
-            (*named, *(one for one in asked if one not in named)),
+            (*named, *(name for name in asked if name not in named)),
             better or better_of(conditions),
             label_output,
             Labelling(ignore_label, shift_labels),

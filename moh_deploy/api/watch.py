@@ -47,9 +47,12 @@ def watch(
     with progress.step(f"watching {source}"):
         if str(source).startswith(("http://", "https://")):
             found = windows_of_metrics(str(source), known, every=every, windows=windows)
-            judged = tuple(_judged(known, one) for one in found)
+            judged = tuple(_judged(known, live_counts) for live_counts in found)
         else:
-            judged = tuple(judge_window(known, one) for one in windows_of_dump(Path(source), known))
+            judged = tuple(
+                judge_window(known, live_counts)
+                for live_counts in windows_of_dump(Path(source), known)
+            )
     return WatchReport(str(source), judged, known)
 
 

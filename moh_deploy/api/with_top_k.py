@@ -92,6 +92,6 @@ def _with_shares(package: OnnxPackage) -> tuple[LayerInfo, ...]:
     runs = recorded_samples(package.vectors)
     loads = head_loads(package, with_valid_tokens(runs, manifest, named_mask(manifest, None)))
     return tuple(
-        replace(layer, active_share=sum(one.load) / layer.num_heads)
-        for layer, one in zip(manifest.layers, loads, strict=True)
+        replace(layer, active_share=sum(load.load) / layer.num_heads)
+        for layer, load in zip(manifest.layers, loads, strict=True)
     )

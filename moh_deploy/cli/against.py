@@ -32,7 +32,9 @@ def named_references(
             f"{', '.join(given)} says how a checkpoint is loaded, but --against names none.",
             hint="Add --against CHECKPOINT, or leave it out.",
         )
-    return [open_original(Path(one), loading) if _is_checkpoint(one) else one for one in against]
+    return [
+        open_original(Path(name), loading) if _is_checkpoint(name) else name for name in against
+    ]
 
 
 def _is_checkpoint(named: str) -> bool:

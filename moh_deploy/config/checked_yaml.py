@@ -50,5 +50,8 @@ def checked(document: object, model: type[M], source: str, known_keys: KnownKeys
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        lines = [explain(one, document, source, known_keys=known_keys) for one in error.errors()]
+        lines = [
+            explain(error_details, document, source, known_keys=known_keys)
+            for error_details in error.errors()
+        ]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None

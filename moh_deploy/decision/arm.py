@@ -66,7 +66,7 @@ class OpenedArm:
         """
         with named_errors(self.arm.name):
             found = self.runner.run(self._feeds(inputs))
-            ours = [one.name for one in self.base.outputs]
+            ours = [output.name for output in self.base.outputs]
             names = match_outputs(list(found), ours, self.arm.kind)
         return {name: found[theirs] for name, theirs in names.items()}
 
@@ -77,7 +77,7 @@ class OpenedArm:
 
     def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         specs = self.runner.inputs
-        names = match_inputs([one.name for one in specs], list(inputs), self.arm.kind)
+        names = match_inputs([spec.name for spec in specs], list(inputs), self.arm.kind)
         feeds = {theirs: inputs[ours] for theirs, ours in names.items()}
         check_inputs(specs, feeds)
         return feeds
@@ -108,4 +108,4 @@ def open_arms(arms: Sequence[Arm], base: Manifest, stack: ExitStack) -> dict[str
 
 def shapes_of(outputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of outputs: those of all arms are alike."""
-    return {name: np.shape(one) for name, one in outputs.items()}
+    return {name: np.shape(output) for name, output in outputs.items()}

@@ -64,7 +64,7 @@ def arm_facts(
         return ArmFacts(memory_bytes=memory, not_measured=missing)
     with named_errors(arm.name):
         skipped = _skipped(package, timed, replace(arm.variant, threads=threads))
-        runs = [(one.batch.inputs, one.sample.valid) for one in batches[:_MOST_BATCHES]]
+        runs = [(batch.batch.inputs, batch.sample.valid) for batch in batches[:_MOST_BATCHES]]
         counted = [(given, None if valid is None else valid.mask) for given, valid in runs]
         routing = routing_bias(package, arm.variant, counted or [(timed.inputs, None)])
         found = _edge_cases(arm, package, progress) if edge_cases else None
@@ -89,8 +89,8 @@ def _memory(
 
 def _skipped(package: OnnxPackage, timed: InputSet, variant: Variant) -> float:
     (layers,) = layer_work(package, [timed], variant)
-    dense = sum(one.rows_dense for one in layers)
-    return 1 - sum(one.rows_computed for one in layers) / max(1, dense)
+    dense = sum(layer.rows_dense for layer in layers)
+    return 1 - sum(layer.rows_computed for layer in layers) / max(1, dense)
 
 
 def _edge_cases(arm: Arm, package: OnnxPackage, progress: Progress) -> EdgeCases:
@@ -98,7 +98,7 @@ def _edge_cases(arm: Arm, package: OnnxPackage, progress: Progress) -> EdgeCases
     subject = Source(package, replace(arm.variant, spins=False))
     sides = Sides(package, subject, body_source(package), BUILT_IN_POLICY, mask)
     results = Suite(sides, tuple(input_states(package, {}, mask))).run(progress)
-    failed = [one for one in results if one.status == "failed"]
-    said = tuple(f"{one.case}, {one.place}: {one.detail}" for one in failed[:_MOST_FAILURES])
-    passed = sum(1 for one in results if one.status == "passed")
+    failed = [result for result in results if result.status == "failed"]
+    said = tuple(f"{case.case}, {case.place}: {case.detail}" for case in failed[:_MOST_FAILURES])
+    passed = sum(1 for result in results if result.status == "passed")
     return EdgeCases(passed, len(failed), said)

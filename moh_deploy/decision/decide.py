@@ -113,9 +113,9 @@ def decide_arms(
         for name in plan.arms
         if name != plan.reference
     }
-    p_win = {name: max(one.p_kept for one in found) for name, found in promises.items()}
+    p_win = {name: max(promise.p_kept for promise in found) for name, found in promises.items()}
     p_loss = {
-        name: min(1.0, len(found) * min(one.p_broken for one in found))
+        name: min(1.0, len(found) * min(promise.p_broken for promise in found))
         for name, found in promises.items()
     }
     wins, losses = shown_by_holm(p_win, level), shown_by_holm(p_loss, level)
@@ -166,12 +166,12 @@ def would_do(
 
 
 def _p_does_as_well(plan: Plan, evidence: ArmEvidence, simple: str, routed: str) -> Iterator[float]:
-    for one in _promises_of(plan, evidence, simple, routed):
-        if one.kind == "quality":
-            yield one.p_kept
-    for one in _promises_of(plan, evidence, routed, simple):
-        if one.kind == "latency":
-            yield one.p_broken
+    for promise in _promises_of(plan, evidence, simple, routed):
+        if promise.kind == "quality":
+            yield promise.p_kept
+    for promise in _promises_of(plan, evidence, routed, simple):
+        if promise.kind == "latency":
+            yield promise.p_broken
 
 
 def _promises_of(plan: Plan, evidence: ArmEvidence, arm: str, reference: str) -> Iterator[Promise]:
@@ -181,14 +181,14 @@ def _promises_of(plan: Plan, evidence: ArmEvidence, arm: str, reference: str) ->
         )
     if plan.latency is None:
         return
-    for one in evidence.times:
+    for time in evidence.times:
         yield latency_promise(
-            one.wall_ms[arm],
-            one.wall_ms[reference],
+            time.wall_ms[arm],
+            time.wall_ms[reference],
             quantile=plan.latency.quantile,
             at_least=plan.latency.at_least,
             confidence=plan.confidence,
-            where=f", {sizes_text(one.sizes)}" if len(evidence.times) > 1 else "",
+            where=f", {sizes_text(time.sizes)}" if len(evidence.times) > 1 else "",
         )
 
 
@@ -196,27 +196,30 @@ def _would_tell(
     promises: Sequence[Promise], level: float, next_level: float, *, is_last: bool
 ) -> Iterator[str]:
     """Yield how many samples or rounds would tell each open promise at the next look, in words."""
-    for one in promises:
+    for promise in promises:
         # A loss is any promise that is broken, so each has to show it at its part of the level.
-        if one.p_kept <= level or len(promises) * one.p_broken <= level:
+        if promise.p_kept <= level or len(promises) * promise.p_broken <= level:
             continue
-        if one.why_unknown is not None:
-            yield f"{one.text}: {one.why_unknown}"
+        if promise.why_unknown is not None:
+            yield f"{promise.text}: {promise.why_unknown}"
             continue
-        own = next_level / len(promises) if one.surplus < 0 else next_level
-        if one.kind == "quality" and own < 1 / (1 + RESAMPLES):
+        own = next_level / len(promises) if promise.surplus < 0 else next_level
+        if promise.kind == "quality" and own < 1 / (1 + RESAMPLES):
             where, then = "the next look", "a later look can tell"
             if is_last:
                 where, then = "this look", "fewer arms or a lower confidence could be told"
             yield (
-                f"{one.text}: {where} may be wrong in {100 * own:.2g} % of cases, which"
+                f"{promise.text}: {where} may be wrong in {100 * own:.2g} % of cases, which"
                 f" {RESAMPLES} draws cannot show; {then}"
             )
             continue
-        needed = one.enough(own)
+        needed = promise.enough(own)
         if needed is None:
-            yield f"{one.text}: it is so close to that that no number of {one.unit} would tell"
-        elif needed <= one.count:
-            yield f"{one.text}: {one.count} {one.unit} should tell; run it again"
+            yield f"{promise.text}: too close for any number of {promise.unit} to tell"
+        elif needed <= promise.count:
+            yield f"{promise.text}: {promise.count} {promise.unit} should tell; run it again"
         else:
-            yield f"{one.text}: some {needed} {one.unit} would tell, there were {one.count}"
+            yield (
+                f"{promise.text}: some {needed} {promise.unit} would tell, there were"
+                f" {promise.count}"
+            )

@@ -53,10 +53,12 @@ def document_of(report: DecisionReport) -> Document:
 
 def _verdict(report: DecisionReport) -> Verdict:
     word, sentence = report.headline
-    judged = [one for one in report.arms if one.verdict != "reference"]
-    held = tuple(_sentence(one) for one in judged if one.verdict == "win")
-    lost = tuple(_sentence(one) for one in judged if one.verdict == "loss")
-    open_ones = [_sentence(one) for one in judged if one.verdict == "cannot tell"]
+    judged = [arm for arm in report.arms if arm.verdict != "reference"]
+    held = tuple(_sentence(arm_report) for arm_report in judged if arm_report.verdict == "win")
+    lost = tuple(_sentence(arm_report) for arm_report in judged if arm_report.verdict == "loss")
+    open_ones = [
+        _sentence(arm_report) for arm_report in judged if arm_report.verdict == "cannot tell"
+    ]
     is_good = True if word == "WIN" else None
     return Verdict(word, is_good, sentence, (sentence,), held, lost, tuple(open_ones))
 
@@ -68,14 +70,14 @@ def _sentence(arm: ArmReport) -> str:
     if arm.verdict == "win":
         return f"{arm.name}: win. {_came(arm.promises)}."
     if arm.verdict == "loss":
-        broken = min(arm.promises, key=lambda one: one.p_broken)
+        broken = min(arm.promises, key=lambda promise: promise.p_broken)
         return f"{arm.name}: loss. Promised: {broken.text}; came: {broken.came}."
     more = "; ".join(arm.would_tell)
     return f"{arm.name}: cannot tell{f': {more}' if more else ''}."
 
 
 def _came(promises: tuple[Promise, ...]) -> str:
-    return "; ".join(one.came for one in promises)
+    return "; ".join(promise.came for promise in promises)
 
 
 def _chart(report: DecisionReport) -> Iterator[Block]:
@@ -85,7 +87,9 @@ def _chart(report: DecisionReport) -> Iterator[Block]:
         return
     reference = report.arms[0]
     metric = reference.quality[0]
-    promised = {one.kind: one.limit for arm in report.arms for one in reversed(arm.promises)}
+    promised = {
+        promise.kind: promise.limit for arm in report.arms for promise in reversed(arm.promises)
+    }
     first, loss = reference.latency[0], promised["quality"]
     worst = metric.value + (loss if metric.better == "lower" else -loss)
     yield TradeOffChart(
@@ -123,18 +127,18 @@ def _both(low: float | None, high: float | None) -> tuple[float, float] | None:
 
 def _arms(report: DecisionReport) -> Iterator[Block]:
     """Yield the table of all arms, one line each."""
-    metrics = [one.metric for one in report.arms[0].quality]
+    metrics = [score.metric for score in report.arms[0].quality]
     has_times = bool(report.arms[0].latency)
     columns: list[Column | str] = ["arm", "verdict", Column("what it is", width="words")]
     columns += [f"#{metric}" for metric in metrics]
     if has_times:
         columns += ["#p50 ms", "#samples/s", "#CPU ms"]
     columns += ["#memory MiB", "#skipped", "#routers"]
-    if any(one.cpu_ms is not None and _energy(one) is not None for one in report.arms):
+    if any(arm.cpu_ms is not None and _energy(arm) is not None for arm in report.arms):
         columns.append("#energy mJ")
     # Of one runtime the remarks say which; of several each arm has to.
-    several = len({one.runtime for one in report.arms}) > 1
-    rows = [tuple(_arm_row(one, columns, says_runtime=several)) for one in report.arms]
+    several = len({arm.runtime for arm in report.arms}) > 1
+    rows = [tuple(_arm_row(arm, columns, says_runtime=several)) for arm in report.arms]
     where = ""
     if has_times:
         where = f", {sizes_text(report.arms[0].latency[0].sizes)}"
@@ -145,13 +149,13 @@ def _arm_row(arm: ArmReport, columns: list[Column | str], *, says_runtime: bool)
     yield arm.name
     yield Status("bound", None) if arm.is_bound else Status(arm.verdict, _GOOD[arm.verdict])
     yield f"{arm.kind}; {arm.runtime}" if says_runtime else arm.kind
-    for one in arm.quality:
+    for score in arm.quality:
         interval = (
             ""
-            if one.low is None or one.high is None
-            else (f" ({shown(one.metric, one.low)} to {shown(one.metric, one.high)})")
+            if score.low is None or score.high is None
+            else (f" ({shown(score.metric, score.low)} to {shown(score.metric, score.high)})")
         )
-        yield f"{shown(one.metric, one.value)}{interval}"
+        yield f"{shown(score.metric, score.value)}{interval}"
     first = arm.latency[0] if arm.latency else None
     if first is not None:
         yield _p50_text(first)
@@ -168,17 +172,24 @@ def _energy(arm: ArmReport) -> float | None:
     return arm.latency[0].energy_mj if arm.latency else None
 
 
-def _p50_text(one: LatencyFigure) -> str:
-    if one.p50_low_ms is None or one.p50_high_ms is None:
-        return f"{one.p50_ms:.3g}"
-    return f"{one.p50_ms:.3g} ({one.p50_low_ms:.3g} to {one.p50_high_ms:.3g})"
+def _p50_text(latency: LatencyFigure) -> str:
+    if latency.p50_low_ms is None or latency.p50_high_ms is None:
+        return f"{latency.p50_ms:.3g}"
+    return f"{latency.p50_ms:.3g} ({latency.p50_low_ms:.3g} to {latency.p50_high_ms:.3g})"
 
 
 def _promises(report: DecisionReport) -> Iterator[Block]:
     rows = [
-        (arm.name, one.text, one.came, _kept(one, report), one.p_kept, one.p_broken)
+        (
+            arm.name,
+            promise.text,
+            promise.came,
+            _kept(promise, report),
+            promise.p_kept,
+            promise.p_broken,
+        )
         for arm in report.arms
-        for one in arm.promises
+        for promise in arm.promises
     ]
     columns: list[Column | str] = [
         "arm",
@@ -202,11 +213,11 @@ def _promises(report: DecisionReport) -> Iterator[Block]:
     )
 
 
-def _kept(one: Promise, report: DecisionReport) -> Status:
+def _kept(promise: Promise, report: DecisionReport) -> Status:
     tail = (1 - report.confidence) / 2
-    if one.p_kept <= tail:
+    if promise.p_kept <= tail:
         return Status("kept", True)
-    return Status("broken", False) if one.p_broken <= tail else Status("not told", None)
+    return Status("broken", False) if promise.p_broken <= tail else Status("not told", None)
 
 
 def _break_even(report: DecisionReport) -> Iterator[Block]:
@@ -222,7 +233,9 @@ def _break_even(report: DecisionReport) -> Iterator[Block]:
         f" {100 * report.confidence:g} % by itself; beyond the smallest and the largest nothing is"
         " known."
     )
-    rows = [(one.arm, one.rival, _line_text(one), _gains_text(one), one.outcome) for one in found]
+    rows = [
+        (even.arm, even.rival, _line_text(even), _gains_text(even), even.outcome) for even in found
+    ]
     columns: list[Column | str] = [
         "arm",
         "against",
@@ -235,15 +248,15 @@ def _break_even(report: DecisionReport) -> Iterator[Block]:
     )
 
 
-def _line_text(one: SizeBreakEven) -> str:
-    sizes = f"{one.dim} {', '.join(str(gain.size) for gain in one.gains)}"
-    return f"{sizes}; {sizes_text(one.others)}" if one.others else sizes
+def _line_text(even: SizeBreakEven) -> str:
+    sizes = f"{even.dim} {', '.join(str(gain.size) for gain in even.gains)}"
+    return f"{sizes}; {sizes_text(even.others)}" if even.others else sizes
 
 
-def _gains_text(one: SizeBreakEven) -> str:
+def _gains_text(even: SizeBreakEven) -> str:
     return ", ".join(
         f"{100 * gain.gain:.1f} % ({100 * gain.low:.1f} to {100 * gain.high:.1f})"
-        for gain in one.gains
+        for gain in even.gains
     )
 
 
@@ -251,18 +264,18 @@ def _times(report: DecisionReport) -> Block:
     rows = [
         (
             arm.name,
-            sizes_text(one.sizes),
-            one.inputs,
-            one.rounds,
-            _p50_text(one),
-            f"{one.quantile_ms:.3g}",
-            f"{one.throughput_per_s:.4g}",
-            figure(one.cpu_ms),
-            figure(one.energy_mj),
-            Share(one.router_share),
+            sizes_text(latency.sizes),
+            latency.inputs,
+            latency.rounds,
+            _p50_text(latency),
+            f"{latency.quantile_ms:.3g}",
+            f"{latency.throughput_per_s:.4g}",
+            figure(latency.cpu_ms),
+            figure(latency.energy_mj),
+            Share(latency.router_share),
         )
         for arm in report.arms
-        for one in arm.latency
+        for latency in arm.latency
     ]
     columns = ["arm", "sizes", "inputs", "#rounds", "#p50 ms", "#quantile ms", "#samples/s"]
     columns += ["#CPU ms", "#energy mJ", "#routers"]
@@ -273,16 +286,16 @@ def _routing(report: DecisionReport) -> Iterator[Block]:
     rows = [
         (
             arm.name,
-            one.path,
-            one.heads,
-            one.tokens,
-            Share(one.open_share),
-            one.dead,
-            one.always_open,
-            figure(one.entropy),
+            layer_routing.path,
+            layer_routing.heads,
+            layer_routing.tokens,
+            Share(layer_routing.open_share),
+            layer_routing.dead,
+            layer_routing.always_open,
+            figure(layer_routing.entropy),
         )
         for arm in report.arms
-        for one in arm.routing
+        for layer_routing in arm.routing
     ]
     columns = ["arm", "layer", "#heads", "#tokens", "#open", "#dead", "#always open", "#entropy"]
     if rows:
@@ -308,34 +321,41 @@ def _missing(report: DecisionReport) -> Iterator[Block]:
 
 
 def _plan(report: DecisionReport) -> Block:
-    rows = [("plan", report.plan_digest), *((one.path, one.sha256) for one in report.data)]
+    rows = [
+        ("plan", report.plan_digest),
+        *((data_file.path, data_file.sha256) for data_file in report.data),
+    ]
     table = Table("sha256 of the plan, and of samples and labels", ["what", "sha256"], rows, "data")
     return Section("What was fixed before", (table,))
 
 
 def _facts(report: DecisionReport) -> Iterator[Fact]:
     reference = report.arms[0]
-    judged = [one for one in report.arms if one.verdict != "reference" and not one.is_bound]
-    wins = [one for one in judged if one.verdict == "win"]
+    judged = [arm for arm in report.arms if arm.verdict != "reference" and not arm.is_bound]
+    wins = [arm_report for arm_report in judged if arm_report.verdict == "win"]
     if not wins:
         for verdict in ("win", "loss", "cannot tell"):
-            number = sum(1 for one in judged if one.verdict == verdict)
+            number = sum(1 for arm_report in judged if arm_report.verdict == verdict)
             yield Fact(verdict, str(number), f"of {count(len(judged), 'arm')}")
         return
     # Of several, the one that gains most.
     best = max(wins, key=_gain)
     yield Fact("arm", best.name, f"against {reference.name}")
     # Promises of quality come first, in the order of what was scored.
-    metrics = [one.metric for one in best.quality]
-    for index, one in enumerate(best.promises[:3]):
-        what = "loss" if one.kind == "quality" else "gain"
+    metrics = [score.metric for score in best.quality]
+    for index, promise in enumerate(best.promises[:3]):
+        what = "loss" if promise.kind == "quality" else "gain"
         metric = metrics[index] if what == "loss" else ""
-        value = shown_gap(metric, one.estimate) if what == "loss" else f"{100 * one.estimate:.1f} %"
-        yield Fact(what, value, f"promised: {one.text}")
+        value = (
+            shown_gap(metric, promise.estimate)
+            if what == "loss"
+            else f"{100 * promise.estimate:.1f} %"
+        )
+        yield Fact(what, value, f"promised: {promise.text}")
 
 
 def _gain(arm: ArmReport) -> float:
-    return next((one.estimate for one in arm.promises if one.kind == "latency"), 0.0)
+    return next((promise.estimate for promise in arm.promises if promise.kind == "latency"), 0.0)
 
 
 def _remarks(report: DecisionReport) -> Iterator[str]:
@@ -343,7 +363,7 @@ def _remarks(report: DecisionReport) -> Iterator[str]:
         f"look {report.look} of {report.looks}; this one may be wrong in {100 * report.level:.3g} %"
         " of cases in wins, and as often in losses, over all arms (Holm; looks by spending)."
     )
-    rounds = [one.rounds for arm in report.arms for one in arm.latency]
+    rounds = [latency.rounds for arm in report.arms for latency in arm.latency]
     if rounds:
         yield (
             f"All arms ran in turns, {count(min(rounds), 'round')} at least; times are compared by"
@@ -352,6 +372,6 @@ def _remarks(report: DecisionReport) -> Iterator[str]:
     if any(arm.quality for arm in report.arms):
         samples = report.arms[0].quality[0].samples
         yield f"Quality is of {count(samples, 'sample')}, compared one by one (paired bootstrap)."
-    (runtime, *others) = dict.fromkeys(one.runtime for one in report.arms)
+    (runtime, *others) = dict.fromkeys(arm.runtime for arm in report.arms)
     yield report.machine if others else f"{report.machine}, {runtime}"
     yield from report.notes

@@ -70,8 +70,8 @@ def _processors(root: Path) -> tuple[Joules | None, str | None]:
     if not zones:
         return None, f"{root} has no counter of energy"
     try:
-        spans = [int((one / "max_energy_range_uj").read_text()) for one in zones]
-        return _OverTheirEnds([one / "energy_uj" for one in zones], spans), None
+        spans = [int((zone / "max_energy_range_uj").read_text()) for zone in zones]
+        return _OverTheirEnds([zone / "energy_uj" for zone in zones], spans), None
     except (OSError, ValueError) as error:
         if isinstance(error, PermissionError):
             return None, f"{error.filename} may be read by root alone"
@@ -101,11 +101,11 @@ class _OverTheirEnds:
 
     def __init__(self, counters: list[Path], spans: list[int]) -> None:
         self._counters, self._spans = counters, spans
-        self._last = [int(one.read_text()) for one in counters]
+        self._last = [int(counter.read_text()) for counter in counters]
         self._total = 0
 
     def __call__(self) -> float:
-        now = [int(one.read_text()) for one in self._counters]
+        now = [int(counter.read_text()) for counter in self._counters]
         steps = zip(now, self._last, self._spans, strict=True)
         self._total += sum((new - old) % (span + 1) for new, old, span in steps)
         self._last = now
@@ -129,12 +129,12 @@ def _gpus(nvml: Any) -> tuple[Joules | None, str | None]:
         return None, f"{NVML} finds no GPU"
     if None in _millijoules(nvml, handles):
         return None, "a GPU does not count its energy, as those before Volta"
-    return lambda: sum(one or 0 for one in _millijoules(nvml, handles)) / 1e3, None
+    return lambda: sum(energy or 0 for energy in _millijoules(nvml, handles)) / 1e3, None
 
 
 def _millijoules(nvml: Any, handles: Sequence[ctypes.c_void_p]) -> list[int | None]:
     """Return what each GPU took since its driver was loaded; None for one that does not tell."""
     spent = [ctypes.c_ulonglong() for _ in handles]
     read = nvml.nvmlDeviceGetTotalEnergyConsumption
-    codes = [read(one, ctypes.byref(into)) for one, into in zip(handles, spent, strict=True)]
+    codes = [read(handle, ctypes.byref(into)) for handle, into in zip(handles, spent, strict=True)]
     return [None if code else into.value for code, into in zip(codes, spent, strict=True)]

@@ -109,7 +109,7 @@ def latency_promise(
             math.nan, math.nan, few,
         )  # fmt: skip
     low, high = found.interval(confidence)
-    gain, least, most = (1 - math.exp(one) for one in (found.mean, high, low))
+    gain, least, most = (1 - math.exp(value) for value in (found.mean, high, low))
     limit = math.log1p(-at_least)
     return Promise(
         kind="latency",
@@ -146,7 +146,7 @@ def _of_blocks(times: Float64Array, quantile: float) -> MeanOfBlocks | None:
     if blocks < _LEAST_BLOCKS:
         return None
     cut = np.array_split(times, blocks, axis=1)
-    logs = np.log([np.quantile(one, quantile, axis=1) for one in cut])  # [blocks, 1 or 2]
+    logs = np.log([np.quantile(array, quantile, axis=1) for array in cut])  # [blocks, 1 or 2]
     values = logs[:, 0] - (logs[:, 1] if logs.shape[1] == 2 else 0)
     variance = values.var(ddof=1) / blocks * (1 + 2 * _correlation(values))
     return MeanOfBlocks(float(values.mean()), float(np.sqrt(variance)), blocks)

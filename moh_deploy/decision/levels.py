@@ -41,7 +41,7 @@ def shown_by_holm(p_values: Mapping[str, float], level: float) -> dict[str, bool
     """
     shown = dict.fromkeys(p_values, False)
     # The smallest has to pass level / m, the next level / (m - 1), until one does not.
-    for index, name in enumerate(sorted(p_values, key=lambda one: p_values[one])):
+    for index, name in enumerate(sorted(p_values, key=lambda p_value: p_values[p_value])):
         if p_values[name] > level / (len(p_values) - index):
             break
         shown[name] = True

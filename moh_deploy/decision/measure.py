@@ -76,11 +76,11 @@ class PlannedRun:
                 scores = self.score(
                     arms, self.batches, self.metrics, ignore=ignore, progress=self.progress
                 )
-            runs = [self._timed(one, arms, routerless) for one in self.timed]
-            described = {name: one.runner.describe() for name, one in arms.items()}
+            runs = [self._timed(input_set, arms, routerless) for input_set in self.timed]
+            described = {name: arm.runner.describe() for name, arm in arms.items()}
         times = [
-            SizedTimes(one.sizes, one.samples, {k: v.wall_ms for k, v in one.timings.items()})
-            for one in runs
+            SizedTimes(run.sizes, run.samples, {k: v.wall_ms for k, v in run.timings.items()})
+            for run in runs
         ]
         return MeasuredArms(ArmEvidence(scores, times), runs, dict(self._facts()), described)
 
@@ -96,32 +96,35 @@ class PlannedRun:
         return open_arms(asked, self.base.manifest, stack)
 
     def _timed(
-        self, one: InputSet, arms: Mapping[str, OpenedArm], routerless: Mapping[str, OpenedArm]
+        self,
+        input_set: InputSet,
+        arms: Mapping[str, OpenedArm],
+        routerless: Mapping[str, OpenedArm],
     ) -> SizedRun:
-        with self.progress.step(f"timing at {sizes_text(one.sizes)}"):
-            calls = {(name, False): arm.bound(one.inputs) for name, arm in arms.items()}
-            calls |= {(name, True): arm.bound(one.inputs) for name, arm in routerless.items()}
+        with self.progress.step(f"timing at {sizes_text(input_set.sizes)}"):
+            calls = {(name, False): arm.bound(input_set.inputs) for name, arm in arms.items()}
+            calls |= {(name, True): arm.bound(input_set.inputs) for name, arm in routerless.items()}
             # Names of arms are the user's: two of one name would be one call.
             numbered = {str(index): call for index, call in enumerate(calls.values())}
             found = self.measure(numbered)
         timings: dict[bool, dict[str, Timing]] = {False: {}, True: {}}
         for (name, is_routerless), timing in zip(calls, found.values(), strict=True):
             timings[is_routerless][name] = timing
-        samples = num_samples(self.base.manifest, one.sizes)
-        return SizedRun(one.name, one.sizes, samples, timings[False], timings[True])
+        samples = num_samples(self.base.manifest, input_set.sizes)
+        return SizedRun(input_set.name, input_set.sizes, samples, timings[False], timings[True])
 
     def _facts(self) -> list[tuple[str, ArmFacts]]:
         inputs = self.scratch / "inputs.npz"
         # Without latency the first labelled batch is what there is to run on.
-        one = self.timed[0] if self.timed else None
-        arrays = one.inputs if one is not None else self.batches[0].batch.inputs
+        timed = self.timed[0] if self.timed else None
+        arrays = timed.inputs if timed is not None else self.batches[0].batch.inputs
         write_npz(inputs, arrays)
         facts = []
         for arm in self.arms:
             with self.progress.step(f"measuring memory and routing of '{arm.name}'"):
                 found = arm_facts(
                     arm,
-                    one or InputSet("labelled", {}, dict(arrays), 1.0),
+                    timed or InputSet("labelled", {}, dict(arrays), 1.0),
                     inputs,
                     self.batches,
                     threads=self.plan.threads,

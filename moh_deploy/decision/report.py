@@ -226,13 +226,13 @@ class DecisionReport(Report):
         return document_of(self)
 
     def _named(self, verdict: str) -> list[str]:
-        return [one.name for one in self.arms if one.verdict == verdict and not one.is_bound]
+        return [arm.name for arm in self.arms if arm.verdict == verdict and not arm.is_bound]
 
     def _routed(self) -> tuple[str, ...]:
         return self.would_do[0].beside
 
     def _is_dense(self, name: str) -> bool:
-        return next(one.dense for one in self.arms if one.name == name)
+        return next(arm.dense for arm in self.arms if arm.name == name)
 
 
 def _quoted(name: str) -> str:

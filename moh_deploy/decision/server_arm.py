@@ -39,7 +39,7 @@ class ServerModel(Model):
             ConfigError: The URL is no `http://HOST:PORT`.
         """
         host, port = host_and_port(self.url)
-        outputs = tuple(one.name for one in self.base.outputs)
+        outputs = tuple(output.name for output in self.base.outputs)
         client = V2Client(host, port, self.served_as, outputs)
         return ServerRunner(self, client, self.base.inputs, outputs)
 

@@ -57,10 +57,10 @@ def report_of(
 ) -> DecisionReport:
     """Decide by the plan, and say all of it."""
     decided = decide_arms(plan, measured.evidence, look=setting.look, earlier=setting.earlier)
-    decisions = {one.name: one for one in decided}
+    decisions = {arm_decision.name: arm_decision for arm_decision in decided}
     # The reference first, then in the plan's order.
     ordered = sorted(arms, key=lambda arm: arm.name != plan.reference)
-    chooses = {one.name: one.chooses for one in ordered if one.chooses is not None}
+    chooses = {arm.name: arm.chooses for arm in ordered if arm.chooses is not None}
     reports = tuple(
         _arm(plan, arm, measured, decisions.get(arm.name), setting.energy.why_none)
         for arm in ordered
@@ -99,17 +99,17 @@ def _would_do(
 ) -> list[WouldDo]:
     """Return the arms without routers that would do, the one to name first."""
     found = would_do(plan, measured.evidence, chooses, look=look)
-    lost = {one.name for one in decisions.values() if one.verdict == "loss"}
+    lost = {decision.name for decision in decisions.values() if decision.verdict == "loss"}
     if chooses.get(plan.reference) is not True:
         # A simple arm that is worse than the reference is none to take, where that is simple, too.
-        found = tuple(one for one in found if one.name not in lost)
-    won = {one.name for one in decisions.values() if one.verdict == "win"}
-    return sorted(found, key=lambda one: (one.name in lost, one.name not in won))
+        found = tuple(do for do in found if do.name not in lost)
+    won = {decision.name for decision in decisions.values() if decision.verdict == "win"}
+    return sorted(found, key=lambda item: (item.name in lost, item.name not in won))
 
 
 def _pairs(arms: Sequence[Arm], chooses: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
     """Yield arms and their rivals: all against the reference, and routed against unrouted ones."""
-    reference, *others = (one.name for one in arms if not one.is_bound)
+    reference, *others = (arm.name for arm in arms if not arm.is_bound)
     for rival in (reference, *others):
         for name in others:
             routed = chooses.get(name) is True and chooses.get(rival) is not True
@@ -119,8 +119,8 @@ def _pairs(arms: Sequence[Arm], chooses: Mapping[str, bool]) -> Iterator[tuple[s
 
 def _machine(measured: MeasuredArms) -> str:
     # Of whichever arm has kernels: an original or a server has none here.
-    sets = [one.kernels.instruction_set for one in measured.described.values()]
-    return Processor.this(next((one for one in sets if one is not None), None)).describe()
+    sets = [description.kernels.instruction_set for description in measured.described.values()]
+    return Processor.this(next((name for name in sets if name is not None), None)).describe()
 
 
 def _arm(
@@ -131,7 +131,7 @@ def _arm(
     why_no_energy: str | None,
 ) -> ArmReport:
     facts, name = measured.facts[arm.name], arm.name
-    latency = tuple(_latency(plan, arm, one) for one in measured.runs)
+    latency = tuple(_latency(plan, arm, run) for run in measured.runs)
     missing = dict(facts.not_measured)
     if latency:
         missing |= _missing_times(plan, arm, latency, why_no_energy)
@@ -220,7 +220,7 @@ def _notes(
         yield "The plan asks for no quality: verdicts are of time alone."
     if plan.latency is None:
         yield "The plan asks for no latency: verdicts are of quality alone."
-    if any(one.inputs == RANDOM for one in measured.runs):
+    if any(run.inputs == RANDOM for run in measured.runs):
         yield (
             "Some times are of random inputs, each element one of the recorded input's: heads that"
             " they open are not those of real ones."
@@ -228,9 +228,10 @@ def _notes(
     if measured.runs and energy.note is not None:
         yield energy.note
     above = {
-        f"'{arm.name}' at {sizes_text(one.sizes)}": fmean(one.block_means_ms) / one.p50_ms
+        f"'{arm.name}' at {sizes_text(latency.sizes)}": fmean(latency.block_means_ms)
+        / latency.p50_ms
         for arm in arms
-        for one in arm.latency
+        for latency in arm.latency
         if not arm.is_bound
     }
     disturbed = [where for where, times in above.items() if times > MOST_MEAN_OVER_MEDIAN]

@@ -19,7 +19,7 @@ def first_inputs(
     """Return inputs of every kind that arms will be given."""
     # The last batch may be of fewer samples than the others.
     runs = (*batches[:1], *batches[1:][-1:])
-    return [one.inputs for one in timed] + [one.batch.inputs for one in runs]
+    return [input_set.inputs for input_set in timed] + [run.batch.inputs for run in runs]
 
 
 def try_arms(arms: Sequence[Arm], base: Manifest, given: Iterable[Mapping[str, Array]]) -> None:

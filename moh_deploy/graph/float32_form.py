@@ -67,7 +67,9 @@ class Float32Form:
         weight, or a result in float32, which is cast in front of it."""
         if node.op_type == "Cast":
             return False
-        floats = (one for one in node.inputs if one is not None and one.dtype == ir.DataType.FLOAT)
+        floats = (
+            value for value in node.inputs if value is not None and value.dtype == ir.DataType.FLOAT
+        )
         # An operator that only moves numbers has nothing to round if all its floats are low
         # already.
         return node.op_type not in EXACT or not all(map(self._is_low, floats))

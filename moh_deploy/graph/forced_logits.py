@@ -23,7 +23,7 @@ def force_logits(
         dtypes: Name of each value in `logits` to its dtype.
     """
     nodes = {node.name: node for node in graph.node}
-    for router in {one.node: one for one in routers}.values():
+    for router in {router.node: router for router in routers}.values():
         for port, value in router.logits.items():
             nodes[router.node].input[PORTS.index(port)] = router.forced(port)
             add_input(graph, router.forced(port), dtypes[value])

@@ -82,12 +82,12 @@ def keep_gates(model: ir.Model, translated: Sequence[TranslatedLayer]) -> tuple[
     attention = iter(_attentions(graph, count=sum(layer.replaced for layer in translated)))
     routers: set[ir.Node] = set()
     layers: list[LayerNames] = []
-    for name, value, one in zip(names, gates, translated, strict=True):
+    for name, value, translated_layer in zip(names, gates, translated, strict=True):
         _rename(graph, value, f"{name}.gates")
-        view = next(views) if one.viewed else None
+        view = next(views) if translated_layer.viewed else None
         if view is not None:
             _rename(graph, view, f"{name}.attention")
-        node = next(attention) if one.replaced else None
+        node = next(attention) if translated_layer.replaced else None
         layers.append(
             LayerNames(
                 layer=name,

@@ -43,4 +43,6 @@ def product_flops(model: ir.Model, sizes: Mapping[str, int]) -> int | None:
 def parameters(model: ir.Model) -> int:
     """Return how many numbers the stored floats of a model are."""
     stored = (value.const_value for value in model.graph.initializers.values())
-    return sum(one.size for one in stored if one is not None and one.dtype.is_floating_point())
+    return sum(
+        tensor.size for tensor in stored if tensor is not None and tensor.dtype.is_floating_point()
+    )

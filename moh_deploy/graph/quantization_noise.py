@@ -35,7 +35,7 @@ def add_quantization_noise(graph: onnx.GraphProto) -> bool:
     """
     # The noisy operand takes the name, so that its readers need no change.
     digits = unpack_blocks(graph)
-    weights = {one.name: one for one in graph.initializer}
+    weights = {initializer.name: initializer for initializer in graph.initializer}
     read = {
         name for node in graph.node if node.op_type == "MatMulInteger" for name in node.input[:2]
     }

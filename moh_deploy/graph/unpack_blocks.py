@@ -43,7 +43,7 @@ def unpack_blocks(graph: onnx.GraphProto) -> dict[str, int]:
         if not (_is_product(node) or _is_projection(node)):
             nodes.append(node)
             continue
-        numbers = {one.name: one.i for one in node.attribute}
+        numbers = {attribute.name: attribute.i for attribute in node.attribute}
         bits, rows = numbers.get("bits", 4), numbers.get("K", numbers.get("in_features", 0))
         packed, scales = node.input[1], node.input[3 if _is_projection(node) else 2]
         if f"{packed}.digits" not in largest:
@@ -70,7 +70,9 @@ def _at_its_place(node: onnx.NodeProto) -> onnx.NodeProto:
     copied, outputs = onnx.NodeProto(), list(node.output)
     copied.CopyFrom(node)
     if node.op_type == "If" and node.input[0].startswith(CONDITION_PREFIX):
-        (inner,) = next(one.g.node for one in node.attribute if one.name == "else_branch")
+        (inner,) = next(
+            attribute.g.node for attribute in node.attribute if attribute.name == "else_branch"
+        )
         if _is_projection(inner):
             copied.CopyFrom(inner)
             copied.output[:] = outputs

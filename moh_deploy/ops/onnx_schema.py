@@ -86,8 +86,11 @@ def _infer(spec: OpSpec, context: onnx.shape_inference.InferenceContext) -> None
         for index, there in enumerate(present)
     ]
     # onnx before 1.23 says that an input is not there if nothing is known of it.
-    given = [there or not one.optional for there, one in zip(present, spec.inputs, strict=False)]
-    if any(one and type_ is None for one, type_ in zip(given, inputs, strict=True)):
+    given = [
+        there or not op_input.optional
+        for there, op_input in zip(present, spec.inputs, strict=False)
+    ]
+    if any(flag and type_ is None for flag, type_ in zip(given, inputs, strict=True)):
         return
     outputs = spec.shape_rule(inputs, _attributes_of(spec, context))
     for index, type_ in enumerate(outputs):

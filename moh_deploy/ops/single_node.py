@@ -47,7 +47,7 @@ def single_node_model(
         onnx.helper.make_opsetid("", opset),
         onnx.helper.make_opsetid(spec.domain, spec.version),
         # Those that a body needs besides, too.
-        *(one for one in body.opset_import if one.domain not in ("", spec.domain)),
+        *(opset for opset in body.opset_import if opset.domain not in ("", spec.domain)),
     ]
     return onnx.helper.make_model(
         graph, opset_imports=opsets, functions=[body], ir_version=_IR_VERSION

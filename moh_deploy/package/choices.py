@@ -85,7 +85,7 @@ def _rule(layer: LayerInfo, *, kernel_choices: Sequence[Choice]) -> NodeRule:
         return KERNEL_DOMAIN if choice in kernel_choices else DENSE_DOMAIN
 
     otherwise = domain(current_choice(layer))
-    ranges = [(one.size, one.at_most, domain(one.choice)) for one in layer.ranges]
+    ranges = [(range_.size, range_.at_most, domain(range_.choice)) for range_ in layer.ranges]
     # A last range that says what holds anyway would be an `If` for nothing.
     while ranges and ranges[-1][2] == otherwise:
         ranges.pop()
@@ -112,8 +112,8 @@ def with_choices(
     possible = {layer.path: choices_for(layer) for layer in layers if choices_for(layer)}
     # All are checked before any is applied: `all` must not hide a path that does not exist.
     asked = [_Asked(*split_where(text, dims), choice) for text, choice in choices.items()]
-    for one in asked:
-        _check(one.path, one.choice, possible)
+    for choice in asked:
+        _check(choice.path, choice.choice, possible)
     return tuple(_chosen(layer, asked) for layer in layers)
 
 
@@ -129,7 +129,7 @@ def asked_choice(layer: LayerInfo, choices: Mapping[str, str]) -> str | None:
 
 def choice_text(layer: LayerInfo) -> str | None:
     """Return `dense if seq<=64, else sparse`."""
-    ranges = [f"{one.choice} if {bound_text(one)}" for one in layer.ranges]
+    ranges = [f"{range_.choice} if {bound_text(range_)}" for range_ in layer.ranges]
     return ", else ".join([*ranges, str(current_choice(layer))]) if choices_for(layer) else None
 
 
@@ -144,22 +144,22 @@ class _Asked:
 
 def _chosen(layer: LayerInfo, asked: Sequence[_Asked]) -> LayerInfo:
     allowed = choices_for(layer)
-    named = [one for one in asked if one.path == layer.path]
-    for_all = [one for one in asked if one.path == "all"]
+    named = [choice for choice in asked if choice.path == layer.path]
+    for_all = [choice for choice in asked if choice.path == "all"]
     if not allowed or not (named or for_all):
         return layer
 
     def nearest(choice: str) -> Choice:
         # Of `all=projected`, a layer without projections has `sparse`.
-        return next((one for one in allowed if one == choice), allowed[-1])
+        return next((name for name in allowed if name == choice), allowed[-1])
 
     # A layer's own choices come first, so that its path wins over `all`.
-    whole = [nearest(one.choice) for one in (*named, *for_all) if one.where is None]
+    whole = [nearest(asked.choice) for asked in (*named, *for_all) if asked.where is None]
     ranges = [
-        SizeRange(*one.where, nearest(one.choice))
+        SizeRange(*asked.where, nearest(asked.choice))
         # Ranges of the two are not mixed: with its path, a layer says all there is to say of it.
-        for one in named or for_all
-        if one.where is not None
+        for asked in named or for_all
+        if asked.where is not None
     ]
     layer = replace(layer, choice=whole[0] if whole else current_choice(layer))
     return with_ranges(layer, _narrow_first(ranges))
@@ -168,8 +168,8 @@ def _chosen(layer: LayerInfo, asked: Sequence[_Asked]) -> LayerInfo:
 def _narrow_first(ranges: Sequence[SizeRange]) -> list[SizeRange]:
     """Order the ranges of one size: behind a wide one, a narrow one would never decide."""
     # Of different sizes the order stays as given: the first that holds decides.
-    sizes = [one.size for one in ranges]
-    return sorted(ranges, key=lambda one: (sizes.index(one.size), one.at_most))
+    sizes = [range_.size for range_ in ranges]
+    return sorted(ranges, key=lambda range_: (sizes.index(range_.size), range_.at_most))
 
 
 def with_ranges(layer: LayerInfo, ranges: Sequence[SizeRange]) -> LayerInfo:

@@ -30,10 +30,10 @@ class StatedFact(NamedTuple):
 def with_shown(manifest: Manifest, facts: Iterable[StatedFact]) -> Manifest:
     """Return a manifest whose layers say what these facts show."""
     layers = list(manifest.layers)
-    for one in facts:
-        if one.layer is not None:
-            shown: dict[str, Any] = {one.name: one.shown}
-            layers[one.layer] = replace(layers[one.layer], **shown)
+    for fact in facts:
+        if fact.layer is not None:
+            shown: dict[str, Any] = {fact.name: fact.shown}
+            layers[fact.layer] = replace(layers[fact.layer], **shown)
     return replace(manifest, layers=tuple(layers))
 
 

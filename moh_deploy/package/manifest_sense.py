@@ -70,10 +70,10 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
         yield from number_problems(f"dims.{name}", size, 1, MOST_SIZE)
     yield from _range_problems(manifest)
     for kind, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
-        yield from repeated_problems(kind, "name", [one.name for one in tensors])
-        for index, one in enumerate(tensors):
-            yield from _tensor_problems(f"{kind}[{index}]", one, manifest.dims, kind == "inputs")
-    yield from repeated_problems("layers", "path", [one.path for one in manifest.layers])
+        yield from repeated_problems(kind, "name", [tensor.name for tensor in tensors])
+        for index, tensor in enumerate(tensors):
+            yield from _tensor_problems(f"{kind}[{index}]", tensor, manifest.dims, kind == "inputs")
+    yield from repeated_problems("layers", "path", [layer.path for layer in manifest.layers])
     for index, layer in enumerate(manifest.layers):
         yield from _layer_problems(f"layers[{index}]", layer, manifest.dims)
     yield from number_problems("total_flops", manifest.total_flops, 0, MOST_SIZE)
@@ -91,7 +91,7 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
         yield from cache_problems(caches, inputs, outputs, manifest.dims)
     # How much of a cache is filled is told to the package; the original sees it by its size.
     tells = None if manifest.caches is None else manifest.caches.past_length
-    names = tuple(one.name for one in manifest.inputs if one.name != tells)
+    names = tuple(info.name for info in manifest.inputs if info.name != tells)
     if manifest.call is not None and manifest.call.inputs != names:
         yield "call", f"takes {listed(manifest.call.inputs)}, but the inputs are {listed(names)}"
     if manifest.valid_tokens is not None:
@@ -122,11 +122,11 @@ def _range_problems(manifest: Manifest) -> Iterator[Problem]:
             continue
         yield from number_problems(f"{key}[0]", smallest, 0, MOST_SIZE)
         yield from number_problems(f"{key}[1]", largest, smallest, MOST_SIZE)
-    for index, one in enumerate(manifest.dim_sums):
+    for index, dim_sum in enumerate(manifest.dim_sums):
         key = f"dim_sums[{index}]"
-        for name in sorted(set(one.dims) - manifest.dims.keys()):
+        for name in sorted(set(dim_sum.dims) - manifest.dims.keys()):
             yield f"{key}.dims", f"'{name}' is no dynamic dimension, only {listed(manifest.dims)}"
-        yield from number_problems(f"{key}.most", one.most, 0, MOST_SIZE)
+        yield from number_problems(f"{key}.most", dim_sum.most, 0, MOST_SIZE)
 
 
 def _tensor_problems(
@@ -185,15 +185,15 @@ def _layer_problems(key: str, layer: LayerInfo, dims: Mapping[str, int]) -> Iter
         yield f"{key}.node", f"is {layer.node!r:.100}, but replaced is {layer.replaced}"
     if layer.choice is not None:
         yield from _choice_problems(f"{key}.choice", layer.choice, layer)
-    for index, one in enumerate(layer.ranges):
-        yield from _choice_problems(f"{key}.ranges[{index}].choice", one.choice, layer)
-        yield from number_problems(f"{key}.ranges[{index}].at_most", one.at_most, 0, MOST_SIZE)
+    for index, range_ in enumerate(layer.ranges):
+        yield from _choice_problems(f"{key}.ranges[{index}].choice", range_.choice, layer)
+        yield from number_problems(f"{key}.ranges[{index}].at_most", range_.at_most, 0, MOST_SIZE)
         # A bound may be on a product: `batch*seq`.
-        for name in one.size.split("*"):
+        for name in range_.size.split("*"):
             if name not in dims:
                 yield (
                     f"{key}.ranges[{index}].size",
-                    f"is '{one.size[:100]}', but '{name[:100]}' is no dynamic dimension, only"
+                    f"is '{range_.size[:100]}', but '{name[:100]}' is no dynamic dimension, only"
                     f" {listed(dims)}",
                 )
     types = layer.router_types
@@ -222,16 +222,16 @@ def _proof_problems(proof: Proof) -> Iterator[Problem]:
 
 def _rounding_problems(rounding: Rounding, manifest: Manifest) -> Iterator[Problem]:
     # A floor of another model would excuse errors here.
-    outputs, layers = [one.name for one in manifest.outputs], manifest.layers
+    outputs, layers = [output.name for output in manifest.outputs], manifest.layers
     if len(rounding.layers) != len(layers):
         yield "rounding.layers", f"has {len(rounding.layers)} entries for {len(layers)} layers"
     for name, moved in rounding.outputs.items():
         if name not in outputs:
             yield f"rounding.outputs.{name[:100]}", f"is no output, only {listed(outputs)}"
         yield from _spread_problems(f"rounding.outputs.{name[:100]}", moved)
-    for index, one in enumerate(rounding.layers):
+    for index, layer in enumerate(rounding.layers):
         for part in ("scores", "gates", "attention"):
-            yield from _spread_problems(f"rounding.layers[{index}].{part}", getattr(one, part))
+            yield from _spread_problems(f"rounding.layers[{index}].{part}", getattr(layer, part))
 
 
 def _made_problems(made: Made, manifest: Manifest) -> Iterator[Problem]:
@@ -254,14 +254,14 @@ def cache_problems(
     """Say what no caches of a model with these inputs, outputs and dimensions can be."""
     # What writes beyond a buffer, or into another one, is not seen by anything that reads it.
     for kind, tensors in (("past", inputs), ("present", outputs)):
-        shapes = {one.name: one.shape for one in tensors}
-        for index, one in enumerate(caches.buffers):
-            name, key = getattr(one, kind), f"caches.buffers[{index}]"
+        shapes = {tensor.name: tensor.shape for tensor in tensors}
+        for index, buffer in enumerate(caches.buffers):
+            name, key = getattr(buffer, kind), f"caches.buffers[{index}]"
             if name not in shapes:
                 yield f"{key}.{kind}", f"is '{name[:100]}', expected one of {listed(shapes)}"
-            elif not 0 < one.axis < len(shapes[name]):
-                yield f"{key}.axis", f"is {one.axis}, and '{name}' has {len(shapes[name])} axes"
-    sizes = {*dims, *(one.name for one in inputs if not one.shape)}
+            elif not 0 < buffer.axis < len(shapes[name]):
+                yield f"{key}.axis", f"is {buffer.axis}, and '{name}' has {len(shapes[name])} axes"
+    sizes = {*dims, *(info.name for info in inputs if not info.shape)}
     past, new = caches.past_length.split(" - "), str(caches.new_length)
     for key, terms in (("past_length", past), ("new_length", [new])):
         for term in terms:
@@ -278,8 +278,8 @@ def cache_problems(
 
 def _mask_problems(name: str, inputs: Sequence[TensorInfo]) -> Iterator[Problem]:
     # A mask that is not there would stop every comparison, far from here.
-    ranks = {one.name: len(one.shape) for one in inputs}
-    dtypes = {one.name: one.dtype for one in inputs}
+    ranks = {info.name: len(info.shape) for info in inputs}
+    dtypes = {info.name: info.dtype for info in inputs}
     if name not in ranks:
         yield "valid_tokens", f"is '{name[:100]}', which is no input, only {listed(ranks)}"
     elif ranks[name] != 2 and not (ranks[name] > 2 and "float" in dtypes[name]):

@@ -45,7 +45,15 @@ class OnnxPackage:
     def recorded_sizes(self) -> dict[str, tuple[int, ...]]:
         """The sizes of each dynamic dimension at which the original was run; no other was."""
         return {
-            name: tuple(sorted({one.sizes[name] for one in self.vectors if name in one.sizes}))
+            name: tuple(
+                sorted(
+                    {
+                        vector_set.sizes[name]
+                        for vector_set in self.vectors
+                        if name in vector_set.sizes
+                    }
+                )
+            )
             for name in self.manifest.dims
         }
 
@@ -88,7 +96,7 @@ class OnnxPackage:
         corpus: tuple[CorpusSample, ...] = ()
         if CORPUS_NAME in manifest.files:  # what is not listed is not opened
             corpus = read_corpus(root / CORPUS_NAME, manifest)
-            check_vectors(root / CORPUS_NAME, (one.vectors for one in corpus), manifest)
+            check_vectors(root / CORPUS_NAME, (sample.vectors for sample in corpus), manifest)
         return cls(root, manifest, vectors, corpus)
 
 

@@ -27,10 +27,12 @@ def recorded_facts(manifest: Manifest, vectors: Sequence[VectorSet]) -> Iterator
             key = "text_generation.vocab_size"
             yield StatedFact(key, manifest.text_generation.vocab_size, vocab_size)
     if manifest.proof is not None:
-        yield StatedFact("proof.sizes", list(manifest.proof.sizes), [one.sizes for one in vectors])
+        yield StatedFact(
+            "proof.sizes", list(manifest.proof.sizes), [vector_set.sizes for vector_set in vectors]
+        )
     for name, (smallest, largest) in manifest.dim_ranges.items():
-        for one in vectors:
-            size = one.sizes.get(name, smallest)
+        for vector_set in vectors:
+            size = vector_set.sizes.get(name, smallest)
             in_range = smallest <= size and (largest is None or size <= largest)
             yield StatedFact(
                 f"dim_ranges.{name}", [smallest, largest], [smallest, largest] if in_range else size
@@ -43,21 +45,21 @@ def recorded_facts(manifest: Manifest, vectors: Sequence[VectorSet]) -> Iterator
 def _layer_shown(
     index: int, layer: LayerInfo, manifest: Manifest, vectors: Sequence[VectorSet]
 ) -> Iterator[tuple[str, object]]:
-    for one in vectors[:1]:
-        yield "batch", one.gates[index].shape[0]
+    for vector_set in vectors[:1]:
+        yield "batch", vector_set.gates[index].shape[0]
         if layer.seq_len is not None:
-            yield "seq_len", one.gates[index].shape[1]
-    is_open = [one.gates[index] != 0 for one in vectors]  # [B, S, H]
-    masks = [_valid_tokens(manifest, one, index) for one in vectors]
+            yield "seq_len", vector_set.gates[index].shape[1]
+    is_open = [vector_set.gates[index] != 0 for vector_set in vectors]  # [B, S, H]
+    masks = [_valid_tokens(manifest, vector_set, index) for vector_set in vectors]
     counted = [a[mask] for a, mask in zip(is_open, masks, strict=True) if mask is not None]
-    pairs = sum(one.size for one in counted)
+    pairs = sum(item.size for item in counted)
     if layer.active_share is not None and pairs and len(counted) == len(vectors):
-        share = sum(int(one.sum()) for one in counted) / pairs
+        share = sum(int(item.sum()) for item in counted) / pairs
         # Added up in another order, the last digits differ.
         is_same = abs(share - layer.active_share) < _LAST_DIGITS
         yield "active_share", layer.active_share if is_same else share
     if is_open and (layer.closed_heads or form_named(layer.router).is_constant):
-        used = sum(one.reshape(-1, layer.num_heads).sum(0) for one in is_open)
+        used = sum(item.reshape(-1, layer.num_heads).sum(0) for item in is_open)
         yield "closed_heads", tuple(np.flatnonzero(used == 0).tolist())
     if not layer.router_replaced and layer.top_k is not None:
         yield from _top_k_shown(index, layer, vectors)
@@ -80,8 +82,8 @@ def _top_k_shown(
 ) -> Iterator[tuple[str, object]]:
     """Yield the number of chosen heads of plain operators: margins were taken at that number."""
     margins_of = form_named(layer.router).margins
-    for one in vectors:
-        scores = one.scores[index] if one.scores else None
+    for vector_set in vectors:
+        scores = vector_set.scores[index] if vector_set.scores else None
         if scores is None:
             continue
         fitting = [
@@ -89,7 +91,7 @@ def _top_k_shown(
             for number in range(1, scores.shape[-1] + 1)
             if np.allclose(
                 np.nan_to_num(margins_of(scores, number), nan=0, posinf=np.inf),
-                one.margins[index],
+                vector_set.margins[index],
                 atol=1e-6,
             )
         ]

@@ -14,14 +14,14 @@ from moh_deploy.system.suggest import did_you_mean
 _WHERE = re.compile(r"(?P<path>[^\[\]]+)\[(?P<size>[^\[\]<>=]+)<=(?P<at_most>\d{1,18})\]")
 
 
-def bound_text(one: SizeRange) -> str:
+def bound_text(size_range: SizeRange) -> str:
     """Return `batch*seq<=64`."""
-    return f"{one.size}<={one.at_most}"
+    return f"{size_range.size}<={size_range.at_most}"
 
 
-def is_in(one: SizeRange, sizes: Mapping[str, int]) -> bool:
+def is_in(size_range: SizeRange, sizes: Mapping[str, int]) -> bool:
     """Tell whether sizes are in a range."""
-    return measure(one.size, sizes) <= one.at_most
+    return measure(size_range.size, sizes) <= size_range.at_most
 
 
 def measure(size: str, sizes: Mapping[str, int]) -> int:
@@ -32,7 +32,7 @@ def measure(size: str, sizes: Mapping[str, int]) -> int:
 
 def choice_at(layer: LayerInfo, sizes: Mapping[str, int]) -> Choice | None:
     """Return the choice that a layer has at some sizes, as `LayerInfo.choice` has it."""
-    return next((one.choice for one in layer.ranges if is_in(one, sizes)), layer.choice)
+    return next((range_.choice for range_ in layer.ranges if is_in(range_, sizes)), layer.choice)
 
 
 def at_sizes(layers: Sequence[LayerInfo], sizes: Mapping[str, int]) -> tuple[LayerInfo, ...]:
@@ -42,7 +42,7 @@ def at_sizes(layers: Sequence[LayerInfo], sizes: Mapping[str, int]) -> tuple[Lay
         layers: The layers.
         sizes: Size of each dynamic dimension.
     """
-    return tuple(replace(one, choice=choice_at(one, sizes), ranges=()) for one in layers)
+    return tuple(replace(layer, choice=choice_at(layer, sizes), ranges=()) for layer in layers)
 
 
 def split_where(text: str, dims: Sequence[str]) -> tuple[str, tuple[str, int] | None]:

@@ -34,7 +34,9 @@ def tuning_problems(tuning: Tuning, layers: Sequence[LayerInfo]) -> Iterator[Pro
         yield from _times_problems(f"tuning.layer_ms[{index}]", sets, num_sets)
     for index, times in enumerate(tuning.model_ms):
         yield from _amounts_problems(f"tuning.model_ms[{index}]", times)
-    ranged = {name for layer in layers for one in layer.ranges for name in one.size.split("*")}
+    ranged = {
+        name for layer in layers for range_ in layer.ranges for name in range_.size.split("*")
+    }
     for index, sizes in enumerate(tuning.sizes):
         for name in sorted(ranged - sizes.keys()):
             yield f"tuning.sizes[{index}]", f"has no '{name[:100]}', by which layers choose"

@@ -236,5 +236,5 @@ def weighted_sum(samples: Sequence[TimeSamples], weights: Sequence[float]) -> Ti
     """Add up the times of one candidate on several inputs, round by round."""
     rounds = zip(*samples, strict=False)  # The slowest inputs had the fewest rounds.
     return tuple(
-        sum(weight * ms for weight, ms in zip(weights, one, strict=True)) for one in rounds
+        sum(weight * ms for weight, ms in zip(weights, round_, strict=True)) for round_ in rounds
     )

@@ -31,15 +31,15 @@ def _parts(document: Document) -> Iterator[RenderableType]:
 
 def _block(block: Block) -> Iterator[RenderableType]:
     if isinstance(block, Folded):
-        for one in block.blocks:
-            yield from _block(one)
+        for section in block.blocks:
+            yield from _block(section)
     elif "terminal" not in block.shown:
         return
     elif isinstance(block, Section):
         if block.verdict is not None:
             yield Words(block.title, style="bold underline")
-        for one in block.blocks:
-            yield from _block(one)
+        for section in block.blocks:
+            yield from _block(section)
         if block.verdict is not None:
             yield from _verdict(block.verdict)
     elif isinstance(block, Table):

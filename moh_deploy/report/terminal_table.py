@@ -37,8 +37,8 @@ class TerminalTable:
             for index, column in enumerate(self._columns)
         ]
         widths = fitting_widths(
-            [max(map(_longest_line, one)) for one in cells],
-            [max(map(_longest_word, one)) for one in cells],
+            [max(map(_longest_line, cell)) for cell in cells],
+            [max(map(_longest_word, cell)) for cell in cells],
             options.max_width - _BORDER * len(self._columns) - 1,
         )
         yield self._by_row() if widths is None else self._table(widths)

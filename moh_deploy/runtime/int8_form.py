@@ -54,7 +54,7 @@ class Int8Form:
         if self.names.keys() <= keep.keys():
             model = load_ir(self.package)
         else:
-            model = quantized(self.base, float32=[self.names[one] for one in keep]).model
+            model = quantized(self.base, float32=[self.names[name] for name in keep]).model
         without_switches(model)
         return model
 

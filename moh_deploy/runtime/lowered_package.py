@@ -43,7 +43,7 @@ def lower_model(
         What each operator computes in, and the layers with the dtypes of their routers.
     """
     plan = sequences.lower(model, layers, low, largest)
-    return plan, tuple(replace(one, router_types=router_types(model, one)) for one in layers)
+    return plan, tuple(replace(layer, router_types=router_types(model, layer)) for layer in layers)
 
 
 def lowered_manifest(package: OnnxPackage, low: LowType, layers: tuple[LayerInfo, ...]) -> Manifest:

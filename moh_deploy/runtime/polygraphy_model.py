@@ -54,8 +54,8 @@ class _Activated(Runner):
     def inputs(self) -> tuple[TensorInfo, ...]:  # type: ignore[override]
         metadata = self.runner.get_input_metadata(use_numpy_dtypes=False)
         return tuple(
-            TensorInfo(name, str(one.dtype), tuple(map(str, one.shape or ())))
-            for name, one in metadata.items()
+            TensorInfo(name, str(item.dtype), tuple(map(str, item.shape or ())))
+            for name, item in metadata.items()
         )
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -78,14 +78,14 @@ def _check_values(value: object) -> None:
     level = [value]
     for depth in range(DEEPEST + 1):
         inner: list[object] = []
-        for one in level:
-            if isinstance(one, (dict, list)) and depth == DEEPEST:
+        for item in level:
+            if isinstance(item, (dict, list)) and depth == DEEPEST:
                 raise ValueError(_TOO_DEEP)
-            if isinstance(one, dict):
-                inner += one.keys()
-                inner += one.values()
-            elif isinstance(one, list):
-                inner += one
-            elif isinstance(one, str) and not one.isascii():
-                one.encode()  # UnicodeEncodeError is a ValueError
+            if isinstance(item, dict):
+                inner += item.keys()
+                inner += item.values()
+            elif isinstance(item, list):
+                inner += item
+            elif isinstance(item, str) and not item.isascii():
+                item.encode()  # UnicodeEncodeError is a ValueError
         level = inner

@@ -74,12 +74,16 @@ def agreement_facts(report: ParityReport, *, with_quality: bool = True) -> Itera
     """
     if not report.is_in_integers:
         return
-    for name, one in report.top_1.items():
-        same = share(one.same / one.of) if one.of else None
-        yield Fact("top-1 agreement", same or "no data", f"of {count(one.of, 'row')} of '{name}'")
+    for name, top1_agreement in report.top_1.items():
+        same = share(top1_agreement.same / top1_agreement.of) if top1_agreement.of else None
+        yield Fact(
+            "top-1 agreement",
+            same or "no data",
+            f"of {count(top1_agreement.of, 'row')} of '{name}'",
+        )
     if report.flips is not None:
         yield Fact("other heads", str(report.flips.tokens), f"of {report.flips.of} tokens")
-    asked = report.accuracy or any(one.asked for one in report.checks)
+    asked = report.accuracy or any(check.asked for check in report.checks)
     if with_quality and not asked:
         how = "--labels or --within, with --inputs of your own, measures it"
         yield Fact("quality", "not measured", f"({how})")

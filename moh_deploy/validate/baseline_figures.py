@@ -21,8 +21,8 @@ def parity_figures(report: ParityReport, file: Path) -> tuple[Figure, ...]:
     """Return the figures that a comparison without differences reached, for a baseline file."""
     parts = report.comparisons
     figures: list[Figure] = []
-    for reference in dict.fromkeys(one.reference for one in parts):
-        compared = [one for one in parts if one.reference == reference]
+    for reference in dict.fromkeys(part.reference for part in parts):
+        compared = [part for part in parts if part.reference == reference]
         figures += _against(reference_key(reference, file), compared)
     return (*figures, *(figure for run in report.layer_runs for figure in _of_run(run)))
 
@@ -30,44 +30,44 @@ def parity_figures(report: ParityReport, file: Path) -> tuple[Figure, ...]:
 def _against(reference: str, parts: Sequence[ParityReport]) -> Iterator[Figure]:
     # Against something else the same figures say something else.
     against = "" if reference == RECORDED else f" against {reference}"
-    layers = [layer for one in parts for layer in one.layers]
-    outputs = [one for part in parts for one in part.outputs]
-    yield Figure.exact(f"{WHOLE}{against}", "vector_sets", sum(one.vector_sets for one in parts))
-    for metric in (one for part in parts for one in part.accuracy):
+    layers = [layer for part in parts for layer in part.layers]
+    outputs = [output for part in parts for output in part.outputs]
+    yield Figure.exact(f"{WHOLE}{against}", "vector_sets", sum(part.vector_sets for part in parts))
+    for metric in (metric for part in parts for metric in part.accuracy):
         yield from _of_metric(metric, against)
-    for name in dict.fromkeys(one.name for one in outputs if one.tolerance is not None):
-        same = [one for one in outputs if one.name == name]
+    for name in dict.fromkeys(output.name for output in outputs if output.tolerance is not None):
+        same = [output for output in outputs if output.name == name]
         yield from _of_output(f"output '{name}'{against}", same)
-    for path in dict.fromkeys(one.path for one in layers):
-        runs = [one for one in layers if one.path == path]
+    for path in dict.fromkeys(layer.path for layer in layers):
+        runs = [layer for layer in layers if layer.path == path]
         yield from _of_layer(f"layer '{path}'{against}", runs)
 
 
-def _of_metric(one: MetricParity, against: str) -> Iterator[Figure]:
-    of = "" if one.output is None else f" of output '{one.output}'"
-    group = f"{one.metric}{of}{against}"
-    yield Figure.exact(group, "samples", one.samples)
-    yield Figure.exact(group, "labels", one.labels)
-    yield Figure.exact(group, "score" if one.better == "higher" else "loss", one.package)
+def _of_metric(metric: MetricParity, against: str) -> Iterator[Figure]:
+    of = "" if metric.output is None else f" of output '{metric.output}'"
+    group = f"{metric.metric}{of}{against}"
+    yield Figure.exact(group, "samples", metric.samples)
+    yield Figure.exact(group, "labels", metric.labels)
+    yield Figure.exact(group, "score" if metric.better == "higher" else "loss", metric.package)
 
 
 def _of_output(group: str, entries: Sequence[OutputParity]) -> Iterator[Figure]:
     # One figure for each output, whatever the number of vector sets: the worst of them.
-    judged = [one for one in entries if one.tolerance is not None]
-    worst = max(judged, key=lambda one: one.max_abs_error)
+    judged = [entry for entry in entries if entry.tolerance is not None]
+    worst = max(judged, key=lambda item: item.max_abs_error)
     # Every run is left to itself, and some are run with forced routing besides: not on any machine.
-    free = [one for one in entries if not one.forced]
-    yield Figure.exact(group, "elements", sum(one.elements or 0 for one in free))
+    free = [entry for entry in entries if not entry.forced]
+    yield Figure.exact(group, "elements", sum(output.elements or 0 for output in free))
     yield Figure.exact(
         group, "max_abs_error", worst.max_abs_error, grain=_ROUNDING * (worst.tolerance or 0.0)
     )
 
 
 def _of_layer(group: str, entries: Sequence[LayerParity]) -> Iterator[Figure]:
-    flips = sum(one.excused_tokens for one in entries)
+    flips = sum(entry.excused_tokens for entry in entries)
     # A layer without decisions to compare has no agreement.
-    agreements = [one.agreement for one in entries if one.agreement is not None]
-    yield Figure.exact(group, "decisions", sum(one.decisions for one in entries))
+    agreements = [entry.agreement for entry in entries if entry.agreement is not None]
+    yield Figure.exact(group, "decisions", sum(entry.decisions for entry in entries))
     yield Figure.exact(group, "explained_flips", flips)
     if agreements:
         yield Figure.exact(group, "agreement", min(agreements))

@@ -36,14 +36,16 @@ def check_flips(flips: Flips | None, conditions: Sequence[FlipsCondition]) -> tu
     """Judge how many tokens chose other heads; None where gates were not compared."""
     if flips is None:
         why = "routing was not compared, so flips are not known."
-        return tuple(Check(one.text.strip(), why, "cannot tell", True) for one in conditions)
+        return tuple(
+            Check(condition.text.strip(), why, "cannot tell", True) for condition in conditions
+        )
     found = f"{flips.tokens} of {flips.of} tokens chose other heads."
     return tuple(
         Check(
-            one.text.strip(),
+            condition.text.strip(),
             found,
-            "passed" if flips.tokens <= one.allowed(flips.of) else "failed",
+            "passed" if flips.tokens <= condition.allowed(flips.of) else "failed",
             asked=True,
         )
-        for one in conditions
+        for condition in conditions
     )

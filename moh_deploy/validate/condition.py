@@ -106,7 +106,11 @@ def parse_conditions(texts: Sequence[str]) -> tuple[Condition, ...]:
     if not texts:
         raise ConfigError("no condition is given, expected at least one.", hint=_EXAMPLES)
     found = tuple(map(parse_condition, texts))
-    metrics = [one.metric for one in found if isinstance(one, AccuracyCondition)]
+    metrics = [
+        parity_condition.metric
+        for parity_condition in found
+        if isinstance(parity_condition, AccuracyCondition)
+    ]
     for name in metrics:
         if metrics.count(name) > 1:
             raise ConfigError(f"{metrics.count(name)} conditions are about {name}, expected one.")
@@ -119,7 +123,9 @@ def metrics_of(conditions: Sequence[Condition], *, has_labels: bool) -> tuple[st
     Raises:
         ConfigError: There are some, and no labels.
     """
-    metrics = tuple(one.metric for one in conditions if isinstance(one, AccuracyCondition))
+    metrics = tuple(
+        condition.metric for condition in conditions if isinstance(condition, AccuracyCondition)
+    )
     if metrics and not has_labels:
         raise ConfigError(
             f"the condition on {metrics[0]} needs labels, and there are none.",
@@ -134,8 +140,8 @@ def better_of(conditions: Sequence[Condition]) -> Better | None:
     Raises:
         ConfigError: Conditions bound them from both sides.
     """
-    on_metrics = [one for one in conditions if isinstance(one, AccuracyCondition)]
-    sides = {one.better for one in on_metrics if ":" in one.metric}
+    on_metrics = [condition for condition in conditions if isinstance(condition, AccuracyCondition)]
+    sides = {metric.better for metric in on_metrics if ":" in metric.metric}
     if len(sides) > 1:
         raise ConfigError(
             "conditions bound metrics of your own from both sides, expected one side for all.",

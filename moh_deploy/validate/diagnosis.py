@@ -37,15 +37,15 @@ def diagnosis(
     # From the surest evidence to the weakest: an attention that differs names a layer, outputs that
     # differ name what is behind the layers, and a router that differs alone names itself.
     start = "With the reference gates fed to every layer"
-    attention = next((i for i, one in enumerate(layers) if "attention" in one.wrong), None)
+    attention = next((i for i, layer in enumerate(layers) if "attention" in layer.wrong), None)
     if attention is not None:
         return f"{start}, {_attention_first(layers, attention, sources)}."
-    wrong = [one.reason is not None for one in outputs]
+    wrong = [output.reason is not None for output in outputs]
     if any(wrong):
         return f"{start}, outputs still differ: {_behind(layers, outputs)}."
-    if any(one.wrong for one in layers):
+    if any(layer.wrong for layer in layers):
         return f"{start}, {_routers_alone(layers)}."
-    if any(one.no_data for one in layers):
+    if any(layer.no_data for layer in layers):
         return f"{start}, nothing that could be judged differs."
     nearest = max(layers, key=_share)
     return (
@@ -60,7 +60,7 @@ def reference_is_nan(values: Iterable[Array], label: str) -> str | None:
     Args:
         values: What is compared of it.
     """
-    if not any(np.isnan(one.astype(np.float64)).any() for one in values):
+    if not any(np.isnan(value.astype(np.float64)).any() for value in values):
         return None
     return (
         f"On {label} the reference itself is not finite: it gives NaN, so these inputs tell nothing"
@@ -76,7 +76,7 @@ def _attention_first(
     # At least 1: a fingerprint can be wrong at a single token while its mean is within tolerance.
     seen = max(1.0, _attention_share(layer))
     found = f"the attention of layer '{layer.path}' is the first that differs"
-    wrong = [one.path for one in layers[:index] if one.wrong]
+    wrong = [layer.path for layer in layers[:index] if layer.wrong]
     if wrong:
         found += f", and the router of layer {_listed(wrong)} before it"
     # Sources are earlier layers, by number, and inputs of the model, by name. Left as suspects are
@@ -86,12 +86,12 @@ def _attention_first(
     if router_is_right:
         suspects -= sources[index].router
     earlier = [layers[i].path for i in sorted(i for i in suspects if isinstance(i, int))]
-    inputs = sorted(one for one in suspects if isinstance(one, str))
+    inputs = sorted(suspect for suspect in suspects if isinstance(suspect, str))
     if router_is_right and not suspects:
         return f"{found}, and its router agrees: the error is in that layer"
     # An input that an earlier layer is computed from, too: that attention is not wrong, but not
     # clearly right either, or the input would be cleared.
-    if any(one in sources[i].attention for one in inputs for i in range(index)):
+    if any(name in sources[i].attention for name in inputs for i in range(index)):
         near = f" of layer {_listed(earlier[-_MOST_LISTED:])}" if earlier else ""
         return (
             f"{found}: the error is in that layer or before it; what agrees{near} is too near to"
@@ -143,17 +143,17 @@ def _router_is_right(layer: LayerParity, seen: float) -> bool:
 
 def _routers_alone(layers: Sequence[LayerParity]) -> str:
     """Say what is known where every attention agrees, and every output."""
-    routers = [one for one in layers if one.wrong]
+    routers = [layer for layer in layers if layer.wrong]
     agree = "outputs agree" if _unseen(layers) else "attention and outputs agree"
     first = routers[0]
     before = layers[: _index(layers, first.path)]
     seen = max(1.0, _share(first))
-    paths = _listed([one.path for one in routers])
+    paths = _listed([router.path for router in routers])
     # A layer before it whose attention is not known does not speak against the router: nothing
     # there was seen to differ.
-    if all(_attention_is_right(one, seen) or one.attention_error is None for one in before):
+    if all(_attention_is_right(layer, seen) or layer.attention_error is None for layer in before):
         return f"{agree}: the error is in the router of layer {paths}"
-    near = _listed([one.path for one in before if not _attention_is_right(one, seen)])
+    near = _listed([layer.path for layer in before if not _attention_is_right(layer, seen)])
     return (
         f"{agree}: the router of layer {paths} differs; the error is there or before it, since the"
         f" attention of layer {near} is too near to its tolerance to rule that out"
@@ -163,10 +163,10 @@ def _routers_alone(layers: Sequence[LayerParity]) -> str:
 def _behind(layers: Sequence[LayerParity], outputs: Sequence[OutputParity]) -> str:
     """Say where the error can be if outputs differ, and no attention does that is known."""
     unseen = _unseen(layers)
-    wrong = [one.path for one in layers if one.wrong]
+    wrong = [layer.path for layer in layers if layer.wrong]
     if wrong:
         place = f"no later than the router of layer '{wrong[0]}'"
-        earlier = [one.path for one in layers[: _index(layers, wrong[0])]]
+        earlier = [layer.path for layer in layers[: _index(layers, wrong[0])]]
         # If the layer right before it was compared, it agrees, so the error lies between the two.
         if earlier and earlier[-1] not in unseen:
             return f"the error is behind the attention of layer '{earlier[-1]}', and {place}"
@@ -176,8 +176,8 @@ def _behind(layers: Sequence[LayerParity], outputs: Sequence[OutputParity]) -> s
             "the error is not in what could be compared of the layers; the attention of layer"
             f" {_listed(unseen)} could not be"
         )
-    seen = max(max(1.0, _ratio(one.max_abs_error, one.tolerance)) for one in outputs)
-    if all(_attention_is_right(one, seen) for one in layers):
+    seen = max(max(1.0, _ratio(output.max_abs_error, output.tolerance)) for output in outputs)
+    if all(_attention_is_right(layer, seen) for layer in layers):
         return f"the error is behind the attention of the last layer, '{layers[-1].path}'"
     nearest = max(layers, key=_attention_share)
     return (
@@ -187,12 +187,12 @@ def _behind(layers: Sequence[LayerParity], outputs: Sequence[OutputParity]) -> s
 
 
 def _index(layers: Sequence[LayerParity], path: str) -> int:
-    return next(index for index, one in enumerate(layers) if one.path == path)
+    return next(index for index, layer in enumerate(layers) if layer.path == path)
 
 
 def _unseen(layers: Sequence[LayerParity]) -> list[str]:
     """Return the layers whose attention could not be compared."""
-    return [one.path for one in layers if one.attention_error is None]
+    return [layer.path for layer in layers if layer.attention_error is None]
 
 
 def _listed(paths: Sequence[str]) -> str:

@@ -43,7 +43,7 @@ def with_fixed_gates(package: OnnxPackage, fixed: Sequence[FixedHeads]) -> tuple
     layers, values = package.manifest.layers, layer_values(package)
     first = package.vectors[0].gates
     types = {layer.gates: gates.dtype for layer, gates in zip(layers, first, strict=True)}
-    inner = dict.fromkeys(one.attention for one in values if one.attention is not None)
+    inner = dict.fromkeys(value.attention for value in values if value.attention is not None)
     recorded = []
     with variants.forced(types, tuple(inner)) as runner:
         for run in package.vectors:
@@ -70,17 +70,17 @@ def _set(
     gates: Sequence[Array],
     fixed: Sequence[FixedHeads],
 ) -> VectorSet:
-    left = [_left(one, heads) for one, heads in zip(gates, fixed, strict=True)]
+    left = [_left(gate, heads) for gate, heads in zip(gates, fixed, strict=True)]
     attention = [
-        _fingerprint(layer, value, found, heads, one.shape[:2])
-        for layer, value, heads, one in zip(layers, values, fixed, gates, strict=True)
+        _fingerprint(layer, value, found, heads, gate.shape[:2])
+        for layer, value, heads, gate in zip(layers, values, fixed, gates, strict=True)
     ]
     return replace(
         run,
         outputs={name: found[name] for name in run.outputs},
         gates=tuple(left),
         # Nothing is selected, so nothing is near a tie.
-        margins=tuple(np.full(one.shape[:2], np.inf, np.float32) for one in left),
+        margins=tuple(np.full(array.shape[:2], np.inf, np.float32) for array in left),
         scores=(),
         attention=tuple(attention),
     )

@@ -27,7 +27,7 @@ def folded(reports: Sequence[ParityReport]) -> ParityReport:
         # their errors answer other questions.
         outputs=_by(whole.outputs, lambda o: (o.name, o.forced, o.tolerance is None), _outputs),
         layers=_by(whole.layers, lambda layer: (layer.path,), _layers),
-        tokens=added_tokens([one.tokens for one in reports if one.tokens is not None]),
+        tokens=added_tokens([report.tokens for report in reports if report.tokens is not None]),
     )
 
 
@@ -43,9 +43,9 @@ def _by(
 
 
 def _outputs(group: list[OutputParity]) -> OutputParity:
-    worst = max(group, key=lambda one: _badness(one.reason, one.max_abs_error, one.tolerance))
-    counted = [one.elements for one in group if one.elements is not None]
-    agreements = [one.top_1 for one in group if one.top_1 is not None]
+    worst = max(group, key=lambda item: _badness(item.reason, item.max_abs_error, item.tolerance))
+    counted = [output.elements for output in group if output.elements is not None]
+    agreements = [output.top_1 for output in group if output.top_1 is not None]
     return replace(
         worst,
         vectors=_label(worst, group),
@@ -58,28 +58,28 @@ def _layers(group: list[LayerParity]) -> LayerParity:
     # What cannot be told has a reason, too, and hides no fault.
     worst = max(
         group,
-        key=lambda one: (
-            _badness(one.reason, one.gate_error, one.gate_tolerance),
-            not one.no_data,
+        key=lambda layer: (
+            _badness(layer.reason, layer.gate_error, layer.gate_tolerance),
+            not layer.no_data,
         ),
     )
-    forced = any(one.forced for one in group)
+    forced = any(layer.forced for layer in group)
     return replace(
         worst,
         vectors=_label(worst, group),
-        decisions=sum(one.decisions for one in group),
-        equal_decisions=sum(one.equal_decisions for one in group),
-        flipped_tokens=sum(one.flipped_tokens for one in group),
-        excused_tokens=sum(one.excused_tokens for one in group),
+        decisions=sum(layer.decisions for layer in group),
+        equal_decisions=sum(layer.equal_decisions for layer in group),
+        flipped_tokens=sum(layer.flipped_tokens for layer in group),
+        excused_tokens=sum(layer.excused_tokens for layer in group),
         forced=forced,
-        free_flips=sum(one.own_flips for one in group) if forced else None,
-        agreement=_mean(group, lambda one: one.agreement),
-        jaccard=_mean(group, lambda one: one.jaccard),
-        smallest_margin=_of(min, group, lambda one: one.smallest_margin),
-        flip_margin=_of(max, group, lambda one: one.flip_margin),
-        margin_bound=_of(max, group, lambda one: one.margin_bound),
-        undecided_tokens=sum(one.undecided_tokens for one in group),
-        judged_by=max((one.judged_by for one in group), key=_JUDGED.index),
+        free_flips=sum(layer.own_flips for layer in group) if forced else None,
+        agreement=_mean(group, lambda layer: layer.agreement),
+        jaccard=_mean(group, lambda layer: layer.jaccard),
+        smallest_margin=_of(min, group, lambda layer: layer.smallest_margin),
+        flip_margin=_of(max, group, lambda layer: layer.flip_margin),
+        margin_bound=_of(max, group, lambda layer: layer.margin_bound),
+        undecided_tokens=sum(layer.undecided_tokens for layer in group),
+        judged_by=max((layer.judged_by for layer in group), key=_JUDGED.index),
     )
 
 
@@ -88,7 +88,7 @@ _JUDGED = ("nothing", "choices", "scores")
 
 
 def _label(worst: Entry, group: list[Entry]) -> str:
-    wrong = sum(one.reason is not None for one in group)
+    wrong = sum(output.reason is not None for output in group)
     differ = f", {wrong} of which differ" if wrong else ""
     return f"{worst.vectors}, worst of {len(group)} batches{differ}"
 
@@ -101,7 +101,7 @@ def _badness(reason: str | None, error: float, tolerance: float | None) -> float
 
 def _mean(group: list[LayerParity], of: Callable[[LayerParity], float | None]) -> float | None:
     """Return the mean, batches weighing as many decisions as they hold."""
-    known = [(value, one.decisions) for one in group if (value := of(one)) is not None]
+    known = [(value, layer.decisions) for layer in group if (value := of(layer)) is not None]
     total = sum(weight for _, weight in known)
     return sum(value * weight for value, weight in known) / total if total else None
 
@@ -111,5 +111,5 @@ def _of(
     group: list[LayerParity],
     of: Callable[[LayerParity], float | None],
 ) -> float | None:
-    known = [value for one in group if (value := of(one)) is not None]
+    known = [value for layer in group if (value := of(layer)) is not None]
     return choose(known) if known else None

@@ -126,7 +126,7 @@ def _proven_in(subject: Subject, *, vectors: int | None) -> ProvenRun:
     if report.failure is not None:
         raise _told_apart(report.failure, subject, what)
     assert report.routing_agreement is not None  # It is compared with recorded runs.
-    return ProvenRun(**{one.name: getattr(report, one.name) for one in fields(ProvenRun)})
+    return ProvenRun(**{field.name: getattr(report, field.name) for field in fields(ProvenRun)})
 
 
 def _told_apart(failure: ValidationError, subject: Subject, what: WhatToRun) -> ValidationError:

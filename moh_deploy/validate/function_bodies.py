@@ -77,16 +77,16 @@ class Recorder:
         package = self.package
         results = self.runner.run(inputs)
         gates = tuple(results[name] for name in package.gate_names)
-        margins = [_margins(*one, results) for one in zip(self.layers, gates, strict=True)]
+        margins = [_margins(*layer, results) for layer in zip(self.layers, gates, strict=True)]
         # [B, S] of each layer: scores and fingerprints are brought to the tokens of its gates.
-        shown = [(layer, one.shape[:2]) for layer, one in zip(self.layers, gates, strict=True)]
+        shown = [(layer, gate.shape[:2]) for layer, gate in zip(self.layers, gates, strict=True)]
         vectors = VectorSet(
             sizes=check_inputs(package.manifest.inputs, inputs),
             inputs=dict(inputs),
             outputs={spec.name: results[spec.name] for spec in package.manifest.outputs},
             gates=gates,
             # A choice among NaN is a tie, margin 0; infinity, where scores are not known, stays.
-            margins=tuple(np.nan_to_num(one, nan=0.0, posinf=np.inf) for one in margins),
+            margins=tuple(np.nan_to_num(margin, nan=0.0, posinf=np.inf) for margin in margins),
             scores=tuple(layer.scores(results, tokens) for layer, tokens in shown),
             attention=tuple(layer.fingerprint(results, tokens) for layer, tokens in shown),
         )
@@ -94,8 +94,8 @@ class Recorder:
             vectors,
             # Infinite margins: scores that are not known. NaN: scores that are known, and no
             # numbers.
-            is_scored=tuple(np.isfinite(one) for one in margins),
-            has_nan=tuple(np.isnan(one) for one in margins),
+            is_scored=tuple(np.isfinite(margin) for margin in margins),
+            has_nan=tuple(np.isnan(margin) for margin in margins),
         )
 
 

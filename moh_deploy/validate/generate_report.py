@@ -111,7 +111,14 @@ def parity_sections(parity: TokenParity) -> list[Table | Text]:
         return [verdict]
     columns = ("prompt", "#equal before", "#token", "#expected", "#margin", "explained")
     rows = [
-        (str(one.prompt), one.position, one.token, one.expected, one.margin, one.is_near_tie)
-        for one in parity.differences
+        (
+            str(difference.prompt),
+            difference.position,
+            difference.token,
+            difference.expected,
+            difference.margin,
+            difference.is_near_tie,
+        )
+        for difference in parity.differences
     ]
     return [verdict, Table("first tokens that differ", columns, rows)]

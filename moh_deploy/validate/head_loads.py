@@ -93,7 +93,7 @@ def _counted(manifest: Manifest, sample: Sample, gates: Sequence[Array]) -> list
     run = VectorSet(known.sizes, known.inputs, {}, tuple(gates), ())
     view = EVERY_TOKEN if sample.valid is None else token_view(sample.valid, manifest, run)
     chosen = (
-        view.of(layer.gates, one, one).reference
-        for layer, one in zip(manifest.layers, gates, strict=True)
+        view.of(layer.gates, gate, gate).reference
+        for layer, gate in zip(manifest.layers, gates, strict=True)
     )
-    return [one.reshape(-1, one.shape[-1]) for one in chosen]
+    return [array.reshape(-1, array.shape[-1]) for array in chosen]

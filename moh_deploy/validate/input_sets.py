@@ -58,8 +58,8 @@ def input_sets(
     if files:
         read = [read_user_vectors(path, package.manifest) for path in files]
         return [
-            InputSet(str(path), one.sizes, one.inputs, weight)
-            for path, one, weight in zip(files, read, weights, strict=True)
+            InputSet(str(path), user_vectors.sizes, user_vectors.inputs, weight)
+            for path, user_vectors, weight in zip(files, read, weights, strict=True)
         ]
     if not package.vectors:
         raise ConfigError(
@@ -111,7 +111,7 @@ def sized_inputs(package: OnnxPackage, sizes: Sizes) -> list[InputSet]:
     example = check_inputs(package.manifest.inputs, package.vectors[0].inputs)
     for name, asked in sizes.items():
         if name not in example:
-            known = ", ".join(f"'{one}'" for one in example) or "none: every size is fixed"
+            known = ", ".join(f"'{name}'" for name in example) or "none: every size is fixed"
             raise ConfigError(
                 f"the model has no dynamic dimension '{name}', it has {known}.",
                 hint=did_you_mean(name, example) or None,
@@ -120,8 +120,8 @@ def sized_inputs(package: OnnxPackage, sizes: Sizes) -> list[InputSet]:
             if size < 0:
                 raise ConfigError(f"dimension '{name}' is to be {size}, expected at least 0.")
     return [
-        _inputs_at(package, {**example, **dict(zip(sizes, one, strict=True))})
-        for one in product(*sizes.values())
+        _inputs_at(package, {**example, **dict(zip(sizes, size, strict=True))})
+        for size in product(*sizes.values())
     ]
 
 
@@ -167,7 +167,7 @@ def known_size(axis: int | str, sizes: Mapping[str, int]) -> int | None:
 
 
 def _first_axis(manifest: Manifest) -> int | str | None:
-    shapes = [one.shape for one in manifest.inputs if one.shape]
+    shapes = [info.shape for info in manifest.inputs if info.shape]
     return shapes[0][0] if shapes else None
 
 

@@ -135,7 +135,7 @@ class Judge:
         if not free.flips and forced.equal:
             # Every part agrees, each on what the reference had seen. Together their errors add up.
             outputs = list(self._outputs(case, got, self._rule, NO_FLOOR))
-            wrong = any(one.reason is not None for one in outputs)
+            wrong = any(output.reason is not None for output in outputs)
             notes = (self._where(case, forced),) if wrong else ()
             return replace(forced, outputs=[*forced.outputs, *outputs], notes=notes)
         notes = () if forced.equal else (self._where(case, forced),)
@@ -425,6 +425,6 @@ def _with_own_choice(first: LayerParity, free: LayerParity) -> LayerParity:
     return replace(first, reason=free.reason, wrong=("choice",))
 
 
-def _other_heads(one: LayerParity) -> int:
+def _other_heads(layer: LayerParity) -> int:
     """Count the tokens that chose other heads."""
-    return one.flipped_tokens + one.excused_tokens + one.undecided_tokens
+    return layer.flipped_tokens + layer.excused_tokens + layer.undecided_tokens

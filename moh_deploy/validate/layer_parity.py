@@ -208,7 +208,7 @@ class _Choice:
         # The first token stands for all: one example with its heads is what a reader can follow up.
         token = tuple(int(i) for i in np.argwhere(self.unexplained)[0])
         count = f"{int(self.unexplained.sum())} of {self.unexplained.size} tokens"
-        heads, wanted = (np.flatnonzero(one[token] != 0) for one in (got, expected.gates))
+        heads, wanted = (np.flatnonzero(gate[token] != 0) for gate in (got, expected.gates))
         return (
             f"{what}: {count} choose other heads, unexplained; token {expected.place(token)} chose"
             f" {heads.tolist()}, the reference {wanted.tolist()},"

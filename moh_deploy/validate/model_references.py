@@ -43,10 +43,12 @@ class ModelReference:
         with self.model.open() as loaded:
             feeds = _feeds(package, [spec.name for spec in loaded.inputs], self.name)
             with _naming(self.name):
-                results = [loaded.run(_named(one.known.inputs, feeds)) for one in samples]
+                results = [loaded.run(_named(sample.known.inputs, feeds)) for sample in samples]
         pairs = zip(samples, results, strict=True)
-        found = tuple(self._answer(package, one.known, got) for one, got in pairs)
-        has_gates = all(len(one.gates) == len(package.manifest.layers) for one in found)
+        found = tuple(self._answer(package, sample.known, got) for sample, got in pairs)
+        has_gates = all(
+            len(vector_set.gates) == len(package.manifest.layers) for vector_set in found
+        )
         return Answers(found, has_gates, tuple(_absent(self.name, package, found)))
 
     def _answer(
@@ -56,8 +58,8 @@ class ModelReference:
         names = package.gate_names if set(package.gate_names) <= got.keys() else ()
         gates = tuple(got[name] for name in names)
         # A foreign model shows no scores, so its margins are not known: infinite excuses no flip.
-        unknown = (np.full(one.shape[:-1], np.inf, np.float32) for one in gates)
-        margins = tuple(_margins(known, index, one) for index, one in enumerate(unknown))
+        unknown = (np.full(gate.shape[:-1], np.inf, np.float32) for gate in gates)
+        margins = tuple(_margins(known, index, array) for index, array in enumerate(unknown))
         rest = {name: value for name, value in got.items() if name not in names}
         outputs = _outputs(package, rest, self.name)
         return VectorSet(known.sizes, known.inputs, outputs, gates, margins)
@@ -87,9 +89,9 @@ class PackageReference:
         recorder = Recorder.of(self.other, self.variant)
         feeds = _feeds(package, [spec.name for spec in self.other.manifest.inputs], self.name)
         with _naming(self.name):
-            made = [recorder.record(_named(one.known.inputs, feeds)) for one in samples]
+            made = [recorder.record(_named(sample.known.inputs, feeds)) for sample in samples]
         pairs = zip(samples, made, strict=True)
-        found = [self._answer(package, one.known, vectors) for one, vectors in pairs]
+        found = [self._answer(package, sample.known, vectors) for sample, vectors in pairs]
         has_gates = len(self.other.manifest.layers) == len(package.manifest.layers)
         notes = list(self._notes(package, found))
         notes += [f"{self.name}: {note}" for note in recorder.runner.describe().notes]
@@ -108,14 +110,16 @@ class PackageReference:
 
     def _answer(self, package: OnnxPackage, known: VectorSet, found: VectorSet) -> VectorSet:
         outputs = _outputs(package, found.outputs, self.name)
-        margins = tuple(_margins(known, index, one) for index, one in enumerate(found.margins))
+        margins = tuple(
+            _margins(known, index, margin) for index, margin in enumerate(found.margins)
+        )
         return replace(
             found,
             sizes=known.sizes,
             inputs=known.inputs,
             outputs=outputs,
             margins=margins,
-            scores=tuple(_scores(known, *one) for one in enumerate(found.scores)),
+            scores=tuple(_scores(known, *score) for score in enumerate(found.scores)),
         )
 
 
@@ -146,7 +150,7 @@ def _outputs(package: OnnxPackage, got: Mapping[str, Array], name: str) -> dict[
 
 def _absent(name: str, package: OnnxPackage, found: Sequence[VectorSet]) -> Iterator[str]:
     names = [spec.name for spec in package.manifest.outputs]
-    absent = [f"'{one}'" for one in names if found and one not in found[0].outputs]
+    absent = [f"'{name}'" for name in names if found and name not in found[0].outputs]
     if absent:
         yield f"{name} has no output {', '.join(absent)}: not compared."
 

@@ -126,7 +126,7 @@ def recorded_floor(
 
     def floor(name: str, reference: Array) -> Spread:
         # What is small by cancellation is moved as far as what is large: a loss, say.
-        sizes = [_size(one) for one in (reference, example.get(name, reference))]
+        sizes = [_size(array) for array in (reference, example.get(name, reference))]
         share = rounding.outputs[name]
         return Spread(
             growth * share.rms * max(size.rms for size in sizes),
@@ -134,7 +134,7 @@ def recorded_floor(
         )
 
     known = {name: array for name, array in references.items() if name in rounding.outputs}
-    layers = [_grown(one, growth) for one in rounding.layers]
+    layers = [_grown(layer, growth) for layer in rounding.layers]
     return NoiseFloor({name: floor(name, array) for name, array in known.items()}, layers)
 
 
@@ -160,8 +160,8 @@ def _growth(package: OnnxPackage, expected: VectorSet) -> float:
     longer = math.prod(expected.sizes[name] / example.sizes[name] for name in known)
     # Samples and windows are no terms of a sum: gates are [B, S, H].
     pairs = [
-        (one.shape[0], first.shape[0])
-        for one, first in zip(expected.gates, example.gates, strict=False)
+        (gate.shape[0], first.shape[0])
+        for gate, first in zip(expected.gates, example.gates, strict=False)
     ]
     longer /= max((now / then for now, then in pairs if now and then), default=1.0)
     keys = max((layer.kv_len or 0 for layer in package.manifest.layers), default=0)
@@ -180,8 +180,8 @@ def _grown(floor: LayerRounding, growth: float) -> LayerRounding:
     )
 
 
-def _times(one: Spread, factor: float) -> Spread:
-    return Spread(factor * one.rms, factor * one.largest)
+def _times(noise: Spread, factor: float) -> Spread:
+    return Spread(factor * noise.rms, factor * noise.largest)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class NoisyResults:
     def selected(self, select: Callable[[Mapping[str, Array]], dict[str, Array]]) -> NoisyResults:
         """Reduce all results to the elements that count."""
         rounded = None if self.rounded is None else select(self.rounded)
-        return NoisyResults(select(self.exact), [select(one) for one in self.drawn], rounded)
+        return NoisyResults(select(self.exact), [select(arrays) for arrays in self.drawn], rounded)
 
     def has_flips(self, gates: Sequence[str]) -> bool:
         """Tell whether noise makes a token choose other heads: then it moves more than rounding.
@@ -211,7 +211,7 @@ class NoisyResults:
         """
         # Heads flipped by noise move values by far more than rounding, and would excuse anything.
         others = [*self.drawn, *([] if self.rounded is None else [self.rounded])]
-        pairs = ((one[name], self.exact[name]) for one in others for name in gates)
+        pairs = ((other[name], self.exact[name]) for other in others for name in gates)
         return any(bool(((got != 0) != (exact != 0)).any()) for got, exact in pairs)
 
     def move(self, name: str, *, only_chosen: bool = False) -> Spread:
@@ -223,7 +223,7 @@ class NoisyResults:
 
         def from_exact(*runs: Mapping[str, Array]) -> Spread:
             exact = self.exact[name]
-            moves = [_difference(one[name], exact, only_chosen=only_chosen) for one in runs]
+            moves = [_difference(run[name], exact, only_chosen=only_chosen) for run in runs]
             return spread(np.concatenate(moves))
 
         rounded = None if self.rounded is None else from_exact(self.rounded)
@@ -236,7 +236,7 @@ class NoisyResults:
             show: Returns what results show of it.
         """
         exact = show(self.exact)
-        noise = _layer_moves(exact, [show(one) for one in self.drawn])
+        noise = _layer_moves(exact, [show(arrays) for arrays in self.drawn])
         if self.rounded is None:
             return noise
         rounding = _layer_moves(exact, [show(self.rounded)])
@@ -309,14 +309,16 @@ def _layer_moves(exact: LayerValuesFound, others: Sequence[LayerValuesFound]) ->
     return LayerRounding(
         scores=None
         if scores is None
-        else spread(beside_masks(_moved([one.scores for one in others], scores), scores)[0]),
+        else spread(beside_masks(_moved([other.scores for other in others], scores), scores)[0]),
         # Only gates of heads that are on in both: a head that noise switches is a flip, not a move.
         gates=spread(
-            np.concatenate([_difference(one.gates, gates, only_chosen=True) for one in others])
+            np.concatenate([_difference(other.gates, gates, only_chosen=True) for other in others])
         ),
         attention=None
         if attention is None
-        else fingerprint_spread(_moved([one.attention for one in others], attention), attention),
+        else fingerprint_spread(
+            _moved([other.attention for other in others], attention), attention
+        ),
     )
 
 

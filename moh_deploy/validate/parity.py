@@ -49,28 +49,32 @@ def compare(
         BackendError: The runtime failed.
     """
     # Scores and fingerprints are fetched only if there is something to compare them with.
-    has_inner = not outputs_only and any(one.scores or one.attention for one in vectors)
+    has_inner = not outputs_only and any(
+        vector_set.scores or vector_set.attention for vector_set in vectors
+    )
     # Forced routing needs gates to feed, so outputs alone are judged without variants.
     judge = Judge(package, runner, policy, None if outputs_only else variants, has_inner)
-    names = labels or [label(str(index), one.sizes) for index, one in enumerate(vectors)]
+    names = labels or [
+        label(str(index), vector_set.sizes) for index, vector_set in enumerate(vectors)
+    ]
     if valid is None:
         valid = own_masks(package.manifest, vectors, names)
     # Without masks every token counts.
     views = [EVERY_TOKEN] * len(vectors)
     if valid:
         pairs = zip(valid, vectors, strict=True)
-        views = [token_view(tokens, package.manifest, one) for tokens, one in pairs]
+        views = [token_view(tokens, package.manifest, vector_set) for tokens, vector_set in pairs]
     cases = [ComparedSet(*case) for case in zip(vectors, names, views, strict=True)]
-    judged = [judge.outputs_of(one) if outputs_only else judge.everything(one) for one in cases]
+    judged = [judge.outputs_of(case) if outputs_only else judge.everything(case) for case in cases]
     notes = [note for view in views for note in view.notes]
-    notes += [note for one in judged for note in one.notes]
+    notes += [note for report in judged for note in report.notes]
     found = runner.describe()
     notes += found.notes
     return ParityReport(
         reference=reference,
         vector_sets=len(vectors),
-        outputs=tuple(output for one in judged for output in one.outputs),
-        layers=tuple(layer for one in judged for layer in one.layers),
+        outputs=tuple(output for report in judged for output in report.outputs),
+        layers=tuple(layer for report in judged for layer in report.layers),
         has_routing=not outputs_only,
         kernel_nodes=found.kernel_nodes,
         function_nodes=found.function_nodes,
@@ -79,7 +83,7 @@ def compare(
         rules=judge.rules,
         policy=policy.source,
         notes=tuple(dict.fromkeys(notes)),
-        statistics=joined(one.statistics for one in judged),
+        statistics=joined(report.statistics for report in judged),
         tokens=count_tokens(valid),
         precision=package.manifest.precision,
     )

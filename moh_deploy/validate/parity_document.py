@@ -58,22 +58,22 @@ _OUTPUT_COLUMNS = (
 # Errors stand beside what they may be. Scores are in none of the narrow formats: where they decide,
 # `judged by` says so, and the reason has the number.
 _LAYER_CELLS: tuple[tuple[str | Column, Callable[[LayerParity, ParityReport], Cell]], ...] = (
-    ("layer", lambda one, _: one.path),
-    (Column("runs as", ROOMY), lambda one, report: _runs_as(one.path, report)),
-    (Column("vectors", width="words"), lambda one, _: one.vectors),
-    ("#same choice", lambda one, _: Share(one.agreement)),
-    (Column("#Jaccard", ROOMY), lambda one, _: one.jaccard),
-    ("#unexplained flips", lambda one, _: one.flipped_tokens),
-    ("#explained", lambda one, _: _explained(one)),
-    (Column("#smallest margin", PAGE), lambda one, _: one.smallest_margin),
-    ("#gate error", lambda one, _: one.gate_error),
-    ("#tolerance", lambda one, _: one.gate_tolerance),
-    (Column("#score error", PAGE), lambda one, _: one.score_error),
-    (Column("#tolerance", PAGE), lambda one, _: one.score_tolerance),
-    ("#attention", lambda one, _: one.attention_error),
-    ("#tolerance", lambda one, _: one.attention_tolerance),
-    ("judged by", lambda one, _: one.judged_by),
-    ("verdict", lambda one, report: _status(layer_answer(one), report)),
+    ("layer", lambda layer, _: layer.path),
+    (Column("runs as", ROOMY), lambda layer, report: _runs_as(layer.path, report)),
+    (Column("vectors", width="words"), lambda layer, _: layer.vectors),
+    ("#same choice", lambda layer, _: Share(layer.agreement)),
+    (Column("#Jaccard", ROOMY), lambda layer, _: layer.jaccard),
+    ("#unexplained flips", lambda layer, _: layer.flipped_tokens),
+    ("#explained", lambda layer, _: _explained(layer)),
+    (Column("#smallest margin", PAGE), lambda layer, _: layer.smallest_margin),
+    ("#gate error", lambda layer, _: layer.gate_error),
+    ("#tolerance", lambda layer, _: layer.gate_tolerance),
+    (Column("#score error", PAGE), lambda layer, _: layer.score_error),
+    (Column("#tolerance", PAGE), lambda layer, _: layer.score_tolerance),
+    ("#attention", lambda layer, _: layer.attention_error),
+    ("#tolerance", lambda layer, _: layer.attention_tolerance),
+    ("judged by", lambda layer, _: layer.judged_by),
+    ("verdict", lambda layer, report: _status(layer_answer(layer), report)),
 )
 """Of each layer: the head of a column, and what stands in it."""
 _RULE_COLUMNS = (
@@ -170,7 +170,7 @@ def comparison_lines(report: ParityReport, *, with_quality: bool = True) -> Iter
     """Yield how far a package in int8 or int4 agrees, and what each check found."""
     for fact in agreement_facts(report, with_quality=with_quality):
         yield f"{fact.name}: {fact.value} {fact.note}"
-    yield from (f"{one.name}: {one.verdict}: {one.measured}" for one in report.checks)
+    yield from (f"{check.name}: {check.verdict}: {check.measured}" for check in report.checks)
 
 
 def _figures(report: ParityReport) -> str:
@@ -244,7 +244,10 @@ def _blocks(report: ParityReport, index: int) -> Iterator[Block]:
         Table(
             "MoH layers, worst vector set of each",
             tuple(head for head, _ in _LAYER_CELLS),
-            [[cell(one, report) for _, cell in _LAYER_CELLS] for one in _worst_layers(report)],
+            [
+                [cell(worst_layer, report) for _, cell in _LAYER_CELLS]
+                for worst_layer in _worst_layers(report)
+            ],
             shown=shown if report.layers else PAGE,
         ),
         Table(f"rules that applied: {report.policy}", _RULE_COLUMNS, rules, shown=PAGE),

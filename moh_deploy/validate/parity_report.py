@@ -216,8 +216,8 @@ class ParityReport(Report):
     @property
     def unjudged_layers(self) -> tuple[str, ...]:
         """Paths of layers of which no vector set had anything to judge."""
-        judged = {one.path for one in self.layers if one.judged_by != "nothing"}
-        return tuple(dict.fromkeys(one.path for one in self.layers if one.path not in judged))
+        judged = {layer.path for layer in self.layers if layer.judged_by != "nothing"}
+        return tuple(dict.fromkeys(layer.path for layer in self.layers if layer.path not in judged))
 
     def _reasons_of(self, part: ParityReport) -> tuple[str, ...]:
         """Return them with their reference, if there are others."""
@@ -237,7 +237,11 @@ class ParityReport(Report):
         is no pass: nothing is known to be wrong, and too little of samples or ties is known."""
         if self.equal:
             return "within tolerance" if self.is_in_integers else "equal"
-        return "not equal" if any(one._is_wrong for one in self.comparisons) else "cannot tell"
+        return (
+            "not equal"
+            if any(comparison._is_wrong for comparison in self.comparisons)
+            else "cannot tell"
+        )
 
     @property
     def answer(self) -> str:
@@ -255,11 +259,11 @@ class ParityReport(Report):
         """Something is known not to be equal, or nothing was run; what cannot be told is not."""
         known: tuple[OutputParity | LayerParity | MetricParity | Check, ...] = (
             *self.outputs,
-            *(one for one in self.layers if not one.no_data),
-            *(one for one in self.accuracy if one.verdict != "cannot tell"),
-            *(one for one in self.checks if one.verdict != "cannot tell"),
+            *(layer for layer in self.layers if not layer.no_data),
+            *(metric for metric in self.accuracy if metric.verdict != "cannot tell"),
+            *(check for check in self.checks if check.verdict != "cannot tell"),
         )
-        return not self.vector_sets or any(one.reason is not None for one in known)
+        return not self.vector_sets or any(output.reason is not None for output in known)
 
     @property
     @in_json()
@@ -328,12 +332,14 @@ class ParityReport(Report):
     @property
     @in_json("outputs")
     def _all_outputs(self) -> tuple[OutputEntry, ...]:
-        return tuple(OutputEntry(p.reference, one) for p in self.comparisons for one in p.outputs)
+        return tuple(
+            OutputEntry(p.reference, output) for p in self.comparisons for output in p.outputs
+        )
 
     @property
     @in_json("layers")
     def _all_layers(self) -> tuple[LayerEntry, ...]:
-        return tuple(LayerEntry(p.reference, one) for p in self.comparisons for one in p.layers)
+        return tuple(LayerEntry(p.reference, layer) for p in self.comparisons for layer in p.layers)
 
     def document(self) -> Document:
         """Return what it says of each comparison, and of all of them."""
@@ -380,7 +386,7 @@ class ComparisonSummary:
     @classmethod
     def of(cls, report: ParityReport) -> ComparisonSummary:
         """Return what JSON has of a comparison."""
-        return cls(**{one.name: getattr(report, one.name) for one in fields(cls)})
+        return cls(**{field_.name: getattr(report, field_.name) for field_ in fields(cls)})
 
 
 def combined(reports: Sequence[ParityReport], bodies: ParityReport | None = None) -> ParityReport:

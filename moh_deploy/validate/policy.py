@@ -79,9 +79,13 @@ class Policy:
 
     def within(self, conditions: Sequence[Condition]) -> Policy:
         """Return the policy that asks for some conditions besides; `parity` is asked for anyway."""
-        on_metrics = (one for one in conditions if isinstance(one, AccuracyCondition))
-        rules = {one.metric: one.rule for one in on_metrics}
-        flips = tuple(one for one in conditions if isinstance(one, FlipsCondition))
+        on_metrics = (
+            condition for condition in conditions if isinstance(condition, AccuracyCondition)
+        )
+        rules = {metric.metric: metric.rule for metric in on_metrics}
+        flips = tuple(
+            condition for condition in conditions if isinstance(condition, FlipsCondition)
+        )
         return replace(self, accuracy={**self.accuracy, **rules}, flips=flips)
 
 

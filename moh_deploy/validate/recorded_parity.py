@@ -84,9 +84,9 @@ def compare_bodies(
     return compare(
         package,
         open_runner(package, variant.returning(names_to_return(package))),
-        [one.known for one in chosen],
-        labels=[one.label for one in chosen],
-        valid=[one.valid for one in chosen if one.valid is not None],
+        [sample.known for sample in chosen],
+        labels=[sample.label for sample in chosen],
+        valid=[sample.valid for sample in chosen if sample.valid is not None],
         reference=reference + ON_BODIES,
         variants=PackageVariants(package, variant),
         policy=policy,
@@ -99,13 +99,13 @@ def _smallest_telling(samples: Sequence[Sample]) -> Sample:
     A shorter one is blind to much: the softmax of one key is 1, whatever the scores are.
     """
     # Gates are [B, S, H]: a dimension whose size is B in every run is the batch.
-    batches = [len(one.known.gates[0]) if one.known.gates else 1 for one in samples]
+    batches = [len(sample.known.gates[0]) if sample.known.gates else 1 for sample in samples]
     example, runs = samples[0].known.sizes, list(zip(samples, batches, strict=True))
-    lengths = [n for n in example if any(one.known.sizes[n] != batch for one, batch in runs)]
+    lengths = [n for n in example if any(sample.known.sizes[n] != batch for sample, batch in runs)]
     long = [
         number
-        for number, (one, batch) in enumerate(runs)
-        if batch and all(one.known.sizes[name] >= example[name] for name in lengths)
+        for number, (sample, batch) in enumerate(runs)
+        if batch and all(sample.known.sizes[name] >= example[name] for name in lengths)
     ]
     return samples[min(long, key=lambda number: batches[number], default=0)]
 
@@ -152,5 +152,5 @@ def publish_if_equal(
 
 def proof_of(parity: ParityReport, package: OnnxPackage) -> Proof:
     """Make the proof for a manifest from a comparison with all recorded runs of a package."""
-    sizes = tuple(one.sizes for one in package.vectors)
+    sizes = tuple(vector_set.sizes for vector_set in package.vectors)
     return Proof(parity.max_abs_error, parity.routing_agreement or 0.0, sizes)

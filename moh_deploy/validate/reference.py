@@ -83,7 +83,7 @@ class RecordedReference:
     def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
         """Return the recorded values."""
         # A package without the gates of every layer does not open.
-        return Answers(tuple(one.known for one in samples), has_gates=True)
+        return Answers(tuple(sample.known for sample in samples), has_gates=True)
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,16 @@ class ExpectedOutputs:
             ConfigError: One holds no outputs.
         """
         notes: list[str] = []
-        for one in samples:
+        for sample in samples:
             names = [spec.name for spec in package.manifest.outputs]
-            absent = ", ".join(f"'{name}'" for name in names if name not in one.known.outputs)
-            if not one.known.outputs:
+            absent = ", ".join(f"'{name}'" for name in names if name not in sample.known.outputs)
+            if not sample.known.outputs:
                 why = f"no member is named {absent}"
-                raise ConfigError(f"{one.file} holds no expected outputs: {why}.")
+                raise ConfigError(f"{sample.file} holds no expected outputs: {why}.")
             # A file with some of the outputs is compared on those.
             if absent:
-                notes.append(f"{one.file} holds no expected output {absent}: not compared.")
-        vectors = tuple(one.known for one in samples)
+                notes.append(f"{sample.file} holds no expected output {absent}: not compared.")
+        vectors = tuple(sample.known for sample in samples)
         return Answers(vectors, has_gates=False, notes=tuple(dict.fromkeys(notes)))
 
 
@@ -124,13 +124,14 @@ def corpus_reference(corpus: Sequence[CorpusSample]) -> RecordedReference:
 
 def recorded_from(corpus: Sequence[CorpusSample]) -> str:
     """Name the models that recorded the samples, in the words of a report."""
-    return ", ".join(dict.fromkeys(one.reference for one in corpus))
+    return ", ".join(dict.fromkeys(sample.reference for sample in corpus))
 
 
 def corpus_samples(corpus: Sequence[CorpusSample]) -> tuple[Sample, ...]:
     """Return its samples, called by their numbers and sizes."""
     return tuple(
-        Sample(one.vectors, label(f"corpus {i}", one.vectors.sizes)) for i, one in enumerate(corpus)
+        Sample(sample.vectors, label(f"corpus {i}", sample.vectors.sizes))
+        for i, sample in enumerate(corpus)
     )
 
 

@@ -38,13 +38,13 @@ def references(
         PackageError: A package, engine or model that is named cannot be read.
     """
     found = tuple(
-        _named(one, subject, recorded) if isinstance(one, (str, Path)) else _given(one)
-        for one in against
+        _named(name, subject, recorded) if isinstance(name, (str, Path)) else _given(name)
+        for name in against
     )
     # Two references of one name could not be told apart in the report or in a baseline file.
-    for index, one in enumerate(found):
-        if one.name in [other.name for other in found[:index]]:
-            raise ConfigError(f"against names {one.name} twice.")
+    for index, reference in enumerate(found):
+        if reference.name in [other.name for other in found[:index]]:
+            raise ConfigError(f"against names {reference.name} twice.")
     return found
 
 
@@ -54,14 +54,14 @@ def function_bodies(package: OnnxPackage) -> PackageReference:
     return PackageReference(name, package, FUNCTION_BODIES)
 
 
-def _given(one: Reference | InferenceRunner) -> Reference:
-    if isinstance(one, Reference):
-        return one
+def _given(reference: Reference | InferenceRunner) -> Reference:
+    if isinstance(reference, Reference):
+        return reference
     # By its method: Polygraphy need not be installed.
-    if hasattr(one, "infer"):
-        return ModelReference(PolygraphyModel(one))
+    if hasattr(reference, "infer"):
+        return ModelReference(PolygraphyModel(reference))
     raise ConfigError(
-        f"against holds a {type(one).__name__}.",
+        f"against holds a {type(reference).__name__}.",
         hint="Expected a word, a path, what moh_deploy.load_original returns, or a Polygraphy"
         " runner.",
     )

@@ -35,8 +35,8 @@ def routing_sections(
         yield Section("Load of heads", (Text(_NO_LAYERS),), shown=PAGE)
     else:
         rows = tuple(
-            LoadRow(one.path, one.tokens, one.got, one.reference, one.num_shared_heads)
-            for one in loads
+            LoadRow(load.path, load.tokens, load.got, load.reference, load.num_shared_heads)
+            for load in loads
         )
         heat = HeatMap("share of tokens, in percent", "layer", rows, f"loads-{index}")
         yield Section("Load of heads", (Text(_about_loads(loads)), HeatMaps((heat,))), shown=PAGE)

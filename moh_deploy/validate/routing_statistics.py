@@ -144,9 +144,18 @@ def joined(found: Iterable[RoutingStatistics]) -> RoutingStatistics:
     """Add up what several vector sets gave, layer by layer."""
     every = list(found)
     return RoutingStatistics(
-        _by_path((load for one in every for load in one.head_loads), _loads_together),
-        _by_path((margins for one in every for margins in one.margins), _margins_together),
-        _by_path((load for one in every for load in one.class_loads), _classes_together),
+        _by_path(
+            (load for routing_statistics in every for load in routing_statistics.head_loads),
+            _loads_together,
+        ),
+        _by_path(
+            (margins for routing_statistics in every for margins in routing_statistics.margins),
+            _margins_together,
+        ),
+        _by_path(
+            (load for routing_statistics in every for load in routing_statistics.class_loads),
+            _classes_together,
+        ),
     )
 
 
@@ -173,19 +182,19 @@ def _bins(margins: Array, flipped: NDArray[np.bool_], bound: float) -> tuple[Mar
     )
 
 
-def _loads_together(one: HeadLoad, other: HeadLoad) -> HeadLoad:
+def _loads_together(head_load: HeadLoad, other: HeadLoad) -> HeadLoad:
     return replace(
-        one,
-        tokens=one.tokens + other.tokens,
-        reference=_added(one.reference, other.reference),
-        got=_added(one.got, other.got),
+        head_load,
+        tokens=head_load.tokens + other.tokens,
+        reference=_added(head_load.reference, other.reference),
+        got=_added(head_load.got, other.got),
     )
 
 
-def _margins_together(one: MarginHistogram, other: MarginHistogram) -> MarginHistogram:
+def _margins_together(margin_histogram: MarginHistogram, other: MarginHistogram) -> MarginHistogram:
     # All histograms have the same edges, so bins with equal edges hold alike margins.
     bins: dict[tuple[float, float], MarginBin] = {}
-    for each in (*one.bins, *other.bins):
+    for each in (*margin_histogram.bins, *other.bins):
         edges = each.at_least, each.below
         before = bins.get(edges, MarginBin(*edges, 0, 0, 0))
         bins[edges] = MarginBin(
@@ -194,7 +203,7 @@ def _margins_together(one: MarginHistogram, other: MarginHistogram) -> MarginHis
             before.explained + each.explained,
             before.unexplained + each.unexplained,
         )
-    return replace(one, bins=tuple(bins[edges] for edges in sorted(bins)))
+    return replace(margin_histogram, bins=tuple(bins[edges] for edges in sorted(bins)))
 
 
 def _classes_together(one: ClassLoad, other: ClassLoad) -> ClassLoad:
@@ -215,8 +224,8 @@ def _classes_together(one: ClassLoad, other: ClassLoad) -> ClassLoad:
     )
 
 
-def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(a + b for a, b in zip(one, other, strict=True))
+def _added(group: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip(group, other, strict=True))
 
 
 _Entry = TypeVar("_Entry", HeadLoad, MarginHistogram, ClassLoad)

@@ -87,7 +87,10 @@ def recorded_samples(vectors: Sequence[VectorSet], count: int | None = None) -> 
             f"vectors is {count}, but there are {len(vectors)} recorded runs to compare with.",
             hint="Leave it out to compare with all of them.",
         )
-    return tuple(Sample(one, label(str(i), one.sizes)) for i, one in enumerate(vectors[:count]))
+    return tuple(
+        Sample(vector_set, label(str(i), vector_set.sizes))
+        for i, vector_set in enumerate(vectors[:count])
+    )
 
 
 def with_valid_tokens(
@@ -102,10 +105,10 @@ def with_valid_tokens(
         ConfigError: There is no such input, or it is no mask.
     """
     found = []
-    for one in samples:
-        where = f"recorded run {one.label}"
-        valid = valid_tokens_of(one.known, {}, where, manifest, tokens)
-        found.append(replace(one, valid=valid))
+    for sample in samples:
+        where = f"recorded run {sample.label}"
+        valid = valid_tokens_of(sample.known, {}, where, manifest, tokens)
+        found.append(replace(sample, valid=valid))
     return tuple(found)
 
 
@@ -208,10 +211,10 @@ def own_masks(
         ConfigError: The input that says so holds something else than a mask.
     """
     found = [
-        valid_tokens_of(one, {}, f"run {name}", manifest, manifest.valid_tokens)
-        for one, name in zip(vectors, labels, strict=True)
+        valid_tokens_of(vector_set, {}, f"run {name}", manifest, manifest.valid_tokens)
+        for vector_set, name in zip(vectors, labels, strict=True)
     ]
-    return [one for one in found if one is not None]
+    return [tokens for tokens in found if tokens is not None]
 
 
 def own_view(manifest: Manifest, run: VectorSet, name: str) -> TokenView:

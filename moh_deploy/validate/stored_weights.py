@@ -56,7 +56,7 @@ def _stored(model: ir.Model) -> Mapping[str, ir.TensorProtocol]:
     """Return all that a model stores, by name, without what only switches by size need."""
     without_switches(model)
     values = model.graph.initializers.items()
-    return {name: one.const_value for name, one in values if one.const_value is not None}
+    return {name: value.const_value for name, value in values if value.const_value is not None}
 
 
 def _fault(

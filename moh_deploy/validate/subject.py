@@ -79,13 +79,13 @@ class Subject:
         without an empty axis."""
         if self.model.is_compiled:
             return self.model.fits(run.sizes)
-        return self.runtime != "openvino" or all(one.size for one in run.inputs.values())
+        return self.runtime != "openvino" or all(array.size for array in run.inputs.values())
 
     def left_out(self, runs: Sequence[VectorSet]) -> str:
         """Return what reports say of the runs that it does not take; empty if it takes all."""
         if self.model.is_compiled:
             return ", those of sizes that the engine was built for"
-        sizes = [label("", one.sizes).strip() for one in runs if not self.takes(one)]
+        sizes = [label("", run.sizes).strip() for run in runs if not self.takes(run)]
         return f", not run in OpenVINO for an empty axis: {', '.join(sizes)}" if sizes else ""
 
     def load(self) -> Runner:

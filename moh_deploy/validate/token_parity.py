@@ -72,7 +72,7 @@ class TokenParity:
     @property
     def unexplained(self) -> tuple[TokenDifference, ...]:
         """The differences that rounding does not explain."""
-        return tuple(one for one in self.differences if not one.is_near_tie)
+        return tuple(difference for difference in self.differences if not difference.is_near_tie)
 
     def failure(self, subject: str) -> ValidationError | None:
         """Say which token is another one, and not by rounding alone; None where none is.
@@ -113,7 +113,7 @@ class TokenComparison:
         """Compare one step with the reference's next one."""
         expected = next(self._reference, None)
         self._tokens += sum(token is not None for token in step.tokens)
-        parted = {one.prompt for one in self.differences}
+        parted = {difference.prompt for difference in self.differences}
         for row, token in enumerate(step.tokens):
             known = None if expected is None else expected.tokens[row]
             if row + 1 in parted or token is None or known is None or expected is None:

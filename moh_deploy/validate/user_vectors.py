@@ -114,13 +114,13 @@ def check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
         ConfigError: Naming the dimension and its limits.
     """
     # First what says which table it is.
-    for one in manifest.dim_sums:
-        total = sum(sizes.get(name, 0) for name in one.dims)
-        if total > one.most:
-            table = "" if one.table is None else f": table '{one.table}' has no more rows"
+    for dim_sum in manifest.dim_sums:
+        total = sum(sizes.get(name, 0) for name in dim_sum.dims)
+        if total > dim_sum.most:
+            table = "" if dim_sum.table is None else f": table '{dim_sum.table}' has no more rows"
             raise ConfigError(
-                f"{' + '.join(one.dims)} is {total}; the model was traced for {one.most} at most"
-                f"{table}.",
+                f"{' + '.join(dim_sum.dims)} is {total}; the model was traced for {dim_sum.most}"
+                f" at most{table}.",
                 hint="A table of positions limits a cache and new tokens together: give fewer of"
                 " them.",
             )

@@ -254,7 +254,7 @@ def over_axes(mask: BoolArray, axes: Sequence[int], shape: Sequence[int]) -> Boo
 
 def count_tokens(masks: Sequence[ValidTokens]) -> TokenCount | None:
     """Count the tokens, and those that are left out; None without masks."""
-    counts = [TokenCount(one.name, one.mask.size, int((~one.mask).sum())) for one in masks]
+    counts = [TokenCount(mask.name, mask.mask.size, int((~mask.mask).sum())) for mask in masks]
     return added_tokens(counts)
 
 
@@ -262,8 +262,8 @@ def added_tokens(counts: Sequence[TokenCount]) -> TokenCount | None:
     """Return the sum; None of none."""
     if not counts:
         return None
-    tokens = sum(one.tokens for one in counts)
-    return TokenCount(counts[0].name, tokens, sum(one.left_out for one in counts))
+    tokens = sum(count.tokens for count in counts)
+    return TokenCount(counts[0].name, tokens, sum(count.left_out for count in counts))
 
 
 def _of_output(

@@ -50,7 +50,7 @@ def verify_labelled(
     with progress.step("reading samples and labels"):
         data = read_labelled(npz_files(inputs), task, subject.package.manifest)
         policy.check_metrics([metric.name for metric in data.metrics])
-        classes = main_classes([one.labels for one in data.datasets], task.labelling)
+        classes = main_classes([dataset.labels for dataset in data.datasets], task.labelling)
         layers = subject.package.manifest.layers
         rounds = [
             _Round(*pair, [*map(Tally, data.metrics)], ClassLoads(layers, classes))
@@ -58,12 +58,12 @@ def verify_labelled(
         ]
         # By file: references with different samples share the runs that are cut from them.
         cut = partial(labelled_runs, subject, axis=data.axis, task=task)
-        runs = {one.samples.file: cut(one) for one in data.datasets}
+        runs = {dataset.samples.file: cut(dataset) for dataset in data.datasets}
     with progress.step("loading the model"):
         runner = subject.load()
     with runner:
         job = _Job(subject, runner, task, policy, progress)
-        return combined([report for one in rounds for report in job.reports(one, runs)])
+        return combined([report for round_ in rounds for report in job.reports(round_, runs)])
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ def _references(
 ) -> list[tuple[Reference, Sequence[Dataset]]]:
     """Return the references, each with the samples that it has an answer for."""
     # Without `against`: expected outputs where files hold them, function bodies for the others.
-    known = [one for one in datasets if one.samples.expected]
-    others = [one for one in datasets if not one.samples.expected]
-    recorded = expected_outputs(one.samples.file for one in known or datasets)
+    known = [dataset for dataset in datasets if dataset.samples.expected]
+    others = [dataset for dataset in datasets if not dataset.samples.expected]
+    recorded = expected_outputs(dataset.samples.file for dataset in known or datasets)
     if against:
-        return [(one, datasets) for one in references(against, subject, recorded)]
+        return [(reference, datasets) for reference in references(against, subject, recorded)]
     found: list[tuple[Reference, Sequence[Dataset]]] = [(recorded, known)] if known else []
     return [*found, *([(function_bodies(subject.package), others)] if others else [])]
 
@@ -101,39 +101,41 @@ class _Job:
     progress: Progress
 
     def reports(
-        self, one: _Round, runs_of: Mapping[Path, Sequence[LabelledRun]]
+        self, round_: _Round, runs_of: Mapping[Path, Sequence[LabelledRun]]
     ) -> list[ParityReport]:
         """Return the comparison of gates and outputs, and that of outputs alone, if there are both.
 
         Accuracy is of all samples; it is in the first.
         """
-        runs = [run for data in one.datasets for run in runs_of[data.samples.file]]
+        runs = [run for data in round_.datasets for run in runs_of[data.samples.file]]
         done, found = 0, list[ParityReport]()
         # Turn by turn: the answers of a reference to one turn are all that is held at once.
         for turn in turns(runs):
-            found += self._compare(one, turn, done, len(runs))
+            found += self._compare(round_, turn, done, len(runs))
             done += len(turn)
         # The comparison with gates comes first, since it is the one that accuracy is added to.
         found.sort(key=lambda report: not report.has_routing)
         named = dict.fromkeys(report.reference for report in found)
         first, *others = (folded([r for r in found if r.reference == name]) for name in named)
         alone = [part.with_token_notes() for part in others]
-        return [self._whole(one, first.with_token_notes(), runs), *alone]
+        return [self._whole(round_, first.with_token_notes(), runs), *alone]
 
-    def _whole(self, one: _Round, whole: ParityReport, runs: Sequence[LabelledRun]) -> ParityReport:
+    def _whole(
+        self, round_: _Round, whole: ParityReport, runs: Sequence[LabelledRun]
+    ) -> ParityReport:
         notes = (*whole.notes, *(_filled(run) for run in runs if run.batch.added))
-        accuracy = tuple(self._judged(one, tally) for tally in one.tallies)
-        statistics = joined([whole.statistics, one.loads.statistics])
+        accuracy = tuple(self._judged(round_, tally) for tally in round_.tallies)
+        statistics = joined([whole.statistics, round_.loads.statistics])
         whole = replace(whole, notes=notes, accuracy=accuracy, statistics=statistics)
-        return with_checks(whole, self.subject, one.reference, self.policy)
+        return with_checks(whole, self.subject, round_.reference, self.policy)
 
     def _compare(
-        self, one: _Round, turn: Sequence[LabelledRun], done: int, total: int
+        self, round_: _Round, turn: Sequence[LabelledRun], done: int, total: int
     ) -> list[ParityReport]:
         samples = [run.sample for run in turn]
         which = f"{done + 1} to {done + len(turn)} of {total}"
         with self.progress.step(f"running the reference on batches {which}"):
-            answers = one.reference.answers(self.subject.package, samples)
+            answers = round_.reference.answers(self.subject.package, samples)
         package = self.subject.package
         outputs = {spec.name for spec in package.manifest.outputs}
         # Metrics score what was compared: the results are kept instead of running each batch twice.
@@ -142,7 +144,7 @@ class _Job:
             frozenset(outputs.union(package.gate_names)),
             lambda index: self.progress.step(f"comparing batch {done + index + 1} of {total}"),
         )
-        parts = by_gates(one.reference.name, answers)
+        parts = by_gates(round_.reference.name, answers)
         reports = [
             compare_answered(self.subject, recording, part, samples, self.policy) for part in parts
         ]
@@ -153,15 +155,17 @@ class _Job:
         for index, (run, vectors) in enumerate(zip(turn, answers.vectors, strict=True)):
             got, valid = results[index], samples[index].valid
             scored = Scored(vectors.outputs, got, run.batch.labels).of_valid(valid, ignore)
-            _add(one.tallies, run, scored)
+            _add(round_.tallies, run, scored)
             real = None if valid is None else valid.mask[: len(run.batch.labels)]
-            one.loads.add(run.batch.real(got), run.batch.labels, real)
+            round_.loads.add(run.batch.real(got), run.batch.labels, real)
         return reports
 
-    def _judged(self, one: _Round, tally: Tally) -> MetricParity:
-        sizes = {data.samples.name: len(data.labels) for data in one.datasets}
+    def _judged(self, round_: _Round, tally: Tally) -> MetricParity:
+        sizes = {data.samples.name: len(data.labels) for data in round_.datasets}
         files, metric = SampleFiles(tuple(sizes), tuple(sizes.values())), tally.metric
-        setting = Setting(one.reference.name, self.policy.accuracy_rule(metric.name), files.place)
+        setting = Setting(
+            round_.reference.name, self.policy.accuracy_rule(metric.name), files.place
+        )
         return judge(metric, tally.paired(), setting)
 
 

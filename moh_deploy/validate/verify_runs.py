@@ -67,20 +67,20 @@ def verify_runs(
         rounds = _rounds(subject, what, against)
     # References first: two models at once would need the memory of both.
     with progress.step("running the references"):
-        answers = [one.reference.answers(subject.package, one.samples) for one in rounds]
+        answers = [round_.reference.answers(subject.package, round_.samples) for round_ in rounds]
     with progress.step("loading the model"):
         runner = subject.load()
     with progress.step("comparing"), runner:
         pairs = zip(rounds, answers, strict=True)
         reports = [
             with_checks(
-                compare_answered(subject, runner, part, one.samples, policy),
+                compare_answered(subject, runner, part, round_.samples, policy),
                 subject,
-                one.reference,
+                round_.reference,
                 policy,
             )
-            for one, got in pairs
-            for part in by_gates(one.reference.name, got)
+            for round_, got in pairs
+            for part in by_gates(round_.reference.name, got)
         ]
         ran = runner.describe()
     del runner  # Two sessions would hold the weights twice.
@@ -145,16 +145,16 @@ def _rounds(subject: Subject, what: WhatToRun, against: Sequence[Against]) -> li
         samples = with_valid_tokens(recorded_samples(sets, what.vectors), manifest, tokens)
         recorded: Reference = RecordedReference(words)
     else:
-        samples, recorded = files, expected_outputs(one.file for one in files)
+        samples, recorded = files, expected_outputs(file.file for file in files)
     # What is named replaces the usual reference; the corpus is no part of that.
     if against:
-        return [_Round(one, samples) for one in references(against, subject, recorded)]
+        return [_Round(reference, samples) for reference in references(against, subject, recorded)]
     if not files:
         return [_Round(recorded, samples), *_corpus_round(subject, what)]
     # Each file with what it can be compared with: its own outputs, or else the function bodies.
-    known = tuple(one for one in files if one.known.outputs)
-    others = tuple(one for one in files if not one.known.outputs)
-    rounds = [_Round(expected_outputs(one.file for one in known), known)] if known else []
+    known = tuple(file for file in files if file.known.outputs)
+    others = tuple(file for file in files if not file.known.outputs)
+    rounds = [_Round(expected_outputs(sample.file for sample in known), known)] if known else []
     return [*rounds, *([_Round(function_bodies(subject.package), others)] if others else [])]
 
 
@@ -164,9 +164,9 @@ def _corpus_round(subject: Subject, what: WhatToRun) -> list[_Round]:
     # Who asks for some of the recorded runs wants a short check, without the corpus.
     if not corpus or what.vectors is not None or not subject.has_gates:
         return []
-    kept = [one for one in corpus if subject.takes(one.vectors)]
+    kept = [sample for sample in corpus if subject.takes(sample.vectors)]
     reference = corpus_reference(corpus)
-    words = f"{reference.name}{subject.left_out([one.vectors for one in corpus])}"
+    words = f"{reference.name}{subject.left_out([sample.vectors for sample in corpus])}"
     manifest = subject.package.manifest
     samples = with_valid_tokens(corpus_samples(kept), manifest, what.valid_tokens)
     return [_Round(replace(reference, name=words), samples)] if samples else []

@@ -69,7 +69,7 @@ def _facts(report: CostReport) -> Iterator[Fact]:
         yield Fact(f"saved a month by {best.name}", value, between)
         back = best.paid_back
         if report.engineering:
-            months, low, high = (months_text(one) for one in (back.months, back.low, back.high))
+            months, low, high = (months_text(month) for month in (back.months, back.low, back.high))
             yield Fact(
                 "paid back after",
                 months if months == "never" else f"{months} months",
@@ -91,24 +91,24 @@ def _arms(report: CostReport) -> Iterator[Block]:
     columns = ["arm", "verdict", "pays", "#ms a request", f"#a million requests, {unit}"]
     columns += [f"#a month, {unit}", f"#saved a month, {unit}", "#paid back, months"]
     columns += [f"#net after {report.months:g} months, {unit}"]
-    rows = [_arm(one) for one in report.arms]
+    rows = [_arm(arm) for arm in report.arms]
     yield Table("All arms, with intervals", columns, rows, id="costs")
     if report.engineering:
         once = amount(report.engineering)
         yield Text(f"Engineering: {once} {unit} once, until another arm serves.")
 
 
-def _arm(one: ArmCost) -> list[Cell]:
+def _arm(arm_cost: ArmCost) -> list[Cell]:
     return [
-        one.name,
-        one.verdict,
-        Status(one.pays, _GOOD[one.pays]),
-        _ends(one.ms_per_request),
-        _ends(one.per_million),
-        _ends(one.per_month),
-        _ends(one.saving_per_month),
-        None if one.paid_back is None else _back(one.paid_back),
-        _ends(one.net),
+        arm_cost.name,
+        arm_cost.verdict,
+        Status(arm_cost.pays, _GOOD[arm_cost.pays]),
+        _ends(arm_cost.ms_per_request),
+        _ends(arm_cost.per_million),
+        _ends(arm_cost.per_month),
+        _ends(arm_cost.saving_per_month),
+        None if arm_cost.paid_back is None else _back(arm_cost.paid_back),
+        _ends(arm_cost.net),
     ]
 
 
@@ -118,10 +118,17 @@ def _sensitivity(report: CostReport) -> Iterator[Block]:
         return
     unit = f"net saving of {best.name} after {report.months:g} months, {report.currency}"
     bars = tuple(
-        TornadoBar(one.name, one.words, one.at_low, one.at_high) for one in report.sensitivity
+        TornadoBar(sensitivity.name, sensitivity.words, sensitivity.at_low, sensitivity.at_high)
+        for sensitivity in report.sensitivity
     )
     rows = [
-        (one.name, one.words, amount(one.at_low), amount(one.at_high)) for one in report.sensitivity
+        (
+            sensitivity.name,
+            sensitivity.words,
+            amount(sensitivity.at_low),
+            amount(sensitivity.at_high),
+        )
+        for sensitivity in report.sensitivity
     ]
     yield Section(
         "What it depends on",
@@ -142,27 +149,36 @@ def _sizes(report: CostReport) -> Iterator[Block]:
     rows: list[list[Cell]] = []
     for index, asked in enumerate(report.traffic):
         for arm in report.arms:
-            one = arm.by_size[index]
-            how = _EXTRAPOLATED if one.extrapolated else "measured"
-            name, gain = sizes_text(asked.sizes), _percents(one.gain)
-            rows.append([name, Share(asked.share), arm.name, _ends(one.ms), gain, how])
+            requests = arm.by_size[index]
+            how = _EXTRAPOLATED if requests.extrapolated else "measured"
+            name, gain = sizes_text(asked.sizes), _percents(requests.gain)
+            rows.append([name, Share(asked.share), arm.name, _ends(requests.ms), gain, how])
     table = Table("Arms at the sizes of traffic", columns, rows, id="sizes")
     lines = [Text(_where_faster(arm)) for arm in report.arms[1:]]
     lines += [
-        Text(f"'{one.arm}' against '{one.rival}': {one.outcome}.") for one in report.break_even
+        Text(f"'{size_outcome.arm}' against '{size_outcome.rival}': {size_outcome.outcome}.")
+        for size_outcome in report.break_even
     ]
     yield Section("At which sizes it pays", (*lines, table))
 
 
 def _where_faster(arm: ArmCost) -> str:
     """Say at which sizes an arm saves time, and how much of traffic that is."""
-    sure = [one for one in arm.by_size if one.gain is not None and one.gain.low > 0]
-    slower = [one for one in arm.by_size if one.gain is not None and one.gain.high < 0]
-    share, lost = (sum(one.share for one in found) for found in (sure, slower))
+    sure = [
+        size_cost
+        for size_cost in arm.by_size
+        if size_cost.gain is not None and size_cost.gain.low > 0
+    ]
+    slower = [
+        size_cost
+        for size_cost in arm.by_size
+        if size_cost.gain is not None and size_cost.gain.high < 0
+    ]
+    share, lost = (sum(size_cost.share for size_cost in found) for found in (sure, slower))
     text = f"'{arm.name}' is faster for {100 * share:.3g} % of requests, slower for"
     text += f" {100 * lost:.3g} %"
     if slower:
-        text += f" ({'; '.join(sizes_text(one.sizes) for one in slower)})"
+        text += f" ({'; '.join(sizes_text(size_cost.sizes) for size_cost in slower)})"
     left = 100 * (1 - share - lost)
     return f"{text}; of {left:.3g} % it cannot be told." if left > 1e-6 else f"{text}."
 
@@ -183,10 +199,10 @@ def _predicted(report: CostReport) -> Iterator[Block]:
     columns = ["layer", "#open heads", "#pays from batch", f"#open heads up to, batch {first}"]
     columns += [f"#open heads up to, batch {last}"] if last > first else []
     rows: list[list[Cell]] = []
-    for one in report.predicted:
-        shares = [end.share for end in (one.sizes[0], one.sizes[-1])][: len(columns) - 3]
-        row: list[Cell] = [one.path or "all layers", Share(one.active_share)]
-        row.append(str(one.pays_from or "never"))
+    for even in report.predicted:
+        shares = [end.share for end in (even.sizes[0], even.sizes[-1])][: len(columns) - 3]
+        row: list[Cell] = [even.path or "all layers", Share(even.active_share)]
+        row.append(str(even.pays_from or "never"))
         rows.append([*row, *("never" if share is None else Share(share) for share in shares)])
     yield Section(title, (about, Table("Layers", columns, rows, id="break-even"), *_tuned(report)))
 
@@ -202,12 +218,12 @@ def _tuned(report: CostReport) -> Iterator[Text | Table]:
     yield Text("Measured by moh-deploy tune, against the same; times are medians.")
     rows: list[list[Cell]] = [
         [
-            one.arm,
-            f"{one.dim} {', '.join(str(gain.size) for gain in one.gains)}",
-            ", ".join(f"{100 * gain.gain:.1f} %" for gain in one.gains),
-            one.outcome,
+            even.arm,
+            f"{even.dim} {', '.join(str(gain.size) for gain in even.gains)}",
+            ", ".join(f"{100 * gain.gain:.1f} %" for gain in even.gains),
+            even.outcome,
         ]
-        for one in report.tuned
+        for even in report.tuned
     ]
     columns: list[Column | str] = ["layer", "sizes", "time saved", Column("it is", width="words")]
     yield Table("Layers as they were timed", columns, rows, id="tuned")
@@ -217,13 +233,13 @@ def _fleets(report: CostReport) -> Iterator[Block]:
     columns = ["traffic", "arm", "#machines", f"#a month, {report.currency}", "figures"]
     rows: list[list[Cell]] = [
         [
-            f"x{one.times}",
-            one.arm,
-            _ends(one.machines),
-            _ends(one.per_month),
-            _EXTRAPOLATED if one.extrapolated else "measured",
+            f"x{fleet.times}",
+            fleet.arm,
+            _ends(fleet.machines),
+            _ends(fleet.per_month),
+            _EXTRAPOLATED if fleet.extrapolated else "measured",
         ]
-        for one in report.fleets
+        for fleet in report.fleets
     ]
     about = Text(
         "Whole machines, each as busy as prices say. Measured was one, with one run at a time: that"
@@ -233,19 +249,19 @@ def _fleets(report: CostReport) -> Iterator[Block]:
 
 
 def _back(back: PaidBack) -> str:
-    text = [months_text(one) for one in (back.months, back.low, back.high)]
+    text = [months_text(month) for month in (back.months, back.low, back.high)]
     return f"{text[0]} ({text[1]} to {text[2]})"
 
 
-def _ends(one: Estimate | None) -> str | None:
-    if one is None:
+def _ends(estimate: Estimate | None) -> str | None:
+    if estimate is None:
         return None
-    if one.low == one.high:
-        return amount(one.value)
-    return f"{amount(one.value)} ({amount(one.low)} to {amount(one.high)})"
+    if estimate.low == estimate.high:
+        return amount(estimate.value)
+    return f"{amount(estimate.value)} ({amount(estimate.low)} to {amount(estimate.high)})"
 
 
-def _percents(one: Estimate | None) -> str | None:
-    if one is None:
+def _percents(estimate: Estimate | None) -> str | None:
+    if estimate is None:
         return None
-    return f"{100 * one.value:.3g} % ({100 * one.low:.3g} to {100 * one.high:.3g})"
+    return f"{100 * estimate.value:.3g} % ({100 * estimate.low:.3g} to {100 * estimate.high:.3g})"

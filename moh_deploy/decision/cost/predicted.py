@@ -34,7 +34,7 @@ def predicted_break_even(
             f" {shortened(dims) or 'fixed sizes'}: there are no batch sizes to predict for."
         )
     found = open_runner(package, Variant()).describe()
-    asked = {one.sizes[batch] for one in requests}
+    asked = {request.sizes[batch] for request in requests}
     doubled = {2**power for power in range(max(asked).bit_length())}
     return break_even(
         manifest.layers,
@@ -47,6 +47,6 @@ def predicted_break_even(
 
 def _batch_dim(manifest: Manifest) -> str | None:
     """Return the dimension that every input begins with; None if there is none."""
-    first = {one.shape[0] if one.shape else None for one in manifest.inputs}
+    first = {info.shape[0] if info.shape else None for info in manifest.inputs}
     name = next(iter(first)) if len(first) == 1 else None
     return name if isinstance(name, str) and name in manifest.dims else None

@@ -38,16 +38,18 @@ def price_arms(
     terms = BillTerms.of(prices, traffic.per_month)
     timed = request_times(decided, traffic.requests, places)
     # Energy of some arms only would make those dearer that were measured.
-    has_energy = prices.energy is not None and all(one.energy_mj is not None for one in timed)
+    has_energy = prices.energy is not None and all(times.energy_mj is not None for times in timed)
     works = {
-        one.arm.name: Work(one.ms, one.energy_mj if has_energy and one.energy_mj else 0.0)
-        for one in timed
+        times.arm.name: Work(times.ms, times.energy_mj if has_energy and times.energy_mj else 0.0)
+        for times in timed
     }
     reference = works[decided.reference]
-    arms = tuple(_arm_cost(one, works[one.arm.name], reference, terms) for one in timed)
-    judged = [one for one in arms if one.net is not None]
+    arms = tuple(_arm_cost(times, works[times.arm.name], reference, terms) for times in timed)
+    judged = [arm for arm in arms if arm.net is not None]
     best = max(judged, key=_rank, default=None)
-    chosen = next((one for one in timed if best is not None and one.arm.name == best.name), None)
+    chosen = next(
+        (times for times in timed if best is not None and times.arm.name == best.name), None
+    )
     return CostReport(
         plan_digest=decided.plan_digest,
         reference=decided.reference,
@@ -59,20 +61,20 @@ def price_arms(
         months=prices.months,
         engineering=terms.engineering.value,
         traffic=tuple(
-            TrafficShare(dict(one.sizes), one.share, place.is_extrapolated)
-            for one, place in zip(traffic.requests, places, strict=True)
+            TrafficShare(dict(request.sizes), request.share, place.is_extrapolated)
+            for request, place in zip(traffic.requests, places, strict=True)
         ),
         arms=arms,
-        would_do=tuple(one.name for one in decided.would_do),
+        would_do=tuple(arm.name for arm in decided.would_do),
         break_even=tuple(
-            SizeOutcome(one.arm, one.rival, one.outcome) for one in decided.break_even
+            SizeOutcome(even.arm, even.rival, even.outcome) for even in decided.break_even
         ),
         sensitivity_of=None if best is None else best.name,
         sensitivity=()
         if chosen is None or chosen.saved_ms is None
         else sensitivities(prices, terms, reference, works[chosen.arm.name], chosen.saved_ms),
         fleets=tuple(
-            _fleets(works, terms, extrapolates=any(one.is_extrapolated for one in places))
+            _fleets(works, terms, extrapolates=any(place.is_extrapolated for place in places))
         ),
         notes=tuple(_notes(decided, prices, traffic, places, has_energy)),
     )
@@ -84,19 +86,19 @@ def _rank(arm: ArmCost) -> tuple[int, bool, float]:
     return place, arm.verdict != "loss", arm.net.value
 
 
-def _arm_cost(one: ArmTimes, work: Work, reference: Work, terms: BillTerms) -> ArmCost:
+def _arm_cost(times: ArmTimes, work: Work, reference: Work, terms: BillTerms) -> ArmCost:
     month = terms.month(work)
     million = 1e6 / terms.requests.value
     saving = net = back = None
     pays: Pays = "reference"
-    if one.saved_ms is not None:
-        saving = terms.saving(reference, work, one.saved_ms)
+    if times.saved_ms is not None:
+        saving = terms.saving(reference, work, times.saved_ms)
         net, back = terms.net(saving), paid_back(saving, terms.engineering)
-        pays = _pays(one.arm, net)
+        pays = _pays(times.arm, net)
     return ArmCost(
-        name=one.arm.name,
-        verdict=one.arm.verdict,
-        dense=one.arm.dense,
+        name=times.arm.name,
+        verdict=times.arm.verdict,
+        dense=times.arm.dense,
         pays=pays,
         ms_per_request=work.ms,
         per_million=Estimate(*(end * million for end in (month.value, month.low, month.high))),
@@ -104,7 +106,7 @@ def _arm_cost(one: ArmTimes, work: Work, reference: Work, terms: BillTerms) -> A
         saving_per_month=saving,
         paid_back=back,
         net=net,
-        by_size=one.by_size,
+        by_size=times.by_size,
     )
 
 
@@ -137,7 +139,7 @@ def _notes(
     )
     yield from traffic.notes
     asked = zip(traffic.requests, places, strict=True)
-    between = sum(one.share for one, place in asked if place.is_extrapolated)
+    between = sum(requests.share for requests, place in asked if place.is_extrapolated)
     if between:
         yield (
             f"Extrapolated: {100 * between:.3g} % of requests have sizes between measured ones, and"

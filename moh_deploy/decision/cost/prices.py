@@ -63,7 +63,7 @@ def _refused(why: str) -> PydanticCustomError:
 
 def _read_range(value: object) -> object:
     if isinstance(value, (list, tuple)):
-        if len(value) != 2 or not all(isinstance(one, (int, float)) for one in value):
+        if len(value) != 2 or not all(isinstance(item, (int, float)) for item in value):
             raise _refused("expected a number, or the two ends of a range")
         return {"low": value[0], "high": value[1]}
     return {"low": value, "high": value}

@@ -178,14 +178,14 @@ class CostReport(Report):
     @property
     def best(self) -> ArmCost | None:
         """The arm whose savings are varied."""
-        return next((one for one in self.arms if one.name == self.sensitivity_of), None)
+        return next((arm for arm in self.arms if arm.name == self.sensitivity_of), None)
 
     @property
     def headline(self) -> tuple[str, str]:
         """The answer in a word or two, and the sentence behind it."""
         if self.would_do:
             name = self.would_do[0]
-            simple = next((one for one in self.arms if one.name == name), self.arms[0])
+            simple = next((arm for arm in self.arms if arm.name == name), self.arms[0])
             word = "DENSE WOULD DO" if simple.dense else "A SIMPLER ARM WOULD DO"
             return word, (
                 f"by the plan '{name}' does as well as all that choose heads, and it costs"

@@ -66,33 +66,35 @@ def sensitivities(
         if busy.low == busy.high:
             varied = _varied(busy, prices.vary)
             busy, source = replace(varied, high=min(1.0, varied.high)), "varied"
-        yield of_term("utilization", busy, lambda one: replace(middle, utilization=one), source)
+        yield of_term(
+            "utilization", busy, lambda estimate: replace(middle, utilization=estimate), source
+        )
         money, share = prices.currency, prices.vary
         yield of_term(
             "requests a month",
             _varied(terms.requests, share),
-            lambda one: replace(middle, requests=one),
+            lambda request: replace(middle, requests=request),
         )
         yield of_term(
             f"an hour of a machine, {money}",
             _varied(terms.per_hour, share),
-            lambda one: replace(middle, per_hour=one),
+            lambda estimate: replace(middle, per_hour=estimate),
         )
         yield of_term(
             f"a kWh, {money}",
             _varied(terms.energy, share),
-            lambda one: replace(middle, energy=one),
+            lambda estimate: replace(middle, energy=estimate),
         )
         yield of_term(
             f"engineering, {money}",
             _varied(terms.engineering, share),
-            lambda one: replace(middle, engineering=one),
+            lambda estimate: replace(middle, engineering=estimate),
         )
 
     # Energy that is not counted, or engineering of nothing, changes nothing.
-    found = [one for one in every() if one.width > 0]
-    return tuple(sorted(found, key=lambda one: -one.width))
+    found = [sensitivity for sensitivity in every() if sensitivity.width > 0]
+    return tuple(sorted(found, key=lambda item: -item.width))
 
 
-def _varied(one: Estimate, share: float) -> Estimate:
-    return Estimate(one.value, one.value * (1 - share), one.value * (1 + share))
+def _varied(estimate: Estimate, share: float) -> Estimate:
+    return Estimate(estimate.value, estimate.value * (1 - share), estimate.value * (1 + share))

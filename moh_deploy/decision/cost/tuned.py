@@ -20,10 +20,10 @@ def tuned_break_even(manifest: Manifest) -> tuple[SizeBreakEven, ...]:
     if tuning is None or not tuning.layer_ms:
         return ()
     found: list[SizeBreakEven] = []
-    named = zip((one.path for one in manifest.layers), tuning.layer_ms, strict=True)
+    named = zip((layer.path for layer in manifest.layers), tuning.layer_ms, strict=True)
     for name, times in (*named, ("all layers", tuning.model_ms)):
-        gains = [_gain(one) for one in times]
-        measured = [one for one in gains if one is not None]
+        gains = [_gain(time) for time in times]
+        measured = [gain for gain in gains if gain is not None]
         if measured and len(measured) == len(tuning.sizes):
             found += _along(name, tuning.sizes, measured)
     return tuple(found)

@@ -37,4 +37,4 @@ def drop_bound_inputs(program: ExportedProgram) -> None:
     root.signature = replace(root.signature, in_spec=in_spec, forward_arg_names=names)
     if program.example_inputs is not None:
         leaves = tree_leaves(program.example_inputs)
-        program.example_inputs = (tuple(one for one in leaves if isinstance(one, Tensor)), {})
+        program.example_inputs = (tuple(leaf for leaf in leaves if isinstance(leaf, Tensor)), {})

@@ -107,7 +107,7 @@ def _from_one_source(moved: Tensor, sources: list[tuple[Node, int, int]]) -> Ele
 
 def _cone(node: Node, known: KnownValues) -> list[Node]:
     """The operators that only move elements, up from `node`, and what they read, sources first."""
-    return reads_first(node, lambda one: _moved_inputs(one) if _moves(one, known) else ())
+    return reads_first(node, lambda inner: _moved_inputs(inner) if _moves(inner, known) else ())
 
 
 def _is_zero(node: Node, known: KnownValues) -> bool:

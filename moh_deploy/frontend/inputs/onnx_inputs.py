@@ -61,7 +61,8 @@ def build_onnx_inputs(
         given = build_inputs(config, npz=npz, specs=specs, dynamic=dynamic, seed=seed)
         described = bool(specs) or bool(config.inputs)
         inputs = tuple(
-            _checked(spec, one, dims, described=described) for spec, one in _paired(source, given)
+            _checked(spec, model_input, dims, described=described)
+            for spec, model_input in _paired(source, given)
         )
     example_sizes(inputs)
     return inputs
@@ -101,7 +102,7 @@ def _sizes(dims: Mapping[tuple[str, int], DimExpr]) -> dict[str, int]:
         least[expr.name] = max(least.get(expr.name, _FIRST_SIZE), needed)
     sizes: dict[str, int] = {}
     for name, size in least.items():
-        sizes[name] = next(one for one in count(size) if one not in sizes.values())
+        sizes[name] = next(number for number in count(size) if number not in sizes.values())
     return sizes
 
 

@@ -88,7 +88,11 @@ def in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:
             the meta device, or quantised.
     """
     refuse_quantised(module)
-    lazy = [name for name, one in module.named_parameters() if torch.nn.parameter.is_lazy(one)]
+    lazy = [
+        name
+        for name, parameter in module.named_parameters()
+        if torch.nn.parameter.is_lazy(parameter)
+    ]
     if lazy:
         raise CheckpointError(
             f"the model has parameters without a shape or values: {shortened(lazy)}. Its lazy"

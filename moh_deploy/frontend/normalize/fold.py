@@ -171,7 +171,7 @@ def _rounded(fixed: set[Node]) -> Iterator[Node]:
 
 def _rounds(node: Node) -> bool:
     """True for an operator whose result is rounded, in each library in its own way."""
-    values = [tensor(one) for one in (node, *node.all_input_nodes) if is_tensor(one)]
+    values = [tensor(source) for source in (node, *node.all_input_nodes) if is_tensor(source)]
     has_floats = any(value.is_floating_point() for value in values)
     return bool(op(node)) and has_floats and op(node) not in _EXACT and not is_view(node)
 

@@ -66,7 +66,7 @@ def _on_all(builder: GraphBuilder, node: Node, found: dict[Node, Stacked]) -> St
 
     def given(value: object) -> object:
         if isinstance(value, (list, tuple)):
-            return [given(one) for one in value]
+            return [given(part) for part in value]
         if isinstance(value, Node) and is_tensor(value):
             return found.get(value, Stacked(value, by_head=False))
         return value

@@ -139,9 +139,9 @@ def check_trace(
         return
     masks = [] if valid.tokens is not None else _masks_of(original.inputs)
     found = [
-        one.name
-        for one in masks
-        if _first_difference(original, recording, names, valid.where(one)) is None
+        mask.name
+        for mask in masks
+        if _first_difference(original, recording, names, valid.where(mask)) is None
     ]
     where = f" It does so only where input '{found[0]}' is 0." if found else ""
     raise ExportError(

@@ -122,7 +122,7 @@ class _Candidate:
         # Layers share their masks.
         if node not in self._made:
             needed, constants = set(ancestors(node)), Constants(self.program)
-            nodes = [one for one in self.program.graph.nodes if one in needed and op(one)]
+            nodes = [node for node in self.program.graph.nodes if node in needed and op(node)]
             runs = [run_nodes(nodes, {self.node: mask}, constants) for mask in self._masks]
             found = [run[node] for run in runs if run is not None and node in run]
             self._made[node] = found if len(found) == len(runs) else None

@@ -234,7 +234,7 @@ class Tracker:
         return self._elementwise_product(node, state, partner, out)
 
     def _linear(self, node: Node, source: Node, state: Tracked) -> Tracked | None:
-        found = read_projection(node, lambda one: one not in self._dynamic)
+        found = read_projection(node, lambda inner: inner not in self._dynamic)
         if found is None or found.x is not source or state.stage != "output":
             return None
         weight, out = found.product.layouts(state.layout, 0)

@@ -124,7 +124,7 @@ def _insert_op(context: _Context, found: Rewrite, gates: Node, builder: GraphBui
     # layer MoHAttention takes what has no obstacle.
     if JOINT_SOFTMAX in layer.core.obstacles:
         form = read_aggregated(layer, context.known)
-        found = replace(found, swaps=splitter.split([one.piece.node for one in form.sources]))
+        found = replace(found, swaps=splitter.split([source.piece.node for source in form.sources]))
         return insert_aggregated(found, context.program, form, gates, builder, splitter.alone)
     if layer.obstacles:
         raise NotCoveredError(layer.obstacles[0])
@@ -218,7 +218,7 @@ def commit(
         else rewrite.fixed_gates or rewrite.gates
         for rewrite in rewrites
     ]
-    views = [one.kept_view for one in rewrites if one.kept_view is not None]
+    views = [rewrite.kept_view for rewrite in rewrites if rewrite.kept_view is not None]
     output.args = ((*leaves, *gates, *views),)
     # A dropout that is switched off, say, has no effect that anybody could miss.
     graph.eliminate_dead_code(lambda node: node.is_impure() and not is_random(node))

@@ -113,7 +113,7 @@ def unscaled(operand: Operand, known: KnownValues) -> tuple[Operand, float]:
     while True:
         trail = history(operand.node, operand.layout)
         node, layout = trail[-1]
-        read = None if any(casts(one) for one, _ in trail[:-1]) else _multiple(node, known)
+        read = None if any(casts(node) for node, _ in trail[:-1]) else _multiple(node, known)
         if read is None:
             return operand, scale
         source, number = read

@@ -62,7 +62,7 @@ def run_reference(spec: OpSpec, *arguments: object) -> Tensor:
 def _like_output(spec: OpSpec, tensors: Sequence[Tensor | None]) -> Tensor:
     """The first input that has the dtype of the output."""
     given = zip(spec.inputs, tensors, strict=True)
-    return next(x for one, x in given if x is not None and one.constraint == "T")
+    return next(x for op_input, x in given if x is not None and op_input.constraint == "T")
 
 
 def _fake(spec: OpSpec, *arguments: object) -> Tensor:

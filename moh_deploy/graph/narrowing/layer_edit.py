@@ -79,7 +79,7 @@ class LayerEdit:
         node = nodes[layer.node]
         routed = node.inputs[GATES_INPUT[node.op_type]]
         assert routed is not None
-        values = {value.name: value for one in nodes.values() for value in one.outputs}
+        values = {value.name: value for node in nodes.values() for value in node.outputs}
         recorded = values.get(layer.gates, routed)
         if _root(recorded) is not _root(routed):
             raise NotNarrowedError("its attention weighs the recorded gates once more")
@@ -206,11 +206,11 @@ class LayerEdit:
         *rows, gates = self.node.inputs[:6]
         query, *others = rows
         inputs: list[ir.Value | None] = [self._query(query, heads)]
-        inputs += [self._narrowed(one, heads, kept) for one in others]
+        inputs += [self._narrowed(other, heads, kept) for other in others]
         # What is of heads alone has them in front: [H, ...].
         constants = [
-            None if one is None else self.narrowing.narrowed(one, 0, kept)
-            for one in self.node.inputs[6:]
+            None if value is None else self.narrowing.narrowed(value, 0, kept)
+            for value in self.node.inputs[6:]
         ]
         return [*inputs, gates, *constants], {"num_heads": ir.AttrInt64("num_heads", len(kept))}
 

@@ -56,8 +56,8 @@ def agreement(
             )
             for (name, expected), array in zip(reference.items(), got, strict=True)
         ]
-    worst = next((one for one in found if one.reason is not None), None)
-    worst = worst or max(found, key=lambda one: one.max_abs_error, default=None)
+    worst = next((output for output in found if output.reason is not None), None)
+    worst = worst or max(found, key=lambda item: item.max_abs_error, default=None)
     if worst is None:
         return Agreement(0.0, None, None)
     return Agreement(worst.max_abs_error, worst.tolerance, worst.reason)

@@ -94,9 +94,9 @@ def bench_document(report: BenchReport) -> Document:
 
 
 def _verdict(report: BenchReport) -> Verdict:
-    held = tuple(one.sentence for one in report.gates if one.passed)
-    failed = tuple(one.sentence for one in report.gates if not one.passed)
-    contestants = len({one.contestant for one in report.results})
+    held = tuple(gate.sentence for gate in report.gates if gate.passed)
+    failed = tuple(gate.sentence for gate in report.gates if not gate.passed)
+    contestants = len({result.contestant for result in report.results})
     said = [f"{count(contestants, 'contestant')}{' in turns' if contestants > 1 else ''}."]
     if report.gates:
         said.append(f"{len(held)} of {count(len(report.gates), 'gate')} passed.")
@@ -108,17 +108,23 @@ def _verdict(report: BenchReport) -> Verdict:
 def _word(report: BenchReport) -> str:
     if report.passed is None:
         return "MEASURED"
-    if report.gates and (report.passed or not all(one.passed for one in report.gates)):
+    if report.gates and (report.passed or not all(gate.passed for gate in report.gates)):
         return "GATES PASSED" if report.passed else "GATES FAILED"
     return "NO WORSE THAN BEFORE" if report.passed else "WORSE THAN BEFORE"
 
 
-def _gate_row(one: GateResult) -> tuple[Cell, ...]:
+def _gate_row(gate_result: GateResult) -> tuple[Cell, ...]:
     """Return the verdict of a gate; what was not measured did not pass."""
-    status = Status("passed", True) if one.passed else Status("failed", False)
-    if one.measured is None or one.limit is None:
+    status = Status("passed", True) if gate_result.passed else Status("failed", False)
+    if gate_result.measured is None or gate_result.limit is None:
         status = Status("not measured", False)
-    return (one.gate, one.contestant, one.inputs, one.reason, status)
+    return (
+        gate_result.gate,
+        gate_result.contestant,
+        gate_result.inputs,
+        gate_result.reason,
+        status,
+    )
 
 
 def _suite(report: BenchReport) -> CiSuite:
@@ -135,11 +141,11 @@ def _suite(report: BenchReport) -> CiSuite:
     cases = [
         CiCase(
             "gates",
-            f"{index}: {one.gate} for {one.contestant} on {one.inputs} inputs",
-            "passed" if one.passed else "failure",
-            one.sentence,
+            f"{index}: {gate.gate} for {gate.contestant} on {gate.inputs} inputs",
+            "passed" if gate.passed else "failure",
+            gate.sentence,
         )
-        for index, one in enumerate(report.gates, start=1)
+        for index, gate in enumerate(report.gates, start=1)
     ]
     return CiSuite((_verdict_case(report), *cases), facts=facts)
 
@@ -178,14 +184,14 @@ def _remarks(report: BenchReport) -> Iterator[str]:
         f"threads: {threads}; all contestants in turn for {report.min_time_s:g} s, after"
         f" {report.warmup_s:g} s of warm-up; load, first run and peak memory of a process each"
     )
-    if any(one.inputs == RANDOM for one in report.results):
+    if any(result.inputs == RANDOM for result in report.results):
         yield (
             "random inputs: each element is one of the recorded input's, drawn by chance; heads"
             " that they open are not those of real inputs. --inputs FILE.npz measures on yours"
         )
-    few = [one for one in report.results if one.latency.p99_ms is None]
+    few = [result for result in report.results if result.latency.p99_ms is None]
     if few:
-        least = min(one.latency.runs for one in few)
+        least = min(row.latency.runs for row in few)
         yield (
             f"percentiles are left out of fewer than {LEAST_RUNS[90]} (p90) and"
             f" {LEAST_RUNS[99]} (p99) runs, the least were {count(least, 'run')}: raise"
@@ -199,7 +205,7 @@ def _remarks(report: BenchReport) -> Iterator[str]:
 def _latencies(report: BenchReport) -> Iterator[Section]:
     """Yield a section on all contestants for each set of inputs."""
     # Those of one set of inputs follow each other in a report.
-    grouped = groupby(report.results, lambda one: (one.inputs, one.sizes))
+    grouped = groupby(report.results, lambda result: (result.inputs, result.sizes))
     for index, ((inputs, sizes), group) in enumerate(grouped):
         where, results = f"{inputs} inputs at {sizes_text(sizes)}", list(group)
         blocks = (*_lines(where, results), *_speeds(results, index))
@@ -210,12 +216,12 @@ def _latencies(report: BenchReport) -> Iterator[Section]:
 def _lines(where: str, results: Sequence[Measured]) -> tuple[Block, ...]:
     lines = tuple(
         Line(
-            one.contestant,
-            f"{one.latency.runs} runs, p50 {one.latency.p50_ms:.3g} ms",
-            one.latency.sorted_ms,
+            result.contestant,
+            f"{result.latency.runs} runs, p50 {result.latency.p50_ms:.3g} ms",
+            result.latency.sorted_ms,
         )
-        for one in results
-        if one.latency.sorted_ms
+        for result in results
+        if result.latency.sorted_ms
     )
     if not lines:
         return (Text(_NO_LINES, shown=PAGE),)
@@ -224,7 +230,7 @@ def _lines(where: str, results: Sequence[Measured]) -> tuple[Block, ...]:
 
 def _times(report: BenchReport, where: str, results: Sequence[Measured], index: int) -> Table:
     """Return what each contestant took, and how fast it is beside each baseline."""
-    baselines = [one.contestant for one in results if one.is_baseline]
+    baselines = [result.contestant for result in results if result.is_baseline]
     titles = [metric.title for metric in METRICS.values()]
     # Where no dimension counts samples, a run is all that can be counted.
     if report.samples_by is None:
@@ -233,12 +239,12 @@ def _times(report: BenchReport, where: str, results: Sequence[Measured], index: 
     speeds = [Column(f"#speed / {name} (95 %)", TEXT) for name in baselines]
     rows = [
         (
-            one.contestant,
-            one.latency.runs,
-            *(metric.cell(one) for metric in METRICS.values()),
-            *(_speed_text(one.ratios.get(name)) for name in baselines),
+            result.contestant,
+            result.latency.runs,
+            *(metric.cell(result) for metric in METRICS.values()),
+            *(_speed_text(result.ratios.get(name)) for name in baselines),
         )
-        for one in results
+        for result in results
     ]
     columns: list[Column | str] = ["contestant", "#runs", *(f"#{title}" for title in titles)]
     return Table(where, [*columns, *speeds], rows, f"times-{index}")
@@ -254,10 +260,10 @@ def _speed_text(found: Ratio | None) -> str | None:
 def _speeds(results: Sequence[Measured], index: int) -> tuple[Block, ...]:
     """Draw how many times as fast as each baseline packages are; nothing without baselines."""
     rows = [
-        _speed_row(one.contestant, name, found)
-        for one in results
-        if not one.is_baseline
-        for name, found in one.ratios.items()
+        _speed_row(result.contestant, name, found)
+        for result in results
+        if not result.is_baseline
+        for name, found in result.ratios.items()
     ]
     if not rows:
         return ()
@@ -278,7 +284,9 @@ def _speed_row(name: str, baseline: str, found: Ratio) -> tuple[Cell, ...]:
 
 def _work(report: BenchReport) -> Iterator[Section]:
     """Yield a section on the layers of each package for each set of inputs."""
-    for index, work in enumerate(one for one in report.work if one.layers):
+    for index, work in enumerate(
+        package_work for package_work in report.work if package_work.layers
+    ):
         where = f"{work.inputs} inputs at {sizes_text(work.sizes)}"
         rows = [*map(_work_row, work.layers), _total_row(work)]
         title = f"{work.contestant}: work, {where}"

@@ -55,7 +55,7 @@ class FaultFinder:
 
     def in_timed_run(
         self,
-        one: InputSet,
+        input_set: InputSet,
         outputs: Mapping[str, Sequence[Array]],
         agreements: Mapping[str, Agreement],
     ) -> dict[str, str]:
@@ -73,7 +73,7 @@ class FaultFinder:
             MoHDeployError: A reference cannot be run.
         """
         found = {
-            name: f"its outputs on {label(one.name, one.sizes)} hold NaN"
+            name: f"its outputs on {label(input_set.name, input_set.sizes)} hold NaN"
             for name, arrays in outputs.items()
             # Only NaN differs from itself; unlike `isnan` this takes text, too.
             if any((array != array).any() for array in arrays)
@@ -84,8 +84,8 @@ class FaultFinder:
         differing = [name for name, how in agreements.items() if how.reason is not None]
         # NaN is wrong whatever the reference says.
         # Nothing was recorded on these inputs: the reference answers them when it is asked.
-        vectors = VectorSet(one.sizes, one.inputs, {}, (), ())
-        sample = Sample(vectors, label(one.name, one.sizes))
+        vectors = VectorSet(input_set.sizes, input_set.inputs, {}, (), ())
+        sample = Sample(vectors, label(input_set.name, input_set.sizes))
         for reference in () if first in found else self._same_model(differing):
             why = _difference(subject, reference, _known(subject, [sample]))
             if why is not None:

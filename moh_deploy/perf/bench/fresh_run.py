@@ -86,4 +86,4 @@ def _peak_memory_bytes() -> int | None:
     except OSError:
         return None
     kib = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return next((int(one) * 1024 for one in kib), None)
+    return next((int(name) * 1024 for name in kib), None)

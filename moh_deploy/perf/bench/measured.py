@@ -103,22 +103,22 @@ _NO_PROCESS = "it cannot be loaded in a process of its own"
 # One line makes a figure: a column in every format, and a metric for gates. JSON has the fields of
 # `Measured` by themselves.
 METRICS: Mapping[str, _Metric] = {
-    "p50": _milliseconds("p50", lambda one: one.latency.p50_ms),
-    "p90": _milliseconds("p90", lambda one: one.latency.p90_ms, _needs(90)),
-    "p99": _milliseconds("p99", lambda one: one.latency.p99_ms, _needs(99)),
-    "mean": _milliseconds("mean", lambda one: one.latency.mean_ms),
+    "p50": _milliseconds("p50", lambda row: row.latency.p50_ms),
+    "p90": _milliseconds("p90", lambda need: need.latency.p90_ms, _needs(90)),
+    "p99": _milliseconds("p99", lambda need: need.latency.p99_ms, _needs(99)),
+    "mean": _milliseconds("mean", lambda row: row.latency.mean_ms),
     "throughput": _Metric(
-        "samples/s", PER_SECOND, "/s", lambda one: one.throughput, lambda value: f"{value:.4g}"
+        "samples/s", PER_SECOND, "/s", lambda row: row.throughput, lambda value: f"{value:.4g}"
     ),
-    "cpu": _milliseconds("CPU", lambda one: one.latency.cpu_ms),
-    "utilisation": _Metric("busy", SHARE, "", lambda one: one.latency.utilisation, Share),
-    "load": _milliseconds("load", lambda one: one.fresh.load_ms, _NO_PROCESS),
-    "first_run": _milliseconds("first run", lambda one: one.fresh.first_run_ms, _NO_PROCESS),
+    "cpu": _milliseconds("CPU", lambda row: row.latency.cpu_ms),
+    "utilisation": _Metric("busy", SHARE, "", lambda row: row.latency.utilisation, Share),
+    "load": _milliseconds("load", lambda row: row.fresh.load_ms, _NO_PROCESS),
+    "first_run": _milliseconds("first run", lambda row: row.fresh.first_run_ms, _NO_PROCESS),
     "peak_memory": _Metric(
         "peak MiB",
         BYTES,
         "MiB",
-        lambda one: one.fresh.peak_memory_bytes,
+        lambda row: row.fresh.peak_memory_bytes,
         lambda value: f"{value / 2**20:.0f}",
         f"the system does not tell it, or {_NO_PROCESS}",
     ),

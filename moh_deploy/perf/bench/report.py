@@ -86,11 +86,13 @@ class BenchReport(Report):
     def failure(self) -> ValidationError | None:
         """The error that names the first gate that did not pass, or else what is computed wrongly,
         or what is worse than it was."""
-        failed = [one for one in self.gates if not one.passed]
+        failed = [gate for gate in self.gates if not gate.passed]
         if failed:
             more = f" ({len(failed) - 1} more did not pass)" if len(failed) > 1 else ""
             return ValidationError(f"{failed[0].sentence}{more}")
-        wrong = [one for one in self.results if one.fault is not None and not one.is_baseline]
+        wrong = [
+            result for result in self.results if result.fault is not None and not result.is_baseline
+        ]
         if wrong:
             first = wrong[0]
             return ValidationError(

@@ -41,7 +41,7 @@ def at_other_sizes(layer: LayerInfo, node: ir.Node, sizes: Mapping[str, int]) ->
     these; None where the node does not tell."""
     if layer.op == op_names.AGGREGATED_ATTENTION:
         return None  # Its shapes do not tell how far its keys are pooled.
-    names = [one.name for one in OPS[node.op_type].inputs]
+    names = [op_input.name for op_input in OPS[node.op_type].inputs]
     # gates [B, S, H]; K [B, T, Hkv*D] or [B, Hkv, T, D].
     gates, keys = (_shape(node.inputs[names.index(name)], sizes) for name in ("gates", "K"))
     if gates is None or keys is None:

@@ -71,7 +71,7 @@ class TuneOutcome:
 
     @property
     def is_dense(self) -> bool:
-        return all(one.choice in ("dense", None) and not one.ranges for one in self.layers)
+        return all(layer.choice in ("dense", None) and not layer.ranges for layer in self.layers)
 
     @property
     def depends_on_sizes(self) -> bool:
@@ -117,7 +117,10 @@ class TuneJob:
         """Choose by measuring: layer by layer, then the whole."""
         self._check_anything_to_choose()
         self._check_anything_to_measure()
-        feeds, weights = [one.inputs for one in sets], [one.weight for one in sets]
+        feeds, weights = (
+            [input_set.inputs for input_set in sets],
+            [input_set.weight for input_set in sets],
+        )
         with self.progress.step("timing the layers"):
             times = LayerBench(self.package, feeds, self.variant, self.scratch).measure(measure)
         tuning = Tuning(
@@ -126,20 +129,20 @@ class TuneJob:
             runtime=runtime_name_of(self.variant.runtime),
             threads=self.variant.threads,
             clock=clock,
-            sizes=tuple(one.sizes for one in sets),
+            sizes=tuple(input_set.sizes for input_set in sets),
             weights=tuple(weights),
-            layer_ms=tuple(tuple(map(_medians, one.samples)) for one in times),
+            layer_ms=tuple(tuple(map(_medians, time.samples)) for time in times),
         )
         decisions = [
-            _decided(layer, one, tuning, one_choice=self.one_choice)
-            for layer, one in zip(self.package.manifest.layers, times, strict=True)
+            _decided(layer, time, tuning, one_choice=self.one_choice)
+            for layer, time in zip(self.package.manifest.layers, times, strict=True)
         ]
         outcome = TuneOutcome(
-            layers=tuple(one.layer for one in decisions),
+            layers=tuple(decision.layer for decision in decisions),
             tuning=tuning,
-            one_choice=tuple(one.one_choice for one in decisions),
-            predicted_ms=tuple(one.predicted_ms for one in times),
-            undecided=tuple(one.layer.path for one in decisions if one.is_close),
+            one_choice=tuple(decision.one_choice for decision in decisions),
+            predicted_ms=tuple(time.predicted_ms for time in times),
+            undecided=tuple(decision.layer.path for decision in decisions if decision.is_close),
         )
         if outcome.is_dense:
             return outcome
@@ -155,7 +158,7 @@ class TuneJob:
         times = outcome.predicted_ms
         if not times:
             sizes, weights = (self.package.manifest.dims,), (1.0,)
-            times = tuple((one,) for one in self._predicted(outcome.layers, nodes))
+            times = tuple((layer,) for layer in self._predicted(outcome.layers, nodes))
         return tuple(
             gain(layer, sizes, weights, ms) for layer, ms in zip(outcome.layers, times, strict=True)
         )
@@ -167,13 +170,13 @@ class TuneJob:
         found = [
             predict(
                 layer,
-                one,
+                node,
                 instruction_set=self.kernels.instruction_set,
                 threads=self.variant.threads or 1,
             )
-            for layer, one in zip(layers, nodes, strict=True)
+            for layer, node in zip(layers, nodes, strict=True)
         ]
-        return tuple({} if one is None else one.ms for one in found)
+        return tuple({} if prediction is None else prediction.ms for prediction in found)
 
     def prove(self, outcome: TuneOutcome, files: Sequence[InputSet]) -> TuneProof:
         """Compare what the package computes as chosen with what the original model computed.
@@ -204,7 +207,7 @@ class TuneJob:
         outcome, times = self._timed_as_a_whole(outcome, feeds, measure)
         if outcome.depends_on_sizes and not ranges_pay(times):
             # One choice a layer was timed along with the others, so nothing has to be timed again.
-            times = [{DENSE: one[DENSE], CHOSEN: one[ONE_CHOICE]} for one in times]
+            times = [{DENSE: time[DENSE], CHOSEN: time[ONE_CHOICE]} for time in times]
             outcome = replace(outcome, layers=outcome.one_choice, ranges_did_not_pay=True)
             outcome = _with_times(outcome, times)
         slower = self._slower(outcome, times)
@@ -232,7 +235,7 @@ class TuneJob:
         if outcome.depends_on_sizes:
             layers[ONE_CHOICE] = outcome.one_choice
         with self.progress.step("timing the whole model"):
-            packages = {name: self._variant(name, one) for name, one in layers.items()}
+            packages = {name: self._variant(name, layer) for name, layer in layers.items()}
             times = time_model(packages, feeds, measure=measure, variant=self.variant)
         return _with_times(outcome, times), times
 
@@ -297,7 +300,7 @@ def _decided(layer: LayerInfo, times: LayerTimes, tuning: Tuning, *, one_choice:
         for choice in times.predicted_ms[0]
     }
     totals = {
-        choice: weighted_sum([one[choice] for one in times.samples], weights)
+        choice: weighted_sum([sample[choice] for sample in times.samples], weights)
         for choice in times.samples[0]
     }
     best = decide(totals, predicted)

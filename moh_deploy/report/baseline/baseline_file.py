@@ -74,9 +74,9 @@ class SectionEntry(_Object):
     @model_validator(mode="after")
     def _can_be_reached(self) -> Self:
         """A count below 0 would be worse than nothing, and anything would hold it."""
-        for (group, name), one in self.read().items():
+        for (group, name), figure in self.read().items():
             domain = KINDS[name].domain
-            for value in (one.value, one.low, one.high):
+            for value in (figure.value, figure.low, figure.high):
                 if not domain.holds(value):
                     raise ValueError(
                         f"figures.{group}.{name} is {value:g}, expected {domain.words}"
@@ -90,7 +90,7 @@ class SectionEntry(_Object):
             for group, entries in self.figures.items()
             for name, entry in entries.items()
         ]
-        return {one.key: one for one in figures}
+        return {figure.key: figure for figure in figures}
 
 
 class BaselineContent(_Object):
@@ -118,8 +118,8 @@ class BaselineContent(_Object):
 def section_of(figures: Iterable[Figure], machine: str | None) -> SectionEntry:
     """Return what the file says of these figures, to six digits."""
     groups: dict[str, dict[str, FigureEntry]] = {}
-    for one in figures:
-        groups.setdefault(one.group, {})[one.name] = _entry(one)
+    for figure in figures:
+        groups.setdefault(figure.group, {})[figure.name] = _entry(figure)
     return SectionEntry(machine=machine, figures=groups)
 
 
@@ -185,10 +185,10 @@ def _figure(group: str, name: str, entry: FigureEntry) -> Figure:
     return Figure.exact(group, name, entry)
 
 
-def _entry(one: Figure) -> FigureEntry:
-    if one.low == one.high:
-        return _rounded(one.value)
-    low, value, high = map(_rounded, (one.low, one.value, one.high))
+def _entry(figure: Figure) -> FigureEntry:
+    if figure.low == figure.high:
+        return _rounded(figure.value)
+    low, value, high = map(_rounded, (figure.low, figure.value, figure.high))
     return IntervalEntry(value=value, low=low, high=high)
 
 

@@ -15,9 +15,11 @@ _MOST_SHOWN = 60
 
 def explained(error: ValidationError) -> str:
     """Return half a sentence on the first problem."""
-    found = [(_path(one), one) for one in error.errors(include_url=False)]
+    found = [
+        (_path(error_details), error_details) for error_details in error.errors(include_url=False)
+    ]
     # A figure that is no interval is not one of the wrong type: that is the other way to write it.
-    path, item = max(found, key=lambda one: (len(one[0]), not one[1]["type"].endswith("_type")))
+    path, item = max(found, key=lambda item: (len(item[0]), not item[1]["type"].endswith("_type")))
     where = ".".join(map(str, path)) or "the file"
     if item["type"] == "value_error":
         return f"{where}: {item['ctx']['error']}"

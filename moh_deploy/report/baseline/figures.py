@@ -95,14 +95,14 @@ class FigureKind:
     def is_flag(self) -> bool:
         return self.domain == _FLAG
 
-    def text(self, one: Figure) -> str:
+    def text(self, figure: Figure) -> str:
         """Return `1.05 (1.02 to 1.09)`, `160` or `yes`."""
         if self.is_flag:
-            return "yes" if one.value else "no"
-        words = number_text(one.value)
-        if one.low == one.high:
+            return "yes" if figure.value else "no"
+        words = number_text(figure.value)
+        if figure.low == figure.high:
             return words
-        return f"{words} ({number_text(one.low)} to {number_text(one.high)})"
+        return f"{words} ({number_text(figure.low)} to {number_text(figure.high)})"
 
     def limit_text(self, limit: float) -> str:
         """Return `, allowed at most 1.1`; of a flag there is no more to say."""

@@ -30,5 +30,5 @@ def reference_key(reference: str, file: Path) -> str:
     if found is None:
         return reference
     what, named = found.groups()
-    parts = [path_key(one, file) if os.path.exists(one) else one for one in named.split(", ")]
+    parts = [path_key(part, file) if os.path.exists(part) else part for part in named.split(", ")]
     return f"{what} {', '.join(parts)}"

@@ -35,8 +35,8 @@ class PageTornadoBar:
     @property
     def words(self) -> str:
         """What the drawing says."""
-        one = self.bar
-        return f"{one.name}, {one.words}: {one.at_low:.4g} to {one.at_high:.4g}"
+        bar = self.bar
+        return f"{bar.name}, {bar.words}: {bar.at_low:.4g} to {bar.at_high:.4g}"
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class PageTornado:
 
 def page_tornado(chart: TornadoChart) -> PageTornado:
     """Lay out all inputs on one axis."""
-    every = [chart.value, *(end for one in chart.bars for end in (one.at_low, one.at_high))]
+    every = [chart.value, *(end for bar in chart.bars for end in (bar.at_low, bar.at_high))]
     room = _ROOM * (max(every) - min(every))
     scale = round_numbers(min(every) - room, max(every) + room, is_log=False, most_ticks=5)
     bars = tuple(
         PageTornadoBar(
-            one, _side(scale, chart.value, one.at_low), _side(scale, chart.value, one.at_high)
+            bar, _side(scale, chart.value, bar.at_low), _side(scale, chart.value, bar.at_high)
         )
-        for one in chart.bars
+        for bar in chart.bars
     )
     zero = scale.at(0.0) if scale.low < 0 < scale.high else None
     return PageTornado(chart, bars, scale.at(chart.value), zero, scale.ticks)

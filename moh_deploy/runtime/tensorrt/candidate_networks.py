@@ -57,32 +57,36 @@ def choose_ways(
 
 
 def candidate_requests(
-    model: ir.Model, one: AttentionCandidates, plan: BuildPlan, folder: Path
+    model: ir.Model, candidates: AttentionCandidates, plan: BuildPlan, folder: Path
 ) -> dict[str, BuildRequest]:
     """Write a network of one node for each way in which it may run.
 
     Args:
         model: The package's model, not lowered yet.
-        one: The candidates.
+        candidates: The candidates.
         plan: What the engine is for.
         folder: Where the networks are written, and are to be built.
 
     Returns:
         Way to how the network is built.
     """
-    return {way: _request(model, one, way, plan, folder) for way in one.possible}
+    return {way: _request(model, candidates, way, plan, folder) for way in candidates.possible}
 
 
 def _request(
-    model: ir.Model, one: AttentionCandidates, way: AttentionWay, plan: BuildPlan, folder: Path
+    model: ir.Model,
+    candidates: AttentionCandidates,
+    way: AttentionWay,
+    plan: BuildPlan,
+    folder: Path,
 ) -> BuildRequest:
-    node = next(node for node in model.graph if node.name == one.node)
+    node = next(node for node in model.graph if node.name == candidates.node)
     network = node_model(model, node)
     lower_to_tensorrt(
         network,
-        plugin_nodes=[one.node] if way == "kernel" else [],
-        fused_nodes=[one.node] if way == "fused" else [],
-        open_shares={one.node: one.open_share},
+        plugin_nodes=[candidates.node] if way == "kernel" else [],
+        fused_nodes=[candidates.node] if way == "fused" else [],
+        open_shares={candidates.node: candidates.open_share},
         is_portable=plan.is_portable,
     )
     path = folder / f"{way}.onnx"
@@ -92,10 +96,10 @@ def _request(
         model=str(path),
         engine=str(folder / f"{way}.engine"),
         plugin=None if library is None else str(library.path),
-        creators=() if library is None else (one.op,),
+        creators=() if library is None else (candidates.op,),
         embed_plugin=False,
         compute_capabilities=plan.targets,
-        profiles=tuple(shapes(one.inputs, profile) for profile in plan.profiles),
+        profiles=tuple(shapes(candidates.inputs, profile) for profile in plan.profiles),
         workspace_bytes=plan.workspace_bytes,
         hardware_compatibility=plan.hardware_compatibility,
     )
@@ -128,24 +132,27 @@ class CandidateTimer:
     def __exit__(self, *error: object) -> None:
         self._closing.close()
 
-    def measure(self, one: AttentionCandidates) -> TimingAnswer:
+    def measure(self, candidates: AttentionCandidates) -> TimingAnswer:
         """Return the times of the ways in which a node may run. Without a time, it says why."""
-        unknown = unknown_sizes(one, self._plan.package.manifest.dims)
+        unknown = unknown_sizes(candidates, self._plan.package.manifest.dims)
         if unknown is not None:
-            return _none(one.possible, f"{unknown}, which follows from no dimension of the package")
+            return _none(
+                candidates.possible,
+                f"{unknown}, which follows from no dimension of the package",
+            )
         if self._gone is not None:
-            return _none(one.possible, self._gone)
+            return _none(candidates.possible, self._gone)
         folder = self._folder / f"{self._timed}"
         folder.mkdir(parents=True)
         self._timed += 1
-        networks = candidate_requests(self._model, one, self._plan, folder)
-        request = TimingRequest(networks, dict(one.fills), one.open_share)
+        networks = candidate_requests(self._model, candidates, self._plan, folder)
+        request = TimingRequest(networks, dict(candidates.fills), candidates.open_share)
         try:
             return self._started().time(request, self._progress)
         except BackendError as error:
             # Whatever killed it may do so again, and each start takes seconds.
             self._gone = error.message
-            return _none(one.possible, self._gone)
+            return _none(candidates.possible, self._gone)
 
     def _started(self) -> BuildProcess:
         if self._process is None:

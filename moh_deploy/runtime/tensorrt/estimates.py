@@ -36,69 +36,78 @@ _NOBODY = "by a table of estimates, nobody measured"
 
 
 def estimated_choice(
-    one: AttentionCandidates, *, profiles: Sequence[Profile], targets: Sequence[str]
+    candidates: AttentionCandidates,
+    *,
+    profiles: Sequence[Profile],
+    targets: Sequence[str],
 ) -> ChosenWay:
     """Choose by the table.
 
     Args:
-        one: The candidates; at least two are possible.
+        candidates: The candidates; at least two are possible.
         profiles: Judged at the most queries that one is tuned for.
         targets: Compute capabilities that the engine is for: the kernel has to be right for all.
     """
-    own = _own_layers(one)
-    if "kernel" not in one.possible:
-        return ChosenWay(own, f"{_NOBODY}: {_why_own(one, own)}")
-    if one.op != op_names.ATTENTION:
-        return ChosenWay("kernel", f"{_NOBODY}: nothing of TensorRT's fuses {one.op}")
-    if one.query.dtype == "float32":
+    own = _own_layers(candidates)
+    if "kernel" not in candidates.possible:
+        return ChosenWay(own, f"{_NOBODY}: {_why_own(candidates, own)}")
+    if candidates.op != op_names.ATTENTION:
+        return ChosenWay("kernel", f"{_NOBODY}: nothing of TensorRT's fuses {candidates.op}")
+    if candidates.query.dtype == "float32":
         return ChosenWay("kernel", f"{_NOBODY}: {_IN_FLOAT32}")
-    queries = _most_queries(one.query, profiles)
+    queries = _most_queries(candidates.query, profiles)
     if queries is not None and queries <= _FEW_QUERIES:
         return ChosenWay("kernel", f"{_NOBODY}: up to {_FEW_QUERIES} queries, gates cost no launch")
-    return _by_open_share(one, own, targets, _head_dim(one))
+    return _by_open_share(candidates, own, targets, _head_dim(candidates))
 
 
 def _by_open_share(
-    one: AttentionCandidates, own: AttentionWay, targets: Sequence[str], head_dim: int
+    candidates: AttentionCandidates,
+    own: AttentionWay,
+    targets: Sequence[str],
+    head_dim: int,
 ) -> ChosenWay:
     column = 0 if head_dim <= _SMALL_HEAD else 1
     for target in targets:
         limits = _BREAK_EVEN.get(target)
         if limits is None:
             return ChosenWay(own, f"{_NOBODY}: no estimate for compute capability {target}")
-        if one.open_share > limits[column]:
-            return ChosenWay(own, f"{_NOBODY}: {_compared(one, limits[column], target, head_dim)}")
+        if candidates.open_share > limits[column]:
+            return ChosenWay(
+                own,
+                f"{_NOBODY}: {_compared(candidates, limits[column], target, head_dim)}",
+            )
     tightest = min(targets, key=lambda target: _BREAK_EVEN[target][column])
     limit = _BREAK_EVEN[tightest][column]
-    return ChosenWay("kernel", f"{_NOBODY}: {_compared(one, limit, tightest, head_dim)}")
+    return ChosenWay("kernel", f"{_NOBODY}: {_compared(candidates, limit, tightest, head_dim)}")
 
 
-def _compared(one: AttentionCandidates, limit: float, target: str, head_dim: int) -> str:
+def _compared(candidates: AttentionCandidates, limit: float, target: str, head_dim: int) -> str:
     return (
-        f"{one.open_share:.2f} of the gates are open; the kernel is as fast up to {limit:.2f}, on"
-        f" {target} with heads of {head_dim}"
+        f"{candidates.open_share:.2f} of the gates are open; the kernel is as fast up to"
+        f" {limit:.2f}, on {target} with heads of {head_dim}"
     )
 
 
-def _own_layers(one: AttentionCandidates) -> AttentionWay:
+def _own_layers(candidates: AttentionCandidates) -> AttentionWay:
     """What is best of TensorRT's own."""
-    in_half = one.query.dtype != "float32"
-    return "fused" if in_half and "fused" in one.possible else "function"
+    in_half = candidates.query.dtype != "float32"
+    return "fused" if in_half and "fused" in candidates.possible else "function"
 
 
-def _why_own(one: AttentionCandidates, own: AttentionWay) -> str:
+def _why_own(candidates: AttentionCandidates, own: AttentionWay) -> str:
     if own == "fused":
         return "TensorRT has one kernel for attention"
-    return one.why_not.get("fused", _IN_FLOAT32)
+    return candidates.why_not.get("fused", _IN_FLOAT32)
 
 
 def _most_queries(query: TensorInfo, profiles: Sequence[Profile]) -> int | None:
     sizes = [opt_sizes(profile) for profile in profiles] or [{}]
-    found = [size_at(query.shape[-2], one) for one in sizes]  # [B, S, H*D] or [B, H, S, D]
-    known = [one for one in found if one is not None]
+    found = [size_at(query.shape[-2], size) for size in sizes]  # [B, S, H*D] or [B, H, S, D]
+    known = [number for number in found if number is not None]
     return max(known) if len(known) == len(found) else None
 
 
-def _head_dim(one: AttentionCandidates) -> int:
-    last = size_at(one.query.shape[-1], {}) or 0
-    return last if len(one.query.shape) == 4 else last // one.num_heads
+def _head_dim(candidates: AttentionCandidates) -> int:
+    last = size_at(candidates.query.shape[-1], {}) or 0
+    return last if len(candidates.query.shape) == 4 else last // candidates.num_heads

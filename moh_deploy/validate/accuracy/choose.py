@@ -32,7 +32,7 @@ def choose_metrics(task: Task, labels: Array, outputs: Sequence[TensorInfo]) -> 
     if len(set(names)) != len(names):
         raise ConfigError(f"a metric is named twice: {', '.join(map(_name, names))}.")
     # Only of a function that the user wrote it is unknown whether more is better.
-    functions = [one for one in names if callable(one) or ":" in one]
+    functions = [name for name in names if callable(name) or ":" in name]
     if task.better is not None and not functions:
         raise ConfigError(
             f"better is '{task.better}', but which values of {', '.join(map(_name, names))} are"
@@ -108,7 +108,7 @@ def _check_rank(name: str, labels: Array, labelling: Labelling) -> None:
 
 def _scored_output(name: str | None, labels: Array, outputs: Sequence[TensorInfo]) -> TensorInfo:
     """Return the output with an axis of classes behind those of the labels."""
-    fitting = [one for one in outputs if _fits(one, labels)]
+    fitting = [output for output in outputs if _fits(output, labels)]
     if name is not None:
         found = _named(name, outputs)
         if found not in fitting:
@@ -118,7 +118,7 @@ def _scored_output(name: str | None, labels: Array, outputs: Sequence[TensorInfo
     if len(fitting) != 1:
         if not fitting:
             raise ConfigError(_no_fit("outputs are", outputs, labels), hint=_hint(labels))
-        names = ", ".join(f"'{one.name}'" for one in fitting)
+        names = ", ".join(f"'{info.name}'" for info in fitting)
         raise ConfigError(
             f"labels {list(labels.shape)} could be those of outputs {names}.",
             hint=f"Say which: --label-output {fitting[0].name}.",
@@ -127,10 +127,10 @@ def _scored_output(name: str | None, labels: Array, outputs: Sequence[TensorInfo
 
 
 def _named(name: str, outputs: Sequence[TensorInfo]) -> TensorInfo:
-    for one in outputs:
-        if one.name == name:
-            return one
-    names = [one.name for one in outputs]
+    for output in outputs:
+        if output.name == name:
+            return output
+    names = [output.name for output in outputs]
     raise ConfigError(
         f"there is no output '{name}' to score: the model has {', '.join(names)}.",
         hint=did_you_mean(name, names) or None,
@@ -147,7 +147,7 @@ def _fits(output: TensorInfo, labels: Array) -> bool:
 
 
 def _no_fit(start: str, outputs: Sequence[TensorInfo], labels: Array) -> str:
-    shapes = ", ".join(f"{one.dtype}[{', '.join(map(str, one.shape))}]" for one in outputs)
+    shapes = ", ".join(f"{output.dtype}[{', '.join(map(str, output.shape))}]" for output in outputs)
     letters = "NS"[: labels.ndim]
     return (
         f"{start} {shapes}; labels {list(labels.shape)} take one of floats,"

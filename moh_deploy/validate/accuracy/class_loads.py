@@ -63,7 +63,7 @@ class ClassLoads:
 def main_classes(labels: Sequence[Array], labelling: Labelling) -> Array:
     """Return the classes of all samples; of many, those with the most samples; none of tokens."""
     # Of labels for tokens, a class of the sample does not exist.
-    if any(one.ndim != 1 or one.dtype.kind not in "iu" for one in labels):
+    if any(label.ndim != 1 or label.dtype.kind not in "iu" for label in labels):
         return np.empty(0, np.int64)
     # Signed: of unsigned labels the mark to be ignored would be a large number.
     every = np.concatenate(labels).astype(np.int64)

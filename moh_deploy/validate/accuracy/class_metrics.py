@@ -46,7 +46,7 @@ class TopK:
                 f"output '{self.output}' has {logits.shape[-1]} classes, so {self.name} is always"
                 " right: choose another --metric."
             )
-        pairs = [self.labelling.pairs(*one) for one in zip(logits, labels, strict=True)]
+        pairs = [self.labelling.pairs(*logit) for logit in zip(logits, labels, strict=True)]
         right = np.array([(_ranks(*pair) < self.k).sum() for pair in pairs], np.float64)
         ignored = self.labelling.left_out(labels)
         weights = np.array([len(found) for _, found in pairs], np.float64)
@@ -91,11 +91,13 @@ class Perplexity:
         logits = outputs[self.output]
         self.labelling.check(labels, logits, self.output)
         # One sequence at a time: float64 logits of a batch would be twice its memory.
-        losses = [_losses(*self.labelling.pairs(*one)) for one in zip(logits, labels, strict=True)]
+        losses = [
+            _losses(*self.labelling.pairs(*logit)) for logit in zip(logits, labels, strict=True)
+        ]
         # Sums and counts, not means: a long sequence weighs as many tokens as it has.
-        totals = np.array([one.sum() for one in losses], np.float64)
+        totals = np.array([loss.sum() for loss in losses], np.float64)
         ignored = self.labelling.left_out(labels)
-        weights = np.array([len(one) for one in losses], np.float64)
+        weights = np.array([len(loss) for loss in losses], np.float64)
         # NaN at a position that is ignored shows as well: the output is wrong, scored or not.
         return MetricScores(np.where(has_nan(logits), np.nan, totals), weights, ignored)
 

@@ -113,9 +113,9 @@ def _batch_size(axis: SampleAxis, fits: Fits, each: int, asked: int | None) -> i
 def _output_bytes(outputs: Sequence[TensorInfo], sizes: Mapping[str, int], axis: SampleAxis) -> int:
     """Return the bytes of all outputs for one sample; a size that is not known counts as 1."""
     of_one, total = {**sizes, str(axis.size): 1}, 0
-    for one in outputs:
-        known = (known_size(dim, of_one) for dim in one.shape[1:])
-        itemsize = 2 if one.dtype == "bfloat16" else np.dtype(one.dtype).itemsize
+    for output in outputs:
+        known = (known_size(dim, of_one) for dim in output.shape[1:])
+        itemsize = 2 if output.dtype == "bfloat16" else np.dtype(output.dtype).itemsize
         total += itemsize * math.prod(size for size in known if size is not None)
     return total
 
@@ -126,7 +126,7 @@ def _gate_bytes(package: OnnxPackage, data: Dataset) -> int:
         return 0
     recorded = package.vectors[0]
     # Gates grow with tokens, as inputs do: the recorded ratio of both is scaled to these inputs.
-    gates = sum(one.nbytes for one in recorded.gates)
+    gates = sum(gate.nbytes for gate in recorded.gates)
     inputs, given = (
         sum(array.nbytes for array in arrays.values())
         for arrays in (recorded.inputs, data.samples.inputs)

@@ -72,4 +72,4 @@ def has_nan(outputs: Array) -> NDArray[np.bool_]:
     if outputs.dtype.kind in "biu":
         return np.zeros(len(outputs), np.bool_)
     # Sample by sample: a boolean copy of a whole batch of logits would be held for nothing.
-    return np.array([bool(np.isnan(one).any()) for one in outputs], np.bool_)
+    return np.array([bool(np.isnan(output).any()) for output in outputs], np.bool_)

@@ -49,8 +49,8 @@ class UserMetric:
                 f" {len(labels)} samples, expected a number for each: [{len(labels)}].",
             )
         # A function may turn NaN into a score, by argmax say: the sample has none all the same.
-        of_samples = [one for one in given.values() if one.shape[:1] == (len(labels),)]
-        broken = np.any([has_nan(one) for one in of_samples], axis=0)
+        of_samples = [array for array in given.values() if array.shape[:1] == (len(labels),)]
+        broken = np.any([has_nan(sample) for sample in of_samples], axis=0)
         totals = np.where(broken, np.nan, said.astype(np.float64))
         return MetricScores(totals, np.ones(len(labels)))
 

@@ -89,7 +89,7 @@ class Cure:
     @property
     def keep(self) -> dict[str, str]:
         """First output of each node to the reason."""
-        return {one.place.value: one.reason for one in self.nodes}
+        return {node.place.value: node.reason for node in self.nodes}
 
 
 @dataclass(frozen=True)
@@ -142,26 +142,26 @@ def find_cure(
     # far fewer modules than nodes.
     ranked = _ranked(trials.form, graph, errors)
     modules: dict[str, list[KeptNode]] = {}
-    for one in ranked:
-        modules.setdefault(one.place.module, []).append(one)
+    for kept_node in ranked:
+        modules.setdefault(kept_node.place.module, []).append(kept_node)
     search = _Search(trials, most, step)
     # With all of them in float32 it still fails, so no choice of them helps.
     if not search.passes([*modules], modules):
         return None
     found = search.smallest([*modules], modules)
     # Then the nodes in the modules that are needed.
-    nodes = [one for one in ranked if one.place.module in found.items]
-    by_node = {one.place.value: [one] for one in nodes}
+    nodes = [kept_node for kept_node in ranked if kept_node.place.module in found.items]
+    by_node = {node.place.value: [node] for node in nodes}
     found = search.smallest([*by_node], by_node)
     order = {node.output[0]: index for index, node in enumerate(graph.nodes)}
-    kept = [one for one in nodes if one.place.value in found.items]
-    kept.sort(key=lambda one: order[one.place.value])
+    kept = [node for node in nodes if node.place.value in found.items]
+    kept.sort(key=lambda kept_node: order[kept_node.place.value])
     return Cure(tuple(kept), found.smallest, search.trials)
 
 
 def every_node(form: Form, graph: ModelGraph) -> dict[str, str]:
     """Return first outputs of all nodes that can be kept, as for a cure that needs all of them."""
-    return {one.place.value: one.reason for one in _ranked(form, graph, ())}
+    return {kept_node.place.value: kept_node.reason for kept_node in _ranked(form, graph, ())}
 
 
 Groups = Mapping[str, Sequence[KeptNode]]
@@ -182,7 +182,7 @@ class _Search:
         return search.find(items)
 
     def passes(self, chosen: Sequence[str], groups: Groups) -> bool:
-        keep = {one.place.value: one.reason for name in chosen for one in groups[name]}
+        keep = {group.place.value: group.reason for name in chosen for group in groups[name]}
         # By the nodes kept, so that a set of nodes that a module stood for is not run again.
         key = frozenset(keep)
         if key not in self._known:
@@ -195,7 +195,7 @@ class _Search:
 
 def _ranked(form: Form, graph: ModelGraph, errors: Sequence[NodeError]) -> list[KeptNode]:
     """Return the nodes in lower precision that round, those likely to be needed first."""
-    known = {one.place.value: one for one in errors}
+    known = {error.place.value: error for error in errors}
     rounding = form.rounding
     own = enumerate(graph.nodes[: graph.own])
     places = [graph.place(index) for index, node in own if node.output[0] in rounding]

@@ -37,21 +37,21 @@ def find_interval(graph: ModelGraph, checkpoints: Sequence[Checkpoint]) -> Inter
         graph: With the gates fed, so that no path leads through them.
         checkpoints: In the order in which they are computed.
     """
-    reached = {one.value: graph.before(one.value) for one in checkpoints}
-    wrong = [one for one in checkpoints if not one.agrees]
-    exact = [one for one in checkpoints if one.exact]
+    reached = {checkpoint.value: graph.before(checkpoint.value) for checkpoint in checkpoints}
+    wrong = [checkpoint for checkpoint in checkpoints if not checkpoint.agrees]
+    exact = [checkpoint for checkpoint in checkpoints if checkpoint.exact]
     # Nodes before an exact value are right, as far as a fault in them would show there.
-    right = frozenset[int]().union(*(reached[one.value] for one in exact))
+    right = frozenset[int]().union(*(reached[checkpoint.value] for checkpoint in exact))
     if not wrong:
         return None
-    if any(reached[one.value] <= right for one in wrong):
+    if any(reached[checkpoint.value] <= right for checkpoint in wrong):
         # It is wrong, and all before it is proven right: the proofs are not to be believed.
         exact, right = [], frozenset()
     # The first wrong value: fewer nodes lead to it than to the later ones.
     before = wrong[0]
     nodes = reached[before.value] - right
     # A single fault has to lead to every value that is wrong.
-    alone = nodes.intersection(*(reached[one.value] for one in wrong))
+    alone = nodes.intersection(*(reached[checkpoint.value] for checkpoint in wrong))
     return Interval(before, _fewest(exact, reached[before.value], reached), nodes, alone)
 
 
@@ -62,8 +62,8 @@ def _fewest(
     found: list[Checkpoint] = []
     proven = frozenset[int]()
     # Greedy, those that prove most first: the report names few values instead of all.
-    for one in sorted(exact, key=lambda one: -len(reached[one.value] & nodes)):
-        if not reached[one.value] & nodes <= proven:
-            found.append(one)
-            proven |= reached[one.value] & nodes
-    return tuple(one for one in exact if one in found)
+    for checkpoint in sorted(exact, key=lambda group: -len(reached[group.value] & nodes)):
+        if not reached[checkpoint.value] & nodes <= proven:
+            found.append(checkpoint)
+            proven |= reached[checkpoint.value] & nodes
+    return tuple(checkpoint for checkpoint in exact if checkpoint in found)

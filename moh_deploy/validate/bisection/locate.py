@@ -211,12 +211,12 @@ def _bounded(
     interval = find_interval(graph, checkpoints)
     if interval is None:
         return replace(found, checkpoints=checkpoints)
-    exact = [one for one in checkpoints if one.exact]
+    exact = [checkpoint for checkpoint in checkpoints if checkpoint.exact]
     spots = BlindSpots(runs.judge, runs.unrounded, graph, interval.before, exact)
     # Without a value that proves anything, no node was acquitted that could be wrong unseen.
     unseen = spots.find(interval.nodes) if interval.after else frozenset()
     between = Between(
-        tuple(one.what for one in interval.after),
+        tuple(checkpoint.what for checkpoint in interval.after),
         interval.before.what,
         _own(graph, interval.nodes),
         _own(graph, interval.alone),
@@ -246,13 +246,15 @@ def _compared(
     errors = node_errors(graph, values)
     wrong = wrong_values(recorded)
     # A difference that leads to no wrong value does no harm, and is not the answer.
-    matters = frozenset[int]().union(*(graph.before(one.value) for one in wrong))
+    matters = frozenset[int]().union(*(graph.before(run.value) for run in wrong))
     first = first_beyond(errors, bound, matters)
     step = None if first is not None else largest_step(errors, matters)
     differences: tuple[str, ...] = ()
     if first is not None and cause in IN_GRAPH:
         sides = ((graph, tested), (theirs, believed))
-        weighted = [WeightedGraph(one, m.package.root, m.functions()) for one, m in sides]
+        weighted = [
+            WeightedGraph(model_graph, m.package.root, m.functions()) for model_graph, m in sides
+        ]
         differences = node_differences(weighted[0], weighted[1], first.place.value)
     found = Divergence(cause, against, first, step, differences, wrong)
     # No node stands out, so the recorded values have to bound the place.

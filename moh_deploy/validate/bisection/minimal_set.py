@@ -82,7 +82,7 @@ class MinimalSet(Generic[_T]):
             if self.asked >= self.most:
                 return Found(kept, smallest=False)
             # The search assumes that more items never hurt; here each item is left out in fact.
-            without = tuple(one for one in kept if one != item)
+            without = tuple(entry for entry in kept if entry != item)
             if self._ask(without):
                 kept = without
         return Found(kept, smallest=True)

@@ -67,9 +67,9 @@ class CorpusJudge:
         return compare(
             sides.package,
             sides.runner,
-            [one.known for one in samples],
-            labels=[one.label for one in samples],
-            valid=[one.valid for one in samples if one.valid is not None],
+            [sample.known for sample in samples],
+            labels=[sample.label for sample in samples],
+            valid=[sample.valid for sample in samples if sample.valid is not None],
             reference=corpus_reference(kept).name,
             variants=sides.variants,
             policy=sides.policy,
@@ -78,6 +78,6 @@ class CorpusJudge:
 
 def _compared(report: ParityReport) -> str:
     # Runs with forced routing show the flips of the free run, others those that were excused.
-    flips = sum(one.free_flips or one.excused_tokens for one in report.layers)
+    flips = sum(layer.free_flips or layer.excused_tokens for layer in report.layers)
     chose = f"{flips} tokens chose other heads, explained by their margin" if flips else "no flip"
     return f"{report.vector_sets} samples, max abs error {report.max_abs_error:.3g}, {chose}"

@@ -31,21 +31,23 @@ def flips_of_noise(
             layer having been given what the reference had seen.
     """
     layers = report.layers
-    flipped = [one for one in layers if one.reason is not None]
-    if any(one.reason is not None for one in report.outputs) or not all(map(_is_unknown, flipped)):
+    flipped = [layer for layer in layers if layer.reason is not None]
+    if any(output.reason is not None for output in report.outputs) or not all(
+        map(_is_unknown, flipped)
+    ):
         return None
     if not flipped or variants is None or package.manifest.precision not in NOISE:
         return None
     moved = _moved_tokens(package, variants, expected)
     if moved is None or any(
-        one.flipped_tokens > most for one, most in zip(layers, moved, strict=True)
+        layer.flipped_tokens > most for layer, most in zip(layers, moved, strict=True)
     ):
         return None
     told = [
-        f"{one.flipped_tokens} in layer '{one.path}', where noise of one step of"
+        f"{layer.flipped_tokens} in layer '{layer.path}', where noise of one step of"
         f" {package.manifest.precision} in the weights changes the choice of {most}"
-        for one, most in zip(layers, moved, strict=True)
-        if one.reason is not None
+        for layer, most in zip(layers, moved, strict=True)
+        if layer.reason is not None
     ]
     return (
         f"no data: tokens choose other heads, {'; '.join(told)}. Their routers are of plain"
@@ -73,8 +75,8 @@ def _moved_tokens(
     names = [computed_gates(name) for name in package.gate_names]
     return [
         max(
-            int(((one[name] != 0) != (found.exact[name] != 0)).any(axis=-1).sum())
-            for one in found.drawn
+            int(((arrays[name] != 0) != (found.exact[name] != 0)).any(axis=-1).sum())
+            for arrays in found.drawn
         )
         for name in names
     ]

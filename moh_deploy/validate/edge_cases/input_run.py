@@ -168,7 +168,7 @@ def _shape_problem(spec: TensorInfo, got: Array, sizes: Mapping[str, int]) -> st
     expected = [known_size(axis, sizes) for axis in spec.shape]
     # Axes whose size nothing tells are left out.
     pairs = zip(expected, got.shape, strict=False)
-    if got.ndim == len(expected) and all(one in (None, size) for one, size in pairs):
+    if got.ndim == len(expected) and all(number in (None, size) for number, size in pairs):
         return None
     return f"output '{spec.name}' is of shape {list(got.shape)}, expected {list(spec.shape)}."
 
@@ -177,7 +177,7 @@ def _compared(state: InputState, report: ParityReport, numbers: int, nan: int) -
     text = f"max abs error {report.max_abs_error:.3g}"
     if not numbers:
         text = "runs, and every output is empty, of the shape of the function bodies"
-    explained = sum(one.free_flips or one.excused_tokens for one in report.layers)
+    explained = sum(layer.free_flips or layer.excused_tokens for layer in report.layers)
     text += f", {explained} flips explained by their margin" if explained else ""
     text += f"; {nan} elements are NaN in the function bodies too" if nan else ""
     return text + (f" ({state.remark})" if state.remark else "")

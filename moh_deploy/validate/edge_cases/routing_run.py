@@ -54,20 +54,22 @@ def run_routing_states(sides: Sides, progress: Progress) -> list[CaseResult]:
     """
     routing = sides.routing
     # A layer without a router is said so in every case: silence would pass for a test.
-    results = [one for layer in routing.others for one in _without_router(routing.graph, layer)]
+    results = [case for layer in routing.others for case in _without_router(routing.graph, layer)]
     if not routing.routed:
         return results
     if not sides.package.vectors:
         why = "the package holds no recorded inputs to run the model on."
         return results + [
-            _result(case, one.info.path, "not run", why) for one in routing.routed for case in CASES
+            _result(case, layer.info.path, "not run", why)
+            for layer in routing.routed
+            for case in CASES
         ]
     run = _prepare(sides)
     for state in FINITE_STATES:
         with progress.step(f"routing: {state.name}"):
             results += run.everywhere(state)
     with progress.step(f"routing: {NAN}"):
-        results += [result for one in routing.routed for result in run.nan_in(one.router)]
+        results += [result for layer in routing.routed for result in run.nan_in(layer.router)]
     with progress.step(f"routing: {TIES_BEFORE}"):
         results += run_ties_before(sides)
     return results
@@ -84,11 +86,11 @@ class _Both:
 def _prepare(sides: Sides) -> _RoutingRun:
     # Logits need the shape and dtype that the model computes them in, so it runs once as it is.
     layers = sides.routing.routed
-    routers = [one.router for one in layers]
-    names = list(dict.fromkeys(name for one in routers for name in one.logits.values()))
+    routers = [layer.router for layer in layers]
+    names = list(dict.fromkeys(name for router in routers for name in router.logits.values()))
     values = sides.reference.open(names).run(sides.package.vectors[0].inputs)
     change = partial(force_logits, routers=routers, dtypes={k: values[k].dtype for k in names})
-    seen = list(dict.fromkeys(name for one in layers for name in one.values))
+    seen = list(dict.fromkeys(name for layer in layers for name in layer.values))
     # One session a side for all states: logits are inputs of it.
     got, expected = sides.subject.open(seen, change), sides.reference.open(seen, change)
     return _RoutingRun(sides, values, got, expected)
@@ -104,7 +106,7 @@ class _RoutingRun:
 
     def everywhere(self, state: RoutingState) -> Iterator[CaseResult]:
         """Put a state in front of every router at once."""
-        logits = {one.node: self._logits(one, state) for one in self._routers}
+        logits = {router.node: self._logits(router, state) for router in self._routers}
         both = self._run(logits)
         if isinstance(both, str):
             yield _result(state.name, MODEL, "failed", both)
@@ -119,7 +121,7 @@ class _RoutingRun:
         """Put NaN in front of one router, and clear logits in front of the others."""
         # Clear choices elsewhere, so that what shows comes of this router.
         neutral = RoutingState("clear", clear)
-        logits = {one.node: self._logits(one, neutral) for one in self._routers}
+        logits = {router.node: self._logits(router, neutral) for router in self._routers}
         mine = dict(logits[router.node])
         port = next(iter(mine))  # routed logits, where there are any
         mine[port] = with_nan(mine[port].astype(np.float64)).astype(mine[port].dtype)
@@ -133,7 +135,7 @@ class _RoutingRun:
 
     @property
     def _routers(self) -> list[RouterLogits]:
-        return [one.router for one in self.sides.routing.routed]
+        return [layer.router for layer in self.sides.routing.routed]
 
     def _logits(self, router: RouterLogits, state: RoutingState) -> PortArrays:
         recorded = {port: self.recorded[name] for port, name in router.logits.items()}
@@ -183,8 +185,8 @@ class _RoutingRun:
         counted = self.sides.counted.of_attention(router, reference.shape)
         # Tokens in another order than the gates' cannot be told apart by the mask.
         if skipped is not None:
-            by_token = [_by_token(one, skipped.shape) for one in (got, reference, counted)]
-            known = [one[~skipped] for one in by_token if one is not None]
+            by_token = [_by_token(array, skipped.shape) for array in (got, reference, counted)]
+            known = [array[~skipped] for array in by_token if array is not None]
             if not router.in_order or len(known) < len(by_token):
                 return None
             got, reference, counted = known[0], known[1], known[2].astype(np.bool_)
@@ -221,7 +223,9 @@ class _RoutingRun:
 
     def _outputs(self, case: str, both: _Both) -> CaseResult:
         problem = None
-        outputs = {one.name: both.got[one.name] for one in self.sides.package.manifest.outputs}
+        outputs = {
+            output.name: both.got[output.name] for output in self.sides.package.manifest.outputs
+        }
         for name, got in outputs.items():
             reference, what = both.reference[name], f"output '{name}' in case '{case}'"
             counted = self.sides.counted.of_output(name, reference.shape)

@@ -62,7 +62,7 @@ def feeding(values: Mapping[str, Array], seen: Sequence[str]) -> GraphEdit:
     """
 
     def change(graph: onnx.GraphProto) -> None:
-        known = {one.name for one in graph.output}
+        known = {output.name for output in graph.output}
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in seen if name not in known)
         fix_routing(graph, values)
 

@@ -119,11 +119,11 @@ class Front:
         cls, sides: Sides, layers: Sequence[TiedLayer], depth: int, recorded: Mapping[str, Array]
     ) -> Front:
         """Open the operators behind the cuts of one depth."""
-        cuts = dict.fromkeys(name for one in layers for name in one.cut(depth).values)
+        cuts = dict.fromkeys(name for layer in layers for name in layer.cut(depth).values)
         # Sources are fixed as well, so that every layer's logits depend on nothing before them.
-        sources = dict.fromkeys(name for one in layers for name in one.cuts[-1].values)
+        sources = dict.fromkeys(name for layer in layers for name in layer.cuts[-1].values)
         fixed = {name: recorded[name] for name in (*cuts, *sources)}
-        ports = [name for one in layers for name in _read(one.router, fixed).values()]
+        ports = [name for layer in layers for name in _read(layer.router, fixed).values()]
         computed = list(dict.fromkeys(name for name in ports if name not in fixed_values(fixed)))
         fed: list[str] = []
 
@@ -131,7 +131,7 @@ class Front:
             fix_routing(graph, fixed)
             # Without the rest of the model, which would run for every set of numbers.
             keep_only(graph, computed)
-            fed.extend(one.name for one in graph.input)
+            fed.extend(info.name for info in graph.input)
 
         runner = sides.reference.open(computed, change) if computed else None
         return cls(layers, depth, fixed, sides.package.vectors[0].inputs, runner, fed)
@@ -139,7 +139,9 @@ class Front:
     @property
     def tied(self) -> Mapping[str, Array]:
         """The values that take the numbers, as recorded."""
-        names = dict.fromkeys(name for one in self.layers for name in one.cut(self.depth).values)
+        names = dict.fromkeys(
+            name for layer in self.layers for name in layer.cut(self.depth).values
+        )
         return {name: self.fixed[name] for name in names}
 
     def run(self, values: Mapping[str, Array]) -> TiedRun:
@@ -147,7 +149,7 @@ class Front:
         known = {**self.inputs, **fixed_values({**self.fixed, **values})}
         if self.runner is not None:
             known |= self.runner.run({name: known[name] for name in self.fed})
-        read = [_read(one.router, self.fixed).items() for one in self.layers]
+        read = [_read(layer.router, self.fixed).items() for layer in self.layers]
         return TiedRun(values, [{port: known[name] for port, name in ports} for ports in read])
 
     def problems(self, policy: Policy) -> Iterator[tuple[str, str]]:
@@ -166,7 +168,9 @@ class Front:
                 known = np.logical_and.reduce([_is_number(array) for array in routed])  # [B, S]
                 # Sums over many terms on the way round more than once.
                 step = 64 * step_of(routed[0])
-                wide = [np.where(known[..., None], one.astype(np.float64), 0.0) for one in routed]
+                wide = [
+                    np.where(known[..., None], array.astype(np.float64), 0.0) for array in routed
+                ]
                 problem = jump(wide, step)
                 if problem is not None:
                     yield layer.path, f"what its router reads {problem}"
@@ -182,9 +186,9 @@ class Front:
         """
         # top_k - 1/2 of the routed heads are to be higher: then the last chosen one is often tied.
         shares = []
-        for one in self.layers:
-            attributes = one.router.attributes
-            routed = one.layer.info.num_heads - int(attributes["num_shared_heads"])
+        for layer in self.layers:
+            attributes = layer.router.attributes
+            routed = layer.layer.info.num_heads - int(attributes["num_shared_heads"])
             shares.append((int(attributes["top_k"]) - 0.5) / max(routed, 1))
         yield two_levels(self.tied)
         for seed in range(max(1, min(_MANY // max(tokens, 1), _MOST_DRAWS))):
@@ -234,9 +238,9 @@ class Front:
         self, values: _Arrays, axes: Mapping[str, Sequence[int]], signs: Mapping[str, int]
     ) -> list[TiedRun]:
         heads = {
-            name: one.layer.info.num_heads
-            for one in self.layers
-            for name in one.cut(self.depth).values
+            name: layer.layer.info.num_heads
+            for layer in self.layers
+            for name in layer.cut(self.depth).values
         }
         runs = []
         for steps in (0, 1, 2):
@@ -254,7 +258,7 @@ class Front:
         # An axis tells heads apart if numbers that rise along it spread the logits of a token.
         for axis in range(max(array.ndim for array in self.tied.values())):
             level = self._level(1.0)
-            level |= {k: _rising(one, axis) for k, one in level.items() if axis < one.ndim}
+            level |= {k: _rising(array, axis) for k, array in level.items() if axis < array.ndim}
             rising = self.run(level)
             for layer, before, after in zip(self.layers, flat.logits, rising.logits, strict=True):
                 if ROUTED not in before or not before[ROUTED].size:
@@ -297,7 +301,7 @@ def same_choices(layer: TiedLayer, index: int, runs: Sequence[TiedRun]) -> bool:
     top_k = int(layer.router.attributes["top_k"])
     first, *others = (_chosen(run.logits[index][ROUTED], top_k) for run in runs)
     # Falling by a step breaks ties toward the lower index, which is what a router does with them.
-    return all(bool((one == first).all()) for one in others)
+    return all(bool((other == first).all()) for other in others)
 
 
 def step_of(array: Array) -> float:
@@ -384,9 +388,9 @@ def _stepped(array: Array, axes: Sequence[int], steps: float, heads: int) -> Arr
     return wide.astype(array.dtype)
 
 
-def _distance(one: _Float64, other: _Float64) -> _Float64:
+def _distance(float64: _Float64, other: _Float64) -> _Float64:
     # Equal infinities are no distance apart, nor are two NaN.
-    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    same = (float64 == other) | (np.isnan(float64) & np.isnan(other))
     with np.errstate(invalid="ignore"):
-        distance = np.abs(one - other)
+        distance = np.abs(float64 - other)
     return np.where(same, 0.0, np.nan_to_num(distance, nan=np.inf, posinf=np.inf))

@@ -52,21 +52,21 @@ def run_ties_before(sides: Sides) -> Iterator[CaseResult]:
     """
     routing = sides.routing
     # Only routed heads are chosen; a layer of shared heads has nothing to tie.
-    choosing = [one for one in routing.routed if ROUTED in one.router.logits]
-    for one in routing.routed:
-        if one not in choosing:
+    choosing = [layer for layer in routing.routed if ROUTED in layer.router.logits]
+    for layer in routing.routed:
+        if layer not in choosing:
             why = "every head is shared: nothing is chosen."
-            yield _result(one.info.path, "not applicable", why)
+            yield _result(layer.info.path, "not applicable", why)
     if not choosing:
         return
     try:
         recorded = _front_values(sides, choosing)
-        layers = [one for one in choosing if one.router.logits[ROUTED] in recorded]
-        for one in choosing:
-            if one not in layers:
-                yield _result(one.info.path, "not applicable", "its logits are constants.")
+        layers = [layer for layer in choosing if layer.router.logits[ROUTED] in recorded]
+        for layer in choosing:
+            if layer not in layers:
+                yield _result(layer.info.path, "not applicable", "its logits are constants.")
         if layers:
-            tied = [_tied_layer(routing.graph, one, recorded) for one in layers]
+            tied = [_tied_layer(routing.graph, layer, recorded) for layer in layers]
             yield from _TiedModel(sides, tied, recorded).results()
     except BackendError as error:
         why = f"case '{TIES_CASE}': the function bodies fail: {error.message}"
@@ -78,8 +78,11 @@ def _front_values(sides: Sides, layers: Sequence[RoutedLayer]) -> dict[str, Arra
     inputs, graph = sides.package.vectors[0].inputs, sides.routing.graph
     names = {
         name
-        for one in layers
-        for name in (*front_values(graph, one.router, ROUTED), *logit_sources(graph, one.router))
+        for layer in layers
+        for name in (
+            *front_values(graph, layer.router, ROUTED),
+            *logit_sources(graph, layer.router),
+        )
     }
     # One run for all: inner values become the shapes and dtypes of what is put in.
     found = {**inputs, **sides.reference.open(sorted(names - inputs.keys())).run(inputs)}
@@ -114,7 +117,7 @@ class _TiedModel:
 
     def results(self) -> Iterator[CaseResult]:
         problems: dict[str, str] = {}
-        deepest = max(len(one.cuts) for one in self.layers)
+        deepest = max(len(layer.cuts) for layer in self.layers)
         # Each depth has its own front: what breaks ties lies between two of them.
         for depth in range(deepest):
             front = Front.of(self.sides, self.layers, depth, self.recorded)
@@ -136,18 +139,18 @@ class _TiedModel:
 
     def _whole(self, front: Front) -> Iterator[tuple[str, str]]:
         """Yield path, or MODEL, and sentence of what the whole model makes of ties."""
-        seen = list(dict.fromkeys(name for one in self.layers for name in one.layer.values))
+        seen = list(dict.fromkeys(name for layer in self.layers for name in layer.layer.values))
         runner = self.sides.reference.open(seen, feeding(front.fixed, seen))
         for ties in front.ties(self._tokens):
             runs = front.falling(ties)
             fed = [fixed_values({**front.fixed, **run.values}) for run in runs]
-            values = [runner.run({**front.inputs, **one}) for one in fed]
+            values = [runner.run({**front.inputs, **mapping}) for mapping in fed]
             # Outputs are looked at only if every layer is right: they stand behind all of them.
             found = list(self._layer_problems(runs, values))
             yield from found
             alike = (
-                same_choices(one, i, runs) and is_judged(i, runs)
-                for i, one in enumerate(self.layers)
+                same_choices(layer, i, runs) and is_judged(i, runs)
+                for i, layer in enumerate(self.layers)
             )
             if not found and all(alike):
                 problem = self._outputs_problem(values)
@@ -198,7 +201,7 @@ class _TiedModel:
 
     def _outputs_problem(self, values: Sequence[_Values]) -> str | None:
         package = self.sides.package
-        outputs = {one.name: values[0][one.name] for one in package.manifest.outputs}
+        outputs = {output.name: values[0][output.name] for output in package.manifest.outputs}
         for name in outputs:
             counted = self.sides.counted.of_output(name, outputs[name].shape)
             what = self._jump(name, values, counted)
@@ -211,7 +214,7 @@ class _TiedModel:
         self, name: str, values: Sequence[_Values], counted: BoolArray | None = None
     ) -> str | None:
         # At ties, behind one step, and behind two.
-        arrays = [one[name] for one in values]
+        arrays = [value[name] for value in values]
         if counted is not None:
             arrays = [np.where(counted, array, arrays[0]) for array in arrays]
         if arrays[0].dtype.kind not in "fV":
@@ -222,7 +225,7 @@ class _TiedModel:
     @property
     def _tokens(self) -> int:
         """The fewest tokens that any router sees."""
-        logits = [self.recorded[one.router.logits[ROUTED]] for one in self.layers]
+        logits = [self.recorded[layer.router.logits[ROUTED]] for layer in self.layers]
         # Few tokens see few ties, so models with few get more draws.
         return min(math.prod(array.shape[:-1]) for array in logits)
 

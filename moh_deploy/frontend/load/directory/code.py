@@ -69,7 +69,7 @@ def _in_code_dirs(directory: ModelDirectory, code_dirs: Sequence[Path]) -> _Sour
     defines = re.compile(rf"^class {re.escape(name)}\b", re.MULTILINE)
     for folder in code_dirs:
         # An editor's lock may be a link to nothing.
-        for file in sorted(one for one in folder.glob("*.py") if one.is_file()):
+        for file in sorted(path for path in folder.glob("*.py") if path.is_file()):
             text = read_text(file, most_bytes=_MOST_SOURCE_BYTES, error=ConfigError)
             if defines.search(text):
                 return _Source(file, name, directory.auto_class("AutoConfig", beside=code_dirs))

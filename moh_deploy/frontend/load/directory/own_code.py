@@ -80,7 +80,7 @@ def _package(folders: Sequence[Path]) -> str:
         package = ModuleType(name)
         package.__path__ = paths
         sys.modules[name] = package
-        if not any(isinstance(one, _Finder) for one in sys.meta_path):
+        if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
             sys.meta_path.insert(0, _Finder())
     return name
 
@@ -117,8 +117,8 @@ class _Redirected(ast.NodeTransformer):
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> list[ast.ImportFrom]:
         replacement = _NO_FLASH if _is_flash(node.module) else _OLD_NAMES
-        gone = [one for one in node.names if _is_gone(node.module, one.name, node.level)]
-        kept = [one for one in node.names if one not in gone]
+        gone = [name for name in node.names if _is_gone(node.module, name.name, node.level)]
+        kept = [name for name in node.names if name not in gone]
         parts = [(node.module, kept, node.level), (replacement, gone, 0)]
         return [
             ast.copy_location(ast.ImportFrom(module, names, level), node)

@@ -42,8 +42,8 @@ def tie_again(module: nn.Module, names: dict[str, int]) -> None:
         parameter = parameters[name]
         if not parameter.is_meta:
             continue
-        loaded = (parameters[other] for other, one in names.items() if one == group)
-        first = next((one for one in loaded if not one.is_meta), None)
+        loaded = (parameters[other] for other, name in names.items() if name == group)
+        first = next((parameter for parameter in loaded if not parameter.is_meta), None)
         if first is not None:
             owner, _, last = name.rpartition(".")
             setattr(module.get_submodule(owner), last, first)
@@ -51,7 +51,9 @@ def tie_again(module: nn.Module, names: dict[str, int]) -> None:
 
 def shared_names(module: nn.Module) -> dict[str, int]:
     """Return the name of every parameter, and a number that names of one parameter share."""
-    return {name: id(one) for name, one in module.named_parameters(remove_duplicate=False)}
+    return {
+        name: id(parameter) for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
 
 
 def still_empty(module: nn.Module) -> list[str]:

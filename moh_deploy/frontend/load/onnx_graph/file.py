@@ -150,7 +150,7 @@ def _check_range(path: Path, data: Path, size: int, tensor: ExternalTensor) -> N
     # Optional in ONNX: without, the data begins at 0 and is as long as shape and dtype say.
     offset = tensor.entries.get("offset", "0")
     length = tensor.entries.get("length", str(tensor.num_bytes))
-    numbers = all(re.fullmatch("[0-9]{1,19}", one) for one in (offset, length))
+    numbers = all(re.fullmatch("[0-9]{1,19}", name) for name in (offset, length))
     if not numbers or int(length) != tensor.num_bytes or int(offset) + int(length) > size:
         raise CheckpointError(
             f"{path}: the data of weight '{tensor.name[:200]}' is {length[:40]} bytes from byte"

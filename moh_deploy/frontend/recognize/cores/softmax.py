@@ -164,7 +164,7 @@ class ScoreReader:
                 continue
             # kept - hidden is how far the added term pushes masked scores below the others.
             kept, hidden = (
-                value_where(term.operand, mask, one, self.number) for one in (True, False)
+                value_where(term.operand, mask, name, self.number) for name in (True, False)
             )
             if kept is None or hidden is None:
                 continue
