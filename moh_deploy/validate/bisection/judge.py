@@ -96,10 +96,10 @@ class VariantJudge:
         for index, vectors in enumerate(self.vectors):
             got = runner.run(model.inputs(vectors))
             for value in self.values(model, vectors, inner=inner):
-                found = self._compare(value, model, rule, index, got)
+                point = self._compare(value, model, rule, index, got)
                 # Of several vector sets the worst one stands for the value.
-                known = found.get(found.value)
-                found[found.value] = found if known is None else _worse(known, found)
+                known = found.get(point.value)
+                found[point.value] = point if known is None else _worse(known, point)
         return tuple(found.values())
 
     def values(

@@ -37,11 +37,9 @@ from moh_deploy.validate.edge_cases.routing_states import (
     with_nan,
 )
 from moh_deploy.validate.edge_cases.source import RoutedLayer, Sides
-from moh_deploy.validate.edge_cases.ties_before import TIES_CASE as TIES_BEFORE
-from moh_deploy.validate.edge_cases.ties_before import run_ties_before
 from moh_deploy.validate.tolerances import Tolerance
 
-CASES = (*(state.name for state in FINITE_STATES), NAN, TIES_BEFORE)
+CASES = (*(state.name for state in FINITE_STATES), NAN)
 
 
 def run_routing_states(sides: Sides, progress: Progress) -> list[CaseResult]:
@@ -70,8 +68,6 @@ def run_routing_states(sides: Sides, progress: Progress) -> list[CaseResult]:
             results += run.everywhere(state)
     with progress.step(f"routing: {NAN}"):
         results += [result for layer in routing.routed for result in run.nan_in(layer.router)]
-    with progress.step(f"routing: {TIES_BEFORE}"):
-        results += run_ties_before(sides)
     return results
 
 
