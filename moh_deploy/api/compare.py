@@ -12,7 +12,6 @@ from pathlib import Path
 import moh_deploy
 from moh_deploy.api.made_arms import LoadOriginal, find_arms
 from moh_deploy.decision.earlier import read_earlier
-from moh_deploy.decision.energy import energy_clock
 from moh_deploy.decision.measure import PlannedRun
 from moh_deploy.decision.new_plan import NEW_PLAN
 from moh_deploy.decision.plan import PlanFile, QualityGoal, plan_of, read_plan
@@ -128,7 +127,6 @@ def compare(
         if ray is not None:
             pickled(samples.metrics)
         kept = None if keep_scores is None else _kept(Path(keep_scores))
-    energy = energy_clock()
     with _scratch(kept if ray is not None else None) as scratch:
         there = found.given(progress)
         if len(there) < len(file.plan.arms):
@@ -144,16 +142,14 @@ def compare(
             metrics=samples.metrics,
             timed=timed,
             measure=measure
-            or runs_timer(
-                file.plan.seconds, file.plan.warmup, threads=file.plan.threads, energy=energy.joules
-            ),
+            or runs_timer(file.plan.seconds, file.plan.warmup, threads=file.plan.threads),
             measure_fresh=measure_fresh or fresh_run,
             scratch=scratch,
             progress=progress,
             score=_scoring(file, samples, kept, ray),
         )
         measured = job.measured()
-        setting = LookSetting(look, told, samples.files, energy)
+        setting = LookSetting(look, told, samples.files)
         with progress.step("deciding"):
             return report_of(file.plan, arms, measured, setting)
 

@@ -29,7 +29,7 @@ class Arm:
         dense: It computes every head, whatever routers say.
         chooses: Its routers choose heads; None where that is not known, or it could not be served.
         is_bound: It shows what could be gained, and cannot be served itself.
-        elsewhere: Why memory, CPU time and energy cannot be measured here; None if they can.
+        elsewhere: Why memory and CPU time cannot be measured here; None if they can.
     """
 
     name: str

@@ -134,8 +134,6 @@ def _arms(report: DecisionReport) -> Iterator[Block]:
     if has_times:
         columns += ["#p50 ms", "#samples/s", "#CPU ms"]
     columns += ["#memory MiB", "#skipped", "#routers"]
-    if any(arm.cpu_ms is not None and _energy(arm) is not None for arm in report.arms):
-        columns.append("#energy mJ")
     # Of one runtime the remarks say which; of several each arm has to.
     several = len({arm.runtime for arm in report.arms}) > 1
     rows = [tuple(_arm_row(arm, columns, says_runtime=several)) for arm in report.arms]
@@ -164,12 +162,6 @@ def _arm_row(arm: ArmReport, columns: list[Column | str], *, says_runtime: bool)
     yield None if arm.memory_mib is None else f"{arm.memory_mib:.0f}"
     yield Share(arm.skipped_share)
     yield Share(None if first is None else first.router_share)
-    if "#energy mJ" in columns:
-        yield figure(_energy(arm))
-
-
-def _energy(arm: ArmReport) -> float | None:
-    return arm.latency[0].energy_mj if arm.latency else None
 
 
 def _p50_text(latency: LatencyFigure) -> str:
@@ -271,14 +263,13 @@ def _times(report: DecisionReport) -> Block:
             f"{latency.quantile_ms:.3g}",
             f"{latency.throughput_per_s:.4g}",
             figure(latency.cpu_ms),
-            figure(latency.energy_mj),
             Share(latency.router_share),
         )
         for arm in report.arms
         for latency in arm.latency
     ]
     columns = ["arm", "sizes", "inputs", "#rounds", "#p50 ms", "#quantile ms", "#samples/s"]
-    columns += ["#CPU ms", "#energy mJ", "#routers"]
+    columns += ["#CPU ms", "#routers"]
     return Folded("Times at all sizes", (Table("times at all sizes", columns, rows, "times"),))
 
 

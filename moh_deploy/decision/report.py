@@ -57,7 +57,7 @@ class LatencyFigure:
         quantile_ms: The quantile that the plan compares.
         throughput_per_s: Samples in a second, by the median time.
         cpu_ms: Mean CPU time of a run, all threads; None where it runs elsewhere.
-        energy_mj: Mean energy of a run, of the whole machine; None where nothing counts it.
+        energy_mj: None; earlier versions counted energy.
         router_share: Share of the time that its routers take; None where that is not measured.
         block_means_ms: Mean times of at most 40 blocks of rounds, in their order; all arms have
             blocks of the same rounds. `moh-deploy cost` prices these.
@@ -73,9 +73,9 @@ class LatencyFigure:
     quantile_ms: float
     throughput_per_s: float
     cpu_ms: float | None
-    energy_mj: float | None
     router_share: float | None
     block_means_ms: tuple[float, ...]
+    energy_mj: None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import numpy as np
 
 from moh_deploy.decision.arm import Arm
 from moh_deploy.decision.decide import ArmDecision, ArmVerdict, WouldDo, decide_arms, would_do
-from moh_deploy.decision.energy import EnergyClock
 from moh_deploy.decision.latency_promise import log_quantile
 from moh_deploy.decision.levels import level_of_look
 from moh_deploy.decision.mean_times import MOST_MEAN_OVER_MEDIAN, block_means
@@ -43,13 +42,11 @@ class LookSetting:
         look: From 1.
         earlier: Verdicts of earlier looks, and in which they were found.
         data: The files of samples and labels.
-        energy: What counts it.
     """
 
     look: int
     earlier: Mapping[str, tuple[ArmVerdict, int]]
     data: tuple[DataFile, ...]
-    energy: EnergyClock
 
 
 def report_of(
@@ -61,10 +58,7 @@ def report_of(
     # The reference first, then in the plan's order.
     ordered = sorted(arms, key=lambda arm: arm.name != plan.reference)
     chooses = {arm.name: arm.chooses for arm in ordered if arm.chooses is not None}
-    reports = tuple(
-        _arm(plan, arm, measured, decisions.get(arm.name), setting.energy.why_none)
-        for arm in ordered
-    )
+    reports = tuple(_arm(plan, arm, measured, decisions.get(arm.name)) for arm in ordered)
     return DecisionReport(
         goal=plan.goal,
         plan_digest=plan.digest,
@@ -85,7 +79,7 @@ def report_of(
             quantile=0.5 if plan.latency is None else plan.latency.quantile,
             confidence=plan.confidence,
         ),
-        notes=tuple(_notes(plan, measured, setting.energy, reports)),
+        notes=tuple(_notes(plan, measured, reports)),
         kernels=measured.described[plan.reference].kernels,
     )
 
@@ -128,13 +122,12 @@ def _arm(
     arm: Arm,
     measured: MeasuredArms,
     decision: ArmDecision | None,
-    why_no_energy: str | None,
 ) -> ArmReport:
     facts, name = measured.facts[arm.name], arm.name
     latency = tuple(_latency(plan, arm, run) for run in measured.runs)
     missing = dict(facts.not_measured)
     if latency:
-        missing |= _missing_times(plan, arm, latency, why_no_energy)
+        missing |= _missing_times(plan, arm, latency)
     return ArmReport(
         name=name,
         kind=arm.kind,
@@ -186,7 +179,6 @@ def _latency(plan: Plan, arm: Arm, run: SizedRun) -> LatencyFigure:
         quantile_ms=float(np.quantile(timing.wall_ms, quantile, method="inverted_cdf")),
         throughput_per_s=1e3 * run.samples / max(p50, 1e-9),
         cpu_ms=fmean(timing.cpu_ms) if here else None,
-        energy_mj=fmean(timing.energy_mj) if here and timing.energy_mj else None,
         router_share=_router_share(timing, run.without_routers.get(arm.name)),
         block_means_ms=block_means(timing.wall_ms),
     )
@@ -199,23 +191,17 @@ def _router_share(timing: Timing, without: Timing | None) -> float | None:
     return difference(timing.wall_ms, without.wall_ms).value / float(np.median(timing.wall_ms))
 
 
-def _missing_times(
-    plan: Plan, arm: Arm, latency: Sequence[LatencyFigure], why_no_energy: str | None
-) -> dict[str, str]:
+def _missing_times(plan: Plan, arm: Arm, latency: Sequence[LatencyFigure]) -> dict[str, str]:
     missing: dict[str, str] = {}
     if arm.elsewhere is not None:
-        missing |= {"CPU time": arm.elsewhere, "energy": arm.elsewhere}
-    elif why_no_energy is not None:
-        missing["energy"] = why_no_energy
+        missing["CPU time"] = arm.elsewhere
     if latency[0].router_share is None:
         why = why_not_measured(arm) if plan.router_overhead else "the plan does not ask for it"
         missing["router overhead"] = why or "it was not run without them"
     return missing
 
 
-def _notes(
-    plan: Plan, measured: MeasuredArms, energy: EnergyClock, arms: Sequence[ArmReport]
-) -> Iterator[str]:
+def _notes(plan: Plan, measured: MeasuredArms, arms: Sequence[ArmReport]) -> Iterator[str]:
     if not plan.quality:
         yield "The plan asks for no quality: verdicts are of time alone."
     if plan.latency is None:
@@ -225,8 +211,6 @@ def _notes(
             "Some times are of random inputs, each element one of the recorded input's: heads that"
             " they open are not those of real ones."
         )
-    if measured.runs and energy.note is not None:
-        yield energy.note
     above = {
         f"'{arm.name}' at {sizes_text(latency.sizes)}": fmean(latency.block_means_ms)
         / latency.p50_ms

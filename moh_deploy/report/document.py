@@ -18,7 +18,6 @@ from moh_deploy.report.charts import (
     HeatMaps,
     LatencyChart,
     MarginCharts,
-    TornadoChart,
     TradeOffChart,
 )
 from moh_deploy.report.formats import EVERYWHERE, Format
@@ -199,7 +198,7 @@ class Section:
     shown: frozenset[Format] = EVERYWHERE
 
 
-Chart = HeatMaps | MarginCharts | LatencyChart | TradeOffChart | TornadoChart
+Chart = HeatMaps | MarginCharts | LatencyChart | TradeOffChart
 Block = Section | Table | Text | Folded | Chart
 
 

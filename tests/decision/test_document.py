@@ -8,7 +8,7 @@ import pytest
 
 from moh_deploy.decision.size_break_even import SizeBreakEven, SizedGain, crossings
 from moh_deploy.report.charts import TradeOffChart
-from moh_deploy.report.document import Section, Table
+from moh_deploy.report.document import Section
 from tests.decision.reports import decision_report
 from tests.decision.simulated import REFERENCE
 from tests.report.json_schema import assert_of_form
@@ -89,14 +89,6 @@ def test_bound_is_no_winner():
     bound = replace(report, arms=(reference, replace(arm, is_bound=True)))
     assert bound.headline[0] == "KEEP THE REFERENCE"
     assert "a bound, which cannot be served" in bound.to_markdown()
-
-
-def test_what_was_not_measured_says_why():
-    blocks = decision_report().document().blocks
-    tables = [one for block in blocks for one in getattr(block, "blocks", ())]
-    (missing,) = [one for one in tables if isinstance(one, Table) and one.id == "not-measured"]
-    why = "not measured, this machine counts none: nothing does"
-    assert ("0", "energy", why) in missing.rows
 
 
 def test_sizes_from_which_on_an_arm_pays_are_said_and_so_is_that_one_size_tells_nothing():

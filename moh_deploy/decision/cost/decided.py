@@ -27,7 +27,6 @@ class DecidedLatency(_Part):
     sizes: dict[str, int]
     p50_ms: _Positive
     block_means_ms: tuple[_Positive, ...] = ()
-    energy_mj: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
 
 
 class DecidedArm(_Part):

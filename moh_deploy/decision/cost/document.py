@@ -1,4 +1,4 @@
-"""The page of costs: the answer first, then arms, what it depends on, sizes, and fleets."""
+"""The page of costs: the answer first, then arms and sizes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from moh_deploy.decision.cost.estimate import Estimate
 from moh_deploy.perf.choices_text import sizes_text
-from moh_deploy.report.charts import TornadoBar, TornadoChart
 from moh_deploy.report.document import (
     Block,
     Cell,
@@ -44,8 +43,7 @@ def months_text(months: float | None) -> str:
 def cost_document(report: CostReport) -> Document:
     """Return what the report says."""
     blocks: list[Block] = [Section("What arms cost", tuple(_arms(report)))]
-    blocks += _sensitivity(report)
-    blocks += [*_sizes(report), *_predicted(report), *_fleets(report)]
+    blocks += [*_sizes(report), *_predicted(report)]
     return Document(
         "cost",
         tuple(blocks),
@@ -110,38 +108,6 @@ def _arm(arm_cost: ArmCost) -> list[Cell]:
         None if arm_cost.paid_back is None else _back(arm_cost.paid_back),
         _ends(arm_cost.net),
     ]
-
-
-def _sensitivity(report: CostReport) -> Iterator[Block]:
-    best = report.best
-    if best is None or best.net is None or not report.sensitivity:
-        return
-    unit = f"net saving of {best.name} after {report.months:g} months, {report.currency}"
-    bars = tuple(
-        TornadoBar(sensitivity.name, sensitivity.words, sensitivity.at_low, sensitivity.at_high)
-        for sensitivity in report.sensitivity
-    )
-    rows = [
-        (
-            sensitivity.name,
-            sensitivity.words,
-            amount(sensitivity.at_low),
-            amount(sensitivity.at_high),
-        )
-        for sensitivity in report.sensitivity
-    ]
-    yield Section(
-        "What it depends on",
-        (
-            TornadoChart(f"One input at a time: {unit}", unit, best.net.value, bars),
-            Table(
-                f"One input at a time: {unit}",
-                ["input", "from, to", "#at its low end", "#at its high end"],
-                rows,
-                id="sensitivity",
-            ),
-        ),
-    )
 
 
 def _sizes(report: CostReport) -> Iterator[Block]:
@@ -227,25 +193,6 @@ def _tuned(report: CostReport) -> Iterator[Text | Table]:
     ]
     columns: list[Column | str] = ["layer", "sizes", "time saved", Column("it is", width="words")]
     yield Table("Layers as they were timed", columns, rows, id="tuned")
-
-
-def _fleets(report: CostReport) -> Iterator[Block]:
-    columns = ["traffic", "arm", "#machines", f"#a month, {report.currency}", "figures"]
-    rows: list[list[Cell]] = [
-        [
-            f"x{fleet.times}",
-            fleet.arm,
-            _ends(fleet.machines),
-            _ends(fleet.per_month),
-            _EXTRAPOLATED if fleet.extrapolated else "measured",
-        ]
-        for fleet in report.fleets
-    ]
-    about = Text(
-        "Whole machines, each as busy as prices say. Measured was one, with one run at a time: that"
-        " others are as fast, and that traffic spreads evenly, is a model on paper."
-    )
-    yield Section("Fleets", (about, Table("Whole machines", columns, rows, id="fleets")))
 
 
 def _back(back: PaidBack) -> str:

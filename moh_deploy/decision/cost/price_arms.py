@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
-from moh_deploy.decision.cost.bill import BillTerms, Work, paid_back
+from moh_deploy.decision.cost.bill import BillTerms, paid_back
 from moh_deploy.decision.cost.decided import Decided, DecidedArm
-from moh_deploy.decision.cost.estimate import Estimate, exactly
+from moh_deploy.decision.cost.estimate import Estimate
 from moh_deploy.decision.cost.prices import Prices
 from moh_deploy.decision.cost.report import (
     ArmCost,
     CostReport,
-    Fleet,
     Pays,
     SizeOutcome,
     TrafficShare,
 )
 from moh_deploy.decision.cost.run_times import ArmTimes, Place, request_times
-from moh_deploy.decision.cost.sensitivity import sensitivities
 from moh_deploy.decision.cost.traffic import Traffic
-
-_FLEETS = (1, 10, 100)
 
 
 def price_arms(
@@ -37,19 +32,10 @@ def price_arms(
     """
     terms = BillTerms.of(prices, traffic.per_month)
     timed = request_times(decided, traffic.requests, places)
-    # Energy of some arms only would make those dearer that were measured.
-    has_energy = prices.energy is not None and all(times.energy_mj is not None for times in timed)
-    works = {
-        times.arm.name: Work(times.ms, times.energy_mj if has_energy and times.energy_mj else 0.0)
-        for times in timed
-    }
-    reference = works[decided.reference]
-    arms = tuple(_arm_cost(times, works[times.arm.name], reference, terms) for times in timed)
+    reference_ms = timed[0].ms.value
+    arms = tuple(_arm_cost(times, reference_ms, terms) for times in timed)
     judged = [arm for arm in arms if arm.net is not None]
     best = max(judged, key=_rank, default=None)
-    chosen = next(
-        (times for times in timed if best is not None and times.arm.name == best.name), None
-    )
     return CostReport(
         plan_digest=decided.plan_digest,
         reference=decided.reference,
@@ -70,13 +56,7 @@ def price_arms(
             SizeOutcome(even.arm, even.rival, even.outcome) for even in decided.break_even
         ),
         sensitivity_of=None if best is None else best.name,
-        sensitivity=()
-        if chosen is None or chosen.saved_ms is None
-        else sensitivities(prices, terms, reference, works[chosen.arm.name], chosen.saved_ms),
-        fleets=tuple(
-            _fleets(works, terms, extrapolates=any(place.is_extrapolated for place in places))
-        ),
-        notes=tuple(_notes(decided, prices, traffic, places, has_energy)),
+        notes=tuple(_notes(decided, prices, traffic, places)),
     )
 
 
@@ -86,13 +66,13 @@ def _rank(arm: ArmCost) -> tuple[int, bool, float]:
     return place, arm.verdict != "loss", arm.net.value
 
 
-def _arm_cost(times: ArmTimes, work: Work, reference: Work, terms: BillTerms) -> ArmCost:
-    month = terms.month(work)
+def _arm_cost(times: ArmTimes, reference_ms: float, terms: BillTerms) -> ArmCost:
+    month = terms.month(times.ms)
     million = 1e6 / terms.requests.value
     saving = net = back = None
     pays: Pays = "reference"
     if times.saved_ms is not None:
-        saving = terms.saving(reference, work, times.saved_ms)
+        saving = terms.saving(reference_ms, times.saved_ms)
         net, back = terms.net(saving), paid_back(saving, terms.engineering)
         pays = _pays(times.arm, net)
     return ArmCost(
@@ -100,7 +80,7 @@ def _arm_cost(times: ArmTimes, work: Work, reference: Work, terms: BillTerms) ->
         verdict=times.arm.verdict,
         dense=times.arm.dense,
         pays=pays,
-        ms_per_request=work.ms,
+        ms_per_request=times.ms,
         per_million=Estimate(*(end * million for end in (month.value, month.low, month.high))),
         per_month=month,
         saving_per_month=saving,
@@ -117,21 +97,8 @@ def _pays(arm: DecidedArm, net: Estimate) -> Pays:
     return "pays" if arm.verdict == "win" and net.low > 0 else "cannot tell"
 
 
-def _fleets(works: Mapping[str, Work], terms: BillTerms, *, extrapolates: bool) -> Iterator[Fleet]:
-    """Yield whole machines for this traffic and for more of it.
-
-    One machine was measured that did one run at a time: all that is more is a model on paper.
-    """
-    for times in _FLEETS:
-        grown = replace(terms, requests=exactly(times * terms.requests.value), by_machine=True)
-        for name, work in works.items():
-            month, machines = grown.month(work), grown.whole_machines(work)
-            beyond = extrapolates or times > 1 or machines.high > 1 or terms.runs_at_once > 1
-            yield Fleet(times, name, machines, month, beyond)
-
-
 def _notes(
-    decided: Decided, prices: Prices, traffic: Traffic, places: Sequence[Place], has_energy: bool
+    decided: Decided, prices: Prices, traffic: Traffic, places: Sequence[Place]
 ) -> Iterator[str]:
     yield (
         f"Times are of {decided.machine}: that {prices.machine.name} is as fast is taken for"
@@ -145,8 +112,6 @@ def _notes(
             f"Extrapolated: {100 * between:.3g} % of requests have sizes between measured ones, and"
             " are in every sum."
         )
-    if prices.energy is not None and not has_energy:
-        yield "Energy is not in any figure: it was not measured for every arm."
     if prices.machine.runs_at_once > 1:
         yield (
             f"Extrapolated: {prices.machine.runs_at_once} runs at once, each as fast as the one"

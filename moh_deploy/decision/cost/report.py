@@ -1,4 +1,4 @@
-"""The report of costs: whether an arm pays, what each costs, and what the answer depends on."""
+"""The report of costs: whether an arm pays, and what each costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Literal
 from moh_deploy.decision.cost.bill import PaidBack
 from moh_deploy.decision.cost.document import cost_document, money, months_text
 from moh_deploy.decision.cost.estimate import Estimate
-from moh_deploy.decision.cost.sensitivity import Sensitivity
 from moh_deploy.decision.size_break_even import SizeBreakEven
 from moh_deploy.perf.cost_model.break_even import LayerBreakEven
 from moh_deploy.report.document import Document
@@ -100,25 +99,6 @@ class SizeOutcome:
 
 
 @dataclass(frozen=True)
-class Fleet:
-    """Whole machines that an arm needs for so many times the traffic.
-
-    Attributes:
-        times: The traffic, as a multiple of what was given.
-        arm: The arm.
-        machines: How many.
-        per_month: What they cost.
-        extrapolated: It is more than was measured: one machine that makes one run at a time.
-    """
-
-    times: int
-    arm: str
-    machines: Estimate
-    per_month: Estimate
-    extrapolated: bool
-
-
-@dataclass(frozen=True)
 class CostReport(Report):
     """Costs of all arms of a decision.
 
@@ -137,9 +117,9 @@ class CostReport(Report):
         arms: The reference first.
         would_do: Arms without routers that the decision found to do as well.
         break_even: At which sizes the decision found arms to begin or stop to be faster.
-        sensitivity_of: The arm whose net saving is varied; None where there is no other.
-        sensitivity: What that depends on, the most first.
-        fleets: Whole machines, for this traffic and for more.
+        sensitivity_of: The arm that saves most; None where there is no other than the reference.
+        sensitivity: None; earlier versions varied one input at a time.
+        fleets: None; earlier versions priced ten and a hundred times the traffic.
         notes: What else a reader has to know.
         predicted: Where skipping heads breaks even in the package that was asked for: each layer,
             and all together last.
@@ -162,11 +142,11 @@ class CostReport(Report):
     would_do: tuple[str, ...]
     break_even: tuple[SizeOutcome, ...]
     sensitivity_of: str | None
-    sensitivity: tuple[Sensitivity, ...]
-    fleets: tuple[Fleet, ...]
     notes: tuple[str, ...]
     predicted: tuple[LayerBreakEven, ...] | None = None
     tuned: tuple[SizeBreakEven, ...] | None = None
+    sensitivity: None = field(default=None, init=False)
+    fleets: None = field(default=None, init=False)
     kernels: None = field(default=None, init=False, metadata=HIDDEN)
 
     @property
@@ -177,7 +157,7 @@ class CostReport(Report):
 
     @property
     def best(self) -> ArmCost | None:
-        """The arm whose savings are varied."""
+        """The arm that saves most."""
         return next((arm for arm in self.arms if arm.name == self.sensitivity_of), None)
 
     @property

@@ -48,14 +48,12 @@ class ArmTimes:
         arm: The arm.
         ms: Mean time of a request.
         saved_ms: How much less than the reference; None of the reference.
-        energy_mj: Of a request; None where it was not counted at all sizes.
         by_size: One for each of the sizes of traffic.
     """
 
     arm: DecidedArm
     ms: Estimate
     saved_ms: Estimate | None
-    energy_mj: float | None
     by_size: tuple[SizeCost, ...]
 
 
@@ -153,17 +151,10 @@ def request_times(
             arm,
             estimate(request[:, index]),
             estimate(request[:, 0] - request[:, index]) if index else None,
-            _energy(arm, of_request),
             tuple(by_size[index]),
         )
         for index, arm in enumerate(arms)
     )
-
-
-def _energy(arm: DecidedArm, weights: Float64Array) -> float | None:
-    found = [latency.energy_mj for latency in arm.latency]
-    counted = [value for value in found if value is not None]
-    return float(weights @ counted) if len(counted) == len(found) else None
 
 
 def _check_undisturbed(arms: Sequence[DecidedArm], used: Sequence[int]) -> None:
