@@ -11,11 +11,12 @@ from pathlib import Path
 
 import moh_deploy
 from moh_deploy.api.made_arms import LoadOriginal, find_arms
+from moh_deploy.decision.arm_report import DataFile
 from moh_deploy.decision.earlier import read_earlier
 from moh_deploy.decision.measure import PlannedRun
 from moh_deploy.decision.new_plan import NEW_PLAN
 from moh_deploy.decision.plan import PlanFile, QualityGoal, plan_of, read_plan
-from moh_deploy.decision.report import DataFile, DecisionReport
+from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.score_arms import ScoreArms, score_arms
 from moh_deploy.decision.score_blocks import BlockScorer
 from moh_deploy.decision.spread import RayBlocks, check_ray, pickled

@@ -10,6 +10,7 @@ from statistics import fmean
 import numpy as np
 
 from moh_deploy.decision.arm import Arm
+from moh_deploy.decision.arm_report import ArmReport, DataFile, LatencyFigure, QualityFigure
 from moh_deploy.decision.decide import ArmDecision, ArmVerdict, WouldDo, decide_arms, would_do
 from moh_deploy.decision.latency_promise import log_quantile
 from moh_deploy.decision.levels import level_of_look
@@ -17,13 +18,7 @@ from moh_deploy.decision.mean_times import MOST_MEAN_OVER_MEDIAN, block_means
 from moh_deploy.decision.measure import why_not_measured
 from moh_deploy.decision.measured import MeasuredArms, SizedRun
 from moh_deploy.decision.plan import Plan
-from moh_deploy.decision.report import (
-    ArmReport,
-    DataFile,
-    DecisionReport,
-    LatencyFigure,
-    QualityFigure,
-)
+from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.size_break_even import size_break_evens
 from moh_deploy.perf.bench.latency import Timing
 from moh_deploy.perf.choices_text import sizes_text

@@ -10,7 +10,8 @@ from moh_deploy.report.baseline.path_keys import reference_key
 from moh_deploy.report.baseline.ratchet import WHOLE
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
-from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.parity_result import LayerParity, OutputParity, ParityResult
 from moh_deploy.validate.reference import RECORDED
 
 _ROUNDING = 0.01
@@ -27,7 +28,7 @@ def parity_figures(report: ParityReport, file: Path) -> tuple[Figure, ...]:
     return (*figures, *(figure for run in report.layer_runs for figure in _of_run(run)))
 
 
-def _against(reference: str, parts: Sequence[ParityReport]) -> Iterator[Figure]:
+def _against(reference: str, parts: Sequence[ParityResult]) -> Iterator[Figure]:
     # Against something else the same figures say something else.
     against = "" if reference == RECORDED else f" against {reference}"
     layers = [layer for part in parts for layer in part.layers]

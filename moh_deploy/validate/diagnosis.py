@@ -13,7 +13,7 @@ import numpy as np
 
 from moh_deploy.graph.layer_sources import LayerSource, LayerSources
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.parity_report import LayerParity, OutputParity
+from moh_deploy.validate.parity_result import LayerParity, OutputParity
 
 CLEARLY = 10.0
 """What agrees rules an error out if it is off by a tenth of what shows that error, or less, both as

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from moh_deploy.validate.agreement import Top1Agreement
-from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport, combined
+from moh_deploy.validate.parity_report import ParityReport, combined
+from moh_deploy.validate.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.valid_tokens import added_tokens
 
 Entry = TypeVar("Entry", OutputParity, LayerParity)

@@ -31,7 +31,7 @@ from moh_deploy.validate.layer_parity import (
 from moh_deploy.validate.layer_values import LayerValues, layer_values
 from moh_deploy.validate.noise_floor import NO_FLOOR, NOISE, NoiseFloor, NoisyModel, recorded_floor
 from moh_deploy.validate.output_parity import compare_output, incomparable_output, unjudged_output
-from moh_deploy.validate.parity_report import LayerParity, OutputParity
+from moh_deploy.validate.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.routing_statistics import (
     NO_STATISTICS,

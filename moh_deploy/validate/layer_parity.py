@@ -24,7 +24,7 @@ from moh_deploy.validate.differences import (
     finite,
     structural_mismatch,
 )
-from moh_deploy.validate.parity_report import JudgedBy, LayerParity, LayerPart
+from moh_deploy.validate.parity_result import JudgedBy, LayerParity, LayerPart
 from moh_deploy.validate.tolerances import Tolerance
 
 EXPORT_AGAIN = (

@@ -17,7 +17,7 @@ from moh_deploy.validate.differences import (
     structural_mismatch,
     worst_index,
 )
-from moh_deploy.validate.parity_report import OutputParity
+from moh_deploy.validate.parity_result import OutputParity
 from moh_deploy.validate.tolerances import Tolerance
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from moh_deploy.report.baseline.document import baseline_section, baseline_suites
 from moh_deploy.report.document import (
@@ -32,14 +32,10 @@ from moh_deploy.report.formats import EVERYWHERE, PAGE, ROOMY
 from moh_deploy.report.numbers import count, number, share
 from moh_deploy.runtime.layers_text import nodes_text, runs_as, runs_text
 from moh_deploy.validate.accuracy.document import accuracy_case, accuracy_fact, accuracy_section
-from moh_deploy.validate.agreement import agreement_facts
+from moh_deploy.validate.checks import Check
+from moh_deploy.validate.parity_result import LayerParity, OutputParity, ParityResult
 from moh_deploy.validate.routing_drawings import routing_sections
 from moh_deploy.validate.tolerances import Tolerance
-
-if TYPE_CHECKING:
-    from moh_deploy.validate.checks import Check
-    from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
-
 
 _Entry = TypeVar("_Entry")
 EntryAnswer = Literal["equal", "differs", "not judged", "no data"]
@@ -57,7 +53,7 @@ _OUTPUT_COLUMNS = (
 )
 # Errors stand beside what they may be. Scores are in none of the narrow formats: where they decide,
 # `judged by` says so, and the reason has the number.
-_LAYER_CELLS: tuple[tuple[str | Column, Callable[[LayerParity, ParityReport], Cell]], ...] = (
+_LAYER_CELLS: tuple[tuple[str | Column, Callable[[LayerParity, ParityResult], Cell]], ...] = (
     ("layer", lambda layer, _: layer.path),
     (Column("runs as", ROOMY), lambda layer, report: _runs_as(layer.path, report)),
     (Column("vectors", width="words"), lambda layer, _: layer.vectors),
@@ -105,7 +101,7 @@ _ABOUT_ERRORS = (
 )
 
 
-def parity_document(report: ParityReport) -> Document:
+def parity_document(report: ParityResult) -> Document:
     """Return what the report says of each comparison, and of all of them."""
     word, is_good = report.answer, report.equal
     # What is worse than before does not pass, even where it is equal.
@@ -146,12 +142,12 @@ def layer_answer(entry: LayerParity) -> EntryAnswer:
     return "equal" if entry.reason is None else "differs"
 
 
-def _status(answer: EntryAnswer, report: ParityReport) -> Status:
+def _status(answer: EntryAnswer, report: ParityResult) -> Status:
     word = "within tolerance" if answer == "equal" and report.is_in_integers else answer
     return Status(word, {"equal": True, "differs": False}.get(answer))
 
 
-def _lines(report: ParityReport) -> Iterator[str]:
+def _lines(report: ParityResult) -> Iterator[str]:
     if report.parts:
         equal = sum(part.equal for part in report.parts)
         yield f"{equal} of {count(len(report.parts), 'comparison')} agree"
@@ -166,26 +162,26 @@ def _lines(report: ParityReport) -> Iterator[str]:
     yield report.kernels.describe()
 
 
-def comparison_lines(report: ParityReport, *, with_quality: bool = True) -> Iterator[str]:
+def comparison_lines(report: ParityResult, *, with_quality: bool = True) -> Iterator[str]:
     """Yield how far a package in int8 or int4 agrees, and what each check found."""
-    for fact in agreement_facts(report, with_quality=with_quality):
+    for fact in _agreement_facts(report, with_quality=with_quality):
         yield f"{fact.name}: {fact.value} {fact.note}"
     yield from (f"{check.name}: {check.verdict}: {check.measured}" for check in report.checks)
 
 
-def _figures(report: ParityReport) -> str:
+def _figures(report: ParityResult) -> str:
     agreement = report.routing_agreement
     routing = "routing not compared" if agreement is None else f"routing agreement {agreement:.6g}"
     return f"max abs error {report.max_abs_error:.3g}, {routing}"
 
 
-def _subject(report: ParityReport) -> str:
+def _subject(report: ParityResult) -> str:
     return f"; compared: {report.subject}" if report.subject else ""
 
 
-def _facts(report: ParityReport) -> Iterator[Fact]:
+def _facts(report: ParityResult) -> Iterator[Fact]:
     yield from map(accuracy_fact, report.accuracy)
-    yield from agreement_facts(report)
+    yield from _agreement_facts(report)
     yield Fact("max abs error", number(report.max_abs_error) or "–", "of outputs that are judged")
     agreement = report.routing_agreement
     if agreement is None or not report.layers:
@@ -203,13 +199,13 @@ def _facts(report: ParityReport) -> Iterator[Fact]:
     yield Fact("MoH layers on a kernel", found)
 
 
-def _part(report: ParityReport, index: int) -> Section:
+def _part(report: ParityResult, index: int) -> Section:
     # What the first one says of agreement stands beside the verdict on all.
     lines = comparison_lines(report, with_quality=False) if index else ()
     return comparison_section(report, lines, index)
 
 
-def comparison_section(report: ParityReport, lines: Iterable[str], index: int = 0) -> Section:
+def comparison_section(report: ParityResult, lines: Iterable[str], index: int = 0) -> Section:
     """Return one comparison among other things; on a page it has a number of its own."""
     verdict = Verdict(
         report.answer,
@@ -222,7 +218,7 @@ def comparison_section(report: ParityReport, lines: Iterable[str], index: int = 
     return Section(f"Against {report.reference}", tuple(_blocks(report, index)), verdict)
 
 
-def _blocks(report: ParityReport, index: int) -> Iterator[Block]:
+def _blocks(report: ParityResult, index: int) -> Iterator[Block]:
     """Yield what is said of a comparison; on a page it has a number of its own."""
     if report.accuracy:
         yield accuracy_section(report.accuracy, f"accuracy-{index}")
@@ -255,13 +251,13 @@ def _blocks(report: ParityReport, index: int) -> Iterator[Block]:
     yield Section("Figures", tuple(tables))
 
 
-def _output_rows(report: ParityReport) -> Iterator[tuple[Cell, ...]]:
+def _output_rows(report: ParityResult) -> Iterator[tuple[Cell, ...]]:
     for entry in _worst_outputs(report):
         errors = (entry.max_abs_error, entry.max_rel_error, entry.tolerance, entry.floor)
         yield (entry.name, entry.vectors, *errors, _status(output_answer(entry), report))
 
 
-def _runs_as(path: str, report: ParityReport) -> str:
+def _runs_as(path: str, report: ParityResult) -> str:
     # A module that is called twice is two layers of one path.
     return ", ".join(runs_as(run) for run in report.layer_runs if run.path == path)
 
@@ -278,7 +274,7 @@ def _rule_row(name: str, rule: Tolerance) -> tuple[Cell, ...]:
     return (name, rule.relative, rule.near_tie, rule.relative_after_flip, *floor, rule.reason)
 
 
-def _error_rows(report: ParityReport) -> Iterator[tuple[Cell, ...]]:
+def _error_rows(report: ParityResult) -> Iterator[tuple[Cell, ...]]:
     """Yield the errors of each layer in the order in which they arise, then those of outputs."""
     for layer in _worst_layers(report):
         answer = _status(layer_answer(layer), report)
@@ -304,14 +300,14 @@ def _error_row(
     return (name, what, drawn, error, limit, answer)
 
 
-def _worst_outputs(report: ParityReport) -> list[OutputParity]:
+def _worst_outputs(report: ParityResult) -> list[OutputParity]:
     return _worst_by(
         (entry.name, _badness(entry.reason, entry.max_abs_error, entry.tolerance), entry)
         for entry in report.outputs
     )
 
 
-def _worst_layers(report: ParityReport) -> list[LayerParity]:
+def _worst_layers(report: ParityResult) -> list[LayerParity]:
     return _worst_by((entry.path, _layer_badness(entry), entry) for entry in report.layers)
 
 
@@ -342,20 +338,20 @@ def _badness(reason: str | None, error: float, tolerance: float | None) -> float
     return error / tolerance if tolerance else 0.0
 
 
-def parity_suites(report: ParityReport) -> Iterator[CiSuite]:
+def parity_suites(report: ParityResult) -> Iterator[CiSuite]:
     """Yield a suite for every comparison: its verdict, metrics, outputs and layers."""
     for part in report.comparisons:
         facts = {"subject": part.subject, "reference": part.reference, "policy": part.policy}
         facts["kernels"] = part.kernels.describe()
         facts["verdict"] = part.answer
-        facts |= {fact.name: f"{fact.value} {fact.note}" for fact in agreement_facts(part)}
+        facts |= {fact.name: f"{fact.value} {fact.note}" for fact in _agreement_facts(part)}
         # CIs tell suites apart by their names alone.
         against = part.reference if report.parts else ""
         cases = tuple(_cases(part))
         yield CiSuite(cases, against=against, facts=tuple(facts.items()), notes=part.notes)
 
 
-def _cases(report: ParityReport) -> Iterator[CiCase]:
+def _cases(report: ParityResult) -> Iterator[CiCase]:
     verdict: CiOutcome = "passed" if report.equal else "failure"
     compared = len(report.accuracy) + len(report.outputs) + len(report.layers)
     message = f"{report.answer}: {compared} comparisons" if report.equal else report.reasons[0]
@@ -403,3 +399,25 @@ def _measured(entry: LayerParity) -> Iterator[str]:
     if entry.attention_error is not None:
         limit = entry.attention_tolerance
         yield f"attention error {entry.attention_error:.3g}, tolerance {limit:.3g}"
+
+
+def _agreement_facts(report: ParityResult, *, with_quality: bool = True) -> Iterator[Fact]:
+    """Yield how far a package in int8 or int4 agrees with its reference; of others nothing.
+
+    Its tolerance says how far rounding moves such weights, and nothing of quality.
+    """
+    if not report.is_in_integers:
+        return
+    for name, top1_agreement in report.top_1.items():
+        same = share(top1_agreement.same / top1_agreement.of) if top1_agreement.of else None
+        yield Fact(
+            "top-1 agreement",
+            same or "no data",
+            f"of {count(top1_agreement.of, 'row')} of '{name}'",
+        )
+    if report.flips is not None:
+        yield Fact("other heads", str(report.flips.tokens), f"of {report.flips.of} tokens")
+    asked = report.accuracy or any(check.asked for check in report.checks)
+    if with_quality and not asked:
+        how = "--labels or --within, with --inputs of your own, measures it"
+        yield Fact("quality", "not measured", f"({how})")

@@ -10,12 +10,13 @@ import numpy as np
 from moh_deploy.perf.bench.fresh_run import FreshRun
 from moh_deploy.perf.bench.gates import GateResult
 from moh_deploy.perf.bench.latency import Latency, Timing
-from moh_deploy.perf.bench.layer_work import LayerWork
+from moh_deploy.perf.bench.layer_work import LayerWork, PackageWork
 from moh_deploy.perf.bench.measured import Measured
-from moh_deploy.perf.bench.report import BenchReport, PackageWork
+from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import ratio
 from moh_deploy.runtime.layer_runs import LayerRun
-from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.routing_statistics import (
     RoutingStatistics,
     class_load,

@@ -19,7 +19,8 @@ from moh_deploy.runtime.layers_text import not_layers, runs_text
 from moh_deploy.runtime.run_report import RunReport
 from moh_deploy.validate.export_report import ExportReport
 from moh_deploy.validate.fresh_process import ProvenRun
-from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.parity_result import LayerParity, OutputParity
 from tests.handmade_package import LAYER, MANIFEST, without_layers
 from tests.kernel_library import NO_KERNELS
 

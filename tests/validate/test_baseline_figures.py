@@ -5,7 +5,8 @@ from pathlib import Path
 
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.validate.baseline_figures import parity_figures
-from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport, combined
+from moh_deploy.validate.parity_report import ParityReport, combined
+from moh_deploy.validate.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.reference import RECORDED
 from tests.kernel_library import NO_KERNELS
 from tests.validate.test_parity_document import METRIC

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from moh_deploy.graph.layer_sources import LayerSources
 from moh_deploy.validate.diagnosis import diagnosis
-from moh_deploy.validate.parity_report import LayerParity, LayerPart, OutputParity
+from moh_deploy.validate.parity_result import LayerParity, LayerPart, OutputParity
 
 GOOD = LayerParity(
     "a",

@@ -10,7 +10,7 @@ import pytest
 from moh_deploy.package import LayerRounding, Spread, fingerprint
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.layer_parity import LayerReference, LayerValuesFound, compare_layer
-from moh_deploy.validate.parity_report import LayerParity
+from moh_deploy.validate.parity_result import LayerParity
 from moh_deploy.validate.tolerances import tolerance_for
 
 HALF, FULL = tolerance_for("float16"), tolerance_for("float32")

@@ -14,7 +14,8 @@ from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricPari
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES
 from moh_deploy.validate.agreement import Top1Agreement
 from moh_deploy.validate.checks import Check
-from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.routing_statistics import HeadLoad, RoutingStatistics
 from tests.kernel_library import NO_KERNELS
 from tests.report.junit_reader import read_outcomes

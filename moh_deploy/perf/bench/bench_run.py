@@ -16,9 +16,9 @@ from moh_deploy.perf.bench.fixed_routing import FixedRouters, RoutingOverhead
 from moh_deploy.perf.bench.fresh_run import FreshRun, MeasureFresh
 from moh_deploy.perf.bench.gates import BenchGate, GateResult
 from moh_deploy.perf.bench.latency import Latency, MeasureRuns, Timing
-from moh_deploy.perf.bench.layer_work import layer_work
+from moh_deploy.perf.bench.layer_work import PackageWork, layer_work
 from moh_deploy.perf.bench.measured import Measured
-from moh_deploy.perf.bench.report import BenchReport, PackageWork
+from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.timing import difference, ratio

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from moh_deploy.perf.bench.fixed_routing import RoutingOverhead
-from moh_deploy.perf.bench.layer_work import LayerWork
+from moh_deploy.perf.bench.layer_work import LayerWork, PackageWork
 from moh_deploy.perf.bench.measured import Measured
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import TimeDifference
 from moh_deploy.report.numbers import percent
-
-if TYPE_CHECKING:
-    from moh_deploy.perf.bench.report import PackageWork
 
 DENSE = "dense"
 

@@ -115,3 +115,20 @@ def _works(
         )
 
     return tuple(work(*layer) for layer in layers)
+
+
+@dataclass(frozen=True)
+class PackageWork:
+    """The work that the layers of a package skip on one set of inputs.
+
+    Attributes:
+        contestant: The package.
+        inputs: `recorded`, `random`, or the file.
+        sizes: Dimension sizes.
+        layers: One each.
+    """
+
+    contestant: str
+    inputs: str
+    sizes: dict[str, int]
+    layers: tuple[LayerWork, ...]

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from moh_deploy.graph.forced_gates import computed_gates, forced_gates
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.validate.noise_floor import NOISE, NoisyModel
-from moh_deploy.validate.parity_report import LayerParity, ParityReport
+from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.parity_result import LayerParity
 from moh_deploy.validate.variants import Variants
 
 

@@ -23,7 +23,8 @@ from moh_deploy.validate.edge_cases.source import Sides
 from moh_deploy.validate.function_bodies import Recorder
 from moh_deploy.validate.input_sets import known_size
 from moh_deploy.validate.parity import compare
-from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.policy import Policy
 from moh_deploy.validate.samples import valid_tokens_of
 from moh_deploy.validate.valid_tokens import ValidTokens
