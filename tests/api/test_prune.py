@@ -13,7 +13,7 @@ from moh_deploy.api.prune import prune
 from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.graph import prune_heads as edit
 from moh_deploy.graph.narrowing import layer_edit
-from moh_deploy.graph.narrowing.key_heads import KeyHeads
+from moh_deploy.graph.narrowing.layer_edit import KeyHeads
 from moh_deploy.graph.narrowing.narrowing import Entries
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import FUNCTION_BODIES

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from moh_deploy.validate.folded import folded
 from moh_deploy.validate.tolerances import tolerance_for
+from moh_deploy.validate.verify_labels import folded
 from tests.validate.test_parity_document import LAYER, OUTPUT, REPORT
 
 

@@ -11,13 +11,20 @@ from typing import Any, NamedTuple
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.graph.write_choices import write_choices
-from moh_deploy.package import LayerInfo, OnnxPackage, Tuning, choices_for, with_choices
+from moh_deploy.package import (
+    CHOICES,
+    Choice,
+    LayerInfo,
+    OnnxPackage,
+    Tuning,
+    choices_for,
+    with_choices,
+)
 from moh_deploy.perf.choices_text import gain
-from moh_deploy.perf.cost_model.by_size import by_size, dense_at
+from moh_deploy.perf.cost_model.by_size import SWITCH_MS, by_size, dense_at
 from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.cost_model.prediction import predict
-from moh_deploy.perf.timing import Measure, Ratio, TimeSamples, weighted_sum
-from moh_deploy.perf.tune.decide import contenders, decide, fastest_there
+from moh_deploy.perf.timing import Measure, Ratio, TimeSamples, ratio, weighted_sum
 from moh_deploy.perf.tune.layers import LayerBench, LayerTimes
 from moh_deploy.perf.tune.same_outputs import check_same_outputs
 from moh_deploy.perf.tune.whole_model import (
@@ -40,6 +47,54 @@ from moh_deploy.system.progress import Progress
 from moh_deploy.validate.input_sets import InputSet
 from moh_deploy.validate.layer_values import names_to_return
 from moh_deploy.validate.recorded_parity import compare_recorded
+
+# Choose from measurements. Where they cannot tell, the prediction does, or else plainness.
+
+
+def contenders(samples: Mapping[str, TimeSamples]) -> tuple[Choice, ...]:
+    """Return the choices that are not slower than the fastest beyond noise, the plainest first."""
+    fastest = min(samples, key=lambda choice: median(samples[choice]))
+    return tuple(
+        choice
+        for choice in CHOICES
+        # The fastest is compared with itself too, is never slower, and so is always among them.
+        if choice in samples and not ratio(samples[choice], samples[fastest]).is_slower
+    )
+
+
+def decide(samples: Mapping[str, TimeSamples], predicted_ms: Mapping[str, float]) -> Choice:
+    """Return the fastest choice.
+
+    Args:
+        samples: Times of each choice that a layer has.
+        predicted_ms: What is predicted for each; nothing where nothing is.
+
+    Returns:
+        Of those that are as fast as the fastest, the one that is predicted to be it; without a
+        prediction of them the plainest.
+    """
+    # Among choices that measuring cannot tell apart, the cost model knows better than noise.
+    able = contenders(samples)
+    known = [choice for choice in able if choice in predicted_ms]
+    return min(known, key=lambda choice: predicted_ms[choice]) if known else able[0]
+
+
+def fastest_there(
+    samples: Mapping[str, TimeSamples], predicted_ms: Mapping[str, float], *, otherwise: Choice
+) -> Choice:
+    """Return the fastest choice in one run of the model, if it beats another beyond noise, or else
+    that one.
+
+    Args:
+        samples: Choice to times of a layer in that run.
+        predicted_ms: Choice to what is predicted; nothing where nothing is.
+        otherwise: The other choice.
+    """
+    best = decide(samples, predicted_ms)
+    gain_ms = median(samples[otherwise]) - median(samples[best])
+    # Being faster is not enough: the If that a choice by size needs takes time itself.
+    clearly = ratio(samples[best], samples[otherwise]).is_faster and gain_ms > SWITCH_MS
+    return best if clearly else otherwise
 
 
 @dataclass(frozen=True)

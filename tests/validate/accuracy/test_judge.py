@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moh_deploy.validate.accuracy.class_metrics import Perplexity, TopK
+from moh_deploy.validate.accuracy.choose import Perplexity, TopK
 from moh_deploy.validate.accuracy.judge import Setting, judge
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, AccuracyRule

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.validate.accuracy.choose import Perplexity, TopK
 from moh_deploy.validate.accuracy.class_labels import Labelling
-from moh_deploy.validate.accuracy.class_metrics import Perplexity, TopK
 from moh_deploy.validate.accuracy.user_metric import UserMetric
 
 DRAW = np.random.default_rng(0)

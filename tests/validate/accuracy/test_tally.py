@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.validate.accuracy.class_metrics import TopK
+from moh_deploy.validate.accuracy.choose import TopK
 from moh_deploy.validate.accuracy.tally import Scored, Tally
 from moh_deploy.validate.valid_tokens import ValidTokens
 

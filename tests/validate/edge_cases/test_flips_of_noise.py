@@ -14,7 +14,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Description, Runner
 from moh_deploy.runtime.variants import Noise
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.edge_cases.flips_of_noise import flips_of_noise
+from moh_deploy.validate.edge_cases.input_run import flips_of_noise
 from moh_deploy.validate.output_parity import compare_output
 from moh_deploy.validate.parity_report import ParityReport
 from moh_deploy.validate.parity_result import LayerParity
