@@ -24,7 +24,7 @@ from moh_deploy.perf.bench.gates import parse_gate
 from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import check_timing
-from moh_deploy.report.baseline.path_keys import path_key
+from moh_deploy.report.baseline.figures import path_key
 from moh_deploy.report.baseline.ratchet import Ratchet
 from moh_deploy.report.document import About
 from moh_deploy.report.markdown import MARKDOWN_FILE

@@ -15,7 +15,7 @@ from moh_deploy.api.caches_in_place import write_caches_in_place
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.machine.device_code import DeviceCode, device_code
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
-from moh_deploy.package.model_files import save_model
+from moh_deploy.package.writer import save_model
 from moh_deploy.runtime.tensorrt.build_plan import (
     BuildPlan,
     bytes_of,

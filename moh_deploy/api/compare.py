@@ -13,7 +13,7 @@ import moh_deploy
 from moh_deploy.api.made_arms import LoadOriginal, find_arms
 from moh_deploy.decision.arm_report import DataFile
 from moh_deploy.decision.earlier import read_earlier
-from moh_deploy.decision.measure import PlannedRun
+from moh_deploy.decision.measure import PlannedRun, first_inputs, try_arms
 from moh_deploy.decision.new_plan import NEW_PLAN
 from moh_deploy.decision.plan import PlanFile, QualityGoal, plan_of, read_plan
 from moh_deploy.decision.report import DecisionReport
@@ -22,7 +22,6 @@ from moh_deploy.decision.score_blocks import BlockScorer
 from moh_deploy.decision.spread import RayBlocks, check_ray, pickled
 from moh_deploy.decision.summarise import LookSetting, report_of
 from moh_deploy.decision.timed_inputs import timed_inputs
-from moh_deploy.decision.try_out import first_inputs, try_arms
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.fresh_run import MeasureFresh, fresh_run

@@ -13,10 +13,9 @@ from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.original import Original, OriginalModel
-from moh_deploy.runtime.text.decoding import Decoding, check_prompts
+from moh_deploy.runtime.text.decoding import Decoding, Sampling, check_prompts
 from moh_deploy.runtime.text.interface import TextInterface
 from moh_deploy.runtime.text.reference import reference_interface
-from moh_deploy.runtime.text.sampling import Sampling
 from moh_deploy.runtime.text.tokenizer import TextStream, Tokenizer
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.generate_report import GeneratedText, GenerateReport

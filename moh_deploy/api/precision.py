@@ -26,7 +26,7 @@ from moh_deploy.package import (
     check_package_output,
 )
 from moh_deploy.package.cache_buffers import rounded_to, with_dtypes
-from moh_deploy.package.model_files import model_bytes
+from moh_deploy.package.writer import model_bytes
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import (
     check_float32,

@@ -11,11 +11,9 @@ import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
-from moh_deploy.graph.flops import attention_flops
-from moh_deploy.graph.infer_types import infer_types
-from moh_deploy.graph.load_model import load_ir
+from moh_deploy.graph.flops import attention_flops, parameters, product_flops
+from moh_deploy.graph.load_model import infer_types, load_ir
 from moh_deploy.graph.narrowing import FixedHeads
-from moh_deploy.graph.product_flops import parameters, product_flops
 from moh_deploy.graph.prune_heads import Pruned, prune_heads
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import (

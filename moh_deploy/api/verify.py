@@ -16,8 +16,7 @@ from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.metric_parity import Better
-from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.accuracy.user_metric import ScoreFunction
+from moh_deploy.validate.accuracy.task import ScoreFunction, Task
 from moh_deploy.validate.baseline_figures import parity_figures
 from moh_deploy.validate.condition import better_of, metrics_of, parse_conditions
 from moh_deploy.validate.parity_report import ParityReport

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moh_deploy.decision.promise import Promise
-from moh_deploy.decision.students_t import upper_point, upper_tail
+from moh_deploy.decision.promise import Promise, upper_point, upper_tail
 from moh_deploy.validate.differences import Float64Array
 
 _BLOCKS = 10

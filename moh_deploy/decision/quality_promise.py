@@ -11,8 +11,7 @@ from moh_deploy.decision.promise import Promise
 from moh_deploy.validate.accuracy.bootstrap import resampled
 from moh_deploy.validate.accuracy.judge import ONE_LOST_ONE_WON
 from moh_deploy.validate.accuracy.metrics import Metric
-from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, CALLABLE
-from moh_deploy.validate.accuracy.show import shown, shown_gap
+from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, CALLABLE, shown, shown_gap
 from moh_deploy.validate.differences import Float64Array
 
 

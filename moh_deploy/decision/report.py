@@ -35,7 +35,7 @@ from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.system.digest import sha256_of_json
 from moh_deploy.system.json_text import to_json_text
-from moh_deploy.validate.accuracy.show import shown, shown_gap
+from moh_deploy.validate.accuracy.rules import shown, shown_gap
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,15 @@ import numpy as np
 
 from moh_deploy.decision.arm import Arm
 from moh_deploy.decision.arm_report import ArmReport, DataFile, LatencyFigure, QualityFigure
-from moh_deploy.decision.decide import ArmDecision, ArmVerdict, WouldDo, decide_arms, would_do
+from moh_deploy.decision.decide import (
+    ArmDecision,
+    ArmVerdict,
+    WouldDo,
+    decide_arms,
+    level_of_look,
+    would_do,
+)
 from moh_deploy.decision.latency_promise import log_quantile
-from moh_deploy.decision.levels import level_of_look
 from moh_deploy.decision.mean_times import MOST_MEAN_OVER_MEDIAN, block_means
 from moh_deploy.decision.measure import why_not_measured
 from moh_deploy.decision.measured import MeasuredArms, SizedRun

@@ -21,8 +21,8 @@ from torch.fx.traceback import preserve_node_meta
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.fx.bound_inputs import drop_bound_inputs
 from moh_deploy.frontend.inputs.examples import parsed_dims
+from moh_deploy.frontend.inputs.program_inputs import drop_bound_inputs
 from moh_deploy.frontend.limits import dynamic_axes
 from moh_deploy.frontend.load.call import positional, taking_tensors
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput

@@ -28,11 +28,11 @@ from moh_deploy.graph.growing_caches import (
     cache_lengths,
     growing_caches,
 )
-from moh_deploy.graph.infer_types import infer_types
+from moh_deploy.graph.load_model import infer_types
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops import MOH_ATTENTION, is_moh_op
 from moh_deploy.ops.attention_shapes import ATTN_MASK, NONPAD_KV_SEQLEN
-from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.ops.op_names import KERNEL_DOMAIN
 from moh_deploy.package import CacheBuffer, CachesInPlace, Manifest, VectorSet
 from moh_deploy.package.cache_buffers import BUFFER
 

@@ -19,7 +19,7 @@ from moh_deploy.graph.lower_precision.policy import LowType, PrecisionPlan
 from moh_deploy.graph.raise_precision import Raised
 from moh_deploy.graph.sequences import raise_to_float32
 from moh_deploy.package import OnnxPackage
-from moh_deploy.package.model_files import save_model
+from moh_deploy.package.writer import save_model
 
 # Lower a raised graph as it was before, but for some nodes that stay in float32.
 

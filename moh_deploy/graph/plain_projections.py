@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from moh_deploy.graph.import_domains import import_domains
+from moh_deploy.graph.add_function_bodies import import_domains
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops import is_moh_op, op_names
 from moh_deploy.package import LayerInfo

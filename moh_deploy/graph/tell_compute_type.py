@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
-from moh_deploy.ops.op_names import ATTENTION
+from moh_deploy.ops.op_names import ATTENTION, KERNEL_DOMAIN, base_domain
 from moh_deploy.package import ComputeType
 
 ATTRIBUTE = "compute_type"

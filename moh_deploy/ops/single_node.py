@@ -5,8 +5,7 @@ from __future__ import annotations
 import onnx
 
 from moh_deploy.ops import OPS
-from moh_deploy.ops.element_types import to_type_proto
-from moh_deploy.ops.onnx_schema import make_node
+from moh_deploy.ops.onnx_schema import make_node, to_type_proto
 from moh_deploy.ops.spec import Attributes, TensorType, TensorTypes
 
 _IR_VERSION = 10

@@ -18,7 +18,7 @@ from onnx import helper
 
 from moh_deploy.errors import PackageError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.domains import base_domain
+from moh_deploy.ops.op_names import base_domain
 from moh_deploy.package.choices import node_rules
 from moh_deploy.package.facts import StatedFact
 from moh_deploy.package.interface import CachesInPlace, TensorInfo

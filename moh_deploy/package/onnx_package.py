@@ -9,12 +9,11 @@ from pathlib import Path
 from moh_deploy.errors import PackageError
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, read_corpus
 from moh_deploy.package.external_data import MODEL_NAME, check_external_data
-from moh_deploy.package.facts import check_facts
+from moh_deploy.package.facts import check_facts, recorded_facts
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, read_manifest
 from moh_deploy.package.model_facts import model_facts
 from moh_deploy.package.onnx_outline import read_outline
-from moh_deploy.package.recorded_facts import recorded_facts
 from moh_deploy.package.vector_sense import check_vectors
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, read_vectors
 from moh_deploy.package.weightless_model import load_without_weights

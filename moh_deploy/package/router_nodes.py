@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import onnx
 
 from moh_deploy.ops import op_names
-from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
+from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
 from moh_deploy.package.layer_info import LayerInfo
 from moh_deploy.package.switches import all_nodes, reads
 

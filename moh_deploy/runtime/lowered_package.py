@@ -15,7 +15,7 @@ from moh_deploy.graph import sequences
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.lower_precision.policy import LowType, PrecisionPlan
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, RouterTypes
-from moh_deploy.package.model_files import save_model
+from moh_deploy.package.writer import save_model
 from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
 
 

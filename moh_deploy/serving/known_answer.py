@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import LayerRounding, OnnxPackage, Rounding, Spread, TensorInfo
-from moh_deploy.package.model_files import model_bytes
+from moh_deploy.package.writer import model_bytes
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from moh_deploy.report.baseline.figures import Figure
-from moh_deploy.report.baseline.path_keys import reference_key
+from moh_deploy.report.baseline.figures import Figure, reference_key
 from moh_deploy.report.baseline.ratchet import WHOLE
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.validate.accuracy.metric_parity import MetricParity

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from moh_deploy.frontend.fx.builder import NotCoveredError
 from moh_deploy.frontend.fx.graph import (
     argument,
     computed,
@@ -24,7 +25,6 @@ from moh_deploy.frontend.fx.graph import (
     reads_first,
 )
 from moh_deploy.frontend.fx.known_values import KnownValues
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import casts, is_view
 

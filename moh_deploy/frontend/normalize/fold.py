@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
-from moh_deploy.frontend.fx.constant_inputs import add_constant
 from moh_deploy.frontend.fx.constants import Constants, StoredNodes
-from moh_deploy.frontend.fx.graph import ancestors, is_tensor, let_read, op, tensor
+from moh_deploy.frontend.fx.graph import add_constant, ancestors, is_tensor, let_read, op, tensor
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.views import casts, is_view
 from moh_deploy.frontend.normalize.merge_equal import merge_calls

@@ -15,8 +15,7 @@ from torch.fx import Node
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.constants import Constants, StoredNodes
-from moh_deploy.frontend.fx.graph import argument, is_tensor, op
-from moh_deploy.frontend.fx.source_line import source_line
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op, source_line
 from moh_deploy.frontend.normalize.stacked_ops import (
     Stacked,
     apply_stacked,

@@ -21,8 +21,7 @@ from typing import cast
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.contraction import contraction
-from moh_deploy.frontend.fx.graph import ancestors, argument, example_shape, op
-from moh_deploy.frontend.fx.source_line import source_line
+from moh_deploy.frontend.fx.graph import ancestors, argument, example_shape, op, source_line
 from moh_deploy.frontend.fx.views import is_view
 from moh_deploy.frontend.recognize.gates import common_path
 from moh_deploy.frontend.recognize.heads_elsewhere import HeadsElsewhere, heads_elsewhere

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, Size, flat, fresh_dim, leaves, resolve
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import (
     ancestors,
@@ -19,7 +20,6 @@ from moh_deploy.frontend.fx.graph import (
     shape,
     tensor_inputs,
 )
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import broadcast, forward, history, is_view, lacks, through_views
 from moh_deploy.frontend.recognize.cores.softmax import elementwise_sources

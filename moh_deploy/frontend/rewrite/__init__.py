@@ -21,12 +21,10 @@ from torch.fx import Node
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from moh_deploy.frontend.fx.axes import Layout, flat, fresh_dim, leaves, regroup
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, NotCoveredError, Operand
 from moh_deploy.frontend.fx.constants import Constants, StoredNodes, is_random
 from moh_deploy.frontend.fx.graph import argument, is_tensor, rank, shape
 from moh_deploy.frontend.fx.known_values import KnownValues
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import history
 from moh_deploy.frontend.recognize import MoHLayer
 from moh_deploy.frontend.recognize.aggregated import read_aggregated

@@ -12,9 +12,8 @@ import torch
 from torch.fx import Graph, Node
 
 from moh_deploy.frontend.fx.axes import Dim, Layout, flat, fresh_layout, leaves, product, resolve
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
 from moh_deploy.frontend.fx.graph import shape
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.recognize.parts import ColumnWindow, ProjectionPart, column_order, parts_of
 from moh_deploy.frontend.recognize.projection import Projection, Stored, read_projection

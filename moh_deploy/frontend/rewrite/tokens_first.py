@@ -14,10 +14,9 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from moh_deploy.frontend.fx.axes import Dim, Layout, Size, flat, leaves, product, resolve
-from moh_deploy.frontend.fx.builder import GraphBuilder, into_blocks
+from moh_deploy.frontend.fx.builder import GraphBuilder, Operand, into_blocks
 from moh_deploy.frontend.fx.commuting import Reading, called, read_commuting, with_dims
 from moh_deploy.frontend.fx.graph import shape
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece, trail_of
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry
 

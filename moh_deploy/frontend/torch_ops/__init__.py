@@ -24,7 +24,7 @@ from torch._ops import OpOverload
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
 from moh_deploy.frontend.torch_ops.bodies import BODIES
 from moh_deploy.ops import OPS, OpSpec, TensorType
-from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.ops.op_names import KERNEL_DOMAIN
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, AttributeSpec, AttributeValue
 
 Value = onnxscript.tensor.Tensor | ir.Value

@@ -24,7 +24,7 @@ from moh_deploy.graph.narrowing.narrowing import (
 from moh_deploy.graph.narrowing.readers import narrow_projection
 from moh_deploy.graph.plain_projections import is_projection_node, make_plain
 from moh_deploy.ops import op_names
-from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.ops.op_names import KERNEL_DOMAIN
 from moh_deploy.package import LayerInfo
 
 # Keys and values of the query heads that stay, where several of these share one.

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from moh_deploy.package import VectorSet
-from moh_deploy.perf.bench.agreement import Agreement
 from moh_deploy.perf.bench.candidates import Candidates, is_the_original, is_the_package
+from moh_deploy.perf.bench.measured import Agreement
 from moh_deploy.runtime.original import Original
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.input_sets import InputSet

@@ -13,7 +13,7 @@ from moh_deploy.report.document import Cell, Column, Document, Status, Table
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.validate.accuracy.show import shown
+from moh_deploy.validate.accuracy.rules import shown
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from moh_deploy.errors import BackendError
-from moh_deploy.graph.fix_dimension import fix_dimension
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.sequences import choose_for_engine, lower_to_tensorrt
 from moh_deploy.graph.tell_fields import nodes_with_plugins
@@ -25,6 +24,21 @@ from moh_deploy.runtime.tensorrt.messages import BuildAnswer
 from moh_deploy.runtime.tensorrt.preflight import refused_nodes, refused_types
 from moh_deploy.runtime.tensorrt.profiles import Profile, fixed_places, opt_sizes
 from moh_deploy.runtime.tensorrt.rejection import Rejection
+
+# Give a dynamic dimension one size, for a runtime that has to know it beforehand.
+
+
+def fix_dimension(model: ir.Model, name: str, size: int) -> bool:
+    """Write a size in place of a dimension's name, wherever a value of the graph has it."""
+    inner = [value for node in model.graph for value in node.outputs]
+    changed = False
+    for value in dict.fromkeys([*model.graph.inputs, *inner]):
+        dims = [] if value.shape is None else list(value.shape)
+        fixed = [size if isinstance(d, ir.SymbolicDim) and d.value == name else d for d in dims]
+        if fixed != dims:
+            value.shape, changed = ir.Shape(fixed), True
+    return changed
+
 
 _FLOATS = ("float32", "float16", "bfloat16")
 

@@ -35,10 +35,10 @@ from moh_deploy import __version__, native
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.tell_compute_type import tell_compute_type
-from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain, numbered_domain
+from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain, numbered_domain
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage, VectorSet
 from moh_deploy.package.manifest_json import MANIFEST_NAME
-from moh_deploy.package.model_files import save_model
+from moh_deploy.package.writer import save_model
 from moh_deploy.runtime.base import Deployed
 from moh_deploy.runtime.models import require_onnxruntime
 from moh_deploy.runtime.onnxruntime.kernels import instruction_sets

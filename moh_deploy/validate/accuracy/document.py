@@ -21,7 +21,7 @@ from moh_deploy.report.document import (
 )
 from moh_deploy.report.formats import PAGE, TEXT
 from moh_deploy.report.numbers import count, figure
-from moh_deploy.validate.accuracy.show import shown, shown_gap
+from moh_deploy.validate.accuracy.rules import shown, shown_gap
 
 if TYPE_CHECKING:
     from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity

@@ -14,7 +14,7 @@ from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.flops import attention_flops
 from moh_deploy.ops import op_names
 from moh_deploy.package import Float32Node, Manifest, OnnxPackage, PackageWriter
-from moh_deploy.package.model_files import model_bytes
+from moh_deploy.package.writer import model_bytes
 from moh_deploy.runtime.lowered_package import router_types
 from moh_deploy.validate.bisection.cure import Cure, Form, SearchStep, Trials, every_node, find_cure
 from moh_deploy.validate.bisection.divergence import InnerValue

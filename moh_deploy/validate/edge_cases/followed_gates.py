@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from moh_deploy.graph.gate_reads import GateRead
-from moh_deploy.ops.tolerances import OP_TOLERANCES
+from moh_deploy.ops.cases import OP_TOLERANCES
 from moh_deploy.package.router_nodes import operator_text
 from moh_deploy.package.switches import reads
 from moh_deploy.system.npz import Array

@@ -11,8 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from moh_deploy.errors import BackendError
-from moh_deploy.graph.forced_logits import force_logits
-from moh_deploy.graph.router_logits import RouterLogits
+from moh_deploy.graph.router_logits import RouterLogits, force_logits
 from moh_deploy.ops.routers import form_named
 from moh_deploy.package import LayerInfo
 from moh_deploy.package.router_nodes import lost_at

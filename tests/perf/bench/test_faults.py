@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 from moh_deploy.package import Manifest, OnnxPackage, VectorSet
-from moh_deploy.perf.bench.agreement import Agreement
 from moh_deploy.perf.bench.candidates import BenchSetting, Candidates, find_candidates
 from moh_deploy.perf.bench.faults import FaultFinder
+from moh_deploy.perf.bench.measured import Agreement
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.original import Original

@@ -14,9 +14,9 @@ import onnx_ir as ir
 from moh_deploy.errors import CheckpointError, ExportError, PackageError
 from moh_deploy.frontend.load.onnx_graph.call import TORCH_DTYPES
 from moh_deploy.frontend.load.onnx_graph.node import Graph, Node, plain_graph
-from moh_deploy.graph.inline_functions import inline_functions
+from moh_deploy.graph.load_model import inline_functions
 from moh_deploy.graph.switch_by_size import without_switches
-from moh_deploy.ops.domains import base_domain
+from moh_deploy.ops.op_names import base_domain
 from moh_deploy.package.onnx_outline import ExternalTensor, read_outline
 from moh_deploy.runtime.onnxruntime.clean_model import RANDOM_OPERATORS, clean_model
 from moh_deploy.system.bounded_file import is_plain_name, open_regular

@@ -28,7 +28,7 @@ from moh_deploy.ops import (
     MOH_TOKEN_CONV,
     OpSpec,
 )
-from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.ops.op_names import KERNEL_DOMAIN
 from moh_deploy.ops.spec import AttributeValue
 
 _moh = partial(operator, domain=KERNEL_DOMAIN)
