@@ -14,6 +14,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -22,32 +23,48 @@ PACKAGES = ("moh_deploy", "tests")
 READ_BY_NAME = {".md", ".json", ".yaml", ".html", ".css"}
 
 
-def main() -> None:
-    """Print a line a file."""
+def main() -> str | None:
+    """Print a line a file; return why there is none."""
     commit = sys.argv[1] if len(sys.argv) > 1 else "HEAD"
-    sources = {path: path.read_text() for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
-    modules = {_module(path): path for path in sources}
-    imports = {name: set(_imports(sources[path], modules)) for name, path in modules.items()}
-    _add_imports_by_name(imports)
-    changed: set[str] = set()
-    for path in changed_files(commit):
-        found = _modules_of(path, modules, sources)
+    found = tests_of(changed_files(commit))
+    print("\n".join(found))
+    return None if found else f"No test reaches a file that changed since {commit}."
+
+
+def tests_of(changed: Iterable[Path]) -> list[str]:
+    """Return the test files that reach changed files, or `tests` where that is not known."""
+    reached: set[str] = set()
+    for path in changed:
+        found = _modules_of(path)
         if found is None:
-            print("tests")
-            return
-        changed |= found
-    readers: dict[str, set[str]] = {name: set() for name in modules}
-    for name, imported in imports.items():
-        for other in imported:
-            readers[other].add(name)
-    reached, waiting = set(changed), list(changed)
+            return ["tests"]
+        reached |= found
+    readers, waiting = _readers(), list(reached)
     while waiting:
         new = readers.get(waiting.pop(), set()) - reached
         reached |= new
         waiting += new
-    for name in sorted(reached):
-        if name.rpartition(".")[2].startswith("test_") and name in modules:
-            print(modules[name].relative_to(ROOT))
+    modules = {_module(path): path for path in _sources()}
+    tests = [name for name in reached & modules.keys() if ".test_" in name]
+    return sorted(str(modules[name].relative_to(ROOT)) for name in tests)
+
+
+@cache
+def _sources() -> dict[Path, str]:
+    return {path: path.read_text() for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+
+
+@cache
+def _readers() -> dict[str, set[str]]:
+    """Return each module with those that import it."""
+    names = {_module(path) for path in _sources()}
+    imports = {_module(path): set(_imports(text, names)) for path, text in _sources().items()}
+    _add_imports_by_name(imports)
+    readers: dict[str, set[str]] = {name: set() for name in names}
+    for name, imported in imports.items():
+        for other in imported:
+            readers[other].add(name)
+    return readers
 
 
 def changed_files(commit: str) -> list[Path]:
@@ -68,7 +85,7 @@ def _module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _imports(text: str, modules: Iterable[str]) -> Iterator[str]:
+def _imports(text: str, modules: set[str]) -> Iterator[str]:
     """Yield the modules that a source imports anywhere in it, or names in a string."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -97,12 +114,12 @@ def _add_imports_by_name(imports: dict[str, set[str]]) -> None:
                 imports[name].add(f"{folder}.conftest")
 
 
-def _modules_of(path: Path, modules: dict[str, Path], sources: dict[Path, str]) -> set[str] | None:
+def _modules_of(path: Path) -> set[str] | None:
     """Return the modules that a changed file is, or is read by; None if that is not known."""
     if path.suffix == ".py" and path.parts[0] in PACKAGES:
         # A module that is gone is imported by what changed with it.
         return {_module(ROOT / path)}
-    named = {_module(source) for source, text in sources.items() if path.name in text}
+    named = {_module(source) for source, text in _sources().items() if path.name in text}
     if (
         path.parts[0] in ("docs", "examples", "export_configs", "tools")
         or path.suffix in READ_BY_NAME
@@ -112,4 +129,4 @@ def _modules_of(path: Path, modules: dict[str, Path], sources: dict[Path, str]) 
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
