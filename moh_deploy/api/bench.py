@@ -37,8 +37,8 @@ from moh_deploy.runtime.tensorrt.profiles import profile_text
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.system.staging import scratch_directory, staged_file
-from moh_deploy.validate.input_sets import InputSet, batch_dim, input_sets, sized_inputs
-from moh_deploy.validate.samples import npz_files
+from moh_deploy.validate.reference.input_sets import InputSet, batch_dim, input_sets, sized_inputs
+from moh_deploy.validate.reference.samples import npz_files
 
 # Build the engine that a benchmark compares another one with: the same without our kernels.
 

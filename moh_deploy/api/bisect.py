@@ -23,8 +23,8 @@ from moh_deploy.validate.bisection.experiments import Experiments, answered
 from moh_deploy.validate.bisection.locate import Cause, locate
 from moh_deploy.validate.bisection.repair import RepairJob, look_for_repair
 from moh_deploy.validate.bisection.report import BisectReport, Repair
-from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
-from moh_deploy.validate.samples import read_samples, recorded_samples
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, read_policy
+from moh_deploy.validate.reference.samples import read_samples, recorded_samples
 
 MOST_RUNS = 100
 

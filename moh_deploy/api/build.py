@@ -56,7 +56,7 @@ from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import DirectoryKind, check_output
 from moh_deploy.system.staging import StagedDirectory, sync_file, temporary_place
-from moh_deploy.validate.recorded_parity import require_equal
+from moh_deploy.validate.compare.recorded_parity import require_equal
 
 _WORK_NAME, _LOWERED_NAME, _TIMING_NAME = "work", "lowered", "timing"
 # Of a library that tests make, over kernels for the CPU: what the real one can be compiled for.

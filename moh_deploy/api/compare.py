@@ -37,8 +37,8 @@ from moh_deploy.validate.accuracy.labelled_runs import LabelledRun, labelled_run
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.reading import LabelledData, read_labelled
 from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.samples import named_mask, npz_files
-from moh_deploy.validate.subject import Subject
+from moh_deploy.validate.reference.samples import named_mask, npz_files
+from moh_deploy.validate.reference.subject import Subject
 
 
 def compare(

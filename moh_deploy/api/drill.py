@@ -28,8 +28,8 @@ from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.system.staging import scratch_directory
 from moh_deploy.system.suggest import did_you_mean
-from moh_deploy.validate.policy import BUILT_IN_POLICY
-from moh_deploy.validate.tolerances import Tolerance
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
+from moh_deploy.validate.compare.tolerances import Tolerance
 
 ALL_FAULTS = (*FAULTS, KILL)
 _MOST_CASES = 8

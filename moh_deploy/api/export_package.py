@@ -18,6 +18,7 @@ from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
+from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.frontend.inputs.decoder_inputs import decoder_outputs
 from moh_deploy.frontend.inputs.from_options import asked_mask, example_inputs
 from moh_deploy.frontend.load.directory.decoder_config import text_generation
@@ -47,8 +48,7 @@ from moh_deploy.runtime.layers_text import not_layers, reasons
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.system.user_code import user_code
-from moh_deploy.validate.export_report import ExportReport
-from moh_deploy.validate.fresh_process import Prove, Way, early_prover
+from moh_deploy.validate.compare.fresh_process import Prove, Way, early_prover
 
 # Refuse an export that replaced fewer MoH layers than its caller requires.
 

@@ -18,8 +18,8 @@ from moh_deploy.runtime.text.interface import TextInterface
 from moh_deploy.runtime.text.reference import reference_interface
 from moh_deploy.runtime.text.tokenizer import TextStream, Tokenizer
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.validate.generate_report import GeneratedText, GenerateReport
-from moh_deploy.validate.token_parity import TokenComparison
+from moh_deploy.validate.compare.generate_report import GeneratedText, GenerateReport
+from moh_deploy.validate.compare.token_parity import TokenComparison
 
 
 def generate(

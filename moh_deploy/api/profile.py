@@ -17,7 +17,7 @@ from moh_deploy.serving.telemetry.routing import RoutingReader
 from moh_deploy.serving.telemetry.window import RecordedWindow, is_window, read_window
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_file_output
-from moh_deploy.validate.samples import read_samples
+from moh_deploy.validate.reference.samples import read_samples
 
 
 def profile(

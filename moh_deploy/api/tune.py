@@ -14,7 +14,7 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import kernels_of, runtime_for
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import StagedDirectory, temporary_place
-from moh_deploy.validate.input_sets import input_sets
+from moh_deploy.validate.reference.input_sets import input_sets
 
 DEFAULT_SECONDS = 0.5
 

@@ -32,14 +32,14 @@ from moh_deploy.system.progress import Progress, SilentProgress, TerminalProgres
 from moh_deploy.system.staging import StagedDirectory, temporary_place
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.condition import (
+from moh_deploy.validate.compare.condition import (
     Condition,
     ParityCondition,
     better_of,
     metrics_of,
     parse_conditions,
 )
-from moh_deploy.validate.samples import named_mask
+from moh_deploy.validate.reference.samples import named_mask
 
 
 def tune_within(

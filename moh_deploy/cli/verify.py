@@ -16,7 +16,7 @@ from moh_deploy.cli.report_files import FileFormat, ReportFiles
 from moh_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from moh_deploy.validate.reference import Reference
+    from moh_deploy.validate.reference.reference import Reference
 
 
 # What `--against` names: checkpoints are told from all else here, since they need PyTorch.
@@ -46,7 +46,7 @@ def named_references(
 
 
 def _is_checkpoint(named: str) -> bool:
-    from moh_deploy.validate.references import WORDS
+    from moh_deploy.validate.reference.references import WORDS
 
     path = Path(named)
     if named in WORDS:

@@ -13,7 +13,7 @@ from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.runtime.base import Model, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.matching import match_inputs, match_outputs
+from moh_deploy.validate.reference.matching import match_inputs, match_outputs
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moh_deploy.decision.promise import Promise, upper_point, upper_tail
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 _BLOCKS = 10
 _LEAST_BLOCKS = 5

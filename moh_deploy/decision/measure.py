@@ -26,12 +26,12 @@ from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
 from moh_deploy.validate.accuracy.metrics import Metric
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
 from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.source import Sides, Source, body_source
 from moh_deploy.validate.edge_cases.suite import Suite
-from moh_deploy.validate.input_sets import InputSet, num_samples
-from moh_deploy.validate.policy import BUILT_IN_POLICY
-from moh_deploy.validate.samples import named_mask
+from moh_deploy.validate.reference.input_sets import InputSet, num_samples
+from moh_deploy.validate.reference.samples import named_mask
 
 # Measure what is worth knowing of an arm besides quality and time.
 

@@ -26,7 +26,7 @@ from moh_deploy.system.staging import staged_file
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
 from moh_deploy.validate.accuracy.metrics import Metric, MetricScores
 from moh_deploy.validate.accuracy.task import UserMetric
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 RUNS_OF_A_BLOCK = 8
 

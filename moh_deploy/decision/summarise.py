@@ -32,7 +32,7 @@ from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.timing import difference
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.suggest import shortened
-from moh_deploy.validate.input_sets import RANDOM
+from moh_deploy.validate.reference.input_sets import RANDOM
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.validate.accuracy.reading import LabelledData
-from moh_deploy.validate.input_sets import InputSet, input_sets, sized_inputs
+from moh_deploy.validate.reference.input_sets import InputSet, input_sets, sized_inputs
 
 
 def timed_inputs(

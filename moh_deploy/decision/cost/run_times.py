@@ -19,7 +19,7 @@ from moh_deploy.decision.mean_times import MOST_MEAN_OVER_MEDIAN, redrawn_means,
 from moh_deploy.errors import ConfigError
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.system.suggest import shortened
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.timing import difference, ratio
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.input_sets import InputSet, batch_dim, num_samples
-from moh_deploy.validate.samples import own_view
+from moh_deploy.validate.reference.input_sets import InputSet, batch_dim, num_samples
+from moh_deploy.validate.reference.samples import own_view
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from moh_deploy.perf.bench.fresh_run import FreshTask
 from moh_deploy.runtime.base import Deployed, Description, Model, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.matching import match_inputs
-from moh_deploy.validate.tolerances import rules_of
+from moh_deploy.validate.compare.tolerances import rules_of
+from moh_deploy.validate.reference.input_sets import InputSet
+from moh_deploy.validate.reference.matching import match_inputs
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from moh_deploy.runtime.open_runner import find_deployed, find_model, onnx_file,
 from moh_deploy.runtime.original import Original, OriginalModel, PlainExport
 from moh_deploy.runtime.tensorrt.models import EngineDir
 from moh_deploy.system.suggest import did_you_mean
-from moh_deploy.validate.subject import Subject, read_subject
+from moh_deploy.validate.reference.subject import Subject, read_subject
 
 DENSE, FUNCTIONS = "dense", "functions"
 EAGER, PLAIN = "eager", "plain-onnx"

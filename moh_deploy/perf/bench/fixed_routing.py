@@ -15,8 +15,8 @@ from moh_deploy.perf.bench.candidate import Candidate, LoadedCandidate
 from moh_deploy.perf.timing import TimeDifference
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.suggest import did_you_mean, shortened
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.tolerances import rules_of
+from moh_deploy.validate.compare.tolerances import rules_of
+from moh_deploy.validate.reference.input_sets import InputSet
 
 FIXED = "fixed-routing"
 

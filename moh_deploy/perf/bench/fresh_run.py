@@ -11,7 +11,7 @@ from moh_deploy.errors import BackendError
 from moh_deploy.runtime.base import Model, Variant
 from moh_deploy.system.isolate import isolated
 from moh_deploy.system.npz import read_npz
-from moh_deploy.validate.matching import match_inputs
+from moh_deploy.validate.reference.matching import match_inputs
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.validate.input_sets import InputSet
+from moh_deploy.validate.reference.input_sets import InputSet
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from moh_deploy.report.document import Cell, Share
 from moh_deploy.report.json import FLAT, in_json
 from moh_deploy.system.npz import Array
 from moh_deploy.system.units import BYTES, MILLISECONDS, PER_SECOND, SHARE
-from moh_deploy.validate.output_parity import compare_output
-from moh_deploy.validate.tolerances import Tolerance, output_rule, tolerance_for
+from moh_deploy.validate.compare.output_parity import compare_output
+from moh_deploy.validate.compare.tolerances import Tolerance, output_rule, tolerance_for
 
 # Compare the outputs of candidates: a ratio of two different computations says little.
 

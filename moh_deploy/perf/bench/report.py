@@ -40,7 +40,7 @@ from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count, number, percent
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.validate.input_sets import RANDOM
+from moh_deploy.validate.reference.input_sets import RANDOM
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.models import kernels_of
 from moh_deploy.runtime.open_runner import open_runner, opened_package
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.model_references import PackageReference
-from moh_deploy.validate.policy import BUILT_IN_POLICY
-from moh_deploy.validate.recorded_parity import compare_recorded
-from moh_deploy.validate.samples import named_mask
-from moh_deploy.validate.subject import Subject
-from moh_deploy.validate.verify_runs import WhatToRun, verify_runs
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
+from moh_deploy.validate.compare.recorded_parity import compare_recorded
+from moh_deploy.validate.compare.verify_runs import WhatToRun, verify_runs
+from moh_deploy.validate.reference.input_sets import InputSet
+from moh_deploy.validate.reference.model_references import PackageReference
+from moh_deploy.validate.reference.samples import named_mask
+from moh_deploy.validate.reference.subject import Subject
 
 CONTEST = "contest"
 HOPELESS = 1.5

@@ -44,9 +44,9 @@ from moh_deploy.runtime.models import runtime_name_of
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.layer_values import names_to_return
-from moh_deploy.validate.recorded_parity import compare_recorded
+from moh_deploy.validate.compare.recorded_parity import compare_recorded
+from moh_deploy.validate.reference.input_sets import InputSet
+from moh_deploy.validate.reference.layer_values import names_to_return
 
 # Choose from measurements. Where they cannot tell, the prediction does, or else plainness.
 

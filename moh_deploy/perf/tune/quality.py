@@ -20,10 +20,10 @@ from moh_deploy.validate.accuracy.judge import judge as judge_metric
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.tally import SampleFiles, Scored, Tally
-from moh_deploy.validate.agreement import Flips
-from moh_deploy.validate.condition import AccuracyCondition, Condition, FlipsCondition
-from moh_deploy.validate.samples import Sample
-from moh_deploy.validate.valid_tokens import EVERY_TOKEN, token_view
+from moh_deploy.validate.compare.agreement import Flips
+from moh_deploy.validate.compare.condition import AccuracyCondition, Condition, FlipsCondition
+from moh_deploy.validate.reference.samples import Sample
+from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, token_view
 
 FLOAT32_PACKAGE = "the float32 package"
 _FEW = 64

@@ -10,10 +10,10 @@ from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import AS_IT_IS, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.parity import compare
-from moh_deploy.validate.samples import own_view
-from moh_deploy.validate.valid_tokens import TokenView
+from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.reference.input_sets import InputSet
+from moh_deploy.validate.reference.samples import own_view
+from moh_deploy.validate.reference.valid_tokens import TokenView
 
 
 def check_same_outputs(

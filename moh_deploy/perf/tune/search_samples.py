@@ -14,15 +14,15 @@ from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.reading import read_labelled
 from moh_deploy.validate.accuracy.tally import SampleFiles
 from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.input_sets import InputSet, checked_weights, input_sets
-from moh_deploy.validate.samples import (
+from moh_deploy.validate.reference.input_sets import InputSet, checked_weights, input_sets
+from moh_deploy.validate.reference.samples import (
     named_mask,
     npz_files,
     read_samples,
     recorded_samples,
     with_valid_tokens,
 )
-from moh_deploy.validate.subject import Subject
+from moh_deploy.validate.reference.subject import Subject
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ from moh_deploy.serving.guard.same_answers import Comparison
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.source import Ran
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.function_bodies import Recorder
-from moh_deploy.validate.layer_values import LayerValues
+from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.reference.layer_values import LayerValues
 
 _STEP_S = 0.1
 """Between two probes: they take from the machine what answers need."""

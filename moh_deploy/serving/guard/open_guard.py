@@ -21,7 +21,7 @@ from moh_deploy.serving.guard.ladder_state import LadderState
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.guard.running_marks import RunningMarks, died_in
 from moh_deploy.system.staging import scratch_directory, temporary_place
-from moh_deploy.validate.layer_values import layer_values
+from moh_deploy.validate.reference.layer_values import layer_values
 
 
 @dataclass(frozen=True)

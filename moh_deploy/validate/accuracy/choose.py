@@ -17,7 +17,7 @@ from moh_deploy.validate.accuracy.class_labels import Labelling, check_integers,
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.metrics import IntArray, Metric, MetricScores, has_nan
 from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS, ScoreFunction, Task, UserMetric
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 # Metrics of class labels: top-k accuracy, and perplexity.
 

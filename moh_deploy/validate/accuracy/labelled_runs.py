@@ -13,10 +13,10 @@ from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.validate.accuracy.dataset import Batch, Dataset, Fits, SampleAxis, choose_size
 from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.input_sets import known_size
-from moh_deploy.validate.samples import Sample, label, valid_tokens_of
-from moh_deploy.validate.subject import Subject
-from moh_deploy.validate.user_vectors import check_ranges
+from moh_deploy.validate.reference.input_sets import known_size
+from moh_deploy.validate.reference.samples import Sample, label, valid_tokens_of
+from moh_deploy.validate.reference.subject import Subject
+from moh_deploy.validate.reference.user_vectors import check_ranges
 
 _MOST_SAMPLES = 64
 _RUN_BYTES = 2**27

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.metric_parity import Better
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 IntArray = NDArray[np.int64]
 

@@ -23,8 +23,8 @@ from moh_deploy.validate.accuracy.dataset import (
 from moh_deploy.validate.accuracy.label_files import SUFFIXES, read_labels
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.samples import short_names
-from moh_deploy.validate.user_vectors import split_members
+from moh_deploy.validate.reference.samples import short_names
+from moh_deploy.validate.reference.user_vectors import split_members
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.accuracy.metrics import IntArray, Metric, MetricScores
-from moh_deploy.validate.differences import Float64Array
-from moh_deploy.validate.valid_tokens import ValidTokens
+from moh_deploy.validate.reference.differences import Float64Array
+from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from moh_deploy.system.user_code import describe_error
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.metrics import MetricScores, has_nan
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 # A metric that the user wrote: a function of outputs and labels.
 

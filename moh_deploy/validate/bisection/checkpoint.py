@@ -14,8 +14,8 @@ from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.validate.bisection.judge import Recorded, VariantJudge
 from moh_deploy.validate.bisection.places import ModelGraph
-from moh_deploy.validate.differences import worst
-from moh_deploy.validate.noise_floor import STEPS
+from moh_deploy.validate.compare.noise_floor import STEPS
+from moh_deploy.validate.reference.differences import worst
 
 FLOAT32_STEP = 2.0**-23
 

@@ -20,7 +20,7 @@ from moh_deploy.report.json import FLAT, HIDDEN, in_json
 from moh_deploy.validate.bisection.divergence import NodeError
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.places import ModelGraph, NodePlace
-from moh_deploy.validate.noise_floor import STEPS
+from moh_deploy.validate.compare.noise_floor import STEPS
 
 # Find a smallest set of items with which a test passes, in few tests.
 #

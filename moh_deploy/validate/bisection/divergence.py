@@ -14,9 +14,9 @@ from moh_deploy.report.json import FLAT, HIDDEN
 from moh_deploy.system.npz import BFLOAT16, Array, BoolArray
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.places import ModelGraph, NodePlace
-from moh_deploy.validate.differences import abs_error, largest, largest_finite
-from moh_deploy.validate.samples import own_masks
-from moh_deploy.validate.valid_tokens import ValidTokens, inner_places
+from moh_deploy.validate.reference.differences import abs_error, largest, largest_finite
+from moh_deploy.validate.reference.samples import own_masks
+from moh_deploy.validate.reference.valid_tokens import ValidTokens, inner_places
 
 _FIRST = 64
 """Values that are fetched in the first pair of runs; their size decides on the next ones."""

@@ -16,15 +16,15 @@ from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.recorded_value import RecordedValue, recorded_values
-from moh_deploy.validate.differences import worst
-from moh_deploy.validate.layer_parity import LayerReference, LayerValuesFound, compare_layer
-from moh_deploy.validate.layer_values import LayerValues, layer_values
-from moh_deploy.validate.noise_floor import NOISE, NoisyModel, recorded_floor
-from moh_deploy.validate.output_parity import compare_output
-from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.samples import own_view
-from moh_deploy.validate.tolerances import Tolerance
-from moh_deploy.validate.valid_tokens import TokenView
+from moh_deploy.validate.compare.layer_parity import LayerReference, LayerValuesFound, compare_layer
+from moh_deploy.validate.compare.noise_floor import NOISE, NoisyModel, recorded_floor
+from moh_deploy.validate.compare.output_parity import compare_output
+from moh_deploy.validate.compare.policy import Policy
+from moh_deploy.validate.compare.tolerances import Tolerance
+from moh_deploy.validate.reference.differences import worst
+from moh_deploy.validate.reference.layer_values import LayerValues, layer_values
+from moh_deploy.validate.reference.samples import own_view
+from moh_deploy.validate.reference.valid_tokens import TokenView
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.validate.bisection.judge import Recorded
 from moh_deploy.validate.bisection.node_difference import WeightedGraph, node_differences
 from moh_deploy.validate.bisection.places import ModelGraph, NodePlace, Reached
-from moh_deploy.validate.tolerances import rule_name
+from moh_deploy.validate.compare.tolerances import rule_name
 
 # Bound the place of a fault by the recorded values of the original model.
 

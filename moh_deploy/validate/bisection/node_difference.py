@@ -13,7 +13,7 @@ import onnx
 from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection.places import ModelGraph
-from moh_deploy.validate.differences import abs_error, largest, largest_finite
+from moh_deploy.validate.reference.differences import abs_error, largest, largest_finite
 
 
 @dataclass(frozen=True)

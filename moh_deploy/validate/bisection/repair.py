@@ -23,9 +23,9 @@ from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.validate.bisection.locate import IN_GRAPH, Located
 from moh_deploy.validate.bisection.places import ModelGraph, what_runs
 from moh_deploy.validate.bisection.report import Repair
-from moh_deploy.validate.parity_report import ParityReport
-from moh_deploy.validate.recorded_parity import proof_of
-from moh_deploy.validate.samples import recorded_samples
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.recorded_parity import proof_of
+from moh_deploy.validate.reference.samples import recorded_samples
 
 _NO_NODES = "so no choice of nodes makes it right."
 _WRONG_ITSELF = f"In float32 it is wrong as well, {_NO_NODES}"

@@ -18,7 +18,7 @@ from moh_deploy.validate.bisection.cure import Cure
 from moh_deploy.validate.bisection.divergence import NodeError, by_module
 from moh_deploy.validate.bisection.locate import Between, Cause, Divergence
 from moh_deploy.validate.bisection.places import NodePlace
-from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.compare.parity_report import ParityReport
 
 _MOST_ROWS = 40
 _MOST_NAMES = 5

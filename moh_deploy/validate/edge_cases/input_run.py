@@ -15,21 +15,21 @@ from moh_deploy.runtime.base import Runner, RunnerAround
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.variants import Noise
 from moh_deploy.system.npz import Array, BoolArray
+from moh_deploy.validate.compare.noise_floor import NOISE, NoisyModel
+from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
+from moh_deploy.validate.compare.policy import Policy
 from moh_deploy.validate.edge_cases.case_result import CaseResult, CaseStatus, input_result
 from moh_deploy.validate.edge_cases.first_difference import Cut, FirstDifference, whole
 from moh_deploy.validate.edge_cases.input_states import InputState
 from moh_deploy.validate.edge_cases.routing_judge import nan_places
 from moh_deploy.validate.edge_cases.source import Sides
-from moh_deploy.validate.function_bodies import Recorder
-from moh_deploy.validate.input_sets import known_size
-from moh_deploy.validate.noise_floor import NOISE, NoisyModel
-from moh_deploy.validate.parity import compare
-from moh_deploy.validate.parity_report import ParityReport
-from moh_deploy.validate.parity_result import LayerParity, OutputParity
-from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.samples import valid_tokens_of
-from moh_deploy.validate.valid_tokens import ValidTokens
-from moh_deploy.validate.variants import Variants
+from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.reference.input_sets import known_size
+from moh_deploy.validate.reference.samples import valid_tokens_of
+from moh_deploy.validate.reference.valid_tokens import ValidTokens
+from moh_deploy.validate.reference.variants import Variants
 
 # Tell whether rounding may be why tokens chose other heads, where nobody knows how near a tie is.
 #

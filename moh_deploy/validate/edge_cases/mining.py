@@ -20,11 +20,11 @@ from moh_deploy.package import (
     bounded,
 )
 from moh_deploy.system.npz import BoolArray
-from moh_deploy.validate.function_bodies import Recorder
-from moh_deploy.validate.input_sets import batch_dim, picked
-from moh_deploy.validate.reference import Reference
-from moh_deploy.validate.samples import Sample, valid_tokens_of
-from moh_deploy.validate.user_vectors import check_ranges
+from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.reference.input_sets import batch_dim, picked
+from moh_deploy.validate.reference.reference import Reference
+from moh_deploy.validate.reference.samples import Sample, valid_tokens_of
+from moh_deploy.validate.reference.user_vectors import check_ranges
 
 TOKENS_PER_LAYER = 3
 """How many tokens of a sample are named, for each layer."""

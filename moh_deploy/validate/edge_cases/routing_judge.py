@@ -15,13 +15,13 @@ from moh_deploy.ops.contract import find_mismatch
 from moh_deploy.ops.spec import AttributeValue
 from moh_deploy.package import VectorSet, beside_masks, spread
 from moh_deploy.system.npz import Array, BoolArray
-from moh_deploy.validate.differences import (
+from moh_deploy.validate.compare.tolerances import Tolerance
+from moh_deploy.validate.reference.differences import (
     abs_error,
     describe_worst,
     largest,
     structural_mismatch,
 )
-from moh_deploy.validate.tolerances import Tolerance
 
 PortArrays = Mapping[str, Array]
 """Port of a MoHRouter to logits [B, S, N]."""

@@ -18,6 +18,7 @@ from moh_deploy.package.router_nodes import lost_at
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.system.progress import Progress
+from moh_deploy.validate.compare.tolerances import Tolerance
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.followed_gates import read_problem
 from moh_deploy.validate.edge_cases.routing_judge import (
@@ -30,7 +31,6 @@ from moh_deploy.validate.edge_cases.routing_judge import (
     values_mismatch,
 )
 from moh_deploy.validate.edge_cases.source import RoutedLayer, Sides
-from moh_deploy.validate.tolerances import Tolerance
 
 # The logits on which implementations of routers go wrong.
 

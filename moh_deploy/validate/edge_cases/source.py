@@ -17,11 +17,11 @@ from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, GraphEdit, Runner
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array, BoolArray
-from moh_deploy.validate.function_bodies import Recorder
-from moh_deploy.validate.layer_values import names_to_return
-from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
-from moh_deploy.validate.samples import valid_tokens_of
-from moh_deploy.validate.valid_tokens import (
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, Policy
+from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.reference.layer_values import names_to_return
+from moh_deploy.validate.reference.samples import valid_tokens_of
+from moh_deploy.validate.reference.valid_tokens import (
     EVERY_TOKEN,
     TokenView,
     ValidTokens,

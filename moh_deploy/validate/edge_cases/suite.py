@@ -14,6 +14,9 @@ from moh_deploy.package.router_nodes import operator_text
 from moh_deploy.runtime.base import GraphEdit, Runner
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress
+from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.tolerances import coarsest, rule_name
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, input_result
 from moh_deploy.validate.edge_cases.first_difference import FirstDifference, whole
 from moh_deploy.validate.edge_cases.input_run import InputJudge
@@ -23,13 +26,10 @@ from moh_deploy.validate.edge_cases.other_sizes import SAMPLES, TOKENS, SizeJudg
 from moh_deploy.validate.edge_cases.routing_judge import values_mismatch
 from moh_deploy.validate.edge_cases.routing_run import run_routing_states
 from moh_deploy.validate.edge_cases.source import Sides, Source, feeding, fixed_values
-from moh_deploy.validate.input_sets import sized_inputs
-from moh_deploy.validate.parity import compare
-from moh_deploy.validate.parity_report import ParityReport
-from moh_deploy.validate.reference import corpus_reference, corpus_samples, recorded_from
-from moh_deploy.validate.samples import with_valid_tokens
-from moh_deploy.validate.tolerances import coarsest, rule_name
-from moh_deploy.validate.valid_tokens import EVERY_TOKEN, token_view
+from moh_deploy.validate.reference.input_sets import sized_inputs
+from moh_deploy.validate.reference.reference import corpus_reference, corpus_samples, recorded_from
+from moh_deploy.validate.reference.samples import with_valid_tokens
+from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, token_view
 
 # Ask a model that treats one size of its inputs apart what it makes there if it does not.
 #

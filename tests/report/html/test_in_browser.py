@@ -16,7 +16,7 @@ from moh_deploy.report.charts import MarginBin, MarginHistogram
 from moh_deploy.report.document import About, no_answer
 from moh_deploy.report.html.heat_map import shade
 from moh_deploy.report.html.page import page as page_of
-from moh_deploy.validate.parity_report import combined
+from moh_deploy.validate.compare.parity_report import combined
 from tests.decision.cost.reports import cost_report
 from tests.decision.reports import decision_report
 from tests.nightly import nightly, sampled

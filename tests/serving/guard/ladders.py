@@ -20,7 +20,7 @@ from moh_deploy.serving.guard.ladder_state import LadderState
 from moh_deploy.serving.guard.running_marks import RunningMarks
 from moh_deploy.serving.source import Ran
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.layer_values import layer_values, names_to_return
+from moh_deploy.validate.reference.layer_values import layer_values, names_to_return
 
 LIMITS = BreakerLimits(cool_down_s=10, probes=2)
 
