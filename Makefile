@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare-demo serve-demo text-demo test test-builds test-all test-long test-cuda test-gpu test-trt cuda plugin wheels lock check format clean build-dependencies test-dependencies
+.PHONY: help demo compare-demo serve-demo text-demo test test-touched test-builds test-all test-long test-cuda test-gpu test-trt cuda plugin wheels lock check format clean build-dependencies test-dependencies
 CPP_SOURCES := $(shell find plugins -name "*.h" -o -name "*.cc" -o -name "*.cu" -o -name "*.cuh")
 SHELL_SCRIPTS := .ci/run ci/gate.sh tools/check_aarch64.sh tools/debian-packages.sh tools/install-build-dependencies \
     tools/install-test-dependencies
@@ -36,6 +36,7 @@ help:
 	@echo "make serve-demo  serve the package of make demo by Triton on the CPU, and compare every answer"
 	@echo "make text-demo  train a small language model on Python's help, export it, lower it to 4 bits, let it write"
 	@echo "make test    run the tests that every push runs"
+	@echo "make test-touched   of these, the tests that reach the files changed since SINCE (default: HEAD)"
 	@echo "make test-all   run all tests: every planted bug, every plan, sanitizers, other runtimes, random examples"
 	@echo "make test-long  fuzz the readers, and plant every fault in every model; takes hours"
 	@echo "make cuda    compile the kernels for NVIDIA GPUs; needs nvcc, but no GPU"
@@ -71,6 +72,11 @@ $(TRITON)/.installed: examples/serving/server-requirements.txt | $(VENV)/.create
 
 test: test-builds test-dependencies
 	$(PYTEST) $(PYTEST_ARGS)
+
+# For developers: what reaches the files that changed since a commit (SINCE=main).
+SINCE ?= HEAD
+test-touched: test-builds
+	$(PYTEST) $(PYTEST_ARGS) $$($(BIN)/python tools/touched_tests.py $(SINCE))
 
 # What is there already from the same sources is not built again.
 test-builds: build-dependencies $(VENV)/.installed-$(TEST_EXTRAS) $(VENV)/.kernels

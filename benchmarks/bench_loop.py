@@ -22,7 +22,7 @@ from moh_deploy.perf.bench.latency import runs_timer
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.input_sets import sized_inputs
+from moh_deploy.validate.reference.input_sets import sized_inputs
 
 
 @dataclass

@@ -32,7 +32,7 @@ from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import Stopwatch, ratio
 from moh_deploy.perf.tune.whole_model import time_model
 from moh_deploy.runtime.base import Variant
-from moh_deploy.validate.input_sets import input_sets
+from moh_deploy.validate.reference.input_sets import input_sets
 
 PACKAGES = ("moh-deploy", "onnxruntime")
 AS_IT_IS = "package"

@@ -16,7 +16,7 @@ from ort_session import Unusable, kernel_session, plain_session
 
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.frontend.fx.outputs import tensors_of
-from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
+from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
 from moh_deploy.package.switches import all_nodes
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import KernelUse

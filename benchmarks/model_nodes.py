@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from moh_deploy.ops import OPS
-from moh_deploy.ops.element_types import to_type_proto
+from moh_deploy.ops.onnx_schema import to_type_proto
 from moh_deploy.ops.spec import TensorType
 from moh_deploy.package import LayerInfo, OnnxPackage
 from moh_deploy.runtime.base import Variant

@@ -12,8 +12,8 @@ from op_timing import WrongOutput
 
 from moh_deploy.package import VectorSet
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.output_parity import compare_output
-from moh_deploy.validate.tolerances import TOLERANCES, tolerance_for
+from moh_deploy.validate.compare.output_parity import compare_output
+from moh_deploy.validate.compare.tolerances import TOLERANCES, tolerance_for
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from moh_deploy.ops.attention_function import AttentionVariant
 from moh_deploy.ops.attention_function import function_body as attention_body
 from moh_deploy.ops.onnx_schema import make_node
-from moh_deploy.ops.router_function import RouterVariant
-from moh_deploy.ops.router_function import function_body as router_body
+from moh_deploy.ops.router import RouterVariant
+from moh_deploy.ops.router import function_body as router_body
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner

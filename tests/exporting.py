@@ -13,14 +13,14 @@ from torch.utils._pytree import tree_leaves
 
 from moh_deploy.api import export_package as pipeline
 from moh_deploy.config.options import ExportOptions
+from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.validate.export_report import ExportReport
-from moh_deploy.validate.fresh_process import proven
-from moh_deploy.validate.tolerances import tolerance_for
+from moh_deploy.validate.compare.fresh_process import proven
+from moh_deploy.validate.compare.tolerances import tolerance_for
 from tests.zoo.model import noise
 
 INPUT = "x:[batch=2,seq=5,8]:float32"

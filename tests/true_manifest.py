@@ -13,9 +13,8 @@ from moh_deploy.package import (
     VectorSet,
     load_without_weights,
 )
-from moh_deploy.package.facts import with_shown
+from moh_deploy.package.facts import recorded_facts, with_shown
 from moh_deploy.package.model_facts import model_facts
-from moh_deploy.package.recorded_facts import recorded_facts
 
 
 def finish_true(

@@ -13,8 +13,8 @@ import onnx
 
 from moh_deploy.ops import OPS
 from moh_deploy.ops.onnx_schema import make_node
-from moh_deploy.ops.router_function import RouterVariant
-from moh_deploy.ops.router_function import function_body as router_body
+from moh_deploy.ops.router import RouterVariant
+from moh_deploy.ops.router import function_body as router_body
 from moh_deploy.package import OnnxPackage, PackageWriter, VectorSet
 from tests.handmade_package import ATTRIBUTES, LAYER, MANIFEST, gate_weight, model, vectors
 from tests.true_manifest import finish_true

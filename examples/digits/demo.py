@@ -26,8 +26,8 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import write_npz
-from moh_deploy.validate.parity import compare
-from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.compare.parity_report import ParityReport
 
 HERE = Path(__file__).parent
 

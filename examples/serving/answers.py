@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.tolerances import tolerance_for
+from moh_deploy.validate.compare.tolerances import tolerance_for
 
 IntArray: TypeAlias = NDArray[np.int64]
 FloatArray: TypeAlias = NDArray[np.float64]

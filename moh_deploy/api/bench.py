@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moh_deploy.api.plain_engine import build_plain_engine
+from moh_deploy.api.build import build
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, Runtime
 from moh_deploy.perf.bench.baseline_figures import bench_figures, machine_of, require_one_package
@@ -24,19 +24,56 @@ from moh_deploy.perf.bench.gates import parse_gate
 from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import check_timing
-from moh_deploy.report.baseline.path_keys import path_key
+from moh_deploy.report.baseline.figures import path_key
 from moh_deploy.report.baseline.ratchet import Ratchet
 from moh_deploy.report.document import About
 from moh_deploy.report.markdown import MARKDOWN_FILE
 from moh_deploy.report.markdown import markdown as as_markdown
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.original import Original
+from moh_deploy.runtime.tensorrt.build_plan import HARDWARE
 from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
+from moh_deploy.runtime.tensorrt.profiles import profile_text
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.system.staging import scratch_directory, staged_file
-from moh_deploy.validate.input_sets import InputSet, batch_dim, input_sets, sized_inputs
-from moh_deploy.validate.samples import npz_files
+from moh_deploy.validate.reference.input_sets import InputSet, batch_dim, input_sets, sized_inputs
+from moh_deploy.validate.reference.samples import npz_files
+
+# Build the engine that a benchmark compares another one with: the same without our kernels.
+
+
+def build_plain_engine(
+    engine: Path, package: Path, output: Path, progress: Progress | None = None
+) -> None:
+    """Build a package once more, as an engine of it was built, of TensorRT's own layers.
+
+    Args:
+        engine: The directory of the engine.
+        package: What it was built from.
+        output: The directory to write.
+        progress: What to report steps to.
+
+    Raises:
+        PackageError: There is no engine, or it has changed.
+        BackendError: TensorRT does not build here.
+    """
+    manifest = read_engine_dir(engine)
+    levels = {theirs: ours for ours, theirs in HARDWARE.items()}
+    build(
+        package,
+        backend=manifest.backend,
+        output=output,
+        precision=manifest.precision,
+        profiles=[profile_text(profile) for profile in manifest.profiles],
+        compute_capabilities=manifest.compute_capabilities,
+        workspace=None if manifest.workspace_bytes is None else str(manifest.workspace_bytes),
+        plain=True,
+        version_compatible=manifest.version_compatible,
+        hardware_compatibility=levels.get(manifest.hardware_compatibility or ""),
+        progress=progress,
+    )
+
 
 DEFAULT_SECONDS, DEFAULT_WARMUP = 5.0, 0.5
 
@@ -116,13 +153,13 @@ def bench(
         with progress.step("reading the packages"):
             setting = BenchSetting(kernels, threads, original, scratch, runtime)
             candidates = find_candidates(setting, roots, baselines, package)
-            names = [one.name for one in candidates.entries]
-            against = [one.name for one in candidates.entries if one.is_baseline]
+            names = [entry.name for entry in candidates.entries]
+            against = [entry.name for entry in candidates.entries if entry.is_baseline]
             if ratchet is not None:
-                require_one_package({one.name: one.is_baseline for one in candidates.entries})
+                require_one_package({entry.name: entry.is_baseline for entry in candidates.entries})
             # Gates are read before anything is timed: a typing error must not cost the minutes
             # until then.
-            asked = [parse_gate(one, candidates=names, baselines=against) for one in gates]
+            asked = [parse_gate(gate, candidates=names, baselines=against) for gate in gates]
             sets = _input_sets(candidates.first, list(map(Path, inputs)), batch, sizes or {})
         # Minutes of work: by now everything that is asked for fits. An engine has its package.
         if package is not None and any(map(is_the_engine, against)):
@@ -156,7 +193,7 @@ def _usual_baselines(roots: Sequence[Path | str]) -> Sequence[str]:
     if not roots or not is_engine_dir(roots[0]):
         return ()
     layers = read_engine_dir(Path(roots[0])).layers
-    has_kernels = any("kernel" in (one.moh_impl, one.router_impl) for one in layers)
+    has_kernels = any("kernel" in (layer.moh_impl, layer.router_impl) for layer in layers)
     return (PLAIN_ENGINE,) if has_kernels else ()
 
 
@@ -176,9 +213,11 @@ def _path_keys(
 ) -> dict[str, str]:
     """Return the keys of baselines and inputs in a baseline file, for those that are paths."""
     is_word = (is_the_package, is_the_original, is_the_engine)
-    packages = [one for one in baselines if not any(is_one(one) for is_one in is_word)]
-    paths = [*packages, *map(str, npz_files([Path(one) for one in inputs]))]
-    return {one: path_key(one, file) for one in paths}
+    packages = [
+        baseline for baseline in baselines if not any(is_one(baseline) for is_one in is_word)
+    ]
+    paths = [*packages, *map(str, npz_files([Path(path) for path in inputs]))]
+    return {path: path_key(path, file) for path in paths}
 
 
 def _input_sets(
@@ -197,8 +236,11 @@ def _input_sets(
     recorded = input_sets(package, files, [])
     found = sized_inputs(package, asked) if asked else recorded
     # Other models may take them by their order, which that of a file is not.
-    names = [one.name for one in package.manifest.inputs]
-    return [replace(one, inputs={name: one.inputs[name] for name in names}) for one in found]
+    names = [info.name for info in package.manifest.inputs]
+    return [
+        replace(input_set, inputs={name: input_set.inputs[name] for name in names})
+        for input_set in found
+    ]
 
 
 def _batch_sizes(package: OnnxPackage, batch: Sequence[int]) -> dict[str, Sequence[int]]:

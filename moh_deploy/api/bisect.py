@@ -23,8 +23,8 @@ from moh_deploy.validate.bisection.experiments import Experiments, answered
 from moh_deploy.validate.bisection.locate import Cause, locate
 from moh_deploy.validate.bisection.repair import RepairJob, look_for_repair
 from moh_deploy.validate.bisection.report import BisectReport, Repair
-from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
-from moh_deploy.validate.samples import read_samples, recorded_samples
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, read_policy
+from moh_deploy.validate.reference.samples import read_samples, recorded_samples
 
 MOST_RUNS = 100
 
@@ -122,7 +122,7 @@ def _lowered(package: OnnxPackage, to: str, folder: Path) -> tuple[OnnxPackage, 
 
 def _by_hand(repair: Repair) -> str:
     """Return the command that writes the repaired package again."""
-    names = " ".join(f"--float32 {shlex.quote(one.place.node)}" for one in repair.cure.nodes)
+    names = " ".join(f"--float32 {shlex.quote(node.place.node)}" for node in repair.cure.nodes)
     return f"`moh-deploy precision DIR --to int8 {names} --output DIR` writes the same package."
 
 

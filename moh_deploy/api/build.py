@@ -16,7 +16,7 @@ from moh_deploy.api.caches_in_place import write_caches_in_place
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.machine.device_code import DeviceCode, device_code
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
-from moh_deploy.package.model_files import save_model
+from moh_deploy.package.writer import save_model
 from moh_deploy.runtime.tensorrt.build_plan import (
     BuildPlan,
     bytes_of,
@@ -57,7 +57,7 @@ from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import DirectoryKind, check_output
 from moh_deploy.system.staging import StagedDirectory, sync_file, temporary_place
-from moh_deploy.validate.recorded_parity import require_equal
+from moh_deploy.validate.compare.recorded_parity import require_equal
 
 _WORK_NAME, _LOWERED_NAME, _TIMING_NAME = "work", "lowered", "timing"
 # Of a library that tests make, over kernels for the CPU: what the real one can be compiled for.
@@ -294,7 +294,7 @@ class _Build:
             creators=graph.plugin_ops,
             embed_plugin=plan.embed_plugin,
             compute_capabilities=plan.targets,
-            profiles=tuple(shapes(inputs, one) for one in plan.profiles),
+            profiles=tuple(shapes(inputs, profile) for profile in plan.profiles),
             workspace_bytes=plan.workspace_bytes,
             timing_cache=self._times_before(),
             timing_cache_out=None if self._times is None else str(self._work / _TIMES_AFTER),

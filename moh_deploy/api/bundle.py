@@ -14,7 +14,7 @@ from moh_deploy.serving.triton.bundle_json import Backend
 from moh_deploy.serving.triton.bundle_report import BundleReport
 from moh_deploy.serving.triton.check import BundleCheck, examine_bundle
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.validate.recorded_parity import require_equal
+from moh_deploy.validate.compare.recorded_parity import require_equal
 
 DEFAULT_GUARD = "default"
 

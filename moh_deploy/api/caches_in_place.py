@@ -14,7 +14,7 @@ from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import Manifest, OnnxPackage, PackageWriter, VectorSet
 from moh_deploy.package.cache_buffers import in_buffers
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.recorded_parity import publish_if_equal, require_equal
+from moh_deploy.validate.compare.recorded_parity import publish_if_equal, require_equal
 
 
 def with_caches_in_place(

@@ -13,18 +13,17 @@ from pathlib import Path
 import moh_deploy
 from moh_deploy.api.made_arms import LoadOriginal, find_arms
 from moh_deploy.config.trust import require_trust
+from moh_deploy.decision.arm_report import DataFile
 from moh_deploy.decision.earlier import read_earlier
-from moh_deploy.decision.energy import energy_clock
-from moh_deploy.decision.measure import PlannedRun
+from moh_deploy.decision.measure import PlannedRun, first_inputs, try_arms
 from moh_deploy.decision.new_plan import NEW_PLAN
 from moh_deploy.decision.plan import PlanFile, QualityGoal, plan_of, read_plan
-from moh_deploy.decision.report import DataFile, DecisionReport
+from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.score_arms import ScoreArms, score_arms
 from moh_deploy.decision.score_blocks import BlockScorer
 from moh_deploy.decision.spread import RayBlocks, check_ray, pickled
 from moh_deploy.decision.summarise import LookSetting, report_of
 from moh_deploy.decision.timed_inputs import timed_inputs
-from moh_deploy.decision.try_out import first_inputs, try_arms
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.fresh_run import MeasureFresh, fresh_run
@@ -41,8 +40,8 @@ from moh_deploy.validate.accuracy.labelled_runs import LabelledRun, labelled_run
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.reading import LabelledData, read_labelled
 from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.samples import named_mask, npz_files
-from moh_deploy.validate.subject import Subject
+from moh_deploy.validate.reference.samples import named_mask, npz_files
+from moh_deploy.validate.reference.subject import Subject
 
 
 def compare(
@@ -105,8 +104,8 @@ def compare(
     """
     progress = progress or SilentProgress()
     given = {
-        "paths": [str(one) for one in paths],
-        "inputs": [str(one) for one in inputs],
+        "paths": [str(path) for path in paths],
+        "inputs": [str(path) for path in inputs],
         "labels": None if labels is None else str(labels),
         "metric": metric,
         "may_lose": may_lose,
@@ -140,7 +139,6 @@ def compare(
         if ray is not None:
             pickled(samples.metrics)
         kept = None if keep_scores is None else _kept(Path(keep_scores))
-    energy = energy_clock()
     with _scratch(kept if ray is not None else None) as scratch:
         there = found.given(progress)
         if len(there) < len(file.plan.arms):
@@ -156,16 +154,14 @@ def compare(
             metrics=samples.metrics,
             timed=timed,
             measure=measure
-            or runs_timer(
-                file.plan.seconds, file.plan.warmup, threads=file.plan.threads, energy=energy.joules
-            ),
+            or runs_timer(file.plan.seconds, file.plan.warmup, threads=file.plan.threads),
             measure_fresh=measure_fresh or fresh_run,
             scratch=scratch,
             progress=progress,
             score=_scoring(file, samples, kept, ray),
         )
         measured = job.measured()
-        setting = LookSetting(look, told, samples.files, energy)
+        setting = LookSetting(look, told, samples.files)
         with progress.step("deciding"):
             return report_of(file.plan, arms, measured, setting)
 
@@ -215,7 +211,7 @@ def _shared_scratch(place: Path) -> Iterator[Path]:
 def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | None) -> ScoreArms:
     if kept is None and ray is None:
         return score_arms
-    subject = {one.path: one.sha256 for one in samples.files}
+    subject = {file.path: file.sha256 for file in samples.files}
     subject |= {"plan": file.plan.digest, "version": moh_deploy.__version__, "mask": samples.mask}
     threads = file.plan.threads
     if ray is None or threads is None:
@@ -242,23 +238,23 @@ def _samples(file: PlanFile, base: OnnxPackage) -> _Samples:
     plan = file.plan
     if not plan.quality:
         return _Samples()
-    paths = npz_files([file.placed(one) for one in plan.inputs])
+    paths = npz_files([file.placed(path) for path in plan.inputs])
     assert plan.labels is not None, "the plan was checked"
     is_file = Path(plan.labels).suffix.lower() in SUFFIXES
     labels = file.placed(Path(plan.labels)) if is_file else plan.labels
     mask = named_mask(base.manifest, plan.valid_tokens)
-    tasks = [_task(file, one, labels, mask) for one in plan.quality]
+    tasks = [_task(file, quality_goal, labels, mask) for quality_goal in plan.quality]
     # Once for each metric: each chooses its own output, and has to fit the labels.
-    read = [read_labelled(paths, one, base.manifest) for one in tasks]
+    read = [read_labelled(paths, task, base.manifest) for task in tasks]
     subject = Subject(opened_package(base), base, "auto")
     batches = [
         run
-        for one in read[0].datasets
-        for run in labelled_runs(subject, one, read[0].axis, tasks[0])
+        for dataset in read[0].datasets
+        for run in labelled_runs(subject, dataset, read[0].axis, tasks[0])
     ]
     hashed = [*paths, labels] if isinstance(labels, Path) else paths
-    files = [DataFile(str(one), sha256_of(one)) for one in hashed]
-    metrics = [metric for one in read for metric in one.metrics]
+    files = [DataFile(str(path), sha256_of(path)) for path in hashed]
+    metrics = [metric for labelled_data in read for metric in labelled_data.metrics]
     return _Samples(read[0], tuple(batches), tuple(metrics), tuple(files), mask or "")
 
 
@@ -271,7 +267,7 @@ def _task(file: PlanFile, section: QualityGoal, labels: Path | str, mask: str | 
         output=section.output,
         labelling=Labelling(plan.ignore_label, plan.shifted),
         batch_size=plan.batch_size,
-        code_dirs=tuple(file.placed(one) for one in plan.code_dirs),
+        code_dirs=tuple(file.placed(code_directory) for code_directory in plan.code_dirs),
         valid_tokens=mask,
     )
 

@@ -28,8 +28,8 @@ from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.system.staging import scratch_directory
 from moh_deploy.system.suggest import did_you_mean
-from moh_deploy.validate.policy import BUILT_IN_POLICY
-from moh_deploy.validate.tolerances import Tolerance
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
+from moh_deploy.validate.compare.tolerances import Tolerance
 
 ALL_FAULTS = (*FAULTS, KILL)
 _MOST_CASES = 8
@@ -174,13 +174,13 @@ def _files_of_server(
 
 
 def _checked(faults: Sequence[str], *, has_worker: bool) -> tuple[str, ...]:
-    for one in faults:
-        if one not in ALL_FAULTS:
+    for fault in faults:
+        if fault not in ALL_FAULTS:
             raise ConfigError(
-                f"fault '{one}' is none of {', '.join(ALL_FAULTS)}.",
-                hint=did_you_mean(one, ALL_FAULTS) or None,
+                f"fault '{fault}' is none of {', '.join(ALL_FAULTS)}.",
+                hint=did_you_mean(fault, ALL_FAULTS) or None,
             )
-        if one == KILL and not has_worker:
+        if fault == KILL and not has_worker:
             raise ConfigError("there is no worker that a drill may kill here: leave out 'kill'.")
     return tuple(faults) or (ALL_FAULTS if has_worker else FAULTS)
 

@@ -12,10 +12,10 @@ from typing_extensions import Unpack
 from moh_deploy.api.export_package import export_package as _export
 from moh_deploy.config.export_config import RequiredLayers
 from moh_deploy.config.options import CacheForm, ExportOptions, ModelOptions
+from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.frontend.prove.eager import EagerModel, open_eager
 from moh_deploy.package import ComputeType
 from moh_deploy.system.progress import SilentProgress
-from moh_deploy.validate.export_report import ExportReport
 
 Model: TypeAlias = Path | str | torch.nn.Module | torch.export.ExportedProgram
 Inputs: TypeAlias = Path | str | Mapping[str, object] | Sequence[object]

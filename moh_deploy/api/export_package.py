@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +13,12 @@ import onnx_ir as ir
 
 from moh_deploy import __version__
 from moh_deploy.api.caches_in_place import with_caches_in_place
-from moh_deploy.api.required_layers import require_layers, required_layers
 from moh_deploy.config.export_config import ExportConfig, RequiredLayers, load_config
 from moh_deploy.config.options import ExportOptions
+from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.convert import Converted, convert
 from moh_deploy.frontend.emit import DEFAULT_OPSET
+from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.frontend.inputs.decoder_inputs import decoder_outputs
 from moh_deploy.frontend.inputs.from_options import asked_mask, example_inputs
 from moh_deploy.frontend.load.directory.decoder_config import text_generation
@@ -28,7 +30,9 @@ from moh_deploy.ops.function_text import MIN_OPSET
 from moh_deploy.package import (
     MODEL_DATA_NAME,
     MODEL_NAME,
+    LayerInfo,
     Manifest,
+    NearMiss,
     PackageWriter,
     Proof,
     TextGeneration,
@@ -39,11 +43,60 @@ from moh_deploy.package.facts import with_shown
 from moh_deploy.package.model_facts import model_facts
 from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.perf.cost_model.first_choices import first_choices
+from moh_deploy.report.numbers import count
+from moh_deploy.runtime.layers_text import not_layers, reasons
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.system.user_code import user_code
-from moh_deploy.validate.export_report import ExportReport
-from moh_deploy.validate.fresh_process import Prove, Way, early_prover
+from moh_deploy.validate.compare.fresh_process import Prove, Way, early_prover
+
+# Refuse an export that replaced fewer MoH layers than its caller requires.
+
+
+def required_layers(options: ExportOptions, config: ExportConfig) -> RequiredLayers | None:
+    """Return how many layers are required, by the option or else by the configuration.
+
+    Raises:
+        ConfigError: It is neither a number from 0 on nor `all`.
+    """
+    wanted = config.require_layers if options.require_layers is None else options.require_layers
+    if wanted is None or wanted == "all" or (isinstance(wanted, int) and wanted >= 0):
+        return wanted
+    raise ConfigError(f"require_layers is '{wanted}', expected a number from 0 on, or all.")
+
+
+def require_layers(
+    wanted: RequiredLayers | None, layers: Sequence[LayerInfo], near_misses: Sequence[NearMiss]
+) -> None:
+    """Check that enough layers were replaced.
+
+    Args:
+        wanted: At least so many; `all` for all that were recognised, 1 or more, with no near miss
+            beside them.
+
+    Raises:
+        ExportError: Fewer were, or something was not; says what, and where it was lost.
+    """
+    kept = [layer for layer in layers if not layer.replaced]
+    replaced = len(layers) - len(kept)
+    # A gate must not pass on a model in which recognition finds no layer.
+    whole = replaced > 0 and not kept and not near_misses
+    if whole if wanted == "all" else replaced >= (wanted or 0):
+        return
+    expected = "all, 1 or more, and no near miss" if wanted == "all" else f"at least {wanted}"
+    raise ExportError(
+        "\n".join(
+            [
+                f"{count(replaced, 'MoH layer')} of {len(layers)} became operators, expected"
+                f" {expected} (require_layers).",
+                *reasons(kept),
+                *not_layers(len(layers), near_misses, 0),
+            ]
+        ),
+        hint="Change what is named above, or require fewer layers; --require-layers 0 takes a model"
+        " without any.",
+    )
+
 
 # A protobuf message holds 2 GB at most: larger weights go into a file of their own.
 EXTERNAL_DATA_BYTES = 1 << 30
@@ -96,12 +149,16 @@ def _export(
             _save(converted.model, writer.root)
             model = load_without_weights(writer.path(MODEL_NAME))
             # A router may be told by its operators as another form than by its code.
-            forms = (one for one in model_facts(manifest, model) if one.name == "router")
+            forms = (
+                model_fact
+                for model_fact in model_facts(manifest, model)
+                if model_fact.name == "router"
+            )
             manifest = with_shown(manifest, forms)
             for file in source.tokenizer:
                 shutil.copyfile(file, writer.path(file.name))
             manifest = writer.stage(manifest, vectors)
-        sizes = tuple(one.sizes for one in vectors)
+        sizes = tuple(vector_set.sizes for vector_set in vectors)
         padding_inputs = converted.padding_inputs
         limits, unnamed = converted.limits, converted.unnamed
         # Its weights would stay in memory while another process loads what was written.

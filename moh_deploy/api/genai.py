@@ -13,7 +13,7 @@ from moh_deploy.serving.genai.bundle import GenaiBundleReport, write_genai_bundl
 from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER
 from moh_deploy.serving.genai.verify import GenaiVerification, verify_genai
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.validate.recorded_parity import require_equal
+from moh_deploy.validate.compare.recorded_parity import require_equal
 
 
 def bundle_for_genai(

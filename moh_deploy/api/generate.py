@@ -13,14 +13,13 @@ from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.original import Original, OriginalModel
-from moh_deploy.runtime.text.decoding import Decoding, check_prompts
+from moh_deploy.runtime.text.decoding import Decoding, Sampling, check_prompts
 from moh_deploy.runtime.text.interface import TextInterface
 from moh_deploy.runtime.text.reference import reference_interface
-from moh_deploy.runtime.text.sampling import Sampling
 from moh_deploy.runtime.text.tokenizer import TextStream, Tokenizer
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.validate.generate_report import GeneratedText, GenerateReport
-from moh_deploy.validate.token_parity import TokenComparison
+from moh_deploy.validate.compare.generate_report import GeneratedText, GenerateReport
+from moh_deploy.validate.compare.token_parity import TokenComparison
 
 
 def generate(
@@ -87,7 +86,9 @@ def generate(
             )
         interface = TextInterface.of(package.manifest, str(package.root))
         tokenizer = Tokenizer.of(package) if prompts else None
-    asked = [tokenizer.tokens_of(one) for one in prompts] if tokenizer else [*map(list, tokens)]
+    asked = (
+        [tokenizer.tokens_of(prompt) for prompt in prompts] if tokenizer else [*map(list, tokens)]
+    )
     check_prompts(asked, interface, max_tokens)
     other = None if against is None else _other(against, package)
     called = interface

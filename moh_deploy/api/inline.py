@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -22,14 +22,60 @@ from moh_deploy.package import (
 from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.package.onnx_outline import read_outline
 from moh_deploy.package.weightless_model import ONNX_FILE
+from moh_deploy.report.document import Block, Document, Text
+from moh_deploy.report.numbers import count, si
+from moh_deploy.report.report import Report
 from moh_deploy.runtime.base import Variant
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import FileKind, check_file_output
 from moh_deploy.system.staging import StagedDirectory
-from moh_deploy.validate.inline_report import InlineReport
-from moh_deploy.validate.parity_report import ParityReport
-from moh_deploy.validate.recorded_parity import compare_recorded
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.recorded_parity import compare_recorded
+
+# What was written when a package's model was brought to standard operators.
+
+
+@dataclass(frozen=True)
+class InlineReport(Report):
+    """A model in standard operators only.
+
+    Attributes:
+        model: The file that was written.
+        weights: The file beside it that holds its weights; None if they are inside.
+        opset: Version of the standard operators.
+        operators: How many operators the model has now.
+        bytes: Size of the model with its weights.
+        parity: The comparison of the written model with the original, in ONNX Runtime without any
+            library of kernels.
+    """
+
+    model: Path
+    weights: Path | None
+    opset: int
+    operators: int
+    bytes: int
+    parity: ParityReport
+
+    def document(self) -> Document:
+        """Return what it says."""
+        parity = self.parity
+        what = (
+            f"{count(self.operators, 'operator')}, all of ONNX's own opset {self.opset};"
+            f" {si(self.bytes)}B with weights"
+        )
+        blocks: list[Block] = [Text(what)]
+        if parity.kernels.emulated_dtype is not None:
+            blocks.append(Text(parity.kernels.describe()))
+        routing = parity.routing_agreement
+        agreement = "" if routing is None else f", routing agreement {routing:.6g}"
+        to = "of" if parity.is_in_integers else "to"
+        runs = count(parity.vector_sets, "run")
+        error = f"max abs error {parity.max_abs_error:.3g}"
+        equal = f"{parity.answer} {to} the original on {runs}: {error}{agreement}"
+        blocks.append(Text(equal, True))
+        beside = "" if self.weights is None else f", weights in {self.weights}"
+        return Document("inline", tuple(blocks), remarks=(f"written to {self.model}{beside}",))
 
 
 def inline(
@@ -110,7 +156,9 @@ def _check_replaceable(output: Path, package: OnnxPackage) -> None:
                 f"output is {output}, which {package.root} was made from: it would be lost.",
                 hint="Name another file.",
             )
-        refers = frozenset(one.entries.get("location", "") for one in read_outline(output))
+        refers = frozenset(
+            external_tensor.entries.get("location", "") for external_tensor in read_outline(output)
+        )
     weights = output.with_name(f"{output.name}.data")
     if MODEL_DATA_NAME in package.manifest.files and os.path.isfile(weights):
         kind = FileKind(f"file of weights of {output}", lambda path: path.name in refers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.package.model_files import model_bytes
+from moh_deploy.package.writer import model_bytes
 from moh_deploy.perf.cost_model.prediction import predict
 from moh_deploy.perf.decoder_savings import decoder_savings
 from moh_deploy.perf.inspect_report import InspectReport

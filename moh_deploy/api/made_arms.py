@@ -69,7 +69,7 @@ class FoundArms:
         Raises:
             MoHDeployError: One cannot be made; the message names it.
         """
-        arms = {one.name: one for one in given}
+        arms = {arm.name: arm for arm in given}
         for index, (name, section) in enumerate(self.file.plan.arms.items()):
             if section.made is not None:
                 with progress.step(f"making arm '{name}'"), named_errors(name):
@@ -126,7 +126,7 @@ class FoundArms:
         elif made.prune is not None:
             keep, by = made.prune.keep, made.prune.by
             kind, chooses = f"{kind}: the same heads for every token, {keep} by {by}", False
-            inputs = [self.file.placed(one) for one in made.prune.inputs]
+            inputs = [self.file.placed(path) for path in made.prune.inputs]
             prune(package.root, target, keep=keep, by=by, inputs=inputs, progress=progress)
             written = OnnxPackage.open(target)
         elif made.top_k == "all":
@@ -167,7 +167,7 @@ class FoundArms:
             placed(section.file),
             config=None if section.config is None else placed(section.config),
             factory=section.factory,
-            code_dirs=[placed(one) for one in section.code_dirs],
+            code_dirs=[placed(code_directory) for code_directory in section.code_dirs],
             state_key=section.state_key,
             dtype=section.dtype,
         )
@@ -219,7 +219,7 @@ def _found(path: Path) -> Model:
 
 
 def _chooses(package: OnnxPackage) -> bool:
-    return any(not form_named(one.router).is_constant for one in package.manifest.layers)
+    return any(not form_named(layer.router).is_constant for layer in package.manifest.layers)
 
 
 def _fixed_routing(name: str, kind: str, package: OnnxPackage, variant: Variant) -> Arm:

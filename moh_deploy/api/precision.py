@@ -19,6 +19,7 @@ from moh_deploy.graph.lower_precision.policy import LowType
 from moh_deploy.graph.narrow_caches import narrow_caches
 from moh_deploy.package import (
     CorpusSample,
+    LayerInfo,
     Manifest,
     OnnxPackage,
     PackageWriter,
@@ -26,7 +27,10 @@ from moh_deploy.package import (
     check_package_output,
 )
 from moh_deploy.package.cache_buffers import rounded_to, with_dtypes
-from moh_deploy.package.model_files import model_bytes
+from moh_deploy.package.writer import model_bytes
+from moh_deploy.report.document import Block, Document, Table, Text
+from moh_deploy.report.numbers import count, si
+from moh_deploy.report.report import Report
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import (
     check_float32,
@@ -39,10 +43,92 @@ from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
 from moh_deploy.runtime.quantized_package import quantized
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.validate.parity_report import ParityReport
-from moh_deploy.validate.precision_report import PrecisionReport
-from moh_deploy.validate.recorded_parity import compare_recorded, proof_of, require_equal
-from moh_deploy.validate.stored_weights import check_stored_weights
+from moh_deploy.validate.compare.checks import Check
+from moh_deploy.validate.compare.parity_document import comparison_lines, comparison_section
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.recorded_parity import compare_recorded, proof_of, require_equal
+from moh_deploy.validate.compare.stored_weights import check_stored_weights
+
+# What lowering a package's precision did, and how far it is from the original.
+
+
+@dataclass(frozen=True)
+class PrecisionReport(Report):
+    """One package in lower precision.
+
+    Attributes:
+        package: The directory that was written.
+        precision: `float16`, `bfloat16`, `int8` or `int4`.
+        layers: Every MoH layer, with the dtypes of its router.
+        float32_reasons: Why operators stay in float32, or weights have 8 bits instead of 4, to how
+            many do for that reason.
+        lowered: How many operators compute in the lower precision.
+        bytes_before: Size of the model with its weights.
+        bytes_after: The same of the new one.
+        parity: The comparison of the package as it runs here with the original model.
+        rounded: The same with every result rounded, as hardware does: ONNX Runtime on the CPU
+            computes runs of float16 operators in float32. Of int8 and int4 it is `parity`.
+        weights: What comparing the stored weights found, in int8 and int4.
+        plain_session: How a session of ONNX Runtime without this library ends on a float16 model;
+            None if it loads.
+        beside: The comparison with the float32 package, where conditions, inputs or labels ask.
+    """
+
+    package: Path
+    precision: str
+    layers: tuple[LayerInfo, ...]
+    float32_reasons: Mapping[str, int]
+    lowered: int
+    bytes_before: int
+    bytes_after: int
+    parity: ParityReport
+    rounded: ParityReport
+    weights: Check | None = None
+    plain_session: str | None = None
+    beside: ParityReport | None = None
+
+    def document(self) -> Document:
+        """Return what it says."""
+        kept = sum(self.float32_reasons.values())
+        sizes = f"{si(self.bytes_before)}B before, {si(self.bytes_after)}B now"
+        stays = "has 8 bits, or stays" if self.precision == "int4" else "stays"
+        others = "in 8 bits or float32" if self.precision == "int4" else "in float32"
+        lowered = f"{count(self.lowered, 'operator')} in {self.precision}, {kept} {others}"
+        rows = sorted(self.float32_reasons.items(), key=lambda entry: -entry[1])
+        blocks: list[Block] = [Text(f"{lowered}; {sizes}")]
+        if rows:
+            blocks.append(Table(f"{stays} in float32", ("why", "#operators"), rows))
+        if any(layer.router_types for layer in self.layers):
+            columns = ("layer", "router projection", "scores", "gates")
+            blocks.append(Table("routers", columns, list(map(_router_row, self.layers))))
+        if self.parity.kernels.emulated_dtype is not None:
+            blocks.append(Text(self.parity.kernels.describe()))
+        to = "of" if self.parity.is_in_integers else "to"
+        verdict = (
+            f"{self.parity.answer} {to} the original within the rule for {self.precision}: largest"
+            f" error {self.parity.max_abs_error:.3g} as it runs here"
+        )
+        if not self.parity.is_in_integers:
+            verdict += (
+                f", {self.rounded.max_abs_error:.3g} with every result rounded as hardware does"
+            )
+        blocks.append(Text(verdict, True))
+        blocks += map(Text, comparison_lines(self.parity, with_quality=self.beside is None))
+        if self.weights is not None:
+            blocks.append(Text(f"{self.weights.name}: {self.weights.measured}"))
+        if self.plain_session is not None:
+            blocks.append(Text(self.plain_session, False))
+        if self.beside is not None:
+            blocks.append(comparison_section(self.beside, comparison_lines(self.beside)))
+        return Document("precision", tuple(blocks), remarks=(f"written to {self.package}",))
+
+
+def _router_row(layer: LayerInfo) -> tuple[str | None, ...]:
+    types = layer.router_types
+    if types is None:
+        return layer.path, None, None, None
+    return layer.path, types.projection, types.scores, types.gates
+
 
 LOWER_PRECISIONS = get_args(LowerPrecision)[::-1]
 """What a float32 package can be written in, the shortest first: what `tune --within` tries."""
@@ -186,8 +272,8 @@ def _rounded(
 ) -> tuple[list[VectorSet], list[CorpusSample]]:
     """Return recorded runs and corpus with caches in the dtype that the model takes now."""
     return (
-        [rounded_to(one, dtypes) for one in package.vectors],
-        [replace(one, vectors=rounded_to(one.vectors, dtypes)) for one in package.corpus],
+        [rounded_to(vector_set, dtypes) for vector_set in package.vectors],
+        [replace(sample, vectors=rounded_to(sample.vectors, dtypes)) for sample in package.corpus],
     )
 
 

@@ -17,7 +17,7 @@ from moh_deploy.serving.telemetry.routing import RoutingReader
 from moh_deploy.serving.telemetry.window import RecordedWindow, is_window, read_window
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_file_output
-from moh_deploy.validate.samples import read_samples
+from moh_deploy.validate.reference.samples import read_samples
 
 
 def profile(
@@ -53,7 +53,7 @@ def profile(
     progress, root = progress or SilentProgress(), Path(package_dir)
     check_file_output(Path(output), REFERENCE_FILE, reads=map(Path, inputs))
     _check_options(root, inputs, request_size, window, false_alarms)
-    paths = [Path(one) for one in inputs]
+    paths = [Path(path) for path in inputs]
     with progress.step("reading the package"):
         package = OnnxPackage.open(root)
         files = () if is_window(paths[0]) else read_samples(paths, package.manifest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,11 +11,9 @@ import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
-from moh_deploy.graph.flops import attention_flops
-from moh_deploy.graph.infer_types import infer_types
-from moh_deploy.graph.load_model import load_ir
+from moh_deploy.graph.flops import attention_flops, parameters, product_flops
+from moh_deploy.graph.load_model import infer_types, load_ir
 from moh_deploy.graph.narrowing import FixedHeads
-from moh_deploy.graph.product_flops import parameters, product_flops
 from moh_deploy.graph.prune_heads import Pruned, prune_heads
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import (
@@ -28,20 +26,146 @@ from moh_deploy.package import (
     check_package_output,
 )
 from moh_deploy.perf.cost_model.first_choices import first_choices
+from moh_deploy.report.document import Block, Document, Share, Table, Text
+from moh_deploy.report.numbers import count, si
+from moh_deploy.report.report import Report
 from moh_deploy.runtime.lowered_package import check_float32
 from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.validate.fixed_gates import with_fixed_gates
-from moh_deploy.validate.head_loads import HeadLoads, head_loads
-from moh_deploy.validate.prune_report import ModelSize, PrunedLayer, PruneReport
-from moh_deploy.validate.recorded_parity import publish_if_equal, require_equal
-from moh_deploy.validate.samples import (
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.recorded_parity import publish_if_equal, require_equal
+from moh_deploy.validate.reference.fixed_gates import with_fixed_gates
+from moh_deploy.validate.reference.head_loads import HeadLoads, head_loads
+from moh_deploy.validate.reference.samples import (
     Sample,
     named_mask,
     read_samples,
     recorded_samples,
     with_valid_tokens,
 )
+
+# What static pruning kept, what that loses, and how much smaller the model became.
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """One layer before and after.
+
+    Attributes:
+        path: Its path.
+        num_heads: The heads that it had.
+        fixed: Those that are left, with their gates.
+        num_kv_heads: Key/value heads that its attention reads now; None where its operator has
+            none.
+        loads: How much each of its heads was used.
+        notes: What became of keys and values, where that has to be said.
+    """
+
+    path: str
+    num_heads: int
+    fixed: FixedHeads
+    num_kv_heads: int | None
+    loads: HeadLoads
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lost_load(self) -> float:
+        """Share of all open gates that were of heads that are gone."""
+        return _lost(self.loads.load, self.fixed.kept)
+
+    @property
+    def lost_mass(self) -> float:
+        """Share of the sum of all gates' absolute values that was of heads that are gone."""
+        return _lost(self.loads.mass, self.fixed.kept)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The size of a model.
+
+    Attributes:
+        parameters: Numbers that its stored floats are.
+        flops: Twice the multiply-adds of products with weights, and of attention with all heads
+            that there are, at the example's sizes; None where a size is not known.
+    """
+
+    parameters: int
+    flops: int | None
+
+
+@dataclass(frozen=True)
+class PruneReport(Report):
+    """A package that runs the same heads for every token.
+
+    Attributes:
+        package: The directory that was written.
+        source: The package that it was made from.
+        by: What heads were chosen by: `load` or `gate`.
+        tokens: How many tokens were counted, in the layer that has most.
+        layers: Every MoH layer.
+        before: The size of the model that it was made from.
+        after: Its own.
+        parity: The comparison with the package that it was made from, the same gates fed to it.
+    """
+
+    package: Path
+    source: Path
+    by: str
+    tokens: int
+    layers: tuple[PrunedLayer, ...]
+    before: ModelSize
+    after: ModelSize
+    parity: ParityReport
+
+    def document(self) -> Document:
+        """Return what it says."""
+        kept = sum(len(layer.fixed.kept) for layer in self.layers)
+        heads = sum(layer.num_heads for layer in self.layers)
+        words = {"load": "how often they were open", "gate": "the sum of their gates"}[self.by]
+        summary = f"{kept} of {count(heads, 'head')} kept by {words} over {self.tokens} tokens"
+        columns = ("layer", "#heads", "kept", "#key/value heads", "#load lost", "#gates lost")
+        blocks: list[Block] = [
+            Text(f"{summary}; {self._sizes()}"),
+            Table("layers", columns, list(map(_row, self.layers))),
+            Text(
+                "EQUAL to the package with these gates fed to it, within the rule for float32:"
+                f" largest error {self.parity.max_abs_error:.3g}",
+                True,
+            ),
+        ]
+        notes = tuple(f"{layer.path}: {note}" for layer in self.layers for note in layer.notes)
+        remarks = (
+            f"It is another model than the original: --against {self.source} of `moh-deploy verify"
+            f" {self.package} --inputs FILES --labels FILE` says what it loses.",
+            f"written to {self.package}",
+        )
+        return Document("prune", tuple(blocks), findings=notes, remarks=remarks)
+
+    def _sizes(self) -> str:
+        before, after = self.before, self.after
+        text = f"parameters: {si(before.parameters)} before, {si(after.parameters)} now"
+        if before.flops is None or after.flops is None:
+            return text
+        flops = f"FLOP a run: {si(before.flops)} with all heads before, {si(after.flops)} now"
+        return f"{text}; {flops}"
+
+
+def _row(layer: PrunedLayer) -> tuple[str | int | Share | None, ...]:
+    kept = ", ".join(map(str, layer.fixed.kept))
+    return (
+        layer.path,
+        layer.num_heads,
+        kept if layer.fixed.is_cut else f"{kept} (whole weights)",
+        layer.num_kv_heads,
+        Share(layer.lost_load),
+        Share(layer.lost_mass),
+    )
+
+
+def _lost(used: tuple[float, ...], kept: tuple[int, ...]) -> float:
+    total = sum(used)
+    return 1 - sum(used[head] for head in kept) / total if total else 0.0
+
 
 KeptBy = Literal["load", "gate"]
 
@@ -94,7 +218,7 @@ def prune(
         require_equal(package)
     with progress.step("counting heads"):
         loads = head_loads(package, samples)
-    fixed = [one.most_used(number, by) for one, number in zip(loads, numbers, strict=True)]
+    fixed = [load.most_used(number, by) for load, number in zip(loads, numbers, strict=True)]
     with progress.step("cutting weights"):
         model, before, pruned, fixed = _pruned(package, fixed, allow_whole)
         # As `before`, of a model whose layers do not depend on sizes yet.
@@ -120,7 +244,7 @@ def prune(
         package=written.root,
         source=package.root,
         by=by,
-        tokens=max((one.tokens for one in loads), default=0),
+        tokens=max((load.tokens for load in loads), default=0),
         layers=_reported(package, pruned, layers, fixed, loads),
         before=before,
         after=after,
@@ -179,8 +303,8 @@ def _pruned(
     if pruned.reasons and allow_whole:
         # The model was changed in part: once more, with these layers left whole.
         fixed = [
-            replace(one, is_cut=layer.path not in pruned.reasons)
-            for one, layer in zip(fixed, layers, strict=True)
+            replace(heads, is_cut=layer.path not in pruned.reasons)
+            for heads, layer in zip(fixed, layers, strict=True)
         ]
         model = load_ir(package)
         pruned = prune_heads(model, layers, fixed)
@@ -212,7 +336,7 @@ def _chosen(
 def _size(model: ir.Model, layers: Sequence[LayerInfo], manifest: Manifest) -> ModelSize:
     products = product_flops(model, manifest.dims)
     attention = [attention_flops(layer) for layer in layers]
-    known = [one for one in attention if one is not None]
+    known = [number for number in attention if number is not None]
     whole = None if products is None or len(known) < len(attention) else products + sum(known)
     return ModelSize(parameters(model), whole)
 
@@ -226,8 +350,8 @@ def _manifest(
 ) -> Manifest:
     """Return the manifest: what was measured of the original says nothing of this model."""
     kept = tuple(
-        one.kept if one.is_cut else tuple(range(layer.num_heads))
-        for one, layer in zip(fixed, layers, strict=True)
+        heads.kept if heads.is_cut else tuple(range(layer.num_heads))
+        for heads, layer in zip(fixed, layers, strict=True)
     )
     return replace(
         package.manifest,

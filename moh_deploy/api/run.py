@@ -19,7 +19,7 @@ from moh_deploy.system.npz import BFLOAT16, NPZ_FILE, Array, write_npz
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.system.staging import staged_file
-from moh_deploy.validate.user_vectors import read_user_vectors
+from moh_deploy.validate.reference.user_vectors import read_user_vectors
 
 
 def run(
@@ -71,7 +71,9 @@ def run(
     return RunReport(
         package=root,
         outputs_file=outputs,
-        outputs=tuple(TensorInfo(name, one.dtype.name, one.shape) for name, one in results.items()),
+        outputs=tuple(
+            TensorInfo(name, result.dtype.name, result.shape) for name, result in results.items()
+        ),
         kernel_nodes=found.kernel_nodes,
         function_nodes=found.function_nodes,
         layer_runs=found.layer_runs,

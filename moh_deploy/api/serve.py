@@ -107,7 +107,7 @@ def serve(
         BackendError: A package of the extra `serve` is not installed, the model cannot be run here,
             its process died again and again, or requests were not answered in time at the end.
     """
-    missing = [one for one in _NEEDED if importlib.util.find_spec(one) is None]
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendError(
             f"not installed: {', '.join(missing)}.", hint="pip install 'moh-deploy[serve]'"

@@ -14,7 +14,7 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import kernels_of, runtime_for
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import StagedDirectory, temporary_place
-from moh_deploy.validate.input_sets import input_sets
+from moh_deploy.validate.reference.input_sets import input_sets
 
 DEFAULT_SECONDS = 0.5
 
@@ -70,7 +70,7 @@ def tune(
         if not dry_run:
             hint = "--dry-run measures without writing."
             check_replaceable(package.root, "the choices", hint=hint)
-        sets = input_sets(package, [Path(one) for one in inputs], weights)
+        sets = input_sets(package, [Path(path) for path in inputs], weights)
         runs_in = runtime_for(runtime, package.manifest.runtime)
         variant = Variant(runtime=runs_in, threads=threads)
         use = kernels_of(variant, package.manifest.compute_type)

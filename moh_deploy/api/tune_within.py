@@ -32,14 +32,14 @@ from moh_deploy.system.progress import Progress, SilentProgress, TerminalProgres
 from moh_deploy.system.staging import StagedDirectory, temporary_place
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.condition import (
+from moh_deploy.validate.compare.condition import (
     Condition,
     ParityCondition,
     better_of,
     metrics_of,
     parse_conditions,
 )
-from moh_deploy.validate.samples import named_mask
+from moh_deploy.validate.reference.samples import named_mask
 
 
 def tune_within(
@@ -137,7 +137,7 @@ def tune_within(
         stopwatch.name,
     )
     ways, absent = _ways(base, runtime)
-    texts = tuple(one.text.strip() for one in conditions)
+    texts = tuple(condition.text.strip() for condition in conditions)
     # Beside the output, on whose disk there has to be room anyway.
     place = written or temporary_place("moh-deploy-tune")
     with StagedDirectory(place) as scratch, ExitStack() as stack:
@@ -215,7 +215,7 @@ class _Asked:
             samples = read_labelled_runs(base, self.inputs, self.weights, self.task)
         ignore = (Labelling() if self.task is None else self.task.labelling).ignore
         kept_gates = Variant(threads=self.threads, spins=False).returning(base.gate_names)
-        on_parity = any(isinstance(one, ParityCondition) for one in self.conditions)
+        on_parity = any(isinstance(condition, ParityCondition) for condition in self.conditions)
         files = self.inputs if self.task is None and on_parity else ()
         with open_runner(base, kept_gates) as runner:
             yield Contests(

@@ -16,17 +16,16 @@ from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.metric_parity import Better
-from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.accuracy.user_metric import ScoreFunction
-from moh_deploy.validate.baseline_figures import parity_figures
-from moh_deploy.validate.condition import better_of, metrics_of, parse_conditions
-from moh_deploy.validate.parity_report import ParityReport
-from moh_deploy.validate.policy import BUILT_IN_POLICY, read_policy
-from moh_deploy.validate.references import Against
-from moh_deploy.validate.samples import named_mask
-from moh_deploy.validate.subject import read_subject
-from moh_deploy.validate.verify_labels import verify_labelled
-from moh_deploy.validate.verify_runs import WhatToRun, verify_runs
+from moh_deploy.validate.accuracy.task import ScoreFunction, Task
+from moh_deploy.validate.compare.baseline_figures import parity_figures
+from moh_deploy.validate.compare.condition import better_of, metrics_of, parse_conditions
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, read_policy
+from moh_deploy.validate.compare.verify_labels import verify_labelled
+from moh_deploy.validate.compare.verify_runs import WhatToRun, verify_runs
+from moh_deploy.validate.reference.references import Against
+from moh_deploy.validate.reference.samples import named_mask
+from moh_deploy.validate.reference.subject import read_subject
 
 Metrics = str | ScoreFunction | Sequence[str | ScoreFunction]
 
@@ -145,7 +144,7 @@ def verify(
         named = (metric,) if isinstance(metric, str) or callable(metric) else tuple(metric)
         task = Task(
             labels if isinstance(labels, (str, Path)) else np.asarray(labels),
-            (*named, *(one for one in asked if one not in named)),
+            (*named, *(name for name in asked if name not in named)),
             better or better_of(conditions),
             label_output,
             Labelling(ignore_label, shift_labels),

@@ -18,10 +18,10 @@ from moh_deploy.package import (
     check_package_output,
 )
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.validate.function_bodies import Recorder
-from moh_deploy.validate.head_loads import head_loads
-from moh_deploy.validate.recorded_parity import publish_if_equal, require_equal
-from moh_deploy.validate.samples import named_mask, recorded_samples, with_valid_tokens
+from moh_deploy.validate.compare.recorded_parity import publish_if_equal, require_equal
+from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.reference.head_loads import head_loads
+from moh_deploy.validate.reference.samples import named_mask, recorded_samples, with_valid_tokens
 
 
 def with_top_k(
@@ -92,6 +92,6 @@ def _with_shares(package: OnnxPackage) -> tuple[LayerInfo, ...]:
     runs = recorded_samples(package.vectors)
     loads = head_loads(package, with_valid_tokens(runs, manifest, named_mask(manifest, None)))
     return tuple(
-        replace(layer, active_share=sum(one.load) / layer.num_heads)
-        for layer, one in zip(manifest.layers, loads, strict=True)
+        replace(layer, active_share=sum(load.load) / layer.num_heads)
+        for layer, load in zip(manifest.layers, loads, strict=True)
     )

@@ -10,8 +10,8 @@ from moh_deploy.cli import options, values
 from moh_deploy.cli.output import print_answer
 
 if TYPE_CHECKING:
+    from moh_deploy.frontend.export_report import ExportReport
     from moh_deploy.system.progress import SilentProgress
-    from moh_deploy.validate.export_report import ExportReport
 
 
 @click.command("export_package")

@@ -17,7 +17,7 @@ from moh_deploy.errors import ConfigError
 if TYPE_CHECKING:
     from moh_deploy.frontend.prove.eager import EagerModel
     from moh_deploy.system.progress import SilentProgress
-    from moh_deploy.validate.generate_report import GenerateReport
+    from moh_deploy.validate.compare.generate_report import GenerateReport
 
 # Characters that move the cursor, change colours and the like: all but a new line and a tab.
 _CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10}, "\N{REPLACEMENT CHARACTER}")

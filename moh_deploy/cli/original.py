@@ -20,7 +20,7 @@ def taken_model_options(options: dict[str, object]) -> dict[str, object]:
     """Take the options of `model_options` out of a command's."""
     from moh_deploy.config.options import ModelOptions
 
-    names = [one.name for one in fields(ModelOptions) if one.name in options]
+    names = [field.name for field in fields(ModelOptions) if field.name in options]
     return {name: options.pop(name) for name in names}
 
 

@@ -102,10 +102,10 @@ def command(ctx: click.Context, /, as_json: bool, within: tuple[str, ...], **giv
 def _refuse(ctx: click.Context, names: tuple[str, ...], why: str) -> None:
     """Refuse options that would be ignored without a word."""
     default = click.core.ParameterSource.DEFAULT
-    asked = [one for one in ctx.command.params if one.name in names]
-    for one in asked:
-        if ctx.get_parameter_source(str(one.name)) is not default:
-            raise ConfigError(f"{one.opts[0]} {why}: leave it out.")
+    asked = [param for param in ctx.command.params if param.name in names]
+    for parameter in asked:
+        if ctx.get_parameter_source(str(parameter.name)) is not default:
+            raise ConfigError(f"{parameter.opts[0]} {why}: leave it out.")
 
 
 def _without(given: Mapping[str, object], names: tuple[str, ...]) -> dict[str, object]:

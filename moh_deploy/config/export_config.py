@@ -96,7 +96,10 @@ class ExportConfig(_Section):
     @model_validator(mode="after")
     def _agrees_with_itself(self, info: ValidationInfo) -> ExportConfig:
         by_name = bool(info.context)
-        places = [f"inputs.{one.name if by_name else i}" for i, one in enumerate(self.inputs)]
+        places = [
+            f"inputs.{input_section.name if by_name else i}"
+            for i, input_section in enumerate(self.inputs)
+        ]
         problems = [
             *_name_problems(self),
             *_shape_problems(self, places),

@@ -13,7 +13,7 @@ from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.runtime.base import Model, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.matching import match_inputs, match_outputs
+from moh_deploy.validate.reference.matching import match_inputs, match_outputs
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Arm:
         dense: It computes every head, whatever routers say.
         chooses: Its routers choose heads; None where that is not known, or it could not be served.
         is_bound: It shows what could be gained, and cannot be served itself.
-        elsewhere: Why memory, CPU time and energy cannot be measured here; None if they can.
+        elsewhere: Why memory and CPU time cannot be measured here; None if they can.
     """
 
     name: str
@@ -66,7 +66,7 @@ class OpenedArm:
         """
         with named_errors(self.arm.name):
             found = self.runner.run(self._feeds(inputs))
-            ours = [one.name for one in self.base.outputs]
+            ours = [output.name for output in self.base.outputs]
             names = match_outputs(list(found), ours, self.arm.kind)
         return {name: found[theirs] for name, theirs in names.items()}
 
@@ -77,7 +77,7 @@ class OpenedArm:
 
     def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         specs = self.runner.inputs
-        names = match_inputs([one.name for one in specs], list(inputs), self.arm.kind)
+        names = match_inputs([spec.name for spec in specs], list(inputs), self.arm.kind)
         feeds = {theirs: inputs[ours] for theirs, ours in names.items()}
         check_inputs(specs, feeds)
         return feeds
@@ -108,4 +108,4 @@ def open_arms(arms: Sequence[Arm], base: Manifest, stack: ExitStack) -> dict[str
 
 def shapes_of(outputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of outputs: those of all arms are alike."""
-    return {name: np.shape(one) for name, one in outputs.items()}
+    return {name: np.shape(output) for name, output in outputs.items()}

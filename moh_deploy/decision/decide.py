@@ -7,18 +7,61 @@ promises share the level. Arms share it by Holm, looks by spending; see `levels`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from moh_deploy.decision.latency_promise import latency_promise
-from moh_deploy.decision.levels import level_of_look, shown_by_holm
 from moh_deploy.decision.plan import Plan
-from moh_deploy.decision.promise import Promise
+from moh_deploy.decision.promise import Promise, normal_point
 from moh_deploy.decision.quality_promise import SampleScores, quality_promise
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import TimeSamples
 from moh_deploy.validate.accuracy.bootstrap import RESAMPLES
+
+# Levels of tests: shared among several arms by Holm, and among several looks by spending.
+
+
+def level_of_look(level: float, look: int, looks: int) -> float:
+    """Return how much of a level one look may spend; all looks together spend the level.
+
+    Little at first: who looks early and often has to see much. The sum holds however the data of
+    the looks depend on each other, so no look has to have a certain amount of them.
+
+    Args:
+        level: One-sided, of all looks together.
+        look: From 1.
+        looks: How many the plan allows.
+
+    Source: Lan & DeMets, Biometrika 70 (1983): the spending function in the manner of O'Brien and
+    Fleming, a(t) = 2 - 2 Phi(z / sqrt(t)) with a(1) = level. Each look is tested at what it adds.
+    """
+
+    def spent(share: float) -> float:
+        # 2 - 2 Phi(x) = erfc(x / sqrt(2)), which is no 0 where Phi(x) rounds to 1.
+        return math.erfc(normal_point(level / 2) / math.sqrt(2 * share)) if share else 0.0
+
+    return spent(look / looks) - spent((look - 1) / looks)
+
+
+def shown_by_holm(p_values: Mapping[str, float], level: float) -> dict[str, bool]:
+    """Return which claims are shown, so that any wrong one is among them at the level at most.
+
+    Args:
+        p_values: Name of a claim to the probability of such data were it not true.
+        level: Of all claims together.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    shown = dict.fromkeys(p_values, False)
+    # The smallest has to pass level / m, the next level / (m - 1), until one does not.
+    for index, name in enumerate(sorted(p_values, key=lambda p_value: p_values[p_value])):
+        if p_values[name] > level / (len(p_values) - index):
+            break
+        shown[name] = True
+    return shown
+
 
 ArmVerdict = Literal["win", "loss", "cannot tell"]
 
@@ -113,9 +156,9 @@ def decide_arms(
         for name in plan.arms
         if name != plan.reference
     }
-    p_win = {name: max(one.p_kept for one in found) for name, found in promises.items()}
+    p_win = {name: max(promise.p_kept for promise in found) for name, found in promises.items()}
     p_loss = {
-        name: min(1.0, len(found) * min(one.p_broken for one in found))
+        name: min(1.0, len(found) * min(promise.p_broken for promise in found))
         for name, found in promises.items()
     }
     wins, losses = shown_by_holm(p_win, level), shown_by_holm(p_loss, level)
@@ -166,12 +209,12 @@ def would_do(
 
 
 def _p_does_as_well(plan: Plan, evidence: ArmEvidence, simple: str, routed: str) -> Iterator[float]:
-    for one in _promises_of(plan, evidence, simple, routed):
-        if one.kind == "quality":
-            yield one.p_kept
-    for one in _promises_of(plan, evidence, routed, simple):
-        if one.kind == "latency":
-            yield one.p_broken
+    for promise in _promises_of(plan, evidence, simple, routed):
+        if promise.kind == "quality":
+            yield promise.p_kept
+    for promise in _promises_of(plan, evidence, routed, simple):
+        if promise.kind == "latency":
+            yield promise.p_broken
 
 
 def _promises_of(plan: Plan, evidence: ArmEvidence, arm: str, reference: str) -> Iterator[Promise]:
@@ -181,14 +224,14 @@ def _promises_of(plan: Plan, evidence: ArmEvidence, arm: str, reference: str) ->
         )
     if plan.latency is None:
         return
-    for one in evidence.times:
+    for time in evidence.times:
         yield latency_promise(
-            one.wall_ms[arm],
-            one.wall_ms[reference],
+            time.wall_ms[arm],
+            time.wall_ms[reference],
             quantile=plan.latency.quantile,
             at_least=plan.latency.at_least,
             confidence=plan.confidence,
-            where=f", {sizes_text(one.sizes)}" if len(evidence.times) > 1 else "",
+            where=f", {sizes_text(time.sizes)}" if len(evidence.times) > 1 else "",
         )
 
 
@@ -196,27 +239,30 @@ def _would_tell(
     promises: Sequence[Promise], level: float, next_level: float, *, is_last: bool
 ) -> Iterator[str]:
     """Yield how many samples or rounds would tell each open promise at the next look, in words."""
-    for one in promises:
+    for promise in promises:
         # A loss is any promise that is broken, so each has to show it at its part of the level.
-        if one.p_kept <= level or len(promises) * one.p_broken <= level:
+        if promise.p_kept <= level or len(promises) * promise.p_broken <= level:
             continue
-        if one.why_unknown is not None:
-            yield f"{one.text}: {one.why_unknown}"
+        if promise.why_unknown is not None:
+            yield f"{promise.text}: {promise.why_unknown}"
             continue
-        own = next_level / len(promises) if one.surplus < 0 else next_level
-        if one.kind == "quality" and own < 1 / (1 + RESAMPLES):
+        own = next_level / len(promises) if promise.surplus < 0 else next_level
+        if promise.kind == "quality" and own < 1 / (1 + RESAMPLES):
             where, then = "the next look", "a later look can tell"
             if is_last:
                 where, then = "this look", "fewer arms or a lower confidence could be told"
             yield (
-                f"{one.text}: {where} may be wrong in {100 * own:.2g} % of cases, which"
+                f"{promise.text}: {where} may be wrong in {100 * own:.2g} % of cases, which"
                 f" {RESAMPLES} draws cannot show; {then}"
             )
             continue
-        needed = one.enough(own)
+        needed = promise.enough(own)
         if needed is None:
-            yield f"{one.text}: it is so close to that that no number of {one.unit} would tell"
-        elif needed <= one.count:
-            yield f"{one.text}: {one.count} {one.unit} should tell; run it again"
+            yield f"{promise.text}: too close for any number of {promise.unit} to tell"
+        elif needed <= promise.count:
+            yield f"{promise.text}: {promise.count} {promise.unit} should tell; run it again"
         else:
-            yield f"{one.text}: some {needed} {one.unit} would tell, there were {one.count}"
+            yield (
+                f"{promise.text}: some {needed} {promise.unit} would tell, there were"
+                f" {promise.count}"
+            )

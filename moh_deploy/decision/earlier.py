@@ -52,7 +52,7 @@ def read_earlier(path: Path | None, file: PlanFile) -> tuple[int, Told]:
             f"{path} is look {look} of {looks}: the plan allows no other.",
             hint="More looks have to be planned before the first.",
         )
-    return look + 1, dict(_verdict(one, path) for one in content["arms"])
+    return look + 1, dict(_verdict(item, path) for item in content["arms"])
 
 
 def _verdict(arm: object, path: Path) -> tuple[str, tuple[ArmVerdict, int]]:

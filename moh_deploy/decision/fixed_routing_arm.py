@@ -98,7 +98,7 @@ class FixedRoutingRunner(Runner):
         kept = {spec.name for spec in self.fixed.inputs}
         fed = {fixed_input(name): found[name] for name in self.names}
         # An input that nothing but routers read may be gone with them.
-        return {name: one for name, one in {**inputs, **fed}.items() if name in kept}
+        return {name: array for name, array in {**inputs, **fed}.items() if name in kept}
 
 
 def _graph(package: OnnxPackage) -> onnx.GraphProto:

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moh_deploy.decision.promise import Promise
-from moh_deploy.decision.students_t import upper_point, upper_tail
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.decision.promise import Promise, upper_point, upper_tail
+from moh_deploy.validate.reference.differences import Float64Array
 
 _BLOCKS = 10
 _LEAST_BLOCKS = 5
@@ -109,7 +108,7 @@ def latency_promise(
             math.nan, math.nan, few,
         )  # fmt: skip
     low, high = found.interval(confidence)
-    gain, least, most = (1 - math.exp(one) for one in (found.mean, high, low))
+    gain, least, most = (1 - math.exp(value) for value in (found.mean, high, low))
     limit = math.log1p(-at_least)
     return Promise(
         kind="latency",
@@ -146,7 +145,7 @@ def _of_blocks(times: Float64Array, quantile: float) -> MeanOfBlocks | None:
     if blocks < _LEAST_BLOCKS:
         return None
     cut = np.array_split(times, blocks, axis=1)
-    logs = np.log([np.quantile(one, quantile, axis=1) for one in cut])  # [blocks, 1 or 2]
+    logs = np.log([np.quantile(array, quantile, axis=1) for array in cut])  # [blocks, 1 or 2]
     values = logs[:, 0] - (logs[:, 1] if logs.shape[1] == 2 else 0)
     variance = values.var(ddof=1) / blocks * (1 + 2 * _correlation(values))
     return MeanOfBlocks(float(values.mean()), float(np.sqrt(variance)), blocks)

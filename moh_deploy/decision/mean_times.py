@@ -14,9 +14,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-from moh_deploy.decision.students_t import upper_point
+from moh_deploy.decision.promise import upper_point
 from moh_deploy.validate.accuracy.bootstrap import RESAMPLES
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 LEAST_BLOCKS = 15
 """Fewer blocks of rounds give no interval."""

@@ -2,29 +2,160 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moh_deploy.decision.arm import Arm, OpenedArm, open_arms
-from moh_deploy.decision.arm_facts import arm_facts
+from moh_deploy.decision.arm import Arm, OpenedArm, named_errors, open_arms, shapes_of
 from moh_deploy.decision.decide import ArmEvidence, SizedTimes
 from moh_deploy.decision.fixed_routing_arm import FixedRoutingModel, why_not_fed
-from moh_deploy.decision.measured import ArmFacts, MeasuredArms, SizedRun
+from moh_deploy.decision.measured import ArmFacts, EdgeCases, MeasuredArms, SizedRun
 from moh_deploy.decision.plan import Plan
 from moh_deploy.decision.quality_promise import SampleScores
+from moh_deploy.decision.routing_bias import routing_bias
 from moh_deploy.decision.score_arms import ScoreArms, score_arms
-from moh_deploy.decision.try_out import first_inputs, try_out
-from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.bench.fresh_run import MeasureFresh
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import Manifest, OnnxPackage
+from moh_deploy.perf.bench.fresh_run import FreshTask, MeasureFresh
 from moh_deploy.perf.bench.latency import MeasureRuns, Timing
+from moh_deploy.perf.bench.layer_work import layer_work
 from moh_deploy.perf.choices_text import sizes_text
-from moh_deploy.system.npz import write_npz
+from moh_deploy.runtime.base import Variant
+from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
 from moh_deploy.validate.accuracy.metrics import Metric
-from moh_deploy.validate.input_sets import InputSet, num_samples
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
+from moh_deploy.validate.edge_cases.input_states import input_states
+from moh_deploy.validate.edge_cases.source import Sides, Source, body_source
+from moh_deploy.validate.edge_cases.suite import Suite
+from moh_deploy.validate.reference.input_sets import InputSet, num_samples
+from moh_deploy.validate.reference.samples import named_mask
+
+# Measure what is worth knowing of an arm besides quality and time.
+
+_MOST_BATCHES = 8
+_MOST_FAILURES = 5
+NO_GATES = "gates of its heads cannot be read here"
+
+
+def arm_facts(
+    arm: Arm,
+    timed: InputSet,
+    inputs: Path,
+    batches: Sequence[LabelledRun],
+    *,
+    threads: int | None,
+    edge_cases: bool,
+    measure_fresh: MeasureFresh,
+    progress: Progress,
+) -> ArmFacts:
+    """Measure memory, skipped work, bias of routing, and edge cases if they are asked for.
+
+    Args:
+        arm: Not open: what is timed is over.
+        timed: What it ran on.
+        inputs: The same as an npz file.
+        batches: Labelled samples, whose routing is counted; without, that of `timed` is.
+        threads: Threads within an operator.
+        edge_cases: They are asked for.
+        measure_fresh: What runs a model in a process of its own.
+        progress: What to report steps to.
+
+    Raises:
+        MoHDeployError: The arm cannot be loaded once more.
+    """
+    missing: dict[str, str] = {}
+    memory = _memory(arm, inputs, measure_fresh, missing)
+    package = arm.package
+    if package is None or not package.manifest.layers:
+        why = NO_GATES if package is None else "it has no MoH layer"
+        missing |= {"skipped work": why, "routing": why}
+        if edge_cases:
+            missing["edge cases"] = why
+        return ArmFacts(memory_bytes=memory, not_measured=missing)
+    with named_errors(arm.name):
+        skipped = _skipped(package, timed, replace(arm.variant, threads=threads))
+        runs = [(batch.batch.inputs, batch.sample.valid) for batch in batches[:_MOST_BATCHES]]
+        counted = [(given, None if valid is None else valid.mask) for given, valid in runs]
+        routing = routing_bias(package, arm.variant, counted or [(timed.inputs, None)])
+        found = _edge_cases(arm, package, progress) if edge_cases else None
+    return ArmFacts(memory, skipped, routing, found, missing)
+
+
+def _memory(
+    arm: Arm, inputs: Path, measure_fresh: MeasureFresh, missing: dict[str, str]
+) -> int | None:
+    if arm.elsewhere is not None:
+        missing["memory"] = arm.elsewhere
+        return None
+    alone = arm.model.alone(arm.variant)
+    if alone is None:
+        missing["memory"] = "it exists in this process only"
+        return None
+    found = measure_fresh(FreshTask(*alone, inputs)).peak_memory_bytes
+    if found is None:
+        missing["memory"] = "the system does not tell it"
+    return found
+
+
+def _skipped(package: OnnxPackage, timed: InputSet, variant: Variant) -> float:
+    (layers,) = layer_work(package, [timed], variant)
+    dense = sum(layer.rows_dense for layer in layers)
+    return 1 - sum(layer.rows_computed for layer in layers) / max(1, dense)
+
+
+def _edge_cases(arm: Arm, package: OnnxPackage, progress: Progress) -> EdgeCases:
+    mask = named_mask(package.manifest, None)
+    subject = Source(package, replace(arm.variant, spins=False))
+    sides = Sides(package, subject, body_source(package), BUILT_IN_POLICY, mask)
+    results = Suite(sides, tuple(input_states(package, {}, mask))).run(progress)
+    failed = [result for result in results if result.status == "failed"]
+    said = tuple(f"{case.case}, {case.place}: {case.detail}" for case in failed[:_MOST_FAILURES])
+    passed = sum(1 for result in results if result.status == "passed")
+    return EdgeCases(passed, len(failed), said)
+
+
+# Run every arm once before anything takes minutes: what cannot run is refused by its name.
+
+
+def first_inputs(
+    timed: Sequence[InputSet], batches: Sequence[LabelledRun]
+) -> Sequence[Mapping[str, Array]]:
+    """Return inputs of every kind that arms will be given."""
+    # The last batch may be of fewer samples than the others.
+    runs = (*batches[:1], *batches[1:][-1:])
+    return [input_set.inputs for input_set in timed] + [run.batch.inputs for run in runs]
+
+
+def try_arms(arms: Sequence[Arm], base: Manifest, given: Iterable[Mapping[str, Array]]) -> None:
+    """Open arms, run each once on all inputs, and close them again.
+
+    Raises:
+        MoHDeployError: One cannot be opened or run, or returns something else than the first.
+    """
+    with ExitStack() as stack:
+        try_out(open_arms(arms, base, stack), given)
+
+
+def try_out(arms: Mapping[str, OpenedArm], given: Iterable[Mapping[str, Array]]) -> None:
+    """Run open arms once on all inputs.
+
+    Raises:
+        MoHDeployError: One cannot run them, or returns something else than the first.
+    """
+    for inputs in given:
+        (first, expected), *others = (
+            (name, shapes_of(arm.outputs(inputs))) for name, arm in arms.items()
+        )
+        for name, got in others:
+            for output in got.keys() & expected.keys():
+                if got[output] != expected[output]:
+                    raise ConfigError(
+                        f"arm '{name}' returns output '{output}' of {list(got[output])}, and"
+                        f" arm '{first}' of {list(expected[output])}: they do not do the same."
+                    )
 
 
 @dataclass(frozen=True)
@@ -76,11 +207,11 @@ class PlannedRun:
                 scores = self.score(
                     arms, self.batches, self.metrics, ignore=ignore, progress=self.progress
                 )
-            runs = [self._timed(one, arms, routerless) for one in self.timed]
-            described = {name: one.runner.describe() for name, one in arms.items()}
+            runs = [self._timed(input_set, arms, routerless) for input_set in self.timed]
+            described = {name: arm.runner.describe() for name, arm in arms.items()}
         times = [
-            SizedTimes(one.sizes, one.samples, {k: v.wall_ms for k, v in one.timings.items()})
-            for one in runs
+            SizedTimes(run.sizes, run.samples, {k: v.wall_ms for k, v in run.timings.items()})
+            for run in runs
         ]
         return MeasuredArms(ArmEvidence(scores, times), runs, dict(self._facts()), described)
 
@@ -96,32 +227,35 @@ class PlannedRun:
         return open_arms(asked, self.base.manifest, stack)
 
     def _timed(
-        self, one: InputSet, arms: Mapping[str, OpenedArm], routerless: Mapping[str, OpenedArm]
+        self,
+        input_set: InputSet,
+        arms: Mapping[str, OpenedArm],
+        routerless: Mapping[str, OpenedArm],
     ) -> SizedRun:
-        with self.progress.step(f"timing at {sizes_text(one.sizes)}"):
-            calls = {(name, False): arm.bound(one.inputs) for name, arm in arms.items()}
-            calls |= {(name, True): arm.bound(one.inputs) for name, arm in routerless.items()}
+        with self.progress.step(f"timing at {sizes_text(input_set.sizes)}"):
+            calls = {(name, False): arm.bound(input_set.inputs) for name, arm in arms.items()}
+            calls |= {(name, True): arm.bound(input_set.inputs) for name, arm in routerless.items()}
             # Names of arms are the user's: two of one name would be one call.
             numbered = {str(index): call for index, call in enumerate(calls.values())}
             found = self.measure(numbered)
         timings: dict[bool, dict[str, Timing]] = {False: {}, True: {}}
         for (name, is_routerless), timing in zip(calls, found.values(), strict=True):
             timings[is_routerless][name] = timing
-        samples = num_samples(self.base.manifest, one.sizes)
-        return SizedRun(one.name, one.sizes, samples, timings[False], timings[True])
+        samples = num_samples(self.base.manifest, input_set.sizes)
+        return SizedRun(input_set.name, input_set.sizes, samples, timings[False], timings[True])
 
     def _facts(self) -> list[tuple[str, ArmFacts]]:
         inputs = self.scratch / "inputs.npz"
         # Without latency the first labelled batch is what there is to run on.
-        one = self.timed[0] if self.timed else None
-        arrays = one.inputs if one is not None else self.batches[0].batch.inputs
+        timed = self.timed[0] if self.timed else None
+        arrays = timed.inputs if timed is not None else self.batches[0].batch.inputs
         write_npz(inputs, arrays)
         facts = []
         for arm in self.arms:
             with self.progress.step(f"measuring memory and routing of '{arm.name}'"):
                 found = arm_facts(
                     arm,
-                    one or InputSet("labelled", {}, dict(arrays), 1.0),
+                    timed or InputSet("labelled", {}, dict(arrays), 1.0),
                     inputs,
                     self.batches,
                     threads=self.plan.threads,

@@ -219,7 +219,7 @@ class Plan(_Section):
         """The first arm that is a path: it says what the inputs are."""
         # The reference first: its package is what others are made from unless they say.
         named = sorted(self.arms, key=lambda name: name != self.reference)
-        return next((one for one in named if self.arms[one].path is not None), None)
+        return next((name for name in named if self.arms[name].path is not None), None)
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ def _other_problems(plan: Plan) -> Iterator[str]:
         yield "quality is given, but no inputs and labels to measure it with."
     if not plan.quality and (plan.labels is not None or plan.inputs):
         yield "inputs or labels are given, but no quality that they are for."
-    metrics = [one.metric for one in plan.quality]
+    metrics = [quality_goal.metric for quality_goal in plan.quality]
     for metric in dict.fromkeys(metrics):
         if metrics.count(metric) > 1:
             yield f"quality names metric '{metric}' twice."

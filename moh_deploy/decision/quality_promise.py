@@ -11,9 +11,8 @@ from moh_deploy.decision.promise import Promise
 from moh_deploy.validate.accuracy.bootstrap import resampled
 from moh_deploy.validate.accuracy.judge import ONE_LOST_ONE_WON
 from moh_deploy.validate.accuracy.metrics import Metric
-from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, CALLABLE
-from moh_deploy.validate.accuracy.show import shown, shown_gap
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, CALLABLE, shown, shown_gap
+from moh_deploy.validate.reference.differences import Float64Array
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,12 @@ def quality_promise(
     """
     name, count = scores.metric.name, len(scores.weights)
     promise = f"loses at most {shown_gap(name, may_lose)} of {name}"
-    sides = {one: scores.totals[one] for one in (arm, reference)}
-    without = {one: int((~np.isfinite(totals)).sum()) for one, totals in sides.items()}
+    sides = {name: scores.totals[name] for name in (arm, reference)}
+    without = {side: int((~np.isfinite(totals)).sum()) for side, totals in sides.items()}
     if any(without.values()):
         said = "; ".join(
-            f"{missing} of {count} samples have no finite {name} in '{one}'"
-            for one, missing in without.items()
+            f"{missing} of {count} samples have no finite {name} in '{text}'"
+            for text, missing in without.items()
             if missing
         )
         # An answer that is no number is no answer: lost, if it is the arm's.
@@ -86,7 +85,7 @@ def quality_promise(
         )  # fmt: skip
     drawn = _losses(scores, arm, reference)
     tail = (1 - confidence) / 2
-    low, high = (float(one) for one in np.quantile(drawn, [tail, 1 - tail]))
+    low, high = (float(array) for array in np.quantile(drawn, [tail, 1 - tail]))
     values = scores.value(arm), scores.value(reference)
     loss = (values[1] - values[0]) * (1 if scores.metric.better == "higher" else -1)
     few = _why_few(scores, count)

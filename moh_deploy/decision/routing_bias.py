@@ -11,7 +11,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array, BoolArray
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def routing_bias(
     """
     layers = package.manifest.layers
     loads: dict[str, Float64Array] = {}
-    tokens = dict.fromkeys((one.path for one in layers), 0)
+    tokens = dict.fromkeys((layer.path for layer in layers), 0)
     with open_runner(package, variant.returning(package.gate_names)) as runner:
         for inputs, valid in runs:
             values = {**inputs, **runner.run(inputs)}
@@ -68,9 +68,9 @@ def routing_bias(
                 loads[layer.path] = loads.get(layer.path, np.zeros(1)) + counted.sum(axis=0)
                 tokens[layer.path] += len(counted)
     return tuple(
-        of_loads(one.path, loads[one.path], tokens[one.path], one.num_shared_heads or 0)
-        for one in layers
-        if one.path in loads
+        of_loads(layer.path, loads[layer.path], tokens[layer.path], layer.num_shared_heads or 0)
+        for layer in layers
+        if layer.path in loads
     )
 
 

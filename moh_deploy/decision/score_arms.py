@@ -55,8 +55,8 @@ def score_arms(
     for index, run in enumerate(runs):
         with progress.step(f"scoring batch {index + 1} of {len(runs)}"):
             for name, arm in arms.items():
-                for place, one in enumerate(run_scores(arm, run, metrics, ignore)):
-                    found[name][place].append(one)
+                for place, run_score in enumerate(run_scores(arm, run, metrics, ignore)):
+                    found[name][place].append(run_score)
     return [
         join_scores(metric, {name: scores[place] for name, scores in found.items()})
         for place, metric in enumerate(metrics)
@@ -85,12 +85,13 @@ def run_scores(
 def join_scores(metric: Metric, parts: Mapping[str, Sequence[MetricScores]]) -> SampleScores:
     """Join batches, and leave out samples of which no label counts."""
     first = next(iter(parts.values()))
-    weights = np.concatenate([one.weights for one in first])
+    weights = np.concatenate([scores.weights for scores in first])
     # Weights depend on labels alone, so those of one arm stand for all.
     kept = weights > 0
     if not kept.any():
         raise ConfigError("every label is one to be ignored: there is nothing to score.")
     totals = {
-        name: np.concatenate([one.totals for one in scores])[kept] for name, scores in parts.items()
+        name: np.concatenate([score.totals for score in scores])[kept]
+        for name, scores in parts.items()
     }
     return SampleScores(metric, weights[kept], totals)

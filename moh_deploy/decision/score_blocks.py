@@ -25,8 +25,8 @@ from moh_deploy.system.progress import Progress
 from moh_deploy.system.staging import staged_file
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
 from moh_deploy.validate.accuracy.metrics import Metric, MetricScores
-from moh_deploy.validate.accuracy.user_metric import UserMetric
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.accuracy.task import UserMetric
+from moh_deploy.validate.reference.differences import Float64Array
 
 RUNS_OF_A_BLOCK = 8
 
@@ -58,7 +58,7 @@ class ArmBlock:
 
     def scored(self) -> BlockScores:
         """Run it in this process. Raises as `score_arms` does."""
-        return [run_scores(self.arm, one, self.metrics, self.ignore) for one in self.runs]
+        return [run_scores(self.arm, run, self.metrics, self.ignore) for run in self.runs]
 
 
 ScoreBlocks = Callable[[Sequence[ArmBlock]], Iterator[tuple[ArmBlock, BlockScores]]]
@@ -107,7 +107,7 @@ class BlockScorer:
             for block in blocks
             if block.key in files and files[block.key].exists()
         }
-        missing = [one for one in blocks if one.key not in found]
+        missing = [block for block in blocks if block.key not in found]
         with progress.step(f"scoring {len(missing)} blocks, {len(found)} are kept of before"):
             for block, scores in self.score(missing):
                 found[block.key] = scores
@@ -131,7 +131,7 @@ class BlockScorer:
             digest = made[block.arm.arm.name]
             if digest is not None:
                 # How many samples run at once is for the base package to say: it may be another.
-                runs = [len(one.batch.labels) for one in block.runs]
+                runs = [len(run.batch.labels) for run in block.runs]
                 place = {"arm": digest, "at": block.start, "runs": runs}
                 told = {**self.subject, **metrics, **place}
                 files[block.key] = self.kept / f"{sha256_of_json(told)}.npz"
@@ -170,7 +170,7 @@ def _content(arm: Arm) -> dict[str, str] | None:
     if isinstance(arm.model, OnnxFile):
         path = arm.model.path
         names = [path.name, *sorted(_external_files(path))]
-        return {one: sha256_of(path.parent / one) for one in names}
+        return {name: sha256_of(path.parent / name) for name in names}
     return None
 
 
@@ -194,9 +194,9 @@ def _of_arm(
 
 def _write(file: Path, scores: BlockScores) -> None:
     arrays = {
-        f"{run}.{place}.{name}": getattr(one, name)
+        f"{run}.{place}.{name}": getattr(score, name)
         for run, of_run in enumerate(scores)
-        for place, one in enumerate(of_run)
+        for place, score in enumerate(of_run)
         for name in ("totals", "weights")
     }
     file.parent.mkdir(parents=True, exist_ok=True)

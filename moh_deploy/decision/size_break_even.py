@@ -81,16 +81,16 @@ class SizeBreakEven:
         first, last = self.gains[0].size, self.gains[-1].size
         word = "faster" if self.gains[0].gain > 0 else "slower"
         text = f"{word} throughout: no crossing between {self.dim} {first} and {last}"
-        unsure = [str(one.size) for one in self.gains if one.low <= 0 <= one.high]
+        unsure = [str(gain.size) for gain in self.gains if gain.low <= 0 <= gain.high]
         return f"{text}, not told at {', '.join(unsure)}" if unsure else text
 
-    def _crossing_text(self, one: Crossing) -> str:
-        word = "faster from" if one.begins else "slower from"
-        text = f"{word} {self.dim} {_rounded(one.size)} on"
-        if one.low == one.high:
+    def _crossing_text(self, crossing: Crossing) -> str:
+        word = "faster from" if crossing.begins else "slower from"
+        text = f"{word} {self.dim} {_rounded(crossing.size)} on"
+        if crossing.low == crossing.high:
             return text  # Of times without intervals.
-        low = "below all timed" if one.low is None else _rounded(one.low)
-        high = "beyond all timed" if one.high is None else _rounded(one.high)
+        low = "below all timed" if crossing.low is None else _rounded(crossing.low)
+        high = "beyond all timed" if crossing.high is None else _rounded(crossing.high)
         return f"{text} ({low} to {high})"
 
 
@@ -116,7 +116,7 @@ def size_break_evens(
         even
         for (arm, rival), gains in zip(pairs, found, strict=True)
         if gains is not None
-        for even in along_lines(arm, rival, [one.sizes for one in times], gains)
+        for even in along_lines(arm, rival, [time.sizes for time in times], gains)
     )
 
 
@@ -134,12 +134,17 @@ def along_lines(
     """
     for dim in sizes[0] if sizes else ():
         lines: dict[tuple[tuple[str, int], ...], list[SizedGain]] = {}
-        for one, gain in zip(sizes, gains, strict=True):
-            others = tuple((name, size) for name, size in one.items() if name != dim)
-            lines.setdefault(others, []).append(SizedGain(one[dim], *gain))
+        for mapping, gain in zip(sizes, gains, strict=True):
+            others = tuple((name, size) for name, size in mapping.items() if name != dim)
+            lines.setdefault(others, []).append(SizedGain(mapping[dim], *gain))
         for others, line in lines.items():
             # A size of 0, an empty cache, lies on no line over the logarithm of sizes.
-            along = tuple(sorted((one for one in line if one.size), key=lambda one: one.size))
+            along = tuple(
+                sorted(
+                    (sized_gain for sized_gain in line if sized_gain.size),
+                    key=lambda group: group.size,
+                )
+            )
             if len(along) > 1:
                 crossed = tuple(crossings(along))
                 yield SizeBreakEven(arm, rival, dim, dict(others), along, crossed)
@@ -167,13 +172,13 @@ def _end(outwards: Sequence[SizedGain], inside: SizedGain) -> float | None:
         inside: The nearest on the other side.
     """
     is_faster = outwards[0].gain > 0
-    for one in outwards:
-        if (one.gain > 0) != is_faster:
+    for outward in outwards:
+        if (outward.gain > 0) != is_faster:
             return None  # Another crossing comes first, and nothing is sure before it.
-        ends = (inside.low, one.low) if is_faster else (inside.high, one.high)
+        ends = (inside.low, outward.low) if is_faster else (inside.high, outward.high)
         if (ends[1] > 0) if is_faster else (ends[1] < 0):
-            return _zero(inside, one, *ends)
-        inside = one
+            return _zero(inside, outward, *ends)
+        inside = outward
     return None
 
 
@@ -189,9 +194,9 @@ def _gains(
 ) -> list[tuple[float, float, float]] | None:
     """Return the gain at each size; None where too few rounds were timed for an interval."""
     gains = []
-    for one in times:
+    for time in times:
         # Both ran in the same rounds: what disturbed both cancels.
-        found = log_ratio(one.wall_ms[arm], one.wall_ms[rival], quantile)
+        found = log_ratio(time.wall_ms[arm], time.wall_ms[rival], quantile)
         if found is None:
             return None
         low, high = found.interval(confidence)

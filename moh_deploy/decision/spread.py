@@ -72,13 +72,13 @@ class RayBlocks:
             BackendError: There is no such cluster, or none that takes a block, workers die of a
                 block again and again, or one would run an arm otherwise than this machine does.
         """
-        sent = [(one, task) for one in blocks if (task := _task(one)) is not None]
+        sent = [(block, task) for block in blocks if (task := _task(block)) is not None]
         if sent:
             with _cluster(self.address) as ray:
                 _check_cpus(ray, self.threads, self.address)
                 yield from self._spread(ray, sent)
         away = {block.key for block, _ in sent}
-        yield from score_here([one for one in blocks if one.key not in away])
+        yield from score_here([block for block in blocks if block.key not in away])
 
     def _spread(
         self, ray: Any, sent: Sequence[tuple[ArmBlock, _Task]]
@@ -154,12 +154,12 @@ def _scored(task: _Task) -> BlockScores:
     _check_reachable(task)
     # The process is Ray's, and does nothing but tasks.
     os.chdir(task.folder)
-    sys.path += [one for one in task.path if one not in sys.path]
+    sys.path += [name for name in task.path if name not in sys.path]
     metrics: Sequence[Metric] = pickle.loads(task.metrics)
     with ExitStack() as stack:
         opened = open_arms([task.arm], task.base, stack)[task.arm.name]
         _check_same(opened, task.ran_by)
-        return [run_scores(opened, one, metrics, task.ignore) for one in task.runs]
+        return [run_scores(opened, run, metrics, task.ignore) for run in task.runs]
 
 
 def _check_reachable(task: _Task) -> None:
@@ -167,7 +167,7 @@ def _check_reachable(task: _Task) -> None:
     model = task.arm.model
     paths = [Path(task.folder), *([model.path] if isinstance(model, OnnxFile) else [])]
     # A relative path begins at the folder here, too.
-    missing = [one for one in paths if not (Path(task.folder) / one).exists()]
+    missing = [path for path in paths if not (Path(task.folder) / path).exists()]
     with named_errors(task.arm.name):
         if missing:
             raise BackendError(
@@ -220,7 +220,9 @@ def _cluster(address: str) -> Iterator[Any]:
 
 def _check_cpus(ray: Any, threads: int, address: str) -> None:
     """Refuse a cluster without a machine that takes a block: Ray would wait for one for ever."""
-    most = max((one["Resources"].get("CPU", 0) for one in ray.nodes() if one["Alive"]), default=0)
+    most = max(
+        (node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0
+    )
     if threads > most:
         raise BackendError(
             f"a block takes {threads} threads, and no machine of the Ray cluster at {address} has"
@@ -257,4 +259,4 @@ def _is_of_import(cause: Exception) -> bool:
     # Ray has words of its own where a worker cannot import the function that it is to run, or its
     # arguments' types.
     words = ("failed to import on the worker", "ModuleNotFoundError")
-    return isinstance(cause, ImportError) or any(one in str(cause) for one in words)
+    return isinstance(cause, ImportError) or any(word in str(cause) for word in words)

@@ -10,21 +10,21 @@ from statistics import fmean
 import numpy as np
 
 from moh_deploy.decision.arm import Arm
-from moh_deploy.decision.decide import ArmDecision, ArmVerdict, WouldDo, decide_arms, would_do
-from moh_deploy.decision.energy import EnergyClock
+from moh_deploy.decision.arm_report import ArmReport, DataFile, LatencyFigure, QualityFigure
+from moh_deploy.decision.decide import (
+    ArmDecision,
+    ArmVerdict,
+    WouldDo,
+    decide_arms,
+    level_of_look,
+    would_do,
+)
 from moh_deploy.decision.latency_promise import log_quantile
-from moh_deploy.decision.levels import level_of_look
 from moh_deploy.decision.mean_times import MOST_MEAN_OVER_MEDIAN, block_means
 from moh_deploy.decision.measure import why_not_measured
 from moh_deploy.decision.measured import MeasuredArms, SizedRun
 from moh_deploy.decision.plan import Plan
-from moh_deploy.decision.report import (
-    ArmReport,
-    DataFile,
-    DecisionReport,
-    LatencyFigure,
-    QualityFigure,
-)
+from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.size_break_even import size_break_evens
 from moh_deploy.perf.bench.latency import Timing
 from moh_deploy.perf.choices_text import sizes_text
@@ -32,7 +32,7 @@ from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.timing import difference
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.suggest import shortened
-from moh_deploy.validate.input_sets import RANDOM
+from moh_deploy.validate.reference.input_sets import RANDOM
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,11 @@ class LookSetting:
         look: From 1.
         earlier: Verdicts of earlier looks, and in which they were found.
         data: The files of samples and labels.
-        energy: What counts it.
     """
 
     look: int
     earlier: Mapping[str, tuple[ArmVerdict, int]]
     data: tuple[DataFile, ...]
-    energy: EnergyClock
 
 
 def report_of(
@@ -57,14 +55,11 @@ def report_of(
 ) -> DecisionReport:
     """Decide by the plan, and say all of it."""
     decided = decide_arms(plan, measured.evidence, look=setting.look, earlier=setting.earlier)
-    decisions = {one.name: one for one in decided}
+    decisions = {arm_decision.name: arm_decision for arm_decision in decided}
     # The reference first, then in the plan's order.
     ordered = sorted(arms, key=lambda arm: arm.name != plan.reference)
-    chooses = {one.name: one.chooses for one in ordered if one.chooses is not None}
-    reports = tuple(
-        _arm(plan, arm, measured, decisions.get(arm.name), setting.energy.why_none)
-        for arm in ordered
-    )
+    chooses = {arm.name: arm.chooses for arm in ordered if arm.chooses is not None}
+    reports = tuple(_arm(plan, arm, measured, decisions.get(arm.name)) for arm in ordered)
     return DecisionReport(
         goal=plan.goal,
         plan_digest=plan.digest,
@@ -85,7 +80,7 @@ def report_of(
             quantile=0.5 if plan.latency is None else plan.latency.quantile,
             confidence=plan.confidence,
         ),
-        notes=tuple(_notes(plan, measured, setting.energy, reports)),
+        notes=tuple(_notes(plan, measured, reports)),
         kernels=measured.described[plan.reference].kernels,
     )
 
@@ -99,17 +94,17 @@ def _would_do(
 ) -> list[WouldDo]:
     """Return the arms without routers that would do, the one to name first."""
     found = would_do(plan, measured.evidence, chooses, look=look)
-    lost = {one.name for one in decisions.values() if one.verdict == "loss"}
+    lost = {decision.name for decision in decisions.values() if decision.verdict == "loss"}
     if chooses.get(plan.reference) is not True:
         # A simple arm that is worse than the reference is none to take, where that is simple, too.
-        found = tuple(one for one in found if one.name not in lost)
-    won = {one.name for one in decisions.values() if one.verdict == "win"}
-    return sorted(found, key=lambda one: (one.name in lost, one.name not in won))
+        found = tuple(do for do in found if do.name not in lost)
+    won = {decision.name for decision in decisions.values() if decision.verdict == "win"}
+    return sorted(found, key=lambda item: (item.name in lost, item.name not in won))
 
 
 def _pairs(arms: Sequence[Arm], chooses: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
     """Yield arms and their rivals: all against the reference, and routed against unrouted ones."""
-    reference, *others = (one.name for one in arms if not one.is_bound)
+    reference, *others = (arm.name for arm in arms if not arm.is_bound)
     for rival in (reference, *others):
         for name in others:
             routed = chooses.get(name) is True and chooses.get(rival) is not True
@@ -119,8 +114,8 @@ def _pairs(arms: Sequence[Arm], chooses: Mapping[str, bool]) -> Iterator[tuple[s
 
 def _machine(measured: MeasuredArms) -> str:
     # Of whichever arm has kernels: an original or a server has none here.
-    sets = [one.kernels.instruction_set for one in measured.described.values()]
-    return Processor.this(next((one for one in sets if one is not None), None)).describe()
+    sets = [description.kernels.instruction_set for description in measured.described.values()]
+    return Processor.this(next((name for name in sets if name is not None), None)).describe()
 
 
 def _arm(
@@ -128,13 +123,12 @@ def _arm(
     arm: Arm,
     measured: MeasuredArms,
     decision: ArmDecision | None,
-    why_no_energy: str | None,
 ) -> ArmReport:
     facts, name = measured.facts[arm.name], arm.name
-    latency = tuple(_latency(plan, arm, one) for one in measured.runs)
+    latency = tuple(_latency(plan, arm, run) for run in measured.runs)
     missing = dict(facts.not_measured)
     if latency:
-        missing |= _missing_times(plan, arm, latency, why_no_energy)
+        missing |= _missing_times(plan, arm, latency)
     return ArmReport(
         name=name,
         kind=arm.kind,
@@ -186,7 +180,6 @@ def _latency(plan: Plan, arm: Arm, run: SizedRun) -> LatencyFigure:
         quantile_ms=float(np.quantile(timing.wall_ms, quantile, method="inverted_cdf")),
         throughput_per_s=1e3 * run.samples / max(p50, 1e-9),
         cpu_ms=fmean(timing.cpu_ms) if here else None,
-        energy_mj=fmean(timing.energy_mj) if here and timing.energy_mj else None,
         router_share=_router_share(timing, run.without_routers.get(arm.name)),
         block_means_ms=block_means(timing.wall_ms),
     )
@@ -199,38 +192,31 @@ def _router_share(timing: Timing, without: Timing | None) -> float | None:
     return difference(timing.wall_ms, without.wall_ms).value / float(np.median(timing.wall_ms))
 
 
-def _missing_times(
-    plan: Plan, arm: Arm, latency: Sequence[LatencyFigure], why_no_energy: str | None
-) -> dict[str, str]:
+def _missing_times(plan: Plan, arm: Arm, latency: Sequence[LatencyFigure]) -> dict[str, str]:
     missing: dict[str, str] = {}
     if arm.elsewhere is not None:
-        missing |= {"CPU time": arm.elsewhere, "energy": arm.elsewhere}
-    elif why_no_energy is not None:
-        missing["energy"] = why_no_energy
+        missing["CPU time"] = arm.elsewhere
     if latency[0].router_share is None:
         why = why_not_measured(arm) if plan.router_overhead else "the plan does not ask for it"
         missing["router overhead"] = why or "it was not run without them"
     return missing
 
 
-def _notes(
-    plan: Plan, measured: MeasuredArms, energy: EnergyClock, arms: Sequence[ArmReport]
-) -> Iterator[str]:
+def _notes(plan: Plan, measured: MeasuredArms, arms: Sequence[ArmReport]) -> Iterator[str]:
     if not plan.quality:
         yield "The plan asks for no quality: verdicts are of time alone."
     if plan.latency is None:
         yield "The plan asks for no latency: verdicts are of quality alone."
-    if any(one.inputs == RANDOM for one in measured.runs):
+    if any(run.inputs == RANDOM for run in measured.runs):
         yield (
             "Some times are of random inputs, each element one of the recorded input's: heads that"
             " they open are not those of real ones."
         )
-    if measured.runs and energy.note is not None:
-        yield energy.note
     above = {
-        f"'{arm.name}' at {sizes_text(one.sizes)}": fmean(one.block_means_ms) / one.p50_ms
+        f"'{arm.name}' at {sizes_text(latency.sizes)}": fmean(latency.block_means_ms)
+        / latency.p50_ms
         for arm in arms
-        for one in arm.latency
+        for latency in arm.latency
         if not arm.is_bound
     }
     disturbed = [where for where, times in above.items() if times > MOST_MEAN_OVER_MEDIAN]

@@ -8,7 +8,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.validate.accuracy.reading import LabelledData
-from moh_deploy.validate.input_sets import InputSet, input_sets, sized_inputs
+from moh_deploy.validate.reference.input_sets import InputSet, input_sets, sized_inputs
 
 
 def timed_inputs(
@@ -24,7 +24,7 @@ def timed_inputs(
         ConfigError: A dimension is unknown, or of a size that the model does not take; or there is
             nothing to draw from.
     """
-    return [_of_sizes(base, data, one) for one in sizes or [{}]]
+    return [_of_sizes(base, data, size) for size in sizes or [{}]]
 
 
 def _of_sizes(base: OnnxPackage, data: LabelledData | None, sizes: Mapping[str, int]) -> InputSet:
@@ -52,5 +52,5 @@ def _real(base: OnnxPackage, data: LabelledData, sizes: Mapping[str, int]) -> In
     found = check_inputs(base.manifest.inputs, inputs)
     if any(found.get(name) != size for name, size in sizes.items()):
         return None
-    names = [one.name for one in base.manifest.inputs]
+    names = [info.name for info in base.manifest.inputs]
     return InputSet(samples.name, found, {name: inputs[name] for name in names}, 1.0)

@@ -366,7 +366,9 @@ def _told_apart(
     kept: list[KeptOperators] = []
     for index, swap in enumerate(swaps):
         found = [recording.disagreements[index] for recording in recordings]
-        differences = [one for one in found if one is not None]
+        differences = [
+            layer_difference for layer_difference in found if layer_difference is not None
+        ]
         if differences:
             kept.append(_kept(swap, differences))
         else:
@@ -376,8 +378,10 @@ def _told_apart(
 
 def _kept(swap: Swap, differences: Sequence[LayerDifference]) -> KeptOperators:
     """A swap that is not made; a difference that is no number counts as the largest."""
-    no_number = [one for one in differences if one.max_abs_error is None]
-    worst = next(iter(no_number), None) or max(differences, key=lambda one: one.max_abs_error or 0)
+    no_number = [difference for difference in differences if difference.max_abs_error is None]
+    worst = next(iter(no_number), None) or max(
+        differences, key=lambda difference: difference.max_abs_error or 0
+    )
     return KeptOperators(
         swap.path, swap.replaced, swap.inserted, worst.max_abs_error, reason=worst.words
     )

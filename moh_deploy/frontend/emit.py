@@ -16,17 +16,16 @@ from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.arrays import dtype_name
-from moh_deploy.frontend.fx.graph import is_tensor, op, tensor
-from moh_deploy.frontend.fx.source_line import source_line
+from moh_deploy.frontend.fx.graph import is_tensor, op, source_line, tensor
 from moh_deploy.frontend.quiet import muted, no_warnings
 from moh_deploy.frontend.torch_ops import TRANSLATIONS
 from moh_deploy.frontend.torch_ops.opaque import OPAQUE, translate_opaque
 from moh_deploy.frontend.trace import headline
-from moh_deploy.graph.drop_stack_traces import drop_stack_traces
+from moh_deploy.graph.load_model import drop_stack_traces
 from moh_deploy.graph.stand_ins import register_stand_in, replace_stand_ins
 from moh_deploy.ops import VERSION
-from moh_deploy.ops.domains import KERNEL_DOMAIN
 from moh_deploy.ops.onnx_schema import register_schemas
+from moh_deploy.ops.op_names import KERNEL_DOMAIN
 
 DEFAULT_OPSET = 20
 

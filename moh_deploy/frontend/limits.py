@@ -101,9 +101,9 @@ class Relations:
             name, others = names.get(symbol), form.free_symbols
             if name is None or name in used or symbol in others or not others:
                 continue
-            if forms.keys().isdisjoint(names[one] for one in others):
-                used |= {names[one] for one in others}
-                named = {one: sympy.Symbol(names[one], integer=True) for one in others}
+            if forms.keys().isdisjoint(names[other] for other in others):
+                used |= {names[other] for other in others}
+                named = {other: sympy.Symbol(names[other], integer=True) for other in others}
                 forms.setdefault(name, form.xreplace(named))
         return cls(forms)
 
@@ -129,22 +129,24 @@ def _equal_at(
     assertions: Iterable[sympy.Basic],
 ) -> Iterator[tuple[sympy.Expr, sympy.Expr]]:
     """Yield both sides of equations, and of `past + seq <= total` where they are equal so far."""
-    for one in assertions:
+    for assertion in assertions:
         if (
-            not isinstance(one, (sympy.Eq, sympy.Le, sympy.Ge))
-            or not one.free_symbols <= names.keys()
+            not isinstance(assertion, (sympy.Eq, sympy.Le, sympy.Ge))
+            or not assertion.free_symbols <= names.keys()
         ):
             continue
-        left, right = one.args
-        at = {symbol: sympy.Integer(sizes[names[symbol]]) for symbol in one.free_symbols}
+        left, right = assertion.args
+        at = {symbol: sympy.Integer(sizes[names[symbol]]) for symbol in assertion.free_symbols}
         joined = left.is_Add or right.is_Add
-        if isinstance(one, sympy.Eq) or (joined and left.xreplace(at) == right.xreplace(at)):
+        if isinstance(assertion, sympy.Eq) or (joined and left.xreplace(at) == right.xreplace(at)):
             yield left, right
             yield right, left
 
 
 def _value(form: sympy.Expr, sizes: Mapping[str, int]) -> int:
-    return int(form.xreplace({one: sympy.Integer(sizes[str(one)]) for one in form.free_symbols}))
+    return int(
+        form.xreplace({symbol: sympy.Integer(sizes[str(symbol)]) for symbol in form.free_symbols})
+    )
 
 
 def joined_dims(program: ExportedProgram, inputs: Sequence[ModelInput]) -> list[str]:
@@ -160,7 +162,7 @@ def joined_dims(program: ExportedProgram, inputs: Sequence[ModelInput]) -> list[
     return [
         name
         for name, symbol in _symbols(program, inputs).items()
-        if any(symbol in one.args and (one - symbol).is_positive for one in sums)
+        if any(symbol in sum_.args and (sum_ - symbol).is_positive for sum_ in sums)
     ]
 
 
@@ -168,14 +170,18 @@ def dim_sums(program: ExportedProgram, inputs: Sequence[ModelInput]) -> tuple[Di
     """Return the dimensions that the program limits together: `past + seq <= 64`."""
     names = {symbol: name for name, symbol in _symbols(program, inputs).items()}
     found: dict[tuple[str, ...], int] = {}
-    for one in _assertions(program):
-        symbols = one.free_symbols
-        if not isinstance(one, _INEQUALITIES) or len(symbols) < 2 or not symbols <= names.keys():
+    for assertion in _assertions(program):
+        symbols = assertion.free_symbols
+        if (
+            not isinstance(assertion, _INEQUALITIES)
+            or len(symbols) < 2
+            or not symbols <= names.keys()
+        ):
             continue
-        rising = isinstance(one, (sympy.Le, sympy.Lt))
-        most = _most((one.lhs - one.rhs) * (1 if rising else -1))
+        rising = isinstance(assertion, (sympy.Le, sympy.Lt))
+        most = _most((assertion.lhs - assertion.rhs) * (1 if rising else -1))
         if most is not None:
-            limit = most - isinstance(one, (sympy.Lt, sympy.Gt))
+            limit = most - isinstance(assertion, (sympy.Lt, sympy.Gt))
             dims = tuple(sorted(names[symbol] for symbol in symbols))
             found[dims] = min(limit, found.get(dims, limit))
     return tuple(DimSum(dims, most) for dims, most in found.items())
@@ -212,10 +218,10 @@ def with_tables(
         sums, ranges: The limits of a program, as far as they were found to be those of the model.
         cut: See `cut_tables`.
     """
-    tables = {(one.dims, one.most): one.table for one in reversed(cut)}
+    tables = {(dim_sum.dims, dim_sum.most): dim_sum.table for dim_sum in reversed(cut)}
     alone = [DimSum((name,), most) for name, (_, most) in ranges.items() if most is not None]
-    named = [replace(one, table=tables.get((one.dims, one.most))) for one in (*sums, *alone)]
-    return tuple(one for one in named if one.table is not None or len(one.dims) > 1)
+    named = [replace(sum_, table=tables.get((sum_.dims, sum_.most))) for sum_ in (*sums, *alone)]
+    return tuple(dim_sum for dim_sum in named if dim_sum.table is not None or len(dim_sum.dims) > 1)
 
 
 def _most(excess: sympy.Expr) -> int | None:
@@ -242,8 +248,8 @@ def unmet_assertions(
     ]
     named = {symbol: sympy.Symbol(name, integer=True) for name, symbol in symbols.items()}
     values = {named[symbol]: sympy.Integer(sizes[name]) for name, symbol in symbols.items()}
-    asserted = [one.xreplace(named) for one in (*_assertions(program), *ranges)]
-    return [str(one) for one in asserted if one.xreplace(values) == sympy.false]
+    asserted = [assertion.xreplace(named) for assertion in (*_assertions(program), *ranges)]
+    return [str(item) for item in asserted if item.xreplace(values) == sympy.false]
 
 
 def _symbols(program: ExportedProgram, inputs: Sequence[ModelInput]) -> dict[str, sympy.Symbol]:
@@ -287,7 +293,7 @@ class _Looked:
 
 def _looked_at(assertion: sympy.Basic, symbol: sympy.Symbol, example: int) -> _Looked | None:
     """Try sizes; None where the assertion is of no use, as it fails at the example."""
-    numbers = [int(one) for one in assertion.atoms(sympy.Integer) if one < _LONGEST_PERIOD]
+    numbers = [int(atom) for atom in assertion.atoms(sympy.Integer) if atom < _LONGEST_PERIOD]
     window = 3 * max([_WINDOW, *numbers])  # in which what recurs after so many sizes is seen
     near = range(max(1, example - window), example + window + 1)
     far = (example << doubled for doubled in range(1, _DOUBLED + 1))

@@ -28,11 +28,11 @@ from moh_deploy.graph.growing_caches import (
     cache_lengths,
     growing_caches,
 )
-from moh_deploy.graph.infer_types import infer_types
+from moh_deploy.graph.load_model import infer_types
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops import MOH_ATTENTION, is_moh_op
 from moh_deploy.ops.attention_shapes import ATTN_MASK, NONPAD_KV_SEQLEN
-from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.ops.op_names import KERNEL_DOMAIN
 from moh_deploy.package import CacheBuffer, CachesInPlace, Manifest, VectorSet
 from moh_deploy.package.cache_buffers import BUFFER
 
@@ -76,7 +76,8 @@ def put_caches_in_place(
     add_function_bodies(model, opset=model.opset_imports[""])
     return CachesInPlace(
         buffers=tuple(
-            CacheBuffer(one.past.name or "", one.present.name or "", one.axis) for one in caches
+            CacheBuffer(cache.past.name or "", cache.present.name or "", cache.axis)
+            for cache in caches
         ),
         past_length=lengths.past_length,
         new_length=lengths.new_length,
@@ -88,7 +89,7 @@ def put_caches_in_place(
 def _most_tokens(manifest: Manifest, lengths: CacheLengths) -> int | None:
     """Return how many tokens a cache may hold: what limits its length limits a buffer's use."""
     past, new = lengths.past_dim, lengths.new_length
-    sums = [one.most for one in manifest.dim_sums if set(one.dims) == {past, new}]
+    sums = [dim_sum.most for dim_sum in manifest.dim_sums if set(dim_sum.dims) == {past, new}]
     longest = manifest.dim_ranges.get(past, (0, None))[1]
     alone = [] if longest is None else [longest + (new if isinstance(new, int) else 0)]
     return min([*sums, *alone], default=None)
@@ -97,7 +98,9 @@ def _most_tokens(manifest: Manifest, lengths: CacheLengths) -> int | None:
 def _to_opset(model: ir.Model) -> None:
     """Bring standard operators to an opset with TensorScatter; MoH nodes lose their bodies."""
     # Bodies are of one opset with the model, and are written anew: a converter would inline them.
-    for identifier in [one for one in model.functions if is_moh_op(one[0], one[1])]:
+    for identifier in [
+        function for function in model.functions if is_moh_op(function[0], function[1])
+    ]:
         del model.functions[identifier]
     for node in model.graph.all_nodes():
         if is_moh_op(node.domain, node.op_type):
@@ -117,7 +120,7 @@ class _Edit:
     _names: Counter[str] = field(default_factory=Counter)
 
     def run(self) -> None:
-        first, one = self.model.graph[0], self.caches[0]
+        first, cache = self.model.graph[0], self.caches[0]
         # As the model was: what is added here reads the sizes of buffers.
         readers: dict[ir.Value, list[tuple[ir.Node, int]]] = {
             value: list(value.uses())
@@ -125,20 +128,22 @@ class _Edit:
             for value in (cache.past, cache.present)
         }
         past = self._past_length(first)
-        batch = self._before(first, "Shape", [one.past], "batch", start=0, end=1)
+        batch = self._before(first, "Shape", [cache.past], "batch", start=0, end=1)
         write = self._before(first, "Expand", [past, batch], "write_indices")
-        write.shape = filled_shape = ir.Shape([one.past.shape[0] if one.past.shape else None])
+        write.shape = filled_shape = ir.Shape([cache.past.shape[0] if cache.past.shape else None])
         # A call adds as many tokens to each: those of the first are computed before any are read.
-        new = one.joined.inputs[1]
+        new = cache.joined.inputs[1]
         assert new is not None
-        added = self._before(one.joined, "Shape", [new], "added", start=one.axis, end=one.axis + 1)
-        total = self._before(one.joined, "Add", [past, added], "total")
-        filled = self._before(one.joined, "Expand", [total, batch], "filled")
+        added = self._before(
+            cache.joined, "Shape", [new], "added", start=cache.axis, end=cache.axis + 1
+        )
+        total = self._before(cache.joined, "Add", [past, added], "total")
+        filled = self._before(cache.joined, "Expand", [total, batch], "filled")
         filled.shape = filled_shape
         places = self._before(
-            one.joined, "Shape", [one.past], "places", start=one.axis, end=one.axis + 1
+            cache.joined, "Shape", [cache.past], "places", start=cache.axis, end=cache.axis + 1
         )
-        room = self._before(one.joined, "Sub", [places, total], "room")
+        room = self._before(cache.joined, "Sub", [places, total], "room")
         attentions = self._attentions()
         buffers = {cache.present: self._write(cache, write) for cache in self.caches}
         # Attention takes buffers; whatever else reads a cache, what is filled of it.
@@ -263,7 +268,7 @@ class _Edit:
             node.attributes[name].as_int() if name in node.attributes else otherwise
             for name, otherwise in (("start", 0), ("end", rank))
         )
-        start, end = (one + rank if one < 0 else min(one, rank) for one in (start, end))
+        start, end = (number + rank if number < 0 else min(number, rank) for number in (start, end))
         size: ir.Value = length
         if not start <= axis < end:
             node.replace_input_with(0, buffer)

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from moh_deploy.errors import PackageError
-from moh_deploy.graph.import_domains import import_domains
+from moh_deploy.graph.add_function_bodies import import_domains
 from moh_deploy.graph.switch_by_size import switch_rules_of, with_switches, without_switches
 from moh_deploy.ops import OPS, is_moh_op
-from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain, with_base
+from moh_deploy.ops.op_names import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain, with_base
 from moh_deploy.package import LayerInfo, NodeRule, node_rules
 
 

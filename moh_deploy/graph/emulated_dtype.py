@@ -81,7 +81,9 @@ def emulate(model: onnx.ModelProto, dtype: EmulatedDtype) -> bool:
                     " inferred."
                 )
     element = _ELEMENT[dtype]
-    return _emulate(model.graph, {name for name, one in types.items() if one == element}, element)
+    return _emulate(
+        model.graph, {name for name, type_ in types.items() if type_ == element}, element
+    )
 
 
 def _emulate(graph: onnx.GraphProto, low: set[str], element: int, depth: int = 0) -> bool:
@@ -90,7 +92,9 @@ def _emulate(graph: onnx.GraphProto, low: set[str], element: int, depth: int = 0
     # A value is widened once, in front of its first reader.
     nodes: list[onnx.NodeProto] = []
     wide: dict[str, str] = {}  # of this graph; a branch has its own, by other names
-    for node in [onnx.NodeProto.FromString(one.SerializeToString()) for one in graph.node]:
+    for node in [
+        onnx.NodeProto.FromString(original.SerializeToString()) for original in graph.node
+    ]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 modified |= _emulate(attribute.g, low, element, depth + 1)

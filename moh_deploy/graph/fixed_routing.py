@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
-from moh_deploy.graph.drop_unread import drop_unread
-from moh_deploy.graph.fed_input import add_input
-from moh_deploy.graph.forced_gates import gate_views, unforceable_layers
+from moh_deploy.graph.forced_gates import add_input, gate_views, unforceable_layers
+from moh_deploy.graph.keep_only import drop_unread
 from moh_deploy.package.layer_info import LayerInfo
 from moh_deploy.package.switches import all_nodes
 from moh_deploy.system.npz import Array

@@ -20,7 +20,7 @@ def float_masks(model: ir.Model, nodes: Collection[str]) -> bool:
         nodes: Names of the nodes, in the main graph.
     """
     made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-    for node in [one for one in model.graph if one.name in nodes]:
+    for node in [found for found in model.graph if found.name in nodes]:
         mask = node.inputs[_MASK] if len(node.inputs) > _MASK else None
         query = node.inputs[0]
         if mask is None or mask.dtype != ir.DataType.BOOL:

@@ -14,11 +14,19 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from moh_deploy.graph.fed_input import add_input
 from moh_deploy.ops import OPS
 from moh_deploy.package.layer_info import LayerInfo
 from moh_deploy.package.router_nodes import computed_from
 from moh_deploy.package.switches import all_nodes, dense_twin
+
+# An input of a graph that stands in for an inner value.
+
+
+def add_input(graph: onnx.GraphProto, name: str, dtype: np.dtype[Any], *, rank: int = 3) -> None:
+    """Let a graph take a value of any sizes; of rank 3 unless said: [B, S, H]."""
+    element = helper.np_dtype_to_tensor_dtype(dtype)
+    graph.input.append(helper.make_tensor_value_info(name, element, [None] * rank))
+
 
 GateTypes = Mapping[str, np.dtype[Any]]
 """Name of each layer's gates to the dtype that they are fed in."""

@@ -39,7 +39,7 @@ def why_not_fused(model: ir.Model, node: ir.Node) -> str | None:
     if scale <= 0:
         return f"its scale is {scale:g}, and runtimes expect one above 0"
     version = model.opset_imports.get("", FUSED_OPSET)
-    changed = {one.op_type for one in model.graph.all_nodes() if one.domain == ""} & {
+    changed = {node.op_type for node in model.graph.all_nodes() if node.domain == ""} & {
         name for name, since in _CHANGED.items() if version < since
     }
     if changed:
@@ -68,7 +68,7 @@ def fuse_attention(model: ir.Model, nodes: Collection[str]) -> dict[str, str]:
         Name of each of these nodes to that of its Attention.
     """
     names: dict[str, str] = {}
-    for node in [one for one in model.graph if one.name in nodes]:
+    for node in [found for found in model.graph if found.name in nodes]:
         assert node.name is not None
         earlier = _attentions(model)
         _give_body(model, node)

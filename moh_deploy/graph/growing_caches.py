@@ -89,7 +89,7 @@ def cache_lengths(
         ConfigError: Caches have lengths of their own, or it is not known how much they grow.
     """
     past_dim, *others = dict.fromkeys(_dim(cache, manifest) for cache in caches)
-    runs = [_Run.of(one, caches) for one in vectors]
+    runs = [_Run.of(vector_set, caches) for vector_set in vectors]
     # Two names may be of one size: an exporter that was given one for keys and one for values.
     differ = [name for name in others if any(r.sizes[name] != r.sizes[past_dim] for r in runs)]
     if differ or any(run.differs for run in runs):
@@ -100,7 +100,7 @@ def cache_lengths(
         )
     new = _new_length(caches[0], manifest, past_dim, runs)
     pasts = {cache.past.name for cache in caches}
-    given = [one.shape for one in manifest.inputs if one.name not in pasts]
+    given = [info.shape for info in manifest.inputs if info.name not in pasts]
     dims = [dim for shape in given for dim in map(_parsed, shape) if dim is not None]
     by_size = _past_length(dims, past_dim, new, runs)
     if by_size is not None:
@@ -158,7 +158,7 @@ def _dim(cache: GrowingCache, manifest: Manifest) -> str:
     Raises:
         ConfigError: It is no dimension of its own.
     """
-    (spec,) = (one for one in manifest.inputs if one.name == cache.past.name)
+    (spec,) = (info for info in manifest.inputs if info.name == cache.past.name)
     text = str(spec.shape[cache.axis])
     if text not in manifest.dims:
         raise ConfigError(
@@ -169,13 +169,13 @@ def _dim(cache: GrowingCache, manifest: Manifest) -> str:
 
 def _why_other(model: ir.Model, name: str, manifest: Manifest, dims: set[str]) -> str | None:
     """Say how an output makes a cache grow that is none of those found; None if it does not."""
-    (value,) = (one for one in model.graph.outputs if one.name == name)
-    pasts = {one.name: one.shape for one in manifest.inputs if dims & set(map(str, one.shape))} or {
-        one.name: one.shape for one in manifest.inputs if len(one.shape) > 2
-    }
+    (value,) = (output for output in model.graph.outputs if output.name == name)
+    pasts = {
+        info.name: info.shape for info in manifest.inputs if dims & set(map(str, info.shape))
+    } or {info.name: info.shape for info in manifest.inputs if len(info.shape) > 2}
     for node, is_joined_again in _joins_before(value):
-        sources = [None if one is None else _source(one) for one in node.inputs]
-        names = [None if one is None else one.name for one in sources]
+        sources = [None if value is None else _source(value) for value in node.inputs]
+        names = [None if source is None else source.name for source in sources]
         known = [name for name in names if name in pasts]
         if not known:
             continue
@@ -195,9 +195,9 @@ def _joins_before(value: ir.Value, *, again: bool = False) -> Iterator[tuple[ir.
     node = value.producer()
     if node is not None and node.op_type == "Concat":
         yield node, again
-        for one in node.inputs:
-            if one is not None:
-                yield from _joins_before(one, again=True)
+        for operand in node.inputs:
+            if operand is not None:
+                yield from _joins_before(operand, again=True)
     elif node is not None and node.op_type in _VIEWS and node.inputs[0] is not None:
         yield from _joins_before(node.inputs[0], again=again)
 
@@ -220,7 +220,7 @@ def _source(value: ir.Value) -> ir.Value | None:
 def _new_length(
     cache: GrowingCache, manifest: Manifest, past_dim: str, runs: Sequence[_Run]
 ) -> str | int:
-    (spec,) = (one for one in manifest.outputs if one.name == cache.present.name)
+    (spec,) = (output for output in manifest.outputs if output.name == cache.present.name)
     text = str(spec.shape[cache.axis])
     added = [run.total - run.past for run in runs]
     terms = [term for term in re.split(r"\s*\+\s*", text) if term != past_dim]
@@ -249,21 +249,21 @@ def _past_length(
     dims: Sequence[DimExpr], past_dim: str, new: str | int, runs: Sequence[_Run]
 ) -> str | None:
     """Say it by sizes of other inputs, if they tell: a mask over cached and new tokens does."""
-    if any(one.name == past_dim and one.multiplier == 1 for one in dims):
+    if any(dim.name == past_dim and dim.multiplier == 1 for dim in dims):
         return past_dim
     totals = [run.total for run in runs]
-    for one in dims:
+    for dim in dims:
         # One run alone may agree by chance.
-        tells = one.is_plain and len(set(totals)) > 1
-        if tells and totals == [run.sizes.get(one.name) for run in runs]:
-            return f"{one.name} - {new}"
+        tells = dim.is_plain and len(set(totals)) > 1
+        if tells and totals == [run.sizes.get(dim.name) for run in runs]:
+            return f"{dim.name} - {new}"
     return None
 
 
 def _free_name(manifest: Manifest, dims: Sequence[DimExpr]) -> str:
     """Return a name for the input that tells, which no other tensor has and no dimension."""
-    taken = {one.name for one in (*manifest.inputs, *manifest.outputs)}
-    taken |= {one.name for one in dims}
+    taken = {output.name for output in (*manifest.inputs, *manifest.outputs)}
+    taken |= {dim.name for dim in dims}
     name = PAST_LENGTH
     while name in taken:
         name = f"filled_{name}"

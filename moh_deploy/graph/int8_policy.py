@@ -82,7 +82,7 @@ def plan_int8(model: ir.Model, *, gates: Collection[str]) -> Int8Plan:
 def _reason(node: ir.Node, scores: Collection[ir.Node]) -> str | None:
     if node in scores:
         return "a router ranks what it makes"
-    attributes = {name: one.value for name, one in node.attributes.items()}
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     scales = {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}
     if attributes.get("transA", 0) or scales:
         return "it scales or transposes what it reads"

@@ -9,10 +9,20 @@ from typing import get_args
 import onnx_ir as ir
 
 from moh_deploy.errors import ExportError
-from moh_deploy.graph.free_name import free_name
 from moh_deploy.ops import op_names
 from moh_deploy.ops.op_names import AttentionOp
 from moh_deploy.ops.routers import WEIGHING
+
+# Take a name from a weight, so that another value can have it: names of values are unique.
+
+
+def free_name(graph: ir.Graph, name: str) -> bool:
+    """Rename the weight of this name, if there is one: torch.onnx calls weights by their paths."""
+    weight = graph.initializers.get(name)
+    if weight is not None:
+        weight.name = f"{name}.inner"
+    return weight is not None
+
 
 ATTENTION_OPS = get_args(AttentionOp)
 _VIEWS = ("Reshape", "Transpose", "Identity")
@@ -82,12 +92,12 @@ def keep_gates(model: ir.Model, translated: Sequence[TranslatedLayer]) -> tuple[
     attention = iter(_attentions(graph, count=sum(layer.replaced for layer in translated)))
     routers: set[ir.Node] = set()
     layers: list[LayerNames] = []
-    for name, value, one in zip(names, gates, translated, strict=True):
+    for name, value, translated_layer in zip(names, gates, translated, strict=True):
         _rename(graph, value, f"{name}.gates")
-        view = next(views) if one.viewed else None
+        view = next(views) if translated_layer.viewed else None
         if view is not None:
             _rename(graph, view, f"{name}.attention")
-        node = next(attention) if one.replaced else None
+        node = next(attention) if translated_layer.replaced else None
         layers.append(
             LayerNames(
                 layer=name,

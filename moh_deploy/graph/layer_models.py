@@ -83,8 +83,8 @@ def attention_inputs(model: ir.Model, layer: LayerInfo) -> dict[str, str]:
         if node.name == layer.node and layer.node is not None:
             formal = OPS[node.op_type].inputs
             return {
-                one.name: _name(value)
-                for one, value in zip(formal, node.inputs, strict=False)
+                op_input.name: _name(value)
+                for op_input, value in zip(formal, node.inputs, strict=False)
                 if value is not None
             }
     return {}
@@ -114,7 +114,7 @@ def _is_constant(value: ir.Value) -> bool:
                 return False
         elif node not in seen:
             seen.add(node)
-            pending += [one for one in node.inputs if one is not None]
+            pending += [value for value in node.inputs if value is not None]
     return True
 
 

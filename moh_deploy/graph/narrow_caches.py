@@ -20,8 +20,8 @@ def narrow_caches(model: ir.Model, caches: CachesInPlace) -> dict[str, str]:
     graph, changed = model.graph, dict[str, str]()
     inputs = {value.name: value for value in graph.inputs}
     outputs = {value.name: value for value in graph.outputs}
-    for one in caches.buffers:
-        past, present = inputs[one.past], outputs[one.present]
+    for buffer in caches.buffers:
+        past, present = inputs[buffer.past], outputs[buffer.present]
         widened, narrowed = present.producer(), [node for node, _ in past.uses()]
         if widened is None or not _is_cast(widened) or not all(map(_is_cast, narrowed)):
             continue
@@ -38,8 +38,8 @@ def narrow_caches(model: ir.Model, caches: CachesInPlace) -> dict[str, str]:
         # The output keeps its name.
         graph.outputs[graph.outputs.index(present)] = written
         graph.remove(widened, safe=True)
-        written.name = one.present
-        changed |= dict.fromkeys((one.past, one.present), str(low.numpy()))
+        written.name = buffer.present
+        changed |= dict.fromkeys((buffer.past, buffer.present), str(low.numpy()))
     return changed
 
 

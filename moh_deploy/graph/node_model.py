@@ -28,7 +28,7 @@ def node_model(model: ir.Model, node: ir.Node) -> ir.Model:
     graph.output.extend(map(ir.serde.serialize_value, node.outputs))
     graph.node.append(ir.serde.serialize_node(node))
     graph.initializer.extend(map(_tensor, constants.values()))
-    bodies = [one for key, one in model.functions.items() if key == node.op_identifier()]
+    bodies = [function for key, function in model.functions.items() if key == node.op_identifier()]
     opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
     proto = onnx.helper.make_model(
         graph,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from moh_deploy.graph.import_domains import import_domains
+from moh_deploy.graph.add_function_bodies import import_domains
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops import is_moh_op, op_names
 from moh_deploy.package import LayerInfo
@@ -58,8 +58,8 @@ def make_plain(node: ir.Node) -> None:
     if bias is not None:
         product.outputs[0].name = f"{result.name}.product"
         made.append(ir.Node("", "Add", [product.outputs[0], bias], name=f"{node.name}.Add"))
-    for one in made:
-        one.outputs[0].type, one.outputs[0].shape = result.type, result.shape
+    for new in made:
+        new.outputs[0].type, new.outputs[0].shape = result.type, result.shape
     ir.convenience.replace_nodes_and_values(
         node.graph, node, [node], made, [result], [made[-1].outputs[0]]
     )
@@ -67,7 +67,8 @@ def make_plain(node: ir.Node) -> None:
 
 def _without_projections(layer: LayerInfo) -> LayerInfo:
     ranges = tuple(
-        replace(one, choice="sparse") if one.choice == "projected" else one for one in layer.ranges
+        replace(range_, choice="sparse") if range_.choice == "projected" else range_
+        for range_ in layer.ranges
     )
     return replace(
         layer,

@@ -21,12 +21,12 @@ from moh_deploy.graph.add_function_bodies import (
     own_attributes,
     types_of_inputs,
 )
-from moh_deploy.graph.infer_types import infer_types
+from moh_deploy.graph.load_model import infer_types
 from moh_deploy.graph.narrowing import FixedHeads, LayerEdit, Narrowing, NotNarrowedError
 from moh_deploy.graph.narrowing.rules import RULES
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops import OPS, is_moh_op
-from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.ops.op_names import KERNEL_DOMAIN
 from moh_deploy.package import LayerInfo
 
 

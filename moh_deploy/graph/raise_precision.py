@@ -105,7 +105,7 @@ class _Raise:
 
     def _enter(self) -> Iterator[ir.Node]:
         """Cast inputs of the model that are low."""
-        for value in [one for one in self.graph.inputs if one.dtype == self.low]:
+        for value in [value for value in self.graph.inputs if value.dtype == self.low]:
             cast = new_cast(value, _FLOAT, f"{value.name}.float32")
             # All readers, the new Cast included, which is given back its input in the next line.
             ir.convenience.replace_all_uses_with(value, cast.outputs[0])

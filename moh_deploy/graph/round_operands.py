@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from moh_deploy.graph.weight_noise import DRAWN, DRAWN_SIZE, ROUNDING_STEP, add_noise_inputs
-from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
+from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
 
 # The weights of the softmax exist within the op alone. Each product of a weight and a value is off
 # by the rounding of either, so values that are rounded twice, in two places, stand for both.

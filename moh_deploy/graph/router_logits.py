@@ -7,15 +7,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx
 from onnx import helper
 
+from moh_deploy.graph.forced_gates import add_input
 from moh_deploy.ops import MOH_ROUTER
 from moh_deploy.ops.routers import WEIGHING, RouterForm, form_named
 from moh_deploy.package.layer_info import LayerInfo
 from moh_deploy.package.router_nodes import router_nodes
 from moh_deploy.package.switches import all_nodes
+
+# Make inputs of the logits that routers read.
+
+
+def force_logits(
+    graph: onnx.GraphProto, routers: Sequence[RouterLogits], dtypes: Mapping[str, np.dtype[Any]]
+) -> bool:
+    """Let routers read inputs `forced(port)` in place of the values that they read.
+
+    Args:
+        graph: Changed in place.
+        routers: The routers; layers that share one have the same inputs.
+        dtypes: Name of each value in `logits` to its dtype.
+    """
+    nodes = {node.name: node for node in graph.node}
+    for router in {router.node: router for router in routers}.values():
+        for port, value in router.logits.items():
+            nodes[router.node].input[PORTS.index(port)] = router.forced(port)
+            add_input(graph, router.forced(port), dtypes[value])
+    return any(router.logits for router in routers)
+
 
 PORTS = tuple(port.name for port in MOH_ROUTER.inputs)
 """The inputs of MoHRouter, in their order."""

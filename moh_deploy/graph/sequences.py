@@ -16,13 +16,11 @@ from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.close_input_gaps import close_input_gaps
 from moh_deploy.graph.float_masks import float_masks
 from moh_deploy.graph.fused_attention import fuse_attention
-from moh_deploy.graph.infer_types import infer_types
-from moh_deploy.graph.inline_functions import inline_functions
 from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer, keep_gates
+from moh_deploy.graph.load_model import infer_types, inline_functions
 from moh_deploy.graph.lower_precision.casts import lower_precision
 from moh_deploy.graph.lower_precision.policy import LowType, PrecisionPlan, plan_precision
-from moh_deploy.graph.name_interface import name_interface
-from moh_deploy.graph.name_nodes import name_nodes
+from moh_deploy.graph.name_interface import name_interface, name_nodes
 from moh_deploy.graph.raise_precision import Raised, raise_precision
 from moh_deploy.graph.restore_output_types import restore_output_types
 from moh_deploy.graph.switch_by_size import without_switches

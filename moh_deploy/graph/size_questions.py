@@ -44,10 +44,12 @@ def size_questions(graph: onnx.GraphProto) -> Iterator[SizeQuestion]:
                 constants[node.output[0]] = attribute.t
     # Shape(x) -> Gather -> Equal 1, say.
     for node in graph.node:
-        if node.op_type == "Equal" and all(_is_size(one, makers, constants) for one in node.input):
+        if node.op_type == "Equal" and all(
+            _is_size(name, makers, constants) for name in node.input
+        ):
             known = [constants[name] for name in node.input if name in constants]
             numbers = [np.ravel(numpy_helper.to_array(tensor)).tolist() for tensor in known]
-            sizes = tuple(int(number) for one in numbers for number in one if number > 0)
+            sizes = tuple(int(number) for group in numbers for number in group if number > 0)
             # An Equal of constants alone has one answer at every size.
             if sizes and len(known) < len(node.input):
                 yield SizeQuestion(node.output[0], node, sizes)

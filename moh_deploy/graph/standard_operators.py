@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
 from moh_deploy.errors import PackageError
-from moh_deploy.graph.inline_functions import inline_functions
+from moh_deploy.graph.load_model import inline_functions
 from moh_deploy.graph.switch_by_size import without_switches
 
 _STANDARD = ("", "ai.onnx", "ai.onnx.ml")

@@ -52,13 +52,13 @@ def _stored(value: ir.Value, opset: int) -> Array | None:
     if node.domain or node.op_type not in {*_REARRANGING, "Constant"}:
         return None
     given: dict[str, Array] = {}
-    for one in node.inputs:
-        if one is None:
+    for operand in node.inputs:
+        if operand is None:
             continue
-        array = _stored(one, opset)
-        if array is None or one.name is None:
+        array = _stored(operand, opset)
+        if array is None or operand.name is None:
             return None
-        given[one.name] = array
+        given[operand.name] = array
     return _run(node, value, given, opset)
 
 
@@ -106,7 +106,7 @@ def _drop(model: ir.Model, value: ir.Value) -> None:
         return
     if any(output.uses() for output in node.outputs):
         return
-    inputs = [one for one in node.inputs if one is not None]
+    inputs = [value for value in node.inputs if value is not None]
     model.graph.remove(node, safe=True)
-    for one in inputs:
-        _drop(model, one)
+    for operand in inputs:
+        _drop(model, operand)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.ops.domains import DENSE_DOMAIN, with_base
+from moh_deploy.ops.op_names import DENSE_DOMAIN, with_base
 from moh_deploy.package import NodeRule
 from moh_deploy.package.switches import CONDITION_PREFIX, dense_twin
 

@@ -182,15 +182,17 @@ def _weight(graph: onnx.GraphProto, name: str) -> str:
 def _shapes(graph: onnx.GraphProto) -> dict[str, Sequence[int | None]]:
     shapes: dict[str, Sequence[int | None]] = {
         value.name: [
-            one.dim_value if one.HasField("dim_value") else None
-            for one in value.type.tensor_type.shape.dim
+            size.dim_value if size.HasField("dim_value") else None
+            for size in value.type.tensor_type.shape.dim
         ]
         for value in graph.value_info
     }
-    shapes |= {one.name: one.dims for one in graph.initializer}
+    shapes |= {initializer.name: initializer.dims for initializer in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            tensors = (one.t.dims for one in node.attribute if one.name == "value")
+            tensors = (
+                attribute.t.dims for attribute in node.attribute if attribute.name == "value"
+            )
             shapes[node.output[0]] = next(tensors, ())
         # Tables of small integers have no shape written down behind them.
         elif node.op_type in _KEEP_SHAPE - {"Transpose"} and node.input[0] in shapes:

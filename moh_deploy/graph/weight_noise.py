@@ -44,9 +44,9 @@ def add_weight_noise(graph: onnx.GraphProto, names: Collection[str] | None = Non
     # are. The nodes stand in front of all others, since a graph is sorted.
     weights = _weights(graph, names)
     # The noisy weight takes the name, so the nodes need no change.
-    noise = [node for seed, one in enumerate(weights) for node in _noise(one, seed)]
-    for one in weights:
-        one.name = _exact(one.name)
+    noise = [node for seed, weight in enumerate(weights) for node in _noise(weight, seed)]
+    for weight in weights:
+        weight.name = _exact(weight.name)
     # Copies, since clearing the field takes the originals along.
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
     del graph.node[:]

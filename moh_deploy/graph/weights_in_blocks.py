@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from moh_deploy.graph.import_domains import import_domains
+from moh_deploy.graph.add_function_bodies import import_domains
 from moh_deploy.graph.int4_policy import PROJECTIONS
 from moh_deploy.ops import OPS, op_names
-from moh_deploy.ops.domains import KERNEL_DOMAIN, numbered_domain
 from moh_deploy.ops.nbits_product import RANKS
 from moh_deploy.ops.nbits_weight import ACCURACY_LEVEL, BLOCK, CONTRIB_DOMAIN
+from moh_deploy.ops.op_names import KERNEL_DOMAIN, numbered_domain
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, TensorType
 from moh_deploy.system.npz import Array
 
@@ -156,11 +156,14 @@ def _arrange_bodies(model: ir.Model) -> None:
     for node in model.graph:
         if node.domain == KERNEL_DOMAIN and node.op_type in _OURS:
             spec = OPS[node.op_type]
-            attributes = {one.name: int(node.attributes[one.name].value) for one in spec.attributes}
+            attributes = {
+                attribute.name: int(node.attributes[attribute.name].value)
+                for attribute in spec.attributes
+            }
             inputs = _types(node.op_type, attributes, biased=len(node.inputs) > 4)
             key = node.op_type, spec.variant(inputs, attributes).key()
             # A body is found by domain and name: each has a domain of its own, by first use.
-            of_op = [one for one in numbers if one[0] == node.op_type]
+            of_op = [number for number in numbers if number[0] == node.op_type]
             number = numbers.setdefault(key, len(of_op) + 1)
             node.domain = numbered_domain(KERNEL_DOMAIN, number)
             if node.op_identifier() not in model.functions:
@@ -169,7 +172,7 @@ def _arrange_bodies(model: ir.Model) -> None:
                 function = ir.serde.deserialize_function(proto)
                 model.functions[function.identifier()] = function
     used = {node.op_identifier() for node in model.graph.all_nodes()}
-    for identifier in [one for one in model.functions if one[1] in PROJECTIONS]:
+    for identifier in [function for function in model.functions if function[1] in PROJECTIONS]:
         if identifier not in used:
             del model.functions[identifier]
     import_domains(model)

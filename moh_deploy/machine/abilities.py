@@ -23,7 +23,7 @@ _GET_HEADERS = {
     " in another folder than the usual ones are named by TENSORRT_INCLUDE_DIR",
     "ONNX Runtime": "apt install libonnxruntime-dev",
 }
-_FLAVOURS = {one.title: one for one in FLAVOURS.values()}
+_FLAVOURS = {flavour.title: flavour for flavour in FLAVOURS.values()}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Ability:
 
 def abilities(machine: Machine) -> tuple[Ability, ...]:
     """Return what can be done on a machine, and what is missing for the rest."""
-    by_name = {one.name: one for one in machine.tensorrt}
+    by_name = {facts.name: facts for facts in machine.tensorrt}
     rtx, full = by_name["TensorRT-RTX"], by_name["TensorRT"]
     rtx_gaps, full_gaps = tuple(_tensorrt_gaps(rtx)), tuple(_tensorrt_gaps(full))
     # Tuples: several abilities have the same gaps, and an iterator is empty after the first.
@@ -123,8 +123,8 @@ def _cpu_gaps(machine: Machine) -> Iterator[Failed]:
 
 
 def _package_gaps(machine: Machine) -> Iterator[Failed]:
-    for one in machine.packages.gaps:
-        yield Failed(one.problem or "", one.fix)
+    for gap in machine.packages.gaps:
+        yield Failed(gap.problem or "", gap.fix)
 
 
 def _build_gaps(machine: Machine, headers: str) -> Iterator[Failed]:
@@ -168,7 +168,7 @@ def _rtx_gpu_gaps(machine: Machine) -> Iterator[Failed]:
 
 def _runner_gaps(machine: Machine) -> Iterator[Failed]:
     yield from _failed(machine.gpu)
-    found = next((one for one in machine.packages.found if one.name == "polygraphy"), None)
+    found = next((facts for facts in machine.packages.found if facts.name == "polygraphy"), None)
     if found is None or found.problem:
         why = "polygraphy is not installed" if found is None else str(found.problem)
         yield Failed(why, "pip install 'moh-deploy[polygraphy]'")

@@ -31,15 +31,15 @@ class DeviceCode:
 
     def __str__(self) -> str:
         """Return `8.0, 8.6 and, by PTX, 12.0 and later`."""
-        machine = ", ".join(f"{one // 10}.{one % 10}" for one in self.machine)
-        ptx = ", ".join(f"{one // 10}.{one % 10} and later" for one in self.ptx)
+        machine = ", ".join(f"{number // 10}.{number % 10}" for number in self.machine)
+        ptx = ", ".join(f"{number // 10}.{number % 10} and later" for number in self.ptx)
         return " and, by PTX, ".join(filter(None, [machine, ptx])) or "no GPU"
 
     def runs_on(self, compute_capability: int) -> bool:
         """Tell whether a GPU runs it: machine code is for its major version and what it has."""
-        same_major = (one for one in self.machine if one // 10 == compute_capability // 10)
+        same_major = (number for number in self.machine if number // 10 == compute_capability // 10)
         return min(same_major, default=compute_capability + 1) <= compute_capability or any(
-            one <= compute_capability for one in self.ptx
+            number <= compute_capability for number in self.ptx
         )
 
 

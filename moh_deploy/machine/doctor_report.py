@@ -38,10 +38,10 @@ class DoctorReport(Report):
     @property
     def failure(self) -> MoHDeployError | None:
         """The error that the command ends with; None if all that is essential can be done."""
-        lost = [one for one in self.abilities if one.essential and not one.can]
+        lost = [ability for ability in self.abilities if ability.essential and not ability.can]
         if not lost:
             return None
-        whys = (f"cannot {one.name}: {one.gaps[0].why.rstrip('.')}" for one in lost)
+        whys = (f"cannot {ability.name}: {ability.gaps[0].why.rstrip('.')}" for ability in lost)
         reasons = "; ".join(whys)
         return ValidationError(f"{reasons}.", hint=lost[0].gaps[0].fix)
 
@@ -53,8 +53,12 @@ class DoctorReport(Report):
         if not packages.known:
             blocks.append(Text("moh-deploy runs from files that were not installed: pip install ."))
         abilities = [
-            (one.name, one.can, one.how if one.can else "; ".join(gap.why for gap in one.gaps))
-            for one in self.abilities
+            (
+                ability.name,
+                ability.can,
+                ability.how if ability.can else "; ".join(gap.why for gap in ability.gaps),
+            )
+            for ability in self.abilities
         ]
         columns = ("package", "version", "expected", "")
         blocks += (
@@ -92,8 +96,8 @@ def _native_rows(machine: Machine) -> Iterator[Row]:
         yield f"headers of {name}", None if folder is None else str(folder)
     yield PLUGIN_NAME, _library(machine.plugin)
     yield ORT_CUDA_NAME, _library(machine.ort_cuda)
-    for one in machine.tensorrt:
-        yield one.name, _tensorrt(one)
+    for facts in machine.tensorrt:
+        yield facts.name, _tensorrt(facts)
 
 
 def _ran(run: CpuRun | Failed) -> str:
@@ -116,8 +120,8 @@ def _openvino(facts: OpenVinoFacts) -> str:
 def _library(facts: LibraryFacts | Failed) -> str:
     if isinstance(facts, Failed):
         return facts.why
-    machine = [f"sm_{one}" for one in facts.code.machine]
-    code = ", ".join(machine + [f"compute_{one} (PTX)" for one in facts.code.ptx]) or "no GPU"
+    machine = [f"sm_{number}" for number in facts.code.machine]
+    code = ", ".join(machine + [f"compute_{number} (PTX)" for number in facts.code.ptx]) or "no GPU"
     triton = ", ".join(facts.triton) or "none"
     return f"{facts.path}, code for {code}; attention kernels of Triton: {triton}"
 
@@ -135,6 +139,6 @@ def _tensorrt(facts: TensorRTFacts) -> str:
 
 def _fix_rows(machine: Machine, abilities: tuple[Ability, ...]) -> list[Row]:
     """Return each gap once."""
-    packages = [(one.problem, one.fix) for one in machine.packages.found if one.problem]
-    gaps = [(gap.why, gap.fix) for one in abilities for gap in one.gaps if gap.fix]
+    packages = [(facts.problem, facts.fix) for facts in machine.packages.found if facts.problem]
+    gaps = [(gap.why, gap.fix) for ability in abilities for gap in ability.gaps if gap.fix]
     return list(dict.fromkeys([*packages, *gaps]))

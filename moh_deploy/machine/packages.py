@@ -54,33 +54,38 @@ class Packages:
     @property
     def gaps(self) -> tuple[PackageFacts, ...]:
         """Required ones that are missing or of another version."""
-        return tuple(one for one in self.found if one.required and one.problem)
+        return tuple(facts for facts in self.found if facts.required and facts.problem)
 
 
 def probe_packages() -> Packages:
     """Look at what is installed, without importing it."""
     own = _installed(OWN_NAME)
-    wanted = [] if own is None else [Requirement(one) for one in own.requires or ()]
+    wanted = [] if own is None else [Requirement(line) for line in own.requires or ()]
     bounds: dict[str, str] = {
-        canonicalize_name(one.name): str(one.specifier) for one in reversed(wanted)
+        canonicalize_name(requirement.name): str(requirement.specifier)
+        for requirement in reversed(wanted)
     }
     # Markers speak of the Python version and the platform, too; an empty extra leaves these.
     required = tuple(
-        _required(one) for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})
+        _required(requirement)
+        for requirement in wanted
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
     )
     # A build that stands in for a required package is no optional one.
-    installed = {canonicalize_name(one.metadata["Name"] or "") for one in distributions()}
+    installed = {canonicalize_name(package.metadata["Name"] or "") for package in distributions()}
     optional = (
         _facts(name, bounds.get(name, ""), required=False)
-        for name in sorted(installed - {one.name for one in required})
-        if any(name == one or name.startswith(f"{one}-") for one in _OPTIONAL)
+        for name in sorted(installed - {facts.name for facts in required})
+        if any(name == text or name.startswith(f"{text}-") for text in _OPTIONAL)
     )
     return Packages(own is not None, (*required, *optional))
 
 
 def _required(wanted: Requirement) -> PackageFacts:
     candidates = _SAME_MODULE.get(wanted.name, (wanted.name,))
-    name = next((one for one in candidates if _installed(one) is not None), wanted.name)
+    name = next(
+        (candidate for candidate in candidates if _installed(candidate) is not None), wanted.name
+    )
     return _facts(name, str(wanted.specifier), required=True)
 
 

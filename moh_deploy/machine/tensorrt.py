@@ -77,7 +77,9 @@ def probe_tensorrt(plugin: LibraryFacts | Failed) -> tuple[TensorRTFacts, ...]:
 
 def _probe(name: str, modules: tuple[str, ...], library: Path | None) -> TensorRTFacts:
     # Looked up, not imported: that happens in another process.
-    module = next((one for one in modules if importlib.util.find_spec(one) is not None), None)
+    module = next(
+        (module for module in modules if importlib.util.find_spec(module) is not None), None
+    )
     if module is None:
         missing = f"{name} is not installed: there is no Python package '{modules[0]}'"
         return TensorRTFacts(name, Failed(missing, _INSTALL[name]), None)
@@ -102,4 +104,4 @@ def _registry(module: str, library: str = "") -> CreatorRegistry:
     # TensorRT brings creators of its own, under other namespaces.
     creators = [c for c in registry.all_creators if c.plugin_namespace == "moh"]
     found = sorted((c.name, c.plugin_version, c.plugin_namespace) for c in creators)
-    return CreatorRegistry(trt.__version__, tuple(Creator(*one) for one in found))
+    return CreatorRegistry(trt.__version__, tuple(Creator(*group) for group in found))

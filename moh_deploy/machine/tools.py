@@ -106,4 +106,4 @@ def _folder_of(header: str, variable: str, parts: tuple[str, ...]) -> Path | Non
     spec = importlib.util.find_spec("kernel_lens")
     if spec is not None and spec.origin is not None:
         folders.append(Path(spec.origin).parent / "include" / "tensorrt")
-    return next((one for one in folders if (one / header).is_file()), None)
+    return next((folder for folder in folders if (folder / header).is_file()), None)

@@ -93,7 +93,7 @@ def _wheel() -> Path:
 def _sources() -> Path:
     """Return the folder `plugins`: of an installation, or of the source tree that this lies in."""
     places = (FOLDER / "plugins", FOLDER.parent.parent / "plugins")
-    found = next((one for one in places if (one / EXTENSION_SOURCES[0]).is_file()), None)
+    found = next((place for place in places if (place / EXTENSION_SOURCES[0]).is_file()), None)
     if found is None:
         raise NotBuilt(f"its sources are in none of {', '.join(map(str, places))}")
     return found
@@ -101,7 +101,7 @@ def _sources() -> Path:
 
 def _command(compiler: str, wheel: Path, sources: Path, target: Path) -> list[str]:
     release = importlib.metadata.version("openvino")
-    libraries = [_shared(wheel, one) for one in ("openvino", "openvino_onnx_frontend", "tbb")]
+    libraries = [_shared(wheel, name) for name in ("openvino", "openvino_onnx_frontend", "tbb")]
     return [
         *compiler.split(),
         *OPTIONS,
@@ -110,7 +110,7 @@ def _command(compiler: str, wheel: Path, sources: Path, target: Path) -> list[st
         f"-isystem{wheel / 'include'}",
         f"-I{sources}",
         f"-I{sources / 'include'}",
-        *(str(sources / one) for one in EXTENSION_SOURCES),
+        *(str(sources / name) for name in EXTENSION_SOURCES),
         *libraries,
         "-o",
         str(target),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import onnx
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.ops.op_names import KERNEL_DOMAIN
 
 MIN_OPSET = 18
 

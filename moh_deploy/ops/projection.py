@@ -10,14 +10,157 @@ needs neither its query nor its part of the output projection (equation 4: the s
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
+import onnx
 
+from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.projection_function import function_body, variant_of
-from moh_deploy.ops.projection_shapes import output_shape_rule, query_shape_rule
-from moh_deploy.ops.spec import Arrays, Attributes, AttributeSpec, OpInput, OpSpec, OutputSpec
+from moh_deploy.ops.function_text import parsed_function
+from moh_deploy.ops.shape_checks import check_equal, check_tensor, known, required
+from moh_deploy.ops.spec import (
+    FLOAT_TYPES,
+    Arrays,
+    Attributes,
+    AttributeSpec,
+    OpDim,
+    OpInput,
+    OpSpec,
+    OutputSpec,
+    TensorType,
+    TensorTypes,
+)
+
+# The projections as ONNX functions in standard ops: every row, open or not, in one product.
+
+_OUTPUTS = {op_names.QUERY_PROJECTION: "Q", op_names.OUTPUT_PROJECTION: "Y"}
+
+
+@dataclass(frozen=True)
+class ProjectionVariant:
+    """Selects one body of a projection.
+
+    Attributes:
+        half: Inputs are float16 or bfloat16: products and sums are in float32 all the same.
+        biased: A bias is added.
+    """
+
+    half: bool
+    biased: bool
+
+    def key(self) -> str:
+        """Return the variant's name, such as `half_bias`."""
+        return ("half" if self.half else "full") + ("_bias" if self.biased else "")
+
+
+def variant_of(inputs: TensorTypes, attributes: Attributes) -> ProjectionVariant:
+    """Return the variant that a node needs; the node must satisfy the shape rule."""
+    # Gates decide nothing here: what a closed head gets is unspecified, and may as well be
+    # computed.
+    x, _, _, bias = (*inputs, None)[:4]
+    assert x is not None, "a required input is absent"
+    return ProjectionVariant(half=x.dtype != "float32", biased=bias is not None)
+
+
+def function_body(op_name: str, variant: ProjectionVariant, *, opset: int) -> onnx.FunctionProto:
+    """Build the body of a projection for one variant.
+
+    Args:
+        op_name: MoHQueryProjection or MoHOutputProjection.
+        opset: Version of the standard ops that the model imports, 18 or later.
+
+    Raises:
+        ExportError: The opset is older than 18.
+    """
+    output = _OUTPUTS[op_name]
+    # The gates are a parameter, since nodes give them, and read by kernels alone.
+    inputs = "X, W, gates" + (", bias" if variant.biased else "")
+    steps = _half(variant, output) if variant.half else _full(variant, output)
+    signature = f"{op_name} <num_heads> ({inputs}) => ({output})"
+    return parsed_function(signature, [steps], opset=opset)
+
+
+def _full(variant: ProjectionVariant, output: str) -> str:
+    """No casts: a runtime sees the MatMul and Add that it fuses and prepares best."""
+    if not variant.biased:
+        return f"{output} = MatMul (X, W)"
+    return f"product = MatMul (X, W) {output} = Add (product, bias)"
+
+
+def _half(variant: ProjectionVariant, output: str) -> str:
+    # Products and sums in float32, as kernels accumulate, and rounded once at the end.
+    sum_ = (
+        "wide_bias = Cast <to = 1> (bias) sum = Add (product, wide_bias)"
+        if variant.biased
+        else "sum = Identity (product)"
+    )
+    return f"""
+        wide_X = Cast <to = 1> (X)
+        wide_W = Cast <to = 1> (W)
+        product = MatMul (wide_X, wide_W)
+        {sum_}
+        {output} = CastLike (sum, X)
+    """
+
+
+# The shape rules of the projections: the output's type, and which inputs do not fit together.
+
+_RANKS = {"X": 3, "W": 2, "gates": 3, "bias": 1}
+
+
+def query_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[TensorType, ...]:
+    """Return the type of Q, [B, S, H*D].
+
+    Args:
+        inputs: Types of X, W, gates and optionally bias.
+        attributes: All attributes of the op.
+
+    Raises:
+        ExportError: A dtype, rank, head count or size does not fit the others.
+    """
+    return _shape_rule(op_names.QUERY_PROJECTION, inputs, attributes, "columns")
+
+
+def output_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[TensorType, ...]:
+    """Return the type of Y, [B, S, C]; see `query_shape_rule`."""
+    return _shape_rule(op_names.OUTPUT_PROJECTION, inputs, attributes, "rows")
+
+
+def _shape_rule(
+    op: str, inputs: TensorTypes, attributes: Attributes, heads_axis: Literal["rows", "columns"]
+) -> tuple[TensorType, ...]:
+    """`heads_axis`: which axis of W the heads divide."""
+    num_heads = int(attributes["num_heads"])
+    # Filled up, as a node may leave the bias out.
+    *given, bias = (*inputs, None, None, None, None)[:4]
+    x, weight, gates = (required(op, n, t) for n, t in zip(("X", "W", "gates"), given, strict=True))
+    for name, tensor in zip(_RANKS, (x, weight, gates, bias), strict=True):
+        if tensor is not None:
+            dtypes = FLOAT_TYPES if name == "X" else (x.dtype,)
+            check_tensor(op, name, tensor, dtypes, (_RANKS[name],))
+    # Columns of the query's W are H*D, rows of the output's.
+    _check_heads(op, num_heads, heads_axis, weight.shape[heads_axis == "columns"])
+    # X [B, S, rows of W]; gates [B, S, H]; bias [columns of W].
+    check_equal(op, "number of rows of W", weight.shape[0], x.shape[2])
+    check_equal(op, "batch size of gates", gates.shape[0], x.shape[0])
+    check_equal(op, "length of gates", gates.shape[1], x.shape[1])
+    check_equal(op, "number of heads in gates", gates.shape[2], num_heads)
+    columns = weight.shape[1]
+    if bias is not None:
+        check_equal(op, "size of bias", bias.shape[0], columns)
+        columns = known(columns, bias.shape[0])
+    batch, seq_len = known(x.shape[0], gates.shape[0]), known(x.shape[1], gates.shape[1])
+    return (TensorType(x.dtype, (batch, seq_len, columns)),)
+
+
+def _check_heads(op: str, num_heads: int, axis: str, size: OpDim) -> None:
+    if isinstance(size, int) and size % num_heads:
+        raise ExportError(
+            f"{op}: number of {axis} of W is {size}; expected a multiple of its {num_heads} heads."
+        )
 
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:

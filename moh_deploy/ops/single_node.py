@@ -5,8 +5,7 @@ from __future__ import annotations
 import onnx
 
 from moh_deploy.ops import OPS
-from moh_deploy.ops.element_types import to_type_proto
-from moh_deploy.ops.onnx_schema import make_node
+from moh_deploy.ops.onnx_schema import make_node, to_type_proto
 from moh_deploy.ops.spec import Attributes, TensorType, TensorTypes
 
 _IR_VERSION = 10
@@ -47,7 +46,7 @@ def single_node_model(
         onnx.helper.make_opsetid("", opset),
         onnx.helper.make_opsetid(spec.domain, spec.version),
         # Those that a body needs besides, too.
-        *(one for one in body.opset_import if one.domain not in ("", spec.domain)),
+        *(opset for opset in body.opset_import if opset.domain not in ("", spec.domain)),
     ]
     return onnx.helper.make_model(
         graph, opset_imports=opsets, functions=[body], ir_version=_IR_VERSION

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.ops.op_names import KERNEL_DOMAIN
 
 VERSION = 1
 FLOAT_TYPES = ("float32", "float16", "bfloat16")

@@ -9,9 +9,12 @@ from moh_deploy.package.choices import (
     CHOICES,
     NodeRule,
     asked_choice,
+    at_sizes,
+    choice_at,
     choice_text,
     choices_for,
     current_choice,
+    measure,
     node_rules,
     projections,
     with_choices,
@@ -50,12 +53,16 @@ from moh_deploy.package.manifest import (
 from moh_deploy.package.measured import LayerRounding, Proof, Rounding, Spread, Tuning
 from moh_deploy.package.onnx_outline import read_outline
 from moh_deploy.package.onnx_package import OnnxPackage, require_finished
-from moh_deploy.package.size_ranges import at_sizes, choice_at, measure
 from moh_deploy.package.spread import MASKS_BEYOND, beside_masks, fingerprint_spread, spread
-from moh_deploy.package.tokenizer_files import TOKENIZER_FILES, TOKENIZER_NAME
 from moh_deploy.package.vectors import VectorSet
 from moh_deploy.package.weightless_model import load_without_weights
-from moh_deploy.package.writer import PackageWriter, check_package_output, check_replaceable
+from moh_deploy.package.writer import (
+    TOKENIZER_FILES,
+    TOKENIZER_NAME,
+    PackageWriter,
+    check_package_output,
+    check_replaceable,
+)
 
 __all__ = [
     "CHOICES",

@@ -50,26 +50,30 @@ def in_buffers(
         vectors: Its recorded runs. The room of their buffers is filled with numbers that would
             show in the outputs if anybody read them.
     """
-    axes = {name: one.axis for one in caches.buffers for name in (one.past, one.present)}
-    inputs = tuple(_with_places(one, axes) for one in manifest.inputs)
+    axes = {
+        name: buffer.axis for buffer in caches.buffers for name in (buffer.past, buffer.present)
+    }
+    inputs = tuple(_with_places(info, axes) for info in manifest.inputs)
     # The dimension of caches is none any more, and its name may be that of the input that tells.
     left = set(_names(inputs)) - {BUFFER}
     tells = _input_that_tells(caches, left)
     if tells is not None:
         inputs += (TensorInfo(tells, "int64", ()),)
     runs = tuple(
-        _in_buffers(one, caches, left=left, tells=tells, room=_ROOMS[number % len(_ROOMS)])
-        for number, one in enumerate(vectors)
+        _in_buffers(vector_set, caches, left=left, tells=tells, room=_ROOMS[number % len(_ROOMS)])
+        for number, vector_set in enumerate(vectors)
     )
     dims = {name: size for name, size in manifest.dims.items() if name in left}
     changed = replace(
         manifest,
         inputs=inputs,
-        outputs=tuple(_with_places(one, axes) for one in manifest.outputs),
+        outputs=tuple(_with_places(output, axes) for output in manifest.outputs),
         dims={**dims, BUFFER: runs[0].sizes[BUFFER]},
         # What is limited together with the cache's length is limited by `most_tokens`.
-        dim_ranges={name: one for name, one in manifest.dim_ranges.items() if name in left},
-        dim_sums=tuple(one for one in manifest.dim_sums if left.issuperset(one.dims)),
+        dim_ranges={
+            name: dim_range for name, dim_range in manifest.dim_ranges.items() if name in left
+        },
+        dim_sums=tuple(dim_sum for dim_sum in manifest.dim_sums if left.issuperset(dim_sum.dims)),
         layers=tuple(_without_lost_ranges(layer, left) for layer in manifest.layers),
         caches=caches,
         tuning=None,
@@ -86,10 +90,10 @@ def _with_places(tensor: TensorInfo, axes: Mapping[str, int]) -> TensorInfo:
 
 
 def _names(inputs: Sequence[TensorInfo]) -> Iterator[str]:
-    for one in inputs:
-        for dim in one.shape:
+    for info in inputs:
+        for dim in info.shape:
             if isinstance(dim, str):
-                yield DimExpr.parse(dim, place=f"input '{one.name}'").name
+                yield DimExpr.parse(dim, place=f"input '{info.name}'").name
 
 
 def _input_that_tells(caches: CachesInPlace, dims: Collection[str]) -> str | None:
@@ -104,7 +108,7 @@ def _input_that_tells(caches: CachesInPlace, dims: Collection[str]) -> str | Non
 
 def _without_lost_ranges(layer: LayerInfo, left: set[str]) -> LayerInfo:
     """Take from a layer what it does at sizes that no input has any more."""
-    kept = tuple(one for one in layer.ranges if left.issuperset(one.size.split("*")))
+    kept = tuple(range_ for range_ in layer.ranges if left.issuperset(range_.size.split("*")))
     return replace(layer, ranges=kept)
 
 
@@ -113,27 +117,31 @@ def _in_buffers(
 ) -> VectorSet:
     inputs, outputs = dict(run.inputs), dict(run.outputs)
     places, past = 0, 0
-    for one in caches.buffers:
-        before, after = run.inputs[one.past], run.outputs[one.present]
-        past, places = before.shape[one.axis], after.shape[one.axis] + room
-        inputs[one.past] = _buffer(one, before, after, places)
+    for buffer in caches.buffers:
+        before, after = run.inputs[buffer.past], run.outputs[buffer.present]
+        past, places = before.shape[buffer.axis], after.shape[buffer.axis] + room
+        inputs[buffer.past] = _buffer(buffer, before, after, places)
         # What was not written stays as it was.
-        behind = _part(inputs[one.past], one.axis, after.shape[one.axis], places)
-        outputs[one.present] = np.concatenate((after, behind), axis=one.axis)
+        behind = _part(inputs[buffer.past], buffer.axis, after.shape[buffer.axis], places)
+        outputs[buffer.present] = np.concatenate((after, behind), axis=buffer.axis)
     if tells is not None:
         inputs[tells] = np.asarray(past, np.int64)
     sizes = {name: size for name, size in run.sizes.items() if name in left}
     return replace(run, sizes={**sizes, BUFFER: places}, inputs=inputs, outputs=outputs)
 
 
-def _buffer(one: CacheBuffer, filled: Array, alike: Array, places: int) -> Array:
+def _buffer(cache_buffer: CacheBuffer, filled: Array, alike: Array, places: int) -> Array:
     """Return a cache with room behind what is filled: numbers as in `alike`, in another order."""
-    free = places - filled.shape[one.axis]
-    other = np.take(np.flip(alike, one.axis), np.arange(free) % alike.shape[one.axis], one.axis)
+    free = places - filled.shape[cache_buffer.axis]
+    other = np.take(
+        np.flip(alike, cache_buffer.axis),
+        np.arange(free) % alike.shape[cache_buffer.axis],
+        cache_buffer.axis,
+    )
     # Of the other sign: one token turned around is that token.
     if other.dtype.kind == "f" or other.dtype == BFLOAT16:
         other = -other
-    buffer: Array = np.concatenate((filled, other), axis=one.axis)
+    buffer: Array = np.concatenate((filled, other), axis=cache_buffer.axis)
     return buffer
 
 
@@ -148,7 +156,9 @@ def without_room(inputs: Mapping[str, Array], manifest: Manifest) -> dict[str, A
     if caches is None:
         return dict(inputs)
     past = past_length(caches, _known(inputs, manifest))
-    cut = {one.past: _part(inputs[one.past], one.axis, 0, past) for one in caches.buffers}
+    cut = {
+        buffer.past: _part(inputs[buffer.past], buffer.axis, 0, past) for buffer in caches.buffers
+    }
     tells = _input_that_tells(caches, manifest.dims)
     return {name: cut.get(name, array) for name, array in inputs.items() if name != tells}
 
@@ -163,11 +173,11 @@ def in_given_buffers(
         inputs: Of the package.
     """
     made = dict(outputs)
-    for one in manifest.caches.buffers if manifest.caches is not None else ():
-        if one.present in outputs:
-            after, places = outputs[one.present], inputs[one.past].shape[one.axis]
-            behind = _part(inputs[one.past], one.axis, after.shape[one.axis], places)
-            made[one.present] = np.concatenate((after, behind), axis=one.axis)
+    for buffer in manifest.caches.buffers if manifest.caches is not None else ():
+        if buffer.present in outputs:
+            after, places = outputs[buffer.present], inputs[buffer.past].shape[buffer.axis]
+            behind = _part(inputs[buffer.past], buffer.axis, after.shape[buffer.axis], places)
+            made[buffer.present] = np.concatenate((after, behind), axis=buffer.axis)
     return made
 
 
@@ -186,7 +196,9 @@ def with_dtypes(manifest: Manifest, dtypes: Mapping[str, str]) -> Manifest:
     """Return the manifest with other dtypes of some inputs and outputs, by name."""
 
     def changed(tensors: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
-        return tuple(replace(one, dtype=dtypes.get(one.name, one.dtype)) for one in tensors)
+        return tuple(
+            replace(tensor, dtype=dtypes.get(tensor.name, tensor.dtype)) for tensor in tensors
+        )
 
     return replace(manifest, inputs=changed(manifest.inputs), outputs=changed(manifest.outputs))
 

@@ -7,14 +7,80 @@ inputs.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN
+from moh_deploy.ops.op_names import DENSE_DOMAIN, KERNEL_DOMAIN
 from moh_deploy.package.layer_info import Choice, LayerInfo, SizeRange
-from moh_deploy.package.size_ranges import bound_text, choice_at, split_where
 from moh_deploy.system.suggest import did_you_mean
+
+# Choices by size: parse and write ranges, and find the choice that some sizes mean.
+
+_WHERE = re.compile(r"(?P<path>[^\[\]]+)\[(?P<size>[^\[\]<>=]+)<=(?P<at_most>\d{1,18})\]")
+
+
+def bound_text(size_range: SizeRange) -> str:
+    """Return `batch*seq<=64`."""
+    return f"{size_range.size}<={size_range.at_most}"
+
+
+def is_in(size_range: SizeRange, sizes: Mapping[str, int]) -> bool:
+    """Tell whether sizes are in a range."""
+    return measure(size_range.size, sizes) <= size_range.at_most
+
+
+def measure(size: str, sizes: Mapping[str, int]) -> int:
+    """Compute a product of dimensions, such as `batch*seq`, at some sizes."""
+    # A single name is a product of one.
+    return math.prod(sizes[name] for name in size.split("*"))
+
+
+def choice_at(layer: LayerInfo, sizes: Mapping[str, int]) -> Choice | None:
+    """Return the choice that a layer has at some sizes, as `LayerInfo.choice` has it."""
+    return next((range_.choice for range_ in layer.ranges if is_in(range_, sizes)), layer.choice)
+
+
+def at_sizes(layers: Sequence[LayerInfo], sizes: Mapping[str, int]) -> tuple[LayerInfo, ...]:
+    """Return the layers with one choice each: the one that they have at these sizes.
+
+    Args:
+        layers: The layers.
+        sizes: Size of each dynamic dimension.
+    """
+    return tuple(replace(layer, choice=choice_at(layer, sizes), ranges=()) for layer in layers)
+
+
+def split_where(text: str, dims: Sequence[str]) -> tuple[str, tuple[str, int] | None]:
+    """Split `blocks.0.attn[batch*seq<=64]` into path, and size and bound; None for all sizes.
+
+    Args:
+        text: The text.
+        dims: Names of the package's dynamic dimensions.
+
+    Raises:
+        ConfigError: It is of another form, or no dimension is called so.
+    """
+    # Module paths have no brackets, so one begins a range.
+    if "[" not in text:
+        return text, None
+    match = _WHERE.fullmatch(text.replace(" ", ""))
+    if match is None:
+        raise ConfigError(
+            f"'{text}' is no layer with a range of sizes, expected LAYER[SIZE<=N], such as"
+            " 'all[seq<=64]' or 'all[batch*seq<=64]'."
+        )
+    for name in match["size"].split("*"):
+        if name not in dims:
+            raise ConfigError(
+                f"'{text}': the package has no dynamic dimension '{name}', only"
+                f" {', '.join(dims) or 'none'}.",
+                hint=did_you_mean(name, dims) or None,
+            )
+    return match["path"], (match["size"], int(match["at_most"]))
+
 
 CHOICES: tuple[Choice, ...] = ("dense", "sparse", "projected")
 
@@ -85,7 +151,7 @@ def _rule(layer: LayerInfo, *, kernel_choices: Sequence[Choice]) -> NodeRule:
         return KERNEL_DOMAIN if choice in kernel_choices else DENSE_DOMAIN
 
     otherwise = domain(current_choice(layer))
-    ranges = [(one.size, one.at_most, domain(one.choice)) for one in layer.ranges]
+    ranges = [(range_.size, range_.at_most, domain(range_.choice)) for range_ in layer.ranges]
     # A last range that says what holds anyway would be an `If` for nothing.
     while ranges and ranges[-1][2] == otherwise:
         ranges.pop()
@@ -112,8 +178,8 @@ def with_choices(
     possible = {layer.path: choices_for(layer) for layer in layers if choices_for(layer)}
     # All are checked before any is applied: `all` must not hide a path that does not exist.
     asked = [_Asked(*split_where(text, dims), choice) for text, choice in choices.items()]
-    for one in asked:
-        _check(one.path, one.choice, possible)
+    for choice in asked:
+        _check(choice.path, choice.choice, possible)
     return tuple(_chosen(layer, asked) for layer in layers)
 
 
@@ -129,7 +195,7 @@ def asked_choice(layer: LayerInfo, choices: Mapping[str, str]) -> str | None:
 
 def choice_text(layer: LayerInfo) -> str | None:
     """Return `dense if seq<=64, else sparse`."""
-    ranges = [f"{one.choice} if {bound_text(one)}" for one in layer.ranges]
+    ranges = [f"{range_.choice} if {bound_text(range_)}" for range_ in layer.ranges]
     return ", else ".join([*ranges, str(current_choice(layer))]) if choices_for(layer) else None
 
 
@@ -144,22 +210,22 @@ class _Asked:
 
 def _chosen(layer: LayerInfo, asked: Sequence[_Asked]) -> LayerInfo:
     allowed = choices_for(layer)
-    named = [one for one in asked if one.path == layer.path]
-    for_all = [one for one in asked if one.path == "all"]
+    named = [choice for choice in asked if choice.path == layer.path]
+    for_all = [choice for choice in asked if choice.path == "all"]
     if not allowed or not (named or for_all):
         return layer
 
     def nearest(choice: str) -> Choice:
         # Of `all=projected`, a layer without projections has `sparse`.
-        return next((one for one in allowed if one == choice), allowed[-1])
+        return next((name for name in allowed if name == choice), allowed[-1])
 
     # A layer's own choices come first, so that its path wins over `all`.
-    whole = [nearest(one.choice) for one in (*named, *for_all) if one.where is None]
+    whole = [nearest(asked.choice) for asked in (*named, *for_all) if asked.where is None]
     ranges = [
-        SizeRange(*one.where, nearest(one.choice))
+        SizeRange(*asked.where, nearest(asked.choice))
         # Ranges of the two are not mixed: with its path, a layer says all there is to say of it.
-        for one in named or for_all
-        if one.where is not None
+        for asked in named or for_all
+        if asked.where is not None
     ]
     layer = replace(layer, choice=whole[0] if whole else current_choice(layer))
     return with_ranges(layer, _narrow_first(ranges))
@@ -168,8 +234,8 @@ def _chosen(layer: LayerInfo, asked: Sequence[_Asked]) -> LayerInfo:
 def _narrow_first(ranges: Sequence[SizeRange]) -> list[SizeRange]:
     """Order the ranges of one size: behind a wide one, a narrow one would never decide."""
     # Of different sizes the order stays as given: the first that holds decides.
-    sizes = [one.size for one in ranges]
-    return sorted(ranges, key=lambda one: (sizes.index(one.size), one.at_most))
+    sizes = [range_.size for range_ in ranges]
+    return sorted(ranges, key=lambda range_: (sizes.index(range_.size), range_.at_most))
 
 
 def with_ranges(layer: LayerInfo, ranges: Sequence[SizeRange]) -> LayerInfo:

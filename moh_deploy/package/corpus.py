@@ -61,7 +61,7 @@ class CorpusSample:
     @property
     def margin(self) -> float:
         """The smallest margin."""
-        return min(one.margin for one in self.mined)
+        return min(mined_token.margin for mined_token in self.mined)
 
     @property
     def num_bytes(self) -> int:
@@ -101,11 +101,14 @@ def write_corpus(path: Path, samples: Sequence[CorpusSample]) -> None:
     # Callers bound what they keep; more than that would be lost without a word.
     if len(bounded(samples)) < len(samples):
         raise PackageError(
-            f"the corpus has {len(samples)} samples of {sum(one.num_bytes for one in samples)}"
-            f" bytes, expected at most {MOST_SAMPLES} of {MOST_CORPUS_BYTES} bytes, each once."
+            f"the corpus has {len(samples)} samples of"
+            f" {sum(sample.num_bytes for sample in samples)} bytes, expected at most {MOST_SAMPLES}"
+            f" of {MOST_CORPUS_BYTES} bytes, each once."
         )
     numbered = enumerate(samples)
-    write_npz(path, {f"{i}/{name}": array for i, one in numbered for name, array in _members(one)})
+    write_npz(
+        path, {f"{i}/{name}": array for i, sample in numbered for name, array in _members(sample)}
+    )
 
 
 def read_corpus(path: Path, manifest: Manifest) -> tuple[CorpusSample, ...]:
@@ -119,16 +122,19 @@ def read_corpus(path: Path, manifest: Manifest) -> tuple[CorpusSample, ...]:
     # The rest is named as in vectors.npz, and read in the same way.
     recorded = {name: array for name, array in members.items() if name not in mined}
     sets = sets_from_members(path, recorded, manifest)
-    return tuple(_sample(path, i, one, mined, manifest) for i, one in enumerate(sets))
+    return tuple(_sample(path, i, vector_set, mined, manifest) for i, vector_set in enumerate(sets))
 
 
 def _members(sample: CorpusSample) -> Iterable[tuple[str, Array]]:
     yield from vector_members(sample.vectors)
     # [M] layers, [M, 2] tokens (batch, position), [M] margins, and one text.
     mined = sample.mined
-    yield f"{_MINED}/layers", np.asarray([one.layer for one in mined], np.int64)
-    yield f"{_MINED}/tokens", np.asarray([one.token for one in mined], np.int64).reshape(-1, 2)
-    yield f"{_MINED}/margins", np.asarray([one.margin for one in mined], np.float64)
+    yield f"{_MINED}/layers", np.asarray([mined_token.layer for mined_token in mined], np.int64)
+    yield (
+        f"{_MINED}/tokens",
+        np.asarray([mined_token.token for mined_token in mined], np.int64).reshape(-1, 2),
+    )
+    yield f"{_MINED}/margins", np.asarray([mined_token.margin for mined_token in mined], np.float64)
     yield f"{_MINED}/reference", np.asarray(sample.reference)
 
 
@@ -147,7 +153,7 @@ def _sample(
     except (KeyError, TypeError, ValueError) as error:
         raise PackageError(f"{path}: set {index} does not say what was mined: {error}.") from error
     # Numbers of layers that the model has not would be an IndexError far from here.
-    if not found or any(not 0 <= one.layer < len(manifest.layers) for one in found):
+    if not found or any(not 0 <= mined_token.layer < len(manifest.layers) for mined_token in found):
         raise PackageError(
             f"{path}: set {index} is kept for layers {layers.tolist()}, expected numbers of the"
             f" {len(manifest.layers)} layers of the manifest."

@@ -53,7 +53,9 @@ def _check_range(root: Path, tensor: ExternalTensor, file_bytes: int) -> None:
     offset = tensor.entries.get("offset", "0")
     length = tensor.entries.get("length", str(tensor.num_bytes))
     # Under 20 digits: longer ones are no offset of any file, and int() of many digits takes time.
-    is_number = all(one.isascii() and one.isdecimal() and len(one) < 20 for one in (offset, length))
+    is_number = all(
+        name.isascii() and name.isdecimal() and len(name) < 20 for name in (offset, length)
+    )
     if not is_number or int(offset) + int(length) > file_bytes or int(length) != tensor.num_bytes:
         raise PackageError(
             f"{root / MODEL_NAME}: the data of {_shown(tensor)} is {length[:40]} bytes from byte"

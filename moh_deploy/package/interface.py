@@ -58,12 +58,12 @@ class Call(Strict):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the package's inputs, in the order in which the call has them."""
-        return tuple(name for one in (*self.args, *self.kwargs.values()) for name in one.inputs)
+        return tuple(name for arg in (*self.args, *self.kwargs.values()) for name in arg.inputs)
 
     @property
     def is_plain(self) -> bool:
         """Whether the inputs themselves are the positional arguments."""
-        return not self.kwargs and all(one.input is not None for one in self.args)
+        return not self.kwargs and all(arg.input is not None for arg in self.args)
 
 
 @dataclass(frozen=True)

@@ -194,9 +194,9 @@ class Manifest(Strict):
         """Return the largest size of a dimension beside the example's sizes of the others; None if
         there is no limit.
         """
-        sums = [one for one in self.dim_sums if name in one.dims]
+        sums = [dim_sum for dim_sum in self.dim_sums if name in dim_sum.dims]
         limits = [
             self.dim_ranges.get(name, (0, None))[1],
-            *(one.most - sum(self.dims[dim] for dim in one.dims if dim != name) for one in sums),
+            *(sum_.most - sum(self.dims[dim] for dim in sum_.dims if dim != name) for sum_ in sums),
         ]
         return min((limit for limit in limits if limit is not None), default=None)

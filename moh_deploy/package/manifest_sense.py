@@ -18,21 +18,108 @@ from moh_deploy.package.choices import choices_for
 from moh_deploy.package.interface import CachesInPlace, TensorInfo, TextGeneration
 from moh_deploy.package.layer_info import Choice, LayerInfo
 from moh_deploy.package.manifest import Made, Manifest
-from moh_deploy.package.measured import Proof, Rounding, Spread
-from moh_deploy.package.problems import (
-    MOST_SIZE,
-    Problem,
-    amount_problems,
-    listed,
-    number_problems,
-    repeated_problems,
-    share_problems,
-    sizes_problems,
-    word_problems,
-)
+from moh_deploy.package.measured import Proof, Rounding, Spread, Tuning
 from moh_deploy.package.token_mask import marks_padding, mask_input
-from moh_deploy.package.tuning_sense import tuning_problems
 from moh_deploy.system.bounded_file import is_plain_name
+
+# Say what is wrong with single values of a manifest, each with the key path that has it.
+
+Problem = tuple[str, str]
+"""A key path, and what is wrong there."""
+
+MOST_SIZE = 2**63 - 1
+"""Sizes are int64 in ONNX."""
+
+
+def number_problems(key: str, value: int | None, least: int, most: int) -> Iterator[Problem]:
+    if value is not None and not least <= value <= most:
+        # A number of thousands of digits is not printed.
+        shown = value if abs(value) <= MOST_SIZE else f"about 2^{abs(value).bit_length()}"
+        yield key, f"is {shown}, expected {least} to {most}"
+
+
+def share_problems(key: str, value: float | None) -> Iterator[Problem]:
+    if value is not None and not 0 <= value <= 1:
+        yield key, f"is {value}, expected 0 to 1"
+
+
+def amount_problems(key: str, value: float) -> Iterator[Problem]:
+    if not 0 <= value < math.inf:
+        yield key, f"is {value}, expected a finite number, 0 or more"
+
+
+def word_problems(key: str, value: str, known: Sequence[str]) -> Iterator[Problem]:
+    if value not in known:
+        yield key, f"is '{value[:100]}', expected one of {', '.join(known)}"
+
+
+def repeated_problems(key: str, field: str, names: Sequence[str]) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if first.setdefault(name, index) != index:
+            yield f"{key}[{index}].{field}", f"is '{name}', as that of {key}[{first[name]}]"
+        if not name:
+            yield f"{key}[{index}].{field}", "is empty"
+
+
+def sizes_problems(key: str, sizes: Sequence[Mapping[str, int]]) -> Iterator[Problem]:
+    for index, named in enumerate(sizes):
+        for name, size in named.items():
+            yield from number_problems(f"{key}[{index}].{name}", size, 0, MOST_SIZE)
+
+
+def length_problems(key: str, found: Sequence[object], expected: int, of: str) -> Iterator[Problem]:
+    # Empty lists stand for what was not measured.
+    if found and len(found) != expected:
+        yield key, f"has {len(found)} entries for {expected} {of}"
+
+
+def listed(names: Mapping[str, object] | Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
+
+
+# Refuse measured times in a manifest that its readers could not compute with.
+
+
+def tuning_problems(tuning: Tuning, layers: Sequence[LayerInfo]) -> Iterator[Problem]:
+    """Say what nobody can have measured of a model with these layers."""
+    # All lists run along these: one entry for each set of sizes, or for each layer.
+    num_sets = len(tuning.sizes)
+    yield from number_problems("tuning.threads", tuning.threads, 1, MOST_SIZE)
+    yield from sizes_problems("tuning.sizes", tuning.sizes)
+    yield from length_problems("tuning.weights", tuning.weights, num_sets, "sets of sizes")
+    yield from length_problems("tuning.layer_ms", tuning.layer_ms, len(layers), "layers")
+    yield from length_problems("tuning.model_ms", tuning.model_ms, num_sets, "sets of sizes")
+    for index, weight in enumerate(tuning.weights):
+        yield from amount_problems(f"tuning.weights[{index}]", weight)
+    if any(tuning.layer_ms) and not sum(tuning.weights):
+        yield "tuning.weights", "are all 0, so the times in layer_ms have no mean"
+    for index, sets in enumerate(tuning.layer_ms):
+        yield from _times_problems(f"tuning.layer_ms[{index}]", sets, num_sets)
+    for index, times in enumerate(tuning.model_ms):
+        yield from _amounts_problems(f"tuning.model_ms[{index}]", times)
+    ranged = {
+        name for layer in layers for range_ in layer.ranges for name in range_.size.split("*")
+    }
+    for index, sizes in enumerate(tuning.sizes):
+        for name in sorted(ranged - sizes.keys()):
+            yield f"tuning.sizes[{index}]", f"has no '{name[:100]}', by which layers choose"
+
+
+def _times_problems(
+    key: str, sets: Sequence[Mapping[str, float]], num_sets: int
+) -> Iterator[Problem]:
+    yield from length_problems(key, sets, num_sets, "sets of sizes")
+    for index, times in enumerate(sets):
+        yield from _amounts_problems(f"{key}[{index}]", times)
+        if times.keys() != sets[0].keys():
+            yield f"{key}[{index}]", f"has {listed(times)}, but {key}[0] has {listed(sets[0])}"
+
+
+def _amounts_problems(key: str, times: Mapping[str, float]) -> Iterator[Problem]:
+    for choice, milliseconds in times.items():
+        yield from amount_problems(f"{key}.{choice}", milliseconds)
+
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 _PRECISIONS = ("int4", "int8", *FLOATS)
@@ -71,10 +158,10 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
         yield from number_problems(f"dims.{name}", size, 1, MOST_SIZE)
     yield from _range_problems(manifest)
     for kind, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
-        yield from repeated_problems(kind, "name", [one.name for one in tensors])
-        for index, one in enumerate(tensors):
-            yield from _tensor_problems(f"{kind}[{index}]", one, manifest.dims, kind == "inputs")
-    yield from repeated_problems("layers", "path", [one.path for one in manifest.layers])
+        yield from repeated_problems(kind, "name", [tensor.name for tensor in tensors])
+        for index, tensor in enumerate(tensors):
+            yield from _tensor_problems(f"{kind}[{index}]", tensor, manifest.dims, kind == "inputs")
+    yield from repeated_problems("layers", "path", [layer.path for layer in manifest.layers])
     for index, layer in enumerate(manifest.layers):
         yield from _layer_problems(f"layers[{index}]", layer, manifest.dims)
     yield from number_problems("total_flops", manifest.total_flops, 0, MOST_SIZE)
@@ -92,7 +179,7 @@ def _problems(manifest: Manifest) -> Iterator[Problem]:
         yield from cache_problems(caches, inputs, outputs, manifest.dims)
     # How much of a cache is filled is told to the package; the original sees it by its size.
     tells = None if manifest.caches is None else manifest.caches.past_length
-    names = tuple(one.name for one in manifest.inputs if one.name != tells)
+    names = tuple(info.name for info in manifest.inputs if info.name != tells)
     if manifest.call is not None and manifest.call.inputs != names:
         yield "call", f"takes {listed(manifest.call.inputs)}, but the inputs are {listed(names)}"
     if manifest.valid_tokens is not None:
@@ -123,11 +210,11 @@ def _range_problems(manifest: Manifest) -> Iterator[Problem]:
             continue
         yield from number_problems(f"{key}[0]", smallest, 0, MOST_SIZE)
         yield from number_problems(f"{key}[1]", largest, smallest, MOST_SIZE)
-    for index, one in enumerate(manifest.dim_sums):
+    for index, dim_sum in enumerate(manifest.dim_sums):
         key = f"dim_sums[{index}]"
-        for name in sorted(set(one.dims) - manifest.dims.keys()):
+        for name in sorted(set(dim_sum.dims) - manifest.dims.keys()):
             yield f"{key}.dims", f"'{name}' is no dynamic dimension, only {listed(manifest.dims)}"
-        yield from number_problems(f"{key}.most", one.most, 0, MOST_SIZE)
+        yield from number_problems(f"{key}.most", dim_sum.most, 0, MOST_SIZE)
 
 
 def _tensor_problems(
@@ -186,15 +273,15 @@ def _layer_problems(key: str, layer: LayerInfo, dims: Mapping[str, int]) -> Iter
         yield f"{key}.node", f"is {layer.node!r:.100}, but replaced is {layer.replaced}"
     if layer.choice is not None:
         yield from _choice_problems(f"{key}.choice", layer.choice, layer)
-    for index, one in enumerate(layer.ranges):
-        yield from _choice_problems(f"{key}.ranges[{index}].choice", one.choice, layer)
-        yield from number_problems(f"{key}.ranges[{index}].at_most", one.at_most, 0, MOST_SIZE)
+    for index, range_ in enumerate(layer.ranges):
+        yield from _choice_problems(f"{key}.ranges[{index}].choice", range_.choice, layer)
+        yield from number_problems(f"{key}.ranges[{index}].at_most", range_.at_most, 0, MOST_SIZE)
         # A bound may be on a product: `batch*seq`.
-        for name in one.size.split("*"):
+        for name in range_.size.split("*"):
             if name not in dims:
                 yield (
                     f"{key}.ranges[{index}].size",
-                    f"is '{one.size[:100]}', but '{name[:100]}' is no dynamic dimension, only"
+                    f"is '{range_.size[:100]}', but '{name[:100]}' is no dynamic dimension, only"
                     f" {listed(dims)}",
                 )
     types = layer.router_types
@@ -223,16 +310,16 @@ def _proof_problems(proof: Proof) -> Iterator[Problem]:
 
 def _rounding_problems(rounding: Rounding, manifest: Manifest) -> Iterator[Problem]:
     # A floor of another model would excuse errors here.
-    outputs, layers = [one.name for one in manifest.outputs], manifest.layers
+    outputs, layers = [output.name for output in manifest.outputs], manifest.layers
     if len(rounding.layers) != len(layers):
         yield "rounding.layers", f"has {len(rounding.layers)} entries for {len(layers)} layers"
     for name, moved in rounding.outputs.items():
         if name not in outputs:
             yield f"rounding.outputs.{name[:100]}", f"is no output, only {listed(outputs)}"
         yield from _spread_problems(f"rounding.outputs.{name[:100]}", moved)
-    for index, one in enumerate(rounding.layers):
+    for index, layer in enumerate(rounding.layers):
         for part in ("scores", "gates", "attention"):
-            yield from _spread_problems(f"rounding.layers[{index}].{part}", getattr(one, part))
+            yield from _spread_problems(f"rounding.layers[{index}].{part}", getattr(layer, part))
 
 
 def _made_problems(made: Made, manifest: Manifest) -> Iterator[Problem]:
@@ -255,14 +342,14 @@ def cache_problems(
     """Say what no caches of a model with these inputs, outputs and dimensions can be."""
     # What writes beyond a buffer, or into another one, is not seen by anything that reads it.
     for kind, tensors in (("past", inputs), ("present", outputs)):
-        shapes = {one.name: one.shape for one in tensors}
-        for index, one in enumerate(caches.buffers):
-            name, key = getattr(one, kind), f"caches.buffers[{index}]"
+        shapes = {tensor.name: tensor.shape for tensor in tensors}
+        for index, buffer in enumerate(caches.buffers):
+            name, key = getattr(buffer, kind), f"caches.buffers[{index}]"
             if name not in shapes:
                 yield f"{key}.{kind}", f"is '{name[:100]}', expected one of {listed(shapes)}"
-            elif not 0 < one.axis < len(shapes[name]):
-                yield f"{key}.axis", f"is {one.axis}, and '{name}' has {len(shapes[name])} axes"
-    sizes = {*dims, *(one.name for one in inputs if not one.shape)}
+            elif not 0 < buffer.axis < len(shapes[name]):
+                yield f"{key}.axis", f"is {buffer.axis}, and '{name}' has {len(shapes[name])} axes"
+    sizes = {*dims, *(info.name for info in inputs if not info.shape)}
     past, new = caches.past_length.split(" - "), str(caches.new_length)
     for key, terms in (("past_length", past), ("new_length", [new])):
         for term in terms:

@@ -18,7 +18,7 @@ from onnx import helper
 
 from moh_deploy.errors import PackageError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.domains import base_domain
+from moh_deploy.ops.op_names import base_domain
 from moh_deploy.package.choices import node_rules
 from moh_deploy.package.facts import StatedFact
 from moh_deploy.package.interface import CachesInPlace, TensorInfo
@@ -58,20 +58,20 @@ def model_facts(manifest: Manifest, model: onnx.ModelProto) -> list[StatedFact]:
 
 def _facts(manifest: Manifest, model: onnx.ModelProto) -> Iterator[StatedFact]:
     graph = model.graph
-    versions = {one.domain: one.version for one in model.opset_import}
-    moh_ops = [one for one in model.functions if base_domain(one.domain)]
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    moh_ops = [function for function in model.functions if base_domain(function.domain)]
     yield StatedFact("opset", manifest.opset, versions.get(""))
-    ops = {f"{one.domain}::{one.name}": versions.get(one.domain) for one in moh_ops}
+    ops = {f"{item.domain}::{item.name}": versions.get(item.domain) for item in moh_ops}
     yield StatedFact("ops", manifest.ops, ops)
     view = _GraphView(graph)
-    inputs = [one for one in graph.input if one.name in view.inputs]
+    inputs = [info for info in graph.input if info.name in view.inputs]
     yield from _tensor_facts("inputs", manifest.inputs, inputs)
     yield from _tensor_facts("outputs", manifest.outputs, graph.output)
     yield from _precision_facts(manifest, graph)
     yield from _layer_facts(manifest, view)
-    for index, one in enumerate(manifest.float32_nodes):
-        is_there = one.name in view.names or one.name.removeprefix("-> ") in view.makers
-        yield StatedFact(f"float32_nodes[{index}].name", one.name, one.name if is_there else None)
+    for index, node in enumerate(manifest.float32_nodes):
+        is_there = node.name in view.names or node.name.removeprefix("-> ") in view.makers
+        yield StatedFact(f"float32_nodes[{index}].name", node.name, node.name if is_there else None)
     if manifest.caches is not None:
         yield from _cache_facts(manifest.caches, view)
 
@@ -80,8 +80,8 @@ def _tensor_facts(
     kind: str, tensors: Sequence[TensorInfo], found: Sequence[onnx.ValueInfoProto]
 ) -> Iterator[StatedFact]:
     # Order counts: inputs may be given by position.
-    names = [one.name for one in found]
-    yield StatedFact(kind, [one.name for one in tensors], names)
+    names = [info.name for info in found]
+    yield StatedFact(kind, [tensor.name for tensor in tensors], names)
     for index, (tensor, value) in enumerate(zip(tensors, found, strict=False)):
         key = f"{kind}[{index}]"
         yield StatedFact(f"{key}.dtype", tensor.dtype, _dtype_of(value.type.tensor_type.elem_type))
@@ -106,7 +106,7 @@ def _dtype_of(element: int) -> str | None:
 def _shape_of(value: onnx.ValueInfoProto) -> list[int | str]:
     """Return sizes and names of dimensions; an empty name for one that is not known."""
     dims = value.type.tensor_type.shape.dim
-    return [one.dim_value if one.HasField("dim_value") else one.dim_param for one in dims]
+    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims]
 
 
 def _precision_facts(manifest: Manifest, graph: onnx.GraphProto) -> Iterator[StatedFact]:
@@ -127,8 +127,12 @@ def _dtypes_in(graph: onnx.GraphProto) -> set[str | None]:
     elements = {value.type.tensor_type.elem_type for value in declared}
     elements |= {tensor.data_type for tensor in graph.initializer}
     for node in all_nodes(graph):
-        elements |= {one.i for one in node.attribute if one.name in ("to", "dtype")}
-        elements |= {one.t.data_type for one in node.attribute if one.HasField("t")}
+        elements |= {
+            attribute.i for attribute in node.attribute if attribute.name in ("to", "dtype")
+        }
+        elements |= {
+            attribute.t.data_type for attribute in node.attribute if attribute.HasField("t")
+        }
     return set(map(_dtype_of, elements))
 
 
@@ -155,7 +159,9 @@ class _GraphView:
         for node in graph.node:
             by_size = node.op_type == "If" and node.input[0].startswith(CONDITION_PREFIX)
             # Its twin stands in the other branch, for the same inputs.
-            branches = {one.name: one.g for one in node.attribute} if by_size else {}
+            branches = (
+                {attribute.name: attribute.g for attribute in node.attribute} if by_size else {}
+            )
             inner = branches["else_branch"].node[0] if by_size else node
             self.makers |= dict.fromkeys(node.output, inner)
             self.results[inner.name] = node.output[0] if node.output else ""
@@ -170,7 +176,7 @@ class _GraphView:
         weights = {tensor.name for tensor in graph.initializer}
         weights |= {tensor.values.name for tensor in graph.sparse_initializer}
         # Before IR version 4 weights had to be inputs, too.
-        self.inputs = {one.name for one in graph.input} - weights
+        self.inputs = {info.name for info in graph.input} - weights
         self.values = {*self.makers, *self.inputs, *weights}
         declared = (*graph.input, *graph.output, *graph.value_info)
         self.shapes = {value.name: _shape_of(value) for value in declared}
@@ -238,7 +244,7 @@ def _attention_shown(layer: LayerInfo, view: _GraphView, manifest: Manifest) -> 
     if node is None or node.op_type not in _ATTENTIONS:
         yield "node", None
         return
-    numbers = {one.name: one.i for one in node.attribute}
+    numbers = {attribute.name: attribute.i for attribute in node.attribute}
     heads = numbers.get("q_num_heads", numbers.get("num_heads", 0))
     yield "op", node.op_type
     yield "num_heads", heads
@@ -286,7 +292,7 @@ def _size_at(size: int | str, sizes: Mapping[str, int]) -> int | None:
     """Return a size, or a sum such as `past + seq`, at the example's sizes; None if not known."""
     terms = re.split(r"\s*\+\s*", str(size))
     known = [int(term) if term.isdecimal() else sizes.get(term) for term in terms]
-    return None if None in known else sum(one or 0 for one in known)
+    return None if None in known else sum(number or 0 for number in known)
 
 
 def _router_shown(layer: LayerInfo, view: _GraphView, router: str | None) -> Shown:
@@ -300,7 +306,7 @@ def _router_shown(layer: LayerInfo, view: _GraphView, router: str | None) -> Sho
     yield "router_replaced", node is not None
     if node is None:
         return
-    numbers = {one.name: one.i for one in node.attribute}
+    numbers = {attribute.name: attribute.i for attribute in node.attribute}
     yield "num_shared_heads", numbers.get("num_shared_heads", 0)
     yield "top_k", numbers.get("top_k")
     form = _form(layer, node, view)
@@ -321,7 +327,9 @@ def _form(layer: LayerInfo, router: onnx.NodeProto, view: _GraphView) -> str | N
         return "shared"
     if stage:
         return "two_stage"
-    mode = {one.name: one.s for one in router.attribute}.get("gate_mode", b"weighted")
+    mode = {attribute.name: attribute.s for attribute in router.attribute}.get(
+        "gate_mode", b"weighted"
+    )
     behind = list(computed_from(layer.gates, view.makers))
     own, scores = view.sources(layer.gates), view.sources(routed)
     # Shared heads come first: what weighs them is a constant, or made of logits of their own.
@@ -345,12 +353,12 @@ def _form(layer: LayerInfo, router: onnx.NodeProto, view: _GraphView) -> str | N
 
 
 def _cache_facts(caches: CachesInPlace, view: _GraphView) -> Iterator[StatedFact]:
-    for index, one in enumerate(caches.buffers):
-        node = view.makers.get(view.root(one.present))
+    for index, buffer in enumerate(caches.buffers):
+        node = view.makers.get(view.root(buffer.present))
         written = node is not None and node.op_type == "TensorScatter"
         key = f"caches.buffers[{index}]"
         yield StatedFact(
-            f"{key}.past", one.past, view.root(node.input[0]) if node and written else None
+            f"{key}.past", buffer.past, view.root(node.input[0]) if node and written else None
         )
         axis = {a.name: a.i for a in node.attribute}.get("axis", -2) if node and written else None
-        yield StatedFact(f"{key}.axis", one.axis, axis)
+        yield StatedFact(f"{key}.axis", buffer.axis, axis)

@@ -100,11 +100,11 @@ def _fields_by_message() -> dict[str, _Fields]:
         if message.full_name in found:
             continue
         found[message.full_name] = {
-            one.number: (one.name, _held_by(one))
-            for one in message.fields
-            if one.type != one.TYPE_BYTES
+            field_.number: (field_.name, _held_by(field_))
+            for field_ in message.fields
+            if field_.type != field_.TYPE_BYTES
         }
-        pending += [one.message_type for one in message.fields if one.message_type]
+        pending += [field_.message_type for field_ in message.fields if field_.message_type]
     return found
 
 
@@ -256,7 +256,7 @@ def _parsed(parse: Callable[[bytes], Any], content: bytes) -> Any:
 def _external(content: bytes) -> ExternalTensor:
     """Parse a tensor whose data lies elsewhere: little but its place is in model.onnx."""
     tensor = _parsed(onnx.TensorProto.FromString, content)
-    entries = {one.key: one.value for one in tensor.external_data}
+    entries = {entry.key: entry.value for entry in tensor.external_data}
     return ExternalTensor(tensor.name, entries, _num_bytes(tensor))
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from moh_deploy.errors import PackageError
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, read_corpus
 from moh_deploy.package.external_data import MODEL_NAME, check_external_data
-from moh_deploy.package.facts import check_facts
+from moh_deploy.package.facts import check_facts, recorded_facts
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, read_manifest
 from moh_deploy.package.model_facts import model_facts
 from moh_deploy.package.onnx_outline import read_outline
-from moh_deploy.package.recorded_facts import recorded_facts
 from moh_deploy.package.vector_sense import check_vectors
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, read_vectors
 from moh_deploy.package.weightless_model import load_without_weights
@@ -45,7 +44,15 @@ class OnnxPackage:
     def recorded_sizes(self) -> dict[str, tuple[int, ...]]:
         """The sizes of each dynamic dimension at which the original was run; no other was."""
         return {
-            name: tuple(sorted({one.sizes[name] for one in self.vectors if name in one.sizes}))
+            name: tuple(
+                sorted(
+                    {
+                        vector_set.sizes[name]
+                        for vector_set in self.vectors
+                        if name in vector_set.sizes
+                    }
+                )
+            )
             for name in self.manifest.dims
         }
 
@@ -88,7 +95,7 @@ class OnnxPackage:
         corpus: tuple[CorpusSample, ...] = ()
         if CORPUS_NAME in manifest.files:  # what is not listed is not opened
             corpus = read_corpus(root / CORPUS_NAME, manifest)
-            check_vectors(root / CORPUS_NAME, (one.vectors for one in corpus), manifest)
+            check_vectors(root / CORPUS_NAME, (sample.vectors for sample in corpus), manifest)
         return cls(root, manifest, vectors, corpus)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import onnx
 
 from moh_deploy.ops import op_names
-from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
+from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
 from moh_deploy.package.layer_info import LayerInfo
 from moh_deploy.package.switches import all_nodes, reads
 
@@ -94,7 +94,8 @@ def _router_of(gates: str, makers: Mapping[str, onnx.NodeProto]) -> str | None:
 def ends_the_way(node: onnx.NodeProto) -> bool:
     """Tell whether a node mixes tokens, or is a custom operator: nothing behind it is looked at."""
     # An If ends the way, too, if a branch of it does.
-    inner = [one for attribute in node.attribute for one in all_nodes(attribute.g)]
+    inner = [part for attribute in node.attribute for part in all_nodes(attribute.g)]
     return any(
-        one.op_type in CONTRACTIONS or base_domain(one.domain) is not None for one in (node, *inner)
+        part.op_type in CONTRACTIONS or base_domain(part.domain) is not None
+        for part in (node, *inner)
     )

@@ -24,8 +24,8 @@ def check_vectors(path: Path, sets: Iterable[VectorSet], manifest: Manifest) -> 
     Raises:
         PackageError: Something does not fit the manifest, or the sizes of its run.
     """
-    for index, one in enumerate(sets):
-        for problem in _problems(one, manifest):
+    for index, vector_set in enumerate(sets):
+        for problem in _problems(vector_set, manifest):
             raise PackageError(f"{path}: set {index}: {problem}.")
 
 

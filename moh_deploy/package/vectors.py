@@ -51,8 +51,8 @@ def write_vectors(path: Path, vectors: Sequence[VectorSet]) -> None:
     """Write all sets, loss-free for every dtype, NaN payloads and bfloat16 included."""
     members = (
         (f"{i}/{name}", array)
-        for i, one in enumerate(vectors)
-        for name, array in vector_members(one)
+        for i, vector_set in enumerate(vectors)
+        for name, array in vector_members(vector_set)
     )
     write_npz(path, dict(members))
 

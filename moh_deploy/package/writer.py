@@ -13,14 +13,45 @@ from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, write_corpus
 from moh_deploy.package.external_data import MODEL_DATA_NAME, MODEL_NAME
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, looks_like_manifest, manifest_text
-from moh_deploy.package.model_files import save_model
+from moh_deploy.package.onnx_file import save_with_weights
 from moh_deploy.package.onnx_package import OnnxPackage
-from moh_deploy.package.tokenizer_files import TOKENIZER_FILES
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, write_vectors
 from moh_deploy.system import replaceable
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.replaceable import DirectoryKind
 from moh_deploy.system.staging import StagedDirectory, link_or_copy, sync_file
+
+# The files of a package that hold its model: weights inside, or beside it.
+
+
+def save_model(model: ir.Model, package: OnnxPackage, root: Path) -> None:
+    """Write a model as a package's: its weights beside it where the package keeps them there."""
+    if MODEL_DATA_NAME in package.manifest.files:
+        ir.save(model, root / MODEL_NAME, external_data=MODEL_DATA_NAME)
+    else:
+        save_with_weights(model, root / MODEL_NAME)
+
+
+def model_bytes(package: OnnxPackage) -> int:
+    """Return the size of the model with its weights."""
+    names = (MODEL_NAME, MODEL_DATA_NAME)
+    return sum((package.root / n).stat().st_size for n in names if (package.root / n).is_file())
+
+
+# Names of the files that a package takes over from a language model: its tokenizer's.
+
+TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_FILES = (
+    TOKENIZER_NAME,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 class PackageWriter:

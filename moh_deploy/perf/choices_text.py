@@ -177,7 +177,7 @@ def other_winners(layer: LayerInfo, tuning: Tuning, index: int) -> Iterator[str]
 
 def boundary_lines(layers: Sequence[LayerInfo], tuning: Tuning) -> Iterator[str]:
     """Yield a sentence on each boundary of ranges: between which measured sizes it lies."""
-    bounds = {(one.size, one.at_most) for layer in layers for one in layer.ranges}
+    bounds = {(range_.size, range_.at_most) for layer in layers for range_ in layer.ranges}
     for size, at_most in sorted(bounds):
         values = sorted(measure(size, sizes) for sizes in tuning.sizes)
         below, above = [v for v in values if v <= at_most], [v for v in values if v > at_most]

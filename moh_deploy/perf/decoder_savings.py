@@ -70,7 +70,9 @@ def decoder_savings(
 
 def _cache_bytes(manifest: Manifest) -> int:
     """Return the bytes of a number in the cache: that of a package in few bits is in float32."""
-    cache = next((one for one in manifest.inputs if one.name.startswith("past_key_values.")), None)
+    cache = next(
+        (info for info in manifest.inputs if info.name.startswith("past_key_values.")), None
+    )
     return numpy_dtype("float32" if cache is None else cache.dtype).itemsize
 
 
@@ -84,21 +86,21 @@ def _at(
     cached: int,
 ) -> DecoderSavings:
     # Two products of scores and values, a multiplication and an addition each.
-    cores = [4 * one.width * length**2 for one in shapes]
-    closed = [1 - one.active_share for one in shapes]
+    cores = [4 * shape.width * length**2 for shape in shapes]
+    closed = [1 - shape.active_share for shape in shapes]
     skipped = sum(
         share * (core + projected * length)
         for share, core, projected in zip(closed, cores, projections, strict=True)
     )
-    steps = [replace(one, batch=1, seq_len=1, kv_len=length) for one in shapes]
-    caches = [2 * one.num_kv_heads * one.head_dim * length * cached for one in steps]
-    idle = sum((1 - one.read_kv_share) * cache for one, cache in zip(steps, caches, strict=True))
+    steps = [replace(shape, batch=1, seq_len=1, kv_len=length) for shape in shapes]
+    caches = [2 * step.num_kv_heads * step.head_dim * length * cached for step in steps]
+    idle = sum((1 - step.read_kv_share) * cache for step, cache in zip(steps, caches, strict=True))
     weights = sum(
-        (1 - one.used_head_share)
-        * one.width
-        * ((one.query_features or 0) + (one.output_features or 0))
+        (1 - step.used_head_share)
+        * step.width
+        * ((step.query_features or 0) + (step.output_features or 0))
         * weight
-        for one in steps
+        for step in steps
     )
     return DecoderSavings(
         length,
@@ -110,9 +112,10 @@ def _at(
 
 def savings_lines(found: Sequence[DecoderSavings]) -> Iterator[str]:
     """Say it."""
-    for one in found:
+    for savings in found:
         yield (
-            f"at {one.length} tokens skipping heads saves at most {100 * one.prompt_share:.1f} % of"
-            f" a prompt's multiply-adds, and {100 * one.step_share:.1f} % of what a step reads"
-            f" ({100 * one.cache_share:.1f} % of the cache), routing being even"
+            f"at {savings.length} tokens skipping heads saves at most"
+            f" {100 * savings.prompt_share:.1f} % of a prompt's multiply-adds,"
+            f" and {100 * savings.step_share:.1f} % of what a step reads"
+            f" ({100 * savings.cache_share:.1f} % of the cache), routing being even"
         )

@@ -167,38 +167,3 @@ class TradeOffChart:
     y_is_share: bool = False
     lower_is_better: bool = False
     shown: frozenset[Format] = PAGE
-
-
-@dataclass(frozen=True)
-class TornadoBar:
-    """A bar of a tornado chart: the answer while one input goes from end to end.
-
-    Attributes:
-        name: The input.
-        words: Its two ends.
-        at_low: The answer with the input at its low end; finite.
-        at_high: The same at its high end.
-    """
-
-    name: str
-    words: str
-    at_low: float
-    at_high: float
-
-
-@dataclass(frozen=True)
-class TornadoChart:
-    """A chart of what an answer depends on: a bar for each input, the widest first, at least one.
-
-    Attributes:
-        title: What it shows.
-        x_name: The answer, with its unit.
-        value: The answer with every input as it is.
-        bars: The inputs.
-    """
-
-    title: str
-    x_name: str
-    value: float
-    bars: tuple[TornadoBar, ...]
-    shown: frozenset[Format] = PAGE

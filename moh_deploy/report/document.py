@@ -18,7 +18,6 @@ from moh_deploy.report.charts import (
     HeatMaps,
     LatencyChart,
     MarginCharts,
-    TornadoChart,
     TradeOffChart,
 )
 from moh_deploy.report.formats import EVERYWHERE, Format
@@ -123,7 +122,7 @@ class Table:
     def part(self, where: Format) -> tuple[list[Column], list[list[Cell]]]:
         """Return the columns that a format shows, and the cells of each row that are in them."""
         # Cells go with their columns, so a row is written once for all formats.
-        every = [Column(one) if isinstance(one, str) else one for one in self.columns]
+        every = [Column(column) if isinstance(column, str) else column for column in self.columns]
         kept = [index for index, column in enumerate(every) if where in column.shown]
         rows = [[row[index] for index in kept] for row in self.rows]
         return [every[index] for index in kept], rows
@@ -207,7 +206,7 @@ class Section:
     shown: frozenset[Format] = EVERYWHERE
 
 
-Chart = HeatMaps | MarginCharts | LatencyChart | TradeOffChart | TornadoChart
+Chart = HeatMaps | MarginCharts | LatencyChart | TradeOffChart
 Block = Section | Table | Text | Folded | Chart
 
 
@@ -292,8 +291,8 @@ class Document:
     @property
     def parts(self) -> tuple[Section, ...]:
         """Sections that have an answer of their own."""
-        sections = (one for one in self.blocks if isinstance(one, Section))
-        return tuple(one for one in sections if one.verdict is not None)
+        sections = (block for block in self.blocks if isinstance(block, Section))
+        return tuple(section for section in sections if section.verdict is not None)
 
 
 def no_answer(kind: str, message: str) -> Document:

@@ -40,9 +40,9 @@ def to_json(value: object) -> object:
     if is_dataclass(value):
         return dict(_members(value))
     if isinstance(value, Mapping):
-        return {str(name): to_json(one) for name, one in value.items()}
+        return {str(name): to_json(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [to_json(one) for one in value]
+        return [to_json(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -65,5 +65,5 @@ def json_members(form: type) -> tuple[tuple[str, str, bool], ...]:
     shown = [(name, name, kind == "flat") for name, kind in kinds.items() if kind != "hidden"]
     # `dir` has what base classes mark, too; it is in order of names, and objects have no order.
     getters = {name: getattr(getattr(form, name, None), "fget", None) for name in dir(form)}
-    marked = [(getattr(one, _KEY, None), name) for name, one in getters.items()]
+    marked = [(getattr(getter, _KEY, None), name) for name, getter in getters.items()]
     return (*shown, *((name, attribute, False) for name, attribute in marked if name is not None))

@@ -57,8 +57,8 @@ def _lines(document: Document, about: About | None) -> Iterator[str]:
 def _block(block: Block, level: int) -> Iterator[str]:
     """Yield lines; headings are of this level."""
     if isinstance(block, Folded):
-        for one in block.blocks:
-            yield from _block(one, level)
+        for section in block.blocks:
+            yield from _block(section, level)
     elif "markdown" not in block.shown:
         return
     elif isinstance(block, Section):
@@ -67,8 +67,8 @@ def _block(block: Block, level: int) -> Iterator[str]:
             yield from ("", f"{'#' * level} {title}")
             yield from _verdict(block.verdict)
             level += 1
-        for one in block.blocks:
-            yield from _block(one, level)
+        for section in block.blocks:
+            yield from _block(section, level)
     elif isinstance(block, Table):
         yield from _table(block, level)
     elif isinstance(block, Text):

@@ -2,13 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from rich.console import Group, RenderableType
+from rich import table as rich
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType, RenderResult
+from rich.markup import escape
 from rich.text import Text as Words
 
 from moh_deploy.report.document import Block, Document, Folded, Section, Table, Text, Verdict
-from moh_deploy.report.terminal_table import TerminalTable
+from moh_deploy.report.numbers import plain
+
+# Show a table in a terminal of any width, and cut no word in two.
+#
+# Columns share the room that there is; what is long and no word, such as a path, is folded. Where
+# words do not fit beside each other, as in a terminal of 80 columns, each row is shown by itself, a
+# line for each of its cells.
+
+# A table is not given up for long words, such as paths: they are folded, at this width or less.
+_FOLDED_AT = range(32, 11, -1)
+_BORDER = 3  # columns of the terminal that a column takes besides what it holds
+
+
+class TerminalTable:
+    """A table that rich lays out when it knows the terminal's width."""
+
+    def __init__(self, table: Table) -> None:
+        self._caption = table.caption
+        self._columns, rows = table.part("terminal")
+        self._rows = [[plain(cell) for cell in row] for row in rows]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        cells = [
+            [column.title, *(row[index] for row in self._rows)]
+            for index, column in enumerate(self._columns)
+        ]
+        widths = fitting_widths(
+            [max(map(_longest_line, cell)) for cell in cells],
+            [max(map(_longest_word, cell)) for cell in cells],
+            options.max_width - _BORDER * len(self._columns) - 1,
+        )
+        yield self._by_row() if widths is None else self._table(widths)
+
+    def _table(self, widths: Sequence[int]) -> RenderableType:
+        shown = rich.Table(title=escape(self._caption), title_justify="left", title_style="bold")
+        for column, width in zip(self._columns, widths, strict=True):
+            # Folded rather than cut: half a layer's path names no layer.
+            justify: JustifyMethod = "right" if column.is_number else "left"
+            shown.add_column(column.title, justify=justify, overflow="fold", width=width)
+        for row in self._rows:
+            shown.add_row(*map(escape, row))
+        return shown
+
+    def _by_row(self) -> RenderableType:
+        shown = rich.Table.grid(padding=(0, 2, 0, 0))
+        shown.title, shown.title_justify = escape(self._caption), "left"
+        shown.title_style = "bold"
+        shown.add_column(overflow="fold", ratio=1)
+        shown.add_column(overflow="fold", ratio=2)
+        first, *others = self._columns
+        for row in self._rows:
+            shown.add_row(Words(first.title, style="bold"), Words(row[0], style="bold"))
+            for column, cell in zip(others, row[1:], strict=True):
+                shown.add_row(escape(f"  {column.title}"), escape(cell))
+        return shown
+
+
+def fitting_widths(lines: Sequence[int], words: Sequence[int], room: int) -> list[int] | None:
+    """Return how wide each column is; None if the words do not fit beside each other.
+
+    Args:
+        lines: Of each column, the width at which nothing in it is wrapped.
+        words: Of each column, the width of its longest word.
+        room: How much there is for all of them.
+    """
+    for longest in _FOLDED_AT:
+        widths = [min(width, longest) for width in words]
+        if sum(widths) <= room:
+            return _grown(widths, lines, room)
+    return None
+
+
+def _grown(widths: list[int], lines: Sequence[int], room: int) -> list[int]:
+    # All that are wrapped grow together, one column of the terminal at a time.
+    while growing := [index for index, width in enumerate(widths) if width < lines[index]]:
+        for index in growing[: room - sum(widths)]:
+            widths[index] += 1
+        if sum(widths) == room:
+            break
+    return widths
+
+
+def _longest_line(text: str) -> int:
+    return max(map(cell_len, text.split("\n")))
+
+
+def _longest_word(text: str) -> int:
+    return max(map(cell_len, text.split()), default=0)
 
 
 def terminal(document: Document) -> RenderableType:
@@ -31,15 +121,15 @@ def _parts(document: Document) -> Iterator[RenderableType]:
 
 def _block(block: Block) -> Iterator[RenderableType]:
     if isinstance(block, Folded):
-        for one in block.blocks:
-            yield from _block(one)
+        for section in block.blocks:
+            yield from _block(section)
     elif "terminal" not in block.shown:
         return
     elif isinstance(block, Section):
         if block.verdict is not None:
             yield Words(block.title, style="bold underline")
-        for one in block.blocks:
-            yield from _block(one)
+        for section in block.blocks:
+            yield from _block(section)
         if block.verdict is not None:
             yield from _verdict(block.verdict)
     elif isinstance(block, Table):

@@ -14,7 +14,7 @@ from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import OnnxPackage
-from moh_deploy.package.model_files import save_model
+from moh_deploy.package.writer import save_model
 from moh_deploy.runtime.quantized_package import float32_products, quantized
 
 INT8 = "int8"
@@ -54,7 +54,7 @@ class Int8Form:
         if self.names.keys() <= keep.keys():
             model = load_ir(self.package)
         else:
-            model = quantized(self.base, float32=[self.names[one] for one in keep]).model
+            model = quantized(self.base, float32=[self.names[name] for name in keep]).model
         without_switches(model)
         return model
 

@@ -57,7 +57,7 @@ def layer_runs(
     def of_projections(layer: LayerInfo) -> LayerImpl | None:
         impls = {impl(node) for node in projections(layer)}
         # A layer counts as running on kernels only if both projections do.
-        return next((one for one in ("dense", "function", "kernel") if one in impls), None)
+        return next((name for name in ("dense", "function", "kernel") if name in impls), None)
 
     return tuple(
         LayerRun(

@@ -15,7 +15,7 @@ from moh_deploy.graph import sequences
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.lower_precision.policy import LowType, PrecisionPlan
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, RouterTypes
-from moh_deploy.package.model_files import save_model
+from moh_deploy.package.writer import save_model
 from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
 
 
@@ -43,7 +43,7 @@ def lower_model(
         What each operator computes in, and the layers with the dtypes of their routers.
     """
     plan = sequences.lower(model, layers, low, largest)
-    return plan, tuple(replace(one, router_types=router_types(model, one)) for one in layers)
+    return plan, tuple(replace(layer, router_types=router_types(model, layer)) for layer in layers)
 
 
 def lowered_manifest(package: OnnxPackage, low: LowType, layers: tuple[LayerInfo, ...]) -> Manifest:

@@ -86,7 +86,7 @@ class OriginalModel(Model):
         # closed.
         original, closing = self.load().called_by(self.manifest), ExitStack()
         closing.enter_context(original.on_threads(variant.threads))
-        outputs = tuple(one.name for one in self.manifest.outputs)
+        outputs = tuple(output.name for output in self.manifest.outputs)
         return OriginalRunner(original, self.manifest.inputs, outputs, self.manifest, closing)
 
     def alone(self, variant: Variant) -> tuple[Model, Variant] | None:

@@ -45,7 +45,7 @@ class RunReport(Report):
 
     def document(self) -> Document:
         """Return what it says."""
-        rows = [(one.name, one.dtype, str(list(one.shape))) for one in self.outputs]
+        rows = [(output.name, output.dtype, str(list(output.shape))) for output in self.outputs]
         title = f"outputs, written to {self.outputs_file}"
         remarks = [
             f"ran in {self.seconds:.3g} s; {runs_text(self.layer_runs)}",
@@ -54,14 +54,14 @@ class RunReport(Report):
         ]
         if self.by_order:
             remarks.append(self.by_order)
-        if any(one.dtype == "bfloat16" for one in self.outputs):
+        if any(output.dtype == "bfloat16" for output in self.outputs):
             # npz has no name for them; ml_dtypes gives numpy one.
             remarks.append(
                 "bfloat16 outputs are kept as their raw two bytes, which numpy reads as V2:"
                 " array.view(ml_dtypes.bfloat16) gives the numbers"
             )
         for name, count in self.num_nan.items():
-            size = math.prod(next(one.shape for one in self.outputs if one.name == name))
+            size = math.prod(next(output.shape for output in self.outputs if output.name == name))
             remarks.append(
                 f"output '{name}' is NaN in {count} of its {size} elements: `moh-deploy bisect`"
                 " finds where that begins, if the inputs are not NaN themselves"

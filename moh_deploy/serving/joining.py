@@ -15,7 +15,7 @@ from moh_deploy.package import VectorSet
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.served_model import ServedModel
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.tolerances import rule_name, tolerance_for
+from moh_deploy.validate.compare.tolerances import rule_name, tolerance_for
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import LayerRounding, OnnxPackage, Rounding, Spread, TensorInfo
-from moh_deploy.package.model_files import model_bytes
+from moh_deploy.package.writer import model_bytes
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.noise_floor import NOISE, STEPS
-from moh_deploy.validate.parity import compare
-from moh_deploy.validate.reference import recorded_words
+from moh_deploy.validate.compare.noise_floor import NOISE, STEPS
+from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.reference.reference import recorded_words
 
 MOST_MEASURED = 256 * 2**20
 """Of a model of more bytes in half precision, int8 or int4 no noise floor is measured: it is held

@@ -25,7 +25,7 @@ from moh_deploy.serving.source import BatchSource, OneModel, open_model
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.telemetry.otlp import OtlpExport
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.user_vectors import check_ranges
+from moh_deploy.validate.reference.user_vectors import check_ranges
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 """What a container sees of its limit: microseconds of CPU in a period, and the period."""

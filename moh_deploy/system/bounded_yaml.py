@@ -95,7 +95,7 @@ class _Values:
             raise _RefusedError(path, f"is of type '{node.tag}', expected a mapping or a list")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
-        return [self.of(one, (*path, str(index))) for index, one in enumerate(node.value)]
+        return [self.of(item, (*path, str(index))) for index, item in enumerate(node.value)]
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[object, object]:
         found: dict[object, object] = {}

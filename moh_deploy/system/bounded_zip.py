@@ -58,20 +58,20 @@ def open_archive(
 
 def _check_members(archive: zipfile.ZipFile, file_bytes: int) -> None:
     members = archive.infolist()
-    for one in members:
-        if one.flag_bits & _ENCRYPTED:
-            raise ValueError(f"member '{_shown(one.filename)}' is encrypted")
-        if one.compress_type not in _METHODS:
+    for member in members:
+        if member.flag_bits & _ENCRYPTED:
+            raise ValueError(f"member '{_shown(member.filename)}' is encrypted")
+        if member.compress_type not in _METHODS:
             raise ValueError(
-                f"member '{_shown(one.filename)}' is compressed by method {one.compress_type},"
-                " expected none or deflate"
+                f"member '{_shown(member.filename)}' is compressed by method"
+                f" {member.compress_type}, expected none or deflate"
             )
-    names = Counter(one.filename for one in members)
+    names = Counter(member.filename for member in members)
     if len(names) < len(members):
         name = names.most_common(1)[0][0]
         raise ValueError(f"member '{_shown(name)}' is there {names[name]} times")
     # The sizes that the archive's directory states, before a byte is decompressed.
-    held = sum(one.file_size for one in members)
+    held = sum(member.file_size for member in members)
     if held > max(ALWAYS_ALLOWED_BYTES, MOST_RATIO * file_bytes):
         raise ValueError(
             f"its members hold {held} bytes, {held // max(1, file_bytes)} times those of the file;"

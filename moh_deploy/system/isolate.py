@@ -208,7 +208,7 @@ def how_it_ended(return_code: int) -> str:
     """Return `SIGSEGV`, `signal 35` or `status 3`."""
     if return_code >= 0:
         return f"status {return_code}"
-    names = {one.value: one.name for one in signal.Signals}  # those of real time have none
+    names = {number.value: number.name for number in signal.Signals}  # those of real time have none
     return names.get(-return_code, f"signal {-return_code}")
 
 

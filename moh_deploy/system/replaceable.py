@@ -101,7 +101,7 @@ def check_file_output(output: Path, kind: FileKind | None, *, reads: Iterable[Pa
     # What is no regular file, such as a device, is never replaced: see `staged_file`.
     if not os.path.isfile(output):
         return
-    if any(os.path.exists(one) and output.samefile(one) for one in reads):
+    if any(os.path.exists(read) and output.samefile(read) for read in reads):
         raise ConfigError(
             f"{output} is to be written, and is read as well: it would be lost.",
             hint="Name another file.",

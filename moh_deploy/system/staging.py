@@ -22,11 +22,11 @@ from moh_deploy.errors import PackageError
 from moh_deploy.system.leftovers import (
     Claim,
     claim_directory,
+    claim_existing,
     claim_file,
     hidden_sibling,
     remove_leftovers,
 )
-from moh_deploy.system.set_aside import set_aside
 from moh_deploy.system.termination import cleaned_up_on_termination, signals_held
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -35,8 +35,8 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 class StagedDirectory:
     """A directory filled in `path` that appears at `output` with `commit`, replacing what is there.
 
-    Until then only its owner can look into it. It takes over the permissions of what it replaces,
-    file by file, and owner and group where this user may give them; others are as the umask says.
+    Until then only its owner can look into it. The directory takes over the permissions of the one
+    that it replaces; its files have those that the umask says.
 
     Args:
         output: Destination. The caller has checked that it may be replaced. Missing parents are
@@ -131,7 +131,6 @@ class StagedDirectory:
                     file, earlier = self.path / name, self._set_aside(target)
                     aside.append((earlier, target))
                     if earlier is not None:
-                        _take_over_owner(earlier, file)
                         file.chmod(_mode(earlier))
                     file.replace(target)
                     placed.append(target)
@@ -156,17 +155,21 @@ class StagedDirectory:
 
     def _swap_in(self) -> Claim | None:
         """Return where what was there is now."""
-        self._take_over_rights()
+        self.path.chmod(_mode(self.output) if self.output.is_dir() else self._mode)
         _sync_directory(self.path)
         replaced = None
-        if _is_filled(self.output):
-            replaced = set_aside(self.output)
+        if self.output.is_dir() and any(self.output.iterdir()):
+            # Locked before it is hidden: another run must not take it for a leftover.
+            replaced = claim_existing(self.output)
         try:
+            if replaced is not None:
+                replaced.path = self.output.rename(hidden_sibling(self.output, "replaced"))
             self.path.rename(self.output)
         except OSError:
             if replaced is not None:
                 # Back to what it was: an error must not cost the earlier result.
-                replaced.path.rename(self.output)
+                if replaced.path != self.output:
+                    replaced.path.rename(self.output)
                 replaced.release()
             raise
         self._committed = True
@@ -185,22 +188,6 @@ class StagedDirectory:
             ) from error
         finally:
             replaced.release()
-
-    def _take_over_rights(self) -> None:
-        if not self.output.is_dir():
-            self.path.chmod(self._mode)
-            return
-        for file in list(self.path.iterdir()):
-            # A file that was not there before takes after the directory.
-            earlier = self.output / file.name
-            kept = earlier if earlier.is_file() else self.output
-            mode = _mode(earlier if earlier.is_file() else file)
-            if (_owner(file), _mode(file)) != (_owner(kept), mode):
-                _part_from_links(file)
-                _take_over_owner(kept, file)
-                file.chmod(mode)
-        _take_over_owner(self.output, self.path)
-        self.path.chmod(_mode(self.output))
 
     def _make_parents(self) -> None:
         missing = [parent for parent in self.output.parents if not parent.exists()]
@@ -262,8 +249,7 @@ def temporary_place(name: str) -> Path:
 def staged_file(output: Path) -> Iterator[Path]:
     """Yield a path to write to; the file appears at `output` if the block ends without exception.
 
-    It takes over the permissions of a file that it replaces, and owner and group where this user
-    may give them.
+    It takes over the permissions of a file that it replaces.
 
     Raises:
         PackageError: It cannot be written, the disk is full, or what is there is no regular file: a
@@ -281,7 +267,6 @@ def staged_file(output: Path) -> Iterator[Path]:
             yield partial
             sync_file(partial)
             if target.is_file():
-                _take_over_owner(target, partial)
                 partial.chmod(_mode(target))
             partial.replace(target)
         except OSError as error:
@@ -328,32 +313,6 @@ def _mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def _owner(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_uid, found.st_gid
-
-
-def _part_from_links(file: Path) -> None:
-    """Make a file its own before its rights change: `link_or_copy` may share it with a package."""
-    if not file.is_file() or file.stat().st_nlink == 1:
-        return
-    own = hidden_sibling(file, "partial")
-    shutil.copyfile(file, own)
-    sync_file(own)
-    own.replace(file)
-
-
-def _take_over_owner(earlier: Path, path: Path) -> None:
-    """Owner and group, or the group alone, as far as this user may: root any, others their own."""
-    wanted = _owner(earlier)
-    if _owner(path) == wanted:
-        return
-    for owner in (wanted[0], -1):
-        with suppress(OSError):
-            os.chown(path, owner, wanted[1])
-            return
-
-
 def _sync_directory(path: Path) -> None:
     """Return once the names in a directory have reached the disk, where that can be waited for."""
     try:
@@ -368,10 +327,6 @@ def _sync_directory(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _is_filled(path: Path) -> bool:
-    return path.is_dir() and any(path.iterdir())
 
 
 def _remove_if_empty(directory: Path) -> None:

@@ -74,7 +74,7 @@ def signals_held() -> Iterator[None]:
 _Handler = Callable[[int, FrameType | None], None]
 
 # SIGHUP does not exist everywhere.
-_TERMINATIONS = [one for one in signal.Signals if one.name in ("SIGTERM", "SIGHUP")]
+_TERMINATIONS = [number for number in signal.Signals if number.name in ("SIGTERM", "SIGHUP")]
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 // The domains whose nodes run on kernels: moh, and moh.2, moh.3, ... for nodes whose function
-// bodies are others than those of moh (moh_deploy/ops/domains.py). To a kernel they are all the
+// bodies are others than those of moh (moh_deploy/ops/op_names.py). To a kernel they are all the
 // same op.
 //
 // Session config entry, read when a library is registered:

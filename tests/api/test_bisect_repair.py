@@ -28,7 +28,7 @@ from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.places import NodePlace
 from moh_deploy.validate.bisection.report import BisectReport
-from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.compare.parity_report import ParityReport
 from tests.half_packages import write_unprotected
 from tests.nightly import nightly, one_in
 from tests.true_manifest import finish_true

@@ -16,7 +16,7 @@ from moh_deploy.frontend import convert
 from moh_deploy.frontend.rewrite import Rewrite
 from moh_deploy.frontend.rewrite import insert as insert_as_it_is
 from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
-from moh_deploy.ops.domains import base_domain
+from moh_deploy.ops.op_names import base_domain
 from moh_deploy.package import OnnxPackage
 from moh_deploy.report.json import to_json
 from tests import small_moh

@@ -13,11 +13,11 @@ from torch import nn
 
 import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError
+from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.manifest_json import manifest_text
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings, open_served
-from moh_deploy.validate.export_report import ExportReport
 from tests.exporting import prove_in_this_process
 from tests.nightly import nightly
 from tests.report.shown import as_markdown

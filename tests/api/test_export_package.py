@@ -16,12 +16,12 @@ from torch import nn
 import moh_deploy
 from moh_deploy.api import export_package as pipeline
 from moh_deploy.errors import ConfigError, ExportError, ValidationError
+from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import DimSum, OnnxPackage, PackageWriter
 from moh_deploy.perf.cost_model import first_choices
-from moh_deploy.validate.export_report import ExportReport
-from moh_deploy.validate.function_bodies import Recorder
+from moh_deploy.validate.reference.function_bodies import Recorder
 from tests import small_moh
 from tests.exporting import (
     SMALL_MOH_OPS,

@@ -15,9 +15,9 @@ from typing_extensions import Unpack
 import moh_deploy
 from moh_deploy.api.export import ExportSettings
 from moh_deploy.errors import ConfigError, ExportError, ValidationError
+from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.package import OnnxPackage
-from moh_deploy.validate.export_report import ExportReport
-from moh_deploy.validate.input_sets import sized_inputs
+from moh_deploy.validate.reference.input_sets import sized_inputs
 from tests.exporting import prove_in_this_process
 from tests.nightly import nightly, one_in
 from tests.report.shown import as_markdown

@@ -15,7 +15,7 @@ from moh_deploy.api.export_package import export_package
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.package import OnnxPackage
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.tolerances import tolerance_for
+from moh_deploy.validate.compare.tolerances import tolerance_for
 from tests import small_moh
 from tests.edge_case_package import write_edge_package
 from tests.skips import has_onnxruntime_web

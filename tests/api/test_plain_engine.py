@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import moh_deploy
-from moh_deploy.api.plain_engine import build_plain_engine
+from moh_deploy.api.bench import build_plain_engine
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.tensorrt.engine_reading import read_engine_dir
 from tests.cuda.trt import builds

@@ -16,8 +16,8 @@ from moh_deploy.package.corpus import CORPUS_NAME
 from moh_deploy.runtime.tensorrt import engine_reading
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.edge_cases.report import ProbeReport
-from moh_deploy.validate.reference import Answers
-from moh_deploy.validate.samples import Sample
+from moh_deploy.validate.reference.reference import Answers
+from moh_deploy.validate.reference.samples import Sample
 from tests.edge_case_package import inputs, write_edge_package
 from tests.handmade_package import write_package
 from tests.nightly import nightly, sampled

@@ -13,13 +13,13 @@ from moh_deploy.api.prune import prune
 from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.graph import prune_heads as edit
 from moh_deploy.graph.narrowing import layer_edit
-from moh_deploy.graph.narrowing.key_heads import KeyHeads
+from moh_deploy.graph.narrowing.layer_edit import KeyHeads
 from moh_deploy.graph.narrowing.narrowing import Entries
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import FUNCTION_BODIES
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
-from moh_deploy.validate.head_loads import HeadLoads
+from moh_deploy.validate.reference.head_loads import HeadLoads
 from tests.grouped_package import HEADS, PATH, write_grouped
 from tests.projected_package import write_projected
 from tests.two_layers import write_two_layers

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.api.required_layers import require_layers, required_layers
+from moh_deploy.api.export_package import require_layers, required_layers
 from moh_deploy.config.export_config import ExportConfig, RequiredLayers
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import ConfigError, ExportError

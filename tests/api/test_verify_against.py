@@ -19,8 +19,8 @@ from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.json_text import to_json_text
 from moh_deploy.system.npz import Array, write_npz
-from moh_deploy.validate.reference import expected_outputs
-from moh_deploy.validate.samples import Sample
+from moh_deploy.validate.reference.reference import expected_outputs
+from moh_deploy.validate.reference.samples import Sample
 from tests.cli.run_cli import Cli
 from tests.handmade_package import MANIFEST, model, vectors, write_package
 from tests.kernel_library import required_library

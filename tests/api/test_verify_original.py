@@ -14,7 +14,7 @@ from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.frontend.prove import rerun
 from moh_deploy.frontend.prove.eager import EagerModel
 from moh_deploy.system.npz import Array, write_npz
-from moh_deploy.validate.samples import recorded_samples
+from moh_deploy.validate.reference.samples import recorded_samples
 from tests import small_moh
 from tests.cli.run_cli import Cli
 from tests.nightly import nightly

@@ -9,7 +9,7 @@ import pytest
 
 from moh_deploy.cli.report_files import ReportFiles
 from moh_deploy.system.npz import write_npz
-from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.compare.parity_report import ParityReport
 from tests.cli.run_cli import Cli
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library, without_library

@@ -12,9 +12,9 @@ import pytest
 
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import CheckpointError
+from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.export_report import ExportReport
-from moh_deploy.validate.fresh_process import ProvenRun
+from moh_deploy.validate.compare.fresh_process import ProvenRun
 from tests.cli.run_cli import Cli
 from tests.handmade_package import LAYER, MANIFEST
 from tests.kernel_library import NO_KERNELS

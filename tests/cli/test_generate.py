@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.cli.against import _is_checkpoint
 from moh_deploy.cli.generate import _Shown
+from moh_deploy.cli.verify import _is_checkpoint
 
 
 def test_first_text_comes_at_once_and_others_behind_it():

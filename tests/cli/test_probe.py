@@ -27,7 +27,7 @@ def test_probe_exits_with_0_and_shows_every_case(cli: Cli, package: Path):
     assert (shown.exit_code, shown.err) == (0, "")
     for text in ("ties", "saturated", "2 layers", "padding only: valid all 0", "longest: seq=9"):
         assert text in shown.out
-    assert "PASSED: 27 passed, 0 failed, 4 not applicable, 0 not run" in shown.out
+    assert "PASSED: 24 passed, 0 failed, 4 not applicable, 0 not run" in shown.out
 
 
 def test_probe_json(cli: Cli, package: Path, tmp_path: Path):
@@ -35,7 +35,7 @@ def test_probe_json(cli: Cli, package: Path, tmp_path: Path):
     content = cli("probe", package, *QUICK, "--inputs", tmp_path / "in.npz", "--json").json
     assert content["passed"] is True
     assert content["package"] == str(package)
-    assert content["counts"] == {"passed": 27, "failed": 0, "not applicable": 4, "not run": 1}
+    assert content["counts"] == {"passed": 24, "failed": 0, "not applicable": 4, "not run": 1}
     assert content["results"][0] == {
         "kind": "routing",
         "case": "ties",

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.decision.arm import Arm
+from moh_deploy.decision.arm_report import DataFile
 from moh_deploy.decision.decide import ArmEvidence
-from moh_deploy.decision.energy import EnergyClock
 from moh_deploy.decision.measured import ArmFacts, EdgeCases, MeasuredArms, SizedRun
-from moh_deploy.decision.report import DataFile, DecisionReport
+from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.routing_bias import LayerRouting
 from moh_deploy.decision.summarise import LookSetting, report_of
 from moh_deploy.perf.bench.latency import Timing
@@ -63,6 +63,4 @@ def decision_report(
     )
     files = (DataFile("held-out.npz", "0" * 64),)
     assert asked.reference == REFERENCE
-    return report_of(
-        asked, arms, measured, LookSetting(1, {}, files, EnergyClock(None, (), ("nothing does",)))
-    )
+    return report_of(asked, arms, measured, LookSetting(1, {}, files))

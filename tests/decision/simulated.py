@@ -8,8 +8,8 @@ import numpy as np
 from moh_deploy.decision.decide import ArmEvidence, SizedTimes
 from moh_deploy.decision.plan import Plan, plan_of
 from moh_deploy.decision.quality_promise import SampleScores
-from moh_deploy.validate.accuracy.class_metrics import TopK
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.accuracy.choose import TopK
+from moh_deploy.validate.reference.differences import Float64Array
 
 REFERENCE = "reference"
 

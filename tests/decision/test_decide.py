@@ -11,8 +11,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from moh_deploy.decision.decide import ArmEvidence, decide_arms, would_do
-from moh_deploy.decision.levels import level_of_look, shown_by_holm
+from moh_deploy.decision.decide import (
+    ArmEvidence,
+    decide_arms,
+    level_of_look,
+    shown_by_holm,
+    would_do,
+)
 from tests.decision.simulated import REFERENCE, evidence, plan, scores, times
 from tests.nightly import nightly
 

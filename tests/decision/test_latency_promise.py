@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.decision.latency_promise import latency_promise, log_quantile, log_ratio
-from moh_deploy.decision.promise import Promise
-from moh_deploy.decision.students_t import upper_point, upper_tail
+from moh_deploy.decision.promise import Promise, upper_point, upper_tail
 from tests.decision.simulated import REFERENCE, times
 from tests.nightly import nightly
 

@@ -9,7 +9,7 @@ import pytest
 
 from moh_deploy.decision.promise import Promise
 from moh_deploy.decision.quality_promise import SampleScores, quality_promise
-from moh_deploy.validate.accuracy.class_metrics import Perplexity, TopK
+from moh_deploy.validate.accuracy.choose import Perplexity, TopK
 
 
 def promised(scores: SampleScores, may_lose: float = 0.01) -> Promise:

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 import moh_deploy
 from moh_deploy.package import OnnxPackage, PackageWriter
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.compare.parity_report import ParityReport
 from tests.examples.digits_demo import DIGITS, DemoRun
 from tests.nightly import nightly
 from tests.true_manifest import finish_true

@@ -15,7 +15,8 @@ import pytest
 
 from moh_deploy.native import kernel_library
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.validate.parity_report import OutputParity, ParityReport
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.parity_result import OutputParity
 from tests.examples.digits_demo import DIGITS, DemoRun
 from tests.kernel_library import NO_KERNELS, required_library
 from tests.nightly import nightly

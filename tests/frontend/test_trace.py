@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.fx.constant_inputs import add_constant
+from moh_deploy.frontend.fx.graph import add_constant
 from moh_deploy.frontend.inputs.arguments import bind
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.trace import _explain, trace

@@ -42,7 +42,7 @@ from moh_deploy.serving.telemetry.prometheus import exposition, parse_text
 from moh_deploy.serving.triton.check import examine_bundle
 from moh_deploy.system.npz import map_npz, read_npz
 from moh_deploy.validate.accuracy.label_files import read_labels
-from moh_deploy.validate.policy import read_policy
+from moh_deploy.validate.compare.policy import read_policy
 from tests.fuzz.changed_arrays import archive_changes, array_changes, change_archive, change_npy
 from tests.fuzz.changed_bytes import byte_changes, change_bytes
 from tests.fuzz.changed_model import change_model, field_changes

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.ops import OPS
-from moh_deploy.ops.cases import Case
-from moh_deploy.ops.tolerances import OP_TOLERANCES, op_tolerance_for
+from moh_deploy.ops.cases import OP_TOLERANCES, Case, op_tolerance_for
 from moh_deploy.system.staging import staged_file
 from tests.cuda import conformance
 from tests.gpu.plugins import HARNESS, PLUGIN

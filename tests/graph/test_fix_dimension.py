@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from moh_deploy.graph.fix_dimension import fix_dimension
+from moh_deploy.runtime.tensorrt.engine_graph import fix_dimension
 from tests.graph.models import model, node, value
 
 

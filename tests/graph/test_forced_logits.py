@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moh_deploy.graph.forced_logits import force_logits
-from moh_deploy.graph.router_logits import router_logits
+from moh_deploy.graph.router_logits import force_logits, router_logits
 from tests.graph.test_router_logits import ROUTED, graph
 
 

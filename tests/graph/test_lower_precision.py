@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from moh_deploy.graph.infer_types import infer_types
+from moh_deploy.graph.load_model import infer_types
 from moh_deploy.graph.lower_precision.casts import lower_precision
 from moh_deploy.graph.lower_precision.policy import LowType, plan_precision
 

@@ -15,28 +15,23 @@ from onnx import parser
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.graph import sequences
-from moh_deploy.graph.add_function_bodies import add_function_bodies
+from moh_deploy.graph.add_function_bodies import add_function_bodies, import_domains
 from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.close_input_gaps import close_input_gaps
-from moh_deploy.graph.drop_unread import drop_unread
 from moh_deploy.graph.emulated_dtype import emulate
 from moh_deploy.graph.fixed_routing import fix_routing
 from moh_deploy.graph.float_masks import float_masks
 from moh_deploy.graph.forced_gates import force_gates
-from moh_deploy.graph.forced_logits import force_logits
 from moh_deploy.graph.fused_attention import fuse_attention
-from moh_deploy.graph.import_domains import import_domains
-from moh_deploy.graph.infer_types import infer_types
-from moh_deploy.graph.inline_functions import inline_functions
 from moh_deploy.graph.keep_gates import TranslatedLayer, keep_gates
-from moh_deploy.graph.keep_only import keep_only
+from moh_deploy.graph.keep_only import drop_unread, keep_only
+from moh_deploy.graph.load_model import infer_types, inline_functions
 from moh_deploy.graph.lower_precision.casts import lower_precision
 from moh_deploy.graph.lower_precision.policy import plan_precision
-from moh_deploy.graph.name_interface import name_interface
-from moh_deploy.graph.name_nodes import name_nodes
+from moh_deploy.graph.name_interface import name_interface, name_nodes
 from moh_deploy.graph.raise_precision import raise_precision
 from moh_deploy.graph.restore_output_types import restore_output_types
-from moh_deploy.graph.router_logits import router_logits
+from moh_deploy.graph.router_logits import force_logits, router_logits
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.graph.tell_fields import tell_fields
 from moh_deploy.graph.weight_noise import add_weight_noise

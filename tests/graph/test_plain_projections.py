@@ -11,7 +11,7 @@ from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.plain_projections import make_projections_plain
 from moh_deploy.package import OnnxPackage, with_choices
-from moh_deploy.package.model_files import save_model
+from moh_deploy.package.writer import save_model
 from moh_deploy.runtime.open_runner import open_runner
 from tests.projected_package import write_projected
 

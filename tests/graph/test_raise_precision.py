@@ -11,8 +11,8 @@ import pytest
 
 import moh_deploy
 from moh_deploy.graph.choose_layers import choose_layers
-from moh_deploy.graph.infer_types import infer_types
-from moh_deploy.graph.lower_again import lower_again
+from moh_deploy.graph.float32_form import lower_again
+from moh_deploy.graph.load_model import infer_types
 from moh_deploy.graph.lower_precision.casts import lower_precision
 from moh_deploy.graph.lower_precision.policy import LowType, plan_precision
 from moh_deploy.graph.raise_precision import Raised, raise_precision

@@ -10,7 +10,7 @@ import pytest
 
 from moh_deploy.graph.round_operands import round_operands
 from moh_deploy.graph.weight_noise import weight_noise
-from moh_deploy.ops.domains import DENSE_DOMAIN
+from moh_deploy.ops.op_names import DENSE_DOMAIN
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import FUNCTION_BODIES, Runner
 from moh_deploy.runtime.open_runner import open_runner

@@ -14,7 +14,7 @@ import pytest
 from moh_deploy.errors import PackageError
 from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
-from moh_deploy.ops.domains import base_domain
+from moh_deploy.ops.op_names import base_domain
 from moh_deploy.package import LayerInfo, at_sizes, with_choices
 from tests.graph.models import attention, model, node, value
 from tests.handmade_package import LAYER

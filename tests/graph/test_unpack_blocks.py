@@ -8,8 +8,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from moh_deploy.graph.quantization_noise import add_quantization_noise, has_integer_products
-from moh_deploy.graph.unpack_blocks import unpack_blocks
+from moh_deploy.graph.quantization_noise import (
+    add_quantization_noise,
+    has_integer_products,
+    unpack_blocks,
+)
 from moh_deploy.graph.weight_noise import weight_noise
 from moh_deploy.ops.nbits_weight import unpacked
 from moh_deploy.ops.onnx_schema import make_node

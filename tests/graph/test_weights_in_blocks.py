@@ -12,7 +12,7 @@ from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.weights_in_blocks import store_in_blocks
 from moh_deploy.package import OnnxPackage, with_choices
-from moh_deploy.package.model_files import save_model
+from moh_deploy.package.writer import save_model
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime.quantizer import quantize_weight
 from moh_deploy.runtime.open_runner import open_runner

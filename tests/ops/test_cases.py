@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.ops import MOH_AGGREGATED_ATTENTION, MOH_ATTENTION, MOH_ROUTER, OPS
-from moh_deploy.ops.cases import Case
-from moh_deploy.ops.tolerances import OP_TOLERANCES, op_tolerance_for
+from moh_deploy.ops.cases import OP_TOLERANCES, Case, op_tolerance_for
 from tests.nightly import sampled
 from tests.ops.cases import ALL_CASES, OP_CASES
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moh_deploy.ops.domains import base_domain, numbered_domain, with_base
+from moh_deploy.ops.op_names import base_domain, numbered_domain, with_base
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from moh_deploy.errors import ExportError
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.contract import find_mismatch
-from moh_deploy.ops.projection_function import ProjectionVariant, function_body
+from moh_deploy.ops.projection import ProjectionVariant, function_body
 from tests.ops.case_models import case_model
 from tests.ops.cases import OP_CASES, named_case
 

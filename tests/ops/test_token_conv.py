@@ -12,7 +12,7 @@ import pytest
 from moh_deploy.errors import ExportError
 from moh_deploy.ops.single_node import single_node_model
 from moh_deploy.ops.spec import TensorType
-from moh_deploy.ops.token_conv_function import TokenConvVariant, function_body
+from moh_deploy.ops.token_conv import TokenConvVariant, function_body
 
 HEIGHT, WIDTH, CHANNELS = 5, 7, 6
 

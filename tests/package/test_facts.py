@@ -19,7 +19,7 @@ import moh_deploy
 from moh_deploy.api.caches_in_place import write_caches_in_place
 from moh_deploy.errors import PackageError
 from moh_deploy.package import OnnxPackage, TextGeneration
-from moh_deploy.package.recorded_facts import recorded_facts
+from moh_deploy.package.facts import recorded_facts
 from moh_deploy.package.vectors import write_vectors
 from moh_deploy.system.progress import SilentProgress
 from tests.graph.decoders import write_decoder

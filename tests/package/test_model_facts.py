@@ -11,9 +11,8 @@ from moh_deploy.errors import PackageError
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.ops.routers import FORMS
 from moh_deploy.package import OnnxPackage, load_without_weights
-from moh_deploy.package.facts import check_facts
+from moh_deploy.package.facts import check_facts, recorded_facts
 from moh_deploy.package.model_facts import model_facts
-from moh_deploy.package.recorded_facts import recorded_facts
 from tests.exporting import export, prove_in_this_process
 from tests.nightly import nightly
 from tests.zoo import ZOO

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moh_deploy.perf.settling import settle
+from moh_deploy.perf.timing import settle
 
 
 class Spinners:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 
 from moh_deploy.ops.cases import Case
-from moh_deploy.ops.element_types import ELEMENT_TYPES
+from moh_deploy.ops.onnx_schema import ELEMENT_TYPES
 from moh_deploy.ops.spec import FLOAT_TYPES
 from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
 from tests.nightly import sampled

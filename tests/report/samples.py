@@ -10,21 +10,22 @@ import numpy as np
 from moh_deploy.perf.bench.fresh_run import FreshRun
 from moh_deploy.perf.bench.gates import GateResult
 from moh_deploy.perf.bench.latency import Latency, Timing
-from moh_deploy.perf.bench.layer_work import LayerWork
+from moh_deploy.perf.bench.layer_work import LayerWork, PackageWork
 from moh_deploy.perf.bench.measured import Measured
-from moh_deploy.perf.bench.report import BenchReport, PackageWork
+from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import ratio
 from moh_deploy.runtime.layer_runs import LayerRun
-from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
-from moh_deploy.validate.routing_statistics import (
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
+from moh_deploy.validate.compare.routing_statistics import (
     RoutingStatistics,
     class_load,
     joined,
     layer_statistics,
 )
-from moh_deploy.validate.tolerances import TOLERANCES
+from moh_deploy.validate.compare.tolerances import TOLERANCES
 from tests.kernel_library import NO_KERNELS
-from tests.validate.test_parity_document import METRIC
+from tests.validate.compare.test_parity_document import METRIC
 
 SHARED = 2
 BOUND = TOLERANCES["float16"].near_tie

@@ -15,8 +15,8 @@ from moh_deploy.report.json import FLAT, HIDDEN, in_json, to_json
 from moh_deploy.report.report import Report
 from moh_deploy.serving.genai.verify import GenaiVerification
 from moh_deploy.validate.bisection.report import BisectReport
+from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.edge_cases.report import ProbeReport
-from moh_deploy.validate.parity_report import ParityReport
 from tests.report.json_schema import DOCS, answer_schema, misfits, schema_of, validate
 
 REPORTS: dict[str, type[Report]] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
+from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import KeptOperators, NearMiss, OtherRouter, TensorInfo
 from moh_deploy.perf.inspect_report import InspectReport
@@ -17,9 +18,9 @@ from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.runtime.layers_text import not_layers, runs_text
 from moh_deploy.runtime.run_report import RunReport
-from moh_deploy.validate.export_report import ExportReport
-from moh_deploy.validate.fresh_process import ProvenRun
-from moh_deploy.validate.parity_report import LayerParity, OutputParity, ParityReport
+from moh_deploy.validate.compare.fresh_process import ProvenRun
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from tests.handmade_package import LAYER, MANIFEST, without_layers
 from tests.kernel_library import NO_KERNELS
 

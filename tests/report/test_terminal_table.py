@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from moh_deploy.report.document import Share, Table
-from moh_deploy.report.terminal_table import TerminalTable, fitting_widths
+from moh_deploy.report.terminal import TerminalTable, fitting_widths
 
 TITLES = ("layer", "runs as", "#unexplained flips", "#attention", "judged by", "verdict")
 ROW = ("blocks.0.a", "kernel (projections: dense)", 0, Share(0.25), "choices", "equal [b]")

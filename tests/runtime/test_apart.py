@@ -16,8 +16,8 @@ from moh_deploy.api.export_package import export_package
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.apart import RunnerApart
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.models import RunnerApart
 from tests.handmade_package import write_package
 from tests.nightly import nightly
 from tests.openvino_extension import require_openvino

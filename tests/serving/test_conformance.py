@@ -28,7 +28,7 @@ from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer
 from moh_deploy.serving.http.queue import BatchingQueue
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.server import running_server
-from moh_deploy.validate.tolerances import tolerance_for
+from moh_deploy.validate.compare.tolerances import tolerance_for
 from tests.handmade_package import without_layers
 from tests.kept_builds import ROOT
 from tests.nightly import nightly

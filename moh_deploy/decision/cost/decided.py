@@ -27,7 +27,6 @@ class DecidedLatency(_Part):
     sizes: dict[str, int]
     p50_ms: _Positive
     block_means_ms: tuple[_Positive, ...] = ()
-    energy_mj: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
 
 
 class DecidedArm(_Part):
@@ -70,13 +69,13 @@ class Decided(_Part):
     @property
     def served(self) -> tuple[DecidedArm, ...]:
         """The arms that could be served, the reference first."""
-        arms = [one for one in self.arms if not one.is_bound]
-        return tuple(sorted(arms, key=lambda one: one.name != self.reference))
+        arms = [arm for arm in self.arms if not arm.is_bound]
+        return tuple(sorted(arms, key=lambda arm: arm.name != self.reference))
 
     @property
     def sizes(self) -> tuple[dict[str, int], ...]:
         """At which times were measured."""
-        return tuple(one.sizes for one in self.served[0].latency)
+        return tuple(latency.sizes for latency in self.served[0].latency)
 
 
 def read_decided(path: Path) -> Decided:
@@ -111,7 +110,7 @@ def read_decided(path: Path) -> Decided:
 
 
 def _check(found: Decided, path: Path) -> None:
-    if found.reference not in [one.name for one in found.served]:
+    if found.reference not in [decided_arm.name for decided_arm in found.served]:
         raise ConfigError(f"{path}: reference is '{found.reference}', which is no arm of it.")
     if not found.sizes:
         raise ConfigError(
@@ -119,10 +118,10 @@ def _check(found: Decided, path: Path) -> None:
             hint="Give the plan `latency`, and `sizes` that traffic has.",
         )
     for arm in found.served:
-        if tuple(one.sizes for one in arm.latency) != found.sizes:
+        if tuple(latency.sizes for latency in arm.latency) != found.sizes:
             raise ConfigError(f"{path}: arm '{arm.name}' was timed at other sizes.")
-        counts = [len(one.block_means_ms) for one in arm.latency]
-        if counts != [len(one.block_means_ms) for one in found.served[0].latency]:
+        counts = [len(latency.block_means_ms) for latency in arm.latency]
+        if counts != [len(latency.block_means_ms) for latency in found.served[0].latency]:
             raise ConfigError(f"{path}: arm '{arm.name}' has another number of blocks of rounds.")
         if min(counts) < LEAST_BLOCKS:
             raise ConfigError(

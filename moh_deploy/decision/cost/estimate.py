@@ -39,6 +39,6 @@ def derived(function: Callable[..., float], *inputs: Estimate) -> Estimate:
         function: It rises or falls with each input, so that ends are at ends.
         inputs: Its arguments.
     """
-    corners = [function(*ends) for ends in product(*(one.ends for one in inputs))]
-    value = function(*(one.value for one in inputs))
+    corners = [function(*ends) for ends in product(*(estimate.ends for estimate in inputs))]
+    value = function(*(estimate.value for estimate in inputs))
     return Estimate(value, min(corners), max(corners))

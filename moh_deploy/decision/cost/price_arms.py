@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
-from moh_deploy.decision.cost.bill import BillTerms, Work, paid_back
+from moh_deploy.decision.cost.bill import BillTerms, paid_back
 from moh_deploy.decision.cost.decided import Decided, DecidedArm
-from moh_deploy.decision.cost.estimate import Estimate, exactly
+from moh_deploy.decision.cost.estimate import Estimate
 from moh_deploy.decision.cost.prices import Prices
 from moh_deploy.decision.cost.report import (
     ArmCost,
     CostReport,
-    Fleet,
     Pays,
     SizeOutcome,
     TrafficShare,
 )
 from moh_deploy.decision.cost.run_times import ArmTimes, Place, request_times
-from moh_deploy.decision.cost.sensitivity import sensitivities
 from moh_deploy.decision.cost.traffic import Traffic
-
-_FLEETS = (1, 10, 100)
 
 
 def price_arms(
@@ -37,17 +32,10 @@ def price_arms(
     """
     terms = BillTerms.of(prices, traffic.per_month)
     timed = request_times(decided, traffic.requests, places)
-    # Energy of some arms only would make those dearer that were measured.
-    has_energy = prices.energy is not None and all(one.energy_mj is not None for one in timed)
-    works = {
-        one.arm.name: Work(one.ms, one.energy_mj if has_energy and one.energy_mj else 0.0)
-        for one in timed
-    }
-    reference = works[decided.reference]
-    arms = tuple(_arm_cost(one, works[one.arm.name], reference, terms) for one in timed)
-    judged = [one for one in arms if one.net is not None]
+    reference_ms = timed[0].ms.value
+    arms = tuple(_arm_cost(times, reference_ms, terms) for times in timed)
+    judged = [arm for arm in arms if arm.net is not None]
     best = max(judged, key=_rank, default=None)
-    chosen = next((one for one in timed if best is not None and one.arm.name == best.name), None)
     return CostReport(
         plan_digest=decided.plan_digest,
         reference=decided.reference,
@@ -59,22 +47,16 @@ def price_arms(
         months=prices.months,
         engineering=terms.engineering.value,
         traffic=tuple(
-            TrafficShare(dict(one.sizes), one.share, place.is_extrapolated)
-            for one, place in zip(traffic.requests, places, strict=True)
+            TrafficShare(dict(request.sizes), request.share, place.is_extrapolated)
+            for request, place in zip(traffic.requests, places, strict=True)
         ),
         arms=arms,
-        would_do=tuple(one.name for one in decided.would_do),
+        would_do=tuple(arm.name for arm in decided.would_do),
         break_even=tuple(
-            SizeOutcome(one.arm, one.rival, one.outcome) for one in decided.break_even
+            SizeOutcome(even.arm, even.rival, even.outcome) for even in decided.break_even
         ),
         sensitivity_of=None if best is None else best.name,
-        sensitivity=()
-        if chosen is None or chosen.saved_ms is None
-        else sensitivities(prices, terms, reference, works[chosen.arm.name], chosen.saved_ms),
-        fleets=tuple(
-            _fleets(works, terms, extrapolates=any(one.is_extrapolated for one in places))
-        ),
-        notes=tuple(_notes(decided, prices, traffic, places, has_energy)),
+        notes=tuple(_notes(decided, prices, traffic, places)),
     )
 
 
@@ -84,27 +66,27 @@ def _rank(arm: ArmCost) -> tuple[int, bool, float]:
     return place, arm.verdict != "loss", arm.net.value
 
 
-def _arm_cost(one: ArmTimes, work: Work, reference: Work, terms: BillTerms) -> ArmCost:
-    month = terms.month(work)
+def _arm_cost(times: ArmTimes, reference_ms: float, terms: BillTerms) -> ArmCost:
+    month = terms.month(times.ms)
     million = 1e6 / terms.requests.value
     saving = net = back = None
     pays: Pays = "reference"
-    if one.saved_ms is not None:
-        saving = terms.saving(reference, work, one.saved_ms)
+    if times.saved_ms is not None:
+        saving = terms.saving(reference_ms, times.saved_ms)
         net, back = terms.net(saving), paid_back(saving, terms.engineering)
-        pays = _pays(one.arm, net)
+        pays = _pays(times.arm, net)
     return ArmCost(
-        name=one.arm.name,
-        verdict=one.arm.verdict,
-        dense=one.arm.dense,
+        name=times.arm.name,
+        verdict=times.arm.verdict,
+        dense=times.arm.dense,
         pays=pays,
-        ms_per_request=work.ms,
+        ms_per_request=times.ms,
         per_million=Estimate(*(end * million for end in (month.value, month.low, month.high))),
         per_month=month,
         saving_per_month=saving,
         paid_back=back,
         net=net,
-        by_size=one.by_size,
+        by_size=times.by_size,
     )
 
 
@@ -115,21 +97,8 @@ def _pays(arm: DecidedArm, net: Estimate) -> Pays:
     return "pays" if arm.verdict == "win" and net.low > 0 else "cannot tell"
 
 
-def _fleets(works: Mapping[str, Work], terms: BillTerms, *, extrapolates: bool) -> Iterator[Fleet]:
-    """Yield whole machines for this traffic and for more of it.
-
-    One machine was measured that did one run at a time: all that is more is a model on paper.
-    """
-    for times in _FLEETS:
-        grown = replace(terms, requests=exactly(times * terms.requests.value), by_machine=True)
-        for name, work in works.items():
-            month, machines = grown.month(work), grown.whole_machines(work)
-            beyond = extrapolates or times > 1 or machines.high > 1 or terms.runs_at_once > 1
-            yield Fleet(times, name, machines, month, beyond)
-
-
 def _notes(
-    decided: Decided, prices: Prices, traffic: Traffic, places: Sequence[Place], has_energy: bool
+    decided: Decided, prices: Prices, traffic: Traffic, places: Sequence[Place]
 ) -> Iterator[str]:
     yield (
         f"Times are of {decided.machine}: that {prices.machine.name} is as fast is taken for"
@@ -137,14 +106,12 @@ def _notes(
     )
     yield from traffic.notes
     asked = zip(traffic.requests, places, strict=True)
-    between = sum(one.share for one, place in asked if place.is_extrapolated)
+    between = sum(requests.share for requests, place in asked if place.is_extrapolated)
     if between:
         yield (
             f"Extrapolated: {100 * between:.3g} % of requests have sizes between measured ones, and"
             " are in every sum."
         )
-    if prices.energy is not None and not has_energy:
-        yield "Energy is not in any figure: it was not measured for every arm."
     if prices.machine.runs_at_once > 1:
         yield (
             f"Extrapolated: {prices.machine.runs_at_once} runs at once, each as fast as the one"

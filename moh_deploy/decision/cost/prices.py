@@ -18,7 +18,7 @@ from moh_deploy.decision.cost.estimate import Estimate, exactly
 from moh_deploy.system.units import NUMBER
 
 _PRICE = re.compile(rf"({NUMBER})\s*([A-Z]{{3}})\s*(?:/\s*([A-Za-z]+))?", re.ASCII)
-_UNITS = {"hour": ("h", "hour"), "day": ("day", "d"), "kWh": ("kWh",)}
+_UNITS = {"hour": ("h", "hour"), "day": ("day", "d")}
 
 
 class _Section(BaseModel):
@@ -62,7 +62,7 @@ def _refused(why: str) -> PydanticCustomError:
 
 def _read_range(value: object) -> object:
     if isinstance(value, (list, tuple)):
-        if len(value) != 2 or not all(isinstance(one, (int, float)) for one in value):
+        if len(value) != 2 or not all(isinstance(item, (int, float)) for item in value):
             raise _refused("expected a number, or the two ends of a range")
         return {"low": value[0], "high": value[1]}
     return {"low": value, "high": value}
@@ -116,18 +116,13 @@ class Prices(_Section):
 
     Attributes:
         machine: What serves.
-        energy: What a kWh costs, where it is paid besides the machine.
         engineering: What it takes once.
         months: Within how many months engineering has to be paid back.
-        vary: By which share an input is made less and more to see what the answer depends on,
-            where it has no range of its own.
     """
 
     machine: MachineSection
-    energy: Annotated[Price, _price_per("kWh")] | None = None
     engineering: EngineeringSection | None = None
     months: Annotated[float, Field(gt=0, le=120)] = 12.0
-    vary: Annotated[float, Field(gt=0, lt=1)] = 0.25
 
     @model_validator(mode="after")
     def _one_currency(self) -> Prices:
@@ -139,8 +134,6 @@ class Prices(_Section):
 
     def _priced(self) -> Iterator[tuple[str, str]]:
         yield "machine.per_hour", self.machine.per_hour.currency
-        if self.energy is not None:
-            yield "energy", self.energy.currency
         if self.engineering is not None:
             yield "engineering.per_day", self.engineering.per_day.currency
 

@@ -19,7 +19,7 @@ from moh_deploy.decision.mean_times import MOST_MEAN_OVER_MEDIAN, redrawn_means,
 from moh_deploy.errors import ConfigError
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.system.suggest import shortened
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,12 @@ class ArmTimes:
         arm: The arm.
         ms: Mean time of a request.
         saved_ms: How much less than the reference; None of the reference.
-        energy_mj: Of a request; None where it was not counted at all sizes.
         by_size: One for each of the sizes of traffic.
     """
 
     arm: DecidedArm
     ms: Estimate
     saved_ms: Estimate | None
-    energy_mj: float | None
     by_size: tuple[SizeCost, ...]
 
 
@@ -72,13 +70,13 @@ def places_of(
     Raises:
         ConfigError: There are others; the message has all, as a plan names them.
     """
-    found = [_place(one.sizes, measured, between) for one in requests]
-    missing = [one for one, place in zip(requests, found, strict=True) if place is None]
+    found = [_place(request.sizes, measured, between) for request in requests]
+    missing = [request for request, place in zip(requests, found, strict=True) if place is None]
     if missing:
-        share = sum(one.share for one in missing)
+        share = sum(requests.share for requests in missing)
         listed = shortened(
-            "{" + ", ".join(f"{name}: {size}" for name, size in one.sizes.items()) + "}"
-            for one in missing
+            "{" + ", ".join(f"{name}: {size}" for name, size in requests.sizes.items()) + "}"
+            for requests in missing
         )
         beyond = " or lie between two of them" if between else ""
         raise ConfigError(
@@ -88,7 +86,7 @@ def places_of(
             if between
             else "--extrapolate takes times between two measured sizes for sizes that lie between.",
         )
-    return tuple(one for one in found if one is not None)
+    return tuple(place for place in found if place is not None)
 
 
 def _place(
@@ -101,12 +99,12 @@ def _place(
     for name, size in sizes.items():
         # Neighbours that differ from it in this dimension only.
         line = {
-            one[name]: index
-            for index, one in enumerate(measured)
-            if {**one, name: size} == dict(sizes)
+            mapping[name]: index
+            for index, mapping in enumerate(measured)
+            if {**mapping, name: size} == dict(sizes)
         }
-        below = max((one for one in line if one < size), default=None)
-        above = min((one for one in line if one > size), default=None)
+        below = max((number for number in line if number < size), default=None)
+        above = min((number for number in line if number > size), default=None)
         if below is not None and above is not None:
             share = (size - below) / (above - below)
             return Place((line[below], line[above]), (1 - share, share))
@@ -126,7 +124,7 @@ def request_times(
     weights = np.zeros((len(places), len(decided.sizes)))
     for row, place in zip(weights, places, strict=True):
         row[list(place.indices)] = place.weights
-    of_request = np.array([one.share for one in requests]) @ weights  # [sizes]
+    of_request = np.array([request.share for request in requests]) @ weights  # [sizes]
     _check_undisturbed(arms, [index for index, weight in enumerate(of_request) if weight])
     blocks = [
         np.array([arm.latency[index].block_means_ms for arm in arms]).T  # [blocks, arms]
@@ -134,7 +132,7 @@ def request_times(
     ]
     tail = tail_of(min(map(len, blocks)), decided.confidence)
     # Sizes were timed one after the other: each has draws of its own. [sizes, draws, arms]
-    drawn = np.stack([redrawn_means(one, seed=seed) for seed, one in enumerate(blocks)])
+    drawn = np.stack([redrawn_means(block, seed=seed) for seed, block in enumerate(blocks)])
 
     def estimate(draws: Float64Array) -> Estimate:
         low, high = np.quantile(draws[1:], [tail, 1 - tail])
@@ -153,27 +151,20 @@ def request_times(
             arm,
             estimate(request[:, index]),
             estimate(request[:, 0] - request[:, index]) if index else None,
-            _energy(arm, of_request),
             tuple(by_size[index]),
         )
         for index, arm in enumerate(arms)
     )
 
 
-def _energy(arm: DecidedArm, weights: Float64Array) -> float | None:
-    found = [one.energy_mj for one in arm.latency]
-    counted = [one for one in found if one is not None]
-    return float(weights @ counted) if len(counted) == len(found) else None
-
-
 def _check_undisturbed(arms: Sequence[DecidedArm], used: Sequence[int]) -> None:
     for arm in arms:
-        for one in (arm.latency[index] for index in used):
-            times = fmean(one.block_means_ms) / one.p50_ms
+        for latency in (arm.latency[index] for index in used):
+            times = fmean(latency.block_means_ms) / latency.p50_ms
             if times > MOST_MEAN_OVER_MEDIAN:
                 raise ConfigError(
-                    f"the mean time of arm '{arm.name}' at {sizes_text(one.sizes)} is {times:.3g}"
-                    f" times its median, expected at most {MOST_MEAN_OVER_MEDIAN}: other work"
-                    " disturbed it, and would be priced.",
+                    f"the mean time of arm '{arm.name}' at {sizes_text(latency.sizes)} is"
+                    f" {times:.3g} times its median, expected at most {MOST_MEAN_OVER_MEDIAN}:"
+                    " other work disturbed it, and would be priced.",
                     hint="Run `moh-deploy compare` again while the machine does nothing else.",
                 )

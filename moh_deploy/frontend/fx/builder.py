@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -11,8 +12,24 @@ from torch.fx.node import Argument, map_arg
 
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, Size, product, resolve, size_of
 from moh_deploy.frontend.fx.graph import fake_mode, shape, tensor
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.fx.operand import Operand
+
+# The refusal to rewrite one layer.
+
+
+class NotCoveredError(Exception):
+    """An attention that no op can express; the message is what the user reads."""
+
+
+# A tensor of the graph together with the meaning of its dimensions.
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor of the graph and what its dimensions mean."""
+
+    node: Node
+    layout: Layout
+
 
 aten = torch.ops.aten
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from moh_deploy.frontend.fx.builder import NotCoveredError
 from moh_deploy.frontend.fx.graph import (
     argument,
     computed,
@@ -24,7 +25,6 @@ from moh_deploy.frontend.fx.graph import (
     reads_first,
 )
 from moh_deploy.frontend.fx.known_values import KnownValues
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import casts, is_view
 
@@ -107,7 +107,7 @@ def _from_one_source(moved: Tensor, sources: list[tuple[Node, int, int]]) -> Ele
 
 def _cone(node: Node, known: KnownValues) -> list[Node]:
     """The operators that only move elements, up from `node`, and what they read, sources first."""
-    return reads_first(node, lambda one: _moved_inputs(one) if _moves(one, known) else ())
+    return reads_first(node, lambda inner: _moved_inputs(inner) if _moves(inner, known) else ())
 
 
 def _is_zero(node: Node, known: KnownValues) -> bool:

@@ -57,10 +57,11 @@ def fixed_value(node: Node, constant: Constants) -> Tensor | None:
 
 def _part_of(node: Node, constant: Constants) -> list[Node] | None:
     """The operators that compute a node, in order; None if it hangs on an input or on chance."""
-    part = [one for one in reads_first(node, _read_values) if one.op == "call_function"]
-    for one in part:
-        if is_random(one) or any(
-            source.op == "placeholder" and constant(source) is None for source in _read_values(one)
+    part = [inner for inner in reads_first(node, _read_values) if inner.op == "call_function"]
+    for inner in part:
+        if is_random(inner) or any(
+            source.op == "placeholder" and constant(source) is None
+            for source in _read_values(inner)
         ):
             return None
     return part
@@ -90,7 +91,7 @@ def _example_sizes(part: Sequence[Node]) -> _Sizes | None:
 
 
 def _dynamic_sizes(part: Sequence[Node]) -> Iterator[torch.SymInt]:
-    for node in (*part, *(source for one in part for source in one.all_input_nodes)):
+    for node in (*part, *(source for inner in part for source in inner.all_input_nodes)):
         value = node.meta.get("val")
         sizes = value.shape if isinstance(value, Tensor) else (value,)
         yield from (size for size in sizes if isinstance(size, torch.SymInt))
@@ -100,8 +101,8 @@ def _variations(example: _Sizes) -> Iterator[_Sizes]:
     """The example's sizes; each enlarged by another number; and each reduced likewise."""
     yield example
     if example:
-        yield {one: size + 1 + i for i, (one, size) in enumerate(example.items())}
-        yield {one: max(1, size - 1 - i) for i, (one, size) in enumerate(example.items())}
+        yield {item: size + 1 + i for i, (item, size) in enumerate(example.items())}
+        yield {item: max(1, size - 1 - i) for i, (item, size) in enumerate(example.items())}
 
 
 def _value(node: Node, part: Sequence[Node], constant: Constants, sizes: _Sizes) -> Tensor | None:
@@ -123,8 +124,8 @@ def _value(node: Node, part: Sequence[Node], constant: Constants, sizes: _Sizes)
 
     try:
         with torch.no_grad():
-            for one in part:
-                known[one] = computed(one, look_up)
+            for inner in part:
+                known[inner] = computed(inner, look_up)
     except (RuntimeError, IndexError, TypeError, ValueError):
         return None
     value = known[node]

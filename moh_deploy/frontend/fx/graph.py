@@ -2,15 +2,65 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 from torch.fx.node import Argument, map_arg
 
 from moh_deploy.frontend.fx.axes import Size, size_of
+
+# The line of the user's code that a node was traced from, for reasons that users read.
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def named(node: Node) -> str:
+    """Return what a reason calls an operator: `tanh (models/attention.py:88)`."""
+    place = source_line(node)
+    return op(node) if place is None else f"{op(node)} ({place})"
+
+
+def source_line(node: Node) -> str | None:
+    """Return `models/attention.py:88`; None where the trace does not say.
+
+    The file is told from its directory on: a package does not say where its author keeps things.
+    """
+    # torch: the outermost call comes first, and lines of torch itself may follow those of the user.
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    users = [frame for frame in frames if "/torch/" not in frame[0]]
+    if not users:
+        return None
+    path, line = users[-1]
+    return f"{'/'.join(Path(path).parts[-2:]).lstrip('/')}:{line}"
+
+
+# Add tensors that are computed at export to a program.
+
+
+def add_constant(program: ExportedProgram, name: str, value: Tensor) -> Node:
+    """Return a new node that has this value.
+
+    Args:
+        name: Of the node; a number is added where it is taken.
+    """
+    graph = program.graph_module.graph
+    with graph.inserting_before(next(iter(graph.nodes))):
+        node: Node = graph.placeholder(name)
+    node.target = node.name
+    node.meta["val"] = fake_mode(graph).from_tensor(value, static_shapes=True)
+    spec = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=node.name), node.name)
+    program.graph_signature.input_specs.insert(0, spec)
+    program.constants[node.name] = value.detach()
+    return node
+
 
 _SIZES = ("sym_size", "sym_numel", "sym_stride")
 _FILLED = ("ones", "zeros", "full", "empty", "arange")

@@ -11,10 +11,9 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, leaves
+from moh_deploy.frontend.fx.builder import NotCoveredError, Operand
 from moh_deploy.frontend.fx.constants import Constants, is_random
 from moh_deploy.frontend.fx.graph import computed, is_tensor, nodes_that_depend_on, reads_first
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import history
 
 

@@ -11,8 +11,8 @@ from sympy import Integer  # type: ignore[import-untyped, unused-ignore]
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Axis, Layout, product, resolve
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.graph import argument, op, rank, shape
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import backward, casts, is_view
 
 # What gives several pieces, each of which is a `getitem` of it.

@@ -102,19 +102,26 @@ class _Forward:
     @property
     def _places(self) -> list[str]:
         """Parameters that take an argument by position."""
-        return [n for n, one in self.signature.parameters.items() if one.kind in _BY_POSITION]
+        return [
+            n
+            for n, parameter in self.signature.parameters.items()
+            if parameter.kind in _BY_POSITION
+        ]
 
     @property
     def _required(self) -> list[str]:
         kinds = (*_BY_POSITION, _Parameter.KEYWORD_ONLY)
         return [
             name
-            for name, one in self.signature.parameters.items()
-            if one.default is _Parameter.empty and one.kind in kinds
+            for name, parameter in self.signature.parameters.items()
+            if parameter.default is _Parameter.empty and parameter.kind in kinds
         ]
 
     def _of_kind(self, kind: inspect._ParameterKind) -> str | None:
-        return next((n for n, one in self.signature.parameters.items() if one.kind is kind), None)
+        return next(
+            (n for n, parameter in self.signature.parameters.items() if parameter.kind is kind),
+            None,
+        )
 
     def takes_by_position(self, names: Sequence[str]) -> bool:
         """Tell whether inputs that are not called as parameters can be meant by position alone.
@@ -192,7 +199,7 @@ class _Forward:
     def _check_names(self, named: Mapping[str, object]) -> None:
         parameters = self.signature.parameters
         unknown = [name for name in named if name not in parameters]
-        free = [one for one in parameters if one not in named]
+        free = [parameter for parameter in parameters if parameter not in named]
         if self._of_kind(_Parameter.VAR_KEYWORD) is not None:
             # Whether a tensor is read there shows in the trace; a misspelt switch would be lost.
             unknown = [n for n in unknown if _is_constant(named[n]) and did_you_mean(n, free)]
@@ -374,7 +381,7 @@ def _of_class(parts: Parts, cls: type) -> Parts:
     name = f"{cls.__module__}.{cls.__qualname__}"
     if pytree.is_namedtuple_class(cls):
         return Parts(name, None, parts.keys, parts.items)
-    taken = [one.name for one in fields(cls) if one.init]
+    taken = [field_.name for field_ in fields(cls) if field_.init]
     wrong = [key for key in parts.keys if key not in taken]
     if wrong:
         raise ConfigError(

@@ -121,7 +121,7 @@ def _named(config: ExportConfig, npz: Path | Mapping[str, object]) -> dict[str, 
     given: dict[str, object] = (
         {item.name: item for item in inputs_from_npz(npz)} if isinstance(npz, Path) else {**npz}
     )
-    names = [one.name for one in config.inputs]
+    names = [input_section.name for input_section in config.inputs]
     if len(names) != len(given) or not all(name.startswith(_FRESH_ARRAY) for name in given):
         return given
     return {

@@ -13,7 +13,7 @@ from moh_deploy.frontend.inputs.onnx_inputs import build_onnx_inputs
 from moh_deploy.frontend.inputs.padding import named_tokens
 from moh_deploy.frontend.inputs.program_inputs import build_program_inputs
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
-from moh_deploy.validate.samples import ALL_TOKENS
+from moh_deploy.validate.reference.samples import ALL_TOKENS
 
 
 def example_inputs(

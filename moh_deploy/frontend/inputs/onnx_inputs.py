@@ -20,11 +20,45 @@ from moh_deploy.frontend.inputs.examples import (
     example_sizes,
     parsed_dims,
 )
-from moh_deploy.frontend.inputs.index_ranges import index_range
 from moh_deploy.frontend.inputs.made_values import made_values
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.load.onnx_graph.file import OnnxInput, OnnxSource
+from moh_deploy.frontend.load.onnx_graph.node import Graph
 from moh_deploy.system.suggest import nearly_named
+
+# Which integers an input of an ONNX graph may hold, where the graph itself says it.
+
+_MOVES = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Expand", "Transpose"}
+
+
+def index_range(graph: Graph, name: str) -> tuple[int, int] | None:
+    """Return the first and last row of the tables that an input looks up; None if it does not.
+
+    An input that does more than that, ids that are also compared with a padding id, is still legal
+    within its table.
+    """
+    rows: list[int] = []
+    values = {name}
+    for node in graph.nodes:
+        read = [value for value in node.inputs if value in values]
+        if not read:
+            continue
+        if node.op_type in _MOVES and node.inputs[0] in values:
+            values.update(node.outputs)
+        elif node.op_type == "Gather" and len(node.inputs) > 1 and node.inputs[1] in values:
+            table = graph.weights.get(node.inputs[0])
+            axis = node.attributes.get("axis", 0)
+            if table is not None and isinstance(axis, int):
+                rows.append(table.shape.numpy()[axis])
+        elif node.op_type == "EmbedLayerNormalization":
+            # Ids, segments and positions, and the table of each.
+            tables = {0: 2, 1: 4, 8: 3}
+            for place, table_place in tables.items():
+                if place < len(node.inputs) and node.inputs[place] in values:
+                    table = graph.weights.get(node.inputs[table_place])
+                    rows += [] if table is None else [table.shape.numpy()[0]]
+    return (0, min(rows) - 1) if rows else None
+
 
 _FIRST_SIZE = 2
 """Dimensions get sizes of their own, from this one on: what is equal by chance shows nothing."""
@@ -61,7 +95,8 @@ def build_onnx_inputs(
         given = build_inputs(config, npz=npz, specs=specs, dynamic=dynamic, seed=seed)
         described = bool(specs) or bool(config.inputs)
         inputs = tuple(
-            _checked(spec, one, dims, described=described) for spec, one in _paired(source, given)
+            _checked(spec, model_input, dims, described=described)
+            for spec, model_input in _paired(source, given)
         )
     example_sizes(inputs)
     return inputs
@@ -101,7 +136,7 @@ def _sizes(dims: Mapping[tuple[str, int], DimExpr]) -> dict[str, int]:
         least[expr.name] = max(least.get(expr.name, _FIRST_SIZE), needed)
     sizes: dict[str, int] = {}
     for name, size in least.items():
-        sizes[name] = next(one for one in count(size) if one not in sizes.values())
+        sizes[name] = next(number for number in count(size) if number not in sizes.values())
     return sizes
 
 

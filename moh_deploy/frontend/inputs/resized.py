@@ -99,7 +99,9 @@ def _with_other_ids(repeated: torch.Tensor, axis: int, known: int) -> torch.Tens
         tries = min(count, 1 + sum(map(len, through)))
         candidates = (low + (first + step) % count for step in range(tries))
         free = (
-            one for one in candidates if not any(one in values_there for values_there in through)
+            candidate
+            for candidate in candidates
+            if not any(candidate in values_there for values_there in through)
         )
         values[place] = value = next(free, int(values[place]))
         for known_values in through:

@@ -28,8 +28,8 @@ def arguments_of(
         ConfigError: A class of the call is not known here.
     """
     remaining = iter(tensors)
-    args = tuple(_value(one, remaining) for one in call.args)
-    return args, {name: _value(one, remaining) for name, one in call.kwargs.items()}
+    args = tuple(_value(arg, remaining) for arg in call.args)
+    return args, {name: _value(kwarg, remaining) for name, kwarg in call.kwargs.items()}
 
 
 def positional(names: Sequence[str]) -> Call:

@@ -12,9 +12,10 @@ from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.frontend.load.factory import build_module
 from moh_deploy.frontend.load.fileform import FileForm, detect_form
 from moh_deploy.frontend.load.model import CheckpointForm, LoadedModel
-from moh_deploy.frontend.load.onnx_file import load_onnx
+from moh_deploy.frontend.load.onnx_graph.file import read_onnx
+from moh_deploy.frontend.load.onnx_graph.module import OnnxModule
+from moh_deploy.frontend.load.onnx_graph.original import OnnxOriginal
 from moh_deploy.frontend.load.pt2 import load_program, require_inference_mode
-from moh_deploy.frontend.load.quantised import refuse_quantised
 from moh_deploy.frontend.load.safetensors_files import (
     read_safetensors,
     read_shards,
@@ -28,9 +29,53 @@ from moh_deploy.frontend.load.weights import (
     load_weights,
     select_weights,
 )
+from moh_deploy.runtime.base import FUNCTION_BODIES
+from moh_deploy.runtime.open_runner import onnx_file
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.suggest import shortened
 from moh_deploy.system.user_code import user_code
+
+# Refuse models whose weights are integers already.
+
+
+def refuse_quantised(module: torch.nn.Module) -> None:
+    """Refuse a module that torch.ao or torchao has quantised: its products are code of their own.
+
+    Raises:
+        CheckpointError: Naming the first such part.
+    """
+    for name, part in module.named_modules():
+        kinds = [type(part), *map(type, part.parameters(recurse=False))]
+        quantised = next(filter(_is_quantised, kinds), None)
+        if quantised is not None:
+            raise CheckpointError(
+                f"the model is quantised: '{name or 'the model'}' is or holds a"
+                f" {quantised.__module__}.{quantised.__name__}.",
+                hint="Export the checkpoint in floating point as it was before, then lower the"
+                " package: moh-deploy precision.",
+            )
+
+
+def _is_quantised(kind: type) -> bool:
+    parts = kind.__module__.split(".")
+    return parts[0] == "torchao" or (parts[0] == "torch" and "quantized" in parts)
+
+
+# Load an ONNX file: a module to trace, and ONNX Runtime to say what the model computes.
+
+
+def load_onnx(path: Path) -> LoadedModel:
+    """Load an ONNX file.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        ExportError: It has loops, or draws random numbers.
+        BackendError: ONNX Runtime does not run it: an operator's library is missing, say.
+    """
+    source = read_onnx(path)
+    runner = onnx_file(path).open(FUNCTION_BODIES)
+    module = OnnxModule(source.graph, source.opsets)
+    return LoadedModel(module, None, "onnx", source.sha256, original=OnnxOriginal(source, runner))
 
 
 def load_model(
@@ -88,7 +133,11 @@ def in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:
             the meta device, or quantised.
     """
     refuse_quantised(module)
-    lazy = [name for name, one in module.named_parameters() if torch.nn.parameter.is_lazy(one)]
+    lazy = [
+        name
+        for name, parameter in module.named_parameters()
+        if torch.nn.parameter.is_lazy(parameter)
+    ]
     if lazy:
         raise CheckpointError(
             f"the model has parameters without a shape or values: {shortened(lazy)}. Its lazy"

@@ -71,7 +71,9 @@ def make_decoder(module: nn.Module) -> Decoder:
         attention_mask: Tensor,
         past_key_values: Sequence[Mapping[str, Tensor]],
     ) -> dict[str, object]:
-        past = make_cache([(one["key"], one["value"]) for one in past_key_values])
+        past = make_cache(
+            [(past_key_value["key"], past_key_value["value"]) for past_key_value in past_key_values]
+        )
         found, present = _run(self, cls, takes, input_ids, attention_mask, past)
         pairs = [{"key": key, "value": value} for key, value in _layers(present)]
         return {"logits": found, "present": pairs}
@@ -158,7 +160,7 @@ def _form(cache: Any) -> Callable[[Sequence[KeyValue]], object]:
     try:
         layers = _layers(cache)
         _require_filled(cache, layers)
-        known = bool(layers) and all(one.ndim == 4 for pair in layers for one in pair)
+        known = bool(layers) and all(tensor.ndim == 4 for pair in layers for tensor in pair)
     except (TypeError, ValueError, AttributeError):
         known = False
     if not known:
@@ -167,7 +169,7 @@ def _form(cache: Any) -> Callable[[Sequence[KeyValue]], object]:
             " value, [batch, heads, tokens, head_dim], for each layer.",
             hint="Return tuples (key, value), or a DynamicCache of transformers.",
         )
-    lengths = {one.shape[2] for pair in layers for one in pair}
+    lengths = {tensor.shape[2] for pair in layers for tensor in pair}
     if lengths != {_TRIED}:
         raise ExportError(
             f"the model's cache holds {sorted(lengths)} tokens after {_TRIED}; expected one that"

@@ -167,7 +167,9 @@ def _to_dtype(module: torch.nn.Module, dtype: torch.dtype, *, keep_tables: bool)
         tables = part._non_persistent_buffers_set
         tensors: list[torch.Tensor] = [*part.parameters(recurse=False)]
         tensors += [
-            one for name, one in part._buffers.items() if one is not None and name not in tables
+            buffer
+            for name, buffer in part._buffers.items()
+            if buffer is not None and name not in tables
         ]
         for tensor in tensors:
             if tensor.is_floating_point():

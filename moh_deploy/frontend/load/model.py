@@ -93,8 +93,8 @@ class LoadedModel:
             """
             given = iter(tensors)
             leaves = [
-                one.arg.value if isinstance(one.arg, ConstantArgument) else next(given)
-                for one in inputs
+                item.arg.value if isinstance(item.arg, ConstantArgument) else next(given)
+                for item in inputs
             ]
             args, kwargs = tree_unflatten(leaves, spec)
             return run(*args, **kwargs)

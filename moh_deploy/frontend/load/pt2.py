@@ -143,7 +143,9 @@ def _require_plain(path: Path) -> bytes | None:
             f"{path}: brings along parts that run code when loaded: {shortened(found)}.",
             hint="If you trust the file, pass --trust-pickle.",
         )
-    pickled = [one for one in examples if one and not reads_as_plain_data(io.BytesIO(one))]
+    pickled = [
+        example for example in examples if example and not reads_as_plain_data(io.BytesIO(example))
+    ]
     return next(iter(pickled), None)
 
 

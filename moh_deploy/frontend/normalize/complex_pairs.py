@@ -14,9 +14,8 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.constant_inputs import add_constant
 from moh_deploy.frontend.fx.constants import Constants
-from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
+from moh_deploy.frontend.fx.graph import add_constant, argument, is_tensor, op, rank, shape, tensor
 
 aten = torch.ops.aten
 
@@ -104,8 +103,8 @@ class _Pairs:
             return begun
         if name == "mul":
             return self._product(given, build)
-        operands = [one for one in given if isinstance(one, Node) and is_tensor(one)]
-        pairs = [self._real.get(one) for one in operands]
+        operands = [group for group in given if isinstance(group, Node) and is_tensor(group)]
+        pairs = [self._real.get(operand) for operand in operands]
         if not pairs or None in pairs:
             return None
         first = cast(Node, pairs[0])
@@ -122,7 +121,7 @@ class _Pairs:
             target = aten.expand.default if name == "expand" else aten.reshape.default
             return build.call(target, first, [*cast(Sequence[object], given[1]), 2])
         if name == "permute":
-            order = [_dim(one, rank(operands[0])) for one in cast(Sequence[int], given[1])]
+            order = [_dim(number, rank(operands[0])) for number in cast(Sequence[int], given[1])]
             return build.call(aten.permute.default, first, [*order, len(order)])
         if name in _DIMS:
             return self._moved(node, first, rank(operands[0]), build)
@@ -156,7 +155,7 @@ class _Pairs:
             return build.call(aten.mul.Tensor, self._real[whole], wide)
         if left not in self._real or right not in self._real:
             return None
-        (a, b), (c, d) = (_parts(self._real[one], build) for one in (left, right))
+        (a, b), (c, d) = (_parts(self._real[node], build) for node in (left, right))
 
         def times(first: Node, second: Node) -> Node:
             return build.call(aten.mul.Tensor, first, second)

@@ -122,7 +122,7 @@ def _sum_inside(builder: GraphBuilder, node: Node) -> None:
         _without_broadcast(builder, operand, labels)
         for operand, labels in zip(product.operands, product.labels, strict=True)
     ]
-    terms = ["".join(letters[one] for one in labels if one) for labels in product.labels]
+    terms = ["".join(letters[label] for label in labels if label) for labels in product.labels]
     result = "".join(letters[label] for label in kept if label)
     total = builder.call(aten.einsum.default, f"{terms[0]},{terms[1]}->{result}", operands)
     for dim in sorted(summed) if argument(node, "keepdim", False) else ():

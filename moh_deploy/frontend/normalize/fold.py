@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
-from moh_deploy.frontend.fx.constant_inputs import add_constant
 from moh_deploy.frontend.fx.constants import Constants, StoredNodes
-from moh_deploy.frontend.fx.graph import ancestors, is_tensor, let_read, op, tensor
+from moh_deploy.frontend.fx.graph import add_constant, ancestors, is_tensor, let_read, op, tensor
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.views import casts, is_view
 from moh_deploy.frontend.normalize.merge_equal import merge_calls
@@ -171,7 +170,7 @@ def _rounded(fixed: set[Node]) -> Iterator[Node]:
 
 def _rounds(node: Node) -> bool:
     """True for an operator whose result is rounded, in each library in its own way."""
-    values = [tensor(one) for one in (node, *node.all_input_nodes) if is_tensor(one)]
+    values = [tensor(source) for source in (node, *node.all_input_nodes) if is_tensor(source)]
     has_floats = any(value.is_floating_point() for value in values)
     return bool(op(node)) and has_floats and op(node) not in _EXACT and not is_view(node)
 

@@ -26,7 +26,7 @@ from moh_deploy.frontend.fx.axes import (
     resolve,
     size_of,
 )
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import (
     ancestors,
@@ -37,7 +37,6 @@ from moh_deploy.frontend.fx.graph import (
     reads_shape_only,
     shape,
 )
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import casts, forward, is_view, lacks
 from moh_deploy.frontend.normalize.attention_output import is_attention
 

@@ -91,13 +91,17 @@ class _Joiner:
         if rule is None or any(part.target is not first.target for part in parts):
             return None
         given = [_given(part) for part in parts]
-        read = [rule(part, one, dim) for part, one in zip(parts, given, strict=True)]
+        read = [rule(part, mapping, dim) for part, mapping in zip(parts, given, strict=True)]
         sources = read[0]
-        if sources is None or any(one != sources for one in read) or not _agree(given, sources):
+        if (
+            sources is None
+            or any(mapping != sources for mapping in read)
+            or not _agree(given, sources)
+        ):
             return None
         joined: dict[str, object] = dict(given[0])
         for name, source_dim in sources.items():
-            values = [one[name] for one in given]
+            values = [mapping[name] for mapping in given]
             joined[name] = self._argument(values, source_dim)
             if joined[name] is None:
                 return None
@@ -113,9 +117,9 @@ class _Joiner:
             return first if all(value is first for value in values) else None
         if isinstance(first, (list, tuple)):
             lists = cast(Sequence[Sequence[object]], values)
-            if len({len(one) for one in lists}) > 1:
+            if len({len(list_) for list_ in lists}) > 1:
                 return None
-            entries = [self._argument(one, dim) for one in zip(*lists, strict=True)]
+            entries = [self._argument(list_, dim) for list_ in zip(*lists, strict=True)]
             return None if None in entries else entries
         operands = cast(_Parts, tuple(values))
         # Several results, as of a top-k, are no tensor that could be concatenated.
@@ -151,8 +155,8 @@ def _given(node: Node) -> dict[str, object]:
 def _agree(given: Sequence[Mapping[str, object]], sources: _Sources) -> bool:
     """All arguments but the tensors are the same."""
     return all(
-        value == one[name]
-        for one in given[1:]
+        value == mapping[name]
+        for mapping in given[1:]
         for name, value in given[0].items()
         if name not in sources
     )
@@ -186,7 +190,7 @@ def _along(node: Node, given: Mapping[str, object], dim: int) -> _Sources | None
         dims = [dims]
     if not isinstance(dims, (list, tuple)) or not dims:
         return None
-    worked_on = {cast(int, one) % rank(source) for one in dims}
+    worked_on = {cast(int, dim) % rank(source) for dim in dims}
     kept = [axis for axis in range(rank(source)) if axis not in worked_on]
     result = _result(node)
     if rank(source) == result.dim():

@@ -56,7 +56,7 @@ def _use_rank_4(builder: GraphBuilder, node: Node) -> None:
         if len(leading) > 1 or (isinstance(mask, Node) and rank(mask) > 2):
             return  # broadcast leading dimensions: the exporter names what it cannot do
         last = rank(node) - 4
-        operands = [builder.call(aten.flatten.using_ints, one, 0, last) for one in operands]
+        operands = [builder.call(aten.flatten.using_ints, operand, 0, last) for operand in operands]
     attention = builder.call(
         aten.scaled_dot_product_attention.default,
         *operands,

@@ -120,12 +120,15 @@ class _Stacker:
         """Slices of one tensor for each head, or the same slice of a tensor of each head."""
         first, builder = slices[0], self._builder
         length = first.stop - first.start
-        if len({(one.dim, one.stop - one.start, one.keeps_dim) for one in slices}) > 1:
+        if (
+            len({(slice_.dim, slice_.stop - slice_.start, slice_.keeps_dim) for slice_ in slices})
+            > 1
+        ):
             raise _DifferError
-        starts = [one.start - first.start for one in slices]
+        starts = [slice_.start - first.start for slice_ in slices]
         whole = first.source
-        if any(one.source is not whole for one in slices):
-            source = self.stacked(tuple(one.source for one in slices))
+        if any(slice_.source is not whole for slice_ in slices):
+            source = self.stacked(tuple(slice_.source for slice_ in slices))
             if source.by_head:
                 return self._slice_of(source, first, starts)
             whole = source.node
@@ -171,7 +174,7 @@ class _Stacker:
             formal.name: self._argument([argument(node, formal.name) for node in nodes])
             for formal in target._schema.arguments
         }
-        operands = [one for value in given.values() for one in _operands(value)]
+        operands = [operand for value in given.values() for operand in _operands(value)]
         stored = all(operand.stored for operand in operands)
         if not any(operand.by_head for operand in operands):
             return Stacked(first, by_head=False, stored=stored)
@@ -209,8 +212,8 @@ def _operands(value: object) -> Iterator[Stacked]:
     if isinstance(value, Stacked):
         yield value
     elif isinstance(value, list):
-        for one in value:
-            yield from _operands(one)
+        for item in value:
+            yield from _operands(item)
 
 
 def _is_alike(a: Node, b: Node) -> bool:
@@ -228,7 +231,7 @@ def _regroups(node: Node) -> bool:
     if op(node) not in ("view", "reshape", "unsafe_view", "unflatten", "flatten"):
         return False
     before, after = (
-        [extent for extent in shape(one) if extent != 1] for one in (cast(Node, node.args[0]), node)
+        [extent for extent in shape(arg) if extent != 1] for arg in (cast(Node, node.args[0]), node)
     )
     return before != after
 
@@ -273,8 +276,8 @@ def _stack_summed(node: Node, stored: StoredNodes, known: dict[Heads, Stacked]) 
 def _is_read(term: Node, heads: Heads) -> bool:
     """True for a term that is no head: the attentions that it has are in front of the heads."""
     own, before = (
-        {source for source in ancestors(one) if op(source) in _ATTENTION}
-        for one in (term, heads[0])
+        {source for source in ancestors(head) if op(source) in _ATTENTION}
+        for head in (term, heads[0])
     )
     return own <= before
 
@@ -337,7 +340,7 @@ def _adds(node: Node) -> bool:
     """True for a sum of two tensors of its own size."""
     if not is_tensor(node) or op(node) != "add" or argument(node, "alpha", 1) != 1:
         return False
-    return all(is_tensor(one) and _is_alike(cast(Node, one), node) for one in node.args[:2])
+    return all(is_tensor(arg) and _is_alike(cast(Node, arg), node) for arg in node.args[:2])
 
 
 def _terms(node: Node) -> tuple[list[Node], set[Node]]:
@@ -382,7 +385,7 @@ def _stack(
     if fits:
         known.update(stacker.found)
         return result
-    for inserted in reversed([one for one in node.graph.nodes if one not in before]):
+    for inserted in reversed([new for new in node.graph.nodes if new not in before]):
         node.graph.erase_node(inserted)
     return None
 
@@ -394,9 +397,9 @@ def _attends(node: Node) -> bool:
 
 def _are_read_here(found: Mapping[Heads, Stacked], joins: set[Node]) -> bool:
     """True where nobody else reads the attention of single heads, except to join them, too."""
-    of_heads = {node for nodes, one in found.items() if one.attends for node in nodes}
-    for nodes, one in found.items():
-        for user in (user for node in nodes for user in node.users if one.attends):
+    of_heads = {node for nodes, stacked in found.items() if stacked.attends for node in nodes}
+    for nodes, stacked in found.items():
+        for user in (user for node in nodes for user in node.users if stacked.attends):
             joined = op(user) in ("cat", "stack") and tuple(user.all_input_nodes) == nodes
             if user not in of_heads | joins and not joined and not reads_shape_only(user):
                 return False

@@ -67,7 +67,9 @@ def numbers_of(nodes: Sequence[Node]) -> list[int | float] | None:
     if not isinstance(target, torch._ops.OpOverload) or torch.Tag.pointwise not in target.tags:
         return None
     found = [node.args[1] for node in nodes if len(node.args) == 2 and not node.kwargs]
-    known = [one for one in found if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    known = [
+        group for group in found if isinstance(group, (int, float)) and not isinstance(group, bool)
+    ]
     return known if len(known) == len(nodes) and len(set(known)) > 1 else None
 
 
@@ -87,7 +89,7 @@ def apply_numbers(
     # A whole number beside a float is of that dtype; a tensor of fractions would not be of this.
     if target is None or not (dtype.is_floating_point or all(isinstance(n, int) for n in numbers)):
         return None
-    scalars = [builder.call(aten.scalar_tensor.default, one, dtype=dtype) for one in numbers]
+    scalars = [builder.call(aten.scalar_tensor.default, number, dtype=dtype) for number in numbers]
     by_head = Stacked(builder.call(aten.stack.default, scalars, 0), by_head=True)
     return builder.call(target, *(_with_rank(builder, x, rank(first)) for x in (operand, by_head)))
 
@@ -116,7 +118,7 @@ def for_each_head(builder: GraphBuilder, operand: Stacked, heads: int) -> Node:
 def _same(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
     """The operator itself, on other arguments."""
     target = cast(torch._ops.OpOverload, first.target)
-    nodes = {name: one.node if isinstance(one, Stacked) else one for name, one in given.items()}
+    nodes = {name: item.node if isinstance(item, Stacked) else item for name, item in given.items()}
     named = {formal.name for formal in target._schema.arguments if formal.kwarg_only}
     return builder.call(
         target,
@@ -128,8 +130,8 @@ def _same(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
 def _elementwise(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
     """Heads in front, and the other dimensions aligned at the right as those of one head are."""
     aligned = {
-        name: _with_rank(builder, one, rank(first)) if isinstance(one, Stacked) else one
-        for name, one in given.items()
+        name: _with_rank(builder, item, rank(first)) if isinstance(item, Stacked) else item
+        for name, item in given.items()
     }
     return _same(builder, first, aligned)
 
@@ -149,7 +151,7 @@ def _matmul(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None
     if not a.by_head and b.rank == 2 and b.stored:
         # x @ W of each head: columns of one product, as in any other projection.
         return _columns(builder, a.node, builder.call(aten.permute.default, b.node, [0, 2, 1]))
-    operands = [_with_rank(builder, one, max(a.rank, b.rank)) for one in (a, b)]
+    operands = [_with_rank(builder, stacked, max(a.rank, b.rank)) for stacked in (a, b)]
     return builder.call(aten.matmul.default, *operands)
 
 
@@ -198,8 +200,8 @@ def _einsum(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None
 
 
 def _attention(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None:
-    tensors = [one for one in given.values() if isinstance(one, Stacked)]
-    heads = next(int(shape(one.node)[0]) for one in tensors if one.by_head)
+    tensors = [item for item in given.values() if isinstance(item, Stacked)]
+    heads = next(int(shape(stacked.node)[0]) for stacked in tensors if stacked.by_head)
     if given["enable_gqa"] or given["dropout_p"]:
         return None
     operands = {
@@ -214,15 +216,15 @@ def _attention(builder: GraphBuilder, first: Node, given: Arguments) -> Node | N
 
 def _joined(builder: GraphBuilder, first: Node, given: Arguments) -> Node:
     operands, dim = cast(Sequence[Stacked], given["tensors"]), given["dim"]
-    heads = next(int(shape(one.node)[0]) for one in operands if one.by_head)
-    nodes = [for_each_head(builder, one, heads) for one in operands]
+    heads = next(int(shape(operand.node)[0]) for operand in operands if operand.by_head)
+    nodes = [for_each_head(builder, operand, heads) for operand in operands]
     return _same(builder, first, {"tensors": nodes, "dim": _behind_heads(dim)})
 
 
 def _norm(builder: GraphBuilder, first: Node, given: Arguments) -> Node | None:
     """A norm whose weights differ by head is multiplied with them afterwards."""
     weights = {name: given.get(name) for name in ("weight", "bias")}
-    if not any(isinstance(one, Stacked) and one.by_head for one in weights.values()):
+    if not any(isinstance(weight, Stacked) and weight.by_head for weight in weights.values()):
         return _same(builder, first, given)
     result = _same(builder, first, {**given, **dict.fromkeys(weights.keys() & given.keys())})
     for name, apply in (("weight", aten.mul.Tensor), ("bias", aten.add.Tensor)):

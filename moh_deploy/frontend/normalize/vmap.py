@@ -15,8 +15,7 @@ from torch.fx import Node
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.constants import Constants, StoredNodes
-from moh_deploy.frontend.fx.graph import argument, is_tensor, op
-from moh_deploy.frontend.fx.source_line import source_line
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op, source_line
 from moh_deploy.frontend.normalize.stacked_ops import (
     Stacked,
     apply_stacked,
@@ -66,7 +65,7 @@ def _on_all(builder: GraphBuilder, node: Node, found: dict[Node, Stacked]) -> St
 
     def given(value: object) -> object:
         if isinstance(value, (list, tuple)):
-            return [given(one) for one in value]
+            return [given(part) for part in value]
         if isinstance(value, Node) and is_tensor(value):
             return found.get(value, Stacked(value, by_head=False))
         return value

@@ -38,7 +38,7 @@ def read_written_slices(graph: Graph) -> None:
 
 def _is_alike(a: Node, b: Node) -> bool:
     """True where one tensor may be read in place of the other, by views that were traced, too."""
-    strides = [[size_of(step) for step in tensor(one).stride()] for one in (a, b)]
+    strides = [[size_of(step) for step in tensor(node).stride()] for node in (a, b)]
     return shape(a) == shape(b) and strides[0] == strides[1] and tensor(a).dtype == tensor(b).dtype
 
 

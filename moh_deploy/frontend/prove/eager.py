@@ -22,8 +22,8 @@ from moh_deploy.frontend.prove.original import on_threads, run_original
 from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.system.npz import Array
 from moh_deploy.system.user_code import describe_error, user_code
-from moh_deploy.validate.reference import Answers
-from moh_deploy.validate.samples import Sample
+from moh_deploy.validate.reference.reference import Answers
+from moh_deploy.validate.reference.samples import Sample
 
 if TYPE_CHECKING:
     from moh_deploy.frontend.prove.rerun import Traced

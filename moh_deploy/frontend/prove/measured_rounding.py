@@ -80,7 +80,7 @@ def _layer(
     attention = None
     if exact is not None:
         found = [attention_fingerprint(rewrite, run.values) for run in runs]
-        moved = np.stack([one - exact for one in found if one is not None])
+        moved = np.stack([array - exact for array in found if array is not None])
         # [B, S] of [B, S, H]
         tokens = to_numpy(valid.of_node(rewrite.gates, values[rewrite.gates])[..., 0])
         attention = fingerprint_spread(_finite(moved[:, tokens]), _finite(exact[tokens]))

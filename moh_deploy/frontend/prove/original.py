@@ -18,9 +18,9 @@ from moh_deploy.frontend.inputs.padding import tokens_of
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.prove.record import Recording, distance
 from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
-from moh_deploy.validate.samples import only_padding, padding_place
-from moh_deploy.validate.tolerances import tolerance_for
-from moh_deploy.validate.valid_tokens import ValidTokens
+from moh_deploy.validate.compare.tolerances import tolerance_for
+from moh_deploy.validate.reference.samples import only_padding, padding_place
+from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 _SMALL_MODEL_BYTES = 1 << 29
 
@@ -139,9 +139,9 @@ def check_trace(
         return
     masks = [] if valid.tokens is not None else _masks_of(original.inputs)
     found = [
-        one.name
-        for one in masks
-        if _first_difference(original, recording, names, valid.where(one)) is None
+        mask.name
+        for mask in masks
+        if _first_difference(original, recording, names, valid.where(mask)) is None
     ]
     where = f" It does so only {padding_place(found[0])}." if found else ""
     raise ExportError(

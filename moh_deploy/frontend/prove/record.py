@@ -22,7 +22,7 @@ from moh_deploy.frontend.rewrite.swap import Swap
 from moh_deploy.ops import op_names
 from moh_deploy.package import MASKS_BEYOND, Rounding, beside_masks
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.tolerances import tolerance_for
+from moh_deploy.validate.compare.tolerances import tolerance_for
 
 
 @dataclass(frozen=True)

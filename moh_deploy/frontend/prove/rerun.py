@@ -28,9 +28,9 @@ from moh_deploy.graph.keep_gates import layer_names
 from moh_deploy.package import Manifest, OnnxPackage, VectorSet
 from moh_deploy.package.cache_buffers import in_given_buffers
 from moh_deploy.system.user_code import describe_error
-from moh_deploy.validate.reference import Answers
-from moh_deploy.validate.samples import Sample
-from moh_deploy.validate.valid_tokens import ValidTokens
+from moh_deploy.validate.reference.reference import Answers
+from moh_deploy.validate.reference.samples import Sample
+from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def record_sizes(
 
     def in_the_way(name: str, size: int) -> str | None:
         # What is limited together with it is as small as it may be.
-        others = {other for one in sums if name in one.dims for other in one.dims} - {name}
+        others = {other for sum_ in sums if name in sum_.dims for other in sum_.dims} - {name}
         if size < example.sizes[name] or not others:
             return recorder.in_the_way(name, size, {}, flops)
         return recorder.in_the_way(name, size, dict.fromkeys(others, 0), flops) and (
@@ -86,10 +86,10 @@ def record_sizes(
     ranges, reasons = dict(limits.ranges), dict(limits.reasons)
     trials = replace(trials, ranges=ranges)
     for made in trials.others(thorough=thorough):
-        one = OriginalRun(*made)
-        taken = take(one)
-        if isinstance(taken, DoesNotRun) and 1 in one.sizes.values():
-            too_small = _too_small(recorder, one)
+        run = OriginalRun(*made)
+        taken = take(run)
+        if isinstance(taken, DoesNotRun) and 1 in run.sizes.values():
+            too_small = _too_small(recorder, run)
             reasons |= {
                 name: f"the trace does not take {name}=1: {taken.why}" for name in too_small
             }
@@ -98,7 +98,7 @@ def record_sizes(
                 for changed in trials.changed():
                     recorder.add(OriginalRun(*changed))
             break
-        recorder.append(one, taken)
+        recorder.append(run, taken)
     recorder.add_padding()
     for name in may_be_empty:
         smallest, largest = ranges.get(name, (1, None))
@@ -144,17 +144,17 @@ class _Recorder:
         made = self.trials.at({**self.runs[0].sizes, name: 0})
         if isinstance(made, Exception):
             return False
-        one = OriginalRun(*made)
+        run = OriginalRun(*made)
         try:
-            taken = self.take(one)
+            taken = self.take(run)
         except ExportError:  # the trace computes something else at that size
             return False
         if isinstance(taken, DoesNotRun):
             return False
-        tensors = [*one.outputs, *(layer.gates for layer in taken.layers)]
+        tensors = [*run.outputs, *(layer.gates for layer in taken.layers)]
         if not all(tensor.numel() and tensor.isfinite().all() for tensor in tensors):
             return None
-        self.append(one, taken)
+        self.append(run, taken)
         return True
 
     def in_the_way(
@@ -174,18 +174,21 @@ class _Recorder:
         made = self.trials.at({**example, **beside, name: size})
         if isinstance(made, Exception):
             return f"the original model does not take {name}={size}: {first_line(made)}"
-        one = OriginalRun(*made)
+        run = OriginalRun(*made)
         try:
-            taken = self.take(one)
+            taken = self.take(run)
         except ExportError as error:
             return error.message.rstrip(".")
         if isinstance(taken, DoesNotRun):
             return f"the trace is not good at {name}={size}: {taken.why}"
         # Without elements, or behind a mask that leaves nothing, nothing was compared.
-        if not all(output.isfinite().any() for output in one.outputs):
+        if not all(output.isfinite().any() for output in run.outputs):
             return f"the original model computes no numbers at {name}={size}"
         layers = zip(taken.layers, self.recordings[0].layers, strict=True)
-        return next((one.disagreement for one, known in layers if not known.disagreement), None)
+        return next(
+            (layer_record.disagreement for layer_record, known in layers if not known.disagreement),
+            None,
+        )
 
     def add_padding(self) -> None:
         """Record the example with padding on a side, where no run has any there.
@@ -214,9 +217,9 @@ class _Recorder:
         made = self.trials.at(sizes)
         if isinstance(made, Exception):
             return None
-        one = OriginalRun(*made)
-        taken = self.take(one)
-        return None if isinstance(taken, DoesNotRun) else (one, taken)
+        run = OriginalRun(*made)
+        taken = self.take(run)
+        return None if isinstance(taken, DoesNotRun) else (run, taken)
 
 
 def _too_small(recorder: _Recorder, refused: OriginalRun) -> frozenset[str]:

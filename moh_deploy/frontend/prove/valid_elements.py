@@ -19,7 +19,7 @@ from moh_deploy.frontend.limits import dynamic_axes
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import TensorInfo
 from moh_deploy.system.npz import BoolArray
-from moh_deploy.validate.valid_tokens import ValidTokens, output_view, over_axes
+from moh_deploy.validate.reference.valid_tokens import ValidTokens, output_view, over_axes
 
 
 @dataclass(frozen=True)

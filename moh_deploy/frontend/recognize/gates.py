@@ -8,18 +8,18 @@ from typing import cast
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, fresh_dim, leaves, product, resolve
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import (
     argument,
     is_tensor,
     module_path,
+    named,
     op,
     reads_shape_only,
     shape,
     tensor_inputs,
 )
-from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.source_line import named
 from moh_deploy.frontend.fx.views import backward, broadcast, forward, history, is_view, lacks
 from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.layer import MoHLayer

@@ -80,19 +80,19 @@ def heads_elsewhere(
         for gate, whole in _factors(node):
             if whole in attention or gate in attention or {gate, whole} - set(dynamic):
                 continue
-            one = _with_gates(node, gate, whole, attention, dynamic)
-            if one is not None and one.router not in routed:
-                before = found.get(one.router)
-                if before is None or (one.are_heads and not before.are_heads):
-                    found[one.router] = one
+            place = _with_gates(node, gate, whole, attention, dynamic)
+            if place is not None and place.router not in routed:
+                before = found.get(place.router)
+                if before is None or (place.are_heads and not before.are_heads):
+                    found[place.router] = place
     # Groups of candidates that are ranked first are of the router that ranks these.
     inner = {
         node
-        for one in found.values()
-        for node in RouterLike(one.gate, attention, dynamic).cone
-        if node is not one.applied
+        for place in found.values()
+        for node in RouterLike(place.gate, attention, dynamic).cone
+        if node is not place.applied
     }
-    return [one for one in found.values() if one.applied not in inner]
+    return [place for place in found.values() if place.applied not in inner]
 
 
 def _factors(node: Node) -> Iterator[tuple[Node, Node]]:

@@ -8,8 +8,8 @@ from typing import cast
 from torch.fx import Graph, Node
 
 from moh_deploy.frontend.fx.axes import Dim, Layout, fresh_dim, product, same
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.graph import is_tensor, op, shape, tensor_inputs
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece, trail_of
 from moh_deploy.frontend.fx.views import casts, forward, is_view
 from moh_deploy.frontend.recognize.image_ops import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Dim, Layout, Size, product
-from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.recognize.cores.core import Core
 
 

@@ -78,7 +78,7 @@ def _stays_in_its_token(node: Node, dynamic: Collection[Node]) -> bool:
         return False
     if name in _MOVES:
         source, *index = node.all_input_nodes
-        return source not in dynamic or not any(one in dynamic for one in index)
+        return source not in dynamic or not any(node in dynamic for node in index)
     if name == "index_put":
         return not argument(node, "accumulate", False)
     is_pointwise = isinstance(node.target, torch._ops.OpOverload) and (

@@ -21,8 +21,7 @@ from typing import cast
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.contraction import contraction
-from moh_deploy.frontend.fx.graph import ancestors, argument, example_shape, op
-from moh_deploy.frontend.fx.source_line import source_line
+from moh_deploy.frontend.fx.graph import ancestors, argument, example_shape, op, source_line
 from moh_deploy.frontend.fx.views import is_view
 from moh_deploy.frontend.recognize.gates import common_path
 from moh_deploy.frontend.recognize.heads_elsewhere import HeadsElsewhere, heads_elsewhere
@@ -82,12 +81,12 @@ def find_near_misses(
     elsewhere = heads_elsewhere(nodes, follower.attention, routed, dynamic)
     told = [
         *(_told(miss, tracked, dynamic) for miss in (*misses, *in_front)),
-        *(_told_elsewhere(one) for one in elsewhere if one.are_heads),
+        *(_told_elsewhere(found) for found in elsewhere if found.are_heads),
     ]
     in_order = {node: position for position, node in enumerate(nodes)}
     return Missed(
-        near_misses=_grouped(sorted(told, key=lambda one: in_order[one.begin])),
-        other_routers=_other_routers([one for one in elsewhere if not one.are_heads]),
+        near_misses=_grouped(sorted(told, key=lambda item: in_order[item.begin])),
+        other_routers=_other_routers([found for found in elsewhere if not found.are_heads]),
         ungated=len(starts - gated) - len(in_front),
     )
 
@@ -112,12 +111,12 @@ def _told(miss: Miss, tracked: Mapping[Node, Tracked], dynamic: Collection[Node]
     return _Told(start, _reason(miss, lost, dynamic), lost, miss.applied)
 
 
-def _told_elsewhere(one: HeadsElsewhere) -> _Told:
-    name = op(one.made_by)
+def _told_elsewhere(place: HeadsElsewhere) -> _Told:
+    name = op(place.made_by)
     reason = f"gates of heads multiply what {name} makes, which is no softmax of scores"
     if name in _INDEX_SUMS:
-        reason = _index_sum(one.made_by)
-    return _Told(one.made_by, reason, one.made_by, one.applied)
+        reason = _index_sum(place.made_by)
+    return _Told(place.made_by, reason, place.made_by, place.applied)
 
 
 def _index_sum(node: Node) -> str:
@@ -127,9 +126,9 @@ def _index_sum(node: Node) -> str:
 def _grouped(told: Sequence[_Told]) -> tuple[NearMiss, ...]:
     """One entry a reason and place; layers of one class share theirs."""
     found: dict[tuple[str, str | None, str | None], dict[str, None]] = {}
-    for one in told:
-        key = (one.reason, source_line(one.lost), source_line(one.applied))
-        found.setdefault(key, {}).setdefault(_path(one.begin, one.applied))
+    for miss in told:
+        key = (miss.reason, source_line(miss.lost), source_line(miss.applied))
+        found.setdefault(key, {}).setdefault(_path(miss.begin, miss.applied))
     return tuple(
         NearMiss(tuple(paths), reason, place, gates)
         for (reason, place, gates), paths in found.items()
@@ -139,10 +138,15 @@ def _grouped(told: Sequence[_Told]) -> tuple[NearMiss, ...]:
 def _other_routers(elsewhere: Sequence[HeadsElsewhere]) -> tuple[OtherRouter, ...]:
     """One entry for routers of one class."""
     found: dict[tuple[str, str | None, str, str | None], dict[str, None]] = {}
-    for one in elsewhere:
-        place, applied = source_line(one.router), source_line(one.applied)
-        key = (_routing(one.router), place, op(one.made_by) or one.made_by.name, applied)
-        found.setdefault(key, {}).setdefault(_path(one.router, one.applied))
+    for place_found in elsewhere:
+        place, applied = source_line(place_found.router), source_line(place_found.applied)
+        key = (
+            _routing(place_found.router),
+            place,
+            op(place_found.made_by) or place_found.made_by.name,
+            applied,
+        )
+        found.setdefault(key, {}).setdefault(_path(place_found.router, place_found.applied))
     return tuple(OtherRouter(tuple(paths), *key) for key, paths in found.items())
 
 
@@ -208,5 +212,7 @@ def _reason(miss: Miss, lost: Node, dynamic: Collection[Node]) -> str:
 def _chosen_scores(product: Node, dynamic: Collection[Node]) -> Node | None:
     """What chooses among scores for a product with computed tensors, as delays are chosen."""
     factors = contraction(product)
-    routers = [RouterLike(one, (), dynamic) for one in (factors.operands if factors else ())]
-    return next((one.selection for one in routers if one.ranks_scores), None)
+    routers = [
+        RouterLike(operand, (), dynamic) for operand in (factors.operands if factors else ())
+    ]
+    return next((router.selection for router in routers if router.ranks_scores), None)

@@ -9,9 +9,9 @@ from typing import cast
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Dim, Layout
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.contraction import Contraction, contraction
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import broadcast
 
 Stored = Callable[[Node], bool]

@@ -56,7 +56,7 @@ class RouterLike:
         product = contraction(node)
         if product is None or not product.summed:
             return False
-        return not any(op(through_views(one)) in _MATRICES for one in product.operands)
+        return not any(op(through_views(operand)) in _MATRICES for operand in product.operands)
 
     @cached_property
     def selection(self) -> Node | None:

@@ -18,18 +18,18 @@ from moh_deploy.frontend.fx.axes import (
     resolve,
     same,
 )
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.contraction import Contraction, contraction
 from moh_deploy.frontend.fx.graph import (
     argument,
     is_function_of_elements,
     is_tensor,
+    named,
     op,
     shape,
     tensor_inputs,
 )
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import SPLITS
-from moh_deploy.frontend.fx.source_line import named
 from moh_deploy.frontend.fx.views import broadcast, forward, is_view, lacks
 from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.cores.fused import read_fused
@@ -234,7 +234,7 @@ class Tracker:
         return self._elementwise_product(node, state, partner, out)
 
     def _linear(self, node: Node, source: Node, state: Tracked) -> Tracked | None:
-        found = read_projection(node, lambda one: one not in self._dynamic)
+        found = read_projection(node, lambda inner: inner not in self._dynamic)
         if found is None or found.x is not source or state.stage != "output":
             return None
         weight, out = found.product.layouts(state.layout, 0)

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, Size, flat, fresh_dim, leaves, resolve
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import (
     ancestors,
@@ -19,7 +20,6 @@ from moh_deploy.frontend.fx.graph import (
     shape,
     tensor_inputs,
 )
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import broadcast, forward, history, is_view, lacks, through_views
 from moh_deploy.frontend.recognize.cores.softmax import elementwise_sources
@@ -165,7 +165,11 @@ class Follower:
         read, stack = set[Node](), [(cast(Node, softmax.args[0]), cast(Node | None, None))]
         while stack:
             begin, lost = stack.pop()
-            reached = [one for one in elementwise_sources(begin) if one not in read]
+            reached = [
+                elementwise_source
+                for elementwise_source in elementwise_sources(begin)
+                if elementwise_source not in read
+            ]
             read.update(reached)
             for node in reached:
                 if node in self._trails and op(self._trails[node].start) in _ATTENTION:
@@ -174,7 +178,7 @@ class Follower:
                     return lost
                 # One such operator is looked through: what lies farther away are no scores.
                 if lost is None:
-                    others = (one for one in tensor_inputs(node) if one not in read)
+                    others = (inner for inner in tensor_inputs(node) if inner not in read)
                     stack += [(other, lost or node) for other in others]
         return None
 
@@ -191,10 +195,10 @@ class Follower:
 
     def _is_residual(self, node: Node, trail: Trail) -> bool:
         """Tell whether a value is added to attention that is computed from it: a residual."""
-        others = [one for one in tensor_inputs(node) if one not in self._trails]
+        others = [inner for inner in tensor_inputs(node) if inner not in self._trails]
         if trail.start not in self._before:
             self._before[trail.start] = frozenset(ancestors(trail.start))
-        return any(one in self._before[trail.start] for one in others)
+        return any(other in self._before[trail.start] for other in others)
 
     def _miss(self, node: Node, source: Node, trail: Trail) -> Miss | None:
         """A product of attention with a factor that looks like the gates of its heads."""

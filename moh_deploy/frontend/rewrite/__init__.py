@@ -21,12 +21,10 @@ from torch.fx import Node
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from moh_deploy.frontend.fx.axes import Layout, flat, fresh_dim, leaves, regroup
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, NotCoveredError, Operand
 from moh_deploy.frontend.fx.constants import Constants, StoredNodes, is_random
 from moh_deploy.frontend.fx.graph import argument, is_tensor, rank, shape
 from moh_deploy.frontend.fx.known_values import KnownValues
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import history
 from moh_deploy.frontend.recognize import MoHLayer
 from moh_deploy.frontend.recognize.aggregated import read_aggregated
@@ -124,7 +122,7 @@ def _insert_op(context: _Context, found: Rewrite, gates: Node, builder: GraphBui
     # layer MoHAttention takes what has no obstacle.
     if JOINT_SOFTMAX in layer.core.obstacles:
         form = read_aggregated(layer, context.known)
-        found = replace(found, swaps=splitter.split([one.piece.node for one in form.sources]))
+        found = replace(found, swaps=splitter.split([source.piece.node for source in form.sources]))
         return insert_aggregated(found, context.program, form, gates, builder, splitter.alone)
     if layer.obstacles:
         raise NotCoveredError(layer.obstacles[0])
@@ -218,7 +216,7 @@ def commit(
         else rewrite.fixed_gates or rewrite.gates
         for rewrite in rewrites
     ]
-    views = [one.kept_view for one in rewrites if one.kept_view is not None]
+    views = [rewrite.kept_view for rewrite in rewrites if rewrite.kept_view is not None]
     output.args = ((*leaves, *gates, *views),)
     # A dropout that is switched off, say, has no effect that anybody could miss.
     graph.eliminate_dead_code(lambda node: node.is_impure() and not is_random(node))

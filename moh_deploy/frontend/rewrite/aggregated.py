@@ -12,11 +12,8 @@ from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::aggregated_attention
 from moh_deploy.frontend.fx.axes import leaves, product
-from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.constant_inputs import add_constant
-from moh_deploy.frontend.fx.graph import tensor
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.builder import GraphBuilder, NotCoveredError, Operand
+from moh_deploy.frontend.fx.graph import add_constant, tensor
 from moh_deploy.frontend.fx.slices import Piece, trail_of
 from moh_deploy.frontend.recognize.aggregated import Aggregated, WindowSource
 from moh_deploy.frontend.rewrite.attention_form import HeadAxes

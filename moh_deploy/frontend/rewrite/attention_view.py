@@ -9,8 +9,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Layout, flat, leaves
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
-from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.rewrite.rewritten import Rewrite
 

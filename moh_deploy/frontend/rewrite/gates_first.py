@@ -12,10 +12,8 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Layout, flat, resolve
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, NotCoveredError, Operand
 from moh_deploy.frontend.fx.graph import tensor
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.recognize.layer import HeadProjection, MoHLayer
 from moh_deploy.frontend.rewrite.operands import arranged_like_views, arranged_operand
 from moh_deploy.frontend.rewrite.swap import Swap

@@ -9,11 +9,9 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Layout, flat, resolve
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, NotCoveredError, Operand
 from moh_deploy.frontend.fx.graph import is_tensor, op, shape, tensor
 from moh_deploy.frontend.fx.known_values import KnownValues
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece, trail_of
 from moh_deploy.frontend.fx.views import casts, history
 from moh_deploy.frontend.recognize.layer import MoHLayer
@@ -113,7 +111,7 @@ def unscaled(operand: Operand, known: KnownValues) -> tuple[Operand, float]:
     while True:
         trail = history(operand.node, operand.layout)
         node, layout = trail[-1]
-        read = None if any(casts(one) for one, _ in trail[:-1]) else _multiple(node, known)
+        read = None if any(casts(node) for node, _ in trail[:-1]) else _multiple(node, known)
         if read is None:
             return operand, scale
         source, number = read

@@ -13,16 +13,14 @@ from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::query_projection
 from moh_deploy.frontend.fx.axes import Dim, Layout, flat, resolve
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
 from moh_deploy.frontend.fx.graph import op, rank, tensor
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import casts, forward, history, is_view
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.projection import Projection, ReadProjection
 from moh_deploy.frontend.rewrite.attention_form import HeadAxes
 from moh_deploy.frontend.rewrite.operands import arranged_like_views, arranged_operand
-from moh_deploy.frontend.rewrite.readers import readers_up_to
-from moh_deploy.frontend.rewrite.swap import Swap
+from moh_deploy.frontend.rewrite.swap import Swap, readers_up_to
 from moh_deploy.ops import op_names
 
 aten = torch.ops.aten

@@ -12,17 +12,15 @@ from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::router
 from moh_deploy.frontend.fx.axes import Dim, Layout, flat, fresh_layout, resolve, size_of
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
-from moh_deploy.frontend.fx.constant_inputs import add_constant
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
 from moh_deploy.frontend.fx.constants import Constants
 from moh_deploy.frontend.fx.fixed_value import fixed_value
-from moh_deploy.frontend.fx.graph import rank, shape, tensor
-from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.graph import add_constant, rank, shape, tensor
 from moh_deploy.frontend.fx.views import history
 from moh_deploy.frontend.recognize.projection import ReadProjection
 from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router
 from moh_deploy.frontend.rewrite.operands import arranged_operand
-from moh_deploy.frontend.rewrite.readers import readers_up_to
+from moh_deploy.frontend.rewrite.swap import readers_up_to
 
 aten = torch.ops.aten
 
@@ -39,8 +37,8 @@ def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
     # Each [B, S, n]; a MoHRouter has heads last and two axes of tokens.
     finish = router.finish
     logits = [
-        None if one is None else _per_token(builder, _heads_last(builder, one), gates)
-        for one in router.logits
+        None if logit is None else _per_token(builder, _heads_last(builder, logit), gates)
+        for logit in router.logits
     ]
     routed = builder.call(
         torch.ops.moh.router.default,
@@ -70,7 +68,7 @@ def insert_fixed_gates(builder: GraphBuilder, gates: Node, program: ExportedProg
     if value is None:
         return None
     # By a node even where nothing is repeated: whoever feeds other gates puts them in its place.
-    extents = [int(one) if one.is_Integer else builder.size(one) for one in shape(gates)]
+    extents = [int(gate) if gate.is_Integer else builder.size(gate) for gate in shape(gates)]
     return builder.call(aten.expand.default, add_constant(program, "gates", value), extents)
 
 
@@ -149,7 +147,7 @@ def merge_logits(routed: Node, gates: Node, read: ReadProjection) -> None:
         router = router.all_input_nodes[0]
     logits = [node for node in router.args if isinstance(node, Node)]
     found = [_tokens_projection(node, gates, read) for node in logits]
-    known = [one for one in found if one is not None]
+    known = [logits for logits in found if logits is not None]
     sources = {(projection.x.node, projection.bias is None) for projection in known}
     if len(known) < max(2, len(found)) or len(sources) != 1:
         return
@@ -195,8 +193,12 @@ def _tokens_projection(node: Node, gates: Node, read: ReadProjection) -> _Logits
 def _merged(layouts: LayoutBuilder, logits: Sequence[_Logits]) -> Node:
     """All logits behind one another, [B, S, n]."""
     call, first = layouts.builder.call, logits[0]
-    weights = [layouts.arrange(one.weight, (one.layout[2], one.inner)) for one in logits]
-    biases = [layouts.arrange(one.bias, (one.layout[2],)) for one in logits if one.bias is not None]
+    weights = [layouts.arrange(logit.weight, (logit.layout[2], logit.inner)) for logit in logits]
+    biases = [
+        layouts.arrange(logit.bias, (logit.layout[2],))
+        for logit in logits
+        if logit.bias is not None
+    ]
     return call(
         aten.linear.default,
         arranged_operand(layouts, first.x, (*first.layout[:2], first.inner)),

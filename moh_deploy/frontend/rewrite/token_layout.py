@@ -12,9 +12,8 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::token_conv
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand
 from moh_deploy.frontend.fx.graph import argument, example_shape, module_path, op, shape
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import is_view
 from moh_deploy.frontend.recognize.image_chains import ImageChain, find_image_chains
 from moh_deploy.frontend.recognize.image_ops import (

@@ -14,10 +14,9 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from moh_deploy.frontend.fx.axes import Dim, Layout, Size, flat, leaves, product, resolve
-from moh_deploy.frontend.fx.builder import GraphBuilder, into_blocks
+from moh_deploy.frontend.fx.builder import GraphBuilder, Operand, into_blocks
 from moh_deploy.frontend.fx.commuting import Reading, called, read_commuting, with_dims
 from moh_deploy.frontend.fx.graph import shape
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece, trail_of
 from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry
 
@@ -101,7 +100,7 @@ class Reorderer:
         if found is not None and found.cuts:
             return True
         same = [piece for piece in trail if flat(piece.layout) == order and not piece.cuts]
-        return not all(self._reader.is_private(one.node) for one in same)
+        return not all(self._reader.is_private(piece.node) for piece in same)
 
     def _before(self, source: Operand, order: Dim) -> Moves | None:
         """The Transposes of a tensor that is computed in this order; None where it cannot be."""
@@ -111,7 +110,7 @@ class Reorderer:
         # Rotary embeddings: x * cos + rotate_half(x) * sin commutes with a transposition of heads
         # and tokens, if x and cos, sin are read transposed. Cos and sin may have no heads at all.
         layout = _arranged(source.layout, order)
-        wanted = [flat(_read(one, layout, reading)) for one in reading.sources]
+        wanted = [flat(_read(source, layout, reading)) for source in reading.sources]
         return _NONE.union(*map(self.moves, reading.sources, wanted))
 
     def build(self, operand: Operand, order: Dim) -> Operand:
@@ -135,10 +134,10 @@ class Reorderer:
         reading = self._reading(source)
         assert reading is not None
         moved: dict[Node, Node] = {}
-        for one in reading.sources:
-            wanted = _read(one, layout, reading)
-            built = self.build(one, flat(wanted))
-            moved[one.node] = self._aligned(built, wanted, expand=reading.suffix is not None)
+        for operand in reading.sources:
+            wanted = _read(operand, layout, reading)
+            built = self.build(operand, flat(wanted))
+            moved[operand.node] = self._aligned(built, wanted, expand=reading.suffix is not None)
         call, key = called(source.node), tuple(moved.values())
         if (call, key) not in self._calls:
             args, kwargs = map_arg((call.args, dict(call.kwargs)), lambda n: moved.get(n, n))

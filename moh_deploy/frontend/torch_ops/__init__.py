@@ -24,7 +24,7 @@ from torch._ops import OpOverload
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
 from moh_deploy.frontend.torch_ops.bodies import BODIES
 from moh_deploy.ops import OPS, OpSpec, TensorType
-from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.ops.op_names import KERNEL_DOMAIN
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, AttributeSpec, AttributeValue
 
 Value = onnxscript.tensor.Tensor | ir.Value
@@ -62,7 +62,7 @@ def run_reference(spec: OpSpec, *arguments: object) -> Tensor:
 def _like_output(spec: OpSpec, tensors: Sequence[Tensor | None]) -> Tensor:
     """The first input that has the dtype of the output."""
     given = zip(spec.inputs, tensors, strict=True)
-    return next(x for one, x in given if x is not None and one.constraint == "T")
+    return next(x for op_input, x in given if x is not None and op_input.constraint == "T")
 
 
 def _fake(spec: OpSpec, *arguments: object) -> Tensor:

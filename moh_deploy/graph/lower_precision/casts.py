@@ -111,7 +111,7 @@ class _Casts:
     def _read_by_subgraphs(self, produced: dict[ir.Value, ir.DataType]) -> None:
         """Keep in float32 what an inner graph reads of this one."""
         # Branches are not planned, so they read what they were written for.
-        for value in [one for one, dtype in produced.items() if dtype != _FLOAT]:
+        for value in [value for value, dtype in produced.items() if dtype != _FLOAT]:
             for node, index in list(value.uses()):
                 if node.graph is not self.graph:
                     node.replace_input_with(index, self._in(value, self.low, _FLOAT))

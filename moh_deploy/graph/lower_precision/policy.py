@@ -171,7 +171,7 @@ def _undefined(node: ir.Node, opsets: Mapping[str, int], low: LowType) -> str | 
     # result; others behind it are statistics.
     lowered = [formal for index, formal in enumerate(schema.inputs) if is_lowered(node, index)]
     types = [formal.types for formal in (*lowered, *schema.outputs[:1])]
-    if any("tensor(float)" in one and f"tensor({low})" not in one for one in types):
+    if any("tensor(float)" in type_ and f"tensor({low})" not in type_ for type_ in types):
         return f"ONNX defines {node.op_type} for no {low} in opset {version}"
     return None
 
@@ -189,7 +189,8 @@ def _overflow(node: ir.Node, largest: Mapping[str, float], limit: float) -> str 
 
 def _is_exempt(node: ir.Node, value: ir.Value) -> bool:
     return any(
-        one is value and not is_lowered(node, index) for index, one in enumerate(node.inputs)
+        operand is value and not is_lowered(node, index)
+        for index, operand in enumerate(node.inputs)
     )
 
 
@@ -259,13 +260,13 @@ def _is_made_of(value: ir.Value, of: ir.Value) -> bool:
     seen: set[tuple[ir.Value, bool]] = set()
     waiting = [(value, False)]
     while waiting:
-        one, behind_product = waiting.pop()
-        if one is of and behind_product:
+        name, behind_product = waiting.pop()
+        if name is of and behind_product:
             return True
-        maker = one.producer()
-        if maker is None or (one, behind_product) in seen:
+        maker = name.producer()
+        if maker is None or (name, behind_product) in seen:
             continue
-        seen.add((one, behind_product))
+        seen.add((name, behind_product))
         behind = behind_product or (_is_product(maker) and maker.op_type not in _NORMS)
         waiting += [(value, behind) for value in _floats(maker.inputs)]
     return False

@@ -84,23 +84,23 @@ class Narrowing:
         Args:
             ends: Values that are made in another way from now on.
         """
-        originals = {one for one, _, _ in self._made}
+        originals = {value for value, _, _ in self._made}
         # What was narrowed on the way to this value, back to the products with weights.
         chain, waiting = set[ir.Value](), [value]
         while waiting:
-            one = waiting.pop()
-            node = one.producer()
-            if one in originals and one not in chain and node is not None:
-                chain.add(one)
+            value = waiting.pop()
+            node = value.producer()
+            if value in originals and value not in chain and node is not None:
+                chain.add(value)
                 waiting += [given for given in node.inputs if given is not None]
         # Forward from there to what the model returns.
         seen = set(chain)
         waiting = list(chain)
         while waiting:
-            one = waiting.pop()
-            if one.is_graph_output():
+            value = waiting.pop()
+            if value.is_graph_output():
                 return True
-            readers = {use.node for use in one.uses()} - self._added
+            readers = {use.node for use in value.uses()} - self._added
             more = {output for node in readers for output in node.outputs} - seen - {*ends}
             seen |= more
             waiting += more
@@ -135,7 +135,7 @@ class Narrowing:
         """
         node = value.producer()
         assert node is not None
-        attributes = {**node.attributes, **{one.name: one for one in changed}}
+        attributes = {**node.attributes, **{attr.name: attr for attr in changed}}
         made = self.node(
             node, node.op_type, inputs, attributes.values(), like=node.outputs, axis=axis
         )
@@ -167,11 +167,11 @@ class Narrowing:
             list(attributes),
             outputs=[
                 ir.Value(
-                    name=self._unique(f"{one.name}.kept"),
-                    type=one.type,
-                    shape=one.shape if axis is None else None,
+                    name=self._unique(f"{value.name}.kept"),
+                    type=value.type,
+                    shape=value.shape if axis is None else None,
                 )
-                for one in like
+                for value in like
             ],
             name=self._unique(f"{op_type if place is None else place.name}.kept"),
         )

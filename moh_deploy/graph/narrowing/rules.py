@@ -26,7 +26,7 @@ from moh_deploy.ops import op_names
 
 def _elementwise(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
     """Each input that has the axis is narrowed; one that is broadcast along it stays."""
-    inputs = [_aligned(narrowing, one, value, axis, kept) for one in _node(value).inputs]
+    inputs = [_aligned(narrowing, operand, value, axis, kept) for operand in _node(value).inputs]
     return narrowing.again(value, axis, kept, inputs)
 
 
@@ -55,7 +55,7 @@ def _product(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) ->
     elif axis == last - 1:
         left = narrowing.narrowed(left, len(dims_of(left)) - 2, kept)
     else:
-        left, right = (_samples(narrowing, one, value, axis, kept) for one in (left, right))
+        left, right = (_samples(narrowing, operand, value, axis, kept) for operand in (left, right))
     return narrowing.again(value, axis, kept, [left, right])
 
 
@@ -76,7 +76,7 @@ def _gemm(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir
         right = narrowing.narrowed(right, 0 if _number(value, "transB", 0) else 1, kept)
     else:
         left = narrowing.narrowed(left, 1 if _number(value, "transA", 0) else 0, kept)
-    biases = [_aligned(narrowing, one, value, axis, kept) for one in added]
+    biases = [_aligned(narrowing, operand, value, axis, kept) for operand in added]
     return narrowing.again(value, axis, kept, [left, right, *biases])
 
 
@@ -95,10 +95,12 @@ def _conv(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir
         left = sorted({entry // made for entry in kept})
         if len(left) * made != len(kept):
             raise NotNarrowedError(f"'{value.name}' is a convolution whose groups span heads")
-        x = narrowing.narrowed(x, 1, tuple(one * read + i for one in left for i in range(read)))
+        x = narrowing.narrowed(
+            x, 1, tuple(number * read + i for number in left for i in range(read))
+        )
         changed = [ir.AttrInt64("group", len(left))]
     weights = [weight, *_node(value).inputs[2:]]
-    cut = [one and narrowing.narrowed(one, 0, kept) for one in weights]
+    cut = [weight and narrowing.narrowed(weight, 0, kept) for weight in weights]
     return narrowing.again(value, axis, kept, [x, *cut], changed)
 
 
@@ -197,8 +199,10 @@ def _slice(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> i
     assert given is not None
     rank = len(dims_of(value))
     first = _stored(starts, value)
-    axes = [one % rank for one in _stored(rest[0], value)] if rest and rest[0] else range(rank)
-    places = [place for place, one in enumerate(axes[: len(first)]) if one == axis]
+    axes = (
+        [number % rank for number in _stored(rest[0], value)] if rest and rest[0] else range(rank)
+    )
+    places = [place for place, number in enumerate(axes[: len(first)]) if number == axis]
     if not places:
         source = narrowing.narrowed(given, axis, kept)
         return narrowing.again(value, axis, kept, [source, starts, ends, *rest])
@@ -233,15 +237,15 @@ def _gather_nd(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) 
 
 
 def _concat(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
-    given = [one for one in _node(value).inputs if one is not None]
+    given = [operand for operand in _node(value).inputs if operand is not None]
     if _axis_of(value, 0) % len(dims_of(value)) != axis:
-        narrowed = [narrowing.narrowed(one, axis, kept) for one in given]
+        narrowed = [narrowing.narrowed(value, axis, kept) for value in given]
         return narrowing.again(value, axis, kept, narrowed)
     parts, start = [], 0
-    for one in given:
-        stop = start + axis_size(one, axis)
+    for operand in given:
+        stop = start + axis_size(operand, axis)
         own = tuple(entry - start for entry in kept if start <= entry < stop)
-        parts += [narrowing.narrowed(one, axis, own)] if own else []
+        parts += [narrowing.narrowed(operand, axis, own)] if own else []
         start = stop
     return narrowing.again(value, axis, kept, parts)
 
@@ -311,7 +315,7 @@ def _node(value: ir.Value) -> ir.Node:
 
 def _inputs(value: ir.Value, count: int) -> list[ir.Value]:
     """Return the first inputs of the node that makes a value; each has to be there."""
-    inputs = [one for one in _node(value).inputs[:count] if one is not None]
+    inputs = [operand for operand in _node(value).inputs[:count] if operand is not None]
     if len(inputs) < count:
         raise NotNarrowedError(f"'{value.name}' is made by {_node(value).op_type} of fewer inputs")
     return inputs

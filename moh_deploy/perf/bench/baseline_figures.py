@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.perf.bench.layer_work import PackageWork
 from moh_deploy.perf.bench.measured import Measured
-from moh_deploy.perf.bench.report import BenchReport, PackageWork
+from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.report.baseline.figures import Figure
 
@@ -20,12 +21,12 @@ def bench_figures(report: BenchReport, called: Mapping[str, str]) -> tuple[Figur
     """
     naming = _Naming(called, report.threads)
     # Rows first: how many are computed hardly depends on the machine.
-    work = [figure for one in report.work for figure in naming.of_work(one)]
+    work = [figure for package_work in report.work for figure in naming.of_work(package_work)]
     times = [
         figure
-        for one in report.results
-        if not one.is_baseline
-        for figure in naming.of_times(one, _wrong_beside(report, one))
+        for result in report.results
+        if not result.is_baseline
+        for figure in naming.of_times(result, _wrong_beside(report, result))
     ]
     return (*work, *times)
 
@@ -59,9 +60,9 @@ def require_one_package(names: Mapping[str, bool]) -> None:
         )
 
 
-def _wrong_beside(report: BenchReport, one: Measured) -> set[str]:
+def _wrong_beside(report: BenchReport, row: Measured) -> set[str]:
     """Return the names of candidates that compute something wrong on the same inputs."""
-    where = one.inputs, one.sizes
+    where = row.inputs, row.sizes
     faulty = [other for other in report.results if other.fault is not None]
     return {other.contestant for other in faulty if (other.inputs, other.sizes) == where}
 
@@ -73,18 +74,18 @@ class _Naming:
     called: Mapping[str, str]
     threads: int | None
 
-    def of_times(self, one: Measured, wrong: Collection[str]) -> Iterator[Figure]:
-        group = self._group(one.inputs, one.sizes)
-        for name, found in one.ratios.items():
+    def of_times(self, row: Measured, wrong: Collection[str]) -> Iterator[Figure]:
+        group = self._group(row.inputs, row.sizes)
+        for name, found in row.ratios.items():
             # A ratio to a baseline that computes something else would be kept as reached.
             if name in wrong:
                 continue
             beside = f"{group}, beside {self.called.get(name, name)}"
             yield Figure(beside, "ratio", found.value, found.low, found.high)
         # Milliseconds and memory are good for one machine and runtime only: see `machine_of`.
-        yield Figure.exact(group, "p50_ms", one.latency.p50_ms)
-        if one.fresh.peak_memory_bytes is not None:
-            yield Figure.exact(group, "peak_memory_bytes", one.fresh.peak_memory_bytes)
+        yield Figure.exact(group, "p50_ms", row.latency.p50_ms)
+        if row.fresh.peak_memory_bytes is not None:
+            yield Figure.exact(group, "peak_memory_bytes", row.fresh.peak_memory_bytes)
 
     def of_work(self, work: PackageWork) -> Iterator[Figure]:
         # Rows are heads of tokens; a package whose layers were given no rows has no share to keep.

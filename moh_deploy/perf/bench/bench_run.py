@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import VectorSet
-from moh_deploy.perf.bench.agreement import Agreement, agreement
 from moh_deploy.perf.bench.candidate import Candidate, LoadedCandidate
 from moh_deploy.perf.bench.candidates import BenchSetting, Candidates
 from moh_deploy.perf.bench.faults import FaultFinder
@@ -16,16 +15,16 @@ from moh_deploy.perf.bench.fixed_routing import FixedRouters, RoutingOverhead
 from moh_deploy.perf.bench.fresh_run import FreshRun, MeasureFresh
 from moh_deploy.perf.bench.gates import BenchGate, GateResult
 from moh_deploy.perf.bench.latency import Latency, MeasureRuns, Timing
-from moh_deploy.perf.bench.layer_work import layer_work
-from moh_deploy.perf.bench.measured import Measured
-from moh_deploy.perf.bench.report import BenchReport, PackageWork
+from moh_deploy.perf.bench.layer_work import PackageWork, layer_work
+from moh_deploy.perf.bench.measured import Agreement, Measured, agreement
+from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.timing import difference, ratio
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.input_sets import InputSet, batch_dim, num_samples
-from moh_deploy.validate.samples import own_view
+from moh_deploy.validate.reference.input_sets import InputSet, batch_dim, num_samples
+from moh_deploy.validate.reference.samples import own_view
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,12 @@ class BenchRun:
         with ExitStack() as stack:
             with self.progress.step("loading the models"):
                 # All stay open together, as they take turns.
-                loaded = {one.name: _opened(one, sets, stack) for one in self.candidates.entries}
-            rounds = [self._round(one, loaded, faults) for one in sets]
+                loaded = {
+                    entry.name: _opened(entry, sets, stack) for entry in self.candidates.entries
+                }
+            rounds = [self._round(input_set, loaded, faults) for input_set in sets]
         results = [each.measured for each in rounds]
-        described = [one.describe() for one in loaded.values()]
+        described = [loaded_candidate.describe() for loaded_candidate in loaded.values()]
         # Of the first package, which the report is about.
         kernels = described[0].kernels
         with self.progress.step("counting rows"):
@@ -86,16 +87,16 @@ class BenchRun:
             root = self.candidates.first.root
             notes.insert(0, f"the original is of another checkpoint than {root} was made from")
         return BenchReport(
-            results=tuple(one for each in results for one in each),
+            results=tuple(row for each in results for row in each),
             work=work,
-            gates=tuple(one for each in results for one in _judged(gates, each)),
-            routing=tuple(one for each in rounds for one in each.routing),
+            gates=tuple(gate for each in results for gate in _judged(gates, each)),
+            routing=tuple(overhead for each in rounds for overhead in each.routing),
             samples_by=batch_dim(first),
             threads=self.setting.threads,
             min_time_s=min_time,
             warmup_s=warmup,
             machine=Processor.this(kernels.instruction_set).describe(),
-            runtime=", ".join(dict.fromkeys(one.where() for one in described)),
+            runtime=", ".join(dict.fromkeys(description.where() for description in described)),
             kernels=kernels,
             notes=tuple(notes),
         )
@@ -105,33 +106,33 @@ class BenchRun:
         return FaultFinder(self.candidates, self.setting.original)
 
     def _round(
-        self, one: InputSet, loaded: Mapping[str, LoadedCandidate], faults: Mapping[str, str]
+        self, input_set: InputSet, loaded: Mapping[str, LoadedCandidate], faults: Mapping[str, str]
     ) -> _Round:
-        with self.progress.step(f"comparing outputs at {sizes_text(one.sizes)}"):
+        with self.progress.step(f"comparing outputs at {sizes_text(input_set.sizes)}"):
             # Every candidate runs once before it is timed: one that does not take the inputs is
             # refused here.
-            outputs = {name: other.outputs(one) for name, other in loaded.items()}
-            reference = self._reference(one, outputs)
-            reference, compared = self._without_padding(one, reference, outputs)
-            agreements = _agreements(one, loaded, reference, compared)
+            outputs = {name: other.outputs(input_set) for name, other in loaded.items()}
+            reference = self._reference(input_set, outputs)
+            reference, compared = self._without_padding(input_set, reference, outputs)
+            agreements = _agreements(input_set, loaded, reference, compared)
             if self.judged:
                 # What recorded runs showed wins: they are of the original model.
-                faults = {**self._finder.in_timed_run(one, compared, agreements), **faults}
-        calls = {name: candidate.bound(one) for name, candidate in loaded.items()}
-        with self.progress.step(f"timing at {sizes_text(one.sizes)}"):
+                faults = {**self._finder.in_timed_run(input_set, compared, agreements), **faults}
+        calls = {name: candidate.bound(input_set) for name, candidate in loaded.items()}
+        with self.progress.step(f"timing at {sizes_text(input_set.sizes)}"):
             times = self.measure(calls)
-        with self.progress.step(f"running in fresh processes at {sizes_text(one.sizes)}"):
-            fresh = self._fresh_runs(one, loaded)
+        with self.progress.step(f"running in fresh processes at {sizes_text(input_set.sizes)}"):
+            fresh = self._fresh_runs(input_set, loaded)
         baselines = [other.name for other in self.candidates.entries if other.is_baseline]
-        samples = num_samples(self.candidates.first.manifest, one.sizes)
+        samples = num_samples(self.candidates.first.manifest, input_set.sizes)
 
         def measured(entry: Candidate) -> Measured:
             name = entry.name
             return Measured(
                 contestant=name,
                 is_baseline=entry.is_baseline,
-                inputs=one.name,
-                sizes=one.sizes,
+                inputs=input_set.name,
+                sizes=input_set.sizes,
                 samples=samples,
                 latency=Latency.of(times[name]),
                 fresh=fresh[name],
@@ -146,13 +147,18 @@ class BenchRun:
 
         found = [measured(entry) for entry in self.candidates.entries]
         # Packages come first among the candidates, and routing is fixed in the first of them.
-        overheads = [self._routing(one, found[0], times) for one in self.candidates.fixed_routers]
+        overheads = [
+            self._routing(fixed_router, found[0], times)
+            for fixed_router in self.candidates.fixed_routers
+        ]
         # Without gates nothing fails, but nobody should be given times of NaN without a word.
-        nan_notes = () if self.judged else _nan_notes(one, found[0].contestant, reference)
+        nan_notes = () if self.judged else _nan_notes(input_set, found[0].contestant, reference)
         notes = (*nan_notes, *_no_measure_notes(found))
         return _Round(found, overheads, notes)
 
-    def _reference(self, one: InputSet, outputs: Mapping[str, Sequence[Array]]) -> dict[str, Array]:
+    def _reference(
+        self, input_set: InputSet, outputs: Mapping[str, Sequence[Array]]
+    ) -> dict[str, Array]:
         """Return the outputs of the first package.
 
         Raises:
@@ -163,20 +169,20 @@ class BenchRun:
         # Sizes of 0 are legal inputs: the comparison would agree, on nothing.
         if not any(output.size for output in first):
             raise ConfigError(
-                f"every output is empty on {_words(one)}: there is nothing to time.",
+                f"every output is empty on {_words(input_set)}: there is nothing to time.",
                 hint="Give inputs that hold samples, or sizes above 0.",
             )
         return dict(zip(names, first, strict=True))
 
     def _without_padding(
         self,
-        one: InputSet,
+        input_set: InputSet,
         reference: Mapping[str, Array],
         outputs: Mapping[str, Sequence[Array]],
     ) -> tuple[dict[str, Array], dict[str, Sequence[Array]]]:
         """Return what is compared: not what is computed for padding, as the package says it."""
-        run = VectorSet(one.sizes, one.inputs, dict(reference), (), ())
-        view = own_view(self.candidates.first.manifest, run, one.name)
+        run = VectorSet(input_set.sizes, input_set.inputs, dict(reference), (), ())
+        view = own_view(self.candidates.first.manifest, run, input_set.name)
 
         def compared(arrays: Sequence[Array]) -> Sequence[Array]:
             # By order: a baseline calls its outputs something else, and may have others.
@@ -188,10 +194,10 @@ class BenchRun:
         return view.select(reference), selected
 
     def _fresh_runs(
-        self, one: InputSet, loaded: Mapping[str, LoadedCandidate]
+        self, input_set: InputSet, loaded: Mapping[str, LoadedCandidate]
     ) -> dict[str, FreshRun]:
         inputs = self.setting.scratch / "inputs.npz"
-        write_npz(inputs, one.inputs)
+        write_npz(inputs, input_set.inputs)
         tasks = {name: candidate.fresh_task(inputs) for name, candidate in loaded.items()}
         return {
             # What exists in this process only, such as a model with routing fed, has no run of its
@@ -201,12 +207,12 @@ class BenchRun:
         }
 
     def _routing(
-        self, one: FixedRouters, first: Measured, times: Mapping[str, Timing]
+        self, fixed_routers: FixedRouters, first: Measured, times: Mapping[str, Timing]
     ) -> RoutingOverhead:
-        where = (first.contestant, one.layer, first.inputs, first.sizes)
-        if one.why_not is not None:
-            return RoutingOverhead(*where, None, None, None, one.why_not)
-        dynamic, fixed = times[first.contestant], times[one.name]
+        where = (first.contestant, fixed_routers.layer, first.inputs, first.sizes)
+        if fixed_routers.why_not is not None:
+            return RoutingOverhead(*where, None, None, None, fixed_routers.why_not)
+        dynamic, fixed = times[first.contestant], times[fixed_routers.name]
         # Round by round, as both take turns: the cost of routing is often smaller than what the
         # machine drifts by.
         wall = difference(dynamic.wall_ms, fixed.wall_ms)
@@ -215,7 +221,7 @@ class BenchRun:
 
     def _work(self, sets: Sequence[InputSet]) -> tuple[PackageWork, ...]:
         # Counted in the very way in which each was timed.
-        variants = {one.name: one.variant for one in self.candidates.entries}
+        variants = {entry.name: entry.variant for entry in self.candidates.entries}
         return tuple(
             PackageWork(name, inputs.name, inputs.sizes, layers)
             for name, package in self.candidates.packages.items()
@@ -223,14 +229,14 @@ class BenchRun:
         )
 
 
-def _opened(one: Candidate, sets: Sequence[InputSet], stack: ExitStack) -> LoadedCandidate:
-    loaded = one.load(sets)
+def _opened(candidate: Candidate, sets: Sequence[InputSet], stack: ExitStack) -> LoadedCandidate:
+    loaded = candidate.load(sets)
     stack.enter_context(loaded.runner)
     return loaded
 
 
 def _agreements(
-    one: InputSet,
+    input_set: InputSet,
     loaded: Mapping[str, LoadedCandidate],
     reference: Mapping[str, Array],
     outputs: Mapping[str, Sequence[Array]],
@@ -242,29 +248,29 @@ def _agreements(
             reference,
             # The less precise of the two decides how far they may be apart.
             {*first.precisions, *other.precisions},
-            inputs=_words(one),
+            inputs=_words(input_set),
         )
         for name, other in others
     }
 
 
-def _nan_notes(one: InputSet, name: str, outputs: Mapping[str, Array]) -> Iterator[str]:
+def _nan_notes(input_set: InputSet, name: str, outputs: Mapping[str, Array]) -> Iterator[str]:
     found = [f"'{output}'" for output, array in outputs.items() if (array != array).any()]
     if found:
         yield (
-            f"{', '.join(found)} of {name} on {_words(one)} hold NaN: no gate would pass, and"
+            f"{', '.join(found)} of {name} on {_words(input_set)} hold NaN: no gate would pass, and"
             " `moh-deploy verify` says more"
         )
 
 
 def _no_measure_notes(found: Sequence[Measured]) -> Iterator[str]:
-    for one in found:
-        if one.is_baseline and one.fault is not None:
-            yield f"{one.contestant} is no measure: {one.fault}"
+    for row in found:
+        if row.is_baseline and row.fault is not None:
+            yield f"{row.contestant} is no measure: {row.fault}"
 
 
-def _words(one: InputSet) -> str:
-    return f"{one.name} ({sizes_text(one.sizes)})"
+def _words(input_set: InputSet) -> str:
+    return f"{input_set.name} ({sizes_text(input_set.sizes)})"
 
 
 @dataclass(frozen=True)
@@ -278,5 +284,5 @@ class _Round:
 
 def _judged(gates: Sequence[BenchGate], measured: Sequence[Measured]) -> list[GateResult]:
     """Judge every package, not the baselines, on one set of inputs."""
-    by_name = {one.contestant: one for one in measured}
-    return [gate.judge(one, by_name) for gate in gates for one in measured if not one.is_baseline]
+    by_name = {row.contestant: row for row in measured}
+    return [gate.judge(row, by_name) for gate in gates for row in measured if not row.is_baseline]

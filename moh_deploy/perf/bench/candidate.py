@@ -12,9 +12,9 @@ from moh_deploy.perf.bench.fresh_run import FreshTask
 from moh_deploy.runtime.base import Deployed, Description, Model, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.matching import match_inputs
-from moh_deploy.validate.tolerances import rules_of
+from moh_deploy.validate.compare.tolerances import rules_of
+from moh_deploy.validate.reference.input_sets import InputSet
+from moh_deploy.validate.reference.matching import match_inputs
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,19 @@ class LoadedCandidate:
         """Return what runs this model and its layers."""
         return self.runner.describe()
 
-    def outputs(self, one: InputSet) -> list[Array]:
+    def outputs(self, input_set: InputSet) -> list[Array]:
         """Run it once and return its outputs, in order.
 
         Raises:
             ConfigError: It does not take these inputs.
             BackendError: The runtime failed.
         """
-        found = self.runner.run(self._feeds(one))
+        found = self.runner.run(self._feeds(input_set))
         return [found[name] for name in self.runner.outputs]
 
-    def bound(self, one: InputSet) -> Callable[[], object]:
+    def bound(self, input_set: InputSet) -> Callable[[], object]:
         """Return a call that runs it on these inputs: to be timed. Raises as `outputs` does."""
-        return self.runner.bound(self._feeds(one))
+        return self.runner.bound(self._feeds(input_set))
 
     def fresh_task(self, inputs: Path) -> FreshTask | None:
         """Return a task that loads it and runs it once in a process of its own.
@@ -98,14 +98,14 @@ class LoadedCandidate:
         """
         return None if self.alone is None else FreshTask(*self.alone, inputs)
 
-    def _feeds(self, one: InputSet) -> dict[str, Array]:
+    def _feeds(self, input_set: InputSet) -> dict[str, Array]:
         # By `id`: arrays cannot be hashed, and the benchmark keeps the sets of inputs alive.
         if self.routed:
-            return {**one.inputs, **self.routed[id(one)]}
-        return fed_by(one, self.runner.inputs, self.name)
+            return {**input_set.inputs, **self.routed[id(input_set)]}
+        return fed_by(input_set, self.runner.inputs, self.name)
 
 
-def fed_by(one: InputSet, specs: Sequence[TensorInfo], name: str) -> dict[str, Array]:
+def fed_by(input_set: InputSet, specs: Sequence[TensorInfo], name: str) -> dict[str, Array]:
     """Return inputs by the names that a candidate has for them.
 
     Raises:
@@ -114,12 +114,13 @@ def fed_by(one: InputSet, specs: Sequence[TensorInfo], name: str) -> dict[str, A
     try:
         # By name, or by position where no name is the same: an ONNX file of somebody else has its
         # own names for the same inputs.
-        names = match_inputs([spec.name for spec in specs], list(one.inputs), name)
-        feeds = {theirs: one.inputs[ours] for theirs, ours in names.items()}
+        names = match_inputs([spec.name for spec in specs], list(input_set.inputs), name)
+        feeds = {theirs: input_set.inputs[ours] for theirs, ours in names.items()}
         check_inputs(specs, feeds)
     except ConfigError as error:
         raise ConfigError(
-            f"{name} does not take the {one.name} inputs of the first package: {error.message}",
+            f"{name} does not take the {input_set.name} inputs of the first package:"
+            f" {error.message}",
             hint=error.hint,
         ) from error
     return feeds

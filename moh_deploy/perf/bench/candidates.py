@@ -19,7 +19,7 @@ from moh_deploy.runtime.open_runner import find_deployed, find_model, onnx_file,
 from moh_deploy.runtime.original import Original, OriginalModel, PlainExport
 from moh_deploy.runtime.tensorrt.models import EngineDir
 from moh_deploy.system.suggest import did_you_mean
-from moh_deploy.validate.subject import Subject, read_subject
+from moh_deploy.validate.reference.subject import Subject, read_subject
 
 DENSE, FUNCTIONS = "dense", "functions"
 EAGER, PLAIN = "eager", "plain-onnx"
@@ -83,7 +83,9 @@ class Candidates:
     @property
     def packages(self) -> dict[str, OnnxPackage]:
         """The packages that are measured, by name: no engines."""
-        return {name: one.package for name, one in self.subjects.items() if one.has_gates}
+        return {
+            name: subject.package for name, subject in self.subjects.items() if subject.has_gates
+        }
 
     def is_of_another_checkpoint(self, original: Original) -> bool:
         """Tell whether an original is known not to be what the first package was made from."""
@@ -116,22 +118,26 @@ def find_candidates(
     subject = read_subject(Path(roots[0]), built_from, setting.kernels, setting.runtime)
     first = _inputs_package(subject)
     # Everybody runs on inputs of the first package, and baselines by a word are made from it.
-    others = {str(one): _other_subject(Path(one), first, setting) for one in roots[1:]}
+    others = {str(root): _other_subject(Path(root), first, setting) for root in roots[1:]}
     subjects = {str(roots[0]): subject, **others}
     # Refused before anything is exported or written, which may take minutes.
     _check_baselines(baselines, subject, setting.original)
-    fixed = {one: found for one in baselines if (found := routers_to_fix(first, str(one)))}
+    fixed = {
+        baseline: found for baseline in baselines if (found := routers_to_fix(first, str(baseline)))
+    }
     # Routing that cannot be fixed is reported with its reason, but there is nothing to run.
-    possible = [one for one in baselines if one not in fixed or not fixed[one].why_not]
+    possible = [
+        baseline for baseline in baselines if baseline not in fixed or not fixed[baseline].why_not
+    ]
     own = setting.variant(subject.model.preferred_runtime)
     entries = [
         *(
-            Candidate(name, False, one.model, setting.variant(one.runtime))
-            for name, one in subjects.items()
+            Candidate(name, False, subject.model, setting.variant(subject.runtime))
+            for name, subject in subjects.items()
         ),
-        *(_baseline(setting, own, first, one, fixed.get(one)) for one in possible),
+        *(_baseline(setting, own, first, path, fixed.get(path)) for path in possible),
     ]
-    _check_names([*map(str, roots), *(one.name for one in entries if one.is_baseline)])
+    _check_names([*map(str, roots), *(entry.name for entry in entries if entry.is_baseline)])
     return Candidates(tuple(entries), first, subjects, tuple(fixed.values()))
 
 
@@ -210,7 +216,7 @@ def _dense(setting: BenchSetting, package: OnnxPackage) -> Model:
 def _check_baselines(
     baselines: Sequence[Path | str], first: Subject, original: Original | None
 ) -> None:
-    of_package = [one for one in baselines if is_the_package(str(one))]
+    of_package = [baseline for baseline in baselines if is_the_package(str(baseline))]
     if of_package and first.model.is_compiled:
         raise ConfigError(
             f"the baseline '{of_package[0]}' is a package run in another way, but the first"
@@ -223,7 +229,7 @@ def _check_baselines(
             f" {first.model.root}, is a package.",
             hint=f"What kernels gain in ONNX Runtime is told by --baseline {FUNCTIONS}.",
         )
-    wanting = [one for one in baselines if is_the_original(str(one))]
+    wanting = [baseline for baseline in baselines if is_the_original(str(baseline))]
     if wanting and original is None:
         raise ConfigError(
             f"the baseline '{wanting[0]}' is the original model, which is not given.",
@@ -255,7 +261,9 @@ def is_the_original(baseline: str) -> bool:
 def _inputs_package(subject: Subject) -> OnnxPackage:
     """Return the package that says which inputs there are."""
     # An engine is built for some sizes only; recorded inputs of other sizes cannot run on it.
-    fitting = tuple(one for one in subject.package.vectors if subject.model.fits(one.sizes))
+    fitting = tuple(
+        vector_set for vector_set in subject.package.vectors if subject.model.fits(vector_set.sizes)
+    )
     return replace(subject.package, vectors=fitting or subject.package.vectors)
 
 

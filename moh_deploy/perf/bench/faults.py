@@ -12,18 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from moh_deploy.package import VectorSet
-from moh_deploy.perf.bench.agreement import Agreement
 from moh_deploy.perf.bench.candidates import Candidates, is_the_original, is_the_package
+from moh_deploy.perf.bench.measured import Agreement
 from moh_deploy.runtime.original import Original
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.parity_report import combined
-from moh_deploy.validate.policy import BUILT_IN_POLICY
-from moh_deploy.validate.reference import RecordedReference, Reference, by_gates
-from moh_deploy.validate.references import function_bodies
-from moh_deploy.validate.samples import Sample, label, recorded_samples, with_valid_tokens
-from moh_deploy.validate.subject import Subject
-from moh_deploy.validate.verify_runs import compare_answered
+from moh_deploy.validate.compare.parity_report import combined
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
+from moh_deploy.validate.compare.verify_runs import compare_answered
+from moh_deploy.validate.reference.input_sets import InputSet
+from moh_deploy.validate.reference.reference import RecordedReference, Reference, by_gates
+from moh_deploy.validate.reference.references import function_bodies
+from moh_deploy.validate.reference.samples import Sample, label, recorded_samples, with_valid_tokens
+from moh_deploy.validate.reference.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class FaultFinder:
 
     def in_timed_run(
         self,
-        one: InputSet,
+        input_set: InputSet,
         outputs: Mapping[str, Sequence[Array]],
         agreements: Mapping[str, Agreement],
     ) -> dict[str, str]:
@@ -73,7 +73,7 @@ class FaultFinder:
             MoHDeployError: A reference cannot be run.
         """
         found = {
-            name: f"its outputs on {label(one.name, one.sizes)} hold NaN"
+            name: f"its outputs on {label(input_set.name, input_set.sizes)} hold NaN"
             for name, arrays in outputs.items()
             # Only NaN differs from itself; unlike `isnan` this takes text, too.
             if any((array != array).any() for array in arrays)
@@ -84,8 +84,8 @@ class FaultFinder:
         differing = [name for name, how in agreements.items() if how.reason is not None]
         # NaN is wrong whatever the reference says.
         # Nothing was recorded on these inputs: the reference answers them when it is asked.
-        vectors = VectorSet(one.sizes, one.inputs, {}, (), ())
-        sample = Sample(vectors, label(one.name, one.sizes))
+        vectors = VectorSet(input_set.sizes, input_set.inputs, {}, (), ())
+        sample = Sample(vectors, label(input_set.name, input_set.sizes))
         for reference in () if first in found else self._same_model(differing):
             why = _difference(subject, reference, _known(subject, [sample]))
             if why is not None:

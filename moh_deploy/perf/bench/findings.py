@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from moh_deploy.perf.bench.fixed_routing import RoutingOverhead
-from moh_deploy.perf.bench.layer_work import LayerWork
+from moh_deploy.perf.bench.layer_work import LayerWork, PackageWork
 from moh_deploy.perf.bench.measured import Measured
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import TimeDifference
 from moh_deploy.report.numbers import percent
-
-if TYPE_CHECKING:
-    from moh_deploy.perf.bench.report import PackageWork
 
 DENSE = "dense"
 
@@ -30,28 +27,28 @@ def findings(
         work: What the layers of packages skip.
         routing: What routing costs.
     """
-    for _, group in groupby(results, lambda one: (one.inputs, one.sizes)):
+    for _, group in groupby(results, lambda result: (result.inputs, result.sizes)):
         first, *others = group
         yield from _agreements(first, others)
         yield from _against_dense(first)
     yield from map(_routing, routing)
-    for one in work:
-        where = _where(one.contestant, one.inputs, one.sizes)
-        yield from (f"{where}: {text}" for text in _layers(one.layers))
+    for package_work in work:
+        where = _where(package_work.contestant, package_work.inputs, package_work.sizes)
+        yield from (f"{where}: {text}" for text in _layers(package_work.layers))
 
 
 def _agreements(first: Measured, others: Sequence[Measured]) -> Iterator[str]:
     where = _where(first.contestant, first.inputs, first.sizes)
-    compared = [(one, one.agreement) for one in others if one.agreement is not None]
-    equal = [(one, found) for one, found in compared if found.reason is None]
+    compared = [(other, other.agreement) for other in others if other.agreement is not None]
+    equal = [(row, found) for row, found in compared if found.reason is None]
     if equal:
-        names = ", ".join(one.contestant for one, _ in equal)
+        names = ", ".join(row.contestant for row, _ in equal)
         largest = max(found.max_abs_error for _, found in equal)
         yield f"outputs of {where}: those of {names} agree, the largest difference is {largest:.2g}"
-    for one, found in compared:
+    for row, found in compared:
         if found.reason is not None:
             yield (
-                f"outputs of {where}: those of {one.contestant} differ, so its speed is that of"
+                f"outputs of {where}: those of {row.contestant} differ, so its speed is that of"
                 f" another computation: {found.reason.rstrip('.')}"
             )
 
@@ -74,14 +71,14 @@ def _against_dense(first: Measured) -> Iterator[str]:
         yield f"{where}: skipping heads shows no difference to dense"
 
 
-def _routing(one: RoutingOverhead) -> str:
-    where = _where(one.contestant, one.inputs, one.sizes)
-    what = "router overhead" if one.layer is None else f"router overhead of {one.layer}"
-    if one.wall_ms is None or one.cpu_ms is None:
-        return f"{where}: {what} is not measurable, {one.reason}"
+def _routing(overhead: RoutingOverhead) -> str:
+    where = _where(overhead.contestant, overhead.inputs, overhead.sizes)
+    what = "router overhead" if overhead.layer is None else f"router overhead of {overhead.layer}"
+    if overhead.wall_ms is None or overhead.cpu_ms is None:
+        return f"{where}: {what} is not measurable, {overhead.reason}"
     return (
-        f"{where}: {what} (dynamic minus fixed routing) {_milliseconds(one.wall_ms)} a"
-        f" run, {percent(one.share)} of p50; CPU time {_milliseconds(one.cpu_ms)}"
+        f"{where}: {what} (dynamic minus fixed routing) {_milliseconds(overhead.wall_ms)} a"
+        f" run, {percent(overhead.share)} of p50; CPU time {_milliseconds(overhead.cpu_ms)}"
     )
 
 

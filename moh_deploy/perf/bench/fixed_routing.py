@@ -15,8 +15,8 @@ from moh_deploy.perf.bench.candidate import Candidate, LoadedCandidate
 from moh_deploy.perf.timing import TimeDifference
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.suggest import did_you_mean, shortened
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.tolerances import rules_of
+from moh_deploy.validate.compare.tolerances import rules_of
+from moh_deploy.validate.reference.input_sets import InputSet
 
 FIXED = "fixed-routing"
 
@@ -111,14 +111,14 @@ class FixedRouting(Candidate):
         # The same heads are chosen with and without routers, so that the difference is the routers
         # alone and not the rows of attention.
         with open_runner(self.package, variant.returning(names)) as routing:
-            found = [routing.run(one.inputs) for one in sets]
+            found = [routing.run(input_set.inputs) for input_set in sets]
         # The edit needs dtype and rank only, which are the same in all runs.
         fixed = partial(fix_routing, routed={name: found[0][name] for name in names})
         runner = open_runner(self.package, variant.edited(fixed))
         routed = {
             # Arrays cannot be hashed; the benchmark keeps the sets of inputs alive as long as this.
-            id(one): {fixed_input(name): values[name] for name in names}
-            for one, values in zip(sets, found, strict=True)
+            id(input_set): {fixed_input(name): values[name] for name in names}
+            for input_set, values in zip(sets, found, strict=True)
         }
         rules = rules_of(self.package.manifest.precision, runner)
         return LoadedCandidate(self.name, runner, rules, routed)

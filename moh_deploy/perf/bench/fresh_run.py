@@ -11,7 +11,7 @@ from moh_deploy.errors import BackendError
 from moh_deploy.runtime.base import Model, Variant
 from moh_deploy.system.isolate import isolated
 from moh_deploy.system.npz import read_npz
-from moh_deploy.validate.matching import match_inputs
+from moh_deploy.validate.reference.matching import match_inputs
 
 
 @dataclass(frozen=True)
@@ -86,4 +86,4 @@ def _peak_memory_bytes() -> int | None:
     except OSError:
         return None
     kib = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return next((int(one) * 1024 for one in kib), None)
+    return next((int(name) * 1024 for name in kib), None)

@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 
-from moh_deploy.perf.timing import Calls, Clock, TimeSamples, Turns, settle_seconds
+from moh_deploy.perf.timing import Calls, TimeSamples, Turns, settle_seconds
 
 # A percentile of fewer runs would be the slowest of them, whatever that was.
 LEAST_RUNS = {50: 1, 90: 10, 99: 100}
@@ -29,13 +29,11 @@ class Timing:
         cpu_ms: Of all threads together.
         around_ms: On the wall, from before CPU time is read to after it is read again: where the
             machine is busy, this thread may wait in between while others go on.
-        energy_mj: Of the whole machine, in millijoules; empty where nothing counts it.
     """
 
     wall_ms: TimeSamples
     cpu_ms: TimeSamples
     around_ms: TimeSamples
-    energy_mj: TimeSamples = ()
 
 
 MeasureRuns = Callable[[Calls], dict[str, Timing]]
@@ -47,7 +45,6 @@ def runs_timer(
     warmup_seconds: float,
     *,
     threads: int | None,
-    energy: Clock | None = None,
 ) -> MeasureRuns:
     """Return a function that times candidates by both clocks, run by run.
 
@@ -55,15 +52,12 @@ def runs_timer(
         min_seconds: All candidates together run for at least so long.
         warmup_seconds: And for so long before, untimed.
         threads: Of each candidate; several of them spin for a while when they are out of work.
-        energy: Counts joules, like a clock.
     """
-    # Read outside of the others: it takes longest.
-    besides = () if energy is None else (energy,)
     turns = Turns(
         # In the order of the fields of `Timing`; the first is read closest to the run. CPU time is
         # read between two readings of the wall, so that its share of `around_ms` cannot exceed all
         # cores.
-        clocks=(time.perf_counter, time.process_time, time.perf_counter, *besides),
+        clocks=(time.perf_counter, time.process_time, time.perf_counter),
         min_seconds=min_seconds,
         warmup_seconds=warmup_seconds,
         # Every run is a sample: averages of several would hide the slow ones from p99.

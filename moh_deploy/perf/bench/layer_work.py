@@ -20,7 +20,7 @@ from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.validate.input_sets import InputSet
+from moh_deploy.validate.reference.input_sets import InputSet
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ def layer_work(
     # Nodes within branches that depend on sizes are not found by name otherwise.
     choose_layers(model, without_ranges(package.manifest.layers))
     with open_runner(package, variant.returning(_read_by_layers(package, model))) as runner:
-        return [_works(package, model, runner, one, variant.threads) for one in sets]
+        return [_works(package, model, runner, input_set, variant.threads) for input_set in sets]
 
 
 def _read_by_layers(package: OnnxPackage, model: ir.Model) -> list[str]:
-    given = {one.name for one in package.manifest.inputs}
+    given = {info.name for info in package.manifest.inputs}
     names: dict[str, None] = {}
     for layer in package.manifest.layers:
         read = attention_inputs(model, layer)
@@ -82,10 +82,10 @@ def _read_by_layers(package: OnnxPackage, model: ir.Model) -> list[str]:
 
 
 def _works(
-    package: OnnxPackage, model: ir.Model, runner: Runner, one: InputSet, threads: int | None
+    package: OnnxPackage, model: ir.Model, runner: Runner, input_set: InputSet, threads: int | None
 ) -> tuple[LayerWork, ...]:
     # Another package may have made these inputs, and call them and its dimensions otherwise.
-    inputs = fed_by(one, package.manifest.inputs, str(package.root))
+    inputs = fed_by(input_set, package.manifest.inputs, str(package.root))
     sizes = check_inputs(package.manifest.inputs, inputs)
     values = {**inputs, **runner.run(inputs)}
     found = runner.describe()
@@ -115,3 +115,20 @@ def _works(
         )
 
     return tuple(work(*layer) for layer in layers)
+
+
+@dataclass(frozen=True)
+class PackageWork:
+    """The work that the layers of a package skip on one set of inputs.
+
+    Attributes:
+        contestant: The package.
+        inputs: `recorded`, `random`, or the file.
+        sizes: Dimension sizes.
+        layers: One each.
+    """
+
+    contestant: str
+    inputs: str
+    sizes: dict[str, int]
+    layers: tuple[LayerWork, ...]

@@ -2,16 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from moh_deploy.perf.bench.agreement import Agreement
+import numpy as np
+
 from moh_deploy.perf.bench.fresh_run import FreshRun
 from moh_deploy.perf.bench.latency import LEAST_RUNS, Latency
 from moh_deploy.perf.timing import Ratio
 from moh_deploy.report.document import Cell, Share
 from moh_deploy.report.json import FLAT, in_json
+from moh_deploy.system.npz import Array
 from moh_deploy.system.units import BYTES, MILLISECONDS, PER_SECOND, SHARE
+from moh_deploy.validate.compare.output_parity import compare_output
+from moh_deploy.validate.compare.tolerances import Tolerance, output_rule, tolerance_for
+
+# Compare the outputs of candidates: a ratio of two different computations says little.
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The distance of one candidate's outputs from those of the first package.
+
+    Attributes:
+        max_abs_error: The largest difference; NaN where outputs cannot be compared.
+        tolerance: The most that `verify` would let it be, of the output that is the furthest off.
+        reason: What differs by more; None if nothing does.
+    """
+
+    max_abs_error: float
+    tolerance: float | None
+    reason: str | None
+
+
+def agreement(
+    got: Sequence[Array],
+    reference: Mapping[str, Array],
+    precisions: Collection[str],
+    *,
+    inputs: str,
+) -> Agreement:
+    """Compare outputs by their order.
+
+    Args:
+        got: Outputs of the candidate.
+        reference: Those of the first package, by name.
+        precisions: What the two compute in, by names of the table of tolerances.
+        inputs: What both ran on, in words.
+    """
+    # By order, not by name: a baseline of somebody else calls its outputs something else.
+    if len(got) != len(reference):
+        reason = f"it has {len(got)} outputs, not {len(reference)}."
+        return Agreement(math.nan, None, reason)
+    # A float32 baseline is compared in the half precision of the package: rounding its outputs is
+    # no fault of either. What is too large for that becomes infinite, and differs.
+    with np.errstate(over="ignore"):
+        found = [
+            compare_output(
+                name, inputs, array.astype(expected.dtype), expected, _rule(expected, precisions)
+            )
+            for (name, expected), array in zip(reference.items(), got, strict=True)
+        ]
+    worst = next((output for output in found if output.reason is not None), None)
+    worst = worst or max(found, key=lambda item: item.max_abs_error, default=None)
+    if worst is None:
+        return Agreement(0.0, None, None)
+    return Agreement(worst.max_abs_error, worst.tolerance, worst.reason)
+
+
+def _rule(expected: Array, precisions: Collection[str]) -> Tolerance:
+    dtype = expected.dtype.name
+    # The coarsest rule holds: an output can be no more precise than what either side computes in.
+    return output_rule(dtype, tolerance_for(dtype), *map(tolerance_for, precisions))
 
 
 @dataclass(frozen=True)
@@ -103,22 +166,22 @@ _NO_PROCESS = "it cannot be loaded in a process of its own"
 # One line makes a figure: a column in every format, and a metric for gates. JSON has the fields of
 # `Measured` by themselves.
 METRICS: Mapping[str, _Metric] = {
-    "p50": _milliseconds("p50", lambda one: one.latency.p50_ms),
-    "p90": _milliseconds("p90", lambda one: one.latency.p90_ms, _needs(90)),
-    "p99": _milliseconds("p99", lambda one: one.latency.p99_ms, _needs(99)),
-    "mean": _milliseconds("mean", lambda one: one.latency.mean_ms),
+    "p50": _milliseconds("p50", lambda row: row.latency.p50_ms),
+    "p90": _milliseconds("p90", lambda need: need.latency.p90_ms, _needs(90)),
+    "p99": _milliseconds("p99", lambda need: need.latency.p99_ms, _needs(99)),
+    "mean": _milliseconds("mean", lambda row: row.latency.mean_ms),
     "throughput": _Metric(
-        "samples/s", PER_SECOND, "/s", lambda one: one.throughput, lambda value: f"{value:.4g}"
+        "samples/s", PER_SECOND, "/s", lambda row: row.throughput, lambda value: f"{value:.4g}"
     ),
-    "cpu": _milliseconds("CPU", lambda one: one.latency.cpu_ms),
-    "utilisation": _Metric("busy", SHARE, "", lambda one: one.latency.utilisation, Share),
-    "load": _milliseconds("load", lambda one: one.fresh.load_ms, _NO_PROCESS),
-    "first_run": _milliseconds("first run", lambda one: one.fresh.first_run_ms, _NO_PROCESS),
+    "cpu": _milliseconds("CPU", lambda row: row.latency.cpu_ms),
+    "utilisation": _Metric("busy", SHARE, "", lambda row: row.latency.utilisation, Share),
+    "load": _milliseconds("load", lambda row: row.fresh.load_ms, _NO_PROCESS),
+    "first_run": _milliseconds("first run", lambda row: row.fresh.first_run_ms, _NO_PROCESS),
     "peak_memory": _Metric(
         "peak MiB",
         BYTES,
         "MiB",
-        lambda one: one.fresh.peak_memory_bytes,
+        lambda row: row.fresh.peak_memory_bytes,
         lambda value: f"{value / 2**20:.0f}",
         f"the system does not tell it, or {_NO_PROCESS}",
     ),

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.perf.bench.findings import findings
 from moh_deploy.perf.bench.fixed_routing import RoutingOverhead
 from moh_deploy.perf.bench.gates import GateResult
-from moh_deploy.perf.bench.layer_work import LayerWork
-from moh_deploy.perf.bench.measured import Measured
+from moh_deploy.perf.bench.latency import LEAST_RUNS
+from moh_deploy.perf.bench.layer_work import LayerWork, PackageWork
+from moh_deploy.perf.bench.measured import METRICS, Measured
+from moh_deploy.perf.choices_text import sizes_text
+from moh_deploy.perf.timing import Ratio
+from moh_deploy.report.baseline.document import baseline_section, baseline_suites
 from moh_deploy.report.baseline.result import RatchetResult
-from moh_deploy.report.document import Document
+from moh_deploy.report.charts import LatencyChart, Line
+from moh_deploy.report.document import (
+    Block,
+    Cell,
+    CiCase,
+    CiSuite,
+    Column,
+    Document,
+    Drawn,
+    Fact,
+    Section,
+    Share,
+    Status,
+    Table,
+    Text,
+    Verdict,
+)
+from moh_deploy.report.formats import PAGE, TEXT
 from moh_deploy.report.json import in_json
+from moh_deploy.report.numbers import count, number, percent
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
-
-
-@dataclass(frozen=True)
-class PackageWork:
-    """The work that the layers of a package skip on one set of inputs.
-
-    Attributes:
-        contestant: The package.
-        inputs: `recorded`, `random`, or the file.
-        sizes: Dimension sizes.
-        layers: One each.
-    """
-
-    contestant: str
-    inputs: str
-    sizes: dict[str, int]
-    layers: tuple[LayerWork, ...]
+from moh_deploy.validate.reference.input_sets import RANDOM
 
 
 @dataclass(frozen=True)
@@ -86,11 +93,13 @@ class BenchReport(Report):
     def failure(self) -> ValidationError | None:
         """The error that names the first gate that did not pass, or else what is computed wrongly,
         or what is worse than it was."""
-        failed = [one for one in self.gates if not one.passed]
+        failed = [gate for gate in self.gates if not gate.passed]
         if failed:
             more = f" ({len(failed) - 1} more did not pass)" if len(failed) > 1 else ""
             return ValidationError(f"{failed[0].sentence}{more}")
-        wrong = [one for one in self.results if one.fault is not None and not one.is_baseline]
+        wrong = [
+            result for result in self.results if result.fault is not None and not result.is_baseline
+        ]
         if wrong:
             first = wrong[0]
             return ValidationError(
@@ -114,6 +123,298 @@ class BenchReport(Report):
 
     def document(self) -> Document:
         """Return what it says."""
-        from moh_deploy.perf.bench.document import bench_document
-
         return bench_document(self)
+
+
+_GATE_COLUMNS = (
+    "gate",
+    "contestant",
+    "inputs",
+    Column("what was measured", width="long"),
+    "verdict",
+)
+_SPEED_COLUMNS = (
+    "contestant",
+    "baseline",
+    "times as fast, 95 % interval",
+    "#speed",
+    "#95 %",
+    "verdict",
+)
+_WORK_COLUMNS = (
+    "layer",
+    "choice",
+    "runs as",
+    Column("computed of dense", PAGE),
+    "#rows computed",
+    "#rows of dense",
+    "#computed",
+    "#open gates",
+    Column("predicted to pay up to (open gates)", width="words"),
+)
+_ABOUT_LINES = (
+    "The share of runs that took no longer. Further left is faster; a steep line is steady."
+)
+_NO_LINES = "No data: the times of single runs were not kept."
+_ABOUT_SPEEDS = (
+    "How many times as fast as a baseline, run by run. The dot is the median, the thin line its"
+    " 95 % interval, the upright line at 1 is the baseline."
+)
+_ABOUT_WORK = (
+    "Rows of attention that are computed beside those of a dense layer, one for each head of each"
+    " token. The upright line is the share of open gates: what no chosen head needs."
+)
+
+
+def bench_document(report: BenchReport) -> Document:
+    """Return what the report says."""
+    gates = Table("each gate on each package", _GATE_COLUMNS, list(map(_gate_row, report.gates)))
+    judged = (Section("Gates", (gates,), shown=PAGE),) if report.gates else ()
+    return Document(
+        "bench",
+        (*judged, *_latencies(report), *_work(report)),
+        _verdict(report),
+        facts=tuple(_facts(report)),
+        findings=tuple(report.findings()),
+        remarks=tuple(_remarks(report)),
+        baseline=baseline_section(report.ratchet),
+        suites=(_suite(report), *baseline_suites(report.ratchet)),
+    )
+
+
+def _verdict(report: BenchReport) -> Verdict:
+    held = tuple(gate.sentence for gate in report.gates if gate.passed)
+    failed = tuple(gate.sentence for gate in report.gates if not gate.passed)
+    contestants = len({result.contestant for result in report.results})
+    said = [f"{count(contestants, 'contestant')}{' in turns' if contestants > 1 else ''}."]
+    if report.gates:
+        said.append(f"{len(held)} of {count(len(report.gates), 'gate')} passed.")
+    if report.passed is None:
+        said.append("No gate was asked for: nothing is judged.")
+    return Verdict(_word(report), report.passed, " ".join(said), held=held, reasons=failed)
+
+
+def _word(report: BenchReport) -> str:
+    if report.passed is None:
+        return "MEASURED"
+    if report.gates and (report.passed or not all(gate.passed for gate in report.gates)):
+        return "GATES PASSED" if report.passed else "GATES FAILED"
+    return "NO WORSE THAN BEFORE" if report.passed else "WORSE THAN BEFORE"
+
+
+def _gate_row(gate_result: GateResult) -> tuple[Cell, ...]:
+    """Return the verdict of a gate; what was not measured did not pass."""
+    status = Status("passed", True) if gate_result.passed else Status("failed", False)
+    if gate_result.measured is None or gate_result.limit is None:
+        status = Status("not measured", False)
+    return (
+        gate_result.gate,
+        gate_result.contestant,
+        gate_result.inputs,
+        gate_result.reason,
+        status,
+    )
+
+
+def _suite(report: BenchReport) -> CiSuite:
+    """Return a test case for every gate, package and set of inputs.
+
+    Without a gate or a baseline file nothing could have failed, and the verdict is skipped.
+    """
+    facts = (
+        ("machine", report.machine),
+        ("runtime", report.runtime),
+        ("kernels", report.kernels.describe()),
+    )
+    # The same gate may be asked for twice, and a name must not.
+    cases = [
+        CiCase(
+            "gates",
+            f"{index}: {gate.gate} for {gate.contestant} on {gate.inputs} inputs",
+            "passed" if gate.passed else "failure",
+            gate.sentence,
+        )
+        for index, gate in enumerate(report.gates, start=1)
+    ]
+    return CiSuite((_verdict_case(report), *cases), facts=facts)
+
+
+def _verdict_case(report: BenchReport) -> CiCase:
+    if report.failure is not None:
+        return CiCase("bench", "verdict", "failure", report.failure.message)
+    if report.passed is None:
+        return CiCase("bench", "verdict", "skipped", "There is no gate: nothing could fail.")
+    held = f"gates that hold: {len(report.gates)}" if report.gates else "nothing is worse"
+    return CiCase("bench", "verdict", "passed", held)
+
+
+def _facts(report: BenchReport) -> Iterator[Fact]:
+    """Yield figures of the first package on the first inputs."""
+    if not report.results:
+        return
+    first = report.results[0]
+    where = f"{first.inputs} inputs at {sizes_text(first.sizes)}"
+    yield Fact("p50", f"{number(first.latency.p50_ms)} ms", where)
+    # Tiles are for a glance: more than two baselines are in the table.
+    for name, found in list(first.ratios.items())[:2]:
+        interval = f"95 %: {1 / found.high:.3g} to {1 / found.low:.3g}"
+        yield Fact(f"speed over {name}", f"{1 / found.value:.3g}x", interval)
+    rate = first.throughput
+    shown = f"{rate:,.0f}/s" if rate >= 1000 else f"{number(rate)}/s"
+    yield Fact("throughput", shown, "runs" if report.samples_by is None else "samples")
+    peak = first.fresh.peak_memory_bytes
+    yield Fact("peak memory", "unknown" if peak is None else f"{peak / 2**20:.0f} MiB")
+
+
+def _remarks(report: BenchReport) -> Iterator[str]:
+    """Yield sentences on how it was measured, and on what."""
+    threads = "the runtime's" if report.threads is None else str(report.threads)
+    yield (
+        f"threads: {threads}; all contestants in turn for {report.min_time_s:g} s, after"
+        f" {report.warmup_s:g} s of warm-up; load, first run and peak memory of a process each"
+    )
+    if any(result.inputs == RANDOM for result in report.results):
+        yield (
+            "random inputs: each element is one of the recorded input's, drawn by chance; heads"
+            " that they open are not those of real inputs. --inputs FILE.npz measures on yours"
+        )
+    few = [result for result in report.results if result.latency.p99_ms is None]
+    if few:
+        least = min(row.latency.runs for row in few)
+        yield (
+            f"percentiles are left out of fewer than {LEAST_RUNS[90]} (p90) and"
+            f" {LEAST_RUNS[99]} (p99) runs, the least were {count(least, 'run')}: raise"
+            " --min-time"
+        )
+    yield f"{report.runtime} on {report.machine}"
+    yield report.kernels.describe()
+    yield from report.notes
+
+
+def _latencies(report: BenchReport) -> Iterator[Section]:
+    """Yield a section on all contestants for each set of inputs."""
+    # Those of one set of inputs follow each other in a report.
+    grouped = groupby(report.results, lambda result: (result.inputs, result.sizes))
+    for index, ((inputs, sizes), group) in enumerate(grouped):
+        where, results = f"{inputs} inputs at {sizes_text(sizes)}", list(group)
+        blocks = (*_lines(where, results), *_speeds(results, index))
+        times = _times(report, where, results, index)
+        yield Section(f"Latency, {where}", (*blocks, times))
+
+
+def _lines(where: str, results: Sequence[Measured]) -> tuple[Block, ...]:
+    lines = tuple(
+        Line(
+            result.contestant,
+            f"{result.latency.runs} runs, p50 {result.latency.p50_ms:.3g} ms",
+            result.latency.sorted_ms,
+        )
+        for result in results
+        if result.latency.sorted_ms
+    )
+    if not lines:
+        return (Text(_NO_LINES, shown=PAGE),)
+    return (Text(_ABOUT_LINES, shown=PAGE), LatencyChart(where, lines))
+
+
+def _times(report: BenchReport, where: str, results: Sequence[Measured], index: int) -> Table:
+    """Return what each contestant took, and how fast it is beside each baseline."""
+    baselines = [result.contestant for result in results if result.is_baseline]
+    titles = [metric.title for metric in METRICS.values()]
+    # Where no dimension counts samples, a run is all that can be counted.
+    if report.samples_by is None:
+        titles = ["runs/s" if title == "samples/s" else title for title in titles]
+    # A page draws speeds in a table of their own.
+    speeds = [Column(f"#speed / {name} (95 %)", TEXT) for name in baselines]
+    rows = [
+        (
+            result.contestant,
+            result.latency.runs,
+            *(metric.cell(result) for metric in METRICS.values()),
+            *(_speed_text(result.ratios.get(name)) for name in baselines),
+        )
+        for result in results
+    ]
+    columns: list[Column | str] = ["contestant", "#runs", *(f"#{title}" for title in titles)]
+    return Table(where, [*columns, *speeds], rows, f"times-{index}")
+
+
+def _speed_text(found: Ratio | None) -> str | None:
+    """Return `1.25x (1.20 to 1.30)`."""
+    if found is None:
+        return None
+    return f"{1 / found.value:.3f}x ({1 / found.high:.3f} to {1 / found.low:.3f})"
+
+
+def _speeds(results: Sequence[Measured], index: int) -> tuple[Block, ...]:
+    """Draw how many times as fast as each baseline packages are; nothing without baselines."""
+    rows = [
+        _speed_row(result.contestant, name, found)
+        for result in results
+        if not result.is_baseline
+        for name, found in result.ratios.items()
+    ]
+    if not rows:
+        return ()
+    table = Table("speed over baselines", _SPEED_COLUMNS, rows, f"speeds-{index}", PAGE, "ratios")
+    return (Text(_ABOUT_SPEEDS, shown=PAGE), table)
+
+
+def _speed_row(name: str, baseline: str, found: Ratio) -> tuple[Cell, ...]:
+    # Ratios are of times, speeds their inverse: the ends of the interval change places.
+    speed, low, high = 1 / found.value, 1 / found.high, 1 / found.low
+    words = f"{name}: {speed:.3g} times as fast as {baseline}, {low:.3g} to {high:.3g}"
+    drawn = Drawn(words, speed, 1.0, (low, high), bar_from=1.0, is_bad=found.is_slower)
+    status = Status("no difference shown", None)
+    if found.is_faster or found.is_slower:
+        status = Status("faster", True) if found.is_faster else Status("slower", False)
+    return (name, baseline, drawn, f"{speed:.3f}x", f"{low:.3f} to {high:.3f}", status)
+
+
+def _work(report: BenchReport) -> Iterator[Section]:
+    """Yield a section on the layers of each package for each set of inputs."""
+    for index, work in enumerate(
+        package_work for package_work in report.work if package_work.layers
+    ):
+        where = f"{work.inputs} inputs at {sizes_text(work.sizes)}"
+        rows = [*map(_work_row, work.layers), _total_row(work)]
+        title = f"{work.contestant}: work, {where}"
+        table = Table(title, _WORK_COLUMNS, rows, f"work-{index}", axis="shares")
+        about = Text(_ABOUT_WORK, shown=PAGE)
+        yield Section(f"Skipped work, {work.contestant}, {where}", (about, table))
+
+
+def _work_row(layer: LayerWork) -> tuple[Cell, ...]:
+    """Return what one layer skips."""
+    computed = layer.rows_computed / max(1, layer.rows_dense)
+    words = f"{layer.path}: {layer.rows_computed} of {layer.rows_dense} rows computed"
+    return (
+        layer.path,
+        layer.choice,
+        layer.runs_as or "not replaced",
+        Drawn(words, computed, layer.active_share, bar_from=0.0, has_dot=False),
+        layer.rows_computed,
+        layer.rows_dense,
+        Share(computed),
+        Share(layer.active_share),
+        _break_even_text(layer),
+    )
+
+
+def _total_row(work: PackageWork) -> tuple[Cell, ...]:
+    """Return what all layers skip together."""
+    computed = sum(layer.rows_computed for layer in work.layers)
+    dense = sum(layer.rows_dense for layer in work.layers)
+    share = Share(computed / max(1, dense))
+    return ("all layers", None, None, None, computed, dense, share, None, None)
+
+
+def _break_even_text(layer: LayerWork) -> str | None:
+    """Return `sparse 71.0 %, projected never; best here: sparse`."""
+    if not layer.break_even:
+        return None
+    limits = [
+        f"{choice} {'never' if share is None else percent(share)}"
+        for choice, share in layer.break_even.items()
+    ]
+    return f"{', '.join(limits)}; best here: {layer.predicted_fastest}"

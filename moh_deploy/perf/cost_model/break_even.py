@@ -61,10 +61,10 @@ class LayerBreakEven:
         """The smallest batch size from which on it pays at every larger one; None where it does
         not pay at the largest."""
         found = None
-        for one in reversed(self.sizes):
-            if not one.pays:
+        for size in reversed(self.sizes):
+            if not size.pays:
                 break
-            found = one.batch
+            found = size.batch
         return found
 
 
@@ -92,28 +92,31 @@ def break_even(
         together.
     """
     known = [_Layer.of(*pair) for pair in zip(layers, nodes, strict=True)]
-    found = [one for one in known if one is not None]
+    found = [layer for layer in known if layer is not None]
 
     def at(chosen: Sequence[_Layer], batch: int) -> BreakEven:
-        sized = [one.at_batch(batch, example) for one in chosen]
+        sized = [layer.at_batch(batch, example) for layer in chosen]
 
         def total(ms: Callable[[_Layer], float]) -> float:
             return sum(map(ms, sized))
 
         def fastest(share: float | None) -> float:
-            return total(lambda one: one.fastest(share, instruction_set, threads))
+            return total(lambda layer: layer.fastest(share, instruction_set, threads))
 
-        dense = total(lambda one: one.ms("dense", one.shape, instruction_set, threads))
+        dense = total(lambda layer: layer.ms("dense", layer.shape, instruction_set, threads))
         share = _largest_below(fastest, dense)
         return BreakEven(batch, fastest(None), fastest(1.0), dense, share)
 
     def over(path: str | None, chosen: Sequence[_Layer]) -> LayerBreakEven:
-        heads = sum(one.shape.num_heads for one in chosen)
-        open_heads = sum(one.shape.active_share * one.shape.num_heads for one in chosen)
+        heads = sum(layer.shape.num_heads for layer in chosen)
+        open_heads = sum(layer.shape.active_share * layer.shape.num_heads for layer in chosen)
         sizes = tuple(at(chosen, batch) for batch in sorted(set(batches)))
         return LayerBreakEven(path, open_heads / heads, sizes)
 
-    return (*(over(one.path, [one]) for one in found), *([over(None, found)] if found else []))
+    return (
+        *(over(layer.path, [layer]) for layer in found),
+        *([over(None, found)] if found else []),
+    )
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,9 @@ class _Layer:
         another one."""
         shape = self.shape if share is None else at_share(self.shape, share)
         return min(
-            self.ms(one, shape, instruction_set, threads) for one in self.choices if one != "dense"
+            self.ms(choice, shape, instruction_set, threads)
+            for choice in self.choices
+            if choice != "dense"
         )
 
 

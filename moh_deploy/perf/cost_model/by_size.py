@@ -31,13 +31,13 @@ def by_size(
     found = (_by_one(layer, size, sizes, choices) for size in _measures(sizes))
     # Each range is an If around nodes. Of equals the first is kept, so single dimensions win over
     # products, which are harder to read.
-    known = [one for one in found if one is not None]
-    return min(known, key=lambda one: len(one.ranges), default=None)
+    known = [layer for layer in found if layer is not None]
+    return min(known, key=lambda item: len(item.ranges), default=None)
 
 
 def _measures(sizes: Sequence[Mapping[str, int]]) -> Iterator[str]:
     """Yield the sizes that runs differ in: single dimensions first, then products."""
-    names = [name for name in sizes[0] if len({one[name] for one in sizes}) > 1]
+    names = [name for name in sizes[0] if len({size[name] for size in sizes}) > 1]
     # What is compared at run time is a product of dynamic dimensions (ADR 11): `batch*seq` stands
     # for the number of tokens.
     for count in range(1, len(names) + 1):
@@ -83,5 +83,7 @@ def dense_at(
     if None in choices:
         return layer
     return by_size(
-        layer, sizes, ["dense" if i in slower else one for i, one in enumerate(choices) if one]
+        layer,
+        sizes,
+        ["dense" if i in slower else choice for i, choice in enumerate(choices) if choice],
     )

@@ -23,13 +23,13 @@ from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.models import kernels_of
 from moh_deploy.runtime.open_runner import open_runner, opened_package
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.model_references import PackageReference
-from moh_deploy.validate.policy import BUILT_IN_POLICY
-from moh_deploy.validate.recorded_parity import compare_recorded
-from moh_deploy.validate.samples import named_mask
-from moh_deploy.validate.subject import Subject
-from moh_deploy.validate.verify_runs import WhatToRun, verify_runs
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
+from moh_deploy.validate.compare.recorded_parity import compare_recorded
+from moh_deploy.validate.compare.verify_runs import WhatToRun, verify_runs
+from moh_deploy.validate.reference.input_sets import InputSet
+from moh_deploy.validate.reference.model_references import PackageReference
+from moh_deploy.validate.reference.samples import named_mask
+from moh_deploy.validate.reference.subject import Subject
 
 CONTEST = "contest"
 HOPELESS = 1.5
@@ -138,7 +138,7 @@ class Contests:
         """
         package = self._tuned(way, self.base)
         quality = self._judged(way, package)
-        unknown = [one for one in quality.accuracy if one.verdict != "passed"]
+        unknown = [metric for metric in quality.accuracy if metric.verdict != "passed"]
         if unknown:
             raise ValidationError(
                 f"the float32 package itself cannot be shown to meet the condition:"
@@ -154,7 +154,7 @@ class Contests:
                 f"the float32 package itself does not meet the condition: {quality.failed[0]}",
                 hint="Ties within rounding flip in any other way to compute: allow some.",
             )
-        return Best(way, package, quality, tuple(one.sizes for one in self.sets))
+        return Best(way, package, quality, tuple(input_set.sizes for input_set in self.sets))
 
     def challenge(self, way: RuntimePrecision, made: OnnxPackage, best: Best) -> Best | Tried:
         """Return the candidate if it beats the best one, else how it ended.
@@ -221,19 +221,21 @@ class Contests:
         """Time a candidate and the best one in turns."""
         with ExitStack() as stack, self.progress.step(f"timing {way.name}"):
             runners = {
-                one.name: stack.enter_context(self._opened(one, of))
-                for one, of in ((best.way, best.package), (way, package))
+                runtime_precision.name: stack.enter_context(self._opened(runtime_precision, of))
+                for runtime_precision, of in ((best.way, best.package), (way, package))
             }
-            weights = [one.weight for one in self.sets]
+            weights = [input_set.weight for input_set in self.sets]
             times = [
-                self.measure(CONTEST, {k: one.bound(fed.inputs) for k, one in runners.items()})
+                self.measure(
+                    CONTEST, {k: runner.bound(fed.inputs) for k, runner in runners.items()}
+                )
                 for fed in self.sets
             ]
         mine, theirs = (
-            weighted_sum([one[name] for one in times], weights)
+            weighted_sum([time[name] for time in times], weights)
             for name in (way.name, best.way.name)
         )
-        ms, rival_ms = (median(one) / sum(weights) for one in (mine, theirs))
+        ms, rival_ms = (median(group) / sum(weights) for group in (mine, theirs))
         return Timed(best.way.name, ms, rival_ms, ratio(mine, theirs))
 
     def _judged(self, way: RuntimePrecision, package: OnnxPackage) -> Quality:

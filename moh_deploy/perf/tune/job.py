@@ -11,13 +11,20 @@ from typing import Any, NamedTuple
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.graph.write_choices import write_choices
-from moh_deploy.package import LayerInfo, OnnxPackage, Tuning, choices_for, with_choices
+from moh_deploy.package import (
+    CHOICES,
+    Choice,
+    LayerInfo,
+    OnnxPackage,
+    Tuning,
+    choices_for,
+    with_choices,
+)
 from moh_deploy.perf.choices_text import gain
-from moh_deploy.perf.cost_model.by_size import by_size, dense_at
+from moh_deploy.perf.cost_model.by_size import SWITCH_MS, by_size, dense_at
 from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.perf.cost_model.prediction import predict
-from moh_deploy.perf.timing import Measure, Ratio, TimeSamples, weighted_sum
-from moh_deploy.perf.tune.decide import contenders, decide, fastest_there
+from moh_deploy.perf.timing import Measure, Ratio, TimeSamples, ratio, weighted_sum
 from moh_deploy.perf.tune.layers import LayerBench, LayerTimes
 from moh_deploy.perf.tune.same_outputs import check_same_outputs
 from moh_deploy.perf.tune.whole_model import (
@@ -37,9 +44,57 @@ from moh_deploy.runtime.models import runtime_name_of
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.layer_values import names_to_return
-from moh_deploy.validate.recorded_parity import compare_recorded
+from moh_deploy.validate.compare.recorded_parity import compare_recorded
+from moh_deploy.validate.reference.input_sets import InputSet
+from moh_deploy.validate.reference.layer_values import names_to_return
+
+# Choose from measurements. Where they cannot tell, the prediction does, or else plainness.
+
+
+def contenders(samples: Mapping[str, TimeSamples]) -> tuple[Choice, ...]:
+    """Return the choices that are not slower than the fastest beyond noise, the plainest first."""
+    fastest = min(samples, key=lambda choice: median(samples[choice]))
+    return tuple(
+        choice
+        for choice in CHOICES
+        # The fastest is compared with itself too, is never slower, and so is always among them.
+        if choice in samples and not ratio(samples[choice], samples[fastest]).is_slower
+    )
+
+
+def decide(samples: Mapping[str, TimeSamples], predicted_ms: Mapping[str, float]) -> Choice:
+    """Return the fastest choice.
+
+    Args:
+        samples: Times of each choice that a layer has.
+        predicted_ms: What is predicted for each; nothing where nothing is.
+
+    Returns:
+        Of those that are as fast as the fastest, the one that is predicted to be it; without a
+        prediction of them the plainest.
+    """
+    # Among choices that measuring cannot tell apart, the cost model knows better than noise.
+    able = contenders(samples)
+    known = [choice for choice in able if choice in predicted_ms]
+    return min(known, key=lambda choice: predicted_ms[choice]) if known else able[0]
+
+
+def fastest_there(
+    samples: Mapping[str, TimeSamples], predicted_ms: Mapping[str, float], *, otherwise: Choice
+) -> Choice:
+    """Return the fastest choice in one run of the model, if it beats another beyond noise, or else
+    that one.
+
+    Args:
+        samples: Choice to times of a layer in that run.
+        predicted_ms: Choice to what is predicted; nothing where nothing is.
+        otherwise: The other choice.
+    """
+    best = decide(samples, predicted_ms)
+    gain_ms = median(samples[otherwise]) - median(samples[best])
+    # Being faster is not enough: the If that a choice by size needs takes time itself.
+    clearly = ratio(samples[best], samples[otherwise]).is_faster and gain_ms > SWITCH_MS
+    return best if clearly else otherwise
 
 
 @dataclass(frozen=True)
@@ -71,7 +126,7 @@ class TuneOutcome:
 
     @property
     def is_dense(self) -> bool:
-        return all(one.choice in ("dense", None) and not one.ranges for one in self.layers)
+        return all(layer.choice in ("dense", None) and not layer.ranges for layer in self.layers)
 
     @property
     def depends_on_sizes(self) -> bool:
@@ -117,7 +172,10 @@ class TuneJob:
         """Choose by measuring: layer by layer, then the whole."""
         self._check_anything_to_choose()
         self._check_anything_to_measure()
-        feeds, weights = [one.inputs for one in sets], [one.weight for one in sets]
+        feeds, weights = (
+            [input_set.inputs for input_set in sets],
+            [input_set.weight for input_set in sets],
+        )
         with self.progress.step("timing the layers"):
             times = LayerBench(self.package, feeds, self.variant, self.scratch).measure(measure)
         tuning = Tuning(
@@ -126,20 +184,20 @@ class TuneJob:
             runtime=runtime_name_of(self.variant.runtime),
             threads=self.variant.threads,
             clock=clock,
-            sizes=tuple(one.sizes for one in sets),
+            sizes=tuple(input_set.sizes for input_set in sets),
             weights=tuple(weights),
-            layer_ms=tuple(tuple(map(_medians, one.samples)) for one in times),
+            layer_ms=tuple(tuple(map(_medians, time.samples)) for time in times),
         )
         decisions = [
-            _decided(layer, one, tuning, one_choice=self.one_choice)
-            for layer, one in zip(self.package.manifest.layers, times, strict=True)
+            _decided(layer, time, tuning, one_choice=self.one_choice)
+            for layer, time in zip(self.package.manifest.layers, times, strict=True)
         ]
         outcome = TuneOutcome(
-            layers=tuple(one.layer for one in decisions),
+            layers=tuple(decision.layer for decision in decisions),
             tuning=tuning,
-            one_choice=tuple(one.one_choice for one in decisions),
-            predicted_ms=tuple(one.predicted_ms for one in times),
-            undecided=tuple(one.layer.path for one in decisions if one.is_close),
+            one_choice=tuple(decision.one_choice for decision in decisions),
+            predicted_ms=tuple(time.predicted_ms for time in times),
+            undecided=tuple(decision.layer.path for decision in decisions if decision.is_close),
         )
         if outcome.is_dense:
             return outcome
@@ -155,7 +213,7 @@ class TuneJob:
         times = outcome.predicted_ms
         if not times:
             sizes, weights = (self.package.manifest.dims,), (1.0,)
-            times = tuple((one,) for one in self._predicted(outcome.layers, nodes))
+            times = tuple((layer,) for layer in self._predicted(outcome.layers, nodes))
         return tuple(
             gain(layer, sizes, weights, ms) for layer, ms in zip(outcome.layers, times, strict=True)
         )
@@ -167,13 +225,13 @@ class TuneJob:
         found = [
             predict(
                 layer,
-                one,
+                node,
                 instruction_set=self.kernels.instruction_set,
                 threads=self.variant.threads or 1,
             )
-            for layer, one in zip(layers, nodes, strict=True)
+            for layer, node in zip(layers, nodes, strict=True)
         ]
-        return tuple({} if one is None else one.ms for one in found)
+        return tuple({} if prediction is None else prediction.ms for prediction in found)
 
     def prove(self, outcome: TuneOutcome, files: Sequence[InputSet]) -> TuneProof:
         """Compare what the package computes as chosen with what the original model computed.
@@ -204,7 +262,7 @@ class TuneJob:
         outcome, times = self._timed_as_a_whole(outcome, feeds, measure)
         if outcome.depends_on_sizes and not ranges_pay(times):
             # One choice a layer was timed along with the others, so nothing has to be timed again.
-            times = [{DENSE: one[DENSE], CHOSEN: one[ONE_CHOICE]} for one in times]
+            times = [{DENSE: time[DENSE], CHOSEN: time[ONE_CHOICE]} for time in times]
             outcome = replace(outcome, layers=outcome.one_choice, ranges_did_not_pay=True)
             outcome = _with_times(outcome, times)
         slower = self._slower(outcome, times)
@@ -232,7 +290,7 @@ class TuneJob:
         if outcome.depends_on_sizes:
             layers[ONE_CHOICE] = outcome.one_choice
         with self.progress.step("timing the whole model"):
-            packages = {name: self._variant(name, one) for name, one in layers.items()}
+            packages = {name: self._variant(name, layer) for name, layer in layers.items()}
             times = time_model(packages, feeds, measure=measure, variant=self.variant)
         return _with_times(outcome, times), times
 
@@ -297,7 +355,7 @@ def _decided(layer: LayerInfo, times: LayerTimes, tuning: Tuning, *, one_choice:
         for choice in times.predicted_ms[0]
     }
     totals = {
-        choice: weighted_sum([one[choice] for one in times.samples], weights)
+        choice: weighted_sum([sample[choice] for sample in times.samples], weights)
         for choice in times.samples[0]
     }
     best = decide(totals, predicted)

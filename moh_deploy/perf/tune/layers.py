@@ -105,8 +105,8 @@ class LayerBench:
             choose_layers(model, [replace(layer, choice=choice)])
             runners[choice] = self._open(layer_model(model, layer, feeds))
         choose_layers(model, [layer])
-        calls = [{name: one.bound(fed) for name, one in runners.items()} for fed in feeds]
-        return [_without_nothing(measure(layer.path, one)) for one in calls]
+        calls = [{name: runner.bound(fed) for name, runner in runners.items()} for fed in feeds]
+        return [_without_nothing(measure(layer.path, call)) for call in calls]
 
     def _predicted(
         self,
@@ -154,7 +154,7 @@ def _without_nothing(samples: Mapping[str, TimeSamples]) -> dict[str, TimeSample
     nothing = median(samples[_NOTHING])
     return {
         # Noise must not make a time 0 or negative: ratios of it are taken.
-        name: tuple(max(one - nothing, one / 100) for one in ms)
+        name: tuple(max(value - nothing, value / 100) for value in ms)
         for name, ms in samples.items()
         if name != _NOTHING
     }

@@ -20,10 +20,10 @@ from moh_deploy.validate.accuracy.judge import judge as judge_metric
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.tally import SampleFiles, Scored, Tally
-from moh_deploy.validate.agreement import Flips
-from moh_deploy.validate.condition import AccuracyCondition, Condition, FlipsCondition
-from moh_deploy.validate.samples import Sample
-from moh_deploy.validate.valid_tokens import EVERY_TOKEN, token_view
+from moh_deploy.validate.compare.agreement import Flips
+from moh_deploy.validate.compare.condition import AccuracyCondition, Condition, FlipsCondition
+from moh_deploy.validate.reference.samples import Sample
+from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, token_view
 
 FLOAT32_PACKAGE = "the float32 package"
 _FEW = 64
@@ -95,7 +95,7 @@ class QualityCheck:
 
     @property
     def _few(self) -> Sequence[JudgedRun]:
-        seen = np.cumsum([one.samples for one in self.runs])
+        seen = np.cumsum([run.samples for run in self.runs])
         first = sum(1 for _ in takewhile(lambda total: total < _FEW, seen))
         return self.runs[: first + 1]
 
@@ -114,18 +114,18 @@ class QualityCheck:
     def _judged(self, runner: Runner, runs: Sequence[JudgedRun], *, only_clear: bool) -> Quality:
         tallies = [Tally(metric) for metric in self.metrics]
         flipped = seen = 0
-        for one in runs:
-            inputs = one.sample.known.inputs
+        for run in runs:
+            inputs = run.sample.known.inputs
             # Side by side, so that no more than one run's results are held.
             expected, got = self.reference.run(inputs), runner.run(inputs)
-            flips = self._flips(one.sample, expected, got)
+            flips = self._flips(run.sample, expected, got)
             flipped, seen = flipped + flips.tokens, seen + flips.of
-            if one.batch is not None:
-                self._score(tallies, one.sample, one.batch, expected, got)
+            if run.batch is not None:
+                self._score(tallies, run.sample, run.batch, expected, got)
         flips = Flips(flipped, seen)
         accuracy = tuple(map(self._accuracy, tallies, self._on_metrics))
         failed = [*_wrong(accuracy, only_clear), *self._too_many(flips, only_clear)]
-        return Quality(sum(one.samples for one in runs), flips, accuracy, tuple(failed))
+        return Quality(sum(run.samples for run in runs), flips, accuracy, tuple(failed))
 
     def _flips(
         self, sample: Sample, expected: Mapping[str, Array], got: Mapping[str, Array]
@@ -163,7 +163,9 @@ class QualityCheck:
 
     @property
     def _on_metrics(self) -> list[AccuracyCondition]:
-        return [one for one in self.conditions if isinstance(one, AccuracyCondition)]
+        return [
+            condition for condition in self.conditions if isinstance(condition, AccuracyCondition)
+        ]
 
     def _accuracy(self, tally: Tally, condition: AccuracyCondition) -> MetricParity:
         setting = Setting(FLOAT32_PACKAGE, condition.rule, self.files.place)
@@ -171,17 +173,17 @@ class QualityCheck:
 
     def _too_many(self, flips: Flips, only_clear: bool) -> list[str]:
         found = []
-        for one in self.conditions:
-            if not isinstance(one, FlipsCondition) or (only_clear and one.is_share):
+        for condition in self.conditions:
+            if not isinstance(condition, FlipsCondition) or (only_clear and condition.is_share):
                 continue
-            if flips.tokens > one.allowed(flips.of):
+            if flips.tokens > condition.allowed(flips.of):
                 found.append(
                     f"{flips.tokens} of {flips.of} tokens chose other heads; asked for:"
-                    f" {one.text.strip()}."
+                    f" {condition.text.strip()}."
                 )
         return found
 
 
 def _wrong(accuracy: Sequence[MetricParity], only_clear: bool) -> list[str]:
     bad = ("failed",) if only_clear else ("failed", "cannot tell")
-    return [str(one.reason) for one in accuracy if one.verdict in bad]
+    return [str(metric.reason) for metric in accuracy if metric.verdict in bad]

@@ -196,7 +196,7 @@ class TuneReport(Report):
         if len(self.model_ratios) < 2:
             return
         for sizes, ratios in zip(self.tuning.sizes, self.model_ratios, strict=True):
-            texts = [_ratio_text(one, _OTHERS[name]) for name, one in ratios.items()]
+            texts = [_ratio_text(ratio, _OTHERS[name]) for name, ratio in ratios.items()]
             yield f"whole model at {sizes_text(sizes)}: {'; '.join(texts)}"
 
 

@@ -10,10 +10,10 @@ from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import AS_IT_IS, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.parity import compare
-from moh_deploy.validate.samples import own_view
-from moh_deploy.validate.valid_tokens import TokenView
+from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.reference.input_sets import InputSet
+from moh_deploy.validate.reference.samples import own_view
+from moh_deploy.validate.reference.valid_tokens import TokenView
 
 
 def check_same_outputs(
@@ -44,18 +44,18 @@ def check_same_outputs(
     flipped: dict[str, int] = {}
     names = before.gate_names
     earlier = open_runner(before, variant.returning(names)) if sets else None
-    for one in sets:
+    for input_set in sets:
         assert earlier is not None
         # `runner` may choose other heads than `earlier` where scores are tied within rounding: a
         # sparse layer sums in another order than a dense one.
-        expected = earlier.run(one.inputs)
-        vectors = _vectors(before, one, expected)
-        view = own_view(after.manifest, vectors, one.name)
-        tokens = flipped_tokens(expected, runner.run(one.inputs), names, view)
+        expected = earlier.run(input_set.inputs)
+        vectors = _vectors(before, input_set, expected)
+        view = own_view(after.manifest, vectors, input_set.name)
+        tokens = flipped_tokens(expected, runner.run(input_set.inputs), names, view)
         if tokens:
-            flipped[one.name] = tokens
+            flipped[input_set.name] = tokens
             continue
-        reference = f"the package as it was, on {one.name}"
+        reference = f"the package as it was, on {input_set.name}"
         compare(after, runner, [vectors], reference=reference).raise_if_unequal()
     return flipped
 
@@ -77,11 +77,11 @@ def flipped_tokens(
     return int(sum(np.count_nonzero(tokens) for tokens in differ))
 
 
-def _vectors(package: OnnxPackage, one: InputSet, results: Mapping[str, Array]) -> VectorSet:
+def _vectors(package: OnnxPackage, input_set: InputSet, results: Mapping[str, Array]) -> VectorSet:
     gates = tuple(results[name] for name in package.gate_names)
     return VectorSet(
-        sizes=one.sizes,
-        inputs=one.inputs,
+        sizes=input_set.sizes,
+        inputs=input_set.inputs,
         outputs={spec.name: results[spec.name] for spec in package.manifest.outputs},
         gates=gates,
         # Infinite margins say that no token was nearly tied, so `compare` excuses no other heads:

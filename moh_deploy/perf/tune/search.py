@@ -72,7 +72,7 @@ class Search:
             best = challenger
         self.tried.append(Tried(best.way, "chosen", None, best.timed, best.quality))
         # In the order in which they were to be tried.
-        self.tried.sort(key=lambda one: self.ways.index(one.way))
+        self.tried.sort(key=lambda way: self.ways.index(way.way))
         return best
 
     def _challenge(self, way: RuntimePrecision, best: Best) -> Best | Tried:

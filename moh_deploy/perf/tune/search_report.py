@@ -13,7 +13,7 @@ from moh_deploy.report.document import Cell, Column, Document, Status, Table
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.validate.accuracy.show import shown
+from moh_deploy.validate.accuracy.rules import shown
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,26 @@ class SearchReport(Report):
         threads = "" if self.threads is None else f", {count(self.threads, 'thread')}"
         title = f"tried, {self.clock} time of a run{threads}, at {at}"
         # What was never beaten has no rival: its time is what others were measured against.
-        known = {one.timed.rival: one.timed.rival_ms for one in self.tried if one.timed is not None}
-        rows = [_row(one, metrics, known.get(one.way.name)) for one in self.tried]
+        known = {way.timed.rival: way.timed.rival_ms for way in self.tried if way.timed is not None}
+        rows = [_row(way, metrics, known.get(way.way.name)) for way in self.tried]
         return Document("tune", (Table(title, columns, rows),), findings=tuple(self._lines()))
 
     def _metrics(self) -> tuple[str, ...]:
-        found = [one.quality for one in self.tried if one.quality is not None]
-        return tuple(dict.fromkeys(each.metric for one in found for each in one.accuracy))
+        found = [way.quality for way in self.tried if way.quality is not None]
+        return tuple(dict.fromkeys(each.metric for quality in found for each in quality.accuracy))
 
     def _lines(self) -> Iterator[str]:
-        chosen = next(one for one in self.tried if one.ending == "chosen")
+        chosen = next(way for way in self.tried if way.ending == "chosen")
         yield f"asked for: {'; '.join(self.within)}"
         if chosen.quality is not None:
-            for one in chosen.quality.accuracy:
-                reference, value = shown(one.metric, one.reference), shown(one.metric, one.package)
+            for metric in chosen.quality.accuracy:
+                reference, value = (
+                    shown(metric.metric, metric.reference),
+                    shown(metric.metric, metric.package),
+                )
                 yield (
-                    f"{one.metric} is {value}, {reference} in {one.against}, on"
-                    f" {count(one.samples, 'sample')}"
+                    f"{metric.metric} is {value}, {reference} in {metric.against}, on"
+                    f" {count(metric.samples, 'sample')}"
                 )
         yield f"chosen: {chosen.way.name}, on {self.machine}"
         yield self.kernels.describe()
@@ -87,8 +90,8 @@ class SearchReport(Report):
         yield f"written to {written}" if written is not None else "dry run: nothing was written"
 
 
-def _row(one: Tried, metrics: tuple[str, ...], ms: float | None) -> tuple[Cell, ...]:
-    timed, quality = one.timed, one.quality
+def _row(way: Tried, metrics: tuple[str, ...], ms: float | None) -> tuple[Cell, ...]:
+    timed, quality = way.timed, way.quality
     times = None
     if timed is not None:
         low, high = timed.ratio.low, timed.ratio.high
@@ -98,12 +101,12 @@ def _row(one: Tried, metrics: tuple[str, ...], ms: float | None) -> tuple[Cell, 
         {} if quality is None else {x.metric: shown(x.metric, x.package) for x in quality.accuracy}
     )
     return (
-        one.way.name,
-        Status(one.ending, True if one.ending == "chosen" else None),
+        way.way.name,
+        Status(way.ending, True if way.ending == "chosen" else None),
         ms if timed is None else timed.ms,
         times,
         None if timed is None else timed.rival,
         flips,
         *(values.get(name) for name in metrics),
-        one.reason,
+        way.reason,
     )

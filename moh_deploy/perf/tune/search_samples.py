@@ -14,15 +14,15 @@ from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.reading import read_labelled
 from moh_deploy.validate.accuracy.tally import SampleFiles
 from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.input_sets import InputSet, checked_weights, input_sets
-from moh_deploy.validate.samples import (
+from moh_deploy.validate.reference.input_sets import InputSet, checked_weights, input_sets
+from moh_deploy.validate.reference.samples import (
     named_mask,
     npz_files,
     read_samples,
     recorded_samples,
     with_valid_tokens,
 )
-from moh_deploy.validate.subject import Subject
+from moh_deploy.validate.reference.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ def read_labelled_runs(
     counts = checked_weights(files, weights)
     data = read_labelled(files, task, package.manifest)
     subject = Subject(opened_package(package), package, "auto")
-    by_file = [labelled_runs(subject, one, data.axis, task) for one in data.datasets]
+    by_file = [labelled_runs(subject, dataset, data.axis, task) for dataset in data.datasets]
     sets = [
         # Real samples: how many heads are open decides what is fastest.
         InputSet(first.sample.label, first.sample.known.sizes, first.sample.known.inputs, weight)
         for (first, *_), weight in zip(by_file, counts, strict=True)
     ]
-    runs = [JudgedRun(one.sample, one.batch) for runs in by_file for one in runs]
-    names = tuple(one.samples.name for one in data.datasets)
-    where = SampleFiles(names, tuple(len(one.labels) for one in data.datasets))
+    runs = [JudgedRun(run.sample, run.batch) for runs in by_file for run in runs]
+    names = tuple(dataset.samples.name for dataset in data.datasets)
+    where = SampleFiles(names, tuple(len(dataset.labels) for dataset in data.datasets))
     return SearchSamples(tuple(runs), tuple(sets), where, data.metrics)

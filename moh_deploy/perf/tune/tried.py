@@ -52,16 +52,15 @@ class Timed:
 
     def inverse(self, name: str) -> Timed:
         """Return the rival's time beside this candidate's, of this name."""
-        one = self.ratio
-        turned = Ratio(1 / one.value, 1 / one.high, 1 / one.low)
+        ratio = self.ratio
+        turned = Ratio(1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
         return Timed(name, self.rival_ms, self.ms, turned)
 
     def sentence(self) -> str:
         """Return `1.310x the time of int8 in ONNX Runtime (95 %: 1.280x to 1.350x)`."""
-        one = self.ratio
-        return (
-            f"{one.value:.3f}x the time of {self.rival} (95 %: {one.low:.3f}x to {one.high:.3f}x)"
-        )
+        ratio = self.ratio
+        interval = f"95 %: {ratio.low:.3f}x to {ratio.high:.3f}x"
+        return f"{ratio.value:.3f}x the time of {self.rival} ({interval})"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def time_model(
     return [
         # All candidates are open at once and take turns, so that what disturbs the machine disturbs
         # all.
-        measure(WHOLE_MODEL, {name: one.bound(fed) for name, one in runners.items()})
+        measure(WHOLE_MODEL, {name: runner.bound(fed) for name, runner in runners.items()})
         for fed in feeds
     ]
 
@@ -39,7 +39,7 @@ def chosen_over_dense(times: ModelTimes, weights: Sequence[float]) -> Ratio:
     """Return the chosen package's time over the dense one's, all sets of inputs together."""
     # The total time of a mix of inputs, each as often as it occurs: long ones decide more.
     chosen, dense = (
-        weighted_sum([one[which] for one in times], weights) for which in (CHOSEN, DENSE)
+        weighted_sum([time[which] for time in times], weights) for which in (CHOSEN, DENSE)
     )
     return ratio(chosen, dense)
 
@@ -51,11 +51,11 @@ def chosen_over(times: Mapping[str, TimeSamples]) -> dict[str, Ratio]:
 
 def slower_than_dense(times: ModelTimes, which: str = CHOSEN) -> list[int]:
     """Return the numbers of the sets of inputs on which a candidate is slower beyond noise."""
-    return [i for i, one in enumerate(times) if ratio(one[which], one[DENSE]).is_slower]
+    return [i for i, time in enumerate(times) if ratio(time[which], time[DENSE]).is_slower]
 
 
 def ranges_pay(times: ModelTimes) -> bool:
     """Tell whether one choice a layer is slower: than choices by size, or than dense, anywhere."""
     # Ranges cost Ifs, and memory for weights that are packed twice: they have to pay somewhere.
-    faster = [one for one in times if ratio(one[CHOSEN], one[ONE_CHOICE]).is_faster]
+    faster = [time for time in times if ratio(time[CHOSEN], time[ONE_CHOICE]).is_faster]
     return bool(faster) or bool(slower_than_dense(times, ONE_CHOICE))

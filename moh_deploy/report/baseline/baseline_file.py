@@ -12,14 +12,63 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.report.baseline.explain import explained
 from moh_deploy.report.baseline.figures import KINDS, Figure, Slack, is_whole
 from moh_deploy.report.baseline.result import DigestState
 from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.digest import sha256_of_json
 from moh_deploy.system.staging import staged_file
+
+# Say what is wrong with a baseline file: where, what it is, what was expected.
+
+_KeyPath = tuple[int | str, ...]
+
+_SLACK = {"factor": "a number of at least 1", "plus": "a number of at least 0"}
+_MOST_SHOWN = 60
+
+
+def explained(error: ValidationError) -> str:
+    """Return half a sentence on the first problem."""
+    found = [
+        (_path(error_details), error_details) for error_details in error.errors(include_url=False)
+    ]
+    # A figure that is no interval is not one of the wrong type: that is the other way to write it.
+    path, item = max(found, key=lambda item: (len(item[0]), not item[1]["type"].endswith("_type")))
+    where = ".".join(map(str, path)) or "the file"
+    if item["type"] == "value_error":
+        return f"{where}: {item['ctx']['error']}"
+    if item["type"] == "extra_forbidden":
+        return f"{where} is not a known key"
+    if item["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where} is {_shown(item['input'])}, expected {_expected(path)}"
+
+
+def _path(item: ErrorDetails) -> _KeyPath:
+    """Return where it is in the file: SECTION.figures.GROUP.NAME, and behind it which of the ways
+    to write a figure was tried, which is not in the file."""
+    place = item["loc"]
+    return (*place[:4], *place[5:]) if place[1:2] == ("figures",) else place
+
+
+def _expected(path: _KeyPath) -> str:
+    if path[:1] == ("slack",):
+        return _SLACK.get(str(path[2]), "a number") if len(path) == 3 else "an object"
+    if path[1:] == ("machine",):
+        return "a text"
+    if path[1:] == ("figures",):
+        return "an object of at least one group of figures"
+    if len(path) == 4:
+        return "a finite number, or an object of such: value, low and high"
+    return "a finite number" if len(path) > 4 else "an object"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -74,9 +123,9 @@ class SectionEntry(_Object):
     @model_validator(mode="after")
     def _can_be_reached(self) -> Self:
         """A count below 0 would be worse than nothing, and anything would hold it."""
-        for (group, name), one in self.read().items():
+        for (group, name), figure in self.read().items():
             domain = KINDS[name].domain
-            for value in (one.value, one.low, one.high):
+            for value in (figure.value, figure.low, figure.high):
                 if not domain.holds(value):
                     raise ValueError(
                         f"figures.{group}.{name} is {value:g}, expected {domain.words}"
@@ -90,7 +139,7 @@ class SectionEntry(_Object):
             for group, entries in self.figures.items()
             for name, entry in entries.items()
         ]
-        return {one.key: one for one in figures}
+        return {figure.key: figure for figure in figures}
 
 
 class BaselineContent(_Object):
@@ -118,8 +167,8 @@ class BaselineContent(_Object):
 def section_of(figures: Iterable[Figure], machine: str | None) -> SectionEntry:
     """Return what the file says of these figures, to six digits."""
     groups: dict[str, dict[str, FigureEntry]] = {}
-    for one in figures:
-        groups.setdefault(one.group, {})[one.name] = _entry(one)
+    for figure in figures:
+        groups.setdefault(figure.group, {})[figure.name] = _entry(figure)
     return SectionEntry(machine=machine, figures=groups)
 
 
@@ -185,10 +234,10 @@ def _figure(group: str, name: str, entry: FigureEntry) -> Figure:
     return Figure.exact(group, name, entry)
 
 
-def _entry(one: Figure) -> FigureEntry:
-    if one.low == one.high:
-        return _rounded(one.value)
-    low, value, high = map(_rounded, (one.low, one.value, one.high))
+def _entry(figure: Figure) -> FigureEntry:
+    if figure.low == figure.high:
+        return _rounded(figure.value)
+    low, value, high = map(_rounded, (figure.low, figure.value, figure.high))
     return IntervalEntry(value=value, low=low, high=high)
 
 

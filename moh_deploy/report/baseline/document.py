@@ -14,8 +14,15 @@ def baseline_section(result: RatchetResult | None) -> Section | None:
     if result is None:
         return None
     rows = [
-        (one.name, one.group, one.was, one.now, one.limit, Status(one.outcome, _is_good(one)))
-        for one in result.entries
+        (
+            entry.name,
+            entry.group,
+            entry.was,
+            entry.now,
+            entry.limit,
+            Status(entry.outcome, _is_good(entry)),
+        )
+        for entry in result.entries
     ]
     verdict = Verdict(
         "WORSE" if result.reasons else "NO WORSE",

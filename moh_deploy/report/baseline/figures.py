@@ -3,9 +3,41 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
+
+# What a baseline file calls files and directories: the same from wherever they are named.
+
+_NAMED = re.compile(r"(package|engine|ONNX model|original model|expected outputs in) (.+)")
+
+
+def path_key(named: Path | str, file: Path) -> str:
+    """Return a path as seen from the directory of a baseline file.
+
+    A checkout has both, wherever it lies. Where the two have nothing in common but the root it is
+    absolute. Links are not followed: `releases/last` stays that, whatever it leads to.
+    """
+    path, folder = os.path.abspath(named), os.path.abspath(file.parent)
+    try:
+        common = os.path.commonpath([path, folder])
+    except ValueError:  # on other drives
+        return Path(path).as_posix()
+    shown = path if common == Path(path).anchor else os.path.relpath(path, folder)
+    return Path(shown).as_posix()
+
+
+def reference_key(reference: str, file: Path) -> str:
+    """Return the words of a report for a reference, with such paths in them."""
+    found = _NAMED.fullmatch(reference)
+    if found is None:
+        return reference
+    what, named = found.groups()
+    parts = [path_key(part, file) if os.path.exists(part) else part for part in named.split(", ")]
+    return f"{what} {', '.join(parts)}"
 
 
 @dataclass(frozen=True)
@@ -95,14 +127,14 @@ class FigureKind:
     def is_flag(self) -> bool:
         return self.domain == _FLAG
 
-    def text(self, one: Figure) -> str:
+    def text(self, figure: Figure) -> str:
         """Return `1.05 (1.02 to 1.09)`, `160` or `yes`."""
         if self.is_flag:
-            return "yes" if one.value else "no"
-        words = number_text(one.value)
-        if one.low == one.high:
+            return "yes" if figure.value else "no"
+        words = number_text(figure.value)
+        if figure.low == figure.high:
             return words
-        return f"{words} ({number_text(one.low)} to {number_text(one.high)})"
+        return f"{words} ({number_text(figure.low)} to {number_text(figure.high)})"
 
     def limit_text(self, limit: float) -> str:
         """Return `, allowed at most 1.1`; of a flag there is no more to say."""

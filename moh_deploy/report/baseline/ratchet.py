@@ -104,12 +104,12 @@ class Ratchet:
         """
         was = {} if self.entry is None else self.entry.read()
         self._require_same_subject(was, figures)
-        now = {one.key: one for one in figures}
+        now = {figure.key: figure for figure in figures}
         entries = tuple(
             self._compared(key, was.get(key), now.get(key), machine) for key in sorted({*was, *now})
         )
         result = RatchetResult(str(self.path), entries, updated=False, digest=self.digest)
-        outcomes = {one.outcome for one in entries}
+        outcomes = {entry.outcome for entry in entries}
         if not self.update or outcomes & {"worse", "gone"}:
             return result
         if not outcomes & {"better", "new"} and self.digest == "right":
@@ -121,7 +121,7 @@ class Ratchet:
         self, was: dict[tuple[str, str], Figure], figures: Sequence[Figure]
     ) -> None:
         """A file of another model would be all `gone` and all `new`."""
-        here = _subjects(one.group for one in figures)
+        here = _subjects(figure.group for figure in figures)
         there = _subjects(group for group, _ in was)
         if there and not there & here:
             raise ConfigError(
@@ -161,8 +161,10 @@ class Ratchet:
         entries: Sequence[RatchetEntry],
         machine: str | None,
     ) -> None:
-        taken = {(one.group, one.name) for one in entries if one.outcome in ("better", "new")}
-        kept = {**was, **{one.key: one for one in figures if one.key in taken}}
+        taken = {
+            (entry.group, entry.name) for entry in entries if entry.outcome in ("better", "new")
+        }
+        kept = {**was, **{figure.key: figure for figure in figures if figure.key in taken}}
         known = machine if self.entry is None else self.entry.machine
         section = section_of(kept.values(), known)
         write_baseline(self.path, self.content.model_copy(update={self.section: section}))
@@ -173,7 +175,7 @@ WHOLE = "all"
 
 
 def _subjects(groups: Iterable[str]) -> set[str]:
-    return {one for one in groups if not one.startswith(WHOLE)}
+    return {group for group in groups if not group.startswith(WHOLE)}
 
 
 def _some(groups: set[str]) -> str:

@@ -64,18 +64,18 @@ class RatchetResult:
         """Every sentence on what is worse, or on why nothing could be."""
         if self._is_without_data:
             return (f"no figure of {self.file} could be compared, so nothing is proven.",)
-        return tuple(one.sentence for one in self.entries if one.outcome in ("worse", "gone"))
+        return tuple(entry.sentence for entry in self.entries if entry.outcome in ("worse", "gone"))
 
     @property
     def better(self) -> tuple[str, ...]:
         """Every sentence on what is better than in the file."""
-        return tuple(one.sentence for one in self.entries if one.outcome == "better")
+        return tuple(entry.sentence for entry in self.entries if entry.outcome == "better")
 
     @property
     def summary(self) -> str:
         """Return one line: the file, and how many figures of which outcome."""
-        outcomes = [one.outcome for one in self.entries]
-        counts = [f"{outcomes.count(one)} {one}" for one in dict.fromkeys(outcomes)]
+        outcomes = [entry.outcome for entry in self.entries]
+        counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes)]
         words = f"{self.file}: {', '.join(counts) or 'no figures'}"
         if self.digest == "wrong":
             words += "; it was edited by hand"
@@ -105,4 +105,4 @@ class RatchetResult:
 
     @property
     def _is_without_data(self) -> bool:
-        return not self.updated and all(one.limit is None for one in self.entries)
+        return not self.updated and all(entry.limit is None for entry in self.entries)

@@ -67,12 +67,12 @@ class PageMargins:
 
 def page_margins(layers: Sequence[MarginHistogram]) -> list[PageMargins]:
     """Return a chart of each layer, all on one axis."""
-    every = [one for each in layers for one in each.bins]
-    edges = [edge for one in every for edge in (one.at_least, one.below)]
+    every = [margin_bin for each in layers for margin_bin in each.bins]
+    edges = [edge for margin_bin in every for edge in (margin_bin.at_least, margin_bin.below)]
     axis = _Axis(
         decades([*edges, *(each.bound / 10 for each in layers)]),
-        left=_LEFT if any(one.at_least == 0 for one in every) else 0.0,
-        right=_RIGHT if any(math.isinf(one.at_least) for one in every) else 0.0,
+        left=_LEFT if any(margin_bin.at_least == 0 for margin_bin in every) else 0.0,
+        right=_RIGHT if any(math.isinf(margin_bin.at_least) for margin_bin in every) else 0.0,
     )
     return [_chart(each, axis) for each in layers]
 
@@ -87,21 +87,22 @@ class _Axis:
         width = 100 - self.left - self.right
         return self.left + self.scale.at(value) * width / 100
 
-    def span(self, one: MarginBin) -> tuple[float, float]:
+    def span(self, margin_bin: MarginBin) -> tuple[float, float]:
         """Return where a bar lies and how wide it is."""
-        if one.at_least == 0:
+        if margin_bin.at_least == 0:
             return 0.0, self.left - 2 * _GAP
-        if math.isinf(one.at_least):
+        if math.isinf(margin_bin.at_least):
             return 100 - self.right + 2 * _GAP, self.right - 2 * _GAP
-        start, end = self.at(one.at_least), self.at(min(one.below, self.scale.high))
+        start, end = self.at(margin_bin.at_least), self.at(min(margin_bin.below, self.scale.high))
         return start, max(0.5, end - start - _GAP / 4)
 
     def ticks(self) -> tuple[Tick, ...]:
         """Return those of the scale that stand free of the labels beside it."""
         placed = (
-            replace(one, at=round(self.at(_value(one, self.scale)), 2)) for one in self.scale.ticks
+            replace(tick, at=round(self.at(_value(tick, self.scale)), 2))
+            for tick in self.scale.ticks
         )
-        free = [one for one in placed if 2 * self.left <= one.at <= 100 - 2 * self.right]
+        free = [tick for tick in placed if 2 * self.left <= tick.at <= 100 - 2 * self.right]
         first = [Tick(0.0, "tie")] if self.left else []
         last = [Tick(100.0, "none")] if self.right else []
         return (*first, *free, *last)
@@ -111,28 +112,33 @@ def _value(tick: Tick, scale: Scale) -> float:
     return scale.low * math.pow(scale.high / scale.low, tick.at / 100)
 
 
-def _chart(one: MarginHistogram, axis: _Axis) -> PageMargins:
-    most = max((each.tokens for each in one.bins), default=1)
-    flips = max((each.explained + each.unexplained for each in one.bins), default=0) or 1
+def _chart(margin_histogram: MarginHistogram, axis: _Axis) -> PageMargins:
+    most = max((each.tokens for each in margin_histogram.bins), default=1)
+    flips = (
+        max((each.explained + each.unexplained for each in margin_histogram.bins), default=0) or 1
+    )
     return PageMargins(
-        name=one.path,
-        bars=tuple(bar for each in one.bins for bar in _bars(each, axis, most, flips)),
-        bound=one.bound,
-        bound_at=round(axis.at(one.bound), 2),
+        name=margin_histogram.path,
+        bars=tuple(bar for each in margin_histogram.bins for bar in _bars(each, axis, most, flips)),
+        bound=margin_histogram.bound,
+        bound_at=round(axis.at(margin_histogram.bound), 2),
         ticks=axis.ticks(),
-        tokens=sum(each.tokens for each in one.bins),
-        explained=sum(each.explained for each in one.bins),
-        unexplained=sum(each.unexplained for each in one.bins),
+        tokens=sum(each.tokens for each in margin_histogram.bins),
+        explained=sum(each.explained for each in margin_histogram.bins),
+        unexplained=sum(each.unexplained for each in margin_histogram.bins),
     )
 
 
-def _bars(one: MarginBin, axis: _Axis, most: int, flips: int) -> list[Bar]:
-    x, width = (round(each, 2) for each in axis.span(one))
-    where = f"margin {one.at_least:.2g} to {one.below:.2g}"
-    tall = _height(one.tokens, most, _TOP)
-    bars = [Bar("tokens", x, width, -tall, tall, f"{where}: {count(one.tokens, 'token')}")]
+def _bars(margin_bin: MarginBin, axis: _Axis, most: int, flips: int) -> list[Bar]:
+    x, width = (round(each, 2) for each in axis.span(margin_bin))
+    where = f"margin {margin_bin.at_least:.2g} to {margin_bin.below:.2g}"
+    tall = _height(margin_bin.tokens, most, _TOP)
+    bars = [Bar("tokens", x, width, -tall, tall, f"{where}: {count(margin_bin.tokens, 'token')}")]
     depth = 0.0
-    for kind, number in (("explained", one.explained), ("unexplained", one.unexplained)):
+    for kind, number in (
+        ("explained", margin_bin.explained),
+        ("unexplained", margin_bin.unexplained),
+    ):
         if number:
             long = _height(number, flips, _DEPTH)
             words = f"{where}: {count(number, 'flip')} {kind}"

@@ -11,7 +11,6 @@ from moh_deploy.report.document import About, Document
 from moh_deploy.report.html.heat_map import page_map
 from moh_deploy.report.html.latency_chart import page_chart
 from moh_deploy.report.html.margin_chart import page_margins
-from moh_deploy.report.html.tornado_chart import page_tornado
 from moh_deploy.report.html.tracks import page_table
 from moh_deploy.report.html.trade_off_chart import page_trade_off
 from moh_deploy.system.replaceable import FileKind
@@ -57,7 +56,6 @@ def _environment() -> Environment:
         "chart": page_chart,
         "margins": page_margins,
         "trade_off": page_trade_off,
-        "tornado": page_tornado,
     }
     environment.filters.update({f"page_{name}": layout for name, layout in layouts.items()})
     return environment

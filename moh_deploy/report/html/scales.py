@@ -45,7 +45,7 @@ class Scale:
 
 def decades(values: Iterable[float], *, most_ticks: int = 6) -> Scale:
     """Return a logarithmic axis of whole decades that holds all values; 0, NaN, infinity aside."""
-    logs = [math.log10(one) for one in values if one > 0 and math.isfinite(one)] or [0.0]
+    logs = [math.log10(value) for value in values if value > 0 and math.isfinite(value)] or [0.0]
     # What float64 holds at its very ends is drawn at those of the axis.
     first = min(299, max(-300, math.floor(min(logs))))
     last = max(first + 1, min(300, math.ceil(max(logs))))
@@ -64,7 +64,8 @@ def round_numbers(low: float, high: float, *, is_log: bool, most_ticks: int = 6)
         low, high = (low / 1.1, high * 1.1) if low > 0 else (low - 1, high + 1)
     numbers = _numbers(low, high, is_log=is_log, most=most_ticks)
     ticks = tuple(
-        Tick(round(100 * _share(low, high, one, is_log), 2), f"{one:.6g}") for one in numbers
+        Tick(round(100 * _share(low, high, number, is_log), 2), f"{number:.6g}")
+        for number in numbers
     )
     return Scale(low, high, ticks, is_log)
 
@@ -82,7 +83,7 @@ def _numbers(low: float, high: float, *, is_log: bool, most: int) -> list[float]
         for digits, step in (((1, 2, 5), 1), ((1,), 1), ((1,), 2), ((1,), 3)):
             powers = range(first, last + 1, step)
             every = [digit * 10.0**power for power in powers for digit in digits]
-            numbers = [one for one in every if low <= one <= high]
+            numbers = [value for value in every if low <= value <= high]
             if 2 <= len(numbers) <= most + 1:
                 return numbers
     return _steps(low, high, most)

@@ -103,9 +103,11 @@ def _scale(table: Table, cells: Sequence[Drawn]) -> Scale:
     numbers += [end for cell in cells for end in cell.interval or ()]
     if table.axis == "decades":
         # Infinity is drawn at the right end: beyond all limits.
-        return decades([*numbers, *([10 * one for one in limits] if math.inf in numbers else [])])
+        return decades(
+            [*numbers, *([10 * limit for limit in limits] if math.inf in numbers else [])]
+        )
     # A round axis cannot hold infinity; what has it is drawn at the nearer end.
-    finite = [one for one in numbers if math.isfinite(one)]
+    finite = [value for value in numbers if math.isfinite(value)]
     if table.axis == "ratios":
         return round_numbers(min(finite) / _ROOM, max(finite) * _ROOM, is_log=True)
     return round_numbers(min(finite), max(finite), is_log=False)

@@ -57,8 +57,10 @@ class PageTradeOff:
 
 def page_trade_off(chart: TradeOffChart) -> PageTradeOff:
     """Lay out all contestants on two axes; up is better, and left is faster."""
-    xs = _scale([(one.x, one.x_interval) for one in chart.points], chart.x_limit, may_be_log=True)
-    ys = _scale([(one.y, one.y_interval) for one in chart.points], chart.y_limit)
+    xs = _scale(
+        [(point.x, point.x_interval) for point in chart.points], chart.x_limit, may_be_log=True
+    )
+    ys = _scale([(point.y, point.y_interval) for point in chart.points], chart.y_limit)
 
     def down(value: float) -> float:
         at = ys.at(value)
@@ -71,17 +73,21 @@ def page_trade_off(chart: TradeOffChart) -> PageTradeOff:
 
     points = tuple(
         PagePoint(
-            one,
-            xs.at(one.x),
-            down(one.y),
-            both(xs.at, one.x_interval),
-            both(down, one.y_interval),
+            point,
+            xs.at(point.x),
+            down(point.y),
+            both(xs.at, point.x_interval),
+            both(down, point.y_interval),
         )
-        for one in chart.points
+        for point in chart.points
     )
     numbers = [ys.low + (ys.high - ys.low) * tick.at / 100 for tick in ys.ticks]
-    labels = [f"{100 * one:.4g} %" if chart.y_is_share else f"{one:.4g}" for one in numbers]
-    y_ticks = tuple(Tick(down(one), label) for one, label in zip(numbers, labels, strict=True))
+    labels = [
+        f"{100 * number:.4g} %" if chart.y_is_share else f"{number:.4g}" for number in numbers
+    ]
+    y_ticks = tuple(
+        Tick(down(number), label) for number, label in zip(numbers, labels, strict=True)
+    )
     return PageTradeOff(
         chart,
         points,
@@ -98,7 +104,7 @@ def _scale(
     *,
     may_be_log: bool = False,
 ) -> Scale:
-    every = [one for value, interval in values for one in (value, *(interval or ()))]
+    every = [item for value, interval in values for item in (value, *(interval or ()))]
     every += [] if limit is None else [limit]
     low, high = min(every), max(every)
     # Of times that are ratios apart, the short ones would all lie on one another.

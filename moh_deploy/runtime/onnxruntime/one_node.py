@@ -30,7 +30,7 @@ def run_node(model: bytes, inputs: Sequence[Array]) -> list[Array]:
     """
     specs = tuple(TensorInfo("", array.dtype.name, array.shape) for array in inputs)
     session = _session(model, specs)
-    names = [one.name for one in session.get_inputs()]
+    names = [value.name for value in session.get_inputs()]
     feeds = {name: to_ort(array) for name, array in zip(names, inputs, strict=True)}
     return [from_ort(value) for value in session.run_with_ort_values(None, feeds)]
 
@@ -42,7 +42,7 @@ def node_output_types(model: bytes, inputs: Sequence[TensorInfo]) -> list[Tensor
     Raises:
         BackendError: It has no such operator, or the inputs do not fit it.
     """
-    return [tensor_info(one) for one in _session(model, tuple(inputs)).get_outputs()]
+    return [tensor_info(value) for value in _session(model, tuple(inputs)).get_outputs()]
 
 
 @lru_cache(maxsize=32)

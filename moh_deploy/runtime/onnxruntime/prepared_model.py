@@ -12,14 +12,30 @@ import onnx
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype, computes_in, emulate
 from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
-from moh_deploy.graph.written_buffers import written_buffers
-from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
+from moh_deploy.ops.op_names import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
 from moh_deploy.package import LayerInfo, load_without_weights
 from moh_deploy.package.router_nodes import router_nodes
 from moh_deploy.package.switches import all_nodes
 from moh_deploy.runtime.base import GraphEdit
 from moh_deploy.runtime.layer_runs import LayerImpl
 from moh_deploy.runtime.onnxruntime.index_check import IndexCheck
+
+# Find outputs of a model that may be the memory of an input: caches that are written in place.
+
+
+def written_buffers(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return the name of each output that is an input with something written into it (by
+    TensorScatter) to the name of that input.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = {value.name for value in graph.input} - weights
+    outputs = {value.name for value in graph.output}
+    return {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "TensorScatter" and node.domain in ("", "ai.onnx")
+        if node.input[0] in inputs and node.output[0] in outputs
+    }
 
 
 class Operator(NamedTuple):

@@ -69,7 +69,9 @@ def quantize_weight(weight: Array, bits: int) -> BlockWeight:
         quantizer = MatMulNBitsQuantizer(_product_of(weight), algo_config=config)
         quantizer.process()
     (node,) = quantizer.model.model.graph.node
-    stored = {one.name: one for one in quantizer.model.model.graph.initializer}
+    stored = {
+        initializer.name: initializer for initializer in quantizer.model.model.graph.initializer
+    }
     packed, scales = (numpy_helper.to_array(stored[name]) for name in node.input[1:3])
     # ONNX Runtime 1.23 writes the scales as one list.
     return BlockWeight(packed, scales.reshape(packed.shape[:2]), bits)
@@ -104,7 +106,11 @@ def _own_log() -> Iterator[None]:
 
 def _tell(path: Path, *, add: bool) -> None:
     proto = onnx.load(path, load_external_data=False)
-    kept = [one for one in proto.metadata_props if one.key not in (_TOLD[0], "onnx.infer")]
+    kept = [
+        metadata_prop
+        for metadata_prop in proto.metadata_props
+        if metadata_prop.key not in (_TOLD[0], "onnx.infer")
+    ]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
     if add:

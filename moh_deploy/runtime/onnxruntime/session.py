@@ -232,7 +232,7 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         model.layer_nodes,
     )
     inputs = tuple(map(tensor_info, session.get_inputs()))
-    outputs = tuple(one.name for one in session.get_outputs())
+    outputs = tuple(value.name for value in session.get_outputs())
     return OrtRunner(
         inputs,
         outputs,

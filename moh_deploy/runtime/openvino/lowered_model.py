@@ -11,7 +11,7 @@ from onnx import inliner
 
 from moh_deploy.errors import PackageError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.domains import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
+from moh_deploy.ops.op_names import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
 from moh_deploy.package import TensorInfo
 from moh_deploy.package.switches import all_nodes
 from moh_deploy.system.bounded_file import is_plain_name
@@ -59,7 +59,7 @@ def write_lowered(
     path = folder / _NAME
     path.write_bytes(model.SerializeToString())
     _place_weights(model.graph, weights, folder)
-    outputs = tuple(one.name for one in model.graph.output)
+    outputs = tuple(output.name for output in model.graph.output)
     domains = frozenset(domain for domain, _ in kept)
     return LoweredModel(path, _inputs(model.graph), outputs, domains)
 
@@ -67,7 +67,7 @@ def write_lowered(
 def _converted(graph: onnx.GraphProto) -> set[tuple[str, str]]:
     """Return domain and name of the operators in a graph that the extension converts."""
     found = {(node.domain, node.op_type) for node in all_nodes(graph)}
-    return {one for one in found if _is_converted(*one)}
+    return {group for group in found if _is_converted(*group)}
 
 
 def _is_converted(domain: str, name: str) -> bool:
@@ -121,7 +121,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _inputs(graph: onnx.GraphProto) -> tuple[TensorInfo, ...]:
     given = {tensor.name for tensor in graph.initializer}
-    return tuple(_tensor_info(one) for one in graph.input if one.name not in given)
+    return tuple(_tensor_info(info) for info in graph.input if info.name not in given)
 
 
 def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:

@@ -108,7 +108,7 @@ class OpenVinoRunner(Runner):
             )
 
     def _request(self, inputs: Mapping[str, Array]) -> ov.InferRequest:
-        key = tuple(inputs[one.name].shape for one in self.inputs)
+        key = tuple(inputs[info.name].shape for info in self.inputs)
         if key not in self._requests:
             self._requests[key] = self._compiled(inputs).create_infer_request()
         self._requests.move_to_end(key)
@@ -117,7 +117,7 @@ class OpenVinoRunner(Runner):
         return self._requests[key]
 
     def _compiled(self, inputs: Mapping[str, Array]) -> ov.CompiledModel:
-        shapes = {one.name: list(inputs[one.name].shape) for one in self.inputs}
+        shapes = {info.name: list(inputs[info.name].shape) for info in self.inputs}
 
         def compile_() -> ov.CompiledModel:
             self._model.reshape(shapes)
@@ -128,7 +128,7 @@ class OpenVinoRunner(Runner):
             return _calling_openvino(f"compiling the model for {shapes}", compile_)
 
     def _tensors(self, inputs: Mapping[str, Array]) -> dict[str, ov.Tensor]:
-        return {one.name: _tensor(inputs[one.name]) for one in self.inputs}
+        return {info.name: _tensor(inputs[info.name]) for info in self.inputs}
 
     def _infer(self, request: ov.InferRequest, tensors: Mapping[str, ov.Tensor]) -> None:
         for name, tensor in tensors.items():

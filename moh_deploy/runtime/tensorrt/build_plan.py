@@ -153,7 +153,7 @@ class BuildPlan:
                 "backend": self.flavour.name,
                 "stack": self.stack(found),
                 "precision": self.precision,
-                "profiles": [profile_text(one) for one in self.profiles],
+                "profiles": [profile_text(profile) for profile in self.profiles],
                 "compute capabilities": self.targets,
                 "workspace": self.workspace_bytes,
                 "embedded": self.embed_plugin,

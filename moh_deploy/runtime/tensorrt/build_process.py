@@ -180,5 +180,5 @@ class BuildProcess:
     def _log_tail(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         # INFO is most of the log, and rarely why it failed; it is better than nothing if it is all.
-        telling = [one for one in lines if not one.startswith("INFO: ")] or lines
-        return "".join(f"\n  {one}" for one in telling[-_LOG_LINES:])
+        telling = [line for line in lines if not line.startswith("INFO: ")] or lines
+        return "".join(f"\n  {name}" for name in telling[-_LOG_LINES:])

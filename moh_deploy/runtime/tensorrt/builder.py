@@ -93,7 +93,10 @@ def _logger(trt: Any) -> Any:
 def _check_creators(trt: Any, path: str, ops: Sequence[str]) -> None:
     registry = trt.get_plugin_registry()
     # The parser looks a plugin up by all three; a library of another version would be passed over.
-    found = {(one.name, one.plugin_version, one.plugin_namespace) for one in registry.all_creators}
+    found = {
+        (creator.name, creator.plugin_version, creator.plugin_namespace)
+        for creator in registry.all_creators
+    }
     version, namespace = PLUGIN_ATTRIBUTES["plugin_version"], PLUGIN_ATTRIBUTES["plugin_namespace"]
     missing = [op for op in ops if (op, version, namespace) not in found]
     if missing:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
 
+from moh_deploy.config.dims import size_at
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.node_model import node_model
 from moh_deploy.graph.sequences import lower_to_tensorrt
+from moh_deploy.ops import op_names
+from moh_deploy.package import TensorInfo
 from moh_deploy.runtime.tensorrt.build_plan import BuildPlan
 from moh_deploy.runtime.tensorrt.build_process import BuildProcess
 from moh_deploy.runtime.tensorrt.candidates import (
@@ -22,10 +25,112 @@ from moh_deploy.runtime.tensorrt.candidates import (
     unknown_sizes,
 )
 from moh_deploy.runtime.tensorrt.engine_graph import PackageGraph
-from moh_deploy.runtime.tensorrt.estimates import estimated_choice
 from moh_deploy.runtime.tensorrt.messages import BuildRequest, TimingAnswer, TimingRequest
-from moh_deploy.runtime.tensorrt.profiles import shapes
+from moh_deploy.runtime.tensorrt.profiles import Profile, opt_sizes, shapes
 from moh_deploy.system.progress import Progress
+
+# Estimates of what runs an attention fastest, for builds in which nothing can be timed.
+#
+# Nobody measured these. They are from a simulation of the kernel's schedule, with the instructions
+# that it was compiled to, beside published times of attention kernels (docs/adr/0058): break-even
+# shares are good to a tenth or so. What a build with TensorRT times on its GPU takes their place.
+
+# Compute capability to the largest share of open gates at which the kernel is as fast as an
+# attention that TensorRT fuses: with heads of up to 64, and of more. Up to 8.9 and on 12.x both use
+# the same instructions; on 9.0 the rival has wgmma, which needs large tiles to pay.
+_BREAK_EVEN: Mapping[str, tuple[float, float]] = {
+    "8.0": (0.80, 0.80),
+    "8.6": (0.85, 0.85),
+    "8.7": (0.85, 0.85),
+    "8.9": (0.85, 0.85),
+    "9.0": (0.75, 0.45),
+    "12.0": (0.85, 0.85),
+    "12.1": (0.85, 0.85),
+}
+_SMALL_HEAD = 64
+# Up to so many queries the product with the gates, which the kernel saves a launch for, is most of
+# what there is to gain, whatever is open.
+_FEW_QUERIES = 256
+_IN_FLOAT32 = "TensorRT fuses no attention in float32"
+_NOBODY = "by a table of estimates, nobody measured"
+
+
+def estimated_choice(
+    candidates: AttentionCandidates,
+    *,
+    profiles: Sequence[Profile],
+    targets: Sequence[str],
+) -> ChosenWay:
+    """Choose by the table.
+
+    Args:
+        candidates: The candidates; at least two are possible.
+        profiles: Judged at the most queries that one is tuned for.
+        targets: Compute capabilities that the engine is for: the kernel has to be right for all.
+    """
+    own = _own_layers(candidates)
+    if "kernel" not in candidates.possible:
+        return ChosenWay(own, f"{_NOBODY}: {_why_own(candidates, own)}")
+    if candidates.op != op_names.ATTENTION:
+        return ChosenWay("kernel", f"{_NOBODY}: nothing of TensorRT's fuses {candidates.op}")
+    if candidates.query.dtype == "float32":
+        return ChosenWay("kernel", f"{_NOBODY}: {_IN_FLOAT32}")
+    queries = _most_queries(candidates.query, profiles)
+    if queries is not None and queries <= _FEW_QUERIES:
+        return ChosenWay("kernel", f"{_NOBODY}: up to {_FEW_QUERIES} queries, gates cost no launch")
+    return _by_open_share(candidates, own, targets, _head_dim(candidates))
+
+
+def _by_open_share(
+    candidates: AttentionCandidates,
+    own: AttentionWay,
+    targets: Sequence[str],
+    head_dim: int,
+) -> ChosenWay:
+    column = 0 if head_dim <= _SMALL_HEAD else 1
+    for target in targets:
+        limits = _BREAK_EVEN.get(target)
+        if limits is None:
+            return ChosenWay(own, f"{_NOBODY}: no estimate for compute capability {target}")
+        if candidates.open_share > limits[column]:
+            return ChosenWay(
+                own,
+                f"{_NOBODY}: {_compared(candidates, limits[column], target, head_dim)}",
+            )
+    tightest = min(targets, key=lambda target: _BREAK_EVEN[target][column])
+    limit = _BREAK_EVEN[tightest][column]
+    return ChosenWay("kernel", f"{_NOBODY}: {_compared(candidates, limit, tightest, head_dim)}")
+
+
+def _compared(candidates: AttentionCandidates, limit: float, target: str, head_dim: int) -> str:
+    return (
+        f"{candidates.open_share:.2f} of the gates are open; the kernel is as fast up to"
+        f" {limit:.2f}, on {target} with heads of {head_dim}"
+    )
+
+
+def _own_layers(candidates: AttentionCandidates) -> AttentionWay:
+    """What is best of TensorRT's own."""
+    in_half = candidates.query.dtype != "float32"
+    return "fused" if in_half and "fused" in candidates.possible else "function"
+
+
+def _why_own(candidates: AttentionCandidates, own: AttentionWay) -> str:
+    if own == "fused":
+        return "TensorRT has one kernel for attention"
+    return candidates.why_not.get("fused", _IN_FLOAT32)
+
+
+def _most_queries(query: TensorInfo, profiles: Sequence[Profile]) -> int | None:
+    sizes = [opt_sizes(profile) for profile in profiles] or [{}]
+    found = [size_at(query.shape[-2], size) for size in sizes]  # [B, S, H*D] or [B, H, S, D]
+    known = [number for number in found if number is not None]
+    return max(known) if len(known) == len(found) else None
+
+
+def _head_dim(candidates: AttentionCandidates) -> int:
+    last = size_at(candidates.query.shape[-1], {}) or 0
+    return last if len(candidates.query.shape) == 4 else last // candidates.num_heads
 
 
 def choose_ways(
@@ -57,32 +162,36 @@ def choose_ways(
 
 
 def candidate_requests(
-    model: ir.Model, one: AttentionCandidates, plan: BuildPlan, folder: Path
+    model: ir.Model, candidates: AttentionCandidates, plan: BuildPlan, folder: Path
 ) -> dict[str, BuildRequest]:
     """Write a network of one node for each way in which it may run.
 
     Args:
         model: The package's model, not lowered yet.
-        one: The candidates.
+        candidates: The candidates.
         plan: What the engine is for.
         folder: Where the networks are written, and are to be built.
 
     Returns:
         Way to how the network is built.
     """
-    return {way: _request(model, one, way, plan, folder) for way in one.possible}
+    return {way: _request(model, candidates, way, plan, folder) for way in candidates.possible}
 
 
 def _request(
-    model: ir.Model, one: AttentionCandidates, way: AttentionWay, plan: BuildPlan, folder: Path
+    model: ir.Model,
+    candidates: AttentionCandidates,
+    way: AttentionWay,
+    plan: BuildPlan,
+    folder: Path,
 ) -> BuildRequest:
-    node = next(node for node in model.graph if node.name == one.node)
+    node = next(node for node in model.graph if node.name == candidates.node)
     network = node_model(model, node)
     lower_to_tensorrt(
         network,
-        plugin_nodes=[one.node] if way == "kernel" else [],
-        fused_nodes=[one.node] if way == "fused" else [],
-        open_shares={one.node: one.open_share},
+        plugin_nodes=[candidates.node] if way == "kernel" else [],
+        fused_nodes=[candidates.node] if way == "fused" else [],
+        open_shares={candidates.node: candidates.open_share},
         is_portable=plan.is_portable,
     )
     path = folder / f"{way}.onnx"
@@ -92,10 +201,10 @@ def _request(
         model=str(path),
         engine=str(folder / f"{way}.engine"),
         plugin=None if library is None else str(library.path),
-        creators=() if library is None else (one.op,),
+        creators=() if library is None else (candidates.op,),
         embed_plugin=False,
         compute_capabilities=plan.targets,
-        profiles=tuple(shapes(one.inputs, profile) for profile in plan.profiles),
+        profiles=tuple(shapes(candidates.inputs, profile) for profile in plan.profiles),
         workspace_bytes=plan.workspace_bytes,
         hardware_compatibility=plan.hardware_compatibility,
     )
@@ -128,24 +237,27 @@ class CandidateTimer:
     def __exit__(self, *error: object) -> None:
         self._closing.close()
 
-    def measure(self, one: AttentionCandidates) -> TimingAnswer:
+    def measure(self, candidates: AttentionCandidates) -> TimingAnswer:
         """Return the times of the ways in which a node may run. Without a time, it says why."""
-        unknown = unknown_sizes(one, self._plan.package.manifest.dims)
+        unknown = unknown_sizes(candidates, self._plan.package.manifest.dims)
         if unknown is not None:
-            return _none(one.possible, f"{unknown}, which follows from no dimension of the package")
+            return _none(
+                candidates.possible,
+                f"{unknown}, which follows from no dimension of the package",
+            )
         if self._gone is not None:
-            return _none(one.possible, self._gone)
+            return _none(candidates.possible, self._gone)
         folder = self._folder / f"{self._timed}"
         folder.mkdir(parents=True)
         self._timed += 1
-        networks = candidate_requests(self._model, one, self._plan, folder)
-        request = TimingRequest(networks, dict(one.fills), one.open_share)
+        networks = candidate_requests(self._model, candidates, self._plan, folder)
+        request = TimingRequest(networks, dict(candidates.fills), candidates.open_share)
         try:
             return self._started().time(request, self._progress)
         except BackendError as error:
             # Whatever killed it may do so again, and each start takes seconds.
             self._gone = error.message
-            return _none(one.possible, self._gone)
+            return _none(candidates.possible, self._gone)
 
     def _started(self) -> BuildProcess:
         if self._process is None:

@@ -71,7 +71,7 @@ class AttentionCandidates:
     @property
     def possible(self) -> tuple[AttentionWay, ...]:
         """The ways that are left; never none."""
-        return tuple(one for one in ATTENTION_WAYS if one not in self.why_not)
+        return tuple(name for name in ATTENTION_WAYS if name not in self.why_not)
 
 
 @dataclass(frozen=True)
@@ -129,31 +129,33 @@ def choose(
         estimate: Asked where there are no times.
     """
     by_key: dict[str, ChosenWay] = {}
-    for one in found:
-        if one.key not in by_key:
-            by_key[one.key] = _choice(one, measure, estimate)
-    return {one.node: by_key[one.key] for one in found}
+    for candidates in found:
+        if candidates.key not in by_key:
+            by_key[candidates.key] = _choice(candidates, measure, estimate)
+    return {candidates.node: by_key[candidates.key] for candidates in found}
 
 
-def _choice(one: AttentionCandidates, measure: TimeWays | None, estimate: EstimateWay) -> ChosenWay:
-    if len(one.possible) == 1:
-        reasons = "; ".join(f"no {way}: {why}" for way, why in one.why_not.items())
-        return ChosenWay(one.possible[0], f"the only candidate ({reasons})")
+def _choice(
+    candidates: AttentionCandidates, measure: TimeWays | None, estimate: EstimateWay
+) -> ChosenWay:
+    if len(candidates.possible) == 1:
+        reasons = "; ".join(f"no {way}: {why}" for way, why in candidates.why_not.items())
+        return ChosenWay(candidates.possible[0], f"the only candidate ({reasons})")
     if measure is None:
-        return estimate(one)
-    timed = measure(one)
+        return estimate(candidates)
+    timed = measure(candidates)
     failed = "".join(f"; {way} was not timed: {why}" for way, why in timed.failed.items())
     if not timed.times_ms:
-        estimated = estimate(one)
+        estimated = estimate(candidates)
         return ChosenWay(estimated.way, estimated.decision + failed)
-    return _fastest(one, timed.times_ms, failed)
+    return _fastest(candidates, timed.times_ms, failed)
 
 
 def _fastest(
-    one: AttentionCandidates, times_ms: Mapping[str, tuple[float, ...]], failed: str
+    candidates: AttentionCandidates, times_ms: Mapping[str, tuple[float, ...]], failed: str
 ) -> ChosenWay:
     # Every profile counts alike, be its runs long or short: hence the ratios.
-    timed = [way for way in one.possible if way in times_ms]
+    timed = [way for way in candidates.possible if way in times_ms]
     fastest = min(timed, key=lambda way: geometric_mean(times_ms[way]))
     return ChosenWay(fastest, f"fastest of {len(times_ms)} timed here{failed}", times_ms)
 
@@ -231,10 +233,10 @@ def _info(value: ir.Value) -> TensorInfo:
     return TensorInfo(value.name, str(value.dtype.numpy()), tuple(sizes))
 
 
-def unknown_sizes(one: AttentionCandidates, dims: Collection[str]) -> str | None:
+def unknown_sizes(candidates: AttentionCandidates, dims: Collection[str]) -> str | None:
     """Return an input with a size that follows from no dimension of the package; None: all do."""
     known = dict.fromkeys(dims, 1)
-    for info in one.inputs:
+    for info in candidates.inputs:
         if any(size_at(size, known) is None for size in info.shape):
             return f"{info.name} is {list(info.shape)}"
     return None

@@ -83,7 +83,10 @@ class Engine:
             caches = self.manifest.caches
             counted = None if caches is None else caches.past_length
             profile = self._profile(
-                {name: stand_in(name, one, counted=name == counted) for name, one in inputs.items()}
+                {
+                    name: stand_in(name, item, counted=name == counted)
+                    for name, item in inputs.items()
+                }
             )
             # Made when first needed: a context holds scratch memory on the GPU.
             with on_first_gpu():

@@ -129,7 +129,7 @@ class EngineManifest(Strict):
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         """Tell whether a profile has these sizes of the dynamic dimensions."""
-        return not self.profiles or any(covers(one, sizes) for one in self.profiles)
+        return not self.profiles or any(covers(profile, sizes) for profile in self.profiles)
 
 
 def engine_manifest_text(manifest: EngineManifest) -> str:
@@ -173,7 +173,7 @@ def parse_engine_manifest(path: Path) -> EngineManifest:
 
 
 def _dimensions(path: Path, manifest: EngineManifest) -> set[str]:
-    shapes = [size for one in manifest.inputs for size in one.shape if isinstance(size, str)]
+    shapes = [size for info in manifest.inputs for size in info.shape if isinstance(size, str)]
     try:
         return {DimExpr.parse(size, place=f"{path}: inputs").name for size in shapes}
     except ConfigError as error:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from moh_deploy.errors import BackendError
-from moh_deploy.graph.fix_dimension import fix_dimension
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.sequences import choose_for_engine, lower_to_tensorrt
 from moh_deploy.graph.tell_fields import nodes_with_plugins
@@ -25,6 +24,21 @@ from moh_deploy.runtime.tensorrt.messages import BuildAnswer
 from moh_deploy.runtime.tensorrt.preflight import refused_nodes, refused_types
 from moh_deploy.runtime.tensorrt.profiles import Profile, fixed_places, opt_sizes
 from moh_deploy.runtime.tensorrt.rejection import Rejection
+
+# Give a dynamic dimension one size, for a runtime that has to know it beforehand.
+
+
+def fix_dimension(model: ir.Model, name: str, size: int) -> bool:
+    """Write a size in place of a dimension's name, wherever a value of the graph has it."""
+    inner = [value for node in model.graph for value in node.outputs]
+    changed = False
+    for value in dict.fromkeys([*model.graph.inputs, *inner]):
+        dims = [] if value.shape is None else list(value.shape)
+        fixed = [size if isinstance(d, ir.SymbolicDim) and d.value == name else d for d in dims]
+        if fixed != dims:
+            value.shape, changed = ir.Shape(fixed), True
+    return changed
+
 
 _FLOATS = ("float32", "float16", "bfloat16")
 
@@ -147,17 +161,19 @@ def read_graph(
     # Preflight comes before lowering: it names nodes and ops as the package has them.
     nodes = nodes_with_plugins(model) if no_plugins is None else ()
     rejections = refused_nodes(nodes, profiles)
-    refused = {one.layer for one in rejections}
+    refused = {rejection.layer for rejection in rejections}
     taken = {node.name or "": node.op_type for node in nodes if node.name not in refused}
     # Before functions are inlined: a MoHRouter that is no plugin is no node afterwards.
     makers = {value.name: node for node in model.graph for value in node.outputs}
-    routers = [_router_of(makers.get(one.gates)) if one.router_replaced else None for one in layers]
+    routers = [
+        _router_of(makers.get(layer.gates)) if layer.router_replaced else None for layer in layers
+    ]
     values = (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
     types = {v.name: str(v.dtype.numpy()) for v in values if v.name and v.dtype is not None}
     no_kernel = {
-        one.node: _no_kernel(one, refused, no_plugins)
-        for one in layers
-        if one.node is not None and one.node not in taken
+        layer.node: _no_kernel(layer, refused, no_plugins)
+        for layer in layers
+        if layer.node is not None and layer.node not in taken
     }
     return PackageGraph(
         model,
@@ -180,7 +196,7 @@ def open_shares(layers: Sequence[LayerInfo]) -> dict[str, float]:
     TensorRT times tactics on made-up inputs; this tells the plugins how many gates are open in
     runs.
     """
-    return {one.node: one.active_share for one in layers if one.node and one.active_share}
+    return {layer.node: layer.active_share for layer in layers if layer.node and layer.active_share}
 
 
 def engine_choices(manifest: Manifest, profiles: Sequence[Profile]) -> tuple[LayerInfo, ...]:
@@ -196,7 +212,7 @@ def engine_choices(manifest: Manifest, profiles: Sequence[Profile]) -> tuple[Lay
     def chosen(layer: LayerInfo) -> LayerInfo:
         if not choices_for(layer):
             return layer
-        dense = given and all(choice_at(layer, one) == "dense" for one in sizes)
+        dense = given and all(choice_at(layer, size) == "dense" for size in sizes)
         return replace(layer, choice="dense" if dense else "sparse", ranges=())
 
     return tuple(map(chosen, manifest.layers))
@@ -248,7 +264,7 @@ def check_network(graph: EngineGraph, answer: BuildAnswer, *, title: str) -> Non
         # Only floats are rounded. A name that the parser did not keep has no dtype to compare.
         if found not in (None, dtype) and {found, dtype} & {*_FLOATS}:
             raise BackendError(f"{title} made '{name}' {found}; the graph says {dtype}.")
-    lost = [one.path for one in graph.layers if one.gates not in answer.types]
+    lost = [layer.path for layer in graph.layers if layer.gates not in answer.types]
     if lost:
         raise BackendError(f"{title} has no value for the gates of {', '.join(lost)}.")
 

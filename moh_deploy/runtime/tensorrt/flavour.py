@@ -70,13 +70,13 @@ class Flavour:
                 " the machine that it runs on.",
                 hint="Leave the option out, or build with --backend tensorrt-rtx.",
             )
-        for one in asked:
-            if one not in self.targets:
+        for name in asked:
+            if name not in self.targets:
                 raise ConfigError(
-                    f"compute_capability is '{one}', {self.title} has {', '.join(self.targets)}.",
+                    f"compute_capability is '{name}', {self.title} has {', '.join(self.targets)}.",
                     hint=None if self.name == "tensorrt" else _FOR_OTHER_GPUS,
                 )
-        usual = tuple(one for one, is_usual in self.targets.items() if is_usual)
+        usual = tuple(target for target, is_usual in self.targets.items() if is_usual)
         # Named twice, a GPU is built for once.
         return tuple(dict.fromkeys(asked)) or usual
 

@@ -177,7 +177,11 @@ def _make_plugins_known(trt: Any, runtime: Any, root: Path, manifest: EngineMani
 
 
 def _check_same_library(path: Path, sha256: str, taken: str | None) -> None:
-    others = [one for one in _mapped_libraries() if sha256_of(one) != sha256]
+    others = [
+        mapped_library
+        for mapped_library in _mapped_libraries()
+        if sha256_of(mapped_library) != sha256
+    ]
     if others:
         raise BackendError(
             f"{others[0]} is in this process already, and is another library than {path}.",
@@ -197,7 +201,7 @@ def _mapped_libraries() -> Iterator[Path]:
     # The path is the sixth column; it may hold blanks.
     lines = maps.read_text().splitlines() if maps.is_file() else []
     paths = dict.fromkeys(line.split(maxsplit=5)[-1] for line in lines)
-    return (Path(one) for one in paths if Path(one).name == PLUGIN_NAME and Path(one).is_file())
+    return (Path(path) for path in paths if Path(path).name == PLUGIN_NAME and Path(path).is_file())
 
 
 def _tail(lines: list[str]) -> str:

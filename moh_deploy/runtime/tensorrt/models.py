@@ -82,7 +82,7 @@ class EngineDir(Deployed):
         if variant.extra_outputs or variant.edits:
             raise BackendError(f"{self.root} is an engine, whose inner values cannot be seen.")
         engine = Engine(self.root)
-        outputs = tuple(one.name for one in engine.manifest.outputs)
+        outputs = tuple(output.name for output in engine.manifest.outputs)
         runner = EngineRunner(engine, engine.manifest.inputs, outputs)
         others = [
             run.path
@@ -114,8 +114,8 @@ class EngineRunner(Runner):
         manifest = self.engine.manifest
         title = FLAVOURS[manifest.backend].title
         runs = tuple(
-            LayerRun(one.path, _impl(one, one.moh_impl), _impl(one, one.router_impl))
-            for one in manifest.layers
+            LayerRun(layer.path, _impl(layer, layer.moh_impl), _impl(layer, layer.router_impl))
+            for layer in manifest.layers
         )
         attention = {run.path: run.runs_as for run in runs}
         routers = {f"{run.path} (router)": run.router_runs_as for run in runs}
@@ -146,19 +146,22 @@ _PACKAGE_IS_GONE = (
 
 def _as_engine_takes_it(package: OnnxPackage, engine: EngineManifest) -> OnnxPackage:
     """Return the package with the precision of the engine, and caches in its dtypes."""
-    own = {one.name: one.dtype for one in (*package.manifest.inputs, *package.manifest.outputs)}
+    own = {
+        output.name: output.dtype
+        for output in (*package.manifest.inputs, *package.manifest.outputs)
+    }
     # Others keep their dtypes when the package is lowered.
     dtypes = {
-        one.name: one.dtype
-        for one in (*engine.inputs, *engine.outputs)
-        if one.dtype != own.get(one.name)
+        output.name: output.dtype
+        for output in (*engine.inputs, *engine.outputs)
+        if output.dtype != own.get(output.name)
     }
     # Recorded runs are of the original; how close an engine has to be depends on its precision.
     manifest = replace(package.manifest, precision=engine.precision)
     return replace(
         package,
         manifest=with_dtypes(manifest, dtypes),
-        vectors=tuple(rounded_to(one, dtypes) for one in package.vectors),
+        vectors=tuple(rounded_to(vector_set, dtypes) for vector_set in package.vectors),
     )
 
 

@@ -93,7 +93,9 @@ class GpuContext:
         for name, tensor in read.items():
             self._must(self._context.set_input_shape(name, tuple(tensor.shape)), name)
             self._bind(name, tensor)
-        written = {one.name: self._output(one, read, torch, device) for one in self._outputs}
+        written = {
+            output.name: self._output(output, read, torch, device) for output in self._outputs
+        }
         self._must(self._context.execute_async_v3(stream), "the run")
         if not is_captured:
             self._last = current, current.record_event()
@@ -114,7 +116,7 @@ class GpuContext:
         self._must(self._context.set_tensor_address(name, address), name)
 
     def _check_written(self, inputs: Mapping[str, Any], read: Mapping[str, Any]) -> None:
-        for buffer in filter(None, (self._written_input(one.name) for one in self._outputs)):
+        for buffer in filter(None, (self._written_input(output.name) for output in self._outputs)):
             if read[buffer] is not inputs[buffer]:
                 raise ConfigError(
                     f"input '{buffer}' is written in place, and is not contiguous or does not begin"

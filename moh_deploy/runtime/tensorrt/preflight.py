@@ -33,7 +33,7 @@ def refused_nodes(nodes: Sequence[ir.Node], profiles: Sequence[Profile]) -> tupl
         nodes: All that are to run as plugins; their inputs have dtypes and shapes.
         profiles: Sizes that the engine is for.
     """
-    return tuple(one for node in nodes for one in _refused(node, profiles))
+    return tuple(inner for node in nodes for inner in _refused(node, profiles))
 
 
 def refused_targets(
@@ -49,12 +49,12 @@ def refused_targets(
     return tuple(
         Rejection(
             PLUGIN_NAME,
-            f"compute capability {one}",
+            f"compute capability {target}",
             f"what it has code for, {has_code}",
             "Leave it out, or compile the library for it: make plugin.",
         )
-        for one in targets
-        if not runs_on(int(one.replace(".", "")))
+        for target in targets
+        if not runs_on(int(target.replace(".", "")))
     )
 
 
@@ -105,13 +105,14 @@ def refused_by_parser(errors: Sequence[ParserError], title: str) -> tuple[Reject
     """Return a rejection for each node that the parser refused."""
     return tuple(
         Rejection(
-            one.node or "model.onnx",
-            one.operator or "a part of it",
+            error.node or "model.onnx",
+            error.operator or "a part of it",
             # Of an operator that it does not know at all it says no more than `false`.
-            f"what the parser of {title} takes{'' if one.text == 'false' else f' ({one.text})'}",
+            f"what the parser of {title} takes"
+            f"{'' if error.text == 'false' else f' ({error.text})'}",
             "Write this part of the model with other operators.",
         )
-        for one in errors
+        for error in errors
     )
 
 
@@ -185,8 +186,8 @@ def _profiles_refused(node: ir.Node, profiles: Sequence[Profile]) -> Iterator[Re
 def _rule_refused(node: ir.Node) -> Iterator[Reason]:
     """Ask the op's own rule: how heads, top-k, masks and sizes have to fit."""
     spec = OPS[node.op_type]
-    given = {name: one.value for name, one in node.attributes.items()}
-    known = {one.name for one in spec.attributes}
+    given = {name: attribute.value for name, attribute in node.attributes.items()}
+    known = {attribute.name for attribute in spec.attributes}
     extra = {*PLUGIN_ATTRIBUTES, *(field.name for field in PLUGINS[node.op_type].fields)}
     # What only plugins have is no attribute of the op. Unknown ones stay, so that the rule names
     # them.
@@ -238,9 +239,9 @@ def _known(value: ir.Value | None, sizes: Mapping[str, int]) -> list[int]:
     """Return the sizes of a value, 1 for what is not known."""
     if value is None or value.shape is None:
         return []
-    named = [one if isinstance(one, int) else one.value for one in value.shape]
-    known = [size_at(one, sizes) for one in named]
-    return [1 if one is None else one for one in known]
+    named = [size if isinstance(size, int) else size.value for size in value.shape]
+    known = [size_at(number, sizes) for number in named]
+    return [1 if number is None else number for number in known]
 
 
 def _type(value: ir.Value | None) -> TensorType | None:

@@ -73,7 +73,7 @@ def fixed_places(profiles: Sequence[Profile], manifest: Manifest) -> int | None:
     """
     if manifest.caches is None:
         return None
-    spans = {str(one[BUFFER]): one[BUFFER] for one in profiles}
+    spans = {str(profile[BUFFER]): profile[BUFFER] for profile in profiles}
     (text, span), *others = spans.items()
     if others or span.min != span.max:
         raise ConfigError(
@@ -82,7 +82,7 @@ def fixed_places(profiles: Sequence[Profile], manifest: Manifest) -> int | None:
             hint=f"Say how many tokens a cache is to hold at most: --profile {BUFFER}=4096.",
         )
     total = manifest.caches.past_length.partition(" - ")[0]
-    longest = max((one[total].max for one in profiles if total in one), default=0)
+    longest = max((profile[total].max for profile in profiles if total in profile), default=0)
     if longest > span.max:
         raise ConfigError(
             f"profiles have up to {longest} for '{total}', and caches of {span.max} places.",
@@ -108,7 +108,9 @@ def shapes(inputs: Sequence[TensorInfo], profile: Profile) -> dict[str, ShapeRan
         {name: getattr(span, end) for name, span in profile.items()}
         for end in ("min", "opt", "max")
     )
-    return {one.name: (_shape(one, least), _shape(one, usual), _shape(one, most)) for one in inputs}
+    return {
+        info.name: (_shape(info, least), _shape(info, usual), _shape(info, most)) for info in inputs
+    }
 
 
 def opt_sizes(profile: Profile) -> dict[str, int]:
@@ -166,11 +168,11 @@ def _check(text: str, name: str, span: Span, manifest: Manifest) -> None:
         )
 
 
-def _shape(one: TensorInfo, sizes: Mapping[str, int]) -> tuple[int, ...]:
+def _shape(info: TensorInfo, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(
         size
         if isinstance(size, int)
         # An axis may be an expression of a dimension, such as `past + 1`.
-        else DimExpr.parse(size, place=f"input '{one.name}'").evaluate(sizes)
-        for size in one.shape
+        else DimExpr.parse(size, place=f"input '{info.name}'").evaluate(sizes)
+        for size in info.shape
     )

@@ -36,7 +36,7 @@ def refusal(rejections: Sequence[Rejection], *, title: str) -> BackendError:
         title: What would have built it.
     """
     # All reasons in one error: each attempt costs minutes.
-    lines = "".join(f"\n  - {one}" for one in rejections)
+    lines = "".join(f"\n  - {rejection}" for rejection in rejections)
     return BackendError(
         f"{title} cannot build this package, for {rejection_reasons(rejections)}:{lines}"
     )

@@ -45,11 +45,11 @@ class TextInterface:
         Raises:
             PackageError: The package takes something else.
         """
-        caches = tuple(one for one in manifest.inputs if _PAST.fullmatch(one.name))
-        present = tuple(one.name.replace("past_key_values", "present", 1) for one in caches)
-        expected_inputs = {"input_ids", "attention_mask", *(one.name for one in caches)}
-        missing = {"logits", *present} - {one.name for one in manifest.outputs}
-        takes = {one.name for one in manifest.inputs}
+        caches = tuple(info for info in manifest.inputs if _PAST.fullmatch(info.name))
+        present = tuple(cache.name.replace("past_key_values", "present", 1) for cache in caches)
+        expected_inputs = {"input_ids", "attention_mask", *(cache.name for cache in caches)}
+        missing = {"logits", *present} - {output.name for output in manifest.outputs}
+        takes = {info.name for info in manifest.inputs}
         if manifest.text_generation is None or takes != expected_inputs or missing or not caches:
             raise PackageError(
                 f"{name} generates no text: it takes {', '.join(sorted(takes)[:4])}.",
@@ -73,20 +73,20 @@ class TextInterface:
         """
         tokens = most_tokens if self.in_place else 0
         return {
-            one.name: np.zeros(
+            cache.name: np.zeros(
                 [
                     batch if dim == "batch" else dim if isinstance(dim, int) else tokens
-                    for dim in one.shape
+                    for dim in cache.shape
                 ],
-                numpy_dtype(one.dtype),
+                numpy_dtype(cache.dtype),
             )
-            for one in self.caches
+            for cache in self.caches
         }
 
     def next_caches(self, results: Mapping[str, Array]) -> dict[str, Array]:
         """Return what a run leaves for the next one."""
         pairs = zip(self.caches, self.present, strict=True)
-        return {one.name: results[output] for one, output in pairs}
+        return {info.name: results[output] for info, output in pairs}
 
 
 def _most_tokens(manifest: Manifest, cache: TensorInfo) -> int | None:
@@ -97,11 +97,11 @@ def _most_tokens(manifest: Manifest, cache: TensorInfo) -> int | None:
         manifest.text_generation.context_length,
         None if manifest.caches is None else manifest.caches.most_tokens,
         *_limits(manifest, "attention_mask"),
-        *(one.most for one in manifest.dim_sums if {past, new}.issuperset(one.dims)),
+        *(dim_sum.most for dim_sum in manifest.dim_sums if {past, new}.issuperset(dim_sum.dims)),
         # The last token may be a step behind the longest cache; buffers are limited above.
         *(most + 1 for most in _limits(manifest, cache.name, axis=2) if manifest.caches is None),
     ]
-    return min((one for one in limits if one is not None), default=None)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _limits(manifest: Manifest, name: str, *, axis: int = 1) -> Iterator[int]:
@@ -112,5 +112,5 @@ def _limits(manifest: Manifest, name: str, *, axis: int = 1) -> Iterator[int]:
 
 
 def _shape(manifest: Manifest, name: str) -> tuple[int | str, ...]:
-    (found,) = (one.shape for one in manifest.inputs if one.name == name)
+    (found,) = (info.shape for info in manifest.inputs if info.name == name)
     return found

@@ -36,5 +36,5 @@ def reference_interface(reference: Model, compared: TextInterface, name: str) ->
 
 def _form(interface: TextInterface) -> tuple[object, ...]:
     # [batch, heads, past, size]
-    caches = tuple((one.name, one.shape[1], one.shape[3]) for one in interface.caches)
+    caches = tuple((cache.name, cache.shape[1], cache.shape[3]) for cache in interface.caches)
     return interface.about.vocab_size, caches

@@ -12,8 +12,8 @@ from moh_deploy.runtime.base import Runner
 from moh_deploy.serving.telemetry.routing import RoutingReader
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.input_sets import batch_dim, picked
-from moh_deploy.validate.samples import Sample
+from moh_deploy.validate.reference.input_sets import batch_dim, picked
+from moh_deploy.validate.reference.samples import Sample
 
 
 def record_requests(

@@ -10,9 +10,9 @@ from typing import Literal
 
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.output_parity import compare_output
-from moh_deploy.validate.policy import BUILT_IN_POLICY
-from moh_deploy.validate.tolerances import Tolerance
+from moh_deploy.validate.compare.output_parity import compare_output
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
+from moh_deploy.validate.compare.tolerances import Tolerance
 
 _PAUSE_S = 0.02
 """After a request that failed: a server that starts again is not to be flooded."""

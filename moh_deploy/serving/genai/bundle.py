@@ -22,7 +22,7 @@ from moh_deploy import __version__, native
 from moh_deploy.errors import PackageError
 from moh_deploy.package import MODEL_NAME, TOKENIZER_NAME, OnnxPackage
 from moh_deploy.package.manifest_json import MANIFEST_NAME
-from moh_deploy.package.tokenizer_files import TOKENIZER_FILES
+from moh_deploy.package.writer import TOKENIZER_FILES
 from moh_deploy.report.document import Document, Table, Text
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.models import require_onnxruntime

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
+from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
 from moh_deploy.package import Manifest, TensorInfo
 from moh_deploy.runtime.text.interface import TextInterface
 from moh_deploy.system.bounded_json import read_json

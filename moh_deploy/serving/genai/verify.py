@@ -24,9 +24,9 @@ from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER, read_genai_bund
 from moh_deploy.serving.genai.config_json import check_decoder, context_length
 from moh_deploy.serving.genai.tokens import genai_tokens
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.generate_report import parity_sections
-from moh_deploy.validate.recorded_parity import compare_recorded
-from moh_deploy.validate.token_parity import TokenComparison, TokenParity
+from moh_deploy.validate.compare.generate_report import parity_sections
+from moh_deploy.validate.compare.recorded_parity import compare_recorded
+from moh_deploy.validate.compare.token_parity import TokenComparison, TokenParity
 
 PROMPT_LENGTHS = (1, 7, 40)
 MOST_STEPS = 64

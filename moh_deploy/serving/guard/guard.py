@@ -49,8 +49,8 @@ from moh_deploy.serving.guard.state_machine import (
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.source import Ran
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.function_bodies import Recorder
-from moh_deploy.validate.layer_values import layer_values
+from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.reference.layer_values import layer_values
 
 _PROBE_EVERY_S = 0.1  # probes take time from the machine that answers need
 

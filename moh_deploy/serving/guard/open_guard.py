@@ -17,7 +17,7 @@ from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.guard.running_marks import RunningMarks, died_in
 from moh_deploy.serving.guard.state_machine import LevelFailed
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.validate.layer_values import names_to_return
+from moh_deploy.validate.reference.layer_values import names_to_return
 
 
 def open_guard(

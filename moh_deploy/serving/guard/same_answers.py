@@ -11,10 +11,10 @@ from moh_deploy.runtime.base import Description, ModelInterface, Variant
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.serving.known_answer import ComputedResults
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.function_bodies import Recorder
-from moh_deploy.validate.layer_values import LayerValues
-from moh_deploy.validate.parity import compare
-from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.reference.layer_values import LayerValues
 
 
 @dataclass(frozen=True)

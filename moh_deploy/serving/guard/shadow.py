@@ -25,8 +25,8 @@ from moh_deploy.serving.guard.aside import Aside
 from moh_deploy.serving.guard.same_answers import Comparison, require_same_interface
 from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.function_bodies import Recorder
-from moh_deploy.validate.layer_values import layer_values, names_to_return
+from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.reference.layer_values import layer_values, names_to_return
 
 if TYPE_CHECKING:
     from moh_deploy.serving.served_model import ServedRun

@@ -18,7 +18,7 @@ from moh_deploy.serving.telemetry.layout import MARGIN_EDGES, LayerColumns
 from moh_deploy.serving.telemetry.routing import Counts, RoutingReader
 from moh_deploy.serving.telemetry.token_sizes import Dims, TokenCounter
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder
-from moh_deploy.validate.layer_values import LayerValues
+from moh_deploy.validate.reference.layer_values import LayerValues
 
 if TYPE_CHECKING:
     from moh_deploy.serving.served_model import ServedRun

@@ -18,7 +18,7 @@ from moh_deploy.serving.telemetry.layout import (
     LayerColumns,
 )
 from moh_deploy.system.npz import Array, BoolArray
-from moh_deploy.validate.layer_values import LayerValues, layer_values
+from moh_deploy.validate.reference.layer_values import LayerValues, layer_values
 
 Counts = NDArray[np.float64]
 """Rows of a `CountLayout`: [requests, columns]. Sums of whole numbers are exact up to 2**53."""

@@ -16,7 +16,7 @@ from moh_deploy.serving.guard.policy import read_guard_policy
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.bounded_yaml import read_yaml
 from moh_deploy.system.staging import link_or_copy
-from moh_deploy.validate.recorded_parity import require_equal
+from moh_deploy.validate.compare.recorded_parity import require_equal
 
 GUARD, SHADOW = "guard", "shadow"
 POLICY_NAME, AUDIT_NAME, CONTROL_NAME = "policy.yaml", "audit.jsonl", "control.json"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from moh_deploy.validate.accuracy.metrics import IntArray
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -98,5 +98,7 @@ def mcnemar(lost: int, won: int) -> float:
     log_tail = [log(n + 1) - log(i + 1) - log(n - i + 1) for i in range(k + 1)]
     # The largest is taken out before exp, and comes back in the factor in front of the sum.
     most = max(log_tail)
-    tail = math.exp(most - n * math.log(2)) * math.fsum(math.exp(one - most) for one in log_tail)
+    tail = math.exp(most - n * math.log(2)) * math.fsum(
+        math.exp(value - most) for value in log_tail
+    )
     return min(1.0, 2 * tail)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
@@ -10,10 +14,119 @@ from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.system.user_code import find_callable, user_code
 from moh_deploy.validate.accuracy.class_labels import Labelling, check_integers, check_range
-from moh_deploy.validate.accuracy.class_metrics import Perplexity, TopK
-from moh_deploy.validate.accuracy.metrics import Metric
-from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS, Task
-from moh_deploy.validate.accuracy.user_metric import ScoreFunction, UserMetric
+from moh_deploy.validate.accuracy.metric_parity import Better
+from moh_deploy.validate.accuracy.metrics import IntArray, Metric, MetricScores, has_nan
+from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS, ScoreFunction, Task, UserMetric
+from moh_deploy.validate.reference.differences import Float64Array
+
+# Metrics of class labels: top-k accuracy, and perplexity.
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Share of labels that are among the k likeliest classes; of classes that tie, the first wins.
+
+    Attributes:
+        k: How many classes may be named.
+        output: Logits, or anything that rises with them: [N, C], or [N, S, C] for a label a token.
+        labelling: How labels are read.
+    """
+
+    k: int
+    output: str
+    labelling: Labelling = field(default_factory=Labelling)
+
+    better: Better = "higher"
+
+    @property
+    def name(self) -> str:
+        return f"top-{self.k}"
+
+    def score(self, outputs: Mapping[str, Array], labels: Array) -> MetricScores:
+        """Count the right labels of each sample; see `Metric.score`."""
+        logits = outputs[self.output]
+        self.labelling.check(labels, logits, self.output)
+        # Accuracy of 1 on both sides would pass for a proof.
+        if logits.shape[-1] <= self.k:
+            raise ConfigError(
+                f"output '{self.output}' has {logits.shape[-1]} classes, so {self.name} is always"
+                " right: choose another --metric."
+            )
+        pairs = [self.labelling.pairs(*logit) for logit in zip(logits, labels, strict=True)]
+        right = np.array([(_ranks(*pair) < self.k).sum() for pair in pairs], np.float64)
+        ignored = self.labelling.left_out(labels)
+        weights = np.array([len(found) for _, found in pairs], np.float64)
+        classes = logits.argmax(axis=-1).astype(np.int64) if labels.ndim == 1 else None
+        return MetricScores(np.where(has_nan(logits), np.nan, right), weights, ignored, classes)
+
+    @property
+    def shifted(self) -> bool:
+        return self.labelling.shifted
+
+    def value(self, means: Float64Array) -> Float64Array:
+        """Return the share of right labels."""
+        return means
+
+
+def _ranks(logits: Array, labels: IntArray) -> IntArray:
+    """Count the classes that rank before each label: [P, C] and [P] to [P]."""
+    own = np.take_along_axis(logits, labels[:, None], axis=1)  # [P, 1]
+    before = np.arange(logits.shape[1]) < labels[:, None]
+    # Ties count by index, as argmax and ONNX's TopK do. NaN is ahead of nothing; `score` finds it.
+    ahead = np.greater(logits, own) | (np.equal(logits, own) & before)
+    return cast(IntArray, ahead.sum(axis=1))
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp(-mean log softmax(logits)[label]), over all tokens of all sequences, in float64.
+
+    Attributes:
+        output: Logits [N, S, V].
+        labelling: How labels are read.
+    """
+
+    output: str
+    labelling: Labelling = field(default_factory=Labelling)
+
+    better: Better = "lower"
+    name: str = "perplexity"
+
+    def score(self, outputs: Mapping[str, Array], labels: Array) -> MetricScores:
+        """Add up the negative log-likelihoods of each sequence; see `Metric.score`."""
+        logits = outputs[self.output]
+        self.labelling.check(labels, logits, self.output)
+        # One sequence at a time: float64 logits of a batch would be twice its memory.
+        losses = [
+            _losses(*self.labelling.pairs(*logit)) for logit in zip(logits, labels, strict=True)
+        ]
+        # Sums and counts, not means: a long sequence weighs as many tokens as it has.
+        totals = np.array([loss.sum() for loss in losses], np.float64)
+        ignored = self.labelling.left_out(labels)
+        weights = np.array([len(loss) for loss in losses], np.float64)
+        # NaN at a position that is ignored shows as well: the output is wrong, scored or not.
+        return MetricScores(np.where(has_nan(logits), np.nan, totals), weights, ignored)
+
+    @property
+    def shifted(self) -> bool:
+        return self.labelling.shifted
+
+    def value(self, means: Float64Array) -> Float64Array:
+        """Return exp of the mean; infinity where that is out of range."""
+        with np.errstate(over="ignore"):
+            return np.exp(means)
+
+
+def _losses(logits: Array, labels: IntArray) -> Float64Array:
+    """Return log(sum(exp(logits))) - logits[label]: [P, V] and [P] to [P]."""
+    wide = logits.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # The largest logit is taken out of both terms: exp does not overflow, and the loss is the
+        # same.
+        shifted = wide - wide.max(axis=1, keepdims=True)
+        own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
+        losses: Float64Array = np.log(np.exp(shifted).sum(axis=1)) - own
+    return losses
 
 
 def choose_metrics(task: Task, labels: Array, outputs: Sequence[TensorInfo]) -> tuple[Metric, ...]:
@@ -32,7 +145,7 @@ def choose_metrics(task: Task, labels: Array, outputs: Sequence[TensorInfo]) -> 
     if len(set(names)) != len(names):
         raise ConfigError(f"a metric is named twice: {', '.join(map(_name, names))}.")
     # Only of a function that the user wrote it is unknown whether more is better.
-    functions = [one for one in names if callable(one) or ":" in one]
+    functions = [name for name in names if callable(name) or ":" in name]
     if task.better is not None and not functions:
         raise ConfigError(
             f"better is '{task.better}', but which values of {', '.join(map(_name, names))} are"
@@ -108,7 +221,7 @@ def _check_rank(name: str, labels: Array, labelling: Labelling) -> None:
 
 def _scored_output(name: str | None, labels: Array, outputs: Sequence[TensorInfo]) -> TensorInfo:
     """Return the output with an axis of classes behind those of the labels."""
-    fitting = [one for one in outputs if _fits(one, labels)]
+    fitting = [output for output in outputs if _fits(output, labels)]
     if name is not None:
         found = _named(name, outputs)
         if found not in fitting:
@@ -118,7 +231,7 @@ def _scored_output(name: str | None, labels: Array, outputs: Sequence[TensorInfo
     if len(fitting) != 1:
         if not fitting:
             raise ConfigError(_no_fit("outputs are", outputs, labels), hint=_hint(labels))
-        names = ", ".join(f"'{one.name}'" for one in fitting)
+        names = ", ".join(f"'{info.name}'" for info in fitting)
         raise ConfigError(
             f"labels {list(labels.shape)} could be those of outputs {names}.",
             hint=f"Say which: --label-output {fitting[0].name}.",
@@ -127,10 +240,10 @@ def _scored_output(name: str | None, labels: Array, outputs: Sequence[TensorInfo
 
 
 def _named(name: str, outputs: Sequence[TensorInfo]) -> TensorInfo:
-    for one in outputs:
-        if one.name == name:
-            return one
-    names = [one.name for one in outputs]
+    for output in outputs:
+        if output.name == name:
+            return output
+    names = [output.name for output in outputs]
     raise ConfigError(
         f"there is no output '{name}' to score: the model has {', '.join(names)}.",
         hint=did_you_mean(name, names) or None,
@@ -147,7 +260,7 @@ def _fits(output: TensorInfo, labels: Array) -> bool:
 
 
 def _no_fit(start: str, outputs: Sequence[TensorInfo], labels: Array) -> str:
-    shapes = ", ".join(f"{one.dtype}[{', '.join(map(str, one.shape))}]" for one in outputs)
+    shapes = ", ".join(f"{output.dtype}[{', '.join(map(str, output.shape))}]" for output in outputs)
     letters = "NS"[: labels.ndim]
     return (
         f"{start} {shapes}; labels {list(labels.shape)} take one of floats,"

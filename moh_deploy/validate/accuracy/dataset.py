@@ -45,7 +45,10 @@ class Batch:
         """Return outputs without those of the copies; what does not count samples stays whole."""
         count = len(self.labels)
         whole = (count + self.added,)
-        return {k: one[:count] if one.shape[:1] == whole else one for k, one in outputs.items()}
+        return {
+            k: output[:count] if output.shape[:1] == whole else output
+            for k, output in outputs.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -133,11 +136,13 @@ def sample_axis(outputs: Sequence[TensorInfo]) -> SampleAxis:
     Raises:
         ConfigError: They have no axis in common that could be it.
     """
-    sizes = {one.shape[0] if one.shape else None for one in outputs}
+    sizes = {output.shape[0] if output.shape else None for output in outputs}
     size = sizes.pop() if len(sizes) == 1 else None
     # An expression, `batch*views` say, does not count samples one by one.
     if size is None or (isinstance(size, str) and not size.isidentifier()):
-        shapes = ", ".join(f"'{one.name}' [{', '.join(map(str, one.shape))}]" for one in outputs)
+        shapes = ", ".join(
+            f"'{output.name}' [{', '.join(map(str, output.shape))}]" for output in outputs
+        )
         raise ConfigError(
             f"which axis counts samples cannot be told from outputs {shapes}; expected it first,"
             " alike for all.",

@@ -21,27 +21,27 @@ from moh_deploy.report.document import (
 )
 from moh_deploy.report.formats import PAGE, TEXT
 from moh_deploy.report.numbers import count, figure
-from moh_deploy.validate.accuracy.show import shown, shown_gap
+from moh_deploy.validate.accuracy.rules import shown, shown_gap
 
 if TYPE_CHECKING:
     from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity
 
 # A page has the drawing, and less room beside it.
 _CELLS: tuple[tuple[str | Column, Callable[[MetricParity], Cell]], ...] = (
-    ("metric", lambda one: one.metric),
-    (Column("loss as a share of what may be lost", PAGE), lambda one: _drawn(one)),
-    ("#reference", lambda one: shown(one.metric, one.reference)),
-    ("#this", lambda one: shown(one.metric, one.package)),
-    (Column("#difference, 95 % interval", PAGE), lambda one: _change(one)),
-    (Column("#difference", TEXT), lambda one: shown_gap(one.metric, one.difference)),
-    (Column("#95 % interval", TEXT), lambda one: _bounds(one)),
-    ("#may be lost", lambda one: shown_gap(one.metric, one.allowed_drop)),
-    ("#samples", lambda one: one.samples),
-    (Column("#worse, better", PAGE), lambda one: f"{one.worse}, {one.improved}"),
-    (Column("#worse", TEXT), lambda one: one.worse),
-    (Column("#better", TEXT), lambda one: one.improved),
-    ("#p", lambda one: figure(one.p_value)),
-    ("verdict", lambda one: Status(one.verdict, one.verdict == "passed")),
+    ("metric", lambda metric: metric.metric),
+    (Column("loss as a share of what may be lost", PAGE), lambda metric: _drawn(metric)),
+    ("#reference", lambda metric: shown(metric.metric, metric.reference)),
+    ("#this", lambda metric: shown(metric.metric, metric.package)),
+    (Column("#difference, 95 % interval", PAGE), lambda metric: _change(metric)),
+    (Column("#difference", TEXT), lambda metric: shown_gap(metric.metric, metric.difference)),
+    (Column("#95 % interval", TEXT), lambda metric: _bounds(metric)),
+    ("#may be lost", lambda metric: shown_gap(metric.metric, metric.allowed_drop)),
+    ("#samples", lambda metric: metric.samples),
+    (Column("#worse, better", PAGE), lambda metric: f"{metric.worse}, {metric.improved}"),
+    (Column("#worse", TEXT), lambda metric: metric.worse),
+    (Column("#better", TEXT), lambda metric: metric.improved),
+    ("#p", lambda metric: figure(metric.p_value)),
+    ("verdict", lambda metric: Status(metric.verdict, metric.verdict == "passed")),
 )
 """The head of each column, and what stands in it."""
 _ABOUT = (
@@ -54,85 +54,98 @@ _ABOUT = (
 def accuracy_section(metrics: Sequence[MetricParity], id_: str) -> Section:
     """Return all metrics, how each came about, and the samples that changed."""
     # The axis shows at least what may be lost twice over, and half as much gained.
-    rows, least = [[cell(one) for _, cell in _CELLS] for one in metrics], (-1.0, 2.0)
+    rows, least = [[cell(metric) for _, cell in _CELLS] for metric in metrics], (-1.0, 2.0)
     columns = tuple(head for head, _ in _CELLS)
     table = Table("accuracy", columns, rows, id_, axis="numbers", axis_holds=least)
     blocks: list[Block] = [Text(_ABOUT, shown=PAGE), table]
-    for one in metrics:
-        blocks += (Text(_how(one)), *_changed(one))
+    for metric in metrics:
+        blocks += (Text(_how(metric)), *_changed(metric))
     return Section("Accuracy", tuple(blocks))
 
 
-def accuracy_fact(one: MetricParity) -> Fact:
+def accuracy_fact(metric: MetricParity) -> Fact:
     """Return what the metric is here, beside the reference's."""
-    note = f"{shown(one.metric, one.reference)} in the reference: {one.verdict}"
-    return Fact(one.metric, shown(one.metric, one.package), note)
+    note = f"{shown(metric.metric, metric.reference)} in the reference: {metric.verdict}"
+    return Fact(metric.metric, shown(metric.metric, metric.package), note)
 
 
-def accuracy_case(one: MetricParity) -> CiCase:
+def accuracy_case(metric: MetricParity) -> CiCase:
     """Return the metric as a test case; not knowing is no pass."""
-    name = f"{one.metric} [{one.against}]"
-    if one.reason is not None:
-        return CiCase("accuracy", name, "failure", f"{one.verdict}: {one.reason}")
-    values = f"{shown(one.metric, one.reference)}, now {shown(one.metric, one.package)}"
-    return CiCase("accuracy", name, "passed", f"{values}, {one.samples} samples")
+    name = f"{metric.metric} [{metric.against}]"
+    if metric.reason is not None:
+        return CiCase("accuracy", name, "failure", f"{metric.verdict}: {metric.reason}")
+    values = f"{shown(metric.metric, metric.reference)}, now {shown(metric.metric, metric.package)}"
+    return CiCase("accuracy", name, "passed", f"{values}, {metric.samples} samples")
 
 
-def _bounds(one: MetricParity) -> str | None:
-    return None if one.interval is None else shown_gap(one.metric, *one.interval)
+def _bounds(metric: MetricParity) -> str | None:
+    return None if metric.interval is None else shown_gap(metric.metric, *metric.interval)
 
 
-def _change(one: MetricParity) -> str:
-    return f"{shown_gap(one.metric, one.difference)}, {_bounds(one) or 'none'}"
+def _change(metric: MetricParity) -> str:
+    return f"{shown_gap(metric.metric, metric.difference)}, {_bounds(metric) or 'none'}"
 
 
-def _drawn(one: MetricParity) -> Drawn:
+def _drawn(metric: MetricParity) -> Drawn:
     """Draw the loss and its interval in shares of what may be lost; there is none without."""
-    words = f"{one.metric}: {_change(one)}"
-    if one.interval is None or not one.allowed_drop:
+    words = f"{metric.metric}: {_change(metric)}"
+    if metric.interval is None or not metric.allowed_drop:
         return Drawn(words, math.nan, 1.0)
     # To the right is worse, whichever way the metric goes.
-    sign = -1.0 if one.better == "higher" else 1.0
-    ends = (*one.interval, one.difference)
-    low, high, loss = (sign * end / one.allowed_drop for end in ends)
+    sign = -1.0 if metric.better == "higher" else 1.0
+    ends = (*metric.interval, metric.difference)
+    low, high, loss = (sign * end / metric.allowed_drop for end in ends)
     if not (math.isfinite(low) and math.isfinite(high)):
         return Drawn(words, math.nan, 1.0)
     interval = (min(low, high), max(low, high))
-    return Drawn(words, loss, 1.0, interval, is_bad=one.verdict != "passed")
+    return Drawn(words, loss, 1.0, interval, is_bad=metric.verdict != "passed")
 
 
-def _how(one: MetricParity) -> str:
+def _how(metric: MetricParity) -> str:
     """Return a sentence on what was scored, with what, and how the interval came about."""
-    output = f"output '{one.output}'" if one.output else "all outputs"
-    parts = [f"{one.metric} of {output}, {one.better} is better: {count(one.samples, 'sample')}"]
-    parts += [f"{one.labels} labels"] if one.labels != one.samples else []
-    parts += [f"{one.ignored} more ignored"] if one.ignored else []
-    parts += ["each scored with the output one position before"] if one.shifted else []
-    limit = f"What may be lost: {one.rule.reason}."
-    return f"{', '.join(parts)}. Reference: {one.against}. {_interval(one)}{limit}"
+    output = f"output '{metric.output}'" if metric.output else "all outputs"
+    parts = [
+        f"{metric.metric} of {output}, {metric.better} is better: {count(metric.samples, 'sample')}"
+    ]
+    parts += [f"{metric.labels} labels"] if metric.labels != metric.samples else []
+    parts += [f"{metric.ignored} more ignored"] if metric.ignored else []
+    parts += ["each scored with the output one position before"] if metric.shifted else []
+    limit = f"What may be lost: {metric.rule.reason}."
+    return f"{', '.join(parts)}. Reference: {metric.against}. {_interval(metric)}{limit}"
 
 
-def _interval(one: MetricParity) -> str:
-    if one.interval is None:
+def _interval(metric: MetricParity) -> str:
+    if metric.interval is None:
         return ""
-    added = ", to which one lost and one won are added" if one.smoothed else ""
-    drawn = f"{one.resamples} resamples{added}, seed {one.seed}"
-    test = "" if one.p_value is None else " p is of McNemar's exact test."
+    added = ", to which one lost and one won are added" if metric.smoothed else ""
+    drawn = f"{metric.resamples} resamples{added}, seed {metric.seed}"
+    test = "" if metric.p_value is None else " p is of McNemar's exact test."
     return f"Interval: paired bootstrap, {drawn}.{test} "
 
 
-def _changed(one: MetricParity) -> tuple[Folded, ...]:
+def _changed(metric: MetricParity) -> tuple[Folded, ...]:
     """Return the samples that changed: classes where there are any, else scores."""
-    if not one.changed:
+    if not metric.changed:
         return ()
-    has_classes = any(sample.label is not None for sample in one.changed)
+    has_classes = any(sample.label is not None for sample in metric.changed)
     columns = ("sample", "where", *(("#label",) if has_classes else ()), "#reference", "#this")
-    changed = count(one.worse + one.improved, "changed sample")
-    title = f"{one.metric}: {len(one.changed)} of {changed}, the worst first"
-    return (Folded(title, (Table(title, columns, list(map(_sample, one.changed))),)),)
+    changed = count(metric.worse + metric.improved, "changed sample")
+    title = f"{metric.metric}: {len(metric.changed)} of {changed}, the worst first"
+    return (Folded(title, (Table(title, columns, list(map(_sample, metric.changed))),)),)
 
 
-def _sample(one: ChangedSample) -> tuple[Cell, ...]:
-    if one.label is None:
-        return (one.sample, one.file, f"{one.reference_score:.5g}", f"{one.package_score:.5g}")
-    return (one.sample, one.file, one.label, one.reference_class, one.package_class)
+def _sample(changed_sample: ChangedSample) -> tuple[Cell, ...]:
+    if changed_sample.label is None:
+        return (
+            changed_sample.sample,
+            changed_sample.file,
+            f"{changed_sample.reference_score:.5g}",
+            f"{changed_sample.package_score:.5g}",
+        )
+    return (
+        changed_sample.sample,
+        changed_sample.file,
+        changed_sample.label,
+        changed_sample.reference_class,
+        changed_sample.package_class,
+    )

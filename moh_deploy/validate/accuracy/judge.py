@@ -22,11 +22,10 @@ from moh_deploy.validate.accuracy.bootstrap import (
 )
 from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity, MetricVerdict
 from moh_deploy.validate.accuracy.metrics import IntArray, Metric
-from moh_deploy.validate.accuracy.rules import AccuracyRule
-from moh_deploy.validate.accuracy.show import shown, shown_gap
+from moh_deploy.validate.accuracy.rules import AccuracyRule, shown, shown_gap
 from moh_deploy.validate.accuracy.tally import PairedScores
 from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 _MOST_SHOWN = 10
 _ROUNDING = 1e-4

@@ -13,10 +13,10 @@ from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.validate.accuracy.dataset import Batch, Dataset, Fits, SampleAxis, choose_size
 from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.input_sets import known_size
-from moh_deploy.validate.samples import Sample, label, valid_tokens_of
-from moh_deploy.validate.subject import Subject
-from moh_deploy.validate.user_vectors import check_ranges
+from moh_deploy.validate.reference.input_sets import known_size
+from moh_deploy.validate.reference.samples import Sample, label, valid_tokens_of
+from moh_deploy.validate.reference.subject import Subject
+from moh_deploy.validate.reference.user_vectors import check_ranges
 
 _MOST_SAMPLES = 64
 _RUN_BYTES = 2**27
@@ -113,9 +113,9 @@ def _batch_size(axis: SampleAxis, fits: Fits, each: int, asked: int | None) -> i
 def _output_bytes(outputs: Sequence[TensorInfo], sizes: Mapping[str, int], axis: SampleAxis) -> int:
     """Return the bytes of all outputs for one sample; a size that is not known counts as 1."""
     of_one, total = {**sizes, str(axis.size): 1}, 0
-    for one in outputs:
-        known = (known_size(dim, of_one) for dim in one.shape[1:])
-        itemsize = 2 if one.dtype == "bfloat16" else np.dtype(one.dtype).itemsize
+    for output in outputs:
+        known = (known_size(dim, of_one) for dim in output.shape[1:])
+        itemsize = 2 if output.dtype == "bfloat16" else np.dtype(output.dtype).itemsize
         total += itemsize * math.prod(size for size in known if size is not None)
     return total
 
@@ -126,7 +126,7 @@ def _gate_bytes(package: OnnxPackage, data: Dataset) -> int:
         return 0
     recorded = package.vectors[0]
     # Gates grow with tokens, as inputs do: the recorded ratio of both is scaled to these inputs.
-    gates = sum(one.nbytes for one in recorded.gates)
+    gates = sum(gate.nbytes for gate in recorded.gates)
     inputs, given = (
         sum(array.nbytes for array in arrays.values())
         for arrays in (recorded.inputs, data.samples.inputs)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.metric_parity import Better
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 IntArray = NDArray[np.int64]
 
@@ -72,4 +72,4 @@ def has_nan(outputs: Array) -> NDArray[np.bool_]:
     if outputs.dtype.kind in "biu":
         return np.zeros(len(outputs), np.bool_)
     # Sample by sample: a boolean copy of a whole batch of logits would be held for nothing.
-    return np.array([bool(np.isnan(one).any()) for one in outputs], np.bool_)
+    return np.array([bool(np.isnan(output).any()) for output in outputs], np.bool_)

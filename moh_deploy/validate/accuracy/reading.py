@@ -24,8 +24,8 @@ from moh_deploy.validate.accuracy.dataset import (
 from moh_deploy.validate.accuracy.label_files import SUFFIXES, read_labels
 from moh_deploy.validate.accuracy.metrics import Metric
 from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.samples import short_names
-from moh_deploy.validate.user_vectors import split_members
+from moh_deploy.validate.reference.samples import short_names
+from moh_deploy.validate.reference.user_vectors import split_members
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,18 @@ def read_labelled(paths: Sequence[Path], task: Task, model: ModelInterface) -> L
     # Mapped, not read: a dataset may be larger than memory.
     members = [map_npz(path, error=ConfigError) for path in paths]
     given = _labels(task.labels, paths, members, model)
-    if not all(one.ndim for one in given):
+    if not all(array.ndim for array in given):
         raise ConfigError("labels are a number alone, expected one for each sample: [N].")
     # Labels are needed to choose a metric, and those of every file have to suit it.
-    metrics, *_ = (choose_metrics(task, one, model.outputs) for one in given)  # checks them all
+    metrics, *_ = (choose_metrics(task, array, model.outputs) for array in given)  # checks them all
     # A metric that is given all outputs names none of them.
     named = {metric.output for metric in metrics if metric.output is not None}
-    axis = sample_axis([one for one in model.outputs if not named or one.name in named])
+    axis = sample_axis([output for output in model.outputs if not named or output.name in named])
     held = zip(paths, short_names(paths), members, strict=True)
-    samples = [_read_samples(*one, model, axis, task.valid_tokens) for one in held]
+    samples = [_read_samples(*group, model, axis, task.valid_tokens) for group in held]
     # One array for all files is divided in the order of the files.
     if len(given) != len(samples):
-        counts, labels = [len(one) for one in samples], given[0]
+        counts, labels = [len(sample) for sample in samples], given[0]
         if sum(counts) != len(labels):
             raise ConfigError(
                 f"there are {len(labels)} labels, and {sum(counts)} samples in"
@@ -78,11 +78,11 @@ def read_labelled(paths: Sequence[Path], task: Task, model: ModelInterface) -> L
             )
         given = np.split(labels, np.cumsum(counts)[:-1])
     sets = tuple(Dataset(*pair) for pair in zip(samples, given, strict=True))
-    for one in sets:
-        _check(one, named)
+    for dataset in sets:
+        _check(dataset, named)
         # A function of the user's decides itself which position is scored with which label.
         if named:
-            same_tokens(one.labels, one.samples.inputs, task.labelling)
+            same_tokens(dataset.labels, dataset.samples.inputs, task.labelling)
     return LabelledData(sets, metrics, axis)
 
 
@@ -101,12 +101,12 @@ def _labels(
     name = str(source)
     for path, found in zip(paths, members, strict=True):
         if name not in found:
-            listed = ", ".join(f"'{one}'" for one in found)
+            listed = ", ".join(f"'{name}'" for name in found)
             raise ConfigError(
                 f"labels '{name}' are neither a file ({', '.join(SUFFIXES)}) nor a member of"
                 f" {path}, which holds {listed}."
             )
-    if name in [one.name for one in model.inputs]:
+    if name in [info.name for info in model.inputs]:
         return [found[name] for found in members]
     # Taken out, so that it does not count as an input by position.
     return [found.pop(name) for found in members]
@@ -134,11 +134,11 @@ def _read_samples(
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
 
 
-def _check(one: Dataset, named: set[str]) -> None:
-    path, expected = one.samples.file, one.samples.expected
-    if len(one.labels) != len(one.samples):
+def _check(dataset: Dataset, named: set[str]) -> None:
+    path, expected = dataset.samples.file, dataset.samples.expected
+    if len(dataset.labels) != len(dataset.samples):
         raise ConfigError(
-            f"there are {len(one.labels)} labels, and {len(one.samples)} samples in {path}."
+            f"there are {len(dataset.labels)} labels, and {len(dataset.samples)} samples in {path}."
         )
     # Some expected outputs without the scored one: the reference would be half recorded.
     missing = named - expected.keys()

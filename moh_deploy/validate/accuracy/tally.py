@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.accuracy.metrics import IntArray, Metric, MetricScores
-from moh_deploy.validate.differences import Float64Array
-from moh_deploy.validate.valid_tokens import ValidTokens
+from moh_deploy.validate.reference.differences import Float64Array
+from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Tally:
         Raises:
             ConfigError: There are none.
         """
-        weights = np.concatenate([one.weights for one in self._reference])
+        weights = np.concatenate([scores.weights for scores in self._reference])
         # Weights depend on labels alone, so those of the reference stand for both sides.
         (kept,) = np.nonzero(weights)
         if not kept.size:
@@ -96,15 +96,15 @@ class Tally:
         classes = _classes(self._reference, kept)
         labels = None if classes is None else np.concatenate(self._labels).astype(np.int64)[kept]
         return PairedScores(
-            reference=np.concatenate([one.totals for one in self._reference])[kept],
-            package=np.concatenate([one.totals for one in self._package])[kept],
+            reference=np.concatenate([scores.totals for scores in self._reference])[kept],
+            package=np.concatenate([scores.totals for scores in self._package])[kept],
             weights=weights[kept],
             # Before samples are left out: these are the places in the files.
             numbers=kept.astype(np.int64),
             labels=labels,
             reference_classes=classes,
             package_classes=_classes(self._package, kept),
-            ignored=sum(one.ignored for one in self._reference),
+            ignored=sum(scores.ignored for scores in self._reference),
         )
 
 
@@ -129,7 +129,7 @@ class SampleFiles:
 
 
 def _classes(scores: list[MetricScores], kept: IntArray) -> IntArray | None:
-    found = [one.classes for one in scores if one.classes is not None]
+    found = [score.classes for score in scores if score.classes is not None]
     # Either every batch has one class a sample, or none counts.
     return np.concatenate(found)[kept] if len(found) == len(scores) else None
 

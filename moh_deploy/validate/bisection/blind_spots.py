@@ -103,7 +103,7 @@ class BlindSpots:
         Of what is no float it is taken for granted; floats of another type cannot be tried.
         """
         types = {name: self._types.get(name) for name in node.output if name}
-        floats = [one for one in types.items() if one[1] in (None, *_FLOATS)]
+        floats = [type_ for type_ in types.items() if type_[1] in (None, *_FLOATS)]
         return all(dtype == TensorProto.FLOAT and self._shows(name) for name, dtype in floats)
 
     @cached_property
@@ -113,7 +113,7 @@ class BlindSpots:
     def _shows(self, value: str) -> bool:
         """Tell whether each fault of a value that makes the wrong one wrong shows in an exact
         one."""
-        inner = [one.value for one in self._recorded if one.inner]
+        inner = [recorded_value.value for recorded_value in self._recorded if recorded_value.inner]
         runner = self.model.open(inner, [lambda graph: _add_faults(graph, value)])
         # One recorded run will do: faults are as large as 1/64 of the value, far above rounding.
         inputs = self.model.inputs(self.judge.vectors[0])
@@ -121,10 +121,13 @@ class BlindSpots:
             # One kind of fault at a time, all in one session: a norm hides scales, a mean hides
             # shifts.
             steps = {name: np.float32(_STEP if name == fault else 0) for name in _FAULTS}
-            got = runner.run({**inputs, **{name: np.asarray(one) for name, one in steps.items()}})
-            moved = {one.value: self._moved(one, got) for one in self._recorded}
+            got = runner.run({**inputs, **{name: np.asarray(step) for name, step in steps.items()}})
+            moved = {
+                recorded_value.value: self._moved(recorded_value, got)
+                for recorded_value in self._recorded
+            }
             # Every kind has to show somewhere: the real fault may be of that kind alone.
-            if not any(self._proves(one, moved) for one in self.exact):
+            if not any(self._proves(checkpoint, moved) for checkpoint in self.exact):
                 return False
         return True
 
@@ -146,16 +149,16 @@ class BlindSpots:
         rounding = max(exact.error or 0.0, FLOAT32_STEP * exact.reaction)
         return times * moved[exact.value] >= CLEAR * rounding
 
-    def _moved(self, one: RecordedValue, got: Mapping[str, Array]) -> float:
-        before, after = one.of(self._still), one.of(got)
-        drift = None if before is None else one.drift(after, before)
+    def _moved(self, recorded_value: RecordedValue, got: Mapping[str, Array]) -> float:
+        before, after = recorded_value.of(self._still), recorded_value.of(got)
+        drift = None if before is None else recorded_value.drift(after, before)
         return math.nan if drift is None else drift
 
     @cached_property
     def _recorded(self) -> tuple[RecordedValue, ...]:
-        known = {one.value for one in (self.wrong, *self.exact)}
+        known = {checkpoint.value for checkpoint in (self.wrong, *self.exact)}
         values = self.judge.values(self.model, self.judge.vectors[0], inner=True)
-        return tuple(one for one in values if one.value in known)
+        return tuple(value for value in values if value.value in known)
 
     @cached_property
     def _still(self) -> Mapping[str, Array]:

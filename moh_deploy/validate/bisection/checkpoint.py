@@ -14,8 +14,8 @@ from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.validate.bisection.judge import Recorded, VariantJudge
 from moh_deploy.validate.bisection.places import ModelGraph
-from moh_deploy.validate.differences import worst
-from moh_deploy.validate.noise_floor import STEPS
+from moh_deploy.validate.compare.noise_floor import STEPS
+from moh_deploy.validate.reference.differences import worst
 
 FLOAT32_STEP = 2.0**-23
 
@@ -85,38 +85,38 @@ def checkpoints(
     """
     wrong = wrong_values(recorded)
     # A value that does not react at all says nothing, however well it agrees.
-    known = {name: one for name, one in reactions.items() if 0 < one < math.inf}
+    known = {name: reaction for name, reaction in reactions.items() if 0 < reaction < math.inf}
     shares = {
-        one.value: one.drift / known[one.value]
-        for one in recorded
-        if one.drift is not None and one.value in known
+        point.value: point.drift / known[point.value]
+        for point in recorded
+        if point.drift is not None and point.value in known
     }
     # How wrong the weights would have to be to make the wrong values: exact is far below that, too.
-    made = [shares[one.value] for one in wrong if one.value in shares]
+    made = [shares[run.value] for run in wrong if run.value in shares]
     step = STEPS.get(precision, FLOAT32_STEP)
     # NaN is left out of the minimum: it would make every comparison with it False.
-    limit = min([ROUNDING * step, *(one / CLEAR for one in made if not math.isnan(one))])
+    limit = min([ROUNDING * step, *(value / CLEAR for value in made if not math.isnan(value))])
     return tuple(
         Checkpoint(
-            one.what,
-            one.value,
-            agrees=one not in wrong,
-            exact=one not in wrong and shares.get(one.value, math.inf) <= limit,
-            error=one.drift,
-            reaction=known.get(one.value, 0.0),
+            point.what,
+            point.value,
+            agrees=point not in wrong,
+            exact=point not in wrong and shares.get(point.value, math.inf) <= limit,
+            error=point.drift,
+            reaction=known.get(point.value, 0.0),
         )
-        for one in recorded
+        for point in recorded
     )
 
 
 def wrong_values(recorded: Sequence[Recorded]) -> tuple[Recorded, ...]:
     """Return the values that are wrong; if none is, those nearest to their limits."""
-    wrong = tuple(one for one in recorded if one.reason is not None)
+    wrong = tuple(point for point in recorded if point.reason is not None)
     if wrong:
         return wrong
     # Nothing is wrong by itself, yet errors add up: the nearest to its limit takes its place.
-    most = max((one.share for one in recorded), default=0.0)
-    return tuple(one for one in recorded if one.share > 0 and one.share >= _NEAR * most)
+    most = max((point.share for point in recorded), default=0.0)
+    return tuple(point for point in recorded if point.share > 0 and point.share >= _NEAR * most)
 
 
 STEP = 2.0**-10
@@ -134,9 +134,12 @@ def measure_reactions(judge: VariantJudge, model: ForcedModel) -> dict[str, floa
         judge: Says what was recorded.
         model: In float32, with the reference gates fed to it.
     """
-    values = {one.value: one for one in judge.values(model, judge.vectors[0], inner=True)}
+    values = {
+        recorded_value.value: recorded_value
+        for recorded_value in judge.values(model, judge.vectors[0], inner=True)
+    }
     weights = _shared_weights(graph_of(model), values)
-    inner = [one.value for one in values.values() if one.inner]
+    inner = [value.value for value in values.values() if value.inner]
     # One session with the step as an input: 0 gives the model as it is.
     runner = model.open(inner, [lambda graph: add_weight_noise(graph, weights)])
     found: dict[str, list[float]] = {name: [] for name in values}
@@ -146,18 +149,18 @@ def measure_reactions(judge: VariantJudge, model: ForcedModel) -> dict[str, floa
         still, moved = (
             runner.run({**inputs, **weight_noise(step, draw=0)}) for step in (0.0, STEP)
         )
-        for one in judge.values(model, vectors, inner=True):
-            before, after = one.of(still), one.of(moved)
-            drift = None if before is None else one.drift(after, before)
+        for recorded_value in judge.values(model, vectors, inner=True):
+            before, after = recorded_value.of(still), recorded_value.of(moved)
+            drift = None if before is None else recorded_value.drift(after, before)
             if drift is not None:
-                found[one.value].append(drift / STEP)
+                found[recorded_value.value].append(drift / STEP)
     # The run in which the value reacts most: it is the one that shows most.
     return {name: worst(reactions) for name, reactions in found.items()}
 
 
 def _shared_weights(graph: ModelGraph, values: Collection[str]) -> set[str]:
     """Return the weights that more than one of some values is made with."""
-    weights = {one.name for one in graph.graph.initializer}
+    weights = {initializer.name for initializer in graph.graph.initializer}
     times = Counter(index for name in values for index in graph.before(name))
     shared = [graph.nodes[index] for index, count in times.items() if count > 1]
     return {name for node in shared for name in reads(node) if name in weights}

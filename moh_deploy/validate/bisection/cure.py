@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 import onnx_ir as ir
 
@@ -19,9 +19,98 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.report.json import FLAT, HIDDEN, in_json
 from moh_deploy.validate.bisection.divergence import NodeError
 from moh_deploy.validate.bisection.forced_model import ForcedModel
-from moh_deploy.validate.bisection.minimal_set import Found, MinimalSet
 from moh_deploy.validate.bisection.places import ModelGraph, NodePlace
-from moh_deploy.validate.noise_floor import STEPS
+from moh_deploy.validate.compare.noise_floor import STEPS
+
+# Find a smallest set of items with which a test passes, in few tests.
+#
+# A test that passes with some items passes with more of them: `find` relies on that, and `thin`
+# looks whether it was right. With k of n items needed, it takes about k * log2(n) tests.
+#
+# Source: Junker, QuickXplain (2004), in its linear form: the last item of the shortest prefix that
+# passes is needed, whatever comes before it.
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Found(Generic[_T]):
+    """The result of a search.
+
+    Attributes:
+        items: A set that passes.
+        smallest: Every item of it was shown to be needed. False where tests ran out before.
+    """
+
+    items: tuple[_T, ...]
+    smallest: bool
+
+
+@dataclass
+class MinimalSet(Generic[_T]):
+    """A search that asks at most so many tests.
+
+    Attributes:
+        passes: The test.
+        most: How many tests it may take.
+        asked: How many it took.
+    """
+
+    passes: Callable[[tuple[_T, ...]], bool]
+    most: int
+    asked: int = 0
+    _known: dict[frozenset[_T], bool] = field(default_factory=dict)
+
+    def find(self, items: Sequence[_T]) -> Found[_T]:
+        """Return the needed ones of some items.
+
+        Args:
+            items: All of them together pass. Those that are likely to be needed come first: of two
+                sets that would do, it is the one further in front that is found.
+        """
+        needed: tuple[_T, ...] = ()
+        rest = tuple(items)
+        while rest and self.asked < self.most:
+            # What was found needed already passes: nothing of the rest is.
+            if self._ask(needed):
+                return self.thin(needed)
+            # Invariant: the first `fails` of the rest do not pass, the first `enough` do.
+            fails, enough = 0, len(rest)
+            while enough - fails > 1 and self.asked < self.most:
+                # Double the prefix until one passes, then halve: the likely items are in front.
+                middle = max(2 * fails, 1)
+                if enough < len(rest) or middle >= enough:
+                    middle = (fails + enough) // 2
+                if self._ask((*needed, *rest[:middle])):
+                    enough = middle
+                else:
+                    fails = middle
+            # Tests ran out inside the search: this prefix passes, but may be larger than needed.
+            if enough - fails > 1:
+                return Found((*needed, *rest[:enough]), smallest=False)
+            # The item that tips a prefix over is needed; what comes behind it is not.
+            needed, rest = (*needed, rest[enough - 1]), rest[: enough - 1]
+        return self.thin((*needed, *rest))
+
+    def thin(self, items: Sequence[_T]) -> Found[_T]:
+        """Leave out items of a set that passes, until no single one can be spared."""
+        kept = tuple(items)
+        for item in items:
+            if self.asked >= self.most:
+                return Found(kept, smallest=False)
+            # The search assumes that more items never hurt; here each item is left out in fact.
+            without = tuple(entry for entry in kept if entry != item)
+            if self._ask(without):
+                kept = without
+        return Found(kept, smallest=True)
+
+    def _ask(self, items: tuple[_T, ...]) -> bool:
+        key = frozenset(items)
+        if key not in self._known:
+            self.asked += 1
+            self._known[key] = self.passes(items)
+        return self._known[key]
+
 
 SearchStep = Callable[[str], AbstractContextManager[None]]
 
@@ -89,7 +178,7 @@ class Cure:
     @property
     def keep(self) -> dict[str, str]:
         """First output of each node to the reason."""
-        return {one.place.value: one.reason for one in self.nodes}
+        return {node.place.value: node.reason for node in self.nodes}
 
 
 @dataclass(frozen=True)
@@ -142,26 +231,26 @@ def find_cure(
     # far fewer modules than nodes.
     ranked = _ranked(trials.form, graph, errors)
     modules: dict[str, list[KeptNode]] = {}
-    for one in ranked:
-        modules.setdefault(one.place.module, []).append(one)
+    for kept_node in ranked:
+        modules.setdefault(kept_node.place.module, []).append(kept_node)
     search = _Search(trials, most, step)
     # With all of them in float32 it still fails, so no choice of them helps.
     if not search.passes([*modules], modules):
         return None
     found = search.smallest([*modules], modules)
     # Then the nodes in the modules that are needed.
-    nodes = [one for one in ranked if one.place.module in found.items]
-    by_node = {one.place.value: [one] for one in nodes}
+    nodes = [kept_node for kept_node in ranked if kept_node.place.module in found.items]
+    by_node = {node.place.value: [node] for node in nodes}
     found = search.smallest([*by_node], by_node)
     order = {node.output[0]: index for index, node in enumerate(graph.nodes)}
-    kept = [one for one in nodes if one.place.value in found.items]
-    kept.sort(key=lambda one: order[one.place.value])
+    kept = [node for node in nodes if node.place.value in found.items]
+    kept.sort(key=lambda kept_node: order[kept_node.place.value])
     return Cure(tuple(kept), found.smallest, search.trials)
 
 
 def every_node(form: Form, graph: ModelGraph) -> dict[str, str]:
     """Return first outputs of all nodes that can be kept, as for a cure that needs all of them."""
-    return {one.place.value: one.reason for one in _ranked(form, graph, ())}
+    return {kept_node.place.value: kept_node.reason for kept_node in _ranked(form, graph, ())}
 
 
 Groups = Mapping[str, Sequence[KeptNode]]
@@ -182,7 +271,7 @@ class _Search:
         return search.find(items)
 
     def passes(self, chosen: Sequence[str], groups: Groups) -> bool:
-        keep = {one.place.value: one.reason for name in chosen for one in groups[name]}
+        keep = {group.place.value: group.reason for name in chosen for group in groups[name]}
         # By the nodes kept, so that a set of nodes that a module stood for is not run again.
         key = frozenset(keep)
         if key not in self._known:
@@ -195,7 +284,7 @@ class _Search:
 
 def _ranked(form: Form, graph: ModelGraph, errors: Sequence[NodeError]) -> list[KeptNode]:
     """Return the nodes in lower precision that round, those likely to be needed first."""
-    known = {one.place.value: one for one in errors}
+    known = {error.place.value: error for error in errors}
     rounding = form.rounding
     own = enumerate(graph.nodes[: graph.own])
     places = [graph.place(index) for index, node in own if node.output[0] in rounding]

@@ -14,9 +14,9 @@ from moh_deploy.report.json import FLAT, HIDDEN
 from moh_deploy.system.npz import BFLOAT16, Array, BoolArray
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.places import ModelGraph, NodePlace
-from moh_deploy.validate.differences import abs_error, largest, largest_finite
-from moh_deploy.validate.samples import own_masks
-from moh_deploy.validate.valid_tokens import ValidTokens, inner_places
+from moh_deploy.validate.reference.differences import abs_error, largest, largest_finite
+from moh_deploy.validate.reference.samples import own_masks
+from moh_deploy.validate.reference.valid_tokens import ValidTokens, inner_places
 
 _FIRST = 64
 """Values that are fetched in the first pair of runs; their size decides on the next ones."""
@@ -66,9 +66,9 @@ def compare_values(
     for chunk in _chunks(names, found):
         # Each chunk needs new sessions, since a session's outputs are fixed when it is opened.
         runners = tested.open(chunk), reference.open(chunk)
-        for one, tokens in zip(vectors, valid, strict=True):
-            got = runners[0].run(tested.inputs(one))
-            expected = runners[1].run(reference.inputs(one))
+        for vector_set, tokens in zip(vectors, valid, strict=True):
+            got = runners[0].run(tested.inputs(vector_set))
+            expected = runners[1].run(reference.inputs(vector_set))
             for name in chunk:
                 counted = None
                 if tokens is not None and name in dims:
@@ -84,7 +84,7 @@ def _chunks(names: Sequence[str], found: Mapping[str, InnerValue]) -> Iterator[S
         yield names[start : start + size]
         start += size
         # Eight bytes each: values are compared in float64.
-        sizes = [8 * math.prod(one.shape) for one in found.values()]
+        sizes = [8 * math.prod(value.shape) for value in found.values()]
         mean = sum(sizes) / max(len(sizes), 1)
         # More names mean fewer sessions; 1024 bounds what a bad guess of sizes can cost.
         size = max(_FIRST, min(1024, int(_MOST_BYTES / max(mean, 1.0))))
@@ -99,16 +99,16 @@ def _note(
 ) -> None:
     if not _is_number(got) or not _is_number(expected):
         return
-    one = _compared(name, got, expected, counted)
+    point = _compared(name, got, expected, counted)
     known = found.get(name)
     if known is not None:
-        one = replace(
+        point = replace(
             known,
-            error=max(one.error, known.error),
-            size=max(one.size, known.size),
-            finite=one.finite and known.finite,
+            error=max(point.error, known.error),
+            size=max(point.size, known.size),
+            finite=point.finite and known.finite,
         )
-    found[name] = one
+    found[name] = point
 
 
 def _compared(
@@ -116,7 +116,9 @@ def _compared(
 ) -> InnerValue:
     is_float = _is_float(got) or _is_float(expected)
     # Booleans have no difference in numpy.
-    got, expected = (one.astype(np.int8) if one.dtype == bool else one for one in (got, expected))
+    got, expected = (
+        array.astype(np.int8) if array.dtype == bool else array for array in (got, expected)
+    )
     shape = expected.shape
     if counted is not None and got.shape == shape:
         got, expected = got[counted], expected[counted]
@@ -190,26 +192,26 @@ def node_errors(graph: ModelGraph, values: Mapping[str, InnerValue]) -> dict[int
         outside = set(reads(node)).difference(node.output)  # a branch may call its result the same
         read = [values[name] for name in outside if name in values]
         # Integers are decisions: they differ by rounding as soon as anything read does.
-        is_same = not any(one.error for one in read)
+        is_same = not any(value.error for value in read)
         known = [values[name] for name in node.output if name in values]
-        made = [one for one in known if one.is_float or is_same]
+        made = [value for value in known if value.is_float or is_same]
         if not made:
             continue
-        scale = max((one.size for one in read), default=0.0) if node.op_type in _SUMS else 0.0
+        scale = max((value.size for value in read), default=0.0) if node.op_type in _SUMS else 0.0
         found[index] = NodeError(
             graph.place(index),
-            max((_share(one) for one in read), default=0.0),
-            max(_share(one, scale) for one in made),
-            max(scale, *(one.size for one in made)),
-            all(one.finite for one in made),
+            max((_share(value) for value in read), default=0.0),
+            max(_share(value, scale) for value in made),
+            max(scale, *(value.size for value in made)),
+            all(value.finite for value in made),
         )
     return found
 
 
 def _known_by_casts(graph: ModelGraph, values: Mapping[str, InnerValue]) -> dict[str, InnerValue]:
-    casts = [(one.input[0], one.output[0]) for one in graph.nodes if one.op_type == "Cast"]
+    casts = [(node.input[0], node.output[0]) for node in graph.nodes if node.op_type == "Cast"]
     known = {read: values[made] for read, made in casts if made in values and read not in values}
-    return {k: one for k, one in known.items() if k in graph.makers and one.is_float}
+    return {k: value for k, value in known.items() if k in graph.makers and value.is_float}
 
 
 def first_beyond(
@@ -225,25 +227,25 @@ def first_beyond(
     """
     counted = [errors[index] for index in sorted(errors) if index in among]
     # Infinity spreads, so the first node that makes it comes before any that is only inaccurate.
-    broken = (one for one in counted if not one.finite)
-    return next(broken, None) or next((one for one in counted if one.behind > bound), None)
+    broken = (error for error in counted if not error.finite)
+    return next(broken, None) or next((error for error in counted if error.behind > bound), None)
 
 
 def largest_step(errors: Mapping[int, NodeError], among: Collection[int]) -> NodeError | None:
     """Return the node that adds most; None if none is known to add anything."""
     counted = [errors[index] for index in sorted(errors) if index in among]
     # Nothing is beyond rounding, so the answer is the node that adds most, as a hint.
-    largest = max(counted, key=lambda one: one.growth, default=None)
+    largest = max(counted, key=lambda item: item.growth, default=None)
     return largest if largest is not None and largest.growth else None
 
 
 def by_module(errors: Sequence[NodeError]) -> dict[str, NodeError]:
     """Return the node with the largest error of each module, in the order in which they run."""
     worst: dict[str, NodeError] = {}
-    for one in errors:
-        known = worst.get(one.place.module)
-        if known is None or one.behind > known.behind:
-            worst[one.place.module] = one
+    for error in errors:
+        known = worst.get(error.place.module)
+        if known is None or error.behind > known.behind:
+            worst[error.place.module] = error
     return worst
 
 

@@ -16,13 +16,13 @@ from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.bisection.cure import Form
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.judge import Recorded, VariantJudge
-from moh_deploy.validate.function_bodies import Recorder
-from moh_deploy.validate.layer_values import names_to_return
-from moh_deploy.validate.parity import compare
-from moh_deploy.validate.parity_report import ParityReport
-from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.reference import RECORDED
-from moh_deploy.validate.samples import Sample
+from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.policy import Policy
+from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.reference.layer_values import names_to_return
+from moh_deploy.validate.reference.reference import RECORDED
+from moh_deploy.validate.reference.samples import Sample
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Experiments:
 
     @property
     def vectors(self) -> tuple[VectorSet, ...]:
-        return tuple(one.known for one in self.samples)
+        return tuple(sample.known for sample in self.samples)
 
     @cached_property
     def parity(self) -> ParityReport:
@@ -156,22 +156,22 @@ class Experiments:
         return compare(
             model.package,
             runner,
-            [one.known for one in samples],
-            labels=[one.label for one in samples],
+            [sample.known for sample in samples],
+            labels=[sample.label for sample in samples],
             reference=self._reference(samples),
             variants=PackageVariants(model.package, Variant(kernels=model.variant.kernels)),
             policy=self.policy,
         )
 
     def _reference(self, samples: Sequence[Sample]) -> str:
-        files = [one.label for one in samples if one.file is not None]
+        files = [sample.label for sample in samples if sample.file is not None]
         recorded = [RECORDED] if len(files) < len(samples) else []
         by = "the reference" if self.float32 is None else "the same graph in float32"
         return " and ".join([*recorded, *([f"{by} on {', '.join(files)}"] if files else [])])
 
 
 def _reasons(recorded: Sequence[Recorded]) -> tuple[str, ...]:
-    return tuple(one.reason for one in recorded if one.reason is not None)
+    return tuple(point.reason for point in recorded if point.reason is not None)
 
 
 def answered(believed: OnnxPackage, samples: Sequence[Sample]) -> tuple[Sample, ...]:
@@ -185,8 +185,8 @@ def answered(believed: OnnxPackage, samples: Sequence[Sample]) -> tuple[Sample, 
         return ()
     recorder = Recorder.of(believed)
     found = []
-    for one in samples:
-        known = recorder.record(one.known.inputs)
-        outputs = {**known.outputs, **one.known.outputs}
-        found.append(replace(one, known=replace(known, outputs=outputs)))
+    for sample in samples:
+        known = recorder.record(sample.known.inputs)
+        outputs = {**known.outputs, **sample.known.outputs}
+        found.append(replace(sample, known=replace(known, outputs=outputs)))
     return tuple(found)

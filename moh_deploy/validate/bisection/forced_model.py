@@ -41,7 +41,7 @@ class ForcedModel:
         """Find out what the gates are fed as, by a run."""
         layers = package.manifest.layers
         # A run whose gates were not recorded has none to feed.
-        known = vectors and all(len(one.gates) == len(layers) for one in vectors)
+        known = vectors and all(len(vector_set.gates) == len(layers) for vector_set in vectors)
         if not layers or not known or PackageVariants(package).why_not_forced() is not None:
             return cls(package, {})
         names = package.gate_names
@@ -69,18 +69,18 @@ class ForcedModel:
         # Shapes are inferred from the graph alone; weights outside of it stay on disk.
         graph = onnx.shape_inference.infer_shapes(self._model()).graph
         known = (*graph.value_info, *graph.output)
-        types = {one.name: one.type.tensor_type.elem_type for one in known}
+        types = {item.name: item.type.tensor_type.elem_type for item in known}
         return {name: dtype for name, dtype in types.items() if dtype}
 
     def value_dims(self) -> dict[str, tuple[int | str, ...]]:
         """Return how the axes of values are called, of those that the model declares."""
         graph = self._model().graph
         return {
-            one.name: tuple(
-                axis.dim_param or axis.dim_value for axis in one.type.tensor_type.shape.dim
+            output.name: tuple(
+                axis.dim_param or axis.dim_value for axis in output.type.tensor_type.shape.dim
             )
-            for one in (*graph.value_info, *graph.output)
-            if one.type.tensor_type.HasField("shape")
+            for output in (*graph.value_info, *graph.output)
+            if output.type.tensor_type.HasField("shape")
         }
 
     def inputs(self, vectors: VectorSet) -> dict[str, Array]:

@@ -16,15 +16,15 @@ from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.recorded_value import RecordedValue, recorded_values
-from moh_deploy.validate.differences import worst
-from moh_deploy.validate.layer_parity import LayerReference, LayerValuesFound, compare_layer
-from moh_deploy.validate.layer_values import LayerValues, layer_values
-from moh_deploy.validate.noise_floor import NOISE, NoisyModel, recorded_floor
-from moh_deploy.validate.output_parity import compare_output
-from moh_deploy.validate.policy import Policy
-from moh_deploy.validate.samples import own_view
-from moh_deploy.validate.tolerances import Tolerance
-from moh_deploy.validate.valid_tokens import TokenView
+from moh_deploy.validate.compare.layer_parity import LayerReference, LayerValuesFound, compare_layer
+from moh_deploy.validate.compare.noise_floor import NOISE, NoisyModel, recorded_floor
+from moh_deploy.validate.compare.output_parity import compare_output
+from moh_deploy.validate.compare.policy import Policy
+from moh_deploy.validate.compare.tolerances import Tolerance
+from moh_deploy.validate.reference.differences import worst
+from moh_deploy.validate.reference.layer_values import LayerValues, layer_values
+from moh_deploy.validate.reference.samples import own_view
+from moh_deploy.validate.reference.valid_tokens import TokenView
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class VariantJudge:
         for index, vectors in enumerate(self.vectors):
             got = runner.run(model.inputs(vectors))
             for value in self.values(model, vectors, inner=inner):
-                one = self._compare(value, model, rule, index, got)
+                point = self._compare(value, model, rule, index, got)
                 # Of several vector sets the worst one stands for the value.
-                known = found.get(one.value)
-                found[one.value] = one if known is None else _worse(known, one)
+                known = found.get(point.value)
+                found[point.value] = point if known is None else _worse(known, point)
         return tuple(found.values())
 
     def values(
@@ -117,28 +117,31 @@ class VariantJudge:
         # Without forced gates, everything behind the first flip differs, so no gates are compared.
         layers = self.judged.package.manifest.layers if model.gates else ()
         return tuple(
-            one
-            for one in recorded_values(layers, vectors, self._shown if inner else ())
+            recorded_value
+            for recorded_value in recorded_values(layers, vectors, self._shown if inner else ())
             # A variant may have lost an inner value to a rewrite, or have made an output of it.
-            if not one.inner or (inner and one.value in self._made_by(model))
+            if not recorded_value.inner or (inner and recorded_value.value in self._made_by(model))
         )
 
     def open(self, model: ForcedModel, *, inner: bool) -> Runner:
         """Open a session of a variant that returns all that it is compared with."""
         values = self.values(model, self.vectors[0], inner=inner) if self.vectors else ()
-        return model.open([one.value for one in values if one.inner])
+        return model.open([value.value for value in values if value.inner])
 
     @cached_property
     def _shown(self) -> tuple[LayerValues, ...]:
         """The names of the layers' inner values; empty where no run recorded any."""
-        known = any(one.scores or one.attention for one in self.vectors)
+        known = any(vector_set.scores or vector_set.attention for vector_set in self.vectors)
         return layer_values(self.judged.package) if known else ()
 
     @cached_property
     def _views(self) -> list[TokenView]:
         """What is compared of each run: padding, as the package says it, is not."""
         manifest = self.judged.package.manifest
-        views = [own_view(manifest, one, str(index)) for index, one in enumerate(self.vectors)]
+        views = [
+            own_view(manifest, vector_set, str(index))
+            for index, vector_set in enumerate(self.vectors)
+        ]
         # Gates that a router makes go by another name where others are fed.
         others = {computed_gates(name): name for name in self.judged.gates}
         return [view.also(others) for view in views]
@@ -208,8 +211,8 @@ class VariantJudge:
             # Float32: the export measured the floor on the original.
             if rounding is not None:
                 self._floors = [
-                    _recorded_floors(package, rounding, one, view.select(one.outputs))
-                    for one, view in zip(self.vectors, self._views, strict=True)
+                    _recorded_floors(package, rounding, vector_set, view.select(vector_set.outputs))
+                    for vector_set, view in zip(self.vectors, self._views, strict=True)
                 ]
                 return self._floors
             # Half precision: measured here, with the gates fed, as flips would exceed any rounding.
@@ -218,8 +221,8 @@ class VariantJudge:
             noisy = NoisyModel(PackageVariants(package), gates, (), precision)
             names = set(map(computed_gates, gates))
             runs = zip(self._floors, self.vectors, self._views, strict=True)
-            for floors, one, view in runs:
-                found = noisy.results(self.judged.inputs(one))
+            for floors, vector_set, view in runs:
+                found = noisy.results(self.judged.inputs(vector_set))
                 if found is not None:
                     found = found.selected(view.select)
                     floors |= {k: found.move(k, only_chosen=k in names) for k in found.exact}
@@ -233,11 +236,11 @@ def _recorded_floors(
     # With gates fed, a router's own go by another name, under which the floor is looked up.
     floor = recorded_floor(package, rounding, run, outputs)
     pairs = zip(package.manifest.layers, floor.layers, strict=True)
-    gates = {computed_gates(layer.gates): one.gates for layer, one in pairs}
+    gates = {computed_gates(layer.gates): layer_rounding.gates for layer, layer_rounding in pairs}
     return {**floor.outputs, **gates}
 
 
-def _worse(known: Recorded, one: Recorded) -> Recorded:
-    drifts = [each.drift for each in (known, one) if each.drift is not None]
-    worse = one if one.badness > known.badness else known
+def _worse(known: Recorded, run: Recorded) -> Recorded:
+    drifts = [each.drift for each in (known, run) if each.drift is not None]
+    worse = run if run.badness > known.badness else known
     return replace(worse, drift=worst(drifts) if drifts else None)

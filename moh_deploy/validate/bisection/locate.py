@@ -22,11 +22,73 @@ from moh_deploy.validate.bisection.divergence import (
 )
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
-from moh_deploy.validate.bisection.interval import find_interval
 from moh_deploy.validate.bisection.judge import Recorded
 from moh_deploy.validate.bisection.node_difference import WeightedGraph, node_differences
 from moh_deploy.validate.bisection.places import ModelGraph, NodePlace, Reached
-from moh_deploy.validate.tolerances import rule_name
+from moh_deploy.validate.compare.tolerances import rule_name
+
+# Bound the place of a fault by the recorded values of the original model.
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The nodes of which one is wrong.
+
+    Attributes:
+        before: The recorded value that is wrong: one of the nodes that lead to it is.
+        after: The values that prove nodes before it right, as few as do.
+        nodes: Those that lead to `before`, and to nothing that proves them right.
+        alone: Those of them that lead to every value that is wrong: if a single node is wrong, it
+            is one of these.
+    """
+
+    before: Checkpoint
+    after: tuple[Checkpoint, ...]
+    nodes: Reached
+    alone: Reached
+
+
+def find_interval(graph: ModelGraph, checkpoints: Sequence[Checkpoint]) -> Interval | None:
+    """Return the interval of the first value that is wrong; None if none is.
+
+    Each value that is wrong has a wrong node before it, whatever the others are: with several
+    faults, too, the interval holds one.
+
+    Args:
+        graph: With the gates fed, so that no path leads through them.
+        checkpoints: In the order in which they are computed.
+    """
+    reached = {checkpoint.value: graph.before(checkpoint.value) for checkpoint in checkpoints}
+    wrong = [checkpoint for checkpoint in checkpoints if not checkpoint.agrees]
+    exact = [checkpoint for checkpoint in checkpoints if checkpoint.exact]
+    # Nodes before an exact value are right, as far as a fault in them would show there.
+    right = frozenset[int]().union(*(reached[checkpoint.value] for checkpoint in exact))
+    if not wrong:
+        return None
+    if any(reached[checkpoint.value] <= right for checkpoint in wrong):
+        # It is wrong, and all before it is proven right: the proofs are not to be believed.
+        exact, right = [], frozenset()
+    # The first wrong value: fewer nodes lead to it than to the later ones.
+    before = wrong[0]
+    nodes = reached[before.value] - right
+    # A single fault has to lead to every value that is wrong.
+    alone = nodes.intersection(*(reached[checkpoint.value] for checkpoint in wrong))
+    return Interval(before, _fewest(exact, reached[before.value], reached), nodes, alone)
+
+
+def _fewest(
+    exact: Sequence[Checkpoint], nodes: Reached, reached: dict[str, Reached]
+) -> tuple[Checkpoint, ...]:
+    """Return the values that prove as many of some nodes right as all do, the largest first."""
+    found: list[Checkpoint] = []
+    proven = frozenset[int]()
+    # Greedy, those that prove most first: the report names few values instead of all.
+    for checkpoint in sorted(exact, key=lambda group: -len(reached[group.value] & nodes)):
+        if not reached[checkpoint.value] & nodes <= proven:
+            found.append(checkpoint)
+            proven |= reached[checkpoint.value] & nodes
+    return tuple(checkpoint for checkpoint in exact if checkpoint in found)
+
 
 Cause = Literal["kernel", "optimisation", "precision", "float32", "graph"]
 
@@ -211,12 +273,12 @@ def _bounded(
     interval = find_interval(graph, checkpoints)
     if interval is None:
         return replace(found, checkpoints=checkpoints)
-    exact = [one for one in checkpoints if one.exact]
+    exact = [checkpoint for checkpoint in checkpoints if checkpoint.exact]
     spots = BlindSpots(runs.judge, runs.unrounded, graph, interval.before, exact)
     # Without a value that proves anything, no node was acquitted that could be wrong unseen.
     unseen = spots.find(interval.nodes) if interval.after else frozenset()
     between = Between(
-        tuple(one.what for one in interval.after),
+        tuple(checkpoint.what for checkpoint in interval.after),
         interval.before.what,
         _own(graph, interval.nodes),
         _own(graph, interval.alone),
@@ -246,13 +308,15 @@ def _compared(
     errors = node_errors(graph, values)
     wrong = wrong_values(recorded)
     # A difference that leads to no wrong value does no harm, and is not the answer.
-    matters = frozenset[int]().union(*(graph.before(one.value) for one in wrong))
+    matters = frozenset[int]().union(*(graph.before(run.value) for run in wrong))
     first = first_beyond(errors, bound, matters)
     step = None if first is not None else largest_step(errors, matters)
     differences: tuple[str, ...] = ()
     if first is not None and cause in IN_GRAPH:
         sides = ((graph, tested), (theirs, believed))
-        weighted = [WeightedGraph(one, m.package.root, m.functions()) for one, m in sides]
+        weighted = [
+            WeightedGraph(model_graph, m.package.root, m.functions()) for model_graph, m in sides
+        ]
         differences = node_differences(weighted[0], weighted[1], first.place.value)
     found = Divergence(cause, against, first, step, differences, wrong)
     # No node stands out, so the recorded values have to bound the place.

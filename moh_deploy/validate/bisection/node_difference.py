@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
+from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection.places import ModelGraph
-from moh_deploy.validate.differences import abs_error, largest, largest_finite
+from moh_deploy.validate.reference.differences import abs_error, largest, largest_finite
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class WeightedGraph:
 
     @cached_property
     def _weights(self) -> Mapping[str, onnx.TensorProto]:
-        return {one.name: one for one in self.places.graph.initializer}
+        return {initializer.name: initializer for initializer in self.places.graph.initializer}
 
     def weight(self, name: str) -> Array | None:
         tensor = self._weights.get(name)
@@ -54,12 +54,16 @@ class WeightedGraph:
     def body(self, node: onnx.NodeProto) -> bytes | None:
         """Return the function body of a node, to be compared; None for an operator without."""
         called = (node.domain, node.op_type, node.overload)
-        found = (one for one in self.functions if (one.domain, one.name, one.overload) == called)
-        one = next(found, None)
-        if one is None:
+        found = (
+            function
+            for function in self.functions
+            if (function.domain, function.name, function.overload) == called
+        )
+        difference = next(found, None)
+        if difference is None:
             return None
         body = onnx.FunctionProto()
-        body.CopyFrom(one)
+        body.CopyFrom(difference)
         body.domain = ""  # It says which of several bodies this is.
         return bytes(body.SerializeToString(deterministic=True))
 
@@ -95,7 +99,9 @@ def _operator(node: onnx.NodeProto) -> tuple[str, str]:
 def _attributes(
     tested: WeightedGraph, reference: WeightedGraph, ours: onnx.NodeProto, theirs: onnx.NodeProto
 ) -> Iterator[str]:
-    mine, other = ({one.name: one for one in node.attribute} for node in (ours, theirs))
+    mine, other = (
+        {attribute.name: attribute for attribute in node.attribute} for node in (ours, theirs)
+    )
     for name in dict.fromkeys((*mine, *other)):
         if mine.get(name) == other.get(name):
             continue

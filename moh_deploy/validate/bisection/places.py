@@ -92,7 +92,9 @@ class ModelGraph:
         node = what_runs(self.nodes[index])
         # A layer's node is known from the manifest, others by their names:
         # `blocks.0.attn.MatMul#2`.
-        own = next((one.path for one in self.layers if node.name and node.name == one.node), None)
+        own = next(
+            (layer.path for layer in self.layers if node.name and node.name == layer.node), None
+        )
         named = re.fullmatch(rf"(?P<module>.+)\.{re.escape(node.op_type)}(#\d+)?", node.name)
         if own is None and named is not None:
             own = named["module"]
@@ -108,7 +110,7 @@ class ModelGraph:
             if index in anchor:
                 # Before queries, keys and values alike: the norm in front of the layer, or a block
                 # before it.
-                shared = all(index in one for one in inputs)
+                shared = all(index in group for group in inputs)
                 return behind if shared and behind is not None else layer.path
             if self.makers.get(layer.gates) in self.before(*reads(self.nodes[index])):
                 behind = layer.path
@@ -132,7 +134,7 @@ def what_runs(node: onnx.NodeProto) -> onnx.NodeProto:
     """Return the node of a layer for the `If` that chooses by size how it is run."""
     if node.op_type != "If" or not node.input[0].startswith(CONDITION_PREFIX):
         return node
-    graphs = {one.name: one.g for one in node.attribute}
+    graphs = {attribute.name: attribute.g for attribute in node.attribute}
     # Both branches hold the layer; see `switch_by_size`.
     inner: onnx.NodeProto = graphs["else_branch"].node[0]
     return inner

@@ -9,8 +9,8 @@ from functools import partial
 from moh_deploy.graph.forced_gates import computed_gates
 from moh_deploy.package import LayerInfo, VectorSet
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.differences import abs_error, largest
-from moh_deploy.validate.layer_values import LayerValues
+from moh_deploy.validate.reference.differences import abs_error, largest
+from moh_deploy.validate.reference.layer_values import LayerValues
 
 Read = Callable[[Array], Array | None]
 """From a value of a run to what was recorded of it; None where it is of another form."""

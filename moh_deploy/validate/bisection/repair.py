@@ -14,7 +14,7 @@ from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.flops import attention_flops
 from moh_deploy.ops import op_names
 from moh_deploy.package import Float32Node, Manifest, OnnxPackage, PackageWriter
-from moh_deploy.package.model_files import model_bytes
+from moh_deploy.package.writer import model_bytes
 from moh_deploy.runtime.lowered_package import router_types
 from moh_deploy.validate.bisection.cure import Cure, Form, SearchStep, Trials, every_node, find_cure
 from moh_deploy.validate.bisection.divergence import InnerValue
@@ -23,9 +23,9 @@ from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.validate.bisection.locate import IN_GRAPH, Located
 from moh_deploy.validate.bisection.places import ModelGraph, what_runs
 from moh_deploy.validate.bisection.report import Repair
-from moh_deploy.validate.parity_report import ParityReport
-from moh_deploy.validate.recorded_parity import proof_of
-from moh_deploy.validate.samples import recorded_samples
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.recorded_parity import proof_of
+from moh_deploy.validate.reference.samples import recorded_samples
 
 _NO_NODES = "so no choice of nodes makes it right."
 _WRONG_ITSELF = f"In float32 it is wrong as well, {_NO_NODES}"
@@ -166,13 +166,13 @@ class _Repair:
 
 def _manifest(manifest: Manifest, model: ir.Model, cure: Cure) -> Manifest:
     layers = tuple(
-        replace(one, router_types=router_types(model, one)) if one.router_types else one
-        for one in manifest.layers
+        replace(layer, router_types=router_types(model, layer)) if layer.router_types else layer
+        for layer in manifest.layers
     )
-    nodes = tuple(Float32Node(one.place.node, one.reason) for one in cure.nodes)
-    known = {one.name for one in nodes}
+    nodes = tuple(Float32Node(node.place.node, node.reason) for node in cure.nodes)
+    known = {node.name for node in nodes}
     # A package that was repaired before keeps the reasons of its nodes.
-    earlier = tuple(one for one in manifest.float32_nodes if one.name not in known)
+    earlier = tuple(node for node in manifest.float32_nodes if node.name not in known)
     return replace(manifest, layers=layers, proof=None, float32_nodes=(*earlier, *nodes))
 
 
@@ -193,10 +193,10 @@ def flops_share(
         None if nothing was counted.
     """
     # Weights are no inner values, and a product's number of terms may stand in their shape alone.
-    weights = {one.name: tuple(one.dims) for one in graph.graph.initializer}
-    shapes = {**{name: one.shape for name, one in values.items()}, **weights}
+    weights = {initializer.name: tuple(initializer.dims) for initializer in graph.graph.initializer}
+    shapes = {**{name: value.shape for name, value in values.items()}, **weights}
     # An attention node does two products in one, and counts by its own formula.
-    attention = {one.node: attention_flops(one) for one in graph.layers if one.node}
+    attention = {layer.node: attention_flops(layer) for layer in graph.layers if layer.node}
     flops = {
         node.output[0]: attention.get(what_runs(node).name) or _product_flops(node, shapes)
         for node in graph.nodes
@@ -220,7 +220,7 @@ def _terms(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
     if node.op_type == "Conv":
         # Weights of Conv: [out, in / groups, kernel...].
         return math.prod(second[1:])
-    transposed = {one.name: one.i for one in node.attribute}
+    transposed = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "Gemm" and first:
         return first[0] if transposed.get("transA") else first[-1]
     if first:

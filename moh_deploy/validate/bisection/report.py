@@ -18,7 +18,7 @@ from moh_deploy.validate.bisection.cure import Cure
 from moh_deploy.validate.bisection.divergence import NodeError, by_module
 from moh_deploy.validate.bisection.locate import Between, Cause, Divergence
 from moh_deploy.validate.bisection.places import NodePlace
-from moh_deploy.validate.parity_report import ParityReport
+from moh_deploy.validate.compare.parity_report import ParityReport
 
 _MOST_ROWS = 40
 _MOST_NAMES = 5
@@ -138,7 +138,7 @@ class BisectReport(Report):
 
 def _repair_text(repair: Repair) -> str:
     nodes = repair.cure.nodes
-    names = ", ".join(f"'{one.place.node}'" for one in nodes[:_MOST_NAMES])
+    names = ", ".join(f"'{node.place.node}'" for node in nodes[:_MOST_NAMES])
     more = f" and {len(nodes) - _MOST_NAMES} more" if len(nodes) > _MOST_NAMES else ""
     needs = "needs" if len(nodes) == 1 else "need"
     return f"{count(len(nodes), 'node')} {needs} float32: {names}{more}."
@@ -147,8 +147,8 @@ def _repair_text(repair: Repair) -> str:
 def _divergence_blocks(found: Divergence) -> Iterator[Block]:
     text = divergence_text(found)
     yield Text(text[0].upper() + text[1:], False)
-    rows = [(one.what, one.error, one.limit) for one in found.wrong]
-    is_wrong = any(one.reason is not None for one in found.wrong)
+    rows = [(run.what, run.error, run.limit) for run in found.wrong]
+    is_wrong = any(run.reason is not None for run in found.wrong)
     what = "what is wrong" if is_wrong else "what is nearest to its limit"
     yield Table(f"{what}, with the reference gates fed", ("", "#error", "#allowed"), rows)
     if found.between is not None:
@@ -157,9 +157,11 @@ def _divergence_blocks(found: Divergence) -> Iterator[Block]:
 
 def _suspect_blocks(suspects: Sequence[NodePlace]) -> Iterator[Block]:
     """Show the nodes module by module, in the order in which the modules first run."""
-    modules = list(dict.fromkeys(one.module for one in suspects))
-    ordered = sorted(suspects, key=lambda one: modules.index(one.module))
-    rows = [(one.module, one.op, one.node) for one in ordered[:_MOST_ROWS]]
+    modules = list(dict.fromkeys(suspect.module for suspect in suspects))
+    ordered = sorted(suspects, key=lambda suspect: modules.index(suspect.module))
+    rows = [
+        (node_place.module, node_place.op, node_place.node) for node_place in ordered[:_MOST_ROWS]
+    ]
     yield Table("nodes that may be wrong", ("module", "operator", "node"), rows)
     if len(suspects) > _MOST_ROWS:
         yield Text(f"and {len(suspects) - _MOST_ROWS} more, which --json lists")
@@ -167,7 +169,7 @@ def _suspect_blocks(suspects: Sequence[NodePlace]) -> Iterator[Block]:
 
 def _module_table(errors: tuple[NodeError, ...]) -> Iterator[Block]:
     worst = list(by_module(errors).items())
-    rows = [(path, one.place.node, _size_text(one)) for path, one in worst[:_MOST_ROWS]]
+    rows = [(path, error.place.node, _size_text(error)) for path, error in worst[:_MOST_ROWS]]
     if rows:
         more = len(worst) - len(rows)
         title = "largest error of each module, as a share of the largest value"
@@ -228,7 +230,7 @@ def _place(found: Divergence) -> str:
 
 def _between(found: Divergence, between: Between) -> str:
     text = f"diverges {_bounds(found, between)}"
-    if not any(one.reason is not None for one in found.wrong):
+    if not any(run.reason is not None for run in found.wrong):
         text = (
             "with the reference gates fed every recorded value is within its limit, errors add up;"
             f" what the {between.before} is off by arises {_bounds(found, between)}"
@@ -250,12 +252,12 @@ def _between(found: Divergence, between: Between) -> str:
 
 def _bounds(found: Divergence, between: Between) -> str:
     """Say which recorded values the nodes lie between: behind the ones, before the other."""
-    order = [one.what for one in found.checkpoints]
+    order = [checkpoint.what for checkpoint in found.checkpoints]
     before, after = between.before, _listed(between.after)
     agree = "agrees" if len(between.after) == 1 else "agree"
     if not between.after:
         return f"before the {before}; no other recorded value proves anything there right"
-    if all(order.index(one) < order.index(before) for one in between.after):
+    if all(order.index(name) < order.index(before) for name in between.after):
         return f"between the {after}, which {agree} to rounding, and the {before}"
     return f"in what leads to the {before}, and not to the {after}, which {agree} to rounding"
 
@@ -272,8 +274,8 @@ def _one_of(places: Sequence[NodePlace]) -> str:
 def _names(places: Sequence[NodePlace]) -> str:
     """Name the nodes if they are few, or else their modules."""
     if len(places) <= _MOST_NAMES:
-        return ", ".join(str(one) for one in places)
-    counts = Counter(one.module for one in places)
+        return ", ".join(str(place) for place in places)
+    counts = Counter(place.module for place in places)
     named = [f"{count} in '{module}'" for module, count in list(counts.items())[:_MOST_MODULES]]
     more = len(counts) - len(named)
     return ", ".join(named) + (f" and others in {more} more modules" if more > 0 else "")

@@ -64,7 +64,7 @@ class FirstDifference:
         subject, policy = self.sides.subject, self.sides.policy
         free = subject.open(self._seen).run(inputs)
         # The values that layers read as their gates.
-        reads = dict.fromkeys(read.value for one in self._layers for read in one.reads)
+        reads = dict.fromkeys(read.value for layer in self._layers for read in layer.reads)
         fed = {
             name: array
             for name in reads
@@ -113,5 +113,5 @@ class FirstDifference:
 
     @property
     def _seen(self) -> list[str]:
-        names = ((*one.router.logits.values(), *one.values) for one in self._layers)
+        names = ((*layer.router.logits.values(), *layer.values) for layer in self._layers)
         return list(dict.fromkeys(chain.from_iterable(names)))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from moh_deploy.graph.gate_reads import GateRead
-from moh_deploy.ops.tolerances import OP_TOLERANCES
+from moh_deploy.ops.cases import OP_TOLERANCES
 from moh_deploy.package.router_nodes import operator_text
 from moh_deploy.package.switches import reads
 from moh_deploy.system.npz import Array
@@ -98,7 +98,7 @@ class _Follower:
         if node.op_type in _ARITHMETIC and not self._tells_heads_apart(node):
             return self._arithmetic(node)
         if node.op_type == "Concat":
-            return self._moved(node, [self._part(one) for one in node.input])
+            return self._moved(node, [self._part(name) for name in node.input])
         if node.op_type not in _MOVING or not self._on_the_way(node.input[0]):
             return self._unchanged(name, node)
         source = self.follow(node.input[0])
@@ -109,15 +109,15 @@ class _Follower:
         operator = ReferenceEvaluator(node)
         # Indices, axes and limits are read from the run, since exporters compute some of them from
         # sizes.
-        beside = {one: self.values[one] for one in node.input[len(parts) :] if one}
+        beside = {name: self.values[name] for name in node.input[len(parts) :] if name}
         (gates,), (heads,) = (
             operator.run(None, {**beside, **dict(zip(node.input, arrays, strict=False))})
-            for arrays in ([one.gates for one in parts], [one.heads for one in parts])
+            for arrays in ([part.gates for part in parts], [part.heads for part in parts])
         )
         return Followed(np.asarray(gates, np.float64), np.asarray(heads, np.int64))
 
     def _arithmetic(self, node: onnx.NodeProto) -> Followed:
-        first, second = (self._part(one) for one in node.input)
+        first, second = (self._part(name) for name in node.input)
         # A token without gates may divide 0 by 0; what is expected to be NaN is not judged.
         with np.errstate(all="ignore"):
             gates = _ARITHMETIC[node.op_type](first.gates, second.gates)
@@ -135,9 +135,9 @@ class _Follower:
 
     def _unchanged(self, name: str, node: onnx.NodeProto) -> Followed:
         shape = self.values[name].shape
-        read = [one for one in reads(node) if self._on_the_way(one)]
+        read = [read for read in reads(node) if self._on_the_way(read)]
         # An operator that is taken for changing nothing gives its input of the same shape.
-        alike = [one for one in read if self.values[one].shape == shape]
+        alike = [name for name in read if self.values[name].shape == shape]
         if not alike:
             raise _LostError(
                 f"{operator_text(node)} stands between the layer's MoHRouter and"
@@ -149,7 +149,7 @@ class _Follower:
     def _distance(self, name: str) -> int:
         if name == self.read.start:
             return 0
-        read = [one for one in reads(self.read.way[name]) if self._on_the_way(one)]
+        read = [read for read in reads(self.read.way[name]) if self._on_the_way(read)]
         return 1 + min(map(self._distance, read))
 
     def _on_the_way(self, name: str) -> bool:
@@ -181,9 +181,10 @@ def _difference(read: GateRead, expected: _Float64, values: Mapping[str, Array])
     if got.shape != expected.shape:
         return f"'{read.value}' is of shape {list(got.shape)}, expected {list(expected.shape)}."
     # The coarsest dtype on the way sets the tolerance.
-    names = [values[one].dtype.name for one in (read.value, *read.way)]
+    names = [values[name].dtype.name for name in (read.value, *read.way)]
     rule = max(
-        (OP_TOLERANCES[one] for one in names if one in OP_TOLERANCES), key=lambda one: one.absolute
+        (OP_TOLERANCES[name] for name in names if name in OP_TOLERANCES),
+        key=lambda name: name.absolute,
     )
     with np.errstate(invalid="ignore"):
         error = np.abs(got - expected)

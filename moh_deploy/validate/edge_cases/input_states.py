@@ -14,9 +14,9 @@ from moh_deploy.package import LayerInfo, OnnxPackage
 from moh_deploy.package.token_mask import marks_padding, mask_input
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
-from moh_deploy.validate.additive_mask import mask_like
-from moh_deploy.validate.input_sets import sized_inputs
-from moh_deploy.validate.valid_tokens import valid_tokens
+from moh_deploy.validate.reference.additive_mask import mask_like
+from moh_deploy.validate.reference.input_sets import sized_inputs
+from moh_deploy.validate.reference.valid_tokens import valid_tokens
 
 ZERO, ONE, LONGEST, PADDING = "zero", "one", "longest", "padding only"
 
@@ -112,10 +112,10 @@ def _at_sizes(
     case = f"{case}: {', '.join(f'{name}={size}' for name, size in sizes.items())}"
     try:
         # A size that the model was not traced for is no case of it.
-        (one,) = sized_inputs(package, {name: [size] for name, size in sizes.items()})
+        (inputs,) = sized_inputs(package, {name: [size] for name, size in sizes.items()})
     except ConfigError as error:
         return InputState(case, None, error.message, exists=False)
-    return InputState(case, one.inputs, remark=remark)
+    return InputState(case, inputs.inputs, remark=remark)
 
 
 def _all_valid(state: InputState, mask: str | None) -> InputState:
@@ -144,7 +144,9 @@ def _fitting(package: OnnxPackage, name: str) -> tuple[int, str]:
     budget = min(_MOST_BYTES, _free_bytes() // 4)
     scores = max(map(_score_bytes, package.manifest.layers), default=0)
     recorded = package.vectors[0]
-    values = sum(one.nbytes for one in (*recorded.inputs.values(), *recorded.outputs.values()))
+    values = sum(
+        output.nbytes for output in (*recorded.inputs.values(), *recorded.outputs.values())
+    )
     # Scores [B, H, S, S] grow with the square of a size, inputs and outputs with the size itself.
     growth = min(math.sqrt(budget / max(_COPIES * scores, 1)), budget / max(_COPIES * values, 1))
     fits = max(example, min(int(example * growth), _LONGEST_OF_ANY))
@@ -172,8 +174,8 @@ def _free_bytes() -> int:
 
 def _padding(package: OnnxPackage, mask: str | None) -> InputState:
     if mask is None:
-        matrices = {k: one for k, one in package.vectors[0].inputs.items() if one.ndim == 2}
-        candidates = [k for k, one in matrices.items() if np.isin(one, (0, 1)).all()]
+        matrices = {k: array for k, array in package.vectors[0].inputs.items() if array.ndim == 2}
+        candidates = [k for k, matrix in matrices.items() if np.isin(matrix, (0, 1)).all()]
         if not candidates:
             reason = "no input of two axes holds 0 and 1 only, and so could say what is padding."
             return InputState(PADDING, None, reason, exists=False)

@@ -20,11 +20,11 @@ from moh_deploy.package import (
     bounded,
 )
 from moh_deploy.system.npz import BoolArray
-from moh_deploy.validate.function_bodies import Recorder
-from moh_deploy.validate.input_sets import batch_dim, picked
-from moh_deploy.validate.reference import Reference
-from moh_deploy.validate.samples import Sample, valid_tokens_of
-from moh_deploy.validate.user_vectors import check_ranges
+from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.reference.input_sets import batch_dim, picked
+from moh_deploy.validate.reference.reference import Reference
+from moh_deploy.validate.reference.samples import Sample, valid_tokens_of
+from moh_deploy.validate.reference.user_vectors import check_ranges
 
 TOKENS_PER_LAYER = 3
 """How many tokens of a sample are named, for each layer."""
@@ -82,9 +82,9 @@ def mine(
         )
         mask = None if known is None else known.mask
         searchable = [_searchable(scored, mask) for scored in run.is_scored]
-        clear = [int(one.sum()) for one in searchable]
+        clear = [int(array.sum()) for array in searchable]
         searched, tokens = searched + 1, tokens + sum(clear)
-        nan_choices += sum(int(_searchable(one, mask).sum()) for one in run.has_nan)
+        nan_choices += sum(int(_searchable(array, mask).sum()) for array in run.has_nan)
         with_scores.update(index for index, count in enumerate(clear) if count)
         mined = _least_clear(run.vectors, searchable)
         if mined:
@@ -100,11 +100,13 @@ def grown(kept: Sequence[CorpusSample], found: Sequence[CorpusSample]) -> tuple[
     What a corpus holds stays as it was recorded, unless the original recorded it now.
     """
     # False sorts first: of equal samples the one that the original recorded is kept.
-    both = sorted((*kept, *found), key=lambda one: one.reference != ORIGINAL)
+    both = sorted((*kept, *found), key=lambda item: item.reference != ORIGINAL)
     # Layers are known by number only, from the tokens that were mined in them.
-    layers = 1 + max((one.layer for s in (*kept, *found) for one in s.mined), default=-1)
-    ranked = _best([("", one) for one in both], layers)
-    return bounded([one for _, one in ranked])
+    layers = 1 + max(
+        (mined_token.layer for s in (*kept, *found) for mined_token in s.mined), default=-1
+    )
+    ranked = _best([("", sample) for sample in both], layers)
+    return bounded([sample for _, sample in ranked])
 
 
 def recorded_by(original: Reference, package: OnnxPackage, mined: Mined) -> Mined:
@@ -114,7 +116,7 @@ def recorded_by(original: Reference, package: OnnxPackage, mined: Mined) -> Mine
         MoHDeployError: The original cannot run, or not on these.
     """
     runs = zip(mined.names, mined.samples, strict=True)
-    samples = [Sample(one.vectors, name) for name, one in runs]
+    samples = [Sample(sample.vectors, name) for name, sample in runs]
     answers = original.answers(package, samples)
     for number, why in answers.without_gates.items():
         raise ExportError(
@@ -122,19 +124,19 @@ def recorded_by(original: Reference, package: OnnxPackage, mined: Mined) -> Mine
             hint="A corpus needs gates: give inputs of other sizes.",
         )
     pairs = zip(mined.samples, answers.vectors, strict=True)
-    recorded = [replace(one, vectors=vectors, reference=ORIGINAL) for one, vectors in pairs]
+    recorded = [replace(sample, vectors=vectors, reference=ORIGINAL) for sample, vectors in pairs]
     return _with_samples(mined, list(zip(mined.names, recorded, strict=True)))
 
 
 def _with_samples(mined: Mined, found: Sequence[tuple[str, CorpusSample]]) -> Mined:
     """Put in the samples that a corpus has room for, and count the others."""
-    kept = bounded(one for _, one in found)
+    kept = bounded(sample for _, sample in found)
     # `bounded` drops and does not rename: samples are found again by their content.
-    names = {one.digest(): name for name, one in found}
+    names = {sample.digest(): name for name, sample in found}
     return replace(
         mined,
         samples=kept,
-        names=tuple(names[one.digest()] for one in kept),
+        names=tuple(names[sample.digest()] for sample in kept),
         too_large=mined.too_large + len(found) - len(kept),
     )
 
@@ -155,7 +157,7 @@ def _least_clear(vectors: VectorSet, searchable: Sequence[BoolArray]) -> tuple[M
         places = zip(*np.unravel_index(order, known.shape), strict=True)
         smallest = [(int(b), int(s)) for b, s in places if np.isfinite(known[b, s])]
         found += [MinedToken(layer, place, float(known[place])) for place in smallest]
-    return tuple(sorted(found, key=lambda one: one.margin))
+    return tuple(sorted(found, key=lambda item: item.margin))
 
 
 def _best(
@@ -163,14 +165,14 @@ def _best(
 ) -> list[tuple[str, CorpusSample]]:
     """Rank by turns: for each layer its least clear sample, then its next one. Each once."""
     # Reversed twice: of equal samples the first one stays, in the order given.
-    distinct = {one.digest(): (name, one) for name, one in reversed(samples)}
-    known = [(digest, one) for digest, (_, one) in reversed(distinct.items())]
+    distinct = {sample.digest(): (name, sample) for name, sample in reversed(samples)}
+    known = [(digest, sample) for digest, (_, sample) in reversed(distinct.items())]
     by_layer = [
         # `place` settles equal margins, so that the order does not hang on digests.
         sorted(
             (margin, place, digest)
-            for place, (digest, one) in enumerate(known)
-            if (margin := _margin(one, layer)) is not None
+            for place, (digest, sample) in enumerate(known)
+            if (margin := _margin(sample, layer)) is not None
         )
         for layer in range(layers)
     ]
@@ -180,7 +182,10 @@ def _best(
 
 
 def _margin(sample: CorpusSample, layer: int) -> float | None:
-    return min((one.margin for one in sample.mined if one.layer == layer), default=None)
+    return min(
+        (mined_token.margin for mined_token in sample.mined if mined_token.layer == layer),
+        default=None,
+    )
 
 
 def cut_into_samples(manifest: Manifest, files: Sequence[Sample]) -> Iterator[Sample]:

@@ -20,12 +20,12 @@ from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Runner
 from moh_deploy.runtime.variants import Noise
 from moh_deploy.system.npz import Array
+from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.edge_cases.case_result import CaseResult, input_result
 from moh_deploy.validate.edge_cases.input_run import InputJudge
-from moh_deploy.validate.input_sets import batch_dim, picked, sized_inputs
-from moh_deploy.validate.parity_report import ParityReport
-from moh_deploy.validate.user_vectors import check_ranges
-from moh_deploy.validate.variants import Variants
+from moh_deploy.validate.reference.input_sets import batch_dim, picked, sized_inputs
+from moh_deploy.validate.reference.user_vectors import check_ranges
+from moh_deploy.validate.reference.variants import Variants
 
 SAMPLES, TOKENS = "samples by themselves", "tokens without later ones"
 
@@ -98,15 +98,15 @@ class SizeJudge:
         picks = [_samples(size, batch) for batch in _BATCHES]
         # The same size: another order, and one sample only, which others cannot but change.
         same = [tuple(range(size))[::-1], (0,) * size] if size > 1 else []
-        ran = self._run(dim, known, [*same, *(one for one in picks if len(one) != size)])
+        ran = self._run(dim, known, [*same, *(pick for pick in picks if len(pick) != size)])
         # At the recorded size nothing but the company of a sample has changed, so a difference
         # means that samples see each other.
-        mixed = [one for one in ran if len(one.pick) == size and not one.agrees]
+        mixed = [tried for tried in ran if len(tried.pick) == size and not tried.agrees]
         if mixed:
             why = mixed[0].report.reasons[0]
             raise _NothingTellsError(f"samples of one run are not independent: {why}")
-        others = [one for one in ran if len(one.pick) != size]
-        agreeing = sum(one.agrees for one in others)
+        others = [tried for tried in ran if len(tried.pick) != size]
+        agreeing = sum(other.agrees for other in others)
         # One sample cannot be put in other company; that most sizes agree has to do instead.
         if size == 1 and agreeing < max(2, len(others) - agreeing):
             raise _NothingTellsError(
@@ -130,7 +130,7 @@ class SizeJudge:
         # A model that is not causal differs at nearly every length; a faulty kernel at few of them.
         allowed = len(firsts) // 4
         ran = self._run(dim, known, firsts, allowed=allowed)
-        if sum(not one.agrees for one in ran) > allowed:
+        if sum(not tried.agrees for tried in ran) > allowed:
             why = f"the model is not causal along '{dim}': later tokens change earlier ones."
             raise _NothingTellsError(why)
         if len(ran) < _ENOUGH:
@@ -164,7 +164,7 @@ class SizeJudge:
             inputs = picked(self._package.manifest.inputs, known.inputs, dim, pick)
             runs.append(VectorSet({**known.sizes, dim: len(pick)}, inputs, {}, (), ()))
         # A run at another size shows which axes of the outputs grow with the dimension.
-        other = next((one for one in runs if one.sizes[dim] != known.sizes[dim]), None)
+        other = next((run for run in runs if run.sizes[dim] != known.sizes[dim]), None)
         if other is None:
             raise _NothingTellsError(f"'{dim}' takes one size only.")
         try:
@@ -178,7 +178,7 @@ class SizeJudge:
         judge = replace(self.judge, package=cuts.package, variants=variants)
         ran: list[_Ran] = []
         for pick, run in zip(picks, runs, strict=True):
-            if allowed is not None and sum(not one.agrees for one in ran) > allowed:
+            if allowed is not None and sum(not tried.agrees for tried in ran) > allowed:
                 break
             with suppress(BackendError, ConfigError):  # It is not said to take every size.
                 check_ranges(run.sizes, self._package.manifest)
@@ -186,8 +186,8 @@ class SizeJudge:
         return ran
 
     def _judged(self, case: str, dim: str, known: VectorSet, ran: Sequence[_Ran]) -> CaseResult:
-        right = [len(one.pick) for one in ran if one.agrees]
-        wrong = [one for one in ran if not one.agrees]
+        right = [len(tried.pick) for tried in ran if tried.agrees]
+        wrong = [tried for tried in ran if not tried.agrees]
         if not ran:
             raise _NothingTellsError(f"'{dim}' takes one size only.")
         if not wrong:
@@ -200,7 +200,7 @@ class SizeJudge:
             return _taken(value, axes, size, first.pick) if axes else None
 
         where = self.judge.where(first.report, known.inputs, first.inputs, cut)
-        sizes = _listed([len(one.pick) for one in wrong])
+        sizes = _listed([len(ran.pick) for ran in wrong])
         why = (
             f"case '{case}': {dim} of {_listed(right) or 'no other size'} agree, {dim} of {sizes}"
             f" do not: {first.report.reasons[0]}{where}"
@@ -262,7 +262,7 @@ class _Cuts:
         manifest = replace(
             manifest,
             # What does not grow with the dimension cannot be cut, and is not compared.
-            outputs=tuple(one for one in manifest.outputs if one.name in outputs),
+            outputs=tuple(output for output in manifest.outputs if output.name in outputs),
             layers=tuple(manifest.layers[index] for index in gates),
             rounding=rounding,
         )

@@ -115,7 +115,7 @@ class ProbeReport(Report):
 
     def count(self, status: CaseStatus) -> int:
         """Return how many results are of a status."""
-        return sum(1 for one in self.results if one.status == status)
+        return sum(1 for result in self.results if result.status == status)
 
     @property
     @in_json()
@@ -125,14 +125,18 @@ class ProbeReport(Report):
 
         Inputs that were given to be searched, and could not be, are no pass.
         """
-        failed = tuple(one.detail for one in self.results if one.status == "failed")
-        passed = [one.case for one in self.results if one.status == "passed"]
+        failed = tuple(result.detail for result in self.results if result.status == "failed")
+        passed = [result.case for result in self.results if result.status == "passed"]
         if not failed and not passed:
             return ("no case could be run, so nothing is proven.",)
         if not failed and all(case.startswith(ZERO) for case in passed):
             return ("no case of a size above 0 passed, so nothing is proven.",)
-        missed = (one for one in self.results if one.kind == "corpus" and one.status == "not run")
-        return (*failed, *(one.detail for one in missed))
+        missed = (
+            result
+            for result in self.results
+            if result.kind == "corpus" and result.status == "not run"
+        )
+        return (*failed, *(case.detail for case in missed))
 
     @property
     @in_json()
@@ -180,15 +184,15 @@ class ProbeReport(Report):
     def _kept(self) -> Kept:
         return Kept(
             samples=len(self.corpus),
-            bytes=sum(one.num_bytes for one in self.corpus),
-            recorded_from=tuple(sorted({one.reference for one in self.corpus})),
-            smallest_margin=min((one.margin for one in self.corpus), default=None),
+            bytes=sum(sample.num_bytes for sample in self.corpus),
+            recorded_from=tuple(sorted({sample.reference for sample in self.corpus})),
+            smallest_margin=min((sample.margin for sample in self.corpus), default=None),
             written=self.corpus_written,
         )
 
     def document(self) -> Document:
         """Return what it says."""
-        groups = groupby(self.results, lambda one: one.kind)
+        groups = groupby(self.results, lambda result: result.kind)
         rows = [row for _, group in groups for row in _rows(list(group))]
         blocks: list[Block] = [Table("edge cases", _COLUMNS, rows)]
         if self.mining is not None:
@@ -210,7 +214,7 @@ def _lines(report: ProbeReport) -> Iterator[str]:
     if report.mining is not None:
         searched = count(report.mining.searched, "sample")
         yield f"{searched} searched, {report.mining.tokens} choices of heads"
-    size = sum(one.num_bytes for one in report.corpus)
+    size = sum(sample.num_bytes for sample in report.corpus)
     written = "written" if report.corpus_written else "as it was"
     yield f"regression corpus: {count(len(report.corpus), 'sample')}, {size} bytes, {written}"
     yield runs_text(report.layer_runs)
@@ -220,10 +224,10 @@ def _lines(report: ProbeReport) -> Iterator[str]:
 def _rows(results: Sequence[CaseResult]) -> Iterator[tuple[str, str, str, str, str]]:
     """Fold layers of which the same is said into one row."""
     folded: dict[tuple[str, str, str], list[CaseResult]] = {}
-    for one in results:
-        folded.setdefault((one.case, one.status, one.detail), []).append(one)
+    for result in results:
+        folded.setdefault((result.case, result.status, result.detail), []).append(result)
     for (case, status, detail), group in folded.items():
-        places = [one.place for one in group]
+        places = [case.place for case in group]
         where = places[0] if len(places) == 1 else count(len(places), "layer")
         yield group[0].kind, case, where, status, detail
 

@@ -15,13 +15,13 @@ from moh_deploy.ops.contract import find_mismatch
 from moh_deploy.ops.spec import AttributeValue
 from moh_deploy.package import VectorSet, beside_masks, spread
 from moh_deploy.system.npz import Array, BoolArray
-from moh_deploy.validate.differences import (
+from moh_deploy.validate.compare.tolerances import Tolerance
+from moh_deploy.validate.reference.differences import (
     abs_error,
     describe_worst,
     largest,
     structural_mismatch,
 )
-from moh_deploy.validate.tolerances import Tolerance
 
 PortArrays = Mapping[str, Array]
 """Port of a MoHRouter to logits [B, S, N]."""
@@ -125,7 +125,9 @@ def nan_places(array: Array) -> BoolArray:
 def _case(name: str, router: RouterLogits, logits: PortArrays) -> Case:
     arrays = tuple(logits.get(port) for port in PORTS)
     # Without what every node carries beside the op's attributes.
-    known = [one.name for one in MOH_ROUTER.attributes if one.name in router.attributes]
+    known = [
+        attribute.name for attribute in MOH_ROUTER.attributes if attribute.name in router.attributes
+    ]
     attributes: dict[str, AttributeValue] = {name: router.attributes[name] for name in known}
     dtype = next(iter(logits.values())).dtype.name
     return Case(name, op_names.ROUTER, "", attributes, lambda _: arrays, dtype)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from moh_deploy.errors import BackendError
-from moh_deploy.graph.forced_logits import force_logits
-from moh_deploy.graph.router_logits import RouterLogits
+from moh_deploy.graph.router_logits import RouterLogits, force_logits
 from moh_deploy.ops.routers import form_named
 from moh_deploy.package import LayerInfo
 from moh_deploy.package.router_nodes import lost_at
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.system.progress import Progress
+from moh_deploy.validate.compare.tolerances import Tolerance
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.followed_gates import read_problem
 from moh_deploy.validate.edge_cases.routing_judge import (
@@ -29,19 +30,90 @@ from moh_deploy.validate.edge_cases.routing_judge import (
     tokens_with_nan,
     values_mismatch,
 )
-from moh_deploy.validate.edge_cases.routing_states import (
-    FINITE_STATES,
-    NAN,
-    RoutingState,
-    clear,
-    with_nan,
-)
 from moh_deploy.validate.edge_cases.source import RoutedLayer, Sides
-from moh_deploy.validate.edge_cases.ties_before import TIES_CASE as TIES_BEFORE
-from moh_deploy.validate.edge_cases.ties_before import run_ties_before
-from moh_deploy.validate.tolerances import Tolerance
 
-CASES = (*(state.name for state in FINITE_STATES), NAN, TIES_BEFORE)
+# The logits on which implementations of routers go wrong.
+
+_Logits = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RoutingState:
+    """Logits that routers are given.
+
+    Attributes:
+        name: What reports call it.
+        logits: Makes [B, S, N] for N heads, or for the two stages, from a generator.
+    """
+
+    name: str
+    logits: Callable[[np.random.Generator, tuple[int, ...]], _Logits]
+
+    def build(self, shape: tuple[int, ...]) -> _Logits:
+        """Return the same logits at each call, rounded to no dtype."""
+        return self.logits(np.random.default_rng(0), shape)
+
+
+def clear(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
+    """Every head a step from the next, in an order of each token's own."""
+    return np.asarray(rng.permuted(_ramp(shape), axis=-1), np.float64)
+
+
+def _ramp(shape: tuple[int, ...]) -> _Logits:
+    """Rising scores; no probability underflows."""
+    # Over all heads at most 60: exp(-60) is still a number in float32, 8.8e-27.
+    step = min(0.5, 60.0 / max(shape[-1], 1))
+    return np.asarray(np.broadcast_to(step * np.arange(shape[-1]), shape), np.float64)
+
+
+def _ties(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
+    """Return logits of two values only: the last chosen head is tied in almost every token."""
+    return rng.integers(0, 2, shape).astype(np.float64)
+
+
+def _all_negative(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
+    # exp(-300) is 0 in float32: without taking off the maximum the softmax is 0 / 0.
+    return clear(rng, shape) - 300.0
+
+
+def _saturated(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
+    """Return 1e4 for one head, and -1e4 for all others."""
+    hot = rng.integers(0, max(shape[-1], 1), shape[:-1])
+    logits: _Logits = np.where(np.arange(shape[-1]) == hot[..., None], 1e4, -1e4)
+    return logits
+
+
+FINITE_STATES = (
+    # Equal scores go to the lower head index.
+    RoutingState("ties", _ties),
+    # All scores equal: the first heads are chosen.
+    RoutingState("flat", lambda _, shape: np.full(shape, 0.5)),
+    # Zero is no neutral element; exp underflows without the maximum.
+    RoutingState("all negative", _all_negative),
+    # exp of 1e4 overflows without the maximum; all other heads tie at 0.
+    RoutingState("saturated", _saturated),
+    # Every token chooses the last heads, and nobody the first ones.
+    RoutingState("same heads", lambda _, shape: _ramp(shape)),
+)
+"""Put in front of all routers at once: numbers stay numbers."""
+
+NAN = "NaN"
+"""The state in which some tokens have a NaN among their logits: in front of one router at a time,
+since every later layer would see it."""
+
+
+def with_nan(logits: _Logits) -> _Logits:
+    """Return logits [B, S, N] in which the first of every two tokens has one NaN."""
+    changed: _Logits = logits.copy()
+    # A view of all tokens, [B * S, N].
+    tokens = changed.reshape(-1, changed.shape[-1])
+    rows = np.arange(0, len(tokens), 2)
+    # In another place from token to token: not every head is looked at first.
+    tokens[rows, rows // 2 % max(tokens.shape[-1], 1)] = np.nan
+    return changed
+
+
+CASES = (*(state.name for state in FINITE_STATES), NAN)
 
 
 def run_routing_states(sides: Sides, progress: Progress) -> list[CaseResult]:
@@ -54,22 +126,22 @@ def run_routing_states(sides: Sides, progress: Progress) -> list[CaseResult]:
     """
     routing = sides.routing
     # A layer without a router is said so in every case: silence would pass for a test.
-    results = [one for layer in routing.others for one in _without_router(routing.graph, layer)]
+    results = [case for layer in routing.others for case in _without_router(routing.graph, layer)]
     if not routing.routed:
         return results
     if not sides.package.vectors:
         why = "the package holds no recorded inputs to run the model on."
         return results + [
-            _result(case, one.info.path, "not run", why) for one in routing.routed for case in CASES
+            _result(case, layer.info.path, "not run", why)
+            for layer in routing.routed
+            for case in CASES
         ]
     run = _prepare(sides)
     for state in FINITE_STATES:
         with progress.step(f"routing: {state.name}"):
             results += run.everywhere(state)
     with progress.step(f"routing: {NAN}"):
-        results += [result for one in routing.routed for result in run.nan_in(one.router)]
-    with progress.step(f"routing: {TIES_BEFORE}"):
-        results += run_ties_before(sides)
+        results += [result for layer in routing.routed for result in run.nan_in(layer.router)]
     return results
 
 
@@ -84,11 +156,11 @@ class _Both:
 def _prepare(sides: Sides) -> _RoutingRun:
     # Logits need the shape and dtype that the model computes them in, so it runs once as it is.
     layers = sides.routing.routed
-    routers = [one.router for one in layers]
-    names = list(dict.fromkeys(name for one in routers for name in one.logits.values()))
+    routers = [layer.router for layer in layers]
+    names = list(dict.fromkeys(name for router in routers for name in router.logits.values()))
     values = sides.reference.open(names).run(sides.package.vectors[0].inputs)
     change = partial(force_logits, routers=routers, dtypes={k: values[k].dtype for k in names})
-    seen = list(dict.fromkeys(name for one in layers for name in one.values))
+    seen = list(dict.fromkeys(name for layer in layers for name in layer.values))
     # One session a side for all states: logits are inputs of it.
     got, expected = sides.subject.open(seen, change), sides.reference.open(seen, change)
     return _RoutingRun(sides, values, got, expected)
@@ -104,7 +176,7 @@ class _RoutingRun:
 
     def everywhere(self, state: RoutingState) -> Iterator[CaseResult]:
         """Put a state in front of every router at once."""
-        logits = {one.node: self._logits(one, state) for one in self._routers}
+        logits = {router.node: self._logits(router, state) for router in self._routers}
         both = self._run(logits)
         if isinstance(both, str):
             yield _result(state.name, MODEL, "failed", both)
@@ -119,7 +191,7 @@ class _RoutingRun:
         """Put NaN in front of one router, and clear logits in front of the others."""
         # Clear choices elsewhere, so that what shows comes of this router.
         neutral = RoutingState("clear", clear)
-        logits = {one.node: self._logits(one, neutral) for one in self._routers}
+        logits = {router.node: self._logits(router, neutral) for router in self._routers}
         mine = dict(logits[router.node])
         port = next(iter(mine))  # routed logits, where there are any
         mine[port] = with_nan(mine[port].astype(np.float64)).astype(mine[port].dtype)
@@ -133,7 +205,7 @@ class _RoutingRun:
 
     @property
     def _routers(self) -> list[RouterLogits]:
-        return [one.router for one in self.sides.routing.routed]
+        return [layer.router for layer in self.sides.routing.routed]
 
     def _logits(self, router: RouterLogits, state: RoutingState) -> PortArrays:
         recorded = {port: self.recorded[name] for port, name in router.logits.items()}
@@ -183,8 +255,8 @@ class _RoutingRun:
         counted = self.sides.counted.of_attention(router, reference.shape)
         # Tokens in another order than the gates' cannot be told apart by the mask.
         if skipped is not None:
-            by_token = [_by_token(one, skipped.shape) for one in (got, reference, counted)]
-            known = [one[~skipped] for one in by_token if one is not None]
+            by_token = [_by_token(array, skipped.shape) for array in (got, reference, counted)]
+            known = [array[~skipped] for array in by_token if array is not None]
             if not router.in_order or len(known) < len(by_token):
                 return None
             got, reference, counted = known[0], known[1], known[2].astype(np.bool_)
@@ -221,7 +293,9 @@ class _RoutingRun:
 
     def _outputs(self, case: str, both: _Both) -> CaseResult:
         problem = None
-        outputs = {one.name: both.got[one.name] for one in self.sides.package.manifest.outputs}
+        outputs = {
+            output.name: both.got[output.name] for output in self.sides.package.manifest.outputs
+        }
         for name, got in outputs.items():
             reference, what = both.reference[name], f"output '{name}' in case '{case}'"
             counted = self.sides.counted.of_output(name, reference.shape)

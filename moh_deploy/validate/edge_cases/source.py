@@ -17,11 +17,11 @@ from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, GraphEdit, Runner
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array, BoolArray
-from moh_deploy.validate.function_bodies import Recorder
-from moh_deploy.validate.layer_values import names_to_return
-from moh_deploy.validate.policy import BUILT_IN_POLICY, Policy
-from moh_deploy.validate.samples import valid_tokens_of
-from moh_deploy.validate.valid_tokens import (
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, Policy
+from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.reference.layer_values import names_to_return
+from moh_deploy.validate.reference.samples import valid_tokens_of
+from moh_deploy.validate.reference.valid_tokens import (
     EVERY_TOKEN,
     TokenView,
     ValidTokens,
@@ -62,7 +62,7 @@ def feeding(values: Mapping[str, Array], seen: Sequence[str]) -> GraphEdit:
     """
 
     def change(graph: onnx.GraphProto) -> None:
-        known = {one.name for one in graph.output}
+        known = {output.name for output in graph.output}
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in seen if name not in known)
         fix_routing(graph, values)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 PRICES = """\
 machine: {name: c7i.2xlarge, per_hour: 3.60 USD, utilization: 0.5}

@@ -13,7 +13,7 @@ import numpy as np
 
 from moh_deploy.decision.cost.decided import Decided
 from moh_deploy.decision.mean_times import block_means
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 ARMS = ("dense", "moh", "bodies")
 _UNIT_MS = 1e-4

@@ -50,11 +50,9 @@ def test_utilization_is_a_share(tmp_path: Path, wrong: str):
 
 def test_prices_may_say_what_they_are_for(tmp_path: Path):
     path = tmp_path / "prices.yaml"
-    path.write_text(PRICES.replace("3.60 USD", "3.60 USD/h") + "energy: 0.30USD/kWh\n")
+    path.write_text(PRICES.replace("3.60 USD", "3.60 USD/h"))
     found = read_prices(path)
     assert (found.machine.per_hour.amount, found.currency) == (3.6, "USD")
-    assert found.energy is not None
-    assert found.energy.amount == 0.3
     assert found.machine.utilization.estimate.value == 0.5
 
 

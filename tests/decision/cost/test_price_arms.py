@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moh_deploy.api.cost import cost
-from moh_deploy.decision.cost.bill import BillTerms, Work
+from moh_deploy.decision.cost.bill import BillTerms
 from moh_deploy.decision.cost.estimate import Estimate, exactly
 from moh_deploy.decision.cost.report import ArmCost, CostReport
 from moh_deploy.errors import ConfigError
@@ -133,52 +133,6 @@ def test_whole_machines_save_nothing_where_one_is_needed_anyway(tmp_path: Path):
     assert moh.saving_per_month.value == 0
 
 
-def test_energy_is_paid_where_every_arm_has_it(tmp_path: Path):
-    decided = decision()
-    for one in decided["arms"]:
-        for latency in one["latency"]:
-            latency["energy_mj"] = 3600.0  # of a run: a million are 1 kWh
-    with_energy = f"{PRICES}energy: 0.50 USD/kWh\n"
-    report = priced(tmp_path, decided=decided, prices=with_energy)
-    assert arm(report, "dense").per_million.value == pytest.approx(35.5)
-    decided["arms"][1]["latency"][0]["energy_mj"] = None
-    report = priced(tmp_path, decided=decided, prices=with_energy)
-    assert arm(report, "dense").per_million.value == pytest.approx(35.0)
-    assert any("Energy is not in any figure" in one for one in report.notes)
-
-
-def test_sensitivity_is_what_the_answer_is_with_that_input(tmp_path: Path):
-    many = "batch,count\n1,750000000\n8,250000000\n"
-    report = priced(tmp_path, traffic=many, decided=decision(paired=0.02))
-    net = arm(report, "moh").net
-    assert net is not None
-    found = {one.name.split(",")[0]: one for one in report.sensitivity}
-    requests = found["requests a month"]
-    assert requests.at_low == pytest.approx(12 * 13000 * 0.75 - 8000)
-    assert requests.at_high == pytest.approx(12 * 13000 * 1.25 - 8000)
-    assert found["engineering"].at_high == pytest.approx(12 * 13000 - 10000)
-    assert found["utilization"].at_low > net.value > found["utilization"].at_high
-    time = found["time saved in a request"]
-    assert (time.at_low, time.at_high) == pytest.approx((net.low, net.high))
-    widths = [one.width for one in report.sensitivity]
-    assert widths == sorted(widths, reverse=True)
-    with_energy = priced(tmp_path, traffic=many, prices=f"{PRICES}energy: 0.50 USD/kWh\n")
-    assert "a kWh, USD" not in [one.name for one in with_energy.sensitivity]
-
-
-def test_fleets_are_whole_machines_and_marked_beyond_what_was_measured(tmp_path: Path):
-    # A month has 2629.8 x 1000 s, half of it of use: 17.5 ms fit 75.14 million times.
-    many = "batch,count\n1,75000000\n8,25000000\n"
-    fleets = {(one.times, one.arm): one for one in priced(tmp_path, traffic=many).fleets}
-    assert fleets[1, "dense"].machines.value == 2
-    assert fleets[10, "dense"].machines.value == 14
-    assert fleets[1, "dense"].extrapolated
-    small = {(one.times, one.arm): one for one in priced(tmp_path).fleets}
-    assert small[1, "moh"].machines.value == 1
-    assert not small[1, "moh"].extrapolated
-    assert small[10, "moh"].extrapolated
-
-
 def test_size_that_was_not_measured_is_refused_or_taken_from_its_neighbours(tmp_path: Path):
     between = "batch,count\n1,60\n4,30\n8,10\n"
     with pytest.raises(ConfigError, match="30 % of requests") as got:
@@ -189,7 +143,6 @@ def test_size_that_was_not_measured_is_refused_or_taken_from_its_neighbours(tmp_
     assert four.sizes == {"batch": 4}
     assert four.ms.value == pytest.approx(10 + 30 * 3 / 7)
     assert [one.extrapolated for one in report.traffic] == [False, True, False]
-    assert all(one.extrapolated for one in report.fleets)
     assert "Extrapolated: 30 % of requests have sizes between" in " ".join(report.notes)
     assert "| batch=4 | 30.0 % | dense |" in report.to_markdown()
     with pytest.raises(ConfigError, match="or lie between two of them"):
@@ -212,15 +165,13 @@ def test_whole_machines_are_saved_in_steps_between_the_ends_of_utilization():
         requests=exactly(142_009_200.0),
         utilization=Estimate(0.45, 0.3, 0.6),
         per_hour=exactly(3.6),
-        energy=exactly(0.0),
         engineering=exactly(0.0),
         runs_at_once=1,
         by_machine=True,
         months=12,
     )
-    dense, moh = Work(exactly(10.0)), Work(exactly(6.1))
     # Two machines and two where they compute 0.3 of their time, two and one at 0.45, one and one.
-    found = terms.saving(dense, moh, exactly(3.9))
+    found = terms.saving(10.0, exactly(3.9))
     assert (found.low, found.value) == pytest.approx((0.0, 2629.8), abs=1.0)
     assert found.high == found.value
 

@@ -19,7 +19,7 @@ from moh_deploy.decision.cost.run_times import Place, request_times
 from moh_deploy.decision.cost.traffic import SizedRequests
 from moh_deploy.decision.mean_times import MOST_MEAN_OVER_MEDIAN
 from moh_deploy.errors import ConfigError
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 from tests.decision.cost.recorded import ARMS, decided, recordings
 from tests.nightly import nightly
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from moh_deploy.decision.cost.tuned import tuned_break_even
+from moh_deploy.decision.cost.predicted import tuned_break_even
 from moh_deploy.package import Manifest, Tuning
 from tests.decision.cost.reports import cost_report
 from tests.handmade_package import LAYER, MANIFEST

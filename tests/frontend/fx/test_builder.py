@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, leaves, product
-from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, UnknownSizeError
+from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
 from moh_deploy.frontend.fx.graph import op, shape
-from moh_deploy.frontend.fx.operand import Operand
 from tests.frontend.traced import Sheet
 
 aten = torch.ops.aten

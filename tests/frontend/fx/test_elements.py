@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moh_deploy.frontend.fx.builder import NotCoveredError
 from moh_deploy.frontend.fx.elements import Elements, elements_of
 from moh_deploy.frontend.fx.known_values import KnownValues
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.normalize import normalize
 from tests.frontend.traced import plain_trace
 from tests.nightly import sampled

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.fx import Graph
 
-from moh_deploy.frontend.fx.source_line import named, source_line
+from moh_deploy.frontend.fx.graph import named, source_line
 
 CALLER = 'File "/home/me/project/models/vit.py", line 12, in forward\n    x = self.attn(x)\n'
 OWN = 'File "/home/me/project/models/attention.py", line 88, in forward\n    w = w.flip(-1)\n'

@@ -13,7 +13,7 @@ from moh_deploy.frontend.fx.outputs import output_nodes
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
 from moh_deploy.frontend.trace import trace
-from moh_deploy.validate.valid_tokens import ValidTokens
+from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 MASK = np.array([[True, True, False], [True, False, False]])
 

@@ -258,14 +258,14 @@ def test_halves_of_one_projection_stay_together():
 
 
 def test_wrong_part_keeps_the_layer(monkeypatch: pytest.MonkeyPatch):
-    from moh_deploy.frontend.rewrite import weights
+    from moh_deploy.frontend.rewrite import split
 
     def next_entry(layouts, weight, window):
         wrong = (window.start + 1) % 3
         return right(layouts, weight, type(window)(window.whole, wrong, wrong + 1, window.part))
 
-    right = weights._cut
-    monkeypatch.setattr(weights, "_cut", next_entry)
+    right = split._cut
+    monkeypatch.setattr(split, "_cut", next_entry)
     program = normalize(plain_trace(Packed(vit), X))
     (found,) = insert(program, recognize(program))
     (layer,) = record(program, [found], [X]).layers

@@ -11,8 +11,8 @@ import pytest
 from onnx import numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
-from moh_deploy.graph.infer_types import infer_types
-from moh_deploy.graph.narrowing.key_heads import KeyHeads
+from moh_deploy.graph.load_model import infer_types
+from moh_deploy.graph.narrowing.layer_edit import KeyHeads
 from moh_deploy.graph.narrowing.narrowing import Narrowing, NotNarrowedError
 from moh_deploy.graph.narrowing.rules import RULES
 from moh_deploy.system.npz import Array

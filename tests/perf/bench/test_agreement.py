@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from moh_deploy.perf.bench.agreement import Agreement, agreement
+from moh_deploy.perf.bench.measured import Agreement, agreement
 from moh_deploy.system.npz import Array
 
 Y = np.array([1.0, -2.0, 4.0], np.float32)

@@ -11,16 +11,16 @@ import onnx
 import pytest
 
 from moh_deploy.package import Manifest, OnnxPackage, VectorSet
-from moh_deploy.perf.bench.agreement import Agreement
 from moh_deploy.perf.bench.candidates import BenchSetting, Candidates, find_candidates
 from moh_deploy.perf.bench.faults import FaultFinder
+from moh_deploy.perf.bench.measured import Agreement
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.original import Original
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.input_sets import InputSet
-from moh_deploy.validate.reference import Answers
-from moh_deploy.validate.samples import Sample
+from moh_deploy.validate.reference.input_sets import InputSet
+from moh_deploy.validate.reference.reference import Answers
+from moh_deploy.validate.reference.samples import Sample
 from tests.handmade_package import vectors, write_package
 
 DIFFERS = Agreement(1.0, 1e-4, "output 'y' differs.")
@@ -87,7 +87,7 @@ def test_package_that_differs_from_its_function_bodies_is_wrong(
     def broken(source: OnnxPackage, variant: Variant) -> Runner:
         return open_runner(source, variant.edited(double))
 
-    monkeypatch.setattr("moh_deploy.validate.subject.open_runner", broken)
+    monkeypatch.setattr("moh_deploy.validate.reference.subject.open_runner", broken)
     why = fault(candidates(package), "dense")
     assert why is not None
     assert why.startswith("against function bodies with optimisations off (not the original model)")

@@ -9,7 +9,7 @@ from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage, with_choices
 from moh_deploy.perf.bench.layer_work import layer_work
 from moh_deploy.runtime.base import Variant
-from moh_deploy.validate.input_sets import InputSet, input_sets
+from moh_deploy.validate.reference.input_sets import InputSet, input_sets
 from tests.kernel_library import required_library
 from tests.two_layers import write_two_layers
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from moh_deploy.perf.bench.agreement import Agreement
 from moh_deploy.perf.bench.fixed_routing import RoutingOverhead
 from moh_deploy.perf.bench.fresh_run import FreshRun
+from moh_deploy.perf.bench.measured import Agreement
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import TimeDifference
 from tests.report.json_schema import assert_of_form

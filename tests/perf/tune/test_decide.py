@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moh_deploy.perf.tune.decide import contenders, decide
+from moh_deploy.perf.tune.job import contenders, decide
 
 # A tenth up or down, as no two rounds are alike.
 NOISE = (0.0, 0.05, -0.05, 0.1, -0.1, 0.02, -0.02)

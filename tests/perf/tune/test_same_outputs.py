@@ -13,7 +13,7 @@ from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.onnxruntime.session import OrtRunner
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.input_sets import InputSet
+from moh_deploy.validate.reference.input_sets import InputSet
 from tests.handmade_package import vectors, write_package
 
 FILE = InputSet("in.npz", {"batch": 3, "seq": 5}, vectors(batch=3, seq=5).inputs, 1.0)

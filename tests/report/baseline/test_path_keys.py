@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.report.baseline.path_keys import path_key, reference_key
-from moh_deploy.validate.reference import RECORDED
+from moh_deploy.report.baseline.figures import path_key, reference_key
+from moh_deploy.validate.reference.reference import RECORDED
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from moh_deploy.report.charts import MarginBin, MarginHistogram
 from moh_deploy.report.document import About, no_answer
 from moh_deploy.report.html.heat_map import shade
 from moh_deploy.report.html.page import page as page_of
-from moh_deploy.validate.parity_report import combined
+from moh_deploy.validate.compare.parity_report import combined
 from tests.decision.cost.reports import cost_report
 from tests.decision.reports import decision_report
 from tests.nightly import nightly, sampled
@@ -293,25 +293,6 @@ def test_arms_lie_where_their_time_and_quality_are(visit: Visits):
     for series in ("s0", "s1", "s2", "s3"):
         assert near(image, colour_of(page, series)) > 0.0005
     assert page.locator("svg.trade-off .promise").count() == 2
-
-
-def test_bars_of_a_tornado_meet_at_the_answer_the_widest_first(visit: Visits):
-    page = visit(_page("cost"))
-    boxes = page.eval_on_selector_all(
-        ".tornado .input svg",
-        """drawings => drawings.map(one => {
-          const bars = [...one.querySelectorAll("rect")].slice(0, 2);
-          return bars.map(bar => bar.getBoundingClientRect()).map(box => [box.left, box.right]);
-        })""",
-    )
-    report = cost_report()
-    assert len(boxes) == len(report.sensitivity) == 5
-    for (low, high), one in zip(boxes, report.sensitivity, strict=True):
-        left, right = (low, high) if one.at_low < one.at_high else (high, low)
-        assert abs(left[1] - right[0]) < 1
-    widths = [max(low[1], high[1]) - min(low[0], high[0]) for low, high in boxes]
-    assert widths == sorted(widths, reverse=True)
-    assert near(pixels(page, ".tornado"), colour_of(page, "bars")) > 0.01
 
 
 def test_decision_shows_the_figures_of_the_report(visit: Visits):

@@ -18,7 +18,7 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
 from moh_deploy.system.isolate import child_environment
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.subject import read_subject
+from moh_deploy.validate.reference.subject import read_subject
 from tests.handmade_package import model, vectors, write_package
 from tests.nightly import sampled
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from moh_deploy.package import TensorInfo
+from moh_deploy.runtime.tensorrt.candidate_networks import estimated_choice
 from moh_deploy.runtime.tensorrt.candidates import (
     AttentionCandidates,
     AttentionWay,
@@ -15,7 +16,6 @@ from moh_deploy.runtime.tensorrt.candidates import (
     choose,
     unknown_sizes,
 )
-from moh_deploy.runtime.tensorrt.estimates import estimated_choice
 from moh_deploy.runtime.tensorrt.messages import TimingAnswer
 from moh_deploy.runtime.tensorrt.profiles import Span
 

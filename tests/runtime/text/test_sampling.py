@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.runtime.text.sampling import Sampling, choose_tokens
+from moh_deploy.runtime.text.decoding import Sampling, choose_tokens
 
 LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05]))
 

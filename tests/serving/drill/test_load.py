@@ -8,7 +8,7 @@ import pytest
 from moh_deploy.errors import BackendError
 from moh_deploy.serving.drill.load import Load, LoadCase, ServerAnswer
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.tolerances import TOLERANCES
+from moh_deploy.validate.compare.tolerances import TOLERANCES
 
 X = {"x": np.ones((1, 2), np.float32)}
 RIGHT, OTHER = ({"y": np.full((1, 2), value, np.float32)} for value in (1, 5))

@@ -26,7 +26,7 @@ from moh_deploy.serving.guard.policy import (
 from moh_deploy.serving.guard.running_marks import RunningMarks
 from moh_deploy.serving.source import Ran
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.layer_values import names_to_return
+from moh_deploy.validate.reference.layer_values import names_to_return
 
 NAMES = ("kernels", "functions", "third")
 COOL_DOWN = CoolDownSection(first_s=10.0)

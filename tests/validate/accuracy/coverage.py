@@ -11,7 +11,7 @@ import numpy as np
 
 from moh_deploy.validate.accuracy.bootstrap import paired_bootstrap
 from moh_deploy.validate.accuracy.judge import ONE_LOST_ONE_WON
-from moh_deploy.validate.differences import Float64Array
+from moh_deploy.validate.reference.differences import Float64Array
 
 DRAWS, RESAMPLES = 1500, 1000
 SIZES = (20, 50, 100, 360, 2000)

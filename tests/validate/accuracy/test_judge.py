@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moh_deploy.validate.accuracy.class_metrics import Perplexity, TopK
+from moh_deploy.validate.accuracy.choose import Perplexity, TopK
 from moh_deploy.validate.accuracy.judge import Setting, judge
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, AccuracyRule
 from moh_deploy.validate.accuracy.tally import PairedScores
-from moh_deploy.validate.accuracy.user_metric import UserMetric
+from moh_deploy.validate.accuracy.task import UserMetric
 
 TOP_1 = TopK(1, "y")
 RULE = ACCURACY_RULES["top-1"]

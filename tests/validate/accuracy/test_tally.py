@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.validate.accuracy.class_metrics import TopK
+from moh_deploy.validate.accuracy.choose import TopK
 from moh_deploy.validate.accuracy.tally import Scored, Tally
-from moh_deploy.validate.valid_tokens import ValidTokens
+from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 LOGITS = np.eye(4, dtype=np.float32)
 

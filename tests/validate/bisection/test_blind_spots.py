@@ -13,9 +13,9 @@ from moh_deploy.validate.bisection import blind_spots
 from moh_deploy.validate.bisection.blind_spots import _FAULTS, BlindSpots, _add_faults
 from moh_deploy.validate.bisection.checkpoint import checkpoints, measure_reactions
 from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
-from moh_deploy.validate.bisection.interval import find_interval
 from moh_deploy.validate.bisection.judge import VariantJudge
-from moh_deploy.validate.policy import BUILT_IN_POLICY
+from moh_deploy.validate.bisection.locate import find_interval
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
 from tests.handmade_package import without_layers
 from tests.true_manifest import finish_true
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import onnx
 
 from moh_deploy.validate.bisection.checkpoint import Checkpoint
-from moh_deploy.validate.bisection.interval import Interval, find_interval
+from moh_deploy.validate.bisection.locate import Interval, find_interval
 from moh_deploy.validate.bisection.places import ModelGraph
 
 GRAPH = """

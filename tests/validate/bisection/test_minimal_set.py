@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moh_deploy.validate.bisection.minimal_set import MinimalSet
+from moh_deploy.validate.bisection.cure import MinimalSet
 
 
 def search(needed: Iterable[int], most: int = 1000) -> MinimalSet[int]:

@@ -14,7 +14,7 @@ from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.judge import VariantJudge
 from moh_deploy.validate.bisection.locate import Between
 from moh_deploy.validate.bisection.recorded_value import RecordedValue, recorded_values
-from moh_deploy.validate.policy import BUILT_IN_POLICY
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
 from tests.bare_package import write_bare
 from tests.nightly import sampled
 from tests.routed_package import DEPTH, Fault, write_routed

@@ -14,10 +14,11 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Description, Runner
 from moh_deploy.runtime.variants import Noise
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.edge_cases.flips_of_noise import flips_of_noise
-from moh_deploy.validate.output_parity import compare_output
-from moh_deploy.validate.parity_report import LayerParity, ParityReport
-from moh_deploy.validate.policy import BUILT_IN_POLICY
+from moh_deploy.validate.compare.output_parity import compare_output
+from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.parity_result import LayerParity
+from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
+from moh_deploy.validate.edge_cases.input_run import flips_of_noise
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import NO_KERNELS
 

@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.validate.edge_cases.case_result import CaseResult
-from moh_deploy.validate.edge_cases.single_sizes import run_single_sizes
 from moh_deploy.validate.edge_cases.source import Sides, body_source
+from moh_deploy.validate.edge_cases.suite import run_single_sizes
 from tests.edge_case_package import write_edge_package
 from tests.nightly import sampled
 from tests.validate.edge_cases.planted_faults import AT_SIZE, SizeFault, at_size, planted

@@ -16,13 +16,11 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.system.progress import SilentProgress
 from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult
-from moh_deploy.validate.edge_cases.corpus_run import CorpusJudge
 from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.routing_judge import nan_output_problem
 from moh_deploy.validate.edge_cases.routing_run import run_routing_states
 from moh_deploy.validate.edge_cases.source import Counted, Sides, Source, body_source
-from moh_deploy.validate.edge_cases.suite import Suite
-from moh_deploy.validate.edge_cases.ties_before import TIES_CASE as TIES_BEFORE
+from moh_deploy.validate.edge_cases.suite import CorpusJudge, Suite
 from tests.edge_case_package import Plant, write_edge_package
 from tests.kernel_library import needs_library
 from tests.nightly import nightly, sampled
@@ -62,7 +60,7 @@ def test_what_is_right_passes_everything(right: OnnxPackage, kernels: Kernels):
     others = {one.case for one in results if one.status != "passed"}
     not_asked = {"regression corpus", "tokens without later ones: seq"}  # it sees all tokens
     assert others <= {"zero: batch=0", "zero: seq=0", *not_asked}
-    assert len(results) == 6 * 3 + 2 + 8 + 2 + 1
+    assert len(results) == 5 * 3 + 2 + 8 + 2 + 1
 
 
 @nightly
@@ -82,7 +80,7 @@ def test_refusal_of_no_tokens_is_no_pass(right: OnnxPackage):
 
 
 IN_ROUTERS = [
-    (planted_bugs.tie_toward_the_higher_index, {"ties", "flat", "saturated", TIES_BEFORE}),
+    (planted_bugs.tie_toward_the_higher_index, {"ties", "flat", "saturated"}),
     (planted_bugs.nan_as_the_smallest, {"NaN"}),
     (planted_bugs.softmax_without_the_maximum, {"all negative", "saturated"}),
 ]
@@ -136,7 +134,6 @@ def test_bug_in_attention_is_caught(
 
 
 FINITE_CASES = {"ties", "flat", "all negative", "saturated", "same heads"}
-OF_OUTPUTS = {*FINITE_CASES, TIES_BEFORE}
 
 
 @nightly
@@ -144,7 +141,7 @@ def test_outputs_of_nothing_but_nan_are_no_pass_though_both_sides_have_them(tmp_
     package = plant(tmp_path, planted_bugs.weights_of_nan("o_weight_1"))
     results = run(package, package)
     found = failed(results)
-    assert found.keys() == OF_OUTPUTS
+    assert found.keys() == FINITE_CASES
     assert found["flat"] == (
         "output 'y' in case 'flat' is NaN at [0, 0, 0]: inputs and logits are finite, and the"
         " function bodies give NaN, too (216 of 240 elements)."

@@ -24,8 +24,8 @@ from moh_deploy.runtime import lowered_package
 from moh_deploy.runtime.lowered_package import lowered
 from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
 from moh_deploy.system.digest import sha256_of
-from moh_deploy.validate.fresh_process import proven
-from moh_deploy.validate.tolerances import BFLOAT16_PRODUCTS
+from moh_deploy.validate.compare.fresh_process import proven
+from moh_deploy.validate.compare.tolerances import BFLOAT16_PRODUCTS
 from tests import zoo
 from tests.true_manifest import finish_true
 from tests.validate.mutations import rotary, stacks

@@ -57,9 +57,9 @@ def text_generation(
         vocab_size=decoder.vocab_size,
         context_length=_context_length(config),
         eos_token_ids=tuple(
-            one
-            for one in map(_number, ends if isinstance(ends, list) else [ends])
-            if one is not None and one in tokens
+            end
+            for end in map(_number, ends if isinstance(ends, list) else [ends])
+            if end is not None and end in tokens
         ),
         bos_token_id=_token(said.get("bos_token_id"), tokens),
         pad_token_id=_token(said.get("pad_token_id"), tokens),
@@ -77,7 +77,7 @@ def _generation_config(directory: ModelDirectory) -> Mapping[str, object]:
 
 def _context_length(config: Mapping[str, object]) -> int | None:
     said = (_number(config.get(key)) for key in _CONTEXT_LENGTH)
-    return next((one for one in said if one is not None and one > 0), None)
+    return next((number for number in said if number is not None and number > 0), None)
 
 
 def _token(value: object, tokens: range) -> int | None:

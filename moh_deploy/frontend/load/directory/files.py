@@ -74,7 +74,7 @@ class ModelDirectory:
                 f"{self.config_path}: auto_map.{kind} is {named!r}, expected FILE.CLASS."
             )
         folders = (self.root, *beside)
-        if elsewhere and not any((one / f"{module}.py").is_file() for one in folders):
+        if elsewhere and not any((folder / f"{module}.py").is_file() for folder in folders):
             raise CheckpointError(
                 f"{self.config_path}: auto_map.{kind} names code of another repository,"
                 f" '{named}'; nothing is downloaded here.",

@@ -14,9 +14,9 @@ import onnx_ir as ir
 from moh_deploy.errors import CheckpointError, ExportError, PackageError
 from moh_deploy.frontend.load.onnx_graph.call import TORCH_DTYPES
 from moh_deploy.frontend.load.onnx_graph.node import Graph, Node, plain_graph
-from moh_deploy.graph.inline_functions import inline_functions
+from moh_deploy.graph.load_model import inline_functions
 from moh_deploy.graph.switch_by_size import without_switches
-from moh_deploy.ops.domains import base_domain
+from moh_deploy.ops.op_names import base_domain
 from moh_deploy.package.onnx_outline import ExternalTensor, read_outline
 from moh_deploy.runtime.onnxruntime.clean_model import RANDOM_OPERATORS, clean_model
 from moh_deploy.system.bounded_file import is_plain_name, open_regular
@@ -150,7 +150,7 @@ def _check_range(path: Path, data: Path, size: int, tensor: ExternalTensor) -> N
     # Optional in ONNX: without, the data begins at 0 and is as long as shape and dtype say.
     offset = tensor.entries.get("offset", "0")
     length = tensor.entries.get("length", str(tensor.num_bytes))
-    numbers = all(re.fullmatch("[0-9]{1,19}", one) for one in (offset, length))
+    numbers = all(re.fullmatch("[0-9]{1,19}", name) for name in (offset, length))
     if not numbers or int(length) != tensor.num_bytes or int(offset) + int(length) > size:
         raise CheckpointError(
             f"{path}: the data of weight '{tensor.name[:200]}' is {length[:40]} bytes from byte"

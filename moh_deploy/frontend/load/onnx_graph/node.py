@@ -48,7 +48,7 @@ class Node:
             [onnx.ValueInfoProto(name=name) for name in self.outputs if name],
         )
         domains = {"": 20, self.domain: version}
-        imports = [onnx.helper.make_opsetid(*one) for one in domains.items()]
+        imports = [onnx.helper.make_opsetid(*domain) for domain in domains.items()]
         model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION)
         return bytes(model.SerializeToString())
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from moh_deploy.frontend.fx.axes import Dim, flat, leaves
+from moh_deploy.frontend.fx.builder import NotCoveredError, Operand
 from moh_deploy.frontend.fx.known_values import KnownValues
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.recognize.aggregated.form import WindowSource
 from moh_deploy.frontend.recognize.aggregated.peel import Peeled, Rows, close, peel, same_query

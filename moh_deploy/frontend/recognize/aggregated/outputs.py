@@ -8,11 +8,9 @@ from typing import cast
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Dim, Layout, flat, leaves, resolve
+from moh_deploy.frontend.fx.builder import NotCoveredError, Operand
 from moh_deploy.frontend.fx.contraction import contraction
-from moh_deploy.frontend.fx.graph import argument, is_tensor, op
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.source_line import named
+from moh_deploy.frontend.fx.graph import argument, is_tensor, named, op
 from moh_deploy.frontend.fx.views import backward, broadcast, is_view
 from moh_deploy.frontend.recognize.layer import MoHLayer
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Axis, Dim, Layout, flat, leaves, resolve
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op
 from moh_deploy.frontend.fx.known_values import KnownValues
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import backward, broadcast, casts, is_view
 
 

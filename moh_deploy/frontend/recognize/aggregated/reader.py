@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from moh_deploy.frontend.fx.axes import Dim, flat, fresh_dim, leaves, product, resolve
+from moh_deploy.frontend.fx.builder import NotCoveredError
 from moh_deploy.frontend.fx.graph import argument, rank, shape
 from moh_deploy.frontend.fx.known_values import KnownValues
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
 from moh_deploy.frontend.fx.slices import Piece
 from moh_deploy.frontend.recognize.aggregated.form import Aggregated, WindowSource
 from moh_deploy.frontend.recognize.aggregated.keys import KeyReader, Keys

@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Dim, Layout, fresh_dim, leaves, product, resolve
+from moh_deploy.frontend.fx.builder import NotCoveredError, Operand
 from moh_deploy.frontend.fx.contraction import contraction
-from moh_deploy.frontend.fx.graph import argument, op, rank, shape
+from moh_deploy.frontend.fx.graph import argument, named, op, rank, shape
 from moh_deploy.frontend.fx.known_values import KnownValues
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.source_line import named
 from moh_deploy.frontend.fx.views import backward, is_view
 from moh_deploy.frontend.recognize.aggregated.peel import operand_and_known, value_over
 from moh_deploy.frontend.recognize.cores.softmax import HIDING_FILL

@@ -10,13 +10,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Dim, Layout, flat, resolve
+from moh_deploy.frontend.fx.builder import NotCoveredError, Operand
 from moh_deploy.frontend.fx.contraction import Contraction, contraction
 from moh_deploy.frontend.fx.elements import elements_of
-from moh_deploy.frontend.fx.graph import argument, example_shape, rank, shape
+from moh_deploy.frontend.fx.graph import argument, example_shape, named, rank, shape
 from moh_deploy.frontend.fx.known_values import KnownValues, arranged, one_axis_a_dim
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.source_line import named
 from moh_deploy.frontend.fx.views import casts, is_view
 from moh_deploy.frontend.recognize.aggregated.outputs import is_complete, terms_of
 from moh_deploy.frontend.recognize.aggregated.peel import Peeled, Rows, peel

@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Dim, leaves
+from moh_deploy.frontend.fx.builder import NotCoveredError, Operand
 from moh_deploy.frontend.fx.elements import elements_of
 from moh_deploy.frontend.fx.graph import example_shape, shape
 from moh_deploy.frontend.fx.known_values import KnownValues, arranged, one_axis_a_dim
-from moh_deploy.frontend.fx.not_covered import NotCoveredError
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.slices import Piece, cut_out
 from moh_deploy.frontend.recognize.aggregated.neighbours import Window, windows_like
 from moh_deploy.frontend.recognize.aggregated.strides import read_layout

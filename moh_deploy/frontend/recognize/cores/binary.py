@@ -10,8 +10,8 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Layout, resolve
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op, tensor, tensor_inputs
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import backward, broadcast, history, is_view
 
 Constant = Callable[[Node], torch.Tensor | None]

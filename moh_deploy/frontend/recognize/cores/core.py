@@ -9,8 +9,8 @@ from typing import Literal
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Dim
-from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.source_line import named
+from moh_deploy.frontend.fx.builder import Operand
+from moh_deploy.frontend.fx.graph import named
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Dim, Layout, fresh_dim, regroup
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.graph import argument, hint, is_tensor, shape, tensor
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import operand_layout
 from moh_deploy.frontend.recognize.cores.core import Core, MaskTerm, Scores
 

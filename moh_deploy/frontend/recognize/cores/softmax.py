@@ -10,10 +10,9 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Dim, Layout, leaves
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.contraction import contraction
-from moh_deploy.frontend.fx.graph import argument, is_tensor, op, tensor_inputs
-from moh_deploy.frontend.fx.operand import Operand
-from moh_deploy.frontend.fx.source_line import named
+from moh_deploy.frontend.fx.graph import argument, is_tensor, named, op, tensor_inputs
 from moh_deploy.frontend.fx.views import backward, is_view, lacks, operand_layout
 from moh_deploy.frontend.recognize.cores.binary import is_binary, value_where
 from moh_deploy.frontend.recognize.cores.core import Factor, MaskTerm, Scores
@@ -164,7 +163,7 @@ class ScoreReader:
                 continue
             # kept - hidden is how far the added term pushes masked scores below the others.
             kept, hidden = (
-                value_where(term.operand, mask, one, self.number) for one in (True, False)
+                value_where(term.operand, mask, name, self.number) for name in (True, False)
             )
             if kept is None or hidden is None:
                 continue

@@ -14,9 +14,9 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Layout, resolve
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.constants import is_random
 from moh_deploy.frontend.fx.graph import op, tensor
-from moh_deploy.frontend.fx.operand import Operand
 from moh_deploy.frontend.fx.views import backward
 from moh_deploy.frontend.recognize.cores.binary import Constant, Number, is_binary, value_where
 from moh_deploy.frontend.recognize.cores.core import MaskTerm, Scores

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from moh_deploy.frontend.fx.graph import argument, example_shape, op, rank
-from moh_deploy.frontend.fx.source_line import named
+from moh_deploy.frontend.fx.graph import argument, example_shape, named, op, rank
 from moh_deploy.frontend.fx.views import through_views
 from moh_deploy.frontend.recognize.routers.program import RouterProgram
 from moh_deploy.frontend.recognize.routers.router import Router

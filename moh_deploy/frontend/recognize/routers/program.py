@@ -199,8 +199,8 @@ def _error(proposal: Router, gates: Node, values: Values) -> float:
 def _propose(router: Router, values: Values, expected: torch.Tensor) -> torch.Tensor:
     tokens = expected.shape[:-1]
     logits = [
-        None if one is None else one.of(values).reshape(*tokens, -1)  # [..., heads or stages]
-        for one in router.logits
+        None if logit is None else logit.of(values).reshape(*tokens, -1)  # [..., heads or stages]
+        for logit in router.logits
     ]
     computed: torch.Tensor = torch.ops.moh.router.default(
         *logits, router.top_k, router.num_shared_heads, router.gate_mode

@@ -11,6 +11,6 @@ def match(program: RouterProgram) -> Router | None:
     """Propose the softmax over all heads, where nothing is ranked."""
     # Of a single head a softmax would be 1.
     heads, logits = program.num_heads, program.softmax_logits
-    if program.selection is not None or heads < 2 or [extent(one) for one in logits] != [heads]:
+    if program.selection is not None or heads < 2 or [extent(logit) for logit in logits] != [heads]:
         return None
     return program.proven([Router(SHARED, heads, 0, None, shared_logits=logits[0])])

@@ -55,7 +55,7 @@ class RouterRun:
         the same for all tokens; else `top_k`."""
         # Shared heads stand in front of the routed ones, as a MoHRouter has them.
         routed = [values[self.gates][..., -candidates:] for values in self.values]
-        counts = {int(count) for one in routed for count in (one != 0).sum(-1).flatten()}
+        counts = {int(count) for gates in routed for count in (gates != 0).sum(-1).flatten()}
         return min([top_k, *counts]) if len(counts) == 1 and 0 not in counts else top_k
 
     def always_open(self, candidates: int) -> int:

@@ -48,7 +48,7 @@ class Weighing:
         """
         gates = torch.cat([_rows(values[run.gates]) for values in run.values])  # [rows, H]
         shared, routed = gates[:, : -selection.candidates], gates[:, -selection.candidates :]
-        computed = [one for one in logits if one.node in run.values[0]]
+        computed = [logit for logit in logits if logit.node in run.values[0]]
         return cls(run, selection, computed, shared.double(), routed.double())
 
     @property
@@ -206,7 +206,7 @@ class Weighing:
             if bool((ordered[..., 1:] == ordered[..., :-1]).any()):
                 return False
             first, second = (
-                _kept(values, one, self.selection, "mask") for one in (logits, self._ranked)
+                _kept(values, logit, self.selection, "mask") for logit in (logits, self._ranked)
             )
             if not torch.equal(first, second):
                 return False
@@ -284,7 +284,7 @@ def _as_written(number: float, tolerance: float) -> float:
     0.33333334 is 1 / 3, as of gates that are shared out by their mean, and not 0.333333.
     """
     short, inverse = float(f"{number:.6g}"), float(f"{1 / number:.6g}") if number else 0.0
-    near = min(short, 1 / inverse if inverse else short, key=lambda one: abs(one - number))
+    near = min(short, 1 / inverse if inverse else short, key=lambda item: abs(item - number))
     return near if abs(near - number) < min(tolerance, _ROUNDING) * abs(number) else number
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.frontend.inputs.onnx_inputs import build_onnx_inputs
-from moh_deploy.frontend.load.onnx_file import load_onnx
+from moh_deploy.frontend.load.checkpoint import load_onnx
 from moh_deploy.frontend.normalize import normalize
 from moh_deploy.frontend.prove.record import record
 from moh_deploy.frontend.recognize import recognize

@@ -13,8 +13,8 @@ from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.emit import emit
 from moh_deploy.frontend.inputs.onnx_inputs import build_onnx_inputs
+from moh_deploy.frontend.load.checkpoint import load_onnx
 from moh_deploy.frontend.load.model import LoadedModel
-from moh_deploy.frontend.load.onnx_file import load_onnx
 from moh_deploy.frontend.trace import trace
 from tests.frontend.load.onnx_graph.onnx_models import written
 from tests.nightly import nightly

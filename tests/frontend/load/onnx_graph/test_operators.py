@@ -12,9 +12,9 @@ import torch
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
-from moh_deploy.frontend.load.onnx_file import load_onnx
+from moh_deploy.frontend.load.checkpoint import load_onnx
 from moh_deploy.frontend.load.onnx_graph.operators import ON_NUMBERS, ONNX_OPERATORS
-from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.ops.op_names import KERNEL_DOMAIN
 from tests.frontend.load.onnx_graph.onnx_models import Case
 from tests.nightly import sampled
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Axis, flat, leaves
-from moh_deploy.frontend.fx.operand import Operand
+from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.recognize.cores.core import Core, MaskTerm
 
 Values = Mapping[Node, Tensor]

@@ -125,7 +125,7 @@ def _capped(
         mask = _with_causal(None, query.shape[2], key.shape[2], 0)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
-        key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     scores = query @ key.transpose(-2, -1) * (scale or query.shape[-1] ** -0.5)
     scores = softcap * torch.tanh(scores / softcap)
     if mask is not None and mask.dtype == torch.bool:
@@ -268,7 +268,7 @@ def _group_query_attention(call: NodeCall) -> Result:
     if not any(call.node.outputs[1:3]):
         return merge_heads(heads)
     if call.has(3):
-        k, v = (_without_gap(one, cached, past) for one in (k, v))
+        k, v = (_without_gap(tensor, cached, past) for tensor in (k, v))
     return merge_heads(heads), k, v
 
 

@@ -38,7 +38,7 @@ def _resize(call: NodeCall) -> Result:
     if call.has(3):
         size, factors = call.sizes(3, "sizes")[2:], None
     else:
-        size, factors = None, [cast(float, one) for one in call.numbers(2, "scales")[2:]]
+        size, factors = None, [cast(float, number) for number in call.numbers(2, "scales")[2:]]
     return functional.interpolate(
         x,
         size=size,

@@ -136,7 +136,9 @@ def _gather(call: NodeCall) -> Result:
     if axis == 0 and x.ndim == 2 and found.ndim > 0 and not isinstance(index, Known):
         return functional.embedding(found.to(torch.int64), x)  # negative ones no exporter writes
     flat = found.reshape(-1).to(torch.int64)
-    if isinstance(index, Known) and any(not is_symbol(one) and one < 0 for one in index.flat()):
+    if isinstance(index, Known) and any(
+        not is_symbol(number) and number < 0 for number in index.flat()
+    ):
         # From the end, which index_select does not take. What is computed no exporter makes so.
         flat = torch.where(flat < 0, flat + x.shape[axis], flat)
     taken = x.index_select(axis, flat)
@@ -222,7 +224,9 @@ def _pad(call: NodeCall) -> Result:
     mode = call.attribute("mode", "constant")
     # Torch counts from the last axis, and other modes take the padded axes alone.
     first = min((a for a, two in before_after.items() if two != (0, 0)), default=x.ndim)
-    flat = [one for a in range(x.ndim - 1, first - 1, -1) for one in before_after.get(a, (0, 0))]
+    flat = [
+        number for a in range(x.ndim - 1, first - 1, -1) for number in before_after.get(a, (0, 0))
+    ]
     if mode == "constant":
         value = call.numbers(2, "constant_value")[0] if call.has(2) else 0
         return functional.pad(x, flat, value=cast(float, value)) if flat else x

@@ -28,7 +28,7 @@ from moh_deploy.ops import (
     MOH_TOKEN_CONV,
     OpSpec,
 )
-from moh_deploy.ops.domains import KERNEL_DOMAIN
+from moh_deploy.ops.op_names import KERNEL_DOMAIN
 from moh_deploy.ops.spec import AttributeValue
 
 _moh = partial(operator, domain=KERNEL_DOMAIN)
@@ -57,7 +57,7 @@ def _attention(call: NodeCall) -> Result:
     packed = query.ndim == 3
     if packed:
         query = split_heads(query, int(num_heads))
-        key, value = (split_heads(one, int(num_kv_heads)) for one in (key, value))
+        key, value = (split_heads(tensor, int(num_kv_heads)) for tensor in (key, value))
     mask, lengths, causal = call.optional(4), call.optional(5), bool(is_causal)
     if lengths is not None:
         # Where each sequence ends somewhere else, no operator knows what causal means.
@@ -88,7 +88,7 @@ def _projection(call: NodeCall) -> Result:
 def _router(call: NodeCall) -> Result:
     routed, shared, stages = (call.optional(index) for index in range(3))
     top_k, num_shared_heads, gate_mode = _attributes(call, MOH_ROUTER)
-    present = next(one for one in (routed, shared, stages) if one is not None)
+    present = next(stage for stage in (routed, shared, stages) if stage is not None)
     gates: list[torch.Tensor] = []
     if shared is not None:
         gates.append(shared.softmax(-1) * int(num_shared_heads))

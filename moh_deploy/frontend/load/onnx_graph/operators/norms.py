@@ -98,5 +98,5 @@ def _group_normalization(call: NodeCall) -> Result:
     x, weight, bias = call.tensors()
     groups, epsilon = call.required("num_groups", int), call.attribute("epsilon", 1e-5)
     if call.opset < 21:  # one factor for each group
-        weight, bias = (one.repeat_interleave(x.shape[1] // groups) for one in (weight, bias))
+        weight, bias = (tensor.repeat_interleave(x.shape[1] // groups) for tensor in (weight, bias))
     return functional.group_norm(x, groups, weight, bias, epsilon)

@@ -83,7 +83,7 @@ def _padded(
     before, after = pads[:axes], pads[axes:]
     if before == after:
         return x, before
-    flat = [one for axis in range(axes)[::-1] for one in (before[axis], after[axis])]
+    flat = [number for axis in range(axes)[::-1] for number in (before[axis], after[axis])]
     return functional.pad(x, flat, value=fill), [0] * axes
 
 

@@ -142,7 +142,7 @@ def _cast(call: NodeCall) -> Result | None:
     x, dtype = _known(call, 0), call.dtype("to")
     if x.stored is not None and x.dtype != dtype:
         return None  # a constant keeps its exact rounding
-    kinds = {one.is_floating_point for one in (x.dtype, dtype)}
+    kinds = {kind.is_floating_point for kind in (x.dtype, dtype)}
     if dtype == torch.bool or x.dtype == torch.bool:
         return None
     if kinds == {True, False}:
@@ -154,7 +154,7 @@ def _cast(call: NodeCall) -> Result | None:
 @on_numbers("Concat")
 def _concat(call: NodeCall) -> Result | None:
     known = [_known(call, index) for index in range(len(call.values))]
-    joined = np.concatenate([one.numbers for one in known], axis=call.required("axis", int))
+    joined = np.concatenate([value.numbers for value in known], axis=call.required("axis", int))
     return Known(joined, known[0].dtype)
 
 
@@ -171,7 +171,7 @@ def _gather(call: NodeCall) -> Result | None:
 def _slice(call: NodeCall) -> Result | None:
     x = _known(call, 0)
     along = slices(call, x.numbers.ndim)
-    if any(is_symbol(one) for cut in along.values() for one in (cut.start, cut.stop)):
+    if any(is_symbol(item) for cut in along.values() for item in (cut.start, cut.stop)):
         return None
     return Known(
         x.numbers[tuple(along.get(a, slice(None)) for a in range(x.numbers.ndim))], x.dtype
@@ -183,7 +183,7 @@ def _reshape(call: NodeCall) -> Result | None:
     x = _known(call, 0)
     if call.node.op_type == "Flatten":
         return None
-    shape = [int(cast(int, one)) for one in call.numbers(1, "shape")]
+    shape = [int(cast(int, number)) for number in call.numbers(1, "shape")]
     if 0 in shape:
         return None
     return Known(x.numbers.reshape(shape), x.dtype)
@@ -258,7 +258,7 @@ def _expand(call: NodeCall) -> Result | None:
 @on_numbers("Range")
 def _range(call: NodeCall) -> Result | None:
     start, stop, step = (call.numbers(index, "bounds")[0] for index in range(3))
-    whole = all(isinstance(one, int) for one in (start, stop, step))
+    whole = all(isinstance(number, int) for number in (start, stop, step))
     if not whole or len(range(start, stop, step)) > MOST_NUMBERS:  # type: ignore[arg-type]
         return None
     return Known.of(list(range(start, stop, step)), _known(call, 0).dtype)  # type: ignore[arg-type]

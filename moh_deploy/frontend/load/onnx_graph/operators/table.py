@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from moh_deploy.frontend.load.onnx_graph.call import NodeFunction, NumberFunction
-from moh_deploy.ops.domains import KERNEL_DOMAIN, base_domain
+from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
 
 _T = TypeVar("_T")
 

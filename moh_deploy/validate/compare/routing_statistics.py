@@ -1,0 +1,241 @@
+"""Count the routers' choices over all compared tokens: loads of heads, and margins of choices.
+
+These are shown, not judged: `LayerParity` judges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moh_deploy.report.charts import MarginBin, MarginHistogram
+from moh_deploy.system.npz import Array, BoolArray
+
+# Four bins a decade; what is below the first edge, an exact tie included, is one more.
+_EDGES = np.concatenate([[0.0], 10.0 ** (np.arange(-32, 9) / 4), [np.inf]])
+
+
+@dataclass(frozen=True)
+class HeadLoad:
+    """For how many tokens each head of a layer is on: its gate is not 0.
+
+    Attributes:
+        path: The layer.
+        num_shared_heads: The first so many heads are meant to be on for every token; None where the
+            router's form does not tell.
+        tokens: How many there were.
+        reference: For how many of them each head is on in the reference.
+        got: The same in the runtime, left to itself.
+    """
+
+    path: str
+    num_shared_heads: int | None
+    tokens: int
+    reference: tuple[int, ...]
+    got: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ClassLoad:
+    """For how many tokens of the samples of each class each head of a layer is on.
+
+    Attributes:
+        path: The layer.
+        num_shared_heads: As in `HeadLoad`.
+        classes: Their names.
+        samples: How many each class has.
+        tokens: How many these have.
+        on: For how many of them each head is on, one row a class.
+    """
+
+    path: str
+    num_shared_heads: int | None
+    classes: tuple[str, ...]
+    samples: tuple[int, ...]
+    tokens: tuple[int, ...]
+    on: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class RoutingStatistics:
+    """Counts of the routers' choices, one entry for each layer whose gates are known.
+
+    Attributes:
+        head_loads: Over all vector sets.
+        margins: The same; where the reference gates were fed, of the choices made with them.
+        class_loads: Of samples with labels; empty without.
+    """
+
+    head_loads: tuple[HeadLoad, ...] = ()
+    margins: tuple[MarginHistogram, ...] = ()
+    class_loads: tuple[ClassLoad, ...] = ()
+
+
+NO_STATISTICS = RoutingStatistics()
+
+
+def layer_statistics(
+    path: str,
+    num_shared_heads: int | None,
+    got: Array | None,
+    reference: Array,
+    margins: Array,
+    bound: float,
+) -> RoutingStatistics:
+    """Count what a layer did in one vector set; nothing if its gates cannot be compared.
+
+    Args:
+        path: The layer.
+        num_shared_heads: As in `HeadLoad`.
+        got: Gates [B, S, H] from the runtime; None if it returned none.
+        reference: Gates [B, S, H] that are expected.
+        margins: How clear each token's choice is, [B, S].
+        bound: Rounding explains flips of tokens with a smaller margin.
+    """
+    if got is None or got.shape != reference.shape or margins.shape != reference.shape[:-1]:
+        return NO_STATISTICS
+    load = HeadLoad(path, num_shared_heads, margins.size, _on(reference), _on(got))
+    flipped = ((got != 0) != (reference != 0)).any(axis=-1)  # [B, S]
+    return RoutingStatistics(
+        (load,), (MarginHistogram(path, bound, _bins(margins, flipped, bound)),)
+    )
+
+
+def class_load(
+    path: str,
+    num_shared_heads: int | None,
+    gates: Array,
+    labels: Sequence[object] | Array,
+    valid: BoolArray | None = None,
+) -> ClassLoad:
+    """Count for each class for how many tokens each head of a layer is on; `joined` adds batches.
+
+    Args:
+        path: The layer.
+        num_shared_heads: As in `HeadLoad`.
+        gates: [B, S, H].
+        labels: The class of each sample, [B]; a class is called as its label.
+        valid: Which tokens count, [B, S]; None: all.
+
+    Source: MoH (arXiv 2410.11842), figure "head load distribution".
+    """
+    # Classes without a sample in this batch are absent here; `joined` matches classes by name.
+    found, of_sample = np.unique(np.asarray(labels), return_inverse=True)  # [C], [B]
+    counted = np.ones(gates.shape[:2], np.bool_) if valid is None else valid
+    on = ((gates != 0) & counted[..., None]).sum(axis=1)  # [B, H]
+    samples = np.bincount(of_sample, minlength=len(found))
+    return ClassLoad(
+        path=path,
+        num_shared_heads=num_shared_heads,
+        classes=tuple(map(str, found)),
+        samples=tuple(samples.tolist()),
+        tokens=tuple(int(counted[of_sample == i].sum()) for i in range(len(found))),
+        on=tuple(tuple(on[of_sample == i].sum(axis=0).tolist()) for i in range(len(found))),
+    )
+
+
+def joined(found: Iterable[RoutingStatistics]) -> RoutingStatistics:
+    """Add up what several vector sets gave, layer by layer."""
+    every = list(found)
+    return RoutingStatistics(
+        _by_path(
+            (load for routing_statistics in every for load in routing_statistics.head_loads),
+            _loads_together,
+        ),
+        _by_path(
+            (margins for routing_statistics in every for margins in routing_statistics.margins),
+            _margins_together,
+        ),
+        _by_path(
+            (load for routing_statistics in every for load in routing_statistics.class_loads),
+            _classes_together,
+        ),
+    )
+
+
+def _on(gates: Array) -> tuple[int, ...]:
+    """Return for how many tokens each head is on; NaN counts, as where gates are compared."""
+    return tuple((gates != 0).sum(axis=tuple(range(gates.ndim - 1))).tolist())
+
+
+def _bins(margins: Array, flipped: NDArray[np.bool_], bound: float) -> tuple[MarginBin, ...]:
+    values = margins.astype(np.float64)
+    # NaN is below nothing, so it explains no flip; for the histogram it counts as infinite.
+    explained = flipped & (values < bound)
+    # The last edge is infinity: margins that are not known have a bin [inf, inf] of their own.
+    values = np.where(np.isfinite(values), np.maximum(values, 0.0), np.inf)
+    index = np.searchsorted(_EDGES, values, side="right") - 1  # [B, S]
+    edges = [*_EDGES.tolist(), math.inf]
+    tokens, excused, others = (
+        np.bincount(index[which], minlength=len(_EDGES)).tolist()
+        for which in (np.ones_like(flipped), explained, flipped & ~explained)
+    )
+    return tuple(
+        MarginBin(edges[i], edges[i + 1], tokens[i], excused[i], others[i])
+        for i in np.flatnonzero(tokens).tolist()
+    )
+
+
+def _loads_together(head_load: HeadLoad, other: HeadLoad) -> HeadLoad:
+    return replace(
+        head_load,
+        tokens=head_load.tokens + other.tokens,
+        reference=_added(head_load.reference, other.reference),
+        got=_added(head_load.got, other.got),
+    )
+
+
+def _margins_together(margin_histogram: MarginHistogram, other: MarginHistogram) -> MarginHistogram:
+    # All histograms have the same edges, so bins with equal edges hold alike margins.
+    bins: dict[tuple[float, float], MarginBin] = {}
+    for each in (*margin_histogram.bins, *other.bins):
+        edges = each.at_least, each.below
+        before = bins.get(edges, MarginBin(*edges, 0, 0, 0))
+        bins[edges] = MarginBin(
+            *edges,
+            before.tokens + each.tokens,
+            before.explained + each.explained,
+            before.unexplained + each.unexplained,
+        )
+    return replace(margin_histogram, bins=tuple(bins[edges] for edges in sorted(bins)))
+
+
+def _classes_together(one: ClassLoad, other: ClassLoad) -> ClassLoad:
+    """Return every class of either, those of the first one first."""
+    samples, tokens = Counter[str](), Counter[str]()
+    on: dict[str, tuple[int, ...]] = {}
+    for load in (one, other):
+        for index, name in enumerate(load.classes):
+            samples[name] += load.samples[index]
+            tokens[name] += load.tokens[index]
+            on[name] = _added(on[name], load.on[index]) if name in on else load.on[index]
+    return replace(
+        one,
+        classes=tuple(on),
+        samples=tuple(samples[name] for name in on),
+        tokens=tuple(tokens[name] for name in on),
+        on=tuple(on.values()),
+    )
+
+
+def _added(group: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip(group, other, strict=True))
+
+
+_Entry = TypeVar("_Entry", HeadLoad, MarginHistogram, ClassLoad)
+
+
+def _by_path(
+    entries: Iterable[_Entry], add: Callable[[_Entry, _Entry], _Entry]
+) -> tuple[_Entry, ...]:
+    """Return one entry for each layer, in order of appearance."""
+    sums: dict[str, _Entry] = {}
+    for entry in entries:
+        sums[entry.path] = add(sums[entry.path], entry) if entry.path in sums else entry
+    return tuple(sums.values())

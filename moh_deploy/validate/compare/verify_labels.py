@@ -1,0 +1,302 @@
+"""Verify on samples with labels: batch by batch, so that memory does not grow with their number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from moh_deploy.errors import ValidationError
+from moh_deploy.runtime.base import Runner
+from moh_deploy.runtime.recording import RecordingRunner
+from moh_deploy.system.progress import Progress
+from moh_deploy.validate.accuracy.dataset import Dataset
+from moh_deploy.validate.accuracy.judge import Setting, judge
+from moh_deploy.validate.accuracy.labelled_runs import LabelledRun, labelled_runs, turns
+from moh_deploy.validate.accuracy.metric_parity import MetricParity
+from moh_deploy.validate.accuracy.reading import read_labelled
+from moh_deploy.validate.accuracy.tally import SampleFiles, Scored, Tally
+from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.compare.agreement import Top1Agreement
+from moh_deploy.validate.compare.class_loads import ClassLoads, main_classes
+from moh_deploy.validate.compare.parity_report import ParityReport, combined
+from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
+from moh_deploy.validate.compare.policy import Policy
+from moh_deploy.validate.compare.routing_statistics import joined
+from moh_deploy.validate.compare.verify_runs import compare_answered, with_checks
+from moh_deploy.validate.reference.reference import Reference, by_gates, expected_outputs
+from moh_deploy.validate.reference.references import Against, function_bodies, references
+from moh_deploy.validate.reference.samples import npz_files
+from moh_deploy.validate.reference.subject import Subject
+from moh_deploy.validate.reference.valid_tokens import added_tokens
+
+# One report of many batches: a dataset of a thousand batches is not a thousand test cases.
+
+Entry = TypeVar("Entry", OutputParity, LayerParity)
+
+
+def folded(reports: Sequence[ParityReport]) -> ParityReport:
+    """Join comparisons of batches with one reference, at least one.
+
+    The worst batch of each output and layer stands for all; what is counted adds up.
+    """
+    # The parts are the batches themselves, which the fold replaces.
+    whole = replace(combined(reports), parts=())
+    return replace(
+        whole,
+        # Runs with forced routing, and outputs behind a flip, which have no tolerance, stay apart:
+        # their errors answer other questions.
+        outputs=_by(whole.outputs, lambda o: (o.name, o.forced, o.tolerance is None), _outputs),
+        layers=_by(whole.layers, lambda layer: (layer.path,), _layers),
+        tokens=added_tokens([report.tokens for report in reports if report.tokens is not None]),
+    )
+
+
+def _by(
+    entries: Iterable[Entry],
+    key: Callable[[Entry], tuple[object, ...]],
+    join: Callable[[list[Entry]], Entry],
+) -> tuple[Entry, ...]:
+    groups: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(key(entry), []).append(entry)
+    return tuple(join(group) if len(group) > 1 else group[0] for group in groups.values())
+
+
+def _outputs(group: list[OutputParity]) -> OutputParity:
+    worst = max(group, key=lambda item: _badness(item.reason, item.max_abs_error, item.tolerance))
+    counted = [output.elements for output in group if output.elements is not None]
+    agreements = [output.top_1 for output in group if output.top_1 is not None]
+    return replace(
+        worst,
+        vectors=_label(worst, group),
+        elements=sum(counted) if counted else None,
+        top_1=sum(agreements, Top1Agreement(0, 0)) if agreements else None,
+    )
+
+
+def _layers(group: list[LayerParity]) -> LayerParity:
+    # What cannot be told has a reason, too, and hides no fault.
+    worst = max(
+        group,
+        key=lambda layer: (
+            _badness(layer.reason, layer.gate_error, layer.gate_tolerance),
+            not layer.no_data,
+        ),
+    )
+    forced = any(layer.forced for layer in group)
+    return replace(
+        worst,
+        vectors=_label(worst, group),
+        decisions=sum(layer.decisions for layer in group),
+        equal_decisions=sum(layer.equal_decisions for layer in group),
+        flipped_tokens=sum(layer.flipped_tokens for layer in group),
+        excused_tokens=sum(layer.excused_tokens for layer in group),
+        forced=forced,
+        free_flips=sum(layer.own_flips for layer in group) if forced else None,
+        agreement=_mean(group, lambda layer: layer.agreement),
+        jaccard=_mean(group, lambda layer: layer.jaccard),
+        smallest_margin=_of(min, group, lambda layer: layer.smallest_margin),
+        flip_margin=_of(max, group, lambda layer: layer.flip_margin),
+        margin_bound=_of(max, group, lambda layer: layer.margin_bound),
+        undecided_tokens=sum(layer.undecided_tokens for layer in group),
+        judged_by=max((layer.judged_by for layer in group), key=_JUDGED.index),
+    )
+
+
+_JUDGED = ("nothing", "choices", "scores")
+"""What a batch is judged by, the strictest last."""
+
+
+def _label(worst: Entry, group: list[Entry]) -> str:
+    wrong = sum(output.reason is not None for output in group)
+    differ = f", {wrong} of which differ" if wrong else ""
+    return f"{worst.vectors}, worst of {len(group)} batches{differ}"
+
+
+def _badness(reason: str | None, error: float, tolerance: float | None) -> float:
+    share = error / tolerance if tolerance else error
+    # What failed is worse than any error that passed. NaN that nobody judged must not win `max`.
+    return (0.0 if math.isnan(share) else share) if reason is None else math.inf
+
+
+def _mean(group: list[LayerParity], of: Callable[[LayerParity], float | None]) -> float | None:
+    """Return the mean, batches weighing as many decisions as they hold."""
+    known = [(value, layer.decisions) for layer in group if (value := of(layer)) is not None]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total else None
+
+
+def _of(
+    choose: Callable[[list[float]], float],
+    group: list[LayerParity],
+    of: Callable[[LayerParity], float | None],
+) -> float | None:
+    known = [value for layer in group if (value := of(layer)) is not None]
+    return choose(known) if known else None
+
+
+def verify_labelled(
+    subject: Subject,
+    inputs: Sequence[Path],
+    task: Task,
+    *,
+    against: Sequence[Against],
+    policy: Policy,
+    progress: Progress,
+) -> ParityReport:
+    """Compare outputs, gates and the metrics of a task with one reference or several.
+
+    Raises:
+        ConfigError: Inputs and labels do not fit the model, each other, or the metric.
+        ValidationError: The two sides return outputs of different shapes: nothing can be scored.
+        BackendError: The runtime failed.
+    """
+    # All that can be refused is refused before a model is loaded.
+    with progress.step("reading samples and labels"):
+        data = read_labelled(npz_files(inputs), task, subject.package.manifest)
+        policy.check_metrics([metric.name for metric in data.metrics])
+        classes = main_classes([dataset.labels for dataset in data.datasets], task.labelling)
+        layers = subject.package.manifest.layers
+        rounds = [
+            _Round(*pair, [*map(Tally, data.metrics)], ClassLoads(layers, classes))
+            for pair in _references(subject, data.datasets, against)
+        ]
+        # By file: references with different samples share the runs that are cut from them.
+        cut = partial(labelled_runs, subject, axis=data.axis, task=task)
+        runs = {dataset.samples.file: cut(dataset) for dataset in data.datasets}
+    with progress.step("loading the model"):
+        runner = subject.load()
+    with runner:
+        job = _Job(subject, runner, task, policy, progress)
+        return combined([report for round_ in rounds for report in job.reports(round_, runs)])
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One comparison: with what, on what, and the scores."""
+
+    reference: Reference
+    datasets: Sequence[Dataset]
+    tallies: Sequence[Tally]
+    loads: ClassLoads
+
+
+def _references(
+    subject: Subject, datasets: Sequence[Dataset], against: Sequence[Against]
+) -> list[tuple[Reference, Sequence[Dataset]]]:
+    """Return the references, each with the samples that it has an answer for."""
+    # Without `against`: expected outputs where files hold them, function bodies for the others.
+    known = [dataset for dataset in datasets if dataset.samples.expected]
+    others = [dataset for dataset in datasets if not dataset.samples.expected]
+    recorded = expected_outputs(dataset.samples.file for dataset in known or datasets)
+    if against:
+        return [(reference, datasets) for reference in references(against, subject, recorded)]
+    found: list[tuple[Reference, Sequence[Dataset]]] = [(recorded, known)] if known else []
+    return [*found, *([(function_bodies(subject.package), others)] if others else [])]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The parts that all comparisons of a verification share."""
+
+    subject: Subject
+    runner: Runner
+    task: Task
+    policy: Policy
+    progress: Progress
+
+    def reports(
+        self, round_: _Round, runs_of: Mapping[Path, Sequence[LabelledRun]]
+    ) -> list[ParityReport]:
+        """Return the comparison of gates and outputs, and that of outputs alone, if there are both.
+
+        Accuracy is of all samples; it is in the first.
+        """
+        runs = [run for data in round_.datasets for run in runs_of[data.samples.file]]
+        done, found = 0, list[ParityReport]()
+        # Turn by turn: the answers of a reference to one turn are all that is held at once.
+        for turn in turns(runs):
+            found += self._compare(round_, turn, done, len(runs))
+            done += len(turn)
+        # The comparison with gates comes first, since it is the one that accuracy is added to.
+        found.sort(key=lambda report: not report.has_routing)
+        named = dict.fromkeys(report.reference for report in found)
+        first, *others = (folded([r for r in found if r.reference == name]) for name in named)
+        alone = [part.with_token_notes() for part in others]
+        return [self._whole(round_, first.with_token_notes(), runs), *alone]
+
+    def _whole(
+        self, round_: _Round, whole: ParityReport, runs: Sequence[LabelledRun]
+    ) -> ParityReport:
+        notes = (*whole.notes, *(_filled(run) for run in runs if run.batch.added))
+        accuracy = tuple(self._judged(round_, tally) for tally in round_.tallies)
+        statistics = joined([whole.statistics, round_.loads.statistics])
+        whole = replace(whole, notes=notes, accuracy=accuracy, statistics=statistics)
+        return with_checks(whole, self.subject, round_.reference, self.policy)
+
+    def _compare(
+        self, round_: _Round, turn: Sequence[LabelledRun], done: int, total: int
+    ) -> list[ParityReport]:
+        samples = [run.sample for run in turn]
+        which = f"{done + 1} to {done + len(turn)} of {total}"
+        with self.progress.step(f"running the reference on batches {which}"):
+            answers = round_.reference.answers(self.subject.package, samples)
+        package = self.subject.package
+        outputs = {spec.name for spec in package.manifest.outputs}
+        # Metrics score what was compared: the results are kept instead of running each batch twice.
+        recording = RecordingRunner(
+            self.runner,
+            frozenset(outputs.union(package.gate_names)),
+            lambda index: self.progress.step(f"comparing batch {done + index + 1} of {total}"),
+        )
+        parts = by_gates(round_.reference.name, answers)
+        reports = [
+            compare_answered(self.subject, recording, part, samples, self.policy) for part in parts
+        ]
+        # The parts run in another order than the samples have.
+        ran = [number for part in parts for number in part.numbers]
+        results = dict(zip(ran, recording.results, strict=True))
+        ignore = self.task.labelling.ignore
+        for index, (run, vectors) in enumerate(zip(turn, answers.vectors, strict=True)):
+            got, valid = results[index], samples[index].valid
+            scored = Scored(vectors.outputs, got, run.batch.labels).of_valid(valid, ignore)
+            _add(round_.tallies, run, scored)
+            real = None if valid is None else valid.mask[: len(run.batch.labels)]
+            round_.loads.add(run.batch.real(got), run.batch.labels, real)
+        return reports
+
+    def _judged(self, round_: _Round, tally: Tally) -> MetricParity:
+        sizes = {data.samples.name: len(data.labels) for data in round_.datasets}
+        files, metric = SampleFiles(tuple(sizes), tuple(sizes.values())), tally.metric
+        setting = Setting(
+            round_.reference.name, self.policy.accuracy_rule(metric.name), files.place
+        )
+        return judge(metric, tally.paired(), setting)
+
+
+def _add(tallies: Sequence[Tally], run: LabelledRun, scored: Scored) -> None:
+    for name, reference in scored.reference.items():
+        got = scored.package[name]
+        # A metric would score each side by itself, and compare what cannot be compared.
+        if got.shape != reference.shape:
+            raise ValidationError(
+                f"output '{name}' is {list(got.shape)} on {run.sample.label}, and"
+                f" {list(reference.shape)} in the reference: they cannot be scored alike."
+            )
+    # Copies that fill up the last batch would count their sample several times.
+    real = run.batch.real
+    package = {name: scored.package[name] for name in scored.reference}
+    for tally in tallies:
+        tally.add(real(scored.reference), real(package), scored.labels)
+
+
+def _filled(run: LabelledRun) -> str:
+    size = len(run.batch.labels) + run.batch.added
+    return (
+        f"{run.sample.label} was filled up to {size} samples with copies of its last one, because"
+        " the model does not run fewer; they are not scored."
+    )

@@ -1,0 +1,325 @@
+"""Leave padding out of comparisons: nobody uses what a model computes for these tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from moh_deploy.errors import ConfigError
+from moh_deploy.package import Manifest, TensorInfo, VectorSet
+from moh_deploy.package.token_mask import marks_padding, mask_input
+from moh_deploy.system.npz import Array, BoolArray
+from moh_deploy.validate.reference.additive_mask import is_additive, valid_keys
+from moh_deploy.validate.reference.differences import ShownIndex
+
+_Dim: TypeAlias = int | str
+
+
+@dataclass(frozen=True)
+class ValidTokens:
+    """A mask of the tokens of one run that count.
+
+    Attributes:
+        name: The input, or member of the user's file, that says so; see `token_mask`.
+        mask: [B, S].
+        dims: How the model calls its two axes; None if it has no such input.
+    """
+
+    name: str
+    mask: BoolArray
+    dims: tuple[_Dim, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """The number of tokens in all runs, and of those left out.
+
+    Attributes:
+        name: What said so.
+        tokens: All of them.
+        left_out: Those that are padding.
+    """
+
+    name: str
+    tokens: int
+    left_out: int
+
+    def describe(self) -> str:
+        """Return the sentence that reports show."""
+        return (
+            f"{self.left_out} of {self.tokens} tokens are padding by '{self.name}', and were not"
+            " compared."
+        )
+
+
+class Compared(NamedTuple):
+    """The elements of a value that are compared: those of valid tokens, of both sides."""
+
+    got: Array | None
+    reference: Array
+    place: ShownIndex
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """The elements of each value that are compared. Without entries, all are.
+
+    Attributes:
+        selections: Name of an output, or of a layer's gates, to what is compared of it.
+        notes: What could not be left out.
+    """
+
+    selections: Mapping[str, _Selection] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def of(self, name: str, got: Array | None, reference: Array) -> Compared:
+        """Select the elements that are compared; all, where the shapes differ."""
+        # Shapes that differ are reported as such, and not hidden by a selection that does not fit.
+        chosen = self.selections.get(name)
+        if chosen is None or got is None or got.shape != reference.shape:
+            return Compared(got, reference, list)
+        return Compared(chosen.of(got), chosen.of(reference), chosen.place)
+
+    def margins(self, name: str, got: Array | None, reference: Array, margins: Array) -> Array:
+        """Return the margins [B, S] of the gates' tokens that are compared."""
+        chosen = self.selections.get(name)
+        fits = got is not None and got.shape == reference.shape
+        if chosen is None or not fits or margins.shape != reference.shape[:-1]:
+            return margins
+        return chosen.of(margins)
+
+    def places(self, name: str, shape: Sequence[int]) -> BoolArray:
+        """Return which elements of a value are compared, in its shape."""
+        chosen = self.selections.get(name)
+        if chosen is None or not chosen.fits(shape):
+            return np.ones(tuple(shape), np.bool_)
+        return over_axes(chosen.mask, chosen.axes, shape)
+
+    def also(self, names: Mapping[str, str]) -> TokenView:
+        """Return the view that knows values by other names, too: other name to name."""
+        known = {
+            other: self.selections[name] for other, name in names.items() if name in self.selections
+        }
+        return TokenView({**self.selections, **known}, self.notes)
+
+    def select(self, results: Mapping[str, Array]) -> dict[str, Array]:
+        """Return of all results what is compared."""
+        found = dict(results)
+        for name, value in results.items():
+            chosen = self.selections.get(name)
+            if chosen is not None and chosen.fits(value.shape):
+                found[name] = chosen.of(value)
+        return found
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """A selection of the elements of an array by a mask over some axes.
+
+    Attributes:
+        axes: Those that the mask is over, ascending.
+        mask: Which of them count.
+    """
+
+    axes: tuple[int, ...]
+    mask: BoolArray
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Tell whether an array of this shape has the axes of the mask."""
+        sizes = [shape[axis] for axis in self.axes if axis < len(shape)]
+        return tuple(sizes) == self.mask.shape
+
+    def of(self, array: Array) -> Array:
+        """Return the selected elements: [selected, ...], with the other axes behind."""
+        found: Array = np.moveaxis(array, self.axes, range(len(self.axes)))[self.mask]
+        return found
+
+    def place(self, at: tuple[int, ...]) -> list[int]:
+        """Return the index in the whole array."""
+        # Ascending axes: each is inserted where the ones before it have already made room.
+        index = list(at[1:])
+        for axis, number in zip(self.axes, np.argwhere(self.mask)[at[0]], strict=True):
+            index.insert(axis, int(number))
+        return index
+
+
+EVERY_TOKEN = TokenView()
+
+
+def valid_tokens(name: str, mask: Array, dims: Sequence[_Dim] | None, *, where: str) -> ValidTokens:
+    """Read a mask: not 0 is valid; of one that is added to scores, [batch, ..., keys], 0 is.
+
+    Args:
+        name: Of the mask; `not` before it: 0 is valid.
+        where: The run that it belongs to, for messages.
+
+    Raises:
+        ConfigError: It is neither of 0 and 1 in two axes, nor one that is added and hides the same
+            keys from every query.
+    """
+    got = f"{where}: '{mask_input(name)}' is {mask.dtype}{list(mask.shape)}"
+    if is_additive(mask.dtype.name, mask.shape) and not marks_padding(name):
+        keys = valid_keys(mask)
+        if isinstance(keys, str):
+            raise ConfigError(
+                f"{got}, expected a mask of valid tokens: [batch, tokens] of 0 and 1, or"
+                f" [batch, ..., keys] to be added to scores; {keys}.",
+                hint="Store which tokens are valid, [batch, tokens], in the npz file under another"
+                " name, and give that.",
+            )
+        return ValidTokens(name, keys, None if dims is None else (dims[0], dims[-1]))
+    if mask.ndim != 2:
+        expected = "a mask of valid tokens with the two axes [batch, tokens]"
+        raise ConfigError(f"{got}, expected {expected}.")
+    # An additive mask, 0 and -inf, means the opposite: read as it is it would drop every real
+    # token.
+    padding = int(marks_padding(name))
+    if not np.isin(mask, (0, 1)).all():
+        raise ConfigError(
+            f"{got} and holds other values than {padding} (padding) and {1 - padding} (valid).",
+            hint="A mask that is added to scores has 0 for valid tokens: store mask == 0 in the npz"
+            " file under another name, and give that.",
+        )
+    return ValidTokens(name, mask != padding, None if dims is None else (dims[0], dims[1]))
+
+
+def token_view(valid: ValidTokens, manifest: Manifest, expected: VectorSet) -> TokenView:
+    """Find the elements of outputs and gates that belong to valid tokens."""
+    shapes = {name: array.shape for name, array in expected.outputs.items()}
+    outputs = output_view(valid, manifest.outputs, shapes)
+    found, notes = dict(outputs.selections), list(outputs.notes)
+    for layer, gates in zip(manifest.layers, expected.gates, strict=False):
+        # Layers over windows or pooled tokens have other axes than the mask.
+        if gates.shape[:2] == valid.mask.shape:
+            found[layer.gates] = _Selection((0, 1), valid.mask)
+            continue
+        notes.append(
+            f"All tokens of layer '{layer.path}' are compared: '{valid.name}' has other ones."
+        )
+    return TokenView(found, tuple(notes))
+
+
+def output_view(
+    valid: ValidTokens, outputs: Sequence[TensorInfo], shapes: Mapping[str, tuple[int, ...]]
+) -> TokenView:
+    """Find the elements of outputs that belong to valid tokens.
+
+    Args:
+        shapes: Of each output that there is, by name.
+    """
+    found: dict[str, _Selection] = {}
+    notes: list[str] = []
+    for spec in outputs:
+        if spec.name in shapes:
+            found |= _of_output(spec, shapes[spec.name], valid, notes)
+    return TokenView(found, tuple(notes))
+
+
+def inner_places(valid: ValidTokens, dims: Sequence[_Dim], shape: Sequence[int]) -> BoolArray:
+    """Return which elements of an inner value are of valid tokens alone: of scores [B, H, S, S],
+    those of a valid query and a valid key.
+
+    Args:
+        dims: How the model calls its axes.
+        shape: Of the value.
+
+    Returns:
+        Bool, in that shape; all of a value whose axes are not those of the mask, for certain.
+    """
+    places = np.ones(tuple(shape), np.bool_)
+    batch, tokens = valid.dims or (0, 0)
+    samples = [axis for axis, dim in enumerate(dims) if dim == batch]
+    of_tokens = [axis for axis, dim in enumerate(dims) if dim == tokens]
+    # A number may be a size of something else: it has to be there once.
+    named = isinstance(tokens, str) or len(of_tokens) == 1
+    if len(samples) != 1 or batch == tokens or not named or len(dims) != len(shape):
+        return places
+    for axis in of_tokens:
+        mask = valid.mask if samples[0] < axis else valid.mask.T
+        selection = _Selection(tuple(sorted((samples[0], axis))), mask)
+        if selection.fits(shape):
+            places &= over_axes(mask, selection.axes, shape)
+    return places
+
+
+def over_axes(mask: BoolArray, axes: Sequence[int], shape: Sequence[int]) -> BoolArray:
+    """Return a mask of all elements of an array: True where its mask over some axes is.
+
+    Args:
+        axes: What the mask is over, ascending.
+    """
+    sizes = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
+    return np.broadcast_to(mask.reshape(sizes), tuple(shape))
+
+
+def count_tokens(masks: Sequence[ValidTokens]) -> TokenCount | None:
+    """Count the tokens, and those that are left out; None without masks."""
+    counts = [TokenCount(mask.name, mask.mask.size, int((~mask.mask).sum())) for mask in masks]
+    return added_tokens(counts)
+
+
+def added_tokens(counts: Sequence[TokenCount]) -> TokenCount | None:
+    """Return the sum; None of none."""
+    if not counts:
+        return None
+    tokens = sum(count.tokens for count in counts)
+    return TokenCount(counts[0].name, tokens, sum(count.left_out for count in counts))
+
+
+def _of_output(
+    spec: TensorInfo, shape: tuple[int, ...], valid: ValidTokens, notes: list[str]
+) -> dict[str, _Selection]:
+    axes = _token_axes(spec, shape, valid)
+    if axes is not None:
+        # [B, S], or [S, B] for outputs with tokens first.
+        mask = valid.mask if axes[0] < axes[1] else valid.mask.T
+        chosen = _Selection(tuple(sorted(axes)), mask)
+        return {spec.name: chosen} if chosen.fits(shape) else {}
+    # Equal by chance, maybe: [B, classes] with as many classes as tokens. Comparing too much is
+    # safe.
+    if shape[:2] == valid.mask.shape:
+        notes.append(
+            f"All of output '{spec.name}' is compared: its second axis has as many elements as"
+            f" '{valid.name}', but may be another one."
+        )
+    # [B]: an output without tokens, pooled say, is of whole samples.
+    of_row = np.asarray(valid.mask.any(axis=1))
+    if not of_row.any():
+        # A mask without axes selects nothing.
+        return {spec.name: _Selection((), np.zeros((), np.bool_))}
+    # What is left of a sample without valid tokens is nobody's either.
+    has_rows = bool(shape) and shape[0] == len(of_row) and _same(spec, 0, valid)
+    return {spec.name: _Selection((0,), of_row)} if has_rows and not of_row.all() else {}
+
+
+def _token_axes(
+    spec: TensorInfo, shape: tuple[int, ...], valid: ValidTokens
+) -> tuple[int, int] | None:
+    """Return where batch and tokens are; None if the output has no tokens, or it is not certain.
+
+    Axes that the model calls as those of the mask are; else the first two of [B, S, D], and of
+    [B, S] if the second is dynamic.
+    """
+    # Names of dynamic dimensions tell for certain, whatever the sizes of this run are.
+    if valid.dims is not None and all(isinstance(dim, str) for dim in valid.dims):
+        places = [
+            [axis for axis, dim in enumerate(spec.shape) if dim == wanted] for wanted in valid.dims
+        ]
+        # An axis that is there twice, [B, S, S], has no one place of tokens.
+        (batch, *more), (tokens, *others) = (place or [-1] for place in places)
+        certain = batch >= 0 and tokens >= 0 and not more and not others and batch != tokens
+        return (batch, tokens) if certain else None
+    # Without names, sizes have to do, and only in the forms that are common.
+    if shape[:2] != valid.mask.shape or not (_same(spec, 0, valid) and _same(spec, 1, valid)):
+        return None
+    is_dynamic = any(isinstance(dim, str) for dim in spec.shape[1:2])
+    return (0, 1) if len(shape) == 3 or is_dynamic else None
+
+
+def _same(spec: TensorInfo, axis: int, valid: ValidTokens) -> bool:
+    """Tell whether an axis is called as that of the mask, as far as that is known."""
+    # A reference may have more axes than the model says of its output, which is told elsewhere.
+    return valid.dims is None or spec.shape[axis : axis + 1] == valid.dims[axis : axis + 1]

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from moh_deploy.errors import ValidationError
+from moh_deploy.validate.compare.tolerances import (
+    BFLOAT16_PRODUCTS,
+    INT4_PRODUCTS,
+    INT8_PRODUCTS,
+    TOLERANCES,
+    coarsest,
+    tolerance_for,
+)
+
+
+def test_float32_limit_grows_with_the_reference_but_not_below_one():
+    rule = tolerance_for("float32")
+    assert rule.limit(0.0) == rule.limit(1.0) == 1e-4
+    assert rule.limit(50.0) == pytest.approx(5e-3)
+    assert rule.near_tie == 1e-5
+
+
+def test_integers_must_be_equal():
+    assert tolerance_for("int64").limit(1e9) == 0.0
+
+
+def test_every_rule_has_a_reason():
+    assert all(rule.reason for rule in TOLERANCES.values())
+
+
+def test_coarsest_rule_is_the_one_that_allows_most():
+    fine, coarse = tolerance_for("float32"), tolerance_for("float16")
+    assert coarsest(fine, coarse) is coarsest(coarse, fine) is coarse
+
+
+def test_only_short_mantissas_allow_more_behind_a_flip():
+    loose = {name for name, rule in TOLERANCES.items() if rule.after_flip() != rule}
+    assert loose == {"float16", "bfloat16", BFLOAT16_PRODUCTS, INT8_PRODUCTS, INT4_PRODUCTS}
+    single, products = tolerance_for("float32"), tolerance_for(BFLOAT16_PRODUCTS)
+    assert coarsest(single, products) is products
+
+
+def test_nothing_allowed_behind_a_flip_is_a_rule_of_its_own():
+    rule = replace(tolerance_for("float32"), relative_after_flip=0.0)
+    assert rule.after_flip().relative == 0.0
+
+
+def test_dtype_without_rule_is_refused():
+    with pytest.raises(ValidationError, match="no tolerance for dtype complex64, only for float"):
+        tolerance_for("complex64")
