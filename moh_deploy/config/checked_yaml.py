@@ -45,5 +45,5 @@ def checked(document: object, model: type[M], source: str) -> M:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        lines = [explain(one, document, source, model=model) for one in error.errors()]
+        lines = [explain(details, document, source, model=model) for details in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None

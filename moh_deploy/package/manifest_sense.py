@@ -367,8 +367,8 @@ def cache_problems(
 def _mask_problems(valid_tokens: str, inputs: Sequence[TensorInfo]) -> Iterator[Problem]:
     # A mask that is not there would stop every comparison, far from here.
     name, can_be_added = mask_input(valid_tokens), not marks_padding(valid_tokens)
-    ranks = {one.name: len(one.shape) for one in inputs}
-    dtypes = {one.name: one.dtype for one in inputs}
+    ranks = {info.name: len(info.shape) for info in inputs}
+    dtypes = {info.name: info.dtype for info in inputs}
     if name not in ranks:
         yield "valid_tokens", f"is '{name[:100]}', which is no input, only {listed(ranks)}"
     elif ranks[name] != 2 and not (can_be_added and ranks[name] > 2 and "float" in dtypes[name]):

@@ -6,8 +6,9 @@ hand it batches.
 
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.metrics import Family, Series
-from moh_deploy.serving.served_model import Observer, Reply, ServedModel, ServedRun, open_served
+from moh_deploy.serving.served_model import Reply, ServedModel, open_served
 from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.serving.source import Observer, ServedRun
 
 __all__ = [
     "BatchAxis",

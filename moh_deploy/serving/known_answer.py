@@ -84,7 +84,7 @@ def _without_noise(package: OnnxPackage) -> OnnxPackage:
     """Return a package of half precision as one that rounding moves by two steps at most."""
     still = Spread(0.0, 0.0)
     rounding = Rounding(
-        dict.fromkeys((one.name for one in package.manifest.outputs), still),
+        dict.fromkeys((output.name for output in package.manifest.outputs), still),
         tuple(LayerRounding(still, still, still) for _ in package.manifest.layers),
     )
     return replace(package, manifest=replace(package.manifest, rounding=rounding))

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import Manifest, Runtime, TensorInfo
@@ -21,7 +20,7 @@ from moh_deploy.serving.guard.open_guard import open_guard
 from moh_deploy.serving.guard.shadow import Shadow
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.serving.source import BatchSource, OneModel, open_model
+from moh_deploy.serving.source import BatchSource, Observer, OneModel, ServedRun, open_model
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.telemetry.otlp import OtlpExport
 from moh_deploy.system.npz import Array
@@ -42,48 +41,6 @@ class Reply:
 
     outputs: Mapping[str, Array]
     rung: str
-
-
-@dataclass(frozen=True)
-class ServedRun:
-    """A run that was made to answer a batch, for observers.
-
-    Attributes:
-        inputs: The batch.
-        dims: The sizes of its dynamic dimensions.
-        results: Its outputs, and the inner values that the observers wanted of this run, of what
-            the rung has: another package has none.
-        sizes: Samples of each request in the batch, in order; a batch that cannot be told apart is
-            one request.
-        seconds: How long the run took.
-        rung: What ran.
-    """
-
-    inputs: Mapping[str, Array]
-    dims: Mapping[str, int]
-    results: Mapping[str, Array]
-    sizes: tuple[int, ...]
-    seconds: float
-    rung: str
-
-
-class Observer(Protocol):
-    """Sees the runs of a served model, from several threads. What it raises is a bug."""
-
-    inner: tuple[str, ...]
-    """Names of the inner values that it may want."""
-
-    def wanted(self, dims: Mapping[str, int]) -> tuple[str, ...]:
-        """Return the inner values that it wants of the run that begins, of these sizes."""
-
-    def saw(self, run: ServedRun) -> None:
-        """Take note of a run whose answer is right as far as can be told."""
-
-    def families(self) -> tuple[Family, ...]:
-        """Return what it has counted so far."""
-
-    def close(self) -> None:
-        """Give back what it holds."""
 
 
 class ServedModel:
@@ -182,16 +139,16 @@ class ServedModel:
     def families(self) -> tuple[Family, ...]:
         """Return what was counted so far."""
         own = self._source.families()
-        seen = (family for one in self._observers for family in one.families())
-        others = (one.families() for one in (self._drift, self.export) if one is not None)
+        seen = (family for observer in self._observers for family in observer.families())
+        others = (source.families() for source in (self._drift, self.export) if source is not None)
         return (*own, *seen, *(family for families in others for family in families))
 
     def close(self) -> None:
         """Send metrics a last time, and give back what the runner and the observers hold."""
         if self.export is not None:
             self.export.close()
-        for one in self._observers:
-            one.close()
+        for observer in self._observers:
+            observer.close()
         self._source.close()
 
     def _samples(self, inputs: Mapping[str, Array]) -> int:
@@ -224,7 +181,7 @@ def open_served(
     observers: tuple[Observer, ...] = () if telemetry is None else (telemetry,)
     if settings.shadow is not None:
         observers += (Shadow(model, Path(settings.shadow), settings.shadow_share, way),)
-    inner = tuple({name: None for one in observers for name in one.inner})
+    inner = tuple({name: None for observer in observers for name in observer.inner})
     source: BatchSource
     if settings.guard:
         source = open_guard(model, settings, inner, way, is_restart=is_restart)

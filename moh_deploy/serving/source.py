@@ -140,3 +140,45 @@ def open_model(model: Deployed, inner: Sequence[str], way: Variant) -> OneModel:
 def _bytes_of(model: Deployed) -> int:
     files = (model.root / name for name in (MODEL_NAME, MODEL_DATA_NAME))
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+@dataclass(frozen=True)
+class ServedRun:
+    """A run that was made to answer a batch, for observers.
+
+    Attributes:
+        inputs: The batch.
+        dims: The sizes of its dynamic dimensions.
+        results: Its outputs, and the inner values that the observers wanted of this run, of what
+            the rung has: another package has none.
+        sizes: Samples of each request in the batch, in order; a batch that cannot be told apart is
+            one request.
+        seconds: How long the run took.
+        rung: What ran.
+    """
+
+    inputs: Mapping[str, Array]
+    dims: Mapping[str, int]
+    results: Mapping[str, Array]
+    sizes: tuple[int, ...]
+    seconds: float
+    rung: str
+
+
+class Observer(Protocol):
+    """Sees the runs of a served model, from several threads. What it raises is a bug."""
+
+    inner: tuple[str, ...]
+    """Names of the inner values that it may want."""
+
+    def wanted(self, dims: Mapping[str, int]) -> tuple[str, ...]:
+        """Return the inner values that it wants of the run that begins, of these sizes."""
+
+    def saw(self, run: ServedRun) -> None:
+        """Take note of a run whose answer is right as far as can be told."""
+
+    def families(self) -> tuple[Family, ...]:
+        """Return what it has counted so far."""
+
+    def close(self) -> None:
+        """Give back what it holds."""

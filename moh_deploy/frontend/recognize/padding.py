@@ -125,7 +125,7 @@ class _Candidate:
         # Layers share their masks.
         if node not in self._made:
             needed, constants = set(ancestors(node)), Constants(self.program)
-            nodes = [one for one in self.program.graph.nodes if one in needed and op(one)]
+            nodes = [node for node in self.program.graph.nodes if node in needed and op(node)]
             given = [(mask != self.marks_padding).to(self.value.dtype) for mask in self._masks]
             runs = [run_nodes(nodes, {self.node: mask}, constants) for mask in given]
             found = [run[node] for run in runs if run is not None and node in run]

@@ -29,7 +29,7 @@ from moh_deploy.validate.reference.function_bodies import Recorder
 from moh_deploy.validate.reference.layer_values import layer_values, names_to_return
 
 if TYPE_CHECKING:
-    from moh_deploy.serving.served_model import ServedRun
+    from moh_deploy.serving.source import ServedRun
 
 _OUTCOMES = {
     "equal": "equal",

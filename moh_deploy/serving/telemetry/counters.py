@@ -21,7 +21,7 @@ from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder
 from moh_deploy.validate.reference.layer_values import LayerValues
 
 if TYPE_CHECKING:
-    from moh_deploy.serving.served_model import ServedRun
+    from moh_deploy.serving.source import ServedRun
 
 
 @dataclass(frozen=True)

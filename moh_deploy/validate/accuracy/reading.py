@@ -123,7 +123,7 @@ def _read_samples(
     # A mask that is an input stays one, and is found there.
     if mask is not None:
         mask = mask_input(mask)
-    is_input = mask in [one.name for one in model.inputs]
+    is_input = mask in [info.name for info in model.inputs]
     others = {mask: members.pop(mask)} if mask in members and not is_input else {}
     try:
         found = split_members(members, model)
