@@ -20,8 +20,7 @@ from moh_deploy.serving.guard.control import CONTROL_FILE
 from moh_deploy.serving.guard.faults import FAULTS
 from moh_deploy.serving.guard.policy import GuardPolicy, read_guard_policy
 from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
-from moh_deploy.serving.triton.bundle_json import is_bundle
-from moh_deploy.serving.triton.opened_bundle import bundled_model
+from moh_deploy.serving.triton.bundle_json import bundled_model, is_bundle
 from moh_deploy.serving.triton.server import TritonServer, find_server
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress

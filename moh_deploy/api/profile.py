@@ -10,8 +10,13 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
-from moh_deploy.serving.drift.record import record_requests, requests_of
-from moh_deploy.serving.drift.reference import REFERENCE_FILE, profile_of, write_reference
+from moh_deploy.serving.drift.reference import (
+    REFERENCE_FILE,
+    profile_of,
+    record_requests,
+    requests_of,
+    write_reference,
+)
 from moh_deploy.serving.drift.report import ProfileReport
 from moh_deploy.serving.telemetry.routing import RoutingReader
 from moh_deploy.serving.telemetry.window import RecordedWindow, is_window, read_window

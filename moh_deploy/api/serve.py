@@ -16,8 +16,7 @@ from moh_deploy.serving.foreign_code import require_own_code
 from moh_deploy.serving.http.limits import MIB, HttpLimits
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
-from moh_deploy.serving.triton.bundle_json import is_bundle
-from moh_deploy.serving.triton.opened_bundle import bundled_model
+from moh_deploy.serving.triton.bundle_json import bundled_model, is_bundle
 
 if TYPE_CHECKING:
     from moh_deploy.serving.http.server import Listening

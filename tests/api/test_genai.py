@@ -13,7 +13,7 @@ from moh_deploy.api.caches_in_place import write_caches_in_place
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.serving.genai import verify
-from moh_deploy.serving.genai.tokens import genai_tokens
+from moh_deploy.serving.genai.verify import genai_tokens
 from moh_deploy.system.progress import SilentProgress
 from tests.exporting import prove_in_this_process
 from tests.handmade_package import write_package

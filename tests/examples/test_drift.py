@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.serving.drift.calibrate import limits
-from moh_deploy.serving.drift.distances import distances
+from moh_deploy.serving.drift.distances import distances, limits
 from moh_deploy.serving.telemetry.routing import Counts, RoutingReader
 from tests.examples.digits_demo import DemoRun
 from tests.nightly import nightly

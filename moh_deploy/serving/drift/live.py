@@ -16,8 +16,8 @@ import numpy as np
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.drift.judge import LiveCounts
 from moh_deploy.serving.drift.reference import RoutingReference
-from moh_deploy.serving.telemetry.layout import MARGIN_EDGES, LayerColumns
 from moh_deploy.serving.telemetry.prometheus import parse_text
+from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, LayerColumns
 from moh_deploy.serving.telemetry.window import read_window
 
 _MOST_BYTES = 64 * 2**20

@@ -10,13 +10,13 @@ from moh_deploy.errors import BackendError
 from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.serving.batches import scalars_of
 from moh_deploy.serving.drill.load import ServerAnswer
+from moh_deploy.serving.http.limits import Refusal
 from moh_deploy.serving.http.protocol import (
     HEADER_LENGTH,
     RequestedOutput,
     read_reply,
     write_request,
 )
-from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.system.npz import Array
 
 _TIMEOUT_S = 15.0

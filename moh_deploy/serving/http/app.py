@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import sys
+import threading
 import time
 import traceback
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from starlette.applications import Starlette
@@ -27,10 +32,8 @@ from starlette.routing import Route
 from moh_deploy import __version__
 from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.package import TensorInfo
-from moh_deploy.serving.http.body import HeldBytes, address_of, received_body
-from moh_deploy.serving.http.guard_routes import guard_routes
-from moh_deploy.serving.http.in_turn import InTurn
-from moh_deploy.serving.http.limits import HttpLimits
+from moh_deploy.serving.http.body import HeldBytes, InTurn, address_of, received_body
+from moh_deploy.serving.http.limits import HttpLimits, Refusal
 from moh_deploy.serving.http.protocol import (
     HEADER_LENGTH,
     InferRequest,
@@ -38,15 +41,68 @@ from moh_deploy.serving.http.protocol import (
     write_answer,
 )
 from moh_deploy.serving.http.queue import BatchingQueue
-from moh_deploy.serving.http.refusal import Refusal
-from moh_deploy.serving.http.status_counts import StatusCounts
-from moh_deploy.serving.http.telemetry_routes import telemetry_routes
+from moh_deploy.serving.http.routes import guard_routes, telemetry_routes
 from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.limited_log import LimitedLog
-from moh_deploy.serving.metrics import Family, Series
+from moh_deploy.serving.metrics import Exemplar, Family, Series
 from moh_deploy.serving.served_model import Reply, ServedModel
 from moh_deploy.serving.telemetry.prometheus import exposition
 from moh_deploy.serving.telemetry.trace_context import Trace
+
+# Count requests by how they ended, and how long they took.
+
+_EDGES_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, math.inf)
+
+NO_REQUESTS = Counter({200: 0, 400: 0, 500: 0})
+"""Shown as 0 from the beginning: an alert sees what grows, and would miss the first."""
+
+
+def requests_family(codes: Mapping[int, int]) -> Family:
+    """Return the metric of requests by status, the same in every server."""
+    return Family(
+        "moh_requests_total",
+        "Inference requests, by the HTTP status of their answer; 499: gone before.",
+        "counter",
+        tuple(Series({"code": str(code)}, count) for code, count in sorted(codes.items())),
+    )
+
+
+class StatusCounts:
+    """Counts inference requests. Several threads may ask."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._codes = NO_REQUESTS.copy()
+        self._slots = [0] * len(_EDGES_S)
+        self._seconds = 0.0
+        self._exemplars: dict[float, Exemplar] = {}
+
+    def note(self, status: int, seconds: float, trace: Trace | None = None) -> None:
+        """Count a request that was answered with a status after so many seconds."""
+        slot = bisect_left(_EDGES_S, seconds)
+        with self._lock:
+            self._codes[status] += 1
+            self._slots[slot] += 1
+            self._seconds += seconds
+            if trace is not None and trace.is_sampled:
+                self._exemplars[_EDGES_S[slot]] = Exemplar(trace.trace_id, seconds, time.time())
+
+    def families(self) -> tuple[Family, ...]:
+        """Return what was counted so far."""
+        with self._lock:
+            buckets = dict(zip(_EDGES_S, accumulate(self._slots), strict=True))
+            codes, exemplars = dict(self._codes), dict(self._exemplars)
+            taken = Series({}, self._seconds, buckets, exemplars)
+        return (
+            requests_family(codes),
+            Family(
+                "moh_request_seconds",
+                "From the headers of an inference request to its answer.",
+                "histogram",
+                (taken,),
+            ),
+        )
+
 
 OUT_OF_MEMORY = 71  # EX_OSERR of sysexits.h: the worker ends, and another one begins
 

@@ -21,16 +21,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from moh_deploy.package import TensorInfo
-from moh_deploy.serving.http.json_fields import (
+from moh_deploy.serving.http.limits import HttpLimits, Refusal
+from moh_deploy.serving.http.tensors import (
+    DATATYPES,
+    WITHOUT_JSON,
     flag_in,
     object_of,
     objects_in,
     parameters_in,
+    raw_bytes,
+    read_tensors,
     text_in,
 )
-from moh_deploy.serving.http.limits import HttpLimits
-from moh_deploy.serving.http.refusal import Refusal
-from moh_deploy.serving.http.tensors import DATATYPES, WITHOUT_JSON, raw_bytes, read_tensors
 from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean

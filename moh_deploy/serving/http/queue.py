@@ -16,9 +16,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
 
-from moh_deploy.serving.answer_batch import Answering, Tensors, answer_batch
 from moh_deploy.serving.batches import BatchAxis
-from moh_deploy.serving.http.refusal import Refusal
+from moh_deploy.serving.http.limits import Refusal
+from moh_deploy.serving.joining import Answering, Tensors, answer_batch
 from moh_deploy.serving.metrics import Family, Series
 from moh_deploy.serving.runs_under_way import RunsUnderWay
 from moh_deploy.serving.served_model import Reply

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.serving.http.app import OUT_OF_MEMORY
-from moh_deploy.serving.http.refusal import Refusal
+from moh_deploy.serving.http.limits import Refusal
 from moh_deploy.serving.http.worker import (
     HUNG,
     TASK_JSON,

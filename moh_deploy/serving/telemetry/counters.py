@@ -14,8 +14,7 @@ import onnx
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.serving.metrics import Family, FamilyKind, Series
-from moh_deploy.serving.telemetry.layout import MARGIN_EDGES, LayerColumns
-from moh_deploy.serving.telemetry.routing import Counts, RoutingReader
+from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, Counts, LayerColumns, RoutingReader
 from moh_deploy.serving.telemetry.token_sizes import Dims, TokenCounter
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder
 from moh_deploy.validate.reference.layer_values import LayerValues

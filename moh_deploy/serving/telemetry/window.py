@@ -16,8 +16,7 @@ from pydantic import TypeAdapter
 
 from moh_deploy.config.strict_json import Strict, decode_strict
 from moh_deploy.errors import ConfigError
-from moh_deploy.serving.telemetry.layout import CountedLayer, CountLayout
-from moh_deploy.serving.telemetry.routing import Counts
+from moh_deploy.serving.telemetry.routing import CountedLayer, CountLayout, Counts
 from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.bounded_zip import open_archive
 from moh_deploy.system.npz import Array, read_npz, write_npz

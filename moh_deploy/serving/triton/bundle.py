@@ -58,9 +58,8 @@ from moh_deploy.serving.triton.bundle_json import (
     looks_like_bundle,
 )
 from moh_deploy.serving.triton.bundled_guard import GUARD, SHADOW, bring_along
-from moh_deploy.serving.triton.config_pbtxt import config_text, triton_type
-from moh_deploy.serving.triton.kserve import kserve_text
-from moh_deploy.serving.triton.library_needs import library_needs
+from moh_deploy.serving.triton.check import library_needs
+from moh_deploy.serving.triton.config_pbtxt import config_text, kserve_text, triton_type
 from moh_deploy.serving.triton.probe import REQUEST_NAME
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.npz import Array

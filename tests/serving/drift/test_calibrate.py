@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moh_deploy.serving.drift.calibrate import limits
-from moh_deploy.serving.drift.distances import distances
+from moh_deploy.serving.drift.distances import distances, limits
 from moh_deploy.serving.telemetry.routing import Counts
 from tests.nightly import nightly
 from tests.serving.drift.traffic import LAYOUT, TOKENS, requests

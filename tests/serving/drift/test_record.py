@@ -11,7 +11,7 @@ import pytest
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.serving.drift.record import record_requests, requests_of
+from moh_deploy.serving.drift.reference import record_requests, requests_of
 from moh_deploy.serving.telemetry.routing import RoutingReader
 from moh_deploy.validate.reference.samples import recorded_samples
 from tests.edge_case_package import inputs, write_edge_package

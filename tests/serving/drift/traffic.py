@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moh_deploy.serving.telemetry.layout import CountedLayer, CountLayout
-from moh_deploy.serving.telemetry.routing import Counts
+from moh_deploy.serving.telemetry.routing import CountedLayer, CountLayout, Counts
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
 
 SHARED, ROUTED, TOP_K, TOKENS = 2, 4, 2, 16

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from moh_deploy.errors import BackendError
-from moh_deploy.serving.genai.tokens import genai_tokens
+from moh_deploy.serving.genai.verify import genai_tokens
 
 
 def test_genai_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch):

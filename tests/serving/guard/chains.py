@@ -9,7 +9,7 @@ from pathlib import Path
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.serving.guard.audit import AuditLog
+from moh_deploy.serving.guard.audit import AuditLog, RunningMarks
 from moh_deploy.serving.guard.control import ControlFile
 from moh_deploy.serving.guard.fallback_level import FallbackLevel
 from moh_deploy.serving.guard.faults import Fault, Faults
@@ -23,7 +23,6 @@ from moh_deploy.serving.guard.policy import (
     LevelSection,
     MeasuredLoss,
 )
-from moh_deploy.serving.guard.running_marks import RunningMarks
 from moh_deploy.serving.source import Ran
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.reference.layer_values import names_to_return

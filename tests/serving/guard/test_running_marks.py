@@ -12,8 +12,7 @@ import pytest
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServingSettings, open_served
-from moh_deploy.serving.guard import running_marks
-from moh_deploy.serving.guard.running_marks import RunningMarks, died_in
+from moh_deploy.serving.guard.audit import RunningMarks, died_in
 from tests.handmade_package import vectors, write_package
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("warm_processes")
 _DIES = """
 import os, signal, sys
 from pathlib import Path
-from moh_deploy.serving.guard.running_marks import RunningMarks
+from moh_deploy.serving.guard.audit import RunningMarks
 
 marks = RunningMarks(Path(sys.argv[1]), ["first", "functions"])
 with marks.during(1):
@@ -94,7 +93,7 @@ def test_a_full_disk_refuses_the_start_and_leaves_no_file(
     (tmp_path / "logs").mkdir()
     settings = ServingSettings("m", guard=True, audit_log=str(tmp_path / "logs" / "audit.jsonl"))
     with monkeypatch.context() as patched:
-        patched.setattr(running_marks.os, "write", is_full)
+        patched.setattr(audit.os, "write", is_full)
         with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
             open_served(PackageDir(package.root), settings)
     assert list((tmp_path / "logs").iterdir()) == []

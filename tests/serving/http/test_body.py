@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from moh_deploy.serving.http.body import HeldBytes
-from moh_deploy.serving.http.refusal import Refusal
+from moh_deploy.serving.http.limits import Refusal
 
 
 def test_one_address_holds_half_of_all_bytes_and_leaves_the_rest_to_others():

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from moh_deploy.serving.http.in_turn import InTurn
-from moh_deploy.serving.http.refusal import Refusal
+from moh_deploy.serving.http.body import InTurn
+from moh_deploy.serving.http.limits import Refusal
 
 LARGE = 2**20
 

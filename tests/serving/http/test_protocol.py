@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 
 from moh_deploy.package import TensorInfo
+from moh_deploy.serving.http.limits import Refusal
 from moh_deploy.serving.http.protocol import (
     HEADER_LENGTH,
     Body,
@@ -21,7 +22,6 @@ from moh_deploy.serving.http.protocol import (
     write_answer,
     write_request,
 )
-from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.system.npz import BFLOAT16, Array
 

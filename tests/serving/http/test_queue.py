@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from moh_deploy.serving import BatchAxis, Reply
+from moh_deploy.serving.http.limits import Refusal
 from moh_deploy.serving.http.queue import BatchingQueue, Tensors
-from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.metrics import Family
 
 AXIS = BatchAxis("batch")

@@ -13,10 +13,8 @@ import uvicorn
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
 from moh_deploy.serving import Reply
-from moh_deploy.serving.answer_batch import Tensors
-from moh_deploy.serving.http.limits import HttpLimits
+from moh_deploy.serving.http.limits import HttpLimits, Refusal
 from moh_deploy.serving.http.queue import BatchingQueue
-from moh_deploy.serving.http.refusal import Refusal
 from moh_deploy.serving.http.worker import (
     HUNG,
     TASK_JSON,
@@ -29,6 +27,7 @@ from moh_deploy.serving.http.worker import (
     _Server,
     session_threads,
 )
+from moh_deploy.serving.joining import Tensors
 from moh_deploy.serving.settings import ServingSettings
 from tests.handmade_package import MANIFEST
 from tests.nightly import sampled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moh_deploy.serving.telemetry.layout import MARGIN_EDGES, CountedLayer, CountLayout
+from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, CountedLayer, CountLayout
 
 
 def test_columns_of_all_layers_fill_a_row_once():

@@ -11,8 +11,7 @@ import pytest
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.serving.telemetry.layout import MARGIN_EDGES
-from moh_deploy.serving.telemetry.routing import RoutingReader
+from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, RoutingReader
 from moh_deploy.system.npz import Array
 from tests.edge_case_package import HEADS, SHARED, TOP_K, inputs, write_edge_package
 from tests.routed_package import write_routed

@@ -10,7 +10,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.telemetry import window
-from moh_deploy.serving.telemetry.layout import CountedLayer, CountLayout
+from moh_deploy.serving.telemetry.routing import CountedLayer, CountLayout
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowRecorder, read_window
 from moh_deploy.system.npz import Array, write_npz
 

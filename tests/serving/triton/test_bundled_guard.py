@@ -13,9 +13,8 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.guard.control import Control, write_control
 from moh_deploy.serving.triton.bundle import write_bundle
-from moh_deploy.serving.triton.bundle_json import read_bundle
+from moh_deploy.serving.triton.bundle_json import open_bundle, read_bundle
 from moh_deploy.serving.triton.check import examine_bundle
-from moh_deploy.serving.triton.opened_bundle import open_bundle
 from tests.handmade_package import vectors, write_package
 
 POLICY = """\

@@ -12,7 +12,7 @@ import yaml
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.triton.bundle_json import Bundle, LibraryInfo
-from moh_deploy.serving.triton.kserve import kserve_text
+from moh_deploy.serving.triton.config_pbtxt import kserve_text
 
 RUNTIME = {
     "apiVersion": str,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.serving.triton.library_needs import glibc_here, library_needs, version_of
+from moh_deploy.serving.triton.check import glibc_here, library_needs, version_of
 from tests.kernel_library import required_library
 
 
