@@ -1,4 +1,4 @@
-"""The route that shows what the guard does, and takes its manual switch and alarms of drift."""
+"""The routes of the guard, its manual switch and alarms of drift, and those of telemetry."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import errno
 import json
 import signal
@@ -93,7 +94,7 @@ def test_a_full_disk_refuses_the_start_and_leaves_no_file(
     (tmp_path / "logs").mkdir()
     settings = ServingSettings("m", guard=True, audit_log=str(tmp_path / "logs" / "audit.jsonl"))
     with monkeypatch.context() as patched:
-        patched.setattr(audit.os, "write", is_full)
+        patched.setattr(os, "write", is_full)
         with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
             open_served(PackageDir(package.root), settings)
     assert list((tmp_path / "logs").iterdir()) == []
