@@ -254,7 +254,7 @@ def test_options_are_refused_before_an_engine_is_built(
     package = _package(tmp_path / "package")
     root = _engine_of(package, tmp_path / "engine")
     write_package(tmp_path / "other", with_layer=False)
-    monkeypatch.setattr("moh_deploy.api.bench.build_plain_engine", pytest.fail)
+    monkeypatch.setattr("moh_deploy.runtime.tensorrt.models.EngineDir.build_plain", pytest.fail)
     given = {"package": "package", "baselines": ["plain-engine"], **options}
     with pytest.raises(ConfigError, match=message):
         moh_deploy.bench(root, **given)
@@ -263,10 +263,10 @@ def test_options_are_refused_before_an_engine_is_built(
 _BENCH_WITH_A_PLAIN_ENGINE = """
 import json, shutil, sys
 import moh_deploy
-from moh_deploy.api import bench
+from moh_deploy.runtime.tensorrt.models import EngineDir
 
 engine, plain, package = sys.argv[1:]
-bench.build_plain_engine = lambda engine, package, output, progress: shutil.copytree(plain, output)
+EngineDir.build_plain = lambda engine, package, output, progress: shutil.copytree(plain, output)
 report = moh_deploy.bench(engine, package=package, min_time=0.05, warmup=0)
 print(json.dumps({one.contestant: one.is_baseline for one in report.results}))
 """
