@@ -14,35 +14,21 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 
-# Those of the core.
+# The public names of the core: functions in the file of their name in `api`, and others.
 _HOME = {
+    name: f"moh_deploy.api.{name}"
+    for name in (
+        *("bench", "bisect", "bundle", "compare", "cost", "doctor", "drill", "export", "generate"),
+        *("inline", "inspect", "precision", "probe", "profile", "prune", "run", "serve", "tune"),
+        *("tune_within", "verify", "watch"),
+    )
+} | {
     "OnnxPackage": "moh_deploy.package",
-    "bench": "moh_deploy.api.bench",
-    "bisect": "moh_deploy.api.bisect",
-    "bundle": "moh_deploy.api.bundle",
     "bundle_for_genai": "moh_deploy.api.genai",
     "check_bundle": "moh_deploy.api.bundle",
-    "compare": "moh_deploy.api.compare",
-    "cost": "moh_deploy.api.cost",
-    "doctor": "moh_deploy.api.doctor",
-    "drill": "moh_deploy.api.drill",
-    "export": "moh_deploy.api.export",
-    "generate": "moh_deploy.api.generate",
-    "inline": "moh_deploy.api.inline",
-    "inspect": "moh_deploy.api.inspect",
     "kernel_library": "moh_deploy.native",
     "load_original": "moh_deploy.api.export",
-    "precision": "moh_deploy.api.precision",
-    "probe": "moh_deploy.api.probe",
-    "profile": "moh_deploy.api.profile",
-    "prune": "moh_deploy.api.prune",
-    "run": "moh_deploy.api.run",
-    "serve": "moh_deploy.api.serve",
-    "tune": "moh_deploy.api.tune",
-    "tune_within": "moh_deploy.api.tune_within",
-    "verify": "moh_deploy.api.verify",
     "verify_genai_bundle": "moh_deploy.api.genai",
-    "watch": "moh_deploy.api.watch",
 }
 
 

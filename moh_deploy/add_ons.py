@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, TypeVar
 from moh_deploy.errors import BackendError
 
 Group = Literal["commands", "functions", "runtimes", "model_kinds"]
-Form = TypeVar("Form")
+_Form = TypeVar("_Form")
 _PREFIX, _OWN = "moh_deploy.", "moh_deploy"
 
 
@@ -39,21 +39,14 @@ class AddedCommand(NamedTuple):
 
 
 class EntryPoint(NamedTuple):
-    """One line of an add-on's metadata.
-
-    Attributes:
-        distribution: The name of what was installed.
-        kind: Of `Group`.
-        name: What users call it.
-        value: `module:OBJECT`.
-    """
+    """One line of the metadata of a distribution, in a group: `name = module:OBJECT`."""
 
     distribution: str
-    kind: str
+    group: str
     name: str
     value: str
 
-    def load(self, form: type[Form]) -> Form:
+    def load(self, form: type[_Form]) -> _Form:
         """Import the object, which is to be of a type.
 
         Raises:
@@ -68,19 +61,16 @@ class EntryPoint(NamedTuple):
         except Exception as error:  # The code of others may raise anything.
             raise BackendError(
                 f"the add-on {self.distribution} is broken: its {self.name} of moh_deploy."
-                f"{self.kind} cannot be loaded: {type(error).__name__}: {error}",
+                f"{self.group} cannot be loaded: {type(error).__name__}: {error}",
                 hint=f"Install {self.distribution} again, or remove it.",
             ) from error
 
 
 def entry_points(group: Group) -> Mapping[str, EntryPoint]:
-    """Return what add-ons register in a group, by name; of two of one name the first on the path.
-
-    Nothing is imported.
-    """
+    """Return what is registered in a group, by name; of two of one name the first on the path."""
     found: dict[str, EntryPoint] = {}
     for point in _all():
-        if point.kind == group:
+        if point.group == group:
             found.setdefault(point.name, point)
     return found
 

@@ -13,7 +13,7 @@ import pytest
 import moh_deploy
 from moh_deploy import add_ons
 from moh_deploy.errors import BackendError
-from moh_deploy.machine.machine import BrokenAddOns, probe_add_ons
+from moh_deploy.machine.machine import probe_add_ons
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.runtime.open_runner import find_model
 from tests.cli.run_cli import REPOSITORY, Cli, run_python
@@ -94,9 +94,9 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_process")
 def test_doctor_asks_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     install(tmp_path, monkeypatch, name="moh_deploy")  # in the place of our own, which take seconds
-    toy, broken = probe_add_ons(None)
+    (toy,), broken = probe_add_ons(None)
     assert list(toy.found()) == [("toy", "toy 1.0")]
-    assert broken == BrokenAddOns(())
+    assert broken == ()
 
 
 @nightly
@@ -108,7 +108,7 @@ def test_doctor_reports_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {"plugin", "tensorrt"} <= set(content["machine"])
     found = {ability["name"]: ability for ability in content["abilities"]}
     assert found["run toys"]["how"].startswith("toy 1.0 on Linux")
-    assert "use all add-ons" not in found
+    assert found["use all add-ons"]["can"]
 
 
 def test_broken_add_on_is_named_by_its_command_alone(
@@ -127,9 +127,9 @@ def test_broken_add_on_is_named_by_its_command_alone(
 @pytest.mark.usefixtures("no_process")
 def test_broken_add_on_is_named_by_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     install(tmp_path, monkeypatch, BROKEN, name="moh_deploy")
-    (broken,) = probe_add_ons(None)
-    assert isinstance(broken, BrokenAddOns)
-    assert [reason.why.split(":")[1].split(" of ")[1] for reason in broken.reasons] == [
+    found, broken = probe_add_ons(None)
+    assert found == ()
+    assert [reason.why.split(":")[1].split(" of ")[1] for reason in broken] == [
         f"moh_deploy.{group} cannot be loaded"
         for group in ("runtimes", "commands", "commands", "functions", "model_kinds")
     ]

@@ -40,6 +40,7 @@ def abilities(machine: Machine) -> tuple[Ability, ...]:
         ability_to_build(machine, ORT_CUDA_NAME, "ONNX Runtime", "apt install libonnxruntime-dev"),
         Ability.of("run CUDA kernels in ONNX Runtime", _ort_cuda_gaps(machine), _runtime(machine)),
         *(found for facts in machine.add_ons for found in facts.abilities(machine)),
+        Ability.of("use all add-ons", machine.broken_add_ons, "their metadata"),
     )
 
 

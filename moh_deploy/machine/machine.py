@@ -20,7 +20,7 @@ from moh_deploy.machine.libraries import LibraryFacts, probe_ort_cuda
 from moh_deploy.machine.openvino import OpenVinoFacts, probe_openvino
 from moh_deploy.machine.packages import Packages, probe_packages
 from moh_deploy.machine.tools import Tools, probe_tools
-from moh_deploy.report.json import FLAT, HIDDEN, in_json
+from moh_deploy.report.json import FLAT, in_json
 from moh_deploy.system.progress import Progress
 
 # In this order: what PyTorch lacks is to be said of PyTorch, not of our own module.
@@ -81,19 +81,6 @@ plugins that the user names. To import it needs nothing that may be missing: `as
 
 
 @dataclass(frozen=True)
-class BrokenAddOns(AddOnFacts):
-    """The add-ons that cannot be loaded, each with the reason."""
-
-    reasons: tuple[Failed, ...] = field(metadata=HIDDEN)
-
-    def found(self) -> Iterable[tuple[str, str | None]]:
-        return ()
-
-    def abilities(self, machine: Machine) -> Iterable[Ability]:
-        return [Ability.of("use all add-ons", self.reasons, None)] if self.reasons else []
-
-
-@dataclass(frozen=True)
 class Machine:
     """The facts that were gathered; nothing is judged yet, see `abilities`.
 
@@ -109,6 +96,7 @@ class Machine:
         tools: What native code is built with.
         ort_cuda: The CUDA library for ONNX Runtime.
         add_ons: What the runtimes of add-ons found.
+        broken_add_ons: The reasons why parts of add-ons cannot be loaded.
     """
 
     moh_deploy: str
@@ -122,6 +110,7 @@ class Machine:
     tools: Tools
     ort_cuda: LibraryFacts | Failed
     add_ons: tuple[AddOnFacts, ...] = field(metadata=FLAT)
+    broken_add_ons: tuple[Failed, ...] = ()
 
 
 def imported(*modules: str) -> Importable:
@@ -149,7 +138,7 @@ def look_around(plugin: Path | None, progress: Progress) -> Machine:
     with progress.step("loading native libraries"):
         ort_cuda = probe_ort_cuda()
     with progress.step("asking the runtimes of add-ons"):
-        add_ons = probe_add_ons(plugin)
+        add_ons, broken = probe_add_ons(plugin)
     return Machine(
         moh_deploy=__version__,
         python=platform.python_version(),
@@ -162,23 +151,26 @@ def look_around(plugin: Path | None, progress: Progress) -> Machine:
         tools=tools,
         ort_cuda=ort_cuda,
         add_ons=add_ons,
+        broken_add_ons=broken,
     )
 
 
-def probe_add_ons(plugin: Path | None) -> tuple[AddOnFacts, ...]:
-    """Ask the runtimes of add-ons; what cannot be loaded comes last, of whatever kind it is."""
+def probe_add_ons(
+    plugin: Path | None,
+) -> tuple[tuple[AddOnFacts, ...], tuple[Failed, ...]]:
+    """Ask the runtimes of add-ons; return what they found, and what of add-ons cannot be loaded."""
     found: list[AddOnFacts] = []
-    broken = [error for error in [missing_metadata()] if error is not None]
+    errors = [missing_metadata()]
     for point in entry_points("runtimes").values():
         try:
             found.append(cast(RuntimeProbe, point.load(object))(plugin))
         except BackendError as error:
-            broken.append(error)
+            errors.append(error)
     # The rest is of no use to `doctor`, and loaded elsewhere: it imports what may be broken.
     others = ask(_broken_add_ons)
-    reasons = [Failed(error.message, error.hint) for error in broken]
-    reasons += [others] if isinstance(others, Failed) else others
-    return (*found, BrokenAddOns(tuple(reasons)))
+    broken = [Failed(error.message, error.hint) for error in errors if error is not None]
+    broken += [others] if isinstance(others, Failed) else others
+    return tuple(found), tuple(broken)
 
 
 def _broken_add_ons() -> list[Failed]:

@@ -13,7 +13,7 @@ from moh_deploy.machine.cpu import CpuFacts, CpuRun, RuntimeFacts
 from moh_deploy.machine.device_code import DeviceCode
 from moh_deploy.machine.gpu import GpuFacts
 from moh_deploy.machine.libraries import LibraryFacts
-from moh_deploy.machine.machine import Ability, BrokenAddOns, Importable, Machine
+from moh_deploy.machine.machine import Ability, Importable, Machine
 from moh_deploy.machine.openvino import OpenVinoFacts, OpenVinoRun
 from moh_deploy.machine.packages import PackageFacts, Packages
 from moh_deploy.machine.tensorrt import CreatorRegistry, EngineFacts, TensorRTFacts
@@ -43,7 +43,7 @@ NAMES = [
     TRT,
 ]
 RUNNER = "moh-deploy run, verify: engines"
-NAMES += [TRT_KERNELS, RUNNER]
+NAMES += [TRT_KERNELS, RUNNER, "use all add-ons"]
 
 _BROKEN = Failed("it is broken", "mend it")
 _CODE = DeviceCode((80, 86, 89, 90, 120), (120,))
@@ -79,7 +79,7 @@ FULL = Machine(
         {"TensorRT": Path("include"), "ONNX Runtime": Path("include")},
     ),
     ort_cuda=LibraryFacts(Path("libmoh_ort_cuda.so"), _CODE),
-    add_ons=(_ENGINES, BrokenAddOns(())),
+    add_ons=(_ENGINES,),
 )
 
 

@@ -161,7 +161,7 @@ def _other_subject(root: Path, first: OnnxPackage, setting: BenchSetting) -> Sub
 def _baseline(
     setting: BenchSetting,
     own: Variant,
-    model: Deployed,
+    first: Deployed,
     package: OnnxPackage,
     named: Path | str,
     fixed: FixedRouters | None,
@@ -170,7 +170,7 @@ def _baseline(
 
     Args:
         own: The way in which the first one is opened, as what is made from it is.
-        model: The first one.
+        first: The first one.
         package: That it is, or was made from.
     """
     if fixed is not None:
@@ -184,8 +184,8 @@ def _baseline(
         return Candidate(FUNCTIONS, True, opened_package(package), off)
     if named == PLAIN_ENGINE:
         # It takes minutes to build, so whoever benchmarks does that once all options fit.
-        kind = cast(ModelKind, type(model))
-        return Candidate(PLAIN_ENGINE, True, kind(setting.plain_engine_dir), own)
+        plain = cast(ModelKind, type(first))(setting.plain_engine_dir)
+        return Candidate(PLAIN_ENGINE, True, plain, own)
     original = setting.original
     if named == EAGER and original is not None:
         return Candidate(EAGER, True, OriginalModel.of(original, package.manifest), own)
@@ -199,12 +199,12 @@ def _baseline(
     ):
         raise ConfigError(f"baseline '{named}' is no directory and no file.", hint=hint)
     # Models of others are called anything: what is no package and no engine is taken for ONNX.
-    other = find_model(path) or onnx_file(path)
-    if isinstance(other, Deployed):
-        _ = other.manifest  # It is read before anything is measured.
-        return Candidate(str(named), True, other, setting.variant(other.preferred_runtime))
+    model = find_model(path) or onnx_file(path)
+    if isinstance(model, Deployed):
+        _ = model.manifest  # It is read before anything is measured.
+        return Candidate(str(named), True, model, setting.variant(model.preferred_runtime))
     # A model of somebody else's: our kernels are no part of it.
-    return Candidate(str(named), True, other, replace(setting.variant(), kernels="off"))
+    return Candidate(str(named), True, model, replace(setting.variant(), kernels="off"))
 
 
 def _dense(setting: BenchSetting, package: OnnxPackage) -> Model:
