@@ -59,11 +59,15 @@ class EntryPoint(NamedTuple):
                 raise TypeError(f"{self.value} is {found!r}, expected {form.__name__}")
             return found
         except Exception as error:  # The code of others may raise anything.
-            raise BackendError(
-                f"the add-on {self.distribution} is broken: its {self.name} of moh_deploy."
-                f"{self.group} cannot be loaded: {type(error).__name__}: {error}",
-                hint=f"Install {self.distribution} again, or remove it.",
-            ) from error
+            raise self.broken(error) from error
+
+    def broken(self, error: Exception) -> BackendError:
+        """Return the error that names the add-on of which something failed."""
+        return BackendError(
+            f"the add-on {self.distribution} is broken: its {self.name} of moh_deploy.{self.group}"
+            f" fails: {type(error).__name__}: {error}",
+            hint=f"Install {self.distribution} again, or remove it.",
+        )
 
 
 def entry_points(group: Group) -> Mapping[str, EntryPoint]:

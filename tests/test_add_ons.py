@@ -42,10 +42,10 @@ CORE_TESTS = [
 BROKEN = {
     "commands": {"greet": "toy:MISSING", "wave": "toy:toy"},
     "functions": {"toy": "no_such_module:toy"},
-    "runtimes": {"toy": "toy:MISSING"},
+    "runtimes": {"toy": "toy:MISSING", "other": "toy:careless_probe"},
     "model_kinds": {"toy": "toy:MISSING"},
 }
-WHY = "the add-on toy is broken: its {name} of moh_deploy.{group} cannot be loaded: "
+WHY = "the add-on toy is broken: its {name} of moh_deploy.{group} fails: "
 
 
 @pytest.fixture
@@ -130,8 +130,8 @@ def test_broken_add_on_is_named_by_doctor(tmp_path: Path, monkeypatch: pytest.Mo
     found, broken = probe_add_ons(None)
     assert found == ()
     assert [reason.why.split(":")[1].split(" of ")[1] for reason in broken] == [
-        f"moh_deploy.{group} cannot be loaded"
-        for group in ("runtimes", "commands", "commands", "functions", "model_kinds")
+        f"moh_deploy.{group} fails"
+        for group in ("runtimes", "runtimes", "commands", "commands", "functions", "model_kinds")
     ]
 
 

@@ -39,6 +39,10 @@ class ToyFacts(AddOnFacts):
 
 def probe(plugin):
     return ToyFacts("toy 1.0")
+
+
+def careless_probe(plugin):
+    raise OSError("no driver")
 """
 COMMAND = """
 import click

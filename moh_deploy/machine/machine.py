@@ -166,6 +166,8 @@ def probe_add_ons(
             found.append(cast(RuntimeProbe, point.load(object))(plugin))
         except BackendError as error:
             errors.append(error)
+        except Exception as error:  # A probe of others may raise anything.
+            errors.append(point.broken(error))
     # The rest is of no use to `doctor`, and loaded elsewhere: it imports what may be broken.
     others = ask(_broken_add_ons)
     broken = [Failed(error.message, error.hint) for error in errors if error is not None]
