@@ -14,7 +14,7 @@ import moh_deploy
 from moh_deploy import add_ons
 from moh_deploy.errors import BackendError
 from moh_deploy.machine.machine import probe_add_ons
-from moh_deploy.runtime.models import PackageDir
+from moh_deploy.runtime.models import OnnxFile, PackageDir
 from moh_deploy.runtime.open_runner import find_model
 from tests.cli.run_cli import REPOSITORY, Cli, run_python
 from tests.handmade_package import write_package
@@ -139,11 +139,18 @@ def test_broken_model_kind_is_named_where_a_directory_may_be_its(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     install(tmp_path, monkeypatch, BROKEN)
-    package = write_package(tmp_path / "package").root
-    assert find_model(package) == PackageDir(package)
     (tmp_path / "other").mkdir()
     with pytest.raises(BackendError, match=WHY.format(name="toy", group="model_kinds")):
         find_model(tmp_path / "other")
+
+
+def test_packages_are_found_without_loading_add_ons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = write_package(tmp_path / "package").root
+    monkeypatch.setattr(add_ons, "import_module", pytest.fail)
+    assert find_model(package) == PackageDir(package)
+    assert find_model(package / "model.onnx") == OnnxFile(package / "model.onnx")
 
 
 def test_files_that_were_not_installed_say_so(

@@ -25,24 +25,22 @@ def find_model(path: Path | str) -> Model | None:
         BackendError: It is a directory and no package, and an add-on that may know it is broken.
     """
     path = Path(path)
-    problem = missing_metadata()
-    # The first that takes a path is what it is, so the order matters: PackageDir takes any
-    # directory, those of add-ons too, and has to be last.
-    for point in entry_points("model_kinds").values():
-        try:
-            kind = cast(ModelKind, point.load(type))
-        except BackendError as error:
-            problem = error
-            continue
-        if kind.is_one(path):
-            return kind(path)
     if OnnxFile.is_one(path):
         return OnnxFile(path)
-    if not PackageDir.is_one(path):
-        return None
-    if problem is not None and os.path.isdir(path) and not os.path.exists(path / MANIFEST_NAME):
-        raise problem
-    return PackageDir(path)
+    # Add-ons are loaded for what is neither package nor ONNX file alone.
+    if not os.path.exists(path / MANIFEST_NAME):
+        problem = missing_metadata()
+        for point in entry_points("model_kinds").values():
+            try:
+                kind = cast(ModelKind, point.load(type))
+            except BackendError as error:
+                problem = error
+                continue
+            if kind.is_one(path):
+                return kind(path)
+        if problem is not None and os.path.isdir(path):
+            raise problem
+    return PackageDir(path) if PackageDir.is_one(path) else None
 
 
 def find_deployed(root: Path | str) -> Deployed:
