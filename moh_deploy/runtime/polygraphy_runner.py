@@ -39,9 +39,9 @@ class PolygraphyRunner(BaseRunner):  # type: ignore[misc]
     def get_input_metadata_impl(self) -> TensorMetadata:
         """Return names, dtypes and shapes; a dynamic size is None."""
         metadata = TensorMetadata()
-        for one in self._loaded.inputs:
-            shape = [size if isinstance(size, int) else None for size in one.shape]
-            metadata.add(one.name, dtype=one.dtype, shape=shape)
+        for info in self._loaded.inputs:
+            shape = [size if isinstance(size, int) else None for size in info.shape]
+            metadata.add(info.name, dtype=info.dtype, shape=shape)
         return metadata
 
     def infer_impl(self, feed_dict: Mapping[str, object]) -> OrderedDict[str, Array]:
