@@ -17,7 +17,6 @@ import yaml
 from packaging import version
 
 from moh_deploy import native
-from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 from tests.kept_builds import BUILDS
 
 BROWSERS = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
@@ -61,7 +60,7 @@ MACHINE: dict[str, Callable[[], bool]] = {
     "as user": lambda: os.geteuid() != 0,
     "with GPU": lambda: shutil.which("nvidia-smi") is not None,
     "with TensorRT": lambda: _has_package("tensorrt"),
-    "without plugin": lambda: not (Path(native.__file__).parent / PLUGIN_NAME).is_file(),
+    "without plugin": lambda: not (Path(native.__file__).parent / "libmoh_plugin.so").is_file(),
     "without nvcc": lambda: not _has_nvcc(),
     "without CUDA's headers": lambda: not _has_cuda_headers(),
     "without TensorRT's packages": lambda: not _has_package("tensorrt_rtx_libs"),

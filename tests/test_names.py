@@ -10,7 +10,6 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "moh_deploy"
 
 MORE_THAN_ONCE = {
-    "TYPE_CHECKING": "the start of the command imports nothing, typing neither",
     "Model": "what runtimes open, and in the signature of `export` what users hand to it",
     "aten": "short for torch.ops.aten",
     "compare": "the public function of the command, and in validate of a runner with recorded runs",

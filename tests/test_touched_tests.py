@@ -26,6 +26,12 @@ def tool() -> ModuleType:
         ("moh_deploy/graph/flops.py", "tests/api/test_prune.py", "tests/report/test_junit.py"),
         # By the name of a public function, and of a command.
         ("moh_deploy/api/prune.py", "tests/cli/test_strange_names.py", "tests/ops/test_router.py"),
+        # By an entry point.
+        (
+            "moh_deploy/runtime/tensorrt/models.py",
+            "tests/api/test_run.py",
+            "tests/report/test_junit.py",
+        ),
         # By a conftest.py.
         ("tests/cuda/conftest.py", "tests/cuda/test_abi.py", "tests/ops/test_router.py"),
         # By its name in a test.

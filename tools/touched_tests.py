@@ -4,8 +4,9 @@
     touched_tests.py [COMMIT]     default: HEAD, with what is not committed yet
 
 A test file reaches what it and its conftest.py files import, directly or not. Imports by name
-count as well: public functions of moh_deploy, commands, and modules that `python -m` starts. A
-change that no import shows, such as one of a C++ source or of pyproject.toml, prints `tests`: all.
+count as well: public functions of moh_deploy, commands, what entry points name, and modules that
+`python -m` starts. A change that no import shows, such as one of a C++ source or of pyproject.toml,
+prints `tests`: all.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -106,6 +108,9 @@ def _imports(text: str, modules: set[str]) -> Iterator[str]:
 def _add_imports_by_name(imports: dict[str, set[str]]) -> None:
     commands = {name for name in imports if name.startswith("moh_deploy.cli.")}
     imports["moh_deploy.cli.group"] |= commands - {"moh_deploy.cli.group"}
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    values = [value for points in groups.values() for value in points.values()]
+    imports["moh_deploy.add_ons"] |= {value.partition(":")[0] for value in values}
     for name in imports:
         folder = name
         while "." in folder:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moh_deploy.api.build import build
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, Runtime
 from moh_deploy.perf.bench.baseline_figures import bench_figures, machine_of, require_one_package
@@ -30,50 +29,13 @@ from moh_deploy.report.document import About
 from moh_deploy.report.markdown import MARKDOWN_FILE
 from moh_deploy.report.markdown import markdown as as_markdown
 from moh_deploy.runtime.kernel_use import Kernels
+from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.original import Original
-from moh_deploy.runtime.tensorrt.build_plan import HARDWARE
-from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
-from moh_deploy.runtime.tensorrt.profiles import profile_text
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import check_file_output
 from moh_deploy.system.staging import scratch_directory, staged_file
 from moh_deploy.validate.reference.input_sets import InputSet, batch_dim, input_sets, sized_inputs
 from moh_deploy.validate.reference.samples import npz_files
-
-# Build the engine that a benchmark compares another one with: the same without our kernels.
-
-
-def build_plain_engine(
-    engine: Path, package: Path, output: Path, progress: Progress | None = None
-) -> None:
-    """Build a package once more, as an engine of it was built, of TensorRT's own layers.
-
-    Args:
-        engine: The directory of the engine.
-        package: What it was built from.
-        output: The directory to write.
-        progress: What to report steps to.
-
-    Raises:
-        PackageError: There is no engine, or it has changed.
-        BackendError: TensorRT does not build here.
-    """
-    manifest = read_engine_dir(engine)
-    levels = {theirs: ours for ours, theirs in HARDWARE.items()}
-    build(
-        package,
-        backend=manifest.backend,
-        output=output,
-        precision=manifest.precision,
-        profiles=[profile_text(profile) for profile in manifest.profiles],
-        compute_capabilities=manifest.compute_capabilities,
-        workspace=None if manifest.workspace_bytes is None else str(manifest.workspace_bytes),
-        plain=True,
-        version_compatible=manifest.version_compatible,
-        hardware_compatibility=levels.get(manifest.hardware_compatibility or ""),
-        progress=progress,
-    )
-
 
 DEFAULT_SECONDS, DEFAULT_WARMUP = 5.0, 0.5
 
@@ -189,17 +151,13 @@ def bench(
 
 def _usual_baselines(roots: Sequence[Path | str]) -> Sequence[str]:
     """Return what is compared with where nothing is named."""
-    # Kernels that are slower than what TensorRT has itself should not go unnoticed.
-    if not roots or not is_engine_dir(roots[0]):
-        return ()
-    layers = read_engine_dir(Path(roots[0])).layers
-    has_kernels = any("kernel" in (layer.moh_impl, layer.router_impl) for layer in layers)
-    return (PLAIN_ENGINE,) if has_kernels else ()
+    # Kernels that are slower than what the engine's runtime has itself should not go unnoticed.
+    return (PLAIN_ENGINE,) if roots and find_deployed(roots[0]).holds_kernels else ()
 
 
 def _build_plain_engine(engine: Path, package: Path, output: Path, progress: Progress) -> None:
     try:
-        build_plain_engine(engine, package, output, progress)
+        find_deployed(engine).build_plain(package, output, progress)
     except BackendError as error:
         raise BackendError(
             f"the baseline '{PLAIN_ENGINE}' cannot be built: {error.message}",

@@ -19,7 +19,7 @@ from moh_deploy.runtime.tensorrt.models import EngineDir
 from moh_deploy.runtime.tensorrt.on_host import INSTALL, choose_polygraphy
 
 if TYPE_CHECKING:
-    from moh_deploy.runtime.polygraphy_model import PolygraphyRunner
+    from moh_deploy.runtime.polygraphy_runner import PolygraphyRunner
 
 
 def polygraphy_runner(
@@ -63,7 +63,7 @@ def polygraphy_runner(
         model, variant = _named(Path(source), variant, gates, package)
     else:
         model = _original(source, gates, package)
-    from moh_deploy.runtime.polygraphy_model import PolygraphyRunner
+    from moh_deploy.runtime.polygraphy_runner import PolygraphyRunner
 
     # The name tells two runners of one package apart in Polygraphy's results.
     how = "" if optimize else ", not optimised"

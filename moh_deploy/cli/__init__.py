@@ -15,7 +15,6 @@ main = CommandGroup(
             "precision": "Write a package again in float16, bfloat16, int8 or int4.",
             "prune": "Write a package with the same heads for every token, and no router.",
             "inline": "Write a package's model in standard operators only.",
-            "build": "Build a TensorRT or TensorRT-RTX engine from a package.",
         },
         "Prove": {
             "verify": "Prove that a package computes what it should.",

@@ -10,12 +10,16 @@ from typing import Any, cast
 import click
 
 from moh_deploy import __version__
+from moh_deploy.add_ons import AddedCommand, EntryPoint, entry_points, missing_metadata
 from moh_deploy.cli.failure import EXIT_BROKEN_PIPE, exit_code_of, silence
+from moh_deploy.errors import BackendError
 from moh_deploy.system.suggest import did_you_mean
 
 
 class CommandGroup(click.Group):
     """Commands that are imported when they are called: `moh_deploy.cli.NAME` holds `command`.
+
+    Those of add-ons stand behind them, and are looked for by `--help` and by other names alone.
 
     Args:
         name: Name of the program.
@@ -60,24 +64,43 @@ class CommandGroup(click.Group):
             ctx.exit(EXIT_BROKEN_PIPE)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return self._names
+        return [*self._names, *self._added()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self._names:
+        if cmd_name in self._names:
+            return cast(click.Command, import_module(f"moh_deploy.cli.{cmd_name}").command)
+        point = self._added().get(cmd_name)
+        if point is None:
             return None
-        return cast(click.Command, import_module(f"moh_deploy.cli.{cmd_name}").command)
+        module = point.load(AddedCommand).module
+        return point._replace(value=f"{module}:command").load(click.Command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name not in self._names and not name.startswith("-"):
-            hint = did_you_mean(name, self._names) or f"There are {', '.join(sorted(self._names))}."
+        if name not in self._names and name not in self._added() and not name.startswith("-"):
+            names = self.list_commands(ctx)
+            hint = did_you_mean(name, names) or f"There are {', '.join(sorted(names))}."
+            if problem := missing_metadata():
+                hint += f" {problem.message} {problem.hint}"
             raise click.UsageError(f"No such command '{name}'. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        width = max(map(len, self._names))
-        for heading, commands in self._sections.items():
+        sections = {heading: dict(commands) for heading, commands in self._sections.items()}
+        for name, point in self._added().items():
+            try:
+                added = point.load(AddedCommand)
+            except BackendError as error:  # Help is what a user with a broken add-on looks for.
+                added = AddedCommand("Broken", error.message, "")
+            sections.setdefault(added.heading, {})[name] = added.summary
+        width = max(map(len, self.list_commands(ctx)))
+        for heading, commands in sections.items():
             with formatter.section(heading):
                 formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
+
+    def _added(self) -> dict[str, EntryPoint]:
+        """Return the commands of add-ons; none takes the name of one that is ours."""
+        points = entry_points("commands")
+        return {name: point for name, point in points.items() if name not in self._names}

@@ -10,6 +10,9 @@ from moh_deploy.errors import ConfigError
 IntegerPrecision = Literal["int8", "int4"]
 """What the weights of products may be rounded to."""
 
+ComputeType = Literal["float32", "bfloat16"]
+"""What kernels for the CPU multiply attention in."""
+
 LowerPrecision = Literal["float16", "bfloat16", "int8", "int4"]
 """What `precision --to` makes of a float32 package."""
 

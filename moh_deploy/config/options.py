@@ -14,8 +14,8 @@ CacheForm = Literal["in-place", "concatenated"]
 """How a decoder keeps keys and values: in buffers with room, or each time joined with new ones."""
 
 if TYPE_CHECKING:
+    from moh_deploy.config.dtypes import ComputeType
     from moh_deploy.config.export_config import RequiredLayers
-    from moh_deploy.package import ComputeType
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moh_deploy.errors import MoHDeployError, ValidationError
-from moh_deploy.machine.abilities import Ability
 from moh_deploy.machine.ask import Failed
 from moh_deploy.machine.cpu import CpuRun
-from moh_deploy.machine.libraries import ORT_CUDA_NAME, LibraryFacts
-from moh_deploy.machine.machine import Machine
+from moh_deploy.machine.libraries import ORT_CUDA_NAME
+from moh_deploy.machine.machine import Ability, Machine
 from moh_deploy.machine.openvino import OpenVinoFacts
 from moh_deploy.machine.packages import PackageFacts
-from moh_deploy.machine.tensorrt import TensorRTFacts
 from moh_deploy.report.document import Block, Document, Table, Text
 from moh_deploy.report.report import Report
-from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 
 Row = tuple[str | None, ...]
 
@@ -94,10 +91,10 @@ def _native_rows(machine: Machine) -> Iterator[Row]:
         yield tool.name, f"{tool.version or '?'}, {tool.path}" if tool.path else None
     for name, folder in tools.headers.items():
         yield f"headers of {name}", None if folder is None else str(folder)
-    yield PLUGIN_NAME, _library(machine.plugin)
-    yield ORT_CUDA_NAME, _library(machine.ort_cuda)
-    for facts in machine.tensorrt:
-        yield facts.name, _tensorrt(facts)
+    library = machine.ort_cuda
+    yield ORT_CUDA_NAME, library.why if isinstance(library, Failed) else str(library)
+    for facts in machine.add_ons:
+        yield from facts.found()
 
 
 def _ran(run: CpuRun | Failed) -> str:
@@ -115,26 +112,6 @@ def _openvino(facts: OpenVinoFacts) -> str:
         return f"{facts.release}; {facts.kernels.why}"
     kernels = f"an operator ran on {facts.kernels.instruction_sets[0]}, and is right"
     return f"{facts.release}; {facts.extension}, built for it: {kernels}"
-
-
-def _library(facts: LibraryFacts | Failed) -> str:
-    if isinstance(facts, Failed):
-        return facts.why
-    machine = [f"sm_{number}" for number in facts.code.machine]
-    code = ", ".join(machine + [f"compute_{number} (PTX)" for number in facts.code.ptx]) or "no GPU"
-    triton = ", ".join(facts.triton) or "none"
-    return f"{facts.path}, code for {code}; attention kernels of Triton: {triton}"
-
-
-def _tensorrt(facts: TensorRTFacts) -> str:
-    if isinstance(facts.alone, Failed):
-        return facts.alone.why
-    if facts.with_plugin is None:
-        return facts.alone.version
-    if isinstance(facts.with_plugin, Failed):
-        return f"{facts.alone.version}; with the plugin library: {facts.with_plugin.why}"
-    creators = [f"{c.namespace}::{c.name} {c.version}" for c in facts.with_plugin.creators]
-    return f"{facts.alone.version}, registers {', '.join(creators) or 'nothing'}"
 
 
 def _fix_rows(machine: Machine, abilities: tuple[Ability, ...]) -> list[Row]:

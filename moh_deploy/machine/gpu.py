@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 
 from moh_deploy.machine.ask import Failed, ask
-from moh_deploy.runtime.tensorrt.driver import Gpu, read_driver
+from moh_deploy.system.nvidia_driver import Gpu, read_driver
 
 NO_GPU = "run this on a machine with an NVIDIA GPU and its driver (`nvidia-smi` lists it there)"
 

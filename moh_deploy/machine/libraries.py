@@ -1,10 +1,10 @@
-"""Look for the native libraries for NVIDIA GPUs, and load them to see whether they work."""
+"""Load native libraries for NVIDIA GPUs to see whether they work."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -12,13 +12,9 @@ from moh_deploy import __version__, native
 from moh_deploy.errors import BackendError
 from moh_deploy.machine.ask import Failed, ask
 from moh_deploy.machine.device_code import DeviceCode, device_code
-from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 
 ORT_CUDA_NAME = "libmoh_ort_cuda.so"
-_COMMANDS = {
-    PLUGIN_NAME: "make plugin",
-    ORT_CUDA_NAME: f"make cuda && cp build/cuda/{ORT_CUDA_NAME} moh_deploy/native/",
-}
+_BUILD_ORT_CUDA = f"make cuda && cp build/cuda/{ORT_CUDA_NAME} moh_deploy/native/"
 
 
 @dataclass(frozen=True)
@@ -36,20 +32,17 @@ class LibraryFacts:
     cuda: int | None = None
     triton: tuple[str, ...] = ()
 
-
-def probe_plugin(given: Path | None = None) -> LibraryFacts | Failed:
-    """Load the plugin library for TensorRT, the given one or the installation's."""
-    found = _probe(given or native.FOLDER / PLUGIN_NAME, PLUGIN_NAME, "moh_plugin")
-    if isinstance(found, Failed):
-        return found
-    cuda = ask(_plugin_cuda, str(found.path.resolve()))
-    return replace(found, cuda=None if isinstance(cuda, Failed) else cuda)
+    def __str__(self) -> str:
+        machine = [f"sm_{number}" for number in self.code.machine]
+        code = ", ".join(machine + [f"compute_{number} (PTX)" for number in self.code.ptx])
+        triton = ", ".join(self.triton) or "none"
+        return f"{self.path}, code for {code or 'no GPU'}; attention kernels of Triton: {triton}"
 
 
 def probe_ort_cuda() -> LibraryFacts | Failed:
     """Load the operators for ONNX Runtime's CUDA provider, and register them."""
     path = native.FOLDER / ORT_CUDA_NAME
-    found = _probe(path, ORT_CUDA_NAME, "moh_ort_cuda")
+    found = probe_library(path, "moh_ort_cuda", command=_BUILD_ORT_CUDA)
     if isinstance(found, Failed):
         return found
     # Loading proves little: ONNX Runtime may still refuse the operators, for its version say.
@@ -57,14 +50,15 @@ def probe_ort_cuda() -> LibraryFacts | Failed:
     return registered if isinstance(registered, Failed) else found
 
 
-def _probe(path: Path, name: str, prefix: str) -> LibraryFacts | Failed:
-    """Load a library whose functions begin with `prefix`."""
+def probe_library(path: Path, prefix: str, *, command: str) -> LibraryFacts | Failed:
+    """Load a library whose functions begin with `prefix`, and that a command builds."""
+    how_to_build = f"in the sources of moh-deploy: {command}"
     if not os.path.isfile(path):
-        return Failed(f"there is no {name} in {path.parent}", _how_to_build(name))
+        return Failed(f"there is no {path.name} in {path.parent}", how_to_build)
     # In another process: a library of another machine may crash this one as it is loaded.
     loaded = ask(_triton_kernels, str(path.resolve()), prefix)
     if isinstance(loaded, Failed):
-        return Failed(f"{path}: {loaded.why}", loaded.fix or _how_to_build(name))
+        return Failed(f"{path}: {loaded.why}", loaded.fix or how_to_build)
     return LibraryFacts(path, device_code(path), triton=loaded)
 
 
@@ -94,13 +88,3 @@ def _text(library: ctypes.CDLL, name: str) -> str | None:
     function.restype = ctypes.c_char_p
     text: str = function().decode()
     return text
-
-
-def _plugin_cuda(path: str) -> int | None:
-    """Load the plugin library, and ask it for the version of CUDA that it needs."""
-    function = getattr(ctypes.CDLL(path), "moh_plugin_cuda", None)
-    return None if function is None else int(function())
-
-
-def _how_to_build(name: str) -> str:
-    return f"in the sources of moh-deploy: {_COMMANDS[name]}"

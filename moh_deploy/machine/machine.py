@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import Self, cast
 
 from moh_deploy import __version__
+from moh_deploy.add_ons import AddedCommand, Group, entry_points, missing_metadata
+from moh_deploy.errors import BackendError
 from moh_deploy.machine.ask import Failed, ask
 from moh_deploy.machine.cpu import CpuFacts, probe_cpu
 from moh_deploy.machine.gpu import GpuFacts, probe_gpu
-from moh_deploy.machine.libraries import LibraryFacts, probe_ort_cuda, probe_plugin
+from moh_deploy.machine.libraries import LibraryFacts, probe_ort_cuda
 from moh_deploy.machine.openvino import OpenVinoFacts, probe_openvino
 from moh_deploy.machine.packages import Packages, probe_packages
-from moh_deploy.machine.tensorrt import TensorRTFacts, probe_tensorrt
 from moh_deploy.machine.tools import Tools, probe_tools
+from moh_deploy.report.json import FLAT, in_json
 from moh_deploy.system.progress import Progress
 
 # In this order: what PyTorch lacks is to be said of PyTorch, not of our own module.
@@ -25,6 +30,54 @@ _EXPORT_NEEDS = ("torch", "onnxscript", "moh_deploy.api.export_package")
 @dataclass(frozen=True)
 class Importable:
     """The answer of a probe that imports modules: all of them could be imported."""
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Something that a user may want to do, and what is missing for it.
+
+    Attributes:
+        name: What.
+        how: By what it can be done; None: it cannot.
+        gaps: What is missing; empty: nothing.
+        essential: Without it, moh-deploy is of no use here.
+    """
+
+    name: str
+    how: str | None
+    gaps: tuple[Failed, ...]
+    essential: bool = False
+
+    @classmethod
+    def of(
+        cls, name: str, gaps: Iterable[Failed], how: str | None, *, essential: bool = False
+    ) -> Self:
+        """Return an ability that is there if it has no gaps."""
+        found = tuple(gaps)
+        return cls(name, None if found else how, found, essential)
+
+    @property
+    @in_json()
+    def can(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.gaps
+
+
+class AddOnFacts(ABC):
+    """The facts about a runtime of an add-on: a dataclass, whose fields JSON has in the machine."""
+
+    @abstractmethod
+    def found(self) -> Iterable[tuple[str, str | None]]:
+        """Return what is there, by name, with its version, or why it is not."""
+
+    @abstractmethod
+    def abilities(self, machine: Machine) -> Iterable[Ability]:
+        """Return what can be done with it on a machine, and what is missing for the rest."""
+
+
+RuntimeProbe = Callable[[Path | None], AddOnFacts]
+"""What add-ons register in `moh_deploy.runtimes`: looks for the runtime, and takes the library of
+plugins that the user names. To import it needs nothing that may be missing: `ask` calls that."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +94,9 @@ class Machine:
         openvino: OpenVINO, and the extension for the CPU kernels.
         gpu: The driver and GPUs.
         tools: What native code is built with.
-        plugin: The plugin library for TensorRT.
         ort_cuda: The CUDA library for ONNX Runtime.
-        tensorrt: Every TensorRT, installed or not.
+        add_ons: What the runtimes of add-ons found.
+        broken_add_ons: The reasons why parts of add-ons cannot be loaded.
     """
 
     moh_deploy: str
@@ -55,9 +108,9 @@ class Machine:
     openvino: OpenVinoFacts
     gpu: GpuFacts | Failed
     tools: Tools
-    plugin: LibraryFacts | Failed
     ort_cuda: LibraryFacts | Failed
-    tensorrt: tuple[TensorRTFacts, ...]
+    add_ons: tuple[AddOnFacts, ...] = field(metadata=FLAT)
+    broken_add_ons: tuple[Failed, ...] = ()
 
 
 def imported(*modules: str) -> Importable:
@@ -71,7 +124,7 @@ def look_around(plugin: Path | None, progress: Progress) -> Machine:
     """Probe this machine for all that moh-deploy may use.
 
     Args:
-        plugin: Another plugin library than the installation's.
+        plugin: Another library of plugins than the installation's.
         progress: What to report steps to.
     """
     with progress.step("looking at Python packages"):
@@ -83,10 +136,9 @@ def look_around(plugin: Path | None, progress: Progress) -> Machine:
     with progress.step("looking for GPUs and compilers"):
         gpu, tools = probe_gpu(), probe_tools()
     with progress.step("loading native libraries"):
-        library, ort_cuda = probe_plugin(plugin), probe_ort_cuda()
-    with progress.step("asking the TensorRTs"):
-        # Last: it loads the plugin library that was found above.
-        tensorrt = probe_tensorrt(library)
+        ort_cuda = probe_ort_cuda()
+    with progress.step("asking the runtimes of add-ons"):
+        add_ons, broken = probe_add_ons(plugin)
     return Machine(
         moh_deploy=__version__,
         python=platform.python_version(),
@@ -97,7 +149,44 @@ def look_around(plugin: Path | None, progress: Progress) -> Machine:
         openvino=openvino,
         gpu=gpu,
         tools=tools,
-        plugin=library,
         ort_cuda=ort_cuda,
-        tensorrt=tensorrt,
+        add_ons=add_ons,
+        broken_add_ons=broken,
     )
+
+
+def probe_add_ons(
+    plugin: Path | None,
+) -> tuple[tuple[AddOnFacts, ...], tuple[Failed, ...]]:
+    """Ask the runtimes of add-ons; return what they found, and what of add-ons cannot be loaded."""
+    found: list[AddOnFacts] = []
+    errors = [missing_metadata()]
+    for point in entry_points("runtimes").values():
+        try:
+            found.append(cast(RuntimeProbe, point.load(object))(plugin))
+        except BackendError as error:
+            errors.append(error)
+        except Exception as error:  # A probe of others may raise anything.
+            errors.append(point.broken(error))
+    # The rest is of no use to `doctor`, and loaded elsewhere: it imports what may be broken.
+    others = ask(_broken_add_ons)
+    broken = [Failed(error.message, error.hint) for error in errors if error is not None]
+    broken += [others] if isinstance(others, Failed) else others
+    return tuple(found), tuple(broken)
+
+
+def _broken_add_ons() -> list[Failed]:
+    """Load what add-ons register besides runtimes."""
+    broken = []
+    forms: Mapping[Group, type] = {
+        "commands": AddedCommand,
+        "functions": object,
+        "model_kinds": type,
+    }
+    for group, form in forms.items():
+        for point in entry_points(group).values():
+            try:
+                point.load(form)
+            except BackendError as error:
+                broken.append(Failed(error.message, error.hint))
+    return broken

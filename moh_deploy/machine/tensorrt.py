@@ -1,16 +1,25 @@
-"""Import TensorRT, TensorRT-RTX and the lean runtime, and try the plugin library in each."""
+"""Import TensorRT, TensorRT-RTX and the lean runtime, and try the plugin library in each.
+
+The part of the add-on that `doctor` asks.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
+from moh_deploy import native
 from moh_deploy.errors import BackendError
+from moh_deploy.machine.abilities import ability_to_build, code_gaps, failed, first_gpu
 from moh_deploy.machine.ask import Failed, ask
-from moh_deploy.machine.libraries import LibraryFacts
+from moh_deploy.machine.libraries import LibraryFacts, probe_library
+from moh_deploy.machine.machine import Ability, AddOnFacts, Machine
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
+from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 
 # Name to the modules that may hold it, the first one that is there.
 MODULES: Mapping[str, tuple[str, ...]] = {
@@ -23,6 +32,11 @@ _INSTALL = {
     "TensorRT-RTX": "pip install tensorrt-rtx-cu13",
     "TensorRT lean": "pip install tensorrt-lean",
 }
+_GET_HEADERS = (
+    "pip install 'moh-deploy[test-tensorrt]' has them; those of an installed TensorRT in another"
+    " folder than the usual ones are named by TENSORRT_INCLUDE_DIR"
+)
+_FLAVOURS = {flavour.title: flavour for flavour in FLAVOURS.values()}
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,114 @@ class TensorRTFacts:
     name: str
     alone: CreatorRegistry | Failed
     with_plugin: CreatorRegistry | Failed | None
+
+    @property
+    def title(self) -> str | None:
+        """Its name and version; None: it is not there."""
+        alone = self.alone
+        return f"{self.name} {alone.version}" if isinstance(alone, CreatorRegistry) else None
+
+    def gaps(self) -> Iterator[Failed]:
+        """Return what it lacks to be used."""
+        if isinstance(self.alone, Failed):
+            yield self.alone
+        elif self.alone.release < _FLAVOURS[self.name].oldest:
+            oldest = ".".join(map(str, _FLAVOURS[self.name].oldest))
+            why = f"{self.name} is {self.alone.version}, expected {oldest} or later"
+            yield Failed(why, "pip install --upgrade what it came from")
+
+    def __str__(self) -> str:
+        if isinstance(self.alone, Failed):
+            return self.alone.why
+        if self.with_plugin is None:
+            return self.alone.version
+        if isinstance(self.with_plugin, Failed):
+            return f"{self.alone.version}; with the plugin library: {self.with_plugin.why}"
+        creators = [f"{c.namespace}::{c.name} {c.version}" for c in self.with_plugin.creators]
+        return f"{self.alone.version}, registers {', '.join(creators) or 'nothing'}"
+
+
+@dataclass(frozen=True)
+class EngineFacts(AddOnFacts):
+    """Whatever engines are built and run with.
+
+    Attributes:
+        plugin: The plugin library for TensorRT.
+        tensorrt: Every TensorRT, installed or not.
+    """
+
+    plugin: LibraryFacts | Failed
+    tensorrt: tuple[TensorRTFacts, ...]
+
+    def found(self) -> Iterator[tuple[str, str]]:
+        yield PLUGIN_NAME, self.plugin.why if isinstance(self.plugin, Failed) else str(self.plugin)
+        for facts in self.tensorrt:
+            yield facts.name, str(facts)
+
+    def abilities(self, machine: Machine) -> Iterator[Ability]:
+        by_name = {facts.name: facts for facts in self.tensorrt}
+        rtx, full = by_name["TensorRT-RTX"], by_name["TensorRT"]
+        # Tuples: several abilities have the same gaps, and an iterator is empty after the first.
+        rtx_gaps, gaps = tuple(rtx.gaps()), (*full.gaps(), *failed(machine.gpu))
+        with_kernels = (*gaps, *self._plugin_gaps(full), *code_gaps(machine, self.plugin))
+        rtx_gpu_gaps = list(failed(machine.gpu))
+        gpu = first_gpu(machine)
+        if gpu is not None and gpu.dotted not in _FLAVOURS[rtx.name].targets:
+            why = f"{rtx.name} has nothing for {gpu}"
+            rtx_gpu_gaps.append(Failed(why, "build with TensorRT there"))
+        yield ability_to_build(machine, PLUGIN_NAME, "TensorRT", _GET_HEADERS)
+        for name, lacks, how in (
+            ("build TensorRT-RTX engines", rtx_gaps, rtx.title),
+            (
+                "build TensorRT-RTX engines, with kernels",
+                (*rtx_gaps, *self._plugin_gaps(rtx)),
+                rtx.title,
+            ),
+            ("run TensorRT-RTX engines", (*rtx_gaps, *rtx_gpu_gaps), rtx.title),
+            ("build and run TensorRT engines", gaps, full.title),
+            ("build and run TensorRT engines, with kernels", with_kernels, full.title),
+            ("moh-deploy run, verify: engines", _runner_gaps(machine), "Polygraphy"),
+        ):
+            yield Ability.of(name, lacks, how)
+
+    def _plugin_gaps(self, facts: TensorRTFacts) -> Iterator[Failed]:
+        if isinstance(self.plugin, Failed):
+            yield self.plugin
+        # `with_plugin` is None without TensorRT or without a library: both are said elsewhere.
+        elif isinstance(facts.with_plugin, Failed):
+            why = f"{facts.name} with {self.plugin.path}: {facts.with_plugin.why}"
+            yield Failed(why, f"build {PLUGIN_NAME} again")
+
+
+def _runner_gaps(machine: Machine) -> Iterator[Failed]:
+    yield from failed(machine.gpu)
+    found = next((facts for facts in machine.packages.found if facts.name == "polygraphy"), None)
+    if found is None or found.problem:
+        why = "polygraphy is not installed" if found is None else str(found.problem)
+        yield Failed(why, "pip install 'moh-deploy[polygraphy]'")
+
+
+def probe_engines(plugin: Path | None) -> EngineFacts:
+    """Look for what engines need: see `machine.RuntimeProbe`."""
+    library = probe_plugin(plugin)
+    # Last: it loads the plugin library that was found above.
+    return EngineFacts(library, probe_tensorrt(library))
+
+
+def probe_plugin(given: Path | None = None) -> LibraryFacts | Failed:
+    """Load the plugin library for TensorRT, the given one or the installation's."""
+    path = given or native.FOLDER / PLUGIN_NAME
+    found = probe_library(path, "moh_plugin", command="make plugin")
+    if isinstance(found, Failed):
+        return found
+    cuda = ask(_plugin_cuda, str(found.path.resolve()))
+    return replace(found, cuda=None if isinstance(cuda, Failed) else cuda)
+
+
+def _plugin_cuda(path: str) -> int | None:
+    """Load the plugin library, and ask it for the version of CUDA that it needs."""
+    function = getattr(ctypes.CDLL(path), "moh_plugin_cuda", None)
+    return None if function is None else int(function())
 
 
 def probe_tensorrt(plugin: LibraryFacts | Failed) -> tuple[TensorRTFacts, ...]:

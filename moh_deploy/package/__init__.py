@@ -4,6 +4,7 @@ A package is a directory: `model.onnx` (and `model.onnx.data` above 1 GB), `mani
 `vectors.npz`. `docs/package-format.md` describes it.
 """
 
+from moh_deploy.config.dtypes import ComputeType
 from moh_deploy.config.runtimes import Runtime
 from moh_deploy.package.choices import (
     CHOICES,
@@ -42,7 +43,6 @@ from moh_deploy.package.interface import (
 )
 from moh_deploy.package.layer_info import Choice, LayerInfo, RouterTypes, SizeRange
 from moh_deploy.package.manifest import (
-    ComputeType,
     Float32Node,
     KeptOperators,
     Made,

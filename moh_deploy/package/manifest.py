@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
+from moh_deploy.config.dtypes import ComputeType
 from moh_deploy.config.runtimes import Runtime
 from moh_deploy.config.strict_json import Strict
 from moh_deploy.package.interface import CachesInPlace, Call, DimSum, TensorInfo, TextGeneration
@@ -12,8 +12,6 @@ from moh_deploy.package.layer_info import LayerInfo
 from moh_deploy.package.measured import Proof, Rounding, Tuning
 
 FORMAT_VERSION = 1
-
-ComputeType = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """JSON of a report, from its dataclass: fields by their names, and what else is marked.
 
-A field whose metadata is `HIDDEN` is left out; the members of one that is `FLAT` stand among those
-of what it is in. A property is there if it is marked by `in_json`.
+A field whose metadata is `HIDDEN` is left out; the members of one that is `FLAT`, or of each of its
+items, stand among those of what it is in. A property is there if it is marked by `in_json`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def _members(value: object) -> Iterator[tuple[str, object]]:
     for name, attribute, is_flat in json_members(cast(type, type(value))):
         member = getattr(value, attribute)
         if is_flat:
-            yield from _members(member)
+            for item in member if isinstance(member, tuple) else (member,):
+                yield from _members(item)
         else:
             yield name, to_json(member)
 

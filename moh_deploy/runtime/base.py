@@ -5,7 +5,7 @@
     Runner   is a model that was opened, in whichever runtime
 
 `runtime.open_runner` finds the `Model` of a path. A new runtime is a subclass of `Model` and one of
-`Runner` in a folder of its own, and an entry in that module's list.
+`Runner` in a folder of its own, and an entry point in `moh_deploy.model_kinds` (`add_ons`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from typing import ClassVar, Protocol, Self, TypeAlias
 
 import onnx
 
+from moh_deploy.errors import BackendError
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import ComputeType, OnnxPackage, Runtime, TensorInfo
 from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
 from moh_deploy.system.npz import Array
+from moh_deploy.system.progress import Progress
 
 GraphEdit: TypeAlias = Callable[[onnx.GraphProto], object]
 """Changes a graph, whose weights may not be loaded, before it is opened; see `moh_deploy.graph`."""
@@ -257,6 +259,15 @@ class Model(ABC):
         return self, variant
 
 
+class ModelKind(Protocol):
+    """The class of a `Model` that a path can name; add-ons register theirs (`add_ons`)."""
+
+    def is_one(self, path: Path) -> bool:
+        """Tell whether a path names such a model, by little reading; a static method."""
+
+    def __call__(self, path: Path) -> Model: ...
+
+
 class Deployed(Model):
     """A directory that moh-deploy wrote: it says what it takes, and what it was made from.
 
@@ -292,6 +303,24 @@ class Deployed(Model):
     def preferred_runtime(self) -> Runtime | None:
         """What it was tuned for; None if for nothing in particular. An engine has its own."""
         return None
+
+    @property
+    def holds_kernels(self) -> bool:
+        """Whether our kernels are built into it, so that it cannot run without them."""
+        return False
+
+    def build_plain(self, package: Path, output: Path, progress: Progress) -> None:
+        """Build the same once more, without our kernels, for `bench` to compare it with.
+
+        Args:
+            package: What it was built from.
+            output: The directory to write.
+            progress: What to report steps to.
+
+        Raises:
+            BackendError: It cannot be built here, or not at all.
+        """
+        raise BackendError(f"{self.name} is not built, but runs as it is.")
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         """Tell whether it was made for these sizes of the dynamic dimensions."""

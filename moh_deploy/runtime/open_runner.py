@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import cast
 
-from moh_deploy.errors import ConfigError
+from moh_deploy.add_ons import entry_points, missing_metadata
+from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.base import AS_IT_IS, Deployed, Model, Runner, Variant
+from moh_deploy.package.manifest_json import MANIFEST_NAME
+from moh_deploy.runtime.base import AS_IT_IS, Deployed, Model, ModelKind, Runner, Variant
 from moh_deploy.runtime.models import OnnxFile, PackageDir
-from moh_deploy.runtime.tensorrt.models import EngineDir
-
-# The first that takes a path is what it is, so the order matters: PackageDir takes any directory,
-# engines too, and has to be last. A runtime adds its kinds of paths here.
-_KINDS = (EngineDir, OnnxFile, PackageDir)
 
 
 def find_model(path: Path | str) -> Model | None:
@@ -21,8 +20,27 @@ def find_model(path: Path | str) -> Model | None:
     Returns:
         None for a file of no kind that is known. A checkpoint is none: how it is loaded has to be
         said, so whoever loads it hands over an `OriginalModel`.
+
+    Raises:
+        BackendError: It is a directory and no package, and an add-on that may know it is broken.
     """
-    return next((kind(Path(path)) for kind in _KINDS if kind.is_one(Path(path))), None)
+    path = Path(path)
+    if OnnxFile.is_one(path):
+        return OnnxFile(path)
+    # Add-ons are loaded for what is neither package nor ONNX file alone.
+    if not os.path.exists(path / MANIFEST_NAME):
+        problem = missing_metadata()
+        for point in entry_points("model_kinds").values():
+            try:
+                kind = cast(ModelKind, point.load(type))
+            except BackendError as error:
+                problem = error
+                continue
+            if kind.is_one(path):
+                return kind(path)
+        if problem is not None and os.path.isdir(path):
+            raise problem
+    return PackageDir(path) if PackageDir.is_one(path) else None
 
 
 def find_deployed(root: Path | str) -> Deployed:

@@ -25,6 +25,7 @@ from tests.handmade_package import write_package
 from tests.machine.test_device_code import fat_binary
 from tests.nightly import nightly
 from tests.runtime.tensorrt.engines import simulate_gpu, write_engine
+from tests.toy_add_on import own_entry_points
 
 __all__ = ["fakes"]
 
@@ -67,6 +68,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Environment:
         "Metadata-Version: 2.1\nName: moh-deploy\nVersion: 0.1.0\n"
         "Requires-Dist: onnxruntime>=1.23\nRequires-Dist: torch>=2.9\n"
     )
+    (info / "entry_points.txt").write_text(own_entry_points())
     return Environment(root / "venv" / "bin" / "python", root / "lib")
 
 

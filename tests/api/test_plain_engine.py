@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 import moh_deploy
-from moh_deploy.api.bench import build_plain_engine
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.tensorrt.engine_reading import read_engine_dir
+from moh_deploy.runtime.tensorrt.models import EngineDir
+from moh_deploy.system.progress import SilentProgress
 from tests.cuda.trt import builds
 from tests.handmade_package import write_package
 from tests.nightly import nightly
@@ -30,7 +31,7 @@ def test_a_plain_engine_is_the_same_but_for_its_kernels(tmp_path: Path):
     package = write_package(tmp_path / "package").root
     library = builds.plugin_on_fakes()
     moh_deploy.build(package, output=tmp_path / "engine", plugin=library, **OPTIONS)
-    build_plain_engine(tmp_path / "engine", package, tmp_path / "plain")
+    EngineDir(tmp_path / "engine").build_plain(package, tmp_path / "plain", SilentProgress())
     kernels, plain = (read_engine_dir(tmp_path / name) for name in ("engine", "plain"))
     same = ("precision", "profiles", "compute_capabilities", "workspace_bytes", "package_sha256")
     for name in same:

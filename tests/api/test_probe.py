@@ -13,7 +13,6 @@ import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.corpus import CORPUS_NAME
-from moh_deploy.runtime.tensorrt import engine_reading
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.edge_cases.report import ProbeReport
 from moh_deploy.validate.reference.reference import Answers
@@ -21,6 +20,7 @@ from moh_deploy.validate.reference.samples import Sample
 from tests.edge_case_package import inputs, write_edge_package
 from tests.handmade_package import write_package
 from tests.nightly import nightly, sampled
+from tests.runtime.tensorrt.engines import write_engine
 from tests.true_manifest import finish_true
 from tests.validate.edge_cases import planted_bugs
 
@@ -240,8 +240,6 @@ def test_package_that_cannot_be_written_is_refused_before_any_work(
         probe(package, inputs=[files], update_corpus=True)
 
 
-def test_engine_is_refused(package: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("moh_deploy.runtime.tensorrt.models.is_engine_dir", lambda _: True)
-    assert engine_reading.is_engine_dir(package) is False
+def test_engine_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="is an engine: it has no place to put logits"):
-        probe(package)
+        probe(write_engine(tmp_path / "engine"))

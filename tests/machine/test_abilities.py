@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.machine.abilities import Ability, abilities
+from moh_deploy.machine.abilities import abilities
 from moh_deploy.machine.ask import Failed
 from moh_deploy.machine.cpu import CpuFacts, CpuRun, RuntimeFacts
 from moh_deploy.machine.device_code import DeviceCode
 from moh_deploy.machine.gpu import GpuFacts
 from moh_deploy.machine.libraries import LibraryFacts
-from moh_deploy.machine.machine import Importable, Machine
+from moh_deploy.machine.machine import Ability, Importable, Machine
 from moh_deploy.machine.openvino import OpenVinoFacts, OpenVinoRun
 from moh_deploy.machine.packages import PackageFacts, Packages
-from moh_deploy.machine.tensorrt import CreatorRegistry, TensorRTFacts
+from moh_deploy.machine.tensorrt import CreatorRegistry, EngineFacts, TensorRTFacts
 from moh_deploy.machine.tools import ToolFacts, Tools
-from moh_deploy.runtime.tensorrt.driver import Gpu
+from moh_deploy.system.nvidia_driver import Gpu
 
 EXPORT, CPU, CPU_KERNELS = "export a model", "run on the CPU", "run on the CPU, by kernels"
 BUILD_PLUGIN, BUILD_ORT = "build libmoh_plugin.so", "build libmoh_ort_cuda.so"
@@ -34,15 +34,16 @@ NAMES = [
     CPU,
     CPU_KERNELS,
     OPENVINO,
-    BUILD_PLUGIN,
     BUILD_ORT,
+    ORT_CUDA,
+    BUILD_PLUGIN,
     RTX,
     RTX_KERNELS,
     RTX_RUN,
     TRT,
 ]
 RUNNER = "moh-deploy run, verify: engines"
-NAMES += [TRT_KERNELS, RUNNER, ORT_CUDA]
+NAMES += [TRT_KERNELS, RUNNER, "use all add-ons"]
 
 _BROKEN = Failed("it is broken", "mend it")
 _CODE = DeviceCode((80, 86, 89, 90, 120), (120,))
@@ -52,6 +53,10 @@ def _tensorrt(name: str, version: str) -> TensorRTFacts:
     return TensorRTFacts(name, CreatorRegistry(version, ()), CreatorRegistry(version, ()))
 
 
+_ENGINES = EngineFacts(
+    plugin=LibraryFacts(Path("libmoh_plugin.so"), _CODE),
+    tensorrt=(_tensorrt("TensorRT", "10.9.0"), _tensorrt("TensorRT-RTX", "1.7.1")),
+)
 _POLYGRAPHY = PackageFacts("polygraphy", "0.53.6", "<0.60,>=0.53", False, None, None)
 FULL = Machine(
     moh_deploy="0.1.0",
@@ -73,9 +78,8 @@ FULL = Machine(
         ToolFacts("c++", Path("c++"), "14.2.0"),
         {"TensorRT": Path("include"), "ONNX Runtime": Path("include")},
     ),
-    plugin=LibraryFacts(Path("libmoh_plugin.so"), _CODE),
     ort_cuda=LibraryFacts(Path("libmoh_ort_cuda.so"), _CODE),
-    tensorrt=(_tensorrt("TensorRT", "10.9.0"), _tensorrt("TensorRT-RTX", "1.7.1")),
+    add_ons=(_ENGINES,),
 )
 
 
@@ -90,7 +94,11 @@ def _with_gpu(compute_capability: int) -> Machine:
 def _with_tensorrt(**versions: str) -> Machine:
     names = {"trt": "TensorRT", "rtx": "TensorRT-RTX"}
     full = {"trt": "10.9.0", "rtx": "1.7.1"} | versions
-    return replace(FULL, tensorrt=tuple(_tensorrt(names[k], v) for k, v in full.items()))
+    return _with_engines(tensorrt=tuple(_tensorrt(names[k], v) for k, v in full.items()))
+
+
+def _with_engines(**changes: object) -> Machine:
+    return replace(FULL, add_ons=(replace(_ENGINES, **changes),))
 
 
 def _with_tools(**changes: object) -> Machine:
@@ -130,7 +138,7 @@ _LACKS = {
     "GPU": (replace(FULL, gpu=_BROKEN), {RTX_RUN, TRT, TRT_KERNELS, RUNNER, ORT_CUDA}),
     "GPU that RTX takes": (_with_gpu(90), {RTX_RUN}),
     "GPU with kernels": (_with_gpu(75), {TRT_KERNELS, ORT_CUDA}),
-    "plugin": (replace(FULL, plugin=_BROKEN), {RTX_KERNELS, TRT_KERNELS}),
+    "plugin": (_with_engines(plugin=_BROKEN), {RTX_KERNELS, TRT_KERNELS}),
     "library for ONNX Runtime": (replace(FULL, ort_cuda=_BROKEN), {ORT_CUDA}),
     "young TensorRT": (_with_tensorrt(trt="10.6.0"), {TRT, TRT_KERNELS}),
     "young RTX": (_with_tensorrt(rtx="1.0.3"), {RTX, RTX_KERNELS, RTX_RUN}),
@@ -174,8 +182,8 @@ def test_reasons_have_the_value_and_the_limit():
 
 
 def test_a_registry_that_refuses_the_plugin_is_named():
-    facts = replace(FULL.tensorrt[0], with_plugin=Failed("it crashed"))
-    lost = _cannot(replace(FULL, tensorrt=(facts, FULL.tensorrt[1])))
+    facts = replace(_ENGINES.tensorrt[0], with_plugin=Failed("it crashed"))
+    lost = _cannot(_with_engines(tensorrt=(facts, _ENGINES.tensorrt[1])))
     assert set(lost) == {TRT_KERNELS}
     assert lost[TRT_KERNELS].gaps[0].why == "TensorRT with libmoh_plugin.so: it crashed"
 
@@ -183,9 +191,8 @@ def test_a_registry_that_refuses_the_plugin_is_named():
 @pytest.mark.parametrize(("cuda", "lacks"), [("12.4", True), ("13.0", False)])
 def test_a_driver_of_before_the_plugins_cuda_runs_no_kernels(cuda: str, lacks: bool):
     machine = replace(
-        FULL,
+        _with_engines(plugin=replace(_ENGINES.plugin, cuda=13)),
         gpu=GpuFacts("550.1", cuda, (Gpu("NVIDIA L4", 89, 24 << 30),)),
-        plugin=replace(FULL.plugin, cuda=13),
     )
     found = _cannot(machine)
     assert len(found) == lacks

@@ -8,7 +8,7 @@ import pytest
 
 from moh_deploy.machine.ask import Failed
 from moh_deploy.machine.gpu import GpuFacts, probe_gpu
-from moh_deploy.runtime.tensorrt.driver import Gpu
+from moh_deploy.system.nvidia_driver import Gpu
 from tests.fakes import Fakes
 
 

@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.machine.ask import Failed
-from moh_deploy.machine.libraries import LibraryFacts, probe_plugin
-from moh_deploy.machine.tensorrt import Creator, CreatorRegistry, TensorRTFacts, probe_tensorrt
+from moh_deploy.machine.libraries import LibraryFacts
+from moh_deploy.machine.tensorrt import (
+    Creator,
+    CreatorRegistry,
+    TensorRTFacts,
+    probe_plugin,
+    probe_tensorrt,
+)
 from moh_deploy.ops.plugin_support import PLUGINS
 from tests.cuda.trt import builds
 from tests.fakes import Fakes

@@ -1,4 +1,4 @@
-"""A runtime that nothing but the list of kinds knows is run, verified, measured and probed for."""
+"""A runtime that only the metadata of an add-on knows is run, verified, measured and refused."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import pytest
 import moh_deploy
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime import open_runner
 from moh_deploy.system.npz import read_npz, write_npz
 from tests.handmade_package import vectors, write_package
 from tests.nightly import nightly
 from tests.runtime.made_up_runtime import MadeUpDir, write_made_up
+from tests.toy_add_on import add_ons_are_read_again, install
+
+__all__ = ["add_ons_are_read_again"]
+pytestmark = pytest.mark.usefixtures("add_ons_are_read_again")
 
 
 @pytest.fixture
@@ -24,7 +27,8 @@ def package(tmp_path: Path) -> OnnxPackage:
 
 @pytest.fixture
 def made_up(package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(open_runner, "_KINDS", (MadeUpDir, *open_runner._KINDS))
+    kind = f"{MadeUpDir.__module__}:{MadeUpDir.__name__}"
+    install(tmp_path / "installed", monkeypatch, {"model_kinds": {"made-up": kind}})
     return write_made_up(tmp_path / "made-up", package)
 
 

@@ -6,18 +6,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import OnnxPackage, Runtime, choices_for, with_choices
 from moh_deploy.perf.bench.candidate import Candidate
 from moh_deploy.perf.bench.fixed_routing import FIXED, FixedRouters, FixedRouting, routers_to_fix
-from moh_deploy.runtime.base import Deployed, Model, Variant
+from moh_deploy.runtime.base import Deployed, Model, ModelKind, Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed, find_model, onnx_file, opened_package
 from moh_deploy.runtime.original import Original, OriginalModel, PlainExport
-from moh_deploy.runtime.tensorrt.models import EngineDir
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.validate.reference.subject import Subject, read_subject
 
@@ -135,7 +135,10 @@ def find_candidates(
             Candidate(name, False, subject.model, setting.variant(subject.runtime))
             for name, subject in subjects.items()
         ),
-        *(_baseline(setting, own, first, path, fixed.get(path)) for path in possible),
+        *(
+            _baseline(setting, own, subject.model, first, path, fixed.get(path))
+            for path in possible
+        ),
     ]
     _check_names([*map(str, roots), *(entry.name for entry in entries if entry.is_baseline)])
     return Candidates(tuple(entries), first, subjects, tuple(fixed.values()))
@@ -158,6 +161,7 @@ def _other_subject(root: Path, first: OnnxPackage, setting: BenchSetting) -> Sub
 def _baseline(
     setting: BenchSetting,
     own: Variant,
+    first: Deployed,
     package: OnnxPackage,
     named: Path | str,
     fixed: FixedRouters | None,
@@ -166,6 +170,8 @@ def _baseline(
 
     Args:
         own: The way in which the first one is opened, as what is made from it is.
+        first: The first one.
+        package: That it is, or was made from.
     """
     if fixed is not None:
         whole = opened_package(package)
@@ -178,7 +184,8 @@ def _baseline(
         return Candidate(FUNCTIONS, True, opened_package(package), off)
     if named == PLAIN_ENGINE:
         # It takes minutes to build, so whoever benchmarks does that once all options fit.
-        return Candidate(PLAIN_ENGINE, True, EngineDir(setting.plain_engine_dir), own)
+        plain = cast(ModelKind, type(first))(setting.plain_engine_dir)
+        return Candidate(PLAIN_ENGINE, True, plain, own)
     original = setting.original
     if named == EAGER and original is not None:
         return Candidate(EAGER, True, OriginalModel.of(original, package.manifest), own)

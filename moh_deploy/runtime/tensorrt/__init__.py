@@ -19,4 +19,14 @@
     engine_dir      what is written: model.engine, engine.json, build.log and the plugin library
 
 TensorRT is imported in the worker only: an abort of the native library is an error message there.
+
+An add-on: pyproject.toml registers what of it the core runs, by entry points (ADR 96).
 """
+
+from moh_deploy.add_ons import AddedCommand
+
+BUILD = AddedCommand(
+    heading="Make",
+    summary="Build a TensorRT or TensorRT-RTX engine from a package.",
+    module="moh_deploy.cli.build",
+)

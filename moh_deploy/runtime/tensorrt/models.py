@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+import moh_deploy
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.package.cache_buffers import rounded_to, with_dtypes
@@ -15,12 +16,15 @@ from moh_deploy.package.manifest_json import MANIFEST_NAME
 from moh_deploy.runtime.base import AS_IT_IS, Deployed, Description, Runner, Variant
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
+from moh_deploy.runtime.tensorrt.build_plan import HARDWARE
 from moh_deploy.runtime.tensorrt.engine import Engine
 from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_NAME, EngineLayer, EngineManifest
 from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
+from moh_deploy.runtime.tensorrt.profiles import profile_text
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.npz import Array
+from moh_deploy.system.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,31 @@ class EngineDir(Deployed):
                 else "Name the package that it was built from, or build the engine again.",
             )
         return _as_engine_takes_it(opened, manifest)
+
+    @property
+    def holds_kernels(self) -> bool:
+        return any(
+            "kernel" in (layer.moh_impl, layer.router_impl) for layer in self.manifest.layers
+        )
+
+    def build_plain(self, package: Path, output: Path, progress: Progress) -> None:
+        """Build it of TensorRT's own layers; see `Deployed.build_plain`."""
+        manifest = self.manifest
+        levels = {theirs: ours for ours, theirs in HARDWARE.items()}
+        # As a user would, since what builds stands above all that opens models.
+        moh_deploy.build(
+            package,
+            backend=manifest.backend,
+            output=output,
+            precision=manifest.precision,
+            profiles=[profile_text(profile) for profile in manifest.profiles],
+            compute_capabilities=manifest.compute_capabilities,
+            workspace=None if manifest.workspace_bytes is None else str(manifest.workspace_bytes),
+            plain=True,
+            version_compatible=manifest.version_compatible,
+            hardware_compatibility=levels.get(manifest.hardware_compatibility or ""),
+            progress=progress,
+        )
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         return self.manifest.fits(sizes)

@@ -14,7 +14,6 @@ import numpy as np
 from moh_deploy.errors import BackendError
 from moh_deploy.ops.cases import numpy_dtype
 from moh_deploy.runtime.tensorrt.builder import BuildFailed, BuildSession, build_engine
-from moh_deploy.runtime.tensorrt.driver import check_status, load_driver
 from moh_deploy.runtime.tensorrt.messages import (
     BuildRequest,
     BuildStep,
@@ -26,6 +25,7 @@ from moh_deploy.runtime.tensorrt.messages import (
 )
 from moh_deploy.runtime.tensorrt.network import DTYPE_NAMES
 from moh_deploy.system.npz import Array
+from moh_deploy.system.nvidia_driver import check_status, load_driver
 
 # Memory, a stream and a clock on the first GPU, by NVIDIA's driver alone.
 

@@ -15,11 +15,11 @@ from moh_deploy.errors import ExportError
 from moh_deploy.ops import OPS, op_names
 from moh_deploy.ops.plugin_support import PLUGINS, PluginInput
 from moh_deploy.ops.spec import FLOAT_TYPES, PLUGIN_ATTRIBUTES, Attributes, TensorType
-from moh_deploy.runtime.tensorrt.driver import DRIVER_HINT, takes_cuda
 from moh_deploy.runtime.tensorrt.messages import ParserError
 from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 from moh_deploy.runtime.tensorrt.profiles import LARGEST, Profile
 from moh_deploy.runtime.tensorrt.rejection import Rejection
+from moh_deploy.system.nvidia_driver import DRIVER_HINT, takes_cuda
 from moh_deploy.system.suggest import shortened
 
 _FOREIGN_TYPES = ("float64", "complex64", "complex128", "str", "object")

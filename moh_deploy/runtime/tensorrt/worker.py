@@ -15,7 +15,6 @@ from importlib import import_module
 
 from moh_deploy.errors import BackendError
 from moh_deploy.runtime.tensorrt import builder, network_timing
-from moh_deploy.runtime.tensorrt.driver import read_driver
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.messages import (
     BuildRequest,
@@ -26,6 +25,7 @@ from moh_deploy.runtime.tensorrt.messages import (
     decode,
     encode,
 )
+from moh_deploy.system.nvidia_driver import read_driver
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 

@@ -14,7 +14,9 @@ import pytest
 import moh_deploy
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
+from moh_deploy.perf.bench.candidates import BenchSetting, find_candidates
 from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer
+from moh_deploy.runtime.tensorrt.models import EngineDir
 from moh_deploy.system.digest import sha256_of
 from moh_deploy.system.npz import write_npz
 from tests.fakes import Fakes, fakes
@@ -254,19 +256,27 @@ def test_options_are_refused_before_an_engine_is_built(
     package = _package(tmp_path / "package")
     root = _engine_of(package, tmp_path / "engine")
     write_package(tmp_path / "other", with_layer=False)
-    monkeypatch.setattr("moh_deploy.api.bench.build_plain_engine", pytest.fail)
+    monkeypatch.setattr("moh_deploy.runtime.tensorrt.models.EngineDir.build_plain", pytest.fail)
     given = {"package": "package", "baselines": ["plain-engine"], **options}
     with pytest.raises(ConfigError, match=message):
         moh_deploy.bench(root, **given)
 
 
+def test_the_plain_engine_is_opened_where_it_will_be_built(tmp_path: Path):
+    package = _package(tmp_path / "package")
+    setting = BenchSetting("auto", None, None, tmp_path / "scratch")
+    root = _engine_of(package, tmp_path / "engine")
+    _, plain = find_candidates(setting, [root], ["plain-engine"], package.root).entries
+    assert plain.model == EngineDir(setting.plain_engine_dir)
+
+
 _BENCH_WITH_A_PLAIN_ENGINE = """
 import json, shutil, sys
 import moh_deploy
-from moh_deploy.api import bench
+from moh_deploy.runtime.tensorrt.models import EngineDir
 
 engine, plain, package = sys.argv[1:]
-bench.build_plain_engine = lambda engine, package, output, progress: shutil.copytree(plain, output)
+EngineDir.build_plain = lambda engine, package, output, progress: shutil.copytree(plain, output)
 report = moh_deploy.bench(engine, package=package, min_time=0.05, warmup=0)
 print(json.dumps({one.contestant: one.is_baseline for one in report.results}))
 """
