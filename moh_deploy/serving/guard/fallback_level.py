@@ -68,15 +68,20 @@ class FallbackLevel:
             return self._runner
 
     def run(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str], inner: Sequence[str]
+        self,
+        runner: Runner,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        inner: Sequence[str],
     ) -> tuple[dict[str, Array], float]:
-        """Run a batch, and return its results and the seconds that it took.
+        """Run a batch on the opened model, and return its results and the seconds that it took.
+
+        The runner is the caller's: another thread may drop the level's own meanwhile.
 
         Raises:
             ConfigError: The inputs do not fit.
             BackendError: The runtime failed.
         """
-        runner = self.open()
         start = time.perf_counter()
         # Inner values of another package are of layers of its own.
         own = self.variant.extra_outputs if self.same_answers else ()

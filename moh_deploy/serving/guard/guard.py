@@ -136,13 +136,13 @@ class Guard:
         """Run a batch on a level: a right answer, a wrong one, or None if it cannot be opened."""
         level = self._levels[index]
         try:
-            level.open()
+            runner = level.open()
         except MoHDeployError as error:
             self.apply(cannot_serve(index, level, error))
             return None
         try:
             with self._io.marks.during(index):
-                results, seconds = level.run(inputs, outputs, wanted)
+                results, seconds = level.run(runner, inputs, outputs, wanted)
         except BackendError as error:
             if empty_axis(level.model.manifest.inputs, inputs) is not None:
                 # The client's fault: no level is blamed, and nothing is counted as refused.

@@ -121,9 +121,13 @@ class TritonPythonModel:
     def _response(self, request: Request, reply: Reply | Exception) -> Response:
         if isinstance(reply, Exception):
             return self._error(reply)
+        outputs = reply.outputs
+        # The server names them in a set, whose order is another in each process.
+        wanted = request.requested_output_names()
         tensors = [
-            self._pb.Tensor.from_dlpack(name, to_dlpack(np.atleast_1d(reply.outputs[name])))
-            for name in request.requested_output_names()
+            self._pb.Tensor.from_dlpack(info.name, to_dlpack(np.atleast_1d(outputs[info.name])))
+            for info in self._served.outputs
+            if info.name in wanted
         ]
         self._statuses[200] += 1
         return self._pb.InferenceResponse(tensors)

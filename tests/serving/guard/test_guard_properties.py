@@ -34,7 +34,11 @@ class ScriptedLevel(FallbackLevel):
             raise BackendError("it is missing.")
 
     def run(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str], inner: Sequence[str]
+        self,
+        runner: object,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        inner: Sequence[str],
     ) -> tuple[dict[str, Array], float]:
         if self.fault == "crash":
             raise BackendError("it crashed.")
