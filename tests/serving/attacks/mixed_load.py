@@ -101,7 +101,7 @@ def bad_requests(package: OnnxPackage) -> list[Asked]:
         "wrong length": Body(good.content, len(good.content) + 1),
         "too many rows": write_request(many),
         "unknown output": json.dumps({**head, "outputs": [{"name": "no"}]}).encode(),
-        "a sequence": json.dumps({**head, "parameters": {"sequence_id": 1}}).encode(),
+        "an object": json.dumps({**head, "parameters": {"x": {}}}).encode(),
     }
     asked = [
         Asked(kind, body.content, body.headers)
