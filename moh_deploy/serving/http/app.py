@@ -147,6 +147,7 @@ class Endpoint:
         ticking = asyncio.create_task(self._tick())
         yield
         ticking.cancel()
+        self._log.close()
 
     async def _tick(self) -> None:
         """Let the guard follow its control file and the clock where no request comes."""

@@ -98,6 +98,7 @@ class TritonPythonModel:
         self._is_closing.set()
         self._pusher.join()
         self._push(now=0.0)
+        self._log.close()
         self._served.close()
 
     def _read(self, request: Request) -> dict[str, Array] | MoHDeployError:
