@@ -18,17 +18,13 @@ __version__ = "0.1.0"
 _HOME = {
     name: f"moh_deploy.api.{name}"
     for name in (
-        *("bench", "bisect", "bundle", "compare", "cost", "doctor", "drill", "export", "generate"),
-        *("inline", "inspect", "precision", "probe", "profile", "prune", "run", "serve", "tune"),
-        *("tune_within", "verify", "watch"),
+        *("bench", "bisect", "doctor", "export", "generate", "inline", "inspect", "precision"),
+        *("probe", "prune", "run", "tune", "tune_within", "verify"),
     )
 } | {
     "OnnxPackage": "moh_deploy.package",
-    "bundle_for_genai": "moh_deploy.api.genai",
-    "check_bundle": "moh_deploy.api.bundle",
     "kernel_library": "moh_deploy.native",
     "load_original": "moh_deploy.api.export",
-    "verify_genai_bundle": "moh_deploy.api.genai",
 }
 
 

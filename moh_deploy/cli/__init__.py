@@ -25,23 +25,14 @@ main = CommandGroup(
             "tune": "Measure how each layer runs fastest, and write it down.",
             "bench": "Measure how fast packages run, beside baselines.",
         },
-        "Decide": {
-            "compare": "Decide by a plan which of several ways to serve is worth it.",
-            "cost": "Price a decision for your traffic, and say whether it pays.",
-        },
+        "Decide": {},
         "Run": {
             "run": "Run a package on inputs from a file.",
             "generate": "Generate text with a language model's package.",
             "inspect": "Show what is in a package and what runs it.",
             "doctor": "Say what can be built and run here, and what is missing.",
         },
-        "Serve": {
-            "serve": "Serve a package over HTTP, as KServe and Triton do.",
-            "bundle": "Write a package as a directory that Triton or genai loads, or check one.",
-            "profile": "Record the routing of traffic that is known to be good.",
-            "watch": "Compare live routing with that, and alarm if it drifts.",
-            "drill": "Break a guarded server on purpose, and say what clients saw.",
-        },
+        "Serve": {},
     },
 )
 

@@ -24,7 +24,8 @@ class CommandGroup(click.Group):
     Args:
         name: Name of the program.
         summary: What it does.
-        sections: Heading to the commands under it in `--help`, by name, with their summaries.
+        sections: Heading to the commands under it in `--help`, by name, with their summaries. A
+            heading without any is the place of add-ons' commands.
     """
 
     def __init__(self, name: str, summary: str, sections: Mapping[str, Mapping[str, str]]) -> None:
@@ -97,6 +98,8 @@ class CommandGroup(click.Group):
             sections.setdefault(added.heading, {})[name] = added.summary
         width = max(map(len, self.list_commands(ctx)))
         for heading, commands in sections.items():
+            if not commands:
+                continue
             with formatter.section(heading):
                 formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 

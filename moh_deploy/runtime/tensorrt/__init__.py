@@ -22,11 +22,3 @@ TensorRT is imported in the worker only: an abort of the native library is an er
 
 An add-on: pyproject.toml registers what of it the core runs, by entry points (ADR 96).
 """
-
-from moh_deploy.add_ons import AddedCommand
-
-BUILD = AddedCommand(
-    heading="Make",
-    summary="Build a TensorRT or TensorRT-RTX engine from a package.",
-    module="moh_deploy.cli.build",
-)

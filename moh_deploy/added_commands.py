@@ -1,0 +1,37 @@
+"""The commands of the add-ons in this distribution: what `--help` says, without importing them.
+
+pyproject.toml registers them as entry points of `moh_deploy.commands` (ADR 96).
+"""
+
+from __future__ import annotations
+
+from moh_deploy.add_ons import AddedCommand
+
+BUILD = AddedCommand(
+    "Make", "Build a TensorRT or TensorRT-RTX engine from a package.", "moh_deploy.cli.build"
+)
+COMPARE = AddedCommand(
+    "Decide",
+    "Decide by a plan which of several ways to serve is worth it.",
+    "moh_deploy.cli.compare",
+)
+COST = AddedCommand(
+    "Decide", "Price a decision for your traffic, and say whether it pays.", "moh_deploy.cli.cost"
+)
+SERVE = AddedCommand(
+    "Serve", "Serve a package over HTTP, as KServe and Triton do.", "moh_deploy.cli.serve"
+)
+BUNDLE = AddedCommand(
+    "Serve",
+    "Write a package as a directory that Triton or genai loads, or check one.",
+    "moh_deploy.cli.bundle",
+)
+PROFILE = AddedCommand(
+    "Serve", "Record the routing of traffic that is known to be good.", "moh_deploy.cli.profile"
+)
+WATCH = AddedCommand(
+    "Serve", "Compare live routing with that, and alarm if it drifts.", "moh_deploy.cli.watch"
+)
+DRILL = AddedCommand(
+    "Serve", "Break a guarded server on purpose, and say what clients saw.", "moh_deploy.cli.drill"
+)
