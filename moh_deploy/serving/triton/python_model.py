@@ -67,6 +67,8 @@ class TritonPythonModel:
         self._log = LimitedLog()
         if self._served.export is not None:
             self._served.export.start(lambda: self._families(time.time()))
+        # An instance that dies before its first heartbeat would never be missed.
+        self._push(now=time.time())
         self._is_closing = threading.Event()
         self._pusher = threading.Thread(target=self._keep_pushing, daemon=True)
         self._pusher.start()
