@@ -9,8 +9,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Model
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.original import Original, OriginalModel
-from moh_deploy.serving.genai.bundle import GenaiBundleReport, write_genai_bundle
-from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER
+from moh_deploy.serving.genai.bundle import PACKAGE_FOLDER, GenaiBundleReport, write_genai_bundle
 from moh_deploy.serving.genai.verify import GenaiVerification, verify_genai
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.validate.compare.recorded_parity import require_equal

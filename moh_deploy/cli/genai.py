@@ -38,7 +38,7 @@ def names_genai_bundle(root: Path) -> bool:
     """Tell whether a directory is a bundle for genai."""
     if not os.path.isfile(root / "genai_config.json"):
         return False  # without an import
-    from moh_deploy.serving.genai.bundle_json import is_genai_bundle
+    from moh_deploy.serving.genai.bundle import is_genai_bundle
 
     return is_genai_bundle(root)
 

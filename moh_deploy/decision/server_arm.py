@@ -10,7 +10,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Description, Model, Runner, Variant
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.serving.drill.client import V2Client
+from moh_deploy.serving.drill.load import V2Client
 from moh_deploy.system.npz import Array
 
 

@@ -21,7 +21,7 @@ from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.serving import ServingSettings, open_served
-from moh_deploy.serving.drill.client import V2Client
+from moh_deploy.serving.drill.load import V2Client
 from moh_deploy.serving.http.app import Endpoint, make_app
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer

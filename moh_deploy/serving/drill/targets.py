@@ -17,8 +17,7 @@ from urllib.parse import urlsplit
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.base import Deployed, ModelInterface
-from moh_deploy.serving.drill.client import V2Client
-from moh_deploy.serving.drill.load import Ask, ServerAnswer
+from moh_deploy.serving.drill.load import Ask, ServerAnswer, V2Client
 from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.bundle import write_bundle

@@ -20,7 +20,7 @@ from moh_deploy.runtime.text.decoding import DecodedStep, Decoding, check_prompt
 from moh_deploy.runtime.text.interface import TextInterface
 from moh_deploy.runtime.text.reference import reference_interface
 from moh_deploy.serving.foreign_code import require_own_code
-from moh_deploy.serving.genai.bundle_json import PACKAGE_FOLDER, read_genai_bundle
+from moh_deploy.serving.genai.bundle import PACKAGE_FOLDER, read_genai_bundle
 from moh_deploy.serving.genai.config_json import check_decoder, context_length
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.compare.generate_report import parity_sections

@@ -28,8 +28,7 @@ from moh_deploy.serving.guard.aside import Aside
 from moh_deploy.serving.guard.audit import AuditLog, RunningMarks
 from moh_deploy.serving.guard.control import ControlFile
 from moh_deploy.serving.guard.fallback_level import FallbackLevel
-from moh_deploy.serving.guard.guard_metrics import GuardMetrics
-from moh_deploy.serving.guard.latency import LatencyWindow
+from moh_deploy.serving.guard.guard_metrics import GuardMetrics, LatencyWindow
 from moh_deploy.serving.guard.policy import GuardPolicy
 from moh_deploy.serving.guard.same_answers import Comparison
 from moh_deploy.serving.guard.state_machine import (

@@ -46,8 +46,7 @@ from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.limited_log import LimitedLog
 from moh_deploy.serving.metrics import Exemplar, Family, Series
 from moh_deploy.serving.served_model import Reply, ServedModel
-from moh_deploy.serving.telemetry.prometheus import exposition
-from moh_deploy.serving.telemetry.trace_context import Trace
+from moh_deploy.serving.telemetry.prometheus import Trace, exposition
 
 # Count requests by how they ended, and how long they took.
 

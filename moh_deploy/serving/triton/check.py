@@ -34,10 +34,10 @@ from moh_deploy.serving.triton.bundle_json import (
     read_bundle,
 )
 from moh_deploy.serving.triton.bundle_report import NEVER_RUN
-from moh_deploy.serving.triton.config_pbtxt import tensor_config
-from moh_deploy.serving.triton.model_config import (
+from moh_deploy.serving.triton.config_pbtxt import (
     ConfigMessage,
     parse_config,
+    tensor_config,
 )
 from moh_deploy.serving.triton.server import PYTHON, TritonServer, find_server, python_of_stub
 from moh_deploy.system.bounded_file import read_bytes, read_text

@@ -9,8 +9,7 @@ import pytest
 
 from moh_deploy import native
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.serving.genai.bundle import write_genai_bundle
-from moh_deploy.serving.genai.bundle_json import is_genai_bundle, read_genai_bundle
+from moh_deploy.serving.genai.bundle import is_genai_bundle, read_genai_bundle, write_genai_bundle
 from tests.serving.genai.decoder_package import package
 
 TOKENIZER = {"tokenizer.json": "{}", "tokenizer_config.json": "{}"}

@@ -10,9 +10,8 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving.guard.audit import AuditLog, RunningMarks
-from moh_deploy.serving.guard.control import ControlFile
+from moh_deploy.serving.guard.control import ControlFile, Fault, Faults
 from moh_deploy.serving.guard.fallback_level import FallbackLevel
-from moh_deploy.serving.guard.faults import Fault, Faults
 from moh_deploy.serving.guard.guard import Guard, GuardIO
 from moh_deploy.serving.guard.policy import (
     CoolDownSection,

@@ -11,8 +11,7 @@ import pytest
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.serving.guard import control, fallback_level
-from moh_deploy.serving.guard.control import Control, write_control
-from moh_deploy.serving.guard.faults import Fault
+from moh_deploy.serving.guard.control import Control, Fault, write_control
 from moh_deploy.serving.guard.policy import CoolDownSection
 from tests.handmade_package import write_package
 from tests.nightly import nightly, sampled

@@ -29,9 +29,8 @@ import numpy as np
 import moh_deploy
 from moh_deploy.errors import BackendError
 from moh_deploy.package import Manifest, OnnxPackage
-from moh_deploy.serving.drill.client import V2Client
-from moh_deploy.serving.guard.control import Control, write_control
-from moh_deploy.serving.guard.faults import Fault
+from moh_deploy.serving.drill.load import V2Client
+from moh_deploy.serving.guard.control import Control, Fault, write_control
 from moh_deploy.serving.template_files import filled
 from moh_deploy.serving.triton.bundled_guard import CONTROL_NAME, GUARD
 from moh_deploy.serving.triton.server import TritonServer, running_server

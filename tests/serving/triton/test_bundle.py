@@ -21,7 +21,7 @@ from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import bundled_model, open_bundle, read_bundle
 from moh_deploy.serving.triton.bundle_report import BundleReport
 from moh_deploy.serving.triton.check import Finding, examine_bundle
-from moh_deploy.serving.triton.model_config import parse_config
+from moh_deploy.serving.triton.config_pbtxt import parse_config
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import required_library
 from tests.nightly import nightly

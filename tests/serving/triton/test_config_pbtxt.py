@@ -9,8 +9,7 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
 from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.triton.bundle_json import Bundle
-from moh_deploy.serving.triton.config_pbtxt import config_text
-from moh_deploy.serving.triton.model_config import config_class, parse_config
+from moh_deploy.serving.triton.config_pbtxt import config_class, config_text, parse_config
 
 NAME = '"ü" \\ \x01\n{\''  # ONNX takes any text
 BUNDLE = Bundle(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.serving.triton.model_config import config_class, parse_config
+from moh_deploy.serving.triton.config_pbtxt import config_class, parse_config
 from tests.nightly import nightly
 from tests.serving.triton.triton_environment import python_or_skip
 
