@@ -54,7 +54,7 @@ class Digits:
         inputs = {"images": images.astype(np.float32)}
         variant = Variant(threads=1, extra_outputs=self.reader.names)
         results = open_runner(self.package, variant).run(inputs)
-        return self.reader.count(inputs, results, (1,) * len(images)).rows
+        return self.reader.count(inputs, results, (1,) * len(images))
 
     def alarms(
         self, reference: Counts, traffic: Counts, window: int, windows: int, shares: object = None
