@@ -13,7 +13,7 @@ from moh_deploy.api.with_top_k import with_top_k
 from moh_deploy.decision.arm import Arm, named_errors
 from moh_deploy.decision.fixed_routing_arm import FixedRoutingModel, why_not_fed
 from moh_deploy.decision.plan import ArmSection, CheckpointSection, PlanFile
-from moh_deploy.decision.server_arm import ServerModel, host_and_port
+from moh_deploy.decision.server_arm import ServerModel
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.ops.routers import form_named
@@ -22,6 +22,7 @@ from moh_deploy.runtime.base import Deployed, Model, Variant
 from moh_deploy.runtime.models import PackageDir, runtime_for, runtime_name_of
 from moh_deploy.runtime.open_runner import find_model, opened_package
 from moh_deploy.runtime.original import Original, OriginalModel
+from moh_deploy.serving.drill.load import host_and_port
 from moh_deploy.system.progress import Progress
 
 ELSEWHERE = "it runs in the server's process"

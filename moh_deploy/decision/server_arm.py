@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Description, Model, Runner, Variant
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.serving.drill.load import V2Client
+from moh_deploy.serving.drill.load import V2Client, host_and_port
 from moh_deploy.system.npz import Array
 
 
@@ -64,19 +62,3 @@ class ServerRunner(Runner):
 
     def close(self) -> None:
         self.client.close()
-
-
-def host_and_port(url: str) -> tuple[str, int]:
-    """Return the two parts of a URL.
-
-    Raises:
-        ConfigError: It is of another form.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        parts, host, port = urlsplit(""), None, None
-    if parts.scheme != "http" or host is None or port is None or parts.path not in ("", "/"):
-        raise ConfigError(f"url is '{url}', expected http://HOST:PORT.")
-    return host, port

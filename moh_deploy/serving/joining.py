@@ -1,4 +1,4 @@
-"""Tell whether requests may be joined: by trying whether a sample's answer depends on the others.
+"""Answer joined requests, and tell by trying whether requests may be joined.
 
 A first axis that is dynamic everywhere may count samples that depend on each other. A model that
 norms over it would answer a request with numbers that come of the values in another.

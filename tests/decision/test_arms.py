@@ -10,10 +10,11 @@ import pytest
 from moh_deploy.decision.arm import Arm, OpenedArm
 from moh_deploy.decision.fixed_routing_arm import FixedRoutingModel, why_not_fed
 from moh_deploy.decision.routing_bias import of_loads, routing_bias
-from moh_deploy.decision.server_arm import ServerModel, host_and_port
+from moh_deploy.decision.server_arm import ServerModel
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.base import AS_IT_IS, Variant
 from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.serving.drill.load import host_and_port
 from tests.grouped_package import write_grouped
 from tests.handmade_package import write_package
 from tests.nightly import nightly

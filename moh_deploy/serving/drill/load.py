@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from moh_deploy.errors import BackendError, MoHDeployError
+from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.serving.batches import scalars_of
 from moh_deploy.serving.http.limits import Refusal
@@ -195,3 +195,19 @@ class Load:
         ended = time.time()
         is_right = case.is_right(answer, self._rule)
         return Asked(begun, ended, "right" if is_right else "wrong", answer.rung)
+
+
+def host_and_port(url: str) -> tuple[str, int]:
+    """Return the two parts of a URL.
+
+    Raises:
+        ConfigError: It is of another form.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), None, None
+    if parts.scheme != "http" or host is None or port is None or parts.path not in ("", "/"):
+        raise ConfigError(f"url is '{url}', expected http://HOST:PORT.")
+    return host, port

@@ -13,11 +13,10 @@ from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
 
-from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.errors import BackendError
 from moh_deploy.runtime.base import Deployed, ModelInterface
-from moh_deploy.serving.drill.load import Ask, ServerAnswer, V2Client
+from moh_deploy.serving.drill.load import Ask, ServerAnswer, V2Client, host_and_port
 from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.triton.bundle import write_bundle
@@ -103,13 +102,7 @@ class ServerAt(Target):
     ) -> None:
         super().__init__(f"the server at {url}", control, audit_log)
         self.url = url
-        try:
-            parts = urlsplit(url)
-            self._host, self._port = parts.hostname or "", parts.port or 80
-        except ValueError:  # of a port, or of brackets
-            parts = urlsplit("")
-        if parts.scheme != "http" or not self._host or parts.path.strip("/"):
-            raise ConfigError(f"url is '{url}', expected http://HOST:PORT.")
+        self._host, self._port = host_and_port(url)
         self._model, self._manifest = model, manifest
 
     def connect(self) -> Ask:
