@@ -36,7 +36,7 @@ RUN cp /plugins/* "$(/opt/moh-deploy/bin/python -c 'from moh_deploy import nativ
 ENV PATH=/opt/moh-deploy/bin:$PATH
 WORKDIR /work
 # Ends the build where packages would not run on kernels.
-RUN /opt/moh-deploy/bin/python -c "from moh_deploy.runtime.onnxruntime.kernels import choose_kernels; choose_kernels('require')"
+RUN /opt/moh-deploy/bin/python -c "from moh_deploy.runtime.kernel_use import choose_kernels; choose_kernels('require')"
 # What a package, a checkpoint or a client can reach is what this user can; mounted folders have to be writable for it.
 RUN useradd --create-home --uid 10001 moh && chown moh /work
 USER moh

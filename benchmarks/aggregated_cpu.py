@@ -25,7 +25,7 @@ from run_options import add_run_options, fraction, kernels_or_exit, positive
 
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.ops import OPS
-from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.spec import TensorType
 
 OP = "MoHAggregatedAttention"

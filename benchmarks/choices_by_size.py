@@ -20,7 +20,7 @@ from process_cost import load_average
 from rich.table import Table
 
 from moh_deploy.errors import MoHDeployError
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import (
     CHOICES,
     OnnxPackage,
@@ -30,7 +30,7 @@ from moh_deploy.package import (
 )
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import Stopwatch, ratio
-from moh_deploy.perf.tune.whole_model import time_model
+from moh_deploy.perf.tune.layers import time_model
 from moh_deploy.runtime.base import Variant
 from moh_deploy.validate.reference.input_sets import input_sets
 

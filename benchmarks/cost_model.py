@@ -23,10 +23,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from moh_deploy.ops import OPS
-from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.spec import TensorType
 from moh_deploy.perf.cost_model import milliseconds as cost_model
-from moh_deploy.perf.cost_model.layer_shape import LayerShape
+from moh_deploy.perf.cost_model.milliseconds import LayerShape
 from moh_deploy.perf.timing import Stopwatch
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner

@@ -36,8 +36,7 @@ from rich.table import Table
 from run_options import add_run_options, kernels_or_exit
 
 from moh_deploy.errors import MoHDeployError
-from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.runtime.onnxruntime.kernels import require_kernels
+from moh_deploy.runtime.kernel_use import KernelUse, require_kernels
 from moh_deploy.runtime.onnxruntime.values import to_ort
 from moh_deploy.system.npz import Array
 

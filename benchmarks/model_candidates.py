@@ -15,9 +15,9 @@ from model_subjects import Prepared
 from ort_session import Unusable, kernel_session, plain_session
 
 from moh_deploy.errors import MoHDeployError
-from moh_deploy.frontend.fx.outputs import tensors_of
+from moh_deploy.frontend.fx.containers import tensors_of
 from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
-from moh_deploy.package.switches import all_nodes
+from moh_deploy.package.graph_nodes import all_nodes
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort

@@ -19,7 +19,7 @@ from model_nodes import NodeModel, layer_nodes, split_layers
 from ort_session import kernel_session, plain_session
 from rich.table import Table
 
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import LayerInfo, OnnxPackage, at_sizes
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.kernel_use import KernelUse

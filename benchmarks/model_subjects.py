@@ -15,12 +15,12 @@ import torch
 from moh_deploy.api.export import export
 from moh_deploy.config.export_config import ExportConfig, load_config
 from moh_deploy.config.options import ExportOptions
-from moh_deploy.frontend.load.factory import build_module
+from moh_deploy.frontend.emit import write_plain_onnx
 from moh_deploy.frontend.load.from_options import code_dirs, load
 from moh_deploy.frontend.load.model import LoadedModel
-from moh_deploy.frontend.plain_onnx import write_plain_onnx
+from moh_deploy.frontend.load.weights import build_module
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.npz import Array
 from moh_deploy.system.user_code import user_code
 

@@ -14,8 +14,7 @@ from op_models import fused_models, moh_model
 from ort_session import Unusable, kernel_session, plain_session
 
 from moh_deploy.errors import MoHDeployError
-from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.runtime.onnxruntime.kernels import require_kernels
+from moh_deploy.runtime.kernel_use import KernelUse, require_kernels
 from moh_deploy.runtime.onnxruntime.values import to_ort
 
 DECOMPOSED = "decomposed"

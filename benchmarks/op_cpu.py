@@ -27,8 +27,7 @@ from run_options import fraction, positive
 
 from moh_deploy import native
 from moh_deploy.errors import MoHDeployError
-from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
+from moh_deploy.runtime.kernel_use import KernelUse, choose_kernels
 
 BUILT = Path(__file__).parents[1] / "build" / "plugins" / native.LIBRARY_NAME
 PACKAGES = ("moh-deploy", "onnxruntime", "torch")

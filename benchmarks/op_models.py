@@ -12,7 +12,7 @@ import onnx
 import onnx.parser
 from op_inputs import Shape
 
-from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.spec import TensorType
 
 _ELEMENTS = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}

@@ -15,8 +15,8 @@ from moh_deploy.cli.export import command as moh_deploy_export
 from moh_deploy.config.export_config import load_config
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.frontend.inputs.from_options import example_inputs
-from moh_deploy.frontend.load.call import positional, taking_tensors
 from moh_deploy.frontend.load.from_options import code_dirs, load
+from moh_deploy.frontend.load.model import positional, taking_tensors
 from moh_deploy.frontend.trace import dynamic_shapes
 from moh_deploy.system.user_code import user_code
 

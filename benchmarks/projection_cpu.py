@@ -28,9 +28,9 @@ from run_options import add_run_options, fraction, kernels_or_exit
 
 from moh_deploy.errors import MoHDeployError
 from moh_deploy.graph.weights_in_blocks import BlockWeight, matmul_nbits_attributes
-from moh_deploy.ops.nbits_weight import CONTRIB_DOMAIN, unpacked
+from moh_deploy.ops.nbits_product import CONTRIB_DOMAIN, unpacked
 from moh_deploy.ops.onnx_schema import make_node
-from moh_deploy.runtime.onnxruntime.kernels import require_kernels
+from moh_deploy.runtime.kernel_use import require_kernels
 from moh_deploy.runtime.onnxruntime.quantizer import quantize_weight
 from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
 from moh_deploy.system.npz import Array

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moh_deploy.errors import MoHDeployError
-from moh_deploy.runtime.kernel_use import Kernels, KernelUse
-from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
+from moh_deploy.runtime.kernel_use import Kernels, KernelUse, choose_kernels
 
 
 def add_run_options(

@@ -23,9 +23,9 @@ from rich.table import Table
 from run_options import add_run_options, kernels_or_exit
 
 from moh_deploy.errors import MoHDeployError
-from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.spec import TensorType
-from moh_deploy.runtime.onnxruntime.kernels import require_kernels
+from moh_deploy.runtime.kernel_use import require_kernels
 from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
 
 PACKAGES = ("moh-deploy", "onnxruntime")

@@ -33,6 +33,6 @@ from moh_deploy.api.verify import verify as verify
 from moh_deploy.api.watch import watch as watch
 from moh_deploy.native import kernel_library as kernel_library
 from moh_deploy.package import OnnxPackage as OnnxPackage
-from moh_deploy.runtime.tensorrt.engine import Engine as Engine
+from moh_deploy.runtime.tensorrt.models import Engine as Engine
 
 __version__: str

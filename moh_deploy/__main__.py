@@ -33,7 +33,7 @@ def _load() -> "Callable[[], object]":
         signal.signal(signal.SIGINT, _end)
     import io
 
-    from moh_deploy.system.garbage import collect_rarely
+    from moh_deploy.system.isolated_process import collect_rarely
 
     collect_rarely()
     from moh_deploy.cli import main as command

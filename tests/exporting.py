@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from moh_deploy.api import export_package as pipeline
 from moh_deploy.config.options import ExportOptions
+from moh_deploy.frontend import export_package as pipeline
 from moh_deploy.frontend.export_report import ExportReport
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.load.model import ModelInput

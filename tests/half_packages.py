@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.load_model import infer_types
-from moh_deploy.graph.lower_precision.casts import lower_precision
-from moh_deploy.graph.lower_precision.policy import SOURCES, LowType, PrecisionPlan
+from moh_deploy.graph.precision_casts import lower_precision
+from moh_deploy.graph.precision_policy import SOURCES, LowType, PrecisionPlan
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import OnnxPackage, PackageWriter
 from moh_deploy.package.writer import save_model

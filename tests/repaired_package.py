@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 
 
 def change_model(root: Path, change: Callable[[onnx.ModelProto], object]) -> None:

@@ -25,12 +25,12 @@ import pytest
 import torch
 
 import moh_deploy
-from moh_deploy.api.caches_in_place import write_caches_in_place
-from moh_deploy.api.with_top_k import with_top_k
+from moh_deploy.derive.caches_in_place import write_caches_in_place
+from moh_deploy.derive.with_top_k import with_top_k
 from moh_deploy.package import OnnxPackage
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.tensorrt.engine_graph import read_graph
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.progress import SilentProgress
 from tests import small_moh
 from tests.cli.run_cli import Cli

@@ -23,7 +23,11 @@ def tool() -> ModuleType:
     ("changed", "reaches", "reaches_not"),
     [
         # By imports alone, and by those of its package.
-        ("moh_deploy/graph/flops.py", "tests/api/test_prune.py", "tests/report/test_junit.py"),
+        (
+            "moh_deploy/graph/layer_nodes.py",
+            "tests/api/test_prune.py",
+            "tests/report/test_junit.py",
+        ),
         # By the name of a public function, and of a command.
         ("moh_deploy/api/prune.py", "tests/cli/test_strange_names.py", "tests/ops/test_router.py"),
         # By an entry point.
@@ -48,5 +52,5 @@ def test_change_reaches_the_tests_that_import_or_name_it(
 
 
 def test_change_that_no_import_shows_reaches_all_tests(tool: ModuleType):
-    changed = Path("moh_deploy/graph/flops.py"), Path("plugins/cpu/x.cc")
+    changed = Path("moh_deploy/graph/layer_nodes.py"), Path("plugins/cpu/x.cc")
     assert tool.tests_of(changed) == ["tests"]

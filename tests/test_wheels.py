@@ -12,8 +12,8 @@ from zipfile import ZipFile
 
 import pytest
 
-from moh_deploy.ops.contract import find_mismatch
-from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
+from moh_deploy.ops.cases import find_mismatch
+from moh_deploy.runtime.kernel_use import instruction_sets
 from tests.kept_builds import BUILDS, ROOT, build_once, digest_of
 from tests.ops.cases import ALL_CASES
 from tests.plugins.kernels import Kernels

@@ -210,8 +210,9 @@ def _first_failure(copy: Path, tests: list[str]) -> str | None:
         return f"a run of {LONGEST_S:.0f} s"
     if run.returncode in (0, 5):  # 5: no test was selected, e.g. all of them run at night
         return None
-    found = re.search(r"^(?:FAILED|ERROR) (tests/\S+(?:\[.*?\])?)", run.stdout, re.MULTILINE)
-    return found[1].removesuffix(":") if found else f"pytest's exit code {run.returncode}"
+    named = r"^(?:FAILED|ERROR) (tests/[^\s\[]+(?:\[.*\])?)(?: - |$)"
+    found = re.search(named, run.stdout, re.MULTILINE)
+    return found[1] if found else f"pytest's exit code {run.returncode}"
 
 
 if __name__ == "__main__":

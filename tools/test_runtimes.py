@@ -24,8 +24,8 @@ from onnx.helper import make_node, make_opsetid
 from moh_deploy import native
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
-from moh_deploy.ops.single_node import single_node_model
-from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
+from moh_deploy.ops.onnx_schema import single_node_model
+from moh_deploy.runtime import kernel_use as ort_kernels
 from tests.ops.cases import OP_CASES
 
 VERSIONS = ("1.16.3", "1.18.1", "1.20.1", "1.23.2", "newest")

@@ -18,9 +18,8 @@ from moh_deploy.perf.bench.candidates import (
     is_the_original,
     is_the_package,
 )
-from moh_deploy.perf.bench.fresh_run import MeasureFresh, fresh_run
 from moh_deploy.perf.bench.gates import parse_gate
-from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
+from moh_deploy.perf.bench.latency import MeasureFresh, MeasureRuns, fresh_run, runs_timer
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import check_timing
 from moh_deploy.report.baseline.figures import path_key

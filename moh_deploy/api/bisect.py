@@ -11,10 +11,10 @@ from moh_deploy.config.dtypes import dtype_named
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.float32_form import LOW, check_reference
 from moh_deploy.package import OnnxPackage, check_package_output
-from moh_deploy.runtime.int8_form import INT8, lowered_to_int8
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.lowered_package import check_float32, lowered
 from moh_deploy.runtime.open_runner import find_deployed
+from moh_deploy.runtime.quantized_package import INT8, lowered_to_int8
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import scratch_directory

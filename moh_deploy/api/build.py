@@ -12,13 +12,14 @@ from typing import Literal
 
 from moh_deploy import __version__
 from moh_deploy.api import precision as precision_job
-from moh_deploy.api.caches_in_place import write_caches_in_place
+from moh_deploy.derive.caches_in_place import write_caches_in_place
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.machine.device_code import DeviceCode, device_code
+from moh_deploy.machine.gpu import DeviceCode, device_code
 from moh_deploy.package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
 from moh_deploy.package.writer import save_model
 from moh_deploy.runtime.tensorrt.build_plan import (
     BuildPlan,
+    TimingCache,
     bytes_of,
     flavour_of,
     hardware_level,
@@ -47,17 +48,21 @@ from moh_deploy.runtime.tensorrt.engine_graph import (
     engine_layers,
     read_graph,
 )
+from moh_deploy.runtime.tensorrt.flavour import HOW_TO_BUILD, PLUGIN_NAME, find_plugin
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer, BuildRequest
-from moh_deploy.runtime.tensorrt.plugin_library import HOW_TO_BUILD, PLUGIN_NAME, find_plugin
-from moh_deploy.runtime.tensorrt.preflight import refused_by_parser, refused_driver, refused_targets
+from moh_deploy.runtime.tensorrt.preflight import (
+    Rejection,
+    refusal,
+    refused_by_parser,
+    refused_driver,
+    refused_targets,
+)
 from moh_deploy.runtime.tensorrt.profiles import fixed_places, make_profiles, shapes
-from moh_deploy.runtime.tensorrt.rejection import Rejection, refusal
-from moh_deploy.runtime.tensorrt.timing_cache import TimingCache
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import DirectoryKind, check_output
 from moh_deploy.system.staging import StagedDirectory, sync_file, temporary_place
-from moh_deploy.validate.compare.recorded_parity import require_equal
+from moh_deploy.validate.compare.parity import require_equal
 
 _WORK_NAME, _LOWERED_NAME, _TIMING_NAME = "work", "lowered", "timing"
 # Of a library that tests make, over kernels for the CPU: what the real one can be compiled for.

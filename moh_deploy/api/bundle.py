@@ -10,11 +10,10 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
 from moh_deploy.serving.telemetry.otlp import check_endpoint
 from moh_deploy.serving.triton.bundle import write_bundle
-from moh_deploy.serving.triton.bundle_json import Backend
-from moh_deploy.serving.triton.bundle_report import BundleReport
+from moh_deploy.serving.triton.bundle_json import Backend, BundleReport
 from moh_deploy.serving.triton.check import BundleCheck, examine_bundle
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.validate.compare.recorded_parity import require_equal
+from moh_deploy.validate.compare.parity import require_equal
 
 DEFAULT_GUARD = "default"
 

@@ -12,34 +12,28 @@ from pathlib import Path
 
 import moh_deploy
 from moh_deploy.api.made_arms import LoadOriginal, find_arms
-from moh_deploy.config.trust import require_trust
+from moh_deploy.config.checked_yaml import require_trust
 from moh_deploy.decision.arm_report import DataFile
-from moh_deploy.decision.earlier import read_earlier
-from moh_deploy.decision.measure import PlannedRun, first_inputs, try_arms
-from moh_deploy.decision.new_plan import NEW_PLAN
-from moh_deploy.decision.plan import PlanFile, QualityGoal, plan_of, read_plan
+from moh_deploy.decision.decide import read_earlier
+from moh_deploy.decision.measure import PlannedRun, first_inputs, timed_inputs, try_arms
+from moh_deploy.decision.plan import NEW_PLAN, PlanFile, QualityGoal, plan_of, read_plan
 from moh_deploy.decision.report import DecisionReport
-from moh_deploy.decision.score_arms import ScoreArms, score_arms
-from moh_deploy.decision.score_blocks import BlockScorer
+from moh_deploy.decision.score_arms import BlockScorer, ScoreArms, score_arms
 from moh_deploy.decision.spread import RayBlocks, check_ray, pickled
 from moh_deploy.decision.summarise import LookSetting, report_of
-from moh_deploy.decision.timed_inputs import timed_inputs
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.bench.fresh_run import MeasureFresh, fresh_run
-from moh_deploy.perf.bench.latency import MeasureRuns, runs_timer
+from moh_deploy.perf.bench.latency import MeasureFresh, MeasureRuns, fresh_run, runs_timer
 from moh_deploy.perf.timing import check_timing
 from moh_deploy.runtime.base import Deployed
 from moh_deploy.runtime.open_runner import opened_package
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.staging import StagedDirectory, scratch_directory, staged_file
-from moh_deploy.validate.accuracy.class_labels import Labelling
-from moh_deploy.validate.accuracy.label_files import SUFFIXES
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun, labelled_runs
 from moh_deploy.validate.accuracy.metrics import Metric
-from moh_deploy.validate.accuracy.reading import LabelledData, read_labelled
-from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.accuracy.reading import SUFFIXES, LabelledData, read_labelled
+from moh_deploy.validate.accuracy.task import Labelling, Task
 from moh_deploy.validate.reference.samples import named_mask, npz_files
 from moh_deploy.validate.reference.subject import Subject
 

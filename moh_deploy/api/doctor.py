@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moh_deploy.machine.abilities import abilities
 from moh_deploy.machine.ask import Failed, ask
 from moh_deploy.machine.doctor_report import DoctorReport
-from moh_deploy.machine.machine import Ability, look_around
+from moh_deploy.machine.machine import Ability, abilities, look_around
 from moh_deploy.system.progress import Progress, SilentProgress
 
 

@@ -12,7 +12,7 @@ from moh_deploy.runtime.original import Original, OriginalModel
 from moh_deploy.serving.genai.bundle import PACKAGE_FOLDER, GenaiBundleReport, write_genai_bundle
 from moh_deploy.serving.genai.verify import GenaiVerification, verify_genai
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.validate.compare.recorded_parity import require_equal
+from moh_deploy.validate.compare.parity import require_equal
 
 
 def bundle_for_genai(

@@ -14,12 +14,14 @@ from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.original import Original, OriginalModel
 from moh_deploy.runtime.text.decoding import Decoding, Sampling, check_prompts
-from moh_deploy.runtime.text.interface import TextInterface
-from moh_deploy.runtime.text.reference import reference_interface
+from moh_deploy.runtime.text.interface import TextInterface, reference_interface
 from moh_deploy.runtime.text.tokenizer import TextStream, Tokenizer
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.validate.compare.generate_report import GeneratedText, GenerateReport
-from moh_deploy.validate.compare.token_parity import TokenComparison
+from moh_deploy.validate.compare.generate_report import (
+    GeneratedText,
+    GenerateReport,
+    TokenComparison,
+)
 
 
 def generate(

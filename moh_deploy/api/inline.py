@@ -9,9 +9,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
-from moh_deploy.graph.load_model import load_ir
-from moh_deploy.graph.router_logits import attention_values
-from moh_deploy.graph.standard_operators import to_standard_operators
+from moh_deploy.graph.layer_reads import attention_values
+from moh_deploy.graph.load_model import load_ir, to_standard_operators
 from moh_deploy.package import (
     MODEL_DATA_NAME,
     MODEL_NAME,
@@ -20,18 +19,17 @@ from moh_deploy.package import (
     load_without_weights,
 )
 from moh_deploy.package.onnx_file import save_with_weights
-from moh_deploy.package.onnx_outline import read_outline
-from moh_deploy.package.weightless_model import ONNX_FILE
+from moh_deploy.package.onnx_outline import ONNX_FILE, read_outline
 from moh_deploy.report.document import Block, Document, Text
 from moh_deploy.report.numbers import count, si
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.base import Variant
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.progress import Progress, SilentProgress
 from moh_deploy.system.replaceable import FileKind, check_file_output
 from moh_deploy.system.staging import StagedDirectory
+from moh_deploy.validate.compare.parity import compare_recorded
 from moh_deploy.validate.compare.parity_report import ParityReport
-from moh_deploy.validate.compare.recorded_parity import compare_recorded
 
 # What was written when a package's model was brought to standard operators.
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.writer import model_bytes
 from moh_deploy.perf.cost_model.prediction import predict
-from moh_deploy.perf.decoder_savings import decoder_savings
-from moh_deploy.perf.inspect_report import InspectReport
+from moh_deploy.perf.inspect_report import InspectReport, decoder_savings
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner

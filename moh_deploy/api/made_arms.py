@@ -9,13 +9,11 @@ from pathlib import Path
 
 from moh_deploy.api.precision import precision
 from moh_deploy.api.prune import prune
-from moh_deploy.api.with_top_k import with_top_k
-from moh_deploy.decision.arm import Arm, named_errors
-from moh_deploy.decision.fixed_routing_arm import FixedRoutingModel, why_not_fed
+from moh_deploy.decision.arm import Arm, FixedRoutingModel, ServerModel, named_errors, why_not_fed
 from moh_deploy.decision.plan import ArmSection, CheckpointSection, PlanFile
-from moh_deploy.decision.server_arm import ServerModel
+from moh_deploy.derive.with_top_k import with_top_k
 from moh_deploy.errors import ConfigError
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.ops.routers import form_named
 from moh_deploy.package import OnnxPackage, choices_for, with_choices
 from moh_deploy.runtime.base import Deployed, Model, Variant

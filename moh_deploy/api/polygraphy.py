@@ -14,9 +14,9 @@ from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.runtime.open_runner import find_model, onnx_file
 from moh_deploy.runtime.original import OriginalModel, RunnableOriginal
+from moh_deploy.runtime.tensorrt.engine_contexts import INSTALL, choose_polygraphy
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.models import EngineDir
-from moh_deploy.runtime.tensorrt.on_host import INSTALL, choose_polygraphy
 
 if TYPE_CHECKING:
     from moh_deploy.runtime.polygraphy_runner import PolygraphyRunner

@@ -14,9 +14,8 @@ from moh_deploy.api.verify import verify
 from moh_deploy.config.dtypes import IntegerPrecision, LowerPrecision, dtype_named
 from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.graph.load_model import load_ir
-from moh_deploy.graph.lower_precision.casts import IR_TYPES
-from moh_deploy.graph.lower_precision.policy import LowType
-from moh_deploy.graph.narrow_caches import narrow_caches
+from moh_deploy.graph.precision_casts import IR_TYPES, narrow_caches
+from moh_deploy.graph.precision_policy import LowType
 from moh_deploy.package import (
     CorpusSample,
     LayerInfo,
@@ -34,20 +33,22 @@ from moh_deploy.report.report import Report
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import (
     check_float32,
+    largest_values,
     low_type,
     lower_model,
     lowered_manifest,
 )
-from moh_deploy.runtime.onnxruntime.plain_session import crash_of_plain_session
-from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
+from moh_deploy.runtime.onnxruntime.session import crash_of_plain_session
 from moh_deploy.runtime.quantized_package import quantized
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.validate.compare.checks import Check
-from moh_deploy.validate.compare.parity_document import comparison_lines, comparison_section
-from moh_deploy.validate.compare.parity_report import ParityReport
-from moh_deploy.validate.compare.recorded_parity import compare_recorded, proof_of, require_equal
-from moh_deploy.validate.compare.stored_weights import check_stored_weights
+from moh_deploy.validate.compare.checks import Check, check_stored_weights
+from moh_deploy.validate.compare.parity import compare_recorded, proof_of, require_equal
+from moh_deploy.validate.compare.parity_report import (
+    ParityReport,
+    comparison_lines,
+    comparison_section,
+)
 
 # What lowering a package's precision did, and how far it is from the original.
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
-from moh_deploy.graph.flops import attention_flops, parameters, product_flops
+from moh_deploy.graph.layer_nodes import attention_flops, parameters, product_flops
 from moh_deploy.graph.load_model import infer_types, load_ir
 from moh_deploy.graph.narrowing import FixedHeads
 from moh_deploy.graph.prune_heads import Pruned, prune_heads
@@ -29,13 +29,12 @@ from moh_deploy.perf.cost_model.first_choices import first_choices
 from moh_deploy.report.document import Block, Document, Share, Table, Text
 from moh_deploy.report.numbers import count, si
 from moh_deploy.report.report import Report
+from moh_deploy.runtime.kernel_use import choose_kernels
 from moh_deploy.runtime.lowered_package import check_float32
-from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
 from moh_deploy.system.progress import Progress, SilentProgress
+from moh_deploy.validate.compare.parity import publish_if_equal, require_equal
 from moh_deploy.validate.compare.parity_report import ParityReport
-from moh_deploy.validate.compare.recorded_parity import publish_if_equal, require_equal
-from moh_deploy.validate.reference.fixed_gates import with_fixed_gates
-from moh_deploy.validate.reference.head_loads import HeadLoads, head_loads
+from moh_deploy.validate.reference.head_loads import HeadLoads, head_loads, with_fixed_gates
 from moh_deploy.validate.reference.samples import (
     Sample,
     named_mask,

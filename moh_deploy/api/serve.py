@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from moh_deploy.api.bundle import DEFAULT_GUARD
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.serving.foreign_code import require_own_code
 from moh_deploy.serving.http.limits import MIB, HttpLimits
 from moh_deploy.serving.served_model import cores
 from moh_deploy.serving.settings import LARGEST_OPTION, ServingSettings
+from moh_deploy.serving.source import require_own_code
 from moh_deploy.serving.triton.bundle_json import bundled_model, is_bundle
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage, Runtime, check_replaceable
 from moh_deploy.perf.timing import Measure, Stopwatch, check_timing
 from moh_deploy.perf.tune.job import TuneJob

@@ -11,18 +11,15 @@ import numpy as np
 
 from moh_deploy.api.precision import LOWER_PRECISIONS, precision
 from moh_deploy.api.tune import DEFAULT_SECONDS
-from moh_deploy.config.runtimes import RUNTIMES
+from moh_deploy.config.dtypes import RUNTIMES
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, Runtime, check_package_output
-from moh_deploy.perf.cost_model.machine import Processor
+from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import Measure, Stopwatch, check_timing
-from moh_deploy.perf.tune.apart import ContestsApart
 from moh_deploy.perf.tune.contests import Contests, Differs
-from moh_deploy.perf.tune.quality import QualityCheck
-from moh_deploy.perf.tune.search import Search, TakesCandidates, write_chosen
-from moh_deploy.perf.tune.search_report import SearchReport
-from moh_deploy.perf.tune.search_samples import read_labelled_runs, read_runs
-from moh_deploy.perf.tune.tried import FLOAT32, RuntimePrecision, Tried
+from moh_deploy.perf.tune.quality import QualityCheck, read_labelled_runs, read_runs
+from moh_deploy.perf.tune.search import ContestsApart, Search, TakesCandidates, write_chosen
+from moh_deploy.perf.tune.search_report import FLOAT32, RuntimePrecision, SearchReport, Tried
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import check_float32
 from moh_deploy.runtime.models import kernels_of, runtime_name_of
@@ -30,9 +27,8 @@ from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress, TerminalProgress
 from moh_deploy.system.staging import StagedDirectory, temporary_place
-from moh_deploy.validate.accuracy.class_labels import Labelling
-from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.compare.condition import (
+from moh_deploy.validate.accuracy.task import Labelling, Task
+from moh_deploy.validate.compare.policy import (
     Condition,
     ParityCondition,
     better_of,

@@ -14,13 +14,17 @@ from moh_deploy.report.baseline.ratchet import Ratchet
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress, SilentProgress
-from moh_deploy.validate.accuracy.class_labels import Labelling
 from moh_deploy.validate.accuracy.metric_parity import Better
-from moh_deploy.validate.accuracy.task import ScoreFunction, Task
+from moh_deploy.validate.accuracy.task import Labelling, ScoreFunction, Task
 from moh_deploy.validate.compare.baseline_figures import parity_figures
-from moh_deploy.validate.compare.condition import better_of, metrics_of, parse_conditions
 from moh_deploy.validate.compare.parity_report import ParityReport
-from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, read_policy
+from moh_deploy.validate.compare.policy import (
+    BUILT_IN_POLICY,
+    better_of,
+    metrics_of,
+    parse_conditions,
+    read_policy,
+)
 from moh_deploy.validate.compare.verify_labels import verify_labelled
 from moh_deploy.validate.compare.verify_runs import WhatToRun, verify_runs
 from moh_deploy.validate.reference.references import Against

@@ -7,10 +7,9 @@ from pathlib import Path
 import click
 
 from moh_deploy.cli import options, values
-from moh_deploy.cli.many_values import ManyValues
 from moh_deploy.cli.original import original_of, taken_model_options
-from moh_deploy.cli.output import print_answer
-from moh_deploy.cli.report_files import FileFormat, ReportFiles
+from moh_deploy.cli.output import FileFormat, ReportFiles, print_answer
+from moh_deploy.cli.values import ManyValues
 
 
 @click.command("bench", cls=ManyValues, many={"--batch": r"\d+", "--size": r"[A-Za-z_]\w*=\d+"})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from moh_deploy.cli import options
-from moh_deploy.cli.many_values import ManyValues
 from moh_deploy.cli.output import print_answer
+from moh_deploy.cli.values import ManyValues
 
 
 @click.command("build", cls=ManyValues, many={"--compute-capability": r"\d+\.\d+"})

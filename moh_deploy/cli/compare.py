@@ -9,9 +9,8 @@ import click
 
 from moh_deploy.cli import options, values
 from moh_deploy.cli.failure import writing_stdout
-from moh_deploy.cli.output import print_answer
-from moh_deploy.cli.report_files import FileFormat, ReportFiles
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.cli.output import FileFormat, ReportFiles, print_answer
+from moh_deploy.system.bounded_json import to_json_text
 
 if TYPE_CHECKING:
     from moh_deploy.frontend.prove.eager import EagerModel

@@ -75,8 +75,8 @@ def command(as_json: bool, verbose: bool, **given: object) -> None:
 
     An ONNX file needs no code and no example inputs: docs/onnx-input.md.
     """
-    from moh_deploy.api.export_package import export_package
     from moh_deploy.config.options import ExportOptions
+    from moh_deploy.frontend.export_package import export_package
     from moh_deploy.system.progress import seconds_text
 
     job = ExportOptions(**given)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from typing import TextIO
 import click
 
 from moh_deploy.errors import BackendError, MoHDeployError, PackageError
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 
 EXIT_USAGE = 2
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would say that the answer is no

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from moh_deploy.cli.values import FILE_PATH, NAME_OR_PATH, seconds
-from moh_deploy.config.runtimes import RUNTIMES
+from moh_deploy.config.dtypes import RUNTIMES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Option = Callable[[Any], Any]

@@ -46,7 +46,7 @@ def command(package_dir: Path, junit: Path | None, as_json: bool, **given: objec
     """Run the package DIR on edge cases (ties, saturated and NaN logits, no token, padding only)
     and on its regression corpus: exit 1 if one fails."""
     from moh_deploy.cli.isolated_probe import ProbeTask, isolated_probe
-    from moh_deploy.cli.report_files import ReportFiles
+    from moh_deploy.cli.output import ReportFiles
 
     loading = taken_model_options(given)
     task = ProbeTask(package_dir, loading=loading, quiet=as_json, **given)  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def command(as_json: bool, **given: object) -> None:
     from moh_deploy.api.serve import serve
 
     def on_ready(listening: Listening) -> None:
-        from moh_deploy.system.json_text import to_json_text
+        from moh_deploy.system.bounded_json import to_json_text
 
         with writing_stdout():
             click.echo(to_json_text(listening.to_json()) if as_json else listening.to_text())

@@ -11,8 +11,7 @@ import click
 
 from moh_deploy.cli import genai, options, values
 from moh_deploy.cli.original import given_model_options, open_original, taken_model_options
-from moh_deploy.cli.output import print_answer
-from moh_deploy.cli.report_files import FileFormat, ReportFiles
+from moh_deploy.cli.output import FileFormat, ReportFiles, print_answer
 from moh_deploy.errors import ConfigError
 
 if TYPE_CHECKING:

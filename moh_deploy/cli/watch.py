@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from moh_deploy.cli import options, values
-from moh_deploy.cli.output import print_answer
-from moh_deploy.cli.report_files import FileFormat, ReportFiles
+from moh_deploy.cli.output import FileFormat, ReportFiles, print_answer
 
 
 @click.command("watch")

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from moh_deploy.errors import ConfigError
+
+# The runtimes that packages and ONNX models run in, on the CPU. An engine has its own.
+
+Runtime = Literal["onnxruntime", "openvino"]
+"""What options, plans and manifests call it."""
+
+RUNTIMES: Mapping[Runtime, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+"""Each to what reports call it; the first runs what was tuned for none."""
+
 
 IntegerPrecision = Literal["int8", "int4"]
 """What the weights of products may be rounded to."""

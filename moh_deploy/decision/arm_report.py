@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moh_deploy.decision.decide import ArmVerdict
-from moh_deploy.decision.measured import EdgeCases
+from moh_deploy.decision.measured import EdgeCases, LayerRouting
 from moh_deploy.decision.promise import Promise
-from moh_deploy.decision.routing_bias import LayerRouting
 
 
 @dataclass(frozen=True)

@@ -7,30 +7,37 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moh_deploy.decision.arm import Arm, OpenedArm, named_errors, open_arms, shapes_of
+from moh_deploy.decision.arm import (
+    Arm,
+    FixedRoutingModel,
+    OpenedArm,
+    named_errors,
+    open_arms,
+    shapes_of,
+    why_not_fed,
+)
 from moh_deploy.decision.decide import ArmEvidence, SizedTimes
-from moh_deploy.decision.fixed_routing_arm import FixedRoutingModel, why_not_fed
-from moh_deploy.decision.measured import ArmFacts, EdgeCases, MeasuredArms, SizedRun
+from moh_deploy.decision.measured import ArmFacts, EdgeCases, MeasuredArms, SizedRun, routing_bias
 from moh_deploy.decision.plan import Plan
 from moh_deploy.decision.quality_promise import SampleScores
-from moh_deploy.decision.routing_bias import routing_bias
 from moh_deploy.decision.score_arms import ScoreArms, score_arms
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, OnnxPackage
-from moh_deploy.perf.bench.fresh_run import FreshTask, MeasureFresh
-from moh_deploy.perf.bench.latency import MeasureRuns, Timing
-from moh_deploy.perf.bench.layer_work import layer_work
+from moh_deploy.perf.bench.latency import FreshTask, MeasureFresh, MeasureRuns, Timing
+from moh_deploy.perf.bench.measured import layer_work
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.accuracy.labelled_runs import LabelledRun
 from moh_deploy.validate.accuracy.metrics import Metric
+from moh_deploy.validate.accuracy.reading import LabelledData
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
 from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.source import Sides, Source, body_source
 from moh_deploy.validate.edge_cases.suite import Suite
-from moh_deploy.validate.reference.input_sets import InputSet, num_samples
+from moh_deploy.validate.reference.input_sets import InputSet, input_sets, num_samples, sized_inputs
 from moh_deploy.validate.reference.samples import named_mask
 
 # Measure what is worth knowing of an arm besides quality and time.
@@ -274,3 +281,51 @@ def why_not_measured(arm: Arm) -> str | None:
     if not arm.package.vectors:
         return "its package holds no recorded run"
     return why_not_fed(arm.package)
+
+
+# The inputs that all arms are timed on: real samples where there are enough of these sizes.
+
+
+def timed_inputs(
+    base: OnnxPackage, data: LabelledData | None, sizes: Sequence[Mapping[str, int]]
+) -> list[InputSet]:
+    """Return inputs of each of the sizes; without, of the example's.
+
+    The first samples of the labelled ones are taken, as many as the sizes ask for: heads that they
+    open are real. Where other dimensions are asked for than they have, inputs are recorded ones, or
+    drawn from these.
+
+    Raises:
+        ConfigError: A dimension is unknown, or of a size that the model does not take; or there is
+            nothing to draw from.
+    """
+    return [_of_sizes(base, data, size) for size in sizes or [{}]]
+
+
+def _of_sizes(base: OnnxPackage, data: LabelledData | None, sizes: Mapping[str, int]) -> InputSet:
+    real = None if data is None else _real(base, data, sizes)
+    if real is not None:
+        return real
+    if not base.vectors:
+        raise ConfigError(
+            f"{base.root} holds no recorded inputs, and no samples are of these sizes: there is"
+            " nothing to time on.",
+            hint="Give the plan samples of these sizes, or export the package again.",
+        )
+    if not sizes:
+        return input_sets(base, [], [])[0]
+    return sized_inputs(base, {name: [size] for name, size in sizes.items()})[0]
+
+
+def _real(base: OnnxPackage, data: LabelledData, sizes: Mapping[str, int]) -> InputSet | None:
+    """Return the first samples of the first file; None where they do not have these sizes."""
+    samples, axis = data.datasets[0].samples, data.axis.size
+    count = axis if isinstance(axis, int) else sizes.get(axis, base.manifest.dims.get(axis, 1))
+    if count > len(samples):
+        return None
+    inputs = samples.taken(0, count, 0, samples.inputs)
+    found = check_inputs(base.manifest.inputs, inputs)
+    if any(found.get(name) != size for name, size in sizes.items()):
+        return None
+    names = [info.name for info in base.manifest.inputs]
+    return InputSet(samples.name, found, {name: inputs[name] for name in names}, 1.0)

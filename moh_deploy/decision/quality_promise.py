@@ -10,8 +10,8 @@ import numpy as np
 from moh_deploy.decision.promise import Promise
 from moh_deploy.validate.accuracy.bootstrap import resampled
 from moh_deploy.validate.accuracy.judge import ONE_LOST_ONE_WON
+from moh_deploy.validate.accuracy.metric_parity import ACCURACY_RULES, CALLABLE, shown, shown_gap
 from moh_deploy.validate.accuracy.metrics import Metric
-from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, CALLABLE, shown, shown_gap
 from moh_deploy.validate.reference.differences import Float64Array
 
 

@@ -13,8 +13,8 @@ from moh_deploy.decision.decide import WouldDo
 from moh_deploy.decision.promise import Promise
 from moh_deploy.decision.size_break_even import SizeBreakEven
 from moh_deploy.perf.choices_text import sizes_text
-from moh_deploy.report.charts import TradeOffChart, TradeOffPoint
 from moh_deploy.report.document import (
+    NOT_TERMINAL,
     Block,
     Cell,
     Column,
@@ -26,16 +26,17 @@ from moh_deploy.report.document import (
     Status,
     Table,
     Text,
+    TradeOffChart,
+    TradeOffPoint,
     Verdict,
 )
-from moh_deploy.report.formats import NOT_TERMINAL
 from moh_deploy.report.json import HIDDEN, in_json, json_members, to_json
 from moh_deploy.report.numbers import count, figure
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.system.digest import sha256_of_json
-from moh_deploy.system.json_text import to_json_text
-from moh_deploy.validate.accuracy.rules import shown, shown_gap
+from moh_deploy.system.bounded_file import sha256_of_json
+from moh_deploy.system.bounded_json import to_json_text
+from moh_deploy.validate.accuracy.metric_parity import shown, shown_gap
 
 
 @dataclass(frozen=True)

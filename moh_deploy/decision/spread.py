@@ -18,8 +18,7 @@ from typing import Any
 
 import moh_deploy
 from moh_deploy.decision.arm import Arm, OpenedArm, named_errors, open_arms
-from moh_deploy.decision.score_arms import run_scores
-from moh_deploy.decision.score_blocks import ArmBlock, BlockScores, ran_by, score_here
+from moh_deploy.decision.score_arms import ArmBlock, BlockScores, ran_by, run_scores, score_here
 from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
 from moh_deploy.package import Manifest
 from moh_deploy.runtime.models import OnnxFile

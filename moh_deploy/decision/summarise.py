@@ -19,8 +19,7 @@ from moh_deploy.decision.decide import (
     level_of_look,
     would_do,
 )
-from moh_deploy.decision.latency_promise import log_quantile
-from moh_deploy.decision.mean_times import MOST_MEAN_OVER_MEDIAN, block_means
+from moh_deploy.decision.latency_promise import MOST_MEAN_OVER_MEDIAN, block_means, log_quantile
 from moh_deploy.decision.measure import why_not_measured
 from moh_deploy.decision.measured import MeasuredArms, SizedRun
 from moh_deploy.decision.plan import Plan
@@ -28,9 +27,9 @@ from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.size_break_even import size_break_evens
 from moh_deploy.perf.bench.latency import Timing
 from moh_deploy.perf.choices_text import sizes_text
-from moh_deploy.perf.cost_model.machine import Processor
+from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import difference
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.suggest import shortened
 from moh_deploy.validate.reference.input_sets import RANDOM
 

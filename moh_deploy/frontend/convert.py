@@ -14,11 +14,10 @@ from torch.export.graph_signature import OutputKind
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.emit import emit, output_types
 from moh_deploy.frontend.fx.arrays import dtype_name
-from moh_deploy.frontend.fx.outputs import output_names
+from moh_deploy.frontend.fx.containers import output_names
 from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
 from moh_deploy.frontend.inputs.program_inputs import unnamed_dims
-from moh_deploy.frontend.inputs.resized import resize_inputs
-from moh_deploy.frontend.inputs.sizes import SizeTrials
+from moh_deploy.frontend.inputs.sizes import SizeTrials, resize_inputs
 from moh_deploy.frontend.limits import (
     Ranges,
     Relations,
@@ -30,27 +29,31 @@ from moh_deploy.frontend.limits import (
 )
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.normalize.flex_attention import refuse_flex_attention
 from moh_deploy.frontend.normalize.fold import fold_constants
-from moh_deploy.frontend.normalize.plain_attention import prepare_plain_attention
+from moh_deploy.frontend.normalize.plain_attention import (
+    prepare_plain_attention,
+    refuse_flex_attention,
+)
 from moh_deploy.frontend.prove.original import (
     OriginalRun,
+    input_text,
     one_thread_if_small,
+    recorded_vectors,
     run_example,
     run_original,
+    try_to_record,
 )
 from moh_deploy.frontend.prove.record import LayerDifference, LayerRecord, Recording
-from moh_deploy.frontend.prove.recorded_run import input_text, recorded_vectors, try_to_record
 from moh_deploy.frontend.prove.size_runs import record_sizes
 from moh_deploy.frontend.prove.valid_elements import ValidElements
 from moh_deploy.frontend.recognize import MoHLayer, survey
 from moh_deploy.frontend.recognize.padding import padding_inputs
 from moh_deploy.frontend.rewrite import Rewrite, commit, insert
-from moh_deploy.frontend.rewrite.attention_view import view_attention
-from moh_deploy.frontend.rewrite.swap import Swap
+from moh_deploy.frontend.rewrite.operands import Swap
+from moh_deploy.frontend.rewrite.rewritten import view_attention
 from moh_deploy.frontend.rewrite.token_layout import insert_token_layout
 from moh_deploy.frontend.trace import trace
-from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer
+from moh_deploy.graph.export_names import LayerNames, TranslatedLayer
 from moh_deploy.graph.sequences import finish_export
 from moh_deploy.package import (
     Call,

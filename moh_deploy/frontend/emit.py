@@ -7,6 +7,8 @@ import io
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -17,15 +19,18 @@ from torch.utils import _pytree as pytree
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.graph import is_tensor, op, source_line, tensor
+from moh_deploy.frontend.inputs.npz_inputs import inputs_of_package
+from moh_deploy.frontend.load.model import LoadedModel, positional, taking_tensors
 from moh_deploy.frontend.quiet import muted, no_warnings
 from moh_deploy.frontend.torch_ops import TRANSLATIONS
 from moh_deploy.frontend.torch_ops.opaque import OPAQUE, translate_opaque
-from moh_deploy.frontend.trace import headline
+from moh_deploy.frontend.trace import dynamic_shapes, headline
 from moh_deploy.graph.load_model import drop_stack_traces
 from moh_deploy.graph.stand_ins import register_stand_in, replace_stand_ins
 from moh_deploy.ops import VERSION
 from moh_deploy.ops.onnx_schema import register_schemas
 from moh_deploy.ops.op_names import KERNEL_DOMAIN
+from moh_deploy.package import OnnxPackage
 
 DEFAULT_OPSET = 20
 
@@ -120,3 +125,39 @@ def cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return headline(error)
+
+
+# The export that PyTorch has by itself, without anything of ours: a baseline.
+
+
+def write_plain_onnx(model: LoadedModel, package: OnnxPackage, path: Path) -> None:
+    """Export a model with `torch.onnx.export` and its defaults.
+
+    Args:
+        model: The module or program; the sizes that a program takes are part of it.
+        package: Says which inputs there are, and which of their sizes are dynamic.
+        path: File to write; weights may lie beside it.
+
+    Raises:
+        ExportError: PyTorch cannot export it.
+    """
+    inputs = inputs_of_package(package.vectors[0].inputs, package.manifest)
+    # The same names as the package's: by name no one can be taken for another.
+    names = [item.name for item in inputs]
+    export = partial(torch.onnx.export, dynamo=True, input_names=names, verbose=False)
+    try:
+        with quiet():
+            if model.program is not None:
+                export(model.program, (), path)
+                return
+            assert model.module is not None
+            arguments = tuple(item.value for item in inputs)
+            call = package.manifest.call or positional(names)
+            with taking_tensors(model.module, call) as parameters:
+                shapes = dynamic_shapes(parameters, inputs, bounds={})
+                export(model.module, arguments, path, dynamic_shapes=shapes)
+    except Exception as error:
+        raise ExportError(
+            f"torch.onnx.export cannot export the original by itself: {cause(error)}.",
+            hint="Leave the baseline plain-onnx out, or name an ONNX file of your own.",
+        ) from error

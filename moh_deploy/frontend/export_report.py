@@ -16,7 +16,7 @@ from moh_deploy.package import (
     OtherRouter,
     TensorInfo,
 )
-from moh_deploy.package.token_mask import marks_padding, mask_input
+from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.report.document import Block, Document, Text
 from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count

@@ -17,8 +17,8 @@ from torch.export import ExportedProgram
 
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ExportError
-from moh_deploy.frontend.fx.constants import Constants
 from moh_deploy.frontend.fx.graph import argument, op, tensor
+from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.inputs.examples import example_sizes, parsed_dims
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import DimSum

@@ -24,8 +24,7 @@ from moh_deploy.errors import ExportError
 from moh_deploy.frontend.inputs.examples import parsed_dims
 from moh_deploy.frontend.inputs.program_inputs import drop_bound_inputs
 from moh_deploy.frontend.limits import dynamic_axes
-from moh_deploy.frontend.load.call import positional, taking_tensors
-from moh_deploy.frontend.load.model import LoadedModel, ModelInput
+from moh_deploy.frontend.load.model import LoadedModel, ModelInput, positional, taking_tensors
 from moh_deploy.frontend.load.onnx_graph.module import OnnxModule, name_scopes
 from moh_deploy.frontend.quiet import muted, no_warnings
 

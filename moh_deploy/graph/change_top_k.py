@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import LayerInfo
-from moh_deploy.package.router_nodes import makers_of, router_nodes
+from moh_deploy.package.graph_nodes import makers_of, router_nodes
 
 _WHOLE = ("top_k", "two_stage", "query_norm", "mask")
 """Forms whose MoHRouter may make the gates alone. Where operators behind it weigh them, these may

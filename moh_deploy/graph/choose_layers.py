@@ -7,15 +7,29 @@ runtime for these sizes only may want it: `choose_layers(model, at_sizes(layers,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import onnx_ir as ir
 
 from moh_deploy.errors import PackageError
 from moh_deploy.graph.add_function_bodies import import_domains
+from moh_deploy.graph.load_model import load_ir
 from moh_deploy.graph.switch_by_size import switch_rules_of, with_switches, without_switches
 from moh_deploy.ops import OPS, is_moh_op
 from moh_deploy.ops.op_names import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain, with_base
-from moh_deploy.package import LayerInfo, NodeRule, node_rules
+from moh_deploy.package import (
+    MODEL_DATA_NAME,
+    MODEL_NAME,
+    LayerInfo,
+    NodeRule,
+    OnnxPackage,
+    PackageWriter,
+    Runtime,
+    Tuning,
+    node_rules,
+)
+from moh_deploy.package.onnx_file import save_with_weights
 
 
 def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
@@ -101,3 +115,43 @@ def _copied(function: ir.Function, domain: str) -> ir.Function:
     copy = ir.serde.deserialize_function(ir.serde.serialize_function(function))
     copy.domain = domain
     return copy
+
+
+# Write a package again with other choices for its layers; everything else stays as it is.
+
+
+def write_choices(
+    package: OnnxPackage,
+    layers: Sequence[LayerInfo],
+    output: Path,
+    *,
+    tuning: Tuning | None = None,
+    runtime: Runtime | None = None,
+) -> OnnxPackage:
+    """Write the package with these layers in place of its own.
+
+    Args:
+        package: Where everything else comes from.
+        layers: The package's layers, with other choices.
+        output: The directory to write; the package's own, to replace it in one step.
+        tuning: What the choices rest on.
+        runtime: What is to run the package where nothing else is asked for; None for what it says.
+
+    Raises:
+        PackageError: It cannot be written, the disk is full, or the model lacks a layer's node.
+            What was there is still there.
+    """
+    model = load_ir(package)
+    choose_layers(model, layers)
+    with PackageWriter(output) as writer:
+        if MODEL_DATA_NAME in package.manifest.files:
+            # Choices change no weight, so a gigabyte of them is linked and not written again.
+            writer.bring_along(package, MODEL_DATA_NAME)
+            ir.save(model, writer.path(MODEL_NAME))
+        else:
+            save_with_weights(model, writer.path(MODEL_NAME))
+        writer.bring_tokenizer(package)
+        # `ops` lists domains, which the choices have changed.
+        manifest = replace(package.manifest, layers=tuple(layers), ops=ops_of(model), tuning=tuning)
+        manifest = replace(manifest, runtime=runtime or manifest.runtime)
+        return writer.finish(manifest, package.vectors, package.corpus)

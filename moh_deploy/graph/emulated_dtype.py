@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package.switches import all_nodes
+from moh_deploy.package.graph_nodes import all_nodes
 
 # They move such values or make them of a number: every runtime has them.
 _NATIVE = ("Cast", "Constant", "If", "Loop", "Scan")

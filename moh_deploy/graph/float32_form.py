@@ -14,9 +14,8 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.graph.load_model import load_ir
-from moh_deploy.graph.lower_precision.casts import IR_TYPES, lower_precision
-from moh_deploy.graph.lower_precision.policy import LowType, PrecisionPlan
-from moh_deploy.graph.raise_precision import Raised
+from moh_deploy.graph.precision_casts import IR_TYPES, Raised, lower_precision
+from moh_deploy.graph.precision_policy import LowType, PrecisionPlan
 from moh_deploy.graph.sequences import raise_to_float32
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.writer import save_model

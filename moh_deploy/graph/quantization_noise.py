@@ -15,13 +15,13 @@ from onnx import TensorProto, helper
 
 from moh_deploy.graph.weight_noise import DRAWN, DRAWN_SIZE, ROUNDING_STEP, add_noise_inputs
 from moh_deploy.ops import is_moh_op
-from moh_deploy.ops.nbits_weight import BLOCK, CONTRIB_DOMAIN
+from moh_deploy.ops.nbits_product import BLOCK, CONTRIB_DOMAIN
 from moh_deploy.ops.op_names import (
     MATMUL_NBITS,
     OUTPUT_PROJECTION_NBITS,
     QUERY_PROJECTION_NBITS,
 )
-from moh_deploy.package.switches import CONDITION_PREFIX, all_nodes
+from moh_deploy.package.graph_nodes import CONDITION_PREFIX, all_nodes
 
 # Write products with weights in blocks as standard operators, which show each of the numbers.
 

@@ -13,18 +13,19 @@ import onnx_ir as ir
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.choose_layers import choose_layers
-from moh_deploy.graph.close_input_gaps import close_input_gaps
-from moh_deploy.graph.float_masks import float_masks
-from moh_deploy.graph.fused_attention import fuse_attention
-from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer, keep_gates
+from moh_deploy.graph.export_names import (
+    LayerNames,
+    TranslatedLayer,
+    keep_gates,
+    name_interface,
+    name_nodes,
+    restore_output_types,
+)
 from moh_deploy.graph.load_model import infer_types, inline_functions
-from moh_deploy.graph.lower_precision.casts import lower_precision
-from moh_deploy.graph.lower_precision.policy import LowType, PrecisionPlan, plan_precision
-from moh_deploy.graph.name_interface import name_interface, name_nodes
-from moh_deploy.graph.raise_precision import Raised, raise_precision
-from moh_deploy.graph.restore_output_types import restore_output_types
+from moh_deploy.graph.plugin_nodes import close_input_gaps, float_masks, fuse_attention, tell_fields
+from moh_deploy.graph.precision_casts import Raised, lower_precision, raise_precision
+from moh_deploy.graph.precision_policy import LowType, PrecisionPlan, plan_precision
 from moh_deploy.graph.switch_by_size import without_switches
-from moh_deploy.graph.tell_fields import tell_fields
 from moh_deploy.package import LayerInfo
 
 
@@ -123,7 +124,7 @@ def lower_to_tensorrt(
 
     Not needed, and so not done: int64 indices (TensorRT has them from 10.0 on); constant top-k (an
     attribute of MoHRouter, a constant in its body); float32 `Attention` (the network makes it
-    decomposable: `runtime/tensorrt/network.py`).
+    decomposable: `runtime/tensorrt/builder.py`).
 
     Args:
         model: Its layers have one choice each (`choose_for_engine`): no `If` by size is left.

@@ -18,7 +18,7 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.ops.op_names import DENSE_DOMAIN, with_base
 from moh_deploy.package import NodeRule
-from moh_deploy.package.switches import CONDITION_PREFIX, dense_twin
+from moh_deploy.package.graph_nodes import CONDITION_PREFIX, dense_twin
 
 
 def with_switches(model: ir.Model, rules: Mapping[str, NodeRule]) -> bool:

@@ -9,10 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from moh_deploy.graph.add_function_bodies import import_domains
-from moh_deploy.graph.int4_policy import PROJECTIONS
+from moh_deploy.graph.integer_policy import PROJECTIONS
 from moh_deploy.ops import OPS, op_names
-from moh_deploy.ops.nbits_product import RANKS
-from moh_deploy.ops.nbits_weight import ACCURACY_LEVEL, BLOCK, CONTRIB_DOMAIN
+from moh_deploy.ops.nbits_product import ACCURACY_LEVEL, BLOCK, CONTRIB_DOMAIN, RANKS
 from moh_deploy.ops.op_names import KERNEL_DOMAIN, numbered_domain
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES, Attributes, TensorType
 from moh_deploy.system.npz import Array

@@ -8,12 +8,11 @@ import onnx
 from moh_deploy.errors import BackendError
 from moh_deploy.ops import MOH_ATTENTION
 from moh_deploy.ops.cases import Case
-from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.spec import Arrays
 from moh_deploy.package import Runtime
 from moh_deploy.runtime.base import Runner, Variant
-from moh_deploy.runtime.kernel_use import Kernels
-from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
+from moh_deploy.runtime.kernel_use import Kernels, instruction_sets
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.staging import scratch_directory
 

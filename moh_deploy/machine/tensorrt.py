@@ -14,12 +14,18 @@ from pathlib import Path
 
 from moh_deploy import native
 from moh_deploy.errors import BackendError
-from moh_deploy.machine.abilities import ability_to_build, code_gaps, failed, first_gpu
 from moh_deploy.machine.ask import Failed, ask
-from moh_deploy.machine.libraries import LibraryFacts, probe_library
-from moh_deploy.machine.machine import Ability, AddOnFacts, Machine
-from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
-from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
+from moh_deploy.machine.gpu import LibraryFacts, probe_library
+from moh_deploy.machine.machine import (
+    Ability,
+    AddOnFacts,
+    Machine,
+    ability_to_build,
+    code_gaps,
+    failed,
+    first_gpu,
+)
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS, PLUGIN_NAME
 
 # Name to the modules that may hold it, the first one that is there.
 MODULES: Mapping[str, tuple[str, ...]] = {

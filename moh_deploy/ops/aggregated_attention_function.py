@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import onnx
 
 from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL, REQUIRED
-from moh_deploy.ops.function_text import parsed_function
-from moh_deploy.ops.spec import Attributes, TensorTypes
+from moh_deploy.ops.spec import Attributes, TensorTypes, parsed_function
 
 
 @dataclass(frozen=True)

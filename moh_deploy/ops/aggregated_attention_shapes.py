@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.shape_checks import check_equal, check_tensor, known, required
-from moh_deploy.ops.spec import FLOAT_TYPES, Attributes, OpDim, TensorType, TensorTypes
+from moh_deploy.ops.spec import (
+    FLOAT_TYPES,
+    Attributes,
+    OpDim,
+    TensorType,
+    TensorTypes,
+    check_equal,
+    check_tensor,
+    known,
+    required,
+)
 
 _OP = op_names.AGGREGATED_ATTENTION
 # In the order of the op's inputs. Axes of one letter have one size in all of them.

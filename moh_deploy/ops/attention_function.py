@@ -13,8 +13,7 @@ from typing import Literal
 import onnx
 
 from moh_deploy.ops.attention_shapes import ATTN_MASK, NONPAD_KV_SEQLEN, optional_input
-from moh_deploy.ops.function_text import parsed_function
-from moh_deploy.ops.spec import Attributes, TensorTypes
+from moh_deploy.ops.spec import Attributes, TensorTypes, parsed_function
 
 MaskKind = Literal["bool", "float"]
 

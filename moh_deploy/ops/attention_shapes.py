@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.shape_checks import check_equal, check_tensor, known, required, show
 from moh_deploy.ops.spec import (
     FLOAT_TYPES,
     LENGTH_TYPES,
@@ -12,6 +11,11 @@ from moh_deploy.ops.spec import (
     OpDim,
     TensorType,
     TensorTypes,
+    check_equal,
+    check_tensor,
+    known,
+    required,
+    show,
 )
 
 _OP = op_names.ATTENTION

@@ -18,7 +18,7 @@ from moh_deploy.ops.attention_function import (
     merged_heads,
     position_mask,
 )
-from moh_deploy.ops.function_text import parsed_function
+from moh_deploy.ops.spec import parsed_function
 
 FUSED_OPSET = 23
 """The first version of the standard ops that has Attention."""

@@ -14,14 +14,12 @@ import onnx
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.function_text import parsed_function
-from moh_deploy.ops.nbits_weight import (
+from moh_deploy.ops.nbits_product import (
     CONTRIB_DOMAIN,
     check_weight,
     matmul_nbits_text,
     unpacked,
 )
-from moh_deploy.ops.shape_checks import check_equal, check_tensor, known, required
 from moh_deploy.ops.spec import (
     PACKED_TYPES,
     Arrays,
@@ -32,6 +30,11 @@ from moh_deploy.ops.spec import (
     OutputSpec,
     TensorType,
     TensorTypes,
+    check_equal,
+    check_tensor,
+    known,
+    parsed_function,
+    required,
 )
 
 _FLOAT = ("float32",)

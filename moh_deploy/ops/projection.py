@@ -19,8 +19,6 @@ import onnx
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.function_text import parsed_function
-from moh_deploy.ops.shape_checks import check_equal, check_tensor, known, required
 from moh_deploy.ops.spec import (
     FLOAT_TYPES,
     Arrays,
@@ -32,6 +30,11 @@ from moh_deploy.ops.spec import (
     OutputSpec,
     TensorType,
     TensorTypes,
+    check_equal,
+    check_tensor,
+    known,
+    parsed_function,
+    required,
 )
 
 # The projections as ONNX functions in standard ops: every row, open or not, in one product.

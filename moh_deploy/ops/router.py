@@ -19,8 +19,6 @@ import onnx
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import op_names
-from moh_deploy.ops.function_text import parsed_function
-from moh_deploy.ops.shape_checks import check_equal, check_tensor, known
 from moh_deploy.ops.spec import (
     FLOAT_TYPES,
     Arrays,
@@ -32,6 +30,10 @@ from moh_deploy.ops.spec import (
     OutputSpec,
     TensorType,
     TensorTypes,
+    check_equal,
+    check_tensor,
+    known,
+    parsed_function,
 )
 
 # MoHRouter as an ONNX function in standard ops: what runs wherever no kernel is installed.

@@ -7,7 +7,7 @@ implements, exports, checks or documents an op reads it from `OPS`: its meaning 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -188,3 +188,91 @@ PLUGIN_ATTRIBUTES: Mapping[str, str] = {
     "plugin_namespace": KERNEL_DOMAIN,
 }
 """On every node besides the op's own attributes: TensorRT's parser picks the plugin by them."""
+
+
+# Checks that the shape rules share.
+#
+# A named or unknown size is compared with nothing: only a certain conflict is refused.
+
+
+def required(op_name: str, name: str, value: TensorType | None) -> TensorType:
+    """Return an input that must be there.
+
+    Raises:
+        ExportError: It is absent.
+    """
+    if value is None:
+        raise ExportError(f"{op_name}: input '{name}' is absent; it is required.")
+    return value
+
+
+def check_tensor(
+    op_name: str, name: str, value: TensorType, dtypes: tuple[str, ...], ranks: tuple[int, ...]
+) -> None:
+    """Refuse a dtype and a rank that the op does not take.
+
+    Raises:
+        ExportError: The dtype is not in `dtypes`, or the rank not in `ranks`.
+    """
+    if value.dtype not in dtypes:
+        raise ExportError(
+            f"{op_name}: {name} has dtype {value.dtype}; expected {' or '.join(dtypes)}."
+        )
+    if len(value.shape) not in ranks:
+        expected = " or ".join(map(str, ranks))
+        raise ExportError(
+            f"{op_name}: {name} has rank {len(value.shape)}, shape {show(value)}; "
+            f"expected rank {expected}."
+        )
+
+
+def check_equal(op_name: str, what: str, got: OpDim, expected: OpDim) -> None:
+    """Refuse two fixed sizes that differ.
+
+    Raises:
+        ExportError: Both are known numbers and not equal.
+    """
+    if isinstance(got, int) and isinstance(expected, int) and got != expected:
+        raise ExportError(f"{op_name}: {what} is {got}; expected {expected}.")
+
+
+def known(*dims: OpDim) -> OpDim:
+    """Return the most definite of several names for one size: a number, else a name, else None."""
+    ranked = sorted(dims, key=lambda dim: 0 if isinstance(dim, int) else 1 if dim else 2)
+    return ranked[0]
+
+
+def show(value: TensorType) -> str:
+    """Format a shape for a message: `[batch, 7, ?]`."""
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in value.shape) + "]"
+
+
+# Function bodies as text: read by people, parsed by onnx.parser.
+
+MIN_OPSET = 18
+
+
+def parsed_function(
+    signature: str, steps: Iterable[str], *, opset: int, domain: str | None = None
+) -> onnx.FunctionProto:
+    """Return a function body.
+
+    Args:
+        signature: Name of the op, its attributes, inputs and outputs: `Op <size> (X, W) => (Y)`.
+        steps: In the ONNX text format. Each makes the names that later ones read.
+        opset: Version of the standard ops that the model imports.
+        domain: One whose ops, of version 1, the steps use besides.
+
+    Raises:
+        ExportError: The opset is older than MIN_OPSET, the first in which ReduceMax takes its axes
+            as an input and Split takes num_outputs.
+    """
+    if opset < MIN_OPSET:
+        op_name = signature.split()[0]
+        raise ExportError(
+            f"{op_name}: function body for opset {opset}; expected {MIN_OPSET} or later.",
+            hint=f"Export with opset {MIN_OPSET} or later.",
+        )
+    imports = f'"" : {opset}' + (f', "{domain}" : 1' if domain else "")
+    head = f'<domain: "{KERNEL_DOMAIN}", opset_import: [{imports}]> {signature}'
+    return onnx.parser.parse_function(f"{head} {{ {' '.join(steps)} }}")

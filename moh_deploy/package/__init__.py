@@ -4,8 +4,7 @@ A package is a directory: `model.onnx` (and `model.onnx.data` above 1 GB), `mani
 `vectors.npz`. `docs/package-format.md` describes it.
 """
 
-from moh_deploy.config.dtypes import ComputeType
-from moh_deploy.config.runtimes import Runtime
+from moh_deploy.config.dtypes import ComputeType, Runtime
 from moh_deploy.package.choices import (
     CHOICES,
     NodeRule,
@@ -30,8 +29,6 @@ from moh_deploy.package.corpus import (
     MinedToken,
     bounded,
 )
-from moh_deploy.package.external_data import MODEL_DATA_NAME, MODEL_NAME
-from moh_deploy.package.fingerprint import NUMBERS, fingerprint
 from moh_deploy.package.interface import (
     CacheBuffer,
     CachesInPlace,
@@ -45,17 +42,32 @@ from moh_deploy.package.layer_info import Choice, LayerInfo, RouterTypes, SizeRa
 from moh_deploy.package.manifest import (
     Float32Node,
     KeptOperators,
+    LayerRounding,
     Made,
     Manifest,
     NearMiss,
     OtherRouter,
+    Proof,
+    Rounding,
+    Spread,
+    Tuning,
 )
-from moh_deploy.package.measured import LayerRounding, Proof, Rounding, Spread, Tuning
-from moh_deploy.package.onnx_outline import read_outline
-from moh_deploy.package.onnx_package import OnnxPackage, require_finished
-from moh_deploy.package.spread import MASKS_BEYOND, beside_masks, fingerprint_spread, spread
+from moh_deploy.package.onnx_outline import load_without_weights, read_outline
+from moh_deploy.package.onnx_package import (
+    MODEL_DATA_NAME,
+    MODEL_NAME,
+    OnnxPackage,
+    require_finished,
+)
+from moh_deploy.package.spread import (
+    MASKS_BEYOND,
+    NUMBERS,
+    beside_masks,
+    fingerprint,
+    fingerprint_spread,
+    spread,
+)
 from moh_deploy.package.vectors import VectorSet
-from moh_deploy.package.weightless_model import load_without_weights
 from moh_deploy.package.writer import (
     TOKENIZER_FILES,
     TOKENIZER_NAME,

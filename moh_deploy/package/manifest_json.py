@@ -16,8 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from moh_deploy.errors import PackageError
 from moh_deploy.package.manifest import FORMAT_VERSION, Manifest
 from moh_deploy.package.manifest_sense import check_sense
+from moh_deploy.system.bounded_file import sha256_of_json
 from moh_deploy.system.bounded_json import has_keys, read_json
-from moh_deploy.system.digest import sha256_of_json
 
 MANIFEST_NAME = "manifest.json"
 _DIGEST = "sha256"

@@ -15,11 +15,15 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import PackageError
 from moh_deploy.ops.routers import FORMS
 from moh_deploy.package.choices import choices_for
-from moh_deploy.package.interface import CachesInPlace, TensorInfo, TextGeneration
+from moh_deploy.package.interface import (
+    CachesInPlace,
+    TensorInfo,
+    TextGeneration,
+    marks_padding,
+    mask_input,
+)
 from moh_deploy.package.layer_info import Choice, LayerInfo
-from moh_deploy.package.manifest import Made, Manifest
-from moh_deploy.package.measured import Proof, Rounding, Spread, Tuning
-from moh_deploy.package.token_mask import marks_padding, mask_input
+from moh_deploy.package.manifest import Made, Manifest, Proof, Rounding, Spread, Tuning
 from moh_deploy.system.bounded_file import is_plain_name
 
 # Say what is wrong with single values of a manifest, each with the key path that has it.

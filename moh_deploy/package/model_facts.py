@@ -21,16 +21,18 @@ from moh_deploy.ops import op_names
 from moh_deploy.ops.op_names import base_domain
 from moh_deploy.package.choices import node_rules
 from moh_deploy.package.facts import StatedFact
-from moh_deploy.package.interface import CachesInPlace, TensorInfo
-from moh_deploy.package.layer_info import LayerInfo
-from moh_deploy.package.manifest import Manifest
-from moh_deploy.package.router_nodes import (
+from moh_deploy.package.graph_nodes import (
+    CONDITION_PREFIX,
     CONTRACTIONS,
+    all_nodes,
     computed_from,
     is_router,
     router_nodes,
+    switch_rules,
 )
-from moh_deploy.package.switches import CONDITION_PREFIX, all_nodes, switch_rules
+from moh_deploy.package.interface import CachesInPlace, TensorInfo
+from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.manifest import Manifest
 
 _ATTENTIONS = get_args(op_names.AttentionOp)
 _VIEWS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")

@@ -13,16 +13,17 @@ import functools
 import math
 import mmap
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
 
 from moh_deploy.errors import PackageError
 from moh_deploy.system.bounded_file import open_regular
+from moh_deploy.system.replaceable import FileKind
 
 
 @dataclass(frozen=True)
@@ -277,3 +278,109 @@ def _described(tensor: onnx.TensorProto) -> str:
     known = tensor.data_type in onnx.TensorProto.DataType.values()
     dtype = onnx.TensorProto.DataType.Name(tensor.data_type) if known else tensor.data_type
     return f"{dtype}{list(tensor.dims)[:20]}"
+
+
+# Load the graph of an ONNX file and leave the data of its weights on disk.
+#
+# protobuf reads a file as a whole. Who only asks what the nodes are would copy all weights, which
+# are most of it, and do so again for every question.
+#
+# Source: the Protocol Buffers encoding specification; onnx.proto for the numbers of the fields.
+
+_WEIGHTLESS_MODEL_VARINT, _WEIGHTLESS_MODEL_FIXED_64, _WEIGHTLESS_MODEL_LENGTH_DELIMITED = 0, 1, 2
+_GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
+_INITIALIZER = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
+
+# Small ones are constants that somebody may ask for: axes, shapes, scales.
+_LARGE_BYTES = 1 << 16
+
+
+def load_without_weights(path: Path) -> onnx.ModelProto:
+    """Load a model whose outline was read before, so that it is known to be whole.
+
+    Args:
+        path: The file; external data is not looked at.
+
+    Returns:
+        The model. Weights of more than 64 KiB have a name, a shape and a dtype, and no data.
+
+    Raises:
+        PackageError: The file cannot be read.
+    """
+    try:
+        with (
+            open_regular(path) as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            return _model(data)
+    except FileNotFoundError as error:
+        raise PackageError(f"{path} does not exist.") from error
+    except OSError as error:
+        raise PackageError(f"{path}: cannot be read: {error.strerror}.") from error
+    # Of a file that changed since: a length that leads out of the map, or what protobuf refuses.
+    except (DamagedError, IndexError, ValueError) as error:
+        raise PackageError(f"{path} cannot be read as an ONNX model: {error}.") from error
+
+
+def _is_model(path: Path) -> bool:
+    read_outline(path)  # Of other files it raises.
+    return bool(load_without_weights(path).graph.output)
+
+
+ONNX_FILE = FileKind("ONNX model", _is_model)
+
+
+class _Field(NamedTuple):
+    """One field of a message: its number, where it begins, and where its content begins and ends"""
+
+    number: int
+    begin: int
+    content: int
+    end: int
+
+
+def _model(data: mmap.mmap) -> onnx.ModelProto:
+    # A message may come in parts, and parts that follow each other are one message.
+    model = b""
+    graph: list[bytes] = []
+    weights: list[bytes] = []
+    for item in _fields(data, 0, len(data)):
+        if item.number != _GRAPH:
+            model += data[item.begin : item.end]
+            continue
+        for part in _fields(data, item.content, item.end):
+            if part.number == _INITIALIZER:
+                weights.append(_tensor(data, part))
+            else:
+                graph.append(data[part.begin : part.end])
+    loaded: onnx.ModelProto = onnx.ModelProto.FromString(model)
+    loaded.graph.MergeFromString(b"".join(graph))
+    loaded.graph.initializer.extend(map(onnx.TensorProto.FromString, weights))
+    return loaded
+
+
+def _tensor(data: mmap.mmap, weight: _Field) -> bytes:
+    """Return the message of a weight, without its data if that is large."""
+    if weight.end - weight.content <= _LARGE_BYTES:
+        return data[weight.content : weight.end]
+    return b"".join(
+        data[field.begin : field.end]
+        for field in _fields(data, weight.content, weight.end)
+        if field.number != _RAW_DATA
+    )
+
+
+def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[_Field]:
+    """Yield the fields of the message between two places."""
+    while at < end:
+        begin = at
+        tag, at = read_varint(data, at)
+        kind, size = tag & 7, 4
+        if kind == _WEIGHTLESS_MODEL_LENGTH_DELIMITED:
+            size, at = read_varint(data, at)
+        elif kind == _WEIGHTLESS_MODEL_VARINT:
+            size = read_varint(data, at)[1] - at
+        elif kind == _WEIGHTLESS_MODEL_FIXED_64:
+            size = 8
+        yield _Field(tag >> 3, begin, at, at + size)
+        at += size

@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-from moh_deploy.perf.cost_model.machine import Processor
 from moh_deploy.runtime.kernel_use import KernelUse
+
+# Describe a machine, so that a reader knows where times were measured.
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The processor that layers run on.
+
+    Attributes:
+        processor: Its name.
+        num_cores: Cores that this process may run on; a quota of their time is not seen.
+        instruction_set: What kernels run on, such as `avx2`; None without kernels.
+    """
+
+    processor: str
+    num_cores: int
+    instruction_set: str | None
+
+    @classmethod
+    def this(cls, instruction_set: str | None) -> Processor:
+        """Return the machine that this process runs on."""
+        # Not `os.cpu_count()`, which counts cores that `taskset` or the cpuset of a container keeps
+        # from this process.
+        return cls(_processor(), len(os.sched_getaffinity(0)), instruction_set)
+
+    def describe(self) -> str:
+        """Return `AMD EPYC 9R14, 2 cores, avx512`."""
+        cores = "1 core" if self.num_cores == 1 else f"{self.num_cores} cores"
+        return f"{self.processor}, {cores}, {self.instruction_set or 'no kernels'}"
+
+
+def _processor() -> str:
+    try:
+        # `platform.processor()` is empty or just `x86_64` on most Linux systems.
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
 
 _PACKAGES = ("moh-deploy", "onnxruntime", "onnx", "numpy", "tensorrt", "tensorrt-rtx", "polygraphy")
 

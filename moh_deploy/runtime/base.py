@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol, Self, TypeAlias
@@ -80,8 +81,8 @@ class Variant:
 
 # Variants are edits before a model is opened, and not runners around runners: a runtime fuses,
 # folds and places what it is given, so what an edit changes cannot be changed from outside.
-AS_IT_IS = Variant()
-FUNCTION_BODIES = Variant(kernels="off", optimize=False)
+AS_IT_IS: Variant = Variant()
+FUNCTION_BODIES: Variant = Variant(kernels="off", optimize=False)
 """What kernels and optimisations are compared with."""
 
 
@@ -325,3 +326,30 @@ class Deployed(Model):
     def fits(self, sizes: Mapping[str, int]) -> bool:
         """Tell whether it was made for these sizes of the dynamic dimensions."""
         return True
+
+
+# A runner that keeps what it returns, so that scores need no second run.
+
+
+@dataclass(frozen=True)
+class RecordingRunner(RunnerAround):
+    """A runner that records its results.
+
+    Attributes:
+        runner: What runs.
+        kept: Names of what is kept of its results; the rest is as large as the model's activations.
+        step: Encloses a run, by its number from 0: it shows progress.
+        results: What each run returned, in order.
+    """
+
+    runner: Runner
+    kept: frozenset[str]
+    step: Callable[[int], AbstractContextManager[None]]
+    results: list[dict[str, Array]] = field(default_factory=list)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once; see `Runner.run`."""
+        with self.step(len(self.results)):
+            found = self.runner.run(inputs)
+        self.results.append({name: found[name] for name in self.kept & found.keys()})
+        return found

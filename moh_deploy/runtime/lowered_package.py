@@ -7,16 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
+import numpy as np
 import onnx_ir as ir
 
 from moh_deploy.config.dtypes import dtype_named
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph import sequences
 from moh_deploy.graph.load_model import load_ir
-from moh_deploy.graph.lower_precision.policy import LowType, PrecisionPlan
+from moh_deploy.graph.precision_policy import LowType, PrecisionPlan
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, RouterTypes
 from moh_deploy.package.writer import save_model
-from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
+from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.onnxruntime.session import open_session
+from moh_deploy.system.npz import Array
 
 
 def lowered(package: OnnxPackage, to: str, root: Path) -> OnnxPackage:
@@ -116,3 +119,50 @@ def _projection(value: ir.Value | None) -> ir.Node | None:
         first = next((v for v in node.inputs if v is not None and not v.is_initializer()), None)
         node = None if first is None else first.producer()
     return node
+
+
+# Measure how large the values inside a model get: half precision must not overflow.
+
+# Values that are fetched in one run: each is held in memory until the run is over.
+_AT_ONCE = 64
+
+
+def largest_values(package: OnnxPackage) -> dict[str, float]:
+    """Run the recorded inputs and return the largest finite absolute number of each float value.
+
+    Args:
+        package: Weights count as values; what stands in inner graphs and in function bodies does
+            not.
+
+    Raises:
+        BackendError: ONNX Runtime failed.
+    """
+    graph = load_ir(package).graph  # onnx reads no weights from where a name is not text
+    largest = {
+        name: _largest(value.const_value.numpy())
+        for name, value in graph.initializers.items()
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
+    }
+    names = [value.name for node in graph for value in node.outputs if value.name]
+    for vectors in package.vectors:
+        for name, array in vectors.inputs.items():
+            _note(largest, name, array)
+        # A session for each chunk, as outputs are part of a model; it is loaded again for less
+        # memory.
+        for start in range(0, len(names), _AT_ONCE):
+            chunk = tuple(names[start : start + _AT_ONCE])
+            runner = open_session(package, Variant(extra_outputs=chunk))
+            for name, array in runner.run(vectors.inputs).items():
+                _note(largest, name, array)
+    return largest
+
+
+def _note(largest: dict[str, float], name: str, array: Array) -> None:
+    if np.issubdtype(array.dtype, np.floating):
+        largest[name] = max(largest.get(name, 0.0), _largest(array))
+
+
+def _largest(array: Array) -> float:
+    # Masks hold -inf on purpose, which half precision has too.
+    finite = array[np.isfinite(array)]
+    return float(np.abs(finite).max(initial=0.0))

@@ -11,8 +11,7 @@ import onnx
 
 from moh_deploy.graph.forced_gates import GateTypes, computed_gates, force_gates, unforceable_layers
 from moh_deploy.graph.quantization_noise import add_quantization_noise, has_integer_products
-from moh_deploy.graph.round_operands import round_operands
-from moh_deploy.graph.weight_noise import add_weight_noise, has_low_weights
+from moh_deploy.graph.weight_noise import add_weight_noise, has_low_weights, round_operands
 from moh_deploy.package import OnnxPackage, load_without_weights
 from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeAlias
 
-from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.package import Manifest, Runtime, TensorInfo
+import numpy as np
+
+from moh_deploy.errors import BackendError, ConfigError, MoHDeployError
+from moh_deploy.package import Manifest, Runtime, TensorInfo, VectorSet
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs, empty_axis
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.serving.batches import BatchAxis, scalars_of
-from moh_deploy.serving.drift.live_drift import LiveDrift, open_live_drift
+from moh_deploy.serving.drift.live import LiveDrift, open_live_drift
 from moh_deploy.serving.guard.guard import Guard
 from moh_deploy.serving.guard.open_guard import open_guard
-from moh_deploy.serving.guard.shadow import Shadow
+from moh_deploy.serving.guard.same_answers import Shadow
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.serving.source import BatchSource, Observer, OneModel, ServedRun, open_model
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.telemetry.otlp import OtlpExport
 from moh_deploy.system.npz import Array
+from moh_deploy.validate.compare.tolerances import rule_name, tolerance_for
 from moh_deploy.validate.reference.user_vectors import check_ranges
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
@@ -244,3 +248,114 @@ def _quota() -> int | None:
     except (OSError, ValueError):  # not in a container, or "max 100000"
         return None
     return max(1, math.ceil(quota / period)) if period else None
+
+
+# Answer joined requests, and tell by trying whether requests may be joined.
+#
+# A first axis that is dynamic everywhere may count samples that depend on each other. A model that
+# norms over it would answer a request with numbers that come of the values in another.
+
+# Answer the requests of a batch: joined, and each alone where that fails.
+
+Tensors: TypeAlias = Mapping[str, Array]
+
+
+class Answering(Protocol):
+    """Answers a batch, as `ServedModel.answer` does."""
+
+    def __call__(self, inputs: Tensors, sizes: Sequence[int] = ()) -> Reply: ...
+
+
+def answer_batch(
+    answer: Answering, axis: BatchAxis | None, requests: Sequence[Tensors]
+) -> Iterator[Reply | Exception]:
+    """Yield the reply to each request, or its error, in their order.
+
+    A request of an unknown token must not fail those that it was joined with: where the batch
+    fails, each of several is run again alone, and yielded as soon as it is known.
+
+    Args:
+        answer: Answers one batch.
+        axis: The axis that requests are joined on; None where each runs alone.
+        requests: Name to array; they were checked, and have equal keys of the axis.
+    """
+    try:
+        if axis is None:
+            replies = [answer(inputs) for inputs in requests]
+        else:
+            sizes = [axis.size(inputs) for inputs in requests]
+            reply = answer(axis.joined(requests), sizes)
+            replies = [Reply(part, reply.rung) for part in axis.split(reply.outputs, sizes)]
+    except Exception as error:
+        if len(requests) == 1:
+            yield error
+            return
+        for inputs in requests:
+            yield from answer_batch(answer, axis, [inputs])
+        return
+    yield from replies
+
+
+@dataclass(frozen=True)
+class Joining:
+    """Says whether requests may be joined into batches, and if not why.
+
+    Attributes:
+        axis: The axis that they are joined on; None where each runs alone.
+        reason: Why each runs alone; None if they are joined.
+    """
+
+    axis: BatchAxis | None
+    reason: str | None = None
+
+
+def find_joining(served: ServedModel) -> Joining:
+    """Return how requests of a model may be joined.
+
+    A recorded run of several samples is repeated with all of them replaced by the first, and by
+    the last: where that is answered as before, the others have no part in its answer.
+
+    Raises:
+        BackendError: The model does not run.
+    """
+    axis = served.batch_axis
+    if axis is None:
+        return Joining(None, "its inputs and outputs have no first axis in common that is dynamic")
+    try:
+        vectors = served.model.made_from(None).vectors
+    except MoHDeployError:  # an engine has none
+        vectors = ()
+    recorded = next(filter(_has_unequal_samples, vectors), None)
+    if recorded is None:
+        return Joining(
+            None, "no recorded run has several samples, to try whether they are independent"
+        )
+    whole = served.run(recorded.inputs)
+    samples = axis.size(recorded.inputs)
+    allowed = tolerance_for(rule_name(served.model.manifest.precision)).relative
+    for index in (0, samples - 1):
+        same = {
+            name: np.repeat(array[index : index + 1], samples, axis=0)
+            for name, array in recorded.inputs.items()
+        }
+        for name, got in served.run(same).items():
+            before = whole[name]
+            if len(before) != samples or not _is_close(
+                got[index : index + 1], before[index : index + 1], allowed
+            ):
+                return Joining(None, f"output '{name}' of a sample depends on the other samples")
+    return Joining(axis)
+
+
+def _has_unequal_samples(recorded: VectorSet) -> bool:
+    arrays = recorded.inputs.values()
+    return any((array != array[:1]).any() for array in arrays if len(array) > 1)
+
+
+def _is_close(got: Array, expected: Array, relative: float) -> bool:
+    if expected.dtype.kind in "biu":
+        return np.array_equal(got, expected)
+    wide_got, wide = got.astype(np.float64), expected.astype(np.float64)
+    finite = np.abs(wide[np.isfinite(wide)])
+    limit = relative * max(1.0, float(finite.max(initial=0)))
+    return bool(np.allclose(wide_got, wide, rtol=0, atol=limit, equal_nan=True))

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moh_deploy.errors import MoHDeployError
-from moh_deploy.system.bounded_file import open_regular
-from moh_deploy.system.bounded_zip import open_archive
+from moh_deploy.system.bounded_file import open_archive, open_regular
 from moh_deploy.system.replaceable import FileKind
 
 Array: TypeAlias = NDArray[np.generic]

@@ -15,16 +15,15 @@ from rich.console import Console
 
 import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, with_choices
-from moh_deploy.perf.bench.fresh_run import FreshRun, FreshTask
-from moh_deploy.perf.bench.latency import Timing
+from moh_deploy.perf.bench.latency import FreshRun, FreshTask, Timing
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.report.markdown import markdown_text
 from moh_deploy.runtime import models
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.onnxruntime.session import open_session
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.npz import read_npz, write_npz
 from tests.handmade_package import MANIFEST, model, vectors, write_package
 from tests.kernel_library import required_library

@@ -25,8 +25,7 @@ from moh_deploy.system.npz import Array
 from moh_deploy.validate.bisection import repair as job
 from moh_deploy.validate.bisection.cure import Cure, KeptNode
 from moh_deploy.validate.bisection.experiments import Experiments
-from moh_deploy.validate.bisection.forced_model import ForcedModel
-from moh_deploy.validate.bisection.places import NodePlace
+from moh_deploy.validate.bisection.places import ForcedModel, NodePlace
 from moh_deploy.validate.bisection.report import BisectReport
 from moh_deploy.validate.compare.parity_report import ParityReport
 from tests.half_packages import write_unprotected

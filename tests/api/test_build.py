@@ -16,10 +16,10 @@ import moh_deploy
 from moh_deploy import native
 from moh_deploy.api import build as api_build
 from moh_deploy.errors import BackendError, ConfigError, PackageError, ValidationError
-from moh_deploy.machine.device_code import device_code
+from moh_deploy.machine.gpu import device_code
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.writer import save_model
-from moh_deploy.runtime.tensorrt import plugin_library
+from moh_deploy.runtime.tensorrt import flavour as plugin_library
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
 from moh_deploy.runtime.tensorrt.candidates import AttentionWay, ChosenWay
 from moh_deploy.runtime.tensorrt.engine_graph import read_graph

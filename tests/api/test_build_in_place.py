@@ -13,17 +13,17 @@ import pytest
 from packaging import version
 
 import moh_deploy
-from moh_deploy.api.caches_in_place import write_caches_in_place
+from moh_deploy.derive.caches_in_place import write_caches_in_place
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.cache_buffers import with_dtypes
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.tensorrt.build_plan import BuildPlan
-from moh_deploy.runtime.tensorrt.engine_reading import read_engine_dir
+from moh_deploy.runtime.tensorrt.engine_dir import read_engine_dir
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.messages import Stack
 from moh_deploy.runtime.tensorrt.models import EngineDir
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.progress import SilentProgress
 from tests.cuda.trt import builds, rtx
 from tests.graph.decoders import write_decoder

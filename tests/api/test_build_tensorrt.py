@@ -10,8 +10,8 @@ import pytest
 
 import moh_deploy
 from moh_deploy.errors import BackendError, PackageError
+from moh_deploy.runtime.tensorrt.build_plan import TimingCache
 from moh_deploy.runtime.tensorrt.build_report import BuildReport
-from moh_deploy.runtime.tensorrt.timing_cache import TimingCache
 from tests.cuda.trt import builds
 from tests.handmade_package import write_package
 from tests.nightly import nightly, one_in

@@ -10,8 +10,7 @@ import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.report.document import Text
 from moh_deploy.serving.triton import check
-from moh_deploy.serving.triton.bundle_json import read_bundle
-from moh_deploy.serving.triton.bundle_report import NEVER_RUN
+from moh_deploy.serving.triton.bundle_json import NEVER_RUN, read_bundle
 from tests.handmade_package import write_package
 from tests.nightly import sampled
 from tests.routed_package import Fault, write_routed

@@ -19,10 +19,9 @@ from moh_deploy.decision.plan import read_plan
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.errors import ConfigError, MoHDeployError, PackageError
 from moh_deploy.package import Manifest, OnnxPackage
-from moh_deploy.perf.bench.fresh_run import FreshRun, FreshTask
-from moh_deploy.perf.bench.latency import Timing
-from moh_deploy.system.digest import sha256_of_json
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.perf.bench.latency import FreshRun, FreshTask, Timing
+from moh_deploy.system.bounded_file import sha256_of_json
+from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.accuracy.task import Task
 from tests.labelled_package import right_labels, samples, write_classifier

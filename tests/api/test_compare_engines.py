@@ -13,7 +13,7 @@ import yaml
 
 import moh_deploy
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.npz import write_npz
 from tests.fakes import Fakes, fakes
 from tests.handmade_package import vectors, write_package

@@ -13,8 +13,7 @@ from onnx import numpy_helper
 import moh_deploy
 from moh_deploy.errors import ValidationError
 from moh_deploy.frontend.fx.arrays import to_numpy
-from moh_deploy.graph.fixed_routing import why_not_fixed
-from moh_deploy.graph.forced_gates import unforceable_layers
+from moh_deploy.graph.forced_gates import unforceable_layers, why_not_fixed
 from moh_deploy.package import OnnxPackage
 from tests.exporting import export, prove_in_this_process
 from tests.nightly import nightly, sampled

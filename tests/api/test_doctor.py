@@ -17,7 +17,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.api.doctor import doctor
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.machine.doctor_report import DoctorReport
 from tests.cli.run_cli import REPOSITORY
 from tests.fakes import Fakes, fakes

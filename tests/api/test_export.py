@@ -18,7 +18,7 @@ import moh_deploy
 from moh_deploy.api.export import _inputs as positional_inputs
 from moh_deploy.errors import ConfigError, ExportError
 from moh_deploy.frontend.fx.arrays import to_numpy
-from moh_deploy.frontend.fx.outputs import tensors_of
+from moh_deploy.frontend.fx.containers import tensors_of
 from moh_deploy.frontend.inputs.arguments import bind
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant

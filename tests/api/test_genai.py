@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import moh_deploy
-from moh_deploy.api.caches_in_place import write_caches_in_place
+from moh_deploy.derive.caches_in_place import write_caches_in_place
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.serving.genai import verify

@@ -11,7 +11,7 @@ import torch
 
 import moh_deploy
 from moh_deploy.errors import BackendError, CheckpointError, ConfigError, PackageError
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage, PackageWriter
 from moh_deploy.runtime import models
 from moh_deploy.runtime.base import Variant

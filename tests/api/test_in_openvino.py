@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import moh_deploy
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.serving.served_model import open_served

@@ -15,7 +15,7 @@ import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.manifest_json import MANIFEST_NAME, manifest_text
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.npz import Array
 from tests.edge_case_package import inputs, write_edge_package
 from tests.handmade_package import write_package

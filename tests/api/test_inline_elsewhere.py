@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import moh_deploy
-from moh_deploy.api.export_package import export_package
 from moh_deploy.config.options import ExportOptions
+from moh_deploy.frontend.export_package import export_package
 from moh_deploy.package import OnnxPackage
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.tolerances import tolerance_for

@@ -7,8 +7,12 @@ import onnx
 import pytest
 
 import moh_deploy
-from moh_deploy.graph.flops import projection_flops, skippable_flops, skipped_flops
-from moh_deploy.graph.layer_nodes import LayerNodes
+from moh_deploy.graph.layer_nodes import (
+    LayerNodes,
+    projection_flops,
+    skippable_flops,
+    skipped_flops,
+)
 from moh_deploy.package import LayerInfo, PackageWriter, SizeRange
 from tests.handmade_package import LAYER, MANIFEST, model, vectors, write_package
 from tests.kernel_library import required_library

@@ -11,7 +11,7 @@ from moh_deploy.api.made_arms import find_arms
 from moh_deploy.decision.arm import Arm
 from moh_deploy.decision.plan import PlanFile, plan_of
 from moh_deploy.errors import BackendError
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage
 from moh_deploy.system.progress import SilentProgress
 from tests.grouped_package import HEADS, write_grouped

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import moh_deploy
-from moh_deploy.api.with_top_k import with_top_k
+from moh_deploy.derive.with_top_k import with_top_k
 from moh_deploy.errors import PackageError
 from tests.handmade_package import write_package
 

@@ -8,7 +8,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.errors import ConfigError
-from moh_deploy.runtime.tensorrt.engine_reading import read_engine_dir
+from moh_deploy.runtime.tensorrt.engine_dir import read_engine_dir
 from moh_deploy.runtime.tensorrt.models import EngineDir
 from moh_deploy.system.progress import SilentProgress
 from tests.cuda.trt import builds

@@ -8,9 +8,9 @@ import pytest
 
 import moh_deploy
 from moh_deploy.api import precision as job
-from moh_deploy.api.export_package import export_package
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import BackendError, ConfigError, ValidationError
+from moh_deploy.frontend.export_package import export_package
 from moh_deploy.package import OnnxPackage, RouterTypes
 from tests import small_moh
 from tests.nightly import nightly

@@ -13,9 +13,9 @@ import onnx_ir as ir
 import pytest
 
 import moh_deploy
-from moh_deploy.api.export_package import export_package
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import ConfigError, PackageError, ValidationError
+from moh_deploy.frontend.export_package import export_package
 from moh_deploy.graph.weights_in_blocks import BlockWeight
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.writer import save_model
@@ -23,7 +23,7 @@ from moh_deploy.runtime.onnxruntime.quantizer import quantize_weight
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.quantized_package import quantized
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.compare.recorded_parity import compare_recorded
+from moh_deploy.validate.compare.parity import compare_recorded
 from tests import small_moh
 from tests.kernel_library import required_library
 from tests.nightly import one_in

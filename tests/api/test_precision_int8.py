@@ -12,13 +12,13 @@ import onnx_ir as ir
 import pytest
 
 import moh_deploy
-from moh_deploy.api.export_package import export_package
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import ConfigError, ValidationError
+from moh_deploy.frontend.export_package import export_package
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.writer import save_model
 from moh_deploy.runtime.quantized_package import quantized
-from moh_deploy.validate.compare.recorded_parity import compare_recorded
+from moh_deploy.validate.compare.parity import compare_recorded
 from tests import small_moh
 from tests.handmade_package import write_package
 from tests.nightly import nightly, one_in, sampled

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import moh_deploy
-from moh_deploy.api.export_package import export_package
 from moh_deploy.config.options import ExportOptions
+from moh_deploy.frontend.export_package import export_package
 from moh_deploy.package import OnnxPackage
 
 pytestmark = pytest.mark.nightly

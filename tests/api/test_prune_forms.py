@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import moh_deploy
-from moh_deploy.api.with_top_k import with_top_k
+from moh_deploy.derive.with_top_k import with_top_k
 from moh_deploy.package import OnnxPackage
 from tests.cuda.trt.packages import FORMS, export
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.api.export_package import require_layers, required_layers
 from moh_deploy.config.export_config import ExportConfig, RequiredLayers
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.frontend.export_package import require_layers, required_layers
 from moh_deploy.package import NearMiss
 from tests.handmade_package import LAYER
 

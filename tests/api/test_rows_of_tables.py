@@ -20,7 +20,7 @@ from moh_deploy.runtime.open_runner import find_deployed, open_runner
 from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.npz import write_npz
-from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.reference.layer_values import Recorder
 from tests.labelled_package import write_language_model
 from tests.nightly import nightly, sampled
 from tests.true_manifest import finish_true

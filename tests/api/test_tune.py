@@ -19,7 +19,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune import job
 from moh_deploy.perf.tune.report import TuneReport
 from moh_deploy.runtime.base import Variant
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.reference.input_sets import InputSet
 from tests.handmade_package import vectors, write_package

@@ -17,15 +17,14 @@ import pytest
 
 import moh_deploy
 from moh_deploy.api import tune_within as command
-from moh_deploy.api.export_package import export_package
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import BackendError, ConfigError, ValidationError
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.frontend.export_package import export_package
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune.contests import CONTEST, Differs
 from moh_deploy.perf.tune.quality import QualityCheck
-from moh_deploy.perf.tune.search_report import SearchReport
-from moh_deploy.perf.tune.tried import Tried
+from moh_deploy.perf.tune.search_report import SearchReport, Tried
 from moh_deploy.runtime.openvino import extension
 from moh_deploy.system.isolate import child_environment
 from moh_deploy.system.npz import write_npz

@@ -17,7 +17,7 @@ import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.validate.reference.reference import expected_outputs
 from moh_deploy.validate.reference.samples import Sample

@@ -10,7 +10,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
+from moh_deploy.runtime.kernel_use import choose_kernels
 from moh_deploy.system.npz import write_npz
 from tests.handmade_package import vectors
 from tests.nightly import sampled

@@ -17,7 +17,7 @@ import pytest
 
 from moh_deploy.config.export_config import load_config
 from moh_deploy.frontend.inputs.examples import build_inputs
-from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
+from moh_deploy.runtime.kernel_use import choose_kernels
 from tests.nightly import nightly, sampled
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.system.digest import sha256_of_json
+from moh_deploy.system.bounded_file import sha256_of_json
 from moh_deploy.system.npz import write_npz
 from tests.cli.run_cli import Cli
 from tests.handmade_package import vectors, write_package

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moh_deploy.cli.report_files import ReportFiles
+from moh_deploy.cli.output import ReportFiles
 from moh_deploy.system.npz import write_npz
 from moh_deploy.validate.compare.parity_report import ParityReport
 from tests.cli.run_cli import Cli

@@ -12,7 +12,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.cost_model.break_even import break_even
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 from tests.cli.run_cli import REPOSITORY, Cli
 from tests.decision.cost.files import PRICES, decision, write
 from tests.decision.reports import decision_report

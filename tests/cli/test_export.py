@@ -46,9 +46,9 @@ class Pipeline:
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     pipeline = Pipeline()
-    module = ModuleType("moh_deploy.api.export_package")
+    module = ModuleType("moh_deploy.frontend.export_package")
     module.export_package = pipeline.export  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "moh_deploy.api.export_package", module)
+    monkeypatch.setitem(sys.modules, "moh_deploy.frontend.export_package", module)
     return pipeline
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from moh_deploy.config.runtimes import RUNTIMES, Runtime
+from moh_deploy.config.dtypes import RUNTIMES, Runtime
 
 
 def test_every_runtime_has_a_title():

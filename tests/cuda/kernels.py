@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moh_deploy.ops import OPS
-from moh_deploy.ops.cases import Case, numpy_dtype
-from moh_deploy.ops.contract import find_mismatch
+from moh_deploy.ops.cases import Case, find_mismatch, numpy_dtype
 from tests.cuda import abi
 from tests.cuda.arguments import aggregated_attention_args, attention_args, router_args
 from tests.cuda.memory import Guarded, HostMemory, Memory

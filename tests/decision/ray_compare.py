@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 
 import moh_deploy
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 from tests.api.test_compare import Meter, fresh
 
 

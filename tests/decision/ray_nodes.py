@@ -17,7 +17,7 @@ from pathlib import Path
 
 import moh_deploy
 from moh_deploy.errors import BackendError
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 from tests.api.test_compare import Meter, fresh
 from tests.decision.ray_compare import is_at_work
 

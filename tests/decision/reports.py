@@ -9,9 +9,8 @@ import numpy as np
 from moh_deploy.decision.arm import Arm
 from moh_deploy.decision.arm_report import DataFile
 from moh_deploy.decision.decide import ArmEvidence
-from moh_deploy.decision.measured import ArmFacts, EdgeCases, MeasuredArms, SizedRun
+from moh_deploy.decision.measured import ArmFacts, EdgeCases, LayerRouting, MeasuredArms, SizedRun
 from moh_deploy.decision.report import DecisionReport
-from moh_deploy.decision.routing_bias import LayerRouting
 from moh_deploy.decision.summarise import LookSetting, report_of
 from moh_deploy.perf.bench.latency import Timing
 from moh_deploy.runtime.base import AS_IT_IS, Description

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moh_deploy.decision.arm import Arm, OpenedArm
-from moh_deploy.decision.fixed_routing_arm import FixedRoutingModel, why_not_fed
-from moh_deploy.decision.routing_bias import of_loads, routing_bias
-from moh_deploy.decision.server_arm import ServerModel
+from moh_deploy.decision.arm import Arm, FixedRoutingModel, OpenedArm, ServerModel, why_not_fed
+from moh_deploy.decision.measured import of_loads, routing_bias
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.base import AS_IT_IS, Variant
 from moh_deploy.runtime.open_runner import open_runner

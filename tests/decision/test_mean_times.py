@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from moh_deploy.decision.mean_times import LEAST_BLOCKS, block_means, redrawn_means, tail_of
+from moh_deploy.decision.latency_promise import LEAST_BLOCKS, block_means, redrawn_means, tail_of
 
 
 def test_blocks_are_neighbours_and_each_round_is_in_one():

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from moh_deploy.decision.new_plan import NEW_PLAN
-from moh_deploy.decision.plan import Plan, plan_of, read_plan
+from moh_deploy.decision.plan import NEW_PLAN, Plan, plan_of, read_plan
 from moh_deploy.errors import ConfigError
 
 PLAN: dict[str, Any] = {

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from moh_deploy.decision.size_break_even import SizeBreakEven, SizedGain, crossings
-from moh_deploy.report.charts import TradeOffChart
-from moh_deploy.report.document import Section
+from moh_deploy.report.document import Section, TradeOffChart
 from tests.decision.reports import decision_report
 from tests.decision.simulated import REFERENCE
 from tests.report.json_schema import assert_of_form

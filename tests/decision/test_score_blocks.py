@@ -14,8 +14,13 @@ import pytest
 from moh_deploy.api.compare import _Samples, _samples
 from moh_deploy.decision.arm import Arm, OpenedArm, open_arms
 from moh_deploy.decision.plan import PlanFile, read_plan
-from moh_deploy.decision.score_arms import score_arms
-from moh_deploy.decision.score_blocks import ArmBlock, BlockScorer, BlockScores, score_here
+from moh_deploy.decision.score_arms import (
+    ArmBlock,
+    BlockScorer,
+    BlockScores,
+    score_arms,
+    score_here,
+)
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import AS_IT_IS
 from moh_deploy.runtime.models import PackageDir

@@ -19,12 +19,12 @@ import yaml
 import moh_deploy
 from moh_deploy.decision import spread
 from moh_deploy.decision.arm import Arm, OpenedArm
-from moh_deploy.decision.score_blocks import ArmBlock, ran_by
+from moh_deploy.decision.score_arms import ArmBlock, ran_by
 from moh_deploy.decision.spread import check_ray
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.runtime.base import AS_IT_IS
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 from moh_deploy.system.npz import write_npz
 from tests.api.test_compare import Meter, fresh
 from tests.labelled_package import right_labels, samples, write_classifier

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.decision.timed_inputs import timed_inputs
+from moh_deploy.decision.measure import timed_inputs
 from moh_deploy.errors import ConfigError
 from tests.labelled_package import write_classifier
 

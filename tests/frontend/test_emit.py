@@ -17,8 +17,7 @@ from moh_deploy.frontend.normalize.fold import fold_constants
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import commit, insert
 from moh_deploy.graph.add_function_bodies import add_function_bodies
-from moh_deploy.graph.name_interface import name_interface
-from moh_deploy.graph.restore_output_types import restore_output_types
+from moh_deploy.graph.export_names import name_interface, restore_output_types
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
 from tests.frontend.traced import plain_trace
 from tests.nightly import one_in, sampled
@@ -54,7 +53,7 @@ def test_nodes_carry_every_attribute():
     assert model.opset_imports[""] == 20
 
 
-# 20 and 21 are those of whole exports, see tests/api/test_export_package.py.
+# 20 and 21 are those of whole exports, see tests/frontend/test_export_package.py.
 @sampled(2)
 @pytest.mark.parametrize("opset", one_in(3, [18, 19, 22, 23]))
 def test_every_opset_gives_an_equal_model(opset: int):

@@ -11,8 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.torch_ops import OPERATORS, bodies, run_reference
 from moh_deploy.ops import OPS
-from moh_deploy.ops.cases import Case
-from moh_deploy.ops.contract import find_mismatch
+from moh_deploy.ops.cases import Case, find_mismatch
 from tests.nightly import nightly_if, sampled
 from tests.ops.batches import BATCHES, Batch, assert_nothing_wrong, assert_outputs_right
 from tests.ops.cases import OP_CASES

@@ -11,7 +11,7 @@ from moh_deploy.frontend.emit import emit
 from moh_deploy.frontend.torch_ops import OPERATORS
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
-from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.ops.onnx_schema import single_node_model
 from tests.frontend.test_torch_ops import arguments
 from tests.nightly import first_of_each
 from tests.ops.case_models import named_inputs

@@ -18,16 +18,15 @@ from onnx import parser
 from moh_deploy.config.export_config import load_config
 from moh_deploy.decision.plan import read_plan
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.load.decoder import Decoder
-from moh_deploy.frontend.load.directory.decoder_config import check_config, text_generation
+from moh_deploy.frontend.load.decoder import Decoder, check_config, text_generation
 from moh_deploy.frontend.load.directory.files import read_model_directory
 from moh_deploy.frontend.load.onnx_graph.file import read_onnx
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.package import OnnxPackage
 from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, MinedToken, write_corpus
-from moh_deploy.report.baseline.baseline_file import read_baseline
-from moh_deploy.runtime.onnxruntime.prepared_model import prepare_model
-from moh_deploy.runtime.tensorrt.engine_reading import is_engine_dir, read_engine_dir
+from moh_deploy.report.baseline.ratchet import read_baseline
+from moh_deploy.runtime.prepared_model import prepare_model
+from moh_deploy.runtime.tensorrt.engine_dir import is_engine_dir, read_engine_dir
 from moh_deploy.serving import Family, Series
 from moh_deploy.serving.drift.judge import LiveCounts, judge_window
 from moh_deploy.serving.drift.live import windows_of_dump
@@ -38,10 +37,10 @@ from moh_deploy.serving.drift.reference import (
     write_reference,
 )
 from moh_deploy.serving.drift.report import WatchReport
-from moh_deploy.serving.telemetry.prometheus import exposition, parse_text
+from moh_deploy.serving.metrics import exposition, parse_text
 from moh_deploy.serving.triton.check import examine_bundle
 from moh_deploy.system.npz import map_npz, read_npz
-from moh_deploy.validate.accuracy.label_files import read_labels
+from moh_deploy.validate.accuracy.reading import read_labels
 from moh_deploy.validate.compare.policy import read_policy
 from tests.fuzz.changed_arrays import archive_changes, array_changes, change_archive, change_npy
 from tests.fuzz.changed_bytes import byte_changes, change_bytes
@@ -437,8 +436,7 @@ def safetensors(folder: Path) -> Prepared:
     import torch
     from safetensors.torch import save_file
 
-    from moh_deploy.frontend.load.fileform import detect_form
-    from moh_deploy.frontend.load.safetensors_files import read_safetensors
+    from moh_deploy.frontend.load.fileform import detect_form, read_safetensors
 
     path = folder / "model.safetensors"
     save_file({"a": torch.ones(3, 4), "b": torch.ones(2, dtype=torch.int64)}, path)
@@ -464,8 +462,7 @@ def shards(folder: Path) -> Prepared:
     import torch
     from safetensors.torch import save_file
 
-    from moh_deploy.frontend.load.fileform import detect_form
-    from moh_deploy.frontend.load.safetensors_files import list_shards, read_shards
+    from moh_deploy.frontend.load.fileform import detect_form, list_shards, read_shards
 
     save_file({"a": torch.ones(2)}, folder / "1.safetensors")
     document = {

@@ -68,7 +68,7 @@ class StoredCase:
     tolerance: Tolerance
 
     def find_mismatch(self, got: torch.Tensor) -> str | None:
-        """Say where an output is wrong, or return None: see moh_deploy/ops/contract.py."""
+        """Say where an output is wrong, or return None: see moh_deploy/ops/cases.py."""
         result = got.double().cpu().numpy().reshape(self.reference.shape)
         expected, tolerance = self.reference, self.tolerance
         nan, zero = np.isnan(expected), expected == 0

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moh_deploy.graph.close_input_gaps import close_input_gaps
+from moh_deploy.graph.plugin_nodes import close_input_gaps
 from tests.ops.case_models import case_model
 from tests.ops.cases import named_case
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from onnx import parser
 
-from moh_deploy.graph.keep_only import drop_unread
+from moh_deploy.graph.forced_gates import drop_unread
 
 
 def test_nodes_go_with_their_last_reader():

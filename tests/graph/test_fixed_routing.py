@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import helper
 
-from moh_deploy.graph.fixed_routing import fix_routing, fixed_input, routed_values, why_not_fixed
+from moh_deploy.graph.forced_gates import fix_routing, fixed_input, routed_values, why_not_fixed
 from moh_deploy.package import OnnxPackage
-from moh_deploy.package.switches import all_nodes
+from moh_deploy.package.graph_nodes import all_nodes
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner
 from tests.handmade_package import LAYER, model

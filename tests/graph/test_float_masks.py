@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from moh_deploy.graph.add_function_bodies import add_function_bodies
-from moh_deploy.graph.float_masks import float_masks
+from moh_deploy.graph.plugin_nodes import float_masks
 from tests.graph.models import attention, model, value
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from moh_deploy.graph.router_logits import force_logits, router_logits
-from tests.graph.test_router_logits import ROUTED, graph
+from moh_deploy.graph.layer_reads import force_logits, router_logits
+from tests.graph.test_layer_reads import ROUTED, graph
 
 
 def test_layers_that_share_a_router_are_given_its_logits_once():

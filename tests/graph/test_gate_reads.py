@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from moh_deploy.graph.gate_reads import RECORDED_GATES, gate_reads
+from moh_deploy.graph.layer_reads import RECORDED_GATES, gate_reads
 from tests.handmade_package import LAYER
 
 PROJECTED = replace(LAYER, node="attn", query_projection="q", gates="gates_0")

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.graph.int4_policy import plan_int4
+from moh_deploy.graph.integer_policy import plan_int4
 from moh_deploy.ops.onnx_schema import make_node
 
 RETURNED = "its result is returned"

@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from moh_deploy.errors import ExportError
-from moh_deploy.graph.keep_gates import LayerNames, TranslatedLayer, keep_gates
+from moh_deploy.graph.export_names import LayerNames, TranslatedLayer, keep_gates
 from tests.graph.models import add_weight, attention, model, node, value
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from onnx import parser
 
-from moh_deploy.graph.keep_only import keep_only
+from moh_deploy.graph.forced_gates import keep_only
 
 
 def test_what_a_value_does_not_need_is_dropped():

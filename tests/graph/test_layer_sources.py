@@ -5,7 +5,7 @@ from dataclasses import replace
 import onnx
 from onnx import helper
 
-from moh_deploy.graph.layer_sources import layer_sources
+from moh_deploy.graph.layer_reads import layer_sources
 from tests.handmade_package import LAYER
 
 LAYERS = tuple(replace(LAYER, path=f"l{i}", node=f"attn_{i}", gates=f"g_{i}") for i in range(3))

@@ -9,8 +9,8 @@ import onnxruntime as ort
 import pytest
 
 from moh_deploy.graph.load_model import infer_types
-from moh_deploy.graph.lower_precision.casts import lower_precision
-from moh_deploy.graph.lower_precision.policy import LowType, plan_precision
+from moh_deploy.graph.precision_casts import lower_precision
+from moh_deploy.graph.precision_policy import LowType, plan_precision
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
 

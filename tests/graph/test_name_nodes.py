@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from moh_deploy.graph.name_interface import name_nodes
+from moh_deploy.graph.export_names import name_nodes
 from tests.graph.models import model, node, value
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from moh_deploy.graph.narrow_caches import narrow_caches
+from moh_deploy.graph.precision_casts import narrow_caches
 from moh_deploy.package import CacheBuffer, CachesInPlace
 from tests.graph.models import model, node, value
 

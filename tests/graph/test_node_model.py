@@ -5,7 +5,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from moh_deploy.graph.add_function_bodies import add_function_bodies
-from moh_deploy.graph.node_model import fed_values, node_model
+from moh_deploy.graph.layer_models import fed_values, node_model
 from tests.graph.models import attention, model, value
 
 

@@ -17,23 +17,21 @@ from moh_deploy.config.dims import DimExpr
 from moh_deploy.graph import sequences
 from moh_deploy.graph.add_function_bodies import add_function_bodies, import_domains
 from moh_deploy.graph.choose_layers import choose_layers
-from moh_deploy.graph.close_input_gaps import close_input_gaps
 from moh_deploy.graph.emulated_dtype import emulate
-from moh_deploy.graph.fixed_routing import fix_routing
-from moh_deploy.graph.float_masks import float_masks
-from moh_deploy.graph.forced_gates import force_gates
-from moh_deploy.graph.fused_attention import fuse_attention
-from moh_deploy.graph.keep_gates import TranslatedLayer, keep_gates
-from moh_deploy.graph.keep_only import drop_unread, keep_only
+from moh_deploy.graph.export_names import (
+    TranslatedLayer,
+    keep_gates,
+    name_interface,
+    name_nodes,
+    restore_output_types,
+)
+from moh_deploy.graph.forced_gates import drop_unread, fix_routing, force_gates, keep_only
+from moh_deploy.graph.layer_reads import force_logits, router_logits
 from moh_deploy.graph.load_model import infer_types, inline_functions
-from moh_deploy.graph.lower_precision.casts import lower_precision
-from moh_deploy.graph.lower_precision.policy import plan_precision
-from moh_deploy.graph.name_interface import name_interface, name_nodes
-from moh_deploy.graph.raise_precision import raise_precision
-from moh_deploy.graph.restore_output_types import restore_output_types
-from moh_deploy.graph.router_logits import force_logits, router_logits
+from moh_deploy.graph.plugin_nodes import close_input_gaps, float_masks, fuse_attention, tell_fields
+from moh_deploy.graph.precision_casts import lower_precision, raise_precision
+from moh_deploy.graph.precision_policy import plan_precision
 from moh_deploy.graph.switch_by_size import without_switches
-from moh_deploy.graph.tell_fields import tell_fields
 from moh_deploy.graph.weight_noise import add_weight_noise
 from moh_deploy.package import with_choices
 from tests.graph.models import attention, two_convolutions, value

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from moh_deploy.graph.products_of_gemms import products_of_gemms
+from moh_deploy.graph.plain_products import products_of_gemms
 
 
 def model(*, transposed: bool, biased: bool) -> onnx.ModelProto:

@@ -13,9 +13,8 @@ import moh_deploy
 from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.float32_form import lower_again
 from moh_deploy.graph.load_model import infer_types
-from moh_deploy.graph.lower_precision.casts import lower_precision
-from moh_deploy.graph.lower_precision.policy import LowType, plan_precision
-from moh_deploy.graph.raise_precision import Raised, raise_precision
+from moh_deploy.graph.precision_casts import Raised, lower_precision, raise_precision
+from moh_deploy.graph.precision_policy import LowType, plan_precision
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package import OnnxPackage
 from tests.graph.test_lower_precision import graph, perceptron, run

@@ -3,7 +3,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx import parser
 
-from moh_deploy.graph.restore_output_types import restore_output_types
+from moh_deploy.graph.export_names import restore_output_types
 
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 

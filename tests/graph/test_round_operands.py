@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from moh_deploy.graph.round_operands import round_operands
-from moh_deploy.graph.weight_noise import weight_noise
+from moh_deploy.graph.weight_noise import round_operands, weight_noise
 from moh_deploy.ops.op_names import DENSE_DOMAIN
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import FUNCTION_BODIES, Runner

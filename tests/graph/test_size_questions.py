@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from moh_deploy.graph.size_questions import size_questions
+from moh_deploy.graph.table_lookups import size_questions
 
 
 def graph(*nodes: onnx.NodeProto) -> onnx.GraphProto:

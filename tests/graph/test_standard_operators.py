@@ -8,7 +8,7 @@ from onnx import parser
 from onnx.reference import ReferenceEvaluator
 
 from moh_deploy.errors import PackageError
-from moh_deploy.graph.standard_operators import to_standard_operators
+from moh_deploy.graph.load_model import to_standard_operators
 
 HEAD = '<ir_version: 10, opset_import: ["" : 20, "moh" : 1, "moh.dense" : 1]>'
 

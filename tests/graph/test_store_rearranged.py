@@ -5,7 +5,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from moh_deploy.graph.store_rearranged import store_rearranged
+from moh_deploy.graph.plain_products import store_rearranged
 
 PACKED = np.arange(24, dtype=np.float32).reshape(6, 4)
 

@@ -14,7 +14,7 @@ from moh_deploy.graph.quantization_noise import (
     unpack_blocks,
 )
 from moh_deploy.graph.weight_noise import weight_noise
-from moh_deploy.ops.nbits_weight import unpacked
+from moh_deploy.ops.nbits_product import unpacked
 from moh_deploy.ops.onnx_schema import make_node
 from moh_deploy.system.npz import Array
 

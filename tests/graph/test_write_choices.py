@@ -9,8 +9,8 @@ import pytest
 
 import moh_deploy
 from moh_deploy.errors import PackageError
-from moh_deploy.graph import write_choices as job
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph import choose_layers as job
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage, with_choices
 from tests.handmade_package import write_package
 from tests.kernel_library import required_library

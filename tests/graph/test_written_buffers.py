@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from onnx import parser
 
-from moh_deploy.runtime.onnxruntime.prepared_model import written_buffers
+from moh_deploy.runtime.prepared_model import written_buffers
 
 TYPES = "float[b, 2, n, 4] past, float[b, 2, s, 4] new, int64[b] at) => (float[b, 2, n, 4] present"
 

@@ -7,14 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.machine.abilities import abilities
 from moh_deploy.machine.ask import Failed
-from moh_deploy.machine.cpu import CpuFacts, CpuRun, RuntimeFacts
-from moh_deploy.machine.device_code import DeviceCode
-from moh_deploy.machine.gpu import GpuFacts
-from moh_deploy.machine.libraries import LibraryFacts
-from moh_deploy.machine.machine import Ability, Importable, Machine
-from moh_deploy.machine.openvino import OpenVinoFacts, OpenVinoRun
+from moh_deploy.machine.cpu import CpuFacts, CpuRun, OpenVinoFacts, OpenVinoRun, RuntimeFacts
+from moh_deploy.machine.gpu import DeviceCode, GpuFacts, LibraryFacts
+from moh_deploy.machine.machine import Ability, Importable, Machine, abilities
 from moh_deploy.machine.packages import PackageFacts, Packages
 from moh_deploy.machine.tensorrt import CreatorRegistry, EngineFacts, TensorRTFacts
 from moh_deploy.machine.tools import ToolFacts, Tools

@@ -8,7 +8,7 @@ import pytest
 from moh_deploy import native
 from moh_deploy.machine.ask import Failed
 from moh_deploy.machine.cpu import CpuRun, probe_cpu
-from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
+from moh_deploy.runtime.kernel_use import instruction_sets
 from tests.fakes import Fakes
 from tests.kernel_library import required_library
 from tests.nightly import nightly

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.machine.device_code import DeviceCode, device_code
+from moh_deploy.machine.gpu import DeviceCode, device_code
 from tests.cuda.nvcc import NoCompiler, compiler
 
 

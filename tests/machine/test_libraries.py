@@ -6,7 +6,7 @@ import pytest
 
 from moh_deploy import __version__, native
 from moh_deploy.machine.ask import Failed
-from moh_deploy.machine.libraries import LibraryFacts, probe_ort_cuda
+from moh_deploy.machine.gpu import LibraryFacts, probe_ort_cuda
 from moh_deploy.machine.tensorrt import probe_plugin
 from tests.fakes import Fakes
 

@@ -9,7 +9,7 @@ import pytest
 
 from moh_deploy import native
 from moh_deploy.machine.ask import Failed
-from moh_deploy.machine.openvino import OpenVinoRun, probe_openvino
+from moh_deploy.machine.cpu import OpenVinoRun, probe_openvino
 from tests.fakes import Fakes
 from tests.nightly import nightly
 from tests.openvino_extension import install_extension

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.machine.ask import Failed
-from moh_deploy.machine.libraries import LibraryFacts
+from moh_deploy.machine.gpu import LibraryFacts
 from moh_deploy.machine.tensorrt import (
     Creator,
     CreatorRegistry,

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from moh_deploy.ops import OPS
-from moh_deploy.ops.cases import Case
-from moh_deploy.ops.contract import find_mismatch
+from moh_deploy.ops.cases import Case, find_mismatch
 from moh_deploy.ops.spec import FLOAT_TYPES, Arrays
 from tests.ops.cases import OP_CASES
 

@@ -7,7 +7,7 @@ import onnx
 
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
-from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.ops.onnx_schema import single_node_model
 
 
 def case_model(case: Case, *, opset: int = 18, function: onnx.FunctionProto | None = None):

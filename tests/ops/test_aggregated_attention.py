@@ -19,7 +19,7 @@ from moh_deploy.ops.aggregated_attention_function import (
     variant_of,
 )
 from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL
-from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.spec import Attributes, TensorType
 from tests.nightly import nightly
 

@@ -16,7 +16,7 @@ from packaging import version
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import MOH_ATTENTION
 from moh_deploy.ops.attention_function import AttentionVariant, function_body
-from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.spec import TensorType
 
 VARIANTS = [

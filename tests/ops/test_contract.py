@@ -9,9 +9,8 @@ import onnx
 import pytest
 
 from moh_deploy.ops import OPS
-from moh_deploy.ops.cases import Case
-from moh_deploy.ops.contract import find_mismatch
-from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.ops.cases import Case, find_mismatch
+from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.nightly import nightly_if, one_in, sampled
 from tests.ops.batches import BATCHES, Batch, assert_nothing_wrong, assert_outputs_right

@@ -11,8 +11,7 @@ from onnx.reference.op_run import OpRun
 
 from moh_deploy.ops import OPS
 from moh_deploy.ops.attention_function import variant_of
-from moh_deploy.ops.cases import Case
-from moh_deploy.ops.contract import find_mismatch
+from moh_deploy.ops.cases import Case, find_mismatch
 from moh_deploy.ops.fused_attention_function import FUSED_OPSET, fused_function_body
 from tests.nightly import nightly
 from tests.ops.batches import Batch, assert_nothing_wrong

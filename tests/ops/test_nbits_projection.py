@@ -7,8 +7,8 @@ import pytest
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import OPS, TensorType
-from moh_deploy.ops.contract import find_mismatch
-from moh_deploy.ops.nbits_weight import unpacked
+from moh_deploy.ops.cases import find_mismatch
+from moh_deploy.ops.nbits_product import unpacked
 from tests.ops.case_models import case_model
 from tests.ops.cases import named_case
 

@@ -8,8 +8,7 @@ import pytest
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import OPS, TensorType
-from moh_deploy.ops.onnx_schema import make_node, register_schemas
-from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.ops.onnx_schema import make_node, register_schemas, single_node_model
 from tests.nightly import sampled
 from tests.ops.batches import assert_nothing_wrong
 from tests.ops.cases import OP_CASES

@@ -12,8 +12,7 @@ import onnx
 import pytest
 
 from moh_deploy.ops import OPS
-from moh_deploy.ops.cases import Case
-from moh_deploy.ops.contract import find_mismatch
+from moh_deploy.ops.cases import Case, find_mismatch
 from tests.nightly import one_in, sampled
 from tests.ops.cases import OP_CASES, named_case
 from tests.ops.implementations import case_model, run_onnx_reference

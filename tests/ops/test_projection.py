@@ -7,8 +7,7 @@ import pytest
 
 from moh_deploy.errors import ExportError
 from moh_deploy.ops import OPS
-from moh_deploy.ops.cases import Case
-from moh_deploy.ops.contract import find_mismatch
+from moh_deploy.ops.cases import Case, find_mismatch
 from moh_deploy.ops.projection import ProjectionVariant, function_body
 from tests.ops.case_models import case_model
 from tests.ops.cases import OP_CASES, named_case

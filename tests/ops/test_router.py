@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moh_deploy.errors import ExportError
+from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.router import RouterVariant, function_body
-from moh_deploy.ops.single_node import single_node_model
 from moh_deploy.ops.spec import TensorType
 from tests.nightly import nightly
 

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.spec import TensorType
 from moh_deploy.ops.token_conv import TokenConvVariant, function_body
 

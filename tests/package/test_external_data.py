@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from moh_deploy.errors import PackageError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 from tests.cli.run_cli import run_python
 from tests.handmade_package import model, write_package
 from tests.nightly import nightly, sampled

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.package.vector_sense import check_vectors
-from moh_deploy.package.vectors import read_vectors, write_vectors
+from moh_deploy.package.vectors import check_vectors, read_vectors, write_vectors
 from moh_deploy.system.npz import read_npz, write_npz
 from tests.two_layers import write_two_layers
 

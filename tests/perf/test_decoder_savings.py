@@ -8,7 +8,7 @@ import pytest
 
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import LayerInfo, Manifest, TensorInfo, TextGeneration
-from moh_deploy.perf.decoder_savings import decoder_savings, savings_lines
+from moh_deploy.perf.inspect_report import decoder_savings, savings_lines
 from tests.handmade_package import without_layers
 
 HEADS, SIZE, TOKENS = 8, 16, 4

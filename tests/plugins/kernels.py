@@ -12,10 +12,9 @@ import onnxruntime as ort
 import pytest
 
 from moh_deploy.ops import OPS, is_moh_op
-from moh_deploy.ops.cases import Case, numpy_dtype
-from moh_deploy.ops.contract import find_mismatch
+from moh_deploy.ops.cases import Case, find_mismatch, numpy_dtype
+from moh_deploy.runtime import kernel_use as ort_kernels
 from moh_deploy.runtime.layer_runs import LayerImpl
-from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 from moh_deploy.runtime.onnxruntime.placement import Placement
 from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
 from tests.kernel_library import required_library

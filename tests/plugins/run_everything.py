@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.spec import FLOAT_TYPES
+from moh_deploy.runtime import kernel_use as ort_kernels
 from moh_deploy.runtime.kernel_use import BFLOAT16_SETS
-from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 from tests.ops.case_models import case_model
 from tests.ops.cases import OP_CASES
 from tests.plugins.attention_setups import AttentionSetup, MaskSetup

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
+from moh_deploy.runtime.kernel_use import instruction_sets
 from tests.kernel_library import required_library
 from tests.nightly import nightly
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
-from moh_deploy.ops.nbits_weight import unpacked
+from moh_deploy.ops.nbits_product import unpacked
 from tests.nightly import sampled
 from tests.ops.cases.nbits_product import BLOCK, product_case
 from tests.plugins.kernels import Kernels, assert_right

@@ -11,7 +11,7 @@ from hypothesis import given
 
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
-from moh_deploy.ops.nbits_weight import unpacked
+from moh_deploy.ops.nbits_product import unpacked
 from moh_deploy.runtime.onnxruntime.values import from_ort, to_ort
 from tests.ops.case_models import case_model
 from tests.ops.cases.nbits_projection import BLOCK, in_4_bits

@@ -13,7 +13,7 @@ import pytest
 
 from moh_deploy import __version__
 from moh_deploy.ops import OPS
-from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
+from moh_deploy.runtime import kernel_use as ort_kernels
 from tests.kernel_library import required_library
 from tests.nightly import sampled
 from tests.ops.case_models import case_model

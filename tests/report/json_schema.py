@@ -13,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from moh_deploy.report.json import json_members
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 
 DOCS = Path(__file__).parents[2] / "docs"
 

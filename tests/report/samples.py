@@ -7,11 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from moh_deploy.perf.bench.fresh_run import FreshRun
 from moh_deploy.perf.bench.gates import GateResult
-from moh_deploy.perf.bench.latency import Latency, Timing
-from moh_deploy.perf.bench.layer_work import LayerWork, PackageWork
-from moh_deploy.perf.bench.measured import Measured
+from moh_deploy.perf.bench.latency import FreshRun, Latency, Timing
+from moh_deploy.perf.bench.measured import LayerWork, Measured, PackageWork
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import ratio
 from moh_deploy.runtime.layer_runs import LayerRun

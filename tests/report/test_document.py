@@ -10,7 +10,16 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from moh_deploy.report.charts import (
+from moh_deploy.report.document import (
+    PAGE,
+    ROOMY,
+    TEXT,
+    About,
+    Column,
+    Document,
+    Drawn,
+    Fact,
+    Folded,
     HeatMap,
     HeatMaps,
     LatencyChart,
@@ -19,14 +28,6 @@ from moh_deploy.report.charts import (
     MarginBin,
     MarginCharts,
     MarginHistogram,
-)
-from moh_deploy.report.document import (
-    About,
-    Column,
-    Document,
-    Drawn,
-    Fact,
-    Folded,
     Section,
     Share,
     Status,
@@ -34,7 +35,6 @@ from moh_deploy.report.document import (
     Text,
     Verdict,
 )
-from moh_deploy.report.formats import PAGE, ROOMY, TEXT
 from moh_deploy.report.html.page import page
 from moh_deploy.report.junit import junit
 from moh_deploy.report.markdown import markdown

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import moh_deploy
-from moh_deploy.api.export_package import export_package
 from moh_deploy.config.options import ExportOptions
 from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.frontend.export_package import export_package
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import RunnerApart

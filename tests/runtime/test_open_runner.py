@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from moh_deploy.errors import BackendError, ConfigError, PackageError
-from moh_deploy.graph.fixed_routing import fix_routing, fixed_input
+from moh_deploy.graph.forced_gates import fix_routing, fixed_input
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import FUNCTION_BODIES, Variant
 from moh_deploy.runtime.models import OnnxFile, PackageDir

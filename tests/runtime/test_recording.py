@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.base import RecordingRunner, Variant
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.runtime.recording import RecordingRunner
 from tests.handmade_package import vectors, write_package
 
 

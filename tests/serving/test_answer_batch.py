@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moh_deploy.serving import BatchAxis, Reply
-from moh_deploy.serving.joining import Tensors, answer_batch
+from moh_deploy.serving.served_model import Tensors, answer_batch
 
 AXIS = BatchAxis("batch")
 

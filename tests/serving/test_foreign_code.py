@@ -13,11 +13,11 @@ import pytest
 
 import moh_deploy
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.serving.foreign_code import require_own_code
 from moh_deploy.serving.genai.bundle import PACKAGE_FOLDER, GenaiBundle
 from moh_deploy.serving.http import server
+from moh_deploy.serving.source import require_own_code
 from moh_deploy.serving.triton.bundle_json import BUNDLE_NAME
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 from tests.kernel_library import required_library
 from tests.serving.triton.bundles import bundle_of_handmade, replace_whole, rewrite_bundle
 

@@ -7,7 +7,7 @@ import pytest
 
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import BatchAxis, ServedModel, ServingSettings, open_served
-from moh_deploy.serving.joining import Joining, find_joining
+from moh_deploy.serving.served_model import Joining, find_joining
 from tests.handmade_package import vectors, write_package
 from tests.serving.mixing_package import write_mixing
 

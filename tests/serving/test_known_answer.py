@@ -15,9 +15,8 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Runner, RunnerAround, Variant
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.runtime.variants import PackageVariants
-from moh_deploy.serving import known_answer, source
-from moh_deploy.serving.known_answer import require_known_answer
-from moh_deploy.serving.source import open_model
+from moh_deploy.serving import source
+from moh_deploy.serving.source import open_model, require_known_answer
 from moh_deploy.system.npz import Array
 from tests.damaged_library import write_damaged_library
 from tests.half_packages import write_unprotected
@@ -128,7 +127,7 @@ def test_a_noise_floor_is_measured_where_it_decides_and_of_small_models(
         opened(wrong)
     assert measured
     measured.clear()
-    monkeypatch.setattr(known_answer, "MOST_MEASURED", wrong.model_path.stat().st_size - 1)
+    monkeypatch.setattr(source, "MOST_MEASURED", wrong.model_path.stat().st_size - 1)
     with pytest.raises(ValidationError):
         opened(wrong)
     assert not measured

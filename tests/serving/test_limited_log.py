@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from moh_deploy.serving.limited_log import LimitedLog
+from moh_deploy.serving.process_health import LimitedLog
 
 SHOWN = ["error: 0", "error: 1", "error: 2"]
 

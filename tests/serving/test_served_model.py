@@ -20,8 +20,7 @@ from moh_deploy.serving import (
     open_served,
 )
 from moh_deploy.serving import served_model as served_model_module
-from moh_deploy.serving.joining import answer_batch
-from moh_deploy.serving.served_model import cores, served_variant
+from moh_deploy.serving.served_model import answer_batch, cores, served_variant
 from tests.handmade_package import WIDTH, vectors, write_package
 from tests.nightly import sampled
 from tests.serving.lookup_package import TABLE, write_lookup

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.system.bounded_zip import open_archive
+from moh_deploy.system.bounded_file import open_archive
 from tests.nightly import nightly
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moh_deploy.system.digest import sha256_of_json
+from moh_deploy.system.bounded_file import sha256_of_json
 
 
 def test_order_of_keys_does_not_change_the_digest_and_content_does():

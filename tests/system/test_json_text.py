@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import math
 
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 
 
 def test_what_is_no_number_becomes_a_string_at_every_depth():

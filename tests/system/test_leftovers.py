@@ -10,15 +10,16 @@ import pytest
 
 from moh_deploy.errors import PackageError
 from moh_deploy.package import OnnxPackage, PackageWriter, check_package_output
-from moh_deploy.system import leftovers
-from moh_deploy.system.leftovers import (
+from moh_deploy.system import staging
+from moh_deploy.system.staging import (
+    StagedDirectory,
     claim_directory,
     claim_file,
     hidden_sibling,
     is_hidden_name,
     remove_leftovers,
+    staged_file,
 )
-from moh_deploy.system.staging import StagedDirectory, staged_file
 from tests.cli.run_cli import Cli, start_python
 from tests.handmade_package import write_package
 from tests.nightly import nightly
@@ -33,7 +34,7 @@ def names(folder: Path) -> list[str]:
     return sorted(one.name for one in folder.iterdir())
 
 
-def abandoned(target: Path, purpose: leftovers.Purpose = "partial") -> Path:
+def abandoned(target: Path, purpose: staging.Purpose = "partial") -> Path:
     left = hidden_sibling(target, purpose)
     left.mkdir()
     (left / "model.onnx").touch()

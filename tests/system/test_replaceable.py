@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.package.weightless_model import ONNX_FILE
+from moh_deploy.package.onnx_outline import ONNX_FILE
 from moh_deploy.report.document import About, Document
 from moh_deploy.report.html.page import HTML_FILE, page
 from moh_deploy.report.junit import JUNIT_FILE, junit
 from moh_deploy.report.markdown import MARKDOWN_FILE, markdown
 from moh_deploy.serving.drift.reference import REFERENCE_FILE
-from moh_deploy.serving.guard.control import CONTROL_FILE, Control, write_control
+from moh_deploy.serving.guard.guard_io import CONTROL_FILE, Control, write_control
 from moh_deploy.system.npz import NPZ_FILE, write_npz
 from moh_deploy.system.replaceable import FileKind, check_file_output
 from tests.handmade_package import write_package

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from moh_deploy.api import export_package as pipeline
 from moh_deploy.config.options import ExportOptions
+from moh_deploy.frontend import export_package as pipeline
 from moh_deploy.package import OnnxPackage
 
 

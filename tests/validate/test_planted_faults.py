@@ -13,8 +13,7 @@ from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.lowered_package import lowered
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
-from moh_deploy.validate.compare.parity import compare
-from moh_deploy.validate.compare.recorded_parity import compare_recorded
+from moh_deploy.validate.compare.parity import compare, compare_recorded
 from tests.kernel_library import required_library
 from tests.nightly import one_in, sampled
 from tests.routed_package import Fault, write_routed

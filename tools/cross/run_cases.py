@@ -18,8 +18,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 
 from moh_deploy.ops import OPS
-from moh_deploy.ops.cases import Case, numpy_dtype
-from moh_deploy.ops.contract import find_mismatch
+from moh_deploy.ops.cases import Case, find_mismatch, numpy_dtype
 from tests.ops.cases import ALL_CASES
 from tests.plugins.draws import (
     aggregated_attention_setups,

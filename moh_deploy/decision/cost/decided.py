@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from moh_deploy.config.schema_errors import dotted
-from moh_deploy.decision.mean_times import LEAST_BLOCKS
+from moh_deploy.config.checked_yaml import dotted
+from moh_deploy.decision.latency_promise import LEAST_BLOCKS
 from moh_deploy.errors import ConfigError
+from moh_deploy.system.bounded_file import sha256_of_json
 from moh_deploy.system.bounded_json import read_json
-from moh_deploy.system.digest import sha256_of_json
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

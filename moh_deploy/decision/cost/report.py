@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moh_deploy.decision.cost.bill import PaidBack
-from moh_deploy.decision.cost.estimate import Estimate
+from moh_deploy.decision.cost.prices import Estimate, PaidBack
 from moh_deploy.decision.size_break_even import SizeBreakEven
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.cost_model.break_even import LayerBreakEven

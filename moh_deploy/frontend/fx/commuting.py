@@ -15,8 +15,8 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Layout, fresh_dim
 from moh_deploy.frontend.fx.builder import Operand
-from moh_deploy.frontend.fx.constants import is_random
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor_inputs
+from moh_deploy.frontend.fx.known_values import is_random
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import broadcast, casts, is_view
 

@@ -21,7 +21,7 @@ from pydantic import JsonValue
 from torch.utils import _pytree as pytree
 from typing_extensions import TypeIs
 
-from moh_deploy.config.nested_inputs import ConstantValue
+from moh_deploy.config.export_config import ConstantValue
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.fx.arrays import to_numpy
 from moh_deploy.frontend.fx.containers import Parts, open_container

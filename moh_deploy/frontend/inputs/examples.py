@@ -12,12 +12,12 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.inputs.arguments import BoundInputs, bind, flattened
 from moh_deploy.frontend.inputs.input_specs import (
     ExampleSpec,
+    made_values,
     parse_constants,
     parse_dynamic_options,
     parse_input_options,
     specs_from_config,
 )
-from moh_deploy.frontend.inputs.made_values import made_values
 from moh_deploy.frontend.inputs.npz_inputs import inputs_from_npz
 from moh_deploy.frontend.load.model import ModelInput
 

@@ -12,8 +12,7 @@ from typing import cast, get_args
 import torch
 
 from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
-from moh_deploy.config.export_config import ExportConfig, ModelDtype
-from moh_deploy.config.nested_inputs import ConstantValue
+from moh_deploy.config.export_config import ConstantValue, ExportConfig, ModelDtype
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.system.bounded_yaml import parse_yaml
@@ -244,3 +243,42 @@ def _example_size(axis: _Axis, sizes: Mapping[str, int]) -> int:
     if size < 1:
         raise ConfigError(f"{axis.place} has size {size}; a size must be at least 1.")
     return size
+
+
+# Example values for inputs that are described by shape and dtype only.
+
+
+def made_values(
+    shape: tuple[int, ...],
+    dtype_name: str,
+    value_range: tuple[float, float] | None = None,
+    *,
+    seed: int,
+) -> torch.Tensor:
+    """Return random but reproducible values.
+
+    Without a range: normal floats, whole numbers 0 and 1 (legal ids of any table), True.
+
+    Args:
+        value_range: First and last value; uniform between them, both included for whole numbers.
+
+    Raises:
+        ConfigError: The dtype does not hold all of the range.
+    """
+    dtype: torch.dtype = getattr(torch, dtype_name)
+    if dtype == torch.bool:
+        return torch.ones(shape, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    if not dtype.is_floating_point:
+        low, high = value_range or (0, 1)
+        limits = torch.iinfo(dtype)
+        if not limits.min <= low <= high <= limits.max:
+            raise ConfigError(
+                f"values {low:g} to {high:g} do not fit {dtype_name}, which holds {limits.min} to"
+                f" {limits.max}."
+            )
+        return torch.randint(int(low), int(high) + 1, shape, generator=generator, dtype=dtype)
+    if value_range is None:
+        return torch.randn(shape, generator=generator).to(dtype)
+    low, high = value_range
+    return (torch.rand(shape, generator=generator) * (high - low) + low).to(dtype)

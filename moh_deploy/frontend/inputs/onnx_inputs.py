@@ -20,7 +20,7 @@ from moh_deploy.frontend.inputs.examples import (
     example_sizes,
     parsed_dims,
 )
-from moh_deploy.frontend.inputs.made_values import made_values
+from moh_deploy.frontend.inputs.input_specs import made_values
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.load.onnx_graph.file import OnnxInput, OnnxSource
 from moh_deploy.frontend.load.onnx_graph.node import Graph

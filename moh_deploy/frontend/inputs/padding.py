@@ -12,11 +12,15 @@ import torch
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy, to_torch
 from moh_deploy.frontend.load.model import ModelInput
-from moh_deploy.package.token_mask import marks_padding, mask_input
+from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.system.npz import BoolArray
 from moh_deploy.system.suggest import did_you_mean
-from moh_deploy.validate.reference.additive_mask import is_additive, mask_like
-from moh_deploy.validate.reference.valid_tokens import ValidTokens, valid_tokens
+from moh_deploy.validate.reference.valid_tokens import (
+    ValidTokens,
+    is_additive,
+    mask_like,
+    valid_tokens,
+)
 
 Side = Literal["left", "right"]
 

@@ -18,7 +18,7 @@ from moh_deploy.config.dims import DimExpr, DynamicAxis, solve_sizes
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.frontend.fx.arrays import dtype_name
-from moh_deploy.frontend.fx.tree_keys import leaf_keys
+from moh_deploy.frontend.fx.containers import leaf_keys
 from moh_deploy.frontend.inputs.examples import (
     GivenInputs,
     add_dynamic_axes,
@@ -26,7 +26,7 @@ from moh_deploy.frontend.inputs.examples import (
     example_sizes,
     parsed_dims,
 )
-from moh_deploy.frontend.inputs.made_values import made_values
+from moh_deploy.frontend.inputs.input_specs import made_values
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.system.suggest import shortened
 

@@ -9,21 +9,21 @@ from typing import cast
 import torch
 
 from moh_deploy.errors import CheckpointError, ConfigError
-from moh_deploy.frontend.load.factory import build_module
-from moh_deploy.frontend.load.fileform import FileForm, detect_form
-from moh_deploy.frontend.load.model import CheckpointForm, LoadedModel
-from moh_deploy.frontend.load.onnx_graph.file import read_onnx
-from moh_deploy.frontend.load.onnx_graph.module import OnnxModule
-from moh_deploy.frontend.load.onnx_graph.original import OnnxOriginal
-from moh_deploy.frontend.load.pt2 import load_program, require_inference_mode
-from moh_deploy.frontend.load.safetensors_files import (
+from moh_deploy.frontend.load.fileform import (
+    FileForm,
+    detect_form,
+    read_pickled,
     read_safetensors,
     read_shards,
     sha256_of_shards,
 )
-from moh_deploy.frontend.load.unpickle import read_pickled
+from moh_deploy.frontend.load.model import CheckpointForm, LoadedModel
+from moh_deploy.frontend.load.onnx_graph.file import OnnxOriginal, read_onnx
+from moh_deploy.frontend.load.onnx_graph.module import OnnxModule
+from moh_deploy.frontend.load.pt2 import load_program, require_inference_mode
 from moh_deploy.frontend.load.weights import (
     StateDict,
+    build_module,
     describe,
     is_model,
     load_weights,
@@ -31,7 +31,7 @@ from moh_deploy.frontend.load.weights import (
 )
 from moh_deploy.runtime.base import FUNCTION_BODIES
 from moh_deploy.runtime.open_runner import onnx_file
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.suggest import shortened
 from moh_deploy.system.user_code import user_code
 

@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
+from moh_deploy.config.checked_yaml import require_trust
 from moh_deploy.config.export_config import ExportConfig
 from moh_deploy.config.options import ModelOptions
-from moh_deploy.config.trust import require_trust
 from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.frontend.load.checkpoint import in_eval_mode, load_model
-from moh_deploy.frontend.load.decoder import make_decoder
-from moh_deploy.frontend.load.directory.decoder_config import check_config
+from moh_deploy.frontend.load.decoder import check_config, make_decoder
 from moh_deploy.frontend.load.directory.load import load_directory
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.system.user_code import describe_error, user_code

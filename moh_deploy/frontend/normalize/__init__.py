@@ -33,24 +33,27 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.graph import op
-from moh_deploy.frontend.normalize.assemble import read_assembled
+from moh_deploy.frontend.normalize.assemble import (
+    read_assembled,
+    read_written_masks,
+    read_written_slices,
+)
 from moh_deploy.frontend.normalize.complex_pairs import pair_complex_numbers
-from moh_deploy.frontend.normalize.decompose import decompose
+from moh_deploy.frontend.normalize.decompose import (
+    decompose,
+    drop_no_op,
+    is_division,
+    replace_spreads,
+    replace_unfold,
+    replace_written_softmax,
+)
 from moh_deploy.frontend.normalize.factor import factor_out_slices, is_joined
-from moh_deploy.frontend.normalize.functionalize import functionalize
-from moh_deploy.frontend.normalize.gates_before_channels import put_gates_before_channels
-from moh_deploy.frontend.normalize.join_parts import join_parts
+from moh_deploy.frontend.normalize.fold import merge_equal
+from moh_deploy.frontend.normalize.functionalize import drop_unread_state, functionalize
+from moh_deploy.frontend.normalize.join_parts import join_parts, put_gates_before_channels
 from moh_deploy.frontend.normalize.join_routers import join_routers
-from moh_deploy.frontend.normalize.merge_equal import merge_equal
-from moh_deploy.frontend.normalize.no_ops import drop_no_op
-from moh_deploy.frontend.normalize.spread import replace_spreads
 from moh_deploy.frontend.normalize.stack_heads import stack_heads
-from moh_deploy.frontend.normalize.unfold import replace_unfold
-from moh_deploy.frontend.normalize.unread_state import drop_unread_state
-from moh_deploy.frontend.normalize.vmap import write_out_vmap
-from moh_deploy.frontend.normalize.written_masks import read_written_masks
-from moh_deploy.frontend.normalize.written_slices import read_written_slices
-from moh_deploy.frontend.normalize.written_softmax import is_division, replace_written_softmax
+from moh_deploy.frontend.normalize.stacked_ops import write_out_vmap
 
 __all__ = ["normalize"]
 

@@ -14,8 +14,8 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.constants import Constants
 from moh_deploy.frontend.fx.graph import add_constant, argument, is_tensor, op, rank, shape, tensor
+from moh_deploy.frontend.fx.known_values import Constants
 
 aten = torch.ops.aten
 

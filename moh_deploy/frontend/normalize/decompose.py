@@ -11,11 +11,16 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+from torch import Tensor
+from torch.export import ExportedProgram
 from torch.fx import Node
 
+from moh_deploy.frontend.fx.axes import Layout, fresh_layout, resolve
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.contraction import Contraction, Labels, contraction
-from moh_deploy.frontend.fx.graph import argument, op, rank, shape, tensor
+from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
+from moh_deploy.frontend.fx.known_values import KnownValues
+from moh_deploy.frontend.fx.views import REORDERS, backward, broadcast, casts, forward
 
 aten = torch.ops.aten
 
@@ -166,3 +171,210 @@ def _repeat_by_size(builder: GraphBuilder, node: Node) -> None:
     sizes = [times if axis == dim + 1 else -1 for axis in range(rank(apart))]
     repeated = builder.call(aten.expand.default, apart, sizes)
     node.replace_all_uses_with(builder.call(aten.flatten.using_ints, repeated, dim, dim + 1))
+
+
+# Sliding windows (`unfold`, im2col) as slices of the padded image.
+#
+# Exporters gather every window element by index, which is the slowest operator of such a model. The
+# taps of a window are strided slices of one padded image; nothing is gathered.
+
+
+_TO_THE_END = 2**63 - 1
+
+
+def replace_unfold(builder: GraphBuilder, node: Node) -> None:
+    """Let slices of the padded image take over from an `im2col` node on a batch of images.
+
+    Args:
+        builder: Inserts in front of `node`.
+        node: `im2col` of an image [B, C, H, W]; an image without a batch stays as it is.
+    """
+    image = cast(Node, node.args[0])
+    if rank(image) != 4:
+        return
+    kernel, dilation, padding, stride = (
+        cast(Sequence[int], argument(node, name))
+        for name in ("kernel_size", "dilation", "padding", "stride")
+    )
+    if any(padding):
+        top, left = padding
+        image = builder.call(aten.constant_pad_nd.default, image, [left, left, top, top], 0.0)
+    taps = [
+        _tap(builder, image, (row, column), kernel, dilation, stride)
+        for row in range(kernel[0])
+        for column in range(kernel[1])
+    ]
+    stacked = builder.call(aten.stack.default, taps, 2)  # [B, C, kh*kw, Ho, Wo]
+    windows = builder.call(aten.flatten.using_ints, stacked, 3, 4)
+    node.replace_all_uses_with(builder.call(aten.flatten.using_ints, windows, 1, 2))
+
+
+def _tap(
+    builder: GraphBuilder,
+    image: Node,
+    at: tuple[int, int],
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+) -> Node:
+    """One element of every window, [B, C, Ho, Wo]; ends count from the far side, for any size."""
+    for axis in (0, 1):
+        start = at[axis] * dilation[axis]
+        missing = (kernel[axis] - 1 - at[axis]) * dilation[axis]
+        end = -missing if missing else _TO_THE_END
+        image = builder.call(aten.slice.Tensor, image, axis + 2, start, end, stride[axis])
+    return image
+
+
+# Operators without effect: dropout that drops nothing, casts to what is given, transpositions that
+# undo one another, and what asserts that dtypes are as they were traced.
+
+
+_DROPOUTS = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"])
+
+
+def drop_no_op(node: Node) -> None:
+    """Let readers read the input of a node that has no effect, and leave out an assertion."""
+    if op(node) == "_assert_tensor_metadata":
+        node.graph.erase_node(node)
+    elif any(user.op == "output" for user in node.users):
+        pass  # whose name is the program's
+    elif (op(node) in _DROPOUTS and not argument(node, "train")) or _casts_nothing(node):
+        # Nothing would erase it later: torch takes an unused dropout for one that is needed.
+        node.replace_all_uses_with(cast(Node, node.args[0]))
+        node.graph.erase_node(node)
+    elif (origin := _transposed_twice(node)) is not None:
+        node.replace_all_uses_with(origin)
+
+
+def _casts_nothing(node: Node) -> bool:
+    """`x.float()` where x is that already; torch writes a cast down nevertheless."""
+    source = node.args[0] if node.target is aten.to.dtype else None
+    return isinstance(source, Node) and not casts(node) and argument(node, "memory_format") is None
+
+
+def _transposed_twice(node: Node) -> Node | None:
+    """The tensor whose dimensions a node transposes back; None where it does not."""
+    between = node.args[0] if op(node) in REORDERS else None
+    if not isinstance(between, Node) or op(between) not in REORDERS:
+        return None
+    origin = cast(Node, between.args[0])
+    layout = fresh_layout(shape(origin))
+    moved = forward(between, layout)
+    return origin if moved is not None and forward(node, moved) == layout else None
+
+
+# Softmax that is written out, as the operator: `exp(x - max(x)) / sum(exp(x - max(x)))`.
+
+
+_DIVISIONS = frozenset(["div", "divide", "true_divide"])
+
+
+def replace_written_softmax(builder: GraphBuilder, node: Node) -> None:
+    """Let a softmax take over from a division, if that is one.
+
+    Args:
+        builder: Inserts in front of `node`.
+    """
+    powers = node.args[0]
+    if not is_tensor(powers) or op(cast(Node, powers)) != "exp" or node.kwargs:
+        return
+    powers = cast(Node, powers)
+    dim = _reduced_dim(powers, node.args[1], "sum")
+    if dim is None or shape(node) != shape(powers):
+        return
+    scores = _without_maximum(cast(Node, powers.args[0]), dim)
+    if tensor(scores).dtype != tensor(node).dtype:
+        return
+    node.replace_all_uses_with(builder.call(aten.softmax.int, scores, dim))
+
+
+def is_division(node: Node) -> bool:
+    """True for a node that `replace_written_softmax` may apply to."""
+    return op(node) in _DIVISIONS
+
+
+def _without_maximum(scores: Node, dim: int) -> Node:
+    """The scores before their maximum was subtracted, which a softmax does itself."""
+    if op(scores) not in ("sub", "subtract") or argument(scores, "alpha", 1) != 1:
+        return scores
+    whole, subtracted = scores.args[:2]
+    if not is_tensor(whole) or shape(cast(Node, whole)) != shape(scores):
+        return scores
+    found = _reduced_dim(cast(Node, whole), subtracted, "amax", "max")
+    return cast(Node, whole) if found == dim else scores
+
+
+def _reduced_dim(whole: Node, value: object, *reductions: str) -> int | None:
+    """The dimension that a tensor is reduced along to make a value that is broadcast against it;
+    None where the value is something else."""
+    layout = fresh_layout(shape(whole))
+    aligned = broadcast(cast(Node, value), layout) if is_tensor(value) else None
+    if aligned is None:
+        return None
+    node, found = cast(Node, value), aligned
+    while (step := backward(node, found)) is not None:
+        node, found = step
+    if op(node) == "getitem" and node.args[1] == 0:  # max gives the places, too
+        node = cast(Node, node.args[0])
+    if op(node) not in reductions or node.args[0] is not whole or argument(node, "dtype"):
+        return None
+    dim = _only_dim(node)
+    return dim if dim is not None and _is_without(found, layout, dim, node) else None
+
+
+def _only_dim(node: Node) -> int | None:
+    dims = argument(node, "dim")
+    if isinstance(dims, Sequence):
+        dims = dims[0] if len(dims) == 1 else None
+    return dims % rank(cast(Node, node.args[0])) if isinstance(dims, int) else None
+
+
+def _is_without(found: Layout, whole: Layout, dim: int, reduction: Node) -> bool:
+    """True where the reduced tensor is aligned with that very dimension left out."""
+    kept = ((),) if argument(reduction, "keepdim", False) else ()
+    return resolve(found) == resolve((*whole[:dim], *kept, *whole[dim + 1 :]))
+
+
+# Gates that a matrix of 0 and 1 repeats for each channel of their heads, as a repetition.
+
+
+# Heads times channels of a large model; larger weights are not looked at.
+_MOST_ELEMENTS = 1 << 20
+
+
+def replace_spreads(program: ExportedProgram) -> None:
+    """Let repetitions take over from products with matrices that repeat each column.
+
+    `x @ [[1, 1, 0, 0], [0, 0, 1, 1]]` is `repeat_interleave(x, 2, dim=-1)`.
+    """
+    graph, known = program.graph_module.graph, KnownValues(program)
+    for node in list(graph.nodes):
+        matrix = _matrix(node, known)
+        times = None if matrix is None else _times(matrix)
+        if times is not None:
+            builder = GraphBuilder(graph, node)
+            source = cast(Node, node.args[0])
+            spread = builder.call(aten.repeat_interleave.self_int, source, times, -1)
+            node.replace_all_uses_with(spread)
+
+
+def _matrix(node: Node, known: KnownValues) -> Tensor | None:
+    """The known matrix [rows, columns] that a node multiplies its input with."""
+    if op(node) not in ("matmul", "mm", "linear") or (op(node) == "linear" and len(node.args) > 2):
+        return None
+    source, weight = cast(tuple[Node, Node], node.args[:2])
+    if rank(weight) != 2 or not known.varies(source) or tensor(weight).numel() > _MOST_ELEMENTS:
+        return None
+    found = known(weight)
+    return found.mT if found is not None and op(node) == "linear" else found
+
+
+def _times(matrix: Tensor) -> int | None:
+    """How often a product with the matrix repeats each entry; None where it does something else."""
+    rows, columns = matrix.shape
+    times = columns // rows if rows else 0
+    if times < 2 or times * rows != columns or int(matrix[:, 0].count_nonzero()) != 1:
+        return None
+    repeats = torch.eye(rows, dtype=matrix.dtype, device=matrix.device)
+    return times if torch.equal(matrix, repeats.repeat_interleave(times, 1)) else None

@@ -9,6 +9,7 @@ Source: arXiv 2403.03206, figure 2b, is the attention that is usually written so
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -36,9 +37,10 @@ from moh_deploy.frontend.fx.graph import (
     rank,
     reads_shape_only,
     shape,
+    tensor,
 )
 from moh_deploy.frontend.fx.views import casts, forward, is_view, lacks
-from moh_deploy.frontend.normalize.attention_output import is_attention
+from moh_deploy.frontend.normalize.plain_attention import is_attention
 
 aten = torch.ops.aten
 
@@ -185,3 +187,40 @@ def _cut_behind(part: _Part, whole: Node, source: Node) -> None:
     if cutter is not part.node:
         cut = builder.call(part.node.target, cut, part.node.args[1])  # type: ignore[arg-type]
     part.product.replace_all_uses_with(cut)
+
+
+# Gates of heads in front of gates of channels: `attention * channels * heads` in the other order.
+#
+# An op that skips closed heads computes `attention * heads`; what scales each channel comes behind.
+
+
+_PRODUCTS = ("mul", "multiply")
+
+
+def put_gates_before_channels(node: Node) -> None:
+    """Exchange the factors of `(attention * channels) * heads`, if a node is that."""
+    outer = _product(node, lambda inner: op(inner) in _PRODUCTS and len(inner.users) == 1)
+    inner = None if outer is None else _product(outer[0], is_attention)
+    if outer is None or inner is None or _is_per_channel(node, outer[1]):
+        return
+    if _is_per_channel(outer[0], inner[1]):
+        builder = GraphBuilder(node.graph, node)
+        gated = builder.call(aten.mul.Tensor, inner[0], outer[1])
+        node.replace_all_uses_with(builder.call(aten.mul.Tensor, gated, inner[1]))
+
+
+def _product(node: Node, wanted: Callable[[Node], bool]) -> tuple[Node, Node] | None:
+    """Read a product as a wanted tensor of its own size, and another factor."""
+    product = contraction(node) if op(node) in _PRODUCTS else None
+    for side in (0, 1) if product is not None else ():
+        assert product is not None
+        whole, factor = product.operands[side], product.operands[1 - side]
+        alike = shape(whole) == shape(node) and tensor(whole).dtype == tensor(node).dtype
+        if alike and whole is not factor and wanted(whole):
+            return whole, factor
+    return None
+
+
+def _is_per_channel(product: Node, factor: Node) -> bool:
+    """True for a factor that varies along the last dimension."""
+    return rank(factor) > 0 and shape(factor)[-1] == shape(product)[-1] != 1

@@ -15,8 +15,8 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Size
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.constants import is_random
 from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
+from moh_deploy.frontend.fx.known_values import is_random
 
 aten = torch.ops.aten
 

@@ -9,8 +9,10 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from moh_deploy.errors import ExportError
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.graph import argument, is_tensor, op, rank, shape, tensor
+from moh_deploy.frontend.fx.graph import argument, is_tensor, module_path, op, rank, shape, tensor
+from moh_deploy.frontend.fx.views import through_views
 
 aten = torch.ops.aten
 
@@ -71,3 +73,43 @@ def _use_rank_4(builder: GraphBuilder, node: Node) -> None:
     else:
         restored = builder.call(aten.view.default, attention, builder.sizes(shape(node)))
     node.replace_all_uses_with(restored)
+
+
+# Attention whose scores Python functions change: torch traces it, ONNX has no such operator.
+
+
+def refuse_flex_attention(program: ExportedProgram) -> None:
+    """Say what to call instead of `flex_attention`.
+
+    Raises:
+        ExportError: Naming the modules that call it.
+    """
+    callers = [
+        ".".join(module_path(node)) or "the model itself"
+        for node in program.graph.nodes
+        if op(node) == "flex_attention"
+    ]
+    if callers:
+        raise ExportError(
+            f"flex_attention has no form in ONNX; called in {', '.join(dict.fromkeys(callers))}.",
+            hint="Under torch.compiler.is_exporting(), call F.scaled_dot_product_attention instead:"
+            " what score_mod adds as a float attn_mask [B, H, S, T], what mask_mod allows as a bool"
+            " one. The package is compared with the model as it runs, with flex_attention.",
+        )
+
+
+# Tell the output of an attention before anything is recognised.
+
+_PRODUCTS = frozenset(["matmul", "bmm", "einsum"])
+
+
+def is_attention(node: Node) -> bool:
+    """The product of a softmax with values, through views; fused or written out."""
+    if not is_tensor(node) or rank(node) < 3:
+        return False
+    node = through_views(node)
+    if op(node) == "scaled_dot_product_attention":
+        return True
+    return op(node) in _PRODUCTS and any(
+        op(through_views(source)) == "softmax" for source in node.all_input_nodes
+    )

@@ -17,7 +17,6 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import size_of
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.constants import Constants, StoredNodes, is_random
 from moh_deploy.frontend.fx.graph import (
     ancestors,
     argument,
@@ -28,9 +27,10 @@ from moh_deploy.frontend.fx.graph import (
     shape,
     tensor,
 )
+from moh_deploy.frontend.fx.known_values import Constants, StoredNodes, is_random
 from moh_deploy.frontend.fx.slices import Slice, read_slice
 from moh_deploy.frontend.fx.views import casts, is_view
-from moh_deploy.frontend.normalize.attention_output import is_attention
+from moh_deploy.frontend.normalize.plain_attention import is_attention
 from moh_deploy.frontend.normalize.stacked_ops import (
     Stacked,
     apply_numbers,

@@ -14,10 +14,10 @@ import torch
 from moh_deploy.config.export_config import load_config
 from moh_deploy.config.options import ModelOptions
 from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.frontend.emit import write_plain_onnx
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
 from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
 from moh_deploy.frontend.load.model import LoadedModel
-from moh_deploy.frontend.plain_onnx import write_plain_onnx
 from moh_deploy.frontend.prove.original import on_threads, run_original
 from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.system.npz import Array

@@ -13,12 +13,15 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 
 from moh_deploy.frontend.fx.arrays import dtype_name, to_numpy
-from moh_deploy.frontend.prove.layer_values import attention_fingerprint, ranked_scores
-from moh_deploy.frontend.prove.measured_rounding import measure_rounding
+from moh_deploy.frontend.prove.measured_rounding import (
+    attention_fingerprint,
+    measure_rounding,
+    ranked_scores,
+)
 from moh_deploy.frontend.prove.valid_elements import EVERYTHING, ValidElements
 from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.rewrite import Rewrite
-from moh_deploy.frontend.rewrite.swap import Swap
+from moh_deploy.frontend.rewrite.operands import Swap
 from moh_deploy.ops import op_names
 from moh_deploy.package import MASKS_BEYOND, Rounding, beside_masks
 from moh_deploy.system.npz import Array

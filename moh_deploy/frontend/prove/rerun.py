@@ -12,19 +12,21 @@ from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.frontend.inputs.npz_inputs import inputs_of_package
 from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.prove.original import OriginalRun, one_thread_if_small, run_original
-from moh_deploy.frontend.prove.recorded_run import (
+from moh_deploy.frontend.prove.original import (
     DoesNotRun,
+    OriginalRun,
     input_text,
+    one_thread_if_small,
     recorded_vectors,
+    run_original,
     try_to_record,
 )
 from moh_deploy.frontend.prove.valid_elements import ValidElements
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, insert
-from moh_deploy.frontend.rewrite.attention_view import view_attention
+from moh_deploy.frontend.rewrite.rewritten import view_attention
 from moh_deploy.frontend.trace import trace
-from moh_deploy.graph.keep_gates import layer_names
+from moh_deploy.graph.export_names import layer_names
 from moh_deploy.package import Manifest, OnnxPackage, VectorSet
 from moh_deploy.package.cache_buffers import in_given_buffers
 from moh_deploy.system.user_code import describe_error

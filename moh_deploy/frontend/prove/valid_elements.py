@@ -13,8 +13,8 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.arrays import dtype_name
 from moh_deploy.frontend.fx.axes import Size
+from moh_deploy.frontend.fx.containers import output_nodes
 from moh_deploy.frontend.fx.graph import is_tensor, shape
-from moh_deploy.frontend.fx.outputs import output_nodes
 from moh_deploy.frontend.limits import dynamic_axes
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import TensorInfo

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 from torch.export import ExportedProgram
 
-from moh_deploy.frontend.fx.constants import Constants
 from moh_deploy.frontend.fx.graph import nodes_that_depend_on
-from moh_deploy.frontend.recognize.aggregated.outputs import with_token_axes
+from moh_deploy.frontend.fx.known_values import Constants
+from moh_deploy.frontend.recognize.aggregated.weights import with_token_axes
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
 from moh_deploy.frontend.recognize.gates import layers_of
 from moh_deploy.frontend.recognize.layer import MoHLayer

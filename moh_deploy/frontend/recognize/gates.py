@@ -21,9 +21,8 @@ from moh_deploy.frontend.fx.graph import (
     tensor_inputs,
 )
 from moh_deploy.frontend.fx.views import backward, broadcast, forward, history, is_view, lacks
-from moh_deploy.frontend.recognize.cores.core import Core
-from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.routers.selection import (
+from moh_deploy.frontend.recognize.layer import Core, MoHLayer
+from moh_deploy.frontend.recognize.routers.router import (
     find_selection,
     is_projection,
     router_cone,

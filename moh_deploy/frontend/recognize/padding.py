@@ -16,12 +16,11 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Dim, leaves, product
-from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.containers import output_nodes
 from moh_deploy.frontend.fx.graph import ancestors, nodes_that_depend_on, op, shape
-from moh_deploy.frontend.fx.outputs import output_nodes
-from moh_deploy.frontend.recognize.cores.core import MaskTerm
+from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.recognize.cores.softmax import HIDING_FILL
-from moh_deploy.frontend.recognize.layer import MoHLayer
+from moh_deploy.frontend.recognize.layer import MaskTerm, MoHLayer
 from moh_deploy.frontend.recognize.routers.trial import run_nodes
 
 

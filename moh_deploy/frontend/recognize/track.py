@@ -31,11 +31,14 @@ from moh_deploy.frontend.fx.graph import (
 )
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import broadcast, forward, is_view, lacks
-from moh_deploy.frontend.recognize.cores.core import Core
 from moh_deploy.frontend.recognize.cores.fused import read_fused
-from moh_deploy.frontend.recognize.cores.softmax import ReadConstant, ScoreReader, key_axes_of
-from moh_deploy.frontend.recognize.cores.zeroed import zeroed
-from moh_deploy.frontend.recognize.layer import HeadProjection
+from moh_deploy.frontend.recognize.cores.softmax import (
+    ReadConstant,
+    ScoreReader,
+    key_axes_of,
+    zeroed,
+)
+from moh_deploy.frontend.recognize.layer import Core, HeadProjection
 from moh_deploy.frontend.recognize.projection import read_projection
 
 _CUTS = frozenset((*SPLITS, "slice", "narrow", "select"))

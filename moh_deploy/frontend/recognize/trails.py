@@ -25,7 +25,6 @@ from moh_deploy.frontend.fx.views import broadcast, forward, history, is_view, l
 from moh_deploy.frontend.recognize.cores.softmax import elementwise_sources
 from moh_deploy.frontend.recognize.gates import chain_of, without_axes
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.made_by import weighs_experts
 from moh_deploy.frontend.recognize.router_like import (
     SQUASHES,
     RouterLike,
@@ -33,8 +32,9 @@ from moh_deploy.frontend.recognize.router_like import (
     projects,
     spread_sizes,
     sums_product,
+    weighs_experts,
 )
-from moh_deploy.frontend.recognize.routers.selection import NORMS, SELECTIONS
+from moh_deploy.frontend.recognize.routers.router import NORMS, SELECTIONS
 from moh_deploy.frontend.recognize.track import Tracked, token_axes
 
 _CHOICES = frozenset(["gather", "index_select", "index", "take_along_dim"])

@@ -22,9 +22,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from moh_deploy.frontend.fx.axes import Layout, flat, fresh_dim, leaves, regroup
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, NotCoveredError, Operand
-from moh_deploy.frontend.fx.constants import Constants, StoredNodes, is_random
 from moh_deploy.frontend.fx.graph import argument, is_tensor, rank, shape
-from moh_deploy.frontend.fx.known_values import KnownValues
+from moh_deploy.frontend.fx.known_values import Constants, KnownValues, StoredNodes, is_random
 from moh_deploy.frontend.fx.views import history
 from moh_deploy.frontend.recognize import MoHLayer
 from moh_deploy.frontend.recognize.aggregated import read_aggregated
@@ -34,14 +33,12 @@ from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.rewrite.aggregated import insert_aggregated
 from moh_deploy.frontend.rewrite.attention import AttentionRewriter
-from moh_deploy.frontend.rewrite.attention_view import drop_views
 from moh_deploy.frontend.rewrite.gates_first import apply_gates_first
-from moh_deploy.frontend.rewrite.operands import gates_of
+from moh_deploy.frontend.rewrite.operands import Swap, gates_of
 from moh_deploy.frontend.rewrite.projections import project_output, project_query
-from moh_deploy.frontend.rewrite.rewritten import Rewrite
+from moh_deploy.frontend.rewrite.rewritten import Rewrite, drop_views
 from moh_deploy.frontend.rewrite.router import insert_fixed_gates, insert_router, merge_logits
 from moh_deploy.frontend.rewrite.split import Splitter
-from moh_deploy.frontend.rewrite.swap import Swap
 
 __all__ = ["Rewrite", "commit", "insert"]
 

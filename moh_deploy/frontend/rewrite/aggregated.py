@@ -16,9 +16,8 @@ from moh_deploy.frontend.fx.builder import GraphBuilder, NotCoveredError, Operan
 from moh_deploy.frontend.fx.graph import add_constant, tensor
 from moh_deploy.frontend.fx.slices import Piece, trail_of
 from moh_deploy.frontend.recognize.aggregated import Aggregated, WindowSource
-from moh_deploy.frontend.rewrite.attention_form import HeadAxes
 from moh_deploy.frontend.rewrite.operands import OperandBuilder
-from moh_deploy.frontend.rewrite.rewritten import Rewrite
+from moh_deploy.frontend.rewrite.rewritten import HeadAxes, Rewrite
 from moh_deploy.ops import op_names
 
 _DEFAULT_EPSILON = 1e-12

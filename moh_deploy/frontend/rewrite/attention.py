@@ -16,12 +16,9 @@ from moh_deploy.frontend.fx.graph import example_shape, tensor
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.slices import trail_of
 from moh_deploy.frontend.fx.views import casts, forward, is_view
-from moh_deploy.frontend.recognize.cores.core import MaskTerm, Scores
-from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.rewrite.attention_form import AttentionForm
-from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, unscaled
-from moh_deploy.frontend.rewrite.rewritten import Rewrite
-from moh_deploy.frontend.rewrite.swap import readers_up_to
+from moh_deploy.frontend.recognize.layer import MaskTerm, MoHLayer, Scores
+from moh_deploy.frontend.rewrite.operands import OperandBuilder, entry, readers_up_to, unscaled
+from moh_deploy.frontend.rewrite.rewritten import AttentionForm, Rewrite
 from moh_deploy.frontend.rewrite.tokens_first import Moves, Reader, Reorderer
 from moh_deploy.ops import op_names
 

@@ -15,8 +15,7 @@ from moh_deploy.frontend.fx.axes import Layout, flat, resolve
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, NotCoveredError, Operand
 from moh_deploy.frontend.fx.graph import tensor
 from moh_deploy.frontend.recognize.layer import HeadProjection, MoHLayer
-from moh_deploy.frontend.rewrite.operands import arranged_like_views, arranged_operand
-from moh_deploy.frontend.rewrite.swap import Swap
+from moh_deploy.frontend.rewrite.operands import Swap, arranged_like_views, arranged_operand
 
 aten = torch.ops.aten
 

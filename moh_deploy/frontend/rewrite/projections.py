@@ -18,9 +18,13 @@ from moh_deploy.frontend.fx.graph import op, rank, tensor
 from moh_deploy.frontend.fx.views import casts, forward, history, is_view
 from moh_deploy.frontend.recognize.layer import MoHLayer
 from moh_deploy.frontend.recognize.projection import Projection, ReadProjection
-from moh_deploy.frontend.rewrite.attention_form import HeadAxes
-from moh_deploy.frontend.rewrite.operands import arranged_like_views, arranged_operand
-from moh_deploy.frontend.rewrite.swap import Swap, readers_up_to
+from moh_deploy.frontend.rewrite.operands import (
+    Swap,
+    arranged_like_views,
+    arranged_operand,
+    readers_up_to,
+)
+from moh_deploy.frontend.rewrite.rewritten import HeadAxes
 from moh_deploy.ops import op_names
 
 aten = torch.ops.aten

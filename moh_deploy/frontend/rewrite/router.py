@@ -13,14 +13,12 @@ from torch.fx import Node
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::router
 from moh_deploy.frontend.fx.axes import Dim, Layout, flat, fresh_layout, resolve, size_of
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
-from moh_deploy.frontend.fx.constants import Constants
-from moh_deploy.frontend.fx.fixed_value import fixed_value
 from moh_deploy.frontend.fx.graph import add_constant, rank, shape, tensor
+from moh_deploy.frontend.fx.known_values import Constants, fixed_value
 from moh_deploy.frontend.fx.views import history
 from moh_deploy.frontend.recognize.projection import ReadProjection
 from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router
-from moh_deploy.frontend.rewrite.operands import arranged_operand
-from moh_deploy.frontend.rewrite.swap import readers_up_to
+from moh_deploy.frontend.rewrite.operands import arranged_operand, readers_up_to
 
 aten = torch.ops.aten
 

@@ -15,15 +15,16 @@ from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::token_co
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand
 from moh_deploy.frontend.fx.graph import argument, example_shape, module_path, op, shape
 from moh_deploy.frontend.fx.views import is_view
-from moh_deploy.frontend.recognize.image_chains import ImageChain, find_image_chains
-from moh_deploy.frontend.recognize.image_ops import (
+from moh_deploy.frontend.recognize.image_chains import (
     BlockMean,
     Depthwise,
     Elementwise,
+    ImageChain,
     ImageOp,
     Pointwise,
+    find_image_chains,
 )
-from moh_deploy.frontend.rewrite.swap import Swap
+from moh_deploy.frontend.rewrite.operands import Swap
 from moh_deploy.ops import op_names
 
 aten = torch.ops.aten

@@ -18,9 +18,10 @@ from moh_deploy.graph.narrowing.narrowing import (
     axis_size,
     constant,
     dims_of,
+    resized,
+    source_axis,
     with_size,
 )
-from moh_deploy.graph.narrowing.reshaped import resized, source_axis
 from moh_deploy.ops import op_names
 
 

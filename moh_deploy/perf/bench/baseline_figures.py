@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.perf.bench.layer_work import PackageWork
-from moh_deploy.perf.bench.measured import Measured
+from moh_deploy.perf.bench.measured import Measured, PackageWork
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.report.baseline.figures import Figure

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import VectorSet
-from moh_deploy.perf.bench.candidate import Candidate, LoadedCandidate
+from moh_deploy.perf.bench.candidate import (
+    Candidate,
+    FixedRouters,
+    LoadedCandidate,
+    RoutingOverhead,
+)
 from moh_deploy.perf.bench.candidates import BenchSetting, Candidates
 from moh_deploy.perf.bench.faults import FaultFinder
-from moh_deploy.perf.bench.fixed_routing import FixedRouters, RoutingOverhead
-from moh_deploy.perf.bench.fresh_run import FreshRun, MeasureFresh
 from moh_deploy.perf.bench.gates import BenchGate, GateResult
-from moh_deploy.perf.bench.latency import Latency, MeasureRuns, Timing
-from moh_deploy.perf.bench.layer_work import PackageWork, layer_work
-from moh_deploy.perf.bench.measured import Agreement, Measured, agreement
+from moh_deploy.perf.bench.latency import FreshRun, Latency, MeasureFresh, MeasureRuns, Timing
+from moh_deploy.perf.bench.measured import Agreement, Measured, PackageWork, agreement, layer_work
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.choices_text import sizes_text
-from moh_deploy.perf.cost_model.machine import Processor
+from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import difference, ratio
 from moh_deploy.system.npz import Array, write_npz
 from moh_deploy.system.progress import Progress

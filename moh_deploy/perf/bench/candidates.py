@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import cast
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage, Runtime, choices_for, with_choices
-from moh_deploy.perf.bench.candidate import Candidate
-from moh_deploy.perf.bench.fixed_routing import FIXED, FixedRouters, FixedRouting, routers_to_fix
+from moh_deploy.perf.bench.candidate import (
+    FIXED,
+    Candidate,
+    FixedRouters,
+    FixedRouting,
+    routers_to_fix,
+)
 from moh_deploy.runtime.base import Deployed, Model, ModelKind, Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import runtime_for

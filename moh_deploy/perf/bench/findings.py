@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from moh_deploy.perf.bench.fixed_routing import RoutingOverhead
-from moh_deploy.perf.bench.layer_work import LayerWork, PackageWork
-from moh_deploy.perf.bench.measured import Measured
+from moh_deploy.perf.bench.candidate import RoutingOverhead
+from moh_deploy.perf.bench.measured import LayerWork, Measured, PackageWork
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import TimeDifference
 from moh_deploy.report.numbers import percent

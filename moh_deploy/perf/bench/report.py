@@ -8,18 +8,17 @@ from itertools import groupby
 from typing import Literal
 
 from moh_deploy.errors import ValidationError
+from moh_deploy.perf.bench.candidate import RoutingOverhead
 from moh_deploy.perf.bench.findings import findings
-from moh_deploy.perf.bench.fixed_routing import RoutingOverhead
 from moh_deploy.perf.bench.gates import GateResult
 from moh_deploy.perf.bench.latency import LEAST_RUNS
-from moh_deploy.perf.bench.layer_work import LayerWork, PackageWork
-from moh_deploy.perf.bench.measured import METRICS, Measured
+from moh_deploy.perf.bench.measured import METRICS, LayerWork, Measured, PackageWork
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import Ratio
-from moh_deploy.report.baseline.document import baseline_section, baseline_suites
-from moh_deploy.report.baseline.result import RatchetResult
-from moh_deploy.report.charts import LatencyChart, Line
+from moh_deploy.report.baseline.result import RatchetResult, baseline_section, baseline_suites
 from moh_deploy.report.document import (
+    PAGE,
+    TEXT,
     Block,
     Cell,
     CiCase,
@@ -28,6 +27,8 @@ from moh_deploy.report.document import (
     Document,
     Drawn,
     Fact,
+    LatencyChart,
+    Line,
     Section,
     Share,
     Status,
@@ -35,7 +36,6 @@ from moh_deploy.report.document import (
     Text,
     Verdict,
 )
-from moh_deploy.report.formats import PAGE, TEXT
 from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count, number, percent
 from moh_deploy.report.report import Report

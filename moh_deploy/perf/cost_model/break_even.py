@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import Choice, LayerInfo, choices_for
-from moh_deploy.perf.cost_model.layer_shape import LayerShape
-from moh_deploy.perf.cost_model.milliseconds import milliseconds
+from moh_deploy.perf.cost_model.milliseconds import LayerShape, milliseconds
 from moh_deploy.perf.cost_model.prediction import at_share, shape_of
 
 

@@ -9,8 +9,7 @@ from itertools import pairwise
 
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import CHOICES, Choice, LayerInfo, choices_for
-from moh_deploy.perf.cost_model.layer_shape import LayerShape
-from moh_deploy.perf.cost_model.milliseconds import milliseconds
+from moh_deploy.perf.cost_model.milliseconds import LayerShape, milliseconds
 
 # A predicted difference smaller than this is none: the plainer choice is made.
 _CLEAR = 0.03

@@ -13,21 +13,21 @@ from pathlib import Path
 from statistics import median
 
 from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage, choices_for
 from moh_deploy.perf.timing import Measure, ratio, weighted_sum
 from moh_deploy.perf.tune.job import TuneJob
 from moh_deploy.perf.tune.quality import FLOAT32_PACKAGE, Quality, QualityCheck
-from moh_deploy.perf.tune.tried import Ending, RuntimePrecision, Timed, Tried
+from moh_deploy.perf.tune.search_report import Ending, RuntimePrecision, Timed, Tried
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.models import kernels_of
 from moh_deploy.runtime.open_runner import open_runner, opened_package
 from moh_deploy.system.progress import Progress
+from moh_deploy.validate.compare.parity import compare_recorded
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
-from moh_deploy.validate.compare.recorded_parity import compare_recorded
 from moh_deploy.validate.compare.verify_runs import WhatToRun, verify_runs
 from moh_deploy.validate.reference.input_sets import InputSet
-from moh_deploy.validate.reference.model_references import PackageReference
+from moh_deploy.validate.reference.references import PackageReference
 from moh_deploy.validate.reference.samples import named_mask
 from moh_deploy.validate.reference.subject import Subject
 

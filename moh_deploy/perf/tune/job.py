@@ -9,8 +9,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from moh_deploy.errors import BackendError, ConfigError
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.graph.layer_nodes import LayerNodes
-from moh_deploy.graph.write_choices import write_choices
 from moh_deploy.package import (
     CHOICES,
     Choice,
@@ -21,16 +21,16 @@ from moh_deploy.package import (
     with_choices,
 )
 from moh_deploy.perf.choices_text import gain
-from moh_deploy.perf.cost_model.by_size import SWITCH_MS, by_size, dense_at
-from moh_deploy.perf.cost_model.machine import Processor
+from moh_deploy.perf.cost_model.first_choices import SWITCH_MS, by_size, dense_at
 from moh_deploy.perf.cost_model.prediction import predict
+from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import Measure, Ratio, TimeSamples, ratio, weighted_sum
-from moh_deploy.perf.tune.layers import LayerBench, LayerTimes
-from moh_deploy.perf.tune.same_outputs import check_same_outputs
-from moh_deploy.perf.tune.whole_model import (
+from moh_deploy.perf.tune.layers import (
     CHOSEN,
     DENSE,
     ONE_CHOICE,
+    LayerBench,
+    LayerTimes,
     ModelTimes,
     chosen_over,
     chosen_over_dense,
@@ -38,13 +38,14 @@ from moh_deploy.perf.tune.whole_model import (
     slower_than_dense,
     time_model,
 )
+from moh_deploy.perf.tune.quality import check_same_outputs
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.models import runtime_name_of
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.compare.recorded_parity import compare_recorded
+from moh_deploy.validate.compare.parity import compare_recorded
 from moh_deploy.validate.reference.input_sets import InputSet
 from moh_deploy.validate.reference.layer_values import names_to_return
 

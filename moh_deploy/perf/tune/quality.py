@@ -5,25 +5,116 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 
 import numpy as np
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.perf.tune.same_outputs import flipped_tokens
 from moh_deploy.report.json import in_json
-from moh_deploy.runtime.base import Runner
+from moh_deploy.runtime.base import AS_IT_IS, Runner, Variant
+from moh_deploy.runtime.open_runner import open_runner, opened_package
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.accuracy.dataset import Batch
 from moh_deploy.validate.accuracy.judge import Setting
 from moh_deploy.validate.accuracy.judge import judge as judge_metric
+from moh_deploy.validate.accuracy.labelled_runs import Batch, labelled_runs
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from moh_deploy.validate.accuracy.metrics import Metric
+from moh_deploy.validate.accuracy.reading import read_labelled
 from moh_deploy.validate.accuracy.tally import SampleFiles, Scored, Tally
-from moh_deploy.validate.compare.agreement import Flips
-from moh_deploy.validate.compare.condition import AccuracyCondition, Condition, FlipsCondition
-from moh_deploy.validate.reference.samples import Sample
-from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, token_view
+from moh_deploy.validate.accuracy.task import Task
+from moh_deploy.validate.compare.checks import Flips
+from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.compare.policy import AccuracyCondition, Condition, FlipsCondition
+from moh_deploy.validate.reference.input_sets import InputSet, checked_weights, input_sets
+from moh_deploy.validate.reference.samples import (
+    Sample,
+    named_mask,
+    npz_files,
+    own_view,
+    read_samples,
+    recorded_samples,
+    with_valid_tokens,
+)
+from moh_deploy.validate.reference.subject import Subject
+from moh_deploy.validate.reference.valid_tokens import EVERY_TOKEN, TokenView, token_view
+
+# Check that a package computes on the user's inputs what it did before it was chosen for.
+
+
+def check_same_outputs(
+    before: OnnxPackage,
+    after: OnnxPackage,
+    runner: Runner,
+    sets: Sequence[InputSet],
+    variant: Variant = AS_IT_IS,
+) -> dict[str, int]:
+    """Compare outputs and gates, with the tolerances of `verify`.
+
+    How close a tie is cannot be known without the original model. So a run in which a token chose
+    other heads is not compared, but counted: what the package computes is proven by recorded runs.
+
+    Args:
+        before: The package as it was.
+        after: The package as chosen.
+        runner: A session of it that also returns the gates.
+        sets: What to run.
+        variant: How the package is opened as it was.
+
+    Returns:
+        Name of each set whose outputs were not compared, to how many tokens chose other heads.
+
+    Raises:
+        ValidationError: An output or a gate differs.
+    """
+    flipped: dict[str, int] = {}
+    names = before.gate_names
+    earlier = open_runner(before, variant.returning(names)) if sets else None
+    for input_set in sets:
+        assert earlier is not None
+        # `runner` may choose other heads than `earlier` where scores are tied within rounding: a
+        # sparse layer sums in another order than a dense one.
+        expected = earlier.run(input_set.inputs)
+        vectors = _vectors(before, input_set, expected)
+        view = own_view(after.manifest, vectors, input_set.name)
+        tokens = flipped_tokens(expected, runner.run(input_set.inputs), names, view)
+        if tokens:
+            flipped[input_set.name] = tokens
+            continue
+        reference = f"the package as it was, on {input_set.name}"
+        compare(after, runner, [vectors], reference=reference).raise_if_unequal()
+    return flipped
+
+
+def flipped_tokens(
+    first: Mapping[str, Array], second: Mapping[str, Array], names: Sequence[str], view: TokenView
+) -> int:
+    """Count the tokens that chose other heads, in all layers together.
+
+    Args:
+        first: Results of one package, gates among them.
+        second: Those of another.
+        names: Of the gates.
+        view: Which tokens count.
+    """
+    first, second = view.select(first), view.select(second)
+    # gates [..., H] to [...]: a token counts once, however many of its heads changed.
+    differ = [((first[name] != 0) != (second[name] != 0)).any(axis=-1) for name in names]
+    return int(sum(np.count_nonzero(tokens) for tokens in differ))
+
+
+def _vectors(package: OnnxPackage, input_set: InputSet, results: Mapping[str, Array]) -> VectorSet:
+    gates = tuple(results[name] for name in package.gate_names)
+    return VectorSet(
+        sizes=input_set.sizes,
+        inputs=input_set.inputs,
+        outputs={spec.name: results[spec.name] for spec in package.manifest.outputs},
+        gates=gates,
+        # Infinite margins say that no token was nearly tied, so `compare` excuses no other heads:
+        # runs with flips do not get here. [B, S]
+        margins=tuple(np.full(array.shape[:-1], np.inf, np.float32) for array in gates),
+    )
+
 
 FLOAT32_PACKAGE = "the float32 package"
 _FEW = 64
@@ -187,3 +278,64 @@ class QualityCheck:
 def _wrong(accuracy: Sequence[MetricParity], only_clear: bool) -> list[str]:
     bad = ("failed",) if only_clear else ("failed", "cannot tell")
     return [str(metric.reason) for metric in accuracy if metric.verdict in bad]
+
+
+# Read what a search judges candidates on, and what it times them on.
+
+
+@dataclass(frozen=True)
+class SearchSamples:
+    """The inputs of a search: candidates are judged on some, and timed on others.
+
+    Attributes:
+        runs: What conditions are judged on.
+        sets: What is timed.
+        files: Where labelled samples are from.
+        metrics: What scores them, as the task names them.
+    """
+
+    runs: tuple[JudgedRun, ...]
+    sets: tuple[InputSet, ...]
+    files: SampleFiles
+    metrics: tuple[Metric, ...] = ()
+
+
+def read_runs(
+    package: OnnxPackage, paths: Sequence[Path], weights: Sequence[float]
+) -> SearchSamples:
+    """Read files of inputs, each one run; without any, the recorded runs, timed at the first.
+
+    Raises:
+        ConfigError: A file or a weight does not fit.
+    """
+    mask = named_mask(package.manifest, None)
+    sets = input_sets(package, paths, weights)
+    samples = read_samples(paths, package.manifest, mask)
+    if not paths:
+        samples = with_valid_tokens(recorded_samples(package.vectors), package.manifest, mask)
+    files = SampleFiles((), ())
+    return SearchSamples(tuple(map(JudgedRun, samples)), tuple(sets), files)
+
+
+def read_labelled_runs(
+    package: OnnxPackage, paths: Sequence[Path], weights: Sequence[float], task: Task
+) -> SearchSamples:
+    """Read samples and labels; what is timed is the first batch of each file.
+
+    Raises:
+        ConfigError: Something does not fit the model, or each other.
+    """
+    files = npz_files(paths)
+    counts = checked_weights(files, weights)
+    data = read_labelled(files, task, package.manifest)
+    subject = Subject(opened_package(package), package, "auto")
+    by_file = [labelled_runs(subject, dataset, data.axis, task) for dataset in data.datasets]
+    sets = [
+        # Real samples: how many heads are open decides what is fastest.
+        InputSet(first.sample.label, first.sample.known.sizes, first.sample.known.inputs, weight)
+        for (first, *_), weight in zip(by_file, counts, strict=True)
+    ]
+    runs = [JudgedRun(run.sample, run.batch) for runs in by_file for run in runs]
+    names = tuple(dataset.samples.name for dataset in data.datasets)
+    where = SampleFiles(names, tuple(len(dataset.labels) for dataset in data.datasets))
+    return SearchSamples(tuple(runs), tuple(sets), where, data.metrics)

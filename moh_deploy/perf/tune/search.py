@@ -6,16 +6,20 @@ Candidates are taken one after the other, each against the fastest so far.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from moh_deploy.errors import MoHDeployError
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.errors import BackendError, MoHDeployError
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.tune.contests import Best, MakePackage, ended_by, folder_of
-from moh_deploy.perf.tune.tried import RuntimePrecision, Tried
+from moh_deploy.perf.tune.contests import Best, Contests, MakePackage, ended_by, folder_of
+from moh_deploy.perf.tune.search_report import RuntimePrecision, Tried
+from moh_deploy.system.isolate import Outcome, how_it_ended, isolated
+from moh_deploy.system.progress import Progress
 
 
 class TakesCandidates(Protocol):
@@ -107,3 +111,116 @@ def write_chosen(best: Best, output: Path, within: Sequence[str]) -> OnnxPackage
     return write_choices(
         best.package, manifest.layers, output, tuning=tuning, runtime=best.way.runtime
     )
+
+
+# Take each candidate of a search in a process of its own, so that one that crashes is one row.
+#
+# Kernels and runtimes are native code: a fault in them ends a process, and so does a system that is
+# short of memory.
+
+_Answer = TypeVar("_Answer")
+
+
+class SearchTask(Protocol):
+    """Knows all that a search needs, and can be pickled."""
+
+    def made(self, to: str, folder: Path, progress: Progress) -> OnnxPackage:
+        """Write the package in a precision; see `MakePackage`."""
+
+    def contests(self, scratch: Path, progress: Progress) -> AbstractContextManager[Contests]:
+        """Open what takes candidates, with packages in a directory."""
+
+
+@dataclass(frozen=True)
+class ContestsApart:
+    """Takes one candidate after the other, each in another process, which ends with this one.
+
+    Attributes:
+        task: The search.
+        scratch: A directory for packages.
+        shows_steps: Processes show their steps where stderr is a terminal.
+    """
+
+    task: SearchTask
+    scratch: Path
+    shows_steps: bool = False
+
+    def make(self, to: str, folder: Path) -> OnnxPackage:
+        """Write the package in a precision.
+
+        Raises:
+            MoHDeployError: It cannot be made, or is not equal to the original.
+            BackendError: The process was ended by a signal.
+        """
+        try:
+            return self._answer(_made, to, folder)
+        except _CrashedError as error:
+            raise BackendError(f"it cannot be made: {error}") from error
+
+    def first(self, way: RuntimePrecision) -> Best:
+        """See `Contests.first`; as well:
+
+        Raises:
+            BackendError: The process was ended by a signal.
+        """
+        try:
+            return self._answer(_first, way, self.scratch)
+        except _CrashedError as error:
+            raise BackendError(f"the float32 package cannot be run: {error}") from error
+
+    def challenge(self, way: RuntimePrecision, made: OnnxPackage, best: Best) -> Best | Tried:
+        """See `Contests.challenge`; a process that is ended by a signal is a candidate that is."""
+        try:
+            return self._answer(_challenge, way, made, best, self.scratch)
+        except _CrashedError as error:
+            return Tried(way, "could not run", str(error))
+
+    def _answer(self, function: Callable[..., _Answer], *arguments: object) -> _Answer:
+        found = isolated(function, self.task, *arguments, show_steps=self.shows_steps)
+        crash = _crash(found)
+        if crash is not None:
+            raise _CrashedError(crash)
+        if found.exception is not None:
+            # A fault of ours is no candidate's; the traceback was shown there.
+            raise RuntimeError(f"in the process of a candidate: {found.exception}")
+        return found.required("the process of a candidate")
+
+
+class _CrashedError(Exception):
+    """A process was ended from outside, or by its own native code."""
+
+
+def _crash(found: Outcome[_Answer]) -> str | None:
+    """Say what ended a process before it could answer; None if it did, or raised."""
+    at = "" if found.step is None else f", at '{found.step}'"
+    if found.exception is not None and found.exception.startswith("MemoryError"):
+        return f"its process had no more memory{at}."
+    code = found.return_code
+    if code is None or found.exception or found.error or found.answer is not None:
+        return None
+    if code >= 0:
+        return f"its process ended with status {code}{at}."
+    short = " A system that is short of memory does that." if -code == signal.SIGKILL else ""
+    return f"its process ended by signal {-code} ({how_it_ended(code)}){at}.{short}"
+
+
+def _made(task: SearchTask, to: str, folder: Path, *, progress: Progress) -> OnnxPackage:
+    return task.made(to, folder, progress)
+
+
+def _first(task: SearchTask, way: RuntimePrecision, scratch: Path, *, progress: Progress) -> Best:
+    with task.contests(scratch, progress) as contests:
+        return contests.first(way)
+
+
+def _challenge(
+    task: SearchTask,
+    way: RuntimePrecision,
+    made: OnnxPackage,
+    best: Best,
+    scratch: Path,
+    *,
+    progress: Progress,
+) -> Best | Tried:
+    with task.contests(scratch, progress) as contests:
+        return contests.challenge(way, made, best)

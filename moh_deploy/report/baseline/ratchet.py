@@ -6,28 +6,257 @@ one, take it out by hand and update the file: a review sees what was given up.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.report.baseline.baseline_file import (
-    BaselineContent,
-    BaselinePart,
-    SectionEntry,
-    read_baseline,
-    section_of,
-    write_baseline,
-)
-from moh_deploy.report.baseline.figures import KINDS, Figure
+from moh_deploy.report.baseline.figures import KINDS, Figure, Slack, is_whole
 from moh_deploy.report.baseline.result import (
     DigestState,
     FigureOutcome,
     RatchetEntry,
     RatchetResult,
 )
+from moh_deploy.system.bounded_file import sha256_of_json
+from moh_deploy.system.bounded_json import read_json
 from moh_deploy.system.replaceable import check_file_output
+from moh_deploy.system.staging import staged_file
+
+# The file that a ratchet is kept in: JSON, sorted, small, to be committed and read in diffs.
+#
+# It has a digest of all else in it, so that a figure that was changed or taken out does not pass
+# unseen.
+
+# Say what is wrong with a baseline file: where, what it is, what was expected.
+
+_KeyPath = tuple[int | str, ...]
+
+_SLACK = {"factor": "a number of at least 1", "plus": "a number of at least 0"}
+_MOST_SHOWN = 60
+
+
+def explained(error: ValidationError) -> str:
+    """Return half a sentence on the first problem."""
+    found = [
+        (_path(error_details), error_details) for error_details in error.errors(include_url=False)
+    ]
+    # A figure that is no interval is not one of the wrong type: that is the other way to write it.
+    path, item = max(found, key=lambda item: (len(item[0]), not item[1]["type"].endswith("_type")))
+    where = ".".join(map(str, path)) or "the file"
+    if item["type"] == "value_error":
+        return f"{where}: {item['ctx']['error']}"
+    if item["type"] == "extra_forbidden":
+        return f"{where} is not a known key"
+    if item["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where} is {_shown(item['input'])}, expected {_expected(path)}"
+
+
+def _path(item: ErrorDetails) -> _KeyPath:
+    """Return where it is in the file: SECTION.figures.GROUP.NAME, and behind it which of the ways
+    to write a figure was tried, which is not in the file."""
+    place = item["loc"]
+    return (*place[:4], *place[5:]) if place[1:2] == ("figures",) else place
+
+
+def _expected(path: _KeyPath) -> str:
+    if path[:1] == ("slack",):
+        return _SLACK.get(str(path[2]), "a number") if len(path) == 3 else "an object"
+    if path[1:] == ("machine",):
+        return "a text"
+    if path[1:] == ("figures",):
+        return "an object of at least one group of figures"
+    if len(path) == 4:
+        return "a finite number, or an object of such: value, low and high"
+    return "a finite number" if len(path) > 4 else "an object"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+SCHEMA_VERSION: Literal[1] = 1
+
+BaselinePart = Literal["verify", "bench"]
+
+
+class _Object(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class IntervalEntry(_Object):
+    """A figure that was sampled."""
+
+    value: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"{self.value} is not between {self.low} and {self.high}")
+        return self
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+FigureEntry = Count | FiniteFloat | IntervalEntry
+
+
+class SlackEntry(_Object):
+    """A slack of the user's own, for one kind of figure."""
+
+    factor: Annotated[FiniteFloat, Field(ge=1)] | None = None
+    plus: Annotated[FiniteFloat, Field(ge=0)] | None = None
+
+
+class SectionEntry(_Object):
+    """The figures that one command reached.
+
+    Attributes:
+        machine: Where figures of a machine were measured, and with which runtime; None without any.
+        figures: Group and name to figure.
+    """
+
+    machine: str | None = None
+    figures: Annotated[dict[str, dict[str, FigureEntry]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        _require_known(name for group in self.figures.values() for name in group)
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_reached(self) -> Self:
+        """A count below 0 would be worse than nothing, and anything would hold it."""
+        for (group, name), figure in self.read().items():
+            domain = KINDS[name].domain
+            for value in (figure.value, figure.low, figure.high):
+                if not domain.holds(value):
+                    raise ValueError(
+                        f"figures.{group}.{name} is {value:g}, expected {domain.words}"
+                    )
+        return self
+
+    def read(self) -> dict[tuple[str, str], Figure]:
+        """Return the figures by group and name."""
+        figures = [
+            _figure(group, name, entry)
+            for group, entries in self.figures.items()
+            for name, entry in entries.items()
+        ]
+        return {figure.key: figure for figure in figures}
+
+
+class BaselineContent(_Object):
+    """All of a file."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    slack: dict[str, SlackEntry] = {}
+    verify: SectionEntry | None = None
+    bench: SectionEntry | None = None
+
+    @model_validator(mode="after")
+    def _slack_is_known(self) -> Self:
+        _require_known(self.slack)
+        return self
+
+    def slack_of(self, name: str) -> Slack:
+        """Return by how much a figure may be worse: as the file says, or as usual."""
+        usual, said = KINDS[name].slack, self.slack.get(name, SlackEntry())
+        return Slack(
+            usual.factor if said.factor is None else said.factor,
+            usual.plus if said.plus is None else said.plus,
+        )
+
+
+def section_of(figures: Iterable[Figure], machine: str | None) -> SectionEntry:
+    """Return what the file says of these figures, to six digits."""
+    groups: dict[str, dict[str, FigureEntry]] = {}
+    for figure in figures:
+        groups.setdefault(figure.group, {})[figure.name] = _entry(figure)
+    return SectionEntry(machine=machine, figures=groups)
+
+
+def read_baseline(path: Path) -> tuple[BaselineContent, DigestState]:
+    """Read a file, and tell whether it is as it was written.
+
+    Raises:
+        ConfigError: It is not there, cannot be read, or holds something else.
+    """
+    try:
+        content = read_json(path, error=ConfigError)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: there is no baseline file.",
+            hint="--update-baseline writes it from this run; commit it.",
+        ) from None
+    plain = _checked_version(path, content)
+    written = plain.pop("sha256", None)
+    try:
+        found = BaselineContent.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explained(error)}.") from error
+    if written is None:
+        return found, "missing"
+    return found, "right" if written == sha256_of_json(plain) else "wrong"
+
+
+def write_baseline(path: Path, content: BaselineContent) -> None:
+    """Write the file at once or not at all.
+
+    Raises:
+        PackageError: It cannot be written.
+    """
+    plain = content.model_dump(exclude_none=True)
+    if not content.slack:
+        del plain["slack"]
+    text = json.dumps({**plain, "sha256": sha256_of_json(plain)}, indent=2, sort_keys=True)
+    with staged_file(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def _checked_version(path: Path, content: object) -> dict[str, object]:
+    if not isinstance(content, dict) or "schema_version" not in content:
+        raise ConfigError(f"{path}: is no baseline file: it has no schema_version.")
+    version = content["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path}: schema_version is {version!r}, this moh-deploy reads {SCHEMA_VERSION}.",
+            hint="Use the moh-deploy that wrote it, or remove it and run with --update-baseline.",
+        )
+    return content
+
+
+def _require_known(names: Iterable[str]) -> None:
+    unknown = sorted(set(names) - KINDS.keys())
+    if unknown:
+        raise ValueError(f"there is no figure '{unknown[0]}', there are {', '.join(KINDS)}")
+
+
+def _figure(group: str, name: str, entry: FigureEntry) -> Figure:
+    if isinstance(entry, IntervalEntry):
+        return Figure(group, name, entry.value, entry.low, entry.high)
+    return Figure.exact(group, name, entry)
+
+
+def _entry(figure: Figure) -> FigureEntry:
+    if figure.low == figure.high:
+        return _rounded(figure.value)
+    low, value, high = map(_rounded, (figure.low, figure.value, figure.high))
+    return IntervalEntry(value=value, low=low, high=high)
+
+
+def _rounded(value: float) -> float:
+    """Whole numbers stay whole ones: 160, not 160.0."""
+    return int(value) if is_whole(value) else float(f"{value:.6g}")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
-from moh_deploy.package.switches import all_nodes
+from moh_deploy.package.graph_nodes import all_nodes
 from moh_deploy.runtime.layer_runs import LayerImpl
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from moh_deploy.graph.weights_in_blocks import BlockWeight
-from moh_deploy.ops.nbits_weight import BLOCK
+from moh_deploy.ops.nbits_product import BLOCK
 from moh_deploy.system.npz import Array
 from moh_deploy.system.staging import scratch_directory
 

@@ -17,19 +17,19 @@ from moh_deploy.errors import BackendError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype
 from moh_deploy.package import CachesInPlace, OnnxPackage, TensorInfo, read_outline
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
-from moh_deploy.runtime.input_check import check_inputs, check_room, empty_axis
-from moh_deploy.runtime.kernel_use import KernelUse
+from moh_deploy.runtime.input_check import IndexCheck, check_inputs, check_room, empty_axis
+from moh_deploy.runtime.kernel_use import KernelUse, choose_kernels, register, require_kernels
 from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
-from moh_deploy.runtime.onnxruntime.index_check import IndexCheck
-from moh_deploy.runtime.onnxruntime.kernels import choose_kernels, register, require_kernels
 from moh_deploy.runtime.onnxruntime.placement import Placement
-from moh_deploy.runtime.onnxruntime.prepared_model import PreparedModel, prepare_model
 from moh_deploy.runtime.onnxruntime.values import from_ort, tensor_info, to_ort
+from moh_deploy.runtime.prepared_model import PreparedModel, prepare_model
+from moh_deploy.system.isolate import isolated
 from moh_deploy.system.npz import Array
 from moh_deploy.system.staging import scratch_directory
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
 
 _T = TypeVar("_T")
 
@@ -361,3 +361,27 @@ def _essence(message: str) -> str:
 
 # `/path/reshape.h:45 onnxruntime::Reshape::Reshape(const Shape &, bool) `, or a bare function name.
 _SOURCE_LOCATION = re.compile(r"\S*\.(?:cc|h|cpp):\d+ (?:[\w:&*<>~, ]*[\w:>]\([^()]*\)|[\w:~]+) ")
+
+
+# Load a model as a program does that knows ONNX Runtime alone: does that end the process?
+
+
+def crash_of_plain_session(path: Path) -> str | None:
+    """Say how a plain session of a float16 model ends its process; None if it does not."""
+    found = isolated(_load, path)
+    # A refusal is an error that such a program sees; a signal is none.
+    if found.return_code is None or found.return_code >= 0:
+        return None
+    return (
+        f"A plain session of {runtime_name()} ends its process with {found.how()} on {path.name}:"
+        f" set {TRANSPOSE_FUSION[0]} of it to {TRANSPOSE_FUSION[1]}, as moh-deploy does."
+    )
+
+
+def _load(path: Path) -> bool:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    return True

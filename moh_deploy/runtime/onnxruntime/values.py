@@ -16,6 +16,7 @@ from moh_deploy.system.npz import BFLOAT16, Array
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+
 _ORT_DTYPES = {"float": "float32", "double": "float64"}
 
 
@@ -59,3 +60,44 @@ def from_ort(value: ort.OrtValue) -> Array:
     raw = ctypes.string_at(value.data_ptr(), 2 * count) if count else b""
     values: Array = np.frombuffer(bytearray(raw), BFLOAT16).reshape(value.shape())
     return values
+
+
+# Exchange arrays with other libraries by DLPack, bfloat16 included.
+
+
+def from_dlpack(tensor: object) -> Array:
+    """Return a copy of a tensor on the CPU, bit for bit: its owner may use the memory again."""
+    try:
+        array: Array = np.array(np.from_dlpack(tensor))  # type: ignore[arg-type]
+    except (RuntimeError, BufferError):  # numpy has no bfloat16
+        import onnxruntime as ort
+
+        array = from_ort(ort.OrtValue.from_dlpack(tensor))
+    return array
+
+
+def to_dlpack(array: Array) -> object:
+    """Return a copy of an array as an object that speaks DLPack.
+
+    The copy lives as long as the capsule that a reader takes from it, whatever becomes of array and
+    object. A value of ONNX Runtime that is made of an array shares its memory instead, and keeps
+    the array only as long as itself: a reader that copies later would read what was freed.
+
+    Raises:
+        BackendError: This ONNX Runtime does not speak DLPack.
+    """
+    import onnxruntime as ort
+
+    source = np.ascontiguousarray(array).reshape(array.shape)
+    if source.dtype == BFLOAT16:
+        element = onnx.TensorProto.BFLOAT16
+    else:
+        element = onnx.helper.np_dtype_to_tensor_dtype(source.dtype)
+    value = ort.OrtValue.ortvalue_from_shape_and_type(list(source.shape), element)
+    if not hasattr(value, "__dlpack__"):
+        raise BackendError(
+            f"ONNX Runtime {ort.__version__} hands over no tensors by DLPack.",
+            hint="Install a newer one: pip install --upgrade onnxruntime.",
+        )
+    ctypes.memmove(value.data_ptr(), source.ctypes.data, source.nbytes)
+    return value

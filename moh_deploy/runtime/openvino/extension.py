@@ -17,8 +17,7 @@ from moh_deploy import __version__, native
 from moh_deploy.errors import BackendError
 from moh_deploy.package import ComputeType
 from moh_deploy.runtime.base import Variant
-from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.runtime.onnxruntime.kernels import choose_kernels
+from moh_deploy.runtime.kernel_use import KernelUse, choose_kernels
 
 if TYPE_CHECKING:
     import openvino as ov

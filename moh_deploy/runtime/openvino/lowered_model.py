@@ -13,7 +13,7 @@ from moh_deploy.errors import PackageError
 from moh_deploy.ops import op_names
 from moh_deploy.ops.op_names import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
 from moh_deploy.package import TensorInfo
-from moh_deploy.package.switches import all_nodes
+from moh_deploy.package.graph_nodes import all_nodes
 from moh_deploy.system.bounded_file import is_plain_name
 
 _NAME = "model.onnx"

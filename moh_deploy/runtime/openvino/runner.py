@@ -15,11 +15,9 @@ import numpy as np
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage, TensorInfo, read_outline
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
-from moh_deploy.runtime.input_check import check_inputs, empty_axis
+from moh_deploy.runtime.input_check import IndexCheck, check_inputs, empty_axis
+from moh_deploy.runtime.kernel_use import require_kernels
 from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
-from moh_deploy.runtime.onnxruntime.index_check import IndexCheck
-from moh_deploy.runtime.onnxruntime.kernels import require_kernels
-from moh_deploy.runtime.onnxruntime.prepared_model import PreparedModel, prepare_model
 from moh_deploy.runtime.openvino.extension import (
     Extension,
     choose_extension,
@@ -27,6 +25,7 @@ from moh_deploy.runtime.openvino.extension import (
     openvino_name,
 )
 from moh_deploy.runtime.openvino.lowered_model import write_lowered
+from moh_deploy.runtime.prepared_model import PreparedModel, prepare_model
 from moh_deploy.system.npz import BFLOAT16, Array
 from moh_deploy.system.staging import scratch_directory
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from moh_deploy.config.dims import size_at
 from moh_deploy.errors import BackendError
-from moh_deploy.graph.node_model import node_model
+from moh_deploy.graph.layer_models import node_model
 from moh_deploy.graph.sequences import lower_to_tensorrt
 from moh_deploy.ops import op_names
 from moh_deploy.package import TensorInfo

@@ -22,14 +22,14 @@ from typing import Literal
 import onnx_ir as ir
 
 from moh_deploy.config.dims import size_at
-from moh_deploy.graph.fused_attention import why_not_fused
-from moh_deploy.graph.node_model import fed_values
+from moh_deploy.graph.layer_models import fed_values
+from moh_deploy.graph.plugin_nodes import why_not_fused
 from moh_deploy.ops import OPS, op_names
 from moh_deploy.ops.plugin_support import OPEN_SHARE
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
 from moh_deploy.package import LayerInfo, TensorInfo
 from moh_deploy.runtime.tensorrt.messages import Fill, TimingAnswer
-from moh_deploy.system.digest import sha256_of_json
+from moh_deploy.system.bounded_file import sha256_of_json
 
 AttentionWay = Literal["kernel", "fused", "function"]
 ATTENTION_WAYS: tuple[AttentionWay, ...] = ("kernel", "fused", "function")

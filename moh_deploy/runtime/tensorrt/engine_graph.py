@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.load_model import load_ir
+from moh_deploy.graph.plugin_nodes import nodes_with_plugins
 from moh_deploy.graph.sequences import choose_for_engine, lower_to_tensorrt
-from moh_deploy.graph.tell_fields import nodes_with_plugins
 from moh_deploy.ops import op_names
 from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, choice_at, choices_for
 from moh_deploy.package.cache_buffers import BUFFER
@@ -21,9 +21,8 @@ from moh_deploy.runtime.tensorrt.candidates import (
 )
 from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer, Implementation
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer
-from moh_deploy.runtime.tensorrt.preflight import refused_nodes, refused_types
+from moh_deploy.runtime.tensorrt.preflight import Rejection, refused_nodes, refused_types
 from moh_deploy.runtime.tensorrt.profiles import Profile, fixed_places, opt_sizes
-from moh_deploy.runtime.tensorrt.rejection import Rejection
 
 # Give a dynamic dimension one size, for a runtime that has to know it beforehand.
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from moh_deploy.errors import BackendError
 from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_NAME, EngineManifest
-from moh_deploy.runtime.tensorrt.flavour import FLAVOURS, Flavour
-from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS, PLUGIN_NAME, Flavour
+from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.nvidia_driver import read_driver
 
 _DOCTOR = "`moh-deploy doctor` says what is missing here."

@@ -13,7 +13,7 @@ import numpy as np
 
 from moh_deploy.errors import BackendError
 from moh_deploy.ops.cases import numpy_dtype
-from moh_deploy.runtime.tensorrt.builder import BuildFailed, BuildSession, build_engine
+from moh_deploy.runtime.tensorrt.builder import DTYPE_NAMES, BuildFailed, BuildSession, build_engine
 from moh_deploy.runtime.tensorrt.messages import (
     BuildRequest,
     BuildStep,
@@ -23,7 +23,6 @@ from moh_deploy.runtime.tensorrt.messages import (
     TimingAnswer,
     TimingRequest,
 )
-from moh_deploy.runtime.tensorrt.network import DTYPE_NAMES
 from moh_deploy.system.npz import Array
 from moh_deploy.system.nvidia_driver import check_status, load_driver
 

@@ -7,20 +7,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from moh_deploy.config.dims import size_at
-from moh_deploy.errors import ExportError
+from moh_deploy.errors import BackendError, ExportError
 from moh_deploy.ops import OPS, op_names
 from moh_deploy.ops.plugin_support import PLUGINS, PluginInput
 from moh_deploy.ops.spec import FLOAT_TYPES, PLUGIN_ATTRIBUTES, Attributes, TensorType
+from moh_deploy.runtime.tensorrt.flavour import PLUGIN_NAME
 from moh_deploy.runtime.tensorrt.messages import ParserError
-from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
 from moh_deploy.runtime.tensorrt.profiles import LARGEST, Profile
-from moh_deploy.runtime.tensorrt.rejection import Rejection
 from moh_deploy.system.nvidia_driver import DRIVER_HINT, takes_cuda
 from moh_deploy.system.suggest import shortened
+
+# Collect what will not be built, and why, so that all of it is said at once.
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One reason why a package cannot be built, and the next step.
+
+    Attributes:
+        layer: Name of the node.
+        value: What it has: `head_dim is 300`.
+        limit: What is taken: `at most 256`.
+        what_to_do: The next step.
+    """
+
+    layer: str
+    value: str
+    limit: str
+    what_to_do: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.value}; expected {self.limit}. {self.what_to_do}"
+
+
+def refusal(rejections: Sequence[Rejection], *, title: str) -> BackendError:
+    """Return the error that says all of them.
+
+    Args:
+        rejections: At least one.
+        title: What would have built it.
+    """
+    # All reasons in one error: each attempt costs minutes.
+    lines = "".join(f"\n  - {rejection}" for rejection in rejections)
+    return BackendError(
+        f"{title} cannot build this package, for {rejection_reasons(rejections)}:{lines}"
+    )
+
+
+def rejection_reasons(rejections: Sequence[Rejection]) -> str:
+    """Return `1 reason` or `3 reasons`."""
+    return f"{len(rejections)} reason{'s' if len(rejections) > 1 else ''}"
+
 
 _FOREIGN_TYPES = ("float64", "complex64", "complex128", "str", "object")
 _EXPORT_AGAIN = "This is no model that moh-deploy writes: export it again."

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -14,11 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.serving.drift.judge import LiveCounts
-from moh_deploy.serving.drift.reference import RoutingReference
-from moh_deploy.serving.telemetry.prometheus import parse_text
+from moh_deploy.serving.drift.judge import LiveCounts, WindowVerdict, judge_window
+from moh_deploy.serving.drift.reference import RoutingReference, read_reference
+from moh_deploy.serving.metrics import Family, Series, parse_text
+from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.telemetry.routing import MARGIN_EDGES, LayerColumns
 from moh_deploy.serving.telemetry.window import read_window
+from moh_deploy.system.bounded_file import sha256_of
 
 _MOST_BYTES = 64 * 2**20
 _PATIENCE_SECONDS = 10.0
@@ -180,3 +184,96 @@ def _column(
             with suppress(KeyError, ValueError):  # an edge of another histogram, or none
                 return int(columns.margins.start) + MARGIN_EDGES.index(float(labels["le"]))
     return None
+
+
+# Show how far live routing is from the reference, among the metrics of the process that serves.
+#
+# A window is what was counted since the one before, as soon as it has the requests that the
+# smallest limits are for. It is judged when metrics are asked for: no thread waits for that.
+
+_RECENT = 3
+"""An alert wants two alarms among so many windows: a single one may be chance."""
+
+
+class LiveDrift:
+    """Judges the traffic of a served model window by window. Several threads may ask.
+
+    Args:
+        reference: The routing of traffic that is known to be good.
+        digest: Of the file that it was read from.
+        telemetry: What counts.
+    """
+
+    def __init__(self, reference: RoutingReference, digest: str, telemetry: Telemetry) -> None:
+        self._reference, self._digest, self._telemetry = reference, digest, telemetry
+        self._lock = threading.Lock()
+        self._since, self._before = time.time(), telemetry.totals()
+        self._last: WindowVerdict | None = None
+        self._outcomes = Counter(usual=0, alarm=0)
+        self._recent: deque[str] = deque(maxlen=_RECENT)
+
+    def families(self) -> tuple[Family, ...]:
+        """Return what came of the windows so far, as metrics."""
+        with self._lock:
+            self._judge()
+            layers = () if self._last is None else self._last.layers
+            outcomes = [Series({"outcome": name}, n) for name, n in self._outcomes.items()]
+            alarms = self._recent.count("alarm")
+        ratios = [
+            Series({"layer": layer.path, "statistic": drift.statistic}, drift.ratio)
+            for layer in layers
+            for drift in layer.drifts
+        ]
+        return (
+            Family(
+                "moh_reference_info",
+                "The reference of routing: digest of its file.",
+                "gauge",
+                (Series({"digest": self._digest}, 1),),
+            ),
+            Family(
+                "moh_drift_ratio",
+                "Distance of the last window from the reference by what chance explains: above 1"
+                " it is drift.",
+                "gauge",
+                tuple(ratios),
+            ),
+            Family(
+                "moh_drift_windows_total",
+                "Windows of requests whose routing was judged by the reference.",
+                "counter",
+                tuple(outcomes),
+            ),
+            Family(
+                "moh_drift_recent_alarms",
+                f"Alarms among the last {_RECENT} windows that were judged.",
+                "gauge",
+                (Series({}, alarms),),
+            ),
+        )
+
+    def _judge(self) -> None:
+        now, totals = time.time(), self._telemetry.totals()
+        requests = totals.requests - self._before.requests
+        if requests < self._reference.limits[0].requests:
+            return
+        # Heads are counted one by one in here, whatever is shown of them.
+        grown = LiveCounts(totals.counts - self._before.counts, requests, self._since, now)
+        self._last = judge_window(self._reference, grown)
+        outcome = "alarm" if self._last.alarms else "usual"
+        self._outcomes[outcome] += 1
+        self._recent.append(outcome)
+        self._since, self._before = now, totals
+
+
+def open_live_drift(path: Path, telemetry: Telemetry) -> LiveDrift:
+    """Read a reference, to judge by it what is served.
+
+    Raises:
+        ConfigError: It is no reference, or of another package.
+    """
+    reference = read_reference(path)
+    reference.require_of(telemetry.digest, f"{path}: the served model")
+    if reference.layout != telemetry.reader.layout:
+        raise ConfigError(f"reference {path} counts other layers than the package has.")
+    return LiveDrift(reference, sha256_of(path), telemetry)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.report.charts import HeatMap, HeatMaps, LoadRow
 from moh_deploy.report.document import (
+    PAGE,
     Block,
     Cell,
     CiCase,
@@ -19,6 +19,9 @@ from moh_deploy.report.document import (
     Document,
     Drawn,
     Fact,
+    HeatMap,
+    HeatMaps,
+    LoadRow,
     Section,
     Share,
     Status,
@@ -26,7 +29,6 @@ from moh_deploy.report.document import (
     Text,
     Verdict,
 )
-from moh_deploy.report.formats import PAGE
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.numbers import count, figure, share
 from moh_deploy.report.report import Report

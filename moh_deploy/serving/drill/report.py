@@ -8,6 +8,7 @@ from typing import Literal
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.report.document import (
+    NOT_TERMINAL,
     CiCase,
     CiSuite,
     Column,
@@ -17,12 +18,11 @@ from moh_deploy.report.document import (
     Table,
     Verdict,
 )
-from moh_deploy.report.formats import NOT_TERMINAL
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
-from moh_deploy.serving.guard.control import UNSEEN
+from moh_deploy.serving.guard.guard_io import UNSEEN
 
 DrillOutcome = Literal["held", "failed", "cannot be seen", "no fault"]
 

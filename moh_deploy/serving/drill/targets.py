@@ -19,8 +19,7 @@ from moh_deploy.runtime.base import Deployed, ModelInterface
 from moh_deploy.serving.drill.load import Ask, ServerAnswer, V2Client, host_and_port
 from moh_deploy.serving.served_model import open_served
 from moh_deploy.serving.settings import ServingSettings
-from moh_deploy.serving.triton.bundle import write_bundle
-from moh_deploy.serving.triton.bundled_guard import AUDIT_NAME, CONTROL_NAME, GUARD
+from moh_deploy.serving.triton.bundle import AUDIT_NAME, CONTROL_NAME, GUARD, write_bundle
 from moh_deploy.serving.triton.server import TritonServer, running_server
 from moh_deploy.system.bounded_json import parse_json
 from moh_deploy.system.isolate import child_environment

@@ -17,15 +17,21 @@ from moh_deploy.report.report import Report
 from moh_deploy.runtime.base import Model, Variant
 from moh_deploy.runtime.open_runner import opened_package
 from moh_deploy.runtime.text.decoding import DecodedStep, Decoding, check_prompts
-from moh_deploy.runtime.text.interface import TextInterface
-from moh_deploy.runtime.text.reference import reference_interface
-from moh_deploy.serving.foreign_code import require_own_code
-from moh_deploy.serving.genai.bundle import PACKAGE_FOLDER, read_genai_bundle
-from moh_deploy.serving.genai.config_json import check_decoder, context_length
+from moh_deploy.runtime.text.interface import TextInterface, reference_interface
+from moh_deploy.serving.genai.bundle import (
+    PACKAGE_FOLDER,
+    check_decoder,
+    context_length,
+    read_genai_bundle,
+)
+from moh_deploy.serving.source import require_own_code
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.compare.generate_report import parity_sections
-from moh_deploy.validate.compare.recorded_parity import compare_recorded
-from moh_deploy.validate.compare.token_parity import TokenComparison, TokenParity
+from moh_deploy.validate.compare.generate_report import (
+    TokenComparison,
+    TokenParity,
+    parity_sections,
+)
+from moh_deploy.validate.compare.parity import compare_recorded
 
 # Generate tokens by onnxruntime-genai itself, for prompts of several lengths in one batch.
 

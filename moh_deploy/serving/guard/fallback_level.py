@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import choices_for, with_choices
 from moh_deploy.runtime.base import Deployed, Description, Runner, Variant
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed, opened_package
-from moh_deploy.serving.guard.control import Faults, FaultyRunner
+from moh_deploy.serving.guard.guard_io import Faults, FaultyRunner
 from moh_deploy.serving.guard.policy import LevelSection
 from moh_deploy.serving.guard.same_answers import require_same_interface
-from moh_deploy.serving.known_answer import require_known_answer
+from moh_deploy.serving.source import require_known_answer
 from moh_deploy.system.npz import Array
 from moh_deploy.system.staging import scratch_directory
 

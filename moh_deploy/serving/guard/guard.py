@@ -24,13 +24,16 @@ from moh_deploy.runtime.base import Deployed, Description
 from moh_deploy.runtime.input_check import empty_axis
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.guard.answer_check import AnswerCheck, is_float
-from moh_deploy.serving.guard.aside import Aside
-from moh_deploy.serving.guard.audit import AuditLog, RunningMarks
-from moh_deploy.serving.guard.control import ControlFile
 from moh_deploy.serving.guard.fallback_level import FallbackLevel
-from moh_deploy.serving.guard.guard_metrics import GuardMetrics, LatencyWindow
+from moh_deploy.serving.guard.guard_io import (
+    AuditLog,
+    ControlFile,
+    GuardMetrics,
+    LatencyWindow,
+    RunningMarks,
+)
 from moh_deploy.serving.guard.policy import GuardPolicy
-from moh_deploy.serving.guard.same_answers import Comparison
+from moh_deploy.serving.guard.same_answers import Aside, Comparison
 from moh_deploy.serving.guard.state_machine import (
     Drifted,
     Event,
@@ -47,8 +50,7 @@ from moh_deploy.serving.guard.state_machine import (
 from moh_deploy.serving.metrics import Family
 from moh_deploy.serving.source import Ran
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.reference.function_bodies import Recorder
-from moh_deploy.validate.reference.layer_values import layer_values
+from moh_deploy.validate.reference.layer_values import Recorder, layer_values
 
 _PROBE_EVERY_S = 0.1  # probes take time from the machine that answers need
 

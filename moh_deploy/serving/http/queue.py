@@ -18,10 +18,9 @@ from itertools import chain
 
 from moh_deploy.serving.batches import BatchAxis
 from moh_deploy.serving.http.limits import Refusal
-from moh_deploy.serving.joining import Answering, Tensors, answer_batch
 from moh_deploy.serving.metrics import Family, Series
-from moh_deploy.serving.runs_under_way import RunsUnderWay
-from moh_deploy.serving.served_model import Reply
+from moh_deploy.serving.process_health import RunsUnderWay
+from moh_deploy.serving.served_model import Answering, Reply, Tensors, answer_batch
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ from moh_deploy.serving.http.app import Endpoint, make_app
 from moh_deploy.serving.http.connection import TimedConnection, in_pieces
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.queue import BatchingQueue
-from moh_deploy.serving.joining import find_joining
-from moh_deploy.serving.served_model import open_served, threads_of
+from moh_deploy.serving.served_model import find_joining, open_served, threads_of
 from moh_deploy.serving.settings import ServingSettings
 from moh_deploy.system.suggest import did_you_mean
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from moh_deploy.config.strict_json import Strict
 from moh_deploy.ops.routers import form_named
 from moh_deploy.package import Manifest, OnnxPackage
-from moh_deploy.package.token_mask import marks_padding, mask_input
+from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.reference.layer_values import LayerValues, layer_values
 

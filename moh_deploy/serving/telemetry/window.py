@@ -17,8 +17,8 @@ from pydantic import TypeAdapter
 from moh_deploy.config.strict_json import Strict, decode_strict
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.telemetry.routing import CountedLayer, CountLayout, Counts
+from moh_deploy.system.bounded_file import open_archive
 from moh_deploy.system.bounded_json import parse_json
-from moh_deploy.system.bounded_zip import open_archive
 from moh_deploy.system.npz import Array, read_npz, write_npz
 from moh_deploy.system.staging import staged_file
 

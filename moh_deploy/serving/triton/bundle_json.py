@@ -6,6 +6,7 @@ import functools
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,12 +16,14 @@ from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import PackageError
 from moh_deploy.package import TensorInfo
 from moh_deploy.package.manifest_json import MANIFEST_NAME
+from moh_deploy.report.document import Document, Table, Text
+from moh_deploy.report.report import Report
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME
 from moh_deploy.serving.served_model import ServedModel, open_served
 from moh_deploy.serving.settings import ServingSettings
+from moh_deploy.system.bounded_file import sha256_of, sha256_of_json
 from moh_deploy.system.bounded_json import has_keys, read_json
-from moh_deploy.system.digest import sha256_of, sha256_of_json
 
 # Open the package or engine of a bundle to be served.
 
@@ -251,3 +254,70 @@ def bundle_text(bundle: Bundle) -> str:
 @functools.cache
 def _adapter() -> TypeAdapter[Bundle]:
     return TypeAdapter(Bundle)
+
+
+# The report of `bundle`: what was written, and how a server is started with it.
+
+NEVER_RUN = "no server has run a bundle of this backend yet: try it before you rely on it"
+
+
+@dataclass(frozen=True)
+class BundleReport(Report):
+    """A bundle that was written.
+
+    Attributes:
+        root: Where.
+        bundle: What it holds.
+        start: The command that serves it, in a container where `tritonserver` is on PATH.
+    """
+
+    root: Path
+    bundle: Bundle
+    start: str
+
+    @classmethod
+    def of(cls, root: Path, bundle: Bundle) -> BundleReport:
+        """Return the report of a bundle."""
+        option = bundle.backend_config(".")
+        if option is None:
+            start = f"tritonserver --model-repository={quote(str(root / REPOSITORY))}"
+        else:
+            # The server takes the path of a library from its working directory.
+            start = f"tritonserver --model-repository={REPOSITORY} {option}"
+            start = f"cd {quote(str(root))} && {start}"
+        return cls(root, bundle, start)
+
+    def document(self) -> Document:
+        """Return what it says."""
+        bundle, settings = self.bundle, self.bundle.settings
+        library = bundle.library
+        needs = "in the engine" if bundle.embeds_plugins else "none: function bodies run"
+        if library is not None:
+            glibc = f", GNU C library {library.glibc} or newer" if library.glibc else ""
+            needs = f"{library.file}: {library.machine}{glibc}"
+        threads = "the machine's cores shared" if settings.threads is None else settings.threads
+        batches = f"up to {bundle.max_batch} samples, joined for {settings.max_delay_ms:g} ms"
+        tensors = (*bundle.inputs, *bundle.outputs)
+        # Triton has no tensors without axes, beside the batch axis.
+        flat = [info.name for info in tensors if len(info.shape) == int(bundle.max_batch > 0)]
+        shape = "[batch, 1]" if bundle.max_batch else "[1]"
+        rows = [
+            ("model", f"{settings.name}, version {settings.version}"),
+            ("backend", bundle.backend),
+            *([("", NEVER_RUN)] if bundle.backend == "tensorrt" else []),
+            ("instances", f"{settings.instances}, threads: {threads}"),
+            ("batches", batches if bundle.max_batch else "none: requests cannot be joined"),
+            *([("shapes in Triton", f"{', '.join(flat)}: {shape}")] if flat else []),
+            ("kernels", needs),
+            ("files", str(len(bundle.files) + 1)),
+        ]
+        check = f"moh-deploy bundle --check {quote(str(self.root))}"
+        return Document(
+            "bundle",
+            (
+                Text(f"bundle {self.root}"),
+                Table("what Triton will serve", ("what", ""), rows),
+                Text(f"start it: {self.start}", is_whole=True),
+                Text(f"see if it starts here: {check}", is_whole=True),
+            ),
+        )

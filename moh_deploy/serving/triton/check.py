@@ -17,15 +17,16 @@ from moh_deploy import __version__
 from moh_deploy.errors import ConfigError, MoHDeployError, PackageError
 from moh_deploy.report.document import Document, Status, Table, Text
 from moh_deploy.report.report import Report
-from moh_deploy.runtime.onnxruntime.kernels import instruction_sets
+from moh_deploy.runtime.kernel_use import instruction_sets
 from moh_deploy.runtime.onnxruntime.session import runtime_name
-from moh_deploy.serving.foreign_code import require_own_code
 from moh_deploy.serving.http.tensors import DATATYPES
 from moh_deploy.serving.served_model import cores
+from moh_deploy.serving.source import require_own_code
 from moh_deploy.serving.triton.bundle_json import (
     CHANGED,
     COPY_AGAIN,
     LIBRARIES,
+    NEVER_RUN,
     REGISTERED_NAME,
     REPOSITORY,
     WARMUP,
@@ -33,7 +34,6 @@ from moh_deploy.serving.triton.bundle_json import (
     file_problem,
     read_bundle,
 )
-from moh_deploy.serving.triton.bundle_report import NEVER_RUN
 from moh_deploy.serving.triton.config_pbtxt import (
     ConfigMessage,
     parse_config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,26 @@ from moh_deploy import __version__
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import TensorInfo
 from moh_deploy.serving.http.tensors import DATATYPES
-from moh_deploy.serving.template_files import filled
 from moh_deploy.serving.triton.bundle_json import SERVED, Bundle
+
+# Fill the templates of a bundle's files: alert rules and dashboard fit `serve` and Triton.
+
+
+def filled(name: str, /, **values: object) -> str:
+    """Return the text of a file, `kserve.yaml`, with the values in its template."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("moh_deploy.serving"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # Strings of JSON are strings of YAML and of protocol buffers, too.
+    environment.filters["quoted"] = functools.partial(json.dumps, ensure_ascii=False)
+    return environment.get_template(f"{name}.jinja").render(values)
+
 
 # Read `config.pbtxt`: Triton's ModelConfig in the text format of protocol buffers.
 

@@ -13,10 +13,17 @@ from moh_deploy.package import TensorInfo
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
 from moh_deploy.system.user_code import find_callable, user_code
-from moh_deploy.validate.accuracy.class_labels import Labelling, check_integers, check_range
 from moh_deploy.validate.accuracy.metric_parity import Better
 from moh_deploy.validate.accuracy.metrics import IntArray, Metric, MetricScores, has_nan
-from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS, ScoreFunction, Task, UserMetric
+from moh_deploy.validate.accuracy.task import (
+    BUILT_IN_METRICS,
+    Labelling,
+    ScoreFunction,
+    Task,
+    UserMetric,
+    check_integers,
+    check_range,
+)
 from moh_deploy.validate.reference.differences import Float64Array
 
 # Metrics of class labels: top-k accuracy, and perplexity.

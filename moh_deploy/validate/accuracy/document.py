@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from moh_deploy.report.document import (
+    PAGE,
+    TEXT,
     Block,
     Cell,
     CiCase,
@@ -19,9 +21,8 @@ from moh_deploy.report.document import (
     Table,
     Text,
 )
-from moh_deploy.report.formats import PAGE, TEXT
 from moh_deploy.report.numbers import count, figure
-from moh_deploy.validate.accuracy.rules import shown, shown_gap
+from moh_deploy.validate.accuracy.metric_parity import shown, shown_gap
 
 if TYPE_CHECKING:
     from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity

@@ -20,9 +20,15 @@ from moh_deploy.validate.accuracy.bootstrap import (
     mcnemar,
     paired_bootstrap,
 )
-from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity, MetricVerdict
+from moh_deploy.validate.accuracy.metric_parity import (
+    AccuracyRule,
+    ChangedSample,
+    MetricParity,
+    MetricVerdict,
+    shown,
+    shown_gap,
+)
 from moh_deploy.validate.accuracy.metrics import IntArray, Metric
-from moh_deploy.validate.accuracy.rules import AccuracyRule, shown, shown_gap
 from moh_deploy.validate.accuracy.tally import PairedScores
 from moh_deploy.validate.accuracy.task import BUILT_IN_METRICS
 from moh_deploy.validate.reference.differences import Float64Array

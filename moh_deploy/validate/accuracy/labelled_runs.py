@@ -3,20 +3,228 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
 from moh_deploy.runtime.input_check import check_inputs
-from moh_deploy.validate.accuracy.dataset import Batch, Dataset, Fits, SampleAxis, choose_size
+from moh_deploy.system.npz import Array
 from moh_deploy.validate.accuracy.task import Task
 from moh_deploy.validate.reference.input_sets import known_size
 from moh_deploy.validate.reference.samples import Sample, label, valid_tokens_of
 from moh_deploy.validate.reference.subject import Subject
 from moh_deploy.validate.reference.user_vectors import check_ranges
+
+# Samples with labels in files, cut into batches that a model runs.
+
+_Arrays = dict[str, Array]
+
+Fits = Callable[[int], bool]
+"""Whether the model runs so many samples at once."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that the model runs at once.
+
+    Attributes:
+        inputs: Name to array, for every input of the model.
+        expected: Name to array, for the outputs whose values the file holds.
+        labels: [B, ...].
+        others: What else the file holds of these samples.
+        start: Number of the first sample in its file.
+        added: How many copies of the last sample stand behind it in inputs and expected outputs,
+            because the model does not run fewer.
+    """
+
+    inputs: _Arrays
+    expected: _Arrays
+    labels: Array
+    others: _Arrays
+    start: int
+    added: int
+
+    def real(self, outputs: Mapping[str, Array]) -> _Arrays:
+        """Return outputs without those of the copies; what does not count samples stays whole."""
+        count = len(self.labels)
+        whole = (count + self.added,)
+        return {
+            k: output[:count] if output.shape[:1] == whole else output
+            for k, output in outputs.items()
+        }
+
+
+@dataclass(frozen=True)
+class LabelledSamples:
+    """The arrays of a file, and the axis along which each has samples.
+
+    Attributes:
+        file: The file.
+        inputs: Name to array, for every input of the model.
+        expected: Name to array, for the outputs whose values the file holds.
+        others: What else it holds of the samples: a mask of tokens.
+        axes: The axis of samples of each array that has one.
+        name: What reports call the file.
+        by_order: As in `UserVectors`.
+    """
+
+    file: Path
+    inputs: _Arrays
+    expected: _Arrays
+    others: _Arrays
+    axes: Mapping[str, int]
+    name: str
+    by_order: str = ""
+
+    def __len__(self) -> int:
+        # All arrays with an axis of samples have equally many, which `samples_of` has checked.
+        name, axis = next(iter(self.axes.items()))
+        return len(np.moveaxis({**self.inputs, **self.expected}[name], axis, 0))
+
+    def taken(self, start: int, stop: int, added: int, arrays: Mapping[str, Array]) -> _Arrays:
+        """Cut a range of samples out of arrays, and repeat the last one `added` times."""
+        axes = self.axes
+        cut = {k: _taken(arrays[k], axes[k], start, stop, added) for k in arrays if k in axes}
+        return {**arrays, **cut}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples and the label of each.
+
+    Attributes:
+        samples: N of them.
+        labels: [N, ...].
+    """
+
+    samples: LabelledSamples
+    labels: Array
+
+    def batches(self, size: int, fits: Fits) -> Iterator[Batch]:
+        """Cut into batches of a size; the last is filled up where the rest alone does not run."""
+        for start in range(0, len(self.labels), size):
+            stop = min(start + size, len(self.labels))
+            # A copy of a real sample: made-up inputs might be NaN or out of a vocabulary.
+            added = 0 if fits(stop - start) else size - (stop - start)
+            held, cut = self.samples, partial(self.samples.taken, start, stop, added)
+            labels, others = self.labels[start:stop], cut(held.others)
+            yield Batch(cut(held.inputs), cut(held.expected), labels, others, start, added)
+
+
+@dataclass(frozen=True)
+class SampleAxis:
+    """The size by which a model counts samples: the first axis of its outputs.
+
+    Attributes:
+        size: A name, or a number if the model takes just so many at once.
+    """
+
+    size: int | str
+
+    def of(self, info: TensorInfo) -> int | None:
+        """Return the axis of samples of an input; None if it has none."""
+        if isinstance(self.size, int):
+            # A fixed size may turn up on other axes by chance, so only the first one counts.
+            return 0 if info.shape[:1] == (self.size,) else None
+        found = [axis for axis, size in enumerate(info.shape) if size == self.size]
+        return found[0] if found else None
+
+
+def sample_axis(outputs: Sequence[TensorInfo]) -> SampleAxis:
+    """Find the axis by which a model counts samples.
+
+    Args:
+        outputs: Those that are scored.
+
+    Raises:
+        ConfigError: They have no axis in common that could be it.
+    """
+    sizes = {output.shape[0] if output.shape else None for output in outputs}
+    size = sizes.pop() if len(sizes) == 1 else None
+    # An expression, `batch*views` say, does not count samples one by one.
+    if size is None or (isinstance(size, str) and not size.isidentifier()):
+        shapes = ", ".join(
+            f"'{output.name}' [{', '.join(map(str, output.shape))}]" for output in outputs
+        )
+        raise ConfigError(
+            f"which axis counts samples cannot be told from outputs {shapes}; expected it first,"
+            " alike for all.",
+            hint="Name the output that is scored: --label-output NAME.",
+        )
+    return SampleAxis(size)
+
+
+def samples_of(
+    held: LabelledSamples, infos: Sequence[TensorInfo], axis: SampleAxis
+) -> LabelledSamples:
+    """Find the samples in what a file holds.
+
+    Args:
+        held: The same without axes.
+        infos: The model's inputs.
+        axis: How it counts samples.
+
+    Raises:
+        ConfigError: Arrays have not equally many, or one has no axis of them.
+    """
+    places = {info.name: axis.of(info) for info in infos if info.name in held.inputs}
+    axes = {name: place for name, place in places.items() if place is not None}
+    if not axes:
+        raise ConfigError(f"no input of the model has an axis '{axis.size}', so none has samples.")
+    # Outputs and masks have samples first, whatever the inputs have.
+    axes |= dict.fromkeys((*held.expected, *held.others), 0)
+    counted = {
+        name: array
+        for name, array in {**held.inputs, **held.expected, **held.others}.items()
+        if name in axes
+    }
+    for name, array in counted.items():
+        if axes[name] >= array.ndim:
+            raise ConfigError(
+                f"'{name}' is {list(array.shape)}, expected samples on axis {axes[name]}.",
+                hint="Leave out what is one number for all samples.",
+            )
+    counts = {name: array.shape[axes[name]] for name, array in counted.items()}
+    first, count = next(iter(counts.items()))
+    for name, other in counts.items():
+        if other != count:
+            raise ConfigError(f"'{first}' has {count} samples, and '{name}' {other}.")
+    if not count:
+        raise ConfigError(f"'{first}' has no samples: there is nothing to score.")
+    return replace(held, axes=axes)
+
+
+def _taken(array: Array, axis: int, start: int, stop: int, added: int) -> Array:
+    # [..., samples, ...]: everything in front of the axis of samples is kept.
+    whole = (slice(None),) * axis
+    some = array[whole + (slice(start, stop),)]
+    if not added:
+        return some
+    last = some[whole + (slice(-1, None),)]
+    return np.concatenate([some, np.repeat(last, added, axis)], axis)
+
+
+def choose_size(wanted: int, fits: Fits) -> int:
+    """Return the largest batch up to `wanted` that the model runs, or the next larger one.
+
+    Raises:
+        ConfigError: It runs none.
+    """
+    # Smaller ones first: the wanted size is what memory allows.
+    for size in chain(range(wanted, 0, -1), range(wanted + 1, _MOST)):
+        if fits(size):
+            return size
+    raise ConfigError(f"the model runs at no number of samples from 1 to {_MOST - 1}.")
+
+
+_MOST = 4097
+
 
 _MOST_SAMPLES = 64
 _RUN_BYTES = 2**27

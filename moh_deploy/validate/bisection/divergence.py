@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from moh_deploy.package import MASKS_BEYOND, VectorSet
-from moh_deploy.package.switches import reads
+from moh_deploy.package.graph_nodes import reads
 from moh_deploy.report.json import FLAT, HIDDEN
 from moh_deploy.system.npz import BFLOAT16, Array, BoolArray
-from moh_deploy.validate.bisection.forced_model import ForcedModel
-from moh_deploy.validate.bisection.places import ModelGraph, NodePlace
+from moh_deploy.validate.bisection.places import ForcedModel, ModelGraph, NodePlace
 from moh_deploy.validate.reference.differences import abs_error, largest, largest_finite
 from moh_deploy.validate.reference.samples import own_masks
 from moh_deploy.validate.reference.valid_tokens import ValidTokens, inner_places

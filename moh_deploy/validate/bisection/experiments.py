@@ -14,13 +14,12 @@ from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.bisection.cure import Form
-from moh_deploy.validate.bisection.forced_model import ForcedModel
 from moh_deploy.validate.bisection.judge import Recorded, VariantJudge
+from moh_deploy.validate.bisection.places import ForcedModel
 from moh_deploy.validate.compare.parity import compare
 from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.compare.policy import Policy
-from moh_deploy.validate.reference.function_bodies import Recorder
-from moh_deploy.validate.reference.layer_values import names_to_return
+from moh_deploy.validate.reference.layer_values import Recorder, names_to_return
 from moh_deploy.validate.reference.reference import RECORDED
 from moh_deploy.validate.reference.samples import Sample
 

@@ -9,8 +9,12 @@ from typing import Literal
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.report.json import HIDDEN, in_json
-from moh_deploy.validate.bisection.blind_spots import BlindSpots
-from moh_deploy.validate.bisection.checkpoint import Checkpoint, collect_checkpoints, wrong_values
+from moh_deploy.validate.bisection.checkpoint import (
+    BlindSpots,
+    Checkpoint,
+    collect_checkpoints,
+    wrong_values,
+)
 from moh_deploy.validate.bisection.divergence import (
     SAME_PRECISION,
     InnerValue,
@@ -21,10 +25,15 @@ from moh_deploy.validate.bisection.divergence import (
     node_errors,
 )
 from moh_deploy.validate.bisection.experiments import Experiments
-from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.validate.bisection.judge import Recorded
 from moh_deploy.validate.bisection.node_difference import WeightedGraph, node_differences
-from moh_deploy.validate.bisection.places import ModelGraph, NodePlace, Reached
+from moh_deploy.validate.bisection.places import (
+    ForcedModel,
+    ModelGraph,
+    NodePlace,
+    Reached,
+    graph_of,
+)
 from moh_deploy.validate.compare.tolerances import rule_name
 
 # Bound the place of a fault by the recorded values of the original model.

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from moh_deploy.graph.choose_layers import choose_layers
-from moh_deploy.graph.flops import attention_flops
+from moh_deploy.graph.layer_nodes import attention_flops
 from moh_deploy.ops import op_names
 from moh_deploy.package import Float32Node, Manifest, OnnxPackage, PackageWriter
 from moh_deploy.package.writer import model_bytes
@@ -19,12 +19,11 @@ from moh_deploy.runtime.lowered_package import router_types
 from moh_deploy.validate.bisection.cure import Cure, Form, SearchStep, Trials, every_node, find_cure
 from moh_deploy.validate.bisection.divergence import InnerValue
 from moh_deploy.validate.bisection.experiments import Experiments
-from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
 from moh_deploy.validate.bisection.locate import IN_GRAPH, Located
-from moh_deploy.validate.bisection.places import ModelGraph, what_runs
+from moh_deploy.validate.bisection.places import ForcedModel, ModelGraph, graph_of, what_runs
 from moh_deploy.validate.bisection.report import Repair
+from moh_deploy.validate.compare.parity import proof_of
 from moh_deploy.validate.compare.parity_report import ParityReport
-from moh_deploy.validate.compare.recorded_parity import proof_of
 from moh_deploy.validate.reference.samples import recorded_samples
 
 _NO_NODES = "so no choice of nodes makes it right."

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from moh_deploy.graph.layer_sources import LayerSource, LayerSources
+from moh_deploy.graph.layer_reads import LayerSource, LayerSources
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.package.token_mask import mask_name
+from moh_deploy.package.interface import mask_name
 from moh_deploy.runtime.kernel_use import Kernels, KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.onnxruntime.session import runtime_name

@@ -2,19 +2,151 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
+
+import numpy as np
 
 from moh_deploy.config.dtypes import IntegerPrecision
-from moh_deploy.errors import MoHDeployError
+from moh_deploy.errors import MoHDeployError, ValidationError
 from moh_deploy.report.document import Document, Share, Table, Text
+from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.layers_text import runs_text
-from moh_deploy.validate.compare.token_parity import TokenParity
+from moh_deploy.runtime.text.decoding import DecodedStep
+from moh_deploy.validate.compare.tolerances import rule_name, tolerance_for
+
+# Compare the tokens that two models generate: where the first ones part, and by how little.
+
+
+@dataclass(frozen=True)
+class TokenDifference:
+    """The first token of a text that is another one.
+
+    Attributes:
+        prompt: Number of the prompt, from 1.
+        position: How many tokens of the text are equal before it.
+        token: The token here.
+        expected: The reference's.
+        margin: By how much the reference's logit of its token exceeds that of the other.
+        allowed: How far logits may be off, by rounding alone: below twice that nothing is decided.
+    """
+
+    prompt: int
+    position: int
+    token: int
+    expected: int
+    margin: float
+    allowed: float
+
+    @property
+    @in_json("explained")
+    def is_near_tie(self) -> bool:
+        """Whether rounding alone may have chosen."""
+        return self.margin <= 2 * self.allowed
+
+
+@dataclass(frozen=True)
+class TokenParity:
+    """The comparison of what was generated with what another model generates.
+
+    Attributes:
+        against: The other model, in words.
+        compared: How many tokens were compared: of each text up to its first difference.
+        differences: That of each text that has one.
+        tokens: How many the package generated.
+        precision: Of the package.
+    """
+
+    against: str
+    compared: int
+    differences: tuple[TokenDifference, ...]
+    tokens: int
+    precision: str
+
+    @property
+    @in_json()
+    def verdict(self) -> Literal["equal", "within tolerance", "not equal"]:
+        """The answer. Where texts part, or weights are in int8 or int4, nothing is called equal."""
+        if self.unexplained:
+            return "not equal"
+        in_integers = self.precision in get_args(IntegerPrecision)
+        return "within tolerance" if self.differences or in_integers else "equal"
+
+    @property
+    def unexplained(self) -> tuple[TokenDifference, ...]:
+        """The differences that rounding does not explain."""
+        return tuple(difference for difference in self.differences if not difference.is_near_tie)
+
+    def failure(self, subject: str) -> ValidationError | None:
+        """Say which token is another one, and not by rounding alone; None where none is.
+
+        Args:
+            subject: What was compared, in words.
+        """
+        if not self.unexplained:
+            return None
+        first = self.unexplained[0]
+        return ValidationError(
+            f"{subject} does not generate what {self.against} does: of prompt"
+            f" {first.prompt}, token {first.position + 1} is {first.token}, expected"
+            f" {first.expected}; its logit is larger by {first.margin:.3g} there, rounding explains"
+            f" {2 * first.allowed:.3g}.",
+            hint="`moh-deploy verify` compares outputs and routing on recorded runs, and names the"
+            " layer that differs first.",
+        )
+
+
+class TokenComparison:
+    """Compares steps as they come; a row is looked at up to its first difference.
+
+    Args:
+        reference: Steps of the reference, in order; of a text they may be fewer or more.
+        precision: Of the model that is compared: says what rounding may move.
+    """
+
+    def __init__(self, reference: Iterable[DecodedStep], precision: str) -> None:
+        self._reference = iter(reference)
+        self._precision = precision
+        self._relative = tolerance_for(rule_name(precision))
+        self.differences: list[TokenDifference] = []
+        self.compared = 0
+        self._tokens = 0
+
+    def add(self, step: DecodedStep, position: int) -> None:
+        """Compare one step with the reference's next one."""
+        expected = next(self._reference, None)
+        self._tokens += sum(token is not None for token in step.tokens)
+        parted = {difference.prompt for difference in self.differences}
+        for row, token in enumerate(step.tokens):
+            known = None if expected is None else expected.tokens[row]
+            if row + 1 in parted or token is None or known is None or expected is None:
+                continue
+            self.compared += 1
+            if token != known:
+                logits = expected.logits[row]
+                # Tokens that the model rules out (-inf, or the least number) say nothing of size.
+                seen = logits[logits > np.finfo(np.float16).min]
+                self.differences.append(
+                    TokenDifference(
+                        prompt=row + 1,
+                        position=position,
+                        token=token,
+                        expected=known,
+                        margin=float(logits[known] - logits[token]),
+                        allowed=self._relative.limit(float(np.abs(seen).max(initial=0.0))),
+                    )
+                )
+
+    def parity(self, against: str) -> TokenParity:
+        """Return the comparison so far, with the other model in words."""
+        differences = tuple(self.differences)
+        return TokenParity(against, self.compared, differences, self._tokens, self._precision)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from moh_deploy.graph.forced_gates import computed_gates, forced_gates
 from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.compare.agreement import holds_classes
+from moh_deploy.validate.compare.checks import holds_classes
 from moh_deploy.validate.compare.diagnosis import diagnosis, reference_is_nan
 from moh_deploy.validate.compare.layer_parity import (
     LayerReference,
@@ -56,8 +56,8 @@ from moh_deploy.validate.compare.tolerances import (
     rules_of,
 )
 from moh_deploy.validate.reference.layer_values import LayerValues, layer_values
+from moh_deploy.validate.reference.subject import Variants
 from moh_deploy.validate.reference.valid_tokens import TokenView
-from moh_deploy.validate.reference.variants import Variants
 
 Named = Callable[[str], str]
 """From the name of a layer's gates to what a run calls those that its router makes."""

@@ -36,7 +36,7 @@ from moh_deploy.validate.compare.layer_parity import LayerValuesFound
 from moh_deploy.validate.compare.tolerances import BFLOAT16_PRODUCTS
 from moh_deploy.validate.reference.differences import Float64Array, abs_error
 from moh_deploy.validate.reference.samples import own_view
-from moh_deploy.validate.reference.variants import Variants
+from moh_deploy.validate.reference.subject import Variants
 
 STEPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 """One step of a dtype, as a share of a number."""
@@ -144,7 +144,7 @@ def _size(values: Array) -> Spread:
 
 _FEW_TERMS = 64
 """Sums of more terms than this are further off than a step, by the root of their number, as in the
-noise that the floor was measured with: see `frontend/prove/noisy_run.py`."""
+noise that the floor was measured with: see `frontend/prove/measured_rounding.py`."""
 
 
 def _growth(package: OnnxPackage, expected: VectorSet) -> float:

@@ -6,7 +6,7 @@ import math
 
 from moh_deploy.package import Spread, beside_masks, spread
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.compare.agreement import top_1_agreement
+from moh_deploy.validate.compare.checks import top_1_agreement
 from moh_deploy.validate.compare.parity_result import OutputParity
 from moh_deploy.validate.compare.tolerances import Tolerance
 from moh_deploy.validate.reference.differences import (

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from moh_deploy.package import OnnxPackage, VectorSet
-from moh_deploy.runtime.base import Runner
+from moh_deploy.errors import ValidationError
+from moh_deploy.package import Manifest, OnnxPackage, PackageWriter, Proof, Runtime, VectorSet
+from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, Description, Runner, Variant
+from moh_deploy.runtime.open_runner import open_runner
+from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.validate.compare.judge import ComparedSet, Judge
-from moh_deploy.validate.compare.parity_report import ParityReport
+from moh_deploy.validate.compare.parity_report import ParityReport, combined
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, Policy
 from moh_deploy.validate.compare.routing_statistics import joined
+from moh_deploy.validate.reference.layer_values import names_to_return
 from moh_deploy.validate.reference.reference import RECORDED
-from moh_deploy.validate.reference.samples import label, own_masks
+from moh_deploy.validate.reference.samples import (
+    Sample,
+    label,
+    own_masks,
+    recorded_samples,
+    with_valid_tokens,
+)
+from moh_deploy.validate.reference.subject import Variants
 from moh_deploy.validate.reference.valid_tokens import (
     EVERY_TOKEN,
     ValidTokens,
     count_tokens,
     token_view,
 )
-from moh_deploy.validate.reference.variants import Variants
 
 
 def compare(
@@ -92,3 +103,144 @@ def compare(
         tokens=count_tokens(valid),
         precision=package.manifest.precision,
     )
+
+
+# Compare a package with its recorded runs, on kernels and on function bodies.
+
+ON_BODIES = ", on function bodies"
+"""What the name of a reference gets that function bodies were compared with."""
+
+
+def compare_recorded(
+    package: OnnxPackage, variant: Variant = AS_IT_IS, runner: Runner | None = None
+) -> ParityReport:
+    """Compare a package with the original model, on the recorded runs.
+
+    What ran on kernels is compared on function bodies too: other machines run those.
+
+    Args:
+        variant: The way in which it is opened.
+        runner: The package, opened so with `names_to_return(package)`; None opens it here.
+
+    Raises:
+        BackendError: The runtime failed.
+    """
+    opened = runner or open_runner(package, variant.returning(names_to_return(package)))
+    # Flips and half precision are judged on variants that are opened in the same way.
+    variants = PackageVariants(package, variant)
+    found, ran = compare(package, opened, package.vectors, variants=variants), opened.describe()
+    del opened  # Two sessions would hold the weights twice.
+    # What rounding every result changes was asked of kernels and of bodies before.
+    if variant.round_results:
+        return found
+    samples = recorded_samples(package.vectors)
+    samples = with_valid_tokens(samples, package.manifest, package.manifest.valid_tokens)
+    return combined([found], compare_bodies(package, ran, samples, variant.runtime))
+
+
+def compare_bodies(
+    package: OnnxPackage,
+    ran: Description,
+    samples: Sequence[Sample],
+    runtime: Runtime,
+    *,
+    reference: str = RECORDED,
+    policy: Policy = BUILT_IN_POLICY,
+) -> ParityReport | None:
+    """Compare function bodies with recorded runs: other machines run them in place of kernels.
+
+    Args:
+        ran: What ran the package. If that was no kernel, the bodies were compared already.
+        samples: The runs; one of them is enough, unless kernels round.
+        runtime: What runs the bodies.
+        reference: What recorded the runs, in the words of a report.
+        policy: What counts as equal.
+
+    Returns:
+        None if no kernel ran.
+
+    Raises:
+        BackendError: The runtime failed.
+    """
+    if not ran.kernel_nodes or not samples:
+        return None
+    # Kernels that round are held to a wider rule: of the graph, the bodies have to say all.
+    rounds = ran.kernels.compute_type == "bfloat16" and package.manifest.precision == "float32"
+    chosen = samples if rounds else [_smallest_telling(samples)]
+    # As they are written: to load them takes half the time, and a server tries what it optimised.
+    # OpenVINO always optimises.
+    bodies = replace(FUNCTION_BODIES, optimize=runtime == "openvino")
+    variant = replace(bodies, runtime=runtime, spins=False, apart=True)
+    return compare(
+        package,
+        open_runner(package, variant.returning(names_to_return(package))),
+        [sample.known for sample in chosen],
+        labels=[sample.label for sample in chosen],
+        valid=[sample.valid for sample in chosen if sample.valid is not None],
+        reference=reference + ON_BODIES,
+        variants=PackageVariants(package, variant),
+        policy=policy,
+    )
+
+
+def _smallest_telling(samples: Sequence[Sample]) -> Sample:
+    """Return the run of the smallest batch among those that are as long as the example, the first.
+
+    A shorter one is blind to much: the softmax of one key is 1, whatever the scores are.
+    """
+    # Gates are [B, S, H]: a dimension whose size is B in every run is the batch.
+    batches = [len(sample.known.gates[0]) if sample.known.gates else 1 for sample in samples]
+    example, runs = samples[0].known.sizes, list(zip(samples, batches, strict=True))
+    lengths = [n for n in example if any(sample.known.sizes[n] != batch for sample, batch in runs)]
+    long = [
+        number
+        for number, (sample, batch) in enumerate(runs)
+        if batch and all(sample.known.sizes[name] >= example[name] for name in lengths)
+    ]
+    return samples[min(long, key=lambda number: batches[number], default=0)]
+
+
+def require_equal(package: OnnxPackage) -> None:
+    """Refuse a package that is not its original model: nothing right can be made of it.
+
+    Raises:
+        ValidationError: `verify` refuses it.
+        BackendError: The runtime failed.
+    """
+    # Without this, a fault of the package would be put down to what is made of it.
+    failure = compare_recorded(package).failure
+    if failure is not None:
+        raise ValidationError(
+            f"{package.root}, the package to start from, is {failure.message}",
+            hint="`moh-deploy bisect` finds where it diverges. A package of another version of"
+            " moh-deploy, or one that was edited, is to be exported again.",
+        )
+
+
+def publish_if_equal(
+    writer: PackageWriter, manifest: Manifest, *, name: str, hint: str | None = None
+) -> tuple[OnnxPackage, ParityReport]:
+    """Publish a package that was made of another, with its proof, if it computes what it recorded.
+
+    Args:
+        writer: Where it was staged.
+        manifest: As it was staged.
+        name: The package, in the words of a message.
+        hint: What to do where it is not equal.
+
+    Raises:
+        ValidationError: It is not. Nothing is published.
+        BackendError: The runtime failed.
+    """
+    # Opened from disk: compared is what was written, not what was meant to be.
+    staged = OnnxPackage.open(writer.root, staged=True)
+    parity = compare_recorded(staged)
+    if parity.failure is not None:
+        raise ValidationError(f"{name} is {parity.failure.message}", hint=hint)
+    return writer.publish(replace(manifest, proof=proof_of(parity, staged))), parity
+
+
+def proof_of(parity: ParityReport, package: OnnxPackage) -> Proof:
+    """Make the proof for a manifest from a comparison with all recorded runs of a package."""
+    sizes = tuple(vector_set.sizes for vector_set in package.vectors)
+    return Proof(parity.max_abs_error, parity.routing_agreement or 0.0, sizes)

@@ -13,8 +13,7 @@ from moh_deploy.report.json import FLAT, HIDDEN, in_json
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
-from moh_deploy.validate.compare.agreement import Flips, Top1Agreement
-from moh_deploy.validate.compare.checks import Check
+from moh_deploy.validate.compare.checks import Check, Flips, Top1Agreement
 from moh_deploy.validate.compare.routing_statistics import NO_STATISTICS, RoutingStatistics
 from moh_deploy.validate.compare.tolerances import BUILT_IN, Tolerance
 from moh_deploy.validate.reference.differences import worst

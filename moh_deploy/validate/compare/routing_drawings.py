@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from moh_deploy.report.charts import HeatMap, HeatMaps, LoadRow, MarginCharts
-from moh_deploy.report.document import Section, Text
-from moh_deploy.report.formats import NOT_TERMINAL, PAGE
+from moh_deploy.report.document import (
+    NOT_TERMINAL,
+    PAGE,
+    HeatMap,
+    HeatMaps,
+    LoadRow,
+    MarginCharts,
+    Section,
+    Text,
+)
 from moh_deploy.validate.compare.routing_statistics import ClassLoad, HeadLoad, RoutingStatistics
 
 MOST_CLASSES = 40

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moh_deploy.report.charts import MarginBin, MarginHistogram
+from moh_deploy.package import LayerInfo
+from moh_deploy.report.document import MarginBin, MarginHistogram
 from moh_deploy.system.npz import Array, BoolArray
+from moh_deploy.validate.accuracy.task import Labelling
 
 # Four bins a decade; what is below the first edge, an exact tie included, is one more.
 _EDGES = np.concatenate([[0.0], 10.0 ** (np.arange(-32, 9) / 4), [np.inf]])
@@ -239,3 +241,65 @@ def _by_path(
     for entry in entries:
         sums[entry.path] = add(sums[entry.path], entry) if entry.path in sums else entry
     return tuple(sums.values())
+
+
+# Count which heads the samples of each class use.
+
+# More would be a table that nobody reads.
+_MOST_CLASSES = 100
+
+
+@dataclass
+class ClassLoads:
+    """Counts, batch by batch, for how many tokens of the samples of each class a head is on.
+
+    Attributes:
+        layers: Of the package.
+        classes: Those that are counted.
+        statistics: What was counted.
+    """
+
+    layers: Sequence[LayerInfo]
+    classes: Array
+    statistics: RoutingStatistics = field(default_factory=RoutingStatistics)
+
+    def add(
+        self, values: Mapping[str, Array], labels: Array, valid: BoolArray | None = None
+    ) -> None:
+        """Count a batch.
+
+        Args:
+            values: Name to array: the gates of each layer, [B, S, H], among others. A layer whose
+                gates are not there, or of whose first axis counts windows, is left out.
+            labels: [B], or what holds no classes.
+            valid: Which tokens are no padding, [B, S]; None: all. A layer of other tokens counts
+                all of its own.
+        """
+        if not self.classes.size:
+            return
+        # [B]: samples of classes that are counted.
+        kept = np.isin(labels, self.classes)
+        found = tuple(
+            class_load(
+                layer.path,
+                layer.num_shared_heads,
+                gates[kept],
+                labels[kept],
+                valid[kept] if valid is not None and valid.shape == gates.shape[:2] else None,
+            )
+            for layer in self.layers
+            if (gates := values.get(layer.gates)) is not None and len(gates) == len(labels)
+        )
+        self.statistics = joined([self.statistics, RoutingStatistics(class_loads=found)])
+
+
+def main_classes(labels: Sequence[Array], labelling: Labelling) -> Array:
+    """Return the classes of all samples; of many, those with the most samples; none of tokens."""
+    # Of labels for tokens, a class of the sample does not exist.
+    if any(label.ndim != 1 or label.dtype.kind not in "iu" for label in labels):
+        return np.empty(0, np.int64)
+    # Signed: of unsigned labels the mark to be ignored would be a large number.
+    every = np.concatenate(labels).astype(np.int64)
+    found, counts = np.unique(every[every != labelling.ignore], return_counts=True)
+    # Stable: of classes with equally many samples the lower numbers.
+    return found[np.argsort(-counts, kind="stable")[:_MOST_CLASSES]]

@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from moh_deploy.errors import ValidationError
-from moh_deploy.runtime.base import Runner
-from moh_deploy.runtime.recording import RecordingRunner
+from moh_deploy.runtime.base import RecordingRunner, Runner
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.accuracy.dataset import Dataset
 from moh_deploy.validate.accuracy.judge import Setting, judge
-from moh_deploy.validate.accuracy.labelled_runs import LabelledRun, labelled_runs, turns
+from moh_deploy.validate.accuracy.labelled_runs import Dataset, LabelledRun, labelled_runs, turns
 from moh_deploy.validate.accuracy.metric_parity import MetricParity
 from moh_deploy.validate.accuracy.reading import read_labelled
 from moh_deploy.validate.accuracy.tally import SampleFiles, Scored, Tally
 from moh_deploy.validate.accuracy.task import Task
-from moh_deploy.validate.compare.agreement import Top1Agreement
-from moh_deploy.validate.compare.class_loads import ClassLoads, main_classes
+from moh_deploy.validate.compare.checks import Top1Agreement
 from moh_deploy.validate.compare.parity_report import ParityReport, combined
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.policy import Policy
-from moh_deploy.validate.compare.routing_statistics import joined
+from moh_deploy.validate.compare.routing_statistics import ClassLoads, joined, main_classes
 from moh_deploy.validate.compare.verify_runs import compare_answered, with_checks
 from moh_deploy.validate.reference.reference import Reference, by_gates, expected_outputs
 from moh_deploy.validate.reference.references import Against, function_bodies, references

@@ -9,13 +9,10 @@ from typing import NamedTuple
 
 from moh_deploy.runtime.base import Description, Runner
 from moh_deploy.system.progress import Progress
-from moh_deploy.validate.compare.checks import check_flips
-from moh_deploy.validate.compare.parity import compare
+from moh_deploy.validate.compare.checks import check_flips, check_stored_weights
+from moh_deploy.validate.compare.parity import compare, compare_bodies
 from moh_deploy.validate.compare.parity_report import ParityReport, combined
 from moh_deploy.validate.compare.policy import Policy
-from moh_deploy.validate.compare.recorded_parity import compare_bodies
-from moh_deploy.validate.compare.stored_weights import check_stored_weights
-from moh_deploy.validate.reference.model_references import PackageReference
 from moh_deploy.validate.reference.reference import (
     Answered,
     ExpectedOutputs,
@@ -27,7 +24,12 @@ from moh_deploy.validate.reference.reference import (
     expected_outputs,
     made_note,
 )
-from moh_deploy.validate.reference.references import Against, function_bodies, references
+from moh_deploy.validate.reference.references import (
+    Against,
+    PackageReference,
+    function_bodies,
+    references,
+)
 from moh_deploy.validate.reference.samples import (
     Sample,
     read_samples,

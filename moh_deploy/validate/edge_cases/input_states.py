@@ -11,12 +11,11 @@ import numpy as np
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import LayerInfo, OnnxPackage
-from moh_deploy.package.token_mask import marks_padding, mask_input
+from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
-from moh_deploy.validate.reference.additive_mask import mask_like
 from moh_deploy.validate.reference.input_sets import sized_inputs
-from moh_deploy.validate.reference.valid_tokens import valid_tokens
+from moh_deploy.validate.reference.valid_tokens import mask_like, valid_tokens
 
 ZERO, ONE, LONGEST, PADDING = "zero", "one", "longest", "padding only"
 

@@ -20,8 +20,8 @@ from moh_deploy.package import (
     bounded,
 )
 from moh_deploy.system.npz import BoolArray
-from moh_deploy.validate.reference.function_bodies import Recorder
 from moh_deploy.validate.reference.input_sets import batch_dim, picked
+from moh_deploy.validate.reference.layer_values import Recorder
 from moh_deploy.validate.reference.reference import Reference
 from moh_deploy.validate.reference.samples import Sample, valid_tokens_of
 from moh_deploy.validate.reference.user_vectors import check_ranges

@@ -25,9 +25,9 @@ from moh_deploy.report.report import Report
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerRun
 from moh_deploy.runtime.layers_text import runs_text
-from moh_deploy.validate.edge_cases.case_result import CaseResult, CaseStatus
 from moh_deploy.validate.edge_cases.input_states import ZERO
 from moh_deploy.validate.edge_cases.mining import Mined
+from moh_deploy.validate.edge_cases.source import CaseResult, CaseStatus
 
 STATUSES: tuple[CaseStatus, ...] = ("passed", "failed", "not applicable", "not run")
 

@@ -11,26 +11,25 @@ import onnx
 from numpy.typing import NDArray
 
 from moh_deploy.errors import BackendError
-from moh_deploy.graph.router_logits import RouterLogits, force_logits
+from moh_deploy.graph.layer_reads import RouterLogits, force_logits
 from moh_deploy.ops.routers import form_named
 from moh_deploy.package import LayerInfo
-from moh_deploy.package.router_nodes import lost_at
+from moh_deploy.package.graph_nodes import lost_at
 from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.compare.tolerances import Tolerance
-from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, CaseStatus
-from moh_deploy.validate.edge_cases.followed_gates import read_problem
 from moh_deploy.validate.edge_cases.routing_judge import (
     GateJudge,
     PortArrays,
     nan_attention_problem,
     nan_output_problem,
+    read_problem,
     router_reference,
     tokens_with_nan,
     values_mismatch,
 )
-from moh_deploy.validate.edge_cases.source import RoutedLayer, Sides
+from moh_deploy.validate.edge_cases.source import MODEL, CaseResult, CaseStatus, RoutedLayer, Sides
 
 # The logits on which implementations of routers go wrong.
 

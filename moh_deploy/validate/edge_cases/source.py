@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import onnx
 
-from moh_deploy.graph.fixed_routing import fix_routing, fixed_input
-from moh_deploy.graph.gate_reads import GateRead, gate_reads
-from moh_deploy.graph.router_logits import RouterLogits, router_logits
+from moh_deploy.graph.forced_gates import fix_routing, fixed_input
+from moh_deploy.graph.layer_reads import GateRead, RouterLogits, gate_reads, router_logits
 from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet
 from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, GraphEdit, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, Policy
-from moh_deploy.validate.reference.function_bodies import Recorder
-from moh_deploy.validate.reference.layer_values import names_to_return
+from moh_deploy.validate.reference.layer_values import Recorder, names_to_return
 from moh_deploy.validate.reference.samples import valid_tokens_of
 from moh_deploy.validate.reference.valid_tokens import (
     EVERY_TOKEN,
@@ -28,6 +27,40 @@ from moh_deploy.validate.reference.valid_tokens import (
     over_axes,
     token_view,
 )
+
+# The result of one edge case.
+
+CaseStatus = Literal["passed", "failed", "not applicable", "not run"]
+Kind = Literal["routing", "input", "corpus"]
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One case, at one place.
+
+    Attributes:
+        kind: `routing`: logits were put in front of routers. `input`: the model was given these
+            inputs. `corpus`: inputs that are kept in the package.
+        case: Its name, such as `ties` or `one: seq=1`.
+        place: The path of a layer, or `model outputs`.
+        status: `not applicable`: there is no such case for this model. `not run`: there is, and
+            nobody knows the answer.
+        detail: What failed, or why it did not run; what was compared if it passed.
+    """
+
+    kind: Kind
+    case: str
+    place: str
+    status: CaseStatus
+    detail: str
+
+
+MODEL = "model outputs"
+
+
+def input_result(case: str, status: CaseStatus, detail: str) -> CaseResult:
+    """Return the result of a case in which the model was given inputs."""
+    return CaseResult("input", case, MODEL, status, detail)
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,30 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.graph.size_questions import SizeQuestion, size_questions
+from moh_deploy.graph.table_lookups import SizeQuestion, size_questions
 from moh_deploy.package import CorpusSample, VectorSet
-from moh_deploy.package.router_nodes import operator_text
+from moh_deploy.package.graph_nodes import operator_text
 from moh_deploy.runtime.base import GraphEdit, Runner
 from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.compare.parity import compare
 from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.compare.tolerances import coarsest, rule_name
-from moh_deploy.validate.edge_cases.case_result import MODEL, CaseResult, input_result
-from moh_deploy.validate.edge_cases.first_difference import FirstDifference, whole
-from moh_deploy.validate.edge_cases.input_run import InputJudge
+from moh_deploy.validate.edge_cases.input_run import FirstDifference, InputJudge, whole
 from moh_deploy.validate.edge_cases.input_states import InputState
 from moh_deploy.validate.edge_cases.mining import Mined
 from moh_deploy.validate.edge_cases.other_sizes import SAMPLES, TOKENS, SizeJudge
 from moh_deploy.validate.edge_cases.routing_judge import values_mismatch
 from moh_deploy.validate.edge_cases.routing_run import run_routing_states
-from moh_deploy.validate.edge_cases.source import Sides, Source, feeding, fixed_values
+from moh_deploy.validate.edge_cases.source import (
+    MODEL,
+    CaseResult,
+    Sides,
+    Source,
+    feeding,
+    fixed_values,
+    input_result,
+)
 from moh_deploy.validate.reference.input_sets import sized_inputs
 from moh_deploy.validate.reference.reference import corpus_reference, corpus_samples, recorded_from
 from moh_deploy.validate.reference.samples import with_valid_tokens

@@ -3,19 +3,184 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
+
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import OnnxPackage
-from moh_deploy.runtime.base import FUNCTION_BODIES, Deployed, Variant
+from moh_deploy.package import OnnxPackage, VectorSet
+from moh_deploy.report.numbers import count
+from moh_deploy.runtime.base import FUNCTION_BODIES, Deployed, Model, Variant
 from moh_deploy.runtime.open_runner import find_model
-from moh_deploy.runtime.polygraphy_model import InferenceRunner, PolygraphyModel
+from moh_deploy.runtime.original import InferenceRunner, PolygraphyModel
+from moh_deploy.system.npz import Array
 from moh_deploy.system.suggest import did_you_mean
-from moh_deploy.validate.reference.model_references import ModelReference, PackageReference
-from moh_deploy.validate.reference.reference import Reference
+from moh_deploy.validate.reference.layer_values import Recorder
+from moh_deploy.validate.reference.reference import Answers, Reference
+from moh_deploy.validate.reference.samples import Sample
 from moh_deploy.validate.reference.subject import Subject
+from moh_deploy.validate.reference.user_vectors import match_inputs, match_outputs
+
+# References that are other models or packages, run on the same inputs.
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A model that returns outputs, and gates only under the names that the package has for them.
+
+    Attributes:
+        model: What runs.
+    """
+
+    model: Model
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Run it.
+
+        Raises:
+            ConfigError: Its inputs or outputs cannot be matched with the package's.
+            MoHDeployError: It fails.
+        """
+        with self.model.open() as loaded:
+            feeds = _feeds(package, [spec.name for spec in loaded.inputs], self.name)
+            with _naming(self.name):
+                results = [
+                    loaded.run(_inputs_by_name(sample.known.inputs, feeds)) for sample in samples
+                ]
+        pairs = zip(samples, results, strict=True)
+        found = tuple(self._answer(package, sample.known, got) for sample, got in pairs)
+        has_gates = all(
+            len(vector_set.gates) == len(package.manifest.layers) for vector_set in found
+        )
+        return Answers(found, has_gates, tuple(_absent(self.name, package, found)))
+
+    def _answer(
+        self, package: OnnxPackage, known: VectorSet, got: Mapping[str, Array]
+    ) -> VectorSet:
+        # All gates or none: a comparison with the gates of some layers could not tell flips apart.
+        names = package.gate_names if set(package.gate_names) <= got.keys() else ()
+        gates = tuple(got[name] for name in names)
+        # A foreign model shows no scores, so its margins are not known: infinite excuses no flip.
+        unknown = (np.full(gate.shape[:-1], np.inf, np.float32) for gate in gates)
+        margins = tuple(_margins(known, index, array) for index, array in enumerate(unknown))
+        rest = {name: value for name, value in got.items() if name not in names}
+        outputs = _outputs(package, rest, self.name)
+        return VectorSet(known.sizes, known.inputs, outputs, gates, margins)
+
+
+@dataclass(frozen=True)
+class PackageReference:
+    """A package that is run, and shows its gates.
+
+    Attributes:
+        name: In the words of a report.
+        other: The package.
+        variant: How it is opened.
+    """
+
+    name: str
+    other: OnnxPackage
+    variant: Variant
+
+    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
+        """Run it.
+
+        Raises:
+            ConfigError: Its inputs or outputs cannot be matched with the package's.
+            BackendError: The runtime failed.
+        """
+        recorder = Recorder.of(self.other, self.variant)
+        feeds = _feeds(package, [spec.name for spec in self.other.manifest.inputs], self.name)
+        with _naming(self.name):
+            made = [
+                recorder.record(_inputs_by_name(sample.known.inputs, feeds)) for sample in samples
+            ]
+        pairs = zip(samples, made, strict=True)
+        found = [self._answer(package, sample.known, vectors) for sample, vectors in pairs]
+        has_gates = len(self.other.manifest.layers) == len(package.manifest.layers)
+        notes = list(self._notes(package, found))
+        notes += [f"{self.name}: {note}" for note in recorder.runner.describe().notes]
+        return Answers(tuple(found), has_gates, tuple(notes))
+
+    def _notes(self, package: OnnxPackage, found: Sequence[VectorSet]) -> Iterator[str]:
+        yield from _absent(self.name, package, found)
+        ours, theirs = package.manifest, self.other.manifest
+        # None where a package does not say what it was made from.
+        made_from = {ours.checkpoint_sha256, theirs.checkpoint_sha256} - {None}
+        if len(made_from) > 1:
+            yield f"{self.name} was made from another checkpoint."
+        if len(theirs.layers) != len(ours.layers):
+            layers = count(len(theirs.layers), "MoH layer")
+            yield f"{self.name} has {layers}, this one {len(ours.layers)}: routing is not compared."
+
+    def _answer(self, package: OnnxPackage, known: VectorSet, found: VectorSet) -> VectorSet:
+        outputs = _outputs(package, found.outputs, self.name)
+        margins = tuple(
+            _margins(known, index, margin) for index, margin in enumerate(found.margins)
+        )
+        return replace(
+            found,
+            sizes=known.sizes,
+            inputs=known.inputs,
+            outputs=outputs,
+            margins=margins,
+            scores=tuple(_scores(known, *score) for score in enumerate(found.scores)),
+        )
+
+
+@contextmanager
+def _naming(model: str) -> Iterator[None]:
+    """Say which model it is that does not take the inputs."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(
+            f"{model} does not take the inputs that are compared on: {error.message}",
+            hint="Both sides get the same inputs: their dtypes and sizes have to suit both.",
+        ) from error
+
+
+def _feeds(package: OnnxPackage, theirs: Sequence[str], name: str) -> dict[str, str]:
+    return match_inputs(theirs, [spec.name for spec in package.manifest.inputs], name)
+
+
+def _inputs_by_name(inputs: Mapping[str, Array], feeds: Mapping[str, str]) -> dict[str, Array]:
+    return {theirs: inputs[ours] for theirs, ours in feeds.items()}
+
+
+def _outputs(package: OnnxPackage, got: Mapping[str, Array], name: str) -> dict[str, Array]:
+    matched = match_outputs(list(got), [spec.name for spec in package.manifest.outputs], name)
+    return {ours: got[theirs] for ours, theirs in matched.items()}
+
+
+def _absent(name: str, package: OnnxPackage, found: Sequence[VectorSet]) -> Iterator[str]:
+    names = [spec.name for spec in package.manifest.outputs]
+    absent = [f"'{name}'" for name in names if found and name not in found[0].outputs]
+    if absent:
+        yield f"{name} has no output {', '.join(absent)}: not compared."
+
+
+def _scores(known: VectorSet, layer: int, found: Array | None) -> Array | None:
+    """Return the scores of the model that ran; where they are not known, those recorded."""
+    return known.scores[layer] if found is None and layer < len(known.scores) else found
+
+
+def _margins(known: VectorSet, layer: int, found: Array) -> Array:
+    """Return the margins of the model that ran; where they are not known, those recorded."""
+    recorded = known.margins[layer] if layer < len(known.margins) else None
+    # All infinite: the scores of the model that ran are not known, see `Recorder.record`.
+    if recorded is None or recorded.shape != found.shape or np.isfinite(found).any():
+        return found
+    return recorded
+
 
 WORDS = ("recorded", "functions", "kernels")
 _CHECKPOINTS = (".pt", ".pth", ".pt2", ".bin", ".ckpt", ".safetensors")

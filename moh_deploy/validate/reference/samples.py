@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, VectorSet
-from moh_deploy.package.token_mask import marks_padding, mask_input
+from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.reference.user_vectors import read_user_vectors
 from moh_deploy.validate.reference.valid_tokens import (

@@ -5,18 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.graph.forced_gates import GateTypes
 from moh_deploy.package import OnnxPackage, Runtime, VectorSet
 from moh_deploy.runtime.base import Deployed, Runner, Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed, open_runner
-from moh_deploy.runtime.variants import PackageVariants
+from moh_deploy.runtime.variants import Noise, PackageVariants
 from moh_deploy.validate.reference.layer_values import names_to_return
 from moh_deploy.validate.reference.reference import recorded_words
 from moh_deploy.validate.reference.samples import label
-from moh_deploy.validate.reference.variants import Variants
+
+# The variants of a model that tell errors of kernels, errors of routers, and rounding apart.
+
+
+class Variants(Protocol):
+    """Opens variants of a model in which the gates of each layer are inputs.
+
+    They are fed as `forced_gates(name)`; the routers' own are returned as `computed_gates(name)`.
+    """
+
+    def why_not_forced(self) -> str | None:
+        """Return why the gates cannot be fed; None if they can."""
+
+    def forced(self, gates: GateTypes, inner: Sequence[str] = ()) -> Runner:
+        """Open the model as it is judged.
+
+        Args:
+            gates: Name of each layer's gates to their dtype.
+            inner: Names of inner values to return besides.
+        """
+
+    def noisy(self, noise: Noise, gates: GateTypes, inner: Sequence[str] = ()) -> Runner | None:
+        """Open the model with something that rounding moves.
+
+        Args:
+            noise: What moves: see `Noise`.
+            gates: Name of each layer's gates to their dtype.
+            inner: Names of inner values to return besides.
+
+        Returns:
+            None if the model has nothing that could move so.
+        """
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from moh_deploy.package import Manifest
 from moh_deploy.runtime.base import ModelInterface
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.system.npz import Array, read_npz
-from moh_deploy.system.suggest import nearly_named
+from moh_deploy.system.suggest import nearly_named, shortened
 
 
 @dataclass(frozen=True)
@@ -138,3 +138,50 @@ def check_ranges(sizes: Mapping[str, int], manifest: Manifest) -> None:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
+
+
+# Match inputs and outputs of two models: by name, or else by position.
+
+
+def match_inputs(theirs: Sequence[str], ours: Sequence[str], model: str) -> dict[str, str]:
+    """Return for each of their inputs the one of ours that is fed to it.
+
+    Raises:
+        ConfigError: `model` has an input that we have no name for, nor a place.
+    """
+    # Fewer inputs than ours are fine: the other model may not need a mask, say.
+    if set(theirs) <= set(ours):
+        return {name: name for name in theirs}
+    # By position only if no name is shared: a partial match by name with the rest by position would
+    # feed something wrong without a word.
+    if not set(theirs) & set(ours) and len(theirs) == len(ours):
+        return dict(zip(theirs, ours, strict=True))
+    unknown = next(name for name in theirs if name not in ours)
+    raise ConfigError(
+        f"{model}: its input '{unknown}' is none of the inputs that are compared on,"
+        f" {_names_text(ours)}, and its inputs {_names_text(theirs)} cannot be taken by position.",
+        hint="Inputs are matched by name, or, if no name is the same, by position.",
+    )
+
+
+def match_outputs(theirs: Sequence[str], ours: Sequence[str], model: str) -> dict[str, str]:
+    """Return for each of our outputs that they have too its name there.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    # An output that only one side has is reported elsewhere; one in common is enough to compare.
+    common = [name for name in ours if name in theirs]
+    if common:
+        return {name: name for name in common}
+    if len(theirs) == len(ours):
+        return dict(zip(ours, theirs, strict=True))
+    raise ConfigError(
+        f"{model}: its outputs {_names_text(theirs)} are none of {_names_text(ours)}, and cannot be"
+        " taken by position: there would be nothing to compare.",
+        hint="Outputs are matched by name, or, if no name is the same, by position.",
+    )
+
+
+def _names_text(names: Sequence[str]) -> str:
+    return shortened(f"'{name}'" for name in names) or "(none)"

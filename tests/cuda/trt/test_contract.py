@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moh_deploy.ops.cases import Case
-from moh_deploy.ops.contract import find_mismatch
+from moh_deploy.ops.cases import Case, find_mismatch
 from tests.cuda.libraries import Emulator
 from tests.cuda.trt import builds
 from tests.cuda.trt.case_runs import CaseRun

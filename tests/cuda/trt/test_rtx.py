@@ -8,8 +8,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from moh_deploy.graph.close_input_gaps import close_input_gaps
 from moh_deploy.graph.load_model import inline_functions
+from moh_deploy.graph.plugin_nodes import close_input_gaps
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
 from tests.cuda.trt.rtx import build

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.decision.cost.decided import Decided
-from moh_deploy.decision.mean_times import block_means
+from moh_deploy.decision.latency_promise import block_means
 from moh_deploy.validate.reference.differences import Float64Array
 
 ARMS = ("dense", "moh", "bodies")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import yaml
 
 from moh_deploy.decision.cost.decided import Decided
-from moh_deploy.decision.cost.price_arms import price_arms
+from moh_deploy.decision.cost.price_arms import places_of, price_arms
 from moh_deploy.decision.cost.prices import Prices
 from moh_deploy.decision.cost.report import CostReport
-from moh_deploy.decision.cost.run_times import places_of
 from moh_deploy.decision.cost.traffic import SizedRequests, Traffic
 from tests.decision.cost.files import PRICES, SIZES, decision
 

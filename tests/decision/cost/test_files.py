@@ -15,7 +15,7 @@ from moh_deploy.decision.cost.decided import read_decided
 from moh_deploy.decision.cost.prices import read_prices
 from moh_deploy.decision.cost.traffic import DAYS_OF_A_MONTH, read_traffic
 from moh_deploy.errors import ConfigError
-from moh_deploy.system.json_text import to_json_text
+from moh_deploy.system.bounded_json import to_json_text
 from tests.decision.cost.files import PRICES, decision, write
 from tests.decision.reports import decision_report
 

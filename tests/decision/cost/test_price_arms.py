@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from moh_deploy.api.cost import cost
-from moh_deploy.decision.cost.bill import BillTerms
-from moh_deploy.decision.cost.estimate import Estimate, exactly
+from moh_deploy.decision.cost.prices import BillTerms, Estimate, exactly
 from moh_deploy.decision.cost.report import ArmCost, CostReport
 from moh_deploy.errors import ConfigError
 from tests.decision.cost.files import PRICES, decision, write

@@ -13,11 +13,11 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
-from moh_deploy.decision.cost import run_times
-from moh_deploy.decision.cost.estimate import Estimate
-from moh_deploy.decision.cost.run_times import Place, request_times
+from moh_deploy.decision.cost import price_arms
+from moh_deploy.decision.cost.price_arms import Place, request_times
+from moh_deploy.decision.cost.prices import Estimate
 from moh_deploy.decision.cost.traffic import SizedRequests
-from moh_deploy.decision.mean_times import MOST_MEAN_OVER_MEDIAN
+from moh_deploy.decision.latency_promise import MOST_MEAN_OVER_MEDIAN
 from moh_deploy.errors import ConfigError
 from moh_deploy.validate.reference.differences import Float64Array
 from tests.decision.cost.recorded import ARMS, decided, recordings
@@ -68,7 +68,7 @@ def _holds(found: Estimate, truth: float) -> bool:
 
 @pytest.fixture
 def nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_times, "MOST_MEAN_OVER_MEDIAN", math.inf)
+    monkeypatch.setattr(price_arms, "MOST_MEAN_OVER_MEDIAN", math.inf)
 
 
 @nightly

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moh_deploy.frontend.fx.constants import Constants
-from moh_deploy.frontend.fx.fixed_value import fixed_value
+from moh_deploy.frontend.fx.known_values import Constants, fixed_value
 from moh_deploy.frontend.load.model import ModelInput
 from tests.frontend.traced import traced
 from tests.nightly import sampled

@@ -7,7 +7,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.fx.outputs import output_names, tensors_of
+from moh_deploy.frontend.fx.containers import output_names, tensors_of
 from tests.frontend.traced import plain_trace
 
 X = torch.ones(2)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch.utils import _pytree as pytree
 
-from moh_deploy.frontend.fx.tree_keys import leaf_keys
+from moh_deploy.frontend.fx.containers import leaf_keys
 
 Pair = namedtuple("Pair", ["key", "value"])
 

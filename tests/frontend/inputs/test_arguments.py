@@ -15,8 +15,7 @@ from torch import Tensor
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.frontend.inputs.arguments import bind, flattened
-from moh_deploy.frontend.load.call import arguments_of
-from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.frontend.load.model import ModelInput, arguments_of
 from moh_deploy.package import Call
 
 A, B, C = (torch.full((2,), float(number)) for number in range(3))

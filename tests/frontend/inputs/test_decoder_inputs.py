@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import ConfigError, ExportError
-from moh_deploy.frontend.inputs.decoder_inputs import decoder_inputs
+from moh_deploy.frontend.inputs.from_options import decoder_inputs
 from moh_deploy.frontend.load.decoder import make_decoder
 from tests.text.model_directories import plain_torch_model
 

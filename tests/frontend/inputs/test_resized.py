@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.inputs.resized import resize_inputs
+from moh_deploy.frontend.inputs.sizes import resize_inputs
 from moh_deploy.frontend.load.model import ModelInput
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moh_deploy.frontend.load.call import arguments_of, positional, taking_tensors
+from moh_deploy.frontend.load.model import arguments_of, positional, taking_tensors
 from moh_deploy.package import Call, CallArgument
 
 A, B, C = torch.ones(2), torch.zeros(2), torch.full((2,), 5.0)

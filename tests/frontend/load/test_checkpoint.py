@@ -18,8 +18,8 @@ from torch import nn
 
 from moh_deploy.errors import CheckpointError, ConfigError
 from moh_deploy.frontend.load.checkpoint import in_eval_mode, load_model
-from moh_deploy.frontend.load.factory import build_module
 from moh_deploy.frontend.load.model import LoadedModel
+from moh_deploy.frontend.load.weights import build_module
 from tests.frontend.checkpoints import Bomb, Net, write_net
 
 X = torch.arange(6.0).reshape(2, 3)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.frontend.load.factory import build_module
+from moh_deploy.frontend.load.weights import build_module
 from moh_deploy.system.user_code import user_code
 from tests.frontend.checkpoints import write_net
 from tests.locked import lock

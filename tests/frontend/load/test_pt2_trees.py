@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from moh_deploy.frontend.fx.outputs import output_names
+from moh_deploy.frontend.fx.containers import output_names
 from moh_deploy.frontend.inputs.program_inputs import inputs_from_program
 from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.load.pt2 import load_program

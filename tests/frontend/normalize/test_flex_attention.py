@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.load.model import ModelInput
-from moh_deploy.frontend.normalize.flex_attention import refuse_flex_attention
+from moh_deploy.frontend.normalize.plain_attention import refuse_flex_attention
 from moh_deploy.frontend.prove.original import run_example
 from tests.exporting import assert_nothing_is_left, export
 from tests.frontend.traced import loaded, plain_trace

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.normalize.attention_output import is_attention
+from moh_deploy.frontend.normalize.plain_attention import is_attention
 from tests.frontend.traced import nodes, plain_trace
 from tests.nightly import sampled
 

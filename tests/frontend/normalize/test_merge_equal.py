@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moh_deploy.frontend.normalize.merge_equal import merge_equal
+from moh_deploy.frontend.normalize.fold import merge_equal
 from tests.frontend.traced import nodes, plain_trace
 
 X = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(0))

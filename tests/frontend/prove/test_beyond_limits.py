@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from moh_deploy.frontend.limits import Ranges
-from moh_deploy.frontend.prove.beyond_limits import TriedLimits, try_limits
+from moh_deploy.frontend.prove.size_runs import TriedLimits, try_limits
 
 
 def tried(

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from moh_deploy.frontend.fx.graph import op
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.prove.noisy_run import sum_length
+from moh_deploy.frontend.prove.measured_rounding import sum_length
 from moh_deploy.frontend.prove.record import Recording, record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import insert
-from moh_deploy.frontend.rewrite.attention_view import view_attention
+from moh_deploy.frontend.rewrite.rewritten import view_attention
 from tests.frontend.traced import plain_trace
 from tests.small_moh import SmallMoH, build
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moh_deploy.frontend.prove.noisy_run import NoisyRun, noisy_runs
+from moh_deploy.frontend.prove.measured_rounding import NoisyRun, noisy_runs
 from tests.frontend.traced import plain_trace
 
 

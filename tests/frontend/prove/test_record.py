@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.prove.layer_values import are_the_best
+from moh_deploy.frontend.prove.measured_rounding import are_the_best
 from moh_deploy.frontend.prove.record import LayerRecord, distance, record
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, insert
-from moh_deploy.frontend.rewrite.attention_view import view_attention
+from moh_deploy.frontend.rewrite.rewritten import view_attention
 from moh_deploy.package import NUMBERS
 from tests.frontend.traced import plain_trace
 from tests.nightly import sampled

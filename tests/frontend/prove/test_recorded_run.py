@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from moh_deploy.frontend.load.model import ModelInput
-from moh_deploy.frontend.prove.original import OriginalRun
-from moh_deploy.frontend.prove.recorded_run import DoesNotRun, try_to_record
+from moh_deploy.frontend.prove.original import DoesNotRun, OriginalRun, try_to_record
 from tests.frontend.traced import traced
 
 

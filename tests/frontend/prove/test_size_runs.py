@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.inputs.sizes import SizeTrials
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
-from moh_deploy.frontend.prove.original import OriginalRun, run_original
+from moh_deploy.frontend.prove.original import DoesNotRun, OriginalRun, run_original
 from moh_deploy.frontend.prove.record import Recording
-from moh_deploy.frontend.prove.recorded_run import DoesNotRun
 from moh_deploy.frontend.prove.size_runs import SizeRuns, record_sizes
 
 X = ModelInput("x", torch.zeros(2, 4, 3), {0: "batch", 1: "rows", 2: "columns"})

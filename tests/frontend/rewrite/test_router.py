@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.constants import Constants, StoredNodes
 from moh_deploy.frontend.fx.graph import ancestors, op
+from moh_deploy.frontend.fx.known_values import Constants, StoredNodes
 from moh_deploy.frontend.recognize.projection import read_projection
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.rewrite.router import insert_router, merge_logits

@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 from moh_deploy.ops.cases import Case
-from moh_deploy.ops.nbits_weight import BLOCK
+from moh_deploy.ops.nbits_product import BLOCK
 from moh_deploy.ops.spec import Arrays
 from tests.ops.cases.nbits_projection import STEP, in_8_bits
 

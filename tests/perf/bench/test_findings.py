@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from moh_deploy.perf.bench.candidate import RoutingOverhead
 from moh_deploy.perf.bench.findings import findings
-from moh_deploy.perf.bench.fixed_routing import RoutingOverhead
-from moh_deploy.perf.bench.layer_work import LayerWork, PackageWork
-from moh_deploy.perf.bench.measured import Agreement, Measured
+from moh_deploy.perf.bench.measured import Agreement, LayerWork, Measured, PackageWork
 from moh_deploy.perf.timing import Ratio, TimeDifference
 from tests.report.samples import bench_report
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moh_deploy.errors import BackendError, PackageError
-from moh_deploy.perf.bench.fresh_run import FreshTask, fresh_run
+from moh_deploy.perf.bench.latency import FreshTask, fresh_run
 from moh_deploy.runtime import models
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import OnnxFile

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.perf.bench.fresh_run import FreshRun
 from moh_deploy.perf.bench.gates import BenchGate, GateResult, parse_gate
-from moh_deploy.perf.bench.latency import Latency
+from moh_deploy.perf.bench.latency import FreshRun, Latency
 from moh_deploy.perf.bench.measured import METRICS, Measured
 
 MODEL = Measured(

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moh_deploy.graph.write_choices import write_choices
+from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage, with_choices
-from moh_deploy.perf.bench.layer_work import layer_work
+from moh_deploy.perf.bench.measured import layer_work
 from moh_deploy.runtime.base import Variant
 from moh_deploy.validate.reference.input_sets import InputSet, input_sets
 from tests.kernel_library import required_library

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from moh_deploy.package import LayerInfo, choice_text, current_choice
-from moh_deploy.perf.cost_model.by_size import SWITCH_MS, by_size, dense_at
+from moh_deploy.perf.cost_model.first_choices import SWITCH_MS, by_size, dense_at
 from moh_deploy.perf.tune.job import fastest_there
 from tests.projected_package import PROJECTED_LAYER
 

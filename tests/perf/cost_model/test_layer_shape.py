@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moh_deploy.perf.cost_model.layer_shape import LayerShape
+from moh_deploy.perf.cost_model.milliseconds import LayerShape
 
 SHAPE = LayerShape(2, 7, 11, 8, 4, 16, 2, 0.5)
 

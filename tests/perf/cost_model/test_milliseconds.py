@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from moh_deploy.perf.cost_model import milliseconds as cost_model
-from moh_deploy.perf.cost_model.layer_shape import LayerShape
-from moh_deploy.perf.cost_model.milliseconds import COSTS, milliseconds
+from moh_deploy.perf.cost_model.milliseconds import COSTS, LayerShape, milliseconds
 
 VIT = LayerShape(1, 196, 196, 16, 16, 24, 4, 0.5)
 PROJECTED = replace(VIT, query_features=384, output_features=384)

@@ -7,7 +7,7 @@ import pytest
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import Choice, LayerInfo
 from moh_deploy.perf.cost_model import prediction as module
-from moh_deploy.perf.cost_model.layer_shape import LayerShape
+from moh_deploy.perf.cost_model.milliseconds import LayerShape
 from moh_deploy.perf.cost_model.prediction import Prediction, predict, shape_of
 from tests.handmade_package import LAYER
 

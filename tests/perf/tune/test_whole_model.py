@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from moh_deploy.perf.timing import TimeSamples
-from moh_deploy.perf.tune.whole_model import chosen_over, ranges_pay, slower_than_dense
+from moh_deploy.perf.tune.layers import chosen_over, ranges_pay, slower_than_dense
 
 
 def times(

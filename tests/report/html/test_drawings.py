@@ -8,20 +8,20 @@ from dataclasses import replace
 
 import pytest
 
-from moh_deploy.report.charts import (
+from moh_deploy.report.document import (
     HeatMap,
     LatencyChart,
     Line,
     LoadRow,
     MarginBin,
     MarginHistogram,
+    Section,
+    Table,
 )
-from moh_deploy.report.document import Section, Table
-from moh_deploy.report.html.heat_map import page_map, shade
-from moh_deploy.report.html.latency_chart import PageChart, page_chart
-from moh_deploy.report.html.margin_chart import page_margins
+from moh_deploy.report.html.page import Track, page_table
+from moh_deploy.report.html.routing_charts import page_map, page_margins, shade
 from moh_deploy.report.html.scales import decades, round_numbers
-from moh_deploy.report.html.tracks import Track, page_table
+from moh_deploy.report.html.time_charts import PageChart, page_chart
 from moh_deploy.report.numbers import number, share
 from tests.report.samples import parity_report
 

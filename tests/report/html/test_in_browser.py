@@ -12,10 +12,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from moh_deploy.report.charts import MarginBin, MarginHistogram
-from moh_deploy.report.document import About, no_answer
-from moh_deploy.report.html.heat_map import shade
+from moh_deploy.report.document import About, MarginBin, MarginHistogram, no_answer
 from moh_deploy.report.html.page import page as page_of
+from moh_deploy.report.html.routing_charts import shade
 from moh_deploy.validate.compare.parity_report import combined
 from tests.decision.cost.reports import cost_report
 from tests.decision.reports import decision_report

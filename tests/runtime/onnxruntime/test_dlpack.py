@@ -5,7 +5,7 @@ import gc
 import numpy as np
 import pytest
 
-from moh_deploy.runtime.onnxruntime.dlpack import from_dlpack, to_dlpack
+from moh_deploy.runtime.onnxruntime.values import from_dlpack, to_dlpack
 from moh_deploy.system.npz import BFLOAT16
 
 DTYPES = ("bool", "uint8", "int32", "int64", "float16", "float32", "float64", BFLOAT16)

@@ -8,7 +8,7 @@ import pytest
 from onnx import parser
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.runtime.onnxruntime.index_check import IndexCheck
+from moh_deploy.runtime.input_check import IndexCheck
 from moh_deploy.system.npz import Array
 
 # Ids in a table of 10 rows, positions behind a cache in one of 8.

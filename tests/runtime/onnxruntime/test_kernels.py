@@ -15,9 +15,9 @@ from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.ops import MOH_ROUTER
 from moh_deploy.package import OnnxPackage
+from moh_deploy.runtime import kernel_use as ort_kernels
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import BFLOAT16_SETS, Kernels
-from moh_deploy.runtime.onnxruntime import kernels as ort_kernels
 from moh_deploy.runtime.onnxruntime import session as backend
 from moh_deploy.runtime.onnxruntime.session import OrtRunner, open_session
 from moh_deploy.system.npz import Array

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from moh_deploy.runtime.onnxruntime.plain_session import crash_of_plain_session
+from moh_deploy.runtime.onnxruntime.session import crash_of_plain_session
 from tests.nightly import nightly
 from tests.runtime.onnxruntime.test_session import float16_that_is_transposed_before_a_product
 

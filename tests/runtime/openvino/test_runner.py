@@ -18,7 +18,7 @@ from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.forced_gates import force_gates
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case
-from moh_deploy.ops.single_node import single_node_model
+from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.open_runner import open_runner

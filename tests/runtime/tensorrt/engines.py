@@ -22,9 +22,9 @@ from moh_deploy.runtime.tensorrt.engine_dir import (
     PluginInfo,
     engine_manifest_text,
 )
-from moh_deploy.runtime.tensorrt.plugin_library import PLUGIN_NAME
+from moh_deploy.runtime.tensorrt.flavour import PLUGIN_NAME
 from moh_deploy.runtime.tensorrt.profiles import Span
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 from tests.fakes import Fakes
 
 ROOT = Path(__file__).parents[3]

@@ -14,8 +14,8 @@ from moh_deploy.runtime.tensorrt.build_plan import BuildPlan, flavour_of
 from moh_deploy.runtime.tensorrt.build_process import BuildProcess
 from moh_deploy.runtime.tensorrt.candidate_networks import candidate_requests
 from moh_deploy.runtime.tensorrt.engine_graph import PackageGraph, read_graph
+from moh_deploy.runtime.tensorrt.flavour import find_plugin
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer
-from moh_deploy.runtime.tensorrt.plugin_library import find_plugin
 from moh_deploy.runtime.tensorrt.profiles import make_profiles
 from moh_deploy.system.progress import SilentProgress
 from tests.cuda.trt import builds

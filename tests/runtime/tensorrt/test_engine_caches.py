@@ -15,9 +15,9 @@ import torch
 
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import CacheBuffer, CachesInPlace, TensorInfo
-from moh_deploy.runtime.tensorrt import engine as engine_module
-from moh_deploy.runtime.tensorrt.engine import Engine
+from moh_deploy.runtime.tensorrt import models as engine_module
 from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME
+from moh_deploy.runtime.tensorrt.models import Engine
 from moh_deploy.runtime.tensorrt.profiles import Span
 from tests.runtime.tensorrt.engines import MANIFEST, write_engine
 

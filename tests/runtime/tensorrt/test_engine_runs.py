@@ -17,7 +17,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.candidates import BenchSetting, find_candidates
 from moh_deploy.runtime.tensorrt.engine_dir import EngineLayer
 from moh_deploy.runtime.tensorrt.models import EngineDir
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.npz import write_npz
 from tests.fakes import Fakes, fakes
 from tests.handmade_package import vectors, write_package

@@ -5,11 +5,13 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from moh_deploy.machine.device_code import DeviceCode
+from moh_deploy.machine.gpu import DeviceCode
 from moh_deploy.ops.cases import Case
 from moh_deploy.ops.plugin_support import PLUGINS
 from moh_deploy.runtime.tensorrt.messages import ParserError
 from moh_deploy.runtime.tensorrt.preflight import (
+    Rejection,
+    refusal,
     refused_by_parser,
     refused_driver,
     refused_nodes,
@@ -17,7 +19,6 @@ from moh_deploy.runtime.tensorrt.preflight import (
     refused_types,
 )
 from moh_deploy.runtime.tensorrt.profiles import Span
-from moh_deploy.runtime.tensorrt.rejection import Rejection, refusal
 from tests.nightly import sampled
 from tests.ops.batches import Batch, assert_nothing_wrong, batches_of
 from tests.ops.case_models import case_model

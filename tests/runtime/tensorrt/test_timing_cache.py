@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moh_deploy.runtime.tensorrt.timing_cache import TimingCache
+from moh_deploy.runtime.tensorrt.build_plan import TimingCache
 
 STACK = {"TensorRT": "10.14.1", "plugin library": None, "GPU": "NVIDIA L4"}
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from moh_deploy.package import OnnxPackage
 from moh_deploy.serving import ServedRun
+from moh_deploy.serving.metrics import exposition
 from moh_deploy.serving.telemetry import Telemetry
-from moh_deploy.serving.telemetry.prometheus import exposition
 from tests.edge_case_package import HEADS, inputs
 
 

@@ -15,7 +15,7 @@ from moh_deploy.serving import Family
 from moh_deploy.serving.drift.judge import LiveCounts
 from moh_deploy.serving.drift.live import windows_of_dump, windows_of_metrics
 from moh_deploy.serving.drift.reference import RoutingReference, profile_of
-from moh_deploy.serving.telemetry.prometheus import exposition
+from moh_deploy.serving.metrics import exposition
 from moh_deploy.serving.telemetry.window import RecordedWindow, WindowAbout
 from tests.edge_case_package import HEADS, write_edge_package
 from tests.serving.drift.counted import RandomGates

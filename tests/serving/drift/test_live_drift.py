@@ -11,9 +11,9 @@ from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServingSettings, open_served
-from moh_deploy.serving.drift.live_drift import LiveDrift, open_live_drift
+from moh_deploy.serving.drift.live import LiveDrift, open_live_drift
 from moh_deploy.serving.drift.reference import RoutingReference, profile_of, write_reference
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 from tests.edge_case_package import inputs, write_edge_package
 from tests.nightly import nightly
 from tests.serving.drift.counted import RandomGates

@@ -9,7 +9,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.serving.drill.drill import _Log
-from moh_deploy.serving.guard.audit import AuditLog
+from moh_deploy.serving.guard.guard_io import AuditLog
 from moh_deploy.serving.guard.state_machine import Transition
 from tests.nightly import sampled
 

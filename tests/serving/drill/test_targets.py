@@ -14,7 +14,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving.drill.load import Ask
 from moh_deploy.serving.drill.targets import HttpServer, Target
-from moh_deploy.serving.guard.control import Control, write_control
+from moh_deploy.serving.guard.guard_io import Control, write_control
 from tests.handmade_package import write_package
 from tests.nightly import nightly
 

@@ -10,7 +10,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import CacheBuffer, CachesInPlace, DimSum, TensorInfo
-from moh_deploy.serving.genai.config_json import check_decoder, genai_config_text, search_options
+from moh_deploy.serving.genai.bundle import check_decoder, genai_config_text, search_options
 from tests.serving.genai.decoder_package import ABOUT, manifest
 
 

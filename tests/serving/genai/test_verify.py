@@ -15,7 +15,7 @@ from moh_deploy.serving.genai.verify import (
     check_all_steps,
     prompts_within,
 )
-from moh_deploy.validate.compare.token_parity import TokenDifference, TokenParity
+from moh_deploy.validate.compare.generate_report import TokenDifference, TokenParity
 from tests.report.json_schema import assert_of_form
 from tests.serving.genai.decoder_package import ABOUT
 

@@ -1,6 +1,6 @@
 import threading
 
-from moh_deploy.serving.guard.aside import Aside
+from moh_deploy.serving.guard.same_answers import Aside
 
 
 def test_jobs_are_done_in_their_order():

@@ -10,8 +10,9 @@ import pytest
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.package import OnnxPackage
-from moh_deploy.serving.guard import control, fallback_level
-from moh_deploy.serving.guard.control import Control, Fault, write_control
+from moh_deploy.serving.guard import fallback_level
+from moh_deploy.serving.guard import guard_io as guard_files
+from moh_deploy.serving.guard.guard_io import Control, Fault, write_control
 from moh_deploy.serving.guard.policy import CoolDownSection
 from tests.handmade_package import write_package
 from tests.nightly import nightly, sampled
@@ -336,7 +337,7 @@ def test_a_control_file_whose_permissions_change_is_read_again(
         raise ConfigError(f"{path} cannot be read: Permission denied.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(control, "read_bytes", refuse)
+        patched.setattr(guard_files, "read_bytes", refuse)
         assert chain.ask().rung == "kernels"
     chain.control_file.chmod(0o644 if chain.control_file.stat().st_mode & 0o44 == 0 else 0o600)
     assert chain.ask().rung == "functions"

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from moh_deploy.errors import BackendError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
-from moh_deploy.serving.guard.audit import AuditLog, RunningMarks
 from moh_deploy.serving.guard.fallback_level import FallbackLevel
 from moh_deploy.serving.guard.guard import Guard, GuardIO
+from moh_deploy.serving.guard.guard_io import AuditLog, RunningMarks
 from moh_deploy.serving.guard.policy import CoolDownSection
 from moh_deploy.serving.source import Ran
 from moh_deploy.system.npz import Array

@@ -12,7 +12,7 @@ from moh_deploy.errors import BackendError, ConfigError, PackageError, Validatio
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServedModel, ServingSettings, open_served
-from moh_deploy.serving.guard.control import Control, write_control
+from moh_deploy.serving.guard.guard_io import Control, write_control
 from tests.damaged_library import write_damaged_library
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import needs_library, without_library

@@ -13,7 +13,7 @@ import pytest
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServingSettings, open_served
-from moh_deploy.serving.guard.audit import RunningMarks, died_in
+from moh_deploy.serving.guard.guard_io import RunningMarks, died_in
 from tests.handmade_package import vectors, write_package
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("warm_processes")
 _DIES = """
 import os, signal, sys
 from pathlib import Path
-from moh_deploy.serving.guard.audit import RunningMarks
+from moh_deploy.serving.guard.guard_io import RunningMarks
 
 marks = RunningMarks(Path(sys.argv[1]), ["first", "functions"])
 with marks.during(1):

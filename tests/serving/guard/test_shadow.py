@@ -11,7 +11,7 @@ from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.models import PackageDir
 from moh_deploy.serving import ServedModel
-from moh_deploy.serving.guard.shadow import Shadow
+from moh_deploy.serving.guard.same_answers import Shadow
 from tests.handmade_package import vectors, write_package
 from tests.nightly import sampled
 from tests.routed_package import Fault, write_routed

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
-from moh_deploy.serving.telemetry.prometheus import parse_text
+from moh_deploy.serving.metrics import parse_text
 from moh_deploy.system.isolate import child_environment
 from moh_deploy.system.npz import Array
 

@@ -22,9 +22,9 @@ from moh_deploy.serving.http.app import OUT_OF_MEMORY, Endpoint, make_app
 from moh_deploy.serving.http.limits import HttpLimits
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, read_answer, write_request
 from moh_deploy.serving.http.queue import BatchingQueue, Tensors
+from moh_deploy.serving.metrics import parse_text
 from moh_deploy.serving.telemetry import RecordedWindow, Telemetry
 from moh_deploy.serving.telemetry.otlp import INTERVAL
-from moh_deploy.serving.telemetry.prometheus import parse_text
 from tests.handmade_package import WIDTH, write_package
 from tests.serving.telemetry.collector import collecting
 

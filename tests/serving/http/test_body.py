@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moh_deploy.serving.http.body import HeldBytes
+from moh_deploy.serving.http.connection import HeldBytes
 from moh_deploy.serving.http.limits import Refusal
 
 

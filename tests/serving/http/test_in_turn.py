@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from moh_deploy.serving.http.body import InTurn
+from moh_deploy.serving.http.connection import InTurn
 from moh_deploy.serving.http.limits import Refusal
 
 LARGE = 2**20

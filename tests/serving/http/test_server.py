@@ -20,7 +20,7 @@ import pytest
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
-from moh_deploy.serving.guard.control import Control, write_control
+from moh_deploy.serving.guard.guard_io import Control, write_control
 from moh_deploy.serving.http.protocol import HEADER_LENGTH, write_request
 from moh_deploy.serving.telemetry import read_window
 from moh_deploy.system.npz import Array

@@ -27,7 +27,7 @@ from moh_deploy.serving.http.worker import (
     _Server,
     session_threads,
 )
-from moh_deploy.serving.joining import Tensors
+from moh_deploy.serving.served_model import Tensors
 from moh_deploy.serving.settings import ServingSettings
 from tests.handmade_package import MANIFEST
 from tests.nightly import sampled

@@ -30,9 +30,9 @@ import moh_deploy
 from moh_deploy.errors import BackendError
 from moh_deploy.package import Manifest, OnnxPackage
 from moh_deploy.serving.drill.load import V2Client
-from moh_deploy.serving.guard.control import Control, Fault, write_control
-from moh_deploy.serving.template_files import filled
-from moh_deploy.serving.triton.bundled_guard import CONTROL_NAME, GUARD
+from moh_deploy.serving.guard.guard_io import Control, Fault, write_control
+from moh_deploy.serving.triton.bundle import CONTROL_NAME, GUARD
+from moh_deploy.serving.triton.config_pbtxt import filled
 from moh_deploy.serving.triton.server import TritonServer, running_server
 from moh_deploy.system.npz import Array, write_npz
 from tests.edge_case_package import inputs, write_edge_package

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from moh_deploy.serving.template_files import filled
+from moh_deploy.serving.triton.config_pbtxt import filled
 from tests.nightly import nightly, sampled
 from tests.serving.monitoring.record import ALERTS, DASHBOARD, HERE, MODEL, SERVERS, record
 from tests.serving.monitoring.series import Scrape, scrapes_in, series_of

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from moh_deploy.errors import ConfigError
+from moh_deploy.serving.metrics import exposition, parse_text
 from moh_deploy.serving.telemetry import otlp
 from moh_deploy.serving.telemetry.otlp import INTERVAL, OtlpExport, check_endpoint
-from moh_deploy.serving.telemetry.prometheus import exposition, parse_text
 from tests.nightly import nightly
 from tests.serving.telemetry.collector import Collector, Scraped, attributes, collecting
 from tests.serving.telemetry.test_prometheus import FAMILIES

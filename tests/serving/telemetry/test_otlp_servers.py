@@ -13,8 +13,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from moh_deploy.serving.http.protocol import write_request
+from moh_deploy.serving.metrics import parse_text
 from moh_deploy.serving.telemetry.otlp import INTERVAL
-from moh_deploy.serving.telemetry.prometheus import parse_text
 from moh_deploy.serving.triton.server import running_server
 from moh_deploy.system.isolate import child_environment
 from tests.handmade_package import WIDTH, write_package

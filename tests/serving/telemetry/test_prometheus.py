@@ -12,8 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.serving import Family, Series
-from moh_deploy.serving.metrics import Exemplar
-from moh_deploy.serving.telemetry.prometheus import OPENMETRICS, exposition, parse_text
+from moh_deploy.serving.metrics import OPENMETRICS, Exemplar, exposition, parse_text
 
 FAMILIES = (
     Family("moh_routed_tokens_total", "Tokens.", "counter", (Series({"layer": "a"}, 12),)),

@@ -8,7 +8,7 @@ import pytest
 from onnx import parser
 
 from moh_deploy.package import TensorInfo
-from moh_deploy.serving.telemetry.token_sizes import TokenCounter
+from moh_deploy.serving.telemetry.counters import TokenCounter
 
 X = TensorInfo("x", "float32", ("batch", "seq", 8))
 MASK = TensorInfo("valid", "bool", ("batch", "seq"))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moh_deploy.serving.telemetry.prometheus import Trace
+from moh_deploy.serving.metrics import Trace
 
 ID, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{ID}-{SPAN}-01"

@@ -11,7 +11,7 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import BUNDLE_NAME
-from moh_deploy.system.digest import sha256_of, sha256_of_json
+from moh_deploy.system.bounded_file import sha256_of, sha256_of_json
 from tests.damaged_library import damaged_library
 from tests.handmade_package import write_package
 from tests.kernel_library import required_library

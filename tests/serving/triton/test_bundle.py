@@ -18,8 +18,12 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.drift.reference import profile_of, write_reference
 from moh_deploy.serving.triton.bundle import write_bundle
-from moh_deploy.serving.triton.bundle_json import bundled_model, open_bundle, read_bundle
-from moh_deploy.serving.triton.bundle_report import BundleReport
+from moh_deploy.serving.triton.bundle_json import (
+    BundleReport,
+    bundled_model,
+    open_bundle,
+    read_bundle,
+)
 from moh_deploy.serving.triton.check import Finding, examine_bundle
 from moh_deploy.serving.triton.config_pbtxt import parse_config
 from tests.handmade_package import vectors, write_package

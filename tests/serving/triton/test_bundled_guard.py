@@ -11,7 +11,7 @@ import pytest
 from moh_deploy.errors import ConfigError, ValidationError
 from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
-from moh_deploy.serving.guard.control import Control, write_control
+from moh_deploy.serving.guard.guard_io import Control, write_control
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import open_bundle, read_bundle
 from moh_deploy.serving.triton.check import examine_bundle

@@ -21,8 +21,7 @@ from moh_deploy.runtime.open_runner import find_deployed
 from moh_deploy.serving import ServingSettings
 from moh_deploy.serving.triton import check
 from moh_deploy.serving.triton.bundle import write_bundle
-from moh_deploy.serving.triton.bundle_json import open_bundle, read_bundle
-from moh_deploy.serving.triton.bundle_report import NEVER_RUN
+from moh_deploy.serving.triton.bundle_json import NEVER_RUN, open_bundle, read_bundle
 from moh_deploy.serving.triton.check import BundleCheck, Finding, examine_bundle
 from tests.handmade_package import vectors
 from tests.kernel_library import required_library

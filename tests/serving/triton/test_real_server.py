@@ -31,7 +31,7 @@ from moh_deploy.serving import ServedRun, ServingSettings
 from moh_deploy.serving.drift.judge import LiveCounts
 from moh_deploy.serving.drift.live import windows_of_metrics
 from moh_deploy.serving.drift.reference import RoutingReference, profile_of
-from moh_deploy.serving.guard.control import Control, write_control
+from moh_deploy.serving.guard.guard_io import Control, write_control
 from moh_deploy.serving.telemetry import Telemetry
 from moh_deploy.serving.triton.bundle import write_bundle
 from moh_deploy.serving.triton.bundle_json import read_bundle

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.validate.accuracy.class_labels import Labelling, same_tokens
+from moh_deploy.validate.accuracy.task import Labelling, same_tokens
 
 IDS = np.random.default_rng(0).integers(50, size=(4, 9))
 NEXT = np.concatenate([IDS[:, 1:], np.full((4, 1), -100)], axis=1)

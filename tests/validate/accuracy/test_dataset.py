@@ -8,7 +8,7 @@ import pytest
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import TensorInfo
-from moh_deploy.validate.accuracy.dataset import (
+from moh_deploy.validate.accuracy.labelled_runs import (
     Dataset,
     LabelledSamples,
     choose_size,

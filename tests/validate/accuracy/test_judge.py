@@ -5,8 +5,7 @@ import pytest
 
 from moh_deploy.validate.accuracy.choose import Perplexity, TopK
 from moh_deploy.validate.accuracy.judge import Setting, judge
-from moh_deploy.validate.accuracy.metric_parity import MetricParity
-from moh_deploy.validate.accuracy.rules import ACCURACY_RULES, AccuracyRule
+from moh_deploy.validate.accuracy.metric_parity import ACCURACY_RULES, AccuracyRule, MetricParity
 from moh_deploy.validate.accuracy.tally import PairedScores
 from moh_deploy.validate.accuracy.task import UserMetric
 

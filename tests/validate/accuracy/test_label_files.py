@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.validate.accuracy.label_files import read_labels
+from moh_deploy.validate.accuracy.reading import read_labels
 
 
 @pytest.mark.parametrize(

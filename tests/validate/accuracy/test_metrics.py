@@ -7,8 +7,7 @@ import torch
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.validate.accuracy.choose import Perplexity, TopK
-from moh_deploy.validate.accuracy.class_labels import Labelling
-from moh_deploy.validate.accuracy.task import UserMetric
+from moh_deploy.validate.accuracy.task import Labelling, UserMetric
 
 DRAW = np.random.default_rng(0)
 LOGITS = DRAW.standard_normal((40, 9)).astype(np.float32)

@@ -9,12 +9,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from moh_deploy.package import OnnxPackage, PackageWriter, TensorInfo, VectorSet
-from moh_deploy.validate.bisection import blind_spots
-from moh_deploy.validate.bisection.blind_spots import _FAULTS, BlindSpots, _add_faults
-from moh_deploy.validate.bisection.checkpoint import checkpoints, measure_reactions
-from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
+from moh_deploy.validate.bisection import checkpoint
+from moh_deploy.validate.bisection.checkpoint import (
+    _FAULTS,
+    BlindSpots,
+    _add_faults,
+    checkpoints,
+    measure_reactions,
+)
 from moh_deploy.validate.bisection.judge import VariantJudge
 from moh_deploy.validate.bisection.locate import find_interval
+from moh_deploy.validate.bisection.places import ForcedModel, graph_of
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
 from tests.handmade_package import without_layers
 from tests.true_manifest import finish_true
@@ -101,7 +106,7 @@ def test_what_a_norm_hides_is_not_seen_behind_it(tmp_path: Path):
 
 
 def test_what_could_not_be_tried_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(blind_spots, "MOST_TRIED", 1)
+    monkeypatch.setattr(checkpoint, "MOST_TRIED", 1)
     _, unseen = places(write(tmp_path / "wrong", scale=1.001))
     assert unseen == {"scaled", "sum", "mixed", "first"}
 

@@ -16,8 +16,7 @@ from moh_deploy.validate.bisection.divergence import (
     first_beyond,
     node_errors,
 )
-from moh_deploy.validate.bisection.forced_model import ForcedModel
-from moh_deploy.validate.bisection.places import ModelGraph
+from moh_deploy.validate.bisection.places import ForcedModel, ModelGraph
 from tests.handmade_package import MANIFEST
 from tests.true_manifest import finish_true
 

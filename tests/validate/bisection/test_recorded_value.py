@@ -10,10 +10,9 @@ import pytest
 
 import moh_deploy
 from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet
-from moh_deploy.validate.bisection.forced_model import ForcedModel
-from moh_deploy.validate.bisection.judge import VariantJudge
+from moh_deploy.validate.bisection.judge import RecordedValue, VariantJudge, recorded_values
 from moh_deploy.validate.bisection.locate import Between
-from moh_deploy.validate.bisection.recorded_value import RecordedValue, recorded_values
+from moh_deploy.validate.bisection.places import ForcedModel
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
 from tests.bare_package import write_bare
 from tests.nightly import sampled

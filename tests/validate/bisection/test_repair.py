@@ -6,8 +6,7 @@ import onnx
 import pytest
 
 from moh_deploy.validate.bisection.divergence import InnerValue
-from moh_deploy.validate.bisection.forced_model import ForcedModel, graph_of
-from moh_deploy.validate.bisection.places import ModelGraph
+from moh_deploy.validate.bisection.places import ForcedModel, ModelGraph, graph_of
 from moh_deploy.validate.bisection.repair import flops_share
 from tests.handmade_package import write_package
 

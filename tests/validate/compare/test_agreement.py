@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from moh_deploy.package import TensorInfo
-from moh_deploy.validate.compare.agreement import Top1Agreement, holds_classes, top_1_agreement
+from moh_deploy.validate.compare.checks import Top1Agreement, holds_classes, top_1_agreement
 
 
 def test_logits_are_told_by_type_and_shape():

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from moh_deploy.validate.compare.agreement import Flips
-from moh_deploy.validate.compare.checks import check_flips
-from moh_deploy.validate.compare.condition import FlipsCondition, parse_condition
+from moh_deploy.validate.compare.checks import Flips, check_flips
+from moh_deploy.validate.compare.policy import FlipsCondition, parse_condition
 
 
 def test_flips_are_judged_by_the_condition():

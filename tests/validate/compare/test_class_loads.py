@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from moh_deploy.validate.accuracy.class_labels import Labelling
-from moh_deploy.validate.compare.class_loads import ClassLoads, main_classes
+from moh_deploy.validate.accuracy.task import Labelling
+from moh_deploy.validate.compare.routing_statistics import ClassLoads, main_classes
 from tests.handmade_package import LAYER
 
 LABELS = np.array([0, 0, 1, -100])

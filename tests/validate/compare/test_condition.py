@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.validate.compare.condition import (
+from moh_deploy.validate.compare.policy import (
     AccuracyCondition,
     FlipsCondition,
     ParityCondition,

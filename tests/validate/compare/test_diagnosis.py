@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moh_deploy.graph.layer_sources import LayerSources
+from moh_deploy.graph.layer_reads import LayerSources
 from moh_deploy.validate.compare.diagnosis import diagnosis
 from moh_deploy.validate.compare.parity_result import LayerParity, LayerPart, OutputParity
 

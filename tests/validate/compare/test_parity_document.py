@@ -10,10 +10,8 @@ from moh_deploy.report.baseline.result import RatchetEntry, RatchetResult
 from moh_deploy.report.document import About, no_answer
 from moh_deploy.report.junit import junit
 from moh_deploy.report.markdown import markdown
-from moh_deploy.validate.accuracy.metric_parity import ChangedSample, MetricParity
-from moh_deploy.validate.accuracy.rules import ACCURACY_RULES
-from moh_deploy.validate.compare.agreement import Top1Agreement
-from moh_deploy.validate.compare.checks import Check
+from moh_deploy.validate.accuracy.metric_parity import ACCURACY_RULES, ChangedSample, MetricParity
+from moh_deploy.validate.compare.checks import Check, Top1Agreement
 from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.routing_statistics import HeadLoad, RoutingStatistics

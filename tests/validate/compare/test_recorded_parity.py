@@ -11,7 +11,7 @@ import moh_deploy
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
-from moh_deploy.validate.compare.recorded_parity import ON_BODIES, compare_recorded, require_equal
+from moh_deploy.validate.compare.parity import ON_BODIES, compare_recorded, require_equal
 from moh_deploy.validate.reference.reference import RECORDED
 from tests.handmade_package import vectors
 from tests.handmade_package import write_package as write_handmade

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from moh_deploy.report.document import Text
-from moh_deploy.report.html.heat_map import page_map
+from moh_deploy.report.html.routing_charts import page_map
 from moh_deploy.validate.compare.routing_drawings import MOST_CLASSES, class_map, routing_sections
 from moh_deploy.validate.compare.routing_statistics import ClassLoad, HeadLoad, RoutingStatistics
 

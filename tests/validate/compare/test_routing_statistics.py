@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import moh_deploy
-from moh_deploy.report.charts import MarginBin, MarginHistogram
+from moh_deploy.report.document import MarginBin, MarginHistogram
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.routing_statistics import (
     HeadLoad,

@@ -14,7 +14,7 @@ from moh_deploy.config.dtypes import IntegerPrecision
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import OnnxPackage, PackageWriter
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.compare.stored_weights import check_stored_weights
+from moh_deploy.validate.compare.checks import check_stored_weights
 from tests.nightly import nightly, sampled
 from tests.projected_package import write_projected
 from tests.routed_package import write_routed

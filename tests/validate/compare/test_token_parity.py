@@ -7,8 +7,7 @@ import pytest
 
 from moh_deploy.report.document import Text
 from moh_deploy.runtime.text.decoding import DecodedStep
-from moh_deploy.validate.compare.generate_report import parity_sections
-from moh_deploy.validate.compare.token_parity import TokenComparison
+from moh_deploy.validate.compare.generate_report import TokenComparison, parity_sections
 
 
 def step(*tokens: int | None, logits=None) -> DecodedStep:

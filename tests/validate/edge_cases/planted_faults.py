@@ -13,10 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from moh_deploy.graph.gate_reads import RECORDED_GATES, gate_reads
-from moh_deploy.graph.router_logits import router_logits
+from moh_deploy.graph.layer_reads import RECORDED_GATES, gate_reads, router_logits
 from moh_deploy.package import LayerInfo, OnnxPackage, PackageWriter
-from moh_deploy.package.switches import all_nodes, reads
+from moh_deploy.package.graph_nodes import all_nodes, reads
 from tests.true_manifest import finish_true
 
 Nodes = list[onnx.NodeProto]

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.validate.edge_cases.first_difference import FirstDifference, whole
+from moh_deploy.validate.edge_cases.input_run import FirstDifference, whole
 from moh_deploy.validate.edge_cases.source import Sides, body_source
 from tests.edge_case_package import write_edge_package
 from tests.nightly import sampled

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import helper
 
-from moh_deploy.graph.gate_reads import GateRead
+from moh_deploy.graph.layer_reads import GateRead
 from moh_deploy.system.npz import Array
-from moh_deploy.validate.edge_cases.followed_gates import read_problem
+from moh_deploy.validate.edge_cases.routing_judge import read_problem
 
 MADE = np.asarray([[[1.5, 0.0, 0.5], [0.0, 1.25, 0.75]]])  # [B, S, H]
 CONSTANTS = {

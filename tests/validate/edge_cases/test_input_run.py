@@ -15,10 +15,10 @@ from moh_deploy.runtime.base import Description
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
-from moh_deploy.validate.edge_cases.case_result import CaseResult
 from moh_deploy.validate.edge_cases.input_run import InputJudge, NanKeptVariants, NanPlaces
 from moh_deploy.validate.edge_cases.input_states import InputState
-from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.edge_cases.source import CaseResult
+from moh_deploy.validate.reference.layer_values import Recorder
 from tests.handmade_package import WIDTH, write_package
 from tests.kernel_library import NO_KERNELS
 

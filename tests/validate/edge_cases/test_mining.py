@@ -11,7 +11,7 @@ from moh_deploy.errors import ExportError
 from moh_deploy.package import MOST_SAMPLES, CorpusSample, OnnxPackage, VectorSet
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.edge_cases.mining import cut_into_samples, grown, mine, recorded_by
-from moh_deploy.validate.reference.function_bodies import Recorder
+from moh_deploy.validate.reference.layer_values import Recorder
 from moh_deploy.validate.reference.reference import Answers
 from moh_deploy.validate.reference.samples import Sample
 from tests.edge_case_package import WIDTH, inputs, write_edge_package

@@ -13,10 +13,9 @@ from onnx import helper, numpy_helper
 import moh_deploy
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
-from moh_deploy.validate.edge_cases.case_result import CaseResult
 from moh_deploy.validate.edge_cases.input_run import InputJudge
 from moh_deploy.validate.edge_cases.other_sizes import SAMPLES, TOKENS, SizeJudge
-from moh_deploy.validate.edge_cases.source import Sides, Source, body_source
+from moh_deploy.validate.edge_cases.source import CaseResult, Sides, Source, body_source
 from tests.edge_case_package import write_edge_package
 from tests.nightly import nightly, sampled
 from tests.validate.edge_cases.exported_packages import exported

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from moh_deploy.package import CorpusSample, MinedToken
-from moh_deploy.validate.edge_cases.case_result import CaseResult
 from moh_deploy.validate.edge_cases.mining import Mined
 from moh_deploy.validate.edge_cases.report import ProbeReport
+from moh_deploy.validate.edge_cases.source import CaseResult
 from tests.handmade_package import vectors
 from tests.kernel_library import NO_KERNELS
 from tests.report.json_schema import assert_of_form

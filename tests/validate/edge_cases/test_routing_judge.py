@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from moh_deploy.graph.router_logits import RouterLogits
-from moh_deploy.ops.routers.mask import MASK
+from moh_deploy.graph.layer_reads import RouterLogits
+from moh_deploy.ops.routers import MASK
 from moh_deploy.validate.compare.tolerances import tolerance_for
 from moh_deploy.validate.edge_cases.routing_judge import GateJudge, values_mismatch
 

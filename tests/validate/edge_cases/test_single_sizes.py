@@ -11,8 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.validate.edge_cases.case_result import CaseResult
-from moh_deploy.validate.edge_cases.source import Sides, body_source
+from moh_deploy.validate.edge_cases.source import CaseResult, Sides, body_source
 from moh_deploy.validate.edge_cases.suite import run_single_sizes
 from tests.edge_case_package import write_edge_package
 from tests.nightly import sampled

@@ -13,7 +13,7 @@ import onnx
 
 from moh_deploy.graph.forced_gates import computed_gates, force_gates, forced_gates
 from moh_deploy.package import OnnxPackage
-from moh_deploy.package.router_nodes import router_nodes
+from moh_deploy.package.graph_nodes import router_nodes
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.open_runner import open_runner

@@ -18,12 +18,11 @@ from unittest import mock
 import onnx
 
 import moh_deploy
-from moh_deploy.api import export_package as pipeline
+from moh_deploy.frontend import export_package as pipeline
 from moh_deploy.package import MODEL_NAME, LayerInfo, OnnxPackage, PackageWriter
 from moh_deploy.runtime import lowered_package
-from moh_deploy.runtime.lowered_package import lowered
-from moh_deploy.runtime.onnxruntime.value_ranges import largest_values
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.runtime.lowered_package import largest_values, lowered
+from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.validate.compare.fresh_process import proven
 from moh_deploy.validate.compare.tolerances import BFLOAT16_PRODUCTS
 from tests import zoo

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from moh_deploy.ops.op_names import base_domain, with_base
 from moh_deploy.package import LayerInfo, VectorSet
-from moh_deploy.package.router_nodes import router_nodes
+from moh_deploy.package.graph_nodes import router_nodes
 from moh_deploy.system.npz import Array
 from tests.validate.mutations.wide import WideRun
 

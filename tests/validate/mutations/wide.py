@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from moh_deploy.package.switches import reads
+from moh_deploy.package.graph_nodes import reads
 from moh_deploy.system.npz import Array
 
 _FLOAT, _DOUBLE = TensorProto.FLOAT, TensorProto.DOUBLE

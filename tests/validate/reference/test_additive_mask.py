@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moh_deploy.system.npz import BFLOAT16, Array
-from moh_deploy.validate.reference.additive_mask import mask_like, valid_keys
+from moh_deploy.validate.reference.valid_tokens import mask_like, valid_keys
 
 VALID = np.array([[True, True, False], [True, False, False]])
 

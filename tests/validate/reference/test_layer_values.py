@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moh_deploy.graph.router_logits import RouterLogits
-from moh_deploy.ops.routers.top_k import TOP_K
+from moh_deploy.graph.layer_reads import RouterLogits
+from moh_deploy.ops.routers import TOP_K
 from moh_deploy.package import fingerprint
 from moh_deploy.validate.reference.layer_values import (
     LayerValues,

@@ -14,17 +14,20 @@ from torch import nn
 from moh_deploy.errors import CheckpointError
 from moh_deploy.frontend.load.directory.code import model_class
 from moh_deploy.frontend.load.directory.files import ModelDirectory, read_model_directory
-from moh_deploy.frontend.load.factory import build_module
-from moh_deploy.frontend.load.fileform import detect_form
-from moh_deploy.frontend.load.safetensors_files import list_shards, read_safetensors
-from moh_deploy.frontend.load.unpickle import read_pickled
+from moh_deploy.frontend.load.fileform import (
+    detect_form,
+    list_shards,
+    read_pickled,
+    read_safetensors,
+)
 from moh_deploy.frontend.load.weights import (
     StateDict,
+    build_module,
     misfit_of,
     without_wrapper_prefixes,
 )
 from moh_deploy.frontend.quiet import no_advice
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.user_code import describe_error, user_code
 
 # Build a module without memory for its parameters: a checkpoint's are put into it as they are.

@@ -2,16 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeAlias, TypeVar, cast
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.load.onnx_graph.node import Node
-from moh_deploy.frontend.load.onnx_graph.values import ExactNumber, Known, NodeValue, as_tensor
+from moh_deploy.ops.op_names import KERNEL_DOMAIN, base_domain
+
+# What travels between the nodes of a graph: tensors, and tensors whose elements are numbers.
+#
+# ONNX computes sizes with tensors: `Shape`, `Gather`, `Mul`, `Concat`, then `Reshape` with the
+# result. While torch.export traces, a size is a Python number or a symbol, and has to stay one, or
+# its dimension would be fixed. So what `Shape` makes, and what is computed from it, is `Known`.
+
+ExactNumber: TypeAlias = int | float | bool
+"""Or a symbol of torch, which its own type hints call a number, too; see `is_symbol`."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A small tensor whose elements are known as Python numbers, or as symbols.
+
+    Attributes:
+        numbers: Of numpy's dtype `object`, in the tensor's shape.
+        dtype: Of the tensor.
+        stored: The tensor itself, for a constant of the model.
+    """
+
+    numbers: np.ndarray
+    dtype: torch.dtype
+    stored: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, numbers: Sequence[ExactNumber], dtype: torch.dtype = torch.int64) -> Known:
+        """Return a tensor of one axis."""
+        return cls(objects(numbers), dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.numbers.shape
+
+    def flat(self) -> list[ExactNumber]:
+        """Return all numbers in order."""
+        return cast(list[ExactNumber], list(self.numbers.flat))
+
+    def tensor(self) -> torch.Tensor:
+        """Return the tensor that it stands for."""
+        if self.stored is not None:
+            return self.stored
+        numbers = self.flat()
+        if not any(map(is_symbol, numbers)):
+            return torch.tensor(numbers, dtype=self.dtype).reshape(self.shape)
+        scalars = [torch.scalar_tensor(number, dtype=self.dtype) for number in numbers]
+        return torch.stack(scalars).reshape(self.shape) if self.shape else scalars[0]
+
+
+NodeValue: TypeAlias = torch.Tensor | Known
+
+MOST_NUMBERS = 64
+"""Larger constants are tensors alone: no shape has so many axes, and no list of indices of a graph
+that was written out is longer where it matters."""
+
+
+def objects(numbers: Iterable[ExactNumber]) -> np.ndarray:
+    """Return numbers, symbols among them, as an array of one axis that leaves them as they are."""
+    listed = list(numbers)
+    array = np.empty(len(listed), dtype=object)
+    for index, number in enumerate(listed):
+        array[index] = number
+    return array
+
+
+def is_symbol(number: object) -> bool:
+    """Tell a size or a sum of sizes that is known only when the model runs."""
+    return isinstance(number, (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def as_tensor(value: NodeValue) -> torch.Tensor:
+    return value.tensor() if isinstance(value, Known) else value
+
 
 _T = TypeVar("_T")
 
@@ -134,3 +209,46 @@ TORCH_DTYPES: dict[ir.DataType, torch.dtype] = {
     ir.DataType.UINT8: torch.uint8,
     ir.DataType.BOOL: torch.bool,
 }
+
+
+# The table from operator to function, which each file of this folder fills.
+
+
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
+_TENSORS: dict[tuple[str, str], NodeFunction] = {}
+_NUMBERS: dict[tuple[str, str], NumberFunction] = {}
+
+ONNX_OPERATORS = MappingProxyType(_TENSORS)
+"""By domain and name."""
+
+ON_NUMBERS = MappingProxyType(_NUMBERS)
+"""What operators do where all their inputs are `Known`: sizes stay numbers."""
+
+
+def operator(*names: str, domain: str = "") -> Callable[[NodeFunction], NodeFunction]:
+    """Register a function for operators of a domain."""
+    return _registrar(_TENSORS, names, domain)
+
+
+def on_numbers(*names: str) -> Callable[[NumberFunction], NumberFunction]:
+    """Register what standard operators do with numbers."""
+    return _registrar(_NUMBERS, names, "")
+
+
+def _registrar(
+    table: dict[tuple[str, str], _T], names: tuple[str, ...], domain: str
+) -> Callable[[_T], _T]:
+    def register(function: _T) -> _T:
+        for name in names:
+            assert (domain, name) not in table, f"{domain}.{name} is registered twice"
+            table[domain, name] = function
+        return function
+
+    return register
+
+
+def known_domain(domain: str) -> str:
+    """Return the domain under which the table has a node's operator: bodies share one."""
+    return KERNEL_DOMAIN if base_domain(domain) is not None else domain

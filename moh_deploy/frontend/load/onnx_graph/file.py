@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
+import torch
 
 from moh_deploy.errors import CheckpointError, ExportError, PackageError
+from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
 from moh_deploy.frontend.load.onnx_graph.call import TORCH_DTYPES
 from moh_deploy.frontend.load.onnx_graph.node import Graph, Node, plain_graph
 from moh_deploy.graph.load_model import inline_functions
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops.op_names import base_domain
 from moh_deploy.package.onnx_outline import ExternalTensor, read_outline
+from moh_deploy.runtime.base import Runner
 from moh_deploy.runtime.onnxruntime.clean_model import RANDOM_OPERATORS, clean_model
-from moh_deploy.system.bounded_file import is_plain_name, open_regular
-from moh_deploy.system.digest import sha256_of
+from moh_deploy.system.bounded_file import is_plain_name, open_regular, sha256_of
 
 OLDEST_OPSET, NEWEST_OPSET = 13, 24
 
@@ -217,3 +219,26 @@ def _digest(files: Sequence[Path]) -> str:
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+# An ONNX file as ONNX Runtime computes it: the original that all made of it is compared with.
+
+
+@dataclass(frozen=True)
+class OnnxOriginal:
+    """A file that was opened.
+
+    Attributes:
+        source: What the file holds.
+        runner: Runs it as it is written: unoptimised, without kernels of ours.
+    """
+
+    source: OnnxSource
+    runner: Runner
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the outputs of one run, in order."""
+        arrays = [to_numpy(tensor) for tensor in inputs]
+        named = zip(self.source.inputs, arrays, strict=True)
+        found = self.runner.run({spec.name: array for spec, array in named})
+        return tuple(to_torch(found[name]) for name in self.source.outputs)

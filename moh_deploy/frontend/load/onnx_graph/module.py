@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,20 +11,21 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import traceback
 
-from moh_deploy.errors import CheckpointError, ExportError
+from moh_deploy.errors import CheckpointError, ExportError, MoHDeployError
 from moh_deploy.frontend.fx.arrays import to_torch
-from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
-from moh_deploy.frontend.load.onnx_graph.node import Graph, Node
-from moh_deploy.frontend.load.onnx_graph.operators import ON_NUMBERS, ONNX_OPERATORS
-from moh_deploy.frontend.load.onnx_graph.operators.opaque import computed_by_runtime
-from moh_deploy.frontend.load.onnx_graph.operators.table import known_domain
-from moh_deploy.frontend.load.onnx_graph.values import (
+from moh_deploy.frontend.load.onnx_graph.call import (
     MOST_NUMBERS,
     Known,
+    NodeCall,
     NodeValue,
+    Result,
     as_tensor,
+    known_domain,
     objects,
 )
+from moh_deploy.frontend.load.onnx_graph.node import Graph, Node
+from moh_deploy.frontend.load.onnx_graph.operators import ON_NUMBERS, ONNX_OPERATORS
+from moh_deploy.frontend.torch_ops.opaque import OPAQUE
 
 SCOPE = "onnx_scope"
 """Under this key of a traced node's `custom` metadata stands where its ONNX node was exported from.
@@ -161,3 +163,26 @@ def name_scopes(program: ExportedProgram) -> None:
         scope = (node.meta.get("custom") or {}).get(SCOPE)
         if scope is not None:
             node.meta["nn_module_stack"] = {"": ("", "OnnxModule"), "scope": (".".join(scope), "")}
+
+
+# Nodes of operators that nothing here knows: ONNX Runtime computes them, and they stay.
+
+
+def computed_by_runtime(call: NodeCall) -> Result:
+    """Compute a node of an operator that the table does not have.
+
+    Raises:
+        ExportError: What it returns has a shape that cannot be told.
+    """
+    given = [as_tensor(value) for value in call.values if value is not None]
+    # The same input twice is one input of the node alone.
+    names = [name for name in call.node.inputs if name]
+    if not given or len(set(names)) < len(names):
+        raise call.refused("has no inputs, or one twice; its operator is not known")
+    encoded = base64.b64encode(call.node.alone(call.opset)).decode()
+    try:
+        places = range(sum(map(bool, call.node.outputs)))
+        made = iter([OPAQUE(given, encoded, place) for place in places])
+    except MoHDeployError as error:
+        raise ExportError(f"{call.node.place}: {error.message}.", hint=error.hint) from error
+    return [next(made) if name else None for name in call.node.outputs]

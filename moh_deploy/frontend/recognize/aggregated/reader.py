@@ -12,13 +12,21 @@ from moh_deploy.frontend.fx.builder import NotCoveredError
 from moh_deploy.frontend.fx.graph import argument, rank, shape
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.slices import Piece
-from moh_deploy.frontend.recognize.aggregated.form import Aggregated, WindowSource
-from moh_deploy.frontend.recognize.aggregated.keys import KeyReader, Keys
-from moh_deploy.frontend.recognize.aggregated.neighbours import Window
-from moh_deploy.frontend.recognize.aggregated.outputs import WeightedValues, weighted_values
+from moh_deploy.frontend.recognize.aggregated.form import Aggregated, Window, WindowSource
 from moh_deploy.frontend.recognize.aggregated.peel import close, same_query
-from moh_deploy.frontend.recognize.aggregated.scores import JointScoreReader, JointScores
-from moh_deploy.frontend.recognize.aggregated.weights import SoftmaxPart, WeightReader, Weights
+from moh_deploy.frontend.recognize.aggregated.scores import (
+    JointScoreReader,
+    JointScores,
+    KeyReader,
+    Keys,
+)
+from moh_deploy.frontend.recognize.aggregated.weights import (
+    SoftmaxPart,
+    WeightedValues,
+    WeightReader,
+    Weights,
+    weighted_values,
+)
 from moh_deploy.frontend.recognize.aggregated.windows import CutWindows, WindowAxes, read_windows
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
 from moh_deploy.frontend.recognize.layer import MoHLayer

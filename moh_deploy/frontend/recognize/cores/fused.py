@@ -13,7 +13,7 @@ from moh_deploy.frontend.fx.axes import Dim, Layout, fresh_dim, regroup
 from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.graph import argument, hint, is_tensor, shape, tensor
 from moh_deploy.frontend.fx.views import operand_layout
-from moh_deploy.frontend.recognize.cores.core import Core, MaskTerm, Scores
+from moh_deploy.frontend.recognize.layer import Core, MaskTerm, Scores
 
 
 def read_fused(node: Node) -> Core | None:

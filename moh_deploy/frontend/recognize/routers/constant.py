@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moh_deploy.frontend.fx.fixed_value import fixed_value
 from moh_deploy.frontend.fx.graph import ancestors
+from moh_deploy.frontend.fx.known_values import fixed_value
 from moh_deploy.frontend.recognize.routers import custom
 from moh_deploy.frontend.recognize.routers.program import RouterProgram
 from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.recognize.routers.trial import nodes_between
-from moh_deploy.ops.routers.constant import CONSTANT
+from moh_deploy.ops.routers import CONSTANT
 
 
 def match(program: RouterProgram) -> Router | None:

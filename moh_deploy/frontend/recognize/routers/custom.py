@@ -6,7 +6,7 @@ from moh_deploy.frontend.fx.graph import argument, example_shape, named, op, ran
 from moh_deploy.frontend.fx.views import through_views
 from moh_deploy.frontend.recognize.routers.program import RouterProgram
 from moh_deploy.frontend.recognize.routers.router import Router
-from moh_deploy.ops.routers.custom import CUSTOM
+from moh_deploy.ops.routers import CUSTOM
 
 _OTHER = "the router is of no published form; it stays as ordinary operators"
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.recognize.routers.program import RouterProgram
 from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.ops.routers import FORMS, RouterForm

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from moh_deploy.frontend.recognize.routers.program import RouterProgram
 from moh_deploy.frontend.recognize.routers.router import Router
-from moh_deploy.ops.routers import RouterForm
-from moh_deploy.ops.routers.mask import MASK
+from moh_deploy.ops.routers import MASK, RouterForm
 
 
 def match(program: RouterProgram) -> Router | None:

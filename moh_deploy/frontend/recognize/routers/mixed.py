@@ -5,7 +5,7 @@ from __future__ import annotations
 from moh_deploy.frontend.recognize.routers import top_k
 from moh_deploy.frontend.recognize.routers.program import RouterProgram
 from moh_deploy.frontend.recognize.routers.router import Router
-from moh_deploy.ops.routers.mixed import MIXED
+from moh_deploy.ops.routers import MIXED
 
 
 def match(program: RouterProgram) -> Router | None:

@@ -10,11 +10,12 @@ from functools import cached_property
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.constants import Constants
 from moh_deploy.frontend.fx.graph import ancestors, argument, example_shape, op, rank, tensor
+from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.fx.views import through_views
-from moh_deploy.frontend.recognize.routers.router import Logits, Router
-from moh_deploy.frontend.recognize.routers.selection import (
+from moh_deploy.frontend.recognize.routers.router import (
+    Logits,
+    Router,
     Selection,
     find_selection,
     is_projection,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moh_deploy.frontend.recognize.routers import mask
 from moh_deploy.frontend.recognize.routers.program import RouterProgram
 from moh_deploy.frontend.recognize.routers.router import Router
-from moh_deploy.ops.routers.query_norm import QUERY_NORM
+from moh_deploy.ops.routers import QUERY_NORM
 
 
 def match(program: RouterProgram) -> Router | None:

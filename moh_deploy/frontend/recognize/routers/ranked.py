@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moh_deploy.frontend.recognize.routers.program import RouterProgram
 from moh_deploy.frontend.recognize.routers.router import Router
-from moh_deploy.ops.routers.ranked import RANKED
+from moh_deploy.ops.routers import RANKED
 
 
 def match(program: RouterProgram) -> Router | None:

@@ -2,14 +2,132 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.recognize.routers.selection import Selection
+from moh_deploy.frontend.fx.contraction import contraction
+from moh_deploy.frontend.fx.graph import argument, example_shape, is_tensor, op, rank, shape
+from moh_deploy.frontend.fx.views import through_views
 from moh_deploy.ops.routers import RouterForm
+
+# The selection of a router: which scores it ranks, and how many heads it keeps.
+
+# A router begins behind its projection: what the logits are made of is the model's business.
+_PROJECTIONS = frozenset(["linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution"])
+NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "linalg_vector_norm", "norm")
+SELECTIONS = frozenset(["topk", "sort", "argsort", "argmax", "max", "kthvalue"])
+_STOPS = frozenset((*NORMS, "embedding", "scaled_dot_product_attention"))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A ranking of candidate heads.
+
+    Attributes:
+        node: The top-k, sort or argmax node.
+        scores: The tensor it ranks.
+        dim: The dimension of the candidates.
+        candidates: How many heads are ranked.
+        top_k: How many are kept.
+    """
+
+    node: Node
+    scores: Node
+    dim: int
+    candidates: int
+    top_k: int
+
+
+def router_cone(gates: Node) -> list[Node]:
+    """Return the nodes that gates are computed from, back to projections, nearest first."""
+    # Breadth first, so that of two selections the one nearer to the gates comes first.
+    seen, queue, cone = {gates}, [gates], []
+    while queue:
+        node = queue.pop(0)
+        cone.append(node)
+        if ends_router(node):
+            continue
+        for source in node.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                queue.append(source)
+    return cone
+
+
+def ends_router(node: Node) -> bool:
+    """True where the router ends: at an input, a projection or a norm."""
+    return node.op != "call_function" or op(node) in _STOPS or is_projection(node)
+
+
+def is_projection(node: Node) -> bool:
+    """True for a product with weights: a linear layer, a convolution, or with a parameter."""
+    if op(node) in _PROJECTIONS:
+        return True
+    found = contraction(node) if op(node) in ("matmul", "bmm", "mm", "einsum") else None
+    return found is not None and bool(found.summed) and any(map(_is_stored, found.operands))
+
+
+def _is_stored(node: Node) -> bool:
+    return through_views(node).op == "placeholder"
+
+
+def find_selection(cone: list[Node], num_heads: int) -> Selection | None:
+    """The selection with the most candidates; None where no head is closed by rank."""
+    # A group-limited router ranks groups first and heads then: the heads are more candidates.
+    found = [selection for selection in _selections(cone) if selection.candidates <= num_heads]
+    return max(found, key=lambda selection: selection.candidates, default=None)
+
+
+def _selections(cone: list[Node]) -> Iterator[Selection]:
+    for node in cone:
+        name = op(node)
+        if name not in SELECTIONS:
+            continue
+        scores = cast(Node, node.args[0])
+        dim = argument(node, "dim", -1)
+        if not is_tensor(scores) or not isinstance(dim, int) or not rank(scores):
+            continue
+        if not shape(scores)[dim % rank(scores)].is_Integer:
+            continue  # heads that choose their tokens: as many as there happen to be
+        candidates = example_shape(scores)[dim % rank(scores)]
+        top_k = _kept(node, name, cone)
+        if top_k is not None and name == "topk" and not argument(node, "largest", True):
+            top_k = candidates - top_k  # the lowest are dropped
+        if top_k is not None and 0 < top_k <= candidates:
+            yield Selection(node, scores, dim % rank(scores), candidates, top_k)
+
+
+def _kept(node: Node, name: str, cone: list[Node]) -> int | None:
+    if name in ("argmax", "max"):
+        return 1
+    if name == "topk":
+        k = argument(node, "k")
+        return k if isinstance(k, int) else None
+    if name == "kthvalue":  # counts from the smallest
+        scores = cast(Node, node.args[0])
+        dim = cast(int, argument(node, "dim", -1))
+        return example_shape(scores)[dim] - cast(int, argument(node, "k")) + 1
+    return _kept_of_sorted(node, cone)
+
+
+def _kept_of_sorted(node: Node, cone: list[Node]) -> int | None:
+    """A sort keeps the heads that a slice of its result keeps."""
+    # sorted, order = scores.sort(-1, descending=True); order[..., :k]
+    members = set(cone)
+    pending = [user for user in node.users if user in members]
+    while pending:
+        user = pending.pop(0)
+        if op(user) in ("slice", "narrow"):
+            dim = cast(int, argument(user, "dim", 0)) % rank(user)
+            size = shape(user)[dim]
+            return int(size) if size.is_Integer else None
+        if op(user) == "getitem":
+            pending.extend(member for member in user.users if member in members)
+    return None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moh_deploy.frontend.recognize.routers.program import RouterProgram, extent
 from moh_deploy.frontend.recognize.routers.router import Router
-from moh_deploy.ops.routers.shared import SHARED
+from moh_deploy.ops.routers import SHARED
 
 
 def match(program: RouterProgram) -> Router | None:

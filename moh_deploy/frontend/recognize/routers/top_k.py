@@ -8,8 +8,7 @@ from dataclasses import replace
 from moh_deploy.frontend.recognize.routers.program import RouterProgram, extent
 from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.recognize.routers.weighing import Weighing
-from moh_deploy.ops.routers import RouterForm
-from moh_deploy.ops.routers.top_k import TOP_K
+from moh_deploy.ops.routers import TOP_K, RouterForm
 
 
 def match(program: RouterProgram) -> Router | None:

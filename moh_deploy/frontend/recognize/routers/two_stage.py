@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from moh_deploy.frontend.recognize.routers.program import RouterProgram, extent
 from moh_deploy.frontend.recognize.routers.router import Router
-from moh_deploy.ops.routers.two_stage import TWO_STAGE
+from moh_deploy.ops.routers import TWO_STAGE
 
 
 def match(program: RouterProgram) -> Router | None:

@@ -15,8 +15,7 @@ from typing import Literal
 import torch
 
 from moh_deploy.frontend.fx.graph import ancestors, example_shape, shape
-from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router
-from moh_deploy.frontend.recognize.routers.selection import Selection
+from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router, Selection
 from moh_deploy.frontend.recognize.routers.trial import RouterRun, Values, is_number
 from moh_deploy.ops.routers import RouterForm
 

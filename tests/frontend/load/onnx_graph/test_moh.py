@@ -12,8 +12,7 @@ import torch
 
 from moh_deploy.frontend.fx.arrays import to_numpy, to_torch
 from moh_deploy.frontend.load.checkpoint import load_onnx
-from moh_deploy.ops.cases import Case
-from moh_deploy.ops.contract import find_mismatch
+from moh_deploy.ops.cases import Case, find_mismatch
 from tests.nightly import sampled
 from tests.ops.case_models import case_model
 from tests.ops.cases import OP_CASES, named_case

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moh_deploy.frontend.recognize.aggregated.neighbours import Window, windows_like
+from moh_deploy.frontend.recognize.aggregated.form import Window, windows_like
 
 odd = st.sampled_from([1, 3, 5])
 size = st.integers(1, 7)

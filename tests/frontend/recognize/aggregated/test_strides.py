@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from moh_deploy.frontend.fx.axes import Axis, resolve, size_of
-from moh_deploy.frontend.recognize.aggregated.strides import read_layout
+from moh_deploy.frontend.recognize.aggregated.windows import read_layout
 
 ROW, HEAD, CHANNEL = (Axis(size_of(size)) for size in (5, 3, 4))
 AXES = (ROW, HEAD, CHANNEL)

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from moh_deploy.frontend.fx.axes import Axis, flat, leaves
 from moh_deploy.frontend.fx.builder import Operand
-from moh_deploy.frontend.recognize.cores.core import Core, MaskTerm
+from moh_deploy.frontend.recognize.layer import Core, MaskTerm
 
 Values = Mapping[Node, Tensor]
 

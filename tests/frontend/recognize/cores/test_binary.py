@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.recognize.cores.binary import is_binary
 from tests.frontend.traced import plain_trace
 from tests.nightly import sampled

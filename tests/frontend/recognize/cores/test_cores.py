@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from moh_deploy.frontend.fx.graph import nodes_that_depend_on
-from moh_deploy.frontend.recognize.cores.core import Core
+from moh_deploy.frontend.recognize.layer import Core
 from moh_deploy.frontend.recognize.track import Tracker
 from tests.frontend.recognize.cores.meaning import attend
 from tests.frontend.traced import Values, plain_trace

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from tests.frontend.recognize.routers.test_ranked import HEADS, Base, SoftmaxOfChosen, mask
 from tests.nightly import sampled

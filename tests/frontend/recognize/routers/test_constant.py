@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Router

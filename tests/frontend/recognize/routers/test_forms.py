@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moh_deploy.frontend.fx.constants import Constants
+from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Router
 from tests.frontend.recognize.routers.test_ranked import read as rewritten

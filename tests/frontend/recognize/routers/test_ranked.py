@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moh_deploy.frontend.fx.builder import GraphBuilder
-from moh_deploy.frontend.fx.constants import Constants
 from moh_deploy.frontend.fx.graph import op
+from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Finish, Router
 from moh_deploy.frontend.rewrite.router import insert_router

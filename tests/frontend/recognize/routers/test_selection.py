@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moh_deploy.frontend.fx.graph import op
 from moh_deploy.frontend.load.model import ModelInput
-from moh_deploy.frontend.recognize.routers.selection import find_selection, router_cone
+from moh_deploy.frontend.recognize.routers.router import find_selection, router_cone
 from tests.frontend.traced import plain_trace, traced
 from tests.nightly import sampled
 

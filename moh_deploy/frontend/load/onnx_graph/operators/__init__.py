@@ -13,22 +13,19 @@ moh          the operators of our own packages
 opaque       operators that are not in the table: ONNX Runtime computes them, and they stay
 """
 
-from moh_deploy.frontend.load.onnx_graph.operators import (
-    attention,
-    creation,
-    elementwise,
-    images,
-    layout,
-    moh,
-    norms,
-    products,
-    reductions,
-    sizes,
-)
-from moh_deploy.frontend.load.onnx_graph.operators.table import (
+from moh_deploy.frontend.load.onnx_graph.call import (
     MICROSOFT,
     ON_NUMBERS,
     ONNX_OPERATORS,
+)
+from moh_deploy.frontend.load.onnx_graph.operators import (
+    attention,
+    elementwise,
+    layout,
+    moh,
+    products,
+    reductions,
+    sizes,
 )
 
 __all__ = [
@@ -36,12 +33,9 @@ __all__ = [
     "ONNX_OPERATORS",
     "ON_NUMBERS",
     "attention",
-    "creation",
     "elementwise",
-    "images",
     "layout",
     "moh",
-    "norms",
     "products",
     "reductions",
     "sizes",

@@ -11,9 +11,13 @@ from typing import cast
 import torch
 from torch.nn import functional
 
-from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
-from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, operator
-from moh_deploy.frontend.load.onnx_graph.values import is_symbol
+from moh_deploy.frontend.load.onnx_graph.call import (
+    MICROSOFT,
+    NodeCall,
+    Result,
+    is_symbol,
+    operator,
+)
 from moh_deploy.frontend.torch_ops.bodies import seen_by_position
 
 

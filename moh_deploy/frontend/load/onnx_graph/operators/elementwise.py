@@ -9,9 +9,16 @@ from typing import TypeAlias, cast
 import torch
 from torch.nn import functional
 
-from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
-from moh_deploy.frontend.load.onnx_graph.operators.table import MICROSOFT, operator
-from moh_deploy.frontend.load.onnx_graph.values import ExactNumber, Known, NodeValue, as_tensor
+from moh_deploy.frontend.load.onnx_graph.call import (
+    MICROSOFT,
+    ExactNumber,
+    Known,
+    NodeCall,
+    NodeValue,
+    Result,
+    as_tensor,
+    operator,
+)
 
 BroadcastOperand: TypeAlias = "torch.Tensor | ExactNumber"
 

@@ -10,14 +10,13 @@ from functools import partial
 
 import torch
 
-from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
+from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result, operator
 from moh_deploy.frontend.load.onnx_graph.operators.attention import (
     attend,
     hidden_by_either,
     merge_heads,
     split_heads,
 )
-from moh_deploy.frontend.load.onnx_graph.operators.table import operator
 from moh_deploy.frontend.torch_ops.bodies import aggregated_heads, seen_by_position, token_conv
 from moh_deploy.ops import (
     MOH_AGGREGATED_ATTENTION,

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from moh_deploy.frontend.load.onnx_graph.call import NodeCall, Result
-from moh_deploy.frontend.load.onnx_graph.operators.creation import filling
-from moh_deploy.frontend.load.onnx_graph.operators.layout import slices
-from moh_deploy.frontend.load.onnx_graph.operators.table import on_numbers
-from moh_deploy.frontend.load.onnx_graph.values import (
+from moh_deploy.frontend.load.onnx_graph.call import (
     MOST_NUMBERS,
     ExactNumber,
     Known,
+    NodeCall,
+    Result,
     is_symbol,
     objects,
+    on_numbers,
 )
+from moh_deploy.frontend.load.onnx_graph.operators.layout import filling, slices
 
 
 def _known(call: NodeCall, index: int) -> Known:

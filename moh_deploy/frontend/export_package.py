@@ -1,0 +1,319 @@
+"""Export a PyTorch checkpoint or an ONNX file to a package that is proven equal to it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from moh_deploy import __version__
+from moh_deploy.config.export_config import ExportConfig, RequiredLayers, load_config
+from moh_deploy.config.options import ExportOptions
+from moh_deploy.derive.caches_in_place import with_caches_in_place
+from moh_deploy.errors import ConfigError, ExportError
+from moh_deploy.frontend.convert import Converted, convert
+from moh_deploy.frontend.emit import DEFAULT_OPSET
+from moh_deploy.frontend.export_report import ExportReport
+from moh_deploy.frontend.inputs.from_options import asked_mask, decoder_outputs, example_inputs
+from moh_deploy.frontend.load.decoder import text_generation
+from moh_deploy.frontend.load.from_options import code_dirs, in_dtype, load
+from moh_deploy.frontend.load.model import LoadedModel
+from moh_deploy.graph.choose_layers import choose_layers, ops_of
+from moh_deploy.native import kernel_library
+from moh_deploy.ops.spec import MIN_OPSET
+from moh_deploy.package import (
+    MODEL_DATA_NAME,
+    MODEL_NAME,
+    LayerInfo,
+    Manifest,
+    NearMiss,
+    PackageWriter,
+    Proof,
+    TextGeneration,
+    check_package_output,
+    load_without_weights,
+)
+from moh_deploy.package.facts import with_shown
+from moh_deploy.package.model_facts import model_facts
+from moh_deploy.package.onnx_file import save_with_weights
+from moh_deploy.perf.cost_model.first_choices import first_choices
+from moh_deploy.report.numbers import count
+from moh_deploy.runtime.kernel_use import choose_kernels
+from moh_deploy.runtime.layers_text import not_layers, reasons
+from moh_deploy.system.progress import SilentProgress
+from moh_deploy.system.user_code import user_code
+from moh_deploy.validate.compare.fresh_process import Prove, Way, early_prover
+
+# Refuse an export that replaced fewer MoH layers than its caller requires.
+
+
+def required_layers(options: ExportOptions, config: ExportConfig) -> RequiredLayers | None:
+    """Return how many layers are required, by the option or else by the configuration.
+
+    Raises:
+        ConfigError: It is neither a number from 0 on nor `all`.
+    """
+    wanted = config.require_layers if options.require_layers is None else options.require_layers
+    if wanted is None or wanted == "all" or (isinstance(wanted, int) and wanted >= 0):
+        return wanted
+    raise ConfigError(f"require_layers is '{wanted}', expected a number from 0 on, or all.")
+
+
+def require_layers(
+    wanted: RequiredLayers | None, layers: Sequence[LayerInfo], near_misses: Sequence[NearMiss]
+) -> None:
+    """Check that enough layers were replaced.
+
+    Args:
+        wanted: At least so many; `all` for all that were recognised, 1 or more, with no near miss
+            beside them.
+
+    Raises:
+        ExportError: Fewer were, or something was not; says what, and where it was lost.
+    """
+    kept = [layer for layer in layers if not layer.replaced]
+    replaced = len(layers) - len(kept)
+    # A gate must not pass on a model in which recognition finds no layer.
+    whole = replaced > 0 and not kept and not near_misses
+    if whole if wanted == "all" else replaced >= (wanted or 0):
+        return
+    expected = "all, 1 or more, and no near miss" if wanted == "all" else f"at least {wanted}"
+    raise ExportError(
+        "\n".join(
+            [
+                f"{count(replaced, 'MoH layer')} of {len(layers)} became operators, expected"
+                f" {expected} (require_layers).",
+                *reasons(kept),
+                *not_layers(len(layers), near_misses, 0),
+            ]
+        ),
+        hint="Change what is named above, or require fewer layers; --require-layers 0 takes a model"
+        " without any.",
+    )
+
+
+# A protobuf message holds 2 GB at most: larger weights go into a file of their own.
+EXTERNAL_DATA_BYTES = 1 << 30
+
+
+def export_package(
+    options: ExportOptions, *, progress: SilentProgress | None = None
+) -> ExportReport:
+    """Export a model: load, trace, recognise, rewrite, translate, prove, write.
+
+    Args:
+        options: What to export, and where to.
+        progress: What to report the steps to.
+
+    Returns:
+        What was written and how well it agrees with the original.
+
+    Raises:
+        MoHDeployError: With the exit code of the kind of failure. Nothing is left behind.
+    """
+    progress = progress or SilentProgress()
+    # Before the model is loaded and traced, which may take minutes.
+    check_package_output(options.output)
+    config = load_config(options.config, options.overrides)
+    wanted = required_layers(options, config)
+    # The process that is to compare imports what it needs while the model is traced here.
+    with early_prover() as prove:
+        return _export(options, config, wanted, prove, progress)
+
+
+def _export(
+    options: ExportOptions,
+    config: ExportConfig,
+    wanted: RequiredLayers | None,
+    prove: Prove,
+    progress: SilentProgress,
+) -> ExportReport:
+    converted, source = _convert(options, config, progress)
+    require_layers(wanted, converted.layers, converted.near_misses)
+    converted = _with_first_choices(converted)
+    manifest = _manifest(converted, source, options, config)
+    vectors = converted.vectors
+    if options.cache == "in-place":
+        with progress.step("putting the caches in place"):
+            manifest, vectors = with_caches_in_place(converted.model, manifest, vectors)
+    with PackageWriter(options.output) as writer:
+        with progress.step("writing the package"):
+            # Weights are most of a package: better refused now than with a full disk.
+            writer.require_free(_weight_bytes(converted.model))
+            _save(converted.model, writer.root)
+            model = load_without_weights(writer.path(MODEL_NAME))
+            # A router may be told by its operators as another form than by its code.
+            forms = (
+                model_fact
+                for model_fact in model_facts(manifest, model)
+                if model_fact.name == "router"
+            )
+            manifest = with_shown(manifest, forms)
+            for file in source.tokenizer:
+                shutil.copyfile(file, writer.path(file.name))
+            manifest = writer.stage(manifest, vectors)
+        sizes = tuple(vector_set.sizes for vector_set in vectors)
+        padding_inputs = converted.padding_inputs
+        limits, unnamed = converted.limits, converted.unnamed
+        # Its weights would stay in memory while another process loads what was written.
+        del converted, vectors
+        with progress.step("comparing the package with the original model"):
+            runs = prove(writer.root, _ways(manifest))
+        # What any runtime computes, with kernels or without, is the function bodies' result.
+        proof = Proof(runs[0].max_abs_error, runs[0].routing_agreement, sizes)
+        package = writer.publish(replace(manifest, proof=proof))
+    return ExportReport(
+        package=package.root,
+        layers=manifest.layers,
+        kept=manifest.kept,
+        near_misses=manifest.near_misses,
+        other_routers=manifest.other_routers,
+        ungated=manifest.ungated,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        max_abs_error=proof.max_abs_error,
+        routing_agreement=proof.routing_agreement,
+        vector_sets=len(proof.sizes),
+        runs=runs,
+        valid_tokens=manifest.valid_tokens,
+        valid_tokens_found=manifest.valid_tokens in padding_inputs,
+        padding_inputs=padding_inputs,
+        dim_ranges=manifest.dim_ranges,
+        limits=limits,
+        unnamed=unnamed,
+        caches=manifest.caches,
+        seconds=progress.seconds,
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a package says of the model that it was made from.
+
+    Attributes:
+        sha256: Digest of the checkpoint; None for a model in memory.
+        text_generation: What generating text has to know of it; None of other models.
+        tokenizer: Files of its tokenizer, which the package takes over.
+    """
+
+    sha256: str | None
+    text_generation: TextGeneration | None
+    tokenizer: tuple[Path, ...]
+
+
+def _ways(manifest: Manifest) -> list[Way]:
+    """Return how to run a package to prove it: function bodies, and kernels where there are any.
+
+    Kernels at the example's sizes only: what they compute at all sizes is not the package's matter.
+    """
+    has_kernels = bool(manifest.ops) and kernel_library() is not None
+    return [Way("off"), Way("auto", vectors=1)] if has_kernels else [Way("auto")]
+
+
+def _convert(
+    options: ExportOptions, config: ExportConfig, progress: SilentProgress
+) -> tuple[Converted, _Source]:
+    with progress.step("loading the model"):
+        has_inputs = options.inputs is not None or options.input_specs or config.inputs
+        model = load(options, config, needs_example=not has_inputs)
+        model, inputs = example_inputs(options, config, model)
+        model, inputs = in_dtype(options, model, inputs)
+    # Tracing runs the model, which may import more of the user's code.
+    with user_code(code_dirs(options, config)):
+        converted = convert(
+            model,
+            inputs,
+            names=options.output_names or tuple(config.outputs) or _own_names(model),
+            opset=options.opset or _own_opset(model),
+            find_padding=asked_mask(options, config) is None,
+            progress=progress,
+        )
+    tokenizer = (
+        () if model.directory is None or model.decoder is None else model.directory.tokenizer
+    )
+    return converted, _Source(
+        model.checkpoint_sha256, text_generation(model.decoder, model.directory), tokenizer
+    )
+
+
+def _own_names(model: LoadedModel) -> tuple[str, ...]:
+    """The names that an ONNX file, or a task, has for the outputs; nothing for other models."""
+    if model.decoder is not None:
+        return decoder_outputs(model.decoder)
+    return () if model.original is None else model.original.source.outputs
+
+
+def _own_opset(model: LoadedModel) -> int:
+    """The operator set of an ONNX file, from the first on that bodies can be written in."""
+    if model.original is None:
+        return DEFAULT_OPSET
+    return max(model.original.source.opset, MIN_OPSET)
+
+
+def _with_first_choices(converted: Converted) -> Converted:
+    """Let each layer run as is predicted to be the fastest: here, or where there are kernels."""
+    # Without a library AVX-512 is assumed, the only one that costs were measured on.
+    instruction_set = choose_kernels("auto").instruction_set
+    layers = first_choices(
+        converted.model,
+        converted.layers,
+        instruction_set=instruction_set,
+        dims=converted.dims,
+        dim_ranges=converted.dim_ranges,
+    )
+    choose_layers(converted.model, layers)
+    return replace(converted, layers=layers)
+
+
+def _manifest(
+    converted: Converted,
+    source: _Source,
+    options: ExportOptions,
+    config: ExportConfig,
+) -> Manifest:
+    return Manifest(
+        inputs=converted.inputs,
+        outputs=converted.outputs,
+        dims=converted.dims,
+        layers=converted.layers,
+        ops=ops_of(converted.model),
+        opset=converted.model.opset_imports[""],
+        total_flops=converted.total_flops,
+        precision=converted.precision,
+        kept=converted.kept,
+        near_misses=converted.near_misses,
+        other_routers=converted.other_routers,
+        ungated=converted.ungated,
+        rounding=converted.rounding,
+        call=converted.call,
+        valid_tokens=converted.valid_tokens,
+        dim_ranges=converted.dim_ranges,
+        dim_sums=converted.dim_sums,
+        compute_type=options.compute_type or config.compute_type,
+        text_generation=source.text_generation,
+        checkpoint_sha256=source.sha256,
+        made_with={
+            "moh-deploy": __version__,
+            "torch": version("torch"),
+            "onnx": version("onnx"),
+            "python": platform.python_version(),
+            **({"onnxruntime": version("onnxruntime")} if converted.from_onnx else {}),
+        },
+    )
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    values = model.graph.initializers.values()
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
+
+
+def _save(model: ir.Model, root: Path) -> None:
+    if _weight_bytes(model) > EXTERNAL_DATA_BYTES:
+        ir.save(model, root / MODEL_NAME, external_data=MODEL_DATA_NAME)
+    else:
+        save_with_weights(model, root / MODEL_NAME)
