@@ -14,7 +14,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.errors import BackendError, ConfigError, PackageError, ValidationError
-from moh_deploy.graph import write_choices as writing
+from moh_deploy.graph import choose_layers as writing
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.tune import job
 from moh_deploy.perf.tune.report import TuneReport

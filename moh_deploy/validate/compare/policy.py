@@ -283,7 +283,7 @@ class Policy:
         return replace(self, accuracy={**self.accuracy, **rules}, flips=flips)
 
 
-BUILT_IN_POLICY = Policy(TOLERANCES, BUILT_IN)
+BUILT_IN_POLICY: Policy = Policy(TOLERANCES, BUILT_IN)
 
 
 def read_policy(path: Path) -> Policy:
