@@ -7,39 +7,24 @@
 
 namespace moh::cpu {
 
-#define MOH_DECLARE_KERNELS(NAMESPACE)                                                       \
-  namespace NAMESPACE {                                                                      \
-  extern const bool kHasBFloat16;                                                            \
-  void attention(const AttentionArgs& args, Compute compute, const Parallel& parallel);      \
-  void aggregated_attention(const AggregatedAttentionArgs& args, const Parallel& parallel);  \
-  void router(const RouterArgs& args, const Parallel& parallel);                             \
-  size_t packed_taps_size(const TokenConvArgs& args);                                        \
-  void pack_taps(const TokenConvArgs& args, float* packed);                                  \
-  void token_conv(const TokenConvArgs& args, const float* packed, const Parallel& parallel); \
-  size_t packed_weight_size(int32_t depth, int32_t columns);                                 \
-  void pack_weight(const WeightArgs& args, float* packed, const Parallel& parallel);         \
-  void query_projection(const QueryProjectionArgs& args, const float* packed,                \
-                        const Parallel& parallel);                                           \
-  void output_projection(const OutputProjectionArgs& args, const float* packed,              \
-                         const Parallel& parallel);                                          \
-  void nbits_product(const NBitsProductArgs& args, const NBitsWeight& weight,                \
-                     const Parallel& parallel);                                              \
-  void query_projection_nbits(const QueryProjectionArgs& args, const NBitsWeight& weight,    \
-                              const Parallel& parallel);                                     \
-  void output_projection_nbits(const OutputProjectionArgs& args, const NBitsWeight& weight,  \
-                               const Parallel& parallel);                                    \
-  }
+#define MOH_DECLARE(RESULT, NAME, PARAMETERS) RESULT NAME PARAMETERS;
 #define MOH_DECLARE_ATTENTION(NAMESPACE, NAME)                                     \
   namespace NAMESPACE {                                                            \
   void NAME(const AttentionArgs& args, Compute compute, const Parallel& parallel); \
   }
-#define MOH_KERNELS(NAME, NAMESPACE)                                                         \
-  Kernels {                                                                                  \
-    NAME, NAMESPACE::kHasBFloat16, NAMESPACE::attention, NAMESPACE::aggregated_attention,    \
-        NAMESPACE::router, NAMESPACE::packed_taps_size, NAMESPACE::pack_taps,                \
-        NAMESPACE::token_conv, NAMESPACE::packed_weight_size, NAMESPACE::pack_weight,        \
-        NAMESPACE::query_projection, NAMESPACE::output_projection, NAMESPACE::nbits_product, \
-        NAMESPACE::query_projection_nbits, NAMESPACE::output_projection_nbits                \
+#define MOH_ASSIGN(RESULT, NAME, PARAMETERS) kernels.NAME = NAME;
+// Declares the kernels of a namespace, and `kernel_set`, which returns them.
+#define MOH_KERNEL_SET(NAMESPACE)        \
+  namespace NAMESPACE {                  \
+  extern const bool kHasBFloat16;        \
+  MOH_CPU_KERNELS(MOH_DECLARE)           \
+  Kernels kernel_set(const char* name) { \
+    Kernels kernels{};                   \
+    kernels.instruction_set = name;      \
+    kernels.has_bfloat16 = kHasBFloat16; \
+    MOH_CPU_KERNELS(MOH_ASSIGN)          \
+    return kernels;                      \
+  }                                      \
   }
 
 namespace {
@@ -56,10 +41,10 @@ Kernels with_attention(const char* name, Kernels kernels, decltype(Kernels::atte
 
 #if HWY_ARCH_X86
 
-MOH_DECLARE_KERNELS(N_SSE2)
-MOH_DECLARE_KERNELS(N_AVX2)
-MOH_DECLARE_KERNELS(N_AVX3)
-MOH_DECLARE_KERNELS(N_AVX3_ZEN4)
+MOH_KERNEL_SET(N_SSE2)
+MOH_KERNEL_SET(N_AVX2)
+MOH_KERNEL_SET(N_AVX3)
+MOH_KERNEL_SET(N_AVX3_ZEN4)
 MOH_DECLARE_ATTENTION(N_AVX3_ZEN4, amx_attention)
 MOH_DECLARE_ATTENTION(N_SSE2, emulated_amx_attention)
 
@@ -68,19 +53,19 @@ namespace {
 std::vector<Kernels> find_usable() {
   std::vector<Kernels> usable;
   if (has_avx512_bfloat16() && may_use_amx_bfloat16()) {
-    usable.push_back(with_attention("amx_bf16", MOH_KERNELS("avx512_bf16", N_AVX3_ZEN4),
+    usable.push_back(with_attention("amx_bf16", N_AVX3_ZEN4::kernel_set("avx512_bf16"),
                                     N_AVX3_ZEN4::amx_attention));
   }
   if (has_avx512_bfloat16()) {
-    usable.push_back(MOH_KERNELS("avx512_bf16", N_AVX3_ZEN4));
+    usable.push_back(N_AVX3_ZEN4::kernel_set("avx512_bf16"));
   }
   if (has_avx512()) {
-    usable.push_back(MOH_KERNELS("avx512", N_AVX3));
+    usable.push_back(N_AVX3::kernel_set("avx512"));
   }
   if (has_avx2()) {
-    usable.push_back(MOH_KERNELS("avx2", N_AVX2));
+    usable.push_back(N_AVX2::kernel_set("avx2"));
   }
-  usable.push_back(MOH_KERNELS("baseline", N_SSE2));
+  usable.push_back(N_SSE2::kernel_set("baseline"));
   return usable;
 }
 
@@ -90,12 +75,12 @@ constexpr auto* const kEmulatedAmxAttention = N_SSE2::emulated_amx_attention;
 
 #else
 
-MOH_DECLARE_KERNELS(HWY_NAMESPACE)
+MOH_KERNEL_SET(HWY_NAMESPACE)
 MOH_DECLARE_ATTENTION(HWY_NAMESPACE, emulated_amx_attention)
 
 namespace {
 
-std::vector<Kernels> find_usable() { return {MOH_KERNELS("baseline", HWY_NAMESPACE)}; }
+std::vector<Kernels> find_usable() { return {HWY_NAMESPACE::kernel_set("baseline")}; }
 
 constexpr auto* const kEmulatedAmxAttention = HWY_NAMESPACE::emulated_amx_attention;
 

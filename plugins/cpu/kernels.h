@@ -17,33 +17,38 @@ enum class Compute : uint8_t { kFloat32, kBFloat16 };
 
 constexpr size_t kWeightAlignment = 64;
 
-// Each function throws std::bad_alloc if there is no memory for its scratch, and nothing else.
+// Every kernel: F(result, name, (parameters)). Each throws std::bad_alloc if there is no memory for
+// its scratch, and nothing else. Another kernel is a line here, and a function of that name in
+// namespace moh::cpu::HWY_NAMESPACE.
+//
+//   token_conv         weight and biases are packed first: packed_taps_size numbers of float32
+//   *_projection       a weight is packed first: packed_weight_size numbers of float32, at an
+//                      address that vectors are loaded from (kWeightAlignment)
+//   nbits_*, *_nbits   a weight of few bits is read as it is stored, and all else is float32;
+//                      projections have weights of 4 bits
+#define MOH_CPU_KERNELS(F)                                                                        \
+  F(void, attention, (const AttentionArgs&, Compute, const Parallel&))                            \
+  F(void, aggregated_attention, (const AggregatedAttentionArgs&, const Parallel&))                \
+  F(void, router, (const RouterArgs&, const Parallel&))                                           \
+  F(size_t, packed_taps_size, (const TokenConvArgs&))                                             \
+  F(void, pack_taps, (const TokenConvArgs&, float* packed))                                       \
+  F(void, token_conv, (const TokenConvArgs&, const float* packed, const Parallel&))               \
+  F(size_t, packed_weight_size, (int32_t depth, int32_t columns))                                 \
+  F(void, pack_weight, (const WeightArgs&, float* packed, const Parallel&))                       \
+  F(void, query_projection, (const QueryProjectionArgs&, const float* packed, const Parallel&))   \
+  F(void, output_projection, (const OutputProjectionArgs&, const float* packed, const Parallel&)) \
+  F(void, nbits_product, (const NBitsProductArgs&, const NBitsWeight&, const Parallel&))          \
+  F(void, query_projection_nbits,                                                                 \
+    (const QueryProjectionArgs&, const NBitsWeight&, const Parallel&))                            \
+  F(void, output_projection_nbits,                                                                \
+    (const OutputProjectionArgs&, const NBitsWeight&, const Parallel&))
+
 struct Kernels {
   const char* instruction_set;
   bool has_bfloat16;  // else Compute::kBFloat16 is computed in float32
-  void (*attention)(const AttentionArgs& args, Compute compute, const Parallel& parallel);
-  void (*aggregated_attention)(const AggregatedAttentionArgs& args, const Parallel& parallel);
-  void (*router)(const RouterArgs& args, const Parallel& parallel);
-  // Weight and biases are packed first, in float32: into packed_taps_size(args) numbers.
-  size_t (*packed_taps_size)(const TokenConvArgs& args);
-  void (*pack_taps)(const TokenConvArgs& args, float* packed);
-  void (*token_conv)(const TokenConvArgs& args, const float* packed, const Parallel& parallel);
-  // A weight is packed first, in float32: into packed_weight_size(depth, columns) numbers at an
-  // address that vectors are loaded from (kWeightAlignment).
-  size_t (*packed_weight_size)(int32_t depth, int32_t columns);
-  void (*pack_weight)(const WeightArgs& args, float* packed, const Parallel& parallel);
-  void (*query_projection)(const QueryProjectionArgs& args, const float* packed,
-                           const Parallel& parallel);
-  void (*output_projection)(const OutputProjectionArgs& args, const float* packed,
-                            const Parallel& parallel);
-  // A weight of few bits is read as it is stored. All else is float32.
-  void (*nbits_product)(const NBitsProductArgs& args, const NBitsWeight& weight,
-                        const Parallel& parallel);
-  // With weights of 4 bits.
-  void (*query_projection_nbits)(const QueryProjectionArgs& args, const NBitsWeight& weight,
-                                 const Parallel& parallel);
-  void (*output_projection_nbits)(const OutputProjectionArgs& args, const NBitsWeight& weight,
-                                  const Parallel& parallel);
+#define MOH_POINTER(RESULT, NAME, PARAMETERS) RESULT(*NAME) PARAMETERS;
+  MOH_CPU_KERNELS(MOH_POINTER)
+#undef MOH_POINTER
 };
 
 // The sets that this machine can run, best first; the last one is "baseline", which every machine
