@@ -27,47 +27,40 @@ _memory = partial(_aggregated, file="kernels/aggregated/memory.cuh")
 KEYS = (
     _keys(
         name="places of the window are transposed",
-        kind="window",
         before="y * params.kernel_width + x : -1",
         after="x * params.kernel_height + y : -1",
     ),
     _keys(
         name="height and width of the window are exchanged",
-        kind="window",
         before="static_cast<unsigned>(y) < static_cast<unsigned>(params.kernel_height)",
         after="static_cast<unsigned>(y) < static_cast<unsigned>(params.kernel_width)",
         cases="kernel_5x3|kernel_3x5",
     ),
     _keys(
         name="the first row of the halo is missing",
-        kind="halo",
         before="larger(work.y - params.kernel_height / 2, 0)",
         after="larger(work.y - params.kernel_height / 2 + 1, 0)",
         cases="large_image",
     ),
     _keys(
         name="the last row of the halo is missing",
-        kind="halo",
         before="work.y + params.tile_height + params.kernel_height / 2",
         after="work.y + params.tile_height + params.kernel_height / 2 - 1",
         cases="large_image",
     ),
     _keys(
         name="the last column of the halo is missing",
-        kind="halo",
         before="work.x + params.tile_width + params.kernel_width / 2",
         after="work.x + params.tile_width + params.kernel_width / 2 - 1",
         cases="large_image",
     ),
     _keys(
         name="positions of keys are one row off",
-        kind="halo",
         before="work_.y + params_.kernel_height / 2,",
         after="work_.y + params_.kernel_height / 2 + 1,",
     ),
     _keys(
         name="rows of keys are as long as those of the image",
-        kind="stride",
         before="columns_ = right - left_;",
         after="columns_ = params.width;",
         cases="large_image",
@@ -75,19 +68,16 @@ KEYS = (
     ),
     _keys(
         name="a pooled token behind the last",
-        kind="off by one",
         before="if (index >= count()) {",
         after="if (index > count()) {",
     ),
     _keys(
         name="pooled tokens of the first image",
-        kind="batch",
         before="(is_pixel ? params_.tokens() : params_.pooled) + token",
         after="(is_pixel ? params_.tokens() : 0) + token",
     ),
     _keys(
         name="keys of the first head",
-        kind="heads",
         before="row * params_.heads + work_.head",
         after="row * params_.heads",
     ),
@@ -96,25 +86,21 @@ KEYS = (
 SCORES = (
     _scores(
         name="the row of pooled biases of the first head",
-        kind="bias",
         before="params.pooled_bias + index * params.pooled",
         after="params.pooled_bias + row.token * params.pooled",
     ),
     _scores(
         name="the key's length is not applied",
-        kind="length",
         before="query.scale * key_factor",
         after="query.scale",
     ),
     _scores(
         name="pooled biases stay in base e",
-        kind="bias",
         before="kLog2E * to_float(query.pooled_bias",
         after="to_float(query.pooled_bias",
     ),
     _scores(
         name="a place outside of the window counts without a bias",
-        kind="window",
         before="""    if (place < 0) {
       return -INFINITY;
     }""",
@@ -122,7 +108,6 @@ SCORES = (
     ),
     _scores(
         name="keys behind the last count",
-        kind="tail",
         before="  } else if (key.is_none()) {\n    return -INFINITY;\n",
         after="  } else if (key.is_none()) {\n    bias = 0.0f;\n",
     ),
@@ -131,27 +116,23 @@ SCORES = (
 QUERIES = (
     _queries(
         name="no epsilon for vectors of length 0",
-        kind="epsilon",
         before="1.0f / fmaxf(sqrtf(sum), epsilon)",
         after="1.0f / sqrtf(sum)",
         cases="zero_vectors",
     ),
     _queries(
         name="epsilon is added to the length",
-        kind="epsilon",
         before="1.0f / fmaxf(sqrtf(sum), epsilon)",
         after="1.0f / (sqrtf(sum) + epsilon)",
         cases="large_epsilon",
     ),
     _queries(
         name="three of four lanes measure a vector",
-        kind="lanes",
         before="i = lane_index() % 4; i < columns; i += 4",
         after="i = lane_index() % 4; i < columns; i += 5",
     ),
     _queries(
         name="what 16 bits lose of a query is dropped",
-        kind="precision",
         before="from_float<T>(x - to_float(*high))",
         after="from_float<T>(0.0f)",
         cases="sharp_scale",
@@ -159,19 +140,16 @@ QUERIES = (
     ),
     _queries(
         name="the embedding of the first head",
-        kind="heads",
         before="params_.query_embedding + work_.head * params_.head_dim;",
         after="params_.query_embedding;",
     ),
     _queries(
         name="window weights from queries of any length",
-        kind="length",
         before="memory_.query_factors[row] * product_with",
         after="product_with",
     ),
     _queries(
         name="a warp lists its queries over the first warp's",
-        kind="off by one",
         before="warp < warp_index() ? open_counts[warp] : 0",
         after="0",
         cases="large_image",
@@ -179,14 +157,12 @@ QUERIES = (
     ),
     _queries(
         name="a lane counts itself among those before it",
-        kind="off by one",
         before="(1u << lane_index()) - 1",
         after="(2u << lane_index()) - 1",
         symptom=f"{WRONG}|{DAMAGED}|{CRASHED}",
     ),
     _queries(
         name="no barrier between counting and listing open queries",
-        kind="barrier",
         before="  __syncthreads();\n  int row",
         after="  int row",
         cases="large_image",
@@ -194,19 +170,16 @@ QUERIES = (
     ),
     _queries(
         name="no barrier behind the lengths of queries",
-        kind="barrier",
         before="    __syncthreads();\n    if (params_.weighs_window())",
         after="    if (params_.weighs_window())",
     ),
     _queries(
         name="queries change while windows are weighed",
-        kind="barrier",
         before="weigh_windows();\n      __syncthreads();",
         after="weigh_windows();",
     ),
     _queries(
         name="closed rows keep every other channel",
-        kind="unwritten",
         before="i < channels; i += kWarpSize",
         after="i < channels; i += 2 * kWarpSize",
         units=("aggregated_attention_64",),
@@ -214,14 +187,12 @@ QUERIES = (
     ),
     _queries(
         name="a NaN gate is closed",
-        kind="gate",
         before="return gate != 0.0f;",
         after="return fabsf(gate) > 0.0f;",
         cases="nan_gate",
     ),
     _queries(
         name="pixels behind the last column are queries",
-        kind="tail",
         before="work.x + x < params.width",
         after="true",
         cases="large_image",
@@ -232,46 +203,39 @@ QUERIES = (
 KERNEL = (
     _kernel(
         name="the gate is applied twice",
-        kind="gate",
         before="query.gate * attended",
         after="query.gate * query.gate * attended",
     ),
     _kernel(
         name="rows behind the last are written",
-        kind="written twice",
         before="if (channel < channels && row(pair) == row_index(pair)) {",
         after="if (channel < channels) {",
     ),
     _kernel(
         name="channels behind the last are written",
-        kind="beyond the end",
         before="if (channel < channels && row(pair) == row_index(pair)) {",
         after="if (row(pair) == row_index(pair)) {",
         symptom=f"{WRONG}|{DAMAGED}",
     ),
     _kernel(
         name="the second row of a lane is rated as the first",
-        kind="lanes",
         before="rows_of_lanes(lanes) << 8 * pair",
         after="rows_of_lanes(lanes)",
         cases="nan_value_at_the_edge",
     ),
     _kernel(
         name="rows that are not finite stay as they are",
-        kind="precision",
         before="for (; again != 0;",
         after="for (; false;",
         cases="nan_value_at_the_edge",
     ),
     _kernel(
         name="sums are not rescaled",
-        kind="rescaling",
         before="    scale_rows(sums_, decay);\n",
         after="",
     ),
     _kernel(
         name="what 16 bits lose of a window's weight is dropped",
-        kind="precision",
         before="sizeof(T) == 2 ? 2 : 1",
         after="1",
         cases="plain|window_weights_only|large_vectors",
@@ -279,55 +243,47 @@ KERNEL = (
     ),
     _kernel(
         name="window weights only where the first tile is",
-        kind="tail",
         before="tile * Sizes::kKeys < keys.pixels()",
         after="tile == 0",
         cases="large_image",
     ),
     _kernel(
         name="all tiles of keys go to the first stage",
-        kind="stage",
         before="const int stage = tile % Sizes::kStages, first",
         after="const int stage = 0, first",
     ),
     _kernel(
         name="products with keys that have not arrived",
-        kind="wait",
         before="wait_for_copies<Sizes::kStages - 1>();",
         after="wait_for_copies<Sizes::kStages>();",
         cases="head_dim_24",
     ),
     _kernel(
         name="queries are changed before they arrive",
-        kind="wait",
         before="wait_for_copies<1>();",
         after="wait_for_copies<2>();",
         cases="head_dim_24",
     ),
     _kernel(
         name="queries are in one group with the first keys",
-        kind="commit",
         before="queries.load();\n  commit_copies();",
         after="queries.load();",
         cases="head_dim_24",
     ),
     _kernel(
         name="the next keys are in no group",
-        kind="commit",
         before="    commit_copies();\n    wait_for_copies<Sizes",
         after="    wait_for_copies<Sizes",
         cases="head_dim_24",
     ),
     _kernel(
         name="no barrier before the products",
-        kind="barrier",
         before="wait_for_copies<Sizes::kStages - 1>();\n    __syncthreads();",
         after="wait_for_copies<Sizes::kStages - 1>();",
         cases="head_dim_24",
     ),
     _kernel(
         name="no barrier behind the lengths of keys",
-        kind="barrier",
         before="params.epsilon);\n      __syncthreads();",
         after="params.epsilon);",
         options=("--seeds", "1"),
@@ -336,21 +292,18 @@ KERNEL = (
     ),
     _kernel(
         name="the next keys come while others are read",
-        kind="barrier",
         before="    __syncthreads();\n    if (Sizes::kStages == 1",
         after="    if (Sizes::kStages == 1",
         cases="head_dim_24|large_image",
     ),
     _kernel(
         name="no barrier behind the list of queries",
-        kind="barrier",
         before="  __syncthreads();\n\n  const BlockQueries",
         after="  const BlockQueries",
         symptom=f"{WRONG}|{CRASHED}",
     ),
     _kernel(
         name="keys are read beyond the last",
-        kind="beyond the end",
         before="Sizes::kStride, count, params.head_dim,",
         after="Sizes::kStride, Sizes::kKeys, params.head_dim,",
         symptom=BEYOND,
@@ -358,7 +311,6 @@ KERNEL = (
     ),
     _kernel(
         name="each block has the values' first channels",
-        kind="heads",
         before="return keys.value(first + r) + first_channel;",
         after="return keys.value(first + r);",
         units=("aggregated_attention_256",),
@@ -366,21 +318,18 @@ KERNEL = (
     ),
     _memory(
         name="keys without padding",
-        kind="bank conflict",
         before="kStride = kHeadDim + TensorCore<T>::kPadding",
         after="kStride = kHeadDim",
         symptom="bank conflicts of matrix loads",
     ),
     _memory(
         name="values without padding",
-        kind="bank conflict",
         before="kValueStride = kChannels + TensorCore<T>::kPadding",
         after="kValueStride = kChannels",
         symptom="bank conflicts of matrix loads",
     ),
     _memory(
         name="shared memory is 16 bytes short",
-        kind="shared memory",
         before="return AggregatedMemory(nullptr, params).end_;",
         after="return AggregatedMemory(nullptr, params).end_ - 16;",
         cases="nothing_optional",
@@ -391,28 +340,24 @@ KERNEL = (
 EXACT = (
     _exact(
         name="a row that is computed again has no window weights",
-        kind="window",
         before="/ sum + window_weight(index)",
         after="/ sum",
         cases="nan_key|nan_value_at_the_edge",
     ),
     _exact(
         name="keys that are not seen take part again",
-        kind="window",
         before="place(index) >= 0 : index",
         after="true : index",
         cases="nan_value_at_the_edge",
     ),
     _exact(
         name="a row that is computed again has no gate",
-        kind="gate",
         before="row.gate * sums[i]",
         after="sums[i]",
         cases="nan_value_at_the_edge",
     ),
     _exact(
         name="the vector is read before it is there",
-        kind="barrier",
         before="      vector_[d] = x;\n    }\n    __syncwarp();",
         after="      vector_[d] = x;\n    }",
         cases="nan_value_at_the_edge",

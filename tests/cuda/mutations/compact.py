@@ -35,7 +35,6 @@ _launch = partial(
 COMPACT = (
     _compact(
         name="no barrier between counting and listing open rows",
-        kind="barrier",
         before="    __syncthreads();\n#pragma unroll",
         after="#pragma unroll",
         cases="sparse_routing",
@@ -43,7 +42,6 @@ COMPACT = (
     ),
     _compact(
         name="one buffer for the counts of all chunks",
-        kind="barrier",
         before="shared.counts[chunk % 2]",
         after="shared.counts[0]",
         cases="AttentionSetup.*seq_len=4200.*",
@@ -51,65 +49,55 @@ COMPACT = (
     ),
     _compact(
         name="a warp counts its own rows among those before it",
-        kind="off by one",
         before="lane < warp_index() ? count : 0",
         after="lane <= warp_index() ? count : 0",
     ),
     _compact(
         name="a lane counts itself among those before it",
-        kind="off by one",
         before="(1u << lane_index()) - 1",
         after="(2u << lane_index()) - 1",
     ),
     _compact(
         name="each chunk lists its rows at the start",
-        kind="tail",
         before="listed + prefix.before",
         after="prefix.before",
         cases="AttentionSetup.*seq_len=4200.*",
     ),
     _compact(
         name="the last chunk is left out",
-        kind="tail",
         before="chunk * kCompactChunk < params.rows_per_pair",
         after="(chunk + 1) * kCompactChunk <= params.rows_per_pair",
     ),
     _compact(
         name="a thread lists the row of its first turn in every turn",
-        kind="tail",
         before="            first_id + turn * kCompactThreads;",
         after="            first_id;",
         cases="AttentionSetup.*seq_len=4200.*",
     ),
     _compact(
         name="a NaN gate is not listed, nor a negative one",
-        kind="gate",
         before="+ id % params.group) != 0.0f;",
         after="+ id % params.group) > 0.0f;",
         cases="nan_gate",
     ),
     _compact(
         name="gates of another group's heads",
-        kind="heads",
         before="pair % args.kv_heads * params.group",
         after="pair % args.kv_heads",
     ),
     _compact(
         name="zeros for every other part of a row",
-        kind="unwritten",
         before="i += kWarpSize",
         after="i += 2 * kWarpSize",
         cases="wide_heads",
     ),
     _compact(
         name="zeros for the first token of a warp only",
-        kind="unwritten",
         before="token < tokens; token += warps",
         after="token < 1; token += warps",
     ),
     _compact(
         name="zeros in the wrong batch",
-        kind="unwritten",
         before="token / args.queries",
         after="token / (args.queries + 1)",
     ),
@@ -118,39 +106,33 @@ COMPACT = (
 COMBINE = (
     _combine(
         name="values of splits are added as they are",
-        kind="rescaling",
         before="""+ column] *
                exp2_approx(parts.max(split) - shift);""",
         after="+ column];",
     ),
     _combine(
         name="sums of splits are added as they are",
-        kind="rescaling",
         before="parts.sum(split) * exp2_approx(parts.max(split) - shift)",
         after="parts.sum(split)",
     ),
     _combine(
         name="the last split alone says whether a key was seen",
-        kind="split",
         before="seen |= parts.sum",
         after="seen = parts.sum",
         cases="plain_rank3",
     ),
     _combine(
         name="maxima lie as close as rows",
-        kind="stride",
         before="2 * stride,",
         after="stride,",
     ),
     _combine(
         name="closed rows are left as they are",
-        kind="unwritten",
         before="output[column] = from_float<T>(0.0f);",
         after="",
     ),
     _combine(
         name="a row behind the last",
-        kind="off by one",
         before="place >= count",
         after="place > count",
         cases="all_open",
@@ -158,7 +140,6 @@ COMBINE = (
     ),
     _combine(
         name="the gate is applied once more",
-        kind="gate",
         before="scaled(value, scale)",
         after="gate * scaled(value, scale)",
     ),
@@ -167,53 +148,45 @@ COMBINE = (
 PLAN = (
     _plan(
         name="a split has too few keys",
-        kind="split",
         before="round_up(ceil_div(args.keys, splits), kKeysUnit)",
         after="round_up(args.keys / splits, kKeysUnit)",
         cases="AttentionSetup.*kv_len=193.*",
     ),
     _plan(
         name="partial rows as wide as values",
-        kind="overlap",
         before="return round_up(args.value_dim, 8);",
         after="return args.value_dim;",
     ),
     _plan(
         name="room for one split",
-        kind="overlap",
         before="choice.key_splits > 1 ? static_cast<size_t>(choice.key_splits) * rows : 0",
         after="choice.key_splits > 1 ? rows : 0",
         symptom=f"{DAMAGED}|{CRASHED}",
     ),
     _plan(
         name="no block for the last rows",
-        kind="tail",
         before="ceil_div(params.rows_per_pair, rows_of(choice.block))",
         after="params.rows_per_pair / rows_of(choice.block)",
         symptom="a grid of 0",
     ),
     _plan(
         name="every row is copied by 16 bytes",
-        kind="alignment",
         before="reinterpret_cast<uintptr_t>(data) % 16 == 0 &&",
         after="true ||",
         symptom="an address is not a multiple of 16",
     ),
     _launch(
         name="no block for the last rows to combine",
-        kind="tail",
         before="ceil_div(params.rows_per_pair, kCombineRows);",
         after="(params.rows_per_pair / kCombineRows);",
     ),
     _launch(
         name="no block for the last tokens' zeros",
-        kind="tail",
         before="ceil_div<int64_t>(tokens, kCompactWarps)",
         after="tokens / kCompactWarps",
     ),
     _launch(
         name="a head size for queries only",
-        kind="overlap",
         file="launch/attention_heads.h",
         before="std::max(args.head_dim, args.value_dim)",
         after="args.head_dim",

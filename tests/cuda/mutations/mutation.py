@@ -25,7 +25,6 @@ class Mutation:
 
     Attributes:
         name: What is wrong, unique in its table.
-        kind: The class of bug.
         file: The source, below plugins/cuda.
         before: Text that the file has exactly once.
         after: What stands there instead.
@@ -39,7 +38,6 @@ class Mutation:
     """
 
     name: str
-    kind: str
     file: str
     before: str
     after: str

@@ -32,67 +32,57 @@ _softmax = partial(
 CORE = (
     _core(
         name="values are loaded without transposition",
-        kind="matrix load",
         before="load_matrices_x4_transposed(words, row_of_a",
         after="load_matrices_x4(words, row_of_a",
     ),
     _core(
         name="keys are loaded transposed",
-        kind="matrix load",
         before="    load_matrices_x4(words, row_of_columns(tile, stride));\n    take",
         after="    load_matrices_x4_transposed(words, row_of_columns(tile, stride));\n    take",
     ),
     _core(
         name="matrices of a are exchanged",
-        kind="lanes",
         before="lane % 16 * stride + lane / 16 * kVector<T>",
         after="(lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * kVector<T>",
         cases="many_keys",
     ),
     _core(
         name="matrices of keys are exchanged",
-        kind="lanes",
         before="(lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * kVector<T>",
         after="lane % 16 * stride + lane / 16 * kVector<T>",
         cases="many_keys",
     ),
     _core(
         name="words of rounded weights are exchanged",
-        kind="lanes",
         before="a.words[2 * half] = pack<T>(sums[half][0], sums[half][1]);",
         after="a.words[2 * half] = pack<T>(sums[half][1], sums[half][0]);",
     ),
     _core(
         name="float32: the low half of b is dropped",
-        kind="precision",
         before="    mma_m16n8k8_tf32(sum, a.crossed, b.low);\n",
         after="",
         dtypes=_FLOAT,
     ),
     _core(
         name="float32: the low half of a is dropped",
-        kind="precision",
         before="    mma_m16n8k8_tf32(sum, a.low, b.crossed);\n",
         after="",
         dtypes=_FLOAT,
     ),
     _core(
         name="float32: rows of values in their own order",
-        kind="lanes",
         before="lane % 4 * 2 * stride + lane / 4",
         after="lane % 4 * stride + lane / 4",
         dtypes=_FLOAT,
     ),
     _core(
         name="float32: columns of weights in their own order",
-        kind="lanes",
         before="split(a, 1, sums[0][2]);\n    split(a, 2, sums[0][1]);",
         after="split(a, 1, sums[0][1]);\n    split(a, 2, sums[0][2]);",
         dtypes=_FLOAT,
     ),
     _core(
         name="float32: infinity times a low half of 0",
-        kind="precision",
         before="finite ? to.high[i] : 0",
         after="to.high[i]",
         cases="inf_value_open|inf_key_open",
@@ -103,7 +93,6 @@ CORE = (
 TILE = (
     _tile(
         name="columns behind the last are not zeros",
-        kind="tail",
         before="""const bool valid = r < rows && column < columns;
         copy""",
         after="""const bool valid = r < rows;
@@ -111,7 +100,6 @@ TILE = (
     ),
     _tile(
         name="columns behind the last are the next row's",
-        kind="tail",
         before="""const bool valid = r < rows && column < columns;
       tile""",
         after="""const bool valid = r < rows;
@@ -120,7 +108,6 @@ TILE = (
     ),
     _tile(
         name="the last parts of a row are not copied",
-        kind="tail",
         before="part < kParts;",
         after="part < kParts - kNeighbours;",
         units=("attention_80",),
@@ -128,13 +115,11 @@ TILE = (
     ),
     _tile(
         name="the last row of a tile is not copied",
-        kind="tail",
         before="r < kRows; r += kThreads / kNeighbours",
         after="r < kRows - 1; r += kThreads / kNeighbours",
     ),
     _tile(
         name="rows are copied at the wrong stride",
-        kind="stride",
         before="tile + r * stride + column",
         after="tile + r * kColumns + column",
     ),
@@ -143,7 +128,6 @@ TILE = (
 SOFTMAX = (
     _softmax(
         name="maxima start at 0",
-        kind="maximum",
         before="float max[2] = {-INFINITY, -INFINITY};",
         after="float max[2] = {0.0f, 0.0f};",
         cases="very_negative_scores",
@@ -151,7 +135,6 @@ SOFTMAX = (
     ),
     _softmax(
         name="no maximum is subtracted",
-        kind="maximum",
         before="max == -INFINITY ? 0.0f : max",
         after="0.0f",
         cases="large_scores",
@@ -159,7 +142,6 @@ SOFTMAX = (
     ),
     _softmax(
         name="a tile of hidden keys turns the row into NaN",
-        kind="maximum",
         before="max == -INFINITY ? 0.0f : max",
         after="max",
         cases="AttentionSetup.*pattern='window'.*",
@@ -167,25 +149,21 @@ SOFTMAX = (
     ),
     _softmax(
         name="half of a row's lanes agree on the maximum",
-        kind="lanes",
         before="return fmaxf(value, __shfl_xor_sync(kAllLanes, value, 2));",
         after="return value;",
     ),
     _softmax(
         name="half of a row's lanes are summed up",
-        kind="lanes",
         before="return value + __shfl_xor_sync(kAllLanes, value, 2);",
         after="return value;",
     ),
     _softmax(
         name="the sum of weights is not rescaled",
-        kind="rescaling",
         before="rows.sum[row] * decay[row] + sum",
         after="rows.sum[row] + sum",
     ),
     _softmax(
         name="the maximum of a tile replaces that of the row",
-        kind="maximum",
         before="fmaxf(rows.max[row], row_max(max) * factor)",
         after="row_max(max) * factor",
         cases="very_different_tiles|AttentionSetup.*pattern='window'.*",
@@ -193,7 +171,6 @@ SOFTMAX = (
     ),
     _softmax(
         name="both rows of a lane are rescaled as the first",
-        kind="rescaling",
         before="factor[i / 2]",
         after="factor[0]",
         cases="AttentionSetup.*head_dim=24.*gates='all'.*",
