@@ -14,9 +14,8 @@ import numpy as np
 
 from moh_deploy.config.dims import size_at
 from moh_deploy.errors import PackageError
-from moh_deploy.package.interface import TensorInfo
+from moh_deploy.package.interface import FLOATS, TensorInfo
 from moh_deploy.package.manifest import Manifest
-from moh_deploy.package.manifest_sense import FLOATS
 from moh_deploy.package.spread import NUMBERS
 from moh_deploy.system.npz import Array, read_npz, write_npz
 
