@@ -26,9 +26,8 @@ from typing import Literal
 from moh_deploy.errors import PackageError
 from moh_deploy.system.termination import cleaned_up_on_termination, signals_held
 
-Purpose = Literal["partial", "replaced"]
-"""Why a hidden name is there: it is not finished, or what was there before is about to go."""
-
+# Why a hidden name is there: it is not finished, or what was there before is about to go.
+_Purpose = Literal["partial", "replaced"]
 _HIDDEN = re.compile(r"\..+\.(partial|replaced)-[0-9a-f]{8}", re.DOTALL)
 _TOKEN = re.compile("[0-9a-f]{8}")
 _LONGEST_NAME_BYTES = 255
@@ -300,13 +299,13 @@ def remove_leftovers(target: Path) -> None:
     for purpose in ("replaced", "partial"):
         prefix = _prefix(target, purpose)
         with suppress(OSError):
-            for entry in list(os.scandir(target.parent)):
-                if entry.name.startswith(prefix) and _TOKEN.fullmatch(entry.name, len(prefix)):
+            for name in os.listdir(target.parent):
+                if name.startswith(prefix) and _TOKEN.fullmatch(name, len(prefix)):
                     with suppress(OSError):
-                        _remove_if_dead(Path(entry.path), target, purpose)
+                        _remove_if_dead(target.with_name(name), target, purpose)
 
 
-def _remove_if_dead(path: Path, target: Path, purpose: Purpose) -> None:
+def _remove_if_dead(path: Path, target: Path, purpose: _Purpose) -> None:
     # In a folder such as /tmp others may make such names: theirs are not ours to remove. Links and
     # pipes have other modes.
     found = path.lstat()
@@ -341,12 +340,12 @@ def _locked(path: Path) -> int:
     return descriptor
 
 
-def _hidden_sibling(target: Path, purpose: Purpose) -> Path:
+def _hidden_sibling(target: Path, purpose: _Purpose) -> Path:
     """Return a new hidden name beside a destination: runs at one time get names of their own."""
     return target.with_name(f"{_prefix(target, purpose)}{secrets.token_hex(4)}")
 
 
-def _prefix(target: Path, purpose: Purpose) -> str:
+def _prefix(target: Path, purpose: _Purpose) -> str:
     """Return the beginning of all hidden names of a destination; long names are cut to fit."""
     name = os.fsencode(target.name)
     room = _LONGEST_NAME_BYTES - len("..replaced-") - 8
