@@ -62,7 +62,7 @@ def model_of(form: str, *, returned: bool = False) -> ir.Model:
 
 
 def key_heads(model: ir.Model, used: dict[int, int]) -> tuple[KeyHeads, ir.Value]:
-    (keys,) = (one for node in model.graph for one in node.outputs if one.name == "k")
+    (keys,) = (value for node in model.graph for value in node.outputs if value.name == "k")
     return KeyHeads(Narrowing(model, RULES), frozenset(), HEADS, used), keys
 
 
@@ -95,9 +95,9 @@ def _check_reads(group: str, model: ir.Model) -> None:
     used, expected = GROUPS[group]
     heads, keys = key_heads(model, used)
     read = heads.of(keys)
-    parts = [one for node in model.graph if node.op_type == "Split" for one in node.outputs]
+    parts = [value for node in model.graph if node.op_type == "Split" for value in node.outputs]
     before, after, *found = computed(model, keys, read, *parts)
-    assert [tuple(one.shape or ()) for one in parts] == [one.shape for one in found]
+    assert [tuple(item.shape or ()) for item in parts] == [item.shape for item in found]
     np.testing.assert_allclose(by_head(after), by_head(before)[:, expected], atol=1e-6)
     assert heads.num_heads == len(expected)
     assert read.shape is not None
@@ -118,7 +118,7 @@ def _check_cut(group: str, form: str) -> None:
     model = model_of(form)
     heads, keys = key_heads(model, used)
     heads.of(keys)
-    sizes = {tuple(one.shape) for one in model.graph.initializers.values() if one.shape}
+    sizes = {tuple(weight.shape) for weight in model.graph.initializers.values() if weight.shape}
     is_cut = form != "of a cache" and len(used) < HEADS
     assert ((8, len(used) * SIZE) in sizes) == is_cut or len(used) == HEADS
     # Nothing is split and joined where each head that is left is read once.
@@ -164,7 +164,7 @@ def test_keys_whose_heads_are_not_apart_are_refused():
 
 def test_readers_that_end_with_the_layer_do_not_keep_heads():
     model = model_of("packed", returned=True)
-    (keys,) = (one for node in model.graph for one in node.outputs if one.name == "k")
+    (keys,) = (value for node in model.graph for value in node.outputs if value.name == "k")
     model.graph.outputs.remove(keys)
     reader = ir.Node("", "Neg", [keys])
     model.graph.append(reader)
