@@ -13,7 +13,7 @@ from moh_deploy.config.strict_json import Strict
 MOST_SIZE = 2**63 - 1
 """Sizes are int64 in ONNX."""
 
-Size = Annotated[int, Field(ge=0, le=MOST_SIZE)]
+WholeSize = Annotated[int, Field(ge=0, le=MOST_SIZE)]
 PositiveSize = Annotated[int, Field(ge=1, le=MOST_SIZE)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -94,7 +94,7 @@ class DimSum(Strict):
     """
 
     dims: tuple[str, ...]
-    most: Size
+    most: WholeSize
     table: str | None = None
 
     def __str__(self) -> str:
@@ -134,7 +134,7 @@ class CachesInPlace(Strict):
     buffers: tuple[CacheBuffer, ...]
     past_length: str
     new_length: str | int
-    least_past: Size = 0
+    least_past: WholeSize = 0
     most_tokens: PositiveSize | None = None
 
 
@@ -153,9 +153,9 @@ class TextGeneration(Strict):
 
     vocab_size: PositiveSize
     context_length: PositiveSize | None = None
-    eos_token_ids: tuple[Size, ...] = ()
-    bos_token_id: Size | None = None
-    pad_token_id: Size | None = None
+    eos_token_ids: tuple[WholeSize, ...] = ()
+    bos_token_id: WholeSize | None = None
+    pad_token_id: WholeSize | None = None
     model_type: str | None = None
 
 

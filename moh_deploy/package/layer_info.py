@@ -10,7 +10,7 @@ from pydantic import Field
 from moh_deploy.config.strict_json import Strict
 from moh_deploy.ops.op_names import AttentionOp
 from moh_deploy.ops.routers import FORMS
-from moh_deploy.package.interface import Dtype, PositiveSize, Size
+from moh_deploy.package.interface import Dtype, PositiveSize, WholeSize
 
 Choice = Literal["dense", "sparse", "projected"]
 """How a replaced layer is run: every head by its function bodies; the chosen heads by a kernel; the
@@ -32,7 +32,7 @@ class SizeRange(Strict):
     """
 
     size: str
-    at_most: Size
+    at_most: WholeSize
     choice: Choice
 
 
@@ -98,8 +98,8 @@ class LayerInfo(Strict):
     num_heads: _Heads
     num_kv_heads: PositiveSize | None
     head_dim: PositiveSize | None
-    num_shared_heads: Size | None
-    top_k: Size | None
+    num_shared_heads: WholeSize | None
+    top_k: WholeSize | None
     router: _Router
     router_replaced: bool
     replaced: bool
@@ -117,4 +117,4 @@ class LayerInfo(Strict):
     ranges: tuple[SizeRange, ...] = ()
     router_types: RouterTypes | None = None
     attention: str | None = None
-    closed_heads: tuple[Size, ...] = ()
+    closed_heads: tuple[WholeSize, ...] = ()

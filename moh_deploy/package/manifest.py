@@ -17,9 +17,9 @@ from moh_deploy.package.interface import (
     Call,
     DimSum,
     PositiveSize,
-    Size,
     TensorInfo,
     TextGeneration,
+    WholeSize,
 )
 from moh_deploy.package.layer_info import LayerInfo
 
@@ -85,7 +85,7 @@ class Proof(Strict):
     # NaN stands where a result was none, or where no decision was clear enough to be counted.
     max_abs_error: Annotated[float, AfterValidator(lambda error: _in_range(error, math.inf))]
     routing_agreement: Annotated[float, AfterValidator(lambda share: _in_range(share, 1))]
-    sizes: tuple[dict[str, Size], ...]
+    sizes: tuple[dict[str, WholeSize], ...]
 
 
 def _in_range(number: float, most: float) -> float:
@@ -121,7 +121,7 @@ class Tuning:
     runtime: str | None = None
     threads: PositiveSize | None = None
     clock: str | None = None
-    sizes: tuple[dict[str, Size], ...] = ()
+    sizes: tuple[dict[str, WholeSize], ...] = ()
     weights: tuple[Amount, ...] = ()
     layer_ms: tuple[tuple[dict[str, Amount], ...], ...] = ()
     model_ms: tuple[dict[str, Amount], ...] = ()
@@ -276,12 +276,12 @@ class Manifest(Strict):
     layers: tuple[LayerInfo, ...]
     ops: dict[str, int]
     opset: int
-    total_flops: Size | None
+    total_flops: WholeSize | None
     precision: Annotated[str, Field(pattern=f"^(int4|int8|{'|'.join(FLOATS)})$")]
     checkpoint_sha256: str | None
     made_with: dict[str, str]
     proof: Proof | None = None
-    dim_ranges: dict[str, tuple[Size, Size | None]] = field(default_factory=dict)
+    dim_ranges: dict[str, tuple[WholeSize, WholeSize | None]] = field(default_factory=dict)
     dim_sums: tuple[DimSum, ...] = ()
     compute_type: ComputeType = "float32"
     tuning: Tuning | None = None

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from moh_deploy.errors import PackageError
 from moh_deploy.package.manifest import FORMAT_VERSION, Manifest
-from moh_deploy.package.manifest_sense import EXPORT_AGAIN, check_sense
+from moh_deploy.package.manifest_sense import GET_AGAIN, check_sense
 from moh_deploy.system.bounded_file import sha256_of_json
 from moh_deploy.system.bounded_json import has_keys, read_json
 
@@ -42,7 +42,7 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         # Damage is called damage, and not a strange value.
         if not is_damaged or error.errors()[0]["type"] not in _OF_VALUES:
-            raise PackageError(f"{path}: {_first_problem(error)}.", hint=EXPORT_AGAIN) from error
+            raise PackageError(f"{path}: {_first_problem(error)}.", hint=GET_AGAIN) from error
     else:
         if not is_damaged:
             check_sense(path, manifest)

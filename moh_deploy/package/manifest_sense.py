@@ -27,7 +27,7 @@ from moh_deploy.system.bounded_file import is_plain_name
 Problem = tuple[str, str]
 """A key path, and what is wrong there."""
 
-EXPORT_AGAIN = "Export the model again, or get the package again from where it was made."
+GET_AGAIN = "Export the model again, or get the package again from where it was made."
 
 
 def check_sense(path: Path, manifest: Manifest) -> None:
@@ -40,7 +40,7 @@ def check_sense(path: Path, manifest: Manifest) -> None:
     for key, problem in _problems(manifest):
         raise PackageError(
             f"{path}: key '{key}': {problem}.",
-            hint=EXPORT_AGAIN,
+            hint=GET_AGAIN,
         )
 
 
