@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -32,7 +31,13 @@ def read_manifest(path: Path) -> Manifest:
     """
     content = _read(path)
     # First of all: keys of another version must not be reported as mistakes.
-    _check_format_version(path, content)
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise PackageError(
+            f"{path}: format_version is {_shown(version)}, this version of moh-deploy supports"
+            f" {FORMAT_VERSION}.",
+            hint="Export the model again, or use the moh-deploy that made the package.",
+        )
     written = content.pop(_DIGEST, None)  # packages of before there was a digest have none
     found = sha256_of_json(content)
     is_damaged = written is not None and written != found
@@ -96,21 +101,11 @@ def _read(path: Path) -> dict[str, object]:
     return content
 
 
-def _check_format_version(path: Path, content: Mapping[str, object]) -> None:
-    """Look at the version before anything else: another version may have other keys."""
-    found = content.get("format_version")
-    if found != FORMAT_VERSION:
-        raise PackageError(
-            f"{path}: format_version is {_shown(found)}, this version of moh-deploy supports"
-            f" {FORMAT_VERSION}.",
-            hint="Export the model again, or use the moh-deploy that made the package.",
-        )
-
-
 def _first_problem(error: ValidationError) -> str:
     # One problem is enough to act on.
     problem = error.errors(include_url=False)[0]
-    key = _key_path(problem["loc"])
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]]
+    key = "".join(parts).removeprefix(".")
     kind = problem["type"]
     if kind == "missing":
         return f"key '{key}' is missing"
@@ -127,10 +122,3 @@ def _shown(value: object) -> str:
 
 
 _LONGEST_SHOWN = 200
-
-
-def _key_path(location: tuple[int | str, ...]) -> str:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return path.removeprefix(".")
