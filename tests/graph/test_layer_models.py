@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 import onnxruntime as ort
 import pytest
+from onnx import parser
 
 from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.choose_layers import choose_layers
@@ -35,9 +36,9 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
 
 def test_layer_by_itself_computes_what_it_does_in_the_model(tmp_path: Path):
     package = write_two_layers(tmp_path / "package")
-    model, (one,) = ir.load(package.model_path), package.vectors
+    model, (recorded,) = ir.load(package.model_path), package.vectors
     assert fed_names(model, LAYERS[0]) == ("x", "gates_0")
-    feeds = {"x": one.inputs["x"], "gates_0": one.gates[0]}
+    feeds = {"x": recorded.inputs["x"], "gates_0": recorded.gates[0]}
     for choice in ("sparse", "dense"):
         choose_layers(model, [replace(LAYERS[0], choice=choice)])
         alone = layer_model(model, LAYERS[0], [feeds])
@@ -64,20 +65,18 @@ def test_sizes_that_differ_among_inputs_are_open(tmp_path: Path):
 def test_weights_come_along_with_what_makes_them(tmp_path: Path, external: bool):
     """Keys are a constant, made by a Transpose of an initializer."""
     weight = np.random.default_rng(0).standard_normal((2, 8, 3)).astype(np.float32)
+    whole = parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 20, "moh" : 1]>
+        g (float[b, s, 8] x, float[b, s, 4] gates) => (float[b, s, 8] y) {
+            keys = Transpose <perm = [0, 2, 1]> (weight)
+            y = moh.MoHAttention (x, keys, keys, gates)
+        }"""
+    )
     node = make_node("MoHAttention", ["x", "keys", "keys", "gates"], ["y"], **ATTRIBUTES)
     node.name = LAYER.node or ""
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Transpose", ["weight"], ["keys"], perm=[0, 2, 1]), node],
-        "g",
-        [
-            onnx.helper.make_tensor_value_info("x", 1, ["b", "s", 8]),
-            onnx.helper.make_tensor_value_info("gates", 1, ["b", "s", 4]),
-        ],
-        [onnx.helper.make_tensor_value_info("y", 1, ["b", "s", 8])],
-        [onnx.numpy_helper.from_array(weight, "weight")],
-    )
-    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("moh", 1)]
-    whole = onnx.helper.make_model(graph, functions=[BODY], opset_imports=opsets, ir_version=10)
+    whole.graph.node[1].CopyFrom(node)
+    whole.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+    whole.functions.append(BODY)
     path = tmp_path / "model.onnx"
     onnx.save(whole, path, save_as_external_data=external, size_threshold=0)
     rng = np.random.default_rng(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -145,8 +145,7 @@ def logits_of(count: int) -> Callable[[onnx.GraphProto], object]:
     return run
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A pass, a model that it changes, and one that it leaves as it is; None for no such model."""
 
     run: Edit
@@ -154,19 +153,15 @@ class Case:
     leaves: Make | None
 
 
-def again(run: Edit, make: Make) -> Make:
-    """A model on which the pass has run already."""
+def repeated(run: Edit, make: Make) -> Case:
+    """A pass that leaves a model as it is on which it has run already."""
 
-    def made() -> ir.Model:
+    def again() -> ir.Model:
         model = make()
         run(model)
         return model
 
-    return made
-
-
-def repeated(run: Edit, make: Make) -> Case:
-    return Case(run, make, again(run, make))
+    return Case(run, make, again)
 
 
 FED = {"gates_0": np.dtype(np.float32)}

@@ -87,44 +87,36 @@ def by_head(keys: Array) -> Array:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_attention_reads_the_keys_of_its_heads(group: str):
-    for form, returned in itertools.product(FORMS, (False, True)):
-        _check_reads(group, model_of(form, returned=returned))
-
-
-def _check_reads(group: str, model: ir.Model) -> None:
     used, expected = GROUPS[group]
-    heads, keys = key_heads(model, used)
-    read = heads.of(keys)
-    parts = [value for node in model.graph if node.op_type == "Split" for value in node.outputs]
-    before, after, *found = computed(model, keys, read, *parts)
-    assert [tuple(item.shape or ()) for item in parts] == [item.shape for item in found]
-    np.testing.assert_allclose(by_head(after), by_head(before)[:, expected], atol=1e-6)
-    assert heads.num_heads == len(expected)
-    assert read.shape is not None
-    assert tuple(read.shape) == after.shape
     # Groups of the smallest size: with a head fewer they would not be of one size.
     assert all(used[head] % expected.count(head) == 0 for head in used)
     assert len({used[head] // expected.count(head) for head in used}) == 1
+    for form, returned in itertools.product(FORMS, (False, True)):
+        model = model_of(form, returned=returned)
+        heads, keys = key_heads(model, used)
+        read = heads.of(keys)
+        parts = [value for node in model.graph if node.op_type == "Split" for value in node.outputs]
+        before, after, *found = computed(model, keys, read, *parts)
+        assert [tuple(part.shape or ()) for part in parts] == [array.shape for array in found]
+        np.testing.assert_allclose(by_head(after), by_head(before)[:, expected], atol=1e-6)
+        assert heads.num_heads == len(expected)
+        assert tuple(read.shape or ()) == after.shape
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_heads_that_nothing_reads_are_not_computed(group: str):
-    for form in FORMS:
-        _check_cut(group, form)
-
-
-def _check_cut(group: str, form: str) -> None:
     used, _ = GROUPS[group]
-    model = model_of(form)
-    heads, keys = key_heads(model, used)
-    heads.of(keys)
-    sizes = {tuple(weight.shape) for weight in model.graph.initializers.values() if weight.shape}
-    is_cut = form != "of a cache" and len(used) < HEADS
-    assert ((8, len(used) * SIZE) in sizes) == is_cut or len(used) == HEADS
-    # Nothing is split and joined where each head that is left is read once.
-    split = [node for node in model.graph if node.op_type == "Split"]
-    once = heads.num_heads == len(used)
-    assert len(split) == (0 if once and (is_cut or len(used) == HEADS) else 1)
+    for form in FORMS:
+        model = model_of(form)
+        heads, keys = key_heads(model, used)
+        heads.of(keys)
+        sizes = {tuple(weight.shape or ()) for weight in model.graph.initializers.values()}
+        is_cut = form != "of a cache" and len(used) < HEADS
+        assert ((8, len(used) * SIZE) in sizes) == is_cut or len(used) == HEADS
+        # Nothing is split and joined where each head that is left is read once.
+        split = [node for node in model.graph if node.op_type == "Split"]
+        once = heads.num_heads == len(used)
+        assert len(split) == (0 if once and (is_cut or len(used) == HEADS) else 1)
 
 
 def test_notes_say_why_heads_are_repeated_or_stay():
