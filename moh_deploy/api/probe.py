@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import OnnxPackage, Runtime, check_replaceable
-from moh_deploy.package.replace_corpus import replace_corpus
+from moh_deploy.package.writer import replace_corpus
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import runtime_for

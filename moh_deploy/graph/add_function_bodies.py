@@ -15,9 +15,7 @@ def import_domains(model: ir.Model) -> bool:
     """Import the domains in which a model has functions of ours, and `moh`; drop others of ours."""
     before = dict(model.opset_imports)
     used = {domain for domain, name, _ in model.functions if is_moh_op(domain, name)}
-    for domain in [
-        opset_import for opset_import in model.opset_imports if base_domain(opset_import)
-    ]:
+    for domain in filter(base_domain, before):
         del model.opset_imports[domain]
     for domain in sorted({KERNEL_DOMAIN, *used}):
         model.opset_imports[domain] = VERSION
@@ -32,30 +30,42 @@ def add_function_bodies(model: ir.Model, *, opset: int) -> bool:
     """
     bodies = len(model.functions)
     for spec in OPS.values():
+        own = (spec.domain, spec.name)
         # Key of each body to its number, by first use: 1 is `moh`, 2 is `moh.2`.
         numbers: dict[str, int] = {}
-        for node in _nodes_of(model, spec):
+        for node in [n for n in model.graph.all_nodes() if (n.domain, n.op_type) == own]:
             # Nodes of one variant share a body; a variant is all that a body depends on.
-            key = spec.variant(types_of_inputs(node), own_attributes(spec, node)).key()
-            number = numbers.setdefault(key, len(numbers) + 1)
+            types, attributes = types_of_inputs(node), own_attributes(spec, node)
+            number = numbers.setdefault(spec.variant(types, attributes).key(), len(numbers) + 1)
             node.domain = numbered_domain(spec.domain, number)
-            _add(model, spec, node, opset)
+            add_body(model, spec, node, types, attributes, opset=opset)
     return import_domains(model) or len(model.functions) > bodies
 
 
-def _nodes_of(model: ir.Model, spec: OpSpec) -> list[ir.Node]:
-    own = (spec.domain, spec.name)
-    return [node for node in model.graph.all_nodes() if (node.domain, node.op_type) == own]
+def add_body(
+    model: ir.Model,
+    spec: OpSpec,
+    node: ir.Node,
+    types: TensorTypes,
+    attributes: Attributes,
+    *,
+    opset: int,
+) -> None:
+    """Add the body of a node, unless its domain has it: bodies are found by domain and name."""
+    if node.op_identifier() not in model.functions:
+        proto = spec.function(types, attributes, opset=opset)
+        proto.domain = node.domain
+        function = ir.serde.deserialize_function(proto)
+        model.functions[function.identifier()] = function
 
 
-def _add(model: ir.Model, spec: OpSpec, node: ir.Node, opset: int) -> None:
-    # The key is domain and name, which is why every body has a domain of its own.
-    if node.op_identifier() in model.functions:
-        return
-    proto = spec.function(types_of_inputs(node), own_attributes(spec, node), opset=opset)
-    proto.domain = node.domain
-    function = ir.serde.deserialize_function(proto)
-    model.functions[function.identifier()] = function
+def drop_bodies(model: ir.Model) -> None:
+    """Take the bodies of our nodes away, which stand in `moh` then, to be written anew."""
+    for key in [key for key in model.functions if is_moh_op(*key[:2])]:
+        del model.functions[key]
+    for node in model.graph.all_nodes():
+        if is_moh_op(node.domain, node.op_type):
+            node.domain = KERNEL_DOMAIN
 
 
 def types_of_inputs(node: ir.Node) -> TensorTypes:

@@ -19,20 +19,19 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import version_converter
 
-from moh_deploy.config.dims import DimExpr
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.graph.add_function_bodies import add_function_bodies
+from moh_deploy.graph.add_function_bodies import add_function_bodies, drop_bodies
 from moh_deploy.graph.growing_caches import (
     CacheLengths,
     GrowingCache,
     cache_lengths,
     growing_caches,
+    parsed,
 )
-from moh_deploy.graph.load_model import infer_types
+from moh_deploy.graph.load_model import infer_types, store_array
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops import MOH_ATTENTION, is_moh_op
 from moh_deploy.ops.attention_shapes import ATTN_MASK, NONPAD_KV_SEQLEN
-from moh_deploy.ops.op_names import KERNEL_DOMAIN
 from moh_deploy.package import CacheBuffer, CachesInPlace, Manifest, VectorSet
 from moh_deploy.package.cache_buffers import BUFFER
 
@@ -69,44 +68,30 @@ def put_caches_in_place(
     # `choose_layers` brings the switches back, behind all that is changed here.
     without_switches(model)
     infer_types(model)
-    _to_opset(model)
+    # Bodies are of one opset with the model, and are written anew: a converter would inline them.
+    drop_bodies(model)
+    if model.opset_imports.get("", 0) < OPSET:
+        version_converter.convert_version(model, OPSET)
     caches = growing_caches(model, manifest)
     lengths = cache_lengths(caches, manifest, vectors)
     _Edit(model, caches, lengths).run()
     add_function_bodies(model, opset=model.opset_imports[""])
+    past, new = lengths.past_dim, lengths.new_length
+    least, longest = manifest.dim_ranges.get(past, (0, None))
+    # What limits the length of a cache limits how much of a buffer may be used.
+    limits = [dim_sum.most for dim_sum in manifest.dim_sums if set(dim_sum.dims) == {past, new}]
+    if longest is not None:
+        limits.append(longest + (new if isinstance(new, int) else 0))
     return CachesInPlace(
         buffers=tuple(
             CacheBuffer(cache.past.name or "", cache.present.name or "", cache.axis)
             for cache in caches
         ),
         past_length=lengths.past_length,
-        new_length=lengths.new_length,
-        least_past=manifest.dim_ranges.get(lengths.past_dim, (0, None))[0],
-        most_tokens=_most_tokens(manifest, lengths),
+        new_length=new,
+        least_past=least,
+        most_tokens=min(limits, default=None),
     )
-
-
-def _most_tokens(manifest: Manifest, lengths: CacheLengths) -> int | None:
-    """Return how many tokens a cache may hold: what limits its length limits a buffer's use."""
-    past, new = lengths.past_dim, lengths.new_length
-    sums = [dim_sum.most for dim_sum in manifest.dim_sums if set(dim_sum.dims) == {past, new}]
-    longest = manifest.dim_ranges.get(past, (0, None))[1]
-    alone = [] if longest is None else [longest + (new if isinstance(new, int) else 0)]
-    return min([*sums, *alone], default=None)
-
-
-def _to_opset(model: ir.Model) -> None:
-    """Bring standard operators to an opset with TensorScatter; MoH nodes lose their bodies."""
-    # Bodies are of one opset with the model, and are written anew: a converter would inline them.
-    for identifier in [
-        function for function in model.functions if is_moh_op(function[0], function[1])
-    ]:
-        del model.functions[identifier]
-    for node in model.graph.all_nodes():
-        if is_moh_op(node.domain, node.op_type):
-            node.domain = KERNEL_DOMAIN
-    if model.opset_imports.get("", 0) < OPSET:
-        version_converter.convert_version(model, OPSET)
 
 
 @dataclass
@@ -134,17 +119,25 @@ class _Edit:
         # A call adds as many tokens to each: those of the first are computed before any are read.
         new = cache.joined.inputs[1]
         assert new is not None
-        added = self._before(
-            cache.joined, "Shape", [new], "added", start=cache.axis, end=cache.axis + 1
-        )
+        tokens = {"start": cache.axis, "end": cache.axis + 1}
+        added = self._before(cache.joined, "Shape", [new], "added", **tokens)
         total = self._before(cache.joined, "Add", [past, added], "total")
         filled = self._before(cache.joined, "Expand", [total, batch], "filled")
         filled.shape = filled_shape
-        places = self._before(
-            cache.joined, "Shape", [cache.past], "places", start=cache.axis, end=cache.axis + 1
-        )
+        places = self._before(cache.joined, "Shape", [cache.past], "places", **tokens)
         room = self._before(cache.joined, "Sub", [places, total], "room")
-        attentions = self._attentions()
+        # Attention whose keys and values are caches, with tokens where the op has them.
+        axes = {cache.present: cache.axis for cache in self.caches}
+        attentions = [
+            node
+            for node in self.model.graph
+            if is_moh_op(node.domain, node.op_type)
+            and node.op_type == MOH_ATTENTION.name
+            and all(
+                value in axes and axes[value] == len(value.shape or ()) - 2
+                for value in node.inputs[_KEY : _VALUE + 1]
+            )
+        ]
         buffers = {cache.present: self._write(cache, write) for cache in self.caches}
         # Attention takes buffers; whatever else reads a cache, what is filled of it.
         for node in attentions:
@@ -178,27 +171,13 @@ class _Edit:
         pasts = [cache.past for cache in self.caches]
         for value in self.model.graph.inputs:
             for axis, dim in enumerate(() if value in pasts else value.shape or ()):
-                expr = None if isinstance(dim, int) else _parsed(dim.value)
+                expr = None if isinstance(dim, int) else parsed(dim.value)
                 if expr is not None and expr.name == name and expr.multiplier == 1:
                     size = self._before(first, "Shape", [value], name, start=axis, end=axis + 1)
                     offset = self._number(expr.offset)
                     more = [size, offset]
                     return self._before(first, "Sub", more, name) if expr.offset else size
         raise PackageError(f"model.onnx has no input with the dimension '{name}'.")
-
-    def _attentions(self) -> list[ir.Node]:
-        """Return the nodes whose keys and values are caches, with tokens where the op has them."""
-        axes = {cache.present: cache.axis for cache in self.caches}
-        return [
-            node
-            for node in self.model.graph
-            if is_moh_op(node.domain, node.op_type)
-            and node.op_type == MOH_ATTENTION.name
-            and all(
-                value in axes and axes[value] == len(value.shape or ()) - 2
-                for value in node.inputs[_KEY : _VALUE + 1]
-            )
-        ]
 
     def _write(self, cache: GrowingCache, write: ir.Value) -> ir.Value:
         """Write new tokens into the buffer, which becomes the output; return it."""
@@ -293,12 +272,7 @@ class _Edit:
         """Return a constant of shape [1]."""
         name = f"{_PREFIX}.{number}"
         known = self.model.graph.initializers.get(name)
-        if known is not None:
-            return known
-        tensor = ir.Tensor(np.array([number], np.int64), name=name)
-        value = ir.Value(name=name, type=_INT64, shape=ir.Shape([1]), const_value=tensor)
-        self.model.graph.register_initializer(value)
-        return value
+        return known or store_array(self.model.graph, name, np.array([number], np.int64))
 
     def _before(
         self,
@@ -317,10 +291,3 @@ class _Edit:
             node, ir.node(op, inputs, attributes, outputs=[made], name=name)
         )
         return made
-
-
-def _parsed(text: str | None) -> DimExpr | None:
-    try:
-        return None if text is None else DimExpr.parse(text, place="an input")
-    except ConfigError:
-        return None

@@ -40,7 +40,7 @@ def change_top_k(
     """
     nodes = {node.name: node for node in model.graph if node.name}
     graph = onnx.GraphProto(node=map(ir.serde.serialize_node, model.graph))
-    makers = makers_of(graph)
+    makers = makers_of(graph.node)
     found = []
     for layer, name in zip(layers, router_nodes(graph, tuple(layers)), strict=True):
         node = None if name is None else nodes[name]

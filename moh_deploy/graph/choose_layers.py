@@ -6,7 +6,7 @@ runtime for these sizes only may want it: `choose_layers(model, at_sizes(layers,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from moh_deploy.package import (
     MODEL_DATA_NAME,
     MODEL_NAME,
     LayerInfo,
-    NodeRule,
     OnnxPackage,
     PackageWriter,
     Runtime,
@@ -45,7 +44,11 @@ def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
     Raises:
         PackageError: The model lacks the node of a layer.
     """
-    rules, places = node_rules(layers), _places(model)
+    rules, places = (
+        node_rules(layers),
+        {node.name: base_domain(node.domain) or "" for node in _custom_nodes(model)}
+        | switch_rules_of(model),
+    )
     # Before anything is changed: the caller's model stays whole where the manifest is wrong.
     for name in rules:
         if name not in places:
@@ -55,7 +58,10 @@ def choose_layers(model: ir.Model, layers: Sequence[LayerInfo]) -> bool:
         return False
     # Out of their branches first: what is moved stands in the main graph.
     without_switches(model)
-    _move(model, rules)
+    for node in _custom_nodes(model):
+        rule = rules.get(node.name or "")
+        if rule is not None:  # one of several domains is in `moh` for now
+            node.domain = with_base(node.domain, rule.domain or KERNEL_DOMAIN)
     # Behind the move: a switch copies the node with the domain that it has.
     with_switches(model, rules)
     _arrange_bodies(model)
@@ -73,20 +79,6 @@ def ops_of(model: ir.Model) -> dict[str, int]:
         for domain, name in used
         if name == spec.name and base_domain(domain)
     }
-
-
-def _places(model: ir.Model) -> dict[str | None, str]:
-    """Return where each node is, as the text of a rule."""
-    places = {node.name: base_domain(node.domain) or "" for node in _custom_nodes(model)}
-    return places | switch_rules_of(model)
-
-
-def _move(model: ir.Model, rules: Mapping[str, NodeRule]) -> None:
-    """Give each node its domain; `moh` for now if it has several."""
-    for node in _custom_nodes(model):
-        rule = rules.get(node.name or "")
-        if rule is not None:
-            node.domain = with_base(node.domain, rule.domain or KERNEL_DOMAIN)
 
 
 def _custom_nodes(model: ir.Model) -> list[ir.Node]:

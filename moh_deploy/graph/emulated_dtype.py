@@ -37,8 +37,15 @@ _ELEMENT: Mapping[EmulatedDtype, int] = {
 
 def computes_in(model: onnx.ModelProto, dtype: EmulatedDtype) -> bool:
     """Tell whether an operator of the graph reads or makes this dtype."""
-    element = _ELEMENT[dtype]
-    if not _mentions(model.graph, element):  # Most models do not, and inferring types takes time.
+    element, graph = _ELEMENT[dtype], model.graph
+    # Most models mention it nowhere, and inferring types takes time.
+    values = (*graph.input, *graph.output)
+    attributes = (attribute for node in all_nodes(graph) for attribute in node.attribute)
+    if not (
+        any(weight.data_type == element for weight in graph.initializer)
+        or any(value.type.tensor_type.elem_type == element for value in values)
+        or any(attr.i == element or attr.t.data_type == element for attr in attributes)
+    ):
         return False
     types = _element_types(model)
     return any(
@@ -46,19 +53,6 @@ def computes_in(model: onnx.ModelProto, dtype: EmulatedDtype) -> bool:
         for node in all_nodes(model.graph)
         if node.op_type not in _NATIVE
         for name in (*node.input, *node.output)
-    )
-
-
-def _mentions(graph: onnx.GraphProto, element: int) -> bool:
-    values = (*graph.input, *graph.output)
-    return (
-        any(weight.data_type == element for weight in graph.initializer)
-        or any(value.type.tensor_type.elem_type == element for value in values)
-        or any(
-            attribute.i == element or attribute.t.data_type == element
-            for node in all_nodes(graph)
-            for attribute in node.attribute
-        )
     )
 
 
@@ -109,26 +103,19 @@ def _emulate(graph: onnx.GraphProto, low: set[str], element: int, depth: int = 0
             nodes.append(_cast(name, wide[name], TensorProto.FLOAT))
         # The rounded result takes the value's name, so readers and outputs find what they look for.
         rounded = [name for name in node.output if name in low]
-        nodes.append(_in_float32(node, wide, low, element))
-        nodes += [_cast(_exact(name), name, element) for name in rounded]
+        node.input[:] = [wide[name] if name in low else name for name in node.input]
+        node.output[:] = [_exact(name) if name in low else name for name in node.output]
+        for attribute in node.attribute:
+            # An operator that makes values of this dtype would else still make the low one.
+            if attribute.name in _DTYPE_ATTRIBUTES and attribute.i == element:
+                attribute.i = TensorProto.FLOAT
+            if attribute.HasField("t") and attribute.t.data_type == element:
+                value = numpy_helper.to_array(attribute.t).astype(np.float32)
+                attribute.t.CopyFrom(numpy_helper.from_array(value))
+        nodes += [node, *(_cast(_exact(name), name, element) for name in rounded)]
     del graph.node[:]
     graph.node.extend(nodes)
     return modified
-
-
-def _in_float32(
-    node: onnx.NodeProto, wide: Mapping[str, str], low: set[str], element: int
-) -> onnx.NodeProto:
-    node.input[:] = [wide[name] if name in low else name for name in node.input]
-    node.output[:] = [_exact(name) if name in low else name for name in node.output]
-    for attribute in node.attribute:
-        # An operator that makes values of an attribute's dtype would else still make the low one.
-        if attribute.name in _DTYPE_ATTRIBUTES and attribute.i == element:
-            attribute.i = TensorProto.FLOAT
-        if attribute.HasField("t") and attribute.t.data_type == element:
-            value = numpy_helper.to_array(attribute.t).astype(np.float32)
-            attribute.t.CopyFrom(numpy_helper.from_array(value))
-    return node
 
 
 def _cast(name: str, output: str, to: int) -> onnx.NodeProto:
@@ -142,33 +129,29 @@ def _exact(name: str) -> str:
 
 def _element_types(model: onnx.ModelProto) -> Mapping[str, int]:
     """Return the dtype of each value of the graph and of the branches in it."""
-    # Data propagation finds shapes that are computed from sizes.
-    inferred = shape_inference.infer_shapes(_light(model), check_type=False, data_prop=True)
-    return dict(_types(inferred.graph))
-
-
-def _light(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model without the numbers of its weights: types hang on none of them."""
-    graph = onnx.GraphProto(
-        name=model.graph.name,
-        node=model.graph.node,
-        input=model.graph.input,
-        output=model.graph.output,
-        value_info=model.graph.value_info,
-        initializer=map(_without_numbers, model.graph.initializer),
+    graph = model.graph
+    # Without the numbers of weights: types hang on none, and shapes on those of small ones alone.
+    weights = (
+        weight
+        if math.prod(weight.dims) <= _SMALL
+        else onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
+        for weight in graph.initializer
     )
-    return onnx.ModelProto(
+    light = onnx.ModelProto(
         ir_version=model.ir_version,
         opset_import=model.opset_import,
         functions=model.functions,
-        graph=graph,
+        graph=onnx.GraphProto(
+            name=graph.name,
+            node=graph.node,
+            input=graph.input,
+            output=graph.output,
+            value_info=graph.value_info,
+            initializer=weights,
+        ),
     )
-
-
-def _without_numbers(weight: onnx.TensorProto) -> onnx.TensorProto:
-    if math.prod(weight.dims) <= _SMALL:  # maybe a shape, which shapes of values hang on
-        return weight
-    return onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
+    # Data propagation finds shapes that are computed from sizes.
+    return dict(_types(shape_inference.infer_shapes(light, data_prop=True).graph))
 
 
 def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, int]]:

@@ -95,14 +95,23 @@ def keep_gates(model: ir.Model, translated: Sequence[TranslatedLayer]) -> tuple[
     gates = list(graph.outputs[first : first + len(translated)])
     views = iter(list(graph.outputs[first + len(translated) :]))
     names = layer_names([layer.path for layer in translated])
-    attention = iter(_attentions(graph, count=sum(layer.replaced for layer in translated)))
+    found = [node for node in graph if node.op_type in ATTENTION_OPS]
+    count = sum(layer.replaced for layer in translated)
+    if len(found) < count:
+        raise ExportError(
+            f"{count} layers have {len(found)} attentions in what torch.onnx has made: it merges"
+            " modules of equal weights that read the same.",
+            hint="Run one of them where both compute the same, or give them weights of their own.",
+        )
+    attention = iter(found)
     routers: set[ir.Node] = set()
     layers: list[LayerNames] = []
     for name, value, translated_layer in zip(names, gates, translated, strict=True):
-        _rename(graph, value, f"{name}.gates")
         view = next(views) if translated_layer.viewed else None
-        if view is not None:
-            _rename(graph, view, f"{name}.attention")
+        for named, kind in ((value, "gates"), (view, "attention")):
+            if named is not None:
+                free_name(graph, f"{name}.{kind}")  # a layer's parameter may be called so, too
+                named.name = f"{name}.{kind}"
         node = next(attention) if translated_layer.replaced else None
         layers.append(
             LayerNames(
@@ -120,17 +129,6 @@ def keep_gates(model: ir.Model, translated: Sequence[TranslatedLayer]) -> tuple[
     return tuple(layers)
 
 
-def _attentions(graph: ir.Graph, *, count: int) -> list[ir.Node]:
-    found = [node for node in graph if node.op_type in ATTENTION_OPS]
-    if len(found) < count:
-        raise ExportError(
-            f"{count} layers have {len(found)} attentions in what torch.onnx has made: it merges"
-            " modules of equal weights that read the same.",
-            hint="Run one of them where both compute the same, or give them weights of their own.",
-        )
-    return found
-
-
 def layer_names(paths: Sequence[str]) -> list[str]:
     """Return unique names: `attn`, and `attn#2` where that layer runs for the second time."""
     seen: dict[str, int] = {}
@@ -141,12 +139,6 @@ def layer_names(paths: Sequence[str]) -> list[str]:
         # A module that runs twice is two layers with gates of their own.
         names.append(base if seen[base] == 1 else f"{base}#{seen[base]}")
     return names
-
-
-def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    # A layer's parameter may be called `gates`, too.
-    free_name(graph, name)
-    value.name = name
 
 
 def _named(node: ir.Node | None, layer: str) -> str | None:
@@ -162,9 +154,8 @@ def _query_projection(attention: ir.Node | None) -> ir.Node | None:
     return maker if maker is not None and maker.op_type == op_names.QUERY_PROJECTION else None
 
 
-def _output_projection(attention: ir.Node | None) -> ir.Node | None:
-    """The projection that alone reads the attention, perhaps rearranged."""
-    node = attention
+def _output_projection(node: ir.Node | None) -> ir.Node | None:
+    """Return the projection that alone reads an attention, perhaps rearranged."""
     while node is not None and node.op_type != op_names.OUTPUT_PROJECTION:
         readers = node.outputs[0].consumers()
         follows = len(readers) == 1 and readers[0].op_type in (op_names.OUTPUT_PROJECTION, *_VIEWS)
@@ -173,12 +164,9 @@ def _output_projection(attention: ir.Node | None) -> ir.Node | None:
 
 
 def _router(gates: ir.Value, named: set[ir.Node]) -> ir.Node | None:
-    """The router that makes the gates, perhaps weighed and rearranged, unless an earlier layer has
-    it."""
-    # Backwards along first inputs: a MoHRouter's gates always are the first input of what weighs
-    # them.
+    """Return the router that makes the gates, unless an earlier layer has it."""
+    # Backwards through what weighs, moves or casts gates: they always are its first input.
     node = gates.producer()
-    # Through what weighs, moves or casts gates, up to the router.
     while node is not None and node.op_type in (*_VIEWS, *WEIGHING, "Cast"):
         source = node.inputs[0]
         node = None if source is None else source.producer()
@@ -206,25 +194,16 @@ def restore_output_types(model: ir.Model, dtypes: Sequence[ir.DataType]) -> bool
     wrong = [i for i, dtype in enumerate(dtypes) if outputs[i].dtype not in (None, dtype)]
     for index in wrong:
         value, dtype = outputs[index], dtypes[index]
-        model.graph.outputs[index] = _cast(value, dtype) or _new_cast(model.graph, value, dtype)
+        # Where readers see it rounded, their own Cast holds what the program computed.
+        casts = (node for node in value.consumers() if node.op_type == "Cast")
+        cast = next((node for node in casts if node.attributes["to"].as_int() == dtype), None)
+        if cast is None:
+            cast = ir.node("Cast", [value], {"to": dtype})
+            cast.outputs[0].dtype, cast.outputs[0].shape = dtype, value.shape
+            cast.outputs[0].name = f"{value.name}_{dtype.name.lower()}"
+            model.graph.append(cast)
+        model.graph.outputs[index] = cast.outputs[0]
     return bool(wrong)
-
-
-def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Value | None:
-    # Where readers within the graph see it rounded, the Cast that they read is the output.
-    for node in value.consumers():
-        # The readers' own Cast holds what the program computed: a new one would be the same again.
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == dtype:
-            return node.outputs[0]
-    return None
-
-
-def _new_cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    node = ir.node("Cast", [value], {"to": dtype})
-    node.outputs[0].dtype, node.outputs[0].shape = dtype, value.shape
-    node.outputs[0].name = f"{value.name}_{dtype.name.lower()}"
-    graph.append(node)
-    return node.outputs[0]
 
 
 # Name every node after the module it computes for.
@@ -245,16 +224,11 @@ def name_nodes(model: ir.Model, *, keep: frozenset[str]) -> bool:
     for node in model.graph:
         if node.name in keep or _SCOPES not in node.metadata_props:
             continue
-        name = f"{_module_path(node)}.{node.op_type}"
+        *modules, _ = ast.literal_eval(node.metadata_props[_SCOPES])
+        name = f"{modules[-1] if modules and modules[-1] else 'model'}.{node.op_type}"
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}#{seen[name]}"
     return [node.name for node in model.graph] != before
-
-
-def _module_path(node: ir.Node) -> str:
-    """`model` for the model itself."""
-    *modules, _ = ast.literal_eval(node.metadata_props[_SCOPES])
-    return (modules[-1] if modules else "") or "model"
 
 
 def name_interface(
@@ -266,15 +240,26 @@ def name_interface(
         dims: For each input, axis to dimension.
         outputs: A name for each output.
     """
-    # Compared at the end, which is simpler than watching each change.
-    before = _described(model)
+
+    def described() -> list[str]:
+        values = (*_values(model.graph), *model.graph.outputs)
+        return [f"{value.name} {value.shape}" for value in values]
+
+    before = described()  # compared at the end, which is simpler than watching each change
     # torch.onnx calls dimensions s77 and outputs after nodes. A symbol that is an input's dimension
     # gets its name everywhere, also in expressions such as `s77 + 1`.
     symbols = _symbols(model, dims)
     # All values, not just inputs: shapes of later ones are expressions of the same symbols.
     for value in _values(model.graph):
         if value.shape is not None:
-            value.shape = ir.Shape([_renamed(dim, symbols) for dim in value.shape])
+            dims_now = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+            # Word by word: shapes are expressions such as `s77 + 1`.
+            value.shape = ir.Shape(
+                _WORD.sub(lambda word: symbols.get(word[0], word[0]), dim)
+                if isinstance(dim, str)
+                else dim
+                for dim in dims_now
+            )
     for value, axes in zip(model.graph.inputs, dims, strict=True):
         assert value.shape is not None
         # Inputs get the expression that was asked for, `past+1` say, not what the exporter made.
@@ -282,17 +267,14 @@ def name_interface(
             [str(axes[axis]) if axis in axes else dim for axis, dim in enumerate(value.shape)]
         )
     _name_outputs(model.graph, outputs)
-    return _described(model) != before
+    return described() != before
 
 
-def _described(model: ir.Model) -> list[str]:
-    return [
-        f"{value.name} {value.shape}" for value in (*_values(model.graph), *model.graph.outputs)
-    ]
+_WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 def _symbols(model: ir.Model, dims: Sequence[Mapping[int, DimExpr]]) -> dict[str, str]:
-    """The exporter's symbol of each dimension, such as `s77`, to its name."""
+    """Return the exporter's symbol of each dimension, such as `s77`, to its name."""
     symbols: dict[str, str] = {}
     for value, axes in zip(model.graph.inputs, dims, strict=True):
         assert value.shape is not None
@@ -300,20 +282,11 @@ def _symbols(model: ir.Model, dims: Sequence[Mapping[int, DimExpr]]) -> dict[str
             size = getattr(value.shape[axis], "value", None)
             if not isinstance(size, str):
                 continue
-            words = re.findall(r"[A-Za-z_]\w*", size)
+            words = _WORD.findall(size)
             # `2*s77` tells the symbol of batch where `2*batch` was asked for; s77 alone does not.
             if len(words) == 1 and str(replace(expr, name=words[0])) == size.replace(" ", ""):
                 symbols[words[0]] = expr.name
     return symbols
-
-
-def _renamed(dim: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str | None:
-    if isinstance(dim, int):
-        return dim
-    if dim.value is None:
-        return None
-    # Word by word: shapes are expressions such as `s77 + 1`.
-    return re.sub(r"[A-Za-z_]\w*", lambda word: symbols.get(word[0], word[0]), dim.value)
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -331,18 +304,11 @@ def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
             value.name = f"{value.name}.inner"
     for index, name in enumerate(names):
         value = graph.outputs[index]
-        # What passes through, a constant, or the same value twice.
+        # What passes through, a constant, or the same value twice needs a value of its own.
         if value.is_graph_input() or value.is_initializer() or value in graph.outputs[:index]:
-            value = _copied(graph, value)
-            graph.outputs[index] = value
+            node = ir.Node("", "Identity", [value])
+            graph.append(node)
+            node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
+            graph.outputs[index] = value = node.outputs[0]
         free_name(graph, name)
         value.name = name
-
-
-def _copied(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """An output needs a value of its own: it cannot be an input or another output as well."""
-    node = ir.Node("", "Identity", [value])
-    graph.append(node)
-    (copy,) = node.outputs
-    copy.shape, copy.type = value.shape, value.type
-    return copy

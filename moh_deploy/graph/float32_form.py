@@ -31,9 +31,6 @@ EXACT = frozenset(
 )
 """Operators that round nothing: in float32 they keep what was made in float32, and cost little."""
 
-_AS_BEFORE = "it was in float32 before"
-_FOLLOWS = "it rounds nothing, and reads what is in float32"
-
 
 def lower_again(
     raised: ir.Model, low: LowType, computed: frozenset[str], keep: Mapping[str, str]
@@ -48,35 +45,27 @@ def lower_again(
             What reads their results and rounds nothing goes with them.
     """
     # In execution order, so that whatever follows a node is met after it.
-    model = _copy(raised)
-    float32: dict[ir.Node, str] = {}
-    kept: set[ir.Node] = set()
-    for node in model.graph:
-        name = node.outputs[0].name or ""
-        # A reader that rounds nothing would round to the low dtype only to cast back: it stays,
-        # too.
-        if name in keep or (node.op_type in EXACT and _reads(node, kept)):
-            kept.add(node)
-            float32[node] = keep.get(name, _FOLLOWS)
-        # What the first lowering had left in float32.
-        elif name not in computed:
-            float32[node] = _AS_BEFORE
-    lower_precision(model, PrecisionPlan(low, float32))
-    return model
-
-
-def _reads(node: ir.Node, kept: set[ir.Node]) -> bool:
-    return any(value is not None and value.producer() in kept for value in node.inputs)
-
-
-def _copy(model: ir.Model) -> ir.Model:
-    """A clone shares its values' types with the original, which lowering changes in place."""
-    copy = model.clone()
-    for node in copy.graph.all_nodes():
+    model = raised.clone()
+    # A clone shares its values' types with the original, which lowering changes in place.
+    for node in model.graph.all_nodes():
         for value in node.outputs:
             if value.dtype is not None:
                 value.type = ir.TensorType(value.dtype)
-    return copy
+    float32: dict[ir.Node, str] = {}
+    kept: set[ir.Node | None] = set()
+    for node in model.graph:
+        name = node.outputs[0].name or ""
+        follows = any(value is not None and value.producer() in kept for value in node.inputs)
+        # A reader that rounds nothing would round to the low dtype only to cast back: it stays,
+        # too.
+        if name in keep or (node.op_type in EXACT and follows):
+            kept.add(node)
+            float32[node] = keep.get(name, "it rounds nothing, and reads what is in float32")
+        # What the first lowering had left in float32.
+        elif name not in computed:
+            float32[node] = "it was in float32 before"
+    lower_precision(model, PrecisionPlan(low, float32))
+    return model
 
 
 LOW = ("float16", "bfloat16")
@@ -101,8 +90,15 @@ class Float32Form:
     @property
     def rounding(self) -> frozenset[str]:
         """First outputs of the nodes that round in that precision."""
-        low = (node for node in self.model.graph if node.outputs[0].name in self.raised.low)
-        return frozenset(str(node.outputs[0].name) for node in low if self._rounds(node))
+        rounding = set[str]()
+        for node in self.model.graph:
+            floats = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
+            # An operator that only moves numbers rounds if it reads an input, a weight, or a result
+            # in float32, which is cast in front of it.
+            rounds = node.op_type not in EXACT or not all(map(self._is_low, floats))
+            if node.outputs[0].name in self.raised.low and node.op_type != "Cast" and rounds:
+                rounding.add(str(node.outputs[0].name))
+        return frozenset(rounding)
 
     def lowered(self, keep: Mapping[str, str]) -> ir.Model:
         """Return the model in that precision again, without switches by size.
@@ -118,18 +114,6 @@ class Float32Form:
         types = {value.name: value.dtype for node in model.graph for value in node.outputs}
         known = {name: types[name] or ir.DataType.UNDEFINED for name in self.package.gate_names}
         return {name: np.dtype(dtype.numpy()) for name, dtype in known.items()}
-
-    def _rounds(self, node: ir.Node) -> bool:
-        """Tell whether an operator rounds: one that only moves numbers does if it reads an input, a
-        weight, or a result in float32, which is cast in front of it."""
-        if node.op_type == "Cast":
-            return False
-        floats = (
-            value for value in node.inputs if value is not None and value.dtype == ir.DataType.FLOAT
-        )
-        # An operator that only moves numbers has nothing to round if all its floats are low
-        # already.
-        return node.op_type not in EXACT or not all(map(self._is_low, floats))
 
     def _is_low(self, value: ir.Value) -> bool:
         """Tell whether a value of the float32 form is one of the lower precision, exactly."""
@@ -163,7 +147,13 @@ def float32_form(package: OnnxPackage, reference: OnnxPackage | None, scratch: P
     model = load_ir(package)
     # Rounded weights become float32, and those of the reference take the place of what rounds to
     # them.
-    raised = raise_to_float32(model, low, None if reference is None else _weights(reference))
+    weights = None
+    if reference is not None:
+        stored = load_ir(reference).graph.initializers.items()
+        weights = {
+            name: value.const_value for name, value in stored if value.const_value is not None
+        }
+    raised = raise_to_float32(model, low, weights)
     # A clone is stored, since storing puts switches by size into the graph.
     return Float32Form(store(model.clone(), package, scratch), model, raised, low)
 
@@ -190,19 +180,12 @@ def check_reference(package: OnnxPackage, reference: OnnxPackage) -> None:
             f"the reference {reference.root} is in {reference.manifest.precision}, expected a"
             " package in float32."
         )
-    ours, theirs = ([layer.path for layer in p.manifest.layers] for p in (package, reference))
+    ours, theirs = (
+        ", ".join(f"'{layer.path}'" for layer in found.manifest.layers) or "none"
+        for found in (package, reference)
+    )
     if ours != theirs:
         raise ConfigError(
-            f"the reference {reference.root} has the MoH layers {_listed(theirs)},"
-            f" {package.root} has {_listed(ours)}: it is another model."
+            f"the reference {reference.root} has the MoH layers {theirs},"
+            f" {package.root} has {ours}: it is another model."
         )
-
-
-def _listed(paths: list[str]) -> str:
-    return ", ".join(f"'{path}'" for path in paths) or "none"
-
-
-def _weights(reference: OnnxPackage) -> Mapping[str, ir.TensorProtocol]:
-    graph = load_ir(reference).graph
-    weights = {name: value.const_value for name, value in graph.initializers.items()}
-    return {name: tensor for name, tensor in weights.items() if tensor is not None}

@@ -15,11 +15,9 @@ import onnx
 from onnx import helper
 
 from moh_deploy.ops import OPS
-from moh_deploy.package.graph_nodes import all_nodes, computed_from, dense_twin, reads
+from moh_deploy.package.graph_nodes import all_nodes, computed_from, dense_twin, makers_of, reads
 from moh_deploy.package.layer_info import LayerInfo
 from moh_deploy.system.npz import Array
-
-# Cut a graph down to what makes some of its values.
 
 # Drop what an edit has left without a reader.
 
@@ -36,19 +34,6 @@ def drop_unread(graph: onnx.GraphProto) -> bool:
     del graph.node[:]
     graph.node.extend(reversed(kept))
     return dropped
-
-
-def keep_only(graph: onnx.GraphProto, values: Sequence[str]) -> bool:
-    """Make these values the outputs of a graph, and drop all that they do not need."""
-    before = [value.name for value in (*graph.output, *graph.input)]
-    del graph.output[:]
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
-    dropped = drop_unread(graph)
-    read = {name for node in graph.node for name in reads(node)}
-    kept = [value for value in graph.input if value.name in read]
-    del graph.input[:]
-    graph.input.extend(kept)
-    return dropped or [value.name for value in (*graph.output, *graph.input)] != before
 
 
 # An input of a graph that stands in for an inner value.
@@ -93,7 +78,12 @@ def unforceable_layers(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> l
 
 def gate_views(graph: onnx.GraphProto, layer: LayerInfo) -> list[onnx.NodeProto]:
     """Return the views that lead from what a router makes to the layer's gates, the last first."""
-    return _views(_makers(graph.node), layer.gates)
+    return _views(makers_of(graph.node), layer.gates)
+
+
+def routed_value(graph: onnx.GraphProto, layer: LayerInfo) -> str:
+    """Return the name of what a router makes, in front of the views that lead to the gates."""
+    return _root(gate_views(graph, layer), layer.gates)
 
 
 def force_gates(graph: onnx.GraphProto, gates: GateTypes) -> bool:
@@ -107,22 +97,20 @@ def force_gates(graph: onnx.GraphProto, gates: GateTypes) -> bool:
     # router -> root -> views -> gates   becomes   router -> root -> views -> gates.computed
     #                                             gates.forced -> views backwards -> root.fed
     # and whoever read the root, the views among them, reads root.fed.
-    makers = _makers(graph.node)
+    makers = makers_of(graph.node)
     views = {name: _views(makers, name) for name in gates}
-    # The value in front of all views: what the router made, from which attention may read another
-    # view.
-    roots = {name: chain[-1].input[0] if chain else name for name, chain in views.items()}
+    # What the router made, from which attention may read another view.
+    roots = {name: _root(chain, name) for name, chain in views.items()}
     added = [node for name in gates for node in _feed(name, roots[name], views[name])]
     # Readers of the root read what was fed; the views that led to the gates now show it, too.
     for node in all_nodes(graph):
         for index, name in enumerate(node.input):
             if name in roots.values():
                 node.input[index] = _fed(name)
-    fed: set[str] = set()
+    fed: dict[str, onnx.NodeProto] = {}
     for node in added:  # Layers may share a router; their reference gates are the same.
-        if node.output[0] not in fed:
-            fed.add(node.output[0])
-            graph.node.append(node)
+        fed.setdefault(node.output[0], node)
+    graph.node.extend(fed.values())
     for name, dtype in gates.items():
         add_input(graph, forced_gates(name), dtype)
     return bool(gates)
@@ -148,27 +136,23 @@ def _feed(name: str, root: str, views: Sequence[onnx.NodeProto]) -> Iterator[onn
     # The last view first, each with the shape that it had in front of it.
     for step, view in enumerate(views):
         back = f"{name}.back_{step}"
-        yield _backwards(view, value, back, shapes[-1 - step])
+        if view.op_type == "Transpose":
+            order = next(attribute.ints for attribute in view.attribute if attribute.name == "perm")
+            perm = np.argsort(order).tolist()
+            yield helper.make_node("Transpose", [value], [back], perm=perm)
+        else:  # keeps the order of elements. allowzero, since a batch may be empty.
+            yield helper.make_node("Reshape", [value, shapes[-1 - step]], [back], allowzero=1)
         value = back
     yield helper.make_node("Identity", [value], [_fed(root)])
-
-
-def _backwards(view: onnx.NodeProto, value: str, output: str, shape: str) -> onnx.NodeProto:
-    # Every view but a Transpose keeps the order of elements: a Reshape undoes it. allowzero, since
-    # a batch may be empty.
-    if view.op_type != "Transpose":
-        return helper.make_node("Reshape", [value, shape], [output], allowzero=1)
-    order = next(list(attribute.ints) for attribute in view.attribute if attribute.name == "perm")
-    return helper.make_node("Transpose", [value], [output], perm=np.argsort(order).tolist())
 
 
 def _reaches_attention(nodes: Sequence[onnx.NodeProto], layer: LayerInfo) -> bool:
     """Tell whether the layer's attention computes its gates, in whatever way, from what is fed."""
     # Attention need not read the recorded gates themselves: a cast or another view of the root
     # does.
-    makers = _makers(nodes)
+    makers = makers_of(nodes)
     views = _views(makers, layer.gates)
-    root = views[-1].input[0] if views else layer.gates
+    root = _root(views, layer.gates)
     named = (layer.node, layer.query_projection, layer.output_projection)
     names = {twin for name in named if name for twin in (name, dense_twin(name))}
     readers = [node for node in nodes if node.name in names]
@@ -189,8 +173,8 @@ def _views(makers: Mapping[str, onnx.NodeProto], name: str) -> list[onnx.NodePro
     return views
 
 
-def _makers(nodes: Sequence[onnx.NodeProto]) -> dict[str, onnx.NodeProto]:
-    return {name: node for node in nodes for name in node.output}
+def _root(views: Sequence[onnx.NodeProto], gates: str) -> str:
+    return views[-1].input[0] if views else gates
 
 
 def _fed(root: str) -> str:
@@ -207,7 +191,7 @@ def routed_values(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> list[s
     """Return the names of what the routers of the layers make, each once."""
     computed = {name for node in graph.node for name in node.output}
     # In front of the views: behind them the shape would have to be known from the router.
-    names = [_behind_views(graph, layer) for layer in layers]
+    names = [routed_value(graph, layer) for layer in layers]
     return list(dict.fromkeys(name for name in names if name in computed))
 
 
@@ -252,8 +236,3 @@ def why_not_fixed(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> str | 
     if kept:
         return f"the model's outputs are made of what routers compute, too: {', '.join(kept)}"
     return None
-
-
-def _behind_views(graph: onnx.GraphProto, layer: LayerInfo) -> str:
-    views = gate_views(graph, layer)
-    return views[-1].input[0] if views else layer.gates

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -57,7 +58,18 @@ def growing_caches(model: ir.Model, manifest: Manifest) -> tuple[GrowingCache, .
     Raises:
         ConfigError: There is none, or one grows in another way; with the reason.
     """
-    found = tuple(_found(model))
+    found: list[GrowingCache] = []
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        if node.op_type != "Concat" or node.domain or len(node.inputs) != 2:
+            continue
+        past, made = node.inputs[0], node.outputs[0]
+        if past is None or made not in outputs or not _is_input(past) or past.shape is None:
+            continue
+        axis = node.attributes["axis"].as_int() % len(past.shape)
+        # The first axis is that of sequences; a fixed one does not grow from call to call.
+        if axis > 0 and not isinstance(past.shape[axis], int):
+            found.append(GrowingCache(past, node, axis))
     known = {cache.present.name for cache in found}
     dims = {_dim(cache, manifest) for cache in found}
     for output in manifest.outputs:
@@ -75,7 +87,7 @@ def growing_caches(model: ir.Model, manifest: Manifest) -> tuple[GrowingCache, .
             hint="It has to take past keys and values as inputs, and to return them with the new"
             " ones. --cache concatenated leaves a model as it is.",
         )
-    return found
+    return tuple(found)
 
 
 def cache_lengths(
@@ -101,21 +113,26 @@ def cache_lengths(
     new = _new_length(caches[0], manifest, past_dim, runs)
     pasts = {cache.past.name for cache in caches}
     given = [info.shape for info in manifest.inputs if info.name not in pasts]
-    dims = [dim for shape in given for dim in map(_parsed, shape) if dim is not None]
-    by_size = _past_length(dims, past_dim, new, runs)
-    if by_size is not None:
-        return CacheLengths(past_dim, by_size, new)
-    tells = _free_name(manifest, dims)
+    dims = [dim for shape in given for dim in map(parsed, shape) if dim is not None]
+    # Sizes of other inputs may tell: a mask over cached and new tokens does.
+    if any(dim.name == past_dim and dim.multiplier == 1 for dim in dims):
+        return CacheLengths(past_dim, past_dim, new)
+    totals = [run.total for run in runs]
+    # One run alone may agree by chance.
+    for dim in dims if len(set(totals)) > 1 else ():
+        if dim.is_plain and totals == [run.sizes.get(dim.name) for run in runs]:
+            return CacheLengths(past_dim, f"{dim.name} - {new}", new)
+    # A name that no other tensor has and no dimension.
+    taken = {info.name for info in (*manifest.inputs, *manifest.outputs)}
+    taken |= {dim.name for dim in dims}
+    tells = PAST_LENGTH
+    while tells in taken:
+        tells = f"filled_{tells}"
     return CacheLengths(past_dim, tells, new, tells)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """The sizes of one recorded run: cached tokens before and after.
-
-    Attributes:
-        differs: Caches do not agree in them.
-    """
+class _Run(NamedTuple):
+    """The sizes of one recorded run: cached tokens before and after; `differs`: not all agree."""
 
     sizes: Mapping[str, int]
     past: int
@@ -132,20 +149,6 @@ class _Run:
             for cache in caches
         ]
         return cls(vectors.sizes, *lengths[0], differs=len(set(lengths)) > 1)
-
-
-def _found(model: ir.Model) -> Iterator[GrowingCache]:
-    outputs = set(model.graph.outputs)
-    for node in model.graph:
-        if node.op_type != "Concat" or node.domain or len(node.inputs) != 2:
-            continue
-        past, made = node.inputs[0], node.outputs[0]
-        if past is None or made not in outputs or not _is_input(past) or past.shape is None:
-            continue
-        axis = node.attributes["axis"].as_int() % len(past.shape)
-        # The first axis is that of sequences; a fixed one does not grow from call to call.
-        if axis > 0 and not isinstance(past.shape[axis], int):
-            yield GrowingCache(past, node, axis)
 
 
 def _is_input(value: ir.Value) -> bool:
@@ -245,33 +248,9 @@ def _new_length(
     )
 
 
-def _past_length(
-    dims: Sequence[DimExpr], past_dim: str, new: str | int, runs: Sequence[_Run]
-) -> str | None:
-    """Say it by sizes of other inputs, if they tell: a mask over cached and new tokens does."""
-    if any(dim.name == past_dim and dim.multiplier == 1 for dim in dims):
-        return past_dim
-    totals = [run.total for run in runs]
-    for dim in dims:
-        # One run alone may agree by chance.
-        tells = dim.is_plain and len(set(totals)) > 1
-        if tells and totals == [run.sizes.get(dim.name) for run in runs]:
-            return f"{dim.name} - {new}"
-    return None
-
-
-def _free_name(manifest: Manifest, dims: Sequence[DimExpr]) -> str:
-    """Return a name for the input that tells, which no other tensor has and no dimension."""
-    taken = {output.name for output in (*manifest.inputs, *manifest.outputs)}
-    taken |= {dim.name for dim in dims}
-    name = PAST_LENGTH
-    while name in taken:
-        name = f"filled_{name}"
-    return name
-
-
-def _parsed(dim: str | int) -> DimExpr | None:
+def parsed(dim: str | int | None) -> DimExpr | None:
+    """Return a dimension that is linear in one name; None for any other."""
     try:
-        return None if isinstance(dim, int) else DimExpr.parse(dim, place="an input")
+        return DimExpr.parse(dim, place="an input") if isinstance(dim, str) else None
     except ConfigError:
         return None

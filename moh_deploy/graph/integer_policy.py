@@ -71,22 +71,18 @@ def plan_int8(model: ir.Model, *, gates: Collection[str]) -> Int8Plan:
             continue
         # The quantiser is told by names which products to take.
         node.name = node.name or f"{node.outputs[0].name}.{node.op_type}"
-        reason = _reason(node, scores)
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        scales = {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}
+        reason = no_stored_matrix(node)
+        if attributes.get("transA", 0) or scales:
+            reason = "it scales or transposes what it reads"
+        if node in scores:
+            reason = "a router ranks what it makes"
         if reason is None:
             int8.append(node.name)
         else:
             float32[node.name] = reason
     return Int8Plan(tuple(int8), float32)
-
-
-def _reason(node: ir.Node, scores: Collection[ir.Node]) -> str | None:
-    if node in scores:
-        return "a router ranks what it makes"
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    scales = {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}
-    if attributes.get("transA", 0) or scales:
-        return "it scales or transposes what it reads"
-    return no_stored_matrix(node)
 
 
 def no_stored_matrix(node: ir.Node) -> str | None:
@@ -102,8 +98,13 @@ def no_stored_matrix(node: ir.Node) -> str | None:
 def products_of_scores(gates: ir.Value) -> Iterator[ir.Node]:
     """Yield the products that make the scores behind some gates and nothing else."""
     way = set(_way(gates))
-    routers = [node for node in way if node.op_type == op_names.ROUTER]
-    ends = {*_views_of(gates), *(value for router in routers for value in router.outputs)}
+    # Where the way ends: what a router computes, and its views up to the gates.
+    ends = {value for node in way if node.op_type == op_names.ROUTER for value in node.outputs}
+    value: ir.Value | None = gates
+    while value is not None:
+        ends.add(value)
+        maker = value.producer()
+        value = maker.inputs[0] if maker is not None and maker.op_type in _VIEWS else None
     for node in way:
         if node.op_type in CONTRACTIONS and _stays_on(node, way, ends):
             yield node
@@ -127,21 +128,11 @@ def _way(gates: ir.Value) -> Iterator[ir.Node]:
         if node is None or node in found:
             continue
         found.add(node)
-        is_other = is_moh_op(node.domain, node.op_type) and node.op_type != op_names.ROUTER
-        if is_other:
+        if is_moh_op(node.domain, node.op_type) and node.op_type != op_names.ROUTER:
             continue
         yield node
         if node.op_type not in CONTRACTIONS:
             waiting += [value.producer() for value in node.inputs if value is not None]
-
-
-def _views_of(gates: ir.Value) -> Iterator[ir.Value]:
-    """Yield some gates and what they are views of, back to what a router computes."""
-    value: ir.Value | None = gates
-    while value is not None:
-        yield value
-        maker = value.producer()
-        value = maker.inputs[0] if maker is not None and maker.op_type in _VIEWS else None
 
 
 def _stays_on(node: ir.Node, way: Collection[ir.Node], ends: Collection[ir.Value]) -> bool:
@@ -213,26 +204,18 @@ def plan_int4(
     plan = replace(plain, int8=(*plain.int8, *stored), float32={**plain.float32, **left}).without(
         float32
     )
-    reasons = _more_than_4(model, gates)
-    int8 = {name: reasons[name] for name in plan.int8 if name in reasons}
-    return Int4Plan({name: 8 if name in int8 else 4 for name in plan.int8}, int8, plan.float32)
-
-
-def _more_than_4(model: ir.Model, gates: Collection[str]) -> dict[str, str]:
-    """Return the products whose weights need more than 4 bits, with the reason."""
     values = {value.name: value for node in model.graph for value in node.outputs}
+    # The products whose weights need more than 4 bits.
     reasons = {
         node.name or "": "its result is returned"
         for node in model.graph
         if node.op_type in PRODUCTS and _is_last(node)
     }
-    for name in gates:
-        if name in values:
-            only = set(products_of_scores(values[name]))
-            for node in products_before(values[name]):
-                if node not in only:
-                    reasons[node.name or ""] = "a router ranks what it makes, among others"
-    return reasons
+    for gate_value in (values[name] for name in gates if name in values):
+        for node in {*products_before(gate_value)} - {*products_of_scores(gate_value)}:
+            reasons[node.name or ""] = "a router ranks what it makes, among others"
+    int8 = {name: reasons[name] for name in plan.int8 if name in reasons}
+    return Int4Plan({name: 8 if name in int8 else 4 for name in plan.int8}, int8, plan.float32)
 
 
 def _is_last(node: ir.Node) -> bool:

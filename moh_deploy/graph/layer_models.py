@@ -6,7 +6,7 @@ positions), which is not the layer's choice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -20,8 +20,7 @@ def fed_names(model: ir.Model, layer: LayerInfo) -> tuple[str, ...]:
     """Return the names of what a layer's nodes read and what is computed in each run."""
     nodes = _nodes(model, layer)
     # Constants stay in the small model: kernels prepare them once.
-    made = (value for node in nodes for value in node.inputs if value is not None)
-    return tuple(dict.fromkeys(_name(value) for value in made if _is_fed(value)))
+    return tuple(dict.fromkeys(_name(value) for value in _read(nodes) if _is_fed(value)))
 
 
 def layer_model(
@@ -37,23 +36,21 @@ def layer_model(
     # Query projection, attention and output projection do not feed each other here: each is fed
     # what it reads in the whole model, and what it makes is an output.
     nodes = _nodes(model, layer)
-    # Each node gets its inputs fed, also where another node of the layer makes them.
-    own = [_with_results(ir.serde.serialize_node(node)) for node in nodes]
+    own = [ir.serde.serialize_node(node) for node in nodes]
+    for node in own:
+        # Named anew: what one node of a layer makes, another one may be fed with.
+        node.output[:] = [f"{name} (result)" if name else "" for name in node.output]
+    # Weights may reach a node by way of others: a Transpose of an initializer, say.
+    made_of = [_made_of(value) for value in _read(nodes) if not _is_fed(value)]
+    makers = {maker for found, _ in made_of for maker in found}
+    weights = dict.fromkeys(weight for _, sources in made_of for weight in sources)
     graph = onnx.GraphProto(name=layer.path)
     graph.input.extend(_input_info(name, [arrays[name] for arrays in feeds]) for name in feeds[0])
     # Every result is an output, or the runtime would drop the node.
     graph.output.extend(onnx.ValueInfoProto(name=name) for node in own for name in node.output)
-    graph.node.extend([*map(ir.serde.serialize_node, _makers(nodes)), *own])
-    graph.initializer.extend(map(_tensor, _constants(nodes)))
-    used = {node.op_identifier() for node in nodes}
-    functions = [function for key, function in model.functions.items() if key in used]
-    opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
-    return onnx.helper.make_model(
-        graph,
-        functions=[ir.serde.serialize_function(function) for function in functions],
-        opset_imports=opsets,
-        ir_version=model.ir_version,
-    )
+    graph.node.extend(ir.serde.serialize_node(node) for node in model.graph if node in makers)
+    graph.node.extend(own)
+    return _with_weights(model, graph, weights, nodes)
 
 
 def empty_model(feeds: Sequence[Mapping[str, Array]]) -> onnx.ModelProto:
@@ -95,71 +92,49 @@ def _nodes(model: ir.Model, layer: LayerInfo) -> list[ir.Node]:
     return [node for node in model.graph if node.name in names]
 
 
-def _with_results(node: onnx.NodeProto) -> onnx.NodeProto:
-    """Name the outputs anew: what one node of a layer makes, another one may be fed with."""
-    node.output[:] = [f"{name} (result)" if name else "" for name in node.output]
-    return node
-
-
-def _is_constant(value: ir.Value) -> bool:
-    """Weights may reach a node by way of others: a Transpose of an initializer, say."""
-    # A stack of its own: the way to an input may lead through the whole model.
-    pending, seen = [value], set[ir.Node]()
-    while pending:
-        read = pending.pop()
-        node = read.producer()
-        if node is None:
-            # An input of the whole model is fed; a weight is constant.
-            if not read.is_initializer():
-                return False
-        elif node not in seen:
-            seen.add(node)
-            pending += [value for value in node.inputs if value is not None]
-    return True
+def _read(nodes: Sequence[ir.Node]) -> list[ir.Value]:
+    return [value for node in nodes for value in node.inputs if value is not None]
 
 
 def _is_fed(value: ir.Value) -> bool:
     """Runtimes compute once what is made of weights, but not what operators of ours make."""
-    makers = (node for node in _nodes_before(value) if is_moh_op(node.domain, node.op_type))
-    return not _is_constant(value) or any(makers)
+    makers, sources = _made_of(value)
+    is_constant = all(source.is_initializer() for source in sources)
+    return not is_constant or any(is_moh_op(node.domain, node.op_type) for node in makers)
 
 
-def _nodes_before(value: ir.Value) -> Iterator[ir.Node]:
-    pending, seen = [value], set[ir.Node]()
+def _made_of(value: ir.Value) -> tuple[set[ir.Node], list[ir.Value]]:
+    """Return the nodes that a value is computed by, and the inputs and weights at their start."""
+    # A stack of its own: the way to an input may lead through the whole model.
+    pending, nodes, sources = [value], set[ir.Node](), list[ir.Value]()
     while pending:
-        node = pending.pop().producer()
-        if node is not None and node not in seen:
-            seen.add(node)
-            pending += [read for read in node.inputs if read is not None]
-            yield node
+        read = pending.pop()
+        node = read.producer()
+        if node is None:
+            sources.append(read)
+        elif node not in nodes:
+            nodes.add(node)
+            pending += _read([node])
+    return nodes, sources
 
 
-def _constant_inputs(nodes: list[ir.Node]) -> Iterator[ir.Value]:
-    for node in nodes:
-        yield from (value for value in node.inputs if value is not None and not _is_fed(value))
-
-
-def _makers(nodes: list[ir.Node]) -> list[ir.Node]:
-    """Return the nodes that make constants of others, in the order in which they run."""
-    makers: dict[ir.Node, None] = {}
-    for value in _constant_inputs(nodes):
-        node = value.producer()
-        if node is not None:
-            # Depth first: what a maker needs stands in front of it.
-            makers |= dict.fromkeys([*_makers([node]), node])
-    return list(makers)
-
-
-def _constants(nodes: list[ir.Node]) -> Iterator[ir.Value]:
-    values = _constant_inputs([*_makers(nodes), *nodes])
-    yield from dict.fromkeys(value for value in values if value.producer() is None)
-
-
-def _tensor(value: ir.Value) -> onnx.TensorProto:
-    assert value.const_value is not None
-    # External data, too, moves into the small model.
-    copy = ir.Tensor(value.const_value.numpy(), name=value.name)
-    return ir.serde.serialize_tensor(copy)
+def _with_weights(
+    model: ir.Model, graph: onnx.GraphProto, weights: Iterable[ir.Value], nodes: Sequence[ir.Node]
+) -> onnx.ModelProto:
+    """Return a model of a graph, with its weights and the bodies of its nodes."""
+    for weight in weights:
+        assert weight.const_value is not None
+        # Data in another file, too, moves into the small model.
+        tensor = ir.Tensor(weight.const_value.numpy(), name=weight.name)
+        graph.initializer.append(ir.serde.serialize_tensor(tensor))
+    used = {node.op_identifier() for node in nodes}
+    functions = [function for key, function in model.functions.items() if key in used]
+    return onnx.helper.make_model(
+        graph,
+        functions=[ir.serde.serialize_function(function) for function in functions],
+        opset_imports=[onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()],
+        ir_version=model.ir_version,
+    )
 
 
 def _input_info(name: str, arrays: Sequence[Array]) -> onnx.ValueInfoProto:
@@ -180,8 +155,7 @@ def _name(value: ir.Value) -> str:
 
 def fed_values(node: ir.Node) -> tuple[ir.Value, ...]:
     """Return what a node reads that is no constant of the model, each once."""
-    read = (value for value in node.inputs if value is not None and value.const_value is None)
-    return tuple(dict.fromkeys(read))
+    return tuple(dict.fromkeys(value for value in _read([node]) if value.const_value is None))
 
 
 def node_model(model: ir.Model, node: ir.Node) -> ir.Model:
@@ -190,28 +164,9 @@ def node_model(model: ir.Model, node: ir.Node) -> ir.Model:
     Args:
         model: With a function body for the node; values have dtypes and shapes.
     """
-    constants = {
-        value.name: value
-        for value in node.inputs
-        if value is not None and value.const_value is not None
-    }
+    constants = (value for value in _read([node]) if value.const_value is not None)
     graph = onnx.GraphProto(name=node.name or node.op_type)
     graph.input.extend(map(ir.serde.serialize_value, fed_values(node)))
     graph.output.extend(map(ir.serde.serialize_value, node.outputs))
     graph.node.append(ir.serde.serialize_node(node))
-    graph.initializer.extend(map(_node_model_tensor, constants.values()))
-    bodies = [function for key, function in model.functions.items() if key == node.op_identifier()]
-    opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
-    proto = onnx.helper.make_model(
-        graph,
-        functions=[ir.serde.serialize_function(body) for body in bodies],
-        opset_imports=opsets,
-        ir_version=model.ir_version,
-    )
-    return ir.from_proto(proto)
-
-
-def _node_model_tensor(value: ir.Value) -> onnx.TensorProto:
-    assert value.const_value is not None
-    # Data in another file, too, moves into the small model.
-    return ir.serde.serialize_tensor(ir.Tensor(value.const_value.numpy(), name=value.name))
+    return ir.from_proto(_with_weights(model, graph, dict.fromkeys(constants), [node]))

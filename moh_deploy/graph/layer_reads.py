@@ -5,7 +5,7 @@ A layer whose router is of plain operators has no such place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from moh_deploy.graph.forced_gates import GATES_INPUT, add_input, gate_views
+from moh_deploy.graph.forced_gates import GATES_INPUT, add_input, gate_views, routed_value
 from moh_deploy.ops import MOH_ROUTER
 from moh_deploy.ops.routers import WEIGHING, RouterForm, form_named
 from moh_deploy.package.graph_nodes import (
@@ -91,13 +91,29 @@ def router_logits(
     """Return where each layer's router reads its logits; None for one of plain operators."""
     # Of the main graph: routers stand in no branch.
     nodes = {node.name: node for node in graph.node if node.name}
-    routers = router_nodes(graph, layers)
-    makers = {name: node for node in graph.node for name in node.output}
-    results = _results(graph)
-    return tuple(
-        None if name is None else _of_layer(layer, nodes[name], makers, results)
-        for layer, name in zip(layers, routers, strict=True)
-    )
+    makers, attentions = makers_of(graph.node), attention_values(graph, layers)
+    found: list[RouterLogits | None] = []
+    for layer, name, made in zip(layers, router_nodes(graph, layers), attentions, strict=True):
+        if name is None:
+            found.append(None)
+            continue
+        router, gates = nodes[name], layer.gates
+        # Weighing operators have the gates as their first input; none of these moves a token.
+        while gates in makers and makers[gates].op_type in _KEEP_ORDER:
+            gates = makers[gates].input[0]
+        logits = RouterLogits(
+            path=layer.path,
+            node=name,
+            # An optional input that is left out has an empty name.
+            logits={port: value for port, value in zip(PORTS, router.input, strict=False) if value},
+            gates=router.output[0],
+            attributes={attribute.name: _value(attribute) for attribute in router.attribute},
+            attention=None if layer.node is None else made,
+            in_order=gates == router.output[0],
+            form=form_named(layer.router),
+        )
+        found.append(logits)
+    return tuple(found)
 
 
 def attention_values(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[str | None, ...]:
@@ -109,34 +125,6 @@ def attention_values(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tup
     return tuple(
         layer.attention if layer.node is None else results.get(layer.node) for layer in layers
     )
-
-
-def _of_layer(
-    layer: LayerInfo,
-    router: onnx.NodeProto,
-    makers: Mapping[str, onnx.NodeProto],
-    results: Mapping[str, str],
-) -> RouterLogits:
-    return RouterLogits(
-        path=layer.path,
-        node=router.name,
-        # An optional input that is left out has an empty name.
-        logits={port: name for port, name in zip(PORTS, router.input, strict=False) if name},
-        gates=router.output[0],
-        attributes={attribute.name: _value(attribute) for attribute in router.attribute},
-        attention=None if layer.node is None else results.get(layer.node),
-        in_order=_in_order(makers, layer.gates, router.output[0]),
-        form=form_named(layer.router),
-    )
-
-
-def _in_order(makers: Mapping[str, onnx.NodeProto], gates: str, made: str) -> bool:
-    """Tell whether nothing on the way from what a router made to the gates moves a token."""
-    # Weighing operators have the gates as their first input; none of these moves a token.
-    # From the recorded gates backwards, as long as operators keep the tokens in place.
-    while gates != made and gates in makers and makers[gates].op_type in _KEEP_ORDER:
-        gates = makers[gates].input[0]
-    return gates == made
 
 
 def _value(attribute: onnx.AttributeProto) -> int | str:
@@ -197,30 +185,25 @@ def gate_reads(graph: onnx.GraphProto, layer: LayerInfo, start: str) -> tuple[Ga
     Args:
         start: The value that the layer's MoHRouter makes.
     """
-    makers = makers_of(graph)
+    makers = makers_of(graph.node)
     # A constant that weighs gates may tell heads apart; see `followed_gates`.
     constants = frozenset(
         [weight.name for weight in graph.initializer]
         + [name for name, node in makers.items() if node.op_type == "Constant"]
     )
-    named: dict[str, str] = {}
-    # What the nodes read comes first; the recorded gates are often the same value.
-    for reader, value in (*_readers(graph, layer), (RECORDED_GATES, layer.gates)):
-        named.setdefault(value, reader)
-    return tuple(
-        GateRead(reader, value, start, _between(makers, value, start), constants)
-        for value, reader in named.items()
-    )
-
-
-def _readers(graph: onnx.GraphProto, layer: LayerInfo) -> Iterator[tuple[str, str]]:
     nodes = {node.name: node for node in all_nodes(graph) if node.name}
+    readers: dict[str, str] = {}
     for name in (layer.node, layer.query_projection, layer.output_projection):
         # A layer that is switched by size has two nodes, which must read the same gates.
         for known in () if name is None else (name, dense_twin(name)):
-            if known in nodes:
-                node = nodes[known]
-                yield node.op_type, node.input[GATES_INPUT[node.op_type]]
+            if (node := nodes.get(known)) is not None:
+                readers.setdefault(node.input[GATES_INPUT[node.op_type]], node.op_type)
+    # What the nodes read comes first; the recorded gates are often the same value.
+    readers.setdefault(layer.gates, RECORDED_GATES)
+    return tuple(
+        GateRead(reader, value, start, _between(makers, value, start), constants)
+        for value, reader in readers.items()
+    )
 
 
 def _between(
@@ -284,9 +267,10 @@ def layer_sources(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[
     # what the value itself was computed from.
     values = attention_values(graph, layers)
     attention = {value: i for i, value in enumerate(values)}
-    # Fed: what reads them depends on no router, and on nothing before one.
-    names = [_gate_names(graph, layer) for layer in layers]
-    gates = {name for chain in names for name in chain}
+    # Fed: what reads them, and their views, depends on no router, and on nothing before one.
+    routed = [routed_value(graph, layer) for layer in layers]
+    views = [view for layer in layers for view in gate_views(graph, layer)]
+    gates = {*routed, *(name for view in views for name in view.output)}
     weights = {tensor.name for tensor in graph.initializer}
     known: dict[str, frozenset[LayerSource]] = {
         value.name: frozenset([value.name]) for value in graph.input if value.name not in weights
@@ -305,18 +289,9 @@ def layer_sources(graph: onnx.GraphProto, layers: Sequence[LayerInfo]) -> tuple[
             else:
                 known[name] = found
     return tuple(
-        LayerSources(
-            before.get(value or "", _NONE),
-            # The last name is what the router makes, in front of all views.
-            before.get(chain[-1], _NONE),
-        )
-        for value, chain in zip(values, names, strict=True)
+        LayerSources(before.get(value or "", _NONE), before.get(router, _NONE))
+        for value, router in zip(values, routed, strict=True)
     )
 
 
 _NONE: frozenset[LayerSource] = frozenset()
-
-
-def _gate_names(graph: onnx.GraphProto, layer: LayerInfo) -> list[str]:
-    """Return the names of a layer's gates, and of what they are views of, down to the router's."""
-    return [layer.gates, *(view.input[0] for view in gate_views(graph, layer))]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, NameFixPass, ShapeInferencePass
 
 from moh_deploy.errors import PackageError
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.package.onnx_package import OnnxPackage
+from moh_deploy.system.npz import Array
 
 # Replace nodes of custom ops by their bodies in standard operators.
 
@@ -40,7 +42,12 @@ def infer_types(model: ir.Model) -> bool:
     Raises:
         PackageError: A value has no dtype that onnx could infer.
     """
-    before = _known(model)
+
+    def known() -> list[str]:
+        values = (value for node in model.graph.all_nodes() for value in node.outputs)
+        return [f"{value.type} {value.shape}" for value in values]
+
+    before = known()
     ShapeInferencePass(check_type=False, data_prop=True)(model)
     for node in model.graph:
         for value in node.outputs:
@@ -48,12 +55,18 @@ def infer_types(model: ir.Model) -> bool:
                 raise PackageError(
                     f"model.onnx: the dtype of '{value.name}' ({node.op_type}) cannot be inferred."
                 )
-    return _known(model) != before
+    return known() != before
 
 
-def _known(model: ir.Model) -> list[str]:
-    values = (value for node in model.graph.all_nodes() for value in node.outputs)
-    return [f"{value.type} {value.shape}" for value in values]
+def store_array(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """Add an initializer, and return its value."""
+    stored = np.ascontiguousarray(array).reshape(array.shape)  # which makes [1] of a number
+    tensor = ir.tensor(stored, name=name)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
 
 
 # Drop the lines of source that torch's exporter notes at each node.
@@ -110,21 +123,8 @@ def to_standard_operators(model: ir.Model) -> bool:
             f"model.onnx cannot be written without functions: {error}.",
             hint="Export the model again.",
         ) from error
-    _require_standard(model)
-    # A body's names are unique in the graph that it comes into, but not in the branches there.
-    modified |= NameFixPass()(model).modified
-    foreign = [domain for domain in model.opset_imports if domain not in _STANDARD]
-    for domain in foreign:
-        del model.opset_imports[domain]
-    return modified or bool(foreign)
-
-
-def _require_standard(model: ir.Model) -> None:
-    others = Counter(
-        f"{node.domain}::{node.op_type}"
-        for node in model.graph.all_nodes()
-        if node.domain not in _STANDARD
-    )
+    nodes = [node for node in model.graph.all_nodes() if node.domain not in _STANDARD]
+    others = Counter(f"{node.domain}::{node.op_type}" for node in nodes)
     if others:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(others.items()))
         raise PackageError(
@@ -132,3 +132,9 @@ def _require_standard(model: ir.Model) -> None:
             f" {listed}.",
             hint="They run only where a library has them. Export the model again.",
         )
+    # A body's names are unique in the graph that it comes into, but not in the branches there.
+    modified |= NameFixPass()(model).modified
+    foreign = [domain for domain in model.opset_imports if domain not in _STANDARD]
+    for domain in foreign:
+        del model.opset_imports[domain]
+    return modified or bool(foreign)

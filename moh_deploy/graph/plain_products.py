@@ -12,6 +12,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from moh_deploy.graph.add_function_bodies import import_domains
+from moh_deploy.graph.load_model import store_array
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops import is_moh_op, op_names
 from moh_deploy.package import LayerInfo
@@ -45,7 +46,19 @@ def make_projections_plain(
     for key in [key for key in model.functions if key[1] in _PROJECTIONS]:
         del model.functions[key]
     import_domains(model)
-    return True, tuple(map(_without_projections, layers))
+    return True, tuple(
+        replace(
+            layer,
+            query_projection=None,
+            output_projection=None,
+            choice="sparse" if layer.choice == "projected" else layer.choice,
+            ranges=tuple(
+                replace(range_, choice="sparse") if range_.choice == "projected" else range_
+                for range_ in layer.ranges
+            ),
+        )
+        for layer in layers
+    )
 
 
 def is_projection_node(node: ir.Node) -> bool:
@@ -55,33 +68,26 @@ def is_projection_node(node: ir.Node) -> bool:
 def make_plain(node: ir.Node) -> None:
     """Put Y = MatMul(X, W) + bias in the place of a projection, as in its function body."""
     x, weight, _, bias = (*node.inputs, None)[:4]
+    made = _replace_by_product(node, x, weight, bias, name=f"{node.name}.MatMul")
+    for new in made:
+        new.outputs[0].type, new.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+
+
+def _replace_by_product(
+    node: ir.Node, x: ir.Value | None, weight: ir.Value | None, bias: ir.Value | None, *, name: str
+) -> list[ir.Node]:
+    """Put MatMul, and Add where there is a bias, in the place of a node, and return them."""
     (result,) = node.outputs
     assert node.graph is not None
     # The last node makes the value of that name, whoever reads it.
-    product = ir.Node("", "MatMul", [x, weight], name=f"{node.name}.MatMul")
-    made = [product]
+    made = [ir.Node("", "MatMul", [x, weight], name=name)]
     if bias is not None:
-        product.outputs[0].name = f"{result.name}.product"
-        made.append(ir.Node("", "Add", [product.outputs[0], bias], name=f"{node.name}.Add"))
-    for new in made:
-        new.outputs[0].type, new.outputs[0].shape = result.type, result.shape
+        made[0].outputs[0].name = f"{result.name}.product"
+        made.append(ir.Node("", "Add", [made[0].outputs[0], bias], name=f"{node.name}.Add"))
     ir.convenience.replace_nodes_and_values(
         node.graph, node, [node], made, [result], [made[-1].outputs[0]]
     )
-
-
-def _without_projections(layer: LayerInfo) -> LayerInfo:
-    ranges = tuple(
-        replace(range_, choice="sparse") if range_.choice == "projected" else range_
-        for range_ in layer.ranges
-    )
-    return replace(
-        layer,
-        query_projection=None,
-        output_projection=None,
-        choice="sparse" if layer.choice == "projected" else layer.choice,
-        ranges=ranges,
-    )
+    return made
 
 
 # Write each Gemm as the MatMul and Add that it is, for passes that look for products.
@@ -95,27 +101,15 @@ def products_of_gemms(model: ir.Model, names: Collection[str]) -> bool:
     """
     found = [node for node in model.graph if node.op_type == "Gemm" and node.name in names]
     for node in found:
-        _replace(node)
+        x, weight, bias = (*node.inputs, None)[:3]
+        transposed = node.attributes.get("transB")
+        if transposed is not None and transposed.value:
+            turned = ir.Node("", "Transpose", [weight], [ir.AttrInt64s("perm", [1, 0])])
+            model.graph.insert_before(node, turned)
+            weight = turned.outputs[0]
+            weight.name = f"{node.outputs[0].name}.weight"
+        _replace_by_product(node, x, weight, bias, name=node.name or "")
     return bool(found)
-
-
-def _replace(node: ir.Node) -> None:
-    x, weight, bias = (*node.inputs, None)[:3]
-    (result,) = node.outputs
-    assert node.graph is not None
-    made: list[ir.Node] = []
-    transposed = node.attributes.get("transB")
-    if transposed is not None and transposed.value:
-        made.append(ir.Node("", "Transpose", [weight], [ir.AttrInt64s("perm", [1, 0])]))
-        weight = made[-1].outputs[0]
-        weight.name = f"{result.name}.weight"
-    made.append(ir.Node("", "MatMul", [x, weight], name=node.name))
-    if bias is not None:
-        made[-1].outputs[0].name = f"{result.name}.product"
-        made.append(ir.Node("", "Add", [made[-1].outputs[0], bias], name=f"{node.name}.Add"))
-    ir.convenience.replace_nodes_and_values(
-        node.graph, node, [node], made, [result], [made[-1].outputs[0]]
-    )
 
 
 # Store weights as products read them, where the graph rearranges what is stored at each run.
@@ -145,9 +139,15 @@ def store_rearranged(model: ir.Model, products: Collection[str]) -> bool:
         if weight is None or weight.producer() is None:
             continue
         array = _stored(weight, model.opset_imports[""])
-        if array is not None:
-            _store(model, weight, array)
-            folded = True
+        if array is None:
+            continue
+        name = f"{weight.name}.stored"
+        stored = model.graph.initializers.get(name)
+        stored = stored or store_array(model.graph, name, array)
+        for use in list(weight.uses()):
+            use.node.replace_input_with(use.idx, stored)
+        _drop(model, weight)
+        folded = True
     return folded
 
 
@@ -166,41 +166,15 @@ def _stored(value: ir.Value, opset: int) -> Array | None:
         if array is None or operand.name is None:
             return None
         given[operand.name] = array
-    return _run(node, value, given, opset)
-
-
-def _run(node: ir.Node, value: ir.Value, given: dict[str, Array], opset: int) -> Array:
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)
         for name, array in given.items()
     ]
-    graph = helper.make_graph(
-        [ir.serde.serialize_node(node)],
-        "rearranged",
-        inputs,
-        [onnx.ValueInfoProto(name=value.name)],
-    )
+    outputs = [onnx.ValueInfoProto(name=value.name)]
+    graph = helper.make_graph([ir.serde.serialize_node(node)], "rearranged", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     (found,) = ReferenceEvaluator(model).run([value.name], given)
     return np.ascontiguousarray(found)
-
-
-def _store(model: ir.Model, value: ir.Value, array: Array) -> None:
-    """Put a weight in the place of the node that made it, for all who read it."""
-    assert value.name is not None
-    name = f"{value.name}.stored"
-    weight = model.graph.initializers.get(name)
-    if weight is None:
-        weight = ir.Value(
-            name=name,
-            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            shape=ir.Shape(array.shape),
-            const_value=ir.Tensor(array, name=name),
-        )
-        model.graph.register_initializer(weight)
-    for use in list(value.uses()):
-        use.node.replace_input_with(use.idx, weight)
-    _drop(model, value)
 
 
 def _drop(model: ir.Model, value: ir.Value) -> None:

@@ -44,97 +44,75 @@ class _Casts:
     def apply(self) -> bool:
         # `wanted` is what a node computes in, `produced` what its results then are. Types are
         # written last: until then FLOAT on a value means that it takes part.
-        nodes = [node for node in self.graph if self._has_floats(node)]
+        nodes = [
+            node
+            for node in self.graph
+            if any(v is not None and v.dtype == _FLOAT for v in (*node.inputs, *node.outputs))
+        ]
         wanted = {node: _FLOAT if self.plan.stays_float32(node) else self.low for node in nodes}
         # Output to the dtype that its node makes; a value that is not here keeps its own.
         produced = {
             output: wanted[node]
             for node in nodes
             for index, output in enumerate(node.outputs)
-            if output.dtype == _FLOAT and self._is_typed_by_node(node, index)
+            if output.dtype == _FLOAT
+            and node.op_type != "Cast"
+            and (index == 0 or node.op_type not in _STATISTICS)
         }
         for node in nodes:
             for index, value in enumerate(node.inputs):
                 # Inputs that take part get the node's dtype, all others stay in float32.
-                if value is not None and value.dtype == _FLOAT and is_lowered(node, index):
+                if value is not None and value.dtype == _FLOAT:
+                    want = wanted[node] if is_lowered(node, index) else _FLOAT
                     have = produced.get(value, _FLOAT)
-                    node.replace_input_with(index, self._in(value, have, wanted[node]))
-                elif value is not None and value.dtype == _FLOAT:
-                    have = produced.get(value, _FLOAT)
-                    node.replace_input_with(index, self._in(value, have, _FLOAT))
-        self._read_by_subgraphs(produced)
-        self._keep_outputs(produced)
-        # Last, since the checks above ask for float32.
-        for value, dtype in produced.items():
-            value.dtype = dtype
-        dropped = self._drop_unread_weights()
-        return dropped or bool(self._made) or self.low in produced.values()
-
-    @staticmethod
-    def _has_floats(node: ir.Node) -> bool:
-        return any(value is not None and value.dtype == _FLOAT for value in node.inputs) or any(
-            value.dtype == _FLOAT for value in node.outputs
-        )
-
-    @staticmethod
-    def _is_typed_by_node(node: ir.Node, index: int) -> bool:
-        return node.op_type != "Cast" and (index == 0 or node.op_type not in _STATISTICS)
-
-    def _in(self, value: ir.Value, have: ir.DataType, want: ir.DataType) -> ir.Value:
-        """Return the value in the wanted dtype."""
-        if have == want:
-            return value
-        # One Cast for all readers; a weight is converted in the file and needs none.
-        if (value, want) not in self._made:
-            weight = value.const_value if value.is_initializer() else None
-            made = self._cast(value, want) if weight is None else self._weight(value, weight)
-            self._made[value, want] = made
-        return self._made[value, want]
-
-    def _cast(self, value: ir.Value, want: ir.DataType) -> ir.Value:
-        name = f"{value.name}.{want.numpy()!s}"
-        cast = new_cast(value, want, name)
-        producer = value.producer()
-        # An input of the model: its Cast comes before all readers.
-        if producer is None:
-            self.graph.insert_before(self.graph[0], cast)
-        else:
-            self.graph.insert_after(producer, cast)
-        return cast.outputs[0]
-
-    def _weight(self, value: ir.Value, weight: ir.TensorProtocol) -> ir.Value:
-        name = f"{value.name}.{self.plan.low}"
-        tensor = _low_weight(weight, self.plan.low, name)
-        made = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(self.low))
-        made.const_value = tensor
-        self.graph.register_initializer(made)
-        return made
-
-    def _read_by_subgraphs(self, produced: dict[ir.Value, ir.DataType]) -> None:
-        """Keep in float32 what an inner graph reads of this one."""
+                    node.replace_input_with(index, self._in(value, have, want))
         # Branches are not planned, so they read what they were written for.
         for value in [value for value, dtype in produced.items() if dtype != _FLOAT]:
             for node, index in list(value.uses()):
                 if node.graph is not self.graph:
                     node.replace_input_with(index, self._in(value, self.low, _FLOAT))
-
-    def _keep_outputs(self, produced: dict[ir.Value, ir.DataType]) -> None:
         for index, output in enumerate(self.graph.outputs):
-            if produced.get(output, output.dtype) == self.low and output.dtype == _FLOAT:
+            if produced.get(output) == self.low:
                 name = output.name
                 # The output keeps name and dtype; the low value behind it gets another name.
                 original = self._in(output, self.low, _FLOAT)
                 output.name = f"{name}.{self.plan.low}"
                 original.name = name
                 self.graph.outputs[index] = original
-
-    def _drop_unread_weights(self) -> bool:
-        outputs, weights = set(self.graph.outputs), self.graph.initializers
+        # Last, since the checks above ask for float32.
+        for value, dtype in produced.items():
+            value.dtype = dtype
         # The float32 weight is gone once every reader has the low one.
+        outputs, weights = set(self.graph.outputs), self.graph.initializers
         unread = [n for n, value in weights.items() if not value.uses() and value not in outputs]
         for name in unread:
             del weights[name]
-        return bool(unread)
+        return bool(unread) or bool(self._made) or self.low in produced.values()
+
+    def _in(self, value: ir.Value, have: ir.DataType, want: ir.DataType) -> ir.Value:
+        """Return the value in the wanted dtype."""
+        if have == want:
+            return value
+        # One Cast for all readers; a weight is converted in the file and needs none.
+        if (value, want) in self._made:
+            return self._made[value, want]
+        weight = value.const_value if value.is_initializer() else None
+        if weight is None:
+            cast = new_cast(value, want, f"{value.name}.{want.numpy()!s}")
+            producer = value.producer()
+            # An input of the model: its Cast comes before all readers.
+            if producer is None:
+                self.graph.insert_before(self.graph[0], cast)
+            else:
+                self.graph.insert_after(producer, cast)
+            made = cast.outputs[0]
+        else:
+            tensor = _low_weight(weight, self.plan.low, f"{value.name}.{self.plan.low}")
+            made = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(self.low))
+            made.const_value = tensor
+            self.graph.register_initializer(made)
+        self._made[value, want] = made
+        return made
 
 
 def new_cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
@@ -211,7 +189,10 @@ class _Raise:
         return IR_TYPES[self.name]
 
     def apply(self) -> Raised:
-        modified = any(value.dtype == self.low for value in self._values())
+        graphs = (self.graph, *self.graph.subgraphs())
+        values = [value for graph in graphs for value in graph.initializers.values()]
+        values += [value for graph in graphs for node in graph for value in node.outputs]
+        modified = any(value.dtype == self.low for value in (*self.graph.inputs, *values))
         # First what computed in it, while types still say so; then the borders of the model, the
         # Casts inside, and at last the types of all that is left.
         computed = [node for node in self.graph if self._computes_low(node)]
@@ -222,16 +203,19 @@ class _Raise:
             if node not in interface and self._only_converts(node):
                 self._drop(node)
         # Subgraphs too: branches read values of the graph around them.
-        for graph in (self.graph, *self.graph.subgraphs()):
-            self._retype(graph, interface)
+        for graph in graphs:
+            for value in list(graph.initializers.values()):
+                if value.dtype == self.low:
+                    self._raise_weight(graph, value)
+            for node in graph:
+                if node in interface:
+                    continue
+                self._raise_attributes(node)
+                for value in node.outputs:
+                    if value.dtype == self.low:
+                        value.dtype = _FLOAT
         low = frozenset(node.outputs[0].name or "" for node in (*computed, *interface))
         return Raised(low, tuple(self._given), tuple(self._foreign), modified)
-
-    def _values(self) -> Iterator[ir.Value]:
-        yield from self.graph.inputs
-        for graph in (self.graph, *self.graph.subgraphs()):
-            yield from graph.initializers.values()
-            yield from (value for node in graph for value in node.outputs)
 
     def _computes_low(self, node: ir.Node) -> bool:
         if node.op_type in SOURCES or self._only_converts(node):
@@ -283,18 +267,6 @@ class _Raise:
             source.name = name
         ir.convenience.replace_all_uses_with(made, source, replace_graph_outputs=True)
         self.graph.remove(cast, safe=True)
-
-    def _retype(self, graph: ir.Graph, interface: list[ir.Node]) -> None:
-        for value in list(graph.initializers.values()):
-            if value.dtype == self.low:
-                self._raise_weight(graph, value)
-        for node in graph:
-            if node in interface:
-                continue
-            self._raise_attributes(node)
-            for value in node.outputs:
-                if value.dtype == self.low:
-                    value.dtype = _FLOAT
 
     def _raise_weight(self, graph: ir.Graph, value: ir.Value) -> None:
         weight, stored = value.const_value, value.name or ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -110,11 +110,15 @@ def plan_precision(
     # With all that leads to them: in bfloat16 a position of 4000 is a multiple of 16, which is more
     # than two turns of the fastest angle.
     angles = _ancestors(node for node in model.graph if node.op_type in _ANGLES)
-    scores = _makers_of_scores(model)
+    routers = [node for node in model.graph if node.op_type == op_names.ROUTER]
+    # Sigmoid, division by a temperature and the like between the logits and the router.
+    scores = _ancestors(routers, through=SCORING) - set(routers)
     # Where it has eight digits in binary, what every layer adds to and every router reads is worth
     # more than what is saved by rounding it: a third of the time of a norm, and half the flips.
-    stream = _residual_stream(model) if low == "bfloat16" else set()
-    logits = _makers_of_logits(model) if low == "bfloat16" else set()
+    # The stream is the additions `x + f(x)` with a product in f.
+    adds = (node for node in model.graph if node.op_type == "Add" and low == "bfloat16")
+    stream = {node for node in adds if _adds_to_itself(node)}
+    logits = _makers_of_logits(routers) if low == "bfloat16" else set()
     float32: dict[ir.Node, str] = {}
     forced: set[ir.Node] = set()
     # In execution order: what follows a node in float32 is decided after it.
@@ -124,7 +128,11 @@ def plan_precision(
             _own_reason(node, angles, gates)
             or ("a router ranks what is made of it" if node in scores | logits else None)
             or ("the residual stream" if node in stream else None)
-            or ("a norm of the residual stream" if _is_norm_of(node, stream) else None)
+            or (
+                "a norm of the residual stream"
+                if node.op_type in _NORMS and _follows(node, stream)
+                else None
+            )
             or _undefined(node, model.opset_imports, low)
             or _overflow(node, largest, limit)
         )
@@ -177,21 +185,15 @@ def _undefined(node: ir.Node, opsets: Mapping[str, int], low: LowType) -> str | 
 
 
 def _overflow(node: ir.Node, largest: Mapping[str, float], limit: float) -> str | None:
+    exempt = [value for i, value in enumerate(node.inputs) if not is_lowered(node, i)]
     for value in (*node.inputs, *node.outputs):
         # A mask of -1e9 may stay in float32 while its node computes in float16.
-        if value is None or value.name is None or _is_exempt(node, value):
+        if value is None or value.name is None or value in exempt:
             continue
         recorded = largest.get(value.name, 0.0)
         if recorded > limit:
             return f"{value.name} reached {recorded:.3g}"
     return None
-
-
-def _is_exempt(node: ir.Node, value: ir.Value) -> bool:
-    return any(
-        operand is value and not is_lowered(node, index)
-        for index, operand in enumerate(node.inputs)
-    )
 
 
 def is_lowered(node: ir.Node, index: int) -> bool:
@@ -221,17 +223,10 @@ def _floats(values: object) -> Iterator[ir.Value]:
             yield value
 
 
-def _makers_of_scores(model: ir.Model) -> set[ir.Node]:
-    """Return the nodes that make the scores a router ranks from logits, element by element."""
-    routers = [node for node in model.graph if node.op_type == op_names.ROUTER]
-    # Sigmoid, division by a temperature and the like between the logits and the router.
-    return _ancestors(iter(routers), through=SCORING) - set(routers)
-
-
-def _makers_of_logits(model: ir.Model) -> set[ir.Node]:
+def _makers_of_logits(routers: Sequence[ir.Node]) -> set[ir.Node]:
     """Return the products that make the logits of routers, and what lies between."""
     found: set[ir.Node] = set()
-    waiting = [node for node in model.graph if node.op_type == op_names.ROUTER]
+    waiting = list(routers)
     while waiting:
         for value in _floats(waiting.pop().inputs):
             maker = value.producer()
@@ -243,12 +238,8 @@ def _makers_of_logits(model: ir.Model) -> set[ir.Node]:
     return found
 
 
-def _residual_stream(model: ir.Model) -> set[ir.Node]:
-    """Return the additions `x + f(x)` with a product in f: what is passed from layer to layer."""
-    return {node for node in model.graph if node.op_type == "Add" and _adds_to_itself(node)}
-
-
 def _adds_to_itself(node: ir.Node) -> bool:
+    """Tell whether one operand is made of the other by way of a product."""
     values = list(_floats(node.inputs))
     if len(values) != 2 or None in (values[0].producer(), values[1].producer()):
         return False
@@ -272,13 +263,7 @@ def _is_made_of(value: ir.Value, of: ir.Value) -> bool:
     return False
 
 
-def _is_norm_of(node: ir.Node, stream: set[ir.Node]) -> bool:
-    return node.op_type in _NORMS and any(
-        value.producer() in stream for value in _floats(node.inputs)
-    )
-
-
-def _ancestors(nodes: Iterator[ir.Node], through: Collection[str] | None = None) -> set[ir.Node]:
+def _ancestors(nodes: Iterable[ir.Node], through: Collection[str] | None = None) -> set[ir.Node]:
     """Return the nodes and all that makes their floats, or what of it is of these operators."""
     found: set[ir.Node] = set()
     waiting = list(nodes)

@@ -18,6 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from moh_deploy.graph.add_function_bodies import (
     add_function_bodies,
+    drop_bodies,
     own_attributes,
     types_of_inputs,
 )
@@ -26,7 +27,6 @@ from moh_deploy.graph.narrowing import FixedHeads, LayerEdit, Narrowing, NotNarr
 from moh_deploy.graph.narrowing.rules import RULES
 from moh_deploy.graph.switch_by_size import without_switches
 from moh_deploy.ops import OPS, is_moh_op
-from moh_deploy.ops.op_names import KERNEL_DOMAIN
 from moh_deploy.package import LayerInfo
 
 
@@ -82,7 +82,9 @@ def prune_heads(
         if gates.uses() if maker is None else maker.graph is not None:
             reasons[path] = "something besides its attention reads the gates that its router makes"
     if not reasons:
-        _write_bodies_again(model)
+        # Attention whose heads are grouped no more needs another body, and a router none.
+        drop_bodies(model)
+        add_function_bodies(model, opset=model.opset_imports[""])
     return Pruned(tuple(found), reasons, notes)
 
 
@@ -101,13 +103,3 @@ def _tell_shapes(model: ir.Model) -> None:
             result.shape, told = ir.Shape(made.shape), True
     if told:
         infer_types(model)
-
-
-def _write_bodies_again(model: ir.Model) -> None:
-    """Attention whose heads are grouped no more needs another body, and a router none."""
-    for key in [key for key in model.functions if is_moh_op(*key[:2])]:
-        del model.functions[key]
-    for node in model.graph.all_nodes():
-        if is_moh_op(node.domain, node.op_type):
-            node.domain = KERNEL_DOMAIN
-    add_function_bodies(model, opset=model.opset_imports[""])

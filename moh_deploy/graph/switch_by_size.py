@@ -10,7 +10,7 @@ constant, and readers find the gates. A condition is computed once for all nodes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -33,10 +33,15 @@ def with_switches(model: ir.Model, rules: Mapping[str, NodeRule]) -> bool:
     """
     # A rule of one domain needs no If: `choose_layers` has moved that node.
     by_size = {name: rule for name, rule in rules.items() if rule.domain is None}
-    conditions = _conditions(model, by_size.values()) if by_size else {}
     switched = [node for node in model.graph if node.name in by_size]
-    for node in switched:
-        _switch(node, conditions[str(by_size[node.name or ""])])
+    if by_size:
+        made = _Conditions(model)
+        conditions = {str(rule): made.of(rule) for rule in by_size.values()}
+        for node in made.nodes:
+            # Before all other nodes, in the order in which they were made.
+            model.graph.insert_before(made.first, node)
+        for node in switched:
+            _switch(node, conditions[str(by_size[node.name or ""])])
     return bool(switched)
 
 
@@ -81,15 +86,18 @@ def _switch(node: ir.Node, condition: ir.Value) -> None:
     dense = _copied(node, with_base(node.domain, DENSE_DOMAIN), dense_twin(name))
     sparse = _copied(node, node.domain, name)
     branches = {
-        "then_branch": _branch(dense, f"{name}, dense"),
-        "else_branch": _branch(sparse, f"{name}, by kernel"),
+        key: ir.Graph([], inner.outputs, nodes=[inner], name=f"{name}, {kind}")
+        for key, inner, kind in (
+            ("then_branch", dense, "dense"),
+            ("else_branch", sparse, "by kernel"),
+        )
     }
     switch = ir.Node(
         "",
         "If",
         [condition],
         [ir.AttrGraph(key, branch) for key, branch in branches.items()],
-        outputs=[_like(value, value.name) for value in node.outputs],
+        outputs=[_like(value) for value in node.outputs],
         name=f"{name} (by size)",
     )
     for branch in branches.values():
@@ -119,25 +127,21 @@ def _copied(node: ir.Node, domain: str, name: str) -> ir.Node:
         node.inputs,
         node.attributes.values(),
         overload=node.overload,
-        outputs=[_like(value, value.name) for value in node.outputs],
+        outputs=[_like(value) for value in node.outputs],
         name=name,
         doc_string=node.doc_string,
         metadata_props=dict(node.metadata_props),
     )
 
 
-def _like(value: ir.Value, name: str | None) -> ir.Value:
+def _like(value: ir.Value) -> ir.Value:
     return ir.Value(
-        name=name,
+        name=value.name,
         shape=value.shape,
         type=value.type,
         doc_string=value.doc_string,
         metadata_props=dict(value.metadata_props),
     )
-
-
-def _branch(node: ir.Node, name: str) -> ir.Graph:
-    return ir.Graph([], node.outputs, nodes=[node], name=name)
 
 
 def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
@@ -146,16 +150,6 @@ def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
         # Readers and outputs move over before the old node goes, or it could not be removed.
         before.replace_all_uses_with(after, replace_graph_outputs=True)
     graph.remove(old, safe=True)
-
-
-def _conditions(model: ir.Model, rules: Iterable[NodeRule]) -> dict[str, ir.Value]:
-    """Compute at the start of the graph whether each rule says `moh.dense`, by its text."""
-    made = _Conditions(model)
-    conditions = {str(rule): made.of(rule) for rule in rules}
-    for node in made.nodes:
-        # Before all other nodes, as they stand now: in the order in which they were made.
-        model.graph.insert_before(made.first, node)
-    return conditions
 
 
 class _Conditions:
@@ -176,7 +170,14 @@ class _Conditions:
         # From the last range to the first: each one decides before what was built so far.
         for size, at_most, domain in reversed(rule.ranges):
             text = f"{domain} if {size}<={at_most}, else {text}"
-            holds = self._holds(size, at_most)
+            first, *others = size.split("*")
+            value, product = self._dim(first), first
+            for name in others:
+                # A product of dimensions, `batch*seq`, one factor after the other.
+                product = f"{product}*{name}"
+                value = self._value(product, "Mul", [value, self._dim(name)])
+            bound = [value, self._number(at_most)]
+            holds = self._value(f"{size}<={at_most}", "LessOrEqual", bound)
             is_dense = self._either(text, holds, is_dense, dense_if_holds=domain == DENSE_DOMAIN)
         assert is_dense is not None
         condition = self._value(text, "Squeeze", [is_dense])
@@ -193,16 +194,6 @@ class _Conditions:
             return holds
         # dense if it holds: holds or otherwise; kernel if it holds: not holds and otherwise.
         return self._value(f"[{text}]", "Or" if dense_if_holds else "And", [holds, otherwise])
-
-    def _holds(self, size: str, at_most: int) -> ir.Value:
-        first, *others = size.split("*")
-        value, text = self._dim(first), first
-        for name in others:
-            text = f"{text}*{name}"
-            # A product of dimensions, `batch*seq`, one factor after the other.
-            value = self._value(text, "Mul", [value, self._dim(name)])
-        bound = self._number(at_most)
-        return self._value(f"{size}<={at_most}", "LessOrEqual", [value, bound])
 
     def _dim(self, name: str) -> ir.Value:
         """Return a dimension [1]: the size of an input's axis, solved for the dimension."""
@@ -236,16 +227,13 @@ def _axes(model: ir.Model) -> dict[str, tuple[ir.Value, int, DimExpr]]:
     """Return for each dimension an input's axis that tells it: rather `past` than `past+1`."""
     found: dict[str, tuple[ir.Value, int, DimExpr]] = {}
     for value in model.graph.inputs:
-        for axis, expr in _dims_of(value):
+        for axis, dim in enumerate(value.shape or ()):
+            if isinstance(dim, int) or dim.value is None:
+                continue
+            try:
+                expr = DimExpr.parse(dim.value, place=f"input '{value.name}'")
+            except ConfigError:
+                continue  # A product of dimensions, say: it tells none of them.
             if expr.name not in found or (expr.is_plain and not found[expr.name][2].is_plain):
                 found[expr.name] = (value, axis, expr)
     return found
-
-
-def _dims_of(value: ir.Value) -> Iterator[tuple[int, DimExpr]]:
-    for axis, dim in enumerate(value.shape or ()):
-        if not isinstance(dim, int) and dim.value is not None:
-            try:
-                yield axis, DimExpr.parse(dim.value, place=f"input '{value.name}'")
-            except ConfigError:
-                continue  # A product of dimensions, say: it tells none of them.

@@ -74,7 +74,7 @@ def table_lookups(graph: onnx.GraphProto, *, from_the_end: bool) -> tuple[TableL
             embedding, index_select and gather, which become Gather and GatherElements, refuse them.
             What takes them in PyTorch, `table[ids]`, becomes GatherND.
     """
-    sources, shapes = _sources(graph), _shapes(graph)
+    sources, shapes, makers = _sources(graph), _shapes(graph), makers_of(graph.node)
     found = []
     for node in graph.node:
         if node.op_type not in ("Gather", "GatherElements", "GatherND"):
@@ -84,7 +84,10 @@ def table_lookups(graph: onnx.GraphProto, *, from_the_end: bool) -> tuple[TableL
         if source is None or rows is None or not (source.inputs or source.has_sizes):
             continue
         least = -rows if from_the_end or node.op_type == "GatherND" else 0
-        table = _weight(graph, node.input[0])
+        table = node.input[0]
+        # The weight that it is stored in may be cast or dequantised.
+        while table in makers and makers[table].op_type in _KEEP_SHAPE:
+            table = makers[table].input[0]
         found.append(TableLookup(table, rows, least, node.input[1], source.inputs, source.origin))
     return tuple(found)
 
@@ -101,11 +104,12 @@ def index_model(model: onnx.ModelProto, lookups: Iterable[TableLookup]) -> onnx.
         if node.op_type not in _SIZES and needed.intersection(node.output):
             nodes.insert(0, node)
             needed.update(node.input)
-    sizes = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, None) for name in size_readers(graph)
-    ]
+    given = _inputs(graph) | {
+        name: helper.make_tensor_value_info(name, TensorProto.INT64, None)
+        for name in size_readers(graph)
+    }
     weights = [weight for weight in graph.initializer if weight.name in needed]
-    inputs = [info for info in (*_inputs(graph).values(), *sizes) if info.name in needed]
+    inputs = [info for name, info in given.items() if name in needed]
     outputs = [onnx.ValueInfoProto(name=name) for name in wanted]
     own = helper.make_graph(nodes, "indices", inputs, outputs, weights)
     return helper.make_model(own, opset_imports=model.opset_import, ir_version=model.ir_version)
@@ -128,13 +132,18 @@ def _inputs(graph: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:
 
 def _sources(graph: onnx.GraphProto) -> dict[str, _Source]:
     """Return what each value is made of, of those that `_ARITHMETIC` makes."""
+
+    def has_data(weight: onnx.TensorProto) -> bool:
+        # Large weights have none here (see `load_without_weights`), nor have external ones.
+        numbers = (weight.int64_data, weight.int32_data, weight.float_data, weight.double_data)
+        return weight.HasField("raw_data") or any(map(len, numbers)) or 0 in weight.dims
+
     sources = {
         name: _Source(frozenset((name,)), origin=name)
         for name, info in _inputs(graph).items()
         if info.type.tensor_type.elem_type in _WHOLE_NUMBERS
     }
-    # Large weights have no data here (see `load_without_weights`), nor have external ones.
-    sources |= {weight.name: _Source() for weight in graph.initializer if _has_data(weight)}
+    sources |= {weight.name: _Source() for weight in graph.initializer if has_data(weight)}
     sources |= dict.fromkeys(size_readers(graph), _Source(has_sizes=True))
     for node in graph.node:
         read = [name for name in node.input if name]
@@ -154,11 +163,6 @@ def _sources(graph: onnx.GraphProto) -> dict[str, _Source]:
     return sources
 
 
-def _has_data(weight: onnx.TensorProto) -> bool:
-    numbers = (weight.int64_data, weight.int32_data, weight.float_data, weight.double_data)
-    return weight.HasField("raw_data") or any(map(len, numbers)) or 0 in weight.dims
-
-
 def _rows(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int | None]]) -> int | None:
     """Return the size of the axis that a node picks from; None where it is not known."""
     shape = shapes.get(node.input[0], ())
@@ -174,14 +178,6 @@ def _attribute(node: onnx.NodeProto, name: str) -> int:
     return next((field.i for field in node.attribute if field.name == name), 0)
 
 
-def _weight(graph: onnx.GraphProto, name: str) -> str:
-    """Return the weight that a table is stored in, which may be cast or dequantised."""
-    makers = {output: node for node in graph.node for output in node.output}
-    while name in makers and makers[name].op_type in _KEEP_SHAPE:
-        name = makers[name].input[0]
-    return name
-
-
 def _shapes(graph: onnx.GraphProto) -> dict[str, Sequence[int | None]]:
     shapes: dict[str, Sequence[int | None]] = {
         value.name: [
@@ -190,23 +186,30 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, Sequence[int | None]]:
         ]
         for value in graph.value_info
     }
-    shapes |= {initializer.name: initializer.dims for initializer in graph.initializer}
+    shapes |= {name: tensor.dims for name, tensor in _constants(graph).items()}
     for node in graph.node:
         if node.op_type == "Constant":
-            tensors = (
-                attribute.t.dims for attribute in node.attribute if attribute.name == "value"
-            )
-            shapes[node.output[0]] = next(tensors, ())
+            shapes.setdefault(node.output[0], ())
         # Tables of small integers have no shape written down behind them.
         elif node.op_type in _KEEP_SHAPE - {"Transpose"} and node.input[0] in shapes:
             shapes.setdefault(node.output[0], shapes[node.input[0]])
     return shapes
 
 
+def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Return stored numbers by name: exporters write initializers or Constant nodes."""
+    constants = {weight.name: weight for weight in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                constants[node.output[0]] = attribute.t
+    return constants
+
+
 # Find the operators that ask whether inputs have one certain size.
 
 # What computes sizes of sizes: integers that hang on shapes alone.
-_SIZE_QUESTIONS_ARITHMETIC = (
+_OF_SIZES = (
     *("Add", "Cast", "Concat", "Constant", "Div", "Flatten", "Gather", "Identity", "Max", "Min"),
     *("Mod", "Mul", "Neg", "ReduceProd", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze"),
 )
@@ -229,13 +232,7 @@ class SizeQuestion:
 
 def size_questions(graph: onnx.GraphProto) -> Iterator[SizeQuestion]:
     """Yield the nodes of the main graph that are asked of nothing but sizes."""
-    makers = makers_of(graph)
-    constants = {weight.name: weight for weight in graph.initializer}
-    for node in graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name == "value":
-                # Exporters write numbers as initializers or as Constant nodes.
-                constants[node.output[0]] = attribute.t
+    makers, constants = makers_of(graph.node), _constants(graph)
     # Shape(x) -> Gather -> Equal 1, say.
     for node in graph.node:
         if node.op_type == "Equal" and all(
@@ -255,6 +252,6 @@ def _is_size(
     if value in constants:
         return True
     node = makers.get(value)
-    if node is None or node.op_type not in (*SIZES, *_SIZE_QUESTIONS_ARITHMETIC):
+    if node is None or node.op_type not in (*SIZES, *_OF_SIZES):
         return False
     return node.op_type in SIZES or all(_is_size(name, makers, constants) for name in node.input)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from moh_deploy.graph.add_function_bodies import import_domains
+from moh_deploy.graph.add_function_bodies import add_body, import_domains
 from moh_deploy.graph.integer_policy import PROJECTIONS
+from moh_deploy.graph.load_model import store_array
 from moh_deploy.ops import OPS, op_names
 from moh_deploy.ops.nbits_product import ACCURACY_LEVEL, BLOCK, CONTRIB_DOMAIN, RANKS
 from moh_deploy.ops.op_names import KERNEL_DOMAIN, numbered_domain
@@ -84,20 +85,9 @@ def _store(
     assert weight.const_value is not None
     array = np.ascontiguousarray(weight.const_value.numpy())
     made = quantize(array, bits)
-    packed = _initializer(model, f"{weight.name}.int{bits}", made.packed)
-    scales = _initializer(model, f"{weight.name}.int{bits}.scales", made.scales)
+    packed = store_array(model.graph, f"{weight.name}.int{bits}", made.packed)
+    scales = store_array(model.graph, f"{weight.name}.int{bits}.scales", made.scales)
     return packed, scales, array.shape[0], array.shape[1]
-
-
-def _initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
-    value = ir.Value(
-        name=name,
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        shape=ir.Shape(array.shape),
-        const_value=ir.Tensor(array, name=name),
-    )
-    model.graph.register_initializer(value)
-    return value
 
 
 def _product(
@@ -165,11 +155,7 @@ def _arrange_bodies(model: ir.Model) -> None:
             of_op = [number for number in numbers if number[0] == node.op_type]
             number = numbers.setdefault(key, len(of_op) + 1)
             node.domain = numbered_domain(KERNEL_DOMAIN, number)
-            if node.op_identifier() not in model.functions:
-                proto = spec.function(inputs, attributes, opset=model.opset_imports[""])
-                proto.domain = node.domain
-                function = ir.serde.deserialize_function(proto)
-                model.functions[function.identifier()] = function
+            add_body(model, spec, node, inputs, attributes, opset=model.opset_imports[""])
     used = {node.op_identifier() for node in model.graph.all_nodes()}
     for identifier in [function for function in model.functions if function[1] in PROJECTIONS]:
         if identifier not in used:

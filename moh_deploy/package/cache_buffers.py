@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from moh_deploy.config.dims import DimExpr
-from moh_deploy.package.interface import CacheBuffer, CachesInPlace, TensorInfo
-from moh_deploy.package.layer_info import LayerInfo
+from moh_deploy.package.interface import CachesInPlace, TensorInfo
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.vectors import VectorSet
 from moh_deploy.system.npz import BFLOAT16, Array
@@ -55,7 +54,12 @@ def in_buffers(
     }
     inputs = tuple(_with_places(info, axes) for info in manifest.inputs)
     # The dimension of caches is none any more, and its name may be that of the input that tells.
-    left = set(_names(inputs)) - {BUFFER}
+    left = {
+        DimExpr.parse(dim, place=f"input '{info.name}'").name
+        for info in inputs
+        for dim in info.shape
+        if isinstance(dim, str)
+    } - {BUFFER}
     tells = _input_that_tells(caches, left)
     if tells is not None:
         inputs += (TensorInfo(tells, "int64", ()),)
@@ -74,7 +78,14 @@ def in_buffers(
             name: dim_range for name, dim_range in manifest.dim_ranges.items() if name in left
         },
         dim_sums=tuple(dim_sum for dim_sum in manifest.dim_sums if left.issuperset(dim_sum.dims)),
-        layers=tuple(_without_lost_ranges(layer, left) for layer in manifest.layers),
+        # What a layer does at sizes that no input has any more.
+        layers=tuple(
+            replace(
+                layer,
+                ranges=tuple(r for r in layer.ranges if left.issuperset(r.size.split("*"))),
+            )
+            for layer in manifest.layers
+        ),
         caches=caches,
         tuning=None,
         proof=None,
@@ -89,13 +100,6 @@ def _with_places(tensor: TensorInfo, axes: Mapping[str, int]) -> TensorInfo:
     return replace(tensor, shape=tuple(shape))
 
 
-def _names(inputs: Sequence[TensorInfo]) -> Iterator[str]:
-    for info in inputs:
-        for dim in info.shape:
-            if isinstance(dim, str):
-                yield DimExpr.parse(dim, place=f"input '{info.name}'").name
-
-
 def _input_that_tells(caches: CachesInPlace, dims: Collection[str]) -> str | None:
     """Return the name of the input that says how much is filled; None where sizes do.
 
@@ -106,12 +110,6 @@ def _input_that_tells(caches: CachesInPlace, dims: Collection[str]) -> str | Non
     return None if total in dims else total
 
 
-def _without_lost_ranges(layer: LayerInfo, left: set[str]) -> LayerInfo:
-    """Take from a layer what it does at sizes that no input has any more."""
-    kept = tuple(range_ for range_ in layer.ranges if left.issuperset(range_.size.split("*")))
-    return replace(layer, ranges=kept)
-
-
 def _in_buffers(
     run: VectorSet, caches: CachesInPlace, *, left: set[str], tells: str | None, room: int
 ) -> VectorSet:
@@ -120,34 +118,25 @@ def _in_buffers(
     for buffer in caches.buffers:
         before, after = run.inputs[buffer.past], run.outputs[buffer.present]
         past, places = before.shape[buffer.axis], after.shape[buffer.axis] + room
-        inputs[buffer.past] = _buffer(buffer, before, after, places)
-        # What was not written stays as it was.
-        behind = _part(inputs[buffer.past], buffer.axis, after.shape[buffer.axis], places)
-        outputs[buffer.present] = np.concatenate((after, behind), axis=buffer.axis)
+        # Room behind what is filled: numbers as in `after`, in another order and of the other sign,
+        # since one token turned around is that token.
+        turned = np.flip(after, buffer.axis)
+        other = np.take(turned, np.arange(places - past) % turned.shape[buffer.axis], buffer.axis)
+        if other.dtype.kind == "f" or other.dtype == BFLOAT16:
+            other = -other
+        inputs[buffer.past] = np.concatenate((before, other), axis=buffer.axis)
+        outputs[buffer.present] = _written(inputs[buffer.past], after, buffer.axis)
     if tells is not None:
         inputs[tells] = np.asarray(past, np.int64)
     sizes = {name: size for name, size in run.sizes.items() if name in left}
     return replace(run, sizes={**sizes, BUFFER: places}, inputs=inputs, outputs=outputs)
 
 
-def _buffer(cache_buffer: CacheBuffer, filled: Array, alike: Array, places: int) -> Array:
-    """Return a cache with room behind what is filled: numbers as in `alike`, in another order."""
-    free = places - filled.shape[cache_buffer.axis]
-    other = np.take(
-        np.flip(alike, cache_buffer.axis),
-        np.arange(free) % alike.shape[cache_buffer.axis],
-        cache_buffer.axis,
-    )
-    # Of the other sign: one token turned around is that token.
-    if other.dtype.kind == "f" or other.dtype == BFLOAT16:
-        other = -other
-    buffer: Array = np.concatenate((filled, other), axis=cache_buffer.axis)
-    return buffer
-
-
-def _part(array: Array, axis: int, begin: int, end: int) -> Array:
-    part: Array = np.take(array, np.arange(begin, end), axis)
-    return part
+def _written(buffer: Array, filled: Array, axis: int) -> Array:
+    """Return a buffer whose first places hold other tokens; what is behind stays as it was."""
+    behind = np.arange(filled.shape[axis], buffer.shape[axis])
+    written: Array = np.concatenate((filled, np.take(buffer, behind, axis)), axis=axis)
+    return written
 
 
 def without_room(inputs: Mapping[str, Array], manifest: Manifest) -> dict[str, Array]:
@@ -157,7 +146,8 @@ def without_room(inputs: Mapping[str, Array], manifest: Manifest) -> dict[str, A
         return dict(inputs)
     past = past_length(caches, _known(inputs, manifest))
     cut = {
-        buffer.past: _part(inputs[buffer.past], buffer.axis, 0, past) for buffer in caches.buffers
+        buffer.past: np.take(inputs[buffer.past], np.arange(past), buffer.axis)
+        for buffer in caches.buffers
     }
     tells = _input_that_tells(caches, manifest.dims)
     return {name: cut.get(name, array) for name, array in inputs.items() if name != tells}
@@ -175,9 +165,8 @@ def in_given_buffers(
     made = dict(outputs)
     for buffer in manifest.caches.buffers if manifest.caches is not None else ():
         if buffer.present in outputs:
-            after, places = outputs[buffer.present], inputs[buffer.past].shape[buffer.axis]
-            behind = _part(inputs[buffer.past], buffer.axis, after.shape[buffer.axis], places)
-            made[buffer.present] = np.concatenate((after, behind), axis=buffer.axis)
+            after = outputs[buffer.present]
+            made[buffer.present] = _written(inputs[buffer.past], after, buffer.axis)
     return made
 
 

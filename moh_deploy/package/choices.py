@@ -228,14 +228,11 @@ def _chosen(layer: LayerInfo, asked: Sequence[_Asked]) -> LayerInfo:
         if asked.where is not None
     ]
     layer = replace(layer, choice=whole[0] if whole else current_choice(layer))
-    return with_ranges(layer, _narrow_first(ranges))
-
-
-def _narrow_first(ranges: Sequence[SizeRange]) -> list[SizeRange]:
-    """Order the ranges of one size: behind a wide one, a narrow one would never decide."""
-    # Of different sizes the order stays as given: the first that holds decides.
+    # Behind a wide range of one size, a narrow one would never decide. Of different sizes the order
+    # stays as given: the first that holds decides.
     sizes = [range_.size for range_ in ranges]
-    return sorted(ranges, key=lambda range_: (sizes.index(range_.size), range_.at_most))
+    ranges.sort(key=lambda range_: (sizes.index(range_.size), range_.at_most))
+    return with_ranges(layer, ranges)
 
 
 def with_ranges(layer: LayerInfo, ranges: Sequence[SizeRange]) -> LayerInfo:

@@ -128,13 +128,11 @@ def read_corpus(path: Path, manifest: Manifest) -> tuple[CorpusSample, ...]:
 def _members(sample: CorpusSample) -> Iterable[tuple[str, Array]]:
     yield from vector_members(sample.vectors)
     # [M] layers, [M, 2] tokens (batch, position), [M] margins, and one text.
-    mined = sample.mined
-    yield f"{_MINED}/layers", np.asarray([mined_token.layer for mined_token in mined], np.int64)
-    yield (
-        f"{_MINED}/tokens",
-        np.asarray([mined_token.token for mined_token in mined], np.int64).reshape(-1, 2),
-    )
-    yield f"{_MINED}/margins", np.asarray([mined_token.margin for mined_token in mined], np.float64)
+    mined = [(token.layer, token.token, token.margin) for token in sample.mined]
+    layers, tokens, margins = zip(*mined, strict=True) if mined else ((), (), ())
+    yield f"{_MINED}/layers", np.asarray(layers, np.int64)
+    yield f"{_MINED}/tokens", np.asarray(tokens, np.int64).reshape(-1, 2)
+    yield f"{_MINED}/margins", np.asarray(margins, np.float64)
     yield f"{_MINED}/reference", np.asarray(sample.reference)
 
 

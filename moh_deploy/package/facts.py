@@ -15,7 +15,6 @@ from moh_deploy.package.interface import marks_padding, mask_input
 from moh_deploy.package.layer_info import LayerInfo
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.vectors import VectorSet
-from moh_deploy.system.npz import BoolArray
 
 # Facts that both the manifest and the recorded runs state.
 
@@ -56,8 +55,12 @@ def _layer_shown(
         if layer.seq_len is not None:
             yield "seq_len", vector_set.gates[index].shape[1]
     is_open = [vector_set.gates[index] != 0 for vector_set in vectors]  # [B, S, H]
-    masks = [_valid_tokens(manifest, vector_set, index) for vector_set in vectors]
-    counted = [a[mask] for a, mask in zip(is_open, masks, strict=True) if mask is not None]
+    # Padding counts nowhere; a mask may be of other tokens than the layer has.
+    counted, valid = list(is_open), manifest.valid_tokens
+    if valid is not None:
+        masks = [run.inputs[mask_input(valid)] != marks_padding(valid) for run in vectors]
+        both = zip(is_open, masks, strict=True)
+        counted = [a[mask] for a, mask in both if mask.shape == a.shape[:2]]
     pairs = sum(item.size for item in counted)
     if layer.active_share is not None and pairs and len(counted) == len(vectors):
         share = sum(int(item.sum()) for item in counted) / pairs
@@ -72,15 +75,6 @@ def _layer_shown(
 
 
 _LAST_DIGITS = 1e-9
-
-
-def _valid_tokens(manifest: Manifest, run: VectorSet, index: int) -> BoolArray | None:
-    """Return which tokens [B, S] of a layer are valid; None where the mask is of other tokens."""
-    tokens = run.gates[index].shape[:2]
-    if manifest.valid_tokens is None:
-        return np.ones(tokens, np.bool_)
-    mask = run.inputs[mask_input(manifest.valid_tokens)]
-    return mask != marks_padding(manifest.valid_tokens) if mask.shape == tokens else None
 
 
 def _top_k_shown(

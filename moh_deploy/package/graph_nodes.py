@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
@@ -65,7 +65,7 @@ SIZES = ("Shape", "Size")
 def router_nodes(graph: onnx.GraphProto, layers: tuple[LayerInfo, ...]) -> tuple[str | None, ...]:
     """Return the name of each layer's MoHRouter node; None for a router of plain operators, and
     where `lost_at` says that there is none."""
-    makers = makers_of(graph)
+    makers = makers_of(graph.node)
     return tuple(
         # The manifest knows whether there is one: a search without would find a neighbour's.
         _router_of(layer.gates, makers) if layer.router_replaced else None
@@ -79,7 +79,7 @@ def lost_at(graph: onnx.GraphProto, layer: LayerInfo) -> str:
     Args:
         layer: A layer of a replaced router that `router_nodes` does not find.
     """
-    makers = makers_of(graph)
+    makers = makers_of(graph.node)
     met: list[str] = []
     value = layer.gates
     # Along the first inputs, to name what a reader sees when looking at the graph.
@@ -95,9 +95,9 @@ def operator_text(node: onnx.NodeProto) -> str:
     return f"{node.op_type} '{node.name or node.output[0]}'"
 
 
-def makers_of(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """Return each value of the main graph to the node that makes it."""
-    return {name: node for node in graph.node for name in node.output}
+def makers_of(nodes: Iterable[onnx.NodeProto]) -> dict[str, onnx.NodeProto]:
+    """Return each value that nodes make to its node."""
+    return {name: node for node in nodes for name in node.output}
 
 
 def is_router(node: onnx.NodeProto) -> bool:

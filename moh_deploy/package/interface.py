@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from moh_deploy.config.export_config import ConstantValue
 from moh_deploy.config.strict_json import Strict
+
+MOST_SIZE = 2**63 - 1
+"""Sizes are int64 in ONNX."""
+
+WholeSize = Annotated[int, Field(ge=0, le=MOST_SIZE)]
+PositiveSize = Annotated[int, Field(ge=1, le=MOST_SIZE)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+Dtype = Annotated[
+    str,
+    Field(
+        pattern=f"^({'|'.join(FLOATS)}|bool|u?int(4|8|16|32|64)|complex64|complex128"
+        "|float8_e4m3fn|float8_e4m3fnuz|float8_e5m2|float8_e5m2fnuz)$"
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -18,7 +35,7 @@ class TensorInfo(Strict):
     """
 
     name: str
-    dtype: str
+    dtype: Dtype
     shape: tuple[int | str, ...]
 
 
@@ -77,7 +94,7 @@ class DimSum(Strict):
     """
 
     dims: tuple[str, ...]
-    most: int
+    most: WholeSize
     table: str | None = None
 
     def __str__(self) -> str:
@@ -117,8 +134,8 @@ class CachesInPlace(Strict):
     buffers: tuple[CacheBuffer, ...]
     past_length: str
     new_length: str | int
-    least_past: int = 0
-    most_tokens: int | None = None
+    least_past: WholeSize = 0
+    most_tokens: PositiveSize | None = None
 
 
 @dataclass(frozen=True)
@@ -134,11 +151,11 @@ class TextGeneration(Strict):
         model_type: What its config calls the architecture: `llama`; None without a config.
     """
 
-    vocab_size: int
-    context_length: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
-    bos_token_id: int | None = None
-    pad_token_id: int | None = None
+    vocab_size: PositiveSize
+    context_length: PositiveSize | None = None
+    eos_token_ids: tuple[WholeSize, ...] = ()
+    bos_token_id: WholeSize | None = None
+    pad_token_id: WholeSize | None = None
     model_type: str | None = None
 
 

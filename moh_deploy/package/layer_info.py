@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from moh_deploy.config.strict_json import Strict
 from moh_deploy.ops.op_names import AttentionOp
+from moh_deploy.ops.routers import FORMS
+from moh_deploy.package.interface import Dtype, PositiveSize, WholeSize
 
 Choice = Literal["dense", "sparse", "projected"]
 """How a replaced layer is run: every head by its function bodies; the chosen heads by a kernel; the
 chosen heads with their projections by kernels."""
+
+# It limits what readers allocate for heads.
+_Heads = Annotated[int, Field(ge=1, le=2**20)]
+_Router = Annotated[str, Field(pattern=f"^({'|'.join(form.name for form in FORMS)})$")]
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class SizeRange(Strict):
     """
 
     size: str
-    at_most: int
+    at_most: WholeSize
     choice: Choice
 
 
@@ -38,9 +46,9 @@ class RouterTypes(Strict):
         gates: Of the gates as the router returns them.
     """
 
-    projection: str | None
-    scores: str
-    gates: str
+    projection: Dtype | None
+    scores: Dtype
+    gates: Dtype
 
 
 @dataclass(frozen=True)
@@ -86,22 +94,22 @@ class LayerInfo(Strict):
         router_types: The dtypes of the router's stages, in a package that `precision` wrote.
     """
 
-    path: str
-    num_heads: int
-    num_kv_heads: int | None
-    head_dim: int | None
-    num_shared_heads: int | None
-    top_k: int | None
-    router: str
+    path: Annotated[str, Field(min_length=1)]
+    num_heads: _Heads
+    num_kv_heads: PositiveSize | None
+    head_dim: PositiveSize | None
+    num_shared_heads: WholeSize | None
+    top_k: WholeSize | None
+    router: _Router
     router_replaced: bool
     replaced: bool
     reason: str | None
     node: str | None
     gates: str
-    batch: int
-    seq_len: int | None
-    kv_len: int | None
-    active_share: float | None = None
+    batch: PositiveSize
+    seq_len: PositiveSize | None
+    kv_len: PositiveSize | None
+    active_share: Annotated[float, Field(ge=0, le=1)] | None = None
     query_projection: str | None = None
     output_projection: str | None = None
     op: AttentionOp | None = None
@@ -109,4 +117,4 @@ class LayerInfo(Strict):
     ranges: tuple[SizeRange, ...] = ()
     router_types: RouterTypes | None = None
     attention: str | None = None
-    closed_heads: tuple[int, ...] = ()
+    closed_heads: tuple[WholeSize, ...] = ()

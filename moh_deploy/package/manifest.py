@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
 
 from moh_deploy.config.dtypes import ComputeType, Runtime
 from moh_deploy.config.strict_json import Strict
-from moh_deploy.package.interface import CachesInPlace, Call, DimSum, TensorInfo, TextGeneration
+from moh_deploy.package.interface import (
+    FLOATS,
+    Amount,
+    CachesInPlace,
+    Call,
+    DimSum,
+    PositiveSize,
+    TensorInfo,
+    TextGeneration,
+    WholeSize,
+)
 from moh_deploy.package.layer_info import LayerInfo
 
 # Types of the manifest for measurements: proof, rounding, times.
@@ -20,8 +33,8 @@ _NON_FINITE_ALLOWED = {"extra": "forbid", "ser_json_inf_nan": "strings"}
 class Spread(Strict):
     """The size of differences: their root mean square, and the largest of them."""
 
-    rms: float
-    largest: float
+    rms: Amount
+    largest: Amount
 
 
 @dataclass(frozen=True)
@@ -69,9 +82,16 @@ class Proof(Strict):
 
     __pydantic_config__ = _NON_FINITE_ALLOWED
 
-    max_abs_error: float
-    routing_agreement: float
-    sizes: tuple[dict[str, int], ...]
+    # NaN stands where a result was none, or where no decision was clear enough to be counted.
+    max_abs_error: Annotated[float, AfterValidator(lambda error: _in_range(error, math.inf))]
+    routing_agreement: Annotated[float, AfterValidator(lambda share: _in_range(share, 1))]
+    sizes: tuple[dict[str, WholeSize], ...]
+
+
+def _in_range(number: float, most: float) -> float:
+    if not (math.isnan(number) or 0 <= number <= most):
+        raise ValueError(f"is {number}, expected 0 to {most}")
+    return number
 
 
 @dataclass(frozen=True)
@@ -99,12 +119,12 @@ class Tuning:
     source: Literal["measured", "given"]
     machine: str
     runtime: str | None = None
-    threads: int | None = None
+    threads: PositiveSize | None = None
     clock: str | None = None
-    sizes: tuple[dict[str, int], ...] = ()
-    weights: tuple[float, ...] = ()
-    layer_ms: tuple[tuple[dict[str, float], ...], ...] = ()
-    model_ms: tuple[dict[str, float], ...] = ()
+    sizes: tuple[dict[str, WholeSize], ...] = ()
+    weights: tuple[Amount, ...] = ()
+    layer_ms: tuple[tuple[dict[str, Amount], ...], ...] = ()
+    model_ms: tuple[dict[str, Amount], ...] = ()
     within: tuple[str, ...] = ()
 
 
@@ -252,16 +272,16 @@ class Manifest(Strict):
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    dims: dict[str, int]
+    dims: dict[str, PositiveSize]
     layers: tuple[LayerInfo, ...]
     ops: dict[str, int]
     opset: int
-    total_flops: int | None
-    precision: str
+    total_flops: WholeSize | None
+    precision: Annotated[str, Field(pattern=f"^(int4|int8|{'|'.join(FLOATS)})$")]
     checkpoint_sha256: str | None
     made_with: dict[str, str]
     proof: Proof | None = None
-    dim_ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    dim_ranges: dict[str, tuple[WholeSize, WholeSize | None]] = field(default_factory=dict)
     dim_sums: tuple[DimSum, ...] = ()
     compute_type: ComputeType = "float32"
     tuning: Tuning | None = None

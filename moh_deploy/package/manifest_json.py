@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from moh_deploy.errors import PackageError
 from moh_deploy.package.manifest import FORMAT_VERSION, Manifest
-from moh_deploy.package.manifest_sense import check_sense
+from moh_deploy.package.manifest_sense import GET_AGAIN, check_sense
 from moh_deploy.system.bounded_file import sha256_of_json
 from moh_deploy.system.bounded_json import has_keys, read_json
 
@@ -32,18 +31,40 @@ def read_manifest(path: Path) -> Manifest:
     """
     content = _read(path)
     # First of all: keys of another version must not be reported as mistakes.
-    _check_format_version(path, content)
-    written = content.pop(_DIGEST, None)
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise PackageError(
+            f"{path}: format_version is {_shown(version)}, this version of moh-deploy supports"
+            f" {FORMAT_VERSION}.",
+            hint="Export the model again, or use the moh-deploy that made the package.",
+        )
+    written = content.pop(_DIGEST, None)  # packages of before there was a digest have none
+    found = sha256_of_json(content)
+    is_damaged = written is not None and written != found
     try:
         # As JSON text, not as objects: only so does strict mode take lists for tuples.
         manifest = _adapter().validate_json(json.dumps(content))
     except ValidationError as error:
-        raise PackageError(f"{path}: {_first_problem(error)}.") from error
-    if written is not None:  # packages of before there was a digest have none
-        _check_digest(path, written, sha256_of_json(content))
-    # After the digest, so that damage is called damage and not a strange value.
-    check_sense(path, manifest)
-    return manifest
+        # Damage is called damage, and not a strange value.
+        if not is_damaged or error.errors()[0]["type"] not in _OF_VALUES:
+            raise PackageError(f"{path}: {_first_problem(error)}.", hint=GET_AGAIN) from error
+    else:
+        if not is_damaged:
+            check_sense(path, manifest)
+            return manifest
+    raise PackageError(
+        f"{path} has changed since the package was written: sha256 of what it says is {found},"
+        f" expected {written}.",
+        hint="Copy the package again, or export the model again."
+        " `moh-deploy tune` is what changes how layers run.",
+    )
+
+
+_OF_VALUES = {
+    *("finite_number", "greater_than_equal", "less_than_equal", "string_pattern_mismatch"),
+    *("string_too_short", "value_error"),
+}
+"""The kinds of pydantic's errors that a field of the right type has."""
 
 
 def manifest_text(manifest: Manifest) -> str:
@@ -80,36 +101,18 @@ def _read(path: Path) -> dict[str, object]:
     return content
 
 
-def _check_digest(path: Path, written: object, found: str) -> None:
-    if found != written:
-        raise PackageError(
-            f"{path} has changed since the package was written: sha256 of what it says is {found},"
-            f" expected {written}.",
-            hint="Copy the package again, or export the model again."
-            " `moh-deploy tune` is what changes how layers run.",
-        )
-
-
-def _check_format_version(path: Path, content: Mapping[str, object]) -> None:
-    """Look at the version before anything else: another version may have other keys."""
-    found = content.get("format_version")
-    if found != FORMAT_VERSION:
-        raise PackageError(
-            f"{path}: format_version is {_shown(found)}, this version of moh-deploy supports"
-            f" {FORMAT_VERSION}.",
-            hint="Export the model again, or use the moh-deploy that made the package.",
-        )
-
-
 def _first_problem(error: ValidationError) -> str:
     # One problem is enough to act on.
     problem = error.errors(include_url=False)[0]
-    key = _key_path(problem["loc"])
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]]
+    key = "".join(parts).removeprefix(".")
     kind = problem["type"]
     if kind == "missing":
         return f"key '{key}' is missing"
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unexpected key '{key}'"
+    if kind == "value_error":
+        return f"key '{key}': {problem['ctx']['error']}"
     return f"key '{key}': {problem['msg']}, got {_shown(problem['input'])}"
 
 
@@ -119,10 +122,3 @@ def _shown(value: object) -> str:
 
 
 _LONGEST_SHOWN = 200
-
-
-def _key_path(location: tuple[int | str, ...]) -> str:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return path.removeprefix(".")

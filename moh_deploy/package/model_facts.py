@@ -113,29 +113,22 @@ def _shape_of(value: onnx.ValueInfoProto) -> list[int | str]:
 
 def _precision_facts(manifest: Manifest, graph: onnx.GraphProto) -> Iterator[StatedFact]:
     """Hold against the model what would loosen the tolerance: a precision that nothing is in."""
-    operators = {node.op_type for node in all_nodes(graph)}
-    said = manifest.precision
+    nodes, said = list(all_nodes(graph)), manifest.precision
+    operators = {node.op_type for node in nodes}
     if any("NBits" in name for name in operators):
         yield StatedFact("precision", said, "int4")
     elif "MatMulInteger" in operators:
         yield StatedFact("precision", said, "int8")
     # `bisect` may have put all that was lower into float32, where it computes on rounded weights.
     elif said not in ("float32", "float64") and not manifest.float32_nodes:
-        yield StatedFact("precision", said, said if said in _dtypes_in(graph) else "float32")
-
-
-def _dtypes_in(graph: onnx.GraphProto) -> set[str | None]:
-    declared = (*graph.input, *graph.output, *graph.value_info)
-    elements = {value.type.tensor_type.elem_type for value in declared}
-    elements |= {tensor.data_type for tensor in graph.initializer}
-    for node in all_nodes(graph):
-        elements |= {
-            attribute.i for attribute in node.attribute if attribute.name in ("to", "dtype")
-        }
-        elements |= {
-            attribute.t.data_type for attribute in node.attribute if attribute.HasField("t")
-        }
-    return set(map(_dtype_of, elements))
+        declared = (*graph.input, *graph.output, *graph.value_info)
+        elements = {value.type.tensor_type.elem_type for value in declared}
+        elements |= {tensor.data_type for tensor in graph.initializer}
+        attributes = [attribute for node in nodes for attribute in node.attribute]
+        elements |= {attribute.i for attribute in attributes if attribute.name in ("to", "dtype")}
+        elements |= {attribute.t.data_type for attribute in attributes if attribute.HasField("t")}
+        is_there = said in map(_dtype_of, elements)
+        yield StatedFact("precision", said, said if is_there else "float32")
 
 
 class _GraphView:
@@ -299,7 +292,9 @@ def _size_at(size: int | str, sizes: Mapping[str, int]) -> int | None:
 
 def _router_shown(layer: LayerInfo, view: _GraphView, router: str | None) -> Shown:
     """Yield fields of a layer as the operators that make its gates show them."""
-    is_constant = _is_constant(layer.gates, view)
+    # Constant gates are a weight, repeated for each sample.
+    source = view.root(layer.gates, (*_VIEWS, "Expand"))
+    is_constant = source not in view.makers and source not in view.inputs
     if is_constant or layer.router == "constant":
         yield "router", "constant" if is_constant else "custom"
     if not layer.router_replaced:
@@ -314,12 +309,6 @@ def _router_shown(layer: LayerInfo, view: _GraphView, router: str | None) -> Sho
     form = _form(layer, node, view)
     if form is not None:
         yield "router", form
-
-
-def _is_constant(gates: str, view: _GraphView) -> bool:
-    """Tell whether gates are a weight, repeated for each sample."""
-    source = view.root(gates, (*_VIEWS, "Expand"))
-    return source not in view.makers and source not in view.inputs
 
 
 def _form(layer: LayerInfo, router: onnx.NodeProto, view: _GraphView) -> str | None:

@@ -10,9 +10,7 @@ numbers of the fields.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
@@ -37,34 +35,20 @@ def save_with_weights(model: ir.Model, path: Path) -> None:
     """
     # ModelProto in its order of fields: all but the graph, then the graph with its large weights
     # last.
-    weights = _take_out(model)
+    initializers = model.graph.initializers
+    weights = {name: value for name, value in initializers.items() if _is_large(value)}
+    for name in weights:
+        initializers.pop(name)
     # The model is the caller's: it gets its weights back whatever happens.
     try:
         proto = ir.to_proto(model)
     finally:
-        model.graph.initializers.update(weights)
+        initializers.update(weights)
     # Repeated fields may come in parts: initializers behind the encoded graph are appended to it.
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
-    entries = [_Entry.of(value) for value in weights.values()]
-    size = len(graph) + sum(entry.encoded_bytes for entry in entries)
-    with path.open("wb") as file:
-        file.write(proto.SerializeToString())
-        file.write(_header(_GRAPH, size))
-        file.write(graph)
-        for entry in entries:
-            entry.write(file)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One initializer of the graph: what comes before its data, and the data."""
-
-    prefix: bytes
-    tensor: ir.TensorProtocol
-
-    @classmethod
-    def of(cls, value: ir.Value) -> _Entry:
+    entries: list[tuple[bytes, ir.TensorProtocol]] = []
+    for value in weights.values():
         tensor = value.const_value
         assert tensor is not None
         # Without raw_data, whose header is written by hand so that the bytes can follow.
@@ -72,23 +56,16 @@ class _Entry:
             name=value.name, dims=tensor.shape.numpy(), data_type=tensor.dtype.value
         ).SerializeToString() + _header(_RAW_DATA, tensor.nbytes)
         # The length of an entry counts its description and its data.
-        return cls(_header(_INITIALIZER, len(described) + tensor.nbytes) + described, tensor)
-
-    @property
-    def encoded_bytes(self) -> int:
-        return len(self.prefix) + self.tensor.nbytes
-
-    def write(self, file: BinaryIO) -> None:
-        file.write(self.prefix)
-        file.write(self.tensor.tobytes())
-
-
-def _take_out(model: ir.Model) -> dict[str, ir.Value]:
-    initializers = model.graph.initializers
-    large = {name: value for name, value in initializers.items() if _is_large(value)}
-    for name in large:
-        initializers.pop(name)
-    return large
+        size = len(described) + tensor.nbytes
+        entries.append((_header(_INITIALIZER, size) + described, tensor))
+    size = len(graph) + sum(len(prefix) + tensor.nbytes for prefix, tensor in entries)
+    with path.open("wb") as file:
+        file.write(proto.SerializeToString())
+        file.write(_header(_GRAPH, size))
+        file.write(graph)
+        for prefix, tensor in entries:
+            file.write(prefix)
+            file.write(tensor.tobytes())
 
 
 def _is_large(value: ir.Value) -> bool:

@@ -15,7 +15,7 @@ from moh_deploy.package.manifest_json import MANIFEST_NAME, read_manifest
 from moh_deploy.package.model_facts import model_facts
 from moh_deploy.package.onnx_outline import ExternalTensor, load_without_weights, read_outline
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, check_vectors, read_vectors
-from moh_deploy.system.bounded_file import open_regular, sha256_of
+from moh_deploy.system.sealed_directory import SealedDirectory
 from moh_deploy.system.staging import is_hidden_name
 
 # Check where a package's weights lie: in its model, or in the one file beside it that is listed.
@@ -140,7 +140,7 @@ class OnnxPackage:
                 raise PackageError(f"{manifest_path}: files has no entry for {name}.")
         for name, digest in manifest.files.items():
             # Before the model is opened, so that no parser sees a file that was changed.
-            _check_file(root / name, digest if check_digests else None)
+            sealed(root).check(name, digest if check_digests else None, hint=_COPY_AGAIN)
         check_external_data(root, manifest, read_outline(root / MODEL_NAME))
         # Readers believe the manifest and run the model: they have to agree.
         model = load_without_weights(root / MODEL_NAME)
@@ -153,6 +153,14 @@ class OnnxPackage:
             corpus = read_corpus(root / CORPUS_NAME, manifest)
             check_vectors(root / CORPUS_NAME, (sample.vectors for sample in corpus), manifest)
         return cls(root, manifest, vectors, corpus)
+
+
+_COPY_AGAIN = "Copy the package again, or export the model again."
+
+
+def sealed(root: Path) -> SealedDirectory:
+    """Return a package as what it is on the disk."""
+    return SealedDirectory(root, MANIFEST_NAME, "the package was written")
 
 
 def require_finished(root: Path) -> None:
@@ -183,23 +191,4 @@ def _require_directory(root: Path) -> None:
         raise PackageError(
             f"{root} is a file, expected a package directory.",
             hint=f"It lies in one: name '{root.parent}'." if is_within else None,
-        )
-
-
-def _check_file(path: Path, digest: str | None) -> None:
-    try:
-        if digest is None:
-            # Without digests, at least that it is there, and no pipe or device.
-            open_regular(path).close()
-            return
-        found = sha256_of(path)
-    except FileNotFoundError as error:
-        raise PackageError(f"{path} is missing, but the manifest lists it.") from error
-    except OSError as error:
-        raise PackageError(f"{path}: cannot be read: {error.strerror}.") from error
-    if found != digest:
-        raise PackageError(
-            f"{path} has changed since the package was written: sha256 is {found}, the manifest"
-            f" says {digest}.",
-            hint="Copy the package again, or export the model again.",
         )

@@ -7,16 +7,15 @@ manifest), `0/margins/3`, `0/scores/3`, `0/attention/3`, `0/sizes/batch`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from moh_deploy.config.dims import size_at
 from moh_deploy.errors import PackageError
-from moh_deploy.package.interface import TensorInfo
+from moh_deploy.package.interface import FLOATS, TensorInfo
 from moh_deploy.package.manifest import Manifest
-from moh_deploy.package.manifest_sense import FLOATS
 from moh_deploy.package.spread import NUMBERS
 from moh_deploy.system.npz import Array, read_npz, write_npz
 
@@ -78,77 +77,72 @@ def sets_from_members(
     Raises:
         PackageError: Members that do not fit the manifest.
     """
-    sets: dict[int, _Parts] = {}
+    sets: dict[int, _Kinds] = {}
     for member, array in members.items():
-        index, kind, name = _split(path, member)
-        sets.setdefault(index, _Parts()).put(kind, name, array)
+        # Only the first two slashes separate: names of inputs may have more.
+        index, kind, name = (*member.split("/", 2), "", "")[:3]
+        # Numbers of thousands of digits are no numbers to Python.
+        if not index.isdecimal() or len(index) > _MOST_DIGITS or kind not in _KINDS:
+            raise PackageError(
+                f"{path}: member '{member[:300]}' is not named SET/KIND/NAME, with KIND one of"
+                f" {', '.join(_KINDS)}."
+            )
+        sets.setdefault(int(index), {kind: {} for kind in _KINDS})[kind][name] = array
     # A gap means that members are missing: a run would silently not be compared.
     if sorted(sets) != list(range(len(sets))):
         raise PackageError(
             f"{path}: vector sets are numbered {sorted(sets)}, expected 0, 1, ... without gaps."
         )
-    return tuple(sets[i].to_set(f"{path}: set {i}", manifest) for i in range(len(sets)))
+    return tuple(_set(f"{path}: set {i}", sets[i], manifest) for i in range(len(sets)))
 
+
+_Kinds = dict[str, dict[str, Array]]
+"""The members of one set, by kind and name."""
 
 _OPTIONAL = ("scores", "attention")
 """Kinds that older packages lack, and of which a layer may have none."""
 
+_MOST_DIGITS = 9
 _KINDS = ("sizes", "inputs", "outputs", "gates", "margins", *_OPTIONAL)
 
 
-@dataclass
-class _Parts:
-    """The members of one set while the file is being read, by kind and name."""
+def _set(where: str, kinds: _Kinds, manifest: Manifest) -> VectorSet:
+    # By number: names of gates may hold slashes, which separate the parts of a member's name.
+    layers = [str(i) for i in range(len(manifest.layers))]
 
-    by_kind: dict[str, dict[str, Array]] = field(
-        default_factory=lambda: {kind: {} for kind in _KINDS}
-    )
-
-    def put(self, kind: str, name: str, array: Array) -> None:
-        self.by_kind[kind][name] = array
-
-    def to_set(self, where: str, manifest: Manifest) -> VectorSet:
-        # By number: names of gates may hold slashes, which separate the parts of a member's name.
-        layers = [str(i) for i in range(len(manifest.layers))]
-        return VectorSet(
-            sizes={name: _size(where, name, a) for name, a in self.by_kind["sizes"].items()},
-            inputs=self._take(where, "inputs", [spec.name for spec in manifest.inputs]),
-            outputs=self._take(where, "outputs", [spec.name for spec in manifest.outputs]),
-            gates=tuple(self._take(where, "gates", layers).values()),
-            margins=tuple(self._take(where, "margins", layers).values()),
-            scores=self._take_optional(where, "scores", layers),
-            attention=self._take_optional(where, "attention", layers),
-        )
-
-    def _take(self, where: str, kind: str, expected: list[str]) -> dict[str, Array]:
-        found = self.by_kind[kind]
+    def taken(kind: str, expected: list[str]) -> dict[str, Array]:
         # Neither more nor less: either way the vectors are of another model.
-        if found.keys() != set(expected):
+        if kinds[kind].keys() != set(expected):
             raise PackageError(
-                f"{where} has {kind} {sorted(found)}, the manifest has {sorted(expected)}."
+                f"{where} has {kind} {sorted(kinds[kind])}, the manifest has {sorted(expected)}."
             )
-        return {name: found[name] for name in expected}
+        return {name: kinds[kind][name] for name in expected}
 
-    def _take_optional(
-        self, where: str, kind: str, layers: Sequence[str]
-    ) -> tuple[Array | None, ...]:
+    def optional(kind: str) -> tuple[Array | None, ...]:
         """Return one entry a layer, or none at all where the file has nothing of this kind."""
-        found = self.by_kind[kind]
-        unknown = sorted(found.keys() - set(layers))
+        unknown = sorted(kinds[kind].keys() - set(layers))
         if unknown:
             raise PackageError(
                 f"{where} has {kind} of layers {unknown}, the manifest has {len(layers)} layers."
             )
-        return tuple(map(found.get, layers)) if found else ()
+        return tuple(map(kinds[kind].get, layers)) if kinds[kind] else ()
 
-
-def _size(where: str, name: str, array: Array) -> int:
-    # Sizes are stored as arrays without axes, since an npz holds nothing else.
-    if array.shape or not np.issubdtype(array.dtype, np.integer):
-        raise PackageError(
-            f"{where} has size '{name}' as {array.dtype}{list(array.shape)}, expected an integer."
-        )
-    return int(array)
+    for name, array in kinds["sizes"].items():
+        # Sizes are stored as arrays without axes, since an npz holds nothing else.
+        if array.shape or not np.issubdtype(array.dtype, np.integer):
+            raise PackageError(
+                f"{where} has size '{name}' as {array.dtype}{list(array.shape)}, expected an"
+                " integer."
+            )
+    return VectorSet(
+        sizes={name: int(array) for name, array in kinds["sizes"].items()},
+        inputs=taken("inputs", [spec.name for spec in manifest.inputs]),
+        outputs=taken("outputs", [spec.name for spec in manifest.outputs]),
+        gates=tuple(taken("gates", layers).values()),
+        margins=tuple(taken("margins", layers).values()),
+        scores=optional("scores"),
+        attention=optional("attention"),
+    )
 
 
 def vector_members(vectors: VectorSet) -> Iterator[tuple[str, Array]]:
@@ -166,22 +160,6 @@ def vector_members(vectors: VectorSet) -> Iterator[tuple[str, Array]]:
         for layer, value in enumerate(recorded):
             if value is not None:
                 yield f"{kind}/{layer}", value
-
-
-_MOST_DIGITS = 9
-
-
-def _split(path: Path, member: str) -> tuple[int, str, str]:
-    index, _, rest = member.partition("/")
-    # Only the first two slashes separate: names of inputs may have more.
-    kind, _, name = rest.partition("/")
-    # Numbers of thousands of digits are no numbers to Python.
-    if not index.isdecimal() or len(index) > _MOST_DIGITS or kind not in _KINDS:
-        raise PackageError(
-            f"{path}: member '{member[:300]}' is not named SET/KIND/NAME, with KIND one of"
-            f" {', '.join(_KINDS)}."
-        )
-    return int(index), kind, name
 
 
 # Refuse recorded runs that do not fit the model that the manifest describes.

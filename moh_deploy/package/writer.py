@@ -13,12 +13,11 @@ from moh_deploy.package.corpus import CORPUS_NAME, CorpusSample, write_corpus
 from moh_deploy.package.manifest import Manifest
 from moh_deploy.package.manifest_json import MANIFEST_NAME, looks_like_manifest, manifest_text
 from moh_deploy.package.onnx_file import save_with_weights
-from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage
+from moh_deploy.package.onnx_package import MODEL_DATA_NAME, MODEL_NAME, OnnxPackage, sealed
 from moh_deploy.package.vectors import VECTORS_NAME, VectorSet, write_vectors
 from moh_deploy.system import replaceable
-from moh_deploy.system.bounded_file import sha256_of
 from moh_deploy.system.replaceable import DirectoryKind
-from moh_deploy.system.staging import StagedDirectory, link_or_copy, sync_file
+from moh_deploy.system.staging import StagedDirectory, link_or_copy
 
 # The files of a package that hold its model: weights inside, or beside it.
 
@@ -152,15 +151,10 @@ class PackageWriter:
         # No sample, no file: an empty corpus would have to be listed and read.
         if corpus:
             write_corpus(self.path(CORPUS_NAME), corpus)
-        digests = {path.name: sha256_of(path) for path in sorted(self.root.iterdir())}
-        # On disk before the manifest is: else a power failure could leave a manifest of empty
-        # files.
-        for name in digests:
-            sync_file(self.path(name))
         # Last of all: a directory without a manifest is not a package, whatever stopped the
         # writing.
-        staged = replace(manifest, files=digests)
-        self._write_manifest(staged)
+        staged = replace(manifest, files=sealed(self.root).digests())
+        sealed(self.root).write(manifest_text(staged))
         return staged
 
     def publish(self, manifest: Manifest) -> OnnxPackage:
@@ -170,15 +164,25 @@ class PackageWriter:
             manifest: The staged manifest, or the same with what was learned since.
         """
         # The proof is learned between staging and here.
-        self._write_manifest(manifest)
+        sealed(self.root).write(manifest_text(manifest))
         # Digests were computed from these very files.
         written = OnnxPackage.open(self.root, check_digests=False, staged=True)
         self._staged.commit()
         return replace(written, root=self._output)
 
-    def _write_manifest(self, manifest: Manifest) -> None:
-        self.path(MANIFEST_NAME).write_text(manifest_text(manifest), encoding="utf-8")
-        sync_file(self.path(MANIFEST_NAME))
+
+def replace_corpus(package: OnnxPackage, corpus: Sequence[CorpusSample]) -> OnnxPackage:
+    """Replace the package, in one step, by one with this corpus.
+
+    Raises:
+        PackageError: It cannot be written, or the disk is full. What was there is still there.
+    """
+    with PackageWriter(package.root) as writer:
+        for name in (MODEL_NAME, MODEL_DATA_NAME):
+            if name in package.manifest.files:
+                writer.bring_along(package, name)
+        writer.bring_tokenizer(package)
+        return writer.finish(package.manifest, package.vectors, corpus)
 
 
 def check_package_output(output: Path, *, made_of: Path | None = None) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -157,7 +157,13 @@ def isolated(
         # large answer cannot block.
         task = _Task(function, arguments, show_steps)
         (folder / _TASK).write_bytes(pickle.dumps(task))
-        return_code = _run(folder, timeout_s, early, is_shown=show_steps is not None)
+        if early is None:
+            process = _started(folder, is_shown=show_steps is not None)
+            return_code = _waited(process, timeout_s)
+        else:
+            return_code = _waited(early.hand_over(folder), timeout_s)
+            early.said.seek(0)
+            (folder / _SAID).write_bytes(early.said.read())
         if return_code == _DISK_FULL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # `scratch_directory` says where
         answer, error, exception = None, None, None
@@ -184,12 +190,34 @@ def carry_out_later(module: str, get_ready: str) -> None:
 
 def carry_out(folder: Path) -> None:
     """Do the task in a folder, and leave the answer there; on a full disk, end with a status."""
+    answer, error, exception = None, None, None
     try:
-        _carry_out(folder)
-    except Exception as error:
-        if not is_disk_full(error):
+        try:
+            with redirect_stdout(sys.stderr):  # What code of the user's prints is no report.
+                task = cast(_Task, pickle.loads((folder / _TASK).read_bytes()))
+                steps: dict[str, object] = {}
+                if task.show_steps is not None:
+                    shown_by = progress_for_terminal(quiet=not task.show_steps)
+                    steps["progress"] = _NotedProgress(folder / _STEPS, shown_by)
+                answer = task.function(*task.arguments, **steps)
+        except MoHDeployError as raised:
+            error = raised
+        except Exception as raised:
+            if is_disk_full(raised):
+                raise
+            traceback.print_exc()
+            exception = f"{type(raised).__name__}: {raised}"
+        # Exceptions travel as their text: those of other packages may not survive pickling.
+        # Whole, or not at all: a process may be killed at any moment.
+        written = folder / f"{_ANSWER}.part"
+        written.write_bytes(pickle.dumps((answer, error, exception)))
+        written.replace(folder / _ANSWER)
+    except Exception as raised:
+        if not is_disk_full(raised):
             raise
         sys.exit(_DISK_FULL)
+    if exception is not None:
+        sys.exit(1)
 
 
 def child_environment() -> dict[str, str]:
@@ -224,27 +252,13 @@ class _Task:
 class _NotedProgress(SilentProgress):
     """Write down each step before it begins, and show it where progress is shown."""
 
-    def __init__(self, path: Path, *, is_shown: bool) -> None:
+    def __init__(self, path: Path, shown_by: SilentProgress) -> None:
         super().__init__()
-        self._path = path
-        self._shown_by = progress_for_terminal(quiet=not is_shown)
+        self._path, self._shown_by = path, shown_by
 
     def _shown(self, name: str) -> AbstractContextManager[object]:
         self._path.write_text(name, encoding="utf-8")
         return self._shown_by.step(name)
-
-
-def _run(
-    folder: Path, timeout_s: float | None, early: EarlyProcess | None, *, is_shown: bool
-) -> int | None:
-    """Run the other process, and return how it ended; None if it was ended for taking too long."""
-    if early is None:
-        return _waited(_started(folder, is_shown=is_shown), timeout_s)
-    try:
-        return _waited(early.hand_over(folder), timeout_s)
-    finally:
-        early.said.seek(0)
-        (folder / _SAID).write_bytes(early.said.read())
 
 
 def _started(folder: Path, *, is_shown: bool) -> subprocess.Popen[bytes]:
@@ -253,10 +267,9 @@ def _started(folder: Path, *, is_shown: bool) -> subprocess.Popen[bytes]:
     environment = {**child_environment(), "TMPDIR": str(folder)}
     # Python's account of a crash is for whoever keeps what was said.
     options = [] if is_shown else ["-X", "faulthandler"]
-    command = [sys.executable, *options, "-m", _PROCESS, str(folder)]
     with (folder / _SAID).open("wb") as said:
         return subprocess.Popen(
-            command,
+            [sys.executable, *options, "-m", _PROCESS, str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=sys.__stderr__ if is_shown else said,  # What is printed there is no answer.
             stderr=None if is_shown else said,
@@ -275,32 +288,6 @@ def _waited(process: subprocess.Popen[bytes], timeout_s: float | None) -> int | 
         except KeyboardInterrupt:
             process.terminate()  # Else the task would run to its end. What it writes it removes.
             raise
-
-
-def _carry_out(folder: Path) -> None:
-    answer, error, exception = None, None, None
-    try:
-        with redirect_stdout(sys.stderr):  # What code of the user's prints is no report.
-            task = cast(_Task, pickle.loads((folder / _TASK).read_bytes()))
-            steps: Mapping[str, object] = {}
-            if task.show_steps is not None:
-                progress = _NotedProgress(folder / _STEPS, is_shown=task.show_steps)
-                steps = {"progress": progress}
-            answer = task.function(*task.arguments, **steps)
-    except MoHDeployError as raised:
-        error = raised
-    except Exception as raised:
-        if is_disk_full(raised):
-            raise
-        traceback.print_exc()
-        exception = f"{type(raised).__name__}: {raised}"
-    # Exceptions travel as their text: those of other packages may not survive pickling.
-    # Whole, or not at all: a process may be killed at any moment.
-    written = folder / f"{_ANSWER}.part"
-    written.write_bytes(pickle.dumps((answer, error, exception)))
-    written.replace(folder / _ANSWER)
-    if exception is not None:
-        sys.exit(1)
 
 
 def _text(path: Path) -> str:

@@ -43,7 +43,10 @@ def write_npz(file: Path | IO[bytes], arrays: Mapping[str, Array]) -> None:
         for name, array in arrays.items():
             # ZipInfo's own date is constant, so equal arrays give an equal file.
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, _to_storable(array), allow_pickle=False)
+                stored = np.asarray(array)
+                if stored.dtype == BFLOAT16:
+                    stored = stored.view(_RAW_BFLOAT16)
+                np.lib.format.write_array(member, stored, allow_pickle=False)
 
 
 def read_npz(path: Path, *, error: type[MoHDeployError]) -> dict[str, Array]:
@@ -98,11 +101,6 @@ def _read(
                 raise ValueError(f"member '{name}' is there twice")
             arrays[name] = member(archive, info)
     return arrays
-
-
-def _to_storable(array: Array) -> Array:
-    array = np.asarray(array)
-    return array.view(_RAW_BFLOAT16) if array.dtype == BFLOAT16 else array
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
@@ -207,16 +205,12 @@ _KINDS = "biufcUS"
 
 def _from_storable(array: Array) -> Array:
     if array.dtype.kind == "U":
-        _check_text(array)
+        # Numbers that are no characters, surrogates among them, at which Python fails when it makes
+        # text of them: four bytes a character, in the byte order of the dtype.
+        codes = np.frombuffer(array.tobytes(), f"{array.dtype.str[0]}u4")
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+            raise ValueError("an array of text holds numbers that are no characters")
     if array.dtype == _RAW_BFLOAT16:
         return array.view(BFLOAT16)
     # Runtimes read bytes as this machine has them, whatever a file of another one says.
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-def _check_text(array: Array) -> None:
-    """Refuse numbers that are no characters, at which Python fails when it makes text of them."""
-    # Text is four bytes a character, in the byte order of the dtype; surrogates are no characters.
-    codes = np.frombuffer(array.tobytes(), f"{array.dtype.str[0]}u4")
-    if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
-        raise ValueError("an array of text holds numbers that are no characters")

@@ -96,15 +96,11 @@ def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
     check_status(cuda, "cuDeviceGet", cuda.cuDeviceGet(ctypes.byref(device), index))
     check_status(cuda, "cuDeviceGetName", cuda.cuDeviceGetName(name, len(name), device))
     check_status(cuda, "cuDeviceTotalMem", cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device))
-    major, minor = (_attribute(cuda, device, which) for which in (_MAJOR, _MINOR))
-    return Gpu(name.value.decode(), 10 * major + minor, memory.value)
-
-
-def _attribute(cuda: ctypes.CDLL, device: ctypes.c_int, which: int) -> int:
-    value = ctypes.c_int()
-    status = cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device)
-    check_status(cuda, "cuDeviceGetAttribute", status)
-    return value.value
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    for value, which in ((major, _MAJOR), (minor, _MINOR)):
+        status = cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device)
+        check_status(cuda, "cuDeviceGetAttribute", status)
+    return Gpu(name.value.decode(), 10 * major.value + minor.value, memory.value)
 
 
 def check_status(cuda: ctypes.CDLL, function: str, status: int) -> None:

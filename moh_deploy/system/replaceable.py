@@ -71,7 +71,7 @@ def check_output(output: Path, kind: DirectoryKind) -> None:
     elif output.exists():
         raise PackageError(f"{output} is a file, expected a directory to write the {kind.noun} to.")
     # Missing parents are made later, by whoever writes; what matters is the one to make them in.
-    parent = _nearest_existing(output.resolve().parent)
+    parent = next(place for place in output.resolve().parents if place.exists())
     if not parent.is_dir():
         raise PackageError(f"{output} cannot be made: {parent} is not a directory.")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -106,21 +106,21 @@ def check_file_output(output: Path, kind: FileKind | None, *, reads: Iterable[Pa
             f"{output} is to be written, and is read as well: it would be lost.",
             hint="Name another file.",
         )
-    if kind is not None and os.path.getsize(output) and not _is_one(kind, output):
+    if kind is None or not os.path.getsize(output):
+        return
+    try:
+        is_known = kind.is_one(output)
+    except (OSError, MoHDeployError):  # what cannot be read is not known to be ours
+        is_known = False
+    if not is_known:
         raise PackageError(
             f"{output} exists and is not {_a(kind.noun)}: it will not be overwritten.",
             hint="Name another file, or move this one elsewhere.",
         )
 
 
-def _is_one(kind: FileKind, path: Path) -> bool:
-    try:
-        return kind.is_one(path)
-    except (OSError, MoHDeployError):  # what cannot be read is not known to be ours
-        return False
-
-
 def _check_replaceable(output: Path, kind: DirectoryKind) -> None:
+    """Refuse a directory with anything that would be lost, or that is meant to stay."""
     found = {entry.name for entry in output.iterdir()}
     if found and not kind.is_manifest(output / kind.manifest):
         raise PackageError(
@@ -135,10 +135,17 @@ def _check_replaceable(output: Path, kind: DirectoryKind) -> None:
             " replaced.",
             hint="Move it elsewhere, or name another --output.",
         )
-    _check_writable(output, found, kind)
+    # Renaming could replace what is read-only, but whoever made it so means it to stay.
+    rights = {output: os.W_OK | os.X_OK, **{output / name: os.W_OK for name in sorted(found)}}
+    for path, needed in rights.items():
+        if not os.access(path, needed):
+            raise PackageError(
+                f"{output} is read-only, so it will not be replaced: no permission to write to"
+                f" {path}. Expected a writable {kind.noun}: make it one with"
+                f" `chmod -R u+w {output}`, or work on a copy."
+            )
     # Both would be renamed away: a mount point cannot be, and a shell would stand in a directory
-    # that is gone.
-    # `ismount` says no of every link, also of one to a mount point.
+    # that is gone. `ismount` says no of every link, also of one to a mount point.
     if os.path.ismount(output.resolve()) or output.samefile(Path.cwd()):
         raise PackageError(
             f"{output} is the current directory or a mount point, which cannot be replaced in one"
@@ -147,24 +154,5 @@ def _check_replaceable(output: Path, kind: DirectoryKind) -> None:
         )
 
 
-def _check_writable(output: Path, names: Iterable[str], kind: DirectoryKind) -> None:
-    """Refuse a directory with anything in it that is read-only.
-
-    Renaming could replace it, but whoever made it read-only means it to stay.
-    """
-    needed = {output: os.W_OK | os.X_OK, **dict.fromkeys((output / n for n in names), os.W_OK)}
-    for path, rights in sorted(needed.items()):
-        if not os.access(path, rights):
-            raise PackageError(
-                f"{output} is read-only, so it will not be replaced: no permission to write to"
-                f" {path}. Expected a writable {kind.noun}: make it one with"
-                f" `chmod -R u+w {output}`, or work on a copy."
-            )
-
-
 def _a(noun: str) -> str:
     return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
-
-
-def _nearest_existing(path: Path) -> Path:
-    return next(candidate for candidate in (path, *path.parents) if candidate.exists())

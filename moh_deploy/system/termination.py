@@ -9,35 +9,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+_Handler = Callable[[int, FrameType | None], None]
+
+# SIGHUP does not exist everywhere.
+_TERMINATIONS = [number for number in signal.Signals if number.name in ("SIGTERM", "SIGHUP")]
+
 
 @contextmanager
 def cleaned_up_on_termination(clean_up: Callable[[], None]) -> Iterator[None]:
     """Call `clean_up` when SIGTERM or SIGHUP ends the process within the block.
 
     Within another such block both are called, the inner one first. Handlers that the caller has
-    installed are left alone. An exception raised by the handler would be the simpler way, but
-    Python swallows it where the signal happens to arrive in a finaliser or a weakref callback, and
-    the process would live on.
+    installed are left alone: it may be a server that shuts down in order. An exception raised by
+    the handler would be the simpler way, but Python swallows it where the signal happens to arrive
+    in a finaliser or a weakref callback, and the process would live on.
     """
-    ours = {
-        number: _CleanUp(clean_up, found if isinstance(found, _CleanUp) else None)
-        for number in _TERMINATIONS
-        for found in [signal.getsignal(number)]
-        # A caller's own handler is not replaced: it may be a server that shuts down in order.
-        if found == signal.SIG_DFL or isinstance(found, _CleanUp)
-    }
-    with _handled_by(ours):
+    found = {number: signal.getsignal(number) for number in _TERMINATIONS}
+    with _handled_by(
+        {
+            number: _CleanUp(clean_up, before if isinstance(before, _CleanUp) else None)
+            for number, before in found.items()
+            if before == signal.SIG_DFL or isinstance(before, _CleanUp)
+        }
+    ):
         yield
 
 
 @dataclass(frozen=True)
 class _CleanUp:
-    """A handler that cleans up, as do those of the blocks around it, and dies.
-
-    Attributes:
-        clean_up: What to call.
-        around: The handler of the block around; None without.
-    """
+    """A handler that cleans up, as does that of the block around it, and dies."""
 
     clean_up: Callable[[], None]
     around: _CleanUp | None
@@ -69,12 +69,6 @@ def signals_held() -> Iterator[None]:
         # After the handlers of before are back: it is they who answer.
         for number in held:
             signal.raise_signal(number)
-
-
-_Handler = Callable[[int, FrameType | None], None]
-
-# SIGHUP does not exist everywhere.
-_TERMINATIONS = [number for number in signal.Signals if number.name in ("SIGTERM", "SIGHUP")]
 
 
 @contextmanager

@@ -49,7 +49,15 @@ def user_code(code_dirs: Sequence[Path]) -> Iterator[None]:
     Raises:
         ConfigError: A code directory does not exist.
     """
-    roots = [_existing_directory(path) for path in code_dirs]
+    for path in code_dirs:
+        try:
+            is_directory = path.is_dir()
+        except OSError as error:
+            message = f"code directory '{path}' cannot be looked up: {error.strerror}."
+            raise ConfigError(message) from error
+        if not is_directory:
+            raise ConfigError(f"code directory '{path}' does not exist or is not a directory.")
+    roots = [path.resolve() for path in code_dirs]
     _forget_namesakes(roots)
     strings = [str(root) for root in roots]
     sys.path[:] = strings + [entry for entry in sys.path if entry not in strings]
@@ -69,18 +77,6 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
-def _existing_directory(path: Path) -> Path:
-    try:
-        is_directory = path.is_dir()
-    except OSError as error:
-        raise ConfigError(
-            f"code directory '{path}' cannot be looked up: {error.strerror}."
-        ) from error
-    if not is_directory:
-        raise ConfigError(f"code directory '{path}' does not exist or is not a directory.")
-    return path.resolve()
-
-
 def _forget_namesakes(roots: Sequence[Path]) -> None:
     try:
         names = {entry.stem for root in roots for entry in root.iterdir() if _is_importable(entry)}
@@ -89,7 +85,8 @@ def _forget_namesakes(roots: Sequence[Path]) -> None:
     # A user's `random.py` must not make Python forget its own; torch cannot be imported twice.
     names -= {*sys.stdlib_module_names, "__main__", "torch", __name__.partition(".")[0]}
     for name in names & sys.modules.keys():
-        if not _lies_in(sys.modules[name], roots):
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is None or not any(Path(file).resolve().is_relative_to(root) for root in roots):
             stale = [m for m in sys.modules if m == name or m.startswith(f"{name}.")]
             for module_name in stale:
                 del sys.modules[module_name]
@@ -101,11 +98,6 @@ def _is_importable(entry: Path) -> bool:
     return entry.suffix == ".py" or os.path.isfile(entry / "__init__.py")
 
 
-def _lies_in(module: ModuleType, roots: Sequence[Path]) -> bool:
-    file = getattr(module, "__file__", None)
-    return file is not None and any(Path(file).resolve().is_relative_to(root) for root in roots)
-
-
 def _import(module_name: str, what: str, code_dirs: Sequence[Path]) -> ModuleType:
     try:
         return importlib.import_module(module_name)
@@ -114,9 +106,13 @@ def _import(module_name: str, what: str, code_dirs: Sequence[Path]) -> ModuleTyp
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         # The module itself or a package around it is missing; any other is one that it imports.
         if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            package = missing.partition(".")[0]
+            searched = ", ".join(f"'{path}'" for path in code_dirs) or "none given"
             raise ConfigError(
                 f"{what} module '{module_name}' cannot be imported: no module '{missing}'.",
-                hint=_missing_code_hint(missing, code_dirs),
+                hint=_code_dir_hint(package, Path())
+                if _holds_module(Path(), package)
+                else f"Name the directory that holds it with --code-dir (now: {searched}).",
             ) from error
         raise ConfigError(
             f"{what} module '{module_name}' failed at import: {describe_error(error)}.",
@@ -141,14 +137,6 @@ def missing_module_hint(missing: str | None, *, near: Path | None = None) -> str
         f"Install the package that provides '{package}', or name the directory that holds it with"
         " --code-dir."
     )
-
-
-def _missing_code_hint(missing: str, code_dirs: Sequence[Path]) -> str:
-    package = missing.partition(".")[0]
-    if _holds_module(Path(), package):
-        return _code_dir_hint(package, Path())
-    searched = ", ".join(f"'{path}'" for path in code_dirs) or "none given"
-    return f"Name the directory that holds it with --code-dir (now: {searched})."
 
 
 def _code_dir_hint(package: str, folder: Path) -> str:

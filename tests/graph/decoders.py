@@ -138,7 +138,7 @@ def opened(model: ir.Model, *more: str) -> Callable[[dict[str, Array]], dict[str
     session = ort.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    names = [one.name for one in session.get_outputs()]
+    names = [item.name for item in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(None, feeds), strict=True))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 
 from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
@@ -64,3 +66,35 @@ def two_convolutions() -> ir.Model:
     made = model([x, weight], [z], nodes)
     add_function_bodies(made, opset=20)
     return made
+
+
+def three_layers(shape: Sequence[str] = ("b", "s")) -> ir.Model:
+    """Attentions `attention 0` to `2`: without, with, and without a mask, so of two bodies."""
+    x, gates = value("x", [*shape, 8]), value("gates", [*shape, 4])
+    keep = value("keep", [shape[1], shape[1]], ir.DataType.BOOL)
+    values = [x, *(value(f"h{i}", [*shape, 8]) for i in range(3))]
+    nodes = [
+        attention(values[i], values[i], gates, values[i + 1], keep if i == 1 else None)
+        for i in range(3)
+    ]
+    for i, made in enumerate(nodes):
+        made.name = f"attention {i}"
+    built = model([x, gates, keep], [values[3]], nodes)
+    add_function_bodies(built, opset=20)
+    return built
+
+
+def run_three_layers(proto: onnx.ModelProto, batch: int = 2, seq: int = 5) -> np.ndarray:
+    onnx.checker.check_model(proto, full_check=True)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    inputs = {
+        "x": rng.standard_normal((batch, seq, 8)).astype(np.float32),
+        "gates": 0.1 + np.maximum(rng.standard_normal((batch, seq, 4)), 0).astype(np.float32),
+        "keep": np.tri(seq, dtype=bool),
+    }
+    return session.run(None, inputs)[0]
+
+
+def content(built: ir.Model) -> bytes:
+    return ir.to_proto(built).SerializeToString(deterministic=True)

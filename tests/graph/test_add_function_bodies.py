@@ -46,13 +46,8 @@ def test_nodes_that_need_other_bodies_are_of_other_domains():
     assert [n.domain for n in built.graph] == ["moh", "moh.2"]
     assert names(built) == [("moh", "MoHAttention", ""), ("moh.2", "MoHAttention", "")]
     assert built.opset_imports == {"": 20, "moh": 1, "moh.2": 1}
-
-
-def test_bodies_are_told_apart_by_readers_that_know_no_overloads():
-    built = two_layers(masked=(True, False))
-    add_function_bodies(built, opset=20)
+    # Many readers know no overloads.
     assert {n.overload for n in built.graph} == {""}
-    assert len({key[:2] for key in names(built)}) == len(names(built))
 
 
 @pytest.mark.parametrize("masked", [(False, False), (True, True), (True, False)])

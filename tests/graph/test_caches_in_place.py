@@ -108,10 +108,10 @@ def named_as_the_input_that_tells(*, with_mask: bool) -> tuple[ir.Model, Manifes
     shapes = dict.fromkeys(CACHES, ("batch", KV_HEADS, PAST_LENGTH, HEAD_DIM))
     shapes |= dict.fromkeys(CACHES.values(), ("batch", KV_HEADS, f"{PAST_LENGTH} + 3", HEAD_DIM))
     shapes |= {"mask": ("batch", f"{PAST_LENGTH}+3")}
-    for one in model.graph.inputs:
-        one.shape = ir.Shape(shapes.get(one.name or "", one.shape or ()))
+    for value in model.graph.inputs:
+        value.shape = ir.Shape(shapes.get(value.name or "", value.shape or ()))
     given, returned = (
-        tuple(replace(one, shape=shapes.get(one.name, one.shape)) for one in tensors)
+        tuple(replace(item, shape=shapes.get(item.name, item.shape)) for item in tensors)
         for tensors in (manifest.inputs, manifest.outputs)
     )
     runs = [
@@ -130,13 +130,13 @@ def test_dimension_of_the_name_of_the_input_that_tells(with_mask: bool):
     caches = put_caches_in_place(model, manifest, runs)
     assert caches.past_length == PAST_LENGTH
     manifest, changed = in_buffers(manifest, runs, caches)
-    names = [one.name for one in manifest.inputs]
-    assert sorted(names) == sorted(one.name or "" for one in model.graph.inputs)
+    names = [value.name for value in manifest.inputs]
+    assert sorted(names) == sorted(value.name or "" for value in model.graph.inputs)
     assert (PAST_LENGTH in names) == (PAST_LENGTH not in manifest.dims) == (not with_mask)
     run = opened(model)
-    for one, before in zip(changed, runs, strict=True):
-        np.testing.assert_allclose(run(one.inputs)["y"], before.outputs["y"], atol=1e-5)
-        given = without_room(one.inputs, manifest)
+    for item, before in zip(changed, runs, strict=True):
+        np.testing.assert_allclose(run(item.inputs)["y"], before.outputs["y"], atol=1e-5)
+        given = without_room(item.inputs, manifest)
         assert given.keys() == before.inputs.keys()
         np.testing.assert_array_equal(given["past_key"], before.inputs["past_key"])
 
@@ -228,7 +228,10 @@ def test_limits_of_what_is_cached_are_those_of_what_is_filled(
 ):
     manifest, runs = recorded(decoder())
     shape = ("batch", KV_HEADS, grown, HEAD_DIM)
-    outputs = (manifest.outputs[0], *(replace(one, shape=shape) for one in manifest.outputs[1:]))
+    outputs = (
+        manifest.outputs[0],
+        *(replace(value, shape=shape) for value in manifest.outputs[1:]),
+    )
     manifest = replace(manifest, outputs=outputs, dim_ranges=ranges, dim_sums=sums)
     if grown.endswith("3"):
         runs = [runs[0], runs[3]]  # those of 3 tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -19,9 +20,13 @@ from moh_deploy.system.npz import Array
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "other" : 1]>\n'
 
 
-def save(path: Path, text: str) -> Path:
-    onnx.save(parser.parse_model(HEADER + text), path)
-    return path
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[str], Path]:
+    def saved(text: str) -> Path:
+        onnx.save(parser.parse_model(HEADER + text), tmp_path / "model.onnx")
+        return tmp_path / "model.onnx"
+
+    return saved
 
 
 def rounded(values: Array) -> Array:
@@ -33,9 +38,8 @@ def noise(*shape: int) -> Array:
     return rounded(np.random.default_rng(7).standard_normal(shape, np.float32))
 
 
-def test_every_result_is_rounded_and_sums_are_not(tmp_path: Path):
+def test_every_result_is_rounded_and_sums_are_not(save: Callable[[str], Path]):
     path = save(
-        tmp_path / "model.onnx",
         """g (bfloat16[3, 64] x, bfloat16[64, 5] w) => (bfloat16[3, 5] y) {
             product = MatMul (x, w)
             y = Add (product, product)
@@ -51,9 +55,8 @@ def test_every_result_is_rounded_and_sums_are_not(tmp_path: Path):
     assert "bfloat16 is emulated" in session.describe().kernels.describe()
 
 
-def test_float32_beside_it_is_left_alone(tmp_path: Path):
+def test_float32_beside_it_is_left_alone(save: Callable[[str], Path]):
     path = save(
-        tmp_path / "model.onnx",
         """g (float[3] x) => (float[3] precise, float[3] coarse) {
             precise = Mul (x, x)
             low = Cast <to = 16> (x)
@@ -68,9 +71,8 @@ def test_float32_beside_it_is_left_alone(tmp_path: Path):
     np.testing.assert_array_equal(got["coarse"], rounded(low * low).astype(np.float32))
 
 
-def test_branches_read_values_of_the_graph_around_them(tmp_path: Path):
+def test_branches_read_values_of_the_graph_around_them(save: Callable[[str], Path]):
     path = save(
-        tmp_path / "model.onnx",
         """g (bool c, bfloat16[4] x) => (bfloat16[4] y) {
             twice = Add (x, x)
             inner = If (c) <
@@ -88,9 +90,8 @@ def test_branches_read_values_of_the_graph_around_them(tmp_path: Path):
         np.testing.assert_array_equal(got, rounded(inner.astype(np.float32) + 2 * wide))
 
 
-def test_constants_are_of_the_dtype_that_is_computed_in(tmp_path: Path):
+def test_constants_are_of_the_dtype_that_is_computed_in(save: Callable[[str], Path]):
     path = save(  # The parser takes the bits of a bfloat16.
-        tmp_path / "model.onnx",
         """g (int64[1] n, bfloat16[3] x) => (bfloat16[3] y) {
             threes = ConstantOfShape <value = bfloat16[1] {16448}> (n)
             one = Constant <value = bfloat16 {16256}> ()
@@ -104,7 +105,7 @@ def test_constants_are_of_the_dtype_that_is_computed_in(tmp_path: Path):
     np.testing.assert_array_equal(got, rounded(product.astype(np.float32) + 1))
 
 
-def test_values_keep_their_names_and_dtypes(tmp_path: Path):
+def test_values_keep_their_names_and_dtypes():
     model = parser.parse_model(
         HEADER + "g (bfloat16[2, 2] x) => (bfloat16[2, 2] y) { h = MatMul (x, x) y = Neg (h) }"
     )
@@ -114,22 +115,17 @@ def test_values_keep_their_names_and_dtypes(tmp_path: Path):
     onnx.checker.check_model(model, full_check=True)
     inferred = onnx.shape_inference.infer_shapes(model).graph
     types = {
-        one.name: one.type.tensor_type.elem_type
-        for one in (*inferred.input, *inferred.output, *inferred.value_info)
+        value.name: value.type.tensor_type.elem_type
+        for value in (*inferred.input, *inferred.output, *inferred.value_info)
     }
     assert {name for name in before if types[name] == TensorProto.BFLOAT16} == before
 
 
-def test_a_model_in_float32_is_not_touched(tmp_path: Path):
-    path = save(tmp_path / "model.onnx", "g (float[2] x) => (float[2] y) { y = Neg (x) }")
+def test_a_model_in_float32_is_not_touched(save: Callable[[str], Path]):
+    path = save("g (float[2] x) => (float[2] y) { y = Neg (x) }")
     assert not computes_in(onnx.load(path), "bfloat16")
     assert open_runner(path).describe().kernels.emulated_dtype is None
-
-
-def test_bfloat16_that_is_only_moved_is_not_emulated(tmp_path: Path):
-    path = save(
-        tmp_path / "model.onnx", "g (float[2] x) => (bfloat16[2] y) { y = Cast <to = 16> (x) }"
-    )
+    path = save("g (float[2] x) => (bfloat16[2] y) { y = Cast <to = 16> (x) }")  # only moved
     assert open_runner(path).describe().kernels.emulated_dtype is None
 
 
@@ -139,16 +135,15 @@ def test_a_value_of_unknown_dtype_is_named():
         emulate(parser.parse_model(HEADER + text), "bfloat16")
 
 
-def test_an_emulation_is_not_timed(tmp_path: Path):
-    path = save(tmp_path / "model.onnx", "g (bfloat16[2] x) => (bfloat16[2] y) { y = Neg (x) }")
+def test_an_emulation_is_not_timed(save: Callable[[str], Path]):
+    path = save("g (bfloat16[2] x) => (bfloat16[2] y) { y = Neg (x) }")
     with pytest.raises(BackendError, match="can be run and compared here by emulation, not timed"):
         open_runner(path).bound({"x": noise(2)})
 
 
-def test_float16_is_rounded_everywhere_if_asked_for(tmp_path: Path):
+def test_float16_is_rounded_everywhere_if_asked_for(save: Callable[[str], Path]):
     """ONNX Runtime computes runs of float16 operators in float32, and rounds at their ends only."""
     path = save(
-        tmp_path / "model.onnx",
         """g (float16[2] x) => (float16[2] y) {
             square = Mul (x, x)
             y = Div (square, x)

@@ -1,18 +1,30 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, parser
 
-from moh_deploy.graph.forced_gates import GATES_INPUT, computed_gates
-from moh_deploy.graph.weight_noise import add_weight_noise, has_low_weights, weight_noise
+from moh_deploy.graph.forced_gates import (
+    GATES_INPUT,
+    computed_gates,
+    drop_unread,
+    fix_routing,
+    fixed_input,
+    routed_values,
+    why_not_fixed,
+)
 from moh_deploy.ops import OPS
 from moh_deploy.package import OnnxPackage
+from moh_deploy.package.graph_nodes import all_nodes
 from moh_deploy.runtime.base import Variant
+from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
-from tests.handmade_package import model, write_package
+from tests.handmade_package import LAYER, model, write_package
+from tests.two_layers import LAYERS, ROUTER, write_two_layers
 
 TYPES = {"gates_0": np.dtype(np.float32)}
 
@@ -39,122 +51,166 @@ def rewired(package: OnnxPackage, *nodes: onnx.NodeProto) -> OnnxPackage:
     return package
 
 
-def test_gates_are_fed_where_they_are_made_if_attention_reads_another_view(tmp_path: Path):
-    make = onnx.helper.make_node
-    turned = make("Transpose", ["made"], ["turned"], perm=[1, 2, 0])  # [S, H, B]
-    recorded = make("Transpose", ["turned"], ["gates_0"], perm=[2, 0, 1])
-    read = make("Identity", ["made"], ["read"])
-    package = rewired(write_package(tmp_path / "package"), turned, recorded, read)
+make = helper.make_node
+
+
+@pytest.mark.parametrize(
+    ("nodes", "times"),
+    [
+        (
+            [
+                make("Transpose", ["made"], ["turned"], perm=[1, 2, 0]),  # [S, H, B]
+                make("Transpose", ["turned"], ["gates_0"], perm=[2, 0, 1]),
+                make("Identity", ["made"], ["read"]),
+            ],
+            2,
+        ),
+        (
+            [
+                make("Identity", ["made"], ["gates_0"]),
+                make("Add", ["gates_0", "gates_0"], ["read"]),
+            ],
+            1,
+        ),
+    ],
+    ids=["another view of the gates", "operators between gates and attention"],
+)
+def test_gates_are_fed_where_they_are_made(tmp_path: Path, nodes: list[onnx.NodeProto], times: int):
+    package = rewired(write_package(tmp_path / "package"), *nodes)
     variants = PackageVariants(package, Variant(kernels="off"))
     assert variants.why_not_forced() is None
     vector = package.vectors[0]
-    fed = {"gates_0.forced": vector.gates[0] * np.float32(2)}
+    fed = {"gates_0.forced": vector.gates[0] * np.float32(times)}
     got = variants.forced(TYPES).run({**vector.inputs, **fed})
     np.testing.assert_allclose(got["y"], 2 * vector.outputs["y"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got[computed_gates("gates_0")], vector.gates[0], atol=1e-5)
 
 
-def test_gates_that_attention_does_not_read_cannot_be_fed(tmp_path: Path):
-    make = onnx.helper.make_node
-    recorded, read = make("Abs", ["made"], ["gates_0"]), make("Identity", ["made"], ["read"])
-    package = rewired(write_package(tmp_path / "package"), recorded, read)
-    why_not = PackageVariants(package).why_not_forced()
-    assert why_not == ("attention does not compute with the recorded gates in 'blocks.0.attn'")
-
-
-def test_gates_are_fed_through_operators_between_them_and_attention(tmp_path: Path):
-    make = onnx.helper.make_node
-    recorded = make("Identity", ["made"], ["gates_0"])
-    read = make("Add", ["gates_0", "gates_0"], ["read"])
-    package = rewired(write_package(tmp_path / "package"), recorded, read)
-    variants = PackageVariants(package, Variant(kernels="off"))
-    assert variants.why_not_forced() is None
-    vector = package.vectors[0]
-    got = variants.forced(TYPES).run({**vector.inputs, "gates_0.forced": vector.gates[0]})
-    np.testing.assert_allclose(got["y"], 2 * vector.outputs["y"], rtol=1e-4, atol=1e-5)
-
-
-def test_a_size_alone_is_no_way_for_gates(tmp_path: Path):
-    make = onnx.helper.make_node
-    nodes = [
-        make("Identity", ["made"], ["gates_0"]),
-        make("Shape", ["gates_0"], ["sizes"]),
-        make("ConstantOfShape", ["sizes"], ["read"]),
-    ]
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [make("Abs", ["made"], ["gates_0"]), make("Identity", ["made"], ["read"])],
+        [  # a size alone is no way for gates
+            make("Identity", ["made"], ["gates_0"]),
+            make("Shape", ["gates_0"], ["sizes"]),
+            make("ConstantOfShape", ["sizes"], ["read"]),
+        ],
+    ],
+    ids=["another value", "their size"],
+)
+def test_gates_that_attention_does_not_read_cannot_be_fed(
+    tmp_path: Path, nodes: list[onnx.NodeProto]
+):
     package = rewired(write_package(tmp_path / "package"), *nodes)
-    assert PackageVariants(package).why_not_forced() is not None
+    why_not = PackageVariants(package).why_not_forced()
+    assert why_not == "attention does not compute with the recorded gates in 'blocks.0.attn'"
 
 
 def test_places_of_the_gates_are_those_of_the_ops():
     places = {
-        name: [one.name for one in op.inputs].index("gates")
+        name: [value.name for value in op.inputs].index("gates")
         for name, op in OPS.items()
-        if any(one.name == "gates" for one in op.inputs)
+        if any(value.name == "gates" for value in op.inputs)
     }
     assert places == GATES_INPUT
 
 
-def low_model() -> onnx.ModelProto:
-    weight = np.ones((64, 64), np.float16)
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "low",
-        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, [1, 64])],
-        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT16, [1, 64])],
-        [onnx.numpy_helper.from_array(weight, "w")],
+GATES = np.ones((2, 3, 4), np.float32)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> OnnxPackage:
+    return write_two_layers(tmp_path / "package")
+
+
+def graph_of(package: OnnxPackage) -> onnx.GraphProto:
+    return onnx.load(package.model_path).graph
+
+
+def test_routers_are_gone_and_what_else_there_is_stays(package: OnnxPackage):
+    graph = graph_of(package)
+    before = [node.name for node in graph.node]
+    routed = routed_values(graph, LAYERS)
+    assert routed == ["gates_0", "gates_1"]
+    fix_routing(graph, dict.fromkeys(routed, GATES))
+    gone = set(before) - {node.name for node in graph.node}
+    assert gone == {"router", "relu", ROUTER}
+    assert [value.name for value in graph.input] == ["x", "gates_0.fixed", "gates_1.fixed"]
+
+
+def test_model_computes_with_what_is_fed(package: OnnxPackage):
+    recorded = package.vectors[0]
+    runner = open_runner(
+        package,
+        Variant(edits=(lambda graph: fix_routing(graph, {"gates_0": GATES, "gates_1": GATES}),)),
     )
-    opsets = [onnx.helper.make_opsetid("", 20)]
-    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    gates = [fixed_input(name) for name in package.gate_names]
+    same = runner.run({**recorded.inputs, **dict(zip(gates, recorded.gates, strict=True))})
+    np.testing.assert_allclose(same["y"], recorded.outputs["y"], atol=1e-5)
+    closed = runner.run({**recorded.inputs, **dict.fromkeys(gates, np.zeros_like(GATES))})
+    assert not closed["y"].any()
 
 
-@pytest.mark.parametrize("opset", [18, 20, 22])
-def test_weights_move_by_up_to_the_step_and_as_drawn(opset: int):
-    import onnxruntime as ort
-
-    content = low_model()
-    content.opset_import[0].version = opset
-    add_weight_noise(content.graph)
-    del content.graph.output[:]
-    content.graph.output.append(onnx.helper.make_tensor_value_info("w", 10, [64, 64]))
-    session = ort.InferenceSession(content.SerializeToString(), providers=["CPUExecutionProvider"])
-
-    def weights(step: float, draw: int = 0) -> np.ndarray:
-        feeds = {"x": np.ones((1, 64), np.float16), **weight_noise(step, draw)}
-        (found,) = session.run(["w"], feeds)
-        return found.astype(np.float64)
-
-    assert (weights(0) == 1).all()
-    first, second = weights(2.0**-10), weights(2.0**-10, draw=1)
-    assert (first != second).any()
-    assert (first == weights(2.0**-10)).all()
-    assert 0 < np.abs(first - 1).max() <= 2.0**-10
-    assert abs((first - 1).mean()) < 2.0**-13  # to both sides
+def test_what_only_views_need_of_a_router_goes_with_it():
+    graph = model().graph
+    nodes = [
+        helper.make_node("Unsqueeze", ["gates_0", "axes"], ["gates_1"], name="view"),
+        helper.make_node("Squeeze", ["gates_1", "axes"], ["read"], name="back"),
+    ]
+    for at, node in enumerate(nodes):
+        graph.node.insert(2 + at, node)
+    graph.node[4].input[3] = "read"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([3]), "axes"))
+    layers = [replace(LAYER, gates="gates_1")]
+    assert routed_values(graph, layers) == ["gates_0"]
+    fix_routing(graph, {"gates_0": GATES})
+    assert [node.name for node in graph.node] == ["view", "back", LAYER.node, "scaled"]
 
 
-def test_infinities_stay_and_nothing_becomes_infinite(tmp_path: Path):
-    import onnxruntime as ort
-
-    content = low_model()
-    mask = np.asarray([[-np.inf, -65504, 1, np.inf]], np.float16)
-    content.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(mask, "w"))
-    add_weight_noise(content.graph)
-    nodes = list(content.graph.node)[:-1]
-    del content.graph.node[:], content.graph.output[:]
-    content.graph.node.extend(nodes)
-    content.graph.output.append(onnx.helper.make_tensor_value_info("w", 10, [1, 4]))
-    session = ort.InferenceSession(content.SerializeToString(), providers=["CPUExecutionProvider"])
-    for step in (0, 2.0**-10):
-        feeds = {"x": np.ones((1, 64), np.float16), **weight_noise(step, 0)}
-        (found,) = session.run(["w"], feeds)
-        assert found[0, [0, 3]].tolist() == [-np.inf, np.inf]
-        assert -65504 <= found[0, 1] <= -65504 * (1 - step)
-        assert abs(found[0, 2] - 1) <= step
+def test_what_branches_read_stays():
+    graph = model().graph
+    scaled = graph.node.pop()
+    branch = helper.make_graph(
+        [scaled], "branch", [], [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
+    )
+    graph.node.append(
+        helper.make_node("If", ["yes"], ["y"], name="if", then_branch=branch, else_branch=branch)
+    )
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+    fix_routing(graph, {"gates_0": GATES})
+    assert [node.name for node in all_nodes(graph)] == [LAYER.node, "if", "scaled", "scaled"]
 
 
-def test_float32_weights_and_single_numbers_do_not_move():
-    assert not has_low_weights(model().graph)
-    content = low_model()
-    assert has_low_weights(content.graph)
-    single = onnx.numpy_helper.from_array(np.ones(1, np.float16), "w")
-    content.graph.initializer[0].CopyFrom(single)
-    assert not has_low_weights(content.graph)
+def test_routers_that_are_needed_otherwise_cannot_go(package: OnnxPackage):
+    assert why_not_fixed(graph_of(package), LAYERS) is None
+    assert why_not_fixed(graph_of(package), ()) == "no layer computes its gates"
+    graph = graph_of(package)
+    graph.output.append(onnx.ValueInfoProto(name="gates_0"))
+    assert why_not_fixed(graph, LAYERS) == (
+        "the model's outputs are made of what routers compute, too: gates_0"
+    )
+    graph = graph_of(package)
+    graph.node[2].input[3] = "scores"
+    assert "does not compute with the recorded gates in 'blocks.0.attn'" in (
+        why_not_fixed(graph, LAYERS) or ""
+    )
+
+
+def test_nodes_go_with_their_last_reader():
+    graph = parser.parse_graph(
+        "g (float[n] x) => (float[n] y) { a = Mul (x, x) b = Neg (a) y = Add (x, x) }"
+    )
+    assert drop_unread(graph)
+    assert [node.op_type for node in graph.node] == ["Add"]
+    assert not drop_unread(graph)
+
+
+def test_what_a_branch_reads_stays():
+    graph = parser.parse_graph(
+        """g (bool c, float[n] x) => (float[n] y) {
+            a = Mul (x, x)
+            y = If (c) <then_branch = t () => (float[n] z) { z = Neg (a) },
+                        else_branch = e () => (float[n] w) { w = Identity (x) }>
+        }"""
+    )
+    assert not drop_unread(graph)

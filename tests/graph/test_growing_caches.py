@@ -27,7 +27,7 @@ def lengths(manifest: Manifest, runs: list[VectorSet]) -> CacheLengths:
 
 def dims_of(manifest: Manifest, name: str, shape: tuple[int | str, ...]) -> Manifest:
     def changed(tensors: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
-        return tuple(replace(one, shape=shape) if one.name == name else one for one in tensors)
+        return tuple(replace(item, shape=shape) if item.name == name else item for item in tensors)
 
     return replace(manifest, inputs=changed(manifest.inputs), outputs=changed(manifest.outputs))
 

@@ -3,35 +3,39 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper, parser
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.graph.integer_policy import plan_int8
-from moh_deploy.ops.onnx_schema import make_node
+from moh_deploy.graph.integer_policy import plan_int4, plan_int8
 
 SCORES = "a router ranks what it makes"
-ROUTING = {"top_k": 2, "num_shared_heads": 0, "gate_mode": "weighted"}
 
 
-def model(*, scores_of: str = "router") -> ir.Model:
+def parsed(inputs: str, outputs: str, body: str) -> ir.Model:
+    """A model of products with a stored weight w, and a bias b."""
+    found = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20, "moh" : 1]>'
+        f"g ({inputs}) => ({', '.join(f'float {name}' for name in outputs.split())}) {{ {body} }}"
+    )
+    for value in found.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    stored = {"w": np.eye(4, dtype=np.float32), "b": np.ones(4, np.float32)}
+    weights = (numpy_helper.from_array(array, name) for name, array in stored.items())
+    found.graph.initializer.extend(weights)
+    return ir.from_proto(found)
+
+
+ROUTING = '<top_k = 2, num_shared_heads = 0, gate_mode = "weighted">'
+RANK = f"[rank] gates = moh.MoHRouter {ROUTING} (logits)"
+
+
+def model(*, scores_of: str = "own") -> ir.Model:
     """A router ranks a product of its own, or the queries; another is of two activations."""
-    router = make_node("MoHRouter", ["logits"], ["gates"], **ROUTING)
-    router.name = "rank"
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["own"], name="router"),
-        helper.make_node("MatMul", ["x", "w"], ["q"], name="queries"),
-        helper.make_node("Sigmoid", [{"router": "own", "queries": "q"}[scores_of]], ["logits"]),
-        router,
-        helper.make_node("MatMul", ["q", "q"], ["both"], name="computed"),
-        helper.make_node("Gemm", ["both", "w"], ["y"], name="last"),
-        helper.make_node("Gemm", ["both", "w"], ["z"], name="scaled", alpha=0.5),
-    ]
-    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 4])]
-    names = ("gates", "y", "z", *(("own",) if scores_of == "queries" else ()))
-    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
-    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
-    graph = helper.make_graph(nodes, "products", given, results, [weight])
-    return ir.from_proto(helper.make_model(graph))
+    body = f"""[router] own = MatMul (x, w) [queries] q = MatMul (x, w)
+        logits = Sigmoid ({scores_of}) {RANK} [computed] both = MatMul (q, q)
+        [last] y = Gemm (both, w) [scaled] z = Gemm <alpha = 0.5> (both, w)"""
+    outputs = "gates y z" if scores_of == "own" else "gates y z own"
+    return parsed("float[4, 4] x", outputs, body)
 
 
 def test_product_that_makes_scores_alone_stays_in_float32():
@@ -45,7 +49,7 @@ def test_product_that_makes_scores_alone_stays_in_float32():
 
 
 def test_queries_that_a_router_ranks_are_in_int8():
-    plan = plan_int8(model(scores_of="queries"), gates={"gates"})
+    plan = plan_int8(model(scores_of="q"), gates={"gates"})
     assert plan.int8 == ("router", "queries", "last")
 
 
@@ -97,3 +101,53 @@ def test_products_may_be_taken_out_by_name():
     assert plan.without(["router"]).float32["router"] == SCORES
     with pytest.raises(ConfigError, match="there is no product 'lats'"):
         plan.without(["lats"])
+
+
+RETURNED = "its result is returned"
+AMONG_OTHERS = "a router ranks what it makes, among others"
+
+
+def int4_model(*, scores_of: str = "own") -> ir.Model:
+    """A layer with an output projection, and what makes logits; a router ranks a product of its own
+    or the queries. Values are returned as well as read, as those of a cache are."""
+    body = f"""[router] own = MatMul (x, w) [queries] q = MatMul (x, w) [values] v = MatMul (x, w)
+        logits = Sigmoid ({scores_of}) {RANK} [computed] heads = MatMul (q, v)
+        [output] o = moh.MoHOutputProjection <num_heads = 4> (heads, w, gates)
+        [inner] hidden = MatMul (o, w) relu = Relu (hidden)
+        [head] scores = MatMul (relu, w) y = Add (scores, b)"""
+    outputs = "gates y v" if scores_of == "own" else "gates y v own"
+    return parsed("float[1, 4, 4] x", outputs, body)
+
+
+def test_stored_weights_get_4_bits_and_those_of_what_is_returned_8():
+    plan = plan_int4(int4_model(), gates={"gates"})
+    assert plan.bits == {"queries": 4, "values": 4, "inner": 4, "output": 4, "head": 8}
+    assert plan.int8 == {"head": RETURNED}
+    assert plan.float32 == {
+        "router": "a router ranks what it makes",
+        "computed": "its weights are computed, not stored",
+    }
+
+
+def test_queries_that_a_router_ranks_get_8_bits():
+    plan = plan_int4(int4_model(scores_of="q"), gates={"gates"})
+    assert plan.bits["queries"] == 8
+    assert plan.int8["queries"] == AMONG_OTHERS
+
+
+def test_projection_whose_weight_is_computed_stays():
+    changed = int4_model()
+    (output,) = (node for node in changed.graph if node.name == "output")
+    output.replace_input_with(1, changed.graph.inputs[0])
+    plan = plan_int4(changed, gates={"gates"})
+    assert plan.float32["output"] == "its weights are computed, not stored"
+    assert "output" not in plan.bits
+
+
+def test_int4_products_may_be_taken_out_by_name():
+    plan = plan_int4(int4_model(), gates={"gates"}, float32=["output", "head"])
+    assert plan.float32["output"] == plan.float32["head"] == "asked for"
+    assert set(plan.bits) == {"queries", "values", "inner"}
+    assert plan.int8 == {}
+    with pytest.raises(ConfigError, match="there is no product 'outptu' in the model"):
+        plan_int4(int4_model(), gates={"gates"}, float32=["outptu"])

@@ -2,32 +2,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import parser
 
 from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
-from moh_deploy.ops.onnx_schema import make_node
-from tests.handmade_package import ATTRIBUTES, LAYER, model
+from tests.handmade_package import LAYER, model
 
 
 def graph() -> onnx.GraphProto:
     """Two layers: one with projections and a mask, causal; one of another operator."""
-    nodes = [
-        make_node("MoHQueryProjection", ["x", "wq", "g"], ["q"], num_heads=4),
-        make_node(
-            "MoHAttention", ["q", "x", "x", "g", "mask"], ["h"], **ATTRIBUTES | {"is_causal": 1}
-        ),
-        make_node("MoHOutputProjection", ["h", "wo", "g"], ["y"], num_heads=4),
-        helper.make_node(
-            "MoHAggregatedAttention", ["y"] * 6, ["z"], kernel_height=3, kernel_width=5
-        ),
-    ]
-    for name, node in zip(("q", "first", "o", "second"), nodes, strict=True):
-        node.name = name
-    weights = [np.zeros((6, 8), np.float32), np.zeros((8, 10), np.float32)]
-    tensors = [numpy_helper.from_array(w, n) for w, n in zip(weights, ("wq", "wo"), strict=True)]
-    return helper.make_graph(nodes, "g", [], [], tensors)
+    found = parser.parse_graph("""g () => () {
+        [q] q = moh.MoHQueryProjection (x, wq, g)
+        [first] h = moh.MoHAttention <is_causal = 1> (q, x, x, g, mask)
+        [o] y = moh.MoHOutputProjection (h, wo, g)
+        [second] z = moh.MoHAggregatedAttention <kernel_height = 3, kernel_width = 5> (y, y, y)
+    }""")
+    for name, dims in (("wq", (6, 8)), ("wo", (8, 10))):
+        found.initializer.append(onnx.TensorProto(name=name, dims=dims))
+    return found
 
 
 def test_operators_of_each_layer_are_read():
@@ -41,13 +33,9 @@ def test_operators_of_each_layer_are_read():
         LayerNodes("MoHAggregatedAttention", window=15),
         LayerNodes(None),
     )
-
-
-def test_width_of_a_weight_that_is_no_constant_is_unknown():
-    content = graph()
+    content = graph()  # the width of a weight that is no constant is not known
     del content.initializer[:]
-    layer = replace(LAYER, node="first", query_projection="q", output_projection="o")
-    (found,) = layer_nodes(content, [layer])
+    (found,) = layer_nodes(content, layers[:1])
     assert (found.query_features, found.output_features) == (None, None)
 
 

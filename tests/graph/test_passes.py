@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -25,7 +25,7 @@ from moh_deploy.graph.export_names import (
     name_nodes,
     restore_output_types,
 )
-from moh_deploy.graph.forced_gates import drop_unread, fix_routing, force_gates, keep_only
+from moh_deploy.graph.forced_gates import drop_unread, fix_routing, force_gates
 from moh_deploy.graph.layer_reads import force_logits, router_logits
 from moh_deploy.graph.load_model import infer_types, inline_functions
 from moh_deploy.graph.plugin_nodes import close_input_gaps, float_masks, fuse_attention, tell_fields
@@ -139,14 +139,13 @@ def emulated(model: ir.Model) -> object:
 
 def logits_of(count: int) -> Callable[[onnx.GraphProto], object]:
     def run(graph: onnx.GraphProto) -> object:
-        routers = [one for one in router_logits(graph, LAYERS) if one is not None][:count]
+        routers = [layer for layer in router_logits(graph, LAYERS) if layer is not None][:count]
         return force_logits(graph, routers, {"scores": np.dtype(np.float32)})
 
     return run
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A pass, a model that it changes, and one that it leaves as it is; None for no such model."""
 
     run: Edit
@@ -154,19 +153,15 @@ class Case:
     leaves: Make | None
 
 
-def again(run: Edit, make: Make) -> Make:
-    """A model on which the pass has run already."""
+def repeated(run: Edit, make: Make) -> Case:
+    """A pass that leaves a model as it is on which it has run already."""
 
-    def made() -> ir.Model:
+    def again() -> ir.Model:
         model = make()
         run(model)
         return model
 
-    return made
-
-
-def repeated(run: Edit, make: Make) -> Case:
-    return Case(run, make, again(run, make))
+    return Case(run, make, again)
 
 
 FED = {"gates_0": np.dtype(np.float32)}
@@ -192,7 +187,6 @@ CASES = {
     "infer_types": repeated(infer_types, inner),
     "inline_functions": repeated(lambda m: inline_functions(m, but=[FIRST]), layers),
     "keep_gates": Case(lambda m: keep_gates(m, [TranslatedLayer("a", False, False)]), inner, None),
-    "keep_only": repeated(on_graph(lambda graph: keep_only(graph, ["h"])), inner),
     "lower_precision": Case(lower, lambda: typed("float"), lambda: typed("int64")),
     "name_interface": repeated(lambda m: name_interface(m, dims=AXES, outputs=["z"]), inner),
     "name_nodes": repeated(lambda m: name_nodes(m, keep=frozenset()), scoped),
@@ -229,9 +223,9 @@ def test_pass_that_leaves_a_model_as_it_is_says_so(name: str):
 
 def test_every_pass_of_a_sequence_is_among_the_cases():
     calls = [
-        one
-        for one in ast.walk(ast.parse(inspect.getsource(sequences)))
-        if isinstance(one, ast.Call)
+        item
+        for item in ast.walk(ast.parse(inspect.getsource(sequences)))
+        if isinstance(item, ast.Call)
     ]
     passes = {
         call.func.id

@@ -15,7 +15,7 @@ from moh_deploy.ops.op_names import DENSE_DOMAIN
 from moh_deploy.package import OnnxPackage, at_sizes, with_choices
 from tests.graph.models import attention, model, value
 from tests.ops.case_models import case_model
-from tests.ops.cases import OP_CASES
+from tests.ops.cases import named_case
 from tests.projected_package import ATTENTION, write_projected
 from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
 
@@ -39,11 +39,11 @@ def test_plugins_stay_and_no_function_does(two_layers: OnnxPackage):
     left = _lowered(model, *names)
     assert set(left) == set(names)
     assert {node.overload for node in left.values()} == {""}
-
-
-def test_a_node_beside_a_plugin_of_its_kind_becomes_operators(two_layers: OnnxPackage):
+    # A node beside a plugin of its kind becomes operators, and projections have none.
     left = _lowered(ir.load(two_layers.model_path), FIRST, ROUTER)
     assert set(left) == {FIRST, ROUTER}
+    model = ir.load(write_projected(two_layers.root / "projected").model_path)
+    assert [node.name for node in nodes_with_plugins(model)] == [ATTENTION]
 
 
 def test_a_dense_layer_becomes_operators_although_its_node_is_called_as_a_plugin_is(
@@ -73,13 +73,6 @@ def test_choices_by_size_become_one(two_layers: OnnxPackage):
     assert not any(node.op_type in ("If", "LessOrEqual") for node in model.graph)
 
 
-def test_projections_have_no_plugin(tmp_path: Path):
-    model = ir.load(write_projected(tmp_path / "package").model_path)
-    names = [node.name or "" for node in nodes_with_plugins(model)]
-    assert names == [ATTENTION]
-    assert set(_lowered(model, *names)) == {ATTENTION}
-
-
 def test_the_share_of_open_gates_is_told_to_attention_only(two_layers: OnnxPackage):
     model = ir.load(two_layers.model_path)
     left = _lowered(model, FIRST, SECOND, ROUTER, **{FIRST: 0.625, ROUTER: 0.5})
@@ -88,6 +81,10 @@ def test_the_share_of_open_gates_is_told_to_attention_only(two_layers: OnnxPacka
     assert "portable" not in left[FIRST].attributes
     assert "open_share" not in left[SECOND].attributes
     assert "open_share" not in left[ROUTER].attributes
+    model = ir.load(two_layers.model_path)  # for other GPUs as well
+    names = [node.name or "" for node in nodes_with_plugins(model)]
+    lower_to_tensorrt(model, plugin_nodes=names, fused_nodes=(), open_shares={}, is_portable=True)
+    assert {n.name for n in model.graph if "portable" in n.attributes} == {FIRST, SECOND}
 
 
 def _two_attentions() -> tuple[ir.Model, dict[str, np.ndarray]]:
@@ -107,14 +104,6 @@ def _two_attentions() -> tuple[ir.Model, dict[str, np.ndarray]]:
         "mask": np.tri(3, dtype=bool),
     }
     return content, feed
-
-
-def test_plugins_of_an_engine_for_other_gpus_are_told(two_layers: OnnxPackage):
-    model = ir.load(two_layers.model_path)
-    names = [node.name or "" for node in nodes_with_plugins(model)]
-    lower_to_tensorrt(model, plugin_nodes=names, fused_nodes=(), open_shares={}, is_portable=True)
-    told = {node.name for node in model.graph if "portable" in node.attributes}
-    assert told == {FIRST, SECOND}
 
 
 def test_each_body_becomes_its_own_operators():
@@ -151,13 +140,7 @@ def _run(content: ir.Model, feed: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def test_gaps_between_inputs_are_closed():
-    (case,) = [
-        c
-        for c in OP_CASES["MoHAggregatedAttention"]
-        if (c.name, c.dtype) == ("window_bias_only", "float32")
-    ]
-    content = ir.from_proto(case_model(case))
+    content = ir.from_proto(case_model(named_case("MoHAggregatedAttention", "window_bias_only")))
     content.graph[0].name = "stage.0.attn"
     node = _lowered(content, "stage.0.attn")["stage.0.attn"]
-    assert None not in node.inputs
     assert node.attributes["present_inputs"].as_int() == 0b1_0011_1111

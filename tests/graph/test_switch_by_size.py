@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.graph.add_function_bodies import add_function_bodies
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.ops.op_names import base_domain
 from moh_deploy.package import LayerInfo, at_sizes, with_choices
-from tests.graph.models import attention, model, node, value
+from tests.graph.models import content, node, run_three_layers, three_layers, value
 from tests.handmade_package import LAYER
 
 LAYERS = [replace(LAYER, path=f"blocks.{i}", node=f"attention {i}") for i in range(3)]
-
-
-def three_layers(shape: Sequence[int | str] = ("b", "s")) -> ir.Model:
-    x, gates = value("x", [*shape, 8]), value("gates", [*shape, 4])
-    keep = value("keep", ["s", "s"], ir.DataType.BOOL)
-    values = [x, *(value(f"h{i}", [*shape, 8]) for i in range(3))]
-    nodes = [
-        attention(values[i], values[i], gates, values[i + 1], keep if i == 1 else None)
-        for i in range(3)
-    ]
-    for i, one in enumerate(nodes):
-        one.name = f"attention {i}"
-    built = model([x, gates, keep], [values[3]], nodes)
-    add_function_bodies(built, opset=20)
-    return built
 
 
 def chosen(**choices: str) -> tuple[LayerInfo, ...]:
@@ -42,36 +24,20 @@ def chosen(**choices: str) -> tuple[LayerInfo, ...]:
     return with_choices(LAYERS, choices, dims=["b", "s", "past"])
 
 
-def content(built: ir.Model) -> bytes:
-    return ir.to_proto(built).SerializeToString(deterministic=True)
-
-
 def marked(built: ir.Model) -> onnx.ModelProto:
     """Let the bodies of moh.dense return 0 in place of attention: it shows in the outputs."""
     proto = ir.to_proto(built)
     for function in proto.functions:
         if base_domain(function.domain) == "moh.dense":
-            last = next(one for one in function.node if one.output[0] == function.output[0])
+            last = next(node for node in function.node if node.output[0] == function.output[0])
             last.output[0] = "not returned"
             zero = onnx.helper.make_node("Sub", ["not returned"] * 2, [function.output[0]])
             function.node.append(zero)
     return proto
 
 
-def run(proto: onnx.ModelProto, batch: int, seq: int) -> np.ndarray:
-    onnx.checker.check_model(proto, full_check=True)
-    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    rng = np.random.default_rng(0)
-    inputs = {
-        "x": rng.standard_normal((batch, seq, 8)).astype(np.float32),
-        "gates": 0.1 + np.maximum(rng.standard_normal((batch, seq, 4)), 0).astype(np.float32),
-        "keep": np.tri(seq, dtype=bool),
-    }
-    return session.run(None, inputs)[0]
-
-
 def is_dense(built: ir.Model, batch: int, seq: int) -> bool:
-    return not run(marked(built), batch, seq).any()
+    return not run_three_layers(marked(built), batch, seq).any()
 
 
 @pytest.mark.parametrize(
@@ -93,8 +59,9 @@ def test_outputs_do_not_depend_on_the_branch():
     built = three_layers()
     choose_layers(built, chosen(**{"all[s<=4]": "dense"}))
     for sizes in ((2, 3), (2, 5)):
-        expected = run(ir.to_proto(three_layers()), *sizes)
-        np.testing.assert_allclose(run(ir.to_proto(built), *sizes), expected, atol=1e-6)
+        expected = run_three_layers(ir.to_proto(three_layers()), *sizes)
+        found = run_three_layers(ir.to_proto(built), *sizes)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_first_range_that_sizes_are_in_decides():
@@ -127,7 +94,7 @@ def test_rule_of_a_dimension_that_no_input_has_is_refused():
 def test_condition_is_computed_once_for_all_layers():
     built = three_layers()
     choose_layers(built, chosen(**{"all[b*s<=4]": "dense"}))
-    kinds = [one.op_type for one in built.graph]
+    kinds = [node.op_type for node in built.graph]
     assert kinds.count("If") == 3
     assert kinds.count("LessOrEqual") == kinds.count("Squeeze") == 1
 
@@ -157,8 +124,8 @@ def test_branches_that_are_gone_read_nothing_any_more():
     built = three_layers()
     choose_layers(built, chosen(**{"all[s<=4]": "dense"}))
     choose_layers(built, chosen(all="sparse"))
-    for one in built.graph.inputs:
-        assert all(user.graph is built.graph for user, _ in one.uses())
+    for given in built.graph.inputs:
+        assert all(user.graph is built.graph for user, _ in given.uses())
 
 
 def test_way_to_a_choice_does_not_show():
@@ -185,7 +152,7 @@ def test_one_ranges_choice_is_had_without_any_branch():
     layers = chosen(**{"all[s<=4]": "dense"})
     choose_layers(built, layers)
     choose_layers(built, at_sizes(layers, {"b": 1, "s": 4}))
-    assert [one.domain for one in built.graph] == ["moh.dense", "moh.dense.2", "moh.dense"]
+    assert [node.domain for node in built.graph] == ["moh.dense", "moh.dense.2", "moh.dense"]
     assert ops_of(built) == {"moh.dense::MoHAttention": 1, "moh.dense.2::MoHAttention": 1}
     choose_layers(built, at_sizes(layers, {"b": 1, "s": 5}))
     assert content(built) == content(three_layers())

@@ -6,7 +6,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, parser
 
-from moh_deploy.graph.table_lookups import TableLookup, index_model, table_lookups
+from moh_deploy.graph.table_lookups import (
+    SizeQuestion,
+    TableLookup,
+    index_model,
+    size_questions,
+    table_lookups,
+)
 
 
 def model(body: str, *, table: tuple[int, ...] = (10, 4)) -> onnx.ModelProto:
@@ -68,7 +74,7 @@ def test_other_indices_are_left_to_the_runtime():
     ):
         assert lookups(body) == []
     of_large_weights = "i = Gather (table, ids) j = Cast <to = 7> (i) y = Gather (table, j)"
-    assert [one.indices for one in lookups(of_large_weights)] == ["ids"]
+    assert [item.indices for item in lookups(of_large_weights)] == ["ids"]
 
 
 def test_negative_indices_count_from_the_end_where_the_original_does_so():
@@ -96,7 +102,29 @@ def test_model_of_the_indices_reads_ids_and_sizes_and_no_more():
         m = Relu (x) y = Mul (p, m)"""
     whole = model(body)
     found = index_model(whole, table_lookups(whole.graph, from_the_end=False))
-    assert {one.name for one in found.graph.input} == {"ids", "s"}
+    assert {value.name for value in found.graph.input} == {"ids", "s"}
     assert [node.op_type for node in found.graph.node] == ["Gather", "Add"]
-    assert [one.name for one in found.graph.output] == ["i"]
-    assert {one.name for one in found.graph.initializer} == {"one"}
+    assert [value.name for value in found.graph.output] == ["i"]
+    assert {weight.name for weight in found.graph.initializer} == {"one"}
+
+
+def questions(body: str) -> list[SizeQuestion]:
+    """The questions of operators on `x`, and on its sizes `batch` and `sizes`."""
+    found = parser.parse_graph(
+        "g (float[batch, 4] x) => () <int64 first = {0}, int64 five = {5}, int64 two = {2}>"
+        f" {{ sizes = Shape (x) batch = Gather <axis = 0> (sizes, first) {body} }}"
+    )
+    return list(size_questions(found))
+
+
+def test_equal_of_a_size_and_a_constant_is_a_question():
+    (found,) = questions("is_five = Equal (batch, five)")
+    assert (found.value, found.sizes) == ("is_five", (5,))
+    constant = "six = Constant <value = int64 {6}> ()"
+    (found,) = questions(f"{constant} twice = Mul (batch, two) is_six = Equal (twice, six)")
+    assert found.sizes == (6,)
+
+
+def test_what_depends_on_numbers_of_the_inputs_is_none():
+    for body in ("q = Equal (x, five)", "q = Less (batch, five)", "q = Equal (two, five)"):
+        assert questions(body) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper, parser
 
 from moh_deploy.graph.choose_layers import choose_layers, ops_of
 from moh_deploy.graph.load_model import load_ir
@@ -51,16 +51,13 @@ def test_projections_keep_their_names_and_run_as_their_layer_does(
 
 
 def product_model(*names: str) -> ir.Model:
+    body = " ".join(f"[{name}] {name}_result = MatMul (x, w)" for name in names)
+    results = ", ".join(f"float[rows, 6] {name}_result" for name in names)
+    text = f"products (float[rows, 40] x) => ({results}) {{ {body} }}"
+    found = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {text}')
     weight = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
-    nodes = [helper.make_node("MatMul", ["x", "w"], [f"{n}_result"], name=n) for n in names]
-    graph = helper.make_graph(
-        nodes,
-        "products",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 40])],
-        [helper.make_tensor_value_info(f"{n}_result", TensorProto.FLOAT, None) for n in names],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    found.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    return ir.from_proto(found)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -74,7 +71,7 @@ def test_product_becomes_ours_with_the_weight_that_onnxruntime_has_for_it(bits: 
     assert (node.domain, node.op_type, node.name) == ("moh", "MoHMatMulNBits", "a")
     assert numbers == {"in_features": 40, "out_features": 6, "bits": bits}
     assert set(model.functions) == {("moh", "MoHMatMulNBits", "")}
-    shapes = {name: tuple(one.shape) for name, one in model.graph.initializers.items()}
+    shapes = {name: tuple(weight.shape) for name, weight in model.graph.initializers.items()}
     assert shapes == {f"w.int{bits}": (6, 2, 4 * bits), f"w.int{bits}.scales": (6, 2)}
 
 
@@ -83,7 +80,7 @@ def test_product_of_an_unknown_rank_becomes_onnxruntimes_own():
     model.graph.inputs[0].shape = None
     assert store_in_blocks(model, {"a": 4}, quantize_weight)
     (node,) = model.graph
-    numbers = {name: one.value for name, one in node.attributes.items()}
+    numbers = {name: item.value for name, item in node.attributes.items()}
     assert (node.domain, node.op_type, node.name) == ("com.microsoft", "MatMulNBits", "a")
     assert numbers == {"K": 40, "N": 6, "bits": 4, "block_size": 32, "accuracy_level": 4}
 

@@ -152,7 +152,11 @@ def test_package_whose_caches_grow_is_given_as_it_is():
 def test_caches_are_rounded_and_nothing_else(dtype: str, expected: object):
     names = {"past": dtype, "present": dtype}
     manifest, runs = in_buffers(KNOWN, RUNS, CACHES)
-    assert [one.dtype for one in with_dtypes(manifest, names).inputs] == ["bool", "int64", dtype]
+    assert [info.dtype for info in with_dtypes(manifest, names).inputs] == [
+        "bool",
+        "int64",
+        dtype,
+    ]
     run = rounded_to(runs[0], names)
     assert run.inputs["past"].dtype == run.outputs["present"].dtype == expected
     assert run.inputs["ids"].dtype == np.int64

@@ -107,15 +107,10 @@ def test_choice_by_size_is_the_first_range_that_sizes_are_in():
     )
     text = "dense if seq<=1, else sparse if seq<=64, else projected if batch*seq<=999, else dense"
     assert choice_text(layer) == text
-    for seq, choice in {
-        1: "dense",
-        2: "sparse",
-        64: "sparse",
-        65: "projected",
-        500: "dense",
-    }.items():
-        (one,) = at_sizes([layer], {"batch": 2, "seq": seq})
-        assert (one.choice, one.ranges) == (choice, ())
+    chosen = dict.fromkeys((2, 64), "sparse") | {1: "dense", 65: "projected", 500: "dense"}
+    for seq, choice in chosen.items():
+        (sized,) = at_sizes([layer], {"batch": 2, "seq": seq})
+        assert (sized.choice, sized.ranges) == (choice, ())
 
 
 def test_named_layer_has_no_ranges_but_its_own():

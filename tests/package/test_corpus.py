@@ -18,7 +18,7 @@ from moh_deploy.package import (
 )
 from moh_deploy.package.corpus import CORPUS_NAME, read_corpus
 from moh_deploy.package.corpus import write_corpus as write_file
-from moh_deploy.package.replace_corpus import replace_corpus
+from moh_deploy.package.writer import replace_corpus
 from moh_deploy.system.npz import read_npz, write_npz
 from tests.handmade_package import MANIFEST, vectors, write_package
 from tests.nightly import nightly
@@ -33,13 +33,13 @@ def test_corpus_reads_back_as_it_was_written(tmp_path: Path):
     written = [sample(1, margin=0.1), replace(sample(2), reference="the original model")]
     write_file(tmp_path / CORPUS_NAME, written)
     read = read_corpus(tmp_path / CORPUS_NAME, MANIFEST)
-    assert [(one.mined, one.reference, one.margin) for one in read] == [
-        (one.mined, one.reference, one.margin) for one in written
+    assert [(item.mined, item.reference, item.margin) for item in read] == [
+        (item.mined, item.reference, item.margin) for item in written
     ]
-    for one, other in zip(read, written, strict=True):
-        np.testing.assert_array_equal(one.vectors.inputs["x"], other.vectors.inputs["x"])
-        np.testing.assert_array_equal(one.vectors.gates[0], other.vectors.gates[0])
-        assert one.digest() == other.digest()
+    for item, other in zip(read, written, strict=True):
+        np.testing.assert_array_equal(item.vectors.inputs["x"], other.vectors.inputs["x"])
+        np.testing.assert_array_equal(item.vectors.gates[0], other.vectors.gates[0])
+        assert item.digest() == other.digest()
 
 
 @nightly
@@ -60,7 +60,7 @@ def test_package_with_a_corpus_keeps_everything_else(tmp_path: Path):
     package = write_package(tmp_path / "package", external_data=True)
     written = replace_corpus(package, [sample(1)])
     opened = OnnxPackage.open(written.root)
-    assert [one.digest() for one in opened.corpus] == [sample(1).digest()]
+    assert [item.digest() for item in opened.corpus] == [sample(1).digest()]
     files = dict(opened.manifest.files)
     assert files.pop(CORPUS_NAME)
     assert files == package.manifest.files

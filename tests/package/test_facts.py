@@ -223,12 +223,12 @@ def test_layer_that_is_left_out_of_all_files_is_refused(tmp_path: Path):
 
 
 def without_inputs(model: onnx.ModelProto) -> None:
-    (attention,) = (one for one in model.graph.node if one.op_type == "MoHAttention")
+    (attention,) = (node for node in model.graph.node if node.op_type == "MoHAttention")
     del attention.input[:]
 
 
 def without_heads(model: onnx.ModelProto) -> None:
-    (attention,) = (one for one in model.graph.node if one.op_type == "MoHAttention")
+    (attention,) = (node for node in model.graph.node if node.op_type == "MoHAttention")
     del attention.attribute[:]
 
 
@@ -237,7 +237,7 @@ def test_vocabulary_is_that_of_the_recorded_logits():
     recorded = [replace(vectors(), outputs=logits)]
     for size in (8, 9):
         about = replace(MANIFEST, text_generation=TextGeneration(size))
-        facts = {one.name: one for one in recorded_facts(about, recorded)}
+        facts = {item.name: item for item in recorded_facts(about, recorded)}
         found = facts["text_generation.vocab_size"]
         assert (found.said == found.shown) is (size == 8)
 
@@ -253,7 +253,7 @@ def test_damaged_graph_is_refused(tmp_path: Path, damage: Callable[[onnx.ModelPr
 def test_graph_that_runs_in_a_circle_is_read_to_an_end(tmp_path: Path):
     def change(model: onnx.ModelProto) -> None:
         model.graph.node.append(onnx.helper.make_node("Identity", ["round"], ["round"]))
-        (attention,) = (one for one in model.graph.node if one.op_type == "MoHAttention")
+        (attention,) = (node for node in model.graph.node if node.op_type == "MoHAttention")
         attention.input[0] = "round"
 
     package = write_package(tmp_path / "package")

@@ -46,23 +46,19 @@ def test_call_of_the_original_comes_back_with_the_types_of_its_constants(tmp_pat
     path.write_text(manifest_text(replace(MANIFEST, call=CALL)))
     found = read_manifest(path).call
     assert found == CALL
-    assert [type(one.value) for one in found.kwargs.values()] == [
-        type(one.value) for one in CALL.kwargs.values()
+    assert [type(value.value) for value in found.kwargs.values()] == [
+        type(value.value) for value in CALL.kwargs.values()
     ]
 
 
-def test_manifest_of_before_calls_were_recorded_is_read(tmp_path: Path):
-    older = edited(tmp_path, lambda content: [content.pop("call"), content.pop("sha256")])
-    assert read_manifest(older).call is None
+@pytest.mark.parametrize("missing", ["call", "compute_type", "sha256"])
+def test_manifest_of_before_there_was_a_key_is_read(tmp_path: Path, missing: str):
+    def older(content: dict[str, Any]) -> None:
+        for key in {missing, "sha256"}:
+            del content[key]
 
-
-def test_manifest_without_compute_type_means_float32(tmp_path: Path):
-    older = edited(tmp_path, lambda content: [content.pop("compute_type"), content.pop("sha256")])
-    assert read_manifest(older).compute_type == "float32"
-
-
-def test_manifest_of_before_there_was_a_digest_is_read(tmp_path: Path):
-    assert read_manifest(edited(tmp_path, lambda content: content.pop("sha256"))) == MANIFEST
+    assert (MANIFEST.call, MANIFEST.compute_type) == (None, "float32")
+    assert read_manifest(edited(tmp_path, older)) == MANIFEST
 
 
 EDITS: dict[str, Callable[[dict[str, Any]], object]] = {

@@ -41,7 +41,7 @@ def test_other_form_than_the_operators_show_is_refused(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ):
     prove_in_this_process(monkeypatch)
-    (animal,) = (one for one in ZOO if one.name == name)
+    (animal,) = (found for found in ZOO if found.name == name)
     example = animal.inputs()
     axes = [f"{i.name}:{','.join(f'{a}={d}' for a, d in i.dims.items())}" for i in example]
     inputs = {item.name: to_numpy(item.value) for item in example}
@@ -50,7 +50,7 @@ def test_other_form_than_the_operators_show_is_refused(
     model, manifest = load_without_weights(package.model_path), package.manifest
     first, *others = manifest.layers
     assert first.router == FORM_OF[name]
-    for form in [one.name for one in FORMS if one.name != first.router]:
+    for form in [found.name for found in FORMS if found.name != first.router]:
         wrong = replace(manifest, layers=(replace(first, router=form), *others))
         facts = (*model_facts(wrong, model), *recorded_facts(wrong, package.vectors))
         with pytest.raises(PackageError, match=rf"'layers\[0\]\.router' says '{form}'"):

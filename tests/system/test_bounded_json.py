@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
 
 from moh_deploy.errors import PackageError
-from moh_deploy.system.bounded_json import DEEPEST, has_keys, parse_json, read_json
+from moh_deploy.system.bounded_json import DEEPEST, has_keys, parse_json, read_json, to_json_text
 
 
 @pytest.mark.parametrize("levels", [DEEPEST + 1, 900, 100_000])
@@ -57,3 +59,13 @@ def test_keys_are_found_in_a_readable_object_only(tmp_path: Path, content: str, 
     assert not has_keys(path, {"a", "b"})
     path.write_text(content)
     assert has_keys(path, {"a", "b"}) is has
+
+
+def test_what_is_no_number_becomes_a_string_at_every_depth():
+    text = to_json_text({"a": [math.nan, {"b": (math.inf, -math.inf)}], "c": 1.5, "d": None})
+    assert "NaN" in text
+    assert json.loads(text, parse_constant=lambda name: f"bare {name}") == {
+        "a": ["NaN", {"b": ["Infinity", "-Infinity"]}],
+        "c": 1.5,
+        "d": None,
+    }

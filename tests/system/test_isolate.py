@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -93,12 +95,13 @@ def test_full_disk_is_said_by_whoever_still_can(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(PackageError, match=r"disk full while writing .*moh-deploy-isolated"):
         isolated(fill)
 
-    def run(folder: Path, *_: object, **__: object) -> int:
+    def run(folder: Path, _: object) -> int:
         with pytest.raises(SystemExit) as ended:
             isolate.carry_out(folder)
         return int(str(ended.value.code))
 
-    monkeypatch.setattr(isolate, "_run", run)
+    monkeypatch.setattr(isolate, "_started", lambda folder, **_: folder)
+    monkeypatch.setattr(isolate, "_waited", run)
     with pytest.raises(PackageError, match="disk full"):
         isolated(fill)
 
@@ -150,3 +153,17 @@ def test_process_that_waits_ends_when_the_other_one_is_gone():
         assert early.process.stdin is not None
         early.process.stdin.close()  # as the end of the process does
         assert early.process.wait() == 0
+
+
+def test_the_command_collects_rarely():
+    code = "import gc; from moh_deploy.__main__ import _load; _load(); print(gc.get_threshold()[0])"
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    ).stdout
+    assert int(said) == 10_000
+
+
+def test_its_own_processes_do_so_too():
+    found = isolated(gc.get_threshold)
+    assert found.answer is not None
+    assert found.answer[0] == 10_000

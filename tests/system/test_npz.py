@@ -41,30 +41,21 @@ def test_every_bfloat16_bit_pattern_survives(tmp_path: Path):
     np.testing.assert_array_equal(back.view(np.uint16), patterns.view(np.uint16))
 
 
-def test_what_numpy_saves_is_read_bfloat16_included(tmp_path: Path):
+def test_numpy_and_we_read_each_other(tmp_path: Path):
     x = np.array([1.5, -2.0], ml_dtypes.bfloat16)
     np.savez(tmp_path / "a.npz", x=x.view("V2"), y=np.arange(3))
     back = read_npz(tmp_path / "a.npz", error=ConfigError)
-    assert back["x"].tolist() == [1.5, -2.0]
-    assert back["y"].tolist() == [0, 1, 2]
-
-
-def test_numpy_reads_what_is_written(tmp_path: Path):
+    assert (back["x"].tolist(), back["y"].tolist()) == ([1.5, -2.0], [0, 1, 2])
     write_npz(tmp_path / "a.npz", {"file": np.arange(3), "a/b.c": np.ones(2)})
-    with np.load(tmp_path / "a.npz") as back:
-        assert back["file"].tolist() == [0, 1, 2]
-        assert back["a/b.c"].tolist() == [1, 1]
+    with np.load(tmp_path / "a.npz") as found:
+        assert (found["file"].tolist(), found["a/b.c"].tolist()) == ([0, 1, 2], [1, 1])
 
 
-def test_order_of_members_is_kept(tmp_path: Path):
-    write_npz(tmp_path / "a.npz", {name: np.zeros(1) for name in "zax"})
-    assert list(read_npz(tmp_path / "a.npz", error=ConfigError)) == ["z", "a", "x"]
-
-
-def test_equal_arrays_give_equal_files(tmp_path: Path):
+def test_order_of_members_is_kept_and_equal_arrays_give_equal_files(tmp_path: Path):
     for name in ("a.npz", "b.npz"):
-        write_npz(tmp_path / name, {"x": np.arange(7)})
+        write_npz(tmp_path / name, {name: np.arange(7) for name in "zax"})
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    assert list(read_npz(tmp_path / "a.npz", error=ConfigError)) == ["z", "a", "x"]
 
 
 class _Payload:
@@ -93,20 +84,17 @@ def test_missing_file_is_refused(tmp_path: Path):
         read_npz(tmp_path / "none.npz", error=ConfigError)
 
 
-@pytest.mark.parametrize("keep", [0, 10, 200])
-def test_truncated_file_is_refused(tmp_path: Path, keep: int):
+@pytest.mark.parametrize("keep", [0, 4, 10, 200])
+def test_what_is_no_file_of_arrays_is_refused(tmp_path: Path, keep: int):
     path = tmp_path / "a.npz"
     write_npz(path, {"x": np.arange(100)})
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ConfigError, match="cannot be read as an npz file"):
-        read_npz(path, error=ConfigError)
-
-
-def test_member_that_is_no_array_is_refused(tmp_path: Path):
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        archive.writestr("x.npy", b"hello, this is no array")
-    with pytest.raises(ConfigError, match="cannot be read as an npz file"):
-        read_npz(tmp_path / "a.npz", error=ConfigError)
+    content = path.read_bytes()[:keep]
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], object))
+    for damaged in (content, b"no zip file" + content, (tmp_path / "objects.npz").read_bytes()):
+        path.write_bytes(damaged)
+        for read in (read_npz, map_npz):
+            with pytest.raises(ConfigError, match="cannot be read as an npz file"):
+                read(path, error=ConfigError)
 
 
 def test_what_is_mapped_is_what_is_read(tmp_path: Path):
@@ -117,22 +105,12 @@ def test_what_is_mapped_is_what_is_read(tmp_path: Path):
     }
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "a.npz", **arrays)
-        read, mapped = (one(tmp_path / "a.npz", error=ConfigError) for one in (read_npz, map_npz))
+        read, mapped = (item(tmp_path / "a.npz", error=ConfigError) for item in (read_npz, map_npz))
         assert list(mapped) == list(arrays)
         for name, array in mapped.items():
             np.testing.assert_array_equal(array, read[name], strict=True)
     np.savez(tmp_path / "a.npz", **arrays)
     assert isinstance(map_npz(tmp_path / "a.npz", error=ConfigError)["rows"].base, np.memmap)
-
-
-@pytest.mark.parametrize("content", [b"", b"no zip file", b"PK\x03\x04"])
-def test_what_cannot_be_mapped_is_refused(tmp_path: Path, content: bytes):
-    (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(ConfigError, match="cannot be read as an npz file"):
-        map_npz(tmp_path / "a.npz", error=ConfigError)
-    np.savez(tmp_path / "objects.npz", x=np.array([{}], object))
-    with pytest.raises(ConfigError, match="cannot be read as an npz file"):
-        map_npz(tmp_path / "objects.npz", error=ConfigError)
 
 
 def npy(header: str, data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:

@@ -25,10 +25,10 @@ def test_signal_counts_after_the_block():
 
 
 def test_handlers_are_put_back():
-    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    before = [signal.getsignal(item) for item in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with cleaned_up_on_termination(lambda: None), signals_held():
         assert signal.getsignal(signal.SIGINT) != before[0]
-    after = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    after = [signal.getsignal(item) for item in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert after == before
 
 

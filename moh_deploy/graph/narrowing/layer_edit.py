@@ -52,14 +52,14 @@ def narrow_projection(
         raise NotNarrowedError(f"its heads, '{heads.name}', are read by more than a projection")
     (use,) = uses
     node, op = use.node, use.node.op_type
-    if use.idx == 0 and op in _READERS_VIEWS:
+    if use.idx == 0 and op in _MOVING:
         after = node.outputs[0]
-        along, entries = _READERS_VIEWS[op](node, heads, axis, kept)
+        along, entries = _behind(node, heads, axis, kept)
         inputs = [narrow, *node.inputs[1:]]
         if op == "Reshape":
             shape = node.inputs[1]
             assert shape is not None
-            inputs[1] = resized(narrowing, node, shape, along, len(entries))
+            inputs[1] = resized(narrowing, shape, along, len(entries))
         view = narrowing.again(after, along, entries, inputs)
         narrow_projection(narrowing, after, view, along, entries)
         return
@@ -98,42 +98,29 @@ def _replace(narrowing: Narrowing, node: ir.Node, narrow: ir.Value, kept: Entrie
     made.name, result.name = result.name, made.name
 
 
-def _transposed(node: ir.Node, heads: ir.Value, axis: int, kept: Entries) -> tuple[int, Entries]:
-    order = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
-    rank = len(dims_of(heads))
-    return (list(order) if order else list(reversed(range(rank)))).index(axis), kept
-
-
-def _reshaped(node: ir.Node, heads: ir.Value, axis: int, kept: Entries) -> tuple[int, Entries]:
-    # The elements are the same on both sides, so either may be asked for those of the other.
-    return source_axis(node.outputs[0], heads, axis, kept)
-
-
-def _squeezed(node: ir.Node, heads: ir.Value, axis: int, kept: Entries) -> tuple[int, Entries]:
-    """Axes of size 1 come or go; the others keep their order."""
-    before, after = dims_of(heads), dims_of(node.outputs[0])
-    longer, shorter = (before, after) if len(before) > len(after) else (after, before)
-    stored = constant(node.inputs[1])
-    if stored is None:
-        raise NotNarrowedError(f"'{node.outputs[0].name}' has axes that are chosen at run time")
-    moved = {int(number) % len(longer) for number in stored}
-    left = [number for number in range(len(longer)) if number not in moved]
-    assert len(left) == len(shorter)
-    return (left.index(axis) if longer is before else left[axis]), kept
-
-
-def _same(node: ir.Node, heads: ir.Value, axis: int, kept: Entries) -> tuple[int, Entries]:
+def _behind(node: ir.Node, heads: ir.Value, axis: int, kept: Entries) -> tuple[int, Entries]:
+    """Return the axis, and the entries along it, that have some heads behind a view of them."""
+    after = node.outputs[0]
+    if node.op_type == "Transpose":
+        rank = len(dims_of(heads))
+        order = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
+        return list(order or reversed(range(rank))).index(axis), kept
+    if node.op_type == "Reshape":
+        # The elements are the same on both sides, so either may be asked for those of the other.
+        return source_axis(after, heads, axis, kept)
+    if node.op_type in ("Squeeze", "Unsqueeze"):
+        # Axes of size 1 come or go; the others keep their order.
+        longer = max(dims_of(heads), dims_of(after), key=len)
+        stored = constant(node.inputs[1])
+        if stored is None:
+            raise NotNarrowedError(f"'{after.name}' has axes that are chosen at run time")
+        moved = {int(number) % len(longer) for number in stored}
+        left = [number for number in range(len(longer)) if number not in moved]
+        return (left.index(axis) if node.op_type == "Squeeze" else left[axis]), kept
     return axis, kept
 
 
-_READERS_VIEWS = {
-    "Transpose": _transposed,
-    "Reshape": _reshaped,
-    "Squeeze": _squeezed,
-    "Unsqueeze": _squeezed,
-    "Identity": _same,
-    "Cast": _same,
-}
+_MOVING = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _PRODUCTS = ("MatMul", "Gemm", "Conv", op_names.OUTPUT_PROJECTION)
 
 
@@ -181,21 +168,16 @@ class KeyHeads:
         assert value is not None
         kept = tuple(self._times)
         if len(kept) < self.heads:
-            why = self._why_whole(value)
-            if why is None:
+            # All heads are computed in any case where they are those of a cache.
+            try:
                 narrow = self.narrowing.narrowed(value, *packed(value, self.heads, kept))
-                return self._picked(narrow, list(self._times.values()))
+                if not self.narrowing.is_read_elsewhere(value, self.ends):
+                    return self._picked(narrow, list(self._times.values()))
+                why = "something else reads all heads"
+            except InputReachedError as error:
+                why = str(error)
             self.notes.append(f"'{value.name}' stays whole, and kept heads are copied: {why}")
         return self._picked(value, [self._times.get(head, 0) for head in range(self.heads)])
-
-    def _why_whole(self, value: ir.Value) -> str | None:
-        """Return why all heads are computed in any case, as for a cache; None if they are not."""
-        try:
-            self.narrowing.narrowed(value, *packed(value, self.heads, tuple(self._times)))
-        except InputReachedError as error:
-            return str(error)
-        is_read = self.narrowing.is_read_elsewhere(value, self.ends)
-        return "something else reads all heads" if is_read else None
 
     def _picked(self, value: ir.Value, times: list[int]) -> ir.Value:
         """Take each head so many times: Split into heads, Concat of some of them."""
@@ -207,13 +189,8 @@ class KeyHeads:
         if place is None:
             raise NotNarrowedError(f"'{value.name}' is an input of the model")
         along = [ir.AttrInt64("axis", axis)]
-        split = self.narrowing.node(
-            place,
-            "Split",
-            [value],
-            [*along, ir.AttrInt64("num_outputs", len(times))],
-            like=[value] * len(times),
-        )
+        how = [*along, ir.AttrInt64("num_outputs", len(times))]
+        split = self.narrowing.node(place, "Split", [value], how, like=[value] * len(times))
         parts: list[ir.Value] = []
         for part, count in zip(split.outputs, times, strict=True):
             part.shape = with_size(value, axis, size)
@@ -354,15 +331,10 @@ class LayerEdit:
         else:
             name = gates.name or name
         gates.name = name
-        open_heads = [gate for gate in self.heads.gates if gate != 0]
-        zero = [
-            place if self.heads.is_cut else head
-            for place, (head, gate) in enumerate(
-                zip(self.heads.kept, self.heads.gates, strict=True)
-            )
-            if gate == 0
-        ]
-        all_heads = len(self.heads.kept) + len(closed)
+        # After a cut, the kept heads are numbered anew.
+        numbers = range(len(self.heads.kept)) if self.heads.is_cut else self.heads.kept
+        zero = [head for head, gate in zip(numbers, self.heads.gates, strict=True) if gate == 0]
+        num_open = len(self.heads.kept) - len(zero)
         return replace(
             self.layer,
             gates=name,
@@ -371,7 +343,7 @@ class LayerEdit:
             reason=None,
             num_shared_heads=None,
             top_k=None,
-            active_share=len(open_heads) / all_heads,
+            active_share=num_open / (len(self.heads.kept) + len(closed)),
             closed_heads=tuple(sorted([*closed, *zero])),
             choice=None,
             ranges=(),
@@ -387,9 +359,15 @@ class LayerEdit:
         keys = KeyHeads(self.narrowing, self._ends, kv_heads, used)
         inputs = [self._query(query, q_heads), keys.of(key), keys.of(value), gates]
         self.notes = keys.notes
-        if rest:
-            mask = rest[0]
-            inputs += [mask and self._narrowed_mask(mask, q_heads), *rest[1:]]
+        if rest and rest[0] is not None:
+            # A mask that tells heads apart is [B, H, S, T] or [H, S, T].
+            mask, axis = rest[0], len(dims_of(rest[0])) - 3
+            if axis >= 0 and dims_of(mask)[axis] != 1:
+                if dims_of(mask)[axis] != q_heads:
+                    message = f"it is not known whether '{mask.name}' tells heads apart"
+                    raise NotNarrowedError(message)
+                rest[0] = self.narrowing.narrowed(mask, axis, kept)
+        inputs += rest
         counts = {"q_num_heads": len(kept), "kv_num_heads": keys.num_heads}
         return inputs, {name: ir.AttrInt64(name, number) for name, number in counts.items()}
 
@@ -425,15 +403,6 @@ class LayerEdit:
         axis, entries = packed(value, heads, kept)
         return self.narrowing.narrowed(value, axis, entries)
 
-    def _narrowed_mask(self, mask: ir.Value, heads: int) -> ir.Value:
-        """Narrow a mask that tells heads apart: [B, H, S, T] or [H, S, T]."""
-        axis = len(dims_of(mask)) - 3
-        if axis < 0 or dims_of(mask)[axis] == 1:
-            return mask
-        if dims_of(mask)[axis] != heads:
-            raise NotNarrowedError(f"it is not known whether '{mask.name}' tells heads apart")
-        return self.narrowing.narrowed(mask, axis, self.heads.kept)
-
     def _gates(self, query: ir.Value, gates: Sequence[float]) -> ir.Value:
         """Add gates [B, S, H] that are the same for every token."""
         place, rank, heads = query.producer(), len(dims_of(query)), len(gates)
@@ -442,14 +411,8 @@ class LayerEdit:
         axes = (0, 1) if rank == 3 else (0, 2)
         sizes: list[ir.Value | None] = []
         for axis in axes:
-            ends = {"start": axis, "end": axis + 1}
-            place = node(
-                place,
-                "Shape",
-                [query],
-                [ir.AttrInt64(name, end) for name, end in ends.items()],
-                like=[number],
-            )
+            ends = [ir.AttrInt64("start", axis), ir.AttrInt64("end", axis + 1)]
+            place = node(place, "Shape", [query], ends, like=[number])
             sizes.append(_typed(place.outputs[0], ir.DataType.INT64, [1]))
         sizes.append(self.narrowing.weight(f"{self.layer.gates}.heads", np.array([heads])))
         place = node(place, "Concat", sizes, [ir.AttrInt64("axis", 0)], like=[number])

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 import numpy as np
 import onnx_ir as ir
 
+from moh_deploy.graph.load_model import store_array
 from moh_deploy.system.npz import Array
 
 Entries = tuple[int, ...]
@@ -108,16 +109,7 @@ class Narrowing:
 
     def weight(self, name: str, array: Array) -> ir.Value:
         """Store an array, and return its value."""
-        name = self._unique(name)
-        stored = np.ascontiguousarray(array)
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(ir.DataType.from_numpy(stored.dtype)),
-            shape=ir.Shape(stored.shape),
-            const_value=ir.Tensor(stored, name=name),
-        )
-        self.graph.register_initializer(value)
-        return value
+        return store_array(self.graph, self._unique(name), array)
 
     def again(
         self,
@@ -322,13 +314,10 @@ def _entries(
     return None
 
 
-def resized(
-    narrowing: Narrowing, place: ir.Node, shape: ir.Value, axis: int, size: int
-) -> ir.Value:
+def resized(narrowing: Narrowing, shape: ir.Value, axis: int, size: int) -> ir.Value:
     """Return a shape with another size along an axis.
 
     Args:
-        place: Who reads it: what is added for it stands in front.
         shape: Stored, or put together of sizes by a Concat.
 
     Raises:
@@ -346,13 +335,11 @@ def resized(
     for number, piece in enumerate(pieces):
         assert piece is not None
         stop = start + axis_size(piece, 0)
-        if start <= axis < stop:
-            is_size = stop - start == 1
-            pieces[number] = (
-                narrowing.weight(f"{piece.name}.kept", np.array([size], np.int64))
-                if is_size
-                else resized(narrowing, place, piece, axis - start, size)
-            )
+        if (start, stop) == (axis, axis + 1):
+            new_size = np.array([size], np.int64)
+            pieces[number] = narrowing.weight(f"{piece.name}.kept", new_size)
+        elif start <= axis < stop:
+            pieces[number] = resized(narrowing, piece, axis - start, size)
         start = stop
     made = narrowing.node(node, "Concat", pieces, node.attributes.values(), like=node.outputs)
     return made.outputs[0]

@@ -27,17 +27,18 @@ from moh_deploy.ops import op_names
 
 def _elementwise(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
     """Each input that has the axis is narrowed; one that is broadcast along it stays."""
-    inputs = [_aligned(narrowing, operand, value, axis, kept) for operand in _node(value).inputs]
+    inputs = [
+        operand and _aligned(narrowing, operand, value, axis, kept)
+        for operand in _node(value).inputs
+    ]
     return narrowing.again(value, axis, kept, inputs)
 
 
 def _aligned(
-    narrowing: Narrowing, given: ir.Value | None, value: ir.Value, axis: int, kept: Entries
-) -> ir.Value | None:
+    narrowing: Narrowing, given: ir.Value, value: ir.Value, axis: int, kept: Entries
+) -> ir.Value:
     """Return an input of an operator that broadcasts from the right, narrowed where it has the
     axis."""
-    if given is None:
-        return None
     dims = dims_of(given)
     own = axis - len(dims_of(value)) + len(dims)
     if own < 0 or dims[own] == 1:
@@ -56,16 +57,8 @@ def _product(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) ->
     elif axis == last - 1:
         left = narrowing.narrowed(left, len(dims_of(left)) - 2, kept)
     else:
-        left, right = (_samples(narrowing, operand, value, axis, kept) for operand in (left, right))
+        left, right = (_aligned(narrowing, operand, value, axis, kept) for operand in (left, right))
     return narrowing.again(value, axis, kept, [left, right])
-
-
-def _samples(
-    narrowing: Narrowing, given: ir.Value, value: ir.Value, axis: int, kept: Entries
-) -> ir.Value:
-    found = _aligned(narrowing, given, value, axis, kept)
-    assert found is not None
-    return found
 
 
 def _gemm(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
@@ -77,7 +70,7 @@ def _gemm(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir
         right = narrowing.narrowed(right, 0 if _number(value, "transB", 0) else 1, kept)
     else:
         left = narrowing.narrowed(left, 1 if _number(value, "transA", 0) else 0, kept)
-    biases = [_aligned(narrowing, operand, value, axis, kept) for operand in added]
+    biases = [bias and _aligned(narrowing, bias, value, axis, kept) for bias in added]
     return narrowing.again(value, axis, kept, [left, right, *biases])
 
 
@@ -152,33 +145,27 @@ def _reshape(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) ->
     given, shape = _inputs(value, 2)
     own, entries = source_axis(given, value, axis, kept)
     source = narrowing.narrowed(given, own, entries)
-    return narrowing.again(
-        value, axis, kept, [source, resized(narrowing, _node(value), shape, axis, len(kept))]
-    )
+    resulting = resized(narrowing, shape, axis, len(kept))
+    return narrowing.again(value, axis, kept, [source, resulting])
 
 
 def _expand(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
     given, shape = _inputs(value, 2)
-    source = _samples(narrowing, given, value, axis, kept)
+    source = _aligned(narrowing, given, value, axis, kept)
     own = axis - len(dims_of(value)) + axis_size(shape, 0)
     if own >= 0:
-        shape = resized(narrowing, _node(value), shape, own, len(kept))
+        shape = resized(narrowing, shape, own, len(kept))
     return narrowing.again(value, axis, kept, [source, shape])
 
 
 def _squeeze(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
-    (given, axes) = _inputs(value, 2)
-    rank = len(dims_of(given))
-    gone = {number % rank for number in _stored(axes, value)}
-    own = [number for number in range(rank) if number not in gone][axis]
-    return narrowing.again(value, axis, kept, [narrowing.narrowed(given, own, kept), axes])
-
-
-def _unsqueeze(narrowing: Narrowing, value: ir.Value, axis: int, kept: Entries) -> ir.Value:
+    """Axes of size 1 come or go; the others keep their order."""
     given, axes = _inputs(value, 2)
-    rank = len(dims_of(value))
-    new = {number % rank for number in _stored(axes, value)}
-    own = [number for number in range(rank) if number not in new].index(axis)
+    is_squeezed = _node(value).op_type == "Squeeze"
+    rank = len(dims_of(given if is_squeezed else value))
+    moved = {number % rank for number in _stored(axes, value)}
+    left = [number for number in range(rank) if number not in moved]
+    own = left[axis] if is_squeezed else left.index(axis)
     return narrowing.again(value, axis, kept, [narrowing.narrowed(given, own, kept), axes])
 
 
@@ -299,7 +286,7 @@ RULES: dict[str, NarrowRule] = {
     "Reshape": _reshape,
     "Expand": _expand,
     "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze,
+    "Unsqueeze": _squeeze,
     "Split": _split,
     "Slice": _slice,
     "Gather": _gather,

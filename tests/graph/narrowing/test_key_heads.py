@@ -62,7 +62,7 @@ def model_of(form: str, *, returned: bool = False) -> ir.Model:
 
 
 def key_heads(model: ir.Model, used: dict[int, int]) -> tuple[KeyHeads, ir.Value]:
-    (keys,) = (one for node in model.graph for one in node.outputs if one.name == "k")
+    (keys,) = (value for node in model.graph for value in node.outputs if value.name == "k")
     return KeyHeads(Narrowing(model, RULES), frozenset(), HEADS, used), keys
 
 
@@ -87,44 +87,36 @@ def by_head(keys: Array) -> Array:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_attention_reads_the_keys_of_its_heads(group: str):
-    for form, returned in itertools.product(FORMS, (False, True)):
-        _check_reads(group, model_of(form, returned=returned))
-
-
-def _check_reads(group: str, model: ir.Model) -> None:
     used, expected = GROUPS[group]
-    heads, keys = key_heads(model, used)
-    read = heads.of(keys)
-    parts = [one for node in model.graph if node.op_type == "Split" for one in node.outputs]
-    before, after, *found = computed(model, keys, read, *parts)
-    assert [tuple(one.shape or ()) for one in parts] == [one.shape for one in found]
-    np.testing.assert_allclose(by_head(after), by_head(before)[:, expected], atol=1e-6)
-    assert heads.num_heads == len(expected)
-    assert read.shape is not None
-    assert tuple(read.shape) == after.shape
     # Groups of the smallest size: with a head fewer they would not be of one size.
     assert all(used[head] % expected.count(head) == 0 for head in used)
     assert len({used[head] // expected.count(head) for head in used}) == 1
+    for form, returned in itertools.product(FORMS, (False, True)):
+        model = model_of(form, returned=returned)
+        heads, keys = key_heads(model, used)
+        read = heads.of(keys)
+        parts = [value for node in model.graph if node.op_type == "Split" for value in node.outputs]
+        before, after, *found = computed(model, keys, read, *parts)
+        assert [tuple(part.shape or ()) for part in parts] == [array.shape for array in found]
+        np.testing.assert_allclose(by_head(after), by_head(before)[:, expected], atol=1e-6)
+        assert heads.num_heads == len(expected)
+        assert tuple(read.shape or ()) == after.shape
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_heads_that_nothing_reads_are_not_computed(group: str):
-    for form in FORMS:
-        _check_cut(group, form)
-
-
-def _check_cut(group: str, form: str) -> None:
     used, _ = GROUPS[group]
-    model = model_of(form)
-    heads, keys = key_heads(model, used)
-    heads.of(keys)
-    sizes = {tuple(one.shape) for one in model.graph.initializers.values() if one.shape}
-    is_cut = form != "of a cache" and len(used) < HEADS
-    assert ((8, len(used) * SIZE) in sizes) == is_cut or len(used) == HEADS
-    # Nothing is split and joined where each head that is left is read once.
-    split = [node for node in model.graph if node.op_type == "Split"]
-    once = heads.num_heads == len(used)
-    assert len(split) == (0 if once and (is_cut or len(used) == HEADS) else 1)
+    for form in FORMS:
+        model = model_of(form)
+        heads, keys = key_heads(model, used)
+        heads.of(keys)
+        sizes = {tuple(weight.shape or ()) for weight in model.graph.initializers.values()}
+        is_cut = form != "of a cache" and len(used) < HEADS
+        assert ((8, len(used) * SIZE) in sizes) == is_cut or len(used) == HEADS
+        # Nothing is split and joined where each head that is left is read once.
+        split = [node for node in model.graph if node.op_type == "Split"]
+        once = heads.num_heads == len(used)
+        assert len(split) == (0 if once and (is_cut or len(used) == HEADS) else 1)
 
 
 def test_notes_say_why_heads_are_repeated_or_stay():
@@ -164,7 +156,7 @@ def test_keys_whose_heads_are_not_apart_are_refused():
 
 def test_readers_that_end_with_the_layer_do_not_keep_heads():
     model = model_of("packed", returned=True)
-    (keys,) = (one for node in model.graph for one in node.outputs if one.name == "k")
+    (keys,) = (value for node in model.graph for value in node.outputs if value.name == "k")
     model.graph.outputs.remove(keys)
     reader = ir.Node("", "Neg", [keys])
     model.graph.append(reader)

@@ -126,7 +126,7 @@ def _model(case: Case) -> onnx.ModelProto:
         name: rng.standard_normal(shape).astype(np.float32)
         for name, shape in {"W": (4, 12), **case.weights}.items()
     }
-    arrays |= {name: np.array(one) for name, one in case.numbers.items()}
+    arrays |= {name: np.array(item) for name, item in case.numbers.items()}
     model.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in arrays.items())
     model.graph.output[0].type.tensor_type.ClearField("shape")
     return model
@@ -185,5 +185,5 @@ def test_what_mixes_heads_is_refused(steps: str, kept: tuple[int, ...], reason: 
 def test_weight_of_two_products_is_cut_once():
     case = Case("twice", "a = MatMul (x, W)\n c = MatMul (x, W)\n y = Add (a, c)", 2)
     narrow = _narrowed(_model(case), 2, KEPT)
-    cut = [one.name for one in narrow.graph.initializer if tuple(one.dims) == (4, 2)]
+    cut = [weight.name for weight in narrow.graph.initializer if tuple(weight.dims) == (4, 2)]
     assert len(cut) == 1

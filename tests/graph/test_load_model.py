@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -7,8 +9,12 @@ import pytest
 from onnx import parser
 from onnx.reference import ReferenceEvaluator
 
+import moh_deploy
 from moh_deploy.errors import PackageError
 from moh_deploy.graph.load_model import to_standard_operators
+from moh_deploy.package import MODEL_NAME, OnnxPackage, PackageWriter
+from tests.exporting import export, prove_in_this_process
+from tests.small_moh import build
 
 HEAD = '<ir_version: 10, opset_import: ["" : 20, "moh" : 1, "moh.dense" : 1]>'
 
@@ -39,7 +45,7 @@ def in_standard_operators(text: str) -> onnx.ModelProto:
     written = ir.to_proto(model)
     onnx.checker.check_model(written, full_check=True)
     assert not written.functions
-    assert [(one.domain, one.version) for one in written.opset_import] == [("", 20)]
+    assert [(item.domain, item.version) for item in written.opset_import] == [("", 20)]
     return written
 
 
@@ -86,16 +92,12 @@ def test_nodes_in_branches_are_written_out_and_clash_with_no_name_around_them(ch
     assert not inner & {name for node in model.graph.node for name in node.output}
 
 
-def test_values_that_nothing_reads_stay_to_be_looked_at():
+def test_metadata_and_values_that_nothing_reads_stay():
     text = NESTED.replace("y = moh.Outer (middle)", "y = moh.Outer (middle) gates = Exp (middle)")
-    names = [name for node in in_standard_operators(text).graph.node for name in node.output]
-    assert {"middle", "gates"} <= set(names)
-
-
-def test_metadata_stays():
-    text = NESTED.replace("ir_version: 10,", 'ir_version: 10, metadata_props: ["made": "here"],')
-    metadata = in_standard_operators(text).metadata_props
-    assert [(one.key, one.value) for one in metadata] == [("made", "here")]
+    text = text.replace("ir_version: 10,", 'ir_version: 10, metadata_props: ["made": "here"],')
+    found = in_standard_operators(text)
+    assert {"middle", "gates"} <= {name for node in found.graph.node for name in node.output}
+    assert [(item.key, item.value) for item in found.metadata_props] == [("made", "here")]
 
 
 def test_model_of_standard_operators_stays_as_it_is():
@@ -125,3 +127,40 @@ def test_what_cannot_be_written_out_is_refused(old: str, new: str, message: str)
     model = ir.from_proto(parser.parse_model(NESTED.replace(old, new)))
     with pytest.raises(PackageError, match=message):
         to_standard_operators(model)
+
+
+# What is handed to others says nothing of the author's machine and source.
+
+
+TRACE = "pkg.torch.onnx.stack_trace"
+
+
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnnxPackage:
+    prove_in_this_process(monkeypatch)
+    export(build(), tmp_path / "package")
+    return OnnxPackage.open(tmp_path / "package")
+
+
+def assert_nothing_of_the_author(folder: Path) -> None:
+    paths = [str(Path(__file__).parent.parent).encode(), str(Path(moh_deploy.__file__)).encode()]
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        assert not [item for item in (*paths, b"F.scaled_dot_product_attention") if item in content]
+
+
+def test_package_has_no_paths_and_lines_of_source_nor_has_what_is_made_of_an_earlier_one(
+    exported: OnnxPackage, tmp_path: Path
+):
+    assert_nothing_of_the_author(exported.root)
+    model = onnx.load(exported.model_path)
+    for node in model.graph.node:
+        node.metadata_props.add(key=TRACE, value=f'File "{__file__}", line 1, in forward')
+    with PackageWriter(tmp_path / "earlier") as writer:
+        onnx.save(model, writer.path(MODEL_NAME))
+        earlier = writer.finish(exported.manifest, exported.vectors, exported.corpus)
+    made = tmp_path / "made"
+    made.mkdir()
+    moh_deploy.precision(earlier.root, to="float16", output=made / "half")
+    moh_deploy.inline(earlier.root, output=made / "flat.onnx")
+    assert_nothing_of_the_author(made)

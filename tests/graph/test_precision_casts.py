@@ -13,11 +13,12 @@ import moh_deploy
 from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.float32_form import lower_again
 from moh_deploy.graph.load_model import infer_types
-from moh_deploy.graph.precision_casts import Raised, lower_precision, raise_precision
+from moh_deploy.graph.precision_casts import Raised, lower_precision, narrow_caches, raise_precision
 from moh_deploy.graph.precision_policy import LowType, plan_precision
 from moh_deploy.graph.switch_by_size import without_switches
-from moh_deploy.package import OnnxPackage
-from tests.graph.test_lower_precision import graph, perceptron, run
+from moh_deploy.package import CacheBuffer, CachesInPlace, OnnxPackage
+from tests.graph.models import model, node, value
+from tests.graph.test_precision_policy import graph, perceptron, run
 from tests.nightly import nightly
 from tests.two_layers import write_two_layers
 
@@ -124,3 +125,47 @@ def test_packages_with_switches_come_back_as_they_were(tmp_path: Path):
 def weights_of(package: OnnxPackage) -> dict[str, ir.TensorProtocol]:
     model = ir.load(package.model_path)
     return {name: v.const_value for name, v in model.graph.initializers.items() if v.const_value}
+
+
+CACHES = CachesInPlace((CacheBuffer("past", "present", 2),), "total - seq", "seq")
+SHAPE = ["b", 2, "buffer", 4]
+
+
+def lowered(low: ir.DataType = ir.DataType.FLOAT16) -> ir.Model:
+    """A cache in float32 that is cast, written into, and cast back; a product of what was cast."""
+    past, present = value("past", SHAPE), value("present", SHAPE)
+    new, at = value("new", ["b", 2, "s", 4], low), value("at", ["b"], ir.DataType.INT64)
+    narrow, written = value("past.low", SHAPE, low), value("present.low", SHAPE, low)
+    seen = value("seen", SHAPE, low)
+    nodes = [
+        node("Cast", [past], narrow, {"to": int(low)}),
+        node("TensorScatter", [narrow, new, at], written, {"axis": 2}),
+        node("Relu", [written], seen),
+        node("Cast", [written], present, {"to": int(ir.DataType.FLOAT)}),
+    ]
+    return model([past, new, at], [present, seen], nodes)
+
+
+def test_cache_is_kept_as_it_is_written():
+    made = lowered()
+    assert narrow_caches(made, CACHES) == {"past": "float16", "present": "float16"}
+    assert [node.op_type for node in made.graph] == ["TensorScatter", "Relu"]
+    assert [value.name for value in made.graph.outputs] == ["present", "seen"]
+    assert made.graph.inputs[0].dtype == made.graph.outputs[0].dtype == ir.DataType.FLOAT16
+    assert made.graph[1].inputs[0] is made.graph.outputs[0]
+
+
+@pytest.mark.parametrize("kept", ["past", "present", "what is written"])
+def test_cache_that_something_reads_in_float32_stays(kept: str):
+    made = lowered()
+    past = made.graph.inputs[0]
+    if kept == "past":
+        made.graph.append(ir.node("Relu", [past]))
+    elif kept == "what is written":
+        made.graph.append(ir.node("Relu", [made.graph.outputs[0]]))
+    else:
+        made.graph.outputs[0] = made.graph[1].outputs[0]
+        made.graph.outputs[0].name = "present"
+    before = [node.op_type for node in made.graph]
+    assert narrow_caches(made, CACHES) == {}
+    assert [node.op_type for node in made.graph] == before

@@ -35,10 +35,6 @@ def lower(
     return {value.name or "": str(value.dtype.numpy()) for value in values if value.dtype}
 
 
-def operators(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
-
-
 def run(model: ir.Model, **feeds: np.ndarray) -> np.ndarray:
     content = ir.to_proto(model).SerializeToString()
     session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -69,22 +65,12 @@ def perceptron() -> ir.Model:
 
 
 def test_products_run_in_the_lower_precision_and_the_interface_stays():
-    dtypes = lower(perceptron())
-    assert dtypes["h"] == dtypes["r"] == "float16"
-    assert dtypes["x"] == dtypes["y"] == "float32"
-
-
-def test_weights_are_stored_in_the_lower_precision_only():
-    model = perceptron()
-    lower(model)
-    assert {str(one.dtype.numpy()) for one in model.graph.initializers.values()} == {"float16"}
-
-
-def test_result_is_that_of_float32_within_half_precision():
     x = np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32)
     model = perceptron()
     exact = run(model, x=x)
-    lower(model)
+    dtypes = lower(model)
+    assert [dtypes[name] for name in "xhry"] == ["float32", "float16", "float16", "float32"]
+    assert {str(w.dtype.numpy()) for w in model.graph.initializers.values()} == {"float16"}
     got = run(model, x=x)
     assert got.dtype == np.float32
     assert 0 < np.abs(got - exact).max() < 5e-3 * np.abs(exact).max()
@@ -99,38 +85,65 @@ def test_value_that_would_overflow_stays_in_float32():
 def test_weight_that_would_overflow_keeps_its_product_in_float32():
     model = perceptron()
     lower(model, second=70_000.0)
-    dtypes = {name: str(one.dtype.numpy()) for name, one in model.graph.initializers.items()}
+    dtypes = {name: str(weight.dtype.numpy()) for name, weight in model.graph.initializers.items()}
     assert dtypes == {"first.float16": "float16", "second": "float32"}
 
 
-def test_softmax_norm_and_choice_stay_in_float32_and_what_rearranges_them_follows():
-    dtypes = lower(
-        graph("""
-        g (float[n, 8] x, float[8, 8] w) => (float[n, 8] y)
-        { scores = MatMul(x, w)
+G = "g (float[n, 8] x, float[8, 8] w) => (float[n, 8] y) "
+KEPT: dict[str, tuple[str, dict[str, str]]] = {
+    "softmax, norm and choice, with what rearranges them": (
+        G
+        + """{ scores = MatMul(x, w)
           p = Softmax(scores)
           axes = Constant <value_ints = [0]>()
           moved = Unsqueeze(p, axes)
           back = Squeeze(moved, axes)
-          y = MatMul(back, w) }
-        """)
-    )
-    assert dtypes["scores"] == "float16"
-    assert dtypes["p"] == dtypes["moved"] == dtypes["back"] == "float32"
-    assert dtypes["y.float16"] == "float16"
-
-
-def test_what_makes_an_angle_stays_in_float32():
-    dtypes = lower(
-        graph("""
-        g (float[n, 1] t, float[1, 8] frequencies, float[8, 8] w) => (float[n, 8] y)
+          y = MatMul(back, w) }""",
+        {
+            "scores": "float16",
+            **dict.fromkeys(("p", "moved", "back"), "float32"),
+            "y.float16": "float16",
+        },
+    ),
+    "an angle": (
+        """g (float[n, 1] t, float[1, 8] frequencies, float[8, 8] w) => (float[n, 8] y)
         { angle = MatMul(t, frequencies)
           wave = Cos(angle)
-          y = MatMul(wave, w) }
-        """)
-    )
-    assert dtypes["angle"] == dtypes["wave"] == "float32"
-    assert dtypes["wave.float16"] == dtypes["y.float16"] == "float16"
+          y = MatMul(wave, w) }""",
+        {
+            **dict.fromkeys(("angle", "wave"), "float32"),
+            **dict.fromkeys(("wave.float16", "y.float16"), "float16"),
+        },
+    ),
+    "integers that are counted": (
+        """g (int64[n] position, float[n] x) => (float[n] y)
+        { p = Cast <to = 1>(position)
+          y = Add(p, x) }""",
+        {"p": "float32"},
+    ),
+    "not by its scales": (
+        """g (float[1, 1, n] x) => (float[1, 1, m] y)
+        { none = Constant <value_floats = [0.0]>()
+          scales = Constant <value_floats = [1.0, 1.0, 2.0]>()
+          h = Resize(x, , scales)
+          y = Relu(h) }""",
+        {"h": "float16"},
+    ),
+    "what an inner graph reads": (
+        """g (float[n, 8] x, float[8, 8] w, bool keep) => (float[n, 8] y)
+        { h = MatMul(x, w)
+          y = If (keep) <then_branch = a () => (float[n, 8] t) { t = Relu(h) },
+                         else_branch = b () => (float[n, 8] e) { e = Neg(h) }> }""",
+        {"h": "float16", "h.float32": "float32", "y": "float32"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_float32_is_kept_where_it_counts(name: str):
+    text, expected = KEPT[name]
+    dtypes = lower(graph(text))
+    assert {value: dtypes[value] for value in expected} == expected
 
 
 def test_layer_normalisation_computes_in_float32_by_itself():
@@ -140,65 +153,45 @@ def test_layer_normalisation_computes_in_float32_by_itself():
           y = MatMul(h, w) }
     """)
     assert lower(model)["h"] == "float16"
-    assert operators(model).count("Cast") == 4  # x, scale, w and y
+    assert [node.op_type for node in model.graph].count("Cast") == 4  # x, scale, w and y
 
 
 def test_gates_are_in_float32_whatever_makes_them():
-    text = """
-        g (float[n, 8] x, float[8, 8] w) => (float[n, 8] y)
-        { logits = MatMul(x, w)
-          gates = Sigmoid(logits)
-          h = MatMul(x, w)
-          y = Mul(h, gates) }
-    """
+    text = G + "{ l = MatMul(x, w) gates = Sigmoid(l) h = MatMul(x, w) y = Mul(h, gates) }"
     assert lower(graph(text), gates=["gates"])["gates"] == "float32"
     assert lower(graph(text))["gates"] == "float16"
 
 
+def test_operator_without_the_dtype_stays_in_float32():
+    text = G + '{ h = Einsum <equation = "nc,cd->nd">(x, w) y = MatMul(h, w) }'
+    assert lower(graph(text), "bfloat16")["h"] == "float32"
+    assert lower(graph(text), "float16")["h"] == "float16"
+
+
+@pytest.mark.parametrize("low", ["float16", "bfloat16"])
+def test_value_that_is_output_and_read_on_is_cast_for_the_output_only(low: LowType):
+    text = G.replace("(float[n, 8] y)", "(float[n, 8] h, float[n, 8] y)")
+    model = graph(text + "{ h = MatMul(x, w) y = MatMul(h, w) }")
+    dtypes = lower(model, low)
+    assert dtypes["h"] == "float32"
+    assert dtypes[f"h.{low}"] == low
+    assert [value.name for value in model.graph.outputs] == ["h", "y"]
+
+
 def test_scores_that_a_router_ranks_are_made_of_their_logits_in_float32():
-    model = graph("""
-        g (float[n, s, 8] x, float[8, 4] w, float[4] b) => (float[n, s, 4] y)
-        { logits = MatMul(x, w)
-          sigmoid = Sigmoid(logits)
-          scores = Add(sigmoid, b)
-          other = Sigmoid(scores)
-          y = Relu(other) }
-    """)
-    assert lower(model)["sigmoid"] == "float16"
-    model = graph("""
+    text = """
         g (float[n, s, 8] x, float[8, 4] w, float[4] b) => (float[n, s, 4] y)
         { logits = MatMul(x, w)
           sigmoid = Sigmoid(logits)
           scores = Add(sigmoid, b)
           y = Relu(scores) }
-    """)
-    model.graph.opset_imports["moh"] = 1
-    last = model.graph[-1]
-    last.op_type, last.domain = "MoHRouter", "moh"
-    plan = plan_precision(model, "float16", {}, gates=frozenset())
-    kept = {node.outputs[0].name for node in plan.float32}
-    assert kept == {"sigmoid", "scores", "y"}
-
-
-def test_integers_that_become_floats_are_counted_in_float32():
-    dtypes = lower(
-        graph("""
-        g (int64[n] position, float[n] x) => (float[n] y)
-        { p = Cast <to = 1>(position)
-          y = Add(p, x) }
-        """)
-    )
-    assert dtypes["p"] == "float32"
-
-
-def test_operator_without_the_dtype_stays_in_float32():
-    text = """
-        g (float[n, 8] x, float[8, 8] w) => (float[n, 8] y)
-        { h = Einsum <equation = "nc,cd->nd">(x, w)
-          y = MatMul(h, w) }
     """
-    assert lower(graph(text), "bfloat16")["h"] == "float32"
-    assert lower(graph(text), "float16")["h"] == "float16"
+    assert lower(graph(text))["sigmoid"] == "float16"
+    model = graph(text)
+    model.graph.opset_imports["moh"] = 1
+    model.graph[-1].op_type, model.graph[-1].domain = "MoHRouter", "moh"
+    plan = plan_precision(model, "float16", {}, gates=frozenset())
+    assert {node.outputs[0].name for node in plan.float32} == {"sigmoid", "scores", "y"}
 
 
 def test_operator_of_float32_alone_stays_in_float32():
@@ -212,41 +205,6 @@ def test_operator_of_float32_alone_stays_in_float32():
     assert lower(model)["chosen"] == "int64"
     feeds = {"boxes": np.eye(4, dtype=np.float32)[None, :2], "x": np.ones((1, 1, 2), np.float32)}
     assert run(model, **feeds).shape[1] == 3
-
-
-def test_scales_of_an_operator_need_no_lower_precision():
-    model = graph("""
-        g (float[1, 1, n] x) => (float[1, 1, m] y)
-        { none = Constant <value_floats = [0.0]>()
-          scales = Constant <value_floats = [1.0, 1.0, 2.0]>()
-          h = Resize(x, , scales)
-          y = Relu(h) }
-    """)
-    assert lower(model)["h"] == "float16"
-
-
-def test_inner_graph_reads_what_it_read_before():
-    model = graph("""
-        g (float[n, 8] x, float[8, 8] w, bool keep) => (float[n, 8] y)
-        { h = MatMul(x, w)
-          y = If (keep) <then_branch = a () => (float[n, 8] t) { t = Relu(h) },
-                         else_branch = b () => (float[n, 8] e) { e = Neg(h) }> }
-    """)
-    dtypes = lower(model)
-    assert (dtypes["h"], dtypes["h.float32"], dtypes["y"]) == ("float16", "float32", "float32")
-
-
-@pytest.mark.parametrize("low", ["float16", "bfloat16"])
-def test_value_that_is_output_and_read_on_is_cast_for_the_output_only(low: LowType):
-    model = graph("""
-        g (float[n, 8] x, float[8, 8] w) => (float[n, 8] h, float[n, 8] y)
-        { h = MatMul(x, w)
-          y = MatMul(h, w) }
-    """)
-    dtypes = lower(model, low)
-    assert dtypes["h"] == "float32"
-    assert dtypes[f"h.{low}"] == low
-    assert [value.name for value in model.graph.outputs] == ["h", "y"]
 
 
 RESIDUAL = """
@@ -272,16 +230,12 @@ block (float[n, 8] x, float[8, 8] a, float[8, 8] b, float[8] ones, float[8, 4] r
 """
 
 
-def residual() -> ir.Model:
+def planned(low: LowType) -> dict[str, str]:
+    """Return the reason of each value whose maker stays in float32."""
     header = '<ir_version: 11, opset_import: ["" : 23, "moh" : 1]>\n'
     model = ir.from_proto(onnx.parser.parse_model(header + RESIDUAL))
     infer_types(model)
-    return model
-
-
-def planned(low: LowType) -> dict[str, str]:
-    """Return the reason of each value whose maker stays in float32."""
-    plan = plan_precision(residual(), low, {}, gates=frozenset(["gates"]))
+    plan = plan_precision(model, low, {}, gates=frozenset(["gates"]))
     return {str(node.outputs[0].name): reason for node, reason in plan.float32.items()}
 
 

@@ -1,0 +1,68 @@
+"""Directories whose JSON file, the seal, lists the sha256 of their other files.
+
+Packages, engine directories and bundles are such. Whoever opens one compares the digests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moh_deploy.errors import PackageError
+from moh_deploy.system.bounded_file import open_regular, sha256_of
+from moh_deploy.system.staging import sync_file
+
+
+@dataclass(frozen=True)
+class SealedDirectory:
+    """One such directory, while it is written or read.
+
+    Attributes:
+        root: The directory.
+        seal: Name of the JSON file.
+        made: When its files were as listed, for errors: `the package was written`.
+    """
+
+    root: Path
+    seal: str
+    made: str
+
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of every file but the seal, by its path with slashes."""
+        files = {path.relative_to(self.root).as_posix(): path for path in self._files()}
+        return {name: sha256_of(path) for name, path in files.items() if name != self.seal}
+
+    def write(self, text: str) -> None:
+        """Write the seal, once all other files have reached the disk: else a power failure could
+        leave a seal of empty files."""
+        for path in self._files():
+            sync_file(path)
+        (self.root / self.seal).write_text(text, encoding="utf-8")
+        sync_file(self.root / self.seal)
+
+    def check(self, name: str, digest: str | None, *, hint: str | None = None) -> None:
+        """Check that a file is as it was listed; without a digest, that it is there.
+
+        Raises:
+            PackageError: It is missing, cannot be read, or has changed.
+        """
+        path = self.root / name
+        try:
+            if digest is None:
+                open_regular(path).close()  # no pipe or device
+                return
+            found = sha256_of(path)
+        except FileNotFoundError as error:
+            message = f"{path} is missing, but {self.seal} lists it."
+            raise PackageError(message, hint=hint) from error
+        except OSError as error:
+            raise PackageError(f"{path}: cannot be read: {error.strerror}.", hint=hint) from error
+        if found != digest:
+            raise PackageError(
+                f"{path} has changed since {self.made}: sha256 is {found}, {self.seal} says"
+                f" {digest}.",
+                hint=hint,
+            )
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.root.rglob("*") if path.is_file())
