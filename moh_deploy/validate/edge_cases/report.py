@@ -131,12 +131,8 @@ class ProbeReport(Report):
             return ("no case could be run, so nothing is proven.",)
         if not failed and all(case.startswith(ZERO) for case in passed):
             return ("no case of a size above 0 passed, so nothing is proven.",)
-        missed = (
-            result
-            for result in self.results
-            if result.kind == "corpus" and result.status == "not run"
-        )
-        return (*failed, *(case.detail for case in missed))
+        corpus = [result for result in self.results if result.kind == "corpus"]
+        return (*failed, *(case.detail for case in corpus if case.status == "not run"))
 
     @property
     @in_json()
@@ -253,16 +249,15 @@ def _mining_blocks(layers: Sequence[str], mining: Mined) -> Iterator[Block]:
 
 
 def _suite(report: ProbeReport) -> CiSuite:
-    """Return each case as a test case: what did not run is skipped, and never passed."""
-    # Cases that could not be run are skipped with their reason, and the verdict is one more case.
+    """Return each case as a test case, and the verdict as one more."""
     said = f"{report.count('passed')} passed" if report.passed else report.reasons[0]
     verdict = CiCase("probe", "verdict", "passed" if report.passed else "failure", said)
     rules, kernels = ("policy", report.policy), ("kernels", report.kernels.describe())
     facts = (("reference", _REFERENCE), rules, kernels)
-    return CiSuite((verdict, *map(_case, report.results)), facts=facts)
-
-
-def _case(result: CaseResult) -> CiCase:
-    outcome = _OUTCOMES[result.status]
-    detail = f"{result.status}: {result.detail}" if outcome == "skipped" else result.detail
-    return CiCase(result.kind, f"{result.case} [{result.place}]", outcome, detail)
+    cases = [verdict]
+    for result in report.results:
+        outcome = _OUTCOMES[result.status]
+        # What did not run is skipped with its reason, and never passed.
+        detail = f"{result.status}: {result.detail}" if outcome == "skipped" else result.detail
+        cases.append(CiCase(result.kind, f"{result.case} [{result.place}]", outcome, detail))
+    return CiSuite(tuple(cases), facts=facts)

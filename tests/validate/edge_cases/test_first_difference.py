@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from moh_deploy.package import OnnxPackage
-from moh_deploy.validate.edge_cases.input_run import FirstDifference, whole
+from moh_deploy.validate.edge_cases.input_run import first_difference
 from moh_deploy.validate.edge_cases.source import Sides, body_source
 from tests.edge_case_package import write_edge_package
 from tests.nightly import sampled
@@ -26,7 +26,7 @@ def sentence(right: OnnxPackage, wrong: OnnxPackage) -> str | None:
     """Compare a package with the function bodies of another, which has the same names."""
     sides = Sides(right, body_source(wrong), body_source(right))
     inputs = right.vectors[0].inputs
-    return FirstDifference(sides).sentence(inputs, inputs, whole)
+    return first_difference(sides, inputs, inputs)
 
 
 def more(value: str) -> Fault:

@@ -18,7 +18,7 @@ from moh_deploy.validate.compare.output_parity import compare_output
 from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.compare.parity_result import LayerParity
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
-from moh_deploy.validate.edge_cases.input_run import flips_of_noise
+from moh_deploy.validate.edge_cases.input_run import rounding_may_explain
 from tests.handmade_package import vectors, write_package
 from tests.kernel_library import NO_KERNELS
 
@@ -72,7 +72,7 @@ FLIPPED = LayerParity(
 
 def said(package: OnnxPackage, layer: LayerParity = FLIPPED, moved: int = 2) -> str | None:
     report = ParityReport("bodies", 1, (), (layer,), True, 0, 1, (), NO_KERNELS)
-    return flips_of_noise(package, Noisy(moved), EXPECTED, report)
+    return rounding_may_explain(package, Noisy(moved), EXPECTED, report)
 
 
 def test_as_few_flips_as_noise_makes_are_no_data(package: OnnxPackage):
@@ -107,7 +107,7 @@ def test_an_output_that_differs_is_a_failure(package: OnnxPackage):
     wrong = compare_output("y", "0", y + 1, y, rule)
     assert wrong.reason is not None
     report = ParityReport("bodies", 1, (wrong,), (FLIPPED,), True, 0, 1, (), NO_KERNELS)
-    assert flips_of_noise(package, Noisy(6), EXPECTED, report) is None
+    assert rounding_may_explain(package, Noisy(6), EXPECTED, report) is None
 
 
 def test_in_float32_a_flip_is_a_failure(package: OnnxPackage):

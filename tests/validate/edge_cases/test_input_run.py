@@ -15,7 +15,7 @@ from moh_deploy.runtime.base import Description
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY
-from moh_deploy.validate.edge_cases.input_run import InputJudge, NanKeptVariants, NanPlaces
+from moh_deploy.validate.edge_cases.input_run import InputJudge, NanKeptVariants, nan_in
 from moh_deploy.validate.edge_cases.input_states import InputState
 from moh_deploy.validate.edge_cases.source import CaseResult
 from moh_deploy.validate.reference.layer_values import Recorder
@@ -130,7 +130,7 @@ def test_nan_is_right_with_gates_fed_too(package: OnnxPackage):
             return Fake({"y": with_nan(3, 5)})
 
     reference = replace(package.vectors[0], outputs={"y": with_nan(3)})
-    variants = NanKeptVariants(FedGates(package), NanPlaces.of(package, reference))
+    variants = NanKeptVariants(FedGates(package), nan_in(package, reference))
     made = variants.forced({}).run({})["y"].reshape(-1)
     assert (made[3], np.isnan(made[5])) == (0.0, True)
 

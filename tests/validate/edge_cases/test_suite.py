@@ -18,15 +18,8 @@ from moh_deploy.system.progress import SilentProgress
 from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.routing_judge import nan_output_problem
 from moh_deploy.validate.edge_cases.routing_run import run_routing_states
-from moh_deploy.validate.edge_cases.source import (
-    MODEL,
-    CaseResult,
-    Counted,
-    Sides,
-    Source,
-    body_source,
-)
-from moh_deploy.validate.edge_cases.suite import CorpusJudge, Suite
+from moh_deploy.validate.edge_cases.source import MODEL, CaseResult, Sides, Source, body_source
+from moh_deploy.validate.edge_cases.suite import Suite, run_kept
 from tests.edge_case_package import Plant, write_edge_package
 from tests.kernel_library import needs_library
 from tests.nightly import nightly, sampled
@@ -179,7 +172,10 @@ def test_nan_that_was_recorded_is_right_unless_there_is_nothing_else(
     if whole:
         made[:] = np.nan
     known = replace(recorded, outputs={"y": made})
-    every = Counted().of_output
+
+    def every(_: str, shape: tuple[int, ...]) -> np.ndarray:
+        return np.ones(shape, bool)
+
     assert (nan_output_problem("flat", {"y": made}, known, every) is None) is not whole
     assert nan_output_problem("flat", {"y": made}, recorded, every) is not None
     assert nan_output_problem("flat", recorded.outputs, recorded, every) is None
@@ -222,9 +218,9 @@ def test_attention_counts_without_padding_where_it_has_the_tokens_of_the_mask(
     right: OnnxPackage, shape: tuple[int, ...], left_out: int
 ):
     sides = Sides(right, body_source(right), body_source(right), valid_tokens="valid")
-    router = sides.routing.routed[0].router
-    assert (~sides.counted.of_attention(router, shape)).sum() == left_out
-    assert sides.counted.of_attention(replace(router, in_order=False), shape).all()
+    router = sides.routed[0].router
+    assert (~sides.counted_attention(router, shape)).sum() == left_out
+    assert sides.counted_attention(replace(router, in_order=False), shape).all()
 
 
 def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
@@ -236,7 +232,7 @@ def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
     package = replace(right, corpus=(kept,))
     sides = Sides(package, Source(right, Variant(kernels="off")), body_source(right))
     for mask, status in (("valid", "passed"), (None, "failed")):
-        assert CorpusJudge(replace(sides, valid_tokens=mask)).kept().status == status
+        assert run_kept(replace(sides, valid_tokens=mask)).status == status
 
 
 @nightly
