@@ -264,7 +264,7 @@ def test_why_no_nodes_are_enough_is_told_apart(
     monkeypatch.setattr(Experiments, "allowed", lambda *_: allowed)
     report = moh_deploy.bisect(half.root, reference=whole.root, target=1e-5, kernels=kernels)
     assert (report.why_no_repair or "").endswith(why)
-    monkeypatch.setattr(job, "every_node", lambda *_: {})
+    monkeypatch.setattr(job, "ranked_nodes", lambda *_: [])
     report = moh_deploy.bisect(half.root, reference=whole.root, target=1e-5, kernels=kernels)
     assert (report.why_no_repair or "").endswith("what only moves numbers are in float16.")
 
