@@ -14,7 +14,7 @@ from moh_deploy.graph.forced_gates import fix_routing, fixed_input, routed_value
 from moh_deploy.package import LayerInfo, OnnxPackage, TensorInfo
 from moh_deploy.perf.bench.latency import FreshTask
 from moh_deploy.perf.timing import TimeDifference
-from moh_deploy.runtime.base import Deployed, Description, Model, Runner, Variant
+from moh_deploy.runtime.base import Deployed, Model, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
@@ -75,10 +75,6 @@ class LoadedCandidate:
     precisions: tuple[str, ...]
     routed: Mapping[int, Mapping[str, Array]] = field(default_factory=dict)
     alone: tuple[Model, Variant] | None = None
-
-    def describe(self) -> Description:
-        """Return what runs this model and its layers."""
-        return self.runner.describe()
 
     def outputs(self, input_set: InputSet) -> list[Array]:
         """Run it once and return its outputs, in order.

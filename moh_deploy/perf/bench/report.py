@@ -123,7 +123,17 @@ class BenchReport(Report):
 
     def document(self) -> Document:
         """Return what it says."""
-        return bench_document(self)
+        judged = (_gates(self),) if self.gates else ()
+        return Document(
+            "bench",
+            (*judged, *_latencies(self), *_work(self)),
+            _verdict(self),
+            facts=tuple(_facts(self)),
+            findings=tuple(self.findings()),
+            remarks=tuple(_remarks(self)),
+            baseline=baseline_section(self.ratchet),
+            suites=(_suite(self), *baseline_suites(self.ratchet)),
+        )
 
 
 _GATE_COLUMNS = (
@@ -166,20 +176,16 @@ _ABOUT_WORK = (
 )
 
 
-def bench_document(report: BenchReport) -> Document:
-    """Return what the report says."""
-    gates = Table("each gate on each package", _GATE_COLUMNS, list(map(_gate_row, report.gates)))
-    judged = (Section("Gates", (gates,), shown=PAGE),) if report.gates else ()
-    return Document(
-        "bench",
-        (*judged, *_latencies(report), *_work(report)),
-        _verdict(report),
-        facts=tuple(_facts(report)),
-        findings=tuple(report.findings()),
-        remarks=tuple(_remarks(report)),
-        baseline=baseline_section(report.ratchet),
-        suites=(_suite(report), *baseline_suites(report.ratchet)),
-    )
+def _gates(report: BenchReport) -> Section:
+    rows: list[tuple[Cell, ...]] = []
+    for gate in report.gates:
+        status = Status("passed", True) if gate.passed else Status("failed", False)
+        # What was not measured did not pass.
+        if gate.measured is None or gate.limit is None:
+            status = Status("not measured", False)
+        rows.append((gate.gate, gate.contestant, gate.inputs, gate.reason, status))
+    table = Table("each gate on each package", _GATE_COLUMNS, rows)
+    return Section("Gates", (table,), shown=PAGE)
 
 
 def _verdict(report: BenchReport) -> Verdict:
@@ -190,42 +196,25 @@ def _verdict(report: BenchReport) -> Verdict:
     if report.gates:
         said.append(f"{len(held)} of {count(len(report.gates), 'gate')} passed.")
     if report.passed is None:
+        word = "MEASURED"
         said.append("No gate was asked for: nothing is judged.")
-    return Verdict(_word(report), report.passed, " ".join(said), held=held, reasons=failed)
-
-
-def _word(report: BenchReport) -> str:
-    if report.passed is None:
-        return "MEASURED"
-    if report.gates and (report.passed or not all(gate.passed for gate in report.gates)):
-        return "GATES PASSED" if report.passed else "GATES FAILED"
-    return "NO WORSE THAN BEFORE" if report.passed else "WORSE THAN BEFORE"
-
-
-def _gate_row(gate_result: GateResult) -> tuple[Cell, ...]:
-    """Return the verdict of a gate; what was not measured did not pass."""
-    status = Status("passed", True) if gate_result.passed else Status("failed", False)
-    if gate_result.measured is None or gate_result.limit is None:
-        status = Status("not measured", False)
-    return (
-        gate_result.gate,
-        gate_result.contestant,
-        gate_result.inputs,
-        gate_result.reason,
-        status,
-    )
+    elif report.gates and (report.passed or failed):
+        word = "GATES PASSED" if report.passed else "GATES FAILED"
+    else:
+        word = "NO WORSE THAN BEFORE" if report.passed else "WORSE THAN BEFORE"
+    return Verdict(word, report.passed, " ".join(said), held=held, reasons=failed)
 
 
 def _suite(report: BenchReport) -> CiSuite:
-    """Return a test case for every gate, package and set of inputs.
-
-    Without a gate or a baseline file nothing could have failed, and the verdict is skipped.
-    """
-    facts = (
-        ("machine", report.machine),
-        ("runtime", report.runtime),
-        ("kernels", report.kernels.describe()),
-    )
+    """Return a test case for every gate, package and set of inputs, behind the verdict."""
+    if report.failure is not None:
+        verdict = CiCase("bench", "verdict", "failure", report.failure.message)
+    elif report.passed is None:
+        why = "There is no gate: nothing could fail."
+        verdict = CiCase("bench", "verdict", "skipped", why)
+    else:
+        held = f"gates that hold: {len(report.gates)}" if report.gates else "nothing is worse"
+        verdict = CiCase("bench", "verdict", "passed", held)
     # The same gate may be asked for twice, and a name must not.
     cases = [
         CiCase(
@@ -236,16 +225,9 @@ def _suite(report: BenchReport) -> CiSuite:
         )
         for index, gate in enumerate(report.gates, start=1)
     ]
-    return CiSuite((_verdict_case(report), *cases), facts=facts)
-
-
-def _verdict_case(report: BenchReport) -> CiCase:
-    if report.failure is not None:
-        return CiCase("bench", "verdict", "failure", report.failure.message)
-    if report.passed is None:
-        return CiCase("bench", "verdict", "skipped", "There is no gate: nothing could fail.")
-    held = f"gates that hold: {len(report.gates)}" if report.gates else "nothing is worse"
-    return CiCase("bench", "verdict", "passed", held)
+    kernels = ("kernels", report.kernels.describe())
+    facts = (("machine", report.machine), ("runtime", report.runtime), kernels)
+    return CiSuite((verdict, *cases), facts=facts)
 
 
 def _facts(report: BenchReport) -> Iterator[Fact]:
@@ -297,24 +279,20 @@ def _latencies(report: BenchReport) -> Iterator[Section]:
     grouped = groupby(report.results, lambda result: (result.inputs, result.sizes))
     for index, ((inputs, sizes), group) in enumerate(grouped):
         where, results = f"{inputs} inputs at {sizes_text(sizes)}", list(group)
-        blocks = (*_lines(where, results), *_speeds(results, index))
-        times = _times(report, where, results, index)
-        yield Section(f"Latency, {where}", (*blocks, times))
-
-
-def _lines(where: str, results: Sequence[Measured]) -> tuple[Block, ...]:
-    lines = tuple(
-        Line(
-            result.contestant,
-            f"{result.latency.runs} runs, p50 {result.latency.p50_ms:.3g} ms",
-            result.latency.sorted_ms,
+        lines = tuple(
+            Line(
+                result.contestant,
+                f"{result.latency.runs} runs, p50 {result.latency.p50_ms:.3g} ms",
+                result.latency.sorted_ms,
+            )
+            for result in results
+            if result.latency.sorted_ms
         )
-        for result in results
-        if result.latency.sorted_ms
-    )
-    if not lines:
-        return (Text(_NO_LINES, shown=PAGE),)
-    return (Text(_ABOUT_LINES, shown=PAGE), LatencyChart(where, lines))
+        blocks: list[Block] = [Text(_ABOUT_LINES if lines else _NO_LINES, shown=PAGE)]
+        blocks += [LatencyChart(where, lines)] if lines else []
+        blocks += _speeds(results, index)
+        blocks.append(_times(report, where, results, index))
+        yield Section(f"Latency, {where}", tuple(blocks))
 
 
 def _times(report: BenchReport, where: str, results: Sequence[Measured], index: int) -> Table:
@@ -326,24 +304,17 @@ def _times(report: BenchReport, where: str, results: Sequence[Measured], index: 
         titles = ["runs/s" if title == "samples/s" else title for title in titles]
     # A page draws speeds in a table of their own.
     speeds = [Column(f"#speed / {name} (95 %)", TEXT) for name in baselines]
-    rows = [
-        (
-            result.contestant,
-            result.latency.runs,
-            *(metric.cell(result) for metric in METRICS.values()),
-            *(_speed_text(result.ratios.get(name)) for name in baselines),
-        )
-        for result in results
-    ]
+    rows: list[tuple[Cell, ...]] = []
+    for result in results:
+        metrics = [metric.cell(result) for metric in METRICS.values()]
+        ratios = [result.ratios.get(name) for name in baselines]
+        texts = [
+            None if x is None else f"{1 / x.value:.3f}x ({1 / x.high:.3f} to {1 / x.low:.3f})"
+            for x in ratios
+        ]
+        rows.append((result.contestant, result.latency.runs, *metrics, *texts))
     columns: list[Column | str] = ["contestant", "#runs", *(f"#{title}" for title in titles)]
     return Table(where, [*columns, *speeds], rows, f"times-{index}")
-
-
-def _speed_text(found: Ratio | None) -> str | None:
-    """Return `1.25x (1.20 to 1.30)`."""
-    if found is None:
-        return None
-    return f"{1 / found.value:.3f}x ({1 / found.high:.3f} to {1 / found.low:.3f})"
 
 
 def _speeds(results: Sequence[Measured], index: int) -> tuple[Block, ...]:
@@ -373,11 +344,13 @@ def _speed_row(name: str, baseline: str, found: Ratio) -> tuple[Cell, ...]:
 
 def _work(report: BenchReport) -> Iterator[Section]:
     """Yield a section on the layers of each package for each set of inputs."""
-    for index, work in enumerate(
-        package_work for package_work in report.work if package_work.layers
-    ):
+    for index, work in enumerate(work for work in report.work if work.layers):
         where = f"{work.inputs} inputs at {sizes_text(work.sizes)}"
-        rows = [*map(_work_row, work.layers), _total_row(work)]
+        computed = sum(layer.rows_computed for layer in work.layers)
+        dense = sum(layer.rows_dense for layer in work.layers)
+        share = Share(computed / max(1, dense))
+        total = ("all layers", None, None, None, computed, dense, share, None, None)
+        rows = [*map(_work_row, work.layers), total]
         title = f"{work.contestant}: work, {where}"
         table = Table(title, _WORK_COLUMNS, rows, f"work-{index}", axis="shares")
         about = Text(_ABOUT_WORK, shown=PAGE)
@@ -388,6 +361,10 @@ def _work_row(layer: LayerWork) -> tuple[Cell, ...]:
     """Return what one layer skips."""
     computed = layer.rows_computed / max(1, layer.rows_dense)
     words = f"{layer.path}: {layer.rows_computed} of {layer.rows_dense} rows computed"
+    pays = None
+    if layer.break_even:  # `sparse 71.0 %, projected never; best here: sparse`
+        limits = [f"{name} {percent(x) or 'never'}" for name, x in layer.break_even.items()]
+        pays = f"{', '.join(limits)}; best here: {layer.predicted_fastest}"
     return (
         layer.path,
         layer.choice,
@@ -397,24 +374,5 @@ def _work_row(layer: LayerWork) -> tuple[Cell, ...]:
         layer.rows_dense,
         Share(computed),
         Share(layer.active_share),
-        _break_even_text(layer),
+        pays,
     )
-
-
-def _total_row(work: PackageWork) -> tuple[Cell, ...]:
-    """Return what all layers skip together."""
-    computed = sum(layer.rows_computed for layer in work.layers)
-    dense = sum(layer.rows_dense for layer in work.layers)
-    share = Share(computed / max(1, dense))
-    return ("all layers", None, None, None, computed, dense, share, None, None)
-
-
-def _break_even_text(layer: LayerWork) -> str | None:
-    """Return `sparse 71.0 %, projected never; best here: sparse`."""
-    if not layer.break_even:
-        return None
-    limits = [
-        f"{choice} {'never' if share is None else percent(share)}"
-        for choice, share in layer.break_even.items()
-    ]
-    return f"{', '.join(limits)}; best here: {layer.predicted_fastest}"
