@@ -172,11 +172,14 @@ class TuneJob:
     def measured(self, sets: Sequence[InputSet], measure: Measure, clock: str) -> TuneOutcome:
         """Choose by measuring: layer by layer, then the whole."""
         self._check_anything_to_choose()
-        self._check_anything_to_measure()
-        feeds, weights = (
-            [input_set.inputs for input_set in sets],
-            [input_set.weight for input_set in sets],
-        )
+        if self.kernels.library is None:
+            raise BackendError(
+                "there is nothing to measure without kernels, every choice runs the same function"
+                f" bodies; there are none here: {self.kernels.reason}.",
+                hint="docs/cpu-kernels.md says what to install. --choose sets choices without"
+                " measuring.",
+            )
+        feeds = [input_set.inputs for input_set in sets]
         with self.progress.step("timing the layers"):
             times = LayerBench(self.package, feeds, self.variant, self.scratch).measure(measure)
         tuning = Tuning(
@@ -186,7 +189,7 @@ class TuneJob:
             threads=self.variant.threads,
             clock=clock,
             sizes=tuple(input_set.sizes for input_set in sets),
-            weights=tuple(weights),
+            weights=tuple(input_set.weight for input_set in sets),
             layer_ms=tuple(tuple(map(_medians, time.samples)) for time in times),
         )
         decisions = [
@@ -194,11 +197,11 @@ class TuneJob:
             for layer, time in zip(self.package.manifest.layers, times, strict=True)
         ]
         outcome = TuneOutcome(
-            layers=tuple(decision.layer for decision in decisions),
+            layers=tuple(layer for layer, _, _ in decisions),
             tuning=tuning,
-            one_choice=tuple(decision.one_choice for decision in decisions),
+            one_choice=tuple(flat for _, flat, _ in decisions),
             predicted_ms=tuple(time.predicted_ms for time in times),
-            undecided=tuple(decision.layer.path for decision in decisions if decision.is_close),
+            undecided=tuple(layer.path for layer, _, is_close in decisions if is_close),
         )
         if outcome.is_dense:
             return outcome
@@ -212,27 +215,18 @@ class TuneJob:
         """Predict how many times as fast as dense the layers are as chosen."""
         sizes, weights = outcome.tuning.sizes, outcome.tuning.weights
         times = outcome.predicted_ms
+        # Nothing was measured: at the example's sizes.
         if not times:
             sizes, weights = (self.package.manifest.dims,), (1.0,)
-            times = tuple((layer,) for layer in self._predicted(outcome.layers, nodes))
+            on, threads = self.kernels.instruction_set, self.variant.threads or 1
+            found = [
+                predict(layer, node, instruction_set=on, threads=threads)
+                for layer, node in zip(outcome.layers, nodes, strict=True)
+            ]
+            times = tuple(({} if layer is None else layer.ms,) for layer in found)
         return tuple(
             gain(layer, sizes, weights, ms) for layer, ms in zip(outcome.layers, times, strict=True)
         )
-
-    def _predicted(
-        self, layers: Sequence[LayerInfo], nodes: Sequence[LayerNodes]
-    ) -> tuple[Mapping[str, float], ...]:
-        """Predict what layers take at the example's sizes."""
-        found = [
-            predict(
-                layer,
-                node,
-                instruction_set=self.kernels.instruction_set,
-                threads=self.variant.threads or 1,
-            )
-            for layer, node in zip(layers, nodes, strict=True)
-        ]
-        return tuple({} if prediction is None else prediction.ms for prediction in found)
 
     def prove(self, outcome: TuneOutcome, files: Sequence[InputSet]) -> TuneProof:
         """Compare what the package computes as chosen with what the original model computed.
@@ -266,7 +260,11 @@ class TuneJob:
             times = [{DENSE: time[DENSE], CHOSEN: time[ONE_CHOICE]} for time in times]
             outcome = replace(outcome, layers=outcome.one_choice, ranges_did_not_pay=True)
             outcome = _with_times(outcome, times)
-        slower = self._slower(outcome, times)
+        slower: Sequence[int] = slower_than_dense(times)
+        if self.one_choice:
+            # Of one choice a layer, all sets of inputs are to be dense or none.
+            assert outcome.model_ratio is not None
+            slower = range(len(times)) if outcome.model_ratio.is_slower else ()
         if not slower:
             return outcome
         outcome = _dense_at(outcome, slower)
@@ -276,13 +274,6 @@ class TuneJob:
         again, times = self._timed_as_a_whole(outcome, feeds, measure)
         still = slower_than_dense(times)
         return _dense_at(again, range(len(times))) if still else again
-
-    def _slower(self, outcome: TuneOutcome, times: ModelTimes) -> Sequence[int]:
-        """Return the sets of inputs that are to be dense; of one choice, all of them or none."""
-        if not self.one_choice:
-            return slower_than_dense(times)
-        assert outcome.model_ratio is not None
-        return range(len(times)) if outcome.model_ratio.is_slower else ()
 
     def _timed_as_a_whole(
         self, outcome: TuneOutcome, feeds: Sequence[Mapping[str, Array]], measure: Measure
@@ -308,15 +299,6 @@ class TuneJob:
                 hint="`moh-deploy inspect` says why layers were not replaced.",
             )
 
-    def _check_anything_to_measure(self) -> None:
-        if self.kernels.library is None:
-            raise BackendError(
-                "there is nothing to measure without kernels, every choice runs the same function"
-                f" bodies; there are none here: {self.kernels.reason}.",
-                hint="docs/cpu-kernels.md says what to install. --choose sets choices without"
-                " measuring.",
-            )
-
 
 def _with_times(outcome: TuneOutcome, times: ModelTimes) -> TuneOutcome:
     return replace(
@@ -338,17 +320,12 @@ def _dense_at(outcome: TuneOutcome, slower: Sequence[int]) -> TuneOutcome:
     return replace(outcome, layers=known, dense_was_faster=tuple(slower))
 
 
-class _Decision(NamedTuple):
-    """A layer as chosen, with one choice, and whether measuring could not tell."""
-
-    layer: LayerInfo
-    one_choice: LayerInfo
-    is_close: bool
-
-
-def _decided(layer: LayerInfo, times: LayerTimes, tuning: Tuning, *, one_choice: bool) -> _Decision:
+def _decided(
+    layer: LayerInfo, times: LayerTimes, tuning: Tuning, *, one_choice: bool
+) -> tuple[LayerInfo, LayerInfo, bool]:
+    """Return a layer as chosen, with one choice, and whether measuring could not tell."""
     if not times.samples:
-        return _Decision(layer, layer, is_close=False)
+        return layer, layer, False
     weights = tuning.weights
     # All inputs together, each as often as it counts; a choice needs one prediction for all.
     predicted = {
@@ -363,13 +340,13 @@ def _decided(layer: LayerInfo, times: LayerTimes, tuning: Tuning, *, one_choice:
     flat = replace(layer, choice=best, ranges=())
     is_close = len(contenders(totals)) > 1
     if one_choice:
-        return _Decision(flat, flat, is_close)
+        return flat, flat, is_close
     runs = zip(times.samples, times.predicted_ms, strict=True)
     choices = [fastest_there(samples, ms, otherwise=best) for samples, ms in runs]
     # Where sizes do not tell the runs apart, the best for all of them together.
     ranged = by_size(flat, tuning.sizes, choices) or flat
     # With ranges the runs differ clearly, whatever the sum says.
-    return _Decision(ranged, flat, is_close and not ranged.ranges)
+    return ranged, flat, is_close and not ranged.ranges
 
 
 def _medians(samples: Mapping[Any, TimeSamples]) -> dict[str, float]:
