@@ -49,7 +49,20 @@ def choice_lines(manifest: Manifest, predictions: Predictions, kernels: KernelUs
     full = [layer.path for layer in manifest.layers if never_skips(layer)]
     if full:
         yield f"no gate was zero in the recorded runs, so no head is skipped: {paths_text(full)}"
-    yield from _grouped(manifest, predictions)
+    dense: list[str] = []
+    others: dict[tuple[str, str], list[str]] = {}
+    for layer, prediction in zip(manifest.layers, predictions, strict=True):
+        if prediction is None:
+            continue
+        own = current_choice(layer, manifest.dims)
+        if prediction.best == "dense":
+            dense.append(layer.path)
+        if own is not None and prediction.best != own:
+            others.setdefault((own, prediction.best), []).append(layer.path)
+    if dense:
+        yield f"dense is faster here, as predicted: {', '.join(dense)}"
+    for (chosen, best), paths in others.items():
+        yield f"chosen {chosen}, predicted to be faster {best}: {', '.join(paths)}"
     if kernels.library is None and any(map(choices_for, manifest.layers)):
         yield (
             "without kernels, as here, every choice runs the same function bodies: no gain at all"
@@ -201,21 +214,3 @@ def times_text(gain: float | None) -> str | None:
 def ms_cells(ms: Mapping[str, float]) -> list[str | None]:
     """Return a cell for each choice."""
     return [f"{ms[choice]:.3g}" if choice in ms else None for choice in CHOICES]
-
-
-def _grouped(manifest: Manifest, predictions: Predictions) -> Iterator[str]:
-    """Yield a sentence for each group of layers that another choice is predicted to be best for."""
-    dense: list[str] = []
-    others: dict[tuple[str, str], list[str]] = {}
-    for layer, prediction in zip(manifest.layers, predictions, strict=True):
-        if prediction is None:
-            continue
-        own = current_choice(layer, manifest.dims)
-        if prediction.best == "dense":
-            dense.append(layer.path)
-        if own is not None and prediction.best != own:
-            others.setdefault((own, prediction.best), []).append(layer.path)
-    if dense:
-        yield f"dense is faster here, as predicted: {', '.join(dense)}"
-    for (chosen, best), paths in others.items():
-        yield f"chosen {chosen}, predicted to be faster {best}: {', '.join(paths)}"
