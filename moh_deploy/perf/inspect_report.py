@@ -23,20 +23,9 @@ from moh_deploy.report.document import Block, Cell, Document, Table
 from moh_deploy.report.json import FLAT, HIDDEN, in_json
 from moh_deploy.report.numbers import count, percent, si
 from moh_deploy.report.report import Report
+from moh_deploy.runtime import layers_text
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
-from moh_deploy.runtime.layers_text import (
-    caches_text,
-    constant_gates,
-    kept_text,
-    layer_table,
-    nodes_text,
-    not_layers,
-    other_router_text,
-    reasons,
-    router_legend,
-    runs_as,
-)
 
 # What skipping heads can save a language model: of a prompt's work, and of what a step reads.
 #
@@ -251,8 +240,8 @@ class InspectReport(Report):
             counts = ", ".join(f"{number} {kind}" for kind, number in cores.items())
             number = count(len(self.layer_runs), "MoH layer")
             title = f"{number}: {counts} (as read from {self.runtime})"
-            cells = list(map(runs_as, self.layer_runs))
-            blocks.append(layer_table(title, self.manifest.layers, "runs as", cells))
+            cells = list(map(layers_text.runs_as, self.layer_runs))
+            blocks.append(layers_text.layer_table(title, self.manifest.layers, "runs as", cells))
         if any(map(choices_for, self.manifest.layers)):
             blocks.append(choice_table(self.manifest, self.predictions))
         return Document("inspect", tuple(blocks), findings=tuple(self._lines()))
@@ -260,24 +249,26 @@ class InspectReport(Report):
     def _lines(self) -> Iterator[str]:
         manifest = self.manifest
         if manifest.layers:
-            yield from router_legend(manifest.layers)
-            yield from reasons(manifest.layers)
-            yield from constant_gates(manifest.layers)
-        yield from not_layers(len(manifest.layers), manifest.near_misses, manifest.ungated)
-        yield from map(other_router_text, manifest.other_routers)
+            yield from layers_text.router_legend(manifest.layers)
+            yield from layers_text.reasons(manifest.layers)
+            yield from layers_text.constant_gates(manifest.layers)
+        yield from layers_text.not_layers(
+            len(manifest.layers), manifest.near_misses, manifest.ungated
+        )
+        yield from map(layers_text.other_router_text, manifest.other_routers)
         if manifest.layers:
-            yield from map(kept_text, manifest.kept)
+            yield from map(layers_text.kept_text, manifest.kept)
             yield from choice_lines(manifest, self.predictions, self.kernels)
             yield f"skippable: {self._skippable_text()}"
         yield from savings_lines(self.savings)
         yield f"dynamic dimensions: {'; '.join(map(self._dim_text, manifest.dims)) or 'none'}"
         if manifest.caches is not None:
-            yield caches_text(manifest.caches)
+            yield layers_text.caches_text(manifest.caches)
         ops = ", ".join(f"{name} v{version}" for name, version in manifest.ops.items())
         yield f"opset {manifest.opset}; custom ops: {ops or 'none'}"
         if self.node_runs:
             ways = list(self.node_runs.values())
-            yield nodes_text(ways.count("kernel"), ways.count("function"))
+            yield layers_text.nodes_text(ways.count("kernel"), ways.count("function"))
         yield f"precision: {manifest.precision}; compute type: {manifest.compute_type}"
         yield self.kernels.describe()
         proof = manifest.proof

@@ -20,24 +20,8 @@ from moh_deploy.validate.compare.parity import compare
 from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.policy import Policy
+from moh_deploy.validate.edge_cases import routing_judge, source
 from moh_deploy.validate.edge_cases.input_states import InputState
-from moh_deploy.validate.edge_cases.routing_judge import (
-    GateJudge,
-    nan_places,
-    read_problem,
-    router_reference,
-    values_mismatch,
-)
-from moh_deploy.validate.edge_cases.source import (
-    CaseResult,
-    CaseStatus,
-    RoutedLayer,
-    Sides,
-    counted_tokens,
-    feeding,
-    fixed_values,
-    input_result,
-)
 from moh_deploy.validate.reference.input_sets import known_size
 from moh_deploy.validate.reference.layer_values import Recorder
 from moh_deploy.validate.reference.subject import Variants
@@ -64,21 +48,21 @@ class InputJudge:
     recorder: Recorder
     variants: Variants | None
     policy: Policy
-    sides: Sides | None = None
+    sides: source.Sides | None = None
     valid_tokens: str | None = None
 
     @classmethod
-    def of(cls, sides: Sides) -> InputJudge:
+    def of(cls, sides: source.Sides) -> InputJudge:
         """Return the judge of what a probe compares."""
         runs = (sides.package, sides.runner, sides.recorder, sides.variants)
         return cls(*runs, sides.policy, sides, sides.valid_tokens)
 
-    def judge(self, state: InputState) -> CaseResult:
+    def judge(self, state: InputState) -> source.CaseResult:
         """Run a state, and say how it ended."""
         if state.inputs is None:
             # Not run: nobody said what the case needs. Not applicable: there is no such case.
-            status: CaseStatus = "not run" if state.exists else "not applicable"
-            return input_result(state.case, status, state.reason)
+            status: source.CaseStatus = "not run" if state.exists else "not applicable"
+            return source.input_result(state.case, status, state.reason)
         try:
             expected = self.recorder.record(state.inputs)
         except (BackendError, ConfigError) as error:
@@ -94,7 +78,7 @@ class InputJudge:
         if not reasons:
             return _passed(state, expected, report)
         if unknown := rounding_may_explain(self.package, self.variants, expected, report):
-            return input_result(state.case, "not run", unknown)
+            return source.input_result(state.case, "not run", unknown)
         more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
         where = self.where(report, expected.inputs, expected.inputs)
         return _failed(state.case, f"{reasons[0]}{more}{where}")
@@ -106,7 +90,7 @@ class InputJudge:
         nan = nan_in(self.package, expected)
         gates_known = not any(name in nan for name in self.package.gate_names)
         variants = self.variants if gates_known else None  # a NaN gate would be fed as 0
-        valid = counted_tokens(expected, self.package.manifest, self.valid_tokens)
+        valid = source.counted_tokens(expected, self.package.manifest, self.valid_tokens)
         return compare(
             self.package,
             NanKept(self.subject, nan),
@@ -126,7 +110,7 @@ class InputJudge:
             found = first_difference(self.sides, known, inputs, cut or whole)
         return "".join(f" {note}" for note in (report.notes if found is None else (found,)))
 
-    def _without_reference(self, case: str, inputs: _Values, refusal: str) -> CaseResult:
+    def _without_reference(self, case: str, inputs: _Values, refusal: str) -> source.CaseResult:
         """Judge by shapes alone where the function bodies refuse the inputs."""
         try:
             got = self.subject.run(inputs)
@@ -144,14 +128,14 @@ class InputJudge:
                 return _failed(case, f"output '{spec.name}' is of shape {shapes}.")
         if any(array.size for _, array in outputs):
             why = f"the package runs, and there is nothing to compare with: {refusal}"
-            return input_result(case, "not run", why)
+            return source.input_result(case, "not run", why)
         detail = (
             "runs, and every output is empty, of the shape in the manifest (the function bodies"
             " refuse empty tensors: docs/ops.md)"
         )
-        return input_result(case, "passed", detail)
+        return source.input_result(case, "passed", detail)
 
-    def _refused(self, case: str, inputs: _Values, refusal: str) -> CaseResult:
+    def _refused(self, case: str, inputs: _Values, refusal: str) -> source.CaseResult:
         """Both refuse: that is the model's own limit, unless a kernel of the package says no."""
         # A kernel's own error names its node; the runtime's errors of other nodes are the model's.
         layers = self.subject.describe().layer_impl.items()
@@ -161,17 +145,17 @@ class InputJudge:
             return _failed(case, f"a kernel refuses it: {refusal}")
         why = f"the model refuses it, function bodies and all: {refusal}"
         empty = any(array.size == 0 for array in inputs.values())
-        return input_result(case, "not applicable" if empty else "not run", why)
+        return source.input_result(case, "not applicable" if empty else "not run", why)
 
 
-def _passed(state: InputState, expected: VectorSet, report: ParityReport) -> CaseResult:
+def _passed(state: InputState, expected: VectorSet, report: ParityReport) -> source.CaseResult:
     made = expected.outputs.values()
-    nan = sum(int(nan_places(array).sum()) for array in made)
+    nan = sum(int(routing_judge.nan_places(array).sum()) for array in made)
     numbers = sum(array.size for array in made) - nan
     # All NaN would agree whatever the package does, so it proves nothing.
     if nan and not numbers:
         why = "the model itself gives NaN in every output, by its function bodies too: no data."
-        return input_result(state.case, "not applicable", why)
+        return source.input_result(state.case, "not applicable", why)
     text = f"max abs error {report.max_abs_error:.3g}"
     if not numbers:
         text = "runs, and every output is empty, of the shape of the function bodies"
@@ -179,11 +163,11 @@ def _passed(state: InputState, expected: VectorSet, report: ParityReport) -> Cas
     text += f", {explained} flips explained by their margin" if explained else ""
     text += f"; {nan} elements are NaN in the function bodies too" if nan else ""
     text += f" ({state.remark})" if state.remark else ""
-    return input_result(state.case, "passed", text)
+    return source.input_result(state.case, "passed", text)
 
 
-def _failed(case: str, problem: str) -> CaseResult:
-    return input_result(case, "failed", f"case '{case}': {problem}")
+def _failed(case: str, problem: str) -> source.CaseResult:
+    return source.input_result(case, "failed", f"case '{case}': {problem}")
 
 
 # Find the first layer in which a run differs from the reference.
@@ -202,7 +186,9 @@ def whole(value: Array, _: Array | None) -> Array:
     return value
 
 
-def first_difference(sides: Sides, known: _Values, inputs: _Values, cut: Cut = whole) -> str | None:
+def first_difference(
+    sides: source.Sides, known: _Values, inputs: _Values, cut: Cut = whole
+) -> str | None:
     """Say where a run of the subject first differs; None if no layer does.
 
     Args:
@@ -224,8 +210,8 @@ def first_difference(sides: Sides, known: _Values, inputs: _Values, cut: Cut = w
             # What is not known at this size stays as the subject's own router makes it.
             if gates is not None and gates.shape == free[name].shape:
                 fed[name] = gates
-        runner = sides.subject.open(seen, feeding(fed, seen))
-        got = runner.run({**inputs, **fixed_values(fed)})
+        runner = sides.subject.open(seen, source.feeding(fed, seen))
+        got = runner.run({**inputs, **source.fixed_values(fed)})
     except BackendError:
         return None  # Nothing can be said of a run that there is not.
     # Asked of the session that ran: kernels may round more than the precision of the package.
@@ -236,7 +222,7 @@ def first_difference(sides: Sides, known: _Values, inputs: _Values, cut: Cut = w
         if reference is None:
             return False
         tolerance = policy.output_rule(reference.dtype.name, rule)
-        return values_mismatch(name, got[name], reference, tolerance) is not None
+        return routing_judge.values_mismatch(name, got[name], reference, tolerance) is not None
 
     # The first one: with the reference gates fed, later layers differ for its sake only.
     place = next(_differing(layers, got, differs), None)
@@ -246,7 +232,7 @@ def first_difference(sides: Sides, known: _Values, inputs: _Values, cut: Cut = w
 
 
 def _differing(
-    layers: Sequence[RoutedLayer], got: _Values, differs: Callable[[str], bool]
+    layers: Sequence[source.RoutedLayer], got: _Values, differs: Callable[[str], bool]
 ) -> Iterator[str]:
     """Yield the places that differ, in the order of computation."""
     before = ""
@@ -255,12 +241,12 @@ def _differing(
         logits = {port: got[name] for port, name in router.logits.items()}
         if any(differs(name) for name in router.logits.values()):
             yield f"the logits that the router of {where} reads{before}"
-        if GateJudge().mismatch("", router, logits, got[router.gates]) is not None:
+        if routing_judge.GateJudge().mismatch("", router, logits, got[router.gates]) is not None:
             yield f"the router of {where}"
         # By the logits of this very run, so that an error before the router does not accuse it.
-        made = router_reference(router, logits)
+        made = routing_judge.router_reference(router, logits)
         for read in layer.reads:
-            if read_problem(read, made, got) is not None:
+            if routing_judge.read_problem(read, made, got) is not None:
                 yield f"what {read.reader} of {where} reads as its gates"
         if router.attention is not None and differs(router.attention):
             yield f"the attention of {where}"
@@ -328,7 +314,9 @@ NanPlaces = Mapping[str, BoolArray]
 def nan_in(package: OnnxPackage, run: VectorSet) -> NanPlaces:
     """Return where a run has NaN; values without NaN are left out."""
     gates = dict(zip(package.gate_names, run.gates, strict=True))
-    found = {name: nan_places(array) for name, array in {**run.outputs, **gates}.items()}
+    found = {
+        name: routing_judge.nan_places(array) for name, array in {**run.outputs, **gates}.items()
+    }
     kept = {name: places for name, places in found.items() if places.any()}
     # With gates fed, the router's own gates come back under another name.
     return {**kept, **{computed_gates(name): kept[name] for name in gates if name in kept}}
@@ -366,7 +354,7 @@ class NanKept(RunnerAround):
             if name in got and got[name].shape == places.shape:
                 # NaN where the reference has a number stays, and fails. A number where it is NaN
                 # becomes infinite: it agrees with nothing.
-                both = places & nan_places(got[name])
+                both = places & routing_judge.nan_places(got[name])
                 got[name] = _filled(_filled(got[name], places, np.inf), both, 0.0)
         return got
 

@@ -18,12 +18,7 @@ from moh_deploy.package import VectorSet, beside_masks, spread
 from moh_deploy.package.graph_nodes import operator_text, reads
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.compare.tolerances import Tolerance
-from moh_deploy.validate.reference.differences import (
-    abs_error,
-    describe_worst,
-    largest,
-    structural_mismatch,
-)
+from moh_deploy.validate.reference import differences
 
 _Float64 = NDArray[np.float64]
 PortArrays = Mapping[str, Array]
@@ -131,7 +126,7 @@ def values_mismatch(
     Args:
         counted: Which elements are compared; None for all.
     """
-    mismatch = structural_mismatch(what, got, reference)
+    mismatch = differences.structural_mismatch(what, got, reference)
     if got is None or mismatch is not None:
         return mismatch
     if counted is not None:
@@ -146,12 +141,12 @@ def values_mismatch(
             f"{what} is {here} at {at} where the function bodies give {there}"
             f" ({int(moved.sum())} of {got.size} elements)."
         )
-    error = np.where(nan_reference, 0.0, abs_error(got, reference))
+    error = np.where(nan_reference, 0.0, differences.abs_error(got, reference))
     error, known = beside_masks(error, reference)
     limit = tolerance.limit(spread(known).largest)
-    if largest(error) <= limit:
+    if differences.largest(error) <= limit:
         return None
-    return describe_worst(what, got, reference, error, limit)
+    return differences.describe_worst(what, got, reference, error, limit)
 
 
 def nan_places(array: Array) -> BoolArray:

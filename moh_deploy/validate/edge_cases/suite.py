@@ -16,21 +16,13 @@ from moh_deploy.system.npz import Array
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.compare.parity import compare
 from moh_deploy.validate.compare.tolerances import coarsest, rule_name
+from moh_deploy.validate.edge_cases import source
 from moh_deploy.validate.edge_cases.input_run import InputJudge, first_difference
 from moh_deploy.validate.edge_cases.input_states import InputState
 from moh_deploy.validate.edge_cases.mining import Mined
 from moh_deploy.validate.edge_cases.other_sizes import SAMPLES, TOKENS, run_samples, run_tokens
 from moh_deploy.validate.edge_cases.routing_judge import values_mismatch
 from moh_deploy.validate.edge_cases.routing_run import run_routing_states
-from moh_deploy.validate.edge_cases.source import (
-    MODEL,
-    CaseResult,
-    Sides,
-    Source,
-    feeding,
-    fixed_values,
-    input_result,
-)
 from moh_deploy.validate.reference.input_sets import sized_inputs
 from moh_deploy.validate.reference.reference import corpus_reference, corpus_samples, recorded_from
 from moh_deploy.validate.reference.samples import with_valid_tokens
@@ -45,7 +37,7 @@ _LONGEST = 4096
 
 
 @dataclass(frozen=True)
-class _Answered(Source):
+class _Answered(source.Source):
     """A model that is given the answer to a question on its sizes as an input.
 
     Attributes:
@@ -61,11 +53,11 @@ class _Answered(Source):
         return {self.question.value: np.asarray(self.usual)}
 
     def open(self, extra_outputs: Sequence[str] = (), edit: GraphEdit | None = None) -> Runner:
-        variant = self.variant.edited(feeding(self.answers, extra_outputs))
-        return Source(self.package, variant).open(extra_outputs, edit)
+        variant = self.variant.edited(source.feeding(self.answers, extra_outputs))
+        return source.Source(self.package, variant).open(extra_outputs, edit)
 
 
-def run_single_sizes(sides: Sides) -> Iterator[CaseResult]:
+def run_single_sizes(sides: source.Sides) -> Iterator[source.CaseResult]:
     """Yield a result for each size that an operator asks for.
 
     Args:
@@ -93,19 +85,19 @@ def run_single_sizes(sides: Sides) -> Iterator[CaseResult]:
 
 
 def _at_size(
-    sides: Sides,
+    sides: source.Sides,
     answered: _Answered,
     case: str,
     inputs: dict[str, Array],
     got: Mapping[str, Array],
-) -> CaseResult:
+) -> source.CaseResult:
     """Compare what the model makes with what it makes if it has the usual answer."""
     # The same model with the usual answer put in: what it makes then is what was meant.
-    known = {**inputs, **fixed_values(answered.answers)}
+    known = {**inputs, **source.fixed_values(answered.answers)}
     try:
         expected = answered.open().run(known)
     except BackendError as error:
-        return input_result(case, "not applicable", error.message)
+        return source.input_result(case, "not applicable", error.message)
     what = operator_text(answered.question.node)
     manifest = sides.package.manifest
     view = sides.view(VectorSet({}, inputs, dict(expected), (), ()))
@@ -120,8 +112,10 @@ def _at_size(
             place = first_difference(looked, known, inputs)
             where = "" if place is None else f" {place}"
             why = f"case '{case}': {what} lets the model compute something else there: {problem}"
-            return input_result(case, "failed", f"{why}{where}")
-    return input_result(case, "passed", f"{what} asks for it, and nothing depends on the answer")
+            return source.input_result(case, "failed", f"{why}{where}")
+    return source.input_result(
+        case, "passed", f"{what} asks for it, and nothing depends on the answer"
+    )
 
 
 # Run inputs whose routing is near a tie: the package's regression corpus, and those just found.
@@ -129,27 +123,27 @@ def _at_size(
 KEPT, FOUND = "regression corpus", "least clear inputs"
 
 
-def run_kept(sides: Sides) -> CaseResult:
+def run_kept(sides: source.Sides) -> source.CaseResult:
     """Run the regression corpus of the package."""
     if sides.package.corpus:
         return _run_corpus(sides, KEPT, sides.package.corpus)
     why = "the package holds none: --inputs FILE.npz --update-corpus makes one."
-    return CaseResult("corpus", KEPT, MODEL, "not applicable", why)
+    return source.CaseResult("corpus", KEPT, source.MODEL, "not applicable", why)
 
 
-def run_found(sides: Sides, mined: Mined) -> CaseResult:
+def run_found(sides: source.Sides, mined: Mined) -> source.CaseResult:
     """Run what a search of inputs found."""
     if mined.samples:
         return _run_corpus(sides, FOUND, mined.samples)
     # Nothing but NaN is a finding, and not a model without choices: `probe` must not pass on it.
     if not mined.tokens and mined.nan_choices:
         why = "there is nothing to search in these inputs: they give nothing but NaN scores."
-        return CaseResult("corpus", FOUND, MODEL, "not run", why)
+        return source.CaseResult("corpus", FOUND, source.MODEL, "not run", why)
     why = "no layer whose margins are known chose anything in these inputs."
-    return CaseResult("corpus", FOUND, MODEL, "not applicable", why)
+    return source.CaseResult("corpus", FOUND, source.MODEL, "not applicable", why)
 
 
-def _run_corpus(sides: Sides, case: str, kept: Sequence[CorpusSample]) -> CaseResult:
+def _run_corpus(sides: source.Sides, case: str, kept: Sequence[CorpusSample]) -> source.CaseResult:
     manifest = sides.package.manifest
     samples = with_valid_tokens(corpus_samples(kept), manifest, sides.valid_tokens)
     try:
@@ -164,19 +158,21 @@ def _run_corpus(sides: Sides, case: str, kept: Sequence[CorpusSample]) -> CaseRe
             policy=sides.policy,
         )
     except BackendError as error:
-        return CaseResult("corpus", case, MODEL, "failed", f"case '{case}': {error.message}")
+        return source.CaseResult(
+            "corpus", case, source.MODEL, "failed", f"case '{case}': {error.message}"
+        )
     if report.reasons:
         # The first reason stands for all: a fault near the input shows in everything behind it.
         more = f" ({len(report.reasons) - 1} more)" if len(report.reasons) > 1 else ""
         where = "".join(f" {note}" for note in report.notes)
         sentence = f"case '{case}': {report.reasons[0]}{more}{where}"
-        return CaseResult("corpus", case, MODEL, "failed", sentence)
+        return source.CaseResult("corpus", case, source.MODEL, "failed", sentence)
     # Runs with forced routing show the flips of the free run, others those that were excused.
     flips = sum(layer.free_flips or layer.excused_tokens for layer in report.layers)
     chose = f"{flips} tokens chose other heads, explained by their margin" if flips else "no flip"
     compared = f"{report.vector_sets} samples, max abs error {report.max_abs_error:.3g}, {chose}"
     detail = f"{compared}; recorded from {recorded_from(kept)}"
-    return CaseResult("corpus", case, MODEL, "passed", detail)
+    return source.CaseResult("corpus", case, source.MODEL, "passed", detail)
 
 
 @dataclass(frozen=True)
@@ -188,10 +184,10 @@ class Suite:
         states: The input states.
     """
 
-    sides: Sides
+    sides: source.Sides
     states: Sequence[InputState]
 
-    def run(self, progress: Progress, found: Mined | None = None) -> list[CaseResult]:
+    def run(self, progress: Progress, found: Mined | None = None) -> list[source.CaseResult]:
         """Run them all.
 
         Args:
