@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from tests.benchmarks.conftest import LoadBenchmark
 from tests.handmade_package import write_package
 from tests.nightly import nightly
 
@@ -14,7 +13,7 @@ from tests.nightly import nightly
 @nightly
 def test_server_is_measured_beside_a_loop_and_answers_are_compared(
     tmp_path: Path,
-    load_benchmark: Callable[[str], ModuleType],
+    load_benchmark: LoadBenchmark,
     capsys: pytest.CaptureFixture[str],
 ):
     root = write_package(tmp_path / "package").root
