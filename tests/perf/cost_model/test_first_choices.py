@@ -143,44 +143,44 @@ def ranged(pairs: list[tuple[int, int]], *choices: str) -> str | None:
     return choice_text(layer)
 
 
-def test_boundary_is_the_geometric_mean_of_the_sizes_beside_it():
-    text = "projected if seq<=22, else sparse"
-    assert ranged([(1, 512), (1, 1)], "sparse", "projected") == text
-    assert ranged([(1, 512), (1, 1), (1, 1)], "sparse", "projected", "projected") == text
+D, S, P = "dense", "sparse", "projected"
 
 
-def test_neighbours_have_a_boundary_between_them():
-    assert ranged([(1, 7), (1, 8)], "dense", "sparse") == "dense if seq<=7, else sparse"
-    assert ranged([(1, 0), (1, 1)], "dense", "sparse") == "dense if seq<=0, else sparse"
-
-
-def test_equal_neighbours_are_one_range():
-    pairs = [(1, 1), (1, 4), (1, 64), (1, 256), (1, 1024)]
-    choices = ["projected", "projected", "sparse", "sparse", "dense"]
-    text = "projected if seq<=16, else sparse if seq<=512, else dense"
+@pytest.mark.parametrize(
+    ("pairs", "choices", "text"),
+    [
+        # The boundary is the geometric mean of the sizes beside it.
+        ([(1, 512), (1, 1)], (S, P), "projected if seq<=22, else sparse"),
+        ([(1, 512), (1, 1), (1, 1)], (S, P, P), "projected if seq<=22, else sparse"),
+        ([(1, 7), (1, 8)], (D, S), "dense if seq<=7, else sparse"),
+        ([(1, 0), (1, 1)], (D, S), "dense if seq<=0, else sparse"),
+        # Equal neighbours are one range.
+        (
+            [(1, 1), (1, 4), (1, 64), (1, 256), (1, 1024)],
+            (P, P, S, S, D),
+            "projected if seq<=16, else sparse if seq<=512, else dense",
+        ),
+        # What is compared is what tells the runs apart.
+        ([(1, 9), (32, 9)], (D, S), "dense if batch<=5, else sparse"),
+        ([(1, 1), (1, 64), (8, 1)], (D, S, D), "dense if seq<=8, else sparse"),
+        # Neither batch nor seq alone: each has one value with two choices.
+        (
+            [(1, 1), (1, 64), (8, 1), (64, 1)],
+            (D, S, D, S),
+            "dense if batch*seq<=22, else sparse",
+        ),
+        # Fewer ranges are better than a single dimension.
+        ([(1, 16), (2, 4), (3, 1), (4, 32)], (S, D, D, S), "dense if seq<=8, else sparse"),
+        # One choice needs no range.
+        ([(1, 1), (1, 9)], (D, D), "dense"),
+        ([(1, 9)], (S,), "sparse"),
+        ([(1, 9), (1, 9)], (S, S), "sparse"),
+    ],
+)
+def test_choices_at_sizes_become_ranges(
+    pairs: list[tuple[int, int]], choices: tuple[str, ...], text: str
+):
     assert ranged(pairs, *choices) == text
-
-
-def test_what_is_compared_is_what_tells_the_runs_apart():
-    assert ranged([(1, 9), (32, 9)], "dense", "sparse") == "dense if batch<=5, else sparse"
-    # Neither batch nor seq alone: each has one value with two choices.
-    pairs = [(1, 1), (1, 64), (8, 1)]
-    assert ranged(pairs, "dense", "sparse", "dense") == "dense if seq<=8, else sparse"
-    assert ranged([*pairs, (64, 1)], "dense", "sparse", "dense", "sparse") == (
-        "dense if batch*seq<=22, else sparse"
-    )
-
-
-def test_fewer_ranges_are_better_than_a_single_dimension():
-    pairs = [(1, 16), (2, 4), (3, 1), (4, 32)]
-    text = "dense if seq<=8, else sparse"
-    assert ranged(pairs, "sparse", "dense", "dense", "sparse") == text
-
-
-def test_one_choice_needs_no_range():
-    assert ranged([(1, 1), (1, 9)], "dense", "dense") == "dense"
-    assert ranged([(1, 9)], "sparse") == "sparse"
-    assert ranged([(1, 9), (1, 9)], "sparse", "sparse") == "sparse"
 
 
 def test_runs_of_one_size_cannot_differ():
