@@ -16,7 +16,14 @@ from moh_deploy.perf.bench.candidate import (
 from moh_deploy.perf.bench.candidates import BenchSetting, Candidates
 from moh_deploy.perf.bench.faults import FaultFinder
 from moh_deploy.perf.bench.gates import BenchGate, GateResult
-from moh_deploy.perf.bench.latency import FreshRun, Latency, MeasureFresh, MeasureRuns, Timing
+from moh_deploy.perf.bench.latency import (
+    FreshRun,
+    FreshTask,
+    Latency,
+    MeasureFresh,
+    MeasureRuns,
+    Timing,
+)
 from moh_deploy.perf.bench.measured import Measured, PackageWork, agreement, layer_work
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.choices_text import sizes_text
@@ -216,12 +223,13 @@ class BenchRun:
     ) -> dict[str, FreshRun]:
         inputs = self.setting.scratch / "inputs.npz"
         write_npz(inputs, input_set.inputs)
-        tasks = {name: candidate.fresh_task(inputs) for name, candidate in loaded.items()}
         return {
             # What exists in this process only, such as a model with routing fed, has no run of its
             # own.
-            name: FreshRun() if task is None else self.measure_fresh(task)
-            for name, task in tasks.items()
+            name: FreshRun()
+            if candidate.alone is None
+            else self.measure_fresh(FreshTask(*candidate.alone, inputs))
+            for name, candidate in loaded.items()
         }
 
     def _routing(

@@ -116,22 +116,8 @@ _FEW = 64
 """So many samples tell what is clearly bad, before a candidate is tuned."""
 
 
-@dataclass(frozen=True)
-class JudgedRun:
-    """One run of the samples that conditions are judged on.
-
-    Attributes:
-        sample: What runs.
-        batch: Its labels; None where there are none.
-    """
-
-    sample: Sample
-    batch: Batch | None = None
-
-    @property
-    def samples(self) -> int:
-        """How many samples it is; without labels a run is one."""
-        return 1 if self.batch is None else len(self.batch.labels)
+JudgedRun = tuple[Sample, Batch | None]
+"""One run of the samples that conditions are judged on, and its labels; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +171,7 @@ class QualityCheck:
         Args:
             runner: A session of it that returns the gates, too.
         """
-        seen = np.cumsum([run.samples for run in self.runs])
+        seen = np.cumsum([_count(batch) for _, batch in self.runs])
         first = int(np.searchsorted(seen, _FEW))
         return self._judged(runner, self.runs[: first + 1], only_clear=True)
 
@@ -196,14 +182,14 @@ class QualityCheck:
     def _judged(self, runner: Runner, runs: Sequence[JudgedRun], *, only_clear: bool) -> Quality:
         tallies = [Tally(metric) for metric in self.metrics]
         flipped = seen = 0
-        for run in runs:
-            inputs = run.sample.known.inputs
+        for sample, batch in runs:
+            inputs = sample.known.inputs
             # Side by side, so that no more than one run's results are held.
             expected, got = self.reference.run(inputs), runner.run(inputs)
-            flips = self._flips(run.sample, expected, got)
+            flips = self._flips(sample, expected, got)
             flipped, seen = flipped + flips.tokens, seen + flips.of
-            if run.batch is not None:
-                self._score(tallies, run.sample, run.batch, expected, got)
+            if batch is not None:
+                self._score(tallies, sample, batch, expected, got)
         flips = Flips(flipped, seen)
         accuracy = tuple(
             judge_metric(
@@ -227,7 +213,7 @@ class QualityCheck:
                     f"{flips.tokens} of {flips.of} tokens chose other heads; asked for:"
                     f" {condition.text.strip()}."
                 )
-        return Quality(sum(run.samples for run in runs), flips, accuracy, tuple(failed))
+        return Quality(sum(_count(batch) for _, batch in runs), flips, accuracy, tuple(failed))
 
     def _flips(
         self, sample: Sample, expected: Mapping[str, Array], got: Mapping[str, Array]
@@ -264,6 +250,11 @@ class QualityCheck:
             tally.add(batch.real(scored.reference), batch.real(scored.package), scored.labels)
 
 
+def _count(batch: Batch | None) -> int:
+    """Return how many samples a run is; without labels it is one."""
+    return 1 if batch is None else len(batch.labels)
+
+
 @dataclass(frozen=True)
 class SearchSamples:
     """The inputs of a search: candidates are judged on some, and timed on others.
@@ -295,7 +286,7 @@ def read_runs(
     if not paths:
         samples = with_valid_tokens(recorded_samples(package.vectors), package.manifest, mask)
     files = SampleFiles((), ())
-    return SearchSamples(tuple(map(JudgedRun, samples)), tuple(sets), files)
+    return SearchSamples(tuple((sample, None) for sample in samples), tuple(sets), files)
 
 
 def read_labelled_runs(
@@ -316,7 +307,7 @@ def read_labelled_runs(
         InputSet(first.sample.label, first.sample.known.sizes, first.sample.known.inputs, weight)
         for (first, *_), weight in zip(by_file, counts, strict=True)
     ]
-    runs = [JudgedRun(run.sample, run.batch) for runs in by_file for run in runs]
+    runs = [(run.sample, run.batch) for runs in by_file for run in runs]
     names = tuple(dataset.samples.name for dataset in data.datasets)
     where = SampleFiles(names, tuple(len(dataset.labels) for dataset in data.datasets))
     return SearchSamples(tuple(runs), tuple(sets), where, data.metrics)

@@ -223,16 +223,6 @@ def largest_step(errors: Mapping[int, NodeError], among: Collection[int]) -> Nod
     return largest if largest is not None and largest.growth else None
 
 
-def by_module(errors: Sequence[NodeError]) -> dict[str, NodeError]:
-    """Return the node with the largest error of each module, in the order in which they run."""
-    worst: dict[str, NodeError] = {}
-    for error in errors:
-        known = worst.get(error.place.module)
-        if known is None or error.behind > known.behind:
-            worst[error.place.module] = error
-    return worst
-
-
 def _share(value: InnerValue, scale: float = 0.0) -> float:
     size = max(value.size, scale)
     # All zeros in the reference: any error at all is infinitely large beside them.

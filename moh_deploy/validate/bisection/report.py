@@ -15,7 +15,7 @@ from moh_deploy.report.json import FLAT, in_json
 from moh_deploy.report.numbers import count, percent, si
 from moh_deploy.report.report import Report
 from moh_deploy.validate.bisection.cure import Cure
-from moh_deploy.validate.bisection.divergence import NodeError, by_module
+from moh_deploy.validate.bisection.divergence import NodeError
 from moh_deploy.validate.bisection.locate import Between, Cause, Divergence
 from moh_deploy.validate.bisection.places import NodePlace
 from moh_deploy.validate.compare.parity_report import ParityReport
@@ -128,7 +128,12 @@ class BisectReport(Report):
             blocks.append(Text(f"NOTHING DIVERGES from the {self.reference}", True))
         else:
             blocks += _divergence_blocks(self.divergence)
-            worst = list(by_module(self.errors).items())
+            by_module: dict[str, NodeError] = {}
+            for error in self.errors:
+                known = by_module.setdefault(error.place.module, error)
+                if error.behind > known.behind:
+                    by_module[error.place.module] = error
+            worst = list(by_module.items())
             rows = [(path, x.place.node, _size_text(x)) for path, x in worst[:_MOST_ROWS]]
             if rows:
                 more = len(worst) - len(rows)

@@ -68,7 +68,15 @@ def input_states(
         if size < 1:
             raise ConfigError(f"longest of '{name}' is {size}, expected at least 1.")
     if mask is not None:
-        check_mask(package, mask)
+        specs, wanted = [spec.name for spec in package.manifest.inputs], mask_input(mask)
+        if wanted not in specs:
+            raise ConfigError(
+                f"valid_tokens is '{mask}', but the model has {', '.join(specs)}.",
+                hint=did_you_mean(wanted, specs) or None,
+            )
+        if package.vectors:  # Of [batch, tokens], and of nothing but 0 and 1.
+            array = package.vectors[0].inputs[wanted]
+            valid_tokens(mask, array, None, where="recorded run 0")
     if not package.vectors:
         why = "the package holds no recorded inputs to draw from."
         yield from (InputState(case, None, why) for case in (ZERO, ONE, LONGEST, PADDING))
@@ -87,23 +95,6 @@ def input_states(
     if len(package.manifest.dims) > 1:
         yield _at_sizes(package, ONE, dict.fromkeys(package.manifest.dims, 1), mask)
     yield _padding(package, mask)
-
-
-def check_mask(package: OnnxPackage, name: str) -> None:
-    """Check that an input can say which tokens are valid.
-
-    Raises:
-        ConfigError: There is no such input, or it holds something else than 0 and 1.
-    """
-    specs = {spec.name: spec for spec in package.manifest.inputs}
-    wanted = mask_input(name)
-    if wanted not in specs:
-        raise ConfigError(
-            f"valid_tokens is '{name}', but the model has {', '.join(specs)}.",
-            hint=did_you_mean(wanted, specs) or None,
-        )
-    if package.vectors:  # Of [batch, tokens], and of nothing but 0 and 1.
-        valid_tokens(name, package.vectors[0].inputs[wanted], None, where="recorded run 0")
 
 
 def _at_sizes(

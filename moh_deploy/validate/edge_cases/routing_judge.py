@@ -156,27 +156,7 @@ def nan_places(array: Array) -> BoolArray:
     return np.isnan(array.astype(np.float64))
 
 
-_CAUSE = "inputs and logits are finite, and the function bodies give NaN, too"
-
-
-def nan_attention_problem(what: str, made: Array, counted: BoolArray) -> str | None:
-    """Describe NaN in attention that agrees, where no token got anything; None if there is none.
-
-    Some tokens may be NaN, as a query without keys is in many a model, and closed heads are 0. But
-    where there is NaN and no other number, no token got anything.
-
-    Args:
-        what: The attention, in words.
-        made: [B, S, C] or [B, H, S, D].
-        counted: Which elements are looked at.
-    """
-    nan = nan_places(made)
-    if not nan[counted].any() or (made[~nan & counted] != 0).any():
-        return None
-    return (
-        f"{what} is NaN wherever it is not 0: {_CAUSE}. It comes of this layer, or of weights or"
-        " nodes before it."
-    )
+NAN_CAUSE = "inputs and logits are finite, and the function bodies give NaN, too"
 
 
 def nan_output_problem(
@@ -209,7 +189,7 @@ def nan_output_problem(
         if wrong.any():
             at = [int(i) for i in np.argwhere(wrong)[0]]
             return (
-                f"output '{name}' in case '{case}' is NaN at {at}: {_CAUSE}"
+                f"output '{name}' in case '{case}' is NaN at {at}: {NAN_CAUSE}"
                 f" ({int(wrong.sum())} of {wrong.size} elements)."
             )
     return None

@@ -263,7 +263,15 @@ class _RoutingRun:
             counted = counted & over_axes(~skipped, tokens, reference.shape)
         what = f"attention of layer '{router.path}' in case '{case}'"
         problem = values_mismatch(what, got, reference, self._rule(reference), counted)
-        return problem or routing_judge.nan_attention_problem(what, got, counted)
+        nan = routing_judge.nan_places(got)
+        # Some tokens may be NaN, as a query without keys is in many a model, and closed heads are
+        # 0. But where there is NaN and no other number, no token got anything.
+        if problem or not nan[counted].any() or (got[~nan & counted] != 0).any():
+            return problem
+        return (
+            f"{what} is NaN wherever it is not 0: {routing_judge.NAN_CAUSE}. It comes of this"
+            " layer, or of weights or nodes before it."
+        )
 
     def _outputs(self, case: str, both: _Both) -> CaseResult:
         recorded = self.sides.package.vectors[0]
