@@ -40,9 +40,7 @@ def test_each_takes_the_same_step(
     assert all(0 < row["error"] < bound for row in rows)
 
 
-def test_candidate_that_computes_something_else_is_told(
-    load_benchmark: LoadBenchmark,
-):
+def test_candidate_that_computes_something_else_is_told(load_benchmark: LoadBenchmark):
     class Off:
         name = "off"
 

@@ -8,11 +8,7 @@ from dataclasses import dataclass
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import VectorSet
-from moh_deploy.perf.bench.candidate import (
-    FixedRouters,
-    LoadedCandidate,
-    RoutingOverhead,
-)
+from moh_deploy.perf.bench.candidate import FixedRouters, LoadedCandidate, RoutingOverhead
 from moh_deploy.perf.bench.candidates import BenchSetting, Candidates
 from moh_deploy.perf.bench.faults import FaultFinder
 from moh_deploy.perf.bench.gates import BenchGate, GateResult

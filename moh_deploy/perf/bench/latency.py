@@ -46,12 +46,7 @@ MeasureRuns = Callable[[Calls], dict[str, Timing]]
 """Times every run of candidates that take turns."""
 
 
-def runs_timer(
-    min_seconds: float,
-    warmup_seconds: float,
-    *,
-    threads: int | None,
-) -> MeasureRuns:
+def runs_timer(min_seconds: float, warmup_seconds: float, *, threads: int | None) -> MeasureRuns:
     """Return a function that times candidates by both clocks, run by run.
 
     Args:

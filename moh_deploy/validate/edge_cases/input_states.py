@@ -98,11 +98,7 @@ def input_states(
 
 
 def _at_sizes(
-    package: OnnxPackage,
-    case: str,
-    sizes: Mapping[str, int],
-    mask: str | None,
-    remark: str = "",
+    package: OnnxPackage, case: str, sizes: Mapping[str, int], mask: str | None, remark: str = ""
 ) -> InputState:
     case = f"{case}: {', '.join(f'{name}={size}' for name, size in sizes.items())}"
     try:

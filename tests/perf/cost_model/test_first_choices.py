@@ -164,11 +164,7 @@ D, S, P = "dense", "sparse", "projected"
         ([(1, 9), (32, 9)], (D, S), "dense if batch<=5, else sparse"),
         ([(1, 1), (1, 64), (8, 1)], (D, S, D), "dense if seq<=8, else sparse"),
         # Neither batch nor seq alone: each has one value with two choices.
-        (
-            [(1, 1), (1, 64), (8, 1), (64, 1)],
-            (D, S, D, S),
-            "dense if batch*seq<=22, else sparse",
-        ),
+        ([(1, 1), (1, 64), (8, 1), (64, 1)], (D, S, D, S), "dense if batch*seq<=22, else sparse"),
         # Fewer ranges are better than a single dimension.
         ([(1, 16), (2, 4), (3, 1), (4, 32)], (S, D, D, S), "dense if seq<=8, else sparse"),
         # One choice needs no range.

@@ -126,11 +126,7 @@ def factor_at_size(site: Site, axis: int, size: int) -> None:
     )
 
 
-AT_SIZE: Sequence[SizeFault] = (
-    branch_at_size,
-    head_closed_for_attention_at_size,
-    factor_at_size,
-)
+AT_SIZE: Sequence[SizeFault] = (branch_at_size, head_closed_for_attention_at_size, factor_at_size)
 
 
 def planted(

@@ -96,10 +96,7 @@ BY_KERNEL = "while running MoHAttention node. Name:'blocks.0.attn/moh' Status Me
         ),
         (REFUSED, REFUSED, (2, 3), "not run", REFUSED),
         (REFUSED, REFUSED, (2, 0), "not applicable", REFUSED),
-        (
-            *(f"{BY_KERNEL} division by zero", REFUSED, (2, 0), "failed"),
-            "a kernel refuses it",
-        ),
+        (*(f"{BY_KERNEL} division by zero", REFUSED, (2, 0), "failed"), "a kernel refuses it"),
         # A Reshape before the kernel guessed a size: that is the model's own limit.
         (
             f"{BY_KERNEL} MoHAttention: gates is [1, 0, 4]; expected [2, 0, 4].",

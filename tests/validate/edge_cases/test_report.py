@@ -40,8 +40,7 @@ def shown(report: ProbeReport) -> str:
 
 
 @pytest.mark.parametrize(
-    "report",
-    [REPORT, replace(REPORT, mining=None, corpus=()), replace(REPORT, results=(FAILED,))],
+    "report", [REPORT, replace(REPORT, mining=None, corpus=()), replace(REPORT, results=(FAILED,))]
 )
 def test_reports_are_of_the_form(report: ProbeReport):
     assert_of_form("probe", {"package": "m", **report.to_json()})
