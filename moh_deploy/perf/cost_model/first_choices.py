@@ -10,19 +10,10 @@ from itertools import combinations, pairwise
 import onnx
 import onnx_ir as ir
 
+from moh_deploy import package as pkg
 from moh_deploy.config.dims import size_at
 from moh_deploy.graph.layer_nodes import layer_nodes
 from moh_deploy.ops import OPS, op_names
-from moh_deploy.package import (
-    Choice,
-    LayerInfo,
-    SizeRange,
-    choices_for,
-    current_choice,
-    measure,
-    projections,
-    with_ranges,
-)
 from moh_deploy.perf.cost_model.prediction import Prediction, predict
 
 # Turn choices at some sizes, measured or predicted, into ranges of sizes.
@@ -33,8 +24,8 @@ SWITCH_MS = 0.005
 
 
 def by_size(
-    layer: LayerInfo, sizes: Sequence[Mapping[str, int]], choices: Sequence[Choice]
-) -> LayerInfo | None:
+    layer: pkg.LayerInfo, sizes: Sequence[Mapping[str, int]], choices: Sequence[pkg.Choice]
+) -> pkg.LayerInfo | None:
     """Return a layer with ranges that give it the choice of each run.
 
     Args:
@@ -66,37 +57,40 @@ def _measures(sizes: Sequence[Mapping[str, int]]) -> Iterator[str]:
 
 
 def _by_one(
-    layer: LayerInfo, size: str, sizes: Sequence[Mapping[str, int]], choices: Sequence[Choice]
-) -> LayerInfo | None:
+    layer: pkg.LayerInfo,
+    size: str,
+    sizes: Sequence[Mapping[str, int]],
+    choices: Sequence[pkg.Choice],
+) -> pkg.LayerInfo | None:
     """Return the layer with a range for each stretch of values of a size that share a choice; None
     where runs of one value disagree.
 
     Nothing is known between two values: the boundary is their geometric mean.
     """
-    steps: dict[int, Choice] = {}
+    steps: dict[int, pkg.Choice] = {}
     for at, choice in zip(sizes, choices, strict=True):
         # The value of `size` in this run, such as 512 for `seq` or 1024 for `batch*seq`.
-        value = measure(size, at) if size else 1
+        value = pkg.measure(size, at) if size else 1
         if steps.setdefault(value, choice) != choice:
             return None
     rising = sorted(steps.items())
     ranges = [
-        SizeRange(size, math.isqrt(low * high), choice)
+        pkg.SizeRange(size, math.isqrt(low * high), choice)
         for (low, choice), (high, other) in pairwise(rising)
         if choice != other
     ]
     # The choice at the largest value also holds beyond it, and needs no range of its own.
-    return with_ranges(replace(layer, choice=rising[-1][1]), ranges)
+    return pkg.with_ranges(replace(layer, choice=rising[-1][1]), ranges)
 
 
 def dense_at(
-    layer: LayerInfo, sizes: Sequence[Mapping[str, int]], slower: Sequence[int]
-) -> LayerInfo | None:
+    layer: pkg.LayerInfo, sizes: Sequence[Mapping[str, int]], slower: Sequence[int]
+) -> pkg.LayerInfo | None:
     """Return a layer that is dense in some runs, by their numbers, and as it was in the others.
 
     None if nothing tells them apart.
     """
-    choices = [current_choice(layer, at) for at in sizes]
+    choices = [pkg.current_choice(layer, at) for at in sizes]
     # It was not replaced: there is nothing to choose, and it computes every head anyway.
     if None in choices:
         return layer
@@ -133,7 +127,9 @@ def other_sizes(dims: Mapping[str, int], dim_ranges: DimRanges) -> list[dict[str
     return found
 
 
-def at_other_sizes(layer: LayerInfo, node: ir.Node, sizes: Mapping[str, int]) -> LayerInfo | None:
+def at_other_sizes(
+    layer: pkg.LayerInfo, node: ir.Node, sizes: Mapping[str, int]
+) -> pkg.LayerInfo | None:
     """Return a layer with the sizes that its attention node has where the model's inputs have
     these; None where the node does not tell."""
     if layer.op == op_names.AGGREGATED_ATTENTION:
@@ -166,12 +162,12 @@ _WORTH, _WORTH_MS = 0.05, 0.03
 
 def first_choices(
     model: ir.Model,
-    layers: Sequence[LayerInfo],
+    layers: Sequence[pkg.LayerInfo],
     *,
     instruction_set: str | None,
     dims: Mapping[str, int],
     dim_ranges: DimRanges,
-) -> tuple[LayerInfo, ...]:
+) -> tuple[pkg.LayerInfo, ...]:
     """Return the layers with the choice that is predicted to be the fastest.
 
     At sizes at which another one is predicted to be clearly faster, a layer has that. A layer that
@@ -194,7 +190,7 @@ def first_choices(
         if found is None:
             # The last choice is the one with the most kernels: what MoH is for, if nothing speaks
             # against it.
-            last = (choices_for(layer) or (None,))[-1]
+            last = (pkg.choices_for(layer) or (None,))[-1]
             chosen.append(replace(layer, choice=last, ranges=()))
             continue
         best = found.best
@@ -211,7 +207,7 @@ def first_choices(
     return tuple(chosen)
 
 
-def _clearly_best(found: Prediction, *, otherwise: Choice) -> Choice:
+def _clearly_best(found: Prediction, *, otherwise: pkg.Choice) -> pkg.Choice:
     """Return the choice that is predicted to be clearly faster than another; else that one."""
     ms, other_ms = found.ms[found.best], found.ms[otherwise]
     # Both bounds: a share, as predictions err by some percent, and a time, as an If costs the same
@@ -220,9 +216,9 @@ def _clearly_best(found: Prediction, *, otherwise: Choice) -> Choice:
     return found.best if worth else otherwise
 
 
-def _graph_of(model: ir.Model, layers: Sequence[LayerInfo]) -> onnx.GraphProto:
+def _graph_of(model: ir.Model, layers: Sequence[pkg.LayerInfo]) -> onnx.GraphProto:
     """Return the layers' nodes and the shapes of their constants, without any data."""
-    names = {name for layer in layers for name in (layer.node, *projections(layer))}
+    names = {name for layer in layers for name in (layer.node, *pkg.projections(layer))}
     nodes = [node for node in model.graph if node.name in names]
     constants = {
         value.name: value.const_value.shape.numpy()

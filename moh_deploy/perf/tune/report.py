@@ -6,15 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moh_deploy.package import (
-    CHOICES,
-    LayerInfo,
-    SizeRange,
-    Tuning,
-    asked_choice,
-    choice_text,
-    choices_for,
-)
+from moh_deploy import package as pkg
 from moh_deploy.perf.choices_text import (
     boundary_lines,
     measured_gain,
@@ -42,7 +34,7 @@ class TunedLayer:
     before: str | None
     asked: str | None
     choice: str | None
-    ranges: tuple[SizeRange, ...]
+    ranges: tuple[pkg.SizeRange, ...]
     measured_ms: Mapping[str, float]
     measured_gain: float | None
     predicted_gain: float | None
@@ -77,9 +69,9 @@ class TuneReport(Report):
     """
 
     package: Path
-    before: tuple[LayerInfo, ...] = field(metadata=HIDDEN)
-    layers: tuple[LayerInfo, ...] = field(metadata=HIDDEN)
-    tuning: Tuning
+    before: tuple[pkg.LayerInfo, ...] = field(metadata=HIDDEN)
+    layers: tuple[pkg.LayerInfo, ...] = field(metadata=HIDDEN)
+    tuning: pkg.Tuning
     asked: Mapping[str, str] = field(metadata=HIDDEN)
     predicted_gains: tuple[float | None, ...] = field(metadata=HIDDEN)
     undecided: tuple[str, ...] = field(metadata=HIDDEN)
@@ -110,7 +102,7 @@ class TuneReport(Report):
 
     def document(self) -> Document:
         """Return what it says."""
-        columns = ("layer", "was", "is", *(f"#{choice}, ms" for choice in CHOICES), "#gain")
+        columns = ("layer", "was", "is", *(f"#{choice}, ms" for choice in pkg.CHOICES), "#gain")
         tuning, title = self.tuning, "layers"
         if tuning.source != "given":
             several = ", mean as the inputs weigh" if len(tuning.sizes) > 1 else ""
@@ -124,8 +116,8 @@ class TuneReport(Report):
         layer = self.layers[index]
         return TunedLayer(
             path=layer.path,
-            before=choice_text(self.before[index]),
-            asked=asked_choice(layer, self.asked),
+            before=pkg.choice_text(self.before[index]),
+            asked=pkg.asked_choice(layer, self.asked),
             choice=layer.choice,
             ranges=layer.ranges,
             measured_ms=measured_ms(self.tuning, index),
@@ -136,7 +128,7 @@ class TuneReport(Report):
 
     def _row(self, index: int) -> tuple[Cell, ...]:
         layer, ms = self.layers[index], measured_ms(self.tuning, index)
-        choices = choice_text(self.before[index]), choice_text(layer)
+        choices = pkg.choice_text(self.before[index]), pkg.choice_text(layer)
         gains = measured_gain(layer, self.tuning, index), self.predicted_gains[index]
         return layer.path, *choices, *ms_cells(ms), *map(times_text, gains)
 
@@ -154,12 +146,12 @@ class TuneReport(Report):
         # What `all` asked of layers that do not have it.
         fallbacks: dict[tuple[str, str], list[str]] = {}
         for layer in self.layers:
-            asked = asked_choice(layer, self.asked)
+            asked = pkg.asked_choice(layer, self.asked)
             if asked is not None and layer.choice is not None and layer.choice != asked:
                 fallbacks.setdefault((asked, layer.choice), []).append(layer.path)
         for (asked, choice), names in fallbacks.items():
             yield f"{choice}, as these layers cannot be {asked}: {', '.join(names)}"
-        unreplaced = [layer for layer in self.layers if not choices_for(layer)]
+        unreplaced = [layer for layer in self.layers if not pkg.choices_for(layer)]
         for reason in reasons(unreplaced):
             yield f"not replaced, so there is nothing to choose: {reason}"
         yield f"compared with the original model: max abs error {self.max_abs_error:.3g}"

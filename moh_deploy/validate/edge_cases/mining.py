@@ -8,17 +8,8 @@ from itertools import zip_longest
 
 import numpy as np
 
+from moh_deploy import package as pkg
 from moh_deploy.errors import ConfigError, ExportError
-from moh_deploy.package import (
-    MOST_SAMPLES,
-    ORIGINAL,
-    CorpusSample,
-    Manifest,
-    MinedToken,
-    OnnxPackage,
-    VectorSet,
-    bounded,
-)
 from moh_deploy.system.npz import BoolArray
 from moh_deploy.validate.reference.input_sets import batch_dim, picked
 from moh_deploy.validate.reference.layer_values import Recorder
@@ -48,7 +39,7 @@ class Mined:
 
     searched: int
     tokens: int
-    samples: tuple[CorpusSample, ...]
+    samples: tuple[pkg.CorpusSample, ...]
     names: tuple[str, ...]
     too_large: int
     unknown: tuple[str, ...]
@@ -75,7 +66,7 @@ def mine(
     paths = [layer.path for layer in package.manifest.layers]
     # Layers with any scores at all; the others are named in the report as not searched.
     with_scores: set[int] = set()
-    best: list[tuple[str, CorpusSample]] = []
+    best: list[tuple[str, pkg.CorpusSample]] = []
     for sample in samples:
         run = recorder.scored_run(sample.known.inputs)
         # Padding often ties, and nobody reads what it chooses.
@@ -88,25 +79,27 @@ def mine(
         mined = _least_clear(run.vectors, searchable)
         if mined:
             # Only the best so far are kept: inputs may be many, and each has all its outputs.
-            best = _best([*best, (sample.label, CorpusSample(run.vectors, mined))], len(paths))
+            best = _best([*best, (sample.label, pkg.CorpusSample(run.vectors, mined))], len(paths))
     unknown = tuple(path for index, path in enumerate(paths) if index not in with_scores)
     return _with_samples(Mined(searched, tokens, (), (), 0, unknown, nan_choices), best)
 
 
-def grown(kept: Sequence[CorpusSample], found: Sequence[CorpusSample]) -> tuple[CorpusSample, ...]:
+def grown(
+    kept: Sequence[pkg.CorpusSample], found: Sequence[pkg.CorpusSample]
+) -> tuple[pkg.CorpusSample, ...]:
     """Return the least clear samples of a corpus and of what was found, each once.
 
     What a corpus holds stays as it was recorded, unless the original recorded it now.
     """
     # False sorts first: of equal samples the one that the original recorded is kept.
-    both = sorted((*kept, *found), key=lambda item: item.reference != ORIGINAL)
+    both = sorted((*kept, *found), key=lambda item: item.reference != pkg.ORIGINAL)
     # Layers are known by number only, from the tokens that were mined in them.
     layers = 1 + max((token.layer for sample in both for token in sample.mined), default=-1)
     ranked = _best([("", sample) for sample in both], layers)
-    return bounded([sample for _, sample in ranked])
+    return pkg.bounded([sample for _, sample in ranked])
 
 
-def recorded_by(original: Reference, package: OnnxPackage, mined: Mined) -> Mined:
+def recorded_by(original: Reference, package: pkg.OnnxPackage, mined: Mined) -> Mined:
     """Return the samples found, with the values that the original model computes on them.
 
     Raises:
@@ -121,13 +114,15 @@ def recorded_by(original: Reference, package: OnnxPackage, mined: Mined) -> Mine
             hint="A corpus needs gates: give inputs of other sizes.",
         )
     pairs = zip(mined.samples, answers.vectors, strict=True)
-    recorded = [replace(sample, vectors=vectors, reference=ORIGINAL) for sample, vectors in pairs]
+    recorded = [
+        replace(sample, vectors=vectors, reference=pkg.ORIGINAL) for sample, vectors in pairs
+    ]
     return _with_samples(mined, list(zip(mined.names, recorded, strict=True)))
 
 
-def _with_samples(mined: Mined, found: Sequence[tuple[str, CorpusSample]]) -> Mined:
+def _with_samples(mined: Mined, found: Sequence[tuple[str, pkg.CorpusSample]]) -> Mined:
     """Put in the samples that a corpus has room for, and count the others."""
-    kept = bounded(sample for _, sample in found)
+    kept = pkg.bounded(sample for _, sample in found)
     # `bounded` drops and does not rename: samples are found again by their content.
     names = {sample.digest(): name for name, sample in found}
     return replace(
@@ -145,21 +140,23 @@ def _searchable(is_scored: BoolArray, valid: ValidTokens | None) -> BoolArray:
     return np.asarray(is_scored & valid.mask, bool)
 
 
-def _least_clear(vectors: VectorSet, searchable: Sequence[BoolArray]) -> tuple[MinedToken, ...]:
-    found: list[MinedToken] = []
+def _least_clear(
+    vectors: pkg.VectorSet, searchable: Sequence[BoolArray]
+) -> tuple[pkg.MinedToken, ...]:
+    found: list[pkg.MinedToken] = []
     for layer, (margins, there) in enumerate(zip(vectors.margins, searchable, strict=True)):
         # Places that are not searched have no margin, so they come last and are dropped.
         known = np.where(there, margins, np.inf)
         order = np.argsort(known, axis=None, kind="stable")[:TOKENS_PER_LAYER]
         places = zip(*np.unravel_index(order, known.shape), strict=True)
         smallest = [(int(b), int(s)) for b, s in places if np.isfinite(known[b, s])]
-        found += [MinedToken(layer, place, float(known[place])) for place in smallest]
+        found += [pkg.MinedToken(layer, place, float(known[place])) for place in smallest]
     return tuple(sorted(found, key=lambda item: item.margin))
 
 
 def _best(
-    samples: Sequence[tuple[str, CorpusSample]], layers: int
-) -> list[tuple[str, CorpusSample]]:
+    samples: Sequence[tuple[str, pkg.CorpusSample]], layers: int
+) -> list[tuple[str, pkg.CorpusSample]]:
     """Rank by turns: for each layer its least clear sample, then its next one. Each once."""
     # Reversed twice: of equal samples the first one stays, in the order given.
     distinct = {sample.digest(): (name, sample) for name, sample in reversed(samples)}
@@ -175,10 +172,10 @@ def _best(
     # Taking turns: a layer whose margins are all small must not crowd out the others.
     taken = [found for turn in zip_longest(*map(sorted, by_layer)) for found in turn if found]
     order = dict.fromkeys(digest for _, _, digest in taken)
-    return [distinct[digest] for digest in list(order)[:MOST_SAMPLES]]
+    return [distinct[digest] for digest in list(order)[: pkg.MOST_SAMPLES]]
 
 
-def cut_into_samples(manifest: Manifest, files: Sequence[Sample]) -> Iterator[Sample]:
+def cut_into_samples(manifest: pkg.Manifest, files: Sequence[Sample]) -> Iterator[Sample]:
     """Yield each file's inputs, cut along the dimension that counts samples if there is one.
 
     `images.npz[3]` is the fourth of a file.
@@ -203,7 +200,7 @@ def cut_into_samples(manifest: Manifest, files: Sequence[Sample]) -> Iterator[Sa
             yield Sample(known, f"{name}[{index}]", file.file)
 
 
-def _takes_one(manifest: Manifest, dim: str) -> bool:
+def _takes_one(manifest: pkg.Manifest, dim: str) -> bool:
     try:
         check_ranges({dim: 1}, manifest)
     except ConfigError:
