@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import onnx
@@ -36,62 +37,56 @@ _NO_REFERENCE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class RepairJob:
-    """The inputs and limits of a repair.
+    """Finds the nodes of a package in lower precision that have to be in float32.
 
     Attributes:
-        located: What is wrong with the package.
+        runs: Of a package that is not right.
+        located: What is wrong with it.
         scratch: A directory to make packages in.
         output: Where to write the package again; None for not at all.
         most: How many packages may be made and run.
         step: Encloses each of them.
     """
 
+    runs: Experiments
     located: Located
     scratch: Path
     output: Path | None
     most: int
     step: SearchStep
 
+    def look(self) -> tuple[Repair | None, str | None]:
+        """Return the repair, or a sentence on why there is none."""
+        cause = self.located.divergence.cause
+        # A float32 package has no nodes to raise, and wrong kernels or optimisations are not cured
+        # by it.
+        if self.runs.float32 is None or cause in ("kernel", "optimisation"):
+            return None, None
+        if cause in IN_GRAPH:
+            why = _WRONG_ITSELF if cause == "graph" else _ABOVE_TARGET
+            return None, f"{why}{'' if self.runs.reference else f' {_NO_REFERENCE}'}"
+        cure = self.cure()
+        return (None, self.why_no_cure()) if cure is None else (self.write(cure), None)
 
-def look_for_repair(runs: Experiments, job: RepairJob) -> tuple[Repair | None, str | None]:
-    """Find the nodes of a package in lower precision that have to be in float32.
+    @property
+    def form(self) -> Form:
+        assert self.runs.float32 is not None
+        return self.runs.float32
 
-    Args:
-        runs: Of a package that is not right.
-        job: What is to be done.
+    @cached_property
+    def graph(self) -> ModelGraph:
+        return graph_of(self.runs.unrounded)
 
-    Returns:
-        The repair, or a sentence on why there is none.
-    """
-    form, cause = runs.float32, job.located.divergence.cause
-    # A float32 package has no nodes to raise, and wrong kernels or optimisations are not cured by
-    # it.
-    if form is None or cause in ("kernel", "optimisation"):
-        return None, None
-    if cause in IN_GRAPH:
-        why = _WRONG_ITSELF if cause == "graph" else _ABOVE_TARGET
-        return None, f"{why}{'' if runs.reference else f' {_NO_REFERENCE}'}"
-    repair = _Repair(runs, form, job)
-    cure = repair.cure()
-    return (None, repair.why_no_cure()) if cure is None else (repair.write(cure), None)
-
-
-@dataclass
-class _Repair:
-    runs: Experiments
-    form: Form
-    job: RepairJob
-
-    def __post_init__(self) -> None:
-        self.graph = graph_of(self.runs.unrounded)
-        self.trials = self._trials(self.runs.sound)
+    @cached_property
+    def trials(self) -> Trials:
+        return self._trials(self.runs.sound)
 
     def cure(self) -> Cure | None:
         """Search by the outputs and gates of runs with forced routing; if that is not enough for
         `verify`, whose noise floor sinks with what is kept, search again by all that it asks."""
-        errors = self.job.located.errors
+        errors = self.located.errors
         found = self.trials.find_cure(self.graph, errors)
         # The first search is the cheaper one: it needs no free run and no noise floor for each
         # trial.
@@ -125,21 +120,21 @@ class _Repair:
 
     def write(self, cure: Cure) -> Repair:
         """Write the package again if that was asked for, and compare it as `verify` does."""
-        share = flops_share(self.graph, self.job.located.values, cure.keep)
+        share = flops_share(self.graph, self.located.values, cure.keep)
         # Sizes for the report: what keeping the nodes costs on disk.
         before, weights = model_bytes(self.runs.package), self.form.weights
-        with self.job.step("proving the repaired package"):
-            if self.job.output is None:
+        with self.step("proving the repaired package"):
+            if self.output is None:
                 model = self.trials.make(cure.keep)
                 made, parity, written = model.package, self._parity(model), None
             else:
-                made, parity = self._publish(cure, self.job.output)
+                made, parity = self._publish(cure, self.output)
                 written = made.root
         return Repair(cure, weights, before, model_bytes(made), share, parity, written)
 
     def _trials(self, accepts: Callable[[ForcedModel], bool]) -> Trials:
-        job, forced = self.job, bool(self.runs.plain.gates)
-        return Trials(self.form, accepts, job.scratch, forced, job.most, job.step)
+        forced = bool(self.runs.plain.gates)
+        return Trials(self.form, accepts, self.scratch, forced, self.most, self.step)
 
     def _parity(self, model: ForcedModel) -> ParityReport:
         """Compare a package with all recorded runs, whichever were looked at."""
