@@ -55,6 +55,11 @@ def test_layers_of_which_the_same_is_said_are_one_row():
     assert "in.npz[1]" in text
 
 
+def test_layers_without_margins_are_named_up_to_eight():
+    many = replace(MINED, unknown=tuple(f"blocks.{index}" for index in range(9)))
+    assert "blocks.7 and 1 more." in " ".join(shown(replace(REPORT, mining=many)).split())
+
+
 def test_what_failed_is_said_in_full():
     failed = replace(REPORT, results=(PASSED, FAILED, FAILED))
     assert not failed.passed
