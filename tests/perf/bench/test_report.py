@@ -12,7 +12,7 @@ from moh_deploy.perf.bench.measured import Agreement
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.timing import TimeDifference
 from moh_deploy.report.baseline.result import RatchetEntry, RatchetResult
-from moh_deploy.report.document import About, no_answer
+from moh_deploy.report.document import About, Status, no_answer
 from moh_deploy.report.junit import junit
 from tests.kernel_library import NO_KERNELS
 from tests.report.json_schema import assert_of_form
@@ -62,6 +62,21 @@ def test_each_gate_is_a_test_case(gate: GateResult, outcome: str):
     found = read_outcomes(as_junit(replace(JUDGED, gates=(GATE, gate)), "m"))
     name = "p50 < 1 s for m on recorded inputs"
     assert found == {"verdict": outcome, f"1: {name}": "passed", f"2: {name}": outcome}
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, Status("passed", True)),
+        ({"passed": False}, Status("failed", False)),
+        ({"passed": False, "measured": None}, Status("not measured", False)),
+        ({"passed": False, "limit": None}, Status("not measured", False)),
+    ],
+)
+def test_gate_that_was_not_measured_is_bad(changes: dict[str, object], status: Status):
+    document = replace(JUDGED, gates=(replace(GATE, **changes),)).document()
+    (table,) = document.blocks[0].blocks
+    assert table.rows[0][-1] == status
 
 
 def test_without_gates_nothing_is_called_passed():
