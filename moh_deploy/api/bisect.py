@@ -21,7 +21,7 @@ from moh_deploy.system.staging import scratch_directory
 from moh_deploy.validate.bisection.cure import Form
 from moh_deploy.validate.bisection.experiments import Experiments, answered
 from moh_deploy.validate.bisection.locate import Cause, locate
-from moh_deploy.validate.bisection.repair import RepairJob, look_for_repair
+from moh_deploy.validate.bisection.repair import RepairJob
 from moh_deploy.validate.bisection.report import BisectReport, Repair
 from moh_deploy.validate.compare.policy import BUILT_IN_POLICY, read_policy
 from moh_deploy.validate.reference.samples import read_samples, recorded_samples
@@ -153,8 +153,8 @@ def _bisect(
     # A repair puts nodes into float32: in a float32 package all of them are there already.
     if runs.float32 is None:
         return report
-    job = RepairJob(located, folder / "trials", output, most, progress.step)
-    repair, why_not = look_for_repair(runs, job)
+    job = RepairJob(runs, located, folder / "trials", output, most, progress.step)
+    repair, why_not = job.look()
     return replace(report, repair=repair, why_no_repair=why_not)
 
 

@@ -61,22 +61,18 @@ def build_openvino(folder: Path) -> Path:
     # In place in one step: a process may have the old one in use.
     partial = target.with_name(f"{OPENVINO_NAME}.partial")
     try:
-        done = _ran(_command(compiler, wheel, sources, partial))
+        command = _command(compiler, wheel, sources, partial)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
         if done.returncode:
             raise NotBuilt(f"the compiler failed:\n{done.stdout}")
         partial.replace(target)
+    except OSError as error:
+        raise NotBuilt(f"{compiler} cannot be run: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
     return target
-
-
-def _ran(command: list[str]) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
-    except OSError as error:
-        raise NotBuilt(f"{command[0]} cannot be run: {error.strerror}") from error
 
 
 def _wheel() -> Path:
@@ -101,7 +97,14 @@ def _sources() -> Path:
 
 def _command(compiler: str, wheel: Path, sources: Path, target: Path) -> list[str]:
     release = importlib.metadata.version("openvino")
-    libraries = [_shared(wheel, name) for name in ("openvino", "openvino_onnx_frontend", "tbb")]
+    libraries = []
+    for name in ("openvino", "openvino_onnx_frontend", "tbb"):
+        # The name of a file ends with the release.
+        found = sorted((wheel / "libs").glob(f"lib{name}.so.*"))
+        if not found:
+            raise NotBuilt(f"{wheel / 'libs'} has no lib{name}.so")
+        # By its path: so its soname is what the extension asks for, and no folder of this machine.
+        libraries.append(str(found[0]))
     return [
         *compiler.split(),
         *OPTIONS,
@@ -115,15 +118,6 @@ def _command(compiler: str, wheel: Path, sources: Path, target: Path) -> list[st
         "-o",
         str(target),
     ]
-
-
-def _shared(wheel: Path, name: str) -> str:
-    """Return the file of a shared library, whose name ends with the release."""
-    found = sorted((wheel / "libs").glob(f"lib{name}.so.*"))
-    if not found:
-        raise NotBuilt(f"{wheel / 'libs'} has no lib{name}.so")
-    # By its path: so its soname is what the extension asks for, and no folder of this machine.
-    return str(found[0])
 
 
 if __name__ == "__main__":

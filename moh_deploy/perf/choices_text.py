@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from moh_deploy.package import (
-    CHOICES,
-    LayerInfo,
-    Manifest,
-    Tuning,
-    choice_text,
-    choices_for,
-    current_choice,
-    measure,
-)
+from moh_deploy import package as pkg
 from moh_deploy.perf.cost_model.prediction import Prediction
 from moh_deploy.report.document import Cell, Table
 from moh_deploy.report.numbers import count, percent
@@ -25,9 +16,9 @@ Predictions = Sequence[Prediction | None]
 """One a layer; None where nothing is known."""
 
 
-def choice_table(manifest: Manifest, predictions: Predictions) -> Table:
+def choice_table(manifest: pkg.Manifest, predictions: Predictions) -> Table:
     """Return a table of what each layer was chosen to be and what is predicted for it."""
-    columns = ["layer", "choice", *(f"#{choice}, ms" for choice in CHOICES), "#gain"]
+    columns = ["layer", "choice", *(f"#{choice}, ms" for choice in pkg.CHOICES), "#gain"]
     columns += ["#sparse gains up to", "#projected gains up to", "fastest"]
     measured = measured_text(manifest.tuning)
     columns += ["#measured gain"] if measured else []
@@ -37,27 +28,42 @@ def choice_table(manifest: Manifest, predictions: Predictions) -> Table:
         figures = choice_figures(manifest, predictions[index], index)
         # Up to which share of active heads a choice is faster than the one before it.
         limits = figures.break_even_share
-        shown = [percent(limits[c]) or "never" if c in limits else None for c in CHOICES[1:]]
+        shown = [percent(limits[c]) or "never" if c in limits else None for c in pkg.CHOICES[1:]]
         times = [times_text(figures.predicted_gain), *shown, figures.predicted_fastest]
         times += [times_text(figures.measured_gain)] if measured else []
-        rows.append((layer.path, choice_text(layer), *ms_cells(figures.predicted_ms), *times))
+        rows.append((layer.path, pkg.choice_text(layer), *ms_cells(figures.predicted_ms), *times))
     return Table(title, columns, rows)
 
 
-def choice_lines(manifest: Manifest, predictions: Predictions, kernels: KernelUse) -> Iterator[str]:
+def choice_lines(
+    manifest: pkg.Manifest, predictions: Predictions, kernels: KernelUse
+) -> Iterator[str]:
     """Yield what to know before money is spent: where skipping heads does not pay."""
     full = [layer.path for layer in manifest.layers if never_skips(layer)]
     if full:
         yield f"no gate was zero in the recorded runs, so no head is skipped: {paths_text(full)}"
-    yield from _grouped(manifest, predictions)
-    if kernels.library is None and any(map(choices_for, manifest.layers)):
+    dense: list[str] = []
+    others: dict[tuple[str, str], list[str]] = {}
+    for layer, prediction in zip(manifest.layers, predictions, strict=True):
+        if prediction is None:
+            continue
+        own = pkg.current_choice(layer, manifest.dims)
+        if prediction.best == "dense":
+            dense.append(layer.path)
+        if own is not None and prediction.best != own:
+            others.setdefault((own, prediction.best), []).append(layer.path)
+    if dense:
+        yield f"dense is faster here, as predicted: {', '.join(dense)}"
+    for (chosen, best), paths in others.items():
+        yield f"chosen {chosen}, predicted to be faster {best}: {', '.join(paths)}"
+    if kernels.library is None and any(map(pkg.choices_for, manifest.layers)):
         yield (
             "without kernels, as here, every choice runs the same function bodies: no gain at all"
         )
     measured = measured_text(manifest.tuning)
     if measured is not None:
         yield f"choices {measured}"
-    elif any(map(choices_for, manifest.layers)):
+    elif any(map(pkg.choices_for, manifest.layers)):
         yield "choices rest on predictions; `moh-deploy tune` measures them on your machine"
     if manifest.tuning is not None and manifest.tuning.source == "measured":
         for index, layer in enumerate(manifest.layers):
@@ -76,7 +82,9 @@ class ChoiceFigures:
     measured_gain: float | None
 
 
-def choice_figures(manifest: Manifest, prediction: Prediction | None, index: int) -> ChoiceFigures:
+def choice_figures(
+    manifest: pkg.Manifest, prediction: Prediction | None, index: int
+) -> ChoiceFigures:
     """Return the figures of one layer."""
     predicted, layer = {} if prediction is None else prediction.ms, manifest.layers[index]
     return ChoiceFigures(
@@ -92,12 +100,12 @@ def choice_figures(manifest: Manifest, prediction: Prediction | None, index: int
     )
 
 
-def never_skips(layer: LayerInfo) -> bool:
+def never_skips(layer: pkg.LayerInfo) -> bool:
     """True where no gate was zero in any recorded run."""
     return layer.active_share == 1
 
 
-def measured_text(tuning: Tuning | None) -> str | None:
+def measured_text(tuning: pkg.Tuning | None) -> str | None:
     """Return `measured at batch=2 ...` or `given by hand`; None where choices are predictions."""
     if tuning is None:
         return None
@@ -110,12 +118,12 @@ def measured_text(tuning: Tuning | None) -> str | None:
     )
 
 
-def threads_text(tuning: Tuning) -> str:
+def threads_text(tuning: pkg.Tuning) -> str:
     """Return `2 threads`."""
     return "the runtime's threads" if tuning.threads is None else count(tuning.threads, "thread")
 
 
-def measured_ms(tuning: Tuning, index: int) -> dict[str, float]:
+def measured_ms(tuning: pkg.Tuning, index: int) -> dict[str, float]:
     """Return choice to milliseconds of a layer in one run, the mean over inputs as they count; may
     be empty."""
     sets = _times_of(tuning, index)
@@ -125,7 +133,7 @@ def measured_ms(tuning: Tuning, index: int) -> dict[str, float]:
     return {name: sum(weight * ms[name] for weight, ms in weighted) / total for name in sets[0]}
 
 
-def measured_gain(layer: LayerInfo, tuning: Tuning | None, index: int) -> float | None:
+def measured_gain(layer: pkg.LayerInfo, tuning: pkg.Tuning | None, index: int) -> float | None:
     """Return how many times as fast as dense a layer was measured to be, as chosen for each of the
     sizes; None if that is not known."""
     if tuning is None:
@@ -133,13 +141,13 @@ def measured_gain(layer: LayerInfo, tuning: Tuning | None, index: int) -> float 
     return gain(layer, tuning.sizes, tuning.weights, _times_of(tuning, index))
 
 
-def _times_of(tuning: Tuning, index: int) -> Sequence[Mapping[str, float]]:
+def _times_of(tuning: pkg.Tuning, index: int) -> Sequence[Mapping[str, float]]:
     """Return choice to milliseconds of a layer at each of the sizes; nothing if it has no times."""
     return tuning.layer_ms[index] if index < len(tuning.layer_ms) else ()
 
 
 def gain(
-    layer: LayerInfo,
+    layer: pkg.LayerInfo,
     sizes: Sequence[Mapping[str, int]],
     weights: Sequence[float],
     times: Sequence[Mapping[str, float]],
@@ -154,19 +162,19 @@ def gain(
     """
     dense = chosen = 0.0
     for at, weight, ms in zip(sizes, weights, times, strict=False):
-        choice = current_choice(layer, at)
+        choice = pkg.current_choice(layer, at)
         if choice is None or not {"dense", choice} <= ms.keys():
             return None
         dense, chosen = dense + weight * ms["dense"], chosen + weight * ms[choice]
     return dense / chosen if chosen else None
 
 
-def other_winners(layer: LayerInfo, tuning: Tuning, index: int) -> Iterator[str]:
+def other_winners(layer: pkg.LayerInfo, tuning: pkg.Tuning, index: int) -> Iterator[str]:
     """Yield a sentence for each of several sets of inputs at which another choice was faster."""
     if len(tuning.sizes) < 2:
         return
     for sizes, ms in zip(tuning.sizes, _times_of(tuning, index), strict=False):
-        own = str(current_choice(layer, sizes))
+        own = str(pkg.current_choice(layer, sizes))
         best = min(ms, key=lambda name: ms[name], default=own)
         if best != own and own in ms:
             yield (
@@ -175,11 +183,11 @@ def other_winners(layer: LayerInfo, tuning: Tuning, index: int) -> Iterator[str]
             )
 
 
-def boundary_lines(layers: Sequence[LayerInfo], tuning: Tuning) -> Iterator[str]:
+def boundary_lines(layers: Sequence[pkg.LayerInfo], tuning: pkg.Tuning) -> Iterator[str]:
     """Yield a sentence on each boundary of ranges: between which measured sizes it lies."""
     bounds = {(range_.size, range_.at_most) for layer in layers for range_ in layer.ranges}
     for size, at_most in sorted(bounds):
-        values = sorted(measure(size, sizes) for sizes in tuning.sizes)
+        values = sorted(pkg.measure(size, sizes) for sizes in tuning.sizes)
         below, above = [v for v in values if v <= at_most], [v for v in values if v > at_most]
         if below and above:
             yield (
@@ -200,22 +208,4 @@ def times_text(gain: float | None) -> str | None:
 
 def ms_cells(ms: Mapping[str, float]) -> list[str | None]:
     """Return a cell for each choice."""
-    return [f"{ms[choice]:.3g}" if choice in ms else None for choice in CHOICES]
-
-
-def _grouped(manifest: Manifest, predictions: Predictions) -> Iterator[str]:
-    """Yield a sentence for each group of layers that another choice is predicted to be best for."""
-    dense: list[str] = []
-    others: dict[tuple[str, str], list[str]] = {}
-    for layer, prediction in zip(manifest.layers, predictions, strict=True):
-        if prediction is None:
-            continue
-        own = current_choice(layer, manifest.dims)
-        if prediction.best == "dense":
-            dense.append(layer.path)
-        if own is not None and prediction.best != own:
-            others.setdefault((own, prediction.best), []).append(layer.path)
-    if dense:
-        yield f"dense is faster here, as predicted: {', '.join(dense)}"
-    for (chosen, best), paths in others.items():
-        yield f"chosen {chosen}, predicted to be faster {best}: {', '.join(paths)}"
+    return [f"{ms[choice]:.3g}" if choice in ms else None for choice in pkg.CHOICES]

@@ -16,28 +16,16 @@ from moh_deploy.graph.layer_nodes import (
     skipped_flops,
 )
 from moh_deploy.ops.cases import numpy_dtype
-from moh_deploy.package import LayerInfo, Manifest, TensorInfo, choices_for
+from moh_deploy.package import LayerInfo, Manifest, choices_for
 from moh_deploy.perf.choices_text import ChoiceFigures, choice_figures, choice_lines, choice_table
-from moh_deploy.perf.cost_model.milliseconds import LayerShape
 from moh_deploy.perf.cost_model.prediction import Prediction, shape_of
 from moh_deploy.report.document import Block, Cell, Document, Table
 from moh_deploy.report.json import FLAT, HIDDEN, in_json
 from moh_deploy.report.numbers import count, percent, si
 from moh_deploy.report.report import Report
+from moh_deploy.runtime import layers_text
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
-from moh_deploy.runtime.layers_text import (
-    caches_text,
-    constant_gates,
-    kept_text,
-    layer_table,
-    nodes_text,
-    not_layers,
-    other_router_text,
-    reasons,
-    router_legend,
-    runs_as,
-)
 
 # What skipping heads can save a language model: of a prompt's work, and of what a step reads.
 #
@@ -79,63 +67,43 @@ def decoder_savings(
     about, tokens = manifest.text_generation, manifest.dims.get("seq", 0)
     tokens *= manifest.dims.get("batch", 0)
     layers = list(zip(manifest.layers, nodes, strict=True))
-    shapes = [shape_of(*pair) for pair in layers]
-    known = [shape for shape in shapes if shape is not None]
-    if about is None or not manifest.total_flops or not tokens or len(known) != len(layers):
+    found = [shape_of(*pair) for pair in layers]
+    shapes = [shape for shape in found if shape is not None]
+    if about is None or not manifest.total_flops or not tokens or len(shapes) != len(layers):
+        return ()
+    if not shapes:
         return ()
     cores = sum(attention_flops(layer) or 0 for layer, _ in layers)
     others = (manifest.total_flops - cores) / tokens  # of a token, whatever stands before it
     projections = [(projection_flops(*pair) or 0) / tokens for pair in layers]
     weight = _WEIGHT_BYTES[manifest.precision]
-    cached = _cache_bytes(manifest)
+    # Of a number in the cache: that of a package in few bits is in float32.
+    caches = [info for info in manifest.inputs if info.name.startswith("past_key_values.")]
+    cached = numpy_dtype(caches[0].dtype if caches else "float32").itemsize
     lengths = {min(length, about.context_length or length) for length in _LENGTHS}
-    return tuple(
-        _at(length, known, projections, others, weight_bytes, weight, cached)
-        for length in sorted(lengths)
-        if known
-    )
 
+    def at(length: int) -> DecoderSavings:
+        # Two products of scores and values, a multiplication and an addition each.
+        cores = [4 * shape.width * length**2 for shape in shapes]
+        skipped = sum(
+            (1 - shape.active_share) * (core + projected * length)
+            for shape, core, projected in zip(shapes, cores, projections, strict=True)
+        )
+        idle = read = weights = 0.0
+        for shape in shapes:
+            step = replace(shape, batch=1, seq_len=1, kv_len=length)
+            cache = 2 * step.num_kv_heads * step.head_dim * length * cached
+            idle, read = idle + (1 - step.read_kv_share) * cache, read + cache
+            features = (step.query_features or 0) + (step.output_features or 0)
+            weights += (1 - step.used_head_share) * step.width * features * weight
+        return DecoderSavings(
+            length,
+            prompt_share=skipped / (others * length + sum(cores)),
+            step_share=(idle + weights) / (weight_bytes + read),
+            cache_share=idle / read,
+        )
 
-def _cache_bytes(manifest: Manifest) -> int:
-    """Return the bytes of a number in the cache: that of a package in few bits is in float32."""
-    cache = next(
-        (info for info in manifest.inputs if info.name.startswith("past_key_values.")), None
-    )
-    return numpy_dtype("float32" if cache is None else cache.dtype).itemsize
-
-
-def _at(
-    length: int,
-    shapes: Sequence[LayerShape],
-    projections: Sequence[float],
-    others: float,
-    weight_bytes: int,
-    weight: float,
-    cached: int,
-) -> DecoderSavings:
-    # Two products of scores and values, a multiplication and an addition each.
-    cores = [4 * shape.width * length**2 for shape in shapes]
-    closed = [1 - shape.active_share for shape in shapes]
-    skipped = sum(
-        share * (core + projected * length)
-        for share, core, projected in zip(closed, cores, projections, strict=True)
-    )
-    steps = [replace(shape, batch=1, seq_len=1, kv_len=length) for shape in shapes]
-    caches = [2 * step.num_kv_heads * step.head_dim * length * cached for step in steps]
-    idle = sum((1 - step.read_kv_share) * cache for step, cache in zip(steps, caches, strict=True))
-    weights = sum(
-        (1 - step.used_head_share)
-        * step.width
-        * ((step.query_features or 0) + (step.output_features or 0))
-        * weight
-        for step in steps
-    )
-    return DecoderSavings(
-        length,
-        prompt_share=skipped / (others * length + sum(cores)),
-        step_share=(idle + weights) / (weight_bytes + sum(caches)),
-        cache_share=idle / sum(caches),
-    )
+    return tuple(map(at, sorted(lengths)))
 
 
 def savings_lines(found: Sequence[DecoderSavings]) -> Iterator[str]:
@@ -241,34 +209,39 @@ class InspectReport(Report):
     @property
     @in_json("layers")
     def _inspected(self) -> tuple[InspectedLayer, ...]:
-        return tuple(map(self._layer, range(len(self.manifest.layers))))
-
-    def _layer(self, index: int) -> InspectedLayer:
-        layer, run = self.manifest.layers[index], self.layer_runs[index]
-        nodes = self.layer_nodes[index]
-        return InspectedLayer(
-            layer=layer,
-            runs_as=run.runs_as,
-            router_runs_as=run.router_runs_as,
-            projections_run_as=run.projections_run_as,
-            by_size=run.by_size,
-            attention_flops=attention_flops(layer),
-            projection_flops=projection_flops(layer, nodes),
-            skippable_flops=skippable_flops(layer, nodes),
-            skipped_flops=skipped_flops(layer, nodes, self.manifest.dims),
-            choices=choice_figures(self.manifest, self.predictions[index], index),
+        runs = zip(self._layers(), self.layer_runs, self.predictions, strict=True)
+        return tuple(
+            InspectedLayer(
+                layer=layer,
+                runs_as=run.runs_as,
+                router_runs_as=run.router_runs_as,
+                projections_run_as=run.projections_run_as,
+                by_size=run.by_size,
+                attention_flops=attention_flops(layer),
+                projection_flops=projection_flops(layer, nodes),
+                skippable_flops=skippable_flops(layer, nodes),
+                skipped_flops=skipped_flops(layer, nodes, self.manifest.dims),
+                choices=choice_figures(self.manifest, prediction, index),
+            )
+            for index, ((layer, nodes), run, prediction) in enumerate(runs)
         )
 
     def document(self) -> Document:
         """Return what it says."""
-        blocks: list[Block] = [_tensor_table(self.manifest)]
+        tensors: list[tuple[Cell, ...]] = [
+            (kind, info.name, info.dtype, f"[{', '.join(map(str, info.shape))}]")
+            for kind, infos in (("input", self.manifest.inputs), ("output", self.manifest.outputs))
+            for info in infos
+        ]
+        columns = ("role", "name", "dtype", "shape")
+        blocks: list[Block] = [Table("inputs and outputs", columns, tensors)]
         if self.layer_runs:
             cores = Counter(run.runs_as or "not replaced" for run in self.layer_runs)
             counts = ", ".join(f"{number} {kind}" for kind, number in cores.items())
             number = count(len(self.layer_runs), "MoH layer")
             title = f"{number}: {counts} (as read from {self.runtime})"
-            cells = list(map(runs_as, self.layer_runs))
-            blocks.append(layer_table(title, self.manifest.layers, "runs as", cells))
+            cells = list(map(layers_text.runs_as, self.layer_runs))
+            blocks.append(layers_text.layer_table(title, self.manifest.layers, "runs as", cells))
         if any(map(choices_for, self.manifest.layers)):
             blocks.append(choice_table(self.manifest, self.predictions))
         return Document("inspect", tuple(blocks), findings=tuple(self._lines()))
@@ -276,27 +249,36 @@ class InspectReport(Report):
     def _lines(self) -> Iterator[str]:
         manifest = self.manifest
         if manifest.layers:
-            yield from router_legend(manifest.layers)
-            yield from reasons(manifest.layers)
-            yield from constant_gates(manifest.layers)
-        yield from not_layers(len(manifest.layers), manifest.near_misses, manifest.ungated)
-        yield from map(other_router_text, manifest.other_routers)
+            yield from layers_text.router_legend(manifest.layers)
+            yield from layers_text.reasons(manifest.layers)
+            yield from layers_text.constant_gates(manifest.layers)
+        yield from layers_text.not_layers(
+            len(manifest.layers), manifest.near_misses, manifest.ungated
+        )
+        yield from map(layers_text.other_router_text, manifest.other_routers)
         if manifest.layers:
-            yield from map(kept_text, manifest.kept)
+            yield from map(layers_text.kept_text, manifest.kept)
             yield from choice_lines(manifest, self.predictions, self.kernels)
             yield f"skippable: {self._skippable_text()}"
         yield from savings_lines(self.savings)
         yield f"dynamic dimensions: {'; '.join(map(self._dim_text, manifest.dims)) or 'none'}"
         if manifest.caches is not None:
-            yield caches_text(manifest.caches)
+            yield layers_text.caches_text(manifest.caches)
         ops = ", ".join(f"{name} v{version}" for name, version in manifest.ops.items())
         yield f"opset {manifest.opset}; custom ops: {ops or 'none'}"
         if self.node_runs:
             ways = list(self.node_runs.values())
-            yield nodes_text(ways.count("kernel"), ways.count("function"))
+            yield layers_text.nodes_text(ways.count("kernel"), ways.count("function"))
         yield f"precision: {manifest.precision}; compute type: {manifest.compute_type}"
         yield self.kernels.describe()
-        yield self._proof_text()
+        proof = manifest.proof
+        if proof is None:
+            yield "proof: none recorded"
+        else:
+            yield (
+                f"proof: max abs error {proof.max_abs_error:.3g}, routing agreement"
+                f" {proof.routing_agreement:.6g} over {len(proof.sizes)} runs of the original model"
+            )
 
     def _dim_text(self, name: str) -> str:
         """Return `seq 1 to 64 by the trace, run at 5, 6`: what is claimed, and what was tried."""
@@ -316,25 +298,7 @@ class InspectReport(Report):
             " operators, for the (token, head) pairs with a zero gate, at the example's sizes)"
         )
 
-    def _proof_text(self) -> str:
-        proof = self.manifest.proof
-        if proof is None:
-            return "proof: none recorded"
-        return (
-            f"proof: max abs error {proof.max_abs_error:.3g}, routing agreement"
-            f" {proof.routing_agreement:.6g} over {len(proof.sizes)} runs of the original model"
-        )
-
 
 def _total(parts: Sequence[int | None]) -> int | None:
     known = [part for part in parts if part is not None]
     return sum(known) if len(known) == len(parts) else None
-
-
-def _tensor_table(manifest: Manifest) -> Table:
-    def row(kind: str, info: TensorInfo) -> tuple[Cell, ...]:
-        return kind, info.name, info.dtype, "[" + ", ".join(map(str, info.shape)) + "]"
-
-    rows = [row("input", info) for info in manifest.inputs]
-    rows += [row("output", info) for info in manifest.outputs]
-    return Table("inputs and outputs", ("role", "name", "dtype", "shape"), rows)

@@ -260,11 +260,11 @@ def test_why_no_nodes_are_enough_is_told_apart(
     """Right as it is written with every node in float32, and not as it is run."""
     whole = exported("Stack")
     half = write_unprotected(whole, tmp_path / "half")
-    monkeypatch.setattr(job._Repair, "cure", lambda _: None)
+    monkeypatch.setattr(job.RepairJob, "cure", lambda _: None)
     monkeypatch.setattr(Experiments, "allowed", lambda *_: allowed)
     report = moh_deploy.bisect(half.root, reference=whole.root, target=1e-5, kernels=kernels)
     assert (report.why_no_repair or "").endswith(why)
-    monkeypatch.setattr(job, "every_node", lambda *_: {})
+    monkeypatch.setattr(job, "ranked_nodes", lambda *_: [])
     report = moh_deploy.bisect(half.root, reference=whole.root, target=1e-5, kernels=kernels)
     assert (report.why_no_repair or "").endswith("what only moves numbers are in float16.")
 
@@ -310,13 +310,13 @@ def test_set_that_verify_refuses_is_searched_again_by_verify(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     half = write_unprotected(exported("LargeLogits"), tmp_path / "half")
-    parity, asked = job._Repair._parity, []
+    parity, asked = job.RepairJob._parity, []
 
-    def verifying(repair: job._Repair, model: ForcedModel) -> ParityReport | SimpleNamespace:
+    def verifying(repair: job.RepairJob, model: ForcedModel) -> ParityReport | SimpleNamespace:
         asked.append(model)
         return parity(repair, model) if len(asked) > 1 else SimpleNamespace(equal=False)
 
-    monkeypatch.setattr(job._Repair, "_parity", verifying)
+    monkeypatch.setattr(job.RepairJob, "_parity", verifying)
     report = moh_deploy.bisect(half.root, max_runs=4)
     # The first set, at least one trial of the second search, and what was found.
     assert len(asked) > 2

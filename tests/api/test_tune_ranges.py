@@ -302,13 +302,13 @@ def test_contestants_are_what_they_are_called(
     package: OnnxPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen: dict[str, list[str | None]] = {}
-    time_model = job.time_model
+    time_model = job.timed.time_model
 
     def spy(packages: dict[str, OnnxPackage], *given: object, **options: object) -> object:
         seen.update((name, choices(one)) for name, one in packages.items())
         return time_model(packages, *given, **options)
 
-    monkeypatch.setattr(job, "time_model", spy)
+    monkeypatch.setattr(job.timed, "time_model", spy)
     measured(package, tmp_path, FASTER, FASTER)
     assert seen == {
         "dense": ["dense", "dense"],

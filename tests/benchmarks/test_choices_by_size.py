@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -12,6 +10,7 @@ import moh_deploy
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.kernel_use import choose_kernels
 from moh_deploy.system.npz import write_npz
+from tests.benchmarks.conftest import LoadBenchmark
 from tests.handmade_package import vectors
 from tests.nightly import sampled
 from tests.two_layers import write_two_layers
@@ -19,7 +18,7 @@ from tests.two_layers import write_two_layers
 
 def test_package_is_timed_beside_each_one_choice(
     tmp_path: Path,
-    load_benchmark: Callable[[str], ModuleType],
+    load_benchmark: LoadBenchmark,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
@@ -44,7 +43,7 @@ def test_package_is_timed_beside_each_one_choice(
 @sampled(2)
 @pytest.mark.parametrize(("seq", "skips"), [(3, False), (6, True)])
 def test_skipped_work_is_that_of_the_choice_at_the_sizes(
-    tmp_path: Path, load_benchmark: Callable[[str], ModuleType], seq: int, skips: bool
+    tmp_path: Path, load_benchmark: LoadBenchmark, seq: int, skips: bool
 ):
     library = choose_kernels("auto")
     package = write_two_layers(tmp_path / "package")

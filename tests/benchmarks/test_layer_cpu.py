@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -12,14 +10,13 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from tests.benchmarks.conftest import LoadBenchmark, RowsOf
 from tests.kernel_library import needs_library
 from tests.nightly import nightly
 
 
 @pytest.fixture
-def bench(
-    load_benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> ModuleType:
+def bench(load_benchmark: LoadBenchmark, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The benchmark's module, with two tiny layers in place of its own."""
     bench = load_benchmark("layer_cpu")
     layer = sys.modules["layer_models"]._layer
@@ -32,26 +29,21 @@ def bench(
 
 
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.5])
-def test_tokens_use_the_share_of_heads_that_was_asked_for(bench: ModuleType, share: float) -> None:
+def test_tokens_use_the_share_of_heads_that_was_asked_for(bench: ModuleType, share: float):
     for layer in bench.LAYERS:
         choice = bench.choice_of(layer, share)
         assert choice.active == share * layer.shape.num_heads
         assert choice.num_shared == choice.active // 2
 
 
-def test_share_is_rounded_to_whole_heads(bench: ModuleType) -> None:
-    assert [bench.choice_of(bench.LAYERS[0], share).active for share in (0.9, 0.6, 0.1)] == [
-        4,
-        2,
-        1,
-    ]
+def test_share_is_rounded_to_whole_heads(bench: ModuleType):
+    found = [bench.choice_of(bench.LAYERS[0], share).active for share in (0.9, 0.6, 0.1)]
+    assert found == [4, 2, 1]
 
 
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("index", [0, 1])
-def test_our_layer_is_the_one_that_float64_computes(
-    bench: ModuleType, index: int, sparse: bool
-) -> None:
+def test_our_layer_is_the_one_that_float64_computes(bench: ModuleType, index: int, sparse: bool):
     layer, rng = bench.LAYERS[index], np.random.default_rng(0)
     weights = bench.draw_weights(layer, rng)
     x = rng.standard_normal(layer.x_shape, dtype=np.float32)
@@ -63,7 +55,7 @@ def test_our_layer_is_the_one_that_float64_computes(
     np.testing.assert_allclose(output, bench.float64_output(layer, weights, x, gates), atol=1e-5)
 
 
-def test_only_the_output_is_sparse_where_queries_choose(bench: ModuleType) -> None:
+def test_only_the_output_is_sparse_where_queries_choose(bench: ModuleType):
     for layer, expected in zip(bench.LAYERS, [2, 1], strict=True):
         weights = bench.draw_weights(layer, np.random.default_rng(0))
         choice = bench.choice_of(layer, 0.5)
@@ -73,7 +65,7 @@ def test_only_the_output_is_sparse_where_queries_choose(bench: ModuleType) -> No
         assert names[-1] == "MoHOutputProjection"
 
 
-def test_every_dense_layer_is_the_one_that_float64_computes(bench: ModuleType) -> None:
+def test_every_dense_layer_is_the_one_that_float64_computes(bench: ModuleType):
     for layer in bench.LAYERS:
         rng = np.random.default_rng(0)
         weights = bench.draw_weights(layer, rng)
@@ -88,7 +80,7 @@ def test_every_dense_layer_is_the_one_that_float64_computes(bench: ModuleType) -
             np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
-def test_wrong_output_is_no_measurement(bench: ModuleType) -> None:
+def test_wrong_output_is_no_measurement(bench: ModuleType):
     expected = np.ones((2, 3))
     assert bench._error("moh", np.ones((2, 3), np.float32), expected) == 0
     with pytest.raises(bench.WrongOutput, match=r"moh: off by 0\.001, expected at most 2e-05"):
@@ -99,10 +91,8 @@ def test_wrong_output_is_no_measurement(bench: ModuleType) -> None:
 
 @nightly
 @needs_library
-def test_rows_have_what_was_measured(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--active", "1", "0.5", "--threads", "1", "2", "--rounds", "2", "--json"]
-    assert bench.main(options) == 0
-    rows = json.loads(capsys.readouterr().out)
+def test_rows_have_what_was_measured(bench: ModuleType, rows_of: RowsOf):
+    rows = rows_of(bench, "--active", "1", "0.5", "--threads", "1", "2", "--rounds", "2")
     assert [(row["layer"], row["threads"], row["active"]) for row in rows] == [
         (layer, threads, active)
         for layer in ("linear", "query")
@@ -115,9 +105,10 @@ def test_rows_have_what_was_measured(bench: ModuleType, capsys: pytest.CaptureFi
         assert 0 < row["max_abs_error"] <= bench.BOUND
 
 
+@pytest.mark.parametrize("name", ["layer_cpu", pytest.param("projection_cpu", marks=needs_library)])
 def test_library_that_is_missing_ends_the_benchmark(
-    bench: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+    name: str, load_benchmark: LoadBenchmark, capsys: pytest.CaptureFixture[str]
+):
     with pytest.raises(SystemExit, match="2"):
-        bench.main(["--library", "no/such.so"])
+        load_benchmark(name).main(["--library", "no/such.so"])
     assert "no/such.so cannot be loaded" in capsys.readouterr().err

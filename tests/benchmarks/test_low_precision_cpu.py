@@ -1,21 +1,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import moh_deploy
+from tests.benchmarks.conftest import LoadBenchmark
 from tests.edge_case_package import write_edge_package
 from tests.openvino_extension import install_extension
 
 
 @pytest.mark.nightly
 def test_flips_and_errors_stand_beside_times(
-    load_benchmark: Callable[[str], ModuleType],
+    load_benchmark: LoadBenchmark,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

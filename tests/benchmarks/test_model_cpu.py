@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -18,9 +17,9 @@ import pytest
 from moh_deploy.config.export_config import load_config
 from moh_deploy.frontend.inputs.examples import build_inputs
 from moh_deploy.runtime.kernel_use import choose_kernels
+from tests.benchmarks.conftest import LoadBenchmark, run_script
 from tests.nightly import nightly, sampled
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COLUMNS = [
     *("model", "batch", "threads", "moh_ms", "moh_openvino_ms", "eager_ms", "plain_onnx_ms"),
     *("compile_ms", "openvino_ms", "vs_eager", "vs_plain_onnx", "best_peer", "vs_best_peer"),
@@ -30,7 +29,7 @@ HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 
 
 @pytest.fixture
-def bench(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+def bench(load_benchmark: LoadBenchmark) -> ModuleType:
     """The benchmark's module."""
     return load_benchmark("model_cpu")
 
@@ -39,7 +38,8 @@ def bench(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where one run of the benchmark has left weights, packages, plain exports and its rows."""
     folder = tmp_path_factory.mktemp("models")
-    done = run_benchmark(
+    done = run_script(
+        "model_cpu.py",
         *("--models", "vit-form", "--keep", str(folder), "--batch", "2", "1", "--threads", "1"),
         *("--repeats", "2", "--peers", "eager", "plain_onnx", "openvino", "--json"),
     )
@@ -57,7 +57,7 @@ def prepared(bench: ModuleType, folder: Path) -> object:
 
 
 @nightly
-def test_rows_have_what_was_measured(folder: Path) -> None:
+def test_rows_have_what_was_measured(folder: Path):
     rows = json.loads((folder / "rows.json").read_text())
     assert [(row["model"], row["batch"], row["threads"]) for row in rows] == [
         ("vit-form", batch, 1) for batch in BATCHES
@@ -72,7 +72,7 @@ def test_rows_have_what_was_measured(folder: Path) -> None:
 
 
 @nightly
-def test_peer_that_takes_no_part_is_reported(folder: Path) -> None:
+def test_peer_that_takes_no_part_is_reported(folder: Path):
     log = (folder / "log").read_text()
     assert log.count("without compile: not asked for") == len(BATCHES)
     assert ("without openvino: No module named 'openvino'" in log) == (not HAS_OPENVINO)
@@ -82,7 +82,7 @@ def test_peer_that_takes_no_part_is_reported(folder: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["llama-form", "vit-form", "dit-form", "llama-decode", "llama-heads-first"]
 )
-def test_models_of_ours_run_and_choose_heads(bench: ModuleType, name: str) -> None:
+def test_models_of_ours_run_and_choose_heads(bench: ModuleType, name: str):
     import torch
 
     config = load_config(bench.SUBJECTS[name].config, ["dims.past=8"] * (name == "llama-decode"))
@@ -113,7 +113,7 @@ def keeping(call: Callable[..., object], results: list[object]) -> Callable[...,
     return kept
 
 
-def test_decoding_with_a_cache_continues_the_prompt(bench: ModuleType) -> None:
+def test_decoding_with_a_cache_continues_the_prompt(bench: ModuleType):
     import torch
 
     torch.manual_seed(0)
@@ -130,7 +130,7 @@ def test_decoding_with_a_cache_continues_the_prompt(bench: ModuleType) -> None:
     torch.testing.assert_close(grown, cache)
 
 
-def test_row_compares_with_the_best_peer(bench: ModuleType) -> None:
+def test_row_compares_with_the_best_peer(bench: ModuleType):
     ms = {"moh": 2.0, "eager": 9.0, "plain_onnx": 5.0, "openvino": 3.0}
     row = bench.row_of("m", 2, 1, ms)
     assert (row.vs_eager, row.vs_plain_onnx, row.best_peer, row.vs_best_peer) == (
@@ -139,12 +139,12 @@ def test_row_compares_with_the_best_peer(bench: ModuleType) -> None:
     assert (row.compile_ms, list(row.to_json())) == (None, COLUMNS)
 
 
-def test_row_without_peers_has_no_ratio(bench: ModuleType) -> None:
+def test_row_without_peers_has_no_ratio(bench: ModuleType):
     row = bench.row_of("m", 2, 1, {"moh": 2.0})
     assert (row.vs_eager, row.best_peer, row.vs_best_peer) == (None, None, None)
 
 
-def test_threads_are_compared_by_the_least_wall_time(bench: ModuleType) -> None:
+def test_threads_are_compared_by_the_least_wall_time(bench: ModuleType):
     assert bench.figure([5.0, 1.0, 2.0], 1) == 2.0
     assert bench.figure([5.0, 1.0, 2.0], 2) == 1.0
 
@@ -161,14 +161,14 @@ def reference(bench: ModuleType, undecided: int) -> object:
     return sys.modules["model_timing"].Reference(outputs, undecided)
 
 
-def test_wrong_output_is_no_measurement(bench: ModuleType) -> None:
+def test_wrong_output_is_no_measurement(bench: ModuleType):
     with pytest.raises(bench.WrongOutput, match=r"'logits' of vectors peer differs by 0\.001"):
         bench.measure(
             [candidate(bench, 1.001)], reference(bench, undecided=0), threads=1, repeats=1
         )
 
 
-def test_another_choice_of_heads_is_excused_where_rounding_decides(bench: ModuleType) -> None:
+def test_another_choice_of_heads_is_excused_where_rounding_decides(bench: ModuleType):
     check = sys.modules["model_timing"].check
     assert not check(candidate(bench, 1), 1.00001, reference(bench, 3)).excused
     assert check(candidate(bench, 1), 1.001, reference(bench, 3)).excused
@@ -180,7 +180,7 @@ def test_another_choice_of_heads_is_excused_where_rounding_decides(bench: Module
 
 def test_candidates_take_turns_and_change_their_order(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+):
     interleaving = sys.modules["interleaving"]
     order: list[str] = []
     monkeypatch.setattr(interleaving, "_seconds", lambda call: 0.01)
@@ -195,7 +195,7 @@ def test_candidates_take_turns_and_change_their_order(
     assert [len(ms) for ms in runs_ms] == [7] * 3
 
 
-def test_long_runs_are_all_timed(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_runs_are_all_timed(bench: ModuleType, monkeypatch: pytest.MonkeyPatch):
     interleaving = sys.modules["interleaving"]
     monkeypatch.setattr(interleaving, "_seconds", lambda call: 0.2)
     ran: list[int] = []
@@ -204,7 +204,7 @@ def test_long_runs_are_all_timed(bench: ModuleType, monkeypatch: pytest.MonkeyPa
 
 
 @nightly
-def test_rows_of_inputs_repeat_for_larger_batches(prepared: object) -> None:
+def test_rows_of_inputs_repeat_for_larger_batches(prepared: object):
     two, five = prepared.inputs(2), prepared.inputs(5)
     for name, array in two.items():
         np.testing.assert_array_equal(five[name], array[[0, 1, 0, 1, 0]])
@@ -214,7 +214,7 @@ def test_rows_of_inputs_repeat_for_larger_batches(prepared: object) -> None:
 @nightly
 def test_missing_runtime_or_compiler_is_no_failure(
     bench: ModuleType, prepared: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+):
     def no_compiler(module: object) -> object:
         def call(*arguments: object) -> object:
             raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
@@ -232,9 +232,7 @@ def test_missing_runtime_or_compiler_is_no_failure(
 
 @nightly
 @pytest.mark.parametrize("kernels", ["off", "auto"])
-def test_rows_are_skipped_by_kernels_only(
-    bench: ModuleType, prepared: object, kernels: str
-) -> None:
+def test_rows_are_skipped_by_kernels_only(bench: ModuleType, prepared: object, kernels: str):
     use = choose_kernels(kernels)
     inputs = prepared.inputs(1)
     work = bench.skipped_work(prepared.package, inputs, use, repeats=1)
@@ -254,9 +252,7 @@ def test_rows_are_skipped_by_kernels_only(
 
 
 @nightly
-def test_dense_layer_and_open_gates_are_measured_beside_ours(
-    bench: ModuleType, prepared: object
-) -> None:
+def test_dense_layer_and_open_gates_are_measured_beside_ours(bench: ModuleType, prepared: object):
     work = bench.skipped_work(
         prepared.package, prepared.inputs(2), choose_kernels("auto"), repeats=1
     )
@@ -270,7 +266,7 @@ def test_dense_layer_and_open_gates_are_measured_beside_ours(
 @nightly
 def test_profile_has_the_operators_of_both_sides(
     bench: ModuleType, prepared: object, tmp_path: Path
-) -> None:
+):
     lines = bench.profile_both(
         prepared, prepared.inputs(2), choose_kernels("off"), repeats=2, scratch=tmp_path
     )
@@ -281,9 +277,7 @@ def test_profile_has_the_operators_of_both_sides(
     assert answer["ops"][0]["plain"].keys() == {"nodes", "ms"}
 
 
-def test_profile_leaves_the_first_run_out_and_adds_medians(
-    bench: ModuleType, tmp_path: Path
-) -> None:
+def test_profile_leaves_the_first_run_out_and_adds_medians(bench: ModuleType, tmp_path: Path):
     def event(node: str, op: str, microseconds: int, kind: str = "_kernel_time") -> object:
         name = {"name": node + kind, "cat": "Node", "dur": microseconds}
         return {**name, "args": {"op_name": op}}
@@ -298,7 +292,7 @@ def test_profile_leaves_the_first_run_out_and_adds_medians(
 
 
 @nightly
-def test_random_weights_have_no_zeros_left(bench: ModuleType, folder: Path) -> None:
+def test_random_weights_have_no_zeros_left(bench: ModuleType, folder: Path):
     import torch
 
     weights = torch.load(folder / "vit-form" / "random_weights.pt", weights_only=True)
@@ -308,7 +302,7 @@ def test_random_weights_have_no_zeros_left(bench: ModuleType, folder: Path) -> N
     assert all(bool(weights[name].any()) for name, _ in module.named_parameters())
 
 
-def test_model_whose_code_is_missing_is_refused(bench: ModuleType, tmp_path: Path) -> None:
+def test_model_whose_code_is_missing_is_refused(bench: ModuleType, tmp_path: Path):
     subject = bench.SUBJECTS["vit-small-75"]
     with pytest.raises(bench.NoOriginal, match=r"clone https://\S+ and give its folder with --ori"):
         bench.prepare(subject, bench.Request(), tmp_path)
@@ -316,14 +310,7 @@ def test_model_whose_code_is_missing_is_refused(bench: ModuleType, tmp_path: Pat
         bench.prepare(subject, bench.Request(original=tmp_path), tmp_path)
 
 
-def test_options_of_one_model_need_one_model(
-    bench: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_options_of_one_model_need_one_model(bench: ModuleType, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="2"):
         bench.main(["--models", "vit-form", "dit-form", "--set", "dims.seq=8"])
     assert "are of one model" in capsys.readouterr().err
-
-
-def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / "model_cpu.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)

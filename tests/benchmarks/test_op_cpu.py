@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,10 +14,10 @@ import pytest
 from moh_deploy import native
 from moh_deploy.ops import OPS
 from moh_deploy.runtime.kernel_use import KernelUse
+from tests.benchmarks.conftest import LoadBenchmark, run_script
 from tests.nightly import nightly, sampled
 
 ROOT = Path(__file__).parents[2]
-BENCHMARKS = ROOT / "benchmarks"
 BUILT = ROOT / "build" / "plugins" / native.LIBRARY_NAME
 KERNEL = KernelUse(Path("kernels.so"), None, "avx2")
 TINY = ("2,4,4,9,8", "2,4,2,9,8", "2,4,2,9,8,causal", "decode")
@@ -31,7 +29,7 @@ needs_library = pytest.mark.skipif(
 
 
 @pytest.fixture
-def bench(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+def bench(load_benchmark: LoadBenchmark) -> ModuleType:
     """The benchmark's module."""
     return load_benchmark("op_cpu")
 
@@ -54,7 +52,7 @@ def timing(*runs_ms: float) -> object:
 
 
 @pytest.mark.parametrize("active", [1, 0.9, 0.75, 0.5, 0.29, 0])
-def test_share_of_open_gates_is_exact(bench: ModuleType, active: float) -> None:
+def test_share_of_open_gates_is_exact(bench: ModuleType, active: float):
     for name in ("vit", "dit-24", "2,100,100,9,8", "decode-small"):
         shape = bench.parse_shape(name)
         gates = sys.modules["op_inputs"].draw_gates(shape, active, np.random.default_rng(1))
@@ -62,7 +60,7 @@ def test_share_of_open_gates_is_exact(bench: ModuleType, active: float) -> None:
         assert abs(np.count_nonzero(gates) - active * gates.size) <= 0.5
 
 
-def test_half_of_the_active_heads_is_shared_and_the_rest_differs(bench: ModuleType) -> None:
+def test_half_of_the_active_heads_is_shared_and_the_rest_differs(bench: ModuleType):
     shape = bench.parse_shape("vit")
     gates = sys.modules["op_inputs"].draw_gates(shape, 0.5, np.random.default_rng(1))
     is_open = gates[0] != 0  # [S, H]
@@ -72,7 +70,7 @@ def test_half_of_the_active_heads_is_shared_and_the_rest_differs(bench: ModuleTy
     assert is_open[:, 4:].any(axis=0).all()
 
 
-def test_work_is_counted_for_open_gates_and_visible_keys(bench: ModuleType) -> None:
+def test_work_is_counted_for_open_gates_and_visible_keys(bench: ModuleType):
     shape = bench.parse_shape("1,2,1,3,8,causal")
     gates = np.array([[[1, 0], [1, 1], [0, 0]]])  # Queries that see 1, 2 and 3 keys.
     assert shape.flops(gates) == 4 * 8 * (1 * 1 + 2 * 2 + 0 * 3)
@@ -80,7 +78,7 @@ def test_work_is_counted_for_open_gates_and_visible_keys(bench: ModuleType) -> N
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_float64_result_is_that_of_the_op(bench: ModuleType, name: str) -> None:
+def test_float64_result_is_that_of_the_op(bench: ModuleType, name: str):
     prepared_bench = prepared(bench, name, 0.5)
     shape, inputs = prepared_bench.shape, prepared_bench.sets[0]
     attributes = {
@@ -97,9 +95,7 @@ def test_float64_result_is_that_of_the_op(bench: ModuleType, name: str) -> None:
 @sampled(4)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", TINY)
-def test_every_dense_candidate_computes_gated_attention(
-    bench: ModuleType, name: str, dtype: str
-) -> None:
+def test_every_dense_candidate_computes_gated_attention(bench: ModuleType, name: str, dtype: str):
     prepared_bench = prepared(bench, name, 0.5, dtype=dtype)
     candidates = [prepared_bench.dense(one, 0.5) for one in prepared_bench.dense_names()]
     timings = bench.measure(prepared_bench, candidates, 3)
@@ -107,14 +103,14 @@ def test_every_dense_candidate_computes_gated_attention(
     assert max(one.max_abs_error for one in timings) > 0  # They do compute in that dtype.
 
 
-def test_grouped_query_attention_takes_part_where_it_computes_the_same(bench: ModuleType) -> None:
+def test_grouped_query_attention_takes_part_where_it_computes_the_same(bench: ModuleType):
     names = {name: prepared(bench, name, 1.0).dense_names() for name in TINY}
     assert [name for name in TINY if "GroupQueryAttention" in names[name]] == [*TINY[2:]]
 
 
 def test_dtype_without_an_operator_is_reported(
     bench: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+):
     prepared_bench = prepared(bench, TINY[0], 0.5, dtype="bfloat16")
     found = [one.name for one in bench._dense(prepared_bench, 0.5)]
     assert "torch SDPA" in found
@@ -122,7 +118,7 @@ def test_dtype_without_an_operator_is_reported(
     assert "without MultiHeadAttention: [ONNXRuntimeError]" in capsys.readouterr().err
 
 
-def test_wrong_output_is_no_measurement(bench: ModuleType) -> None:
+def test_wrong_output_is_no_measurement(bench: ModuleType):
     prepared_bench = prepared(bench, TINY[0], 0.5)
     right = prepared_bench.dense("Attention", 0.5)
 
@@ -134,14 +130,14 @@ def test_wrong_output_is_no_measurement(bench: ModuleType) -> None:
         bench.measure(prepared_bench, [replace(right, run=spoil)], 1)
 
 
-def test_output_that_is_not_written_is_no_measurement(bench: ModuleType) -> None:
+def test_output_that_is_not_written_is_no_measurement(bench: ModuleType):
     prepared_bench = prepared(bench, TINY[0], 0.5)
     idle = replace(prepared_bench.dense("Attention", 0.5), run=lambda index: None)
     with pytest.raises(bench.WrongOutput, match="off by nan"):
         bench.measure(prepared_bench, [idle], 1)
 
 
-def test_unselected_row_of_ours_is_exactly_zero(bench: ModuleType) -> None:
+def test_unselected_row_of_ours_is_exactly_zero(bench: ModuleType):
     prepared_bench = prepared(bench, TINY[0], 0.5)
     right = prepared_bench.dense("Attention", 0.5)
 
@@ -169,7 +165,7 @@ def result(bench: ModuleType, threads: int) -> object:
     return bench.Result(bench.parse_shape("vit"), "float32", threads, ours, dense)
 
 
-def test_best_fused_operator_is_compared_by_medians_of_cpu_time(bench: ModuleType) -> None:
+def test_best_fused_operator_is_compared_by_medians_of_cpu_time(bench: ModuleType):
     full, half = bench.rows_of([result(bench, 1)], 10.0)
     assert (full.best_fused, full.best_fused_ms, full.moh_ms, full.ratio) == (
         *("Attention", 3.0, 2.0, 1.5),
@@ -181,7 +177,7 @@ def test_best_fused_operator_is_compared_by_medians_of_cpu_time(bench: ModuleTyp
     assert full.clock == "cpu"
 
 
-def test_threads_are_compared_by_the_least_wall_time(bench: ModuleType) -> None:
+def test_threads_are_compared_by_the_least_wall_time(bench: ModuleType):
     row = bench.rows_of([result(bench, 1), result(bench, 2)], 10.0)[2]
     assert (row.threads, row.clock, row.moh_ms, row.moh_median_ms) == (2, "wall", 1.0, 2.0)
     assert row.ratio == 2.0
@@ -189,19 +185,17 @@ def test_threads_are_compared_by_the_least_wall_time(bench: ModuleType) -> None:
     assert row.peak_share == pytest.approx(4e6 / 1e-3 / 20e9)
 
 
-def test_share_of_an_unknown_peak_is_left_out(bench: ModuleType) -> None:
+def test_share_of_an_unknown_peak_is_left_out(bench: ModuleType):
     assert bench.rows_of([result(bench, 1)], None)[0].peak_share is None
 
 
-def test_machine_without_a_compiler_has_no_peak(
-    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_machine_without_a_compiler_has_no_peak(bench: ModuleType, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "")
     assert str(bench._Peak.of(None)) == "unknown (there is no C compiler 'cc': give --peak)"
     assert str(bench._Peak.of(116.7)) == "116.7 GFLOP/s (as given)"
 
 
-def test_shape_of_ones_own_is_read_and_an_unknown_one_refused(bench: ModuleType) -> None:
+def test_shape_of_ones_own_is_read_and_an_unknown_one_refused(bench: ModuleType):
     shape = bench.parse_shape("2,4,2,9,8,causal")
     sizes = (shape.batch, shape.num_heads, shape.num_kv_heads, shape.seq_len, shape.head_dim)
     assert (sizes, shape.kv_len, shape.is_causal) == ((2, 4, 2, 9, 8), 9, True)
@@ -212,8 +206,8 @@ def test_shape_of_ones_own_is_read_and_an_unknown_one_refused(bench: ModuleType)
 
 
 @nightly
-def test_library_that_is_missing_ends_the_benchmark() -> None:
-    done = run_benchmark("--library", "no/such.so")
+def test_library_that_is_missing_ends_the_benchmark():
+    done = run_script("op_cpu.py", "--library", "no/such.so")
     assert done.returncode == 2
     assert "no/such.so cannot be loaded" in done.stderr
     assert done.stdout == ""
@@ -221,8 +215,9 @@ def test_library_that_is_missing_ends_the_benchmark() -> None:
 
 @nightly
 @needs_library
-def test_rows_have_what_was_measured() -> None:
-    done = run_benchmark(
+def test_rows_have_what_was_measured():
+    done = run_script(
+        "op_cpu.py",
         *("--shape", "2,4,2,9,8,causal", "decode-small", "--active", "1", "0.5"),
         *("--threads", "1", "2", "--rounds", "2", "--peak", "100", "--json"),
     )
@@ -239,8 +234,3 @@ def test_rows_have_what_was_measured() -> None:
         assert row["ratio"] == row["best_fused_ms"] / row["moh_ms"] > 0
         assert row["peak_share"] > 0
         assert row["max_abs_error"] <= 1e-5
-
-
-def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / "op_cpu.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)

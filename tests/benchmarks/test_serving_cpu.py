@@ -1,21 +1,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from tests.benchmarks.conftest import LoadBenchmark
 from tests.handmade_package import write_package
 from tests.nightly import nightly
 
 
 @nightly
 def test_server_is_measured_beside_a_loop_and_answers_are_compared(
-    tmp_path: Path,
-    load_benchmark: Callable[[str], ModuleType],
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, load_benchmark: LoadBenchmark, capsys: pytest.CaptureFixture[str]
 ):
     root = write_package(tmp_path / "package").root
     arguments = ["--package", str(root), "--clients", "1", "2", "--requests", "20", "--json"]

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from moh_deploy.system.npz import Array
+from tests.benchmarks.conftest import LoadBenchmark
 
 # genai's builder takes every product with as many outputs as the vocabulary has words for the head;
 # NNCF's blocks are of 128.
@@ -20,7 +19,7 @@ SIZES = "--layers 1 --hidden 128 --inner 128 --heads 8 --kv-heads 2 --vocab 96 -
 @pytest.mark.nightly
 @pytest.mark.parametrize(("weights", "bound"), [("float32", 1e-5), ("int8", 0.2), ("int4", 0.5)])
 def test_each_takes_the_same_step(
-    load_benchmark: Callable[[str], ModuleType],
+    load_benchmark: LoadBenchmark,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     weights: str,
@@ -41,9 +40,7 @@ def test_each_takes_the_same_step(
     assert all(0 < row["error"] < bound for row in rows)
 
 
-def test_candidate_that_computes_something_else_is_told(
-    load_benchmark: Callable[[str], ModuleType],
-):
+def test_candidate_that_computes_something_else_is_told(load_benchmark: LoadBenchmark):
     class Off:
         name = "off"
 

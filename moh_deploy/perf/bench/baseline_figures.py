@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.perf.bench.measured import Measured, PackageWork
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.report.baseline.figures import Figure
@@ -18,16 +16,37 @@ def bench_figures(report: BenchReport, called: Mapping[str, str]) -> tuple[Figur
     Args:
         called: Baselines and inputs that are paths, to what the baseline file calls them.
     """
-    naming = _Naming(called, report.threads)
-    # Rows first: how many are computed hardly depends on the machine.
-    work = [figure for package_work in report.work for figure in naming.of_work(package_work)]
-    times = [
-        figure
-        for result in report.results
-        if not result.is_baseline
-        for figure in naming.of_times(result, _wrong_beside(report, result))
-    ]
-    return (*work, *times)
+    figures = []
+
+    def group(inputs: str, sizes: Mapping[str, int]) -> str:
+        """Name what figures are of, in words that are the same from run to run."""
+        on = "" if report.threads is None else f", threads={report.threads}"
+        return f"{called.get(inputs, inputs)} inputs at {sizes_text(dict(sizes))}{on}"
+
+    # Rows first, heads of tokens: how many are computed hardly depends on the machine.
+    for work in report.work:
+        dense = sum(layer.rows_dense for layer in work.layers)
+        computed = sum(layer.rows_computed for layer in work.layers)
+        # A package whose layers were given no rows has no share to keep.
+        if dense:
+            share = computed / dense
+            figures.append(Figure.exact(group(work.inputs, work.sizes), "computed_share", share))
+    for row in report.results:
+        if row.is_baseline:
+            continue
+        alike = [x for x in report.results if (x.inputs, x.sizes) == (row.inputs, row.sizes)]
+        wrong = {other.contestant for other in alike if other.fault is not None}
+        of = group(row.inputs, row.sizes)
+        for name, found in row.ratios.items():
+            # A ratio to a baseline that computes something else would be kept as reached.
+            if name not in wrong:
+                beside = f"{of}, beside {called.get(name, name)}"
+                figures.append(Figure(beside, "ratio", found.value, found.low, found.high))
+        # Milliseconds and memory are good for one machine and runtime only: see `machine_of`.
+        figures.append(Figure.exact(of, "p50_ms", row.latency.p50_ms))
+        if row.fresh.peak_memory_bytes is not None:
+            figures.append(Figure.exact(of, "peak_memory_bytes", row.fresh.peak_memory_bytes))
+    return tuple(figures)
 
 
 def machine_of(report: BenchReport) -> str:
@@ -57,43 +76,3 @@ def require_one_package(names: Mapping[str, bool]) -> None:
             " the machine, and there is no baseline.",
             hint="Give one: --baseline dense.",
         )
-
-
-def _wrong_beside(report: BenchReport, row: Measured) -> set[str]:
-    """Return the names of candidates that compute something wrong on the same inputs."""
-    where = row.inputs, row.sizes
-    faulty = [other for other in report.results if other.fault is not None]
-    return {other.contestant for other in faulty if (other.inputs, other.sizes) == where}
-
-
-@dataclass(frozen=True)
-class _Naming:
-    """Names figures, in words that are the same from run to run."""
-
-    called: Mapping[str, str]
-    threads: int | None
-
-    def of_times(self, row: Measured, wrong: Collection[str]) -> Iterator[Figure]:
-        group = self._group(row.inputs, row.sizes)
-        for name, found in row.ratios.items():
-            # A ratio to a baseline that computes something else would be kept as reached.
-            if name in wrong:
-                continue
-            beside = f"{group}, beside {self.called.get(name, name)}"
-            yield Figure(beside, "ratio", found.value, found.low, found.high)
-        # Milliseconds and memory are good for one machine and runtime only: see `machine_of`.
-        yield Figure.exact(group, "p50_ms", row.latency.p50_ms)
-        if row.fresh.peak_memory_bytes is not None:
-            yield Figure.exact(group, "peak_memory_bytes", row.fresh.peak_memory_bytes)
-
-    def of_work(self, work: PackageWork) -> Iterator[Figure]:
-        # Rows are heads of tokens; a package whose layers were given no rows has no share to keep.
-        dense = sum(layer.rows_dense for layer in work.layers)
-        computed = sum(layer.rows_computed for layer in work.layers)
-        if dense:
-            group = self._group(work.inputs, work.sizes)
-            yield Figure.exact(group, "computed_share", computed / dense)
-
-    def _group(self, inputs: str, sizes: Mapping[str, int]) -> str:
-        on = "" if self.threads is None else f", threads={self.threads}"
-        return f"{self.called.get(inputs, inputs)} inputs at {sizes_text(dict(sizes))}{on}"

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import VectorSet
-from moh_deploy.perf.bench.candidate import (
-    Candidate,
-    FixedRouters,
-    LoadedCandidate,
-    RoutingOverhead,
-)
+from moh_deploy.perf.bench.candidate import FixedRouters, LoadedCandidate, RoutingOverhead
 from moh_deploy.perf.bench.candidates import BenchSetting, Candidates
 from moh_deploy.perf.bench.faults import FaultFinder
 from moh_deploy.perf.bench.gates import BenchGate, GateResult
-from moh_deploy.perf.bench.latency import FreshRun, Latency, MeasureFresh, MeasureRuns, Timing
-from moh_deploy.perf.bench.measured import Agreement, Measured, PackageWork, agreement, layer_work
+from moh_deploy.perf.bench.latency import (
+    FreshRun,
+    FreshTask,
+    Latency,
+    MeasureFresh,
+    MeasureRuns,
+    Timing,
+)
+from moh_deploy.perf.bench.measured import Measured, PackageWork, agreement, layer_work
 from moh_deploy.perf.bench.report import BenchReport
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.environment import Processor
@@ -63,7 +65,6 @@ class BenchRun:
             ConfigError: A candidate does not take the inputs.
             BackendError: A runtime failed.
         """
-        first = self.candidates.first.manifest
         faults = {}
         if self.judged:
             # Before anything is timed, and in sessions of its own, which are closed again: memory
@@ -73,27 +74,33 @@ class BenchRun:
         with ExitStack() as stack:
             with self.progress.step("loading the models"):
                 # All stay open together, as they take turns.
-                loaded = {
-                    entry.name: _opened(entry, sets, stack) for entry in self.candidates.entries
-                }
+                loaded: dict[str, LoadedCandidate] = {}
+                for entry in self.candidates.entries:
+                    loaded[entry.name] = entry.load(sets)
+                    stack.enter_context(loaded[entry.name].runner)
             rounds = [self._round(input_set, loaded, faults) for input_set in sets]
-        results = [each.measured for each in rounds]
-        described = [loaded_candidate.describe() for loaded_candidate in loaded.values()]
+        described = [candidate.runner.describe() for candidate in loaded.values()]
         # Of the first package, which the report is about.
         kernels = described[0].kernels
         with self.progress.step("counting rows"):
             work = self._work(sets)
-        notes = [note for each in rounds for note in each.notes]
+        notes = [note for *_, found in rounds for note in found]
         original = self.setting.original
         if original and self.candidates.is_of_another_checkpoint(original):
             root = self.candidates.first.root
             notes.insert(0, f"the original is of another checkpoint than {root} was made from")
+        judged: list[GateResult] = []
+        for measured, *_ in rounds:
+            others = {row.contestant: row for row in measured}
+            # Every package, not the baselines.
+            packages = [row for row in measured if not row.is_baseline]
+            judged += [gate.judge(row, others) for gate in gates for row in packages]
         return BenchReport(
-            results=tuple(row for each in results for row in each),
+            results=tuple(row for measured, *_ in rounds for row in measured),
             work=work,
-            gates=tuple(gate for each in results for gate in _judged(gates, each)),
-            routing=tuple(overhead for each in rounds for overhead in each.routing),
-            samples_by=batch_dim(first),
+            gates=tuple(judged),
+            routing=tuple(overhead for _, routing, _ in rounds for overhead in routing),
+            samples_by=batch_dim(self.candidates.first.manifest),
             threads=self.setting.threads,
             min_time_s=min_time,
             warmup_s=warmup,
@@ -109,64 +116,84 @@ class BenchRun:
 
     def _round(
         self, input_set: InputSet, loaded: Mapping[str, LoadedCandidate], faults: Mapping[str, str]
-    ) -> _Round:
-        with self.progress.step(f"comparing outputs at {sizes_text(input_set.sizes)}"):
+    ) -> tuple[list[Measured], list[RoutingOverhead], list[str]]:
+        """Measure all candidates on one set of inputs; return also costs of routing, and notes."""
+        at = f"at {sizes_text(input_set.sizes)}"
+        with self.progress.step(f"comparing outputs {at}"):
             # Every candidate runs once before it is timed: one that does not take the inputs is
             # refused here.
             outputs = {name: other.outputs(input_set) for name, other in loaded.items()}
-            reference = self._reference(input_set, outputs)
-            reference, compared = self._without_padding(input_set, reference, outputs)
-            agreements = _agreements(input_set, loaded, reference, compared)
+            reference, compared = self._without_padding(input_set, outputs)
+            (_, first), *others = loaded.items()
+            agreements = {
+                name: agreement(
+                    compared[name],
+                    reference,
+                    # The less precise of the two decides how far they may be apart.
+                    {*first.precisions, *other.precisions},
+                    inputs=_words(input_set),
+                )
+                for name, other in others
+            }
             if self.judged:
                 # What recorded runs showed wins: they are of the original model.
                 faults = {**self._finder.in_timed_run(input_set, compared, agreements), **faults}
         calls = {name: candidate.bound(input_set) for name, candidate in loaded.items()}
-        with self.progress.step(f"timing at {sizes_text(input_set.sizes)}"):
+        with self.progress.step(f"timing {at}"):
             times = self.measure(calls)
-        with self.progress.step(f"running in fresh processes at {sizes_text(input_set.sizes)}"):
+        with self.progress.step(f"running in fresh processes {at}"):
             fresh = self._fresh_runs(input_set, loaded)
         baselines = [other.name for other in self.candidates.entries if other.is_baseline]
-        samples = num_samples(self.candidates.first.manifest, input_set.sizes)
-
-        def measured(entry: Candidate) -> Measured:
-            name = entry.name
-            return Measured(
-                contestant=name,
+        found = [
+            Measured(
+                contestant=entry.name,
                 is_baseline=entry.is_baseline,
                 inputs=input_set.name,
                 sizes=input_set.sizes,
-                samples=samples,
-                latency=Latency.of(times[name]),
-                fresh=fresh[name],
+                samples=num_samples(self.candidates.first.manifest, input_set.sizes),
+                latency=Latency.of(times[entry.name]),
+                fresh=fresh[entry.name],
                 ratios={
-                    other: ratio(times[name].wall_ms, times[other].wall_ms)
+                    other: ratio(times[entry.name].wall_ms, times[other].wall_ms)
                     for other in baselines
-                    if other != name
+                    if other != entry.name
                 },
-                agreement=agreements.get(name),
-                fault=faults.get(name),
+                agreement=agreements.get(entry.name),
+                fault=faults.get(entry.name),
             )
-
-        found = [measured(entry) for entry in self.candidates.entries]
+            for entry in self.candidates.entries
+        ]
         # Packages come first among the candidates, and routing is fixed in the first of them.
         overheads = [
             self._routing(fixed_router, found[0], times)
             for fixed_router in self.candidates.fixed_routers
         ]
+        notes = []
+        nan = [f"'{name}'" for name, array in reference.items() if (array != array).any()]
         # Without gates nothing fails, but nobody should be given times of NaN without a word.
-        nan_notes = () if self.judged else _nan_notes(input_set, found[0].contestant, reference)
-        notes = (*nan_notes, *_no_measure_notes(found))
-        return _Round(found, overheads, notes)
+        if nan and not self.judged:
+            notes.append(
+                f"{', '.join(nan)} of {found[0].contestant} on {_words(input_set)} hold NaN: no"
+                " gate would pass, and `moh-deploy verify` says more"
+            )
+        notes += [
+            f"{row.contestant} is no measure: {row.fault}"
+            for row in found
+            if row.is_baseline and row.fault is not None
+        ]
+        return found, overheads, notes
 
-    def _reference(
+    def _without_padding(
         self, input_set: InputSet, outputs: Mapping[str, Sequence[Array]]
-    ) -> dict[str, Array]:
-        """Return the outputs of the first package.
+    ) -> tuple[dict[str, Array], dict[str, Sequence[Array]]]:
+        """Return what is compared, of the first package and of all candidates.
+
+        What is computed for padding, as the package says it, is left out.
 
         Raises:
-            ConfigError: They are empty.
+            ConfigError: The outputs of the first package are empty.
         """
-        names = [spec.name for spec in self.candidates.first.manifest.outputs]
+        manifest = self.candidates.first.manifest
         first = next(iter(outputs.values()))
         # Sizes of 0 are legal inputs: the comparison would agree, on nothing.
         if not any(output.size for output in first):
@@ -174,17 +201,9 @@ class BenchRun:
                 f"every output is empty on {_words(input_set)}: there is nothing to time.",
                 hint="Give inputs that hold samples, or sizes above 0.",
             )
-        return dict(zip(names, first, strict=True))
-
-    def _without_padding(
-        self,
-        input_set: InputSet,
-        reference: Mapping[str, Array],
-        outputs: Mapping[str, Sequence[Array]],
-    ) -> tuple[dict[str, Array], dict[str, Sequence[Array]]]:
-        """Return what is compared: not what is computed for padding, as the package says it."""
-        run = VectorSet(input_set.sizes, input_set.inputs, dict(reference), (), ())
-        view = own_view(self.candidates.first.manifest, run, input_set.name)
+        reference = dict(zip([spec.name for spec in manifest.outputs], first, strict=True))
+        run = VectorSet(input_set.sizes, input_set.inputs, reference, (), ())
+        view = own_view(manifest, run, input_set.name)
 
         def compared(arrays: Sequence[Array]) -> Sequence[Array]:
             # By order: a baseline calls its outputs something else, and may have others.
@@ -200,12 +219,13 @@ class BenchRun:
     ) -> dict[str, FreshRun]:
         inputs = self.setting.scratch / "inputs.npz"
         write_npz(inputs, input_set.inputs)
-        tasks = {name: candidate.fresh_task(inputs) for name, candidate in loaded.items()}
         return {
             # What exists in this process only, such as a model with routing fed, has no run of its
             # own.
-            name: FreshRun() if task is None else self.measure_fresh(task)
-            for name, task in tasks.items()
+            name: FreshRun()
+            if candidate.alone is None
+            else self.measure_fresh(FreshTask(*candidate.alone, inputs))
+            for name, candidate in loaded.items()
         }
 
     def _routing(
@@ -231,60 +251,5 @@ class BenchRun:
         )
 
 
-def _opened(candidate: Candidate, sets: Sequence[InputSet], stack: ExitStack) -> LoadedCandidate:
-    loaded = candidate.load(sets)
-    stack.enter_context(loaded.runner)
-    return loaded
-
-
-def _agreements(
-    input_set: InputSet,
-    loaded: Mapping[str, LoadedCandidate],
-    reference: Mapping[str, Array],
-    outputs: Mapping[str, Sequence[Array]],
-) -> dict[str, Agreement]:
-    (_, first), *others = loaded.items()
-    return {
-        name: agreement(
-            outputs[name],
-            reference,
-            # The less precise of the two decides how far they may be apart.
-            {*first.precisions, *other.precisions},
-            inputs=_words(input_set),
-        )
-        for name, other in others
-    }
-
-
-def _nan_notes(input_set: InputSet, name: str, outputs: Mapping[str, Array]) -> Iterator[str]:
-    found = [f"'{output}'" for output, array in outputs.items() if (array != array).any()]
-    if found:
-        yield (
-            f"{', '.join(found)} of {name} on {_words(input_set)} hold NaN: no gate would pass, and"
-            " `moh-deploy verify` says more"
-        )
-
-
-def _no_measure_notes(found: Sequence[Measured]) -> Iterator[str]:
-    for row in found:
-        if row.is_baseline and row.fault is not None:
-            yield f"{row.contestant} is no measure: {row.fault}"
-
-
 def _words(input_set: InputSet) -> str:
     return f"{input_set.name} ({sizes_text(input_set.sizes)})"
-
-
-@dataclass(frozen=True)
-class _Round:
-    """The measurements of all candidates on one set of inputs."""
-
-    measured: list[Measured]
-    routing: list[RoutingOverhead]
-    notes: tuple[str, ...]
-
-
-def _judged(gates: Sequence[BenchGate], measured: Sequence[Measured]) -> list[GateResult]:
-    """Judge every package, not the baselines, on one set of inputs."""
-    by_name = {row.contestant: row for row in measured}
-    return [gate.judge(row, by_name) for gate in gates for row in measured if not row.is_baseline]

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import onnx
 
 from moh_deploy.errors import ConfigError
 from moh_deploy.graph.forced_gates import fix_routing, fixed_input, routed_values, why_not_fixed
 from moh_deploy.package import LayerInfo, OnnxPackage, TensorInfo
-from moh_deploy.perf.bench.latency import FreshTask
 from moh_deploy.perf.timing import TimeDifference
-from moh_deploy.runtime.base import Deployed, Description, Model, Runner, Variant
+from moh_deploy.runtime.base import Deployed, Model, Runner, Variant
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
@@ -76,10 +74,6 @@ class LoadedCandidate:
     routed: Mapping[int, Mapping[str, Array]] = field(default_factory=dict)
     alone: tuple[Model, Variant] | None = None
 
-    def describe(self) -> Description:
-        """Return what runs this model and its layers."""
-        return self.runner.describe()
-
     def outputs(self, input_set: InputSet) -> list[Array]:
         """Run it once and return its outputs, in order.
 
@@ -93,17 +87,6 @@ class LoadedCandidate:
     def bound(self, input_set: InputSet) -> Callable[[], object]:
         """Return a call that runs it on these inputs: to be timed. Raises as `outputs` does."""
         return self.runner.bound(self._feeds(input_set))
-
-    def fresh_task(self, inputs: Path) -> FreshTask | None:
-        """Return a task that loads it and runs it once in a process of its own.
-
-        Args:
-            inputs: npz file to run on.
-
-        Returns:
-            None if it exists in this process only.
-        """
-        return None if self.alone is None else FreshTask(*self.alone, inputs)
 
     def _feeds(self, input_set: InputSet) -> dict[str, Array]:
         # By `id`: arrays cannot be hashed, and the benchmark keeps the sets of inputs alive.

@@ -18,7 +18,7 @@ from moh_deploy.perf.bench.candidate import (
     FixedRouting,
     routers_to_fix,
 )
-from moh_deploy.runtime.base import Deployed, Model, ModelKind, Variant
+from moh_deploy.runtime.base import Deployed, ModelKind, Variant
 from moh_deploy.runtime.kernel_use import Kernels
 from moh_deploy.runtime.models import runtime_for
 from moh_deploy.runtime.open_runner import find_deployed, find_model, onnx_file, opened_package
@@ -121,7 +121,10 @@ def find_candidates(
         raise ConfigError("there is no package to measure, expected at least one directory.")
     built_from = None if package is None else Path(package)
     subject = read_subject(Path(roots[0]), built_from, setting.kernels, setting.runtime)
-    first = _inputs_package(subject)
+    # An engine is built for some sizes only; recorded inputs of other sizes cannot run on it.
+    vectors = subject.package.vectors
+    fitting = tuple(run for run in vectors if subject.model.fits(run.sizes))
+    first = replace(subject.package, vectors=fitting or vectors)
     # Everybody runs on inputs of the first package, and baselines by a word are made from it.
     others = {str(root): _other_subject(Path(root), first, setting) for root in roots[1:]}
     subjects = {str(roots[0]): subject, **others}
@@ -145,7 +148,10 @@ def find_candidates(
             for path in possible
         ),
     ]
-    _check_names([*map(str, roots), *(entry.name for entry in entries if entry.is_baseline)])
+    names = [*map(str, roots), *(entry.name for entry in entries if entry.is_baseline)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"there are {names.count(name)} contestants '{name}', expected one.")
     return Candidates(tuple(entries), first, subjects, tuple(fixed.values()))
 
 
@@ -184,7 +190,17 @@ def _baseline(
     # Words come before paths, even where a directory is called `dense`.
     off = replace(own, kernels="off")
     if named == DENSE:
-        return Candidate(DENSE, True, _dense(setting, package), own)
+        layers = package.manifest.layers
+        if not any(map(choices_for, layers)):
+            raise ConfigError(
+                f"{package.root} has no layer that could be dense: the baseline 'dense' would be"
+                " the package itself.",
+                hint="`moh-deploy inspect` says why layers were not replaced.",
+            )
+        # Written as a package of its own, as which domain a node is in is part of the model file.
+        chosen = with_choices(layers, {"all": "dense"})
+        written = write_choices(package, chosen, setting.scratch / DENSE)
+        return Candidate(DENSE, True, opened_package(written), own)
     if named == FUNCTIONS:
         return Candidate(FUNCTIONS, True, opened_package(package), off)
     if named == PLAIN_ENGINE:
@@ -210,19 +226,6 @@ def _baseline(
         return Candidate(str(named), True, model, setting.variant(model.preferred_runtime))
     # A model of somebody else's: our kernels are no part of it.
     return Candidate(str(named), True, model, replace(setting.variant(), kernels="off"))
-
-
-def _dense(setting: BenchSetting, package: OnnxPackage) -> Model:
-    layers = package.manifest.layers
-    if not any(map(choices_for, layers)):
-        raise ConfigError(
-            f"{package.root} has no layer that could be dense: the baseline 'dense' would be"
-            " the package itself.",
-            hint="`moh-deploy inspect` says why layers were not replaced.",
-        )
-    # Written as a package of its own, as which domain a node is in is part of the model file.
-    chosen = with_choices(layers, {"all": "dense"})
-    return opened_package(write_choices(package, chosen, setting.scratch / DENSE))
 
 
 def _check_baselines(
@@ -268,18 +271,3 @@ def is_the_engine(baseline: str) -> bool:
 def is_the_original(baseline: str) -> bool:
     """Tell whether a baseline is the original model."""
     return baseline in (EAGER, PLAIN)
-
-
-def _inputs_package(subject: Subject) -> OnnxPackage:
-    """Return the package that says which inputs there are."""
-    # An engine is built for some sizes only; recorded inputs of other sizes cannot run on it.
-    fitting = tuple(
-        vector_set for vector_set in subject.package.vectors if subject.model.fits(vector_set.sizes)
-    )
-    return replace(subject.package, vectors=fitting or subject.package.vectors)
-
-
-def _check_names(names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"there are {names.count(name)} contestants '{name}', expected one.")

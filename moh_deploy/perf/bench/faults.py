@@ -44,14 +44,13 @@ class FaultFinder:
         Raises:
             BackendError: The runtime failed.
         """
-        found = {
-            name: _difference(
-                subject, RecordedReference(words), _known(subject, recorded_samples(sets))
-            )
-            for name, subject in self.candidates.subjects.items()
-            for sets, words in [subject.recorded()]
-        }
-        return {name: why for name, why in found.items() if why is not None}
+        found = {}
+        for name, subject in self.candidates.subjects.items():
+            sets, words = subject.recorded()
+            why = _difference(subject, RecordedReference(words), recorded_samples(sets))
+            if why is not None:
+                found[name] = why
+        return found
 
     def in_timed_run(
         self,
@@ -87,7 +86,7 @@ class FaultFinder:
         vectors = VectorSet(input_set.sizes, input_set.inputs, {}, (), ())
         sample = Sample(vectors, label(input_set.name, input_set.sizes))
         for reference in () if first in found else self._same_model(differing):
-            why = _difference(subject, reference, _known(subject, [sample]))
+            why = _difference(subject, reference, [sample])
             if why is not None:
                 found.setdefault(first, why)
         return found
@@ -106,17 +105,13 @@ class FaultFinder:
 
 
 def _difference(subject: Subject, reference: Reference, samples: Sequence[Sample]) -> str | None:
-    answers = reference.answers(subject.package, samples)
+    manifest = subject.package.manifest
+    known = with_valid_tokens(samples, manifest, manifest.valid_tokens)
+    answers = reference.answers(subject.package, known)
     with subject.load() as runner:
         reports = [
-            compare_answered(subject, runner, part, samples, BUILT_IN_POLICY)
+            compare_answered(subject, runner, part, known, BUILT_IN_POLICY)
             for part in by_gates(reference.name, answers)
         ]
     failure = combined(reports).failure
     return None if failure is None else f"against {reference.name} it is {failure.message}"
-
-
-def _known(subject: Subject, samples: Sequence[Sample]) -> tuple[Sample, ...]:
-    """Return samples with the tokens that are valid as the package says."""
-    manifest = subject.package.manifest
-    return with_valid_tokens(samples, manifest, manifest.valid_tokens)

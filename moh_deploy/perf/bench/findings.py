@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
 
 from moh_deploy.perf.bench.candidate import RoutingOverhead
 from moh_deploy.perf.bench.measured import LayerWork, Measured, PackageWork
@@ -87,82 +86,56 @@ def _milliseconds(found: TimeDifference) -> str:
     return f"{found.value:.3g} ms ({found.low:.3g} to {found.high:.3g}{shown})"
 
 
-class _Kind(NamedTuple):
-    """What is said of a layer, but for its share of open gates."""
-
-    choice: str
-    judged: str
-    before: str
-    limit: str | None
-    pays: bool
-    fastest: str
+_BODIES = "as function bodies, which compute every head"
 
 
 def _layers(layers: Sequence[LayerWork]) -> Iterator[str]:
     """Yield one sentence for each layer, or for all of which the same is to be said."""
-    bodies = [layer for layer in layers if layer.runs_as == "function"]
-    if bodies:
-        yield f"{_named(bodies)} {_runs(bodies)} as function bodies, which compute every head"
-    kinds: dict[_Kind, list[LayerWork]] = {}
+    groups: dict[str, list[LayerWork]] = {_BODIES: []}
     for layer in layers:
-        kind = _kind(layer)
-        if kind is not None and layer not in bodies:
-            kinds.setdefault(kind, []).append(layer)
-    for kind, alike in kinds.items():
-        yield f"{_named(alike)} {_runs(alike)} {_sentence(kind, alike)}"
+        text = _choice_text(layer)
+        if text is not None:
+            groups.setdefault(text, []).append(layer)
+    for text, alike in groups.items():
+        if alike:
+            first, last = alike[0].path, alike[-1].path
+            named = f"{len(alike)} layers ({first} ... {last}) run"
+            if len(alike) == 1:
+                named = f"layer {first} runs"
+            shares = [layer.active_share for layer in alike]
+            low, high = percent(min(shares)), percent(max(shares))
+            yield f"{named} {text.format(shares=low if low == high else f'{low} to {high}')}"
 
 
-def _kind(layer: LayerWork) -> _Kind | None:
-    """Return what a layer's choice is judged by: the limit of its own, of a dense one by sparse."""
-    if layer.choice is None or layer.predicted_fastest is None or not layer.break_even:
+def _choice_text(layer: LayerWork) -> str | None:
+    """Say what speaks for a layer's choice, its share of open gates left out.
+
+    `sparse, which is predicted to be faster than dense up to 71 % open gates; {shares} are open`.
+    """
+    if layer.runs_as == "function":
+        return _BODIES
+    choice, fastest = layer.choice, layer.predicted_fastest
+    if choice is None or fastest is None or not layer.break_even:
         return None
+    # A choice is judged by the limit of its own, a dense layer by that of sparse.
     order = [DENSE, *layer.break_even]
-    judged = order[max(1, order.index(layer.choice))]
-    limit = layer.break_even[judged]
+    at = max(1, order.index(choice))
+    judged, plainer, limit = order[at], order[at - 1], layer.break_even[order[at]]
     pays = limit is not None and layer.active_share <= limit
-    before = order[order.index(judged) - 1]
-    return _Kind(
-        layer.choice,
-        judged,
-        before,
-        None if limit is None else percent(limit),
-        pays,
-        layer.predicted_fastest,
-    )
-
-
-def _sentence(kind: _Kind, layers: Sequence[LayerWork]) -> str:
-    """Return `sparse, which is predicted to be faster than dense up to 71 % open gates; ...`."""
-    start = f"{kind.choice}, which" if kind.judged == kind.choice else f"dense; {kind.judged}"
-    only = "" if kind.pays else "only "
-    up_to = "at no share of" if kind.limit is None else f"{only}up to {kind.limit}"
-    if kind.fastest == kind.choice:
-        best = ""
-    elif kind.pays and kind.fastest == kind.before:
+    start = f"{choice}, which" if judged == choice else f"dense; {judged}"
+    up_to = "at no share of"
+    if limit is not None:
+        up_to = f"up to {percent(limit)}" if pays else f"only up to {percent(limit)}"
+    end = f": {fastest} is predicted to be faster here"
+    if fastest == choice:
+        end = ""
+    elif pays and fastest == plainer:
         # The fastest is the plainer of two that are as good as equal.
-        best = f", and it is faster by too little to count: {kind.fastest} is plainer"
-    else:
-        best = f": {kind.fastest} is predicted to be faster here"
+        end = f", and it is faster by too little to count: {fastest} is plainer"
     return (
-        f"{start} is predicted to be faster than {kind.before} {up_to} open gates;"
-        f" {_shares(layers)} are open{best}"
+        f"{start} is predicted to be faster than {plainer} {up_to} open gates;"
+        f" {{shares}} are open{end}"
     )
-
-
-def _runs(layers: Sequence[LayerWork]) -> str:
-    return "runs" if len(layers) == 1 else "run"
-
-
-def _named(layers: Sequence[LayerWork]) -> str:
-    if len(layers) == 1:
-        return f"layer {layers[0].path}"
-    return f"{len(layers)} layers ({layers[0].path} ... {layers[-1].path})"
-
-
-def _shares(layers: Sequence[LayerWork]) -> str:
-    shares = [layer.active_share for layer in layers]
-    low, high = percent(min(shares)), percent(max(shares))
-    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _where(name: str, inputs: str, sizes: dict[str, int]) -> str:

@@ -65,9 +65,15 @@ class BenchGate:
         holds, reason = False, metric.why_missing
         if value is not None and limit is not None:
             holds = _COMPARISONS[self.comparison](value, limit)
-            reason = self._reason(value, limit)
-        # A wrong answer passes no gate, however fast (ADR 26).
-        wrong = self._fault(measured, others)
+            asked = f"{self.comparison} {metric.text(limit)}"
+            if self.other is not None:
+                times = f"{self.factor:g} * {metric.text(limit / self.factor)}"
+                asked = f"{asked} ({times} of {self.other})"
+            reason = f"{self.metric} is {metric.text(value)}, asked for {asked}"
+        # A wrong answer passes no gate, however fast (ADR 26), nor does one beside a wrong one.
+        wrong = measured.fault
+        if wrong is None and self.other is not None and others[self.other].fault is not None:
+            wrong = f"{self.other} is no measure: {others[self.other].fault}"
         return GateResult(
             gate=self.text,
             contestant=measured.contestant,
@@ -78,21 +84,6 @@ class BenchGate:
             passed=holds and wrong is None,
             reason=reason if wrong is None else f"{reason}, but {wrong}",
         )
-
-    def _fault(self, measured: Measured, others: Mapping[str, Measured]) -> str | None:
-        """Return what the candidate, or the one beside it, computes wrongly; None if nothing."""
-        if measured.fault is not None or self.other is None:
-            return measured.fault
-        fault = others[self.other].fault
-        return None if fault is None else f"{self.other} is no measure: {fault}"
-
-    def _reason(self, value: float, limit: float) -> str:
-        metric = METRICS[self.metric]
-        words = f"{self.metric} is {metric.text(value)}"
-        words = f"{words}, asked for {self.comparison} {metric.text(limit)}"
-        if self.other is None:
-            return words
-        return f"{words} ({self.factor:g} * {metric.text(limit / self.factor)} of {self.other})"
 
 
 @dataclass(frozen=True)
@@ -155,7 +146,11 @@ def parse_gate(text: str, *, candidates: Sequence[str], baselines: Sequence[str]
             hint=did_you_mean(metric, METRICS) or None,
         )
     # A candidate may be called like a quantity: a directory `20ms` is meant, where there is one.
-    number = None if limit in candidates else _number(text, limit, metric)
+    try:
+        units = METRICS[metric].units
+        number = None if limit in candidates else parse_quantity(limit, units)
+    except ConfigError as error:
+        raise ConfigError(f"gate '{text}': {error.message}", hint=error.hint) from error
     if number is not None:
         return BenchGate(text, metric, comparison, number, None)
     # No quantity, so it has to be a candidate, with a factor before it or without.
@@ -167,13 +162,6 @@ def parse_gate(text: str, *, candidates: Sequence[str], baselines: Sequence[str]
     return BenchGate(
         text, metric, comparison, factor, _candidate(text, name, candidates, baselines)
     )
-
-
-def _number(text: str, limit: str, metric: str) -> float | None:
-    try:
-        return parse_quantity(limit, METRICS[metric].units)
-    except ConfigError as error:
-        raise ConfigError(f"gate '{text}': {error.message}", hint=error.hint) from error
 
 
 def _candidate(text: str, name: str, candidates: Sequence[str], baselines: Sequence[str]) -> str:

@@ -46,12 +46,7 @@ MeasureRuns = Callable[[Calls], dict[str, Timing]]
 """Times every run of candidates that take turns."""
 
 
-def runs_timer(
-    min_seconds: float,
-    warmup_seconds: float,
-    *,
-    threads: int | None,
-) -> MeasureRuns:
+def runs_timer(min_seconds: float, warmup_seconds: float, *, threads: int | None) -> MeasureRuns:
     """Return a function that times candidates by both clocks, run by run.
 
     Args:
@@ -107,28 +102,22 @@ class Latency:
     @classmethod
     def of(cls, timing: Timing) -> Latency:
         """Return the figures of some runs."""
-        p50, p90, p99 = (_percentile(timing.wall_ms, percent) for percent in LEAST_RUNS)
+        samples = timing.wall_ms
+        # The smallest sample that so many are not above: no interpolation, a run took this long.
+        p50, p90, p99 = (
+            float(np.percentile(samples, percent, method="inverted_cdf"))
+            if len(samples) >= least
+            else None
+            for percent, least in LEAST_RUNS.items()
+        )
         assert p50 is not None
+        # In order; of many, so few that a report can hold them, the fastest and the slowest among
+        # them.
+        ranks = np.linspace(0, len(samples) - 1, min(len(samples), _MOST_KEPT)).round().astype(int)
+        kept = tuple(np.sort(samples)[ranks].tolist())
         mean, cpu, around = map(fmean, (timing.wall_ms, timing.cpu_ms, timing.around_ms))
         utilisation = cpu / around if around else 0.0
-        return cls(
-            len(timing.wall_ms), p50, p90, p99, mean, cpu, utilisation, _spread(timing.wall_ms)
-        )
-
-
-def _spread(samples: TimeSamples) -> TimeSamples:
-    """Return the samples in order; of many, so few that a report can hold them."""
-    # Ranks, the fastest and the slowest among them.
-    kept = np.linspace(0, len(samples) - 1, min(len(samples), _MOST_KEPT)).round().astype(int)
-    return tuple(np.sort(samples)[kept].tolist())
-
-
-def _percentile(samples: TimeSamples, percent: int) -> float | None:
-    """Return the smallest sample that so many are not above (nearest rank)."""
-    if len(samples) < LEAST_RUNS[percent]:
-        return None
-    # No interpolation: a run really took this long.
-    return float(np.percentile(samples, percent, method="inverted_cdf"))
+        return cls(len(samples), p50, p90, p99, mean, cpu, utilisation, kept)
 
 
 # The first run of a model in a process that does nothing else: loading, first run, memory.

@@ -28,7 +28,7 @@ from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.system.npz import Array
 from moh_deploy.system.units import BYTES, MILLISECONDS, PER_SECOND, SHARE
 from moh_deploy.validate.compare.output_parity import compare_output
-from moh_deploy.validate.compare.tolerances import Tolerance, output_rule, tolerance_for
+from moh_deploy.validate.compare.tolerances import output_rule, tolerance_for
 from moh_deploy.validate.reference.input_sets import InputSet
 
 # Compare the outputs of candidates: a ratio of two different computations says little.
@@ -70,24 +70,19 @@ def agreement(
         return Agreement(math.nan, None, reason)
     # A float32 baseline is compared in the half precision of the package: rounding its outputs is
     # no fault of either. What is too large for that becomes infinite, and differs.
-    with np.errstate(over="ignore"):
-        found = [
-            compare_output(
-                name, inputs, array.astype(expected.dtype), expected, _rule(expected, precisions)
-            )
-            for (name, expected), array in zip(reference.items(), got, strict=True)
-        ]
+    found = []
+    for (name, expected), array in zip(reference.items(), got, strict=True):
+        dtype = expected.dtype.name
+        # The coarsest rule holds: an output is no more precise than what either side computes in.
+        rule = output_rule(dtype, tolerance_for(dtype), *map(tolerance_for, precisions))
+        with np.errstate(over="ignore"):
+            rounded = array.astype(expected.dtype)
+        found.append(compare_output(name, inputs, rounded, expected, rule))
     worst = next((output for output in found if output.reason is not None), None)
     worst = worst or max(found, key=lambda item: item.max_abs_error, default=None)
     if worst is None:
         return Agreement(0.0, None, None)
     return Agreement(worst.max_abs_error, worst.tolerance, worst.reason)
-
-
-def _rule(expected: Array, precisions: Collection[str]) -> Tolerance:
-    dtype = expected.dtype.name
-    # The coarsest rule holds: an output can be no more precise than what either side computes in.
-    return output_rule(dtype, tolerance_for(dtype), *map(tolerance_for, precisions))
 
 
 @dataclass(frozen=True)

@@ -15,27 +15,8 @@ from moh_deploy.perf.bench.latency import LEAST_RUNS
 from moh_deploy.perf.bench.measured import METRICS, LayerWork, Measured, PackageWork
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import Ratio
+from moh_deploy.report import document as doc
 from moh_deploy.report.baseline.result import RatchetResult, baseline_section, baseline_suites
-from moh_deploy.report.document import (
-    PAGE,
-    TEXT,
-    Block,
-    Cell,
-    CiCase,
-    CiSuite,
-    Column,
-    Document,
-    Drawn,
-    Fact,
-    LatencyChart,
-    Line,
-    Section,
-    Share,
-    Status,
-    Table,
-    Text,
-    Verdict,
-)
 from moh_deploy.report.json import in_json
 from moh_deploy.report.numbers import count, number, percent
 from moh_deploy.report.report import Report
@@ -121,16 +102,26 @@ class BenchReport(Report):
         """Return sentences on what it shows."""
         return findings(self.results, self.work, self.routing)
 
-    def document(self) -> Document:
+    def document(self) -> doc.Document:
         """Return what it says."""
-        return bench_document(self)
+        judged = (_gates(self),) if self.gates else ()
+        return doc.Document(
+            "bench",
+            (*judged, *_latencies(self), *_work(self)),
+            _verdict(self),
+            facts=tuple(_facts(self)),
+            findings=tuple(self.findings()),
+            remarks=tuple(_remarks(self)),
+            baseline=baseline_section(self.ratchet),
+            suites=(_suite(self), *baseline_suites(self.ratchet)),
+        )
 
 
 _GATE_COLUMNS = (
     "gate",
     "contestant",
     "inputs",
-    Column("what was measured", width="long"),
+    doc.Column("what was measured", width="long"),
     "verdict",
 )
 _SPEED_COLUMNS = (
@@ -145,12 +136,12 @@ _WORK_COLUMNS = (
     "layer",
     "choice",
     "runs as",
-    Column("computed of dense", PAGE),
+    doc.Column("computed of dense", doc.PAGE),
     "#rows computed",
     "#rows of dense",
     "#computed",
     "#open gates",
-    Column("predicted to pay up to (open gates)", width="words"),
+    doc.Column("predicted to pay up to (open gates)", width="words"),
 )
 _ABOUT_LINES = (
     "The share of runs that took no longer. Further left is faster; a steep line is steady."
@@ -166,23 +157,19 @@ _ABOUT_WORK = (
 )
 
 
-def bench_document(report: BenchReport) -> Document:
-    """Return what the report says."""
-    gates = Table("each gate on each package", _GATE_COLUMNS, list(map(_gate_row, report.gates)))
-    judged = (Section("Gates", (gates,), shown=PAGE),) if report.gates else ()
-    return Document(
-        "bench",
-        (*judged, *_latencies(report), *_work(report)),
-        _verdict(report),
-        facts=tuple(_facts(report)),
-        findings=tuple(report.findings()),
-        remarks=tuple(_remarks(report)),
-        baseline=baseline_section(report.ratchet),
-        suites=(_suite(report), *baseline_suites(report.ratchet)),
-    )
+def _gates(report: BenchReport) -> doc.Section:
+    rows: list[tuple[doc.Cell, ...]] = []
+    for gate in report.gates:
+        status = doc.Status("passed", True) if gate.passed else doc.Status("failed", False)
+        # What was not measured did not pass.
+        if gate.measured is None or gate.limit is None:
+            status = doc.Status("not measured", False)
+        rows.append((gate.gate, gate.contestant, gate.inputs, gate.reason, status))
+    table = doc.Table("each gate on each package", _GATE_COLUMNS, rows)
+    return doc.Section("Gates", (table,), shown=doc.PAGE)
 
 
-def _verdict(report: BenchReport) -> Verdict:
+def _verdict(report: BenchReport) -> doc.Verdict:
     held = tuple(gate.sentence for gate in report.gates if gate.passed)
     failed = tuple(gate.sentence for gate in report.gates if not gate.passed)
     contestants = len({result.contestant for result in report.results})
@@ -190,45 +177,28 @@ def _verdict(report: BenchReport) -> Verdict:
     if report.gates:
         said.append(f"{len(held)} of {count(len(report.gates), 'gate')} passed.")
     if report.passed is None:
+        word = "MEASURED"
         said.append("No gate was asked for: nothing is judged.")
-    return Verdict(_word(report), report.passed, " ".join(said), held=held, reasons=failed)
+    elif report.gates and (report.passed or failed):
+        word = "GATES PASSED" if report.passed else "GATES FAILED"
+    else:
+        word = "NO WORSE THAN BEFORE" if report.passed else "WORSE THAN BEFORE"
+    return doc.Verdict(word, report.passed, " ".join(said), held=held, reasons=failed)
 
 
-def _word(report: BenchReport) -> str:
-    if report.passed is None:
-        return "MEASURED"
-    if report.gates and (report.passed or not all(gate.passed for gate in report.gates)):
-        return "GATES PASSED" if report.passed else "GATES FAILED"
-    return "NO WORSE THAN BEFORE" if report.passed else "WORSE THAN BEFORE"
-
-
-def _gate_row(gate_result: GateResult) -> tuple[Cell, ...]:
-    """Return the verdict of a gate; what was not measured did not pass."""
-    status = Status("passed", True) if gate_result.passed else Status("failed", False)
-    if gate_result.measured is None or gate_result.limit is None:
-        status = Status("not measured", False)
-    return (
-        gate_result.gate,
-        gate_result.contestant,
-        gate_result.inputs,
-        gate_result.reason,
-        status,
-    )
-
-
-def _suite(report: BenchReport) -> CiSuite:
-    """Return a test case for every gate, package and set of inputs.
-
-    Without a gate or a baseline file nothing could have failed, and the verdict is skipped.
-    """
-    facts = (
-        ("machine", report.machine),
-        ("runtime", report.runtime),
-        ("kernels", report.kernels.describe()),
-    )
+def _suite(report: BenchReport) -> doc.CiSuite:
+    """Return a test case for every gate, package and set of inputs, behind the verdict."""
+    if report.failure is not None:
+        verdict = doc.CiCase("bench", "verdict", "failure", report.failure.message)
+    elif report.passed is None:
+        why = "There is no gate: nothing could fail."
+        verdict = doc.CiCase("bench", "verdict", "skipped", why)
+    else:
+        held = f"gates that hold: {len(report.gates)}" if report.gates else "nothing is worse"
+        verdict = doc.CiCase("bench", "verdict", "passed", held)
     # The same gate may be asked for twice, and a name must not.
     cases = [
-        CiCase(
+        doc.CiCase(
             "gates",
             f"{index}: {gate.gate} for {gate.contestant} on {gate.inputs} inputs",
             "passed" if gate.passed else "failure",
@@ -236,34 +206,27 @@ def _suite(report: BenchReport) -> CiSuite:
         )
         for index, gate in enumerate(report.gates, start=1)
     ]
-    return CiSuite((_verdict_case(report), *cases), facts=facts)
+    kernels = ("kernels", report.kernels.describe())
+    facts = (("machine", report.machine), ("runtime", report.runtime), kernels)
+    return doc.CiSuite((verdict, *cases), facts=facts)
 
 
-def _verdict_case(report: BenchReport) -> CiCase:
-    if report.failure is not None:
-        return CiCase("bench", "verdict", "failure", report.failure.message)
-    if report.passed is None:
-        return CiCase("bench", "verdict", "skipped", "There is no gate: nothing could fail.")
-    held = f"gates that hold: {len(report.gates)}" if report.gates else "nothing is worse"
-    return CiCase("bench", "verdict", "passed", held)
-
-
-def _facts(report: BenchReport) -> Iterator[Fact]:
+def _facts(report: BenchReport) -> Iterator[doc.Fact]:
     """Yield figures of the first package on the first inputs."""
     if not report.results:
         return
     first = report.results[0]
     where = f"{first.inputs} inputs at {sizes_text(first.sizes)}"
-    yield Fact("p50", f"{number(first.latency.p50_ms)} ms", where)
+    yield doc.Fact("p50", f"{number(first.latency.p50_ms)} ms", where)
     # Tiles are for a glance: more than two baselines are in the table.
     for name, found in list(first.ratios.items())[:2]:
         interval = f"95 %: {1 / found.high:.3g} to {1 / found.low:.3g}"
-        yield Fact(f"speed over {name}", f"{1 / found.value:.3g}x", interval)
+        yield doc.Fact(f"speed over {name}", f"{1 / found.value:.3g}x", interval)
     rate = first.throughput
     shown = f"{rate:,.0f}/s" if rate >= 1000 else f"{number(rate)}/s"
-    yield Fact("throughput", shown, "runs" if report.samples_by is None else "samples")
+    yield doc.Fact("throughput", shown, "runs" if report.samples_by is None else "samples")
     peak = first.fresh.peak_memory_bytes
-    yield Fact("peak memory", "unknown" if peak is None else f"{peak / 2**20:.0f} MiB")
+    yield doc.Fact("peak memory", "unknown" if peak is None else f"{peak / 2**20:.0f} MiB")
 
 
 def _remarks(report: BenchReport) -> Iterator[str]:
@@ -291,33 +254,29 @@ def _remarks(report: BenchReport) -> Iterator[str]:
     yield from report.notes
 
 
-def _latencies(report: BenchReport) -> Iterator[Section]:
+def _latencies(report: BenchReport) -> Iterator[doc.Section]:
     """Yield a section on all contestants for each set of inputs."""
     # Those of one set of inputs follow each other in a report.
     grouped = groupby(report.results, lambda result: (result.inputs, result.sizes))
     for index, ((inputs, sizes), group) in enumerate(grouped):
         where, results = f"{inputs} inputs at {sizes_text(sizes)}", list(group)
-        blocks = (*_lines(where, results), *_speeds(results, index))
-        times = _times(report, where, results, index)
-        yield Section(f"Latency, {where}", (*blocks, times))
-
-
-def _lines(where: str, results: Sequence[Measured]) -> tuple[Block, ...]:
-    lines = tuple(
-        Line(
-            result.contestant,
-            f"{result.latency.runs} runs, p50 {result.latency.p50_ms:.3g} ms",
-            result.latency.sorted_ms,
+        lines = tuple(
+            doc.Line(
+                result.contestant,
+                f"{result.latency.runs} runs, p50 {result.latency.p50_ms:.3g} ms",
+                result.latency.sorted_ms,
+            )
+            for result in results
+            if result.latency.sorted_ms
         )
-        for result in results
-        if result.latency.sorted_ms
-    )
-    if not lines:
-        return (Text(_NO_LINES, shown=PAGE),)
-    return (Text(_ABOUT_LINES, shown=PAGE), LatencyChart(where, lines))
+        blocks: list[doc.Block] = [doc.Text(_ABOUT_LINES if lines else _NO_LINES, shown=doc.PAGE)]
+        blocks += [doc.LatencyChart(where, lines)] if lines else []
+        blocks += _speeds(results, index)
+        blocks.append(_times(report, where, results, index))
+        yield doc.Section(f"Latency, {where}", tuple(blocks))
 
 
-def _times(report: BenchReport, where: str, results: Sequence[Measured], index: int) -> Table:
+def _times(report: BenchReport, where: str, results: Sequence[Measured], index: int) -> doc.Table:
     """Return what each contestant took, and how fast it is beside each baseline."""
     baselines = [result.contestant for result in results if result.is_baseline]
     titles = [metric.title for metric in METRICS.values()]
@@ -325,28 +284,21 @@ def _times(report: BenchReport, where: str, results: Sequence[Measured], index: 
     if report.samples_by is None:
         titles = ["runs/s" if title == "samples/s" else title for title in titles]
     # A page draws speeds in a table of their own.
-    speeds = [Column(f"#speed / {name} (95 %)", TEXT) for name in baselines]
-    rows = [
-        (
-            result.contestant,
-            result.latency.runs,
-            *(metric.cell(result) for metric in METRICS.values()),
-            *(_speed_text(result.ratios.get(name)) for name in baselines),
-        )
-        for result in results
-    ]
-    columns: list[Column | str] = ["contestant", "#runs", *(f"#{title}" for title in titles)]
-    return Table(where, [*columns, *speeds], rows, f"times-{index}")
+    speeds = [doc.Column(f"#speed / {name} (95 %)", doc.TEXT) for name in baselines]
+    rows: list[tuple[doc.Cell, ...]] = []
+    for result in results:
+        metrics = [metric.cell(result) for metric in METRICS.values()]
+        ratios = [result.ratios.get(name) for name in baselines]
+        texts = [
+            None if x is None else f"{1 / x.value:.3f}x ({1 / x.high:.3f} to {1 / x.low:.3f})"
+            for x in ratios
+        ]
+        rows.append((result.contestant, result.latency.runs, *metrics, *texts))
+    columns: list[doc.Column | str] = ["contestant", "#runs", *(f"#{title}" for title in titles)]
+    return doc.Table(where, [*columns, *speeds], rows, f"times-{index}")
 
 
-def _speed_text(found: Ratio | None) -> str | None:
-    """Return `1.25x (1.20 to 1.30)`."""
-    if found is None:
-        return None
-    return f"{1 / found.value:.3f}x ({1 / found.high:.3f} to {1 / found.low:.3f})"
-
-
-def _speeds(results: Sequence[Measured], index: int) -> tuple[Block, ...]:
+def _speeds(results: Sequence[Measured], index: int) -> tuple[doc.Block, ...]:
     """Draw how many times as fast as each baseline packages are; nothing without baselines."""
     rows = [
         _speed_row(result.contestant, name, found)
@@ -356,65 +308,54 @@ def _speeds(results: Sequence[Measured], index: int) -> tuple[Block, ...]:
     ]
     if not rows:
         return ()
-    table = Table("speed over baselines", _SPEED_COLUMNS, rows, f"speeds-{index}", PAGE, "ratios")
-    return (Text(_ABOUT_SPEEDS, shown=PAGE), table)
+    table = doc.Table(
+        "speed over baselines", _SPEED_COLUMNS, rows, f"speeds-{index}", doc.PAGE, "ratios"
+    )
+    return (doc.Text(_ABOUT_SPEEDS, shown=doc.PAGE), table)
 
 
-def _speed_row(name: str, baseline: str, found: Ratio) -> tuple[Cell, ...]:
+def _speed_row(name: str, baseline: str, found: Ratio) -> tuple[doc.Cell, ...]:
     # Ratios are of times, speeds their inverse: the ends of the interval change places.
     speed, low, high = 1 / found.value, 1 / found.high, 1 / found.low
     words = f"{name}: {speed:.3g} times as fast as {baseline}, {low:.3g} to {high:.3g}"
-    drawn = Drawn(words, speed, 1.0, (low, high), bar_from=1.0, is_bad=found.is_slower)
-    status = Status("no difference shown", None)
+    drawn = doc.Drawn(words, speed, 1.0, (low, high), bar_from=1.0, is_bad=found.is_slower)
+    status = doc.Status("no difference shown", None)
     if found.is_faster or found.is_slower:
-        status = Status("faster", True) if found.is_faster else Status("slower", False)
+        status = doc.Status("faster", True) if found.is_faster else doc.Status("slower", False)
     return (name, baseline, drawn, f"{speed:.3f}x", f"{low:.3f} to {high:.3f}", status)
 
 
-def _work(report: BenchReport) -> Iterator[Section]:
+def _work(report: BenchReport) -> Iterator[doc.Section]:
     """Yield a section on the layers of each package for each set of inputs."""
-    for index, work in enumerate(
-        package_work for package_work in report.work if package_work.layers
-    ):
+    for index, work in enumerate(work for work in report.work if work.layers):
         where = f"{work.inputs} inputs at {sizes_text(work.sizes)}"
-        rows = [*map(_work_row, work.layers), _total_row(work)]
+        computed = sum(layer.rows_computed for layer in work.layers)
+        dense = sum(layer.rows_dense for layer in work.layers)
+        share = doc.Share(computed / max(1, dense))
+        total = ("all layers", None, None, None, computed, dense, share, None, None)
+        rows = [*map(_work_row, work.layers), total]
         title = f"{work.contestant}: work, {where}"
-        table = Table(title, _WORK_COLUMNS, rows, f"work-{index}", axis="shares")
-        about = Text(_ABOUT_WORK, shown=PAGE)
-        yield Section(f"Skipped work, {work.contestant}, {where}", (about, table))
+        table = doc.Table(title, _WORK_COLUMNS, rows, f"work-{index}", axis="shares")
+        about = doc.Text(_ABOUT_WORK, shown=doc.PAGE)
+        yield doc.Section(f"Skipped work, {work.contestant}, {where}", (about, table))
 
 
-def _work_row(layer: LayerWork) -> tuple[Cell, ...]:
+def _work_row(layer: LayerWork) -> tuple[doc.Cell, ...]:
     """Return what one layer skips."""
     computed = layer.rows_computed / max(1, layer.rows_dense)
     words = f"{layer.path}: {layer.rows_computed} of {layer.rows_dense} rows computed"
+    pays = None
+    if layer.break_even:  # `sparse 71.0 %, projected never; best here: sparse`
+        limits = [f"{name} {percent(x) or 'never'}" for name, x in layer.break_even.items()]
+        pays = f"{', '.join(limits)}; best here: {layer.predicted_fastest}"
     return (
         layer.path,
         layer.choice,
         layer.runs_as or "not replaced",
-        Drawn(words, computed, layer.active_share, bar_from=0.0, has_dot=False),
+        doc.Drawn(words, computed, layer.active_share, bar_from=0.0, has_dot=False),
         layer.rows_computed,
         layer.rows_dense,
-        Share(computed),
-        Share(layer.active_share),
-        _break_even_text(layer),
+        doc.Share(computed),
+        doc.Share(layer.active_share),
+        pays,
     )
-
-
-def _total_row(work: PackageWork) -> tuple[Cell, ...]:
-    """Return what all layers skip together."""
-    computed = sum(layer.rows_computed for layer in work.layers)
-    dense = sum(layer.rows_dense for layer in work.layers)
-    share = Share(computed / max(1, dense))
-    return ("all layers", None, None, None, computed, dense, share, None, None)
-
-
-def _break_even_text(layer: LayerWork) -> str | None:
-    """Return `sparse 71.0 %, projected never; best here: sparse`."""
-    if not layer.break_even:
-        return None
-    limits = [
-        f"{choice} {'never' if share is None else percent(share)}"
-        for choice, share in layer.break_even.items()
-    ]
-    return f"{', '.join(limits)}; best here: {layer.predicted_fastest}"

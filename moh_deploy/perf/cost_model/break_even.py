@@ -7,13 +7,14 @@ measures what they cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.package import Choice, LayerInfo, choices_for
 from moh_deploy.perf.cost_model.milliseconds import LayerShape, milliseconds
-from moh_deploy.perf.cost_model.prediction import at_share, shape_of
+from moh_deploy.perf.cost_model.prediction import at_share, largest_share, shape_of
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class LayerBreakEven:
         return found
 
 
+_Known = tuple[LayerInfo, LayerShape, tuple[Choice, ...]]
+"""A layer that something is predicted for, its sizes, and how it can be run."""
+
+
 def break_even(
     layers: Sequence[LayerInfo],
     nodes: Sequence[LayerNodes],
@@ -90,78 +95,37 @@ def break_even(
         Each layer that something is predicted for, and last, if there are any, all of these
         together.
     """
-    known = [_Layer.of(*pair) for pair in zip(layers, nodes, strict=True)]
-    found = [layer for layer in known if layer is not None]
+    ms = partial(milliseconds, instruction_set=instruction_set, threads=threads)
+    known = [
+        (layer, shape, choices)
+        for layer, node in zip(layers, nodes, strict=True)
+        if (shape := shape_of(layer, node)) is not None and (choices := choices_for(layer))
+    ]
 
-    def at(chosen: Sequence[_Layer], batch: int) -> BreakEven:
-        sized = [layer.at_batch(batch, example) for layer in chosen]
-
-        def total(ms: Callable[[_Layer], float]) -> float:
-            return sum(map(ms, sized))
+    def at(chosen: Sequence[_Known], batch: int) -> BreakEven:
+        # Windows are samples of a layer's own: as many times as many.
+        sized = [
+            (replace(shape, batch=max(1, round(shape.batch * batch / example))), choices)
+            for _, shape, choices in chosen
+        ]
 
         def fastest(share: float | None) -> float:
-            return total(lambda layer: layer.fastest(share, instruction_set, threads))
+            """Return the time with heads skipped, at a share of open heads or each layer's own."""
+            total = 0.0
+            for own, choices in sized:
+                shape = own if share is None else at_share(own, share)
+                total += min(ms(shape, choice) for choice in choices if choice != "dense")
+            return total
 
-        dense = total(lambda layer: layer.ms("dense", layer.shape, instruction_set, threads))
-        share = _largest_below(fastest, dense)
+        dense = sum(ms(shape, "dense") for shape, _ in sized)
+        share = largest_share(lambda share: fastest(share) < dense)
         return BreakEven(batch, fastest(None), fastest(1.0), dense, share)
 
-    def over(path: str | None, chosen: Sequence[_Layer]) -> LayerBreakEven:
-        heads = sum(layer.shape.num_heads for layer in chosen)
-        open_heads = sum(layer.shape.active_share * layer.shape.num_heads for layer in chosen)
+    def over(path: str | None, chosen: Sequence[_Known]) -> LayerBreakEven:
+        heads = sum(shape.num_heads for _, shape, _ in chosen)
+        open_heads = sum(shape.active_share * shape.num_heads for _, shape, _ in chosen)
         sizes = tuple(at(chosen, batch) for batch in sorted(set(batches)))
         return LayerBreakEven(path, open_heads / heads, sizes)
 
-    return (
-        *(over(layer.path, [layer]) for layer in found),
-        *([over(None, found)] if found else []),
-    )
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """What is predicted for one layer.
-
-    Attributes:
-        choices: How it can be run.
-    """
-
-    path: str
-    shape: LayerShape
-    choices: tuple[Choice, ...]
-
-    @classmethod
-    def of(cls, layer: LayerInfo, nodes: LayerNodes) -> _Layer | None:
-        shape, choices = shape_of(layer, nodes), choices_for(layer)
-        return None if shape is None or not choices else cls(layer.path, shape, choices)
-
-    def at_batch(self, batch: int, example: int) -> _Layer:
-        # Windows are samples of a layer's own: as many times as many.
-        samples = max(1, round(self.shape.batch * batch / example))
-        return replace(self, shape=replace(self.shape, batch=samples))
-
-    def ms(
-        self, choice: Choice, shape: LayerShape, instruction_set: str | None, threads: int
-    ) -> float:
-        return milliseconds(shape, choice, instruction_set=instruction_set, threads=threads)
-
-    def fastest(self, share: float | None, instruction_set: str | None, threads: int) -> float:
-        """Return the time of the fastest choice with kernels, at its own share of open heads or
-        another one."""
-        shape = self.shape if share is None else at_share(self.shape, share)
-        return min(
-            self.ms(choice, shape, instruction_set, threads)
-            for choice in self.choices
-            if choice != "dense"
-        )
-
-
-def _largest_below(ms: Callable[[float], float], limit: float) -> float | None:
-    """Search by halves the share up to which a time that rises with it is below a limit."""
-    if ms(1.0) < limit:
-        return 1.0
-    low, high = 0.0, 1.0
-    for _ in range(20):  # leaves 1e-6, finer than any report shows
-        middle = (low + high) / 2
-        low, high = (middle, high) if ms(middle) < limit else (low, middle)
-    return low or None
+    alone = [over(entry[0].path, [entry]) for entry in known]
+    return (*alone, *([over(None, known)] if known else []))

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import onnx
 import onnx_ir as ir
 
+from moh_deploy import package as pkg
 from moh_deploy.config.dims import size_at
-from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
+from moh_deploy.graph.layer_nodes import layer_nodes
 from moh_deploy.ops import OPS, op_names
-from moh_deploy.package import (
-    Choice,
-    LayerInfo,
-    SizeRange,
-    choices_for,
-    current_choice,
-    measure,
-    projections,
-    with_ranges,
-)
-from moh_deploy.perf.cost_model.prediction import predict
+from moh_deploy.perf.cost_model.prediction import Prediction, predict
 
 # Turn choices at some sizes, measured or predicted, into ranges of sizes.
 
@@ -33,8 +24,8 @@ SWITCH_MS = 0.005
 
 
 def by_size(
-    layer: LayerInfo, sizes: Sequence[Mapping[str, int]], choices: Sequence[Choice]
-) -> LayerInfo | None:
+    layer: pkg.LayerInfo, sizes: Sequence[Mapping[str, int]], choices: Sequence[pkg.Choice]
+) -> pkg.LayerInfo | None:
     """Return a layer with ranges that give it the choice of each run.
 
     Args:
@@ -66,37 +57,40 @@ def _measures(sizes: Sequence[Mapping[str, int]]) -> Iterator[str]:
 
 
 def _by_one(
-    layer: LayerInfo, size: str, sizes: Sequence[Mapping[str, int]], choices: Sequence[Choice]
-) -> LayerInfo | None:
+    layer: pkg.LayerInfo,
+    size: str,
+    sizes: Sequence[Mapping[str, int]],
+    choices: Sequence[pkg.Choice],
+) -> pkg.LayerInfo | None:
     """Return the layer with a range for each stretch of values of a size that share a choice; None
     where runs of one value disagree.
 
     Nothing is known between two values: the boundary is their geometric mean.
     """
-    steps: dict[int, Choice] = {}
+    steps: dict[int, pkg.Choice] = {}
     for at, choice in zip(sizes, choices, strict=True):
         # The value of `size` in this run, such as 512 for `seq` or 1024 for `batch*seq`.
-        value = measure(size, at) if size else 1
+        value = pkg.measure(size, at) if size else 1
         if steps.setdefault(value, choice) != choice:
             return None
     rising = sorted(steps.items())
     ranges = [
-        SizeRange(size, math.isqrt(low * high), choice)
+        pkg.SizeRange(size, math.isqrt(low * high), choice)
         for (low, choice), (high, other) in pairwise(rising)
         if choice != other
     ]
     # The choice at the largest value also holds beyond it, and needs no range of its own.
-    return with_ranges(replace(layer, choice=rising[-1][1]), ranges)
+    return pkg.with_ranges(replace(layer, choice=rising[-1][1]), ranges)
 
 
 def dense_at(
-    layer: LayerInfo, sizes: Sequence[Mapping[str, int]], slower: Sequence[int]
-) -> LayerInfo | None:
+    layer: pkg.LayerInfo, sizes: Sequence[Mapping[str, int]], slower: Sequence[int]
+) -> pkg.LayerInfo | None:
     """Return a layer that is dense in some runs, by their numbers, and as it was in the others.
 
     None if nothing tells them apart.
     """
-    choices = [current_choice(layer, at) for at in sizes]
+    choices = [pkg.current_choice(layer, at) for at in sizes]
     # It was not replaced: there is nothing to choose, and it computes every head anyway.
     if None in choices:
         return layer
@@ -122,19 +116,20 @@ def other_sizes(dims: Mapping[str, int], dim_ranges: DimRanges) -> list[dict[str
         dims: Dimension to the example's size.
         dim_ranges: The smallest and largest size that a dimension may have, where that is limited.
     """
-    return [
-        dict(dims),
-        # One dimension at a time: the product of all would be too many, and the choice mostly
-        # changes with one of them.
-        *(
-            {**dims, name: size}
-            for name in dims
-            for size in _powers(dims[name], dim_ranges.get(name))
-        ),
-    ]
+    found = [dict(dims)]
+    # One dimension at a time: the product of all would be too many, and the choice mostly changes
+    # with one of them.
+    for name, example in dims.items():
+        smallest, largest = dim_ranges.get(name) or (1, None)
+        most = min(largest or _TIMES * example, _TIMES * example)
+        powers = (2**exponent for exponent in range(most.bit_length()))
+        found += [{**dims, name: size} for size in powers if smallest <= size <= most]
+    return found
 
 
-def at_other_sizes(layer: LayerInfo, node: ir.Node, sizes: Mapping[str, int]) -> LayerInfo | None:
+def at_other_sizes(
+    layer: pkg.LayerInfo, node: ir.Node, sizes: Mapping[str, int]
+) -> pkg.LayerInfo | None:
     """Return a layer with the sizes that its attention node has where the model's inputs have
     these; None where the node does not tell."""
     if layer.op == op_names.AGGREGATED_ATTENTION:
@@ -146,16 +141,6 @@ def at_other_sizes(layer: LayerInfo, node: ir.Node, sizes: Mapping[str, int]) ->
         return None
     kv_len = keys[1 if len(keys) == 3 else 2]
     return replace(layer, batch=gates[0], seq_len=gates[1], kv_len=kv_len)
-
-
-def _powers(example: int, limits: tuple[int, int | None] | None) -> Iterator[int]:
-    smallest, largest = limits or (1, None)
-    largest = min(largest or _TIMES * example, _TIMES * example)
-    size = 1
-    while size <= largest:
-        if size >= max(smallest, 1):
-            yield size
-        size *= 2
 
 
 def _shape(value: ir.Value | None, sizes: Mapping[str, int]) -> list[int] | None:
@@ -177,12 +162,12 @@ _WORTH, _WORTH_MS = 0.05, 0.03
 
 def first_choices(
     model: ir.Model,
-    layers: Sequence[LayerInfo],
+    layers: Sequence[pkg.LayerInfo],
     *,
     instruction_set: str | None,
     dims: Mapping[str, int],
     dim_ranges: DimRanges,
-) -> tuple[LayerInfo, ...]:
+) -> tuple[pkg.LayerInfo, ...]:
     """Return the layers with the choice that is predicted to be the fastest.
 
     At sizes at which another one is predicted to be clearly faster, a layer has that. A layer that
@@ -199,67 +184,41 @@ def first_choices(
     # `layer_nodes` reads in finished packages too.
     attention = {node.name: node for node in model.graph if node.name}
     sizes = other_sizes(dims, dim_ranges)
-    found = layer_nodes(_graph_of(model, layers), layers)
-    return tuple(
-        _FirstChoices(nodes, attention.get(layer.node or ""), instruction_set).chosen(layer, sizes)
-        for layer, nodes in zip(layers, found, strict=True)
-    )
-
-
-@dataclass(frozen=True)
-class _FirstChoices:
-    """Predicts the fastest choice of one layer, at the example's sizes and at others.
-
-    Attributes:
-        nodes: What its operators tell.
-        attention: Its attention node; None if it has none.
-        instruction_set: What kernels run on.
-    """
-
-    nodes: LayerNodes
-    attention: ir.Node | None
-    instruction_set: str | None
-
-    def chosen(self, layer: LayerInfo, sizes: Sequence[Mapping[str, int]]) -> LayerInfo:
-        """Return the layer with its choices.
-
-        Args:
-            layer: The layer, at the example's sizes.
-            sizes: Sizes to predict for; the first are the example's.
-        """
-        found = predict(layer, self.nodes, instruction_set=self.instruction_set)
+    chosen = []
+    for layer, nodes in zip(layers, layer_nodes(_graph_of(model, layers), layers), strict=True):
+        found = predict(layer, nodes, instruction_set=instruction_set)
         if found is None:
             # The last choice is the one with the most kernels: what MoH is for, if nothing speaks
             # against it.
-            return replace(layer, choice=(choices_for(layer) or (None,))[-1], ranges=())
-        layer, best = replace(layer, choice=found.best, ranges=()), found.best
-        choices = [self._choice(layer, best, at) for at in sizes[1:]]
+            last = (pkg.choices_for(layer) or (None,))[-1]
+            chosen.append(replace(layer, choice=last, ranges=()))
+            continue
+        best = found.best
+        layer = replace(layer, choice=best, ranges=())
+        choices = [best]
+        node = attention.get(layer.node or "")
+        for at in sizes[1:]:
+            sized = None if node is None else at_other_sizes(layer, node, at)
+            there = sized and predict(sized, nodes, instruction_set=instruction_set)
+            choices.append(_clearly_best(there, otherwise=best) if there else best)
         # Where no size tells the choices apart, the example decides: it is there to be like what
         # will run.
-        return by_size(layer, sizes, [best, *choices]) or layer
-
-    def _choice(self, layer: LayerInfo, otherwise: Choice, sizes: Mapping[str, int]) -> Choice:
-        """Return the choice that is clearly faster at some sizes than the example's; else that one.
-
-        Args:
-            layer: The layer.
-            otherwise: What is best at the example's sizes.
-            sizes: The other sizes.
-        """
-        sized = None if self.attention is None else at_other_sizes(layer, self.attention, sizes)
-        found = sized and predict(sized, self.nodes, instruction_set=self.instruction_set)
-        if not found:
-            return otherwise
-        ms, other_ms = found.ms[found.best], found.ms[otherwise]
-        # Both bounds: a share, as predictions err by some percent, and a time, as an If costs the
-        # same in a layer of any size.
-        worth = other_ms - ms > max(_WORTH * other_ms, _WORTH_MS)
-        return found.best if worth else otherwise
+        chosen.append(by_size(layer, sizes, choices) or layer)
+    return tuple(chosen)
 
 
-def _graph_of(model: ir.Model, layers: Sequence[LayerInfo]) -> onnx.GraphProto:
+def _clearly_best(found: Prediction, *, otherwise: pkg.Choice) -> pkg.Choice:
+    """Return the choice that is predicted to be clearly faster than another; else that one."""
+    ms, other_ms = found.ms[found.best], found.ms[otherwise]
+    # Both bounds: a share, as predictions err by some percent, and a time, as an If costs the same
+    # in a layer of any size.
+    worth = other_ms - ms > max(_WORTH * other_ms, _WORTH_MS)
+    return found.best if worth else otherwise
+
+
+def _graph_of(model: ir.Model, layers: Sequence[pkg.LayerInfo]) -> onnx.GraphProto:
     """Return the layers' nodes and the shapes of their constants, without any data."""
-    names = {name for layer in layers for name in (layer.node, *projections(layer))}
+    names = {name for layer in layers for name in (layer.node, *pkg.projections(layer))}
     nodes = [node for node in model.graph if node.name in names]
     constants = {
         value.name: value.const_value.shape.numpy()

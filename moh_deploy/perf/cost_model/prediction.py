@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -62,25 +62,36 @@ def predict(
         return milliseconds(at, choice, instruction_set=instruction_set, threads=threads)
 
     def gains_up_to(choice: Choice, plainer: Choice) -> float | None:
-        """Search by halves: sparse time rises with the share, dense time does not."""
-        # Shares below `low` gain, shares above `high` do not.
-        low, high = 0.0, 1.0
-        if ms(choice, at_share(shape, 1.0)) < ms(plainer, at_share(shape, 1.0)):
-            return 1.0
-        # 20 halvings leave 1e-6 of the range, finer than any report shows.
-        for _ in range(20):
-            middle = at_share(shape, (low + high) / 2)
-            if ms(choice, middle) < ms(plainer, middle):
-                low = (low + high) / 2
-            else:
-                high = (low + high) / 2
-        # `low` never moved: it gains at no share.
-        return low or None
+        """Return the share up to which a choice gains: sparse time rises with it, dense not."""
+
+        def gains(share: float) -> bool:
+            at = at_share(shape, share)
+            return ms(choice, at) < ms(plainer, at)
+
+        return largest_share(gains)
 
     return Prediction(
         {choice: ms(choice, shape) for choice in choices},
         {choice: gains_up_to(choice, plainer) for plainer, choice in pairwise(choices)},
     )
+
+
+def largest_share(holds: Callable[[float], bool]) -> float | None:
+    """Search by halves the largest share of open heads at which something holds.
+
+    Args:
+        holds: True up to some share, and False above it.
+
+    Returns:
+        None if it holds at no share.
+    """
+    if holds(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(20):  # leaves 1e-6, finer than any report shows
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low or None
 
 
 def shape_of(layer: LayerInfo, nodes: LayerNodes) -> LayerShape | None:

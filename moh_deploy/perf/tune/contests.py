@@ -6,13 +6,13 @@ all samples: what is dear is asked last, and of few.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from moh_deploy.errors import BackendError, MoHDeployError, ValidationError
+from moh_deploy.errors import MoHDeployError, ValidationError
 from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage, choices_for
 from moh_deploy.perf.timing import Measure, ratio, weighted_sum
@@ -86,20 +86,6 @@ class Best:
     timed: Timed | None = None
 
 
-class _Ended(Exception):
-    """A candidate is out."""
-
-    def __init__(
-        self,
-        ending: Ending,
-        reason: str,
-        timed: Timed | None = None,
-        quality: Quality | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.ending, self.reason, self.timed, self.quality = ending, reason, timed, quality
-
-
 @dataclass(frozen=True)
 class Contests:
     """Takes one candidate after the other, in this process; see `ContestsApart` for a safer place.
@@ -164,35 +150,43 @@ class Contests:
             made: The package in that precision.
             best: The fastest so far.
         """
-        try:
-            return self._challenge(way, made, best)
-        except _Ended as out:
-            return Tried(way, out.ending, out.reason, out.timed, out.quality)
+        timed: Timed | None = None
+        quality: Quality | None = None
 
-    def _challenge(self, way: RuntimePrecision, made: OnnxPackage, best: Best) -> Best:
-        with _ending(), self._opened(way, made, gates=True) as runner:
-            _require_own_arithmetic(runner)
-            quality = self.check.first_look(runner)
-        _require_good(quality, None)
-        with _ending(quality=quality):
+        def out(ending: Ending, reason: str) -> Tried:
+            """Say how it ended, with the last figures."""
+            return Tried(way, ending, reason, timed, quality)
+
+        try:
+            with self._opened(way, made, gates=True) as runner:
+                emulated = runner.describe().kernels.emulated_dtype
+                if emulated is not None:
+                    return out(
+                        "could not run",
+                        f"the runtime has no products of {emulated} here: it would compute in"
+                        " float32 and round every result.",
+                    )
+                quality = self.check.first_look(runner)
+            if quality.failed:
+                return out("not good", " ".join(quality.failed))
             timed = self._contest(way, made, best)
-        if timed.ratio.low > HOPELESS:
-            raise _Ended(
-                "too slow", f"{timed.sentence()}, before its layers are tuned", timed, quality
-            )
-        with _ending(timed, quality):
+            if timed.ratio.low > HOPELESS:
+                return out("too slow", f"{timed.sentence()}, before its layers are tuned")
             package = self._tuned(way, made)
             if package is not made:
                 timed = self._contest(way, package, best)
-        if not timed.ratio.is_faster:
-            why = "" if timed.ratio.is_slower else ": not faster beyond noise"
-            raise _Ended("too slow", f"{timed.sentence()}{why}", timed, quality)
-        with _ending(timed, quality):
+            if not timed.ratio.is_faster:
+                why = "" if timed.ratio.is_slower else ": not faster beyond noise"
+                return out("too slow", f"{timed.sentence()}{why}")
             quality = self._judged(way, package)
-            _require_good(quality, timed)
+            if quality.failed:
+                return out("not good", " ".join(quality.failed))
             different = self.differs(way, package)
-        if different is not None:
-            raise _Ended("not good", different, timed, quality)
+            if different is not None:
+                return out("not good", different)
+        # An error ends a candidate, and no candidate ends the search.
+        except MoHDeployError as error:
+            return out(*ended_by(error))
         return Best(way, package, quality, best.sizes, timed)
 
     def _tuned(self, way: RuntimePrecision, package: OnnxPackage) -> OnnxPackage:
@@ -258,31 +252,7 @@ def folder_of(scratch: Path, way: RuntimePrecision) -> Path:
     return scratch / f"{way.runtime}-{way.precision}"
 
 
-@contextmanager
-def _ending(timed: Timed | None = None, quality: Quality | None = None) -> Iterator[None]:
-    """End a candidate on an error: nothing is swallowed, and no candidate ends the search."""
-    try:
-        yield
-    except MoHDeployError as error:
-        ending, reason = ended_by(error)
-        raise _Ended(ending, reason, timed, quality) from error
-
-
 def ended_by(error: MoHDeployError) -> tuple[Ending, str]:
     """Say how an error ends a candidate, and the reason for its row."""
     reason = error.message if error.hint is None else f"{error.message} {error.hint}"
     return "not good" if isinstance(error, ValidationError) else "could not run", reason
-
-
-def _require_own_arithmetic(runner: Runner) -> None:
-    emulated = runner.describe().kernels.emulated_dtype
-    if emulated is not None:
-        raise BackendError(
-            f"the runtime has no products of {emulated} here: it would compute in float32 and round"
-            " every result."
-        )
-
-
-def _require_good(quality: Quality, timed: Timed | None) -> None:
-    if quality.failed:
-        raise _Ended("not good", " ".join(quality.failed), timed, quality)

@@ -8,36 +8,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from moh_deploy import package as pkg
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.graph.layer_nodes import LayerNodes
-from moh_deploy.package import (
-    CHOICES,
-    Choice,
-    LayerInfo,
-    OnnxPackage,
-    Tuning,
-    choices_for,
-    with_choices,
-)
 from moh_deploy.perf.choices_text import gain
 from moh_deploy.perf.cost_model.first_choices import SWITCH_MS, by_size, dense_at
 from moh_deploy.perf.cost_model.prediction import predict
 from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import Measure, Ratio, TimeSamples, ratio, weighted_sum
-from moh_deploy.perf.tune.layers import (
-    CHOSEN,
-    DENSE,
-    ONE_CHOICE,
-    LayerBench,
-    LayerTimes,
-    ModelTimes,
-    chosen_over,
-    chosen_over_dense,
-    ranges_pay,
-    slower_than_dense,
-    time_model,
-)
+from moh_deploy.perf.tune import layers as timed
 from moh_deploy.perf.tune.quality import check_same_outputs
 from moh_deploy.runtime.base import Variant
 from moh_deploy.runtime.kernel_use import KernelUse
@@ -52,18 +32,18 @@ from moh_deploy.validate.reference.layer_values import names_to_return
 # Choose from measurements. Where they cannot tell, the prediction does, or else plainness.
 
 
-def contenders(samples: Mapping[str, TimeSamples]) -> tuple[Choice, ...]:
+def contenders(samples: Mapping[str, TimeSamples]) -> tuple[pkg.Choice, ...]:
     """Return the choices that are not slower than the fastest beyond noise, the plainest first."""
     fastest = min(samples, key=lambda choice: median(samples[choice]))
     return tuple(
         choice
-        for choice in CHOICES
+        for choice in pkg.CHOICES
         # The fastest is compared with itself too, is never slower, and so is always among them.
         if choice in samples and not ratio(samples[choice], samples[fastest]).is_slower
     )
 
 
-def decide(samples: Mapping[str, TimeSamples], predicted_ms: Mapping[str, float]) -> Choice:
+def decide(samples: Mapping[str, TimeSamples], predicted_ms: Mapping[str, float]) -> pkg.Choice:
     """Return the fastest choice.
 
     Args:
@@ -81,8 +61,8 @@ def decide(samples: Mapping[str, TimeSamples], predicted_ms: Mapping[str, float]
 
 
 def fastest_there(
-    samples: Mapping[str, TimeSamples], predicted_ms: Mapping[str, float], *, otherwise: Choice
-) -> Choice:
+    samples: Mapping[str, TimeSamples], predicted_ms: Mapping[str, float], *, otherwise: pkg.Choice
+) -> pkg.Choice:
     """Return the fastest choice in one run of the model, if it beats another beyond noise, or else
     that one.
 
@@ -115,9 +95,9 @@ class TuneOutcome:
         ranges_did_not_pay: With ranges the whole model was nowhere faster, so there are none.
     """
 
-    layers: tuple[LayerInfo, ...]
-    tuning: Tuning
-    one_choice: tuple[LayerInfo, ...] = ()
+    layers: tuple[pkg.LayerInfo, ...]
+    tuning: pkg.Tuning
+    one_choice: tuple[pkg.LayerInfo, ...] = ()
     predicted_ms: tuple[tuple[Mapping[str, float], ...], ...] = ()
     undecided: tuple[str, ...] = ()
     model_ratio: Ratio | None = None
@@ -155,7 +135,7 @@ class TuneJob:
         progress: What to report steps to.
     """
 
-    package: OnnxPackage
+    package: pkg.OnnxPackage
     kernels: KernelUse
     variant: Variant
     one_choice: bool
@@ -166,27 +146,32 @@ class TuneJob:
         """Return the choices that the user gave; nothing is measured."""
         self._check_anything_to_choose()
         manifest = self.package.manifest
-        layers = with_choices(manifest.layers, choices, dims=list(manifest.dims))
-        return TuneOutcome(layers, Tuning("given", self._machine()))
+        layers = pkg.with_choices(manifest.layers, choices, dims=list(manifest.dims))
+        return TuneOutcome(layers, pkg.Tuning("given", self._machine()))
 
     def measured(self, sets: Sequence[InputSet], measure: Measure, clock: str) -> TuneOutcome:
         """Choose by measuring: layer by layer, then the whole."""
         self._check_anything_to_choose()
-        self._check_anything_to_measure()
-        feeds, weights = (
-            [input_set.inputs for input_set in sets],
-            [input_set.weight for input_set in sets],
-        )
+        if self.kernels.library is None:
+            raise BackendError(
+                "there is nothing to measure without kernels, every choice runs the same function"
+                f" bodies; there are none here: {self.kernels.reason}.",
+                hint="docs/cpu-kernels.md says what to install. --choose sets choices without"
+                " measuring.",
+            )
+        feeds = [input_set.inputs for input_set in sets]
         with self.progress.step("timing the layers"):
-            times = LayerBench(self.package, feeds, self.variant, self.scratch).measure(measure)
-        tuning = Tuning(
+            times = timed.LayerBench(self.package, feeds, self.variant, self.scratch).measure(
+                measure
+            )
+        tuning = pkg.Tuning(
             source="measured",
             machine=self._machine(),
             runtime=runtime_name_of(self.variant.runtime),
             threads=self.variant.threads,
             clock=clock,
             sizes=tuple(input_set.sizes for input_set in sets),
-            weights=tuple(weights),
+            weights=tuple(input_set.weight for input_set in sets),
             layer_ms=tuple(tuple(map(_medians, time.samples)) for time in times),
         )
         decisions = [
@@ -194,11 +179,11 @@ class TuneJob:
             for layer, time in zip(self.package.manifest.layers, times, strict=True)
         ]
         outcome = TuneOutcome(
-            layers=tuple(decision.layer for decision in decisions),
+            layers=tuple(layer for layer, _, _ in decisions),
             tuning=tuning,
-            one_choice=tuple(decision.one_choice for decision in decisions),
+            one_choice=tuple(flat for _, flat, _ in decisions),
             predicted_ms=tuple(time.predicted_ms for time in times),
-            undecided=tuple(decision.layer.path for decision in decisions if decision.is_close),
+            undecided=tuple(layer.path for layer, _, is_close in decisions if is_close),
         )
         if outcome.is_dense:
             return outcome
@@ -212,27 +197,18 @@ class TuneJob:
         """Predict how many times as fast as dense the layers are as chosen."""
         sizes, weights = outcome.tuning.sizes, outcome.tuning.weights
         times = outcome.predicted_ms
+        # Nothing was measured: at the example's sizes.
         if not times:
             sizes, weights = (self.package.manifest.dims,), (1.0,)
-            times = tuple((layer,) for layer in self._predicted(outcome.layers, nodes))
+            on, threads = self.kernels.instruction_set, self.variant.threads or 1
+            found = [
+                predict(layer, node, instruction_set=on, threads=threads)
+                for layer, node in zip(outcome.layers, nodes, strict=True)
+            ]
+            times = tuple(({} if layer is None else layer.ms,) for layer in found)
         return tuple(
             gain(layer, sizes, weights, ms) for layer, ms in zip(outcome.layers, times, strict=True)
         )
-
-    def _predicted(
-        self, layers: Sequence[LayerInfo], nodes: Sequence[LayerNodes]
-    ) -> tuple[Mapping[str, float], ...]:
-        """Predict what layers take at the example's sizes."""
-        found = [
-            predict(
-                layer,
-                node,
-                instruction_set=self.kernels.instruction_set,
-                threads=self.variant.threads or 1,
-            )
-            for layer, node in zip(layers, nodes, strict=True)
-        ]
-        return tuple({} if prediction is None else prediction.ms for prediction in found)
 
     def prove(self, outcome: TuneOutcome, files: Sequence[InputSet]) -> TuneProof:
         """Compare what the package computes as chosen with what the original model computed.
@@ -261,12 +237,19 @@ class TuneJob:
         Layers are timed apart from each other; what counts is the whole model.
         """
         outcome, times = self._timed_as_a_whole(outcome, feeds, measure)
-        if outcome.depends_on_sizes and not ranges_pay(times):
+        if outcome.depends_on_sizes and not timed.ranges_pay(times):
             # One choice a layer was timed along with the others, so nothing has to be timed again.
-            times = [{DENSE: time[DENSE], CHOSEN: time[ONE_CHOICE]} for time in times]
+            times = [
+                {timed.DENSE: time[timed.DENSE], timed.CHOSEN: time[timed.ONE_CHOICE]}
+                for time in times
+            ]
             outcome = replace(outcome, layers=outcome.one_choice, ranges_did_not_pay=True)
             outcome = _with_times(outcome, times)
-        slower = self._slower(outcome, times)
+        slower: Sequence[int] = timed.slower_than_dense(times)
+        if self.one_choice:
+            # Of one choice a layer, all sets of inputs are to be dense or none.
+            assert outcome.model_ratio is not None
+            slower = range(len(times)) if outcome.model_ratio.is_slower else ()
         if not slower:
             return outcome
         outcome = _dense_at(outcome, slower)
@@ -274,56 +257,43 @@ class TuneJob:
             return outcome
         # Dense at some sizes is another model, with other Ifs: it has to prove itself, once.
         again, times = self._timed_as_a_whole(outcome, feeds, measure)
-        still = slower_than_dense(times)
+        still = timed.slower_than_dense(times)
         return _dense_at(again, range(len(times))) if still else again
-
-    def _slower(self, outcome: TuneOutcome, times: ModelTimes) -> Sequence[int]:
-        """Return the sets of inputs that are to be dense; of one choice, all of them or none."""
-        if not self.one_choice:
-            return slower_than_dense(times)
-        assert outcome.model_ratio is not None
-        return range(len(times)) if outcome.model_ratio.is_slower else ()
 
     def _timed_as_a_whole(
         self, outcome: TuneOutcome, feeds: Sequence[Mapping[str, Array]], measure: Measure
-    ) -> tuple[TuneOutcome, ModelTimes]:
-        layers = {DENSE: with_choices(outcome.layers, {"all": "dense"}), CHOSEN: outcome.layers}
+    ) -> tuple[TuneOutcome, timed.ModelTimes]:
+        layers = {
+            timed.DENSE: pkg.with_choices(outcome.layers, {"all": "dense"}),
+            timed.CHOSEN: outcome.layers,
+        }
         if outcome.depends_on_sizes:
-            layers[ONE_CHOICE] = outcome.one_choice
+            layers[timed.ONE_CHOICE] = outcome.one_choice
         with self.progress.step("timing the whole model"):
             packages = {name: self._variant(name, layer) for name, layer in layers.items()}
-            times = time_model(packages, feeds, measure=measure, variant=self.variant)
+            times = timed.time_model(packages, feeds, measure=measure, variant=self.variant)
         return _with_times(outcome, times), times
 
-    def _variant(self, name: str, layers: Sequence[LayerInfo]) -> OnnxPackage:
+    def _variant(self, name: str, layers: Sequence[pkg.LayerInfo]) -> pkg.OnnxPackage:
         return write_choices(self.package, layers, self.scratch / name)
 
     def _machine(self) -> str:
         return Processor.this(self.kernels.instruction_set).describe()
 
     def _check_anything_to_choose(self) -> None:
-        if not any(map(choices_for, self.package.manifest.layers)):
+        if not any(map(pkg.choices_for, self.package.manifest.layers)):
             raise ConfigError(
                 f"{self.package.root} has no layer with anything to choose.",
                 hint="`moh-deploy inspect` says why layers were not replaced.",
             )
 
-    def _check_anything_to_measure(self) -> None:
-        if self.kernels.library is None:
-            raise BackendError(
-                "there is nothing to measure without kernels, every choice runs the same function"
-                f" bodies; there are none here: {self.kernels.reason}.",
-                hint="docs/cpu-kernels.md says what to install. --choose sets choices without"
-                " measuring.",
-            )
 
-
-def _with_times(outcome: TuneOutcome, times: ModelTimes) -> TuneOutcome:
+def _with_times(outcome: TuneOutcome, times: timed.ModelTimes) -> TuneOutcome:
     return replace(
         outcome,
         tuning=replace(outcome.tuning, model_ms=tuple(map(_medians, times))),
-        model_ratio=chosen_over_dense(times, outcome.tuning.weights),
-        model_ratios=tuple(map(chosen_over, times)),
+        model_ratio=timed.chosen_over_dense(times, outcome.tuning.weights),
+        model_ratios=tuple(map(timed.chosen_over, times)),
     )
 
 
@@ -334,21 +304,16 @@ def _dense_at(outcome: TuneOutcome, slower: Sequence[int]) -> TuneOutcome:
     known = tuple(layer for layer in layers if layer is not None)
     # In some layer no size tells the slower runs apart: then dense everywhere, in all layers alike.
     if len(known) < len(layers):
-        known, slower = with_choices(outcome.layers, {"all": "dense"}), range(len(sizes))
+        known, slower = pkg.with_choices(outcome.layers, {"all": "dense"}), range(len(sizes))
     return replace(outcome, layers=known, dense_was_faster=tuple(slower))
 
 
-class _Decision(NamedTuple):
-    """A layer as chosen, with one choice, and whether measuring could not tell."""
-
-    layer: LayerInfo
-    one_choice: LayerInfo
-    is_close: bool
-
-
-def _decided(layer: LayerInfo, times: LayerTimes, tuning: Tuning, *, one_choice: bool) -> _Decision:
+def _decided(
+    layer: pkg.LayerInfo, times: timed.LayerTimes, tuning: pkg.Tuning, *, one_choice: bool
+) -> tuple[pkg.LayerInfo, pkg.LayerInfo, bool]:
+    """Return a layer as chosen, with one choice, and whether measuring could not tell."""
     if not times.samples:
-        return _Decision(layer, layer, is_close=False)
+        return layer, layer, False
     weights = tuning.weights
     # All inputs together, each as often as it counts; a choice needs one prediction for all.
     predicted = {
@@ -363,13 +328,13 @@ def _decided(layer: LayerInfo, times: LayerTimes, tuning: Tuning, *, one_choice:
     flat = replace(layer, choice=best, ranges=())
     is_close = len(contenders(totals)) > 1
     if one_choice:
-        return _Decision(flat, flat, is_close)
+        return flat, flat, is_close
     runs = zip(times.samples, times.predicted_ms, strict=True)
     choices = [fastest_there(samples, ms, otherwise=best) for samples, ms in runs]
     # Where sizes do not tell the runs apart, the best for all of them together.
     ranged = by_size(flat, tuning.sizes, choices) or flat
     # With ranges the runs differ clearly, whatever the sum says.
-    return _Decision(ranged, flat, is_close and not ranged.ranges)
+    return ranged, flat, is_close and not ranged.ranges
 
 
 def _medians(samples: Mapping[Any, TimeSamples]) -> dict[str, float]:

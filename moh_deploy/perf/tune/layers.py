@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from moh_deploy.graph.choose_layers import choose_layers
 from moh_deploy.graph.layer_models import attention_inputs, empty_model, fed_names, layer_model
-from moh_deploy.graph.layer_nodes import LayerNodes
 from moh_deploy.graph.load_model import load_ir
 from moh_deploy.ops import op_names
 from moh_deploy.package import LayerInfo, OnnxPackage, choices_for, without_ranges
@@ -71,27 +70,24 @@ class LayerBench:
         model = load_ir(self.package)
         layers = without_ranges(self.package.manifest.layers)
         choose_layers(model, layers)  # Each is measured with one choice at a time.
-        runner = self._whole_model(model, layers)
         # Everything that any layer reads, from one run: layers are timed on real activations, as
         # how many gates are open decides what is fastest.
+        read = dict.fromkeys(name for layer in layers for name in fed_names(model, layer))
+        inner = [name for name in read if name not in self.feeds[0]]
+        runner = open_runner(self.package, self.variant.returning(inner))
         values = [{**feeds, **runner.run(feeds)} for feeds in self.feeds]
         found = runner.describe()
-        instruction_set = found.kernels.instruction_set
+        on, threads = found.kernels.instruction_set, self.variant.threads or 1
         times: list[LayerTimes] = []
         for layer, nodes in zip(layers, found.layer_nodes, strict=True):
             predicted = [
-                self._predicted(model, layer, nodes, arrays, instruction_set) for arrays in values
+                predict(sized, nodes, instruction_set=on, threads=threads)
+                for sized in (at_sizes_of(model, layer, arrays) for arrays in values)
             ]
             samples = self._samples(model, layer, values, measure) if choices_for(layer) else []
-            times.append(LayerTimes(tuple(samples), tuple(predicted)))
+            known = tuple({} if prediction is None else prediction.ms for prediction in predicted)
+            times.append(LayerTimes(tuple(samples), known))
         return times
-
-    def _whole_model(self, model: ir.Model, layers: Sequence[LayerInfo]) -> Runner:
-        """Load the model so that it also returns what the layers read."""
-        given = set(self.feeds[0])
-        read = [name for layer in layers for name in fed_names(model, layer)]
-        inner = [name for name in dict.fromkeys(read) if name not in given]
-        return open_runner(self.package, self.variant.returning(inner))
 
     def _samples(
         self, model: ir.Model, layer: LayerInfo, values: Sequence[_Values], measure: Measure
@@ -107,20 +103,6 @@ class LayerBench:
         choose_layers(model, [layer])
         calls = [{name: runner.bound(fed) for name, runner in runners.items()} for fed in feeds]
         return [_without_nothing(measure(layer.path, call)) for call in calls]
-
-    def _predicted(
-        self,
-        model: ir.Model,
-        layer: LayerInfo,
-        nodes: LayerNodes,
-        values: _Values,
-        instruction_set: str | None,
-    ) -> Mapping[str, float]:
-        sized = at_sizes_of(model, layer, values)
-        found = predict(
-            sized, nodes, instruction_set=instruction_set, threads=self.variant.threads or 1
-        )
-        return {} if found is None else found.ms
 
     def _open(self, model: onnx.ModelProto) -> Runner:
         # Overwritten by the next one: a session has read its file by the time it is open.

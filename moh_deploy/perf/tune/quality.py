@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +74,16 @@ def check_same_outputs(
         # `runner` may choose other heads than `earlier` where scores are tied within rounding: a
         # sparse layer sums in another order than a dense one.
         expected = earlier.run(input_set.inputs)
-        vectors = _vectors(before, input_set, expected)
+        gates = tuple(expected[name] for name in names)
+        vectors = VectorSet(
+            sizes=input_set.sizes,
+            inputs=input_set.inputs,
+            outputs={spec.name: expected[spec.name] for spec in before.manifest.outputs},
+            gates=gates,
+            # Infinite margins [B, S] say that no token was nearly tied, so `compare` excuses no
+            # other heads: runs with flips do not get there.
+            margins=tuple(np.full(array.shape[:-1], np.inf, np.float32) for array in gates),
+        )
         view = own_view(after.manifest, vectors, input_set.name)
         tokens = flipped_tokens(expected, runner.run(input_set.inputs), names, view)
         if tokens:
@@ -103,40 +111,13 @@ def flipped_tokens(
     return int(sum(np.count_nonzero(tokens) for tokens in differ))
 
 
-def _vectors(package: OnnxPackage, input_set: InputSet, results: Mapping[str, Array]) -> VectorSet:
-    gates = tuple(results[name] for name in package.gate_names)
-    return VectorSet(
-        sizes=input_set.sizes,
-        inputs=input_set.inputs,
-        outputs={spec.name: results[spec.name] for spec in package.manifest.outputs},
-        gates=gates,
-        # Infinite margins say that no token was nearly tied, so `compare` excuses no other heads:
-        # runs with flips do not get here. [B, S]
-        margins=tuple(np.full(array.shape[:-1], np.inf, np.float32) for array in gates),
-    )
-
-
 FLOAT32_PACKAGE = "the float32 package"
 _FEW = 64
 """So many samples tell what is clearly bad, before a candidate is tuned."""
 
 
-@dataclass(frozen=True)
-class JudgedRun:
-    """One run of the samples that conditions are judged on.
-
-    Attributes:
-        sample: What runs.
-        batch: Its labels; None where there are none.
-    """
-
-    sample: Sample
-    batch: Batch | None = None
-
-    @property
-    def samples(self) -> int:
-        """How many samples it is; without labels a run is one."""
-        return 1 if self.batch is None else len(self.batch.labels)
+JudgedRun = tuple[Sample, Batch | None]
+"""One run of the samples that conditions are judged on, and its labels; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -184,19 +165,15 @@ class QualityCheck:
     files: SampleFiles
     ignore: int
 
-    @property
-    def _few(self) -> Sequence[JudgedRun]:
-        seen = np.cumsum([run.samples for run in self.runs])
-        first = sum(1 for _ in takewhile(lambda total: total < _FEW, seen))
-        return self.runs[: first + 1]
-
     def first_look(self, runner: Runner) -> Quality:
         """Judge a package on few samples: only what is clearly bad fails.
 
         Args:
             runner: A session of it that returns the gates, too.
         """
-        return self._judged(runner, self._few, only_clear=True)
+        seen = np.cumsum([_count(batch) for _, batch in self.runs])
+        first = int(np.searchsorted(seen, _FEW))
+        return self._judged(runner, self.runs[: first + 1], only_clear=True)
 
     def judge(self, runner: Runner) -> Quality:
         """Judge a package on all samples; see `first_look`. Not knowing is no pass."""
@@ -205,18 +182,38 @@ class QualityCheck:
     def _judged(self, runner: Runner, runs: Sequence[JudgedRun], *, only_clear: bool) -> Quality:
         tallies = [Tally(metric) for metric in self.metrics]
         flipped = seen = 0
-        for run in runs:
-            inputs = run.sample.known.inputs
+        for sample, batch in runs:
+            inputs = sample.known.inputs
             # Side by side, so that no more than one run's results are held.
             expected, got = self.reference.run(inputs), runner.run(inputs)
-            flips = self._flips(run.sample, expected, got)
+            flips = self._flips(sample, expected, got)
             flipped, seen = flipped + flips.tokens, seen + flips.of
-            if run.batch is not None:
-                self._score(tallies, run.sample, run.batch, expected, got)
+            if batch is not None:
+                self._score(tallies, sample, batch, expected, got)
         flips = Flips(flipped, seen)
-        accuracy = tuple(map(self._accuracy, tallies, self._on_metrics))
-        failed = [*_wrong(accuracy, only_clear), *self._too_many(flips, only_clear)]
-        return Quality(sum(run.samples for run in runs), flips, accuracy, tuple(failed))
+        accuracy = tuple(
+            judge_metric(
+                tally.metric,
+                tally.paired(),
+                Setting(FLOAT32_PACKAGE, condition.rule, self.files.place),
+            )
+            for tally, condition in zip(
+                tallies,
+                [entry for entry in self.conditions if isinstance(entry, AccuracyCondition)],
+                strict=False,
+            )
+        )
+        bad = ("failed",) if only_clear else ("failed", "cannot tell")
+        failed = [str(metric.reason) for metric in accuracy if metric.verdict in bad]
+        for condition in self.conditions:
+            if not isinstance(condition, FlipsCondition) or (only_clear and condition.is_share):
+                continue
+            if flips.tokens > condition.allowed(flips.of):
+                failed.append(
+                    f"{flips.tokens} of {flips.of} tokens chose other heads; asked for:"
+                    f" {condition.text.strip()}."
+                )
+        return Quality(sum(_count(batch) for _, batch in runs), flips, accuracy, tuple(failed))
 
     def _flips(
         self, sample: Sample, expected: Mapping[str, Array], got: Mapping[str, Array]
@@ -252,35 +249,10 @@ class QualityCheck:
         for tally in tallies:
             tally.add(batch.real(scored.reference), batch.real(scored.package), scored.labels)
 
-    @property
-    def _on_metrics(self) -> list[AccuracyCondition]:
-        return [
-            condition for condition in self.conditions if isinstance(condition, AccuracyCondition)
-        ]
 
-    def _accuracy(self, tally: Tally, condition: AccuracyCondition) -> MetricParity:
-        setting = Setting(FLOAT32_PACKAGE, condition.rule, self.files.place)
-        return judge_metric(tally.metric, tally.paired(), setting)
-
-    def _too_many(self, flips: Flips, only_clear: bool) -> list[str]:
-        found = []
-        for condition in self.conditions:
-            if not isinstance(condition, FlipsCondition) or (only_clear and condition.is_share):
-                continue
-            if flips.tokens > condition.allowed(flips.of):
-                found.append(
-                    f"{flips.tokens} of {flips.of} tokens chose other heads; asked for:"
-                    f" {condition.text.strip()}."
-                )
-        return found
-
-
-def _wrong(accuracy: Sequence[MetricParity], only_clear: bool) -> list[str]:
-    bad = ("failed",) if only_clear else ("failed", "cannot tell")
-    return [str(metric.reason) for metric in accuracy if metric.verdict in bad]
-
-
-# Read what a search judges candidates on, and what it times them on.
+def _count(batch: Batch | None) -> int:
+    """Return how many samples a run is; without labels it is one."""
+    return 1 if batch is None else len(batch.labels)
 
 
 @dataclass(frozen=True)
@@ -314,7 +286,7 @@ def read_runs(
     if not paths:
         samples = with_valid_tokens(recorded_samples(package.vectors), package.manifest, mask)
     files = SampleFiles((), ())
-    return SearchSamples(tuple(map(JudgedRun, samples)), tuple(sets), files)
+    return SearchSamples(tuple((sample, None) for sample in samples), tuple(sets), files)
 
 
 def read_labelled_runs(
@@ -335,7 +307,7 @@ def read_labelled_runs(
         InputSet(first.sample.label, first.sample.known.sizes, first.sample.known.inputs, weight)
         for (first, *_), weight in zip(by_file, counts, strict=True)
     ]
-    runs = [JudgedRun(run.sample, run.batch) for runs in by_file for run in runs]
+    runs = [(run.sample, run.batch) for runs in by_file for run in runs]
     names = tuple(dataset.samples.name for dataset in data.datasets)
     where = SampleFiles(names, tuple(len(dataset.labels) for dataset in data.datasets))
     return SearchSamples(tuple(runs), tuple(sets), where, data.metrics)

@@ -6,15 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moh_deploy.package import (
-    CHOICES,
-    LayerInfo,
-    SizeRange,
-    Tuning,
-    asked_choice,
-    choice_text,
-    choices_for,
-)
+from moh_deploy import package as pkg
 from moh_deploy.perf.choices_text import (
     boundary_lines,
     measured_gain,
@@ -42,7 +34,7 @@ class TunedLayer:
     before: str | None
     asked: str | None
     choice: str | None
-    ranges: tuple[SizeRange, ...]
+    ranges: tuple[pkg.SizeRange, ...]
     measured_ms: Mapping[str, float]
     measured_gain: float | None
     predicted_gain: float | None
@@ -77,9 +69,9 @@ class TuneReport(Report):
     """
 
     package: Path
-    before: tuple[LayerInfo, ...] = field(metadata=HIDDEN)
-    layers: tuple[LayerInfo, ...] = field(metadata=HIDDEN)
-    tuning: Tuning
+    before: tuple[pkg.LayerInfo, ...] = field(metadata=HIDDEN)
+    layers: tuple[pkg.LayerInfo, ...] = field(metadata=HIDDEN)
+    tuning: pkg.Tuning
     asked: Mapping[str, str] = field(metadata=HIDDEN)
     predicted_gains: tuple[float | None, ...] = field(metadata=HIDDEN)
     undecided: tuple[str, ...] = field(metadata=HIDDEN)
@@ -110,8 +102,12 @@ class TuneReport(Report):
 
     def document(self) -> Document:
         """Return what it says."""
-        columns = ("layer", "was", "is", *(f"#{choice}, ms" for choice in CHOICES), "#gain")
-        title = "layers" if self.tuning.source == "given" else f"layers, {self._measured_how()}"
+        columns = ("layer", "was", "is", *(f"#{choice}, ms" for choice in pkg.CHOICES), "#gain")
+        tuning, title = self.tuning, "layers"
+        if tuning.source != "given":
+            several = ", mean as the inputs weigh" if len(tuning.sizes) > 1 else ""
+            sizes = "; ".join(map(sizes_text, tuning.sizes))
+            title += f", {tuning.clock} time of a run{several}, {threads_text(tuning)}, at {sizes}"
         rows = list(map(self._row, range(len(self.layers))))
         table = Table(title, (*columns, "#predicted gain"), rows)
         return Document("tune", (table,), findings=tuple(self._lines()))
@@ -120,8 +116,8 @@ class TuneReport(Report):
         layer = self.layers[index]
         return TunedLayer(
             path=layer.path,
-            before=choice_text(self.before[index]),
-            asked=asked_choice(layer, self.asked),
+            before=pkg.choice_text(self.before[index]),
+            asked=pkg.asked_choice(layer, self.asked),
             choice=layer.choice,
             ranges=layer.ranges,
             measured_ms=measured_ms(self.tuning, index),
@@ -132,15 +128,9 @@ class TuneReport(Report):
 
     def _row(self, index: int) -> tuple[Cell, ...]:
         layer, ms = self.layers[index], measured_ms(self.tuning, index)
-        choices = choice_text(self.before[index]), choice_text(layer)
+        choices = pkg.choice_text(self.before[index]), pkg.choice_text(layer)
         gains = measured_gain(layer, self.tuning, index), self.predicted_gains[index]
         return layer.path, *choices, *ms_cells(ms), *map(times_text, gains)
-
-    def _measured_how(self) -> str:
-        sizes = "; ".join(map(sizes_text, self.tuning.sizes))
-        several = ", mean as the inputs weigh" if len(self.tuning.sizes) > 1 else ""
-        clock = f"{self.tuning.clock} time of a run{several}"
-        return f"{clock}, {threads_text(self.tuning)}, at {sizes}"
 
     def _lines(self) -> Iterator[str]:
         if self.tuning.source == "measured":
@@ -152,10 +142,16 @@ class TuneReport(Report):
                     f" {', '.join(self.undecided)}"
                 )
             yield from boundary_lines(self.layers, self.tuning)
-            yield f"whole model: {self._model_text()}"
             yield from self._model_lines()
-        yield from self._fallbacks()
-        unreplaced = [layer for layer in self.layers if not choices_for(layer)]
+        # What `all` asked of layers that do not have it.
+        fallbacks: dict[tuple[str, str], list[str]] = {}
+        for layer in self.layers:
+            asked = pkg.asked_choice(layer, self.asked)
+            if asked is not None and layer.choice is not None and layer.choice != asked:
+                fallbacks.setdefault((asked, layer.choice), []).append(layer.path)
+        for (asked, choice), names in fallbacks.items():
+            yield f"{choice}, as these layers cannot be {asked}: {', '.join(names)}"
+        unreplaced = [layer for layer in self.layers if not pkg.choices_for(layer)]
         for reason in reasons(unreplaced):
             yield f"not replaced, so there is nothing to choose: {reason}"
         yield f"compared with the original model: max abs error {self.max_abs_error:.3g}"
@@ -167,29 +163,17 @@ class TuneReport(Report):
         yield self.kernels.describe()
         yield f"written to {self.package}" if self.written else "dry run: nothing was written"
 
-    def _fallbacks(self) -> Iterator[str]:
-        """Yield a sentence for what `all` asked of layers that do not have it."""
-        paths: dict[tuple[str, str], list[str]] = {}
-        for layer in self.layers:
-            asked = asked_choice(layer, self.asked)
-            if asked is not None and layer.choice is not None and layer.choice != asked:
-                paths.setdefault((asked, layer.choice), []).append(layer.path)
-        for (asked, choice), names in paths.items():
-            yield f"{choice}, as these layers cannot be {asked}: {', '.join(names)}"
-
-    def _model_text(self) -> str:
-        if self.model_ratio is None:
-            return "every layer is fastest densely; nothing to compare"
-        text = _ratio_text(self.model_ratio, "with every layer dense")
-        if len(self.dense_was_faster) == len(self.tuning.sizes):
-            return f"{text} with these layers sparse; so every layer stays dense"
-        return text
-
     def _model_lines(self) -> Iterator[str]:
-        """Yield what there is to say of each of several sizes."""
+        """Yield what was measured of the whole model, and of each of several sizes."""
+        everywhere = len(self.dense_was_faster) == len(self.tuning.sizes)
+        text = "every layer is fastest densely; nothing to compare"
+        if self.model_ratio is not None:
+            text = _ratio_text(self.model_ratio, "with every layer dense")
+            text += " with these layers sparse; so every layer stays dense" if everywhere else ""
+        yield f"whole model: {text}"
         if self.ranges_did_not_pay:
             yield "with a choice for each range of sizes it was nowhere faster: one choice a layer"
-        if len(self.dense_was_faster) < len(self.tuning.sizes):
+        if not everywhere:
             for index in self.dense_was_faster:
                 there = sizes_text(self.tuning.sizes[index])
                 yield f"at {there} it was slower with these layers sparse; so they are dense there"

@@ -11,29 +11,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from moh_deploy.errors import BackendError, MoHDeployError
 from moh_deploy.graph.choose_layers import write_choices
 from moh_deploy.package import OnnxPackage
-from moh_deploy.perf.tune.contests import Best, Contests, MakePackage, ended_by, folder_of
+from moh_deploy.perf.tune.contests import Best, Contests, ended_by, folder_of
 from moh_deploy.perf.tune.search_report import RuntimePrecision, Tried
 from moh_deploy.system.isolate import Outcome, how_it_ended, isolated
 from moh_deploy.system.progress import Progress
-
-
-class TakesCandidates(Protocol):
-    """Lets a search ask of each candidate: `Contests` does it here, `ContestsApart` elsewhere."""
-
-    @property
-    def make(self) -> MakePackage:
-        """What makes packages in other precisions."""
-
-    def first(self, way: RuntimePrecision) -> Best:
-        """See `Contests.first`."""
-
-    def challenge(self, way: RuntimePrecision, made: OnnxPackage, best: Best) -> Best | Tried:
-        """See `Contests.challenge`."""
 
 
 @dataclass
@@ -184,6 +170,10 @@ class ContestsApart:
             # A fault of ours is no candidate's; the traceback was shown there.
             raise RuntimeError(f"in the process of a candidate: {found.exception}")
         return found.required("the process of a candidate")
+
+
+TakesCandidates: TypeAlias = "Contests | ContestsApart"
+"""Lets a search ask of each candidate: here, or in processes of their own."""
 
 
 class _CrashedError(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -124,7 +124,8 @@ class SearchReport(Report):
 
     def document(self) -> Document:
         """Return what it says."""
-        metrics = self._metrics()
+        judged = [way.quality for way in self.tried if way.quality is not None]
+        metrics = list(dict.fromkeys(x.metric for quality in judged for x in quality.accuracy))
         columns: tuple[Column | str, ...] = (
             "candidate",
             "",
@@ -143,30 +144,21 @@ class SearchReport(Report):
         rows = [_row(way, metrics, known.get(way.way.name)) for way in self.tried]
         return Document("tune", (Table(title, columns, rows),), findings=tuple(self._lines()))
 
-    def _metrics(self) -> tuple[str, ...]:
-        found = [way.quality for way in self.tried if way.quality is not None]
-        return tuple(dict.fromkeys(each.metric for quality in found for each in quality.accuracy))
-
     def _lines(self) -> Iterator[str]:
         chosen = next(way for way in self.tried if way.ending == "chosen")
         yield f"asked for: {'; '.join(self.within)}"
         if chosen.quality is not None:
             for metric in chosen.quality.accuracy:
-                reference, value = (
-                    shown(metric.metric, metric.reference),
-                    shown(metric.metric, metric.package),
-                )
-                yield (
-                    f"{metric.metric} is {value}, {reference} in {metric.against}, on"
-                    f" {count(metric.samples, 'sample')}"
-                )
+                name, samples = metric.metric, count(metric.samples, "sample")
+                value, reference = shown(name, metric.package), shown(name, metric.reference)
+                yield f"{name} is {value}, {reference} in {metric.against}, on {samples}"
         yield f"chosen: {chosen.way.name}, on {self.machine}"
         yield self.kernels.describe()
         written = self.output
         yield f"written to {written}" if written is not None else "dry run: nothing was written"
 
 
-def _row(way: Tried, metrics: tuple[str, ...], ms: float | None) -> tuple[Cell, ...]:
+def _row(way: Tried, metrics: Sequence[str], ms: float | None) -> tuple[Cell, ...]:
     timed, quality = way.timed, way.quality
     times = None
     if timed is not None:

@@ -156,8 +156,7 @@ def measure_reactions(judge: VariantJudge, model: ForcedModel) -> dict[str, floa
             runner.run({**inputs, **weight_noise(step, draw=0)}) for step in (0.0, STEP)
         )
         for recorded_value in judge.values(model, vectors, inner=True):
-            before, after = recorded_value.of(still), recorded_value.of(moved)
-            drift = None if before is None else recorded_value.drift(after, before)
+            drift = recorded_value.moved(still, moved)
             if drift is not None:
                 found[recorded_value.value].append(drift / STEP)
     # The run in which the value reacts most: it is the one that shows most.
@@ -275,10 +274,10 @@ class BlindSpots:
             # shifts.
             steps = {name: np.float32(_STEP if name == fault else 0) for name in _FAULTS}
             got = runner.run({**inputs, **{name: np.asarray(step) for name, step in steps.items()}})
-            moved = {
-                recorded_value.value: self._moved(recorded_value, got)
-                for recorded_value in self._recorded
-            }
+            moved = {}
+            for recorded in self._recorded:
+                drift = recorded.moved(self._still, got)
+                moved[recorded.value] = math.nan if drift is None else drift
             # Every kind has to show somewhere: the real fault may be of that kind alone.
             if not any(self._proves(checkpoint, moved) for checkpoint in self.exact):
                 return False
@@ -301,11 +300,6 @@ class BlindSpots:
         # It has to stand out from what the value is off anyway, and from float32's rounding.
         rounding = max(exact.error or 0.0, FLOAT32_STEP * exact.reaction)
         return times * moved[exact.value] >= CLEAR * rounding
-
-    def _moved(self, recorded_value: RecordedValue, got: Mapping[str, Array]) -> float:
-        before, after = recorded_value.of(self._still), recorded_value.of(got)
-        drift = None if before is None else recorded_value.drift(after, before)
-        return math.nan if drift is None else drift
 
     @cached_property
     def _recorded(self) -> tuple[RecordedValue, ...]:

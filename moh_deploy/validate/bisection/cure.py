@@ -180,7 +180,7 @@ class Cure:
         return {node.place.value: node.reason for node in self.nodes}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trials:
     """Makes packages with some nodes in float32, and judges them.
 
@@ -189,105 +189,80 @@ class Trials:
         accepts: Whether a package is right.
         scratch: A directory to make them in, one after the other.
         forced: The reference gates are fed to them.
+        most: How many there may be, 2 at least.
+        step: Encloses each of them, to show how far a search is.
     """
 
     form: Form
     accepts: Callable[[ForcedModel], bool]
     scratch: Path
     forced: bool
+    most: int
+    step: SearchStep
+    _known: dict[frozenset[str], bool] = field(default_factory=dict)
 
     def make(self, keep: Mapping[str, str]) -> ForcedModel:
         """Make the package with these nodes in float32, in place of the one before."""
         # One package at a time: a search makes dozens of them.
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
-        model = self.model(keep)
+        model = self.form.lowered(keep)
         gates = self.form.gate_types(model) if self.forced else {}
-        package = store(model, self.form.package, self.scratch)
-        return ForcedModel(package, gates)
+        return ForcedModel(store(model, self.form.package, self.scratch), gates)
 
-    def model(self, keep: Mapping[str, str]) -> ir.Model:
-        return self.form.lowered(keep)
+    def find_cure(self, graph: ModelGraph, errors: Sequence[NodeError]) -> Cure | None:
+        """Find a smallest set of nodes.
 
+        Args:
+            graph: The float32 form's.
+            errors: Of the nodes as the package is, against the float32 form: what is likely to be
+                needed is tried first.
 
-def find_cure(
-    trials: Trials, graph: ModelGraph, errors: Sequence[NodeError], *, most: int, step: SearchStep
-) -> Cure | None:
-    """Find a smallest set of nodes.
+        Returns:
+            None if the package is not right with all nodes in float32.
+        """
+        # Modules first: with k of n needed, the search takes about k * log2(n) packages, and there
+        # are far fewer modules than nodes.
+        ranked = ranked_nodes(self.form, graph, errors)
+        modules: dict[str, list[KeptNode]] = {}
+        for kept_node in ranked:
+            modules.setdefault(kept_node.place.module, []).append(kept_node)
+        # With all of them in float32 it still fails, so no choice of them helps.
+        if not self._passes(modules, [*modules]):
+            return None
+        found = self._smallest(modules)
+        # Then the nodes in the modules that are needed.
+        nodes = {node.place.value: [node] for node in ranked if node.place.module in found.items}
+        found = self._smallest(nodes)
+        order = {node.output[0]: index for index, node in enumerate(graph.nodes)}
+        kept = sorted(found.items, key=order.__getitem__)
+        return Cure(tuple(nodes[name][0] for name in kept), found.smallest, len(self._known))
 
-    Args:
-        trials: Judge candidates.
-        graph: The float32 form's.
-        errors: Of the nodes as the package is, against the float32 form: what is likely to be
-            needed is tried first.
-        most: How many trials there may be, 2 at least.
-        step: Encloses each of them, to show how far the search is.
+    def _smallest(self, groups: Mapping[str, Sequence[KeptNode]]) -> Found[str]:
+        # All searches share one budget of trials.
+        search = MinimalSet[str](lambda names: self._passes(groups, names), self.most)
+        search.asked = len(self._known)
+        return search.find([*groups])
 
-    Returns:
-        None if the package is not right with all nodes in float32.
-    """
-    # Modules first: with k of n needed, the search takes about k * log2(n) packages, and there are
-    # far fewer modules than nodes.
-    ranked = _ranked(trials.form, graph, errors)
-    modules: dict[str, list[KeptNode]] = {}
-    for kept_node in ranked:
-        modules.setdefault(kept_node.place.module, []).append(kept_node)
-    search = _Search(trials, most, step)
-    # With all of them in float32 it still fails, so no choice of them helps.
-    if not search.passes([*modules], modules):
-        return None
-    found = search.smallest([*modules], modules)
-    # Then the nodes in the modules that are needed.
-    nodes = [kept_node for kept_node in ranked if kept_node.place.module in found.items]
-    by_node = {node.place.value: [node] for node in nodes}
-    found = search.smallest([*by_node], by_node)
-    order = {node.output[0]: index for index, node in enumerate(graph.nodes)}
-    kept = [node for node in nodes if node.place.value in found.items]
-    kept.sort(key=lambda kept_node: order[kept_node.place.value])
-    return Cure(tuple(kept), found.smallest, search.trials)
-
-
-def every_node(form: Form, graph: ModelGraph) -> dict[str, str]:
-    """Return first outputs of all nodes that can be kept, as for a cure that needs all of them."""
-    return {kept_node.place.value: kept_node.reason for kept_node in _ranked(form, graph, ())}
-
-
-Groups = Mapping[str, Sequence[KeptNode]]
-
-
-@dataclass
-class _Search:
-    all_trials: Trials
-    most: int
-    step: SearchStep
-    trials: int = 0
-    _known: dict[frozenset[str], bool] = field(default_factory=dict)
-
-    def smallest(self, items: Sequence[str], groups: Groups) -> Found[str]:
-        # Both searches share one budget of trials.
-        search = MinimalSet[str](lambda chosen: self.passes(chosen, groups), self.most)
-        search.asked = self.trials
-        return search.find(items)
-
-    def passes(self, chosen: Sequence[str], groups: Groups) -> bool:
-        keep = {group.place.value: group.reason for name in chosen for group in groups[name]}
+    def _passes(self, groups: Mapping[str, Sequence[KeptNode]], names: Sequence[str]) -> bool:
+        keep = {node.place.value: node.reason for name in names for node in groups[name]}
         # By the nodes kept, so that a set of nodes that a module stood for is not run again.
         key = frozenset(keep)
         if key not in self._known:
-            self.trials += 1
-            which = f"run {self.trials} of at most {self.most}"
+            which = f"run {len(self._known) + 1} of at most {self.most}"
             with self.step(f"{which}: {len(keep)} nodes in float32"):
-                self._known[key] = self.all_trials.accepts(self.all_trials.make(keep))
+                self._known[key] = self.accepts(self.make(keep))
         return self._known[key]
 
 
-def _ranked(form: Form, graph: ModelGraph, errors: Sequence[NodeError]) -> list[KeptNode]:
+def ranked_nodes(form: Form, graph: ModelGraph, errors: Sequence[NodeError]) -> list[KeptNode]:
     """Return the nodes in lower precision that round, those likely to be needed first."""
     known = {error.place.value: error for error in errors}
     rounding = form.rounding
     own = enumerate(graph.nodes[: graph.own])
     places = [graph.place(index) for index, node in own if node.output[0] in rounding]
-    most = _largest_number(form.low)
+    # Integers have a scale: nothing is too large for them.
+    most = largest_number(cast(LowType, form.low)) if form.low in STEPS else math.inf
 
     # Overflow first, which nothing else can make good, then the nodes that add most error.
     def rank(place: NodePlace) -> tuple[bool, float]:
@@ -295,19 +270,15 @@ def _ranked(form: Form, graph: ModelGraph, errors: Sequence[NodeError]) -> list[
         return (error is None or error.size <= most, 0.0 if error is None else -error.growth)
 
     places.sort(key=rank)
-    return [KeptNode(place, _reason(known.get(place.value), form.low)) for place in places]
+    return [KeptNode(place, _reason(known.get(place.value), form.low, most)) for place in places]
 
 
-def _largest_number(low: str) -> float:
-    # Integers have a scale: nothing is too large for them.
-    return math.inf if low not in STEPS else largest_number(cast(LowType, low))
-
-
-def _reason(error: NodeError | None, low: str) -> str:
+def _reason(error: NodeError | None, low: str, most: float) -> str:
+    """Say what lower precision does to a node, whose numbers end at `most`."""
     if error is None:
         return f"with it in {low}, the package fails"
-    if error.size > _largest_number(low):
-        return f"its numbers reach {error.size:.3g}, and {low} ends at {_largest_number(low):.3g}"
+    if error.size > most:
+        return f"its numbers reach {error.size:.3g}, and {low} ends at {most:.3g}"
     if not error.finite:
         return f"its result is not finite in {low}"
     if low not in STEPS or error.growth > STEPS[low]:

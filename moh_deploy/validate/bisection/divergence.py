@@ -69,10 +69,22 @@ def compare_values(
             got = runners[0].run(tested.inputs(vector_set))
             expected = runners[1].run(reference.inputs(vector_set))
             for name in chunk:
+                # Text cannot be compared.
+                if not all(
+                    _is_float(x[name]) or x[name].dtype.kind in "biu" for x in (got, expected)
+                ):
+                    continue
                 counted = None
                 if tokens is not None and name in dims:
                     counted = inner_places(tokens, dims[name], expected[name].shape)
-                _note(found, name, got[name], expected[name], counted)
+                value = _compared(name, got[name], expected[name], counted)
+                known = found.get(name, value)
+                found[name] = replace(
+                    known,
+                    error=max(value.error, known.error),
+                    size=max(value.size, known.size),
+                    finite=value.finite and known.finite,
+                )
     return found
 
 
@@ -87,27 +99,6 @@ def _chunks(names: Sequence[str], found: Mapping[str, InnerValue]) -> Iterator[S
         mean = sum(sizes) / max(len(sizes), 1)
         # More names mean fewer sessions; 1024 bounds what a bad guess of sizes can cost.
         size = max(_FIRST, min(1024, int(_MOST_BYTES / max(mean, 1.0))))
-
-
-def _note(
-    found: dict[str, InnerValue],
-    name: str,
-    got: Array,
-    expected: Array,
-    counted: BoolArray | None = None,
-) -> None:
-    if not _is_number(got) or not _is_number(expected):
-        return
-    point = _compared(name, got, expected, counted)
-    known = found.get(name)
-    if known is not None:
-        point = replace(
-            known,
-            error=max(point.error, known.error),
-            size=max(point.size, known.size),
-            finite=point.finite and known.finite,
-        )
-    found[name] = point
 
 
 def _compared(
@@ -125,19 +116,14 @@ def _compared(
     # The shape of the reference is kept; finite, since no number can be looked at.
     if got.shape != expected.shape:
         return InnerValue(name, math.inf, size, shape, True, is_float)
-    error = abs_error(got, expected)
     # float32 has -1e9 or the like where float16 has -inf: both switch a key off.
     masked = np.isinf(got) & (np.sign(got) == np.sign(expected)) & (np.abs(expected) > MASKS_BEYOND)
     # Both NaN: whatever it means, neither is further off.
-    error = np.where(masked | (np.isnan(got) & np.isnan(expected)), 0.0, error)
-    worst = largest(error)
+    same = masked | (np.isnan(got) & np.isnan(expected))
+    worst = largest(np.where(same, 0.0, abs_error(got, expected)))
     finite = bool((np.isfinite(got) | masked | ~np.isfinite(expected)).all())
     worst = math.inf if math.isnan(worst) else worst
     return InnerValue(name, worst, size, shape, finite, is_float)
-
-
-def _is_number(array: Array) -> bool:
-    return _is_float(array) or array.dtype.kind in "biu"
 
 
 def _is_float(array: Array) -> bool:
@@ -179,10 +165,15 @@ class NodeError:
 def node_errors(graph: ModelGraph, values: Mapping[str, InnerValue]) -> dict[int, NodeError]:
     """Return the error of each node whose result was compared, by its place in the graph.
 
-    A float that has another name in each graph is known by its cast. What is no float has an error
-    only where all that the node reads is the same: else rounding may have decided otherwise.
+    A float that has another name in each graph is known by its cast. Integers have an error only
+    where all that the node reads is the same: else rounding may have decided otherwise.
     """
-    by_casts = _known_by_casts(graph, values)
+    casts = [(node.input[0], node.output[0]) for node in graph.nodes if node.op_type == "Cast"]
+    by_casts = {
+        read: values[made]
+        for read, made in casts
+        if read in graph.makers and read not in values and made in values and values[made].is_float
+    }
     values = {**values, **by_casts}
     found: dict[int, NodeError] = {}
     for index, node in enumerate(graph.nodes[: graph.own]):
@@ -205,12 +196,6 @@ def node_errors(graph: ModelGraph, values: Mapping[str, InnerValue]) -> dict[int
             all(value.finite for value in made),
         )
     return found
-
-
-def _known_by_casts(graph: ModelGraph, values: Mapping[str, InnerValue]) -> dict[str, InnerValue]:
-    casts = [(node.input[0], node.output[0]) for node in graph.nodes if node.op_type == "Cast"]
-    known = {read: values[made] for read, made in casts if made in values and read not in values}
-    return {k: value for k, value in known.items() if k in graph.makers and value.is_float}
 
 
 def first_beyond(
@@ -236,16 +221,6 @@ def largest_step(errors: Mapping[int, NodeError], among: Collection[int]) -> Nod
     # Nothing is beyond rounding, so the answer is the node that adds most, as a hint.
     largest = max(counted, key=lambda item: item.growth, default=None)
     return largest if largest is not None and largest.growth else None
-
-
-def by_module(errors: Sequence[NodeError]) -> dict[str, NodeError]:
-    """Return the node with the largest error of each module, in the order in which they run."""
-    worst: dict[str, NodeError] = {}
-    for error in errors:
-        known = worst.get(error.place.module)
-        if known is None or error.behind > known.behind:
-            worst[error.place.module] = error
-    return worst
 
 
 def _share(value: InnerValue, scale: float = 0.0) -> float:

@@ -152,21 +152,21 @@ class Experiments:
         # What is emulated in a variant is no part of how it runs.
         variant = replace(model.variant, round_results=False)
         runner = open_runner(model.package, variant.returning(names_to_return(model.package)))
+        files = [sample.label for sample in samples if sample.file is not None]
+        # What runs are compared with: what was recorded, and what was computed on files.
+        sources = [RECORDED] if len(files) < len(samples) else []
+        if files:
+            by = "the reference" if self.float32 is None else "the same graph in float32"
+            sources.append(f"{by} on {', '.join(files)}")
         return compare(
             model.package,
             runner,
             [sample.known for sample in samples],
             labels=[sample.label for sample in samples],
-            reference=self._reference(samples),
+            reference=" and ".join(sources),
             variants=PackageVariants(model.package, Variant(kernels=model.variant.kernels)),
             policy=self.policy,
         )
-
-    def _reference(self, samples: Sequence[Sample]) -> str:
-        files = [sample.label for sample in samples if sample.file is not None]
-        recorded = [RECORDED] if len(files) < len(samples) else []
-        by = "the reference" if self.float32 is None else "the same graph in float32"
-        return " and ".join([*recorded, *([f"{by} on {', '.join(files)}"] if files else [])])
 
 
 def _reasons(recorded: Sequence[Recorded]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from moh_deploy.graph.forced_gates import computed_gates
-from moh_deploy.package import LayerInfo, LayerRounding, OnnxPackage, Rounding, Spread, VectorSet
+from moh_deploy.package import LayerInfo, LayerRounding, Spread, VectorSet
 from moh_deploy.report.json import HIDDEN
 from moh_deploy.runtime.base import Runner
 from moh_deploy.runtime.variants import PackageVariants
@@ -84,6 +84,11 @@ class RecordedValue:
             # [tokens, H] of the tokens that chose the same heads.
             error = error[((got != 0) == (expected != 0)).all(axis=-1)]
         return largest(error) if error.size else None
+
+    def moved(self, still: Mapping[str, Array], got: Mapping[str, Array]) -> float | None:
+        """Return how far it moves from one run to another, as `drift` does."""
+        before = self.of(still)
+        return None if before is None else self.drift(self.of(got), before)
 
 
 def recorded_values(
@@ -191,7 +196,6 @@ class VariantJudge:
     vectors: Sequence[VectorSet]
     policy: Policy
     target: float | None = None
-    _floors: list[dict[str, Spread]] = field(default_factory=list)
     _made: dict[Path, frozenset[str]] = field(default_factory=dict)
 
     def judge(self, model: ForcedModel, *, inner: bool = False) -> tuple[Recorded, ...]:
@@ -211,8 +215,12 @@ class VariantJudge:
             for value in self.values(model, vectors, inner=inner):
                 point = self._compare(value, model, rule, index, got)
                 # Of several vector sets the worst one stands for the value.
-                known = found.get(point.value)
-                found[point.value] = point if known is None else _worse(known, point)
+                known = found.get(point.value, point)
+                drifts = [run.drift for run in (known, point) if run.drift is not None]
+                found[point.value] = replace(
+                    max(known, point, key=lambda run: run.badness),
+                    drift=worst(drifts) if drifts else None,
+                )
         return tuple(found.values())
 
     def values(
@@ -276,7 +284,7 @@ class VariantJudge:
         index: int,
         got: Mapping[str, Array],
     ) -> Recorded:
-        floor = self._measured_floors()[index].get(value.value)
+        floor = self._floors[index].get(value.value)
         label = f"{index}, routing forced" if model.gates else f"{index}"
         # What was recorded of a value may be less than the value: a fingerprint of attention, say.
         whole, view, name = value.of(got), self._views[index], value.gates or value.value
@@ -301,59 +309,39 @@ class VariantJudge:
             # A flip that may be a tie accuses nothing.
             reason = None if gates.no_data else gates.reason
             return Recorded(value.what, value.value, error, limit, reason, drift)
-        own = self._output_rule(expected, rule)
+        dtype = expected.dtype.name
+        own = self.policy.output_rule(dtype, rule)
+        if self.target is not None and "float" in dtype:
+            # The target is the user's own figure: neither a floor nor a least step softens it.
+            own = replace(own, relative=self.target, floor_factor=0.0, least=0.0)
         output = compare_output(
             value.value, label, made, expected, own, floor=floor, forced=True, place=place
         )
         error, limit = output.max_abs_error, output.tolerance or 0.0
         return Recorded(value.what, value.value, error, limit, output.reason, drift)
 
-    def _output_rule(self, reference: Array, model_rule: Tolerance) -> Tolerance:
-        dtype = reference.dtype.name
-        rule = self.policy.output_rule(dtype, model_rule)
-        if self.target is None or "float" not in dtype:
-            return rule
-        # The target is the user's own figure: neither a floor nor a least step softens it.
-        return replace(rule, relative=self.target, floor_factor=0.0, least=0.0)
-
-    def _measured_floors(self) -> Sequence[Mapping[str, Spread]]:
-        if not self._floors:
-            self._floors = [{} for _ in self.vectors]
-            package, gates = self.judged.package, self.judged.gates
-            precision, rounding = package.manifest.precision, package.manifest.rounding
-            # Float32: the export measured the floor on the original.
-            if rounding is not None:
-                self._floors = [
-                    _recorded_floors(package, rounding, vector_set, view.select(vector_set.outputs))
-                    for vector_set, view in zip(self.vectors, self._views, strict=True)
-                ]
-                return self._floors
-            # Half precision: measured here, with the gates fed, as flips would exceed any rounding.
-            if precision not in NOISE or (package.manifest.layers and not gates):
-                return self._floors
+    @cached_property
+    def _floors(self) -> Sequence[Mapping[str, Spread]]:
+        """The noise floor of each vector set, by the names of the values."""
+        package, gates = self.judged.package, self.judged.gates
+        precision, rounding = package.manifest.precision, package.manifest.rounding
+        floors: list[dict[str, Spread]] = [{} for _ in self.vectors]
+        runs = zip(floors, self.vectors, self._views, strict=True)
+        # Float32: the export measured the floor on the original.
+        if rounding is not None:
+            for known, run, view in runs:
+                floor = recorded_floor(package, rounding, run, view.select(run.outputs))
+                # With gates fed, a router's own go by another name.
+                names = [computed_gates(layer.gates) for layer in package.manifest.layers]
+                pairs = zip(names, floor.layers, strict=True)
+                known |= {**floor.outputs, **{name: layer.gates for name, layer in pairs}}
+        # Half precision: measured here, with the gates fed, as flips would exceed any rounding.
+        elif precision in NOISE and (gates or not package.manifest.layers):
             noisy = NoisyModel(PackageVariants(package), gates, (), precision)
-            names = set(map(computed_gates, gates))
-            runs = zip(self._floors, self.vectors, self._views, strict=True)
-            for floors, vector_set, view in runs:
-                found = noisy.results(self.judged.inputs(vector_set))
+            chosen = set(map(computed_gates, gates))
+            for known, run, view in runs:
+                found = noisy.results(self.judged.inputs(run))
                 if found is not None:
                     found = found.selected(view.select)
-                    floors |= {k: found.move(k, only_chosen=k in names) for k in found.exact}
-        return self._floors
-
-
-def _recorded_floors(
-    package: OnnxPackage, rounding: Rounding, run: VectorSet, outputs: Mapping[str, Array]
-) -> dict[str, Spread]:
-    """Return the floors that the export measured, by the names of the values."""
-    # With gates fed, a router's own go by another name, under which the floor is looked up.
-    floor = recorded_floor(package, rounding, run, outputs)
-    pairs = zip(package.manifest.layers, floor.layers, strict=True)
-    gates = {computed_gates(layer.gates): layer_rounding.gates for layer, layer_rounding in pairs}
-    return {**floor.outputs, **gates}
-
-
-def _worse(known: Recorded, run: Recorded) -> Recorded:
-    drifts = [each.drift for each in (known, run) if each.drift is not None]
-    worse = run if run.badness > known.badness else known
-    return replace(worse, drift=worst(drifts) if drifts else None)
+                    known |= {k: found.move(k, only_chosen=k in chosen) for k in found.exact}
+        return floors

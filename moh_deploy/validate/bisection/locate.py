@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from moh_deploy.errors import ConfigError
-from moh_deploy.package import OnnxPackage
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.validate.bisection.checkpoint import (
     BlindSpots,
@@ -79,24 +78,19 @@ def find_interval(graph: ModelGraph, checkpoints: Sequence[Checkpoint]) -> Inter
         exact, right = [], frozenset()
     # The first wrong value: fewer nodes lead to it than to the later ones.
     before = wrong[0]
-    nodes = reached[before.value] - right
-    # A single fault has to lead to every value that is wrong.
-    alone = nodes.intersection(*(reached[checkpoint.value] for checkpoint in wrong))
-    return Interval(before, _fewest(exact, reached[before.value], reached), nodes, alone)
-
-
-def _fewest(
-    exact: Sequence[Checkpoint], nodes: Reached, reached: dict[str, Reached]
-) -> tuple[Checkpoint, ...]:
-    """Return the values that prove as many of some nodes right as all do, the largest first."""
-    found: list[Checkpoint] = []
+    nodes = reached[before.value]
+    # Greedy, values that prove most nodes right first: the report names few of them.
+    proofs: list[Checkpoint] = []
     proven = frozenset[int]()
-    # Greedy, those that prove most first: the report names few values instead of all.
-    for checkpoint in sorted(exact, key=lambda group: -len(reached[group.value] & nodes)):
+    for checkpoint in sorted(exact, key=lambda value: -len(reached[value.value] & nodes)):
         if not reached[checkpoint.value] & nodes <= proven:
-            found.append(checkpoint)
+            proofs.append(checkpoint)
             proven |= reached[checkpoint.value] & nodes
-    return tuple(checkpoint for checkpoint in exact if checkpoint in found)
+    after = tuple(checkpoint for checkpoint in exact if checkpoint in proofs)
+    # A single fault has to lead to every value that is wrong.
+    suspects = nodes - right
+    alone = suspects.intersection(*(reached[checkpoint.value] for checkpoint in wrong))
+    return Interval(before, after, suspects, alone)
 
 
 Cause = Literal["kernel", "optimisation", "precision", "float32", "graph"]
@@ -216,11 +210,8 @@ def locate(runs: Experiments) -> Located:
         return _in_runtime(runs)
     # In float32 it is right: what is wrong is rounding to half precision.
     if runs.float32 is not None and runs.right(runs.unrounded):
-        bound, models = (
-            runs.policy.rule(rule_name(runs.precision)).relative,
-            (runs.plain, runs.unrounded),
-        )
-        against = "the same graph in float32"
+        models, against = (runs.plain, runs.unrounded), "the same graph in float32"
+        bound = runs.policy.rule(rule_name(runs.precision)).relative
         return _compared(runs, *models, runs.recorded, "precision", against, bound)
     return _in_graph(runs)
 
@@ -245,25 +236,21 @@ def _in_graph(runs: Experiments) -> Located:
     if runs.reference is None:
         return _suspected(runs, runs.unrounded, recorded, cause)
     believed = ForcedModel.of(runs.reference, runs.vectors)
+    against = str(runs.reference.root)
     # Compared with a reference that is itself wrong, innocent nodes would be named.
     if not runs.right(believed):
-        raise _cannot_tell(runs, runs.reference, believed)
-    against = str(runs.reference.root)
-    return _compared(runs, runs.unrounded, believed, recorded, cause, against, SAME_PRECISION)
-
-
-def _cannot_tell(runs: Experiments, reference: OnnxPackage, believed: ForcedModel) -> ConfigError:
-    if runs.target is not None and runs.allowed(believed):
-        return ConfigError(
-            f"the reference {reference.root} is off by more than the target {runs.target:g} itself,"
-            " and by no more than `verify` allows: it cannot tell what is.",
-            hint="float32 rounds, too: raise --target, or leave --reference out.",
+        if runs.target is not None and runs.allowed(believed):
+            raise ConfigError(
+                f"the reference {against} is off by more than the target {runs.target:g} itself,"
+                " and by no more than `verify` allows: it cannot tell what is.",
+                hint="float32 rounds, too: raise --target, or leave --reference out.",
+            )
+        raise ConfigError(
+            f"the reference {against} differs from the recorded runs of {runs.package.root} as"
+            " well: it cannot tell where that is wrong.",
+            hint="Leave --reference out, or give a package that passes `moh-deploy verify`.",
         )
-    return ConfigError(
-        f"the reference {reference.root} differs from the recorded runs of"
-        f" {runs.package.root} as well: it cannot tell where that is wrong.",
-        hint="Leave --reference out, or give a package that passes `moh-deploy verify`.",
-    )
+    return _compared(runs, runs.unrounded, believed, recorded, cause, against, SAME_PRECISION)
 
 
 def _suspected(
@@ -286,13 +273,12 @@ def _bounded(
     spots = BlindSpots(runs.judge, runs.unrounded, graph, interval.before, exact)
     # Without a value that proves anything, no node was acquitted that could be wrong unseen.
     unseen = spots.find(interval.nodes) if interval.after else frozenset()
-    between = Between(
-        tuple(checkpoint.what for checkpoint in interval.after),
-        interval.before.what,
-        _own(graph, interval.nodes),
-        _own(graph, interval.alone),
-        _own(graph, unseen),
+    nodes, alone, hidden = (
+        tuple(graph.place(index) for index in sorted(found_nodes) if index < graph.own)
+        for found_nodes in (interval.nodes, interval.alone, unseen)
     )
+    after = tuple(checkpoint.what for checkpoint in interval.after)
+    between = Between(after, interval.before.what, nodes, alone, hidden)
     return replace(found, checkpoints=checkpoints, between=between)
 
 
@@ -322,17 +308,13 @@ def _compared(
     step = None if first is not None else largest_step(errors, matters)
     differences: tuple[str, ...] = ()
     if first is not None and cause in IN_GRAPH:
-        sides = ((graph, tested), (theirs, believed))
-        weighted = [
-            WeightedGraph(model_graph, m.package.root, m.functions()) for model_graph, m in sides
-        ]
-        differences = node_differences(weighted[0], weighted[1], first.place.value)
+        ours, others = (
+            WeightedGraph(side, model.package.root, model.functions())
+            for side, model in ((graph, tested), (theirs, believed))
+        )
+        differences = node_differences(ours, others, first.place.value)
     found = Divergence(cause, against, first, step, differences, wrong)
     # No node stands out, so the recorded values have to bound the place.
     if found.node is None:
         found = _bounded(runs, graph, recorded, found)
     return Located(found, tuple(errors[index] for index in sorted(errors)), values)
-
-
-def _own(graph: ModelGraph, found: Reached) -> tuple[NodePlace, ...]:
-    return tuple(graph.place(index) for index in sorted(found) if index < graph.own)

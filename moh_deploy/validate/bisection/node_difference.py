@@ -47,25 +47,23 @@ class WeightedGraph:
         index = self.places.makers.get(value)
         return None if index is None else self.places.nodes[index]
 
+    def maker_text(self, value: str) -> str:
+        node = self.maker(value)
+        return f"'{value}'" if node is None else f"'{value}' (of {node.op_type})"
+
     def within(self, graph: onnx.GraphProto) -> WeightedGraph:
         """Return a branch or body of one of its nodes."""
         return WeightedGraph(ModelGraph(graph), self.root, self.functions, self)
 
     def body(self, node: onnx.NodeProto) -> bytes | None:
         """Return the function body of a node, to be compared; None for an operator without."""
-        called = (node.domain, node.op_type, node.overload)
-        found = (
-            function
-            for function in self.functions
-            if (function.domain, function.name, function.overload) == called
-        )
-        difference = next(found, None)
-        if difference is None:
-            return None
-        body = onnx.FunctionProto()
-        body.CopyFrom(difference)
-        body.domain = ""  # It says which of several bodies this is.
-        return bytes(body.SerializeToString(deterministic=True))
+        for function in self.functions:
+            of = function.domain, function.name, function.overload
+            if of == (node.domain, node.op_type, node.overload):
+                body = onnx.FunctionProto.FromString(function.SerializeToString())
+                body.domain = ""  # It says which of several bodies this is.
+                return bytes(body.SerializeToString(deterministic=True))
+        return None
 
 
 def node_differences(
@@ -81,7 +79,12 @@ def node_differences(
     # Values without a counterpart are no finding by themselves: the graphs may be cut differently.
     if theirs is None:
         return ("the reference has no such cast",) if ours.op_type == "Cast" else ()
-    if _operator(ours) != _operator(theirs):
+    # MoH domains, with kernels or not, count as one.
+    operators = [
+        (KERNEL_DOMAIN if base_domain(node.domain) else node.domain, node.op_type)
+        for node in (ours, theirs)
+    ]
+    if operators[0] != operators[1]:
         return (f"it is {ours.op_type}, in the reference {theirs.op_type}",)
     found = (
         *_attributes(tested, reference, ours, theirs),
@@ -89,11 +92,6 @@ def node_differences(
     )
     same = tested.body(ours) == reference.body(theirs)
     return found if same else (*found, "its function body differs")
-
-
-def _operator(node: onnx.NodeProto) -> tuple[str, str]:
-    """Return domain and operator of a node, where MoH domains, kernel or not, count as one."""
-    return (KERNEL_DOMAIN if base_domain(node.domain) else node.domain, node.op_type)
 
 
 def _attributes(
@@ -142,32 +140,24 @@ def _inputs(
     if len(ours.input) != len(theirs.input):
         yield f"it reads {len(ours.input)} values, the reference {len(theirs.input)}"
     for mine, other in zip(ours.input, theirs.input, strict=False):
-        weights = tested.weight(mine), reference.weight(other)
-        if weights[0] is not None and weights[1] is not None:
-            yield from _weights(mine, other, weights[0], weights[1])
-        # Weights may be renamed and hold the same numbers; other values are told by their names.
-        elif mine != other:
-            yield f"it reads {_made(tested, mine)}, the reference {_made(reference, other)}"
-
-
-def _weights(mine: str, other: str, got: Array, expected: Array) -> Iterator[str]:
-    if got.shape != expected.shape:
-        yield (
-            f"weight '{mine}' is of shape {list(got.shape)}, the reference's '{other}'"
-            f" {list(expected.shape)}"
-        )
-    # Bytes, not `==`: NaN equals NaN here, and -0 does not equal 0.
-    elif got.tobytes() != expected.tobytes():
-        size = largest_finite(expected)
-        share = largest(abs_error(got, expected)) / size if size else np.inf
-        which = f"'{mine}'" if mine == other else f"'{mine}', in the reference '{other}',"
-        yield (
-            f"weight {which} holds NaN where the other has a number"
-            if np.isnan(share)
-            else f"weight {which} differs by up to {share:.2g} of its largest value"
-        )
-
-
-def _made(graph: WeightedGraph, value: str) -> str:
-    node = graph.maker(value)
-    return f"'{value}'" if node is None else f"'{value}' (of {node.op_type})"
+        got, expected = tested.weight(mine), reference.weight(other)
+        if got is None or expected is None:
+            # Weights may be renamed and hold the same numbers; other values are told by names.
+            if mine != other:
+                theirs_text = reference.maker_text(other)
+                yield f"it reads {tested.maker_text(mine)}, the reference {theirs_text}"
+        elif got.shape != expected.shape:
+            yield (
+                f"weight '{mine}' is of shape {list(got.shape)}, the reference's '{other}'"
+                f" {list(expected.shape)}"
+            )
+        # Bytes, not `==`: NaN equals NaN here, and -0 does not equal 0.
+        elif got.tobytes() != expected.tobytes():
+            size = largest_finite(expected)
+            share = largest(abs_error(got, expected)) / size if size else np.inf
+            which = f"'{mine}'" if mine == other else f"'{mine}', in the reference '{other}',"
+            yield (
+                f"weight {which} holds NaN where the other has a number"
+                if np.isnan(share)
+                else f"weight {which} differs by up to {share:.2g} of its largest value"
+            )

@@ -79,7 +79,14 @@ class ModelGraph:
             return self.written.place(index)
         node = what_runs(self.nodes[index])
         value = next(name for name in self.nodes[index].output if name)
-        return NodePlace(node.name or f"-> {value}", node.op_type, self._module(index), value)
+        # A layer's node is known from the manifest, others by their names:
+        # `blocks.0.attn.MatMul#2`.
+        paths = [layer.path for layer in self.layers if node.name and node.name == layer.node]
+        named = re.fullmatch(rf"(?P<module>.+)\.{re.escape(node.op_type)}(#\d+)?", node.name)
+        if not paths and named is not None:
+            paths = [named["module"]]
+        module = paths[0] if paths else self._nearest_layer(index) or "model"
+        return NodePlace(node.name or f"-> {value}", node.op_type, module, value)
 
     def before(self, *values: str) -> Reached:
         """Return the nodes that values are made of."""
@@ -93,18 +100,6 @@ class ModelGraph:
                 names = reads(self.nodes[index])
                 waiting += [self.makers[name] for name in names if name in self.makers]
         return frozenset(found)
-
-    def _module(self, index: int) -> str:
-        node = what_runs(self.nodes[index])
-        # A layer's node is known from the manifest, others by their names:
-        # `blocks.0.attn.MatMul#2`.
-        own = next(
-            (layer.path for layer in self.layers if node.name and node.name == layer.node), None
-        )
-        named = re.fullmatch(rf"(?P<module>.+)\.{re.escape(node.op_type)}(#\d+)?", node.name)
-        if own is None and named is not None:
-            own = named["module"]
-        return own or self._nearest_layer(index) or "model"
 
     def _nearest_layer(self, index: int) -> str | None:
         """Return the layer that a node without a telling name helps, or else that it is behind.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import onnx
@@ -16,7 +17,7 @@ from moh_deploy.ops import op_names
 from moh_deploy.package import Float32Node, Manifest, OnnxPackage, PackageWriter
 from moh_deploy.package.writer import model_bytes
 from moh_deploy.runtime.lowered_package import router_types
-from moh_deploy.validate.bisection.cure import Cure, Form, SearchStep, Trials, every_node, find_cure
+from moh_deploy.validate.bisection.cure import Cure, Form, SearchStep, Trials, ranked_nodes
 from moh_deploy.validate.bisection.divergence import InnerValue
 from moh_deploy.validate.bisection.experiments import Experiments
 from moh_deploy.validate.bisection.locate import IN_GRAPH, Located
@@ -36,62 +37,57 @@ _NO_REFERENCE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class RepairJob:
-    """The inputs and limits of a repair.
+    """Finds the nodes of a package in lower precision that have to be in float32.
 
     Attributes:
-        located: What is wrong with the package.
+        runs: Of a package that is not right.
+        located: What is wrong with it.
         scratch: A directory to make packages in.
         output: Where to write the package again; None for not at all.
         most: How many packages may be made and run.
         step: Encloses each of them.
     """
 
+    runs: Experiments
     located: Located
     scratch: Path
     output: Path | None
     most: int
     step: SearchStep
 
+    def look(self) -> tuple[Repair | None, str | None]:
+        """Return the repair, or a sentence on why there is none."""
+        cause = self.located.divergence.cause
+        # A float32 package has no nodes to raise, and wrong kernels or optimisations are not cured
+        # by it.
+        if self.runs.float32 is None or cause in ("kernel", "optimisation"):
+            return None, None
+        if cause in IN_GRAPH:
+            why = _WRONG_ITSELF if cause == "graph" else _ABOVE_TARGET
+            return None, f"{why}{'' if self.runs.reference else f' {_NO_REFERENCE}'}"
+        cure = self.cure()
+        return (None, self.why_no_cure()) if cure is None else (self.write(cure), None)
 
-def look_for_repair(runs: Experiments, job: RepairJob) -> tuple[Repair | None, str | None]:
-    """Find the nodes of a package in lower precision that have to be in float32.
+    @property
+    def form(self) -> Form:
+        assert self.runs.float32 is not None
+        return self.runs.float32
 
-    Args:
-        runs: Of a package that is not right.
-        job: What is to be done.
+    @cached_property
+    def graph(self) -> ModelGraph:
+        return graph_of(self.runs.unrounded)
 
-    Returns:
-        The repair, or a sentence on why there is none.
-    """
-    form, cause = runs.float32, job.located.divergence.cause
-    # A float32 package has no nodes to raise, and wrong kernels or optimisations are not cured by
-    # it.
-    if form is None or cause in ("kernel", "optimisation"):
-        return None, None
-    if cause in IN_GRAPH:
-        why = _WRONG_ITSELF if cause == "graph" else _ABOVE_TARGET
-        return None, f"{why}{'' if runs.reference else f' {_NO_REFERENCE}'}"
-    repair = _Repair(runs, form, job)
-    cure = repair.cure()
-    return (None, repair.why_no_cure()) if cure is None else (repair.write(cure), None)
-
-
-@dataclass
-class _Repair:
-    runs: Experiments
-    form: Form
-    job: RepairJob
-
-    def __post_init__(self) -> None:
-        self.graph = graph_of(self.runs.unrounded)
-        self.trials = self._trials(self.runs.sound)
+    @cached_property
+    def trials(self) -> Trials:
+        return self._trials(self.runs.sound)
 
     def cure(self) -> Cure | None:
         """Search by the outputs and gates of runs with forced routing; if that is not enough for
         `verify`, whose noise floor sinks with what is kept, search again by all that it asks."""
-        found = self._search()
+        errors = self.located.errors
+        found = self.trials.find_cure(self.graph, errors)
         # The first search is the cheaper one: it needs no free run and no noise floor for each
         # trial.
         if found is None or self._parity(self.trials.make(found.keep)).equal:
@@ -99,12 +95,13 @@ class _Repair:
         # The noise floor sinks with the nodes kept, so `verify` can refuse what passed above.
         sound = self.runs.sound
         self.trials = self._trials(lambda model: sound(model) and self._parity(model).equal)
-        again = self._search()
+        again = self.trials.find_cure(self.graph, errors)
         return None if again is None else replace(again, trials=found.trials + again.trials)
 
     def why_no_cure(self) -> str:
         """Say what is wrong with the last trial, that of every node in float32."""
-        runs, model = self.runs, self.trials.make(every_node(self.form, self.graph))
+        every = ranked_nodes(self.form, self.graph, ())
+        runs, model = self.runs, self.trials.make({x.place.value: x.reason for x in every})
         # From the graph outwards: as written, then by the target, then as the runtime runs it.
         if not runs.right(model):
             low = f"inputs, outputs and what only moves numbers are in {self.form.low}"
@@ -122,24 +119,22 @@ class _Repair:
         )
 
     def write(self, cure: Cure) -> Repair:
-        share = flops_share(self.graph, self.job.located.values, cure.keep)
+        """Write the package again if that was asked for, and compare it as `verify` does."""
+        share = flops_share(self.graph, self.located.values, cure.keep)
         # Sizes for the report: what keeping the nodes costs on disk.
         before, weights = model_bytes(self.runs.package), self.form.weights
-        with self.job.step("proving the repaired package"):
-            if self.job.output is None:
+        with self.step("proving the repaired package"):
+            if self.output is None:
                 model = self.trials.make(cure.keep)
                 made, parity, written = model.package, self._parity(model), None
             else:
-                made, parity = self._publish(cure, self.job.output)
+                made, parity = self._publish(cure, self.output)
                 written = made.root
         return Repair(cure, weights, before, model_bytes(made), share, parity, written)
 
-    def _search(self) -> Cure | None:
-        errors = self.job.located.errors
-        return find_cure(self.trials, self.graph, errors, most=self.job.most, step=self.job.step)
-
     def _trials(self, accepts: Callable[[ForcedModel], bool]) -> Trials:
-        return Trials(self.form, accepts, self.job.scratch, bool(self.runs.plain.gates))
+        forced = bool(self.runs.plain.gates)
+        return Trials(self.form, accepts, self.scratch, forced, self.most, self.step)
 
     def _parity(self, model: ForcedModel) -> ParityReport:
         """Compare a package with all recorded runs, whichever were looked at."""
@@ -149,7 +144,7 @@ class _Repair:
     def _publish(self, cure: Cure, output: Path) -> tuple[OnnxPackage, ParityReport]:
         package = self.runs.package
         with PackageWriter(output) as writer:
-            model = self.trials.model(cure.keep)
+            model = self.form.lowered(cure.keep)
             # The float32 form has every node in domain `moh`, so the layers' choices are made
             # again.
             choose_layers(model, package.manifest.layers)
@@ -209,20 +204,15 @@ def _product_flops(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) 
     made = shapes.get(node.output[0])
     if node.op_type not in _PRODUCTS or made is None:
         return 0
-    # A multiplication and an addition for each term.
-    return 2 * math.prod(made) * _terms(node, shapes)
-
-
-def _terms(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return how many products are summed for one number of the result."""
     first, second = (shapes.get(name, ()) for name in node.input[:2])
+    # How many products are summed for one number of the result.
     if node.op_type == "Conv":
-        # Weights of Conv: [out, in / groups, kernel...].
-        return math.prod(second[1:])
-    transposed = {attribute.name: attribute.i for attribute in node.attribute}
-    if node.op_type == "Gemm" and first:
-        return first[0] if transposed.get("transA") else first[-1]
-    if first:
-        return first[-1]
-    # [..., K] @ [K, N]: the first one's shape is not known, so K is taken from the weights.
-    return second[-2] if len(second) > 1 else 0
+        terms = math.prod(second[1:])  # [out, in / groups, kernel...]
+    elif first:
+        turned = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+        terms = first[0] if node.op_type == "Gemm" and turned else first[-1]
+    else:
+        # [..., K] @ [K, N]: the first one's shape is not known, so K is taken from the weights.
+        terms = second[-2] if len(second) > 1 else 0
+    # A multiplication and an addition for each term.
+    return 2 * math.prod(made) * terms

@@ -15,7 +15,7 @@ from moh_deploy.report.json import FLAT, in_json
 from moh_deploy.report.numbers import count, percent, si
 from moh_deploy.report.report import Report
 from moh_deploy.validate.bisection.cure import Cure
-from moh_deploy.validate.bisection.divergence import NodeError, by_module
+from moh_deploy.validate.bisection.divergence import NodeError
 from moh_deploy.validate.bisection.locate import Between, Cause, Divergence
 from moh_deploy.validate.bisection.places import NodePlace
 from moh_deploy.validate.compare.parity_report import ParityReport
@@ -127,13 +127,44 @@ class BisectReport(Report):
         if self.divergence is None:
             blocks.append(Text(f"NOTHING DIVERGES from the {self.reference}", True))
         else:
-            blocks += (*_divergence_blocks(self.divergence), *_module_table(self.errors))
+            blocks += _divergence_blocks(self.divergence)
+            by_module: dict[str, NodeError] = {}
+            for error in self.errors:
+                known = by_module.setdefault(error.place.module, error)
+                if error.behind > known.behind:
+                    by_module[error.place.module] = error
+            worst = list(by_module.items())
+            rows = [(path, x.place.node, _size_text(x)) for path, x in worst[:_MOST_ROWS]]
+            if rows:
+                more = len(worst) - len(rows)
+                title = "largest error of each module, as a share of the largest value"
+                title += f" (the first {len(rows)}, {more} more in --json)" if more else ""
+                blocks.append(Table(title, ("module", "node", "#error"), rows))
         if self.repair is not None:
             blocks += _repair_blocks(self.repair)
         said = (self.why_no_repair, *self.notes)
         return Document(
             "bisect", tuple(blocks), remarks=tuple(text for text in said if text is not None)
         )
+
+
+def _divergence_blocks(found: Divergence) -> Iterator[Block]:
+    text = divergence_text(found)
+    yield Text(text[0].upper() + text[1:], False)
+    rows = [(run.what, run.error, run.limit) for run in found.wrong]
+    is_wrong = any(run.reason is not None for run in found.wrong)
+    what = "what is wrong" if is_wrong else "what is nearest to its limit"
+    yield Table(f"{what}, with the reference gates fed", ("", "#error", "#allowed"), rows)
+    if found.between is None:
+        return
+    # Module by module, in the order in which the modules first run.
+    suspects = found.suspects
+    modules = list(dict.fromkeys(place.module for place in suspects))
+    ordered = sorted(suspects, key=lambda place: modules.index(place.module))
+    nodes = [(place.module, place.op, place.node) for place in ordered[:_MOST_ROWS]]
+    yield Table("nodes that may be wrong", ("module", "operator", "node"), nodes)
+    if len(suspects) > _MOST_ROWS:
+        yield Text(f"and {len(suspects) - _MOST_ROWS} more, which --json lists")
 
 
 def _repair_text(repair: Repair) -> str:
@@ -144,47 +175,14 @@ def _repair_text(repair: Repair) -> str:
     return f"{count(len(nodes), 'node')} {needs} float32: {names}{more}."
 
 
-def _divergence_blocks(found: Divergence) -> Iterator[Block]:
-    text = divergence_text(found)
-    yield Text(text[0].upper() + text[1:], False)
-    rows = [(run.what, run.error, run.limit) for run in found.wrong]
-    is_wrong = any(run.reason is not None for run in found.wrong)
-    what = "what is wrong" if is_wrong else "what is nearest to its limit"
-    yield Table(f"{what}, with the reference gates fed", ("", "#error", "#allowed"), rows)
-    if found.between is not None:
-        yield from _suspect_blocks(found.suspects)
-
-
-def _suspect_blocks(suspects: Sequence[NodePlace]) -> Iterator[Block]:
-    """Show the nodes module by module, in the order in which the modules first run."""
-    modules = list(dict.fromkeys(suspect.module for suspect in suspects))
-    ordered = sorted(suspects, key=lambda suspect: modules.index(suspect.module))
-    rows = [
-        (node_place.module, node_place.op, node_place.node) for node_place in ordered[:_MOST_ROWS]
-    ]
-    yield Table("nodes that may be wrong", ("module", "operator", "node"), rows)
-    if len(suspects) > _MOST_ROWS:
-        yield Text(f"and {len(suspects) - _MOST_ROWS} more, which --json lists")
-
-
-def _module_table(errors: tuple[NodeError, ...]) -> Iterator[Block]:
-    worst = list(by_module(errors).items())
-    rows = [(path, error.place.node, _size_text(error)) for path, error in worst[:_MOST_ROWS]]
-    if rows:
-        more = len(worst) - len(rows)
-        title = "largest error of each module, as a share of the largest value"
-        title += f" (the first {len(rows)}, {more} more in --json)" if more else ""
-        yield Table(title, ("module", "node", "#error"), rows)
-
-
 def _repair_blocks(repair: Repair) -> Iterator[Block]:
     yield Text(_repair_text(repair), True)
-    nodes = repair.cure.nodes
-    rows = [(n.place.module, n.place.op, n.place.node, n.reason) for n in nodes[:_MOST_ROWS]]
+    nodes = repair.cure.nodes[:_MOST_ROWS]
+    rows = [(node.place.module, node.place.op, node.place.node, node.reason) for node in nodes]
     yield Table("has to be in float32", ("module", "operator", "node", "why"), rows)
-    least = (
-        "none of them can be spared" if repair.cure.smallest else "fewer may do: runs were used up"
-    )
+    least = "fewer may do: runs were used up"
+    if repair.cure.smallest:
+        least = "none of them can be spared"
     yield Text(
         f"found in {count(repair.cure.trials, 'run')}; {least}. It takes"
         f" {percent(repair.flops_share) or 'an unknown share'} of the multiply-adds, and"
@@ -223,12 +221,9 @@ def _place(found: Divergence) -> str:
             f" {found.step.before:.2g} before it, {_size_text(found.step)} behind it, against"
             f" {found.against}"
         )
-    if found.between is None:
+    between = found.between
+    if between is None:
         return "diverges, and nothing that was recorded tells where"
-    return _between(found, found.between)
-
-
-def _between(found: Divergence, between: Between) -> str:
     text = f"diverges {_bounds(found, between)}"
     if not any(run.reason is not None for run in found.wrong):
         text = (
@@ -236,11 +231,10 @@ def _between(found: Divergence, between: Between) -> str:
             f" what the {between.before} is off by arises {_bounds(found, between)}"
         )
     nodes, alone = between.nodes, between.alone
+    text = f"{text}: {_one_of(nodes)}"
     if alone and len(alone) < len(nodes):
-        text = f"{text}: {_one_of(nodes)}; if no other one is wrong, {_one_of(alone)}"
+        text = f"{text}; if no other one is wrong, {_one_of(alone)}"
         nodes = alone
-    else:
-        text = f"{text}: {_one_of(nodes)}"
     text = f"{text}: {_names(nodes)}"
     if not between.unseen:
         return text

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import numpy as np
 
 from moh_deploy.errors import BackendError, ConfigError
 from moh_deploy.graph.forced_gates import GateTypes, computed_gates, forced_gates
-from moh_deploy.package import OnnxPackage, TensorInfo, VectorSet
+from moh_deploy.package import OnnxPackage, VectorSet
 from moh_deploy.runtime.base import Runner, RunnerAround
 from moh_deploy.runtime.input_check import check_inputs
 from moh_deploy.runtime.variants import Noise
@@ -21,206 +20,13 @@ from moh_deploy.validate.compare.parity import compare
 from moh_deploy.validate.compare.parity_report import ParityReport
 from moh_deploy.validate.compare.parity_result import LayerParity, OutputParity
 from moh_deploy.validate.compare.policy import Policy
+from moh_deploy.validate.edge_cases import routing_judge, source
 from moh_deploy.validate.edge_cases.input_states import InputState
-from moh_deploy.validate.edge_cases.routing_judge import (
-    GateJudge,
-    nan_places,
-    read_problem,
-    router_reference,
-    values_mismatch,
-)
-from moh_deploy.validate.edge_cases.source import (
-    CaseResult,
-    CaseStatus,
-    RoutedLayer,
-    Sides,
-    feeding,
-    fixed_values,
-    input_result,
-)
 from moh_deploy.validate.reference.input_sets import known_size
 from moh_deploy.validate.reference.layer_values import Recorder
-from moh_deploy.validate.reference.samples import valid_tokens_of
 from moh_deploy.validate.reference.subject import Variants
-from moh_deploy.validate.reference.valid_tokens import ValidTokens
-
-# Find the first layer in which a run differs from the reference.
-#
-# All layers attend by the gates of the reference, whatever their own routers choose: so an error in
-# one layer does not change what later ones choose. Each router is judged by the logits that it
-# reads itself, which no tie and no rounding before it can excuse or accuse.
 
 _Values = Mapping[str, Array]
-Cut = Callable[[Array, Array | None], Array | None]
-"""From a value of the known run, and one of the same name of another run where there is one, to
-what is expected of that run; None where that is not known."""
-
-
-def whole(value: Array, _: Array | None) -> Array:
-    """Expect of another run what the known one has."""
-    return value
-
-
-@dataclass(frozen=True)
-class FirstDifference:
-    """Looks into two runs.
-
-    Attributes:
-        sides: The package, and how the two are run.
-    """
-
-    sides: Sides
-
-    def sentence(self, known: _Values, inputs: _Values, cut: Cut) -> str | None:
-        """Return where a run of the subject first differs; None if no layer does.
-
-        Args:
-            known: Inputs of the reference.
-            inputs: Inputs of the subject.
-            cut: What is expected of its inner values.
-        """
-        try:
-            expected = self.sides.reference.open(self._seen).run(known)
-            place = self._first(expected, inputs, cut)
-        except BackendError:
-            return None  # Nothing can be said of a run that there is not.
-        if place is None:
-            return None
-        return f"With the gates of the reference fed to every layer, it first differs in {place}."
-
-    def _first(self, expected: _Values, inputs: _Values, cut: Cut) -> str | None:
-        # Run by itself first: its shapes tell which of the reference's gates fit this run.
-        subject, policy = self.sides.subject, self.sides.policy
-        free = subject.open(self._seen).run(inputs)
-        # The values that layers read as their gates.
-        reads = dict.fromkeys(read.value for layer in self._layers for read in layer.reads)
-        fed = {
-            name: array
-            for name in reads
-            # What is not known at this size stays as the subject's own router makes it.
-            if (array := cut(expected[name], free[name])) is not None
-            and array.shape == free[name].shape
-        }
-        runner = subject.open(self._seen, feeding(fed, self._seen))
-        got = runner.run({**inputs, **fixed_values(fed)})
-        # Asked of the session that ran: kernels may round more than the precision of the package.
-        rule = policy.model_rule(self.sides.package.manifest.precision, runner)
-
-        def differs(name: str) -> bool:
-            reference = cut(expected[name], got[name])
-            if reference is None:
-                return False
-            tolerance = policy.output_rule(reference.dtype.name, rule)
-            return values_mismatch(name, got[name], reference, tolerance) is not None
-
-        # The first one: with the reference gates fed, later layers differ for its sake only.
-        return next(self._differences(got, differs), None)
-
-    def _differences(self, got: _Values, differs: Callable[[str], bool]) -> Iterator[str]:
-        before = ""
-        for layer in self._layers:
-            router, where = layer.router, f"layer '{layer.info.path}'"
-            # Each layer in its order of computation: logits, router, what is read as gates,
-            # attention.
-            logits = {port: got[name] for port, name in router.logits.items()}
-            if any(differs(name) for name in router.logits.values()):
-                yield f"the logits that the router of {where} reads{before}"
-            if GateJudge().mismatch("", router, logits, got[router.gates]) is not None:
-                yield f"the router of {where}"
-            # By the logits of this very run, so that an error before the router does not accuse it.
-            made = router_reference(router, logits)
-            for read in layer.reads:
-                if read_problem(read, made, got) is not None:
-                    yield f"what {read.reader} of {where} reads as its gates"
-            if router.attention is not None and differs(router.attention):
-                yield f"the attention of {where}"
-            before = f", behind {where}"
-
-    @property
-    def _layers(self) -> tuple[RoutedLayer, ...]:
-        return self.sides.routing.routed
-
-    @property
-    def _seen(self) -> list[str]:
-        names = ((*layer.router.logits.values(), *layer.values) for layer in self._layers)
-        return list(dict.fromkeys(chain.from_iterable(names)))
-
-
-# Tell whether rounding may be why tokens chose other heads, where nobody knows how near a tie is.
-#
-# A router of plain operators shows no scores, so a flip has no margin to explain it. In lower
-# precision two runtimes round differently all the same, and in thousands of tokens some are tied.
-# How many may be is asked of the package itself: of how many tokens the choice changes while its
-# weights move by up to one step. No flip is excused by that: there is no data, and no failure.
-
-
-def flips_of_noise(
-    package: OnnxPackage, variants: Variants | None, expected: VectorSet, report: ParityReport
-) -> str | None:
-    """Say that rounding may have made all that differs, or return None if it cannot be told.
-
-    Args:
-        package: The package, in lower precision; for one in float32 a flip stays a failure.
-        variants: Opens it with gates fed to it, and with noise.
-        expected: The run that it was compared with.
-        report: The comparison. All that differs in it has to be heads of unknown margins, each
-            layer having been given what the reference had seen.
-    """
-    layers = report.layers
-    flipped = [layer for layer in layers if layer.reason is not None]
-    if any(output.reason is not None for output in report.outputs) or not all(
-        map(_is_unknown, flipped)
-    ):
-        return None
-    if not flipped or variants is None or package.manifest.precision not in NOISE:
-        return None
-    moved = _moved_tokens(package, variants, expected)
-    if moved is None or any(
-        layer.flipped_tokens > most for layer, most in zip(layers, moved, strict=True)
-    ):
-        return None
-    told = [
-        f"{layer.flipped_tokens} in layer '{layer.path}', where noise of one step of"
-        f" {package.manifest.precision} in the weights changes the choice of {most}"
-        for layer, most in zip(layers, moved, strict=True)
-        if layer.reason is not None
-    ]
-    return (
-        f"no data: tokens choose other heads, {'; '.join(told)}. Their routers are of plain"
-        " operators, so nobody knows whether these are ties; all else agrees."
-    )
-
-
-def _is_unknown(layer: LayerParity) -> bool:
-    is_choice = layer.wrong == ("choice",) and layer.flip_margin is not None
-    return layer.forced and is_choice and math.isinf(layer.flip_margin or 0.0)
-
-
-def _moved_tokens(
-    package: OnnxPackage, variants: Variants, expected: VectorSet
-) -> Sequence[int] | None:
-    """Count for each layer the tokens that choose other heads in the noisiest of some runs."""
-    gates = dict(zip(package.gate_names, expected.gates, strict=True))
-    types = {name: array.dtype for name, array in gates.items()}
-    noisy = NoisyModel(variants, types, (), package.manifest.precision)
-    # Fed with the reference's gates, so that no layer stands behind the flips of another.
-    fed = {forced_gates(name): array for name, array in gates.items()}
-    found = noisy.results({**expected.inputs, **fed})
-    if found is None:
-        return None
-    names = [computed_gates(name) for name in package.gate_names]
-    return [
-        max(
-            int(((arrays[name] != 0) != (found.exact[name] != 0)).any(axis=-1).sum())
-            for arrays in found.drawn
-        )
-        for name in names
-    ]
-
-
-_Inputs = Mapping[str, Array]
-
-_REFERENCE = "function bodies with optimisations off"
 
 
 @dataclass(frozen=True)
@@ -233,7 +39,7 @@ class InputJudge:
         recorder: Its function bodies.
         variants: Opens it with gates fed to it; None where that cannot be.
         policy: What counts as equal.
-        place: Finds the layer in which a run first differs; None for what `compare` says of it.
+        sides: What a failed run is looked into with; None for what `compare` says of it.
         valid_tokens: The input that is 0 for padding; None if all tokens count.
     """
 
@@ -242,180 +48,291 @@ class InputJudge:
     recorder: Recorder
     variants: Variants | None
     policy: Policy
-    place: FirstDifference | None = None
+    sides: source.Sides | None = None
     valid_tokens: str | None = None
 
     @classmethod
-    def of(cls, sides: Sides) -> InputJudge:
-        """Judge what a probe compares; where a run first differs is looked for only if one does."""
+    def of(cls, sides: source.Sides) -> InputJudge:
+        """Return the judge of what a probe compares."""
         runs = (sides.package, sides.runner, sides.recorder, sides.variants)
-        return cls(*runs, sides.policy, FirstDifference(sides), sides.valid_tokens)
+        return cls(*runs, sides.policy, sides, sides.valid_tokens)
 
-    def judge(self, state: InputState) -> CaseResult:
+    def judge(self, state: InputState) -> source.CaseResult:
         """Run a state, and say how it ended."""
-        # Not run: there is such a case, but nobody said what it needs. Not applicable: there is
-        # none.
         if state.inputs is None:
-            status: CaseStatus = "not run" if state.exists else "not applicable"
-            return input_result(state.case, status, state.reason)
+            # Not run: nobody said what the case needs. Not applicable: there is no such case.
+            status: source.CaseStatus = "not run" if state.exists else "not applicable"
+            return source.input_result(state.case, status, state.reason)
         try:
             expected = self.recorder.record(state.inputs)
         except (BackendError, ConfigError) as error:
-            return self._without_reference(state, state.inputs, error.message)
+            return self._without_reference(state.case, state.inputs, error.message)
         try:
             report = self.compare(expected)
         except (BackendError, ConfigError) as error:
             why = f"the function bodies run, but the package does not: {error.message}"
-            return _failed(state, why)
-        return self._judged(state, expected, report)
+            return _failed(state.case, why)
+        # Outputs first: they are what a user sees.
+        entries: Sequence[OutputParity | LayerParity] = (*report.outputs, *report.layers)
+        reasons = [entry.reason for entry in entries if entry.reason is not None]
+        if not reasons:
+            return _passed(state, expected, report)
+        if unknown := rounding_may_explain(self.package, self.variants, expected, report):
+            return source.input_result(state.case, "not run", unknown)
+        more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        where = self.where(report, expected.inputs, expected.inputs)
+        return _failed(state.case, f"{reasons[0]}{more}{where}")
 
     def compare(self, expected: VectorSet) -> ParityReport:
         """Compare a run of the package with what is expected, NaN included."""
         # `compare` takes NaN for unequal, so places where the reference has it are set to 0 on both
         # sides.
-        nan = NanPlaces.of(self.package, expected)
-        gates_known = not any(name in nan.places for name in self.package.gate_names)
+        nan = nan_in(self.package, expected)
+        gates_known = not any(name in nan for name in self.package.gate_names)
         variants = self.variants if gates_known else None  # a NaN gate would be fed as 0
+        valid = source.counted_tokens(expected, self.package.manifest, self.valid_tokens)
         return compare(
             self.package,
             NanKept(self.subject, nan),
-            [nan.zeroed(self.package, expected)],
-            valid=self._valid(expected),
-            reference=_REFERENCE,
+            [_zeroed(self.package, expected, nan)],
+            valid=[] if valid is None else [valid],
+            reference="function bodies with optimisations off",
             variants=None if variants is None else NanKeptVariants(variants, nan),
             policy=self.policy,
         )
 
-    def _valid(self, expected: VectorSet) -> list[ValidTokens]:
-        """Return which tokens count; all of a run that is nothing but padding: it has no others."""
-        found = valid_tokens_of(expected, {}, "run", self.package.manifest, self.valid_tokens)
-        return [] if found is None or not found.mask.any() else [found]
-
-    def where(self, report: ParityReport, known: _Inputs, inputs: _Inputs, cut: Cut = whole) -> str:
+    def where(
+        self, report: ParityReport, known: _Values, inputs: _Values, cut: Cut | None = None
+    ) -> str:
         """Return sentences, each behind a space, on where a run differs."""
-        found = None if self.place is None else self.place.sentence(known, inputs, cut)
+        found = None
+        if self.sides is not None:
+            found = first_difference(self.sides, known, inputs, cut or whole)
         return "".join(f" {note}" for note in (report.notes if found is None else (found,)))
 
-    def _judged(self, state: InputState, expected: VectorSet, report: ParityReport) -> CaseResult:
-        # Outputs first: they are what a user sees.
-        entries: Sequence[OutputParity | LayerParity] = (*report.outputs, *report.layers)
-        reasons = [entry.reason for entry in entries if entry.reason is not None]
-        if reasons and (unknown := flips_of_noise(self.package, self.variants, expected, report)):
-            return input_result(state.case, "not run", unknown)
-        if reasons:
-            more = f" ({len(reasons) - 1} more)" if len(reasons) > 1 else ""
-            where = self.where(report, expected.inputs, expected.inputs)
-            return _failed(state, f"{reasons[0]}{more}{where}")
-        # All NaN would agree whatever the package does, so it proves nothing.
-        made = expected.outputs.values()
-        nan = sum(int(nan_places(array).sum()) for array in made)
-        numbers = sum(array.size for array in made) - nan
-        if nan and not numbers:
-            why = "the model itself gives NaN in every output, by its function bodies too: no data."
-            return input_result(state.case, "not applicable", why)
-        return input_result(state.case, "passed", _compared(state, report, numbers, nan))
-
-    def _without_reference(
-        self, state: InputState, inputs: Mapping[str, Array], refusal: str
-    ) -> CaseResult:
+    def _without_reference(self, case: str, inputs: _Values, refusal: str) -> source.CaseResult:
         """Judge by shapes alone where the function bodies refuse the inputs."""
         try:
             got = self.subject.run(inputs)
         except (BackendError, ConfigError) as error:
-            return self._refused(state, inputs, error.message)
+            return self._refused(case, inputs, error.message)
         # Some function bodies refuse empty tensors; their shapes are still known from the manifest.
         sizes = check_inputs(self.package.manifest.inputs, inputs)
-        for spec in self.package.manifest.outputs:
-            problem = _shape_problem(spec, got[spec.name], sizes)
-            if problem is not None:
-                return _failed(state, problem)
-        if any(got[spec.name].size for spec in self.package.manifest.outputs):
+        outputs = [(spec, got[spec.name]) for spec in self.package.manifest.outputs]
+        for spec, array in outputs:
+            expected = [known_size(axis, sizes) for axis in spec.shape]
+            # Axes whose size nothing tells are left out.
+            fits = zip(expected, array.shape, strict=False)
+            if array.ndim != len(expected) or any(n not in (None, size) for n, size in fits):
+                shapes = f"{list(array.shape)}, expected {list(spec.shape)}"
+                return _failed(case, f"output '{spec.name}' is of shape {shapes}.")
+        if any(array.size for _, array in outputs):
             why = f"the package runs, and there is nothing to compare with: {refusal}"
-            return input_result(state.case, "not run", why)
+            return source.input_result(case, "not run", why)
         detail = (
             "runs, and every output is empty, of the shape in the manifest (the function bodies"
             " refuse empty tensors: docs/ops.md)"
         )
-        return input_result(state.case, "passed", detail)
+        return source.input_result(case, "passed", detail)
 
-    def _refused(self, state: InputState, inputs: Mapping[str, Array], refusal: str) -> CaseResult:
-        """Both refuse. That is the model's own limit, unless a kernel of the package says no.
-
-        A kernel that complains of shapes was given such: a Reshape before it guessed a size.
-        """
+    def _refused(self, case: str, inputs: _Values, refusal: str) -> source.CaseResult:
+        """Both refuse: that is the model's own limit, unless a kernel of the package says no."""
         # A kernel's own error names its node; the runtime's errors of other nodes are the model's.
         layers = self.subject.describe().layer_impl.items()
         named = any(impl == "kernel" and f"'{name}'" in refusal for name, impl in layers)
+        # A kernel that complains of shapes was given such: a Reshape before it guessed a size.
         if named and "; expected [" not in refusal:
-            return _failed(state, f"a kernel refuses it: {refusal}")
+            return _failed(case, f"a kernel refuses it: {refusal}")
         why = f"the model refuses it, function bodies and all: {refusal}"
         empty = any(array.size == 0 for array in inputs.values())
-        return input_result(state.case, "not applicable" if empty else "not run", why)
+        return source.input_result(case, "not applicable" if empty else "not run", why)
 
 
-def _shape_problem(spec: TensorInfo, got: Array, sizes: Mapping[str, int]) -> str | None:
-    expected = [known_size(axis, sizes) for axis in spec.shape]
-    # Axes whose size nothing tells are left out.
-    pairs = zip(expected, got.shape, strict=False)
-    if got.ndim == len(expected) and all(number in (None, size) for number, size in pairs):
-        return None
-    return f"output '{spec.name}' is of shape {list(got.shape)}, expected {list(spec.shape)}."
-
-
-def _compared(state: InputState, report: ParityReport, numbers: int, nan: int) -> str:
+def _passed(state: InputState, expected: VectorSet, report: ParityReport) -> source.CaseResult:
+    made = expected.outputs.values()
+    nan = sum(int(routing_judge.nan_places(array).sum()) for array in made)
+    numbers = sum(array.size for array in made) - nan
+    # All NaN would agree whatever the package does, so it proves nothing.
+    if nan and not numbers:
+        why = "the model itself gives NaN in every output, by its function bodies too: no data."
+        return source.input_result(state.case, "not applicable", why)
     text = f"max abs error {report.max_abs_error:.3g}"
     if not numbers:
         text = "runs, and every output is empty, of the shape of the function bodies"
     explained = sum(layer.free_flips or layer.excused_tokens for layer in report.layers)
     text += f", {explained} flips explained by their margin" if explained else ""
     text += f"; {nan} elements are NaN in the function bodies too" if nan else ""
-    return text + (f" ({state.remark})" if state.remark else "")
+    text += f" ({state.remark})" if state.remark else ""
+    return source.input_result(state.case, "passed", text)
 
 
-def _failed(state: InputState, problem: str) -> CaseResult:
-    return input_result(state.case, "failed", f"case '{state.case}': {problem}")
+def _failed(case: str, problem: str) -> source.CaseResult:
+    return source.input_result(case, "failed", f"case '{case}': {problem}")
 
 
-@dataclass(frozen=True)
-class NanPlaces:
-    """The places where outputs and gates of one run of the reference are NaN, by name."""
+# Find the first layer in which a run differs from the reference.
+#
+# All layers attend by the gates of the reference, whatever their own routers choose: so an error in
+# one layer does not change what later ones choose. Each router is judged by the logits that it
+# reads itself, which no tie and no rounding before it can excuse or accuse.
 
-    places: Mapping[str, BoolArray]
+Cut = Callable[[Array, Array | None], Array | None]
+"""From a value of the known run, and one of the same name of another run where there is one, to
+what is expected of that run; None where that is not known."""
 
-    @classmethod
-    def of(cls, package: OnnxPackage, vectors: VectorSet) -> NanPlaces:
-        """Read them from a run; values without NaN are left out."""
-        gates = dict(zip(package.gate_names, vectors.gates, strict=True))
-        found = {name: nan_places(array) for name, array in {**vectors.outputs, **gates}.items()}
-        kept = {name: places for name, places in found.items() if places.any()}
-        # With gates fed, the router's own gates come back under another name.
-        computed = {computed_gates(name): kept[name] for name in gates if name in kept}
-        return cls({**kept, **computed})
 
-    def zeroed(self, package: OnnxPackage, vectors: VectorSet) -> VectorSet:
-        """Return the vectors with 0 in these places."""
-        rows = zip(package.gate_names, vectors.gates, strict=True)
-        return replace(
-            vectors,
-            outputs={name: self._zero(name, array) for name, array in vectors.outputs.items()},
-            gates=tuple(self._zero(name, array) for name, array in rows),
-        )
+def whole(value: Array, _: Array | None) -> Array:
+    """Expect of another run what the known one has."""
+    return value
 
-    def zeroed_where_nan(self, name: str, array: Array) -> Array:
-        """Return a result with 0 where both it and the reference are NaN.
 
-        A number where the reference is NaN becomes infinite: it agrees with nothing.
-        """
-        places = self.places.get(name)
-        if places is None or places.shape != array.shape:
-            return array
-        found = nan_places(array)
-        # NaN where the reference has a number stays, and fails.
-        return _filled(_filled(array, places & found, 0.0), places & ~found, np.inf)
+def first_difference(
+    sides: source.Sides, known: _Values, inputs: _Values, cut: Cut = whole
+) -> str | None:
+    """Say where a run of the subject first differs; None if no layer does.
 
-    def _zero(self, name: str, array: Array) -> Array:
-        places = self.places.get(name)
-        return array if places is None else _filled(array, places, 0.0)
+    Args:
+        sides: The package, and how the two are run.
+        known: Inputs of the reference.
+        inputs: Inputs of the subject.
+        cut: What is expected of its inner values.
+    """
+    layers, policy = sides.routed, sides.policy
+    read = (name for layer in layers for name in (*layer.router.logits.values(), *layer.values))
+    seen = list(dict.fromkeys(read))
+    try:
+        expected = sides.reference.open(seen).run(known)
+        # Run by itself first: its shapes tell which of the reference's gates fit this run.
+        free = sides.subject.open(seen).run(inputs)
+        fed = {}
+        for name in dict.fromkeys(read.value for layer in layers for read in layer.reads):
+            gates = cut(expected[name], free[name])
+            # What is not known at this size stays as the subject's own router makes it.
+            if gates is not None and gates.shape == free[name].shape:
+                fed[name] = gates
+        runner = sides.subject.open(seen, source.feeding(fed, seen))
+        got = runner.run({**inputs, **source.fixed_values(fed)})
+    except BackendError:
+        return None  # Nothing can be said of a run that there is not.
+    # Asked of the session that ran: kernels may round more than the precision of the package.
+    rule = policy.model_rule(sides.package.manifest.precision, runner)
+
+    def differs(name: str) -> bool:
+        reference = cut(expected[name], got[name])
+        if reference is None:
+            return False
+        tolerance = policy.output_rule(reference.dtype.name, rule)
+        return routing_judge.values_mismatch(name, got[name], reference, tolerance) is not None
+
+    # The first one: with the reference gates fed, later layers differ for its sake only.
+    place = next(_differing(layers, got, differs), None)
+    if place is None:
+        return None
+    return f"With the gates of the reference fed to every layer, it first differs in {place}."
+
+
+def _differing(
+    layers: Sequence[source.RoutedLayer], got: _Values, differs: Callable[[str], bool]
+) -> Iterator[str]:
+    """Yield the places that differ, in the order of computation."""
+    before = ""
+    for layer in layers:
+        router, where = layer.router, f"layer '{layer.info.path}'"
+        logits = {port: got[name] for port, name in router.logits.items()}
+        if any(differs(name) for name in router.logits.values()):
+            yield f"the logits that the router of {where} reads{before}"
+        if routing_judge.GateJudge().mismatch("", router, logits, got[router.gates]) is not None:
+            yield f"the router of {where}"
+        # By the logits of this very run, so that an error before the router does not accuse it.
+        made = routing_judge.router_reference(router, logits)
+        for read in layer.reads:
+            if routing_judge.read_problem(read, made, got) is not None:
+                yield f"what {read.reader} of {where} reads as its gates"
+        if router.attention is not None and differs(router.attention):
+            yield f"the attention of {where}"
+        before = f", behind {where}"
+
+
+def rounding_may_explain(
+    package: OnnxPackage, variants: Variants | None, expected: VectorSet, report: ParityReport
+) -> str | None:
+    """Say that rounding may have made all that differs, or return None if it cannot be told.
+
+    A router of plain operators shows no scores, so a flip has no margin to explain it. In lower
+    precision two runtimes round differently all the same, and in thousands of tokens some are tied.
+    How many may be is asked of the package itself: of how many tokens the choice changes while its
+    weights move by up to one step. No flip is excused by that: there is no data, and no failure.
+
+    Args:
+        package: The package, in lower precision; for one in float32 a flip stays a failure.
+        variants: Opens it with gates fed to it, and with noise.
+        expected: The run that it was compared with.
+        report: The comparison. All that differs in it has to be heads of unknown margins, each
+            layer having been given what the reference had seen.
+    """
+    precision = package.manifest.precision
+    flipped = [layer for layer in report.layers if layer.reason is not None]
+    if not flipped or any(output.reason is not None for output in report.outputs):
+        return None
+    of_unknown_margin = all(
+        layer.forced and layer.wrong == ("choice",) and layer.flip_margin == math.inf
+        for layer in flipped
+    )
+    if not of_unknown_margin or variants is None or precision not in NOISE:
+        return None
+    gates = dict(zip(package.gate_names, expected.gates, strict=True))
+    noisy = NoisyModel(variants, {k: array.dtype for k, array in gates.items()}, (), precision)
+    # Fed with the reference's gates, so that no layer stands behind the flips of another.
+    fed = {forced_gates(name): array for name, array in gates.items()}
+    found = noisy.results({**expected.inputs, **fed})
+    if found is None:
+        return None
+    told = []
+    for layer, gates_name in zip(report.layers, package.gate_names, strict=True):
+        name = computed_gates(gates_name)
+        still = found.exact[name] != 0
+        # Tokens [B, S] that choose other heads, in the noisiest of some runs.
+        moved = (((drawn[name] != 0) != still).any(axis=-1) for drawn in found.drawn)
+        most = max(int(tokens.sum()) for tokens in moved)
+        if layer.flipped_tokens > most:
+            return None
+        if layer.reason is not None:
+            told.append(
+                f"{layer.flipped_tokens} in layer '{layer.path}', where noise of one step of"
+                f" {precision} in the weights changes the choice of {most}"
+            )
+    return (
+        f"no data: tokens choose other heads, {'; '.join(told)}. Their routers are of plain"
+        " operators, so nobody knows whether these are ties; all else agrees."
+    )
+
+
+NanPlaces = Mapping[str, BoolArray]
+"""Name of an output, or of gates, to where one run of the reference has NaN."""
+
+
+def nan_in(package: OnnxPackage, run: VectorSet) -> NanPlaces:
+    """Return where a run has NaN; values without NaN are left out."""
+    gates = dict(zip(package.gate_names, run.gates, strict=True))
+    found = {
+        name: routing_judge.nan_places(array) for name, array in {**run.outputs, **gates}.items()
+    }
+    kept = {name: places for name, places in found.items() if places.any()}
+    # With gates fed, the router's own gates come back under another name.
+    return {**kept, **{computed_gates(name): kept[name] for name in gates if name in kept}}
+
+
+def _zeroed(package: OnnxPackage, run: VectorSet, nan: NanPlaces) -> VectorSet:
+    """Return a run of the reference with 0 where it has NaN."""
+
+    def zero(name: str, array: Array) -> Array:
+        return _filled(array, nan[name], 0.0) if name in nan else array
+
+    return replace(
+        run,
+        outputs={name: zero(name, array) for name, array in run.outputs.items()},
+        gates=tuple(map(zero, package.gate_names, run.gates)),
+    )
 
 
 def _filled(array: Array, places: BoolArray, value: float) -> Array:
@@ -432,8 +349,14 @@ class NanKept(RunnerAround):
     nan: NanPlaces
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        got = self.runner.run(inputs)
-        return {name: self.nan.zeroed_where_nan(name, array) for name, array in got.items()}
+        got = dict(self.runner.run(inputs))
+        for name, places in self.nan.items():
+            if name in got and got[name].shape == places.shape:
+                # NaN where the reference has a number stays, and fails. A number where it is NaN
+                # becomes infinite: it agrees with nothing.
+                both = places & routing_judge.nan_places(got[name])
+                got[name] = _filled(_filled(got[name], places, np.inf), both, 0.0)
+        return got
 
 
 @dataclass(frozen=True)

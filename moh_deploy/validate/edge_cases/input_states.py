@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -68,7 +68,15 @@ def input_states(
         if size < 1:
             raise ConfigError(f"longest of '{name}' is {size}, expected at least 1.")
     if mask is not None:
-        check_mask(package, mask)
+        specs, wanted = [spec.name for spec in package.manifest.inputs], mask_input(mask)
+        if wanted not in specs:
+            raise ConfigError(
+                f"valid_tokens is '{mask}', but the model has {', '.join(specs)}.",
+                hint=did_you_mean(wanted, specs) or None,
+            )
+        if package.vectors:  # Of [batch, tokens], and of nothing but 0 and 1.
+            array = package.vectors[0].inputs[wanted]
+            valid_tokens(mask, array, None, where="recorded run 0")
     if not package.vectors:
         why = "the package holds no recorded inputs to draw from."
         yield from (InputState(case, None, why) for case in (ZERO, ONE, LONGEST, PADDING))
@@ -78,83 +86,58 @@ def input_states(
             yield InputState(case, None, "every size of the inputs is fixed.", exists=False)
     for name in package.manifest.dims:
         # One dimension at a time, the others as recorded: a failure names its dimension.
-        yield _all_valid(_at_sizes(package, ZERO, {name: 0}), mask)
-        yield _all_valid(_at_sizes(package, ONE, {name: 1}), mask)
-        yield _all_valid(_longest(package, name, longest.get(name)), mask)
+        yield _at_sizes(package, ZERO, {name: 0}, mask)
+        yield _at_sizes(package, ONE, {name: 1}, mask)
+        asked = longest.get(name)
+        size, remark = _longest(package, name) if asked is None else (asked, "as asked")
+        yield _at_sizes(package, LONGEST, {name: size}, mask, remark)
     # All of size 1 at once is a shape that broadcasting mistakes for others.
     if len(package.manifest.dims) > 1:
-        everything = dict.fromkeys(package.manifest.dims, 1)
-        yield _all_valid(_at_sizes(package, ONE, everything), mask)
+        yield _at_sizes(package, ONE, dict.fromkeys(package.manifest.dims, 1), mask)
     yield _padding(package, mask)
 
 
-def check_mask(package: OnnxPackage, name: str) -> None:
-    """Check that an input can say which tokens are valid.
-
-    Raises:
-        ConfigError: There is no such input, or it holds something else than 0 and 1.
-    """
-    specs = {spec.name: spec for spec in package.manifest.inputs}
-    wanted = mask_input(name)
-    if wanted not in specs:
-        raise ConfigError(
-            f"valid_tokens is '{name}', but the model has {', '.join(specs)}.",
-            hint=did_you_mean(wanted, specs) or None,
-        )
-    if package.vectors:  # Of [batch, tokens], and of nothing but 0 and 1.
-        valid_tokens(name, package.vectors[0].inputs[wanted], None, where="recorded run 0")
-
-
 def _at_sizes(
-    package: OnnxPackage, case: str, sizes: Mapping[str, int], remark: str = ""
+    package: OnnxPackage, case: str, sizes: Mapping[str, int], mask: str | None, remark: str = ""
 ) -> InputState:
     case = f"{case}: {', '.join(f'{name}={size}' for name, size in sizes.items())}"
     try:
         # A size that the model was not traced for is no case of it.
-        (inputs,) = sized_inputs(package, {name: [size] for name, size in sizes.items()})
+        (found,) = sized_inputs(package, {name: [size] for name, size in sizes.items()})
     except ConfigError as error:
         return InputState(case, None, error.message, exists=False)
-    return InputState(case, inputs.inputs, remark=remark)
+    inputs = found.inputs
+    # Elements are drawn by chance, so all tokens could be padding: here none is.
+    if mask is not None:
+        inputs = {**inputs, **_all(True, mask, inputs)}
+    return InputState(case, inputs, remark=remark)
 
 
-def _all_valid(state: InputState, mask: str | None) -> InputState:
-    """Let no token be padding: elements are drawn by chance, and all of them could be."""
-    if mask is None or state.inputs is None:
-        return state
-    return replace(state, inputs={**state.inputs, **_all(True, mask, state.inputs)})
+def _longest(package: OnnxPackage, name: str) -> tuple[int, str]:
+    """Return the largest size that is tried unasked, and why it is that one.
 
-
-def _longest(package: OnnxPackage, name: str, asked: int | None) -> InputState:
-    if asked is not None:
-        return _at_sizes(package, LONGEST, {name: asked}, "as asked")
-    # Limits of the trace come first, then what memory allows: each case says which it was.
-    limit = package.manifest.largest_size(name)
-    fits, why = _fitting(package, name)
-    if limit is not None and limit <= fits:
-        return _at_sizes(package, LONGEST, {name: limit}, "the most that the trace is good for")
-    more = "there is no limit to it" if limit is None else f"the trace is good for {limit}"
-    remark = f"{why}; {more}, --longest {name}=N runs another"
-    return _at_sizes(package, LONGEST, {name: fits}, remark)
-
-
-def _fitting(package: OnnxPackage, name: str) -> tuple[int, str]:
-    """Return the largest size whose attention scores fit, if all of them grow with its square."""
-    example = package.manifest.dims[name]
+    It is what the trace is good for, or else the size whose attention scores fit into memory, if
+    all of them grow with its square.
+    """
+    example, limit = package.manifest.dims[name], package.manifest.largest_size(name)
     budget = min(_MOST_BYTES, _free_bytes() // 4)
     scores = max(map(_score_bytes, package.manifest.layers), default=0)
     recorded = package.vectors[0]
-    values = sum(
-        output.nbytes for output in (*recorded.inputs.values(), *recorded.outputs.values())
-    )
+    values = sum(x.nbytes for x in (*recorded.inputs.values(), *recorded.outputs.values()))
     # Scores [B, H, S, S] grow with the square of a size, inputs and outputs with the size itself.
     growth = min(math.sqrt(budget / max(_COPIES * scores, 1)), budget / max(_COPIES * values, 1))
     fits = max(example, min(int(example * growth), _LONGEST_OF_ANY))
+    if limit is not None and limit <= fits:
+        return limit, "the most that the trace is good for"
     mib = budget // 2**20
     if fits == _LONGEST_OF_ANY:
-        return fits, f"{fits} is the most that is tried unasked"
-    if fits == example:
-        return fits, f"the example's: scores of more may not fit into {mib} MiB"
-    return fits, f"the most whose scores surely fit into {mib} MiB"
+        why = f"{fits} is the most that is tried unasked"
+    elif fits == example:
+        why = f"the example's: scores of more may not fit into {mib} MiB"
+    else:
+        why = f"the most whose scores surely fit into {mib} MiB"
+    more = "there is no limit to it" if limit is None else f"the trace is good for {limit}"
+    return fits, f"{why}; {more}, --longest {name}=N runs another"
 
 
 def _score_bytes(layer: LayerInfo) -> int:

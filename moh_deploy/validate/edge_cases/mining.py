@@ -8,23 +8,15 @@ from itertools import zip_longest
 
 import numpy as np
 
+from moh_deploy import package as pkg
 from moh_deploy.errors import ConfigError, ExportError
-from moh_deploy.package import (
-    MOST_SAMPLES,
-    ORIGINAL,
-    CorpusSample,
-    Manifest,
-    MinedToken,
-    OnnxPackage,
-    VectorSet,
-    bounded,
-)
 from moh_deploy.system.npz import BoolArray
 from moh_deploy.validate.reference.input_sets import batch_dim, picked
 from moh_deploy.validate.reference.layer_values import Recorder
 from moh_deploy.validate.reference.reference import Reference
 from moh_deploy.validate.reference.samples import Sample, valid_tokens_of
 from moh_deploy.validate.reference.user_vectors import check_ranges
+from moh_deploy.validate.reference.valid_tokens import ValidTokens
 
 TOKENS_PER_LAYER = 3
 """How many tokens of a sample are named, for each layer."""
@@ -47,7 +39,7 @@ class Mined:
 
     searched: int
     tokens: int
-    samples: tuple[CorpusSample, ...]
+    samples: tuple[pkg.CorpusSample, ...]
     names: tuple[str, ...]
     too_large: int
     unknown: tuple[str, ...]
@@ -69,47 +61,45 @@ def mine(
     Raises:
         BackendError: The runtime failed.
     """
+    package = recorder.package
     searched = tokens = nan_choices = 0
-    paths = [layer.path for layer in recorder.package.manifest.layers]
+    paths = [layer.path for layer in package.manifest.layers]
     # Layers with any scores at all; the others are named in the report as not searched.
     with_scores: set[int] = set()
-    best: list[tuple[str, CorpusSample]] = []
+    best: list[tuple[str, pkg.CorpusSample]] = []
     for sample in samples:
         run = recorder.scored_run(sample.known.inputs)
         # Padding often ties, and nobody reads what it chooses.
-        known = valid_tokens_of(
-            sample.known, {}, sample.label, recorder.package.manifest, valid_tokens
-        )
-        mask = None if known is None else known.mask
-        searchable = [_searchable(scored, mask) for scored in run.is_scored]
+        known = valid_tokens_of(sample.known, {}, sample.label, package.manifest, valid_tokens)
+        searchable = [_searchable(scored, known) for scored in run.is_scored]  # [B, S] each
         clear = [int(array.sum()) for array in searchable]
         searched, tokens = searched + 1, tokens + sum(clear)
-        nan_choices += sum(int(_searchable(array, mask).sum()) for array in run.has_nan)
+        nan_choices += sum(int(_searchable(array, known).sum()) for array in run.has_nan)
         with_scores.update(index for index, count in enumerate(clear) if count)
         mined = _least_clear(run.vectors, searchable)
         if mined:
             # Only the best so far are kept: inputs may be many, and each has all its outputs.
-            best = _best([*best, (sample.label, CorpusSample(run.vectors, mined))], len(paths))
+            best = _best([*best, (sample.label, pkg.CorpusSample(run.vectors, mined))], len(paths))
     unknown = tuple(path for index, path in enumerate(paths) if index not in with_scores)
     return _with_samples(Mined(searched, tokens, (), (), 0, unknown, nan_choices), best)
 
 
-def grown(kept: Sequence[CorpusSample], found: Sequence[CorpusSample]) -> tuple[CorpusSample, ...]:
+def grown(
+    kept: Sequence[pkg.CorpusSample], found: Sequence[pkg.CorpusSample]
+) -> tuple[pkg.CorpusSample, ...]:
     """Return the least clear samples of a corpus and of what was found, each once.
 
     What a corpus holds stays as it was recorded, unless the original recorded it now.
     """
     # False sorts first: of equal samples the one that the original recorded is kept.
-    both = sorted((*kept, *found), key=lambda item: item.reference != ORIGINAL)
+    both = sorted((*kept, *found), key=lambda item: item.reference != pkg.ORIGINAL)
     # Layers are known by number only, from the tokens that were mined in them.
-    layers = 1 + max(
-        (mined_token.layer for s in (*kept, *found) for mined_token in s.mined), default=-1
-    )
+    layers = 1 + max((token.layer for sample in both for token in sample.mined), default=-1)
     ranked = _best([("", sample) for sample in both], layers)
-    return bounded([sample for _, sample in ranked])
+    return pkg.bounded([sample for _, sample in ranked])
 
 
-def recorded_by(original: Reference, package: OnnxPackage, mined: Mined) -> Mined:
+def recorded_by(original: Reference, package: pkg.OnnxPackage, mined: Mined) -> Mined:
     """Return the samples found, with the values that the original model computes on them.
 
     Raises:
@@ -124,13 +114,15 @@ def recorded_by(original: Reference, package: OnnxPackage, mined: Mined) -> Mine
             hint="A corpus needs gates: give inputs of other sizes.",
         )
     pairs = zip(mined.samples, answers.vectors, strict=True)
-    recorded = [replace(sample, vectors=vectors, reference=ORIGINAL) for sample, vectors in pairs]
+    recorded = [
+        replace(sample, vectors=vectors, reference=pkg.ORIGINAL) for sample, vectors in pairs
+    ]
     return _with_samples(mined, list(zip(mined.names, recorded, strict=True)))
 
 
-def _with_samples(mined: Mined, found: Sequence[tuple[str, CorpusSample]]) -> Mined:
+def _with_samples(mined: Mined, found: Sequence[tuple[str, pkg.CorpusSample]]) -> Mined:
     """Put in the samples that a corpus has room for, and count the others."""
-    kept = bounded(sample for _, sample in found)
+    kept = pkg.bounded(sample for _, sample in found)
     # `bounded` drops and does not rename: samples are found again by their content.
     names = {sample.digest(): name for name, sample in found}
     return replace(
@@ -141,81 +133,76 @@ def _with_samples(mined: Mined, found: Sequence[tuple[str, CorpusSample]]) -> Mi
     )
 
 
-def _searchable(is_scored: BoolArray, mask: BoolArray | None) -> BoolArray:
+def _searchable(is_scored: BoolArray, valid: ValidTokens | None) -> BoolArray:
     """Return [B, S]: tokens with scores that are no padding, as far as the mask is of the same."""
-    if mask is None or mask.shape != is_scored.shape:
+    if valid is None or valid.mask.shape != is_scored.shape:
         return is_scored
-    return np.asarray(is_scored & mask, bool)
+    return np.asarray(is_scored & valid.mask, bool)
 
 
-def _least_clear(vectors: VectorSet, searchable: Sequence[BoolArray]) -> tuple[MinedToken, ...]:
-    found: list[MinedToken] = []
+def _least_clear(
+    vectors: pkg.VectorSet, searchable: Sequence[BoolArray]
+) -> tuple[pkg.MinedToken, ...]:
+    found: list[pkg.MinedToken] = []
     for layer, (margins, there) in enumerate(zip(vectors.margins, searchable, strict=True)):
         # Places that are not searched have no margin, so they come last and are dropped.
         known = np.where(there, margins, np.inf)
         order = np.argsort(known, axis=None, kind="stable")[:TOKENS_PER_LAYER]
         places = zip(*np.unravel_index(order, known.shape), strict=True)
         smallest = [(int(b), int(s)) for b, s in places if np.isfinite(known[b, s])]
-        found += [MinedToken(layer, place, float(known[place])) for place in smallest]
+        found += [pkg.MinedToken(layer, place, float(known[place])) for place in smallest]
     return tuple(sorted(found, key=lambda item: item.margin))
 
 
 def _best(
-    samples: Sequence[tuple[str, CorpusSample]], layers: int
-) -> list[tuple[str, CorpusSample]]:
+    samples: Sequence[tuple[str, pkg.CorpusSample]], layers: int
+) -> list[tuple[str, pkg.CorpusSample]]:
     """Rank by turns: for each layer its least clear sample, then its next one. Each once."""
     # Reversed twice: of equal samples the first one stays, in the order given.
     distinct = {sample.digest(): (name, sample) for name, sample in reversed(samples)}
     known = [(digest, sample) for digest, (_, sample) in reversed(distinct.items())]
-    by_layer = [
-        # `place` settles equal margins, so that the order does not hang on digests.
-        sorted(
-            (margin, place, digest)
-            for place, (digest, sample) in enumerate(known)
-            if (margin := _margin(sample, layer)) is not None
-        )
-        for layer in range(layers)
-    ]
+    by_layer: list[list[tuple[float, int, str]]] = [[] for _ in range(layers)]
+    for place, (digest, sample) in enumerate(known):
+        margins: dict[int, float] = {}
+        for token in sample.mined:
+            margins[token.layer] = min(token.margin, margins.get(token.layer, np.inf))
+        for layer, margin in margins.items():
+            # `place` settles equal margins, so that the order does not hang on digests.
+            by_layer[layer].append((margin, place, digest))
     # Taking turns: a layer whose margins are all small must not crowd out the others.
-    turns = [found[-1] for turn in zip_longest(*by_layer) for found in turn if found is not None]
-    return [distinct[digest] for digest in list(dict.fromkeys(turns))[:MOST_SAMPLES]]
+    taken = [found for turn in zip_longest(*map(sorted, by_layer)) for found in turn if found]
+    order = dict.fromkeys(digest for _, _, digest in taken)
+    return [distinct[digest] for digest in list(order)[: pkg.MOST_SAMPLES]]
 
 
-def _margin(sample: CorpusSample, layer: int) -> float | None:
-    return min(
-        (mined_token.margin for mined_token in sample.mined if mined_token.layer == layer),
-        default=None,
-    )
-
-
-def cut_into_samples(manifest: Manifest, files: Sequence[Sample]) -> Iterator[Sample]:
+def cut_into_samples(manifest: pkg.Manifest, files: Sequence[Sample]) -> Iterator[Sample]:
     """Yield each file's inputs, cut along the dimension that counts samples if there is one.
 
     `images.npz[3]` is the fourth of a file.
     """
     dim = batch_dim(manifest)
+    axes = [axis for spec in manifest.inputs for axis in spec.shape if isinstance(axis, str)]
+    # Axes such as `2*batch` cannot be cut; a trace may be good for batches of two and more only.
+    if (
+        dim is None
+        or any(axis != dim and dim in axis for axis in axes)
+        or not _takes_one(manifest, dim)
+    ):
+        yield from files
+        return
     for file in files:
-        if dim is None or not _takes_one(manifest, dim):
-            yield file
-            continue
+        name = file.label if file.file is None else file.file.name
         for index in range(file.known.sizes[dim]):
-            yield _taken(manifest, file, dim, index)
+            inputs = picked(manifest.inputs, file.known.inputs, dim, [index])
+            sizes = {**file.known.sizes, dim: 1}
+            # Expected outputs go: the corpus has what function bodies or the original compute.
+            known = replace(file.known, sizes=sizes, inputs=inputs, outputs={})
+            yield Sample(known, f"{name}[{index}]", file.file)
 
 
-def _takes_one(manifest: Manifest, dim: str) -> bool:
-    """Tell whether the model takes one sample, and every axis of samples is `dim` itself."""
+def _takes_one(manifest: pkg.Manifest, dim: str) -> bool:
     try:
-        # A trace may be good for batches of two and more only.
         check_ranges({dim: 1}, manifest)
     except ConfigError:
         return False
-    axes = [axis for spec in manifest.inputs for axis in spec.shape if isinstance(axis, str)]
-    return all(axis == dim or dim not in axis for axis in axes)
-
-
-def _taken(manifest: Manifest, file: Sample, dim: str, index: int) -> Sample:
-    inputs = picked(manifest.inputs, file.known.inputs, dim, [index])
-    # Expected outputs go: the corpus has what the function bodies or the original compute.
-    known = replace(file.known, sizes={**file.known.sizes, dim: 1}, inputs=inputs, outputs={})
-    name = file.label if file.file is None else file.file.name
-    return Sample(known, f"{name}[{index}]", file.file)
+    return True

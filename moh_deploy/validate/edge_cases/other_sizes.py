@@ -40,7 +40,6 @@ Pick = tuple[int, ...]
 """Numbers of the samples, or of the tokens, that a run is given."""
 
 
-_Shapes = Mapping[str, Sequence[int]]
 _Value = TypeVar("_Value", Array, "Array | None")
 
 
@@ -60,152 +59,147 @@ class _Ran(NamedTuple):
         return not self.report.reasons
 
 
-@dataclass(frozen=True)
-class SizeJudge:
-    """Compares a package with itself at other sizes.
+def run_samples(judge: InputJudge) -> CaseResult:
+    """Run samples of the recorded run in batches of other sizes, and in another order."""
+    try:
+        return _run_samples(judge)
+    except _NothingTellsError as why:
+        return input_result(SAMPLES, "not applicable", str(why))
 
-    Attributes:
-        judge: Compares it with what is known.
-    """
 
-    judge: InputJudge
-
-    def samples(self) -> CaseResult:
-        """Run samples of the recorded run in batches of other sizes, and in another order."""
-        try:
-            return self._samples()
-        except _NothingTellsError as why:
-            return input_result(SAMPLES, "not applicable", str(why))
-
-    def tokens(self) -> Iterator[CaseResult]:
-        """Run the first tokens of a longer run, for each dimension that does not count samples."""
-        manifest = self._package.manifest
-        for dim in manifest.dims:
-            if dim != batch_dim(manifest):
-                case = f"{TOKENS}: {dim}"
-                try:
-                    yield self._tokens(case, dim)
-                except _NothingTellsError as why:
-                    yield input_result(case, "not applicable", str(why))
-
-    def _samples(self) -> CaseResult:
-        package = self._package
-        dim = batch_dim(package.manifest)
-        if dim is None:
-            raise _NothingTellsError("no dimension counts samples.")
-        known = package.vectors[0]
-        size = known.sizes[dim]
-        picks = [_samples(size, batch) for batch in _BATCHES]
-        # The same size: another order, and one sample only, which others cannot but change.
-        same = [tuple(range(size))[::-1], (0,) * size] if size > 1 else []
-        ran = self._run(dim, known, [*same, *(pick for pick in picks if len(pick) != size)])
-        # At the recorded size nothing but the company of a sample has changed, so a difference
-        # means that samples see each other.
-        mixed = [tried for tried in ran if len(tried.pick) == size and not tried.agrees]
-        if mixed:
-            why = mixed[0].report.reasons[0]
-            raise _NothingTellsError(f"samples of one run are not independent: {why}")
-        others = [tried for tried in ran if len(tried.pick) != size]
-        agreeing = sum(other.agrees for other in others)
-        # One sample cannot be put in other company; that most sizes agree has to do instead.
-        if size == 1 and agreeing < max(2, len(others) - agreeing):
-            raise _NothingTellsError(
-                "one sample was recorded, so nothing tells whether samples are independent."
-            )
-        return self._judged(SAMPLES, dim, known, others)
-
-    def _tokens(self, case: str, dim: str) -> CaseResult:
-        # At least 12 tokens, as far as the trace is good for so many.
-        limit = self._package.manifest.largest_size(dim)
-        longest = max(self._package.vectors[0].sizes[dim], _TOKENS)
-        longest = longest if limit is None else min(limit, longest)
-        try:
-            (given,) = sized_inputs(self._package, {dim: [longest]})
-            known = self.judge.recorder.record(given.inputs)
-        except (BackendError, ConfigError) as error:
-            raise _NothingTellsError(error.message) from error
-        # The short ones first: most models are not causal, and show it there.
-        sizes = {*range(1, _TOKENS), longest // 2, longest - 1}
-        firsts = [tuple(range(size)) for size in sorted(sizes) if 0 < size < longest]
-        # A model that is not causal differs at nearly every length; a faulty kernel at few of them.
-        allowed = len(firsts) // 4
-        ran = self._run(dim, known, firsts, allowed=allowed)
-        if sum(not tried.agrees for tried in ran) > allowed:
-            why = f"the model is not causal along '{dim}': later tokens change earlier ones."
-            raise _NothingTellsError(why)
-        if len(ran) < _ENOUGH:
-            why = f"the model takes too few sizes of '{dim}' to tell whether it is causal."
-            raise _NothingTellsError(why)
-        return self._judged(case, dim, known, ran)
-
-    @property
-    def _package(self) -> OnnxPackage:
-        return self.judge.package
-
-    def _run(
-        self, dim: str, known: VectorSet, picks: Sequence[Pick], *, allowed: int | None = None
-    ) -> list[_Ran]:
-        """Run what is picked, as far as the model takes that.
-
-        Args:
-            allowed: How many may differ: behind more than that, no more is run.
-        """
-        # An axis `2*seq` or `batch*windows` is not cut by picking places along the dimension.
-        mixed = [
-            f"'{spec.name}' has the axis '{axis}'"
-            for spec in self._package.manifest.inputs
-            for axis in spec.shape
-            if isinstance(axis, str) and axis != dim and dim in axis
-        ]
-        if mixed:
-            raise _NothingTellsError(f"{mixed[0]}: it is not cut along '{dim}'.")
-        runs = []
-        for pick in picks:
-            inputs = picked(self._package.manifest.inputs, known.inputs, dim, pick)
-            runs.append(VectorSet({**known.sizes, dim: len(pick)}, inputs, {}, (), ()))
-        # A run at another size shows which axes of the outputs grow with the dimension.
-        other = next((run for run in runs if run.sizes[dim] != known.sizes[dim]), None)
-        if other is None:
-            raise _NothingTellsError(f"'{dim}' takes one size only.")
-        try:
-            shapes = {k: v.shape for k, v in self.judge.subject.run(other.inputs).items()}
-        except (BackendError, ConfigError) as error:
-            raise _NothingTellsError(error.message) from error
-        cuts = _Cuts.of(self._package, dim, known, shapes, other.sizes[dim])
-        if not cuts.package.manifest.outputs:
-            raise _NothingTellsError(f"no output has an axis of '{dim}' alone.")
-        variants = None if self.judge.variants is None else _OpenedOnce(self.judge.variants)
-        judge = replace(self.judge, package=cuts.package, variants=variants)
-        ran: list[_Ran] = []
-        for pick, run in zip(picks, runs, strict=True):
-            if allowed is not None and sum(not tried.agrees for tried in ran) > allowed:
-                break
-            with suppress(BackendError, ConfigError):  # It is not said to take every size.
-                check_ranges(run.sizes, self._package.manifest)
-                ran.append(_Ran(pick, run.inputs, judge.compare(cuts.expected(run, pick))))
-        return ran
-
-    def _judged(self, case: str, dim: str, known: VectorSet, ran: Sequence[_Ran]) -> CaseResult:
-        right = [len(tried.pick) for tried in ran if tried.agrees]
-        wrong = [tried for tried in ran if not tried.agrees]
-        if not ran:
-            raise _NothingTellsError(f"'{dim}' takes one size only.")
-        if not wrong:
-            return input_result(case, "passed", f"{dim} of {_listed(right)} give the same")
-        first, size = wrong[0], known.sizes[dim]
-
-        def cut(value: Array, other: Array | None) -> Array | None:
-            # Inner values have no declared shapes: axes are found by how they grow.
-            axes = [] if other is None else _axes(value.shape, other.shape, size, len(first.pick))
-            return _taken(value, axes, size, first.pick) if axes else None
-
-        where = self.judge.where(first.report, known.inputs, first.inputs, cut)
-        sizes = _listed([len(ran.pick) for ran in wrong])
-        why = (
-            f"case '{case}': {dim} of {_listed(right) or 'no other size'} agree, {dim} of {sizes}"
-            f" do not: {first.report.reasons[0]}{where}"
+def _run_samples(judge: InputJudge) -> CaseResult:
+    dim = batch_dim(judge.package.manifest)
+    if dim is None:
+        raise _NothingTellsError("no dimension counts samples.")
+    known = judge.package.vectors[0]
+    size = known.sizes[dim]
+    picks = [_samples(size, batch) for batch in _BATCHES if batch != size]
+    # The same size: another order, and one sample only, which others cannot but change.
+    same = [tuple(range(size))[::-1], (0,) * size] if size > 1 else []
+    ran = _run(judge, dim, known, [*same, *picks])
+    # At the recorded size nothing but the company of a sample has changed, so a difference means
+    # that samples see each other.
+    mixed = [tried for tried in ran if len(tried.pick) == size and not tried.agrees]
+    if mixed:
+        why = mixed[0].report.reasons[0]
+        raise _NothingTellsError(f"samples of one run are not independent: {why}")
+    others = [tried for tried in ran if len(tried.pick) != size]
+    agreeing = sum(other.agrees for other in others)
+    # One sample cannot be put in other company; that most sizes agree has to do instead.
+    if size == 1 and agreeing < max(2, len(others) - agreeing):
+        raise _NothingTellsError(
+            "one sample was recorded, so nothing tells whether samples are independent."
         )
-        return input_result(case, "failed", why)
+    return _judged(judge, SAMPLES, dim, known, others)
+
+
+def run_tokens(judge: InputJudge) -> Iterator[CaseResult]:
+    """Run the first tokens of a longer run, for each dimension that does not count samples."""
+    manifest = judge.package.manifest
+    for dim in manifest.dims:
+        if dim != batch_dim(manifest):
+            case = f"{TOKENS}: {dim}"
+            try:
+                yield _run_tokens(judge, case, dim)
+            except _NothingTellsError as why:
+                yield input_result(case, "not applicable", str(why))
+
+
+def _run_tokens(judge: InputJudge, case: str, dim: str) -> CaseResult:
+    # At least 12 tokens, as far as the trace is good for so many.
+    limit = judge.package.manifest.largest_size(dim)
+    longest = max(judge.package.vectors[0].sizes[dim], _TOKENS)
+    longest = longest if limit is None else min(limit, longest)
+    try:
+        (given,) = sized_inputs(judge.package, {dim: [longest]})
+        known = judge.recorder.record(given.inputs)
+    except (BackendError, ConfigError) as error:
+        raise _NothingTellsError(error.message) from error
+    # The short ones first: most models are not causal, and show it there.
+    sizes = {*range(1, _TOKENS), longest // 2, longest - 1}
+    firsts = [tuple(range(size)) for size in sorted(sizes) if 0 < size < longest]
+    # A model that is not causal differs at nearly every length; a faulty kernel at few of them.
+    allowed = len(firsts) // 4
+    ran = _run(judge, dim, known, firsts, allowed=allowed)
+    if sum(not tried.agrees for tried in ran) > allowed:
+        why = f"the model is not causal along '{dim}': later tokens change earlier ones."
+        raise _NothingTellsError(why)
+    if len(ran) < _ENOUGH:
+        why = f"the model takes too few sizes of '{dim}' to tell whether it is causal."
+        raise _NothingTellsError(why)
+    return _judged(judge, case, dim, known, ran)
+
+
+def _run(
+    judge: InputJudge,
+    dim: str,
+    known: VectorSet,
+    picks: Sequence[Pick],
+    *,
+    allowed: int | None = None,
+) -> list[_Ran]:
+    """Run what is picked of a known run, as far as the model takes that.
+
+    Args:
+        allowed: How many may differ: behind more than that, no more is run.
+    """
+    manifest = judge.package.manifest
+    # An axis `2*seq` or `batch*windows` is not cut by picking places along the dimension.
+    for spec in manifest.inputs:
+        for axis in spec.shape:
+            if isinstance(axis, str) and axis != dim and dim in axis:
+                why = f"'{spec.name}' has the axis '{axis}': it is not cut along '{dim}'."
+                raise _NothingTellsError(why)
+    runs = []
+    for pick in picks:
+        inputs = picked(manifest.inputs, known.inputs, dim, pick)
+        runs.append(VectorSet({**known.sizes, dim: len(pick)}, inputs, {}, (), ()))
+    # A run at another size shows which axes of the outputs grow with the dimension.
+    other = next((run for run in runs if run.sizes[dim] != known.sizes[dim]), None)
+    if other is None:
+        raise _NothingTellsError(f"'{dim}' takes one size only.")
+    try:
+        found = judge.subject.run(other.inputs)
+    except (BackendError, ConfigError) as error:
+        raise _NothingTellsError(error.message) from error
+    cuts = _Cuts.of(judge.package, dim, known, found, other.sizes[dim])
+    if not cuts.package.manifest.outputs:
+        raise _NothingTellsError(f"no output has an axis of '{dim}' alone.")
+    variants = None if judge.variants is None else _OpenedOnce(judge.variants)
+    judge = replace(judge, package=cuts.package, variants=variants)
+    ran: list[_Ran] = []
+    for pick, run in zip(picks, runs, strict=True):
+        if allowed is not None and sum(not tried.agrees for tried in ran) > allowed:
+            break
+        with suppress(BackendError, ConfigError):  # It is not said to take every size.
+            check_ranges(run.sizes, cuts.package.manifest)
+            ran.append(_Ran(pick, run.inputs, judge.compare(cuts.expected(run, pick))))
+    return ran
+
+
+def _judged(
+    judge: InputJudge, case: str, dim: str, known: VectorSet, ran: Sequence[_Ran]
+) -> CaseResult:
+    if not ran:
+        raise _NothingTellsError(f"'{dim}' takes one size only.")
+    agreeing = ", ".join(str(len(tried.pick)) for tried in ran if tried.agrees)
+    wrong = [tried for tried in ran if not tried.agrees]
+    if not wrong:
+        return input_result(case, "passed", f"{dim} of {agreeing} give the same")
+    first, size = wrong[0], known.sizes[dim]
+
+    def cut(value: Array, other: Array | None) -> Array | None:
+        # Inner values have no declared shapes: axes are found by how they grow.
+        axes = [] if other is None else _axes(value.shape, other.shape, size, len(first.pick))
+        return _taken(value, axes, size, first.pick) if axes else None
+
+    where = judge.where(first.report, known.inputs, first.inputs, cut)
+    sizes = ", ".join(str(len(tried.pick)) for tried in wrong)
+    why = (
+        f"case '{case}': {dim} of {agreeing or 'no other size'} agree, {dim} of {sizes}"
+        f" do not: {first.report.reasons[0]}{where}"
+    )
+    return input_result(case, "failed", why)
 
 
 # Every size is judged by a comparison of its own, and each would load the model again.
@@ -244,18 +238,22 @@ class _Cuts:
 
     @classmethod
     def of(
-        cls, package: OnnxPackage, dim: str, known: VectorSet, shapes: _Shapes, other: int
+        cls,
+        package: OnnxPackage,
+        dim: str,
+        known: VectorSet,
+        found: Mapping[str, Array],
+        other: int,
     ) -> _Cuts:
-        """Compare the shapes of the run with those at another size."""
+        """Compare the shapes of the run with those of what was found at another size."""
         manifest, size = package.manifest, known.sizes[dim]
 
         def axes(name: str, array: Array) -> list[int]:
-            return _axes(array.shape, shapes[name], size, other)
+            return _axes(array.shape, found[name].shape, size, other)
 
-        outputs = {name: axes(name, array) for name, array in known.outputs.items()}
-        outputs = {name: found for name, found in outputs.items() if found}
+        outputs = {k: grows for k, array in known.outputs.items() if (grows := axes(k, array))}
         made = enumerate(zip(package.gate_names, known.gates, strict=True))
-        gates = {index: found for index, pair in made if (found := axes(*pair))}
+        gates = {index: grows for index, pair in made if (grows := axes(*pair))}
         rounding = manifest.rounding
         if rounding is not None:
             rounding = replace(rounding, layers=tuple(rounding.layers[index] for index in gates))
@@ -270,27 +268,26 @@ class _Cuts:
 
     def expected(self, run: VectorSet, pick: Pick) -> VectorSet:
         """Return the expected values of a run of the picked samples or tokens."""
-        known = self.known
+        known, size = self.known, self.size
+        outputs = {
+            name: _taken(known.outputs[name], axes, size, pick)
+            for name, axes in self.outputs.items()
+        }
+
+        def of_layers(recorded: Sequence[_Value]) -> tuple[_Value, ...]:
+            """Cut gates, or what else was recorded of layers, as gates are cut."""
+            pairs = [(recorded[index], axes) for index, axes in self.gates.items() if recorded]
+            return tuple(
+                array if array is None else _taken(array, axes, size, pick) for array, axes in pairs
+            )
+
         return replace(
             run,
-            outputs={
-                name: _taken(known.outputs[name], axes, self.size, pick)
-                for name, axes in self.outputs.items()
-            },
-            gates=self._of_layers(known.gates, pick),
-            margins=self._of_layers(known.margins, pick),
-            scores=self._of_layers(known.scores, pick),
-            attention=self._of_layers(known.attention, pick),
-        )
-
-    def _of_layers(self, recorded: Sequence[_Value], pick: Pick) -> tuple[_Value, ...]:
-        """Cut gates, or what else was recorded of layers, as gates are cut."""
-        if not recorded:
-            return ()
-        pairs = [(recorded[index], axes) for index, axes in self.gates.items()]
-        return tuple(
-            array if array is None else _taken(array, axes, self.size, pick)
-            for array, axes in pairs
+            outputs=outputs,
+            gates=of_layers(known.gates),
+            margins=of_layers(known.margins),
+            scores=of_layers(known.scores),
+            attention=of_layers(known.attention),
         )
 
 
@@ -315,7 +312,3 @@ def _samples(size: int, batch: int) -> Pick:
     """Pick as many samples, some more often than others: a mean over them would tell."""
     # The first samples once each, the last as often as it takes, in an order by chance.
     return tuple(np.random.default_rng(batch).permutation(np.minimum(np.arange(batch), size - 1)))
-
-
-def _listed(sizes: Sequence[int]) -> str:
-    return ", ".join(map(str, sizes))

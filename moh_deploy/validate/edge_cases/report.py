@@ -9,16 +9,7 @@ from typing import Literal
 
 from moh_deploy.errors import ValidationError
 from moh_deploy.package import MOST_CORPUS_BYTES, CorpusSample
-from moh_deploy.report.document import (
-    Block,
-    CiCase,
-    CiOutcome,
-    CiSuite,
-    Document,
-    Table,
-    Text,
-    Verdict,
-)
+from moh_deploy.report import document as doc
 from moh_deploy.report.json import HIDDEN, in_json
 from moh_deploy.report.numbers import count
 from moh_deploy.report.report import Report
@@ -38,7 +29,7 @@ _REFERENCE = (
 
 _MOST_REASONS, _MOST_SHOWN = 10, 8
 _COLUMNS = ("kind", "case", "where", "result", "what was found")
-_OUTCOMES: dict[CaseStatus, CiOutcome] = {
+_OUTCOMES: dict[CaseStatus, doc.CiOutcome] = {
     "passed": "passed",
     "failed": "failure",
     "not applicable": "skipped",
@@ -131,12 +122,8 @@ class ProbeReport(Report):
             return ("no case could be run, so nothing is proven.",)
         if not failed and all(case.startswith(ZERO) for case in passed):
             return ("no case of a size above 0 passed, so nothing is proven.",)
-        missed = (
-            result
-            for result in self.results
-            if result.kind == "corpus" and result.status == "not run"
-        )
-        return (*failed, *(case.detail for case in missed))
+        corpus = [result for result in self.results if result.kind == "corpus"]
+        return (*failed, *(case.detail for case in corpus if case.status == "not run"))
 
     @property
     @in_json()
@@ -190,15 +177,15 @@ class ProbeReport(Report):
             written=self.corpus_written,
         )
 
-    def document(self) -> Document:
+    def document(self) -> doc.Document:
         """Return what it says."""
         groups = groupby(self.results, lambda result: result.kind)
         rows = [row for _, group in groups for row in _rows(list(group))]
-        blocks: list[Block] = [Table("edge cases", _COLUMNS, rows)]
+        blocks: list[doc.Block] = [doc.Table("edge cases", _COLUMNS, rows)]
         if self.mining is not None:
             blocks += _mining_blocks(self.layers, self.mining)
         counts = ", ".join(f"{self.count(status)} {status}" for status in STATUSES)
-        verdict = Verdict(
+        verdict = doc.Verdict(
             "PASSED" if self.passed else "FAILED",
             self.passed,
             counts,
@@ -206,7 +193,7 @@ class ProbeReport(Report):
             reasons=self.reasons,
             most_reasons=_MOST_REASONS,
         )
-        return Document("probe", tuple(blocks), verdict, suites=(_suite(self),))
+        return doc.Document("probe", tuple(blocks), verdict, suites=(_suite(self),))
 
 
 def _lines(report: ProbeReport) -> Iterator[str]:
@@ -232,16 +219,16 @@ def _rows(results: Sequence[CaseResult]) -> Iterator[tuple[str, str, str, str, s
         yield group[0].kind, case, where, status, detail
 
 
-def _mining_blocks(layers: Sequence[str], mining: Mined) -> Iterator[Block]:
+def _mining_blocks(layers: Sequence[str], mining: Mined) -> Iterator[doc.Block]:
     pairs = zip(mining.names, mining.samples, strict=True)
     firsts = [(name, token) for name, sample in pairs for token in sample.mined[:1]]
     rows = [(name, layers[t.layer], str(list(t.token)), t.margin) for name, t in firsts]
     title = "least clear choices in the inputs, one of each sample"
     if rows:
-        yield Table(title, ("sample", "layer", "token", "#margin"), rows)
+        yield doc.Table(title, ("sample", "layer", "token", "#margin"), rows)
     if mining.too_large:
         size = f"{MOST_CORPUS_BYTES // 2**20} MiB"
-        yield Text(
+        yield doc.Text(
             f"{count(mining.too_large, 'sample')} of the least clear left out: a corpus has room"
             f" for {size}. Shorter inputs fit."
         )
@@ -249,20 +236,19 @@ def _mining_blocks(layers: Sequence[str], mining: Mined) -> Iterator[Block]:
         shown = ", ".join(mining.unknown[:_MOST_SHOWN])
         more = len(mining.unknown) - _MOST_SHOWN
         others = f" and {more} more" if more > 0 else ""
-        yield Text(f"Margins are not known, or nothing is chosen, in {shown}{others}.")
+        yield doc.Text(f"Margins are not known, or nothing is chosen, in {shown}{others}.")
 
 
-def _suite(report: ProbeReport) -> CiSuite:
-    """Return each case as a test case: what did not run is skipped, and never passed."""
-    # Cases that could not be run are skipped with their reason, and the verdict is one more case.
+def _suite(report: ProbeReport) -> doc.CiSuite:
+    """Return each case as a test case, and the verdict as one more."""
     said = f"{report.count('passed')} passed" if report.passed else report.reasons[0]
-    verdict = CiCase("probe", "verdict", "passed" if report.passed else "failure", said)
+    verdict = doc.CiCase("probe", "verdict", "passed" if report.passed else "failure", said)
     rules, kernels = ("policy", report.policy), ("kernels", report.kernels.describe())
     facts = (("reference", _REFERENCE), rules, kernels)
-    return CiSuite((verdict, *map(_case, report.results)), facts=facts)
-
-
-def _case(result: CaseResult) -> CiCase:
-    outcome = _OUTCOMES[result.status]
-    detail = f"{result.status}: {result.detail}" if outcome == "skipped" else result.detail
-    return CiCase(result.kind, f"{result.case} [{result.place}]", outcome, detail)
+    cases = [verdict]
+    for result in report.results:
+        outcome = _OUTCOMES[result.status]
+        # What did not run is skipped with its reason, and never passed.
+        detail = f"{result.status}: {result.detail}" if outcome == "skipped" else result.detail
+        cases.append(doc.CiCase(result.kind, f"{result.case} [{result.place}]", outcome, detail))
+    return doc.CiSuite(tuple(cases), facts=facts)

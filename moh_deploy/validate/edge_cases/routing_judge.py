@@ -18,13 +18,9 @@ from moh_deploy.package import VectorSet, beside_masks, spread
 from moh_deploy.package.graph_nodes import operator_text, reads
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.validate.compare.tolerances import Tolerance
-from moh_deploy.validate.reference.differences import (
-    abs_error,
-    describe_worst,
-    largest,
-    structural_mismatch,
-)
+from moh_deploy.validate.reference import differences
 
+_Float64 = NDArray[np.float64]
 PortArrays = Mapping[str, Array]
 """Port of a MoHRouter to logits [B, S, N]."""
 
@@ -33,8 +29,8 @@ PortArrays = Mapping[str, Array]
 class GateJudge:
     """Compares gates with the float64 reference of MoHRouter.
 
-    That goes token by token: layers of one shape have the same logits, so what is known of equal
-    gates is not asked again.
+    Layers of one shape have the same logits, and the reference is slow: equal gates are compared
+    once.
     """
 
     _known: dict[tuple[object, ...], str | None] = field(default_factory=dict)
@@ -64,7 +60,32 @@ class GateJudge:
         # Tokens without NaN are judged as ever: NaN must not leak into them.
         clean = {port: array[~hit][None] for port, array in logits.items()}  # [1, tokens, N]
         problem = self.mismatch(case, router, clean, gates[~hit][None])
-        return problem or _hidden_nan(router, logits, gates, hit)
+        if problem is not None:
+            return problem
+        right, wrong = _right_with_nan(router, logits, gates[hit].astype(np.float64))
+        if right.all():
+            return None
+        token = np.argwhere(hit)[np.flatnonzero(~right)[0]].tolist()
+        return f"token {token}, with NaN among its logits, {wrong} ({int((~right).sum())} tokens)."
+
+
+def _right_with_nan(
+    router: RouterLogits, logits: PortArrays, gates: _Float64
+) -> tuple[BoolArray, str]:
+    """Tell which tokens [tokens, H] with NaN have right gates, and what others have."""
+    if "routed_logits" not in logits:
+        return np.asarray(np.isnan(gates).all(axis=-1)), "has gates that are numbers"
+    routed = gates[:, int(router.attributes["num_shared_heads"]) :]
+    top_k = int(router.attributes["top_k"])
+    # How many heads are on does not depend on the scores, NaN or not.
+    chosen = (routed != 0).sum(axis=-1)  # NaN counts as chosen
+    if router.attributes["gate_mode"] == "mask":
+        return np.equal(chosen, top_k), f"has not {top_k} open gates"
+    # No number may come of NaN: gates are normalised over the chosen heads. An implementation may
+    # take them all for NaN.
+    is_nan = (np.isnan(routed) | (routed == 0)).all(axis=-1)
+    wrong = f"has not {top_k} gates that are NaN, or gates that are numbers"
+    return is_nan & (chosen >= top_k), wrong
 
 
 def tokens_with_nan(logits: PortArrays) -> BoolArray:
@@ -74,12 +95,23 @@ def tokens_with_nan(logits: PortArrays) -> BoolArray:
     return either
 
 
-def router_reference(router: RouterLogits, logits: PortArrays) -> NDArray[np.float64]:
+def router_reference(router: RouterLogits, logits: PortArrays) -> _Float64:
     """Return the gates [B, S, H] that a router has to make, in float64."""
     # float64, by the op's definition: neither kernel nor function body has a part in it.
     case = _case("", router, logits)
     (gates,) = OPS[op_names.ROUTER].reference(case.inputs(), case.attributes)
     return gates
+
+
+def _case(name: str, router: RouterLogits, logits: PortArrays) -> Case:
+    arrays = tuple(logits.get(port) for port in PORTS)
+    # Without what every node carries beside the op's attributes.
+    names = [attribute.name for attribute in MOH_ROUTER.attributes]
+    attributes: dict[str, AttributeValue] = {
+        name: router.attributes[name] for name in names if name in router.attributes
+    }
+    dtype = next(iter(logits.values())).dtype.name
+    return Case(name, op_names.ROUTER, "", attributes, lambda _: arrays, dtype)
 
 
 def values_mismatch(
@@ -94,7 +126,7 @@ def values_mismatch(
     Args:
         counted: Which elements are compared; None for all.
     """
-    mismatch = structural_mismatch(what, got, reference)
+    mismatch = differences.structural_mismatch(what, got, reference)
     if got is None or mismatch is not None:
         return mismatch
     if counted is not None:
@@ -109,12 +141,12 @@ def values_mismatch(
             f"{what} is {here} at {at} where the function bodies give {there}"
             f" ({int(moved.sum())} of {got.size} elements)."
         )
-    error = np.where(nan_reference, 0.0, abs_error(got, reference))
+    error = np.where(nan_reference, 0.0, differences.abs_error(got, reference))
     error, known = beside_masks(error, reference)
     limit = tolerance.limit(spread(known).largest)
-    if largest(error) <= limit:
+    if differences.largest(error) <= limit:
         return None
-    return describe_worst(what, got, reference, error, limit)
+    return differences.describe_worst(what, got, reference, error, limit)
 
 
 def nan_places(array: Array) -> BoolArray:
@@ -124,61 +156,7 @@ def nan_places(array: Array) -> BoolArray:
     return np.isnan(array.astype(np.float64))
 
 
-def _case(name: str, router: RouterLogits, logits: PortArrays) -> Case:
-    arrays = tuple(logits.get(port) for port in PORTS)
-    # Without what every node carries beside the op's attributes.
-    known = [
-        attribute.name for attribute in MOH_ROUTER.attributes if attribute.name in router.attributes
-    ]
-    attributes: dict[str, AttributeValue] = {name: router.attributes[name] for name in known}
-    dtype = next(iter(logits.values())).dtype.name
-    return Case(name, op_names.ROUTER, "", attributes, lambda _: arrays, dtype)
-
-
-def _hidden_nan(
-    router: RouterLogits, logits: PortArrays, gates: Array, hit: BoolArray
-) -> str | None:
-    shared = int(router.attributes["num_shared_heads"])
-    wide = gates[hit].astype(np.float64)  # [tokens, H]
-    if "routed_logits" not in logits:
-        all_nan = np.asarray(np.isnan(wide).all(axis=-1))
-        return _unless(all_nan, "has gates that are numbers", hit)
-    routed, top_k = wide[:, shared:], int(router.attributes["top_k"])
-    # How many heads are on does not depend on the scores, NaN or not.
-    chosen = (routed != 0).sum(axis=-1)  # NaN counts as chosen
-    if router.attributes["gate_mode"] == "mask":
-        return _unless(np.equal(chosen, top_k), f"has not {top_k} open gates", hit)
-    # An implementation may take them all for NaN.
-    is_nan = (np.isnan(routed) | (routed == 0)).all(axis=-1)
-    # No number may come of NaN: gates are normalised over the chosen heads.
-    wrong = f"has not {top_k} gates that are NaN, or gates that are numbers"
-    return _unless(is_nan & (chosen >= top_k), wrong, hit)
-
-
-def _unless(right: BoolArray, what: str, hit: BoolArray) -> str | None:
-    if right.all():
-        return None
-    token = np.argwhere(hit)[np.flatnonzero(~right)[0]].tolist()
-    return f"token {token}, with NaN among its logits, {what} ({int((~right).sum())} tokens)."
-
-
-_CAUSE = "inputs and logits are finite, and the function bodies give NaN, too"
-
-
-def nan_attention_problem(what: str, made: Array, counted: BoolArray) -> str | None:
-    """Describe NaN in attention that agrees, where no token got anything; None if there is none.
-
-    Some tokens may be NaN, as a query without keys is in many a model, and closed heads are 0. But
-    where there is NaN and no other number, no token got anything.
-    """
-    # [B, S, C], or [B, H, S, D].
-    nan = nan_places(made)
-    if not nan[counted].any() or (made[~nan & counted] != 0).any():
-        return None
-    return (
-        f"{what} is NaN wherever it is not 0: {_CAUSE}. It comes of this layer, or of weights or"
-        " nodes before it."
-    )
+NAN_CAUSE = "inputs and logits are finite, and the function bodies give NaN, too"
 
 
 def nan_output_problem(
@@ -211,7 +189,7 @@ def nan_output_problem(
         if wrong.any():
             at = [int(i) for i in np.argwhere(wrong)[0]]
             return (
-                f"output '{name}' in case '{case}' is NaN at {at}: {_CAUSE}"
+                f"output '{name}' in case '{case}' is NaN at {at}: {NAN_CAUSE}"
                 f" ({int(wrong.sum())} of {wrong.size} elements)."
             )
     return None
@@ -220,39 +198,22 @@ def nan_output_problem(
 # Compute what a layer has to read as its gates, from what its MoHRouter has to make.
 #
 # Between the two stand views, and the operators that weigh the chosen heads (`ranked` and `scored`
-# routers). They are computed here in float64, from the reference of MoHRouter on, and each gate
+# routers). They are computed here in float64, from the reference of MoHRouter on, and each number
 # remembers the head that it belongs to. An operator of another kind is taken for one that changes
-# nothing: if it does, what is read differs from what is computed here.
+# nothing: if it does, the value that is read differs from the one that is computed here.
 
-_Float64 = NDArray[np.float64]
-Integers = NDArray[np.int64]
-
-NOBODY = -1
+_NO_HEAD = -1
 """Head of a number that comes from no gate of the router."""
 
 _VIEWS = ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _MOVING = (*_VIEWS, "Gather", "ReduceSum", "Slice")
-_ARITHMETIC: Mapping[str, Callable[[_Float64, _Float64], _Float64]] = {
-    "Add": np.add,
-    "Div": np.divide,
-    "Mul": np.multiply,
-    "Sub": np.subtract,
-}
+_ARITHMETIC = {"Add": np.add, "Div": np.divide, "Mul": np.multiply, "Sub": np.subtract}
 _STEPS = 4
 """Operators that weigh gates round several times where MoHRouter rounds once."""
 
 
-@dataclass(frozen=True)
-class Followed:
-    """Gates somewhere between a router and attention.
-
-    Attributes:
-        gates: Their values.
-        heads: Head of each, of the same shape.
-    """
-
-    gates: _Float64
-    heads: Integers
+class _LostError(Exception):
+    """Raised where a value cannot be followed from the router."""
 
 
 def read_problem(read: GateRead, made: _Float64, values: Mapping[str, Array]) -> str | None:
@@ -263,50 +224,93 @@ def read_problem(read: GateRead, made: _Float64, values: Mapping[str, Array]) ->
         made: [B, S, H], what the layer's MoHRouter has to make.
         values: What the model computed: `read.values`.
     """
+    nodes = [operator_text(node) for node in read.way.values()]
+    behind = f"behind {', '.join(reversed(nodes)) or 'no operator'}"
+    num_heads = made.shape[-1]
     try:
-        expected = _Follower(read, made, values).follow(read.value)
-    except _LostError as error:
-        return str(error)
-    # Head i has to stand in place i; a number of no gate, a constant weight say, may stand
+        gates, heads = _Way(read, made, values).follow(read.value)
+    except _LostError as lost:
+        return str(lost)
+    # Head i has to stand in place i; a number of no gate, such as a constant weight, may stand
     # anywhere.
-    order = np.arange(made.shape[-1])
-    moved = (expected.heads != order) & (expected.heads != NOBODY)
-    if expected.heads.shape[-1] != len(order) or moved.any():
-        return _moved_sentence(read, expected.heads, moved)
-    return _difference(read, expected.gates, values)
+    if heads.shape[-1] != num_heads:
+        return f"'{read.value}' has {heads.shape[-1]} heads, {behind}."
+    moved = (heads != np.arange(num_heads)) & (heads != _NO_HEAD)
+    if moved.any():
+        at = tuple(int(i) for i in np.argwhere(moved)[0])
+        swapped = f"has the gate of head {heads[at]} in the place of head {at[-1]}"
+        return f"'{read.value}' {swapped}, {behind}."
+    got = values[read.value].astype(np.float64)
+    if got.shape != gates.shape:
+        return f"'{read.value}' is of shape {list(got.shape)}, expected {list(gates.shape)}."
+    # The coarsest dtype on the way sets the tolerance.
+    names = [values[name].dtype.name for name in (read.value, *read.way)]
+    rules = [OP_TOLERANCES[name] for name in names if name in OP_TOLERANCES]
+    rule = max(rules, key=lambda tolerance: tolerance.absolute)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(got - gates)
+        beyond = ~(error <= _STEPS * (rule.absolute + rule.relative * np.abs(gates)))
+    # A closed head has to be closed exactly: kernels skip heads whose gate is 0.
+    beyond |= (gates == 0) & (got != 0)
+    beyond &= np.isfinite(gates)
+    if not beyond.any():
+        return None
+    # NaN and infinity are shown before any finite error.
+    worst = np.where(beyond, np.nan_to_num(error, nan=np.inf, posinf=np.inf), -1.0)
+    at = tuple(int(i) for i in np.unravel_index(int(worst.argmax()), worst.shape))
+    return (
+        f"'{read.value}' at {list(at)} is {got[at]:.6g}, expected {gates[at]:.6g} of what the"
+        f" router makes, {behind} ({int(beyond.sum())} of {beyond.size} elements)."
+    )
+
+
+_Gates = tuple[_Float64, NDArray[np.int64]]
+"""Gates somewhere between a router and attention, and the head of each, of the same shape."""
 
 
 @dataclass
-class _Follower:
+class _Way:
+    """The operators between a router and a layer."""
+
     read: GateRead
     made: _Float64
     values: Mapping[str, Array]
-    known: dict[str, Followed] = field(default_factory=dict)
 
-    def follow(self, name: str) -> Followed:
+    def __post_init__(self) -> None:
+        heads = np.broadcast_to(np.arange(self.made.shape[-1]), self.made.shape)
+        self._known: dict[str, _Gates] = {self.read.start: (self.made, heads)}
+
+    def follow(self, name: str) -> _Gates:
         """Compute what a value on the way from the router has to be."""
-        if name == self.read.start:
-            heads = np.arange(self.made.shape[-1])
-            return Followed(self.made, np.broadcast_to(heads, self.made.shape))
-        if name not in self.read.way:
-            raise _LostError(f"'{self.read.value}' does not come from the layer's MoHRouter.")
-        if name not in self.known:
-            self.known[name] = self._made(name, self.read.way[name])
-        return self.known[name]
+        if name not in self._known:
+            if name not in self.read.way:
+                raise _LostError(f"'{name}' does not come from the layer's MoHRouter.")
+            self._known[name] = self._computed(name, self.read.way[name])
+        return self._known[name]
 
-    def _made(self, name: str, node: onnx.NodeProto) -> Followed:
-        # A constant that differs from head to head is no weight of gates: it is judged as an
-        # operator that changes nothing, and found if it does.
-        if node.op_type in _ARITHMETIC and not self._tells_heads_apart(node):
+    def _computed(self, name: str, node: onnx.NodeProto) -> _Gates:
+        # Single constants scale all heads alike. One that differs from head to head is no weight of
+        # gates: its operator is judged as one that changes nothing, and found if it does.
+        constants = [self.values[name] for name in node.input if name in self.read.constants]
+        if node.op_type in _ARITHMETIC and not any(map(_varies, constants)):
             return self._arithmetic(node)
         if node.op_type == "Concat":
             return self._moved(node, [self._part(name) for name in node.input])
-        if node.op_type not in _MOVING or not self._on_the_way(node.input[0]):
-            return self._unchanged(name, node)
-        source = self.follow(node.input[0])
-        return source if node.op_type == "Cast" else self._moved(node, [source])
+        if node.op_type in _MOVING and self._is_on_the_way(node.input[0]):
+            gates = self.follow(node.input[0])
+            return gates if node.op_type == "Cast" else self._moved(node, [gates])
+        # An operator that is taken for changing nothing gives its input of the same shape; of
+        # several the one nearest to the router, with the fewest operators that were guessed.
+        shape = self.values[name].shape
+        alike = [source for source in self._sources(node) if self.values[source].shape == shape]
+        if not alike:
+            raise _LostError(
+                f"{operator_text(node)} stands between the layer's MoHRouter and"
+                f" '{self.read.value}': expected views and what weighs the chosen heads."
+            )
+        return self.follow(min(alike, key=self._distance))
 
-    def _moved(self, node: onnx.NodeProto, parts: Sequence[Followed]) -> Followed:
+    def _moved(self, node: onnx.NodeProto, parts: Sequence[_Gates]) -> _Gates:
         """Run an operator that changes the places of gates, on them and on their heads."""
         operator = ReferenceEvaluator(node)
         # Indices, axes and limits are read from the run, since exporters compute some of them from
@@ -314,97 +318,37 @@ class _Follower:
         beside = {name: self.values[name] for name in node.input[len(parts) :] if name}
         (gates,), (heads,) = (
             operator.run(None, {**beside, **dict(zip(node.input, arrays, strict=False))})
-            for arrays in ([part.gates for part in parts], [part.heads for part in parts])
+            for arrays in zip(*parts, strict=True)
         )
-        return Followed(np.asarray(gates, np.float64), np.asarray(heads, np.int64))
+        return np.asarray(gates, np.float64), np.asarray(heads, np.int64)
 
-    def _arithmetic(self, node: onnx.NodeProto) -> Followed:
-        first, second = (self._part(name) for name in node.input)
+    def _arithmetic(self, node: onnx.NodeProto) -> _Gates:
+        (first, first_heads), (second, second_heads) = map(self._part, node.input)
         # A token without gates may divide 0 by 0; what is expected to be NaN is not judged.
         with np.errstate(all="ignore"):
-            gates = _ARITHMETIC[node.op_type](first.gates, second.gates)
+            gates = _ARITHMETIC[node.op_type](first, second)
         # Numbers that gates are weighed by are of no head, and a sum of gates has the axis alone.
-        is_first = self._on_the_way(node.input[0]) and first.gates.shape == gates.shape
-        owner = first if is_first else second
-        return Followed(gates, np.broadcast_to(owner.heads, gates.shape))
+        is_first = self._is_on_the_way(node.input[0]) and first.shape == gates.shape
+        return gates, np.broadcast_to(first_heads if is_first else second_heads, gates.shape)
 
-    def _tells_heads_apart(self, node: onnx.NodeProto) -> bool:
-        """Tell whether an operator reads a constant of several values: gates are weighed by single
-        ones."""
-        # Single values scale all heads alike; only a constant of several can tell them apart.
-        known = [self.values[name] for name in node.input if name in self.read.constants]
-        return any(array.size > 1 and bool((array != array.flat[0]).any()) for array in known)
+    def _part(self, name: str) -> _Gates:
+        if self._is_on_the_way(name):
+            return self.follow(name)
+        # Beside the way stands what does not depend on the router, taken as the model computed it.
+        value = self.values[name].astype(np.float64)
+        return value, np.full(value.shape, _NO_HEAD)
 
-    def _unchanged(self, name: str, node: onnx.NodeProto) -> Followed:
-        shape = self.values[name].shape
-        read = [read for read in reads(node) if self._on_the_way(read)]
-        # An operator that is taken for changing nothing gives its input of the same shape.
-        alike = [name for name in read if self.values[name].shape == shape]
-        if not alike:
-            raise _LostError(
-                f"{operator_text(node)} stands between the layer's MoHRouter and"
-                f" '{self.read.value}': expected views and what weighs the chosen heads."
-            )
-        # Of several the one nearest to the router: it has the fewest operators that were guessed.
-        return self.follow(min(alike, key=self._distance))
+    def _sources(self, node: onnx.NodeProto) -> list[str]:
+        return [name for name in reads(node) if self._is_on_the_way(name)]
 
     def _distance(self, name: str) -> int:
         if name == self.read.start:
             return 0
-        read = [read for read in reads(self.read.way[name]) if self._on_the_way(read)]
-        return 1 + min(map(self._distance, read))
+        return 1 + min(map(self._distance, self._sources(self.read.way[name])))
 
-    def _on_the_way(self, name: str) -> bool:
+    def _is_on_the_way(self, name: str) -> bool:
         return name == self.read.start or name in self.read.way
 
-    def _part(self, name: str) -> Followed:
-        if self._on_the_way(name):
-            return self.follow(name)
-        # Beside the way stands what does not depend on the router, taken as the model computed it.
-        value = self.values[name].astype(np.float64)
-        return Followed(value, np.full(value.shape, NOBODY))
 
-
-class _LostError(Exception):
-    """Raised where a value cannot be followed from the router."""
-
-
-def _moved_sentence(read: GateRead, heads: Integers, moved: NDArray[np.bool_]) -> str:
-    if moved.shape[-1] and moved.any():
-        at = tuple(int(i) for i in np.argwhere(moved)[0])
-        what = f"has the gate of head {heads[at]} in the place of head {at[-1]}"
-    else:
-        what = f"has {heads.shape[-1]} heads"
-    return f"'{read.value}' {what}, behind {_operators(read)}."
-
-
-def _difference(read: GateRead, expected: _Float64, values: Mapping[str, Array]) -> str | None:
-    got = values[read.value].astype(np.float64)
-    if got.shape != expected.shape:
-        return f"'{read.value}' is of shape {list(got.shape)}, expected {list(expected.shape)}."
-    # The coarsest dtype on the way sets the tolerance.
-    names = [values[name].dtype.name for name in (read.value, *read.way)]
-    rule = max(
-        (OP_TOLERANCES[name] for name in names if name in OP_TOLERANCES),
-        key=lambda name: name.absolute,
-    )
-    with np.errstate(invalid="ignore"):
-        error = np.abs(got - expected)
-        beyond = ~(error <= _STEPS * (rule.absolute + rule.relative * np.abs(expected)))
-    # A closed head has to be closed exactly: kernels skip heads whose gate is 0.
-    beyond |= (expected == 0) & (got != 0)
-    beyond &= np.isfinite(expected)
-    if not beyond.any():
-        return None
-    # NaN and infinity are shown before any finite error.
-    worst = np.where(beyond, np.nan_to_num(error, nan=np.inf, posinf=np.inf), -1.0)
-    at = tuple(int(i) for i in np.unravel_index(int(worst.argmax()), worst.shape))
-    return (
-        f"'{read.value}' at {list(at)} is {got[at]:.6g}, expected {expected[at]:.6g} of what the"
-        f" router makes, behind {_operators(read)} ({int(beyond.sum())} of {beyond.size} elements)."
-    )
-
-
-def _operators(read: GateRead) -> str:
-    nodes = [operator_text(node) for node in read.way.values()]
-    return ", ".join(reversed(nodes)) if nodes else "no operator"
+def _varies(array: Array) -> bool:
+    return array.size > 1 and bool((array != array.flat[0]).any())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from moh_deploy.errors import BackendError
@@ -19,100 +19,69 @@ from moh_deploy.runtime.base import Runner
 from moh_deploy.system.npz import Array, BoolArray
 from moh_deploy.system.progress import Progress
 from moh_deploy.validate.compare.tolerances import Tolerance
-from moh_deploy.validate.edge_cases.routing_judge import (
-    GateJudge,
-    PortArrays,
-    nan_attention_problem,
-    nan_output_problem,
-    read_problem,
-    router_reference,
-    tokens_with_nan,
-    values_mismatch,
+from moh_deploy.validate.edge_cases import routing_judge
+from moh_deploy.validate.edge_cases.routing_judge import PortArrays, values_mismatch
+from moh_deploy.validate.edge_cases.source import (
+    MODEL,
+    CaseResult,
+    CaseStatus,
+    RoutedLayer,
+    Sides,
+    token_axes,
 )
-from moh_deploy.validate.edge_cases.source import MODEL, CaseResult, CaseStatus, RoutedLayer, Sides
+from moh_deploy.validate.reference.valid_tokens import over_axes
 
-# The logits on which implementations of routers go wrong.
-
-_Logits = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class RoutingState:
-    """Logits that routers are given.
-
-    Attributes:
-        name: What reports call it.
-        logits: Makes [B, S, N] for N heads, or for the two stages, from a generator.
-    """
-
-    name: str
-    logits: Callable[[np.random.Generator, tuple[int, ...]], _Logits]
-
-    def build(self, shape: tuple[int, ...]) -> _Logits:
-        """Return the same logits at each call, rounded to no dtype."""
-        return self.logits(np.random.default_rng(0), shape)
+_MakeLogits = Callable[[np.random.Generator, tuple[int, ...]], Array]
+"""Makes logits [B, S, N] for N heads, or for the two stages, rounded to no dtype."""
 
 
-def clear(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
-    """Every head a step from the next, in an order of each token's own."""
-    return np.asarray(rng.permuted(_ramp(shape), axis=-1), np.float64)
-
-
-def _ramp(shape: tuple[int, ...]) -> _Logits:
+def _ramp(_: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Rising scores; no probability underflows."""
     # Over all heads at most 60: exp(-60) is still a number in float32, 8.8e-27.
     step = min(0.5, 60.0 / max(shape[-1], 1))
-    return np.asarray(np.broadcast_to(step * np.arange(shape[-1]), shape), np.float64)
+    return np.broadcast_to(step * np.arange(shape[-1]), shape)
 
 
-def _ties(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
-    """Return logits of two values only: the last chosen head is tied in almost every token."""
-    return rng.integers(0, 2, shape).astype(np.float64)
+def _clear(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Every head a step from the next, in an order of each token's own."""
+    return rng.permuted(_ramp(rng, shape), axis=-1).astype(np.float64)
 
 
-def _all_negative(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
-    # exp(-300) is 0 in float32: without taking off the maximum the softmax is 0 / 0.
-    return clear(rng, shape) - 300.0
-
-
-def _saturated(rng: np.random.Generator, shape: tuple[int, ...]) -> _Logits:
+def _saturated(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Return 1e4 for one head, and -1e4 for all others."""
     hot = rng.integers(0, max(shape[-1], 1), shape[:-1])
-    logits: _Logits = np.where(np.arange(shape[-1]) == hot[..., None], 1e4, -1e4)
-    return logits
+    return np.where(np.arange(shape[-1]) == hot[..., None], 1e4, -1e4)
 
 
-FINITE_STATES = (
-    # Equal scores go to the lower head index.
-    RoutingState("ties", _ties),
+_FINITE_STATES: Mapping[str, _MakeLogits] = {
+    # Two values only: the last chosen head is tied in almost every token, and equal scores go to
+    # the lower head index.
+    "ties": lambda rng, shape: rng.integers(0, 2, shape),
     # All scores equal: the first heads are chosen.
-    RoutingState("flat", lambda _, shape: np.full(shape, 0.5)),
-    # Zero is no neutral element; exp underflows without the maximum.
-    RoutingState("all negative", _all_negative),
+    "flat": lambda _, shape: np.full(shape, 0.5),
+    # exp(-300) is 0 in float32: without taking off the maximum the softmax is 0 / 0.
+    "all negative": lambda rng, shape: _clear(rng, shape) - 300.0,
     # exp of 1e4 overflows without the maximum; all other heads tie at 0.
-    RoutingState("saturated", _saturated),
+    "saturated": _saturated,
     # Every token chooses the last heads, and nobody the first ones.
-    RoutingState("same heads", lambda _, shape: _ramp(shape)),
-)
-"""Put in front of all routers at once: numbers stay numbers."""
+    "same heads": _ramp,
+}
+"""The logits on which routers go wrong, put in front of all at once: numbers stay numbers."""
 
-NAN = "NaN"
+_NAN = "NaN"
 """The state in which some tokens have a NaN among their logits: in front of one router at a time,
 since every later layer would see it."""
 
+_CASES = (*_FINITE_STATES, _NAN)
 
-def with_nan(logits: _Logits) -> _Logits:
+
+def _with_nan(logits: Array) -> Array:
     """Return logits [B, S, N] in which the first of every two tokens has one NaN."""
-    changed: _Logits = logits.copy()
-    # A view of all tokens, [B * S, N].
-    tokens = changed.reshape(-1, changed.shape[-1])
+    tokens = logits.astype(np.float64).reshape(-1, logits.shape[-1])
     rows = np.arange(0, len(tokens), 2)
     # In another place from token to token: not every head is looked at first.
     tokens[rows, rows // 2 % max(tokens.shape[-1], 1)] = np.nan
-    return changed
-
-
-CASES = (*(state.name for state in FINITE_STATES), NAN)
+    return tokens.reshape(logits.shape).astype(logits.dtype)
 
 
 def run_routing_states(sides: Sides, progress: Progress) -> list[CaseResult]:
@@ -123,99 +92,107 @@ def run_routing_states(sides: Sides, progress: Progress) -> list[CaseResult]:
             policy says what counts as equal where there is no float64 reference.
         progress: What to report steps to.
     """
-    routing = sides.routing
+    routed = {layer.info.path for layer in sides.routed}
     # A layer without a router is said so in every case: silence would pass for a test.
-    results = [case for layer in routing.others for case in _without_router(routing.graph, layer)]
-    if not routing.routed:
+    results = [
+        result
+        for layer in sides.package.manifest.layers
+        if layer.path not in routed
+        for result in _without_router(sides, layer)
+    ]
+    if not routed:
         return results
     if not sides.package.vectors:
         why = "the package holds no recorded inputs to run the model on."
-        return results + [
-            _result(case, layer.info.path, "not run", why)
-            for layer in routing.routed
-            for case in CASES
-        ]
-    run = _prepare(sides)
-    for state in FINITE_STATES:
-        with progress.step(f"routing: {state.name}"):
-            results += run.everywhere(state)
-    with progress.step(f"routing: {NAN}"):
-        results += [result for layer in routing.routed for result in run.nan_in(layer.router)]
+        layers = sides.routed
+        return results + [_result(c, x.info.path, "not run", why) for x in layers for c in _CASES]
+    run = _RoutingRun.of(sides)
+    for case in _FINITE_STATES:
+        with progress.step(f"routing: {case}"):
+            results += run.everywhere(case)
+    with progress.step(f"routing: {_NAN}"):
+        results += [run.nan_in(layer.router) for layer in sides.routed]
     return results
 
 
-@dataclass(frozen=True)
-class _Both:
-    """The results of one run: as the package runs, and by its function bodies."""
+class _Both(NamedTuple):
+    """The values of one run: as the package runs, and by its function bodies."""
 
     got: Mapping[str, Array]
     reference: Mapping[str, Array]
 
 
-def _prepare(sides: Sides) -> _RoutingRun:
-    # Logits need the shape and dtype that the model computes them in, so it runs once as it is.
-    layers = sides.routing.routed
-    routers = [layer.router for layer in layers]
-    names = list(dict.fromkeys(name for router in routers for name in router.logits.values()))
-    values = sides.reference.open(names).run(sides.package.vectors[0].inputs)
-    change = partial(force_logits, routers=routers, dtypes={k: values[k].dtype for k in names})
-    seen = list(dict.fromkeys(name for layer in layers for name in layer.values))
-    # One session a side for all states: logits are inputs of it.
-    got, expected = sides.subject.open(seen, change), sides.reference.open(seen, change)
-    return _RoutingRun(sides, values, got, expected)
-
-
 @dataclass(frozen=True)
 class _RoutingRun:
+    """Both sides of a probe with logits as inputs.
+
+    Attributes:
+        sides: The sides.
+        recorded: The logits that the model computes itself, of which states have shape and dtype.
+        subject: A session of the package.
+        reference: A session of its function bodies.
+    """
+
     sides: Sides
     recorded: Mapping[str, Array]
     subject: Runner
     reference: Runner
-    judge: GateJudge = field(default_factory=GateJudge)
+    judge: routing_judge.GateJudge = field(default_factory=routing_judge.GateJudge)
 
-    def everywhere(self, state: RoutingState) -> Iterator[CaseResult]:
+    @classmethod
+    def of(cls, sides: Sides) -> _RoutingRun:
+        routers = [layer.router for layer in sides.routed]
+        names = list(dict.fromkeys(name for router in routers for name in router.logits.values()))
+        values = sides.reference.open(names).run(sides.package.vectors[0].inputs)
+        change = partial(force_logits, routers=routers, dtypes={k: values[k].dtype for k in names})
+        seen = list(dict.fromkeys(name for layer in sides.routed for name in layer.values))
+        # One session a side for all states: logits are inputs of it.
+        return cls(
+            sides, values, sides.subject.open(seen, change), sides.reference.open(seen, change)
+        )
+
+    def everywhere(self, case: str) -> Iterator[CaseResult]:
         """Put a state in front of every router at once."""
-        logits = {router.node: self._logits(router, state) for router in self._routers}
+        logits = self._logits(_FINITE_STATES[case])
         both = self._run(logits)
         if isinstance(both, str):
-            yield _result(state.name, MODEL, "failed", both)
+            yield _result(case, MODEL, "failed", both)
             return
-        for layer in self.sides.routing.routed:
-            router = layer.router
-            problem = self._layer_problem(state.name, layer, logits[router.node], both)
-            yield _judged(state.name, router.path, problem, "gates and attention agree")
-        yield self._outputs(state.name, both)
+        for layer in self.sides.routed:
+            problem = self._layer_problem(case, layer, logits[layer.router.node], both)
+            yield _judged(case, layer.info.path, problem, "gates and attention agree")
+        yield self._outputs(case, both)
 
-    def nan_in(self, router: RouterLogits) -> Iterator[CaseResult]:
+    def nan_in(self, router: RouterLogits) -> CaseResult:
         """Put NaN in front of one router, and clear logits in front of the others."""
         # Clear choices elsewhere, so that what shows comes of this router.
-        neutral = RoutingState("clear", clear)
-        logits = {router.node: self._logits(router, neutral) for router in self._routers}
+        logits = self._logits(_clear)
         mine = dict(logits[router.node])
         port = next(iter(mine))  # routed logits, where there are any
-        mine[port] = with_nan(mine[port].astype(np.float64)).astype(mine[port].dtype)
-        logits[router.node] = mine
-        both = self._run(logits)
+        mine[port] = _with_nan(mine[port])
+        both = self._run({**logits, router.node: mine})
         if isinstance(both, str):
-            yield _result(NAN, router.path, "failed", both)
-            return
+            return _result(_NAN, router.path, "failed", both)
         problem = self._nan_problem(router, mine, both)
-        yield _judged(NAN, router.path, problem, "NaN stays with its tokens, and shows")
+        return _judged(_NAN, router.path, problem, "NaN stays with its tokens, and shows")
 
-    @property
-    def _routers(self) -> list[RouterLogits]:
-        return [layer.router for layer in self.sides.routing.routed]
-
-    def _logits(self, router: RouterLogits, state: RoutingState) -> PortArrays:
-        recorded = {port: self.recorded[name] for port, name in router.logits.items()}
-        return {k: state.build(v.shape).astype(v.dtype) for k, v in recorded.items()}
+    def _logits(self, make: _MakeLogits) -> dict[str, PortArrays]:
+        """Return node of each router to its logits: of one shape the same ones."""
+        return {
+            layer.router.node: {
+                port: make(np.random.default_rng(0), known.shape).astype(known.dtype)
+                for port, name in layer.router.logits.items()
+                for known in [self.recorded[name]]
+            }
+            for layer in self.sides.routed
+        }
 
     def _run(self, logits: Mapping[str, PortArrays]) -> _Both | str:
         """Run both, or return the sentence of the one that failed."""
         inputs = dict(self.sides.package.vectors[0].inputs)
-        for router in self._routers:
-            for port, array in logits[router.node].items():
-                inputs[router.forced(port)] = array
+        for layer in self.sides.routed:
+            for port, array in logits[layer.router.node].items():
+                inputs[layer.router.forced(port)] = array
         # The reference runs first: what it cannot run either is no fault of kernels.
         what = "the function bodies fail"
         try:
@@ -229,84 +206,90 @@ class _RoutingRun:
         self, case: str, layer: RoutedLayer, logits: PortArrays, both: _Both
     ) -> str | None:
         router = layer.router
+        where = f"of layer '{router.path}' in case '{case}'"
         # Both by the float64 definition: a mistake that kernels share with function bodies shows,
         # too.
-        for values, whose in ((both.got, "gates"), (both.reference, "gates of the function body")):
+        for values, whose in zip(both, _GATES, strict=True):
             problem = self.judge.mismatch(case, router, logits, values[router.gates])
             if problem is not None:
-                return _sentence(whose, router, case, problem)
+                return f"{whose} {where}: {problem}"
         # The gates are right; what the nodes of the layer read may still be others.
-        made = router_reference(router, logits)
-        for values in (both.got, both.reference):
+        made = routing_judge.router_reference(router, logits)
+        for values in both:
             for read in layer.reads:
-                problem = read_problem(read, made, values)
+                problem = routing_judge.read_problem(read, made, values)
                 if problem is not None:
-                    return _sentence(f"what {read.reader} reads as gates", router, case, problem)
-        return self._attention_problem(case, router, both)
+                    return f"what {read.reader} reads as gates {where}: {problem}"
+        return self._attention_problem(case, router, both, None)
+
+    def _nan_problem(self, router: RouterLogits, logits: PortArrays, both: _Both) -> str | None:
+        where = f"of layer '{router.path}' in case '{_NAN}'"
+        for values, whose in zip(both, _GATES, strict=True):
+            problem = self.judge.mismatch_with_nan(_NAN, router, logits, values[router.gates])
+            if problem is not None:
+                return f"{whose} {where}: {problem}"
+        if router.attention is None:
+            return None
+        hit = routing_judge.tokens_with_nan(logits)  # [B, S]
+        # All other tokens have to be as they were.
+        problem = self._attention_problem(_NAN, router, both, hit)
+        if problem is not None or router.attributes["gate_mode"] != "weighted":
+            return problem
+        # Weighted: NaN times anything is NaN, so a number means that the head was skipped.
+        nan = routing_judge.nan_places(both.got[router.attention])
+        tokens = token_axes(nan.shape)
+        others = tuple(axis for axis in range(nan.ndim) if axis not in tokens)
+        shown = np.asarray(nan.any(axis=others))  # [B, S]
+        if shown.shape != hit.shape:
+            return None
+        counted = self.sides.counted_attention(router, nan.shape)
+        if shown[hit & counted.any(axis=others)].all():
+            return None
+        return f"attention {where} gives numbers to tokens whose gates are NaN."
 
     def _attention_problem(
-        self, case: str, router: RouterLogits, both: _Both, skipped: BoolArray | None = None
+        self, case: str, router: RouterLogits, both: _Both, skipped: BoolArray | None
     ) -> str | None:
         """Compare what attention makes, without the tokens [B, S] that are skipped."""
         if router.attention is None:
             return None
         got, reference = both.got[router.attention], both.reference[router.attention]
-        counted = self.sides.counted.of_attention(router, reference.shape)
-        # Tokens in another order than the gates' cannot be told apart by the mask.
+        counted = self.sides.counted_attention(router, reference.shape)
         if skipped is not None:
-            by_token = [_by_token(array, skipped.shape) for array in (got, reference, counted)]
-            known = [array[~skipped] for array in by_token if array is not None]
-            if not router.in_order or len(known) < len(by_token):
+            tokens = token_axes(reference.shape)
+            # Tokens in another order than the gates' cannot be told apart by the mask.
+            if not router.in_order or tuple(counted.shape[i] for i in tokens) != skipped.shape:
                 return None
-            got, reference, counted = known[0], known[1], known[2].astype(np.bool_)
+            counted = counted & over_axes(~skipped, tokens, reference.shape)
         what = f"attention of layer '{router.path}' in case '{case}'"
         problem = values_mismatch(what, got, reference, self._rule(reference), counted)
-        return problem or nan_attention_problem(what, got, counted)
-
-    def _nan_problem(self, router: RouterLogits, logits: PortArrays, both: _Both) -> str | None:
-        for values, whose in ((both.got, "gates"), (both.reference, "gates of the function body")):
-            problem = self.judge.mismatch_with_nan(NAN, router, logits, values[router.gates])
-            if problem is not None:
-                return _sentence(whose, router, NAN, problem)
-        # Tokens with NaN are judged by `_hidden`, all others have to be as they were.
-        hit = tokens_with_nan(logits)
-        return self._attention_problem(NAN, router, both, hit) or self._hidden(router, both, hit)
-
-    def _hidden(self, router: RouterLogits, both: _Both, hit: BoolArray) -> str | None:
-        """A NaN gate must show in what attention makes of its token."""
-        if router.attention is None or router.attributes["gate_mode"] != "weighted":
-            return None
-        # Weighted: NaN times anything is NaN, so a number means that the head was skipped.
-        made = both.got[router.attention]
-        rows = _by_token(made, hit.shape)
-        if rows is None:
-            return None
-        counted = _by_token(self.sides.counted.of_attention(router, made.shape), hit.shape)
-        hit = hit if counted is None else hit & counted.any(axis=-1)
-        if np.isnan(rows[hit].astype(np.float64)).any(axis=-1).all():
-            return None
+        nan = routing_judge.nan_places(got)
+        # Some tokens may be NaN, as a query without keys is in many a model, and closed heads are
+        # 0. But where there is NaN and no other number, no token got anything.
+        if problem or not nan[counted].any() or (got[~nan & counted] != 0).any():
+            return problem
         return (
-            f"attention of layer '{router.path}' in case '{NAN}' gives numbers to tokens whose"
-            " gates are NaN."
+            f"{what} is NaN wherever it is not 0: {routing_judge.NAN_CAUSE}. It comes of this"
+            " layer, or of weights or nodes before it."
         )
 
     def _outputs(self, case: str, both: _Both) -> CaseResult:
-        problem = None
-        outputs = {
-            output.name: both.got[output.name] for output in self.sides.package.manifest.outputs
-        }
-        for name, got in outputs.items():
-            reference, what = both.reference[name], f"output '{name}' in case '{case}'"
-            counted = self.sides.counted.of_output(name, reference.shape)
-            rule = self._rule(reference)
-            problem = problem or values_mismatch(what, got, reference, rule, counted)
-        # Empty outputs agree with anything.
-        if all(both.reference[name].size == 0 for name in outputs):
-            return _result(case, MODEL, "not run", "every output is empty: no data.")
         recorded = self.sides.package.vectors[0]
-        problem = problem or nan_output_problem(
-            case, outputs, recorded, self.sides.counted.of_output
-        )
+        counted = self.sides.view(recorded).places
+        names = [output.name for output in self.sides.package.manifest.outputs]
+        # Empty outputs agree with anything.
+        if not any(both.reference[name].size for name in names):
+            return _result(case, MODEL, "not run", "every output is empty: no data.")
+        problem = None
+        for name in names:
+            got, reference = both.got[name], both.reference[name]
+            what, places = f"output '{name}' in case '{case}'", counted(name, reference.shape)
+            problem = values_mismatch(what, got, reference, self._rule(reference), places)
+            if problem is not None:
+                break
+        else:
+            outputs = {name: both.got[name] for name in names}
+            problem = routing_judge.nan_output_problem(case, outputs, recorded, counted)
         return _judged(case, MODEL, problem, "they agree with the function bodies")
 
     def _rule(self, reference: Array) -> Tolerance:
@@ -314,46 +297,34 @@ class _RoutingRun:
         return policy.output_rule(reference.dtype.name, policy.model_rule(precision, self.subject))
 
 
-def _by_token(attention: Array, tokens: tuple[int, ...]) -> Array | None:
-    """Return [B, S, ...]: [B, S, C] as it is, [B, H, S, D] turned; None for other tokens."""
-    if attention.ndim == 4:
-        # [B, H, S, D] to [B, S, H * D].
-        batch, heads, seq, size = attention.shape
-        attention = np.moveaxis(attention, 1, 2).reshape(batch, seq, heads * size)
-    return attention if attention.shape[:2] == tokens else None
+_GATES = ("gates", "gates of the function body")
 
 
-def _without_router(graph: onnx.GraphProto, layer: LayerInfo) -> Iterator[CaseResult]:
+def _without_router(sides: Sides, layer: LayerInfo) -> Iterator[CaseResult]:
     """Yield what is said of a layer that has no MoHRouter: it never had one, or has lost it."""
-    for case in CASES:
-        if form_named(layer.router).is_constant:
-            why = "no input changes the gates: there are no logits."
-            yield _result(case, layer.path, "not applicable", why)
-        elif not layer.router_replaced:
-            why = (
-                f"the router is of plain operators ({layer.router}), so there is no place to put"
-                " logits."
-            )
-            yield _result(case, layer.path, "not applicable", why)
+    status: CaseStatus = "not applicable"
+    if form_named(layer.router).is_constant:
+        why = "no input changes the gates: there are no logits."
+    elif not layer.router_replaced:
+        plain = f"the router is of plain operators ({layer.router})"
+        why = f"{plain}, so there is no place to put logits."
+    else:
+        status, why = "not run", "its MoHRouter was not found."
+    for case in _CASES:
         # One failure for the damage; the other cases could say no more.
-        elif case == CASES[0]:
-            why = (
+        if status == "not run" and case == _CASES[0]:
+            damage = (
                 f"gates of layer '{layer.path}' do not come from a MoHRouter, as the manifest says:"
-                f" '{layer.gates}' is made by {lost_at(graph, layer)}. The package is damaged."
+                f" '{layer.gates}' is made by {lost_at(sides.graph, layer)}. The package is"
+                " damaged."
             )
-            yield _result(case, layer.path, "failed", why)
+            yield _result(case, layer.path, "failed", damage)
         else:
-            yield _result(case, layer.path, "not run", "its MoHRouter was not found.")
-
-
-def _sentence(what: str, router: RouterLogits, case: str, problem: str) -> str:
-    return f"{what} of layer '{router.path}' in case '{case}': {problem}"
+            yield _result(case, layer.path, status, why)
 
 
 def _judged(case: str, place: str, problem: str | None, if_right: str) -> CaseResult:
-    if problem is None:
-        return _result(case, place, "passed", if_right)
-    return _result(case, place, "failed", problem)
+    return _result(case, place, "failed" if problem else "passed", problem or if_right)
 
 
 def _result(case: str, place: str, status: CaseStatus, detail: str) -> CaseResult:

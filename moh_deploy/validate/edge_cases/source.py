@@ -12,8 +12,8 @@ import onnx
 
 from moh_deploy.graph.forced_gates import fix_routing, fixed_input
 from moh_deploy.graph.layer_reads import GateRead, RouterLogits, gate_reads, router_logits
-from moh_deploy.package import LayerInfo, OnnxPackage, VectorSet
-from moh_deploy.runtime.base import AS_IT_IS, FUNCTION_BODIES, GraphEdit, Runner, Variant
+from moh_deploy.package import LayerInfo, Manifest, OnnxPackage, VectorSet
+from moh_deploy.runtime.base import FUNCTION_BODIES, GraphEdit, Runner, Variant
 from moh_deploy.runtime.open_runner import open_runner
 from moh_deploy.runtime.variants import PackageVariants
 from moh_deploy.system.npz import Array, BoolArray
@@ -27,8 +27,6 @@ from moh_deploy.validate.reference.valid_tokens import (
     over_axes,
     token_view,
 )
-
-# The result of one edge case.
 
 CaseStatus = Literal["passed", "failed", "not applicable", "not run"]
 Kind = Literal["routing", "input", "corpus"]
@@ -73,7 +71,7 @@ class Source:
     """
 
     package: OnnxPackage
-    variant: Variant = AS_IT_IS
+    variant: Variant
 
     def open(self, extra_outputs: Sequence[str] = (), edit: GraphEdit | None = None) -> Runner:
         """Load the model; see `Variant`."""
@@ -108,6 +106,28 @@ def fixed_values(values: Mapping[str, Array]) -> dict[str, Array]:
 
 
 @dataclass(frozen=True)
+class RoutedLayer:
+    """A layer that has a MoHRouter.
+
+    Attributes:
+        info: What the manifest says of it.
+        router: Its router.
+        reads: The values that it reads as its gates.
+    """
+
+    info: LayerInfo
+    router: RouterLogits
+    reads: Sequence[GateRead]
+
+    @property
+    def values(self) -> list[str]:
+        """Names of what its router makes, of what its attention makes, and of all between them."""
+        named = [self.router.gates, self.router.attention]
+        between = [name for read in self.reads for name in read.values]
+        return [name for name in dict.fromkeys((*named, *between)) if name]
+
+
+@dataclass(frozen=True)
 class Sides:
     """The two sides of a probe. Sessions are opened on first use: each has all weights.
 
@@ -127,9 +147,19 @@ class Sides:
     valid_tokens: str | None = None
 
     @cached_property
-    def routing(self) -> Routing:
-        """The layers of the package."""
-        return Routing.of(self.package)
+    def graph(self) -> onnx.GraphProto:
+        """The graph of the package, without weights that are in other files."""
+        return onnx.load(self.package.model_path, load_external_data=False).graph
+
+    @cached_property
+    def routed(self) -> tuple[RoutedLayer, ...]:
+        """The layers that have a MoHRouter, in the order in which they run."""
+        layers = self.package.manifest.layers
+        return tuple(
+            RoutedLayer(layer, router, gate_reads(self.graph, layer, router.gates))
+            for layer, router in zip(layers, router_logits(self.graph, layers), strict=True)
+            if router is not None
+        )
 
     @cached_property
     def variants(self) -> PackageVariants:
@@ -146,100 +176,40 @@ class Sides:
         """The recorder of runs of the function bodies."""
         return Recorder.of(self.package, self.reference.variant)
 
-    def valid(self, run: VectorSet) -> ValidTokens | None:
-        """Return which tokens of a run count; None if all do, as of a run of nothing but padding:
-        it has no others."""
-        found = valid_tokens_of(run, {}, "run", self.package.manifest, self.valid_tokens)
-        return None if found is None or not found.mask.any() else found
+    def view(self, run: VectorSet) -> TokenView:
+        """Return what counts of the outputs of a run."""
+        valid = counted_tokens(run, self.package.manifest, self.valid_tokens)
+        return EVERY_TOKEN if valid is None else token_view(valid, self.package.manifest, run)
 
     @cached_property
-    def counted(self) -> Counted:
-        """What counts of the values that a run on the first recorded inputs makes."""
-        run = self.package.vectors[0]
-        found = self.valid(run)
-        if found is None:
-            return Counted()
-        return Counted(token_view(found, self.package.manifest, run), found.mask)
+    def _recorded_mask(self) -> BoolArray | None:
+        """Tokens [B, S] of the first recorded inputs that count; None for all."""
+        manifest = self.package.manifest
+        valid = counted_tokens(self.package.vectors[0], manifest, self.valid_tokens)
+        return None if valid is None else valid.mask
+
+    def counted_attention(self, router: RouterLogits, shape: tuple[int, ...]) -> BoolArray:
+        """Return which elements of a layer's attention count, run on the first recorded inputs.
+
+        All do where its tokens are others than the mask's, or in another order than its gates.
+        """
+        mask, tokens = self._recorded_mask, token_axes(shape)
+        if mask is None or not router.in_order:
+            return np.ones(shape, np.bool_)
+        if tuple(shape[axis] for axis in tokens if axis < len(shape)) != mask.shape:
+            return np.ones(shape, np.bool_)
+        return over_axes(mask, tokens, shape)
 
 
-@dataclass(frozen=True)
-class Counted:
-    """The elements of values that count: those of valid tokens.
+def token_axes(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the axes of samples and tokens of attention [B, S, C] or [B, H, S, D]."""
+    return (0, 2) if len(shape) == 4 else (0, 1)
 
-    Attributes:
-        view: Of outputs.
-        mask: [B, S], of layers with these tokens; None if all count.
+
+def counted_tokens(run: VectorSet, manifest: Manifest, mask: str | None) -> ValidTokens | None:
+    """Return which tokens of a run count; None for all.
+
+    All do in a run of nothing but padding: it has no others.
     """
-
-    view: TokenView = EVERY_TOKEN
-    mask: BoolArray | None = None
-
-    def of_output(self, name: str, shape: tuple[int, ...]) -> BoolArray:
-        """Return which elements of an output count, in its shape."""
-        return self.view.places(name, shape)
-
-    def of_attention(self, router: RouterLogits, shape: tuple[int, ...]) -> BoolArray:
-        """Return which elements of what attention makes count, [B, S, C] or [B, H, S, D]; all where
-        its tokens are others than the mask's, or in another order than their gates."""
-        every = np.ones(shape, np.bool_)
-        if self.mask is None or not router.in_order:
-            return every
-        tokens = (0, 2) if len(shape) == 4 else (0, 1)
-        if tuple(shape[axis] for axis in tokens if axis < len(shape)) != self.mask.shape:
-            return every
-        return over_axes(self.mask, tokens, shape)
-
-
-@dataclass(frozen=True)
-class RoutedLayer:
-    """A layer that has a MoHRouter.
-
-    Attributes:
-        info: What the manifest says of it.
-        router: Its router.
-        reads: What it reads as its gates.
-    """
-
-    info: LayerInfo
-    router: RouterLogits
-    reads: Sequence[GateRead]
-
-    @property
-    def values(self) -> list[str]:
-        """Names of what its router makes, of what its attention makes, and of all between them."""
-        named = [self.router.gates, self.router.attention]
-        between = [name for read in self.reads for name in read.values]
-        return [name for name in dict.fromkeys((*named, *between)) if name]
-
-
-@dataclass(frozen=True)
-class Routing:
-    """The layers of a package, with a MoHRouter and without.
-
-    Attributes:
-        graph: The graph of the package, its weights perhaps left out.
-        routed: Those that have a MoHRouter, in the order in which they run.
-        others: Those that have none, or have lost it.
-    """
-
-    graph: onnx.GraphProto
-    routed: tuple[RoutedLayer, ...]
-    others: tuple[LayerInfo, ...]
-
-    @classmethod
-    def of(cls, package: OnnxPackage) -> Routing:
-        """Read them from the model."""
-        # Only nodes are read, so weights in other files stay there.
-        graph = onnx.load(package.model_path, load_external_data=False).graph
-        layers = package.manifest.layers
-        # None for a layer without a MoHRouter; `lost_at` says what stands in its place.
-        pairs = list(zip(layers, router_logits(graph, layers), strict=True))
-        return cls(
-            graph,
-            tuple(
-                RoutedLayer(layer, router, gate_reads(graph, layer, router.gates))
-                for layer, router in pairs
-                if router is not None
-            ),
-            tuple(layer for layer, router in pairs if router is None),
-        )
+    found = valid_tokens_of(run, {}, "run", manifest, mask)
+    return None if found is None or not found.mask.any() else found

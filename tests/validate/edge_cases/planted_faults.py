@@ -1,7 +1,6 @@
 """Faults for the graph of any package, which recorded inputs do not show.
 
-They stand between what makes logits and what reads gates, and work where scores tie, or at one size
-of the inputs.
+They stand between a router and what reads its gates, and work at one size of the inputs.
 """
 
 from __future__ import annotations
@@ -28,21 +27,10 @@ class Site:
         (router,) = router_logits(graph, (layer,))
         assert router is not None
         self.graph, self.router = graph, router
-        self.logits, self.gates = router.logits["routed_logits"], router.gates
+        self.gates = router.gates
         self.heads = layer.num_heads
-        self.shared = int(router.attributes["num_shared_heads"])
-        self.top_k = int(router.attributes["top_k"])
         read = gate_reads(graph, layer, router.gates)
         self.read = next(one.value for one in read if one.reader != RECORDED_GATES)
-
-    @property
-    def routed(self) -> int:
-        return self.heads - self.shared
-
-    @property
-    def heads_turned(self) -> list[int]:
-        """Routed heads from the last to the first, behind the shared ones."""
-        return [*range(self.shared), *range(self.shared, self.heads)[::-1]]
 
     def under(self, value: str) -> tuple[str, str]:
         """Call a value something else where it is made: what it is called now, and what nodes have
@@ -73,18 +61,6 @@ class Site:
     def constant(self, name: str, value: object, dtype: type[np.generic] = np.int64) -> str:
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
-
-    def tie(self, logits: str) -> Nodes:
-        """`planted_tie` [B, S, 1]: the last chosen head and the first unchosen one are equal."""
-        best = self.constant("planted_k", [self.top_k + 1])
-        last = self.constant("planted_last_place", [self.top_k - 1])
-        first = self.constant("planted_first_place", [self.top_k])
-        return [
-            _node("TopK", [logits, best], "planted_best", "planted_ranks"),
-            _node("Gather", ["planted_best", last], "planted_last", axis=-1),
-            _node("Gather", ["planted_best", first], "planted_first", axis=-1),
-            _node("Equal", ["planted_last", "planted_first"], "planted_tie"),
-        ]
 
     def size(self, axis: int, size: int) -> Nodes:
         """`planted_size`: an axis of the first input is of this size."""
@@ -121,117 +97,6 @@ Fault = Callable[[Site], None]
 SizeFault = Callable[[Site, int, int], None]
 
 
-def higher_index_by_epsilon(site: Site) -> None:
-    """The logits of later heads are a little larger."""
-    old, new = site.under(site.logits)
-    tiny = site.constant("planted_tiny", 1e-6 * np.arange(site.routed), np.float32)
-    site.insert(_node("Add", [old, tiny], new))
-
-
-def higher_index_by_a_hair(site: Site) -> None:
-    """The logits of later heads are larger by a step of float32."""
-    old, new = site.under(site.logits)
-    tiny = site.constant("planted_tiny", 1 + 2.0**-23 * np.arange(site.routed), np.float32)
-    site.insert(_node("Mul", [old, tiny], new))
-
-
-def turned_logits_at_ties(site: Site) -> None:
-    """Where scores tie, the router reads them from the last head to the first."""
-    old, new = site.under(site.logits)
-    turned = site.moved(old, range(site.routed)[::-1], "planted_turned")
-    where = _node("Where", ["planted_tie", "planted_turned", old], new)
-    site.insert(*site.tie(old), turned, where)
-
-
-def turned_before_and_back_behind(site: Site) -> None:
-    """The router sees heads backwards, and its gates are turned back: ties alone tell."""
-    made, gates = site.under(site.gates)
-    site.insert(site.moved(made, site.heads_turned, gates))
-    turned = site.moved(site.logits, range(site.routed)[::-1], "planted_turned")
-    site.insert(turned)
-    (router,) = [node for node in site.graph.node if node.name == site.router.node]
-    router.input[0] = "planted_turned"
-
-
-def rolled_at_ties(site: Site) -> None:
-    """Where scores tie, each head has the gate of the one before it."""
-    old, new = site.under(site.gates)
-    rolled = site.moved(old, np.roll(np.arange(site.heads), 1).tolist(), "planted_other")
-    where = _node("Where", ["planted_tie", "planted_other", old], new)
-    site.insert(*site.tie(site.logits), rolled, where)
-
-
-def one_head_closed_at_ties(site: Site) -> None:
-    """Where scores tie, the first routed head is closed."""
-    old, new = site.under(site.gates)
-    closed = site.without_head(old, site.shared, "planted_other")
-    where = _node("Where", ["planted_tie", "planted_other", old], new)
-    site.insert(*site.tie(site.logits), closed, where)
-
-
-def factor_of_ties(site: Site) -> None:
-    """The gates of the last head are multiplied by 1, or by 0.5 where scores tie."""
-    old, new = site.under(site.gates)
-    half = np.where(np.arange(site.heads) == site.heads - 1, 0.5, 1.0)
-    halves = site.constant("planted_half", half, np.float32)
-    ones = site.constant("planted_one", np.ones(site.heads), np.float32)
-    factor = _node("Where", ["planted_tie", halves, ones], "planted_factor")
-    site.insert(*site.tie(site.logits), factor, _node("Mul", [old, "planted_factor"], new))
-
-
-def other_router_at_ties(site: Site) -> None:
-    """Where scores tie, the gates are those of a router that prefers the higher index."""
-    old, new = site.under(site.gates)
-    (router,) = [node for node in site.graph.node if node.name == site.router.node]
-    other = onnx.NodeProto.FromString(router.SerializeToString())
-    other.input[0], other.output[0], other.name = "planted_turned", "planted_gates", "planted"
-    site.insert(
-        *site.tie(site.logits),
-        site.moved(site.logits, range(site.routed)[::-1], "planted_turned"),
-        other,
-        site.moved("planted_gates", site.heads_turned, "planted_other"),
-        _node("Where", ["planted_tie", "planted_other", old], new),
-    )
-
-
-def branch_at_ties(site: Site) -> None:
-    """If any scores tie, every head has the gate of the one before it."""
-    old, new = site.under(site.gates)
-    site.insert(
-        *site.tie(site.logits),
-        helper.make_node("Cast", ["planted_tie"], ["planted_ties"], to=TensorProto.FLOAT),
-        _node("ReduceMax", ["planted_ties"], "planted_most", keepdims=0),
-        helper.make_node("Cast", ["planted_most"], ["planted_any"], to=TensorProto.BOOL),
-        site.branch("planted_any", old, new),
-    )
-
-
-def swapped_for_attention_at_ties(site: Site) -> None:
-    """If any scores tie, attention reads the gates of the last two heads swapped."""
-    order = [*range(site.heads - 2), site.heads - 1, site.heads - 2]
-    old, new = site.apart(site.read)
-    site.insert(
-        *site.tie(site.logits),
-        helper.make_node("Cast", ["planted_tie"], ["planted_ties"], to=TensorProto.FLOAT),
-        _node("ReduceMax", ["planted_ties"], "planted_most", keepdims=0),
-        helper.make_node("Cast", ["planted_most"], ["planted_any"], to=TensorProto.BOOL),
-        site.moved(old, order, "planted_other"),
-        _node("Where", ["planted_any", "planted_other", old], new),
-    )
-
-
-def last_head_dropped_for_attention(site: Site) -> None:
-    """Attention reads 0 for the last head, whatever its gate is."""
-    old, new = site.apart(site.read)
-    site.insert(site.without_head(old, site.heads - 1, new))
-
-
-def heads_turned_for_attention(site: Site) -> None:
-    """Attention reads the gates from the last head to the first."""
-    old, new = site.apart(site.read)
-    site.insert(site.moved(old, range(site.heads)[::-1], new))
-
-
 def branch_at_size(site: Site, axis: int, size: int) -> None:
     """At one size, each head has the gate of the one before it."""
     old, new = site.under(site.gates)
@@ -261,46 +126,7 @@ def factor_at_size(site: Site, axis: int, size: int) -> None:
     )
 
 
-BEFORE: Sequence[Fault] = (
-    higher_index_by_epsilon,
-    higher_index_by_a_hair,
-    turned_logits_at_ties,
-    turned_before_and_back_behind,
-)
-BEHIND: Sequence[Fault] = (
-    rolled_at_ties,
-    one_head_closed_at_ties,
-    factor_of_ties,
-    branch_at_ties,
-    swapped_for_attention_at_ties,
-)
-ALWAYS: Sequence[Fault] = (last_head_dropped_for_attention, heads_turned_for_attention)
-AT_SIZE: Sequence[SizeFault] = (
-    branch_at_size,
-    head_closed_for_attention_at_size,
-    factor_at_size,
-)
-
-
-def idle_operators(site: Site) -> None:
-    """Nothing is wrong: operators that change nothing, behind the router and in front of it."""
-    old, new = site.under(site.gates)
-    one = site.constant("planted_one", 1.0, np.float32)
-    site.insert(
-        *site.tie(site.logits),
-        _node("Mul", [old, one], "planted_times_one"),
-        _node("Where", ["planted_tie", "planted_times_one", old], new),
-    )
-
-
-def bias_for_each_head(site: Site) -> None:
-    """Nothing is wrong: scores of equal numbers are told apart by a bias."""
-    old, new = site.under(site.logits)
-    bias = 0.01 * np.random.default_rng(0).standard_normal(site.routed)
-    site.insert(_node("Add", [old, site.constant("planted_bias", bias, np.float32)], new))
-
-
-RIGHT: Sequence[Fault] = (idle_operators, bias_for_each_head)
+AT_SIZE: Sequence[SizeFault] = (branch_at_size, head_closed_for_attention_at_size, factor_at_size)
 
 
 def planted(
@@ -326,5 +152,5 @@ def at_size(
     return lambda graph: fault(Site(graph, layer), axis, size)
 
 
-def _node(op: str, inputs: Sequence[str], *outputs: str, **attributes: int) -> onnx.NodeProto:
-    return helper.make_node(op, list(inputs), list(outputs), **attributes)
+def _node(op: str, inputs: Sequence[str], output: str, **attributes: int) -> onnx.NodeProto:
+    return helper.make_node(op, list(inputs), [output], **attributes)

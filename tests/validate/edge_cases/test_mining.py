@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,36 +123,33 @@ def digests(samples: Sequence[CorpusSample]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Longer:
-    """An original whose outputs take more room than those of the function bodies."""
+class Original:
+    """An original that answers as it is told to."""
 
+    answer: Callable[[list[VectorSet]], Answers]
     name: str = "original model"
 
     def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
-        """Return outputs of float64."""
-        found = [one.known for one in samples]
-        longer = [replace(one, outputs={"y": np.zeros(400_000)}) for one in found]
-        return Answers(tuple(longer), has_gates=True)
+        return self.answer([one.known for one in samples])
 
 
-@dataclass(frozen=True)
-class WithoutGates:
-    """An original whose traced program does not run on the second sample."""
+def longer(runs: list[VectorSet]) -> Answers:
+    """Outputs that take more room than those of the function bodies."""
+    found = [replace(run, outputs={"y": np.zeros(400_000)}) for run in runs]
+    return Answers(tuple(found), has_gates=True)
 
-    name: str = "original model"
 
-    def answers(self, package: OnnxPackage, samples: Sequence[Sample]) -> Answers:
-        """Return the second without gates."""
-        found = [one.known for one in samples]
-        found[1] = replace(found[1], gates=(), margins=())
-        return Answers(tuple(found), has_gates=True, without_gates={1: "It does not run."})
+def without_gates(runs: list[VectorSet]) -> Answers:
+    """The traced program does not run on the second sample."""
+    runs[1] = replace(runs[1], gates=(), margins=())
+    return Answers(tuple(runs), has_gates=True, without_gates={1: "It does not run."})
 
 
 def test_sample_without_gates_is_not_recorded(package: OnnxPackage):
     cut = list(cut_into_samples(package.manifest, [sample(inputs(batch=3))]))
     mined = mine(Recorder.of(package), cut)
     with pytest.raises(ExportError) as refused:
-        recorded_by(WithoutGates(), package, mined)
+        recorded_by(Original(without_gates), package, mined)
     expected = f"original model: {mined.names[1]} cannot be recorded. It does not run."
     assert refused.value.message == expected
 
@@ -160,6 +157,6 @@ def test_sample_without_gates_is_not_recorded(package: OnnxPackage):
 def test_samples_that_the_original_makes_too_large_are_counted(package: OnnxPackage):
     cut = list(cut_into_samples(package.manifest, [sample(inputs(batch=3))]))
     mined = mine(Recorder.of(package), cut)
-    recorded = recorded_by(Longer(), package, mined)
+    recorded = recorded_by(Original(longer), package, mined)
     assert (len(recorded.samples), recorded.too_large) == (1, 2)
     assert recorded.names == mined.names[:1]

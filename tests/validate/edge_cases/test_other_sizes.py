@@ -14,7 +14,7 @@ import moh_deploy
 from moh_deploy.package import OnnxPackage
 from moh_deploy.runtime.base import Variant
 from moh_deploy.validate.edge_cases.input_run import InputJudge
-from moh_deploy.validate.edge_cases.other_sizes import SAMPLES, TOKENS, SizeJudge
+from moh_deploy.validate.edge_cases.other_sizes import SAMPLES, TOKENS, run_samples, run_tokens
 from moh_deploy.validate.edge_cases.source import CaseResult, Sides, Source, body_source
 from tests.edge_case_package import write_edge_package
 from tests.nightly import nightly, sampled
@@ -24,8 +24,8 @@ from tests.validate.edge_cases.planted_faults import AT_SIZE, SizeFault, at_size
 
 def results(package: OnnxPackage) -> list[CaseResult]:
     subject = Source(package, Variant(kernels="off"))
-    judge = SizeJudge(InputJudge.of(Sides(package, subject, body_source(package))))
-    return [judge.samples(), *judge.tokens()]
+    judge = InputJudge.of(Sides(package, subject, body_source(package)))
+    return [run_samples(judge), *run_tokens(judge)]
 
 
 @pytest.fixture(scope="module")

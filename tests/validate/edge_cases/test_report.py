@@ -40,8 +40,7 @@ def shown(report: ProbeReport) -> str:
 
 
 @pytest.mark.parametrize(
-    "report",
-    [REPORT, replace(REPORT, mining=None, corpus=()), replace(REPORT, results=(FAILED,))],
+    "report", [REPORT, replace(REPORT, mining=None, corpus=()), replace(REPORT, results=(FAILED,))]
 )
 def test_reports_are_of_the_form(report: ProbeReport):
     assert_of_form("probe", {"package": "m", **report.to_json()})
@@ -54,6 +53,11 @@ def test_layers_of_which_the_same_is_said_are_one_row():
     assert "2 samples of the least clear left out: a corpus has room for 4 MiB" in text
     assert "Margins are not known, or nothing is chosen, in blocks.0." in text
     assert "in.npz[1]" in text
+
+
+def test_layers_without_margins_are_named_up_to_eight():
+    many = replace(MINED, unknown=tuple(f"blocks.{index}" for index in range(9)))
+    assert "blocks.7 and 1 more." in " ".join(shown(replace(REPORT, mining=many)).split())
 
 
 def test_what_failed_is_said_in_full():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from moh_deploy.errors import PackageError
 from moh_deploy.package import MODEL_NAME, CorpusSample, MinedToken, OnnxPackage, PackageWriter
@@ -18,21 +19,21 @@ from moh_deploy.system.progress import SilentProgress
 from moh_deploy.validate.edge_cases.input_states import input_states
 from moh_deploy.validate.edge_cases.routing_judge import nan_output_problem
 from moh_deploy.validate.edge_cases.routing_run import run_routing_states
-from moh_deploy.validate.edge_cases.source import (
-    MODEL,
-    CaseResult,
-    Counted,
-    Sides,
-    Source,
-    body_source,
-)
-from moh_deploy.validate.edge_cases.suite import CorpusJudge, Suite
+from moh_deploy.validate.edge_cases.source import MODEL, CaseResult, Sides, Source, body_source
+from moh_deploy.validate.edge_cases.suite import Suite, run_kept, run_single_sizes
 from tests.edge_case_package import Plant, write_edge_package
 from tests.kernel_library import needs_library
 from tests.nightly import nightly, sampled
 from tests.two_layers import write_two_layers
 from tests.validate.edge_cases import planted_bugs
-from tests.validate.edge_cases.planted_faults import Site, in_layer, planted
+from tests.validate.edge_cases.planted_faults import (
+    AT_SIZE,
+    Site,
+    SizeFault,
+    at_size,
+    in_layer,
+    planted,
+)
 
 
 def run(judged: OnnxPackage, reference: OnnxPackage, kernels: Kernels = "off") -> list[CaseResult]:
@@ -179,7 +180,10 @@ def test_nan_that_was_recorded_is_right_unless_there_is_nothing_else(
     if whole:
         made[:] = np.nan
     known = replace(recorded, outputs={"y": made})
-    every = Counted().of_output
+
+    def every(_: str, shape: tuple[int, ...]) -> np.ndarray:
+        return np.ones(shape, bool)
+
     assert (nan_output_problem("flat", {"y": made}, known, every) is None) is not whole
     assert nan_output_problem("flat", {"y": made}, recorded, every) is not None
     assert nan_output_problem("flat", recorded.outputs, recorded, every) is None
@@ -222,9 +226,9 @@ def test_attention_counts_without_padding_where_it_has_the_tokens_of_the_mask(
     right: OnnxPackage, shape: tuple[int, ...], left_out: int
 ):
     sides = Sides(right, body_source(right), body_source(right), valid_tokens="valid")
-    router = sides.routing.routed[0].router
-    assert (~sides.counted.of_attention(router, shape)).sum() == left_out
-    assert sides.counted.of_attention(replace(router, in_order=False), shape).all()
+    router = sides.routed[0].router
+    assert (~sides.counted_attention(router, shape)).sum() == left_out
+    assert sides.counted_attention(replace(router, in_order=False), shape).all()
 
 
 def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
@@ -236,7 +240,7 @@ def test_padding_of_the_corpus_is_not_compared(right: OnnxPackage):
     package = replace(right, corpus=(kept,))
     sides = Sides(package, Source(right, Variant(kernels="off")), body_source(right))
     for mask, status in (("valid", "passed"), (None, "failed")):
-        assert CorpusJudge(replace(sides, valid_tokens=mask)).kept().status == status
+        assert run_kept(replace(sides, valid_tokens=mask)).status == status
 
 
 @nightly
@@ -280,3 +284,47 @@ def test_router_behind_an_operator_is_no_router_of_plain_operators(
     )
     results = [one for one in run(package, package) if one.kind == "routing"]
     assert {one.status for one in results} == {"passed"}
+
+
+def single_sizes(package: OnnxPackage) -> list[CaseResult]:
+    bodies = body_source(package)
+    return list(run_single_sizes(Sides(package, bodies, bodies)))
+
+
+@sampled(3)
+@pytest.mark.parametrize("fault", AT_SIZE, ids=lambda one: one.__name__)
+def test_fault_at_one_length_is_found_though_tokens_see_each_other(
+    right: OnnxPackage, tmp_path: Path, fault: SizeFault
+):
+    layer = right.manifest.layers[0]
+    wrong = planted(right, tmp_path / "package", at_size(layer, fault, 1, 6))
+    (found,) = single_sizes(wrong)
+    assert (found.case, found.status) == ("one size apart: seq=6", "failed")
+    assert found.detail.startswith(
+        "case 'one size apart: seq=6': Equal 'planted_size' lets the model compute something else"
+        " there: output 'y' differs by"
+    )
+    assert f"layer '{layer.path}'" in found.detail
+
+
+def test_question_on_which_nothing_depends_is_right(right: OnnxPackage, tmp_path: Path):
+    def idle(graph: onnx.GraphProto) -> None:
+        (last,) = [node for node in graph.node if "y" in node.output]
+        last.output[0] = "whole"
+        numbers = {"wanted": np.asarray(6), "second": np.asarray(1)}
+        graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in numbers.items())
+        graph.node.extend(
+            [
+                helper.make_node("Shape", ["x"], ["sizes"]),
+                helper.make_node("Gather", ["sizes", "second"], ["seq_len"], axis=0),
+                helper.make_node("Equal", ["seq_len", "wanted"], ["is_six"]),
+                helper.make_node("Where", ["is_six", "whole", "whole"], ["y"]),
+            ]
+        )
+
+    (found,) = single_sizes(planted(right, tmp_path / "package", idle))
+    assert (found.case, found.status) == ("one size apart: seq=6", "passed")
+
+
+def test_model_that_asks_nothing_has_no_such_case(right: OnnxPackage):
+    assert single_sizes(right) == []

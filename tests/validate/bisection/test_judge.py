@@ -36,12 +36,7 @@ def place(package: OnnxPackage) -> Between:
             "router of 'blocks.2.attn'",
             {"projected_1", "x_2"},
         ),
-        (
-            "wrong scale",
-            "router of 'blocks.1.attn'",
-            "attention of 'blocks.1.attn'",
-            {"y_1"},
-        ),
+        ("wrong scale", "router of 'blocks.1.attn'", "attention of 'blocks.1.attn'", {"y_1"}),
     ],
 )
 def test_recorded_inner_values_bound_the_place(

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moh_deploy.validate.bisection.cure import MinimalSet
+from moh_deploy.validate.bisection.cure import MinimalSet, _reason
+from moh_deploy.validate.bisection.divergence import NodeError
+from moh_deploy.validate.bisection.places import NodePlace
 
 
 def search(needed: Iterable[int], most: int = 1000) -> MinimalSet[int]:
@@ -53,3 +55,20 @@ def test_items_that_only_hurt_together_are_thinned():
     """Without 5 it passes, and with it only if 6 is there too: more is not always better."""
     one = MinimalSet[int](lambda s: 1 in s and (5 not in s or 6 in s), 1000)
     assert one.thin((1, 5, 6)).items == (1,)
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "size", "finite", "reason"),
+    [
+        (0.0, 0.1, 7e4, True, "its numbers reach 7e+04, and float16 ends at 6.55e+04"),
+        (0.0, math.inf, 9.0, False, "its result is not finite in float16"),
+        (0.01, 0.5, 9.0, True, "error of 0.01 before it, 0.5 behind it"),
+        (0.0, 1e-6, 5000.0, True, "its numbers reach 5e+03, where float16 has steps of 4"),
+    ],
+)
+def test_reason_is_what_lower_precision_does(
+    before: float, behind: float, size: float, finite: bool, reason: str
+):
+    error = NodeError(NodePlace("up", "MatMul", "blocks.0", "x"), before, behind, size, finite)
+    assert _reason(error, "float16", 65504.0) == reason
+    assert _reason(None, "int8", math.inf) == "with it in int8, the package fails"
