@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import cast
 
 from torch.fx import Node
@@ -46,24 +46,10 @@ from moh_deploy.frontend.recognize.router_like import (
 from moh_deploy.frontend.recognize.routers.router import router_cone
 from moh_deploy.frontend.recognize.track import Tracked
 from moh_deploy.frontend.recognize.trails import Follower, Miss
+from moh_deploy.frontend.recognize.walk import walk
 from moh_deploy.package import NearMiss, OtherRouter
 
 _INDEX_SUMS = frozenset(["index_add", "scatter_add", "scatter_reduce", "index_put", "index_reduce"])
-
-
-@dataclass(frozen=True)
-class Missed:
-    """Near misses and routers that weigh no attention: all that belongs to no layer.
-
-    Attributes:
-        near_misses: What looks like a layer and was not read as one.
-        other_routers: Routers that weigh no attention.
-        ungated: How many attentions have no gates.
-    """
-
-    near_misses: tuple[NearMiss, ...]
-    other_routers: tuple[OtherRouter, ...]
-    ungated: int
 
 
 def find_near_misses(
@@ -71,8 +57,9 @@ def find_near_misses(
     tracked: Mapping[Node, Tracked],
     layers: Sequence[MoHLayer],
     dynamic: Collection[Node],
-) -> Missed:
-    """Return what looks like an MoH layer and is none, and what else is routed or attends.
+) -> tuple[tuple[NearMiss, ...], tuple[OtherRouter, ...], int]:
+    """Return what looks like an MoH layer and is none, routers that weigh no attention, and how
+    many attentions have no gates.
 
     Args:
         nodes: The graph's nodes in execution order.
@@ -95,15 +82,18 @@ def find_near_misses(
     gates += [miss.gate for miss in (*misses, *in_front)]
     routed = set(chain.from_iterable(map(router_cone, gates)))
     elsewhere = heads_elsewhere(nodes, follower.attention, routed, dynamic)
-    told = [
-        *(_told(miss, tracked, dynamic) for miss in (*misses, *in_front)),
-        *(_told_elsewhere(found) for found in elsewhere if found.are_heads),
-    ]
+    told = [_told(miss, tracked, dynamic) for miss in (*misses, *in_front)]
+    for place in (place for place in elsewhere if place.are_heads):
+        maker = place.made_by
+        reason = f"gates of heads multiply what {op(maker)} makes, which is no softmax of scores"
+        if op(maker) in _INDEX_SUMS:
+            reason = _index_sum(maker)
+        told.append(_Told(maker, reason, maker, place.applied))
     in_order = {node: position for position, node in enumerate(nodes)}
-    return Missed(
-        near_misses=_grouped(sorted(told, key=lambda item: in_order[item.begin])),
-        other_routers=_other_routers([found for found in elsewhere if not found.are_heads]),
-        ungated=len(starts - gated) - len(in_front),
+    return (
+        _grouped(sorted(told, key=lambda item: in_order[item.begin])),
+        _other_routers([found for found in elsewhere if not found.are_heads]),
+        len(starts - gated) - len(in_front),
     )
 
 
@@ -127,14 +117,6 @@ def _told(miss: Miss, tracked: Mapping[Node, Tracked], dynamic: Collection[Node]
     return _Told(start, _reason(miss, lost, dynamic), lost, miss.applied)
 
 
-def _told_elsewhere(place: HeadsElsewhere) -> _Told:
-    name = op(place.made_by)
-    reason = f"gates of heads multiply what {name} makes, which is no softmax of scores"
-    if name in _INDEX_SUMS:
-        reason = _index_sum(place.made_by)
-    return _Told(place.made_by, reason, place.made_by, place.applied)
-
-
 def _index_sum(node: Node) -> str:
     return f"{op(node)} sums over an index, as attention over edges does, not over all keys"
 
@@ -154,27 +136,16 @@ def _grouped(told: Sequence[_Told]) -> tuple[NearMiss, ...]:
 def _other_routers(elsewhere: Sequence[HeadsElsewhere]) -> tuple[OtherRouter, ...]:
     """One entry for routers of one class."""
     found: dict[tuple[str, str | None, str, str | None], dict[str, None]] = {}
-    for place_found in elsewhere:
-        place, applied = source_line(place_found.router), source_line(place_found.applied)
-        key = (
-            _routing(place_found.router),
-            place,
-            op(place_found.made_by) or place_found.made_by.name,
-            applied,
-        )
-        found.setdefault(key, {}).setdefault(_path(place_found.router, place_found.applied))
+    for place in elsewhere:
+        router, maker = place.router, place.made_by
+        # What ranks or weighs, among how many candidates.
+        scores = example_shape(cast(Node, router.args[0]))
+        number = scores[cast(int, argument(router, "dim", -1))]
+        kept = f"{argument(router, 'k')} among " if op(router) == "topk" else ""
+        routing = f"{op(router)} of {kept}{number}"
+        key = (routing, source_line(router), op(maker) or maker.name, source_line(place.applied))
+        found.setdefault(key, {}).setdefault(_path(router, place.applied))
     return tuple(OtherRouter(tuple(paths), *key) for key, paths in found.items())
-
-
-def _routing(router: Node) -> str:
-    """Say what ranks or weighs how many candidates."""
-    name, scores = op(router), cast(Node, router.args[0])
-    number = example_shape(scores)[cast(int, argument(router, "dim", -1))]
-    return (
-        f"topk of {argument(router, 'k')} among {number}"
-        if name == "topk"
-        else f"{name} of {number}"
-    )
 
 
 def _path(first: Node, second: Node) -> str:
@@ -191,16 +162,10 @@ def _lost_at(miss: Miss, tracked: Mapping[Node, Tracked]) -> Node:
         return miss.trail.start
     if miss.applied not in tracked:
         return miss.applied
-    # Attention and gates are known: what follows them was to merge the heads.
-    queue, seen = [miss.applied], {miss.applied}
-    while queue:
-        for user in queue.pop(0).users:
-            if user.op == "call_function" and user not in tracked and not is_view(user):
-                return user
-            if user not in seen:
-                seen.add(user)
-                queue.append(user)
-    return miss.applied
+    # Attention and gates [B, S, H, D] are known: what follows them was to merge the heads.
+    readers = walk(miss.applied, lambda node: node.users)
+    ends = (n for n in readers if n.op == "call_function" and n not in tracked and not is_view(n))
+    return next(ends, miss.applied)
 
 
 def _reason(miss: Miss, lost: Node, dynamic: Collection[Node]) -> str:
@@ -213,10 +178,14 @@ def _reason(miss: Miss, lost: Node, dynamic: Collection[Node]) -> str:
         return "the attention was followed; its gates depend on no input"
     if miss.attends_to_channels:
         return f"{op(start)} weighs channels, not tokens, and the gates are those of tokens"
-    chosen = _chosen_scores(start, dynamic) if start is lost else None
-    if chosen is not None:
-        return f"{name} weighs what {op(chosen)} chose among scores, not all keys"
     if start is lost:
+        # Delays, say, are chosen among scores of a product with computed tensors.
+        factors = contraction(start)
+        for operand in factors.operands if factors else ():
+            router = RouterLike(operand, (), dynamic)
+            if router.ranks_scores and router.selection is not None:
+                chosen = op(router.selection)
+                return f"{name} weighs what {chosen} chose among scores, not all keys"
         return f"{name} multiplies computed tensors as attention does, but is no softmax of scores"
     if lost in set(ancestors(start)):
         return f"the scores of {op(start)} were lost at {name}"
@@ -225,22 +194,12 @@ def _reason(miss: Miss, lost: Node, dynamic: Collection[Node]) -> str:
     return f"{op(start)} and its gates were followed; lost at {name}, before heads were merged"
 
 
-def _chosen_scores(product: Node, dynamic: Collection[Node]) -> Node | None:
-    """What chooses among scores for a product with computed tensors, as delays are chosen."""
-    factors = contraction(product)
-    routers = [
-        RouterLike(operand, (), dynamic) for operand in (factors.operands if factors else ())
-    ]
-    return next((router.selection for router in routers if router.ranks_scores), None)
-
-
-# Find products with what looks like gates, where no attention is known to be multiplied.
+# Find products with what looks like gates, where no attention is known to be multiplied. What is
+# multiplied is followed back through views and functions of elements to what makes it:
 #
-# What is multiplied is followed back through views and functions of elements to what makes it:
-#
-# sums over an index, moved tokens heads, if they are merged behind the product: attention in and
-# the like another form than softmax(query @ key) @ value projections, inputs no heads of an
-# attention: a mixture of experts, say
+#   sums over an index, moved tokens   heads, if they are merged behind the product: attention in
+#                                      another form than softmax(query @ key) @ value
+#   projections, inputs                no heads of an attention: a mixture of experts, say
 
 # Nodes that are looked at behind a product for where its heads are merged.
 _FAR = 50
@@ -346,6 +305,7 @@ def _are_merged(node: Node, gate: Node, whole: Node) -> bool:
     heads, channels = of_gates & of_whole, of_whole - of_gates
     if len(channels) != 1:  # rows and columns of an image, say
         return False
+    # Forward from [B, S, H, D] to a view [B, S, H * D], or a product that sums over both.
     queue: list[tuple[Node, Layout]] = [(node, layout)]
     seen = {node}
     while queue and len(seen) < _FAR:
@@ -382,16 +342,10 @@ def _has_both(axes: Dim, heads: set[Axis], channels: set[Axis]) -> bool:
 
 def _are_joined(node: Node) -> bool:
     """Tell whether a product with the gate of one head is put beside those of others."""
-    queue, seen = [node], {node}
-    while queue and len(seen) < _FAR:
-        for user in queue.pop(0).users:
-            if op(user) in ("cat", "stack"):
-                return True
-            if (
-                user not in seen
-                and is_tensor(user)
-                and (is_view(user) or is_function_of_elements(user))
-            ):
-                seen.add(user)
-                queue.append(user)
-    return False
+
+    def onward(current: Node) -> list[Node]:
+        if current is not node and not (is_view(current) or is_function_of_elements(current)):
+            return []
+        return [user for user in current.users if is_tensor(user)]
+
+    return any(op(user) in ("cat", "stack") for user in islice(walk(node, onward), _FAR))

@@ -71,10 +71,8 @@ def read_projection(node: Node, stored: Stored) -> Projection | None:
 
 def _read(node: Node, stored: Stored) -> Projection | None:
     name = op(node)
-    if name == "linear":
-        return _linear(node, stored)
-    if name == "addmm":
-        return _addmm(node, stored)
+    if name in ("linear", "addmm"):
+        return _with_own_bias(node, stored)
     if name == "add" and argument(node, "alpha", 1) == 1:
         return _sum(node, stored)
     found = contraction(node)
@@ -82,33 +80,29 @@ def _read(node: Node, stored: Stored) -> Projection | None:
         return None
     # x @ W, W @ x and einsum of either: the weight is what is known before the model runs.
     sides = [side for side in (0, 1) if stored(found.operands[side])]
-    if len(sides) != 1:
-        return None
-    return Projection(node, found if sides == [1] else _turned(found))
+    if sides == [0]:
+        (first, second), (a, b) = found.operands, found.labels
+        found = Contraction((second, first), (b, a), found.out)
+    return Projection(node, found) if len(sides) == 1 else None
 
 
-def _linear(node: Node, stored: Stored) -> Projection | None:
-    x, weight = cast(tuple[Node, Node], tuple(node.args[:2]))
-    bias = argument(node, "bias")
-    if rank(weight) != 2 or not stored(weight) or stored(x):
+def _with_own_bias(node: Node, stored: Stored) -> Projection | None:
+    if op(node) == "linear":
+        # torch: linear(x [..., K], W [N, K], b) = x @ W.T + b
+        x, weight = cast(tuple[Node, Node], tuple(node.args[:2]))
+        bias = argument(node, "bias")
+        rows = tuple(f"b{position}" for position in range(rank(x) - 1))
+        labels = ((*rows, "k"), ("n", "k")), (*rows, "n")
+    else:
+        # addmm(b, x [M, K], W [K, N]) = b + x @ W
+        bias, x, weight = cast(tuple[Node, Node, Node], tuple(node.args[:3]))
+        labels = (("m", "k"), ("k", "n")), ("m", "n")
+        if argument(node, "beta", 1) != 1 or argument(node, "alpha", 1) != 1:
+            return None
+    bias = bias if isinstance(bias, Node) else None
+    if rank(weight) != 2 or not stored(weight) or stored(x) or not (bias is None or stored(bias)):
         return None
-    if isinstance(bias, Node) and not stored(bias):
-        return None
-    # torch: linear(x [..., K], W [N, K]) = x @ W.T
-    rows = tuple(f"b{position}" for position in range(rank(x) - 1))
-    product = Contraction((x, weight), ((*rows, "k"), ("n", "k")), (*rows, "n"))
-    return Projection(node, product, bias if isinstance(bias, Node) else None)
-
-
-def _addmm(node: Node, stored: Stored) -> Projection | None:
-    bias, x, weight = cast(tuple[Node, Node, Node], tuple(node.args[:3]))
-    if not stored(weight) or not stored(bias) or stored(x):
-        return None
-    if argument(node, "beta", 1) != 1 or argument(node, "alpha", 1) != 1:
-        return None
-    # addmm(b, x [M, K], W [K, N]) = b + x @ W
-    product = Contraction((x, weight), (("m", "k"), ("k", "n")), ("m", "n"))
-    return Projection(node, product, bias)
+    return Projection(node, Contraction((x, weight), *labels), bias)
 
 
 def _sum(node: Node, stored: Stored) -> Projection | None:
@@ -123,11 +117,6 @@ def _sum(node: Node, stored: Stored) -> Projection | None:
         if found is not None and found.bias is None and shape(product) == shape(node):
             return Projection(node, found.product, bias)
     return None
-
-
-def _turned(product: Contraction) -> Contraction:
-    (first, second), (a, b) = product.operands, product.labels
-    return Contraction((second, first), (b, a), product.out)
 
 
 def _is_plain(found: Projection) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import cast
 
 import torch
@@ -16,6 +16,7 @@ from moh_deploy.frontend.fx.graph import argument, is_tensor, op, reads_shape_on
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import is_view, through_views
 from moh_deploy.frontend.recognize.routers.router import NORMS, SELECTIONS, ends_router
+from moh_deploy.frontend.recognize.walk import walk
 
 SQUASHES = frozenset(["softmax", "sigmoid", "hardsigmoid", "relu", "gt", "ge", "lt", "le"])
 _MATRICES = frozenset(["one_hot", "scatter", "eq", "gt", "ge", "lt", "le"])
@@ -37,17 +38,10 @@ class RouterLike:
 
     @cached_property
     def cone(self) -> list[Node]:
-        seen, queue, cone = {self.node}, [self.node], []
-        while queue:
-            current = queue.pop(0)
-            cone.append(current)
-            if self._is_end(current):
-                continue
-            for source in current.all_input_nodes:
-                if source not in seen:
-                    seen.add(source)
-                    queue.append(source)
-        return cone
+        """The nodes that it is computed from, nearest first."""
+        return list(
+            walk(self.node, lambda node: () if self._is_end(node) else node.all_input_nodes)
+        )
 
     def _is_end(self, node: Node) -> bool:
         if node in self.stops or ends_router(node):
@@ -64,20 +58,20 @@ class RouterLike:
         """What ranks a fixed number of candidates; None where nothing does."""
         for node in self.cone:
             ranked = node.args[0] if op(node) in SELECTIONS else None
-            if ranked is None or not is_tensor(ranked) or self._is_end(node):
+            dim = argument(node, "dim", -1) if ranked is not None else None
+            if not is_tensor(ranked) or not isinstance(dim, int) or self._is_end(node):
                 continue
-            dim = argument(node, "dim", -1)
-            if isinstance(dim, int) and _is_counted_along(cast(Node, ranked), dim):
+            if _is_counted_along(cast(Node, ranked), dim):
                 return node
         return None
 
     @cached_property
     def weighing(self) -> Node | None:
         """A softmax over a fixed number of candidates; None where there is none."""
-        for node in self.cone:
-            if op(node) == "softmax" and _is_counted_along(node, cast(int, node.args[1])):
-                return node
-        return None
+        found = (node for node in self.cone if op(node) == "softmax")
+        return next(
+            (node for node in found if _is_counted_along(node, cast(int, node.args[1]))), None
+        )
 
     @property
     def ranks_scores(self) -> bool:
@@ -184,8 +178,6 @@ def unexpanded(gate: Node) -> Node:
     return gate
 
 
-# Tell what a tensor is made by: something that mixes tokens, or a projection of each.
-
 _MOVES = frozenset(["gather", "index", "index_select", "take_along_dim"])
 _WRITES = frozenset(["scatter", "index_put", "copy", "slice_scatter", "select_scatter"])
 _WITHIN_A_TOKEN = frozenset(
@@ -200,27 +192,25 @@ def made_by(
     """Find the node that makes a tensor, behind views and functions of elements: the one that
     mixes tokens, if there is one, or else the nearest that does not.
     """
-    queue, seen, nearest = [whole], {whole}, None
-    while queue:
-        node = queue.pop(0)
-        if node in attention or node not in dynamic or _is_projected(node, attention, dynamic):
+
+    @cache
+    def is_end(node: Node) -> bool:
+        if node in attention or node not in dynamic or op(node) in NORMS:
+            return True
+        if ends_router(node) or projects(node, dynamic):
+            return True
+        product = contraction(node) if sums_product(node) else None
+        return product is not None and weighs_experts(product, attention, dynamic)
+
+    # heads [B, S, H, D] back to the product with values, say, and projected experts [T, E, C] to
+    # their projection.
+    nearest = None
+    for node in walk(whole, lambda node: () if is_end(node) else node.all_input_nodes):
+        if is_end(node):
             nearest = nearest or node
-            continue
-        if not _stays_in_its_token(node, dynamic):
+        elif not _stays_in_its_token(node, dynamic):
             return True, node
-        for source in node.all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                queue.append(source)
     return False, nearest or whole
-
-
-def _is_projected(node: Node, attention: Collection[Node], dynamic: Collection[Node]) -> bool:
-    if ends_router(node) or op(node) in NORMS or projects(node, dynamic):
-        return True
-    if not sums_product(node):
-        return False
-    return weighs_experts(cast(Contraction, contraction(node)), attention, dynamic)
 
 
 def weighs_experts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import cast
 
 import torch
@@ -36,10 +37,14 @@ from moh_deploy.frontend.recognize.router_like import (
 )
 from moh_deploy.frontend.recognize.routers.router import NORMS, SELECTIONS
 from moh_deploy.frontend.recognize.track import Tracked, token_axes
+from moh_deploy.frontend.recognize.walk import walk
 
 _CHOICES = frozenset(["gather", "index_select", "index", "take_along_dim"])
 _ATTENTION = frozenset(["softmax", "scaled_dot_product_attention"])
 _SUMS = frozenset(["add", "sub", "subtract"])
+
+# So many nodes are looked at behind a product for the attention that it is the scores of.
+_FAR = 50
 
 
 @dataclass(frozen=True)
@@ -129,21 +134,24 @@ class Follower:
         # Of weights and values that come of another attention, it is the weights' attention.
         source = next((s for s in sources if self._trails[s].is_weights), sources[0])
         trail = self._trails[source]
-        name = op(node)
+        name, projected = op(node), projects(node, self._dynamic)
         if name in SQUASHES or name in SELECTIONS or name == "scaled_dot_product_attention":
             return None
-        if trail.projected and (name in NORMS or projects(node, self._dynamic)):
+        if trail.projected and (name in NORMS or projected):
             return None
-        if name in _SUMS and not trail.is_weights and self._is_residual(node, trail):
-            return None
-        product = contraction(node)
-        is_product = product is not None and bool(product.summed)
+        if name in _SUMS and not trail.is_weights:
+            # A value is added to attention that is computed from it: a residual ends the trail.
+            if trail.start not in self._before:
+                self._before[trail.start] = frozenset(ancestors(trail.start))
+            others = [inner for inner in tensor_inputs(node) if inner not in self._trails]
+            if any(other in self._before[trail.start] for other in others):
+                return None
         return replace(
             trail,
             lost=trail.lost or node,
             layout=_layout_behind(node, source, trail),
-            is_weights=trail.is_weights and not (is_product and not projects(node, self._dynamic)),
-            projected=trail.projected or (projects(node, self._dynamic) and not trail.is_weights),
+            is_weights=trail.is_weights and (projected or not sums_product(node)),
+            projected=trail.projected or (projected and not trail.is_weights),
         )
 
     def _begun(self, node: Node) -> Trail | None:
@@ -165,11 +173,7 @@ class Follower:
         read, stack = set[Node](), [(cast(Node, softmax.args[0]), cast(Node | None, None))]
         while stack:
             begin, lost = stack.pop()
-            reached = [
-                elementwise_source
-                for elementwise_source in elementwise_sources(begin)
-                if elementwise_source not in read
-            ]
+            reached = [node for node in elementwise_sources(begin) if node not in read]
             read.update(reached)
             for node in reached:
                 if node in self._trails and op(self._trails[node].start) in _ATTENTION:
@@ -179,26 +183,18 @@ class Follower:
                 # One such operator is looked through: what lies farther away are no scores.
                 if lost is None:
                     others = (inner for inner in tensor_inputs(node) if inner not in read)
-                    stack += [(other, lost or node) for other in others]
+                    stack += [(other, node) for other in others]
         return None
 
     def _is_scores(self, node: Node) -> bool:
-        stack, seen = [node], {node}
-        while stack:
-            for user in stack.pop().users:
-                if user in self._tracked:
-                    return True
-                if user not in seen and not projects(user, self._dynamic) and len(seen) < 50:
-                    seen.add(user)
-                    stack.append(user)
-        return False
+        def onward(node: Node) -> list[Node]:
+            return [user for user in node.users if not projects(user, self._dynamic)]
 
-    def _is_residual(self, node: Node, trail: Trail) -> bool:
-        """Tell whether a value is added to attention that is computed from it: a residual."""
-        others = [inner for inner in tensor_inputs(node) if inner not in self._trails]
-        if trail.start not in self._before:
-            self._before[trail.start] = frozenset(ancestors(trail.start))
-        return any(other in self._before[trail.start] for other in others)
+        return any(
+            user in self._tracked
+            for near in islice(walk(node, onward), _FAR)
+            for user in near.users
+        )
 
     def _miss(self, node: Node, source: Node, trail: Trail) -> Miss | None:
         """A product of attention with a factor that looks like the gates of its heads."""
@@ -206,7 +202,7 @@ class Follower:
         if name in _CHOICES and source is node.args[0]:
             index = self._chosen(node, source, trail)
             return None if index is None else Miss(trail, node, index)
-        gate: object
+        gate: object = None
         layout: Layout | None = None
         product = contraction(node)
         if product is not None and source in product.operands:
@@ -216,12 +212,11 @@ class Follower:
             gate = product.operands[1 - side]
             if trail.layout is not None:
                 layout = product.layouts(trail.layout, side)[0]
-        elif name in ("where", "masked_fill") and source is not node.args[name == "masked_fill"]:
+        elif name in ("where", "masked_fill"):
             gate = node.args[name == "masked_fill"]
-            if trail.layout is not None and isinstance(gate, Node):
-                layout = broadcast(gate, trail.layout)
-        else:
-            return None
+            if source is gate or not isinstance(gate, Node):
+                return None
+            layout = None if trail.layout is None else broadcast(gate, trail.layout)
         if not isinstance(gate, Node) or gate in self._trails:
             return None
         router = RouterLike(gate, self._trails, self._dynamic)
@@ -263,10 +258,8 @@ class Follower:
             if trail.layout is not None and set(trail.layout[position]) <= set(trail.tokens):
                 continue
             for index in tensor_inputs(node):
-                if (
-                    index is not source
-                    and RouterLike(index, self._trails, self._dynamic).selection is not None
-                ):
+                router = RouterLike(index, self._trails, self._dynamic)
+                if index is not source and router.selection is not None:
                     return index
         return None
 
@@ -322,12 +315,13 @@ def _is_of_channels(gate: Node, layout: Layout, trail: Trail) -> bool:
         return False
     if without_axes(Operand(gate, layout), trail.channels) is not None:
         return False
-    # A gate for each channel has heads and channels in one dimension, as a projection made them.
+    # A gate for each channel, [B, 1, H * D], has heads and channels in one dimension, as a
+    # projection made them.
     channels = set(leaves(trail.channels))
     _, first = history(gate, layout)[-1]
-    others = [set(dim) - channels for dim in first]
-    apart = not any(rest and rest != set(dim) for rest, dim in zip(others, first, strict=True))
-    return apart and any(is_counted(axis.size) for rest in others for axis in rest)
+    if any(not channels.isdisjoint(dim) and set(dim) - channels for dim in first):
+        return False
+    return any(is_counted(axis.size) for dim in first for axis in dim if axis not in channels)
 
 
 def _is_float(node: Node) -> bool:

@@ -40,7 +40,9 @@ def read_aggregated(layer: MoHLayer, known: KnownValues) -> Aggregated:
     """
     # From the outside in: values and weights, the scores that the weights are a softmax of, the
     # keys that the scores are products with, and the image that keys and values are windows of.
-    _check_sizes(layer)
+    for group, what in ((layer.tokens, "image"), (layer.heads, "number of heads")):
+        if not product(leaves(group)).is_Integer:
+            raise NotCoveredError(f"the {what} has a dynamic size")
     values = _one_of_each(layer, weighted_values(layer))
     reader = WeightReader(layer, known)
     near, far = (reader.read(each.weights, each.columns) for each in values)
@@ -70,12 +72,6 @@ def _keys(
         )
     keys, cut = reader.windowed(windowed, pooled[0])
     return keys, pooled[0], cut
-
-
-def _check_sizes(layer: MoHLayer) -> None:
-    for group, what in ((layer.tokens, "image"), (layer.heads, "number of heads")):
-        if not product(leaves(group)).is_Integer:
-            raise NotCoveredError(f"the {what} has a dynamic size")
 
 
 def _one_of_each(
@@ -133,50 +129,46 @@ class _Assembly:
         self._head_dims = (keys.source.head_dim, pooled.source.head_dim)
 
     def build(self) -> Aggregated:
-        self._check_pooled()
-        self._check_queries()
+        keys, pooled = self._keys, self._pooled
+        if not torch.equal(self._far.softmax.positions, pooled.columns):
+            raise NotCoveredError("pooled keys and pooled values are not in the same order")
+        if self._far.tokens or bool(self._far.offset.any()):
+            raise NotCoveredError("something is added to the weights of pooled values")
+        # Both products read one query, with one scale.
+        if not same_query(keys.query, pooled.query, self._head_dims):
+            raise NotCoveredError("window scores and pooled scores are of different queries")
+        if not (close(keys.scale, pooled.scale) and close(keys.query.shift, pooled.query.shift)):
+            raise NotCoveredError("window scores and pooled scores are scaled differently")
         window, key_taps, value_taps = self._window()
         tokens, offset = self._added_weights(value_taps)
         if not self._cut_values.is_zero_outside(window, value_taps) and not (
             tokens is None and offset is None
         ):
             raise NotCoveredError("values outside the image are not 0")
-        query, keys, pooled_keys, epsilon = self._units()
-        tokens_axes, head_dim = self._layer.tokens, leaves(self._layer.core.value_axes)
-        far = self._values[1]
+        query, own_keys, pooled_keys, epsilon = self._units()
+        head_dim, far = leaves(self._layer.core.value_axes), self._values[1]
+        pooled_values = Piece(far.value.node, resolve(far.value.layout))
+        bias = self._scores.bias.masked_fill(self._scores.hidden, float("-inf"))  # [H, N, J]
+        heads, image = _count(self._layer.heads), _count(self._layer.tokens)
         form = Aggregated(
             query=query,
-            key=keys,
-            value=WindowSource(self._cut_values.image, tokens_axes, head_dim),
+            key=own_keys,
+            value=WindowSource(self._cut_values.image, self._layer.tokens, head_dim),
             pooled_key=pooled_keys,
-            pooled_value=WindowSource(
-                Piece(far.value.node, resolve(far.value.layout)), far.columns, head_dim
-            ),
+            pooled_value=WindowSource(pooled_values, far.columns, head_dim),
             window=window,
             query_embedding=self._embedding(),
-            query_scale=_unless(self._scale(), 1.0),
+            query_scale=_unless(pooled.scale.expand(heads, image), 1.0),
             window_bias=_unless(self._window_bias(window, key_taps), 0.0),
-            pooled_bias=_unless(self._pooled_bias(), 0.0),
+            pooled_bias=_unless(bias[..., pooled.columns], 0.0),
             window_tokens=tokens,
             window_offset=offset,
             epsilon=epsilon,
         )
-        _check_head_dims(form)
+        sizes = {product(leaves(source.head_dim)) for source in form.sources}
+        if len(sizes) != 1 or not next(iter(sizes)).is_Integer:
+            raise NotCoveredError("queries, keys and values have heads of different sizes")
         return form
-
-    def _check_pooled(self) -> None:
-        if not torch.equal(self._far.softmax.positions, self._pooled.columns):
-            raise NotCoveredError("pooled keys and pooled values are not in the same order")
-        if self._far.tokens or bool(self._far.offset.any()):
-            raise NotCoveredError("something is added to the weights of pooled values")
-
-    def _check_queries(self) -> None:
-        """Both products read one query, with one scale."""
-        keys, pooled = self._keys, self._pooled
-        if not same_query(keys.query, pooled.query, self._head_dims):
-            raise NotCoveredError("window scores and pooled scores are of different queries")
-        if not (close(keys.scale, pooled.scale) and close(keys.query.shift, pooled.query.shift)):
-            raise NotCoveredError("window scores and pooled scores are scaled differently")
 
     def _window(self) -> tuple[Window, Tensor, Tensor]:
         """Sizes of image and window; the window's number of each key's and of each value's tap."""
@@ -227,10 +219,6 @@ class _Assembly:
         heads, head_dim = self._layer.heads, self._pooled.source.head_dim
         return _unless(shift[:, 0].expand(_count(heads), _count(head_dim)), 0.0)
 
-    def _scale(self) -> Tensor:
-        """[H, N]."""
-        return self._pooled.scale.expand(_count(self._layer.heads), _count(self._layer.tokens))
-
     def _window_bias(self, window: Window, taps: Tensor) -> Tensor:
         """[H, L]. The mask has to hide what is outside the image, and nothing else."""
         inside = window.neighbours()[:, taps] >= 0  # [N, L], in the order of the keys
@@ -246,12 +234,6 @@ class _Assembly:
         if not close(bias, mean[:, None].masked_fill(~inside, 0.0)):
             raise NotCoveredError("the bias of a window differs from pixel to pixel")
         return torch.zeros_like(mean).index_copy(1, taps, mean)
-
-    def _pooled_bias(self) -> Tensor:
-        """[H, N, P]."""
-        columns = self._pooled.columns
-        hidden, bias = self._scores.hidden[..., columns], self._scores.bias[..., columns]
-        return bias.masked_fill(hidden, float("-inf"))
 
     def _added_weights(self, taps: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """[H, D, L] and [H, L], in the window's own order of taps."""
@@ -275,13 +257,6 @@ class _Assembly:
             _unless(torch.zeros_like(tokens).index_copy(2, taps, tokens), 0.0),
             _unless(torch.zeros_like(offset).index_copy(1, taps, offset), 0.0),
         )
-
-
-def _check_head_dims(form: Aggregated) -> None:
-    sources = (form.query, form.key, form.value, form.pooled_key, form.pooled_value)
-    sizes = {product(leaves(source.head_dim)) for source in sources}
-    if len(sizes) != 1 or not next(iter(sizes)).is_Integer:
-        raise NotCoveredError("queries, keys and values have heads of different sizes")
 
 
 def _unless(value: Tensor, neutral: float) -> Tensor | None:

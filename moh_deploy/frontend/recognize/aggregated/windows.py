@@ -96,25 +96,19 @@ def _cut_around(index: Tensor, centre: int, axes: WindowAxes, source: Node) -> C
     # with the same batch, head and feature: compared for all elements, not only those that were
     # looked up.
     pixels = index[:, :, :, centre, :]  # [B, H, N, D]
-    image = _image(pixels, axes, source)
-    if image is None:
-        return None
+    by_axis, flat_axes = one_axis_a_dim(
+        pixels, (axes.batch, axes.heads, axes.tokens, axes.head_dim)
+    )
+    count = torch.Size(example_shape(source)).numel()
+    found = read_layout(by_axis, flat_axes, shape(source), count)
+    image = None if found is None else cut_out(source, *found)
     neighbours = _lookup(index[0, 0, :, :, 0], pixels[0, 0, :, 0])
-    if neighbours is None:
+    if image is None or neighbours is None:
         return None
     expected = pixels[:, :, neighbours.clamp(min=0), :].masked_fill(
         (neighbours < 0)[None, None, :, :, None], -1
     )
     return CutWindows(image, neighbours) if torch.equal(expected, index) else None
-
-
-def _image(pixels: Tensor, axes: WindowAxes, source: Node) -> Piece | None:
-    """[B, H, N, D], the elements of the pixels themselves, as a part of `source`."""
-    groups = (axes.batch, axes.heads, axes.tokens, axes.head_dim)
-    index, flat_axes = one_axis_a_dim(pixels, groups)
-    count = torch.Size(example_shape(source)).numel()
-    found = read_layout(index, flat_axes, shape(source), count)
-    return None if found is None else cut_out(source, *found)
 
 
 def _lookup(index: Tensor, pixels: Tensor) -> Tensor | None:

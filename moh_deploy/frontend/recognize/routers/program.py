@@ -30,6 +30,7 @@ from moh_deploy.frontend.recognize.routers.trial import (
     run_router,
 )
 from moh_deploy.frontend.recognize.routers.weighing import Weighing
+from moh_deploy.frontend.recognize.walk import walk
 from moh_deploy.ops.routers import RouterForm
 
 
@@ -146,7 +147,10 @@ class RouterProgram:
         if between is None:
             return False
         runs, is_exact = run_part(inputs, between, self.constant)
-        limit = _unseen(self.gates) if is_exact else 1e-5
+        # Below what the gates' dtype can show of a gate of 1: the 1e-9 that is added to a sum
+        # before it divides.
+        wide = tensor(self.gates).dtype == torch.float64
+        limit = (1e-9 if wide else torch.finfo(torch.float32).eps) if is_exact else 1e-5
         return bool(runs) and max(_error(proposal, self.gates, run) for run in runs) <= limit
 
 
@@ -164,22 +168,8 @@ def _logits_of(softmax: Node) -> Logits:
 
 def _projections(node: Node) -> set[Node]:
     """The nearest products with weights that a tensor is computed from."""
-    found, seen, stack = set[Node](), {node}, [node]
-    while stack:
-        current = stack.pop()
-        if is_projection(current):
-            found.add(current)
-            continue
-        fresh = [source for source in current.all_input_nodes if source not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    return found
-
-
-def _unseen(gates: Node) -> float:
-    """Below what the gates' dtype can show of a gate of 1: the 1e-9 that is added to a sum before
-    it divides."""
-    return 1e-9 if tensor(gates).dtype == torch.float64 else torch.finfo(torch.float32).eps
+    cone = walk(node, lambda node: () if is_projection(node) else node.all_input_nodes)
+    return {current for current in cone if is_projection(current)}
 
 
 def _error(proposal: Router, gates: Node, values: Values) -> float:
@@ -187,27 +177,17 @@ def _error(proposal: Router, gates: Node, values: Values) -> float:
     proposal's; infinite where they open other heads."""
     # A row is a token. Logits may be [tokens, R] or [R, B, S], but of as many tokens as the gates.
     expected = values[gates]
-    rows = {_rows(logits.of(values)) for logits in proposal.logits if logits is not None}
-    if rows != {_rows(expected)}:
+    tokens = expected.shape[:-1]
+    given = [None if logits is None else logits.of(values) for logits in proposal.logits]
+    if any(logits is not None and logits.shape[:-1].numel() != tokens.numel() for logits in given):
         return math.inf
+    computed = torch.ops.moh.router.default(
+        *(None if logits is None else logits.reshape(*tokens, -1) for logits in given),
+        proposal.top_k,
+        proposal.num_shared_heads,
+        proposal.gate_mode,
+    )
     # Which heads are open is compared exactly: a gate of 1e-10 is not 0.
-    computed = _propose(proposal, values, expected)
     if expected.shape != computed.shape or not torch.equal(expected != 0, computed != 0):
         return math.inf
     return float((expected.double() - computed.double()).abs().max())
-
-
-def _propose(router: Router, values: Values, expected: torch.Tensor) -> torch.Tensor:
-    tokens = expected.shape[:-1]
-    logits = [
-        None if logit is None else logit.of(values).reshape(*tokens, -1)  # [..., heads or stages]
-        for logit in router.logits
-    ]
-    computed: torch.Tensor = torch.ops.moh.router.default(
-        *logits, router.top_k, router.num_shared_heads, router.gate_mode
-    )
-    return computed
-
-
-def _rows(tensor: torch.Tensor) -> int:
-    return tensor.numel() // tensor.shape[-1]

@@ -12,6 +12,7 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import argument, example_shape, is_tensor, op, rank, shape
 from moh_deploy.frontend.fx.views import through_views
+from moh_deploy.frontend.recognize.walk import walk
 from moh_deploy.ops.routers import RouterForm
 
 # The selection of a router: which scores it ranks, and how many heads it keeps.
@@ -45,17 +46,7 @@ class Selection:
 def router_cone(gates: Node) -> list[Node]:
     """Return the nodes that gates are computed from, back to projections, nearest first."""
     # Breadth first, so that of two selections the one nearer to the gates comes first.
-    seen, queue, cone = {gates}, [gates], []
-    while queue:
-        node = queue.pop(0)
-        cone.append(node)
-        if ends_router(node):
-            continue
-        for source in node.all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                queue.append(source)
-    return cone
+    return list(walk(gates, lambda node: () if ends_router(node) else node.all_input_nodes))
 
 
 def ends_router(node: Node) -> bool:
@@ -68,11 +59,11 @@ def is_projection(node: Node) -> bool:
     if op(node) in _PROJECTIONS:
         return True
     found = contraction(node) if op(node) in ("matmul", "bmm", "mm", "einsum") else None
-    return found is not None and bool(found.summed) and any(map(_is_stored, found.operands))
-
-
-def _is_stored(node: Node) -> bool:
-    return through_views(node).op == "placeholder"
+    return (
+        found is not None
+        and bool(found.summed)
+        and any(through_views(operand).op == "placeholder" for operand in found.operands)
+    )
 
 
 def find_selection(cone: list[Node], num_heads: int) -> Selection | None:
@@ -102,28 +93,23 @@ def _selections(cone: list[Node]) -> Iterator[Selection]:
 
 
 def _kept(node: Node, name: str, cone: list[Node]) -> int | None:
+    """How many of the candidates a selection keeps."""
     if name in ("argmax", "max"):
         return 1
+    k = argument(node, "k") if name in ("topk", "kthvalue") else None
     if name == "topk":
-        k = argument(node, "k")
         return k if isinstance(k, int) else None
     if name == "kthvalue":  # counts from the smallest
         scores = cast(Node, node.args[0])
-        dim = cast(int, argument(node, "dim", -1))
-        return example_shape(scores)[dim] - cast(int, argument(node, "k")) + 1
-    return _kept_of_sorted(node, cone)
-
-
-def _kept_of_sorted(node: Node, cone: list[Node]) -> int | None:
-    """A sort keeps the heads that a slice of its result keeps."""
+        return example_shape(scores)[cast(int, argument(node, "dim", -1))] - cast(int, k) + 1
+    # A sort keeps the heads that a slice of its result keeps:
     # sorted, order = scores.sort(-1, descending=True); order[..., :k]
     members = set(cone)
     pending = [user for user in node.users if user in members]
     while pending:
         user = pending.pop(0)
         if op(user) in ("slice", "narrow"):
-            dim = cast(int, argument(user, "dim", 0)) % rank(user)
-            size = shape(user)[dim]
+            size = shape(user)[cast(int, argument(user, "dim", 0)) % rank(user)]
             return int(size) if size.is_Integer else None
         if op(user) == "getitem":
             pending.extend(member for member in user.users if member in members)
