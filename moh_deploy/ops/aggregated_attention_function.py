@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import onnx
 
 from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL, REQUIRED
-from moh_deploy.ops.spec import Attributes, TensorTypes, parsed_function
+from moh_deploy.ops.spec import Attributes, TensorTypes, Variant, parsed_function
 
 
 @dataclass(frozen=True)
-class AggregatedAttentionVariant:
+class AggregatedAttentionVariant(Variant):
     """Selects one body of MoHAggregatedAttention.
 
     Attributes:
@@ -29,12 +29,6 @@ class AggregatedAttentionVariant:
     kernel: tuple[int, int]
     normalize: bool
     optional: tuple[str, ...]
-
-    def key(self) -> str:
-        """Return the variant's name, such as `k3x3_normalize_window_bias`."""
-        height, width = self.kernel
-        parts = [f"k{height}x{width}", *(["normalize"] if self.normalize else []), *self.optional]
-        return "_".join(parts)
 
     def parameters(self) -> tuple[str, ...]:
         """Return the names of all inputs up to the last present one."""
@@ -64,14 +58,7 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> AggregatedAttenti
 
 
 def function_body(variant: AggregatedAttentionVariant, *, opset: int) -> onnx.FunctionProto:
-    """Build the body of MoHAggregatedAttention for one variant.
-
-    Args:
-        opset: Version of the standard ops that the model imports, 18 or later.
-
-    Raises:
-        ExportError: The opset is older than 18.
-    """
+    """Build the body of MoHAggregatedAttention for one variant."""
     steps = [
         _CONSTANTS,
         _operands(variant),
@@ -148,20 +135,24 @@ def _vectors(given: str, name: str, normalize: bool) -> str:
 
 def _score_query(variant: AggregatedAttentionVariant) -> str:
     """score_query [B, N, H, D] = (query + embedding) * scale."""
-    embedding = scale = ""
     # An absent input costs an Identity, which runtimes drop.
-    embedded, scaled = "Identity (query)", "Identity (embedded_query)"
+    embedded, scaled = (
+        "embedded_query = Identity (query)",
+        "score_query = Identity (embedded_query)",
+    )
     if "query_embedding" in variant.optional:
-        embedding = "embedding = Cast <to = 1> (query_embedding)"
-        embedded = "Add (query, embedding)"
+        embedded = """
+            embedding = Cast <to = 1> (query_embedding)
+            embedded_query = Add (query, embedding)
+        """
     if "query_scale" in variant.optional:
-        scale = """
+        scaled = """
             scale_HN = Cast <to = 1> (query_scale)
             scale_NH = Transpose <perm = [1, 0]> (scale_HN)
             scale = Unsqueeze (scale_NH, last_axis)
+            score_query = Mul (embedded_query, scale)
         """
-        scaled = "Mul (embedded_query, scale)"
-    return f"{embedding} embedded_query = {embedded} {scale} score_query = {scaled}"
+    return f"{embedded} {scaled}"
 
 
 def _corners(variant: AggregatedAttentionVariant) -> str:
@@ -266,27 +257,25 @@ def _weights(variant: AggregatedAttentionVariant) -> str:
 def _window_weights(variant: AggregatedAttentionVariant) -> str:
     """window_weights [B, N, H, L] = softmax_window + query @ window_tokens + window_offset."""
     # Behind the softmax: these weights need not add up to 1.
-    tokens, offset = "", ""
-    steered, shifted = "Identity (softmax_window)", "Identity (steered_window)"
+    steered = "steered_window = Identity (softmax_window)"
+    shifted = "shifted_window = Identity (steered_window)"
     if "window_tokens" in variant.optional:
-        tokens = """
+        steered = """
             query_BHND = Transpose <perm = [0, 2, 1, 3]> (query)
             tokens_HDL = Cast <to = 1> (window_tokens)
             token_weights = MatMul (query_BHND, tokens_HDL)
+            steered_window = Add (softmax_window, token_weights)
         """
-        steered = "Add (softmax_window, token_weights)"
     if "window_offset" in variant.optional:
-        offset = """
+        shifted = """
             offset_HL = Cast <to = 1> (window_offset)
             second_axis = Constant <value_ints = [1]> ()
             offset_H1L = Unsqueeze (offset_HL, second_axis)
+            shifted_window = Add (steered_window, offset_H1L)
         """
-        shifted = "Add (steered_window, offset_H1L)"
     return f"""
-        {tokens}
-        steered_window = {steered}
-        {offset}
-        shifted_window = {shifted}
+        {steered}
+        {shifted}
         window_weights = Transpose <perm = [0, 2, 1, 3]> (shifted_window)
     """
 

@@ -13,13 +13,13 @@ from typing import Literal
 import onnx
 
 from moh_deploy.ops.attention_shapes import ATTN_MASK, NONPAD_KV_SEQLEN, optional_input
-from moh_deploy.ops.spec import Attributes, TensorTypes, parsed_function
+from moh_deploy.ops.spec import Attributes, TensorTypes, Variant, parsed_function
 
 MaskKind = Literal["bool", "float"]
 
 
 @dataclass(frozen=True)
-class AttentionVariant:
+class AttentionVariant(Variant):
     """Selects one body of MoHAttention.
 
     Attributes:
@@ -41,15 +41,6 @@ class AttentionVariant:
         """Some query may not see some key, or none at all."""
         return self.mask is not None or self.is_causal or self.filled
 
-    def key(self) -> str:
-        """Return the variant's name, such as `r3_causal_bool`; `r4` is the plainest."""
-        parts = [f"r{self.rank}"]
-        parts += ["grouped"] if self.grouped else []
-        parts += ["causal"] if self.is_causal else []
-        parts += [self.mask] if self.mask else []
-        parts += ["filled"] if self.filled else []
-        return "_".join(parts)
-
 
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> AttentionVariant:
     """Return the variant that a node needs; the node must satisfy the shape rule."""
@@ -68,14 +59,7 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> AttentionVariant:
 
 
 def function_body(variant: AttentionVariant, *, opset: int) -> onnx.FunctionProto:
-    """Build the body of MoHAttention for one variant.
-
-    Args:
-        opset: Version of the standard ops that the model imports, 18 or later.
-
-    Raises:
-        ExportError: The opset is older than 18.
-    """
+    """Build the body of MoHAttention for one variant."""
     # A body has parameters up to its last present input, one that is left out in between included.
     optional = ["attn_mask"] if variant.mask or variant.filled else []
     optional += ["nonpad_kv_seqlen"] if variant.filled else []
@@ -110,20 +94,23 @@ CONSTANTS = """
 """
 
 
+HEADS_APART = """
+    q_split_shape = Concat <axis = 0> (keep_two, q_heads, rest)
+    kv_split_shape = Concat <axis = 0> (keep_two, kv_heads, rest)
+    query_BSHD = Reshape (Q, q_split_shape)
+    key_BTHD = Reshape (K, kv_split_shape)
+    value_BTHD = Reshape (V, kv_split_shape)
+    query_BHSD = Transpose <perm = [0, 2, 1, 3]> (query_BSHD)
+    value_BHTD = Transpose <perm = [0, 2, 1, 3]> (value_BTHD)
+"""
+"""[B, S, H*D] to [B, H, S, D]; of keys to [B, T, H, D]."""
+
+
 def _split_heads(variant: AttentionVariant) -> str:
     """query_BHSD, key_BHDT and value_BHTD in the inputs' dtype, then the operands in float32."""
-    # [B, S, H*D] to [B, H, S, D]; of keys to [B, H, D, T], which the product of scores reads.
+    # The product of scores reads keys as [B, H, D, T].
     if variant.rank == 3:
-        split = """
-            q_split_shape = Concat <axis = 0> (keep_two, q_heads, rest)
-            kv_split_shape = Concat <axis = 0> (keep_two, kv_heads, rest)
-            query_BSHD = Reshape (Q, q_split_shape)
-            key_BTHD = Reshape (K, kv_split_shape)
-            value_BTHD = Reshape (V, kv_split_shape)
-            query_BHSD = Transpose <perm = [0, 2, 1, 3]> (query_BSHD)
-            key_BHDT = Transpose <perm = [0, 2, 3, 1]> (key_BTHD)
-            value_BHTD = Transpose <perm = [0, 2, 1, 3]> (value_BTHD)
-        """
+        split = f"{HEADS_APART} key_BHDT = Transpose <perm = [0, 2, 3, 1]> (key_BTHD)"
     else:
         split = """
             query_BHSD = Identity (Q)

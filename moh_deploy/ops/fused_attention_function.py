@@ -13,6 +13,7 @@ import onnx
 
 from moh_deploy.ops.attention_function import (
     CONSTANTS,
+    HEADS_APART,
     AttentionVariant,
     bias_of_mask,
     merged_heads,
@@ -55,36 +56,16 @@ def fused_function_body(
 
 def _split_heads(variant: AttentionVariant) -> str:
     """query_BHSD, key_BHTD and value_BHTD, and key_BHDT, of which `position_mask` reads a size."""
-    turned = "key_BHDT = Transpose <perm = [0, 1, 3, 2]> (key_BHTD)"
-    if variant.rank == 4:
-        return f"""
-            query_BHSD = Identity (Q)
-            key_BHTD = Identity (K)
-            value_BHTD = Identity (V)
-            {turned}
-        """
-    # [B, S, H*D] to [B, H, S, D]
-    return f"""
-        q_split_shape = Concat <axis = 0> (keep_two, q_heads, rest)
-        kv_split_shape = Concat <axis = 0> (keep_two, kv_heads, rest)
-        query_BSHD = Reshape (Q, q_split_shape)
-        key_BTHD = Reshape (K, kv_split_shape)
-        value_BTHD = Reshape (V, kv_split_shape)
-        query_BHSD = Transpose <perm = [0, 2, 1, 3]> (query_BSHD)
-        key_BHTD = Transpose <perm = [0, 2, 1, 3]> (key_BTHD)
-        value_BHTD = Transpose <perm = [0, 2, 1, 3]> (value_BTHD)
-        {turned}
-    """
-
-
-def _is_masked(variant: AttentionVariant) -> bool:
-    return variant.mask is not None or variant.is_causal
+    split = "query_BHSD = Identity (Q) key_BHTD = Identity (K) value_BHTD = Identity (V)"
+    if variant.rank == 3:
+        split = f"{HEADS_APART} key_BHTD = Transpose <perm = [0, 2, 1, 3]> (key_BTHD)"
+    return f"{split} key_BHDT = Transpose <perm = [0, 1, 3, 2]> (key_BHTD)"
 
 
 def _attend(variant: AttentionVariant, *, is_causal: bool) -> str:
     """heads_BHSD, not yet multiplied: NaN, or anything, where a query sees no key."""
     attributes = f"<scale: float = @scale, is_causal = {int(is_causal)}>"
-    if not _is_masked(variant):
+    if not variant.hides_keys:
         return f"heads_BHSD = Attention {attributes} (query_BHSD, key_BHTD, value_BHTD)"
     # bool where it can be: an implementation then knows hidden keys from a sum that is -inf.
     narrow = "Identity (seen)" if variant.mask != "float" else "CastLike (bias, Q)"
@@ -103,7 +84,7 @@ def _gate(variant: AttentionVariant) -> str:
     """gated = gate * heads, and 0 where the gate is closed or the query sees no key."""
     # As in the other body, Where silences what is NaN behind a closed gate, and a gate of NaN is
     # one where the query sees no key.
-    silent = "Or (closed, blind)" if _is_masked(variant) else "Identity (closed)"
+    silent = "Or (closed, blind)" if variant.hides_keys else "Identity (closed)"
     return f"""
         gates_BHS = Transpose <perm = [0, 2, 1]> (gates)
         gate = Unsqueeze (gates_BHS, last_axis)

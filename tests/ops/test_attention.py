@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from packaging import version
 
-from moh_deploy.errors import ExportError
 from moh_deploy.ops import MOH_ATTENTION
 from moh_deploy.ops.attention_function import AttentionVariant, function_body
 from moh_deploy.ops.onnx_schema import single_node_model
@@ -104,14 +103,6 @@ def test_output_is_linear_in_the_gates(sizes: Sizes, seed: int):
     np.testing.assert_array_equal(_run(doubled), 2 * _run(arrays))
 
 
-def test_every_variant_has_its_own_short_name():
-    keys = [variant.key() for variant in VARIANTS]
-    assert len(set(keys)) == len(keys)
-    assert AttentionVariant(3, "bool", True, False).key() == "r3_causal_bool"
-    assert AttentionVariant(3, "bool", True, False, True).key() == "r3_causal_bool_filled"
-    assert AttentionVariant(4, None, False, False).key() == "r4"
-
-
 @pytest.mark.parametrize("variant", VARIANTS, ids=AttentionVariant.key)
 def test_only_masked_variants_pay_for_masks(variant: AttentionVariant):
     ops = [node.op_type for node in function_body(variant, opset=18).node]
@@ -132,18 +123,6 @@ def test_attributes_are_references_never_numbers(variant: AttentionVariant):
     referenced = {a.ref_attr_name for node in function.node for a in node.attribute}
     assert {"scale", "q_num_heads", "kv_num_heads"} <= referenced
     assert list(function.attribute) == ["q_num_heads", "kv_num_heads", "scale", "is_causal"]
-
-
-@pytest.mark.parametrize("opset", [18, 23])
-def test_body_imports_the_opset(opset: int):
-    function = function_body(VARIANTS[0], opset=opset)
-    assert (function.domain, function.name, function.overload) == ("moh", "MoHAttention", "")
-    assert list(function.opset_import) == [onnx.helper.make_opsetid("", opset)]
-
-
-def test_opset_17_is_refused():
-    with pytest.raises(ExportError, match="body for opset 17; expected 18 or later"):
-        function_body(VARIANTS[0], opset=17)
 
 
 def _standard_attention(inputs: dict[str, np.ndarray], *, is_causal: int) -> np.ndarray:

@@ -120,22 +120,6 @@ def test_router_breaks_ties_toward_lower_head_index(top_k: int):
     np.testing.assert_array_equal(routed != 0, [[np.arange(NUM_ROUTED) < top_k] * 2])
 
 
-def test_every_variant_has_its_own_short_name():
-    variants = [
-        RouterVariant(routed, shared, staged)
-        for routed in ("none", "weighted", "mask")
-        for shared in ("none", "ones", "softmax")
-        for staged in (False, True)
-    ]
-    assert len({variant.key() for variant in variants}) == len(variants)
-    assert RouterVariant("weighted", "softmax", True).key() == "weighted_softmax_staged"
-
-
 def test_variant_without_logits_is_refused():
     with pytest.raises(ExportError, match="no function body without logits"):
         function_body(RouterVariant("none", "ones", False), opset=18)
-
-
-def test_opset_17_is_refused():
-    with pytest.raises(ExportError, match="body for opset 17; expected 18 or later"):
-        function_body(RouterVariant("mask", "none", False), opset=17)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import product
 
 import numpy as np
 import onnxruntime as ort
-import pytest
 
-from moh_deploy.errors import ExportError
 from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.spec import TensorType
-from moh_deploy.ops.token_conv import TokenConvVariant, function_body
 
 HEIGHT, WIDTH, CHANNELS = 5, 7, 6
 
@@ -63,16 +59,3 @@ def test_images_of_a_batch_do_not_mix():
 def test_empty_batch_is_empty():
     weight = _normal(CHANNELS, 1, 3, 3)
     assert _run(_normal(0, HEIGHT, WIDTH, 2 * CHANNELS), weight, gated=1).shape[0] == 0
-
-
-def test_every_variant_has_its_own_short_name():
-    flags = (False, True)
-    keys = {TokenConvVariant(*each).key() for each in product(flags, repeat=4)}
-    assert len(keys) == 16
-    assert TokenConvVariant(True, False, gelu=True, gated=True).key() == "bias_gelu_gated"
-    assert TokenConvVariant(False, False, gelu=False, gated=False).key() == "plain"
-
-
-def test_opset_17_is_refused():
-    with pytest.raises(ExportError, match="body for opset 17; expected 18 or later"):
-        function_body(TokenConvVariant(True, True, gelu=True, gated=True), opset=17)

@@ -28,12 +28,11 @@ from moh_deploy.package import (
 )
 from moh_deploy.system.npz import Array
 
-# Run the original operators with noise of the size of rounding behind each of them.
-#
-# What moves in such runs is what rounding can move: another order of summation, another
-# exponential, another instruction set. (Monte Carlo arithmetic; Parker, "Monte Carlo Arithmetic",
-# UCLA 1997.) The gates of the original are fed to every layer, since a token that takes another
-# head near a tie would tell of that tie, and not of rounding.
+# The original operators are run with noise of the size of rounding behind each of them. What moves
+# in such runs is what rounding can move: another order of summation, another exponential, another
+# instruction set. (Monte Carlo arithmetic; Parker, "Monte Carlo Arithmetic", UCLA 1997.) The gates
+# of the original are fed to every layer, since a token that takes another head near a tie would
+# tell of that tie, and not of rounding.
 
 
 @dataclass(frozen=True)
@@ -179,9 +178,6 @@ def _is_view(node: Node) -> bool:
     return any(result.alias_info is not None for result in target._schema.returns)
 
 
-# Record the ranked scores and the attention of a layer, beside its gates.
-
-
 def attention_fingerprint(
     rewrite: Rewrite, values: Mapping[Node, torch.Tensor]
 ) -> NDArray[np.float32] | None:
@@ -264,16 +260,17 @@ def measure_rounding(
     }
     fed = {rewrite.computed_gates: values[rewrite.computed_gates] for rewrite in rewrites}
     runs = list(noisy_runs(program, placeholders, watched=watched, fed=fed, draws=_DRAWS))
-    return Rounding(
-        outputs={
-            name: _output(
-                tensor, [run.outputs[index] for run in runs], valid.of_output(name, tensor)
-            )
-            for index, (name, tensor) in enumerate(outputs.items())
-            if tensor.is_floating_point()
-        },
-        layers=tuple(_layer(rewrite, values, runs, valid) for rewrite in rewrites),
-    )
+    found: dict[str, Spread] = {}
+    for index, (name, tensor) in enumerate(outputs.items()):
+        if tensor.is_floating_point():
+            counted = valid.of_output(name, tensor)
+            noisy = [run.outputs[index][counted] for run in runs]
+            # How far noise moves what counts of an output, as shares of its size.
+            moved, size = map(spread, _moves(tensor[counted].double(), noisy))
+            pairs = ((moved.rms, size.rms), (moved.largest, size.largest))
+            found[name] = Spread(*(error / value if value else 0.0 for error, value in pairs))
+    layers = tuple(_layer(rewrite, values, runs, valid) for rewrite in rewrites)
+    return Rounding(outputs=found, layers=layers)
 
 
 def _layer(
@@ -314,18 +311,7 @@ def _finite(values: Array) -> NDArray[np.float64]:
     return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _output(exact: torch.Tensor, noisy: Sequence[torch.Tensor], valid: torch.Tensor) -> Spread:
-    """Return how far noise moves what counts of an output, as shares of its size."""
-    exact, noisy = exact[valid], [run[valid] for run in noisy]
-    moved, size = map(spread, _moves(exact.double(), noisy))
-    return Spread(_share(moved.rms, size.rms), _share(moved.largest, size.largest))
-
-
 def _moves(exact: torch.Tensor, noisy: Sequence[torch.Tensor]) -> tuple[Array, Array]:
     """Return [runs, ...], how far noise moves a value, and its size: see `beside_masks`."""
     moved = _finite(np.stack([to_numpy(run.double() - exact) for run in noisy]))
     return beside_masks(moved, to_numpy(exact))
-
-
-def _share(error: float, value: float) -> float:
-    return error / value if value else 0.0

@@ -110,14 +110,12 @@ def on_threads(threads: int | None) -> Iterator[None]:
 
 def one_thread_if_small(model: LoadedModel) -> contextlib.AbstractContextManager[None]:
     """Run small models on one thread: there, handing work to others costs more than it saves."""
-    tensors = model.module.parameters() if model.module is not None else _weights(model)
-    small = sum(tensor.nbytes for tensor in tensors) < _SMALL_MODEL_BYTES
-    return on_threads(1 if small else None)
-
-
-def _weights(model: LoadedModel) -> list[torch.Tensor]:
-    assert model.program is not None
-    return [value for value in model.program.state_dict.values() if torch.is_tensor(value)]
+    if model.module is not None:
+        tensors = list(model.module.parameters())
+    else:
+        assert model.program is not None
+        tensors = list(filter(torch.is_tensor, model.program.state_dict.values()))
+    return on_threads(1 if sum(tensor.nbytes for tensor in tensors) < _SMALL_MODEL_BYTES else None)
 
 
 def check_trace(
@@ -174,22 +172,18 @@ def _first_difference(
 ) -> str | None:
     """Say of the first output that differs how; None if all are equal."""
     for name, expected, got in zip(names, original.outputs, recording.outputs, strict=True):
-        problem = _difference(expected, got, valid.of_output(name, expected))
-        if problem:
-            return f"output '{name}' {problem}"
+        found = f"output '{name}'"
+        if expected.shape != got.shape:
+            return f"{found} has shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+        if expected.dtype != got.dtype:
+            return f"{found} has dtype {got.dtype}, expected {expected.dtype}"
+        error, largest = distance(expected, got, valid.of_output(name, expected))
+        if math.isinf(error):
+            return f"{found} is not finite where the original is"
+        limit = tolerance_for(dtype_name(expected.dtype)).limit(largest)
+        if error > limit:
+            return f"{found} is off by {error:.3g}, allowed is {limit:.3g}"
     return None
-
-
-def _difference(expected: torch.Tensor, got: torch.Tensor, valid: torch.Tensor) -> str | None:
-    if expected.shape != got.shape:
-        return f"has shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
-    if expected.dtype != got.dtype:
-        return f"has dtype {got.dtype}, expected {expected.dtype}"
-    error, largest = distance(expected, got, valid)
-    if math.isinf(error):
-        return "is not finite where the original is"
-    limit = tolerance_for(dtype_name(expected.dtype)).limit(largest)
-    return f"is off by {error:.3g}, allowed is {limit:.3g}" if error > limit else None
 
 
 # One run of the original model beside its traced program, as reference vectors record it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -52,10 +52,10 @@ class ValidElements:
             if not size.is_Integer
         }
         names = {size: name for name, size in sizes.items()}
-        specs = [
-            TensorInfo(name, dtype_name(node.meta["val"].dtype), tuple(_called(node, names)))
-            for name, node in zip(outputs, output_nodes(program), strict=True)
-        ]
+        specs = []
+        for name, node in zip(outputs, output_nodes(program), strict=True):
+            dims = (int(n) if n.is_Integer else names.get(n, str(n)) for n in shape(node))
+            specs.append(TensorInfo(name, dtype_name(node.meta["val"].dtype), tuple(dims)))
         return cls(tuple(specs), sizes)
 
     def where(self, tokens: ValidTokens | None) -> ValidElements:
@@ -67,7 +67,7 @@ class ValidElements:
         if self.tokens is None:
             return torch.ones(value.shape, dtype=torch.bool)
         view = output_view(self.tokens, self.outputs, {name: tuple(value.shape)})
-        return _tensor(view.places(name, value.shape))
+        return torch.from_numpy(np.array(view.places(name, value.shape)))
 
     def of_node(self, node: Node, value: torch.Tensor) -> torch.Tensor:
         """Return which elements of an inner value count: bool, its shape.
@@ -91,7 +91,7 @@ class ValidElements:
         fits = len(both) == mask.ndim and tuple(value.shape[axis] for axis in sorted(both))
         if fits != mask.shape:
             return every
-        return _tensor(over_axes(mask, sorted(both), value.shape))
+        return torch.from_numpy(np.array(over_axes(mask, sorted(both), value.shape)))
 
     def _wanted(self, mask: BoolArray) -> tuple[Size, Size]:
         """Return the sizes of the mask's axes in the program."""
@@ -107,14 +107,5 @@ class ValidElements:
 EVERYTHING = ValidElements()
 
 
-def _called(node: Node, names: Mapping[Size, str]) -> Iterator[int | str]:
-    for size in shape(node):
-        yield int(size) if size.is_Integer else names.get(size, str(size))
-
-
 def _places(found: Sequence[Size], wanted: Size) -> list[int]:
     return [axis for axis, size in enumerate(found) if size == wanted]
-
-
-def _tensor(places: BoolArray) -> torch.Tensor:
-    return torch.from_numpy(np.array(places))

@@ -29,7 +29,6 @@ class RouterLike:
     Attributes:
         node: What may be gates.
         stops: Tensors that carry attention: a router reads them, and ends there.
-        dynamic: Nodes whose values depend on the model's inputs.
     """
 
     node: Node

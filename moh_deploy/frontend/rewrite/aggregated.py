@@ -50,9 +50,6 @@ def insert_aggregated(
     Returns:
         The rewrite, with the op and the node whose value replaces the layer's product with its
         gates.
-
-    Raises:
-        NotCoveredError: With the reason.
     """
     layer, window = rewrite.layer, form.window
     dtype = tensor(layer.core.output.node).dtype

@@ -51,21 +51,34 @@ class AttentionInputs:
         self._read = (scores.query, scores.key, layer.core.value)
 
     def build(self) -> tuple[bool, QueryKeyValue]:
-        """Insert query, key and value, and tell whether they are packed.
-
-        Raises:
-            NotCoveredError: With the reason.
-        """
+        """Insert query, key and value, and tell whether they are packed."""
         # The op takes [B, S, H*D] and [B, H, S, D]. A Transpose moves every number once through
         # memory, so the form with fewer of them is taken, or the packed one if the model has it.
-        if self._num_moves(packed=True) < self._num_moves(packed=False) or self._are_packed():
-            return True, self._packed()
-        return False, self._unpacked()
-
-    def _are_packed(self) -> bool:
-        """True where the model has all three packed already."""
         operands = zip(self._read, self._form.inputs(packed=True), strict=True)
-        return not self._scores.factors and all(self._is_packed(*operand) for operand in operands)
+        has_packed = not self._scores.factors and all(self._is_packed(*each) for each in operands)
+        if has_packed or self._num_moves(packed=True) < self._num_moves(packed=False):
+            return True, self._packed()
+        query, key, value = (
+            self._operands.operand(self._reader.trail(operand), layout)
+            for operand, layout in zip(self._read, self._form.inputs(packed=False), strict=True)
+        )
+        return False, (self._scaled(query, self._rows(packed=False)), key, value)
+
+    def _packed(self) -> QueryKeyValue:
+        def whole(operand: Operand, layout: Layout) -> Node:
+            if self._is_packed(operand, layout):
+                return self._operands.operand(self._reader.trail(operand), layout)
+            built = self._reorderer.build(operand, flat(layout))
+            return self._operands.cast(self._operands.arrange(built, layout))
+
+        (query, key, value), layouts = self._read, self._form.inputs(packed=True)
+        if not self._scores.factors:
+            return whole(query, layouts[0]), whole(key, layouts[1]), whole(value, layouts[2])
+        # The tensors that scale the query have a dimension of heads: [B, S, H, 1].
+        rows = self._rows(packed=True)
+        apart = self._operands.arrange(self._reorderer.build(query, flat(layouts[0])), rows)
+        scaled = self._operands.arrange(Operand(self._scaled(apart, rows), rows), layouts[0])
+        return scaled, whole(key, layouts[1]), whole(value, layouts[2])
 
     def _is_packed(self, operand: Operand, layout: Layout) -> bool:
         return entry(self._reader.trail(operand), layout) is not None
@@ -98,33 +111,6 @@ class AttentionInputs:
         form = self._form
         heads_first = (form.batch, form.heads, form.tokens, form.head_dim)
         return (form.batch, form.tokens, form.heads, form.head_dim) if packed else heads_first
-
-    def _packed(self) -> QueryKeyValue:
-        (query, key, value), layouts = self._read, self._form.inputs(packed=True)
-        whole = self._scaled_query if self._scores.factors else self._whole
-        return (
-            whole(query, layouts[0]),
-            self._whole(key, layouts[1]),
-            self._whole(value, layouts[2]),
-        )
-
-    def _whole(self, operand: Operand, layout: Layout) -> Node:
-        if self._is_packed(operand, layout):
-            return self._operands.operand(self._reader.trail(operand), layout)
-        built = self._reorderer.build(operand, flat(layout))
-        return self._operands.cast(self._operands.arrange(built, layout))
-
-    def _scaled_query(self, operand: Operand, layout: Layout) -> Node:
-        rows = self._rows(packed=True)
-        query = self._operands.arrange(self._reorderer.build(operand, flat(layout)), rows)
-        return self._operands.arrange(Operand(self._scaled(query, rows), rows), layout)
-
-    def _unpacked(self) -> QueryKeyValue:
-        query, key, value = (
-            self._operands.operand(self._reader.trail(operand), layout)
-            for operand, layout in zip(self._read, self._form.inputs(packed=False), strict=True)
-        )
-        return self._scaled(query, self._rows(packed=False)), key, value
 
     def _scaled(self, query: Node, rows: Layout) -> Node:
         """The query with the tensors that scale the scores equally for all keys."""
@@ -167,6 +153,8 @@ class AttentionRewriter:
         self._trails = [trail_of(operand, self._twins) for operand in operands]
         self._operands = OperandBuilder(builder, tensor(layer.core.output.node).dtype)
         self.form = self._form()
+        # Only then do torch's causal rule (first token, first key) and ONNX's (last, last) agree.
+        self._is_square = bool(product(self.form.tokens) == product(self.form.keys))
 
     def build(self, gates: Node) -> Rewrite:
         """Insert the MoHAttention.
@@ -177,9 +165,6 @@ class AttentionRewriter:
         Returns:
             The rewrite, with the MoHAttention and the node whose value replaces the layer's
             product with its gates.
-
-        Raises:
-            NotCoveredError: With the reason.
         """
         form, operands = self.form, self._operands
         inputs = AttentionInputs(
@@ -197,7 +182,7 @@ class AttentionRewriter:
             form.num_heads,
             int(product(form.kv_heads)),
             self._scores.scale,
-            self._scores.is_causal and self._square(),
+            self._scores.is_causal and self._is_square,
         )
         return replace(
             self._rewrite,
@@ -265,26 +250,27 @@ class AttentionRewriter:
                 return heads[:count]
         return heads
 
-    def _square(self) -> bool:
-        """True where torch's causal rule (first token, first key) and ONNX's (last, last) agree."""
-        return bool(product(self.form.tokens) == product(self.form.keys))
-
     def _mask(self) -> Node | None:
         """Return all masks as one, [B, Hq, S, T]: bool where it hides altogether, or an addend."""
-        mask = self._top_left_causal() if self._scores.is_causal and not self._square() else None
+        mask = self._top_left_causal() if self._scores.is_causal and not self._is_square else None
         # As the model applies them: a fill overwrites what was added before, and not afterwards.
         for term in reversed(self._scores.masks):
             form = (self.form.batch, self.form.heads, self.form.tokens, self.form.keys)
             node = self._operands.arrange(term.operand, form, expand=False)
-            mask = (self._plus if term.kind == "add" else self._filled)(mask, node, term)
+            if term.kind != "add":
+                mask = self._filled(mask, node, term)
+                continue
+            if term.value != 1:
+                node = self._builder.call(aten.mul.Scalar, node, term.value)
+            mask = (
+                node
+                if mask is None
+                else self._builder.call(aten.add.Tensor, self._addend(mask), node)
+            )
         return mask
 
-    def _plus(self, mask: Node | None, node: Node, term: MaskTerm) -> Node:
-        if term.value != 1:
-            node = self._builder.call(aten.mul.Scalar, node, term.value)
-        if mask is None:
-            return node
-        return self._builder.call(aten.add.Tensor, self._addend(mask), node)
+    def _addend(self, mask: Node) -> Node:
+        return self._where(mask, None, -math.inf) if tensor(mask).dtype == torch.bool else mask
 
     def _filled(self, mask: Node | None, node: Node, term: MaskTerm) -> Node:
         keep = self._operands.cast(node, torch.bool)
@@ -299,9 +285,6 @@ class AttentionRewriter:
         # A finite fill overwrites scores, so that a row without any key is uniform. Added in
         # float32, a number that absorbs every score does the same; a lower fill stays lower.
         return self._where(keep, mask, min(term.value, max(_ABSORBING, 1e16 * term.value)))
-
-    def _addend(self, mask: Node) -> Node:
-        return self._where(mask, None, -math.inf) if tensor(mask).dtype == torch.bool else mask
 
     def _where(self, keep: Node, mask: Node | None, fill: float) -> Node:
         """Return a mask, or 0, where keys are kept, and a fill in float32 elsewhere."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -21,7 +22,6 @@ from moh_deploy.frontend.recognize.aggregated.scores import (
     Keys,
 )
 from moh_deploy.frontend.recognize.aggregated.weights import (
-    SoftmaxPart,
     WeightedValues,
     WeightReader,
     Weights,
@@ -46,14 +46,14 @@ def read_aggregated(layer: MoHLayer, known: KnownValues) -> Aggregated:
     values = _one_of_each(layer, weighted_values(layer))
     reader = WeightReader(layer, known)
     near, far = (reader.read(each.weights, each.columns) for each in values)
-    scores = _scores(layer, near.softmax, far.softmax, known)
+    scores = _scores(layer, near, far, known)
     keys, pooled, cut_keys = _keys(layer, scores, known)
     axes = WindowAxes(
         layer.batch, layer.heads, layer.tokens, values[0].columns, leaves(layer.core.value_axes)
     )
     cut_values = read_windows([(values[0].value, axes)], known, "values")
-    cuts = (cut_keys, cut_values)
-    return _Assembly(layer, values, (near, far), scores, keys, pooled, cuts).build()
+    parts = (near, far, scores, keys, pooled, cut_keys, cut_values)
+    return _Assembly(layer, values, *parts).build()
 
 
 def _keys(
@@ -91,9 +91,7 @@ def _one_of_each(
     return near[0], far[0]
 
 
-def _scores(
-    layer: MoHLayer, near: SoftmaxPart, far: SoftmaxPart, known: KnownValues
-) -> JointScores:
+def _scores(layer: MoHLayer, near: Weights, far: Weights, known: KnownValues) -> JointScores:
     softmax = layer.core.anchor
     dim = cast(int, argument(softmax, "dim", -1)) % rank(softmax)
     extent = shape(softmax)[dim]
@@ -110,50 +108,46 @@ def _scores(
     return JointScoreReader(layer.heads, layer.tokens, known).read(softmax, layout, columns)
 
 
+@dataclass(frozen=True)
 class _Assembly:
     """Checks that the parts make one MoHAggregatedAttention, and brings its operands together."""
 
-    def __init__(
-        self,
-        layer: MoHLayer,
-        values: tuple[WeightedValues, WeightedValues],
-        weights: tuple[Weights, Weights],
-        scores: JointScores,
-        keys: Keys,
-        pooled: Keys,
-        cuts: tuple[CutWindows, CutWindows],
-    ) -> None:
-        self._layer, self._scores = layer, scores
-        self._values, (self._near, self._far) = values, weights
-        self._keys, self._pooled, (self._cut_keys, self._cut_values) = keys, pooled, cuts
-        self._head_dims = (keys.source.head_dim, pooled.source.head_dim)
+    layer: MoHLayer
+    values: tuple[WeightedValues, WeightedValues]
+    near: Weights
+    far: Weights
+    scores: JointScores
+    keys: Keys
+    pooled: Keys
+    cut_keys: CutWindows
+    cut_values: CutWindows
 
     def build(self) -> Aggregated:
-        keys, pooled = self._keys, self._pooled
-        if not torch.equal(self._far.softmax.positions, pooled.columns):
+        keys, pooled = self.keys, self.pooled
+        if not torch.equal(self.far.positions, pooled.columns):
             raise NotCoveredError("pooled keys and pooled values are not in the same order")
-        if self._far.tokens or bool(self._far.offset.any()):
+        if self.far.tokens or bool(self.far.offset.any()):
             raise NotCoveredError("something is added to the weights of pooled values")
         # Both products read one query, with one scale.
-        if not same_query(keys.query, pooled.query, self._head_dims):
+        if not same_query(keys.query, pooled.query, (keys.source.head_dim, pooled.source.head_dim)):
             raise NotCoveredError("window scores and pooled scores are of different queries")
         if not (close(keys.scale, pooled.scale) and close(keys.query.shift, pooled.query.shift)):
             raise NotCoveredError("window scores and pooled scores are scaled differently")
         window, key_taps, value_taps = self._window()
         tokens, offset = self._added_weights(value_taps)
-        if not self._cut_values.is_zero_outside(window, value_taps) and not (
+        if not self.cut_values.is_zero_outside(window, value_taps) and not (
             tokens is None and offset is None
         ):
             raise NotCoveredError("values outside the image are not 0")
         query, own_keys, pooled_keys, epsilon = self._units()
-        head_dim, far = leaves(self._layer.core.value_axes), self._values[1]
+        head_dim, far = leaves(self.layer.core.value_axes), self.values[1]
         pooled_values = Piece(far.value.node, resolve(far.value.layout))
-        bias = self._scores.bias.masked_fill(self._scores.hidden, float("-inf"))  # [H, N, J]
-        heads, image = _count(self._layer.heads), _count(self._layer.tokens)
+        bias = self.scores.bias.masked_fill(self.scores.hidden, float("-inf"))  # [H, N, J]
+        heads, image = _count(self.layer.heads), _count(self.layer.tokens)
         form = Aggregated(
             query=query,
             key=own_keys,
-            value=WindowSource(self._cut_values.image, self._layer.tokens, head_dim),
+            value=WindowSource(self.cut_values.image, self.layer.tokens, head_dim),
             pooled_key=pooled_keys,
             pooled_value=WindowSource(pooled_values, far.columns, head_dim),
             window=window,
@@ -174,7 +168,7 @@ class _Assembly:
         """Sizes of image and window; the window's number of each key's and of each value's tap."""
         # A cut may be windows of several images (1 x 12, 3 x 4): keys and values must mean the
         # same.
-        of_keys, of_values = self._cut_keys.orders(), self._cut_values.orders()
+        of_keys, of_values = self.cut_keys.orders(), self.cut_values.orders()
         for window, value_taps in of_values.items():
             if window in of_keys and self._paired(window, of_keys[window], value_taps):
                 return window, of_keys[window], value_taps
@@ -187,8 +181,8 @@ class _Assembly:
         """True where each value is weighted by the score of the key at the same place."""
         # Softmax place -> tap of its key; -> tap of the value that it weighs. Taps that lie outside
         # for every pixel have no weight, so their order does not matter.
-        place = dict(zip(self._keys.columns.tolist(), key_taps.tolist(), strict=True))
-        weighted = [place.get(column, -1) for column in self._near.softmax.positions.tolist()]
+        place = dict(zip(self.keys.columns.tolist(), key_taps.tolist(), strict=True))
+        weighted = [place.get(column, -1) for column in self.near.positions.tolist()]
         inside = (window.neighbours() >= 0).any(0)
         return all(
             given == own or not (bool(inside[own]) or bool(inside[given]))
@@ -199,12 +193,12 @@ class _Assembly:
         """Query, keys and pooled keys: before they get unit length where all of them do."""
         # The op normalises all three or none: where a model normalises some, these enter
         # normalised.
-        keys, pooled, query = self._keys, self._pooled, self._pooled.query
+        keys, pooled, query = self.keys, self.pooled, self.pooled.query
         epsilons = {query.epsilon, keys.epsilon, pooled.epsilon}
         together = len(epsilons) == 1 and None not in epsilons
         operand = query.source if together else query.unit
         piece = Piece(operand.node, operand.layout)
-        read = WindowSource(piece, self._layer.tokens, pooled.source.head_dim)
+        read = WindowSource(piece, self.layer.tokens, pooled.source.head_dim)
         if together:
             return read, keys.source, pooled.source, query.epsilon
         if keys.unit is None or pooled.unit is None:
@@ -213,23 +207,23 @@ class _Assembly:
 
     def _embedding(self) -> Tensor | None:
         """[H, D]."""
-        shift = self._pooled.query.shift  # [H, N, D]
+        shift = self.pooled.query.shift  # [H, N, D]
         if not close(shift, shift[:, :1]):
             raise NotCoveredError("what is added to the query differs from pixel to pixel")
-        heads, head_dim = self._layer.heads, self._pooled.source.head_dim
+        heads, head_dim = self.layer.heads, self.pooled.source.head_dim
         return _unless(shift[:, 0].expand(_count(heads), _count(head_dim)), 0.0)
 
     def _window_bias(self, window: Window, taps: Tensor) -> Tensor:
         """[H, L]. The mask has to hide what is outside the image, and nothing else."""
         inside = window.neighbours()[:, taps] >= 0  # [N, L], in the order of the keys
-        hidden = self._scores.hidden[..., self._keys.columns]
+        hidden = self.scores.hidden[..., self.keys.columns]
         if not bool(hidden.any()) and not bool(inside.all()):
             raise NotCoveredError("keys outside the image take part in the softmax")
         if not torch.equal(hidden, (~inside).expand_as(hidden)):
             raise NotCoveredError("the mask of a window hides other keys than those outside")
         # One number for each head and tap: that of any pixel whose neighbour is inside, so the
         # mean.
-        bias = self._scores.bias[..., self._keys.columns].masked_fill(~inside, 0.0)
+        bias = self.scores.bias[..., self.keys.columns].masked_fill(~inside, 0.0)
         mean = bias.sum(1) / inside.sum(0).clamp(min=1)  # [H, L]
         if not close(bias, mean[:, None].masked_fill(~inside, 0.0)):
             raise NotCoveredError("the bias of a window differs from pixel to pixel")
@@ -237,13 +231,13 @@ class _Assembly:
 
     def _added_weights(self, taps: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """[H, D, L] and [H, L], in the window's own order of taps."""
-        heads, head_dim = _count(self._layer.heads), _count(self._pooled.source.head_dim)
+        heads, head_dim = _count(self.layer.heads), _count(self.pooled.source.head_dim)
         tokens = torch.zeros(heads, head_dim, len(taps), dtype=torch.float64)
-        offset = self._near.offset.expand(heads, len(taps))
-        for added in self._near.tokens:
+        offset = self.near.offset.expand(heads, len(taps))
+        for added in self.near.tokens:
             query = added.query
-            dims = (added.head_dim, self._head_dims[1])
-            if not same_query(query, self._pooled.query, dims):
+            dims = (added.head_dim, self.pooled.source.head_dim)
+            if not same_query(query, self.pooled.query, dims):
                 raise NotCoveredError("scores and weights are of different queries")
             # scale * (q' + shift) @ tokens = q' @ (scale * tokens) + (scale * shift) @ tokens
             scale = query.scale[:, :1, :]  # [H, 1, 1]

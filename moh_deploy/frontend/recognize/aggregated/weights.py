@@ -24,16 +24,20 @@ from moh_deploy.frontend.recognize.walk import walk
 
 
 @dataclass(frozen=True)
-class SoftmaxPart:
-    """The part of a softmax that weighs some values.
+class Weights:
+    """`softmax[positions] + query @ tokens + offset`.
 
     Attributes:
         positions: [L], place in the softmax of each column.
         layout: Of the softmax, without the dimension that it normalises over.
+        tokens: Products of queries and learned tokens.
+        offset: [H, L]; a size may be 1.
     """
 
     positions: Tensor
     layout: Layout
+    tokens: tuple[Tokens, ...]
+    offset: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,25 +54,8 @@ class Tokens:
     tokens: Tensor
 
 
-@dataclass(frozen=True)
-class Weights:
-    """`softmax[positions] + query @ tokens + offset`.
-
-    Attributes:
-        offset: [H, L]; a size may be 1.
-    """
-
-    softmax: SoftmaxPart
-    tokens: tuple[Tokens, ...]
-    offset: Tensor
-
-
 class WeightReader:
-    """Reads the weights of one layer.
-
-    Args:
-        known: Values that do not depend on the input.
-    """
+    """Reads the weights of one layer."""
 
     def __init__(self, layer: MoHLayer, known: KnownValues) -> None:
         self._layer, self._known = layer, known
@@ -78,11 +65,8 @@ class WeightReader:
 
         Args:
             columns: The axes that the product sums over.
-
-        Raises:
-            NotCoveredError: With the reason.
         """
-        parts: list[SoftmaxPart] = []
+        parts: list[tuple[Tensor, Layout]] = []
         tokens: list[Tokens] = []
         offset = torch.zeros(1, 1, dtype=torch.float64)
         # w[window] + q' @ window_tokens + window_offset, in any order: the offset does not depend
@@ -102,7 +86,7 @@ class WeightReader:
                 parts.append(self._softmax_part(term, columns))
         if len(parts) != 1:
             raise NotCoveredError(f"the weights of a value add {len(parts)} softmax outputs up")
-        return Weights(parts[0], tuple(tokens), offset)
+        return Weights(*parts[0], tuple(tokens), offset)
 
     def _tokens(self, term: Operand, found: Contraction, columns: Dim) -> Tokens:
         operands = _factors(found, term.layout)
@@ -119,7 +103,7 @@ class WeightReader:
         query = peel(varying[0], Rows(heads, tokens, head_dim), self._known, is_query=True)
         return Tokens(query, head_dim, value)
 
-    def _softmax_part(self, term: Operand, columns: Dim) -> SoftmaxPart:
+    def _softmax_part(self, term: Operand, columns: Dim) -> tuple[Tensor, Layout]:
         softmax = self._layer.core.anchor
         elements = elements_of(term.node, self._known)
         source = None if elements is None else elements.source
@@ -147,7 +131,7 @@ class WeightReader:
         )
         if found is None or found[1] or not regular or bool((index < 0).any()):
             raise NotCoveredError("the attention weights are in an order of their own")
-        return SoftmaxPart(positions, found[0])
+        return positions, found[0]
 
 
 # The sums and products between a joint softmax and the gates of its attention.
@@ -169,11 +153,7 @@ class WeightedValues:
 
 
 def weighted_values(layer: MoHLayer) -> list[WeightedValues]:
-    """The products whose sum is the attention of a layer before its gates.
-
-    Raises:
-        NotCoveredError: With the reason.
-    """
+    """The products whose sum is the attention of a layer before its gates."""
     # Forward from the softmax to the product with the gates: tells attention from gates where both
     # are factors of one product.
     carrying = set(

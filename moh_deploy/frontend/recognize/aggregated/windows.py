@@ -59,9 +59,6 @@ def read_windows(
     Args:
         parts: The windows: all taps, or tensors of a part of the taps each, in order.
         what: `keys` or `values`, for the reason.
-
-    Raises:
-        NotCoveredError: With the reason.
     """
     sources: set[Node] = set()
     indices: list[Tensor] = []

@@ -33,7 +33,6 @@ class ScoreReader:
     way.
 
     Args:
-        dynamic: Nodes whose values depend on the model's inputs.
         constant: Value of a constant node, or None where it is not a constant.
     """
 
@@ -271,7 +270,6 @@ def zeroed(scores: Scores, kept: Operand, constant: Constant, number: Number) ->
 
     Args:
         kept: True, or 1, where weights stay as they are, in the axes of the scores.
-        constant: Value of a constant node.
         number: The number that an argument stands for.
     """
     if not is_binary(kept.node, constant):

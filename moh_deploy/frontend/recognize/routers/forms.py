@@ -27,7 +27,6 @@ def read_router(gates: Node, query: Node | None, constant: Constants) -> Router:
     """Read the router whose result are the gates [..., H].
 
     Args:
-        constant: Value of a constant node.
         query: The attention's query, to tell a router that reads it; None where it is not known.
     """
     program = RouterProgram(gates, query, constant)

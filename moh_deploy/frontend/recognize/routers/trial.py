@@ -86,7 +86,6 @@ def run_router(
     Args:
         cone: What the gates are computed from.
         scores: What it ranks.
-        constant: Value of a constant node.
 
     Returns:
         None where it cannot be run on its own.
@@ -156,7 +155,6 @@ def nodes_between(
 
     Args:
         cone: What may stand between them.
-        constant: Value of a constant node.
     """
     # Backwards from the result. Whatever is read for its shape alone needs no value; whatever is
     # neither an input, nor a constant, nor of the router makes the part depend on more.

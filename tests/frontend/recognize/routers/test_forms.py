@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,242 +57,162 @@ class TwoStage(nn.Module):
         return torch.cat([shared, routed], dim=-1)
 
 
+def changed(parts: Mapping[str, Callable[..., Tensor]]) -> type[TwoStage]:
+    """The published router with some of its methods replaced."""
+    return type("Changed", (TwoStage,), dict(parts))
+
+
+def scattered_values(self, logits):
+    value, best = F.softmax(logits, dim=-1).topk(self.k, dim=-1)
+    value = value / value.sum(-1, keepdim=True)
+    return torch.zeros_like(logits).scatter(-1, best, value * self.k)
+
+
+def filled_with_zeros(self, logits):
+    scores = logits.softmax(-1)
+    kept = scores.masked_fill(self.chosen(scores) == 0, 0.0)
+    return self.k * (kept / kept.sum(-1).unsqueeze(-1))
+
+
+def softmax_of_chosen(self, logits):
+    return logits.masked_fill(self.chosen(logits) == 0, float("-inf")).softmax(-1)
+
+
+def stage_by_einsum(self, x):
+    first, second = self.stage_weights(self.to_stage(x)).unbind(-1)
+    shared = torch.einsum("bs,bsh->bsh", first, self.shared_gates(self.to_shared(x)))
+    routed = torch.einsum("bs,bsh->bsh", second, self.routed_gates(self.to_routed(x)))
+    return self.put_together(shared, routed)
+
+
+def share(kept: Tensor, epsilon: float) -> Tensor:
+    return kept / (kept.sum(-1, keepdim=True) + epsilon)
+
+
 # The same, in other words.
-
-
-class FlatTokens(TwoStage):
-    def forward(self, x):
-        return super().forward(x.reshape(-1, 8)).reshape(*x.shape[:2], -1)
-
-
-class ScatteredMask(TwoStage):
-    def chosen(self, scores):
-        best = torch.topk(scores, self.k, dim=-1)[1]
-        return torch.zeros_like(scores).scatter_(-1, best, 1.0)
-
-
-class ThresholdMask(TwoStage):
-    def chosen(self, scores):
-        return (scores >= scores.topk(self.k, dim=-1).values[..., -1:]).to(scores)
-
-
-class SortedChoice(TwoStage):
-    def chosen(self, scores):
-        best = scores.sort(dim=-1, descending=True).indices[..., : self.k]
-        return F.one_hot(best, self.routed).sum(-2)
-
-
-class ScatteredValues(TwoStage):
-    def routed_gates(self, logits):
-        value, best = F.softmax(logits, dim=-1).topk(self.k, dim=-1)
-        value = value / value.sum(-1, keepdim=True)
-        return torch.zeros_like(logits).scatter(-1, best, value * self.k)
-
-
-class FilledWithZeros(TwoStage):
-    def routed_gates(self, logits):
-        scores = logits.softmax(-1)
-        kept = scores.masked_fill(self.chosen(scores) == 0, 0.0)
-        return self.k * (kept / kept.sum(-1).unsqueeze(-1))
-
-
-class SoftmaxAfterChoice(TwoStage):
-    """Softmax of the chosen logits is the renormalised softmax of all."""
-
-    def routed_gates(self, logits):
-        kept = logits.masked_fill(self.chosen(logits) == 0, float("-inf"))
-        return kept.softmax(-1) * self.k
-
-
-class StageByEinsum(TwoStage):
-    def forward(self, x):
-        first, second = self.stage_weights(self.to_stage(x)).unbind(-1)
-        shared = torch.einsum("bs,bsh->bsh", first, self.shared_gates(self.to_shared(x)))
-        routed = torch.einsum("bs,bsh->bsh", second, self.routed_gates(self.to_routed(x)))
-        return self.put_together(shared, routed)
-
-
-class SharedFromAfar(TwoStage):
-    """The stage is met before the shared logits, which have the same size."""
-
-    def shared_gates(self, logits):
-        return super().shared_gates(logits).mT.contiguous().mT.clone()
-
-
-class PaddedAndAdded(TwoStage):
-    def put_together(self, shared, routed):
-        return F.pad(shared, (0, self.routed)) + F.pad(routed, (self.shared, 0))
-
-
-class WrittenIntoOnes(TwoStage):
-    def put_together(self, shared, routed):
-        return torch.hstack([shared.flatten(0, 1), routed.flatten(0, 1)]).unflatten(0, (2, 5))
-
-
-class TinyEpsilon(TwoStage):
-    """Added, not clamped, but far below what a float can show."""
-
-    def renormalised(self, kept):
-        return kept / (kept.sum(-1, keepdim=True) + 1e-20)
-
-
-class EpsilonThatFloat32DoesNotShow(TwoStage):
-    def renormalised(self, kept):
-        return kept / (kept.sum(-1, keepdim=True) + 1e-9)
-
-
-SAME = (
-    TwoStage,
-    FlatTokens,
-    ScatteredMask,
-    ThresholdMask,
-    SortedChoice,
-    ScatteredValues,
-    FilledWithZeros,
-    SoftmaxAfterChoice,
-    StageByEinsum,
-    SharedFromAfar,
-    PaddedAndAdded,
-    WrittenIntoOnes,
-    TinyEpsilon,
-    EpsilonThatFloat32DoesNotShow,
-)
-
-
-# One thing is different.
-
-
-class WithoutTimesK(TwoStage):
-    def routed_gates(self, logits):
-        scores = logits.softmax(-1)
-        return self.renormalised(scores * self.chosen(scores))
-
-
-class NotRenormalised(TwoStage):
-    def renormalised(self, kept):
-        return kept
-
-
-class LargeEpsilon(TwoStage):
-    def renormalised(self, kept):
-        return kept / (kept.sum(-1, keepdim=True) + 1e-6)
-
-
-class SoftmaxAfterChoiceWithoutTimesK(TwoStage):
-    def routed_gates(self, logits):
-        kept = logits.masked_fill(self.chosen(logits) == 0, float("-inf"))
-        return kept.softmax(-1)
-
-
-class SoftmaxOfAllAfterChoice(TwoStage):
-    """The choice is taken back: every head is weighed."""
-
-    def routed_gates(self, logits):
-        return (logits + self.chosen(logits)).softmax(-1) * self.k
-
-
-class SoftmaxOfMaskedZeros(TwoStage):
-    def routed_gates(self, logits):
-        return (logits * self.chosen(logits.softmax(-1))).softmax(-1) * self.k
-
-
-class Temperature(TwoStage):
-    """The choice is made at another temperature than the gates."""
-
-    def routed_gates(self, logits):
-        chosen = self.chosen(logits.softmax(-1))
-        return self.renormalised((logits / 0.5).softmax(-1) * chosen) * self.k
-
-
-class SigmoidScores(TwoStage):
-    def routed_gates(self, logits):
-        scores = logits.sigmoid()
-        return self.renormalised(scores * self.chosen(scores)) * self.k
-
-
-class SmallestHeads(TwoStage):
-    def chosen(self, scores):
-        best = scores.topk(self.k, dim=-1, largest=False).indices
-        return F.one_hot(best, self.routed).sum(-2)
-
-
-class SharedNotScaled(TwoStage):
-    def shared_gates(self, logits):
-        return logits.softmax(-1)
-
-
-class SharedBySigmoid(TwoStage):
-    def shared_gates(self, logits):
-        return logits.sigmoid() * self.shared
-
-
-class StageNotScaled(TwoStage):
-    def stage_weights(self, logits):
-        return logits.softmax(-1)
-
-
-class StagesSwapped(TwoStage):
-    def stage_weights(self, logits):
-        return logits.softmax(-1).flip(-1) * 2
-
-
-class RoutedFirst(TwoStage):
-    def put_together(self, shared, routed):
-        return torch.cat([routed, shared], dim=-1)
-
-
-class HeadsReordered(TwoStage):
-    def routed_gates(self, logits):
-        return super().routed_gates(logits).flip(-1)
-
-
-class BiasOnGates(TwoStage):
-    def put_together(self, shared, routed):
-        return super().put_together(shared, routed) + 1e-4
-
-
-class InputDependentScale(TwoStage):
-    """More than the logits decides."""
-
-    def forward(self, x):
-        return super().forward(x) * x.sum(-1, keepdim=True).tanh()
-
-
-class ChosenFromAnother(TwoStage):
-    """Heads are ranked by the gates of the token before."""
-
-    def chosen(self, scores):
-        return super().chosen(scores.roll(1, dims=1))
-
-
-class SharedAcrossTokens(TwoStage):
-    """A softmax over the tokens, not over the heads."""
-
-    def shared_gates(self, logits):
-        return logits.softmax(1) * self.shared
-
-
-DIFFERENT = (
-    WithoutTimesK,
-    NotRenormalised,
-    LargeEpsilon,
-    SoftmaxAfterChoiceWithoutTimesK,
-    SoftmaxOfAllAfterChoice,
-    SoftmaxOfMaskedZeros,
-    Temperature,
-    SigmoidScores,
-    SmallestHeads,
-    SharedNotScaled,
-    SharedBySigmoid,
-    StageNotScaled,
-    StagesSwapped,
-    RoutedFirst,
-    HeadsReordered,
-    BiasOnGates,
-    InputDependentScale,
-    ChosenFromAnother,
-    SharedAcrossTokens,
-)
+SAME: dict[str, Mapping[str, Callable[..., Tensor]]] = {
+    "as_published": {},
+    "flat_tokens": {
+        "forward": lambda self, x: TwoStage.forward(self, x.reshape(-1, 8)).reshape(
+            *x.shape[:2], -1
+        )
+    },
+    "scattered_mask": {
+        "chosen": lambda self, p: torch.zeros_like(p).scatter_(-1, p.topk(self.k, -1)[1], 1.0)
+    },
+    "threshold": {"chosen": lambda self, p: (p >= p.topk(self.k, dim=-1).values[..., -1:]).to(p)},
+    "sorted_choice": {
+        "chosen": lambda self, p: F.one_hot(
+            p.sort(dim=-1, descending=True).indices[..., : self.k], 4
+        ).sum(-2)
+    },
+    "scattered_values": {"routed_gates": scattered_values},
+    "filled_with_zeros": {"routed_gates": filled_with_zeros},
+    # Softmax of the chosen logits is the renormalised softmax of all.
+    "softmax_after_choice": {
+        "routed_gates": lambda self, logits: softmax_of_chosen(self, logits) * self.k
+    },
+    "stage_by_einsum": {"forward": stage_by_einsum},
+    # The stage is met before the shared logits, which have the same size.
+    "shared_from_afar": {
+        "shared_gates": lambda self, logits: (
+            TwoStage.shared_gates(self, logits).mT.contiguous().mT.clone()
+        )
+    },
+    "padded_and_added": {
+        "put_together": lambda self, shared, routed: F.pad(shared, (0, 4)) + F.pad(routed, (2, 0))
+    },
+    "put_together_flat": {
+        "put_together": lambda self, shared, routed: torch.hstack(
+            [shared.flatten(0, 1), routed.flatten(0, 1)]
+        ).unflatten(0, (2, 5))
+    },
+    # Added, not clamped, but below what a float can show.
+    "tiny_epsilon": {"renormalised": lambda self, kept: share(kept, 1e-20)},
+    "epsilon_that_float32_does_not_show": {"renormalised": lambda self, kept: share(kept, 1e-9)},
+}
+
+# One thing is different. A MoHRouter ranks for these, and operators weigh.
+WEIGHED: dict[str, tuple[str, Mapping[str, Callable[..., Tensor]]]] = {
+    "without_times_k": (
+        "mixed",
+        {
+            "routed_gates": lambda self, logits: self.renormalised(
+                (p := logits.softmax(-1)) * self.chosen(p)
+            )
+        },
+    ),
+    "not_renormalised": ("mixed", {"renormalised": lambda self, kept: kept}),
+    "softmax_after_choice_without_times_k": ("mixed", {"routed_gates": softmax_of_chosen}),
+    # The choice is made at another temperature than the gates.
+    "temperature": (
+        "mixed",
+        {
+            "routed_gates": lambda self, logits: (
+                self.renormalised((logits / 0.5).softmax(-1) * self.chosen(logits.softmax(-1)))
+                * self.k
+            )
+        },
+    ),
+    "sigmoid_scores": (
+        "mixed",
+        {
+            "routed_gates": lambda self, logits: (
+                self.renormalised((p := logits.sigmoid()) * self.chosen(p)) * self.k
+            )
+        },
+    ),
+    "shared_not_scaled": ("mixed", {"shared_gates": lambda self, logits: logits.softmax(-1)}),
+    "shared_by_sigmoid": (
+        "mixed",
+        {"shared_gates": lambda self, logits: logits.sigmoid() * self.shared},
+    ),
+    "stage_not_scaled": ("mixed", {"stage_weights": lambda self, logits: logits.softmax(-1)}),
+    "stages_swapped": (
+        "mixed",
+        {"stage_weights": lambda self, logits: logits.softmax(-1).flip(-1) * 2},
+    ),
+    # Heads are ranked by the gates of the token before.
+    "chosen_from_another": (
+        "scored",
+        {"chosen": lambda self, p: TwoStage.chosen(self, p.roll(1, dims=1))},
+    ),
+    # A softmax over the tokens, not over the heads.
+    "shared_across_tokens": (
+        "mixed",
+        {"shared_gates": lambda self, logits: logits.softmax(1) * self.shared},
+    ),
+}
+
+# For these nothing does.
+CUSTOM: dict[str, Mapping[str, Callable[..., Tensor]]] = {
+    "large_epsilon": {"renormalised": lambda self, kept: share(kept, 1e-6)},
+    # The choice is taken back: every head is weighed.
+    "softmax_of_all_after_choice": {
+        "routed_gates": lambda self, logits: (logits + self.chosen(logits)).softmax(-1) * self.k
+    },
+    "softmax_of_masked_zeros": {
+        "routed_gates": lambda self, logits: (
+            (logits * self.chosen(logits.softmax(-1))).softmax(-1) * self.k
+        )
+    },
+    "smallest_heads": {
+        "chosen": lambda self, p: F.one_hot(p.topk(self.k, -1, largest=False)[1], 4).sum(-2)
+    },
+    "routed_first": {
+        "put_together": lambda self, shared, routed: torch.cat([routed, shared], dim=-1)
+    },
+    "heads_reordered": {
+        "routed_gates": lambda self, logits: TwoStage.routed_gates(self, logits).flip(-1)
+    },
+    "bias_on_gates": {
+        "put_together": lambda self, shared, routed: torch.cat([shared, routed], -1) + 1e-4
+    },
+    # More than the logits decides.
+    "input_dependent_scale": {
+        "forward": lambda self, x: TwoStage.forward(self, x) * x.sum(-1, keepdim=True).tanh()
+    },
+}
 
 
 # The other published forms.
@@ -422,47 +344,28 @@ def test_one_chosen_head_is_a_mask_where_its_gate_is_a_number_for_logits_that_ar
 
 
 @sampled(3)
-@pytest.mark.parametrize("make", SAME)
-def test_router_in_other_words_is_the_published_form(make: type[nn.Module]):
-    router = read(make)
+@pytest.mark.parametrize("name", SAME)
+def test_router_in_other_words_is_the_published_form(name: str):
+    router = read(changed(SAME[name]))
     assert (router.form.name, router.num_shared_heads, router.top_k) == ("two_stage", 2, 2)
     assert router.reason is None
 
 
-# A MoHRouter ranks for these, and operators weigh; for the others of DIFFERENT nothing does.
-WEIGHED_BY_OPERATORS = {
-    WithoutTimesK: "mixed",
-    NotRenormalised: "mixed",
-    SoftmaxAfterChoiceWithoutTimesK: "mixed",
-    Temperature: "mixed",
-    SigmoidScores: "mixed",
-    SharedNotScaled: "mixed",
-    SharedBySigmoid: "mixed",
-    StageNotScaled: "mixed",
-    StagesSwapped: "mixed",
-    ChosenFromAnother: "scored",
-    SharedAcrossTokens: "mixed",
-}
-
-
 @sampled(3)
-@pytest.mark.parametrize("make", WEIGHED_BY_OPERATORS)
-def test_router_that_weighs_in_another_way_is_not_the_published_one(make: type[nn.Module]):
-    router, gates, inserted = rewritten(make)
-    assert (router.form.name, router.num_shared_heads, router.top_k) == (
-        WEIGHED_BY_OPERATORS[make],
-        2,
-        2,
-    )
+@pytest.mark.parametrize("name", WEIGHED)
+def test_router_that_weighs_in_another_way_is_not_the_published_one(name: str):
+    form, parts = WEIGHED[name]
+    router, gates, inserted = rewritten(changed(parts)())
+    assert (router.form.name, router.num_shared_heads, router.top_k) == (form, 2, 2)
     torch.testing.assert_close(inserted, gates)
 
 
 @sampled(3)
-@pytest.mark.parametrize("make", [one for one in DIFFERENT if one not in WEIGHED_BY_OPERATORS])
-def test_router_that_deviates_is_custom(make: type[nn.Module]):
-    router = read(make)
+@pytest.mark.parametrize("name", CUSTOM)
+def test_router_that_deviates_is_custom(name: str):
+    router = read(changed(CUSTOM[name]))
     assert router.form.name == "custom"
-    why = "stand behind the routed ones" if make is RoutedFirst else "no published form"
+    why = "stand behind the routed ones" if name == "routed_first" else "no published form"
     assert why in router.reason
     assert (router.routed_logits, router.shared_logits, router.stage_logits) == (None, None, None)
 
@@ -478,8 +381,8 @@ def test_other_forms(make: type[nn.Module]):
 def test_logits_are_those_of_each_stage():
     router = read(TwoStage)
     inputs = (router.stage_logits, router.shared_logits, router.routed_logits)
-    assert [one.node.name for one in inputs] == ["linear", "linear_1", "linear_2"]
-    assert [one.dim for one in inputs] == [2, 2, 2]
+    assert [logits.node.name for logits in inputs] == ["linear", "linear_1", "linear_2"]
+    assert [logits.dim for logits in inputs] == [2, 2, 2]
 
 
 def test_mask_of_norms_is_query_norm_only_where_the_query_makes_them():
