@@ -13,13 +13,7 @@ import numpy as np
 import onnx
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops import op_names, spec
-from moh_deploy.ops.nbits_product import (
-    CONTRIB_DOMAIN,
-    check_weight,
-    matmul_nbits_text,
-    product_of,
-)
+from moh_deploy.ops import nbits_product, op_names, spec
 from moh_deploy.ops.spec import Arrays, Attributes, OpSpec, TensorType, TensorTypes
 
 _FLOAT = ("float32",)
@@ -37,7 +31,7 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
         X W + bias, [B, S, N], in float64: also where a gate is closed.
     """
     x, packed, _, scales, bias = (*inputs, None)[:5]
-    product = product_of(x, packed, scales, int(attributes["in_features"]))
+    product = nbits_product.product_of(x, packed, scales, int(attributes["in_features"]))
     return (product if bias is None else product + bias.astype(np.float64),)
 
 
@@ -63,13 +57,13 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> NBitsVariant:
 
 def function_body(op: str, output: str, variant: NBitsVariant, *, opset: int) -> onnx.FunctionProto:
     """Build the body of a projection: MatMulNBits, which multiplies every row."""
-    product = matmul_nbits_text("X, W, scales", bits=f" = {_BITS}")
+    product = nbits_product.matmul_nbits_text("X, W, scales", bits=f" = {_BITS}")
     step = f"{output} = {product}"
     if variant.biased:
         step = f"product = {product} {output} = Add (product, bias)"
     inputs = "X, W, gates, scales" + (", bias" if variant.biased else "")
     signature = f"{op} <num_heads, in_features, out_features> ({inputs}) => ({output})"
-    return spec.parsed_function(signature, [step], opset=opset, domain=CONTRIB_DOMAIN)
+    return spec.parsed_function(signature, [step], opset=opset, domain=nbits_product.CONTRIB_DOMAIN)
 
 
 def shape_rule(
@@ -95,7 +89,7 @@ def shape_rule(
     for name, tensor in (("X", x), ("gates", gates)):
         spec.check_tensor(op, name, tensor, _FLOAT, (3,))
     spec.check_equal(op, "last size of X", x.shape[2], rows)
-    check_weight(op, weight, scales, rows=rows, columns=columns, bits=_BITS)
+    nbits_product.check_weight(op, weight, scales, rows=rows, columns=columns, bits=_BITS)
     spec.check_equal(op, "number of heads in gates", gates.shape[2], heads)
     spec.check_equal(op, "batch size of gates", gates.shape[0], x.shape[0])
     spec.check_equal(op, "length of gates", gates.shape[1], x.shape[1])

@@ -182,7 +182,18 @@ def router_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[Tens
     routed, shared, stage = (*inputs, None, None, None)[:3]
     top_k, num_shared_heads = int(attributes["top_k"]), int(attributes["num_shared_heads"])
     # Attributes and presence first: the sizes below rely on both.
-    _check_heads(routed, top_k, num_shared_heads)
+    if routed is None and top_k != 0:
+        raise ExportError(f"{_OP}: top_k is {top_k}, but routed_logits is absent; expected 0.")
+    if routed is not None and top_k < 1:
+        raise ExportError(
+            f"{_OP}: top_k is {top_k}, but routed_logits is given; expected at least 1.",
+            hint="A layer whose heads are all shared has no routed_logits.",
+        )
+    if routed is None and num_shared_heads == 0:
+        raise ExportError(
+            f"{_OP}: neither routed nor shared heads; "
+            "expected routed_logits, or num_shared_heads of at least 1."
+        )
     # Weighted gates take all three kinds of logits.
     for name, given in zip(_INPUTS[1:], (shared, stage), strict=True):
         if given is not None and attributes["gate_mode"] == "mask":
@@ -213,21 +224,6 @@ def router_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[Tens
         spec.check_equal(_OP, "last size of stage_logits", stage.shape[2], 2)
     heads = num_shared_heads + num_routed if isinstance(num_routed, int) else None
     return (TensorType(dtype, (batch, seq_len, heads)),)
-
-
-def _check_heads(routed: TensorType | None, top_k: int, num_shared_heads: int) -> None:
-    if routed is None and top_k != 0:
-        raise ExportError(f"{_OP}: top_k is {top_k}, but routed_logits is absent; expected 0.")
-    if routed is not None and top_k < 1:
-        raise ExportError(
-            f"{_OP}: top_k is {top_k}, but routed_logits is given; expected at least 1.",
-            hint="A layer whose heads are all shared has no routed_logits.",
-        )
-    if routed is None and num_shared_heads == 0:
-        raise ExportError(
-            f"{_OP}: neither routed nor shared heads; "
-            "expected routed_logits, or num_shared_heads of at least 1."
-        )
 
 
 def _tokens(present: list[tuple[str, TensorType]]) -> tuple[OpDim, OpDim, str]:

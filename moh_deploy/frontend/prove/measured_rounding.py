@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_leaves, tree_map
@@ -37,12 +38,7 @@ from moh_deploy.system.npz import Array
 
 @dataclass(frozen=True)
 class NoisyRun:
-    """The values that a run with noise computed.
-
-    Attributes:
-        values: Of the nodes that were asked for.
-        outputs: The tensors of the program's outputs, in order.
-    """
+    """The values that a run with noise computed."""
 
     values: Mapping[Node, torch.Tensor]
     outputs: Sequence[torch.Tensor]
@@ -62,7 +58,6 @@ def noisy_runs(
         placeholders: The values of the program's placeholders, in order.
         watched: The nodes whose values are wanted. Only what they and the outputs need is run.
         fed: What readers of a node are given in place of what it computes.
-        draws: How often.
     """
     output = next(node for node in program.graph.nodes if node.op == "output")
     needed = set(ancestors(output, *watched))
@@ -98,7 +93,10 @@ class _NoisyInterpreter(Interpreter):
         if n.op == "output":  # gates that the model returns are shown as they were computed
             self.env.update(self._computed)
         result = super().run_node(n)
-        if n.op == "call_function" and not _is_view(n):
+        # A view computes nothing: its result is (perhaps) memory of an argument. No operator of
+        # torch are getitem, and arithmetic on sizes.
+        returns = n.target._schema.returns if isinstance(n.target, OpOverload) else ()
+        if n.op == "call_function" and returns and not any(r.alias_info for r in returns):
             terms = sum_length(n)
             result = tree_map(lambda value: self._moved(value, terms), result)
         if n in self._watched:
@@ -170,21 +168,10 @@ def sum_length(node: Node) -> int:
     return 1
 
 
-def _is_view(node: Node) -> bool:
-    """True where nothing is computed: the result is (perhaps) memory of an argument."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return True  # getitem, and arithmetic on sizes
-    return any(result.alias_info is not None for result in target._schema.returns)
-
-
 def attention_fingerprint(
     rewrite: Rewrite, values: Mapping[Node, torch.Tensor]
 ) -> NDArray[np.float32] | None:
     """Return the fingerprint of what the layer's attention computed, gates included.
-
-    Args:
-        values: What the nodes of the program computed.
 
     Returns:
         [B, S, NUMBERS]; None where the gated heads have no view [B, S, ...].
@@ -200,7 +187,6 @@ def ranked_scores(
     """Return what the layer's router ranked, [B, S, candidates] in float32: of the last heads.
 
     Args:
-        values: What the nodes of the program computed.
         counted: [B, S], the tokens that are compared.
 
     Returns:
@@ -246,10 +232,7 @@ def measure_rounding(
 
     Args:
         program: The original operators; what is inserted beside them is not run.
-        placeholders: The values of the program's placeholders.
-        rewrites: Its layers.
         values: What the original operators computed, by node.
-        outputs: Its outputs, by name.
         valid: What of all values counts.
     """
     watched = {

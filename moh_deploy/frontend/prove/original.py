@@ -32,12 +32,7 @@ _SMALL_MODEL_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class OriginalRun:
-    """One run of the original model.
-
-    Attributes:
-        inputs: The inputs at this run's sizes.
-        outputs: The tensors it returned, in order.
-    """
+    """One run of the original model."""
 
     inputs: tuple[ModelInput, ...]
     outputs: list[torch.Tensor]
@@ -126,9 +121,6 @@ def check_trace(
 ) -> None:
     """Check that the traced program computes what the original does, at these sizes.
 
-    Args:
-        valid: What of the outputs is compared.
-
     Raises:
         ExportError: Naming the output and how far it is off.
     """
@@ -213,10 +205,6 @@ def try_to_record(
     measure_rounding: bool = False,
 ) -> Recording | DoesNotRun:
     """Run the traced program at the sizes of one run of the original, and check that they agree.
-
-    Args:
-        valid: What is compared.
-        measure_rounding: Measure how far rounding moves it, too.
 
     Raises:
         ExportError: It computes something else, at sizes of which it asserts nothing against.

@@ -91,12 +91,7 @@ class Pointwise:
 
 @dataclass(frozen=True)
 class BlockMean:
-    """The mean of each block of pixels.
-
-    Attributes:
-        image: Of the output.
-        block: Height and width of a block.
-    """
+    """The mean of each block of pixels."""
 
     image: Image
     block: tuple[int, int]
@@ -104,12 +99,7 @@ class BlockMean:
 
 @dataclass(frozen=True)
 class Elementwise:
-    """A function of each number.
-
-    Attributes:
-        image: Of the input and of the output.
-        node: The operator, with what it takes besides the image.
-    """
+    """A function of each number: the operator, with what it takes besides the image."""
 
     image: Image
     node: Node
@@ -214,9 +204,7 @@ class ImageChain:
 
     Attributes:
         entry: The tokens, in their order: what the first step reads.
-        image: What the model makes of them.
         features: The axes of a token; twice as many numbers as the image has if the step is gated.
-        steps: The operators.
         inner: The chain's nodes before `end`. Nothing else reads more of them than sizes.
         end: The node that is in token order again.
         layout: Of `end`, in axes of the last step's image.

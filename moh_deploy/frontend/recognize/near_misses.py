@@ -13,10 +13,10 @@ ended the recognition is named, with the line of the user's code.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import cast
+from typing import TypeVar, cast
 
 from torch.fx import Node
 
@@ -34,20 +34,16 @@ from moh_deploy.frontend.fx.graph import (
     source_line,
 )
 from moh_deploy.frontend.fx.views import forward, is_view
+from moh_deploy.frontend.recognize import router_like
 from moh_deploy.frontend.recognize.gates import common_path
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.router_like import (
-    RouterLike,
-    is_counted,
-    made_by,
-    spread_sizes,
-    unexpanded,
-)
 from moh_deploy.frontend.recognize.routers.router import router_cone
 from moh_deploy.frontend.recognize.track import Tracked
 from moh_deploy.frontend.recognize.trails import Follower, Miss
 from moh_deploy.frontend.recognize.walk import walk
 from moh_deploy.package import NearMiss, OtherRouter
+
+_Key = TypeVar("_Key", bound=tuple[object, ...])
 
 _INDEX_SUMS = frozenset(["index_add", "scatter_add", "scatter_reduce", "index_put", "index_reduce"])
 
@@ -62,10 +58,7 @@ def find_near_misses(
     many attentions have no gates.
 
     Args:
-        nodes: The graph's nodes in execution order.
         tracked: What recognition knows of the tensors that carry attention.
-        layers: What was recognised.
-        dynamic: Nodes whose values depend on the model's inputs.
     """
     follower = Follower(tracked, layers, dynamic)
     misses = follower.run(nodes)
@@ -90,9 +83,18 @@ def find_near_misses(
             reason = _index_sum(maker)
         told.append(_Told(maker, reason, maker, place.applied))
     in_order = {node: position for position, node in enumerate(nodes)}
+    missed = _grouped(
+        ((miss.reason, source_line(miss.lost), source_line(miss.applied)), miss.begin, miss.applied)
+        for miss in sorted(told, key=lambda miss: in_order[miss.begin])
+    )
+    others = _grouped(
+        (_other_router(place), place.router, place.applied)
+        for place in elsewhere
+        if not place.are_heads
+    )
     return (
-        _grouped(sorted(told, key=lambda item: in_order[item.begin])),
-        _other_routers([found for found in elsewhere if not found.are_heads]),
+        tuple(NearMiss(paths, *key) for key, paths in missed.items()),
+        tuple(OtherRouter(paths, *key) for key, paths in others.items()),
         len(starts - gated) - len(in_front),
     )
 
@@ -109,11 +111,10 @@ class _Told:
 
 def _told(miss: Miss, tracked: Mapping[Node, Tracked], dynamic: Collection[Node]) -> _Told:
     start, lost = miss.trail.start, _lost_at(miss, tracked)
-    if start is lost:
-        # Scores of edges are products of computed tensors, too: what sums them up says more.
-        for node in ancestors(miss.applied, stop={start}):
-            if op(node) in _INDEX_SUMS and start in ancestors(node):
-                return _Told(start, _index_sum(node), node, miss.applied)
+    # Scores of edges are products of computed tensors, too: what sums them up says more.
+    for node in ancestors(miss.applied, stop={start}) if start is lost else ():
+        if op(node) in _INDEX_SUMS and start in ancestors(node):
+            return _Told(start, _index_sum(node), node, miss.applied)
     return _Told(start, _reason(miss, lost, dynamic), lost, miss.applied)
 
 
@@ -121,35 +122,25 @@ def _index_sum(node: Node) -> str:
     return f"{op(node)} sums over an index, as attention over edges does, not over all keys"
 
 
-def _grouped(told: Sequence[_Told]) -> tuple[NearMiss, ...]:
-    """One entry a reason and place; layers of one class share theirs."""
-    found: dict[tuple[str, str | None, str | None], dict[str, None]] = {}
-    for miss in told:
-        key = (miss.reason, source_line(miss.lost), source_line(miss.applied))
-        found.setdefault(key, {}).setdefault(_path(miss.begin, miss.applied))
-    return tuple(
-        NearMiss(tuple(paths), reason, place, gates)
-        for (reason, place, gates), paths in found.items()
-    )
+def _grouped(told: Iterable[tuple[_Key, Node, Node]]) -> dict[_Key, tuple[str, ...]]:
+    """The module paths of what is told in the same words: layers of one class share theirs.
+
+    Args:
+        told: The words, and the first and last node of each.
+    """
+    found: dict[_Key, dict[str, None]] = {}
+    for key, first, last in told:
+        found.setdefault(key, {}).setdefault(".".join(common_path(first, last)) or "model")
+    return {key: tuple(paths) for key, paths in found.items()}
 
 
-def _other_routers(elsewhere: Sequence[HeadsElsewhere]) -> tuple[OtherRouter, ...]:
-    """One entry for routers of one class."""
-    found: dict[tuple[str, str | None, str, str | None], dict[str, None]] = {}
-    for place in elsewhere:
-        router, maker = place.router, place.made_by
-        # What ranks or weighs, among how many candidates.
-        scores = example_shape(cast(Node, router.args[0]))
-        number = scores[cast(int, argument(router, "dim", -1))]
-        kept = f"{argument(router, 'k')} among " if op(router) == "topk" else ""
-        routing = f"{op(router)} of {kept}{number}"
-        key = (routing, source_line(router), op(maker) or maker.name, source_line(place.applied))
-        found.setdefault(key, {}).setdefault(_path(router, place.applied))
-    return tuple(OtherRouter(tuple(paths), *key) for key, paths in found.items())
-
-
-def _path(first: Node, second: Node) -> str:
-    return ".".join(common_path(first, second)) or "model"
+def _other_router(place: HeadsElsewhere) -> tuple[str, str | None, str, str | None]:
+    """What ranks or weighs, among how many candidates, what it weighs, and both places."""
+    router, maker = place.router, place.made_by
+    number = example_shape(cast(Node, router.args[0]))[cast(int, argument(router, "dim", -1))]
+    kept = f"{argument(router, 'k')} among " if op(router) == "topk" else ""
+    routing = f"{op(router)} of {kept}{number}"
+    return routing, source_line(router), op(maker) or maker.name, source_line(place.applied)
 
 
 def _lost_at(miss: Miss, tracked: Mapping[Node, Tracked]) -> Node:
@@ -182,7 +173,7 @@ def _reason(miss: Miss, lost: Node, dynamic: Collection[Node]) -> str:
         # Delays, say, are chosen among scores of a product with computed tensors.
         factors = contraction(start)
         for operand in factors.operands if factors else ():
-            router = RouterLike(operand, (), dynamic)
+            router = router_like.RouterLike(operand, (), dynamic)
             if router.ranks_scores and router.selection is not None:
                 chosen = op(router.selection)
                 return f"{name} weighs what {chosen} chose among scores, not all keys"
@@ -210,8 +201,6 @@ class HeadsElsewhere:
     """A product of what looks like the gates of heads with what may be heads.
 
     Attributes:
-        applied: The product.
-        gate: The gates.
         router: What ranks or weighs candidates for the gates.
         made_by: The operator that makes what is multiplied.
         are_heads: That operator mixes tokens, and the product's heads are merged.
@@ -233,10 +222,8 @@ def heads_elsewhere(
     """Return products with gates that are of no attention, one a router.
 
     Args:
-        nodes: The graph's nodes in execution order.
         attention: Tensors that carry attention, and products that gates of layers are in.
         routed: What the routers of attention are computed with.
-        dynamic: Nodes whose values depend on the model's inputs.
     """
     found: dict[Node, HeadsElsewhere] = {}
     for node in nodes:
@@ -257,7 +244,7 @@ def heads_elsewhere(
     inner = {
         node
         for place in found.values()
-        for node in RouterLike(place.gate, attention, dynamic).cone
+        for node in router_like.RouterLike(place.gate, attention, dynamic).cone
         if node is not place.applied
     }
     return [place for place in found.values() if place.applied not in inner]
@@ -278,15 +265,15 @@ def _factors(node: Node) -> Iterator[tuple[Node, Node]]:
 def _with_gates(
     node: Node, gate: Node, whole: Node, attention: Collection[Node], dynamic: Collection[Node]
 ) -> HeadsElsewhere | None:
-    sizes = spread_sizes(gate, whole)
+    sizes = router_like.spread_sizes(gate, whole)
     if sizes is None:
         return None
-    like = RouterLike(gate, attention, dynamic)
-    counted = any(is_counted(size) and size in shape(whole) for size in sizes)
+    like = router_like.RouterLike(gate, attention, dynamic)
+    counted = any(router_like.is_counted(size) and size in shape(whole) for size in sizes)
     is_one = not counted and (like.is_cut or like.takes_one)
     if not (counted or is_one) or not like.is_router or like.ranks_scores:
         return None
-    mixes, maker = made_by(whole, attention, dynamic)
+    mixes, maker = router_like.made_by(whole, attention, dynamic)
     are_heads = mixes and (_are_joined(node) if like.is_cut else _are_merged(node, gate, whole))
     # What only squashes gates channels in many models: it routes, if it is heads that it gates.
     router = like.selection or like.weighing or (like.squash if are_heads else None)
@@ -301,7 +288,7 @@ def _are_merged(node: Node, gate: Node, whole: Node) -> bool:
     if product is not None and product.summed:
         return False
     layout = fresh_layout(shape(node))
-    of_gates, of_whole = _varying(unexpanded(gate), layout), _varying(whole, layout)
+    of_gates, of_whole = _varying(router_like.unexpanded(gate), layout), _varying(whole, layout)
     heads, channels = of_gates & of_whole, of_whole - of_gates
     if len(channels) != 1:  # rows and columns of an image, say
         return False
@@ -333,7 +320,7 @@ def _are_merged(node: Node, gate: Node, whole: Node) -> bool:
 def _varying(node: Node, layout: Layout) -> set[Axis]:
     """The axes of a product that one of its factors varies along, as many as there always are."""
     aligned = zip(reversed(shape(node)), reversed(layout), strict=False)
-    return {axis for extent, dim in aligned if is_counted(extent) for axis in dim}
+    return {axis for extent, dim in aligned if router_like.is_counted(extent) for axis in dim}
 
 
 def _has_both(axes: Dim, heads: set[Axis], channels: set[Axis]) -> bool:

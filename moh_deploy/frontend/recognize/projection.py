@@ -22,7 +22,6 @@ class Projection:
     """`x @ weight + bias`.
 
     Attributes:
-        node: The node whose value it is.
         product: The product; x is operand 0 and the weight is operand 1.
         bias: Broadcast against the result; None where there is none.
     """

@@ -27,7 +27,6 @@ class RouterLike:
     """Follow a tensor back to the projections, attention and products it is computed from.
 
     Attributes:
-        node: What may be gates.
         stops: Tensors that carry attention: a router reads them, and ends there.
     """
 

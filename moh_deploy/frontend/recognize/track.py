@@ -100,11 +100,6 @@ class GatedProduct:
 class Tracker:
     """Finds every product of an attention output (or its weights) with another tensor that may be
     its gates.
-
-    Args:
-        nodes: The graph's nodes in execution order.
-        dynamic: Nodes whose values depend on the model's inputs.
-        constant: Value of a constant node.
     """
 
     def __init__(self, nodes: list[Node], dynamic: set[Node], constant: ReadConstant) -> None:

@@ -23,18 +23,10 @@ from moh_deploy.frontend.fx.graph import (
 )
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import broadcast, forward, history, is_view, lacks, through_views
+from moh_deploy.frontend.recognize import router_like
 from moh_deploy.frontend.recognize.cores.softmax import elementwise_sources
 from moh_deploy.frontend.recognize.gates import chain_of, without_axes
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.router_like import (
-    SQUASHES,
-    RouterLike,
-    is_counted,
-    projects,
-    spread_sizes,
-    sums_product,
-    weighs_experts,
-)
 from moh_deploy.frontend.recognize.routers.router import NORMS, SELECTIONS
 from moh_deploy.frontend.recognize.track import Tracked, token_axes
 from moh_deploy.frontend.recognize.walk import walk
@@ -121,7 +113,11 @@ class Follower:
         return list(misses.values())
 
     def _visit(self, node: Node) -> Trail | None:
-        if node in self._ends or not _is_float(node):
+        value = node.meta.get("val")
+        if isinstance(value, (list, tuple)) and op(node) in SPLITS and value:
+            value = value[0]
+        is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+        if node in self._ends or not is_float:
             return None
         if node in self._tracked:
             return _trail_of(self._tracked[node])
@@ -134,8 +130,12 @@ class Follower:
         # Of weights and values that come of another attention, it is the weights' attention.
         source = next((s for s in sources if self._trails[s].is_weights), sources[0])
         trail = self._trails[source]
-        name, projected = op(node), projects(node, self._dynamic)
-        if name in SQUASHES or name in SELECTIONS or name == "scaled_dot_product_attention":
+        name, projected = op(node), router_like.projects(node, self._dynamic)
+        if (
+            name in router_like.SQUASHES
+            or name in SELECTIONS
+            or name == "scaled_dot_product_attention"
+        ):
             return None
         if trail.projected and (name in NORMS or projected):
             return None
@@ -150,19 +150,21 @@ class Follower:
             trail,
             lost=trail.lost or node,
             layout=_layout_behind(node, source, trail),
-            is_weights=trail.is_weights and (projected or not sums_product(node)),
+            is_weights=trail.is_weights and (projected or not router_like.sums_product(node)),
             projected=trail.projected or (projected and not trail.is_weights),
         )
 
     def _begun(self, node: Node) -> Trail | None:
         """A product of two computed tensors is taken for attention, if gates follow."""
         product = contraction(node)
-        if product is None or not product.summed or projects(node, self._dynamic):
+        if product is None or not product.summed or router_like.projects(node, self._dynamic):
             return None
         if product.operands[0] is product.operands[1]:
             return None
         # Scores become weights before anything is attended.
-        if weighs_experts(product, self._trails, self._dynamic) or self._is_scores(node):
+        if router_like.weighs_experts(product, self._trails, self._dynamic) or self._is_scores(
+            node
+        ):
             return None
         return Trail(start=node, is_weights=False, layout=None, channels=None, lost=node)
 
@@ -178,7 +180,7 @@ class Follower:
             for node in reached:
                 if node in self._trails and op(self._trails[node].start) in _ATTENTION:
                     continue  # the logits of a router that reads attention
-                if sums_product(node) and not projects(node, self._dynamic):
+                if router_like.sums_product(node) and not router_like.projects(node, self._dynamic):
                     return lost
                 # One such operator is looked through: what lies farther away are no scores.
                 if lost is None:
@@ -188,7 +190,7 @@ class Follower:
 
     def _is_scores(self, node: Node) -> bool:
         def onward(node: Node) -> list[Node]:
-            return [user for user in node.users if not projects(user, self._dynamic)]
+            return [user for user in node.users if not router_like.projects(user, self._dynamic)]
 
         return any(
             user in self._tracked
@@ -219,13 +221,13 @@ class Follower:
             layout = None if trail.layout is None else broadcast(gate, trail.layout)
         if not isinstance(gate, Node) or gate in self._trails:
             return None
-        router = RouterLike(gate, self._trails, self._dynamic)
+        router = router_like.RouterLike(gate, self._trails, self._dynamic)
         if not router.is_router:
             return None
         if layout is not None and _is_of_channels(gate, layout, trail):
             return Miss(trail, node, gate, attends_to_channels=True)
         others = _beside_channels(gate, layout, source, trail)
-        is_gate = others is not None and (any(map(is_counted, others)) or router.is_cut)
+        is_gate = others is not None and (any(map(router_like.is_counted, others)) or router.is_cut)
         return Miss(trail, node, gate) if is_gate else None
 
     def gated_in_front(self, start: Node, tracked: Mapping[Node, Tracked]) -> Miss | None:
@@ -242,9 +244,13 @@ class Follower:
                 continue
             for side, gate in enumerate(product.operands):
                 trail = Trail(start, False, None, None)
-                router = RouterLike(gate, self._trails, self._dynamic)
+                router = router_like.RouterLike(gate, self._trails, self._dynamic)
                 others = _beside_channels(gate, None, product.operands[1 - side], trail)
-                if router.is_router and others is not None and any(map(is_counted, others)):
+                if (
+                    router.is_router
+                    and others is not None
+                    and any(map(router_like.is_counted, others))
+                ):
                     return Miss(trail, made, gate, is_in_front=True)
         return None
 
@@ -258,7 +264,7 @@ class Follower:
             if trail.layout is not None and set(trail.layout[position]) <= set(trail.tokens):
                 continue
             for index in tensor_inputs(node):
-                router = RouterLike(index, self._trails, self._dynamic)
+                router = router_like.RouterLike(index, self._trails, self._dynamic)
                 if index is not source and router.selection is not None:
                     return index
         return None
@@ -306,7 +312,7 @@ def _beside_channels(
             return None
         others = set(flat(bare.layout)) - set(leaves(trail.tokens))
         return [axis.size for axis in others]
-    return spread_sizes(gate, source)
+    return router_like.spread_sizes(gate, source)
 
 
 def _is_of_channels(gate: Node, layout: Layout, trail: Trail) -> bool:
@@ -321,11 +327,6 @@ def _is_of_channels(gate: Node, layout: Layout, trail: Trail) -> bool:
     _, first = history(gate, layout)[-1]
     if any(not channels.isdisjoint(dim) and set(dim) - channels for dim in first):
         return False
-    return any(is_counted(axis.size) for dim in first for axis in dim if axis not in channels)
-
-
-def _is_float(node: Node) -> bool:
-    value = node.meta.get("val")
-    if isinstance(value, (list, tuple)) and op(node) in SPLITS and value:
-        value = value[0]
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+    return any(
+        router_like.is_counted(axis.size) for dim in first for axis in dim if axis not in channels
+    )

@@ -41,7 +41,6 @@ def insert_aggregated(
     """Insert the MoHAggregatedAttention of one layer.
 
     Args:
-        rewrite: Of the layer, so far.
         form: The layer as the op computes it.
         gates: [B, N, H].
         builder: Inserts in front of the node after the layer's product with the gates.

@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::attention
-from moh_deploy.frontend.fx.axes import Dim, Layout, flat, leaves, product
+from moh_deploy.frontend.fx.axes import Layout, flat, leaves, product
 from moh_deploy.frontend.fx.builder import GraphBuilder, NotCoveredError, Operand
 from moh_deploy.frontend.fx.graph import example_shape, tensor
 from moh_deploy.frontend.fx.known_values import KnownValues
@@ -32,7 +32,6 @@ class AttentionInputs:
 
     Args:
         scores: Of the layer, with all numbers that scale query or key in their scale.
-        operands: Brings tensors into layouts and into the op's dtype.
         reader: What the layer's operands are made of.
     """
 
@@ -226,29 +225,23 @@ class AttentionRewriter:
         for axes, what in ((heads, "heads"), (head_dim, "head dimension")):
             if not product(axes).is_Integer:
                 raise NotCoveredError(f"the {what} have a dynamic size")
+        # Heads of the query are (kv head, query head of the group), as axes, kv major: keys and
+        # values that do not vary along the minor ones are shared by a group. Anywhere on the trail
+        # counts: a model may have repeated them for every head itself.
+        kv_heads = heads
+        for count in reversed(range(len(heads))):
+            layouts = ([flat(piece.layout) for piece in trail] for trail in self._trails[1:])
+            if all(any(set(heads[count:]).isdisjoint(axes) for axes in own) for own in layouts):
+                kv_heads = heads[:count]
         return AttentionForm(
             batch=batch,
             heads=heads,
-            kv_heads=self._kv_heads(heads),
+            kv_heads=kv_heads,
             tokens=tokens,
             keys=keys,
             head_dim=head_dim,
             value_dim=leaves(self._layer.core.value_axes),
         )
-
-    def _kv_heads(self, heads: Dim) -> Dim:
-        """The fewest leading head axes that cover what key and value vary along."""
-        # Heads of the query are (kv head, query head of the group), as axes, kv major: keys and
-        # values that do not vary along the minor ones are shared by a group. Anywhere on the trail
-        # counts: a model may have repeated them for every head itself.
-        for count in range(len(heads) + 1):
-            minor = set(heads[count:])
-            if all(
-                any(minor.isdisjoint(flat(piece.layout)) for piece in trail)
-                for trail in self._trails[1:]
-            ):
-                return heads[:count]
-        return heads
 
     def _mask(self) -> Node | None:
         """Return all masks as one, [B, Hq, S, T]: bool where it hides altogether, or an addend."""

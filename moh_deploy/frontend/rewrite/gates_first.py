@@ -26,9 +26,7 @@ def apply_gates_first(
     """Insert the product of gates and attention, and its projection.
 
     Args:
-        projection: Of the layer.
         gates: [B, S, H].
-        builder: Inserts in front of the layer's node.
 
     Returns:
         The layer whose node is the product of gates and attention, and the projection that takes
@@ -36,7 +34,6 @@ def apply_gates_first(
 
     Raises:
         NotCoveredError: If the projection differs between tokens.
-        UnknownSizeError: If the size of an axis cannot be expressed.
     """
     groups = (layer.batch, layer.tokens, layer.heads, layer.core.value_axes)
     weight_axes = set(flat(projection.weight.layout))

@@ -58,12 +58,7 @@ aten = torch.ops.aten
 
 
 class OperandBuilder(LayoutBuilder):
-    """Brings the tensors of a layer into the layouts of an op.
-
-    Args:
-        builder: Where to insert.
-        dtype: Of the op's operands.
-    """
+    """Brings the tensors of a layer into the layouts of an op."""
 
     def __init__(self, builder: GraphBuilder, dtype: torch.dtype) -> None:
         super().__init__(builder)

@@ -44,8 +44,6 @@ def project_query(
     Args:
         attention: The inserted attention; its first argument is the query.
         gates: [B, S, H], an argument of the attention.
-        read: Reads a node as a product with weights.
-        swaps: The layer's parts of packed projections.
 
     Returns:
         The MoHQueryProjection; None where there is none.
@@ -95,11 +93,6 @@ def project_output(
 ) -> Swap | None:
     """Insert a MoHOutputProjection beside the linear map of a layer's gated heads, if nothing else
     reads them.
-
-    Args:
-        attention: The inserted attention.
-        gates: [B, S, H].
-        read: Reads a node as a product with weights.
     """
     found = _linear_reader(layer, read)
     if found is None or tensor(attention.node).dtype != tensor(layer.node).dtype:

@@ -55,9 +55,6 @@ def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
 def insert_fixed_gates(builder: GraphBuilder, gates: Node, program: ExportedProgram) -> Node | None:
     """Insert gates [B, S, H] that no input changes, as a constant that is repeated.
 
-    Args:
-        gates: [B, S, H], what the model computes.
-
     Returns:
         None where they cannot be computed without an input.
     """
@@ -126,10 +123,6 @@ def merge_logits(routed: Node, gates: Node, read: ReadProjection) -> None:
     """Let a MoHRouter read parts of one small projection instead of several smaller ones.
 
     Nothing happens where they are not projections of one tensor that nobody else reads.
-
-    Args:
-        routed: What `insert_router` returned.
-        gates: What it takes over from.
     """
     # x @ [W_routed; W_shared; W_stage]: three products of few columns cost as many launches, and
     # read x three times. One of them, sliced, computes the same numbers.

@@ -54,8 +54,6 @@ class ProjectionPart:
     """A tensor that holds some columns of a projection.
 
     Attributes:
-        node: The tensor.
-        layout: What its dimensions mean.
         windows: What was cut on the way from the projection, in that order.
     """
 
@@ -200,12 +198,7 @@ def _apart(layout: Layout, axes: Dim) -> Layout:
 
 
 class Splitter:
-    """Inserts the parts of packed projections beside them, once for each.
-
-    Args:
-        graph: The graph.
-        stored: Tells whether a node's value is known before the model runs.
-    """
+    """Inserts the parts of packed projections beside them, once for each."""
 
     def __init__(self, graph: Graph, stored: Stored) -> None:
         self._graph = graph

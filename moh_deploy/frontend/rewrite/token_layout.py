@@ -15,14 +15,7 @@ from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::token_co
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand
 from moh_deploy.frontend.fx.graph import argument, example_shape, module_path, op, shape
 from moh_deploy.frontend.fx.views import is_view
-from moh_deploy.frontend.recognize.image_chains import (
-    BlockMean,
-    Depthwise,
-    ImageChain,
-    ImageOp,
-    Pointwise,
-    find_image_chains,
-)
+from moh_deploy.frontend.recognize import image_chains
 from moh_deploy.frontend.recognize.walk import walk
 from moh_deploy.frontend.rewrite.operands import Swap
 from moh_deploy.ops import op_names
@@ -35,16 +28,16 @@ _PARTS = frozenset(["chunk", "split", "split_with_sizes", "getitem", "slice", "n
 def insert_token_layout(program: ExportedProgram) -> list[Swap]:
     """Insert beside each chain of operators on an image the same on tokens."""
     graph = program.graph_module.graph
-    swaps = [_insert(graph, chain) for chain in find_image_chains(graph)]
+    swaps = [_insert(graph, chain) for chain in image_chains.find_image_chains(graph)]
     program.graph_module.recompile()
     return swaps
 
 
-def _insert(graph: Graph, chain: ImageChain) -> Swap:
+def _insert(graph: Graph, chain: image_chains.ImageChain) -> Swap:
     builder = GraphBuilder(graph, chain.end)
     layouts = LayoutBuilder(builder)
     entry, input_bias = chain.entry, None
-    if isinstance(chain.steps[0], Depthwise):
+    if isinstance(chain.steps[0], image_chains.Depthwise):
         entry, input_bias = _split_off_bias(builder, chain)
     tokens = layouts.arrange(entry, (*chain.image.tokens[:2], chain.features))
     inserted: list[str] = []
@@ -67,7 +60,9 @@ def _insert(graph: Graph, chain: ImageChain) -> Swap:
     )
 
 
-def _split_off_bias(builder: GraphBuilder, chain: ImageChain) -> tuple[Operand, Node | None]:
+def _split_off_bias(
+    builder: GraphBuilder, chain: image_chains.ImageChain
+) -> tuple[Operand, Node | None]:
     """The tokens before the bias of the product that makes them, and the bias: adding it would be
     one more pass over all of them. Where the chain alone reads them; else the tokens."""
     entry = chain.entry
@@ -94,27 +89,27 @@ def _split_off_bias(builder: GraphBuilder, chain: ImageChain) -> tuple[Operand, 
 
 
 def _on_tokens(
-    builder: GraphBuilder, step: ImageOp, tokens: Node, input_bias: Node | None
+    builder: GraphBuilder, step: image_chains.ImageOp, tokens: Node, input_bias: Node | None
 ) -> tuple[Node, str]:
     """Insert one step on tokens [B, N, C], and name its operator; the first one may have to add a
     bias to them."""
-    if isinstance(step, Depthwise):
+    if isinstance(step, image_chains.Depthwise):
         sizes = (example_shape(step.weight)[0], step.image.height, step.image.width)
         activation = "gelu" if step.gelu else "none"
         arguments = (tokens, step.weight, step.bias, input_bias, *sizes, activation, step.gated)
         made = builder.call(torch.ops.moh.token_conv.default, *arguments)
         return made, op_names.TOKEN_CONV
-    if isinstance(step, Pointwise):
+    if isinstance(step, image_chains.Pointwise):
         weight = builder.call(aten.flatten.using_ints, step.weight, 1)  # [O, C]
         return builder.call(aten.linear.default, tokens, weight, step.bias), "linear"
-    if isinstance(step, BlockMean):
+    if isinstance(step, image_chains.BlockMean):
         return _block_mean(builder, step, tokens), "mean"
     node = step.node
     assert callable(node.target)
     return builder.call(node.target, tokens, *node.args[1:], **node.kwargs), op(node)
 
 
-def _block_mean(builder: GraphBuilder, step: BlockMean, tokens: Node) -> Node:
+def _block_mean(builder: GraphBuilder, step: image_chains.BlockMean, tokens: Node) -> Node:
     """One side of the blocks after the other, each as a mean over the middle of three dimensions:
     a runtime reduces one dimension faster than two, and has fast code for no more dimensions."""
     (height, width), block = (step.image.height, step.image.width), step.block

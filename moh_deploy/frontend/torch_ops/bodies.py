@@ -13,14 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from moh_deploy.ops import (
-    MOH_AGGREGATED_ATTENTION,
-    MOH_ATTENTION,
-    MOH_OUTPUT_PROJECTION,
-    MOH_QUERY_PROJECTION,
-    MOH_ROUTER,
-    MOH_TOKEN_CONV,
-)
+from moh_deploy import ops
 
 
 def aggregated_attention(
@@ -262,11 +255,11 @@ def token_conv(
 
 
 BODIES: Mapping[str, Callable[..., Tensor]] = {
-    MOH_AGGREGATED_ATTENTION.name: aggregated_attention,
-    MOH_ATTENTION.name: attention,
-    MOH_OUTPUT_PROJECTION.name: projection,
-    MOH_QUERY_PROJECTION.name: projection,
-    MOH_ROUTER.name: router,
-    MOH_TOKEN_CONV.name: token_conv,
+    ops.MOH_AGGREGATED_ATTENTION.name: aggregated_attention,
+    ops.MOH_ATTENTION.name: attention,
+    ops.MOH_OUTPUT_PROJECTION.name: projection,
+    ops.MOH_QUERY_PROJECTION.name: projection,
+    ops.MOH_ROUTER.name: router,
+    ops.MOH_TOKEN_CONV.name: token_conv,
 }
 """By op, called with all inputs and all attributes in the order of its spec."""

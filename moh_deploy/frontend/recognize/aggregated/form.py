@@ -92,7 +92,6 @@ class WindowSource:
 
     Attributes:
         rows: The axes of its tokens, or of its pooled tokens.
-        head_dim: The axes of one head.
     """
 
     piece: Piece

@@ -13,6 +13,7 @@ from moh_deploy.frontend.fx.builder import NotCoveredError
 from moh_deploy.frontend.fx.graph import argument, rank, shape
 from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.slices import Piece
+from moh_deploy.frontend.recognize.aggregated import weights
 from moh_deploy.frontend.recognize.aggregated.form import Aggregated, Window, WindowSource
 from moh_deploy.frontend.recognize.aggregated.peel import close, same_query
 from moh_deploy.frontend.recognize.aggregated.scores import (
@@ -20,12 +21,6 @@ from moh_deploy.frontend.recognize.aggregated.scores import (
     JointScores,
     KeyReader,
     Keys,
-)
-from moh_deploy.frontend.recognize.aggregated.weights import (
-    WeightedValues,
-    WeightReader,
-    Weights,
-    weighted_values,
 )
 from moh_deploy.frontend.recognize.aggregated.windows import CutWindows, WindowAxes, read_windows
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
@@ -43,8 +38,8 @@ def read_aggregated(layer: MoHLayer, known: KnownValues) -> Aggregated:
     for group, what in ((layer.tokens, "image"), (layer.heads, "number of heads")):
         if not product(leaves(group)).is_Integer:
             raise NotCoveredError(f"the {what} has a dynamic size")
-    values = _one_of_each(layer, weighted_values(layer))
-    reader = WeightReader(layer, known)
+    values = _one_of_each(layer, weights.weighted_values(layer))
+    reader = weights.WeightReader(layer, known)
     near, far = (reader.read(each.weights, each.columns) for each in values)
     scores = _scores(layer, near, far, known)
     keys, pooled, cut_keys = _keys(layer, scores, known)
@@ -75,8 +70,8 @@ def _keys(
 
 
 def _one_of_each(
-    layer: MoHLayer, products: list[WeightedValues]
-) -> tuple[WeightedValues, WeightedValues]:
+    layer: MoHLayer, products: list[weights.WeightedValues]
+) -> tuple[weights.WeightedValues, weights.WeightedValues]:
     """The products with the values of windows and with pooled values."""
     tokens = set(leaves(layer.tokens))
     near = [each for each in products if tokens & set(flat(each.value.layout))]
@@ -91,7 +86,9 @@ def _one_of_each(
     return near[0], far[0]
 
 
-def _scores(layer: MoHLayer, near: Weights, far: Weights, known: KnownValues) -> JointScores:
+def _scores(
+    layer: MoHLayer, near: weights.Weights, far: weights.Weights, known: KnownValues
+) -> JointScores:
     softmax = layer.core.anchor
     dim = cast(int, argument(softmax, "dim", -1)) % rank(softmax)
     extent = shape(softmax)[dim]
@@ -113,9 +110,9 @@ class _Assembly:
     """Checks that the parts make one MoHAggregatedAttention, and brings its operands together."""
 
     layer: MoHLayer
-    values: tuple[WeightedValues, WeightedValues]
-    near: Weights
-    far: Weights
+    values: tuple[weights.WeightedValues, weights.WeightedValues]
+    near: weights.Weights
+    far: weights.Weights
     scores: JointScores
     keys: Keys
     pooled: Keys

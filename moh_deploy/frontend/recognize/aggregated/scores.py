@@ -38,7 +38,6 @@ class ScorePart:
 
     Attributes:
         operands: Its factors; which one is the query is for the reader to tell.
-        columns: The axes of those scores.
         summed: The axes that it sums over: the head dimension.
         scale: [H, N], multiplies the product; a size may be 1.
     """
@@ -56,7 +55,6 @@ class JointScores:
     """The products that one softmax spans, and what is known beforehand of its scores.
 
     Attributes:
-        parts: The products, in the order of their scores.
         bias: [H, N, J], added to the scores.
         hidden: [H, N, J], True where a score is overwritten with minus infinity.
     """
@@ -77,12 +75,7 @@ class JointScoreReader:
         self._heads, self._tokens, self._known = heads, tokens, known
 
     def read(self, softmax: Node, layout: Layout, columns: Dim) -> JointScores:
-        """Read the scores that a softmax node normalises.
-
-        Args:
-            layout: Of the softmax.
-            columns: The axes that it normalises over.
-        """
+        """Read the scores that a softmax node normalises."""
         # J scores in all: those of the window's taps and of the pooled tokens, however many
         # products they come from. Bias and mask are collected over all J; a place sees its own
         # share.

@@ -30,7 +30,6 @@ class Weights:
     Attributes:
         positions: [L], place in the softmax of each column.
         layout: Of the softmax, without the dimension that it normalises over.
-        tokens: Products of queries and learned tokens.
         offset: [H, L]; a size may be 1.
     """
 
@@ -42,12 +41,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A product of queries and learned tokens.
-
-    Attributes:
-        query: The query, whose head dimension is `head_dim`.
-        tokens: [H, D, L].
-    """
+    """A product of queries, whose head dimension is `head_dim`, and learned tokens [H, D, L]."""
 
     query: Peeled
     head_dim: Dim
@@ -61,11 +55,7 @@ class WeightReader:
         self._layer, self._known = layer, known
 
     def read(self, weights: Operand, columns: Dim) -> Weights:
-        """Read the weights of one product with values.
-
-        Args:
-            columns: The axes that the product sums over.
-        """
+        """Read the weights of one product with values."""
         parts: list[tuple[Tensor, Layout]] = []
         tokens: list[Tokens] = []
         offset = torch.zeros(1, 1, dtype=torch.float64)
@@ -139,13 +129,7 @@ class WeightReader:
 
 @dataclass(frozen=True)
 class WeightedValues:
-    """One product of attention weights with values.
-
-    Attributes:
-        weights: Every head's weights for each token.
-        value: What they weigh.
-        columns: The axes that are summed over.
-    """
+    """One product of attention weights with values."""
 
     weights: Operand
     value: Operand

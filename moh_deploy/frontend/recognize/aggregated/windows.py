@@ -35,7 +35,6 @@ class CutWindows:
     """A tensor of windows, read.
 
     Attributes:
-        image: What they are cut out of.
         neighbours: [N, L], the pixel at each tap; -1 where it is 0.
     """
 
@@ -68,7 +67,8 @@ def read_windows(
             raise NotCoveredError(f"the {what} of a window are not parts of one image")
         groups = (axes.batch, axes.heads, axes.tokens, axes.taps, axes.head_dim)
         index = arranged(elements.index, operand.layout, groups)
-        indices.append(index.expand(-1, *(_count(group) for group in groups[1:])))
+        counts = (torch.Size([int(axis.size) for axis in leaves(group)]) for group in groups[1:])
+        indices.append(index.expand(-1, *(count.numel() for count in counts)))
         sources.add(elements.source)
     if len(sources) != 1:
         raise NotCoveredError(f"the {what} of a window are not parts of one image")
@@ -81,10 +81,6 @@ def read_windows(
         if found is not None:
             return found
     raise NotCoveredError(f"the {what} of a window are not its pixels' neighbours")
-
-
-def _count(group: Dim) -> int:
-    return torch.Size([int(axis.size) for axis in leaves(group)]).numel()
 
 
 def _cut_around(index: Tensor, centre: int, axes: WindowAxes, source: Node) -> CutWindows | None:

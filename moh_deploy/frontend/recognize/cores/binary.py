@@ -60,11 +60,7 @@ def is_binary(node: Node, constant: Constant) -> bool:
 
 
 def value_where(operand: Operand, mask: Operand, is_kept: bool, number: Number) -> float | None:
-    """The value that a tensor has wherever a mask is 1, or 0; None if it is made of more.
-
-    Args:
-        number: The number that an argument stands for.
-    """
+    """The value that a tensor has wherever a mask is 1, or 0; None if it is made of more."""
     # scores * mask - 1e4 * (1 - mask): the addend is 0 where the mask is 1, and -1e4 where it is 0.
     masks = history(mask.node, mask.layout)
 

@@ -31,9 +31,6 @@ ReadConstant = Callable[[Node], torch.Tensor | None]
 class ScoreReader:
     """Walks from a softmax back to the product of query and key, collecting what happens on the
     way.
-
-    Args:
-        constant: Value of a constant node, or None where it is not a constant.
     """
 
     dynamic: set[Node]
@@ -270,7 +267,6 @@ def zeroed(scores: Scores, kept: Operand, constant: Constant, number: Number) ->
 
     Args:
         kept: True, or 1, where weights stay as they are, in the axes of the scores.
-        number: The number that an argument stands for.
     """
     if not is_binary(kept.node, constant):
         return None

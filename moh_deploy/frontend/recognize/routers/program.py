@@ -13,6 +13,7 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.graph import ancestors, argument, example_shape, op, rank, tensor
 from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.fx.views import through_views
+from moh_deploy.frontend.recognize.routers import trial
 from moh_deploy.frontend.recognize.routers.router import (
     Logits,
     Router,
@@ -20,14 +21,6 @@ from moh_deploy.frontend.recognize.routers.router import (
     find_selection,
     is_projection,
     router_cone,
-)
-from moh_deploy.frontend.recognize.routers.trial import (
-    RouterRun,
-    Values,
-    nodes_between,
-    run_nodes,
-    run_part,
-    run_router,
 )
 from moh_deploy.frontend.recognize.routers.weighing import Weighing
 from moh_deploy.frontend.recognize.walk import walk
@@ -44,7 +37,6 @@ class RouterProgram:
     Attributes:
         gates: What it computes, [..., H].
         query: The attention's query, to tell a router that reads it; None where it is not known.
-        constant: Value of a constant node.
     """
 
     gates: Node
@@ -67,11 +59,11 @@ class RouterProgram:
         return [_logits_of(node) for node in self._softmaxes]
 
     @cached_property
-    def run(self) -> RouterRun | None:
+    def run(self) -> trial.RouterRun | None:
         """A run on random scores; None where it ranks none or cannot be run on its own."""
         if self.selection is None:
             return None
-        return run_router(self.gates, self._cone, self.selection.scores, self.constant)
+        return trial.run_router(self.gates, self._cone, self.selection.scores, self.constant)
 
     @cached_property
     def counted(self) -> Selection | None:
@@ -119,9 +111,11 @@ class RouterProgram:
     def is_finite_for_nan(self, logits: Logits) -> bool:
         """Tell whether gates are numbers for tokens whose logits are NaN: those of a mask are, and
         what is divided by a sum is none."""
-        between = nodes_between(self.gates, {logits.node}, set(self._cone), self.constant)
+        between = trial.nodes_between(self.gates, {logits.node}, set(self._cone), self.constant)
         nan = torch.full(example_shape(logits.node), math.nan)
-        run = None if between is None else run_nodes(between, {logits.node: nan}, self.constant)
+        run = (
+            None if between is None else trial.run_nodes(between, {logits.node: nan}, self.constant)
+        )
         return run is not None and bool(run[self.gates].isfinite().all())
 
     @cached_property
@@ -143,10 +137,10 @@ class RouterProgram:
         """Run the model's own router and the proposal on random logits and compare."""
         # Where the gates depend on anything but these logits, the proposal cannot be all of it.
         inputs = [logits.node for logits in proposal.logits if logits is not None]
-        between = nodes_between(self.gates, set(inputs), set(self._cone), self.constant)
+        between = trial.nodes_between(self.gates, set(inputs), set(self._cone), self.constant)
         if between is None:
             return False
-        runs, is_exact = run_part(inputs, between, self.constant)
+        runs, is_exact = trial.run_part(inputs, between, self.constant)
         # Below what the gates' dtype can show of a gate of 1: the 1e-9 that is added to a sum
         # before it divides.
         wide = tensor(self.gates).dtype == torch.float64
@@ -172,7 +166,7 @@ def _projections(node: Node) -> set[Node]:
     return {current for current in cone if is_projection(current)}
 
 
-def _error(proposal: Router, gates: Node, values: Values) -> float:
+def _error(proposal: Router, gates: Node, values: trial.Values) -> float:
     """Largest difference between the gates that the model's router made of logits and the
     proposal's; infinite where they open other heads."""
     # A row is a token. Logits may be [tokens, R] or [R, B, S], but of as many tokens as the gates.

@@ -29,9 +29,6 @@ class Selection:
     """A ranking of candidate heads.
 
     Attributes:
-        node: The top-k, sort or argmax node.
-        scores: The tensor it ranks.
-        dim: The dimension of the candidates.
         candidates: How many heads are ranked.
         top_k: How many are kept.
     """
@@ -164,9 +161,7 @@ class Router:
         num_shared_heads, top_k: None where the router's form does not tell.
         routed_logits, shared_logits, stage_logits: Inputs of the MoHRouter; all None for `custom`
             and `constant`.
-        gate_mode: Attribute of the MoHRouter.
         finish: What is made of the MoHRouter's gates; None where they are the layer's.
-        selection: Where heads are ranked; None where none is.
         reason: Why the router stays as it is; None if it becomes a MoHRouter or constant gates.
         fixed_gates: [..., H], the gates that no input changes, of size 1 along dimensions of
             dynamic size; None where inputs decide them.

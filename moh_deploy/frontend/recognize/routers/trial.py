@@ -83,10 +83,6 @@ def run_router(
 ) -> RouterRun | None:
     """Run a router on whatever of it is farthest from its gates and still decides them alone.
 
-    Args:
-        cone: What the gates are computed from.
-        scores: What it ranks.
-
     Returns:
         None where it cannot be run on its own.
     """
@@ -138,7 +134,13 @@ def run_part(
             run = run_nodes(between, made, constant)
             values += [] if run is None else [run]
         if len(values) == len(scales):
-            return tuple(values), dtype == torch.float64 and not any(map(_rounds, between))
+            # Some nodes bring their result to a dtype of their own, whatever they are given.
+            rounded = any(
+                op(node) in ("to", "to_copy", "type_as")
+                or (op(node) in ("softmax", "sum", "cumsum", "prod") and argument(node, "dtype"))
+                for node in between
+            )
+            return tuple(values), dtype == torch.float64 and not rounded
     return (), False
 
 
@@ -205,14 +207,6 @@ def run_nodes(nodes: Sequence[Node], inputs: Values, constant: Constants) -> Val
     return {node: value for node, value in env.items() if isinstance(value, torch.Tensor)}
 
 
-def _rounds(node: Node) -> bool:
-    """True for a node that brings its result to a dtype of its own, whatever it is given."""
-    name = op(node)
-    return name in ("to", "to_copy", "type_as") or bool(
-        name in ("softmax", "sum", "cumsum", "prod") and argument(node, "dtype")
-    )
-
-
 # A router may do something else at other sizes than in a trial, which has the example's.
 
 _RANGES = frozenset(("arange", "linspace", "slice", "scalar_tensor"))
@@ -246,8 +240,13 @@ def routes_alike(result: Node, members: Collection[Node], inputs: Collection[Nod
         sources = set() if reads_shape_only(node) else set(node.all_input_nodes)
         if sources & decided:
             decided.add(node)
-            if _hangs_on(node, sources & positions):
-                return False
+            # Positions, or a size as a number, change what it makes of scores. Whole numbers may
+            # say where it reads or writes: a wrong row would be seen at every size.
+            known = sources & positions
+            if known or _reads_number(node):
+                names_rows = op(node) in _BY_ROW or _is_whole(node)
+                if not names_rows or not all(map(_is_whole, known)):
+                    return False
             # A size says how many of the heads are kept.
             if op(node) in _CUTS and _reads_size(node):
                 dim = cast(int, argument(node, "dim", -1))
@@ -260,15 +259,6 @@ def routes_alike(result: Node, members: Collection[Node], inputs: Collection[Nod
         elif sources & positions or _counts(node):
             positions.add(node)
     return result not in positions
-
-
-def _hangs_on(node: Node, positions: set[Node]) -> bool:
-    """True where positions, or a size as a number, change what a node makes of scores. Whole
-    numbers may say where it reads or writes: a wrong row would be seen at every size."""
-    if not positions and not _reads_number(node):
-        return False
-    names_rows = op(node) in _BY_ROW or _is_whole(node)
-    return not names_rows or not all(map(_is_whole, positions))
 
 
 def _counts(node: Node) -> bool:

@@ -63,8 +63,8 @@ class WeightsThatAreLearned(Base):
     """Each shared head has a number of its own, which no token changes."""
 
     def forward(self, x):
-        routed = self.routed(self.to_routed(x))
-        return torch.cat([self.weights.sigmoid().expand_as(routed[..., :SHARED]), routed], dim=-1)
+        shared = self.weights.sigmoid().expand_as(self.to_shared(x))
+        return torch.cat([shared, self.routed(self.to_routed(x))], dim=-1)
 
 
 class InTwoStages(Base):
