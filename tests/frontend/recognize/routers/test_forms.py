@@ -134,16 +134,7 @@ SAME: dict[str, Mapping[str, Callable[..., Tensor]]] = {
 
 # One thing is different. A MoHRouter ranks for these, and operators weigh.
 WEIGHED: dict[str, tuple[str, Mapping[str, Callable[..., Tensor]]]] = {
-    "without_times_k": (
-        "mixed",
-        {
-            "routed_gates": lambda self, logits: self.renormalised(
-                (p := logits.softmax(-1)) * self.chosen(p)
-            )
-        },
-    ),
     "not_renormalised": ("mixed", {"renormalised": lambda self, kept: kept}),
-    "softmax_after_choice_without_times_k": ("mixed", {"routed_gates": softmax_of_chosen}),
     # The choice is made at another temperature than the gates.
     "temperature": (
         "mixed",
@@ -161,11 +152,6 @@ WEIGHED: dict[str, tuple[str, Mapping[str, Callable[..., Tensor]]]] = {
                 self.renormalised((p := logits.sigmoid()) * self.chosen(p)) * self.k
             )
         },
-    ),
-    "shared_not_scaled": ("mixed", {"shared_gates": lambda self, logits: logits.softmax(-1)}),
-    "shared_by_sigmoid": (
-        "mixed",
-        {"shared_gates": lambda self, logits: logits.sigmoid() * self.shared},
     ),
     "stage_not_scaled": ("mixed", {"stage_weights": lambda self, logits: logits.softmax(-1)}),
     "stages_swapped": (
