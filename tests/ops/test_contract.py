@@ -12,7 +12,6 @@ from moh_deploy.errors import ExportError
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case, find_mismatch
 from moh_deploy.ops.onnx_schema import single_node_model
-from moh_deploy.ops.router import RouterVariant, function_body
 from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.nightly import nightly_if, one_in, sampled
 from tests.ops.batches import BATCHES, Batch, assert_nothing_wrong, assert_outputs_right
@@ -118,8 +117,3 @@ def test_bodies_import_the_opset_and_refuse_one_before_18(op: str):
         assert {known.domain: known.version for known in body.opset_import}[""] == opset
     with pytest.raises(ExportError, match=f"{op}: function body for opset 17; expected 18 or la"):
         OPS[op].function(case.input_types(), attributes, opset=17)
-
-
-def test_router_without_logits_has_no_body():
-    with pytest.raises(ExportError, match="no function body without logits"):
-        function_body(RouterVariant("none", "ones", False), opset=18)

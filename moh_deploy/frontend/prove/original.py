@@ -95,6 +95,7 @@ def run_example(model: LoadedModel, inputs: Sequence[ModelInput]) -> tuple[Origi
 @contextlib.contextmanager
 def on_threads(threads: int | None) -> Iterator[None]:
     """Let PyTorch use so many threads within an operator; None for as many as before."""
+    # Of the whole process: other threads of it would compute with as many.
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -132,6 +133,7 @@ def check_trace(
     problem = _first_difference(original, recording, names, valid)
     if problem is None:
         return
+    # Without a mask that is known: is it what may be padding that differs?
     masks = [] if valid.tokens is not None else _masks_of(original.inputs)
     found = [
         mask.name
@@ -220,6 +222,8 @@ def try_to_record(
             valid=valid,
         )
         check_trace(run, recording, outputs, valid)
+    # What torch raises for a size that an operator does not take; what it asserts of sizes is not
+    # checked while it runs.
     except (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError, ExportError) as error:
         unmet = unmet_assertions(program, run.inputs, run.sizes)
         if isinstance(error, ExportError) and not unmet:

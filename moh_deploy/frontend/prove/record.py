@@ -114,6 +114,7 @@ def record(
     layers: list[LayerRecord] = []
     for rewrite in rewrites:
         gates, selection = values[rewrite.gates], rewrite.router.selection
+        # [B, S]; nothing is near a tie where nothing is ranked.
         margins = torch.full(gates.shape[:2], float("inf"))
         if selection is not None and rewrite.scores is not None:
             margins = _margins(rewrite.router, values[rewrite.scores], selection.top_k)
@@ -182,6 +183,7 @@ def _disagreement(
     rewrite: Rewrite, values: dict[Node, torch.Tensor], valid: ValidElements
 ) -> LayerDifference | None:
     """Compare the new operators with the original ones, tokens with a near-tie left out."""
+    # In the order in which they run: what comes first explains what follows.
     for swap in rewrite.swaps:
         found = _swapped(swap, values, valid)
         if found is not None:
@@ -212,6 +214,7 @@ def _disagreement(
         found = _difference(op_names.ROUTER, values[rewrite.routed], original, compared)
         if found is not None:
             return found
+    # A token that takes other heads near a tie has another attention: it proves nothing.
     if rewrite.replacement is None or rewrite.op is None or not all_alike:
         return None
     attention = Swap(rewrite.layer.node, rewrite.replacement, rewrite.op)
@@ -267,6 +270,7 @@ def distance(
         return math.inf, 0.0
     if not exact.numel():
         return 0.0, 0.0
+    # Masks of -1e9 would let every other value be off by thousands.
     error, largest = (other - exact).abs(), float(exact.abs().max())
     if largest > MASKS_BEYOND:
         errors, known = beside_masks(to_numpy(error).astype(np.float64), to_numpy(expected))

@@ -62,6 +62,7 @@ def answers_of(
             other MoH layers.
         ExportError: It cannot be traced, or what was traced is not the model.
     """
+    # Tracing takes an example, and there is none.
     if not samples:
         return Answers((), has_gates=True)
     model = model.called_by(package.manifest)
@@ -154,6 +155,7 @@ def _notes(
             f"The package was made from another checkpoint (sha256 {recorded[:12]}...) than the"
             f" {name} ({given[:12]}...)."
         )
+    # Layers are matched by the order in which they run; names change with a refactoring.
     pairs = zip(layers, manifest.layers, strict=True)
     renamed = [f"'{mine}' as '{layer.path}'" for mine, layer in pairs if mine != layer.path]
     if renamed:

@@ -59,6 +59,7 @@ class Scores:
     @property
     def mixed_masks(self) -> str:
         """What to add to the reason of a difference that two finite masks may make; or nothing."""
+        # masked_fill(-1e9) and an additive mask of -1e4, in one row that has no key left.
         fills = [mask.value for mask in self.masks if mask.kind != "add" and mask.value < 0]
         finite = [fill for fill in fills if math.isfinite(fill)]
         added = [mask.operand.node for mask in self.masks if mask.kind == "add"]

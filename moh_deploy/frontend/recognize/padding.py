@@ -63,6 +63,7 @@ class _Candidate:
 
     def says_padding(self, layers: Sequence[MoHLayer]) -> bool:
         """Tell whether all layers with its tokens as keys hide those of padding."""
+        # [batch, tokens]; by its size in the program, tokens are keys [B, H, T, D] of layers.
         tokens = shape(self.node)[1]
         reading = [
             layer
@@ -86,6 +87,7 @@ class _Candidate:
     @cached_property
     def _decided(self) -> set[Node]:
         """The nodes whose values depend on this input alone, and on sizes."""
+        # A mask that hangs on tokens, too, is computed of more than which of them are valid.
         graph, inputs = self.program.graph, self.program.graph_signature.user_inputs
         others = [name for name in inputs if name != self.node.name]
         return nodes_that_depend_on(graph, [self.node.name]) - nodes_that_depend_on(graph, others)
@@ -142,6 +144,7 @@ def _hidden(term: MaskTerm, value: torch.Tensor, axes: Sequence[int | None]) -> 
     Args:
         axes: Where batch, queries and keys are; None where it has no such axis of its own.
     """
+    # Scores take -1e4 or less, times what the model scales it with, for minus infinity.
     if term.kind == "add":
         hidden = value.double() * term.value <= HIDING_FILL
     else:

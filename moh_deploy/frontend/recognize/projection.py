@@ -45,6 +45,7 @@ class Projection:
 
     def columns(self, out: Layout) -> Dim:
         """The axes of the result that come from the weight."""
+        # x [B, S, k] @ W [k, n] -> [B, S, n]: those of the label n.
         labels = set(self.product.labels[1])
         named = zip(self.product.out, out, strict=True)
         return tuple(axis for label, dim in named if label in labels for axis in dim)
@@ -106,6 +107,7 @@ def _with_own_bias(node: Node, stored: Stored) -> Projection | None:
 
 def _sum(node: Node, stored: Stored) -> Projection | None:
     """A product without a bias, plus a bias."""
+    # x @ W + b or b + x @ W, [..., N]: two operators, of which nobody else reads the first.
     for position in (0, 1):
         product, bias = node.args[position], node.args[1 - position]
         if not (isinstance(product, Node) and isinstance(bias, Node) and is_tensor(bias)):
@@ -120,7 +122,8 @@ def _sum(node: Node, stored: Stored) -> Projection | None:
 
 def _is_plain(found: Projection) -> bool:
     """True where all rows meet the same weight and bias, and nothing is summed on one side only."""
-    # A label of both operands that the result has as well is a batch of weights: not a projection.
+    # x [b, s, k] @ weight [k, n]: k is summed over, and the only label of both. A label of both
+    # operands that the result has as well is a batch of weights: not a projection.
     (x, weight), out = found.product.labels, set(found.product.out)
     if {*x} & {*weight} - {None} != found.product.summed:
         return False

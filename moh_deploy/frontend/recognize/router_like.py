@@ -37,6 +37,8 @@ class RouterLike:
     @cached_property
     def cone(self) -> list[Node]:
         """The nodes that it is computed from, nearest first."""
+        # gates [B, S, H] back to the projection [B, S, C] -> [B, S, H]: what it reads is the
+        # model's, not the router's.
         return list(
             walk(self.node, lambda node: () if self._is_end(node) else node.all_input_nodes)
         )
@@ -54,6 +56,8 @@ class RouterLike:
     @cached_property
     def selection(self) -> Node | None:
         """What ranks a fixed number of candidates; None where nothing does."""
+        # topk of [B, S, H] along H; tokens, of which there are as many as the input has, are no
+        # candidates.
         for node in self.cone:
             ranked = node.args[0] if op(node) in SELECTIONS else None
             dim = argument(node, "dim", -1) if ranked is not None else None
@@ -90,6 +94,7 @@ class RouterLike:
         """It ranks candidates, or squashes what was projected from an input."""
         if self.selection is not None:
             return True
+        # sigmoid(linear(x)) weighs; sigmoid(x) of the input itself is an activation.
         computed = any(node.op == "call_function" and self._is_end(node) for node in self.cone)
         return self.squash is not None and computed and self.node in self.dynamic
 
@@ -100,6 +105,7 @@ class RouterLike:
             return False
         if op(self.selection) in ("argmax", "argsort"):
             return True
+        # max(-1) and topk(1) give (values, indices): experts are looked up by entry 1.
         entries = (user for user in self.selection.users if op(user) == "getitem")
         return any(entry.args[1] == 1 and entry.users for entry in entries)
 
@@ -116,6 +122,7 @@ class RouterLike:
                 if op(split) == "unbind" or shape(node)[cut] == 1:
                     return True
             if name in ("slice", "narrow", "select") and is_tensor(node.args[0]):
+                # gates [B, S, H] -> [B, S, 1] once for each head: the same cut has twins.
                 source, dim = cast(Node, node.args[0]), argument(node, "dim", 0)
                 twins = [user for user in _readers(through_views(source)) if op(user) == name]
                 same = [user for user in twins if argument(user, "dim", 0) == dim]
@@ -163,6 +170,7 @@ def projects(node: Node, dynamic: Collection[Node]) -> bool:
 
 def spread_sizes(gate: Node, whole: Node) -> list[Size] | None:
     """The sizes of gates that are broadcast over what they multiply; None where they are not."""
+    # [B, S, H, 1] over heads [B, S, H, D]: a size of 1, or none in front, is broadcast.
     given, extents = shape(unexpanded(gate)), shape(whole)
     aligned = zip(reversed(given), reversed(extents), strict=False)
     spread = len(given) < len(extents) or any(a == 1 != b for a, b in aligned)
@@ -231,6 +239,7 @@ def _stays_in_its_token(node: Node, dynamic: Collection[Node]) -> bool:
     if sums_product(node):
         return False
     if name in _MOVES:
+        # A row of a stored table, or rows by a stored index, say nothing of other tokens.
         source, *index = node.all_input_nodes
         return source not in dynamic or not any(node in dynamic for node in index)
     if name == "index_put":

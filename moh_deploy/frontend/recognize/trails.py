@@ -121,12 +121,14 @@ class Follower:
             return None
         if node in self._tracked:
             return _trail_of(self._tracked[node])
+        # A softmax that tracking could not read: of scores [B, H, S, T], or of a router's logits.
         if op(node) == "softmax":
             lost = self._lost_scores(node)
             return None if lost is None else Trail(node, True, None, None, lost=lost)
         sources = [source for source in node.all_input_nodes if source in self._trails]
         if not sources:
             return self._begun(node)
+        # What reads attention carries it on: values, projections, sums of several attentions.
         # Of weights and values that come of another attention, it is the weights' attention.
         source = next((s for s in sources if self._trails[s].is_weights), sources[0])
         trail = self._trails[source]
@@ -159,6 +161,7 @@ class Follower:
         product = contraction(node)
         if product is None or not product.summed or router_like.projects(node, self._dynamic):
             return None
+        # Linear attention: k' @ v [B, H, D, D], and q' @ that [B, H, S, D].
         if product.operands[0] is product.operands[1]:
             return None
         # Scores become weights before anything is attended.
@@ -172,6 +175,7 @@ class Follower:
         """The operator between a softmax and a product of computed tensors that cannot be read
         through: what writes into the scores, mixes heads, and the like.
         """
+        # softmax <- views and element-wise operators <- lost <- the like <- q @ k [B, H, S, T]
         read, stack = set[Node](), [(cast(Node, softmax.args[0]), cast(Node | None, None))]
         while stack:
             begin, lost = stack.pop()
@@ -200,6 +204,8 @@ class Follower:
 
     def _miss(self, node: Node, source: Node, trail: Trail) -> Miss | None:
         """A product of attention with a factor that looks like the gates of its heads."""
+        # attention [B, S, H, D] times gate [B, S, H, 1], where(gate, attention, 0), or
+        # attention.gather(2, heads)
         name = op(node)
         if name in _CHOICES and source is node.args[0]:
             index = self._chosen(node, source, trail)
@@ -237,6 +243,7 @@ class Follower:
             for state in tracked.values()
             if state.core.anchor is start and state.stage == "output"
         )
+        # softmax(q @ k) @ (v * gate): a gate of the token that is attended to, not of the query.
         for operand in core.operands:
             made = through_views(operand)
             product = contraction(made)
@@ -258,6 +265,7 @@ class Follower:
         """`attention.gather(heads, index)`: the chosen heads are taken out."""
         if not shape(node) or len(shape(node)) != len(shape(source)):
             return None
+        # [B, S, H, D] -> [B, S, k, D]: the dimension whose size changes is that of the heads.
         for position, (got, had) in enumerate(zip(shape(node), shape(source), strict=True)):
             if got == had or not (got.is_Integer and had.is_Integer):
                 continue
@@ -272,6 +280,7 @@ class Follower:
 
 def _trail_of(state: Tracked) -> Trail:
     """Start a trail where recognition stopped, in axes of its own: following may split them."""
+    # Views behind this point may regroup axes, which those of a layer must not notice.
     axes = {axis: Axis(axis.size) for axis in (*flat(state.layout), *state.value_axes)}
     return Trail(
         start=state.core.anchor,
@@ -293,6 +302,7 @@ def _layout_behind(node: Node, source: Node, trail: Trail) -> Layout | None:
     product = contraction(node)
     if product is not None and source in product.operands:
         return product.layouts(layout, product.operands.index(source))[1]
+    # Of any other operator: dimensions that keep their size keep their meaning.
     if len(shape(node)) != len(shape(source)):
         return None
     moved = zip(layout, shape(node), shape(source), strict=True)

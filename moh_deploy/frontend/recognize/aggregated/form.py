@@ -39,6 +39,7 @@ class Window:
 
 
 def _near(size: int, kernel: int) -> Tensor:
+    # [size, kernel]: row y of a column of pixels sees the rows y - kernel // 2 and so on.
     place = torch.arange(size)[:, None] + torch.arange(kernel) - kernel // 2
     return place.masked_fill((place < 0) | (place >= size), -1)
 

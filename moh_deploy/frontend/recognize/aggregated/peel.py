@@ -123,6 +123,7 @@ def operand_and_known(
         The value has one dimension for each group of axes; None where the node has no such
         operands.
     """
+    # x + shift or shift + x, x of [B, H, N, D] and shift of [H, 1, D], say.
     for position in (0, 1):
         source, other = node.args[position], node.args[1 - position]
         if not isinstance(source, Node) or not known.varies(source):
@@ -157,6 +158,7 @@ def read_unit_length(node: Node, layout: Layout, head_dim: Dim) -> tuple[Node, f
     if not isinstance(source, Node) or not isinstance(divisor, Node):
         return None
     norm = divisor
+    # The norm [..., 1] may be expanded to the size of x first.
     while op(norm) in ("expand", "expand_as", "broadcast_to", "contiguous", "clone"):
         norm = cast(Node, norm.args[0])
     if op(norm) not in ("clamp", "clamp_min") or argument(norm, "max") is not None:
@@ -174,6 +176,7 @@ def read_unit_length(node: Node, layout: Layout, head_dim: Dim) -> tuple[Node, f
 
 def _norm_dims(node: Node, source: Node) -> list[int] | None:
     """Dimensions that a Euclidean norm of `source` that keeps them is over."""
+    # x.norm(2, dim, keepdim=True), or (x * x).sum(dim, keepdim=True).sqrt()
     if op(node) == "sqrt":
         # The root of a sum of squares.
         node = cast(Node, node.args[0])
