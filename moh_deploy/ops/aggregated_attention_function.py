@@ -36,12 +36,6 @@ class AggregatedAttentionVariant(Variant):
         last = max((OPTIONAL.index(name) for name in self.optional), default=-1)
         return (*REQUIRED, *OPTIONAL[: last + 1])
 
-    def places(self) -> list[tuple[int, int]]:
-        """Return row and column of each place of the window, row by row."""
-        height, width = self.kernel
-        # As `window_bias`, [H, L], counts its L places.
-        return [(row, column) for row in range(height) for column in range(width)]
-
     def indices(self) -> range:
         """Return the number of each place of the window."""
         return range(self.kernel[0] * self.kernel[1])
@@ -63,7 +57,6 @@ def function_body(variant: AggregatedAttentionVariant, *, opset: int) -> onnx.Fu
         _CONSTANTS,
         _operands(variant),
         _score_query(variant),
-        _corners(variant),
         _inside(variant),
         _window_scores(variant),
         _weights(variant),
@@ -155,18 +148,6 @@ def _score_query(variant: AggregatedAttentionVariant) -> str:
     return f"{embedded} {scaled}"
 
 
-def _corners(variant: AggregatedAttentionVariant) -> str:
-    """Corners, in the padded image, of the part that each place of the window sees."""
-    # Only corners differ from place to place: the slices are all as large as the image.
-    return _each(
-        f"""
-        start_{place} = Constant <value_ints = [{row}, {column}]> ()
-        end_{place} = Add (start_{place}, image_size)
-        """
-        for place, (row, column) in enumerate(variant.places())
-    )
-
-
 def _moved(name: str, variant: AggregatedAttentionVariant) -> str:
     """{name}_0, {name}_1, ...: what of {name}_image [B, height, width, C] each place sees.
 
@@ -193,7 +174,18 @@ def _inside(variant: AggregatedAttentionVariant) -> str:
 
     It depends on attributes only: a runtime that folds constants computes it once.
     """
+    # Corners, in the padded image, of the part that each place of the window sees; the slices are
+    # all as large as the image. As `window_bias`, [H, L], counts its L places: row by row.
+    width = variant.kernel[1]
+    corners = _each(
+        f"""
+        start_{place} = Constant <value_ints = [{place // width}, {place % width}]> ()
+        end_{place} = Add (start_{place}, image_size)
+        """
+        for place in variant.indices()
+    )
     return f"""
+        {corners}
         inside_shape = Concat <axis = 0> (one_element, image_size, one_element)
         inside_image = ConstantOfShape <value = float[1] {{1.0}}> (inside_shape)
         {_moved("inside", variant)}
@@ -231,22 +223,22 @@ def _window_scores(variant: AggregatedAttentionVariant) -> str:
 
 def _weights(variant: AggregatedAttentionVariant) -> str:
     """softmax_window [B, H, N, L] and pooled_weights [B, H, N, P]: one softmax over both."""
-    # [B, H, N, L] and [B, H, N, P] side by side: the softmax is over both at once.
-    pooled_scores = "Identity (pooled_products)"
-    pooled_bias = ""
+    biased = "pooled_scores = Identity (pooled_products)"
     if "pooled_bias" in variant.optional:
-        pooled_bias = "bias_HNP = Cast <to = 1> (pooled_bias)"
-        pooled_scores = "Add (pooled_products, bias_HNP)"
+        biased = """
+            bias_HNP = Cast <to = 1> (pooled_bias)
+            pooled_scores = Add (pooled_products, bias_HNP)
+        """
+    # [B, H, N, L] and [B, H, N, P] side by side: the softmax is over both at once.
     return f"""
         window_scores_BHNL = Transpose <perm = [0, 2, 1, 3]> (window_scores)
         score_query_BHND = Transpose <perm = [0, 2, 1, 3]> (score_query)
         pooled_key_BHDP = Transpose <perm = [0, 2, 3, 1]> (pooled_key)
         pooled_products = MatMul (score_query_BHND, pooled_key_BHDP)
-        {pooled_bias}
-        pooled_scores = {pooled_scores}
+        {biased}
         scores = Concat <axis = -1> (window_scores_BHNL, pooled_scores)
         weights = Softmax <axis = -1> (scores)
-        num_places = Constant <value_ints = [{len(variant.places())}]> ()
+        num_places = Constant <value_ints = [{len(variant.indices())}]> ()
         no_place = Constant <value_ints = [0]> ()
         all_weights = Constant <value_ints = [9223372036854775807]> ()
         softmax_window = Slice (weights, no_place, num_places, last_axis)
@@ -291,7 +283,7 @@ def _attended(variant: AggregatedAttentionVariant) -> str:
         for place in variant.indices()
     )
     # As many sums as places, and no [B, N, H, L, D] in memory.
-    count = len(variant.places())
+    count = len(variant.indices())
     return f"""
         {_all("weight", variant)} = Split <axis = -1, num_outputs = {count}> (window_weights)
         {_moved("value", variant)}

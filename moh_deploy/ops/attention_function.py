@@ -140,52 +140,45 @@ def position_mask(variant: AttentionVariant) -> str:
 
     [S, T] with t <= s + T - S, the same for each sequence; [B, 1, 1 or S, T] where lengths differ.
     """
-    # Range makes positions from sizes at run time, so both lengths may be dynamic.
     if not variant.is_causal and not variant.filled:
         return ""
-    key_position = """
+    # Range makes positions from sizes at run time, so both lengths may be dynamic.
+    steps = """
         one = Constant <value_int = 1> ()
         first = Constant <value_int = 0> ()
         kv_len_1d = Shape <start = 3, end = 4> (key_BHDT)
         kv_len = Squeeze (kv_len_1d, first_axis)
         key_position = Range (first, kv_len, one)
     """
-    query_length = """
-        seq_len_1d = Shape <start = 2, end = 3> (query_BHSD)
-        seq_len = Squeeze (seq_len_1d, first_axis)
-    """
-    if not variant.filled:
-        return f"""
-            {key_position}
-            {query_length}
-            offset = Sub (kv_len, seq_len)
-            query_position = Range (offset, kv_len, one)
-            query_position_S1 = Unsqueeze (query_position, last_axis)
-            in_reach = GreaterOrEqual (query_position_S1, key_position)
-        """
     # The standard Attention is no help: older runtimes count causal positions from key 0.
-    lengths = """
-        inner_axes = Constant <value_ints = [1, 2, 3]> ()
-        filled = Unsqueeze (nonpad_kv_seqlen, inner_axes)
-        is_filled = Less (key_position, filled)
-        is_filled_column = Transpose <perm = [0, 1, 3, 2]> (is_filled)
-        value_filled = Where (is_filled_column, value, zero)
-    """
-    if not variant.is_causal:
-        return f"""
-            {key_position}
-            {lengths}
-            in_reach = Identity (is_filled)
+    if variant.filled:
+        steps += """
+            inner_axes = Constant <value_ints = [1, 2, 3]> ()
+            filled = Unsqueeze (nonpad_kv_seqlen, inner_axes)
+            is_filled = Less (key_position, filled)
+            is_filled_column = Transpose <perm = [0, 1, 3, 2]> (is_filled)
+            value_filled = Where (is_filled_column, value, zero)
         """
-    # The last query stands at the last filled key: no query looks beyond it.
-    return f"""
-        {key_position}
-        {lengths}
-        {query_length}
+    if not variant.is_causal:
+        return f"{steps} in_reach = Identity (is_filled)"
+    # The last query stands at the last key, or the last filled one: no query looks beyond it.
+    query_position = """
         query_index = Range (first, seq_len, one)
         query_index_S1 = Unsqueeze (query_index, last_axis)
         offset = Sub (filled, seq_len)
         query_position_S1 = Add (query_index_S1, offset)
+    """
+    if not variant.filled:
+        query_position = """
+            offset = Sub (kv_len, seq_len)
+            query_position = Range (offset, kv_len, one)
+            query_position_S1 = Unsqueeze (query_position, last_axis)
+        """
+    return f"""
+        {steps}
+        seq_len_1d = Shape <start = 2, end = 3> (query_BHSD)
+        seq_len = Squeeze (seq_len_1d, first_axis)
+        {query_position}
         in_reach = GreaterOrEqual (query_position_S1, key_position)
     """
 
@@ -219,15 +212,11 @@ def bias_of_mask(variant: AttentionVariant) -> str:
 def _mask_scores(variant: AttentionVariant) -> str:
     """`scores` from scores_BHST: biased, and -inf behind the filled keys whatever lies there."""
     # Without a bias an Add is saved.
-    if not variant.hides_keys:
-        return "scores = Identity (scores_BHST)"
     if not variant.filled:
-        return "scores = Add (scores_BHST, bias)"
+        biased = "Add (scores_BHST, bias)" if variant.hides_keys else "Identity (scores_BHST)"
+        return f"scores = {biased}"
     biased = "Add (scores_BHST, mask)" if variant.mask == "float" else "Identity (scores_BHST)"
-    return f"""
-        biased = {biased}
-        scores = Where (seen, biased, minus_infinity)
-    """
+    return f"biased = {biased} scores = Where (seen, biased, minus_infinity)"
 
 
 def _attend(variant: AttentionVariant) -> str:
@@ -280,8 +269,7 @@ def _gate(variant: AttentionVariant) -> str:
 
 
 def merged_heads(variant: AttentionVariant) -> str:
-    """Y in the dtype of Q, of `gated` [B, H, S, D]."""
-    # The heads stay an axis of their own.
+    """Y in the dtype of Q, of `gated` [B, H, S, D]; heads stay an axis of their own in rank 4."""
     if variant.rank == 4:
         return "Y = CastLike (gated, Q)"
     return """

@@ -22,8 +22,14 @@ CASES = [*ALL_CASES]
 OPSETS = (18, 19, 20, 21, 22, 23)
 
 
-COMPILED = [one for one in IMPLEMENTATIONS if one.name.startswith("ort_kernels")]
-IN_TURN = [one for one in COMPILED if not one.name.endswith("amx_bf16")]
+COMPILED = [
+    implementation
+    for implementation in IMPLEMENTATIONS
+    if implementation.name.startswith("ort_kernels")
+]
+IN_TURN = [
+    implementation for implementation in COMPILED if not implementation.name.endswith("amx_bf16")
+]
 
 
 def _is_left_out(implementation: Implementation, number: int, batch: Batch) -> bool:

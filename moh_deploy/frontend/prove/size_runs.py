@@ -135,16 +135,13 @@ class _Recorder:
         """Record a run at size 0 of a dimension, if both take it and agree; None if nothing is
         computed at that size, or no numbers, as behind a mask that leaves nothing.
         """
-        made = self.trials.at({**self.runs[0].sizes, name: 0})
-        if isinstance(made, Exception):
-            return False
-        run = OriginalRun(*made)
         try:
-            taken = self.take(run)
+            found = self.taken_at({**self.runs[0].sizes, name: 0})
         except ExportError:  # the trace computes something else at that size
             return False
-        if isinstance(taken, DoesNotRun):
+        if found is None:
             return False
+        run, taken = found
         tensors = [*run.outputs, *(layer.gates for layer in taken.layers)]
         if not all(tensor.numel() and tensor.isfinite().all() for tensor in tensors):
             return None

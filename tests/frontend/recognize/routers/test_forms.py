@@ -10,11 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moh_deploy.frontend.fx.known_values import Constants
+from moh_deploy.frontend.load.model import ModelInput
+from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Router
+from moh_deploy.frontend.rewrite import insert
+from tests import small_moh
 from tests.frontend.recognize.routers.test_ranked import read as rewritten
-from tests.frontend.traced import nodes, plain_trace
-from tests.nightly import sampled
+from tests.frontend.traced import nodes, plain_trace, traced
+from tests.nightly import nightly, sampled
+from tests.zoo.model import noise
+from tests.zoo.unusual import Parts
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -394,3 +400,126 @@ def test_scale_of_gates_is_as_exact_as_the_model(factor: float):
     router = read(Scaled)
     assert router.finish is not None
     assert router.finish.factor == pytest.approx(factor, rel=2.0**-21)
+
+
+X = ModelInput("x", noise(2, 5, 8), {0: "batch"})
+
+
+class RoutersOfParts(small_moh.SmallMoH):
+    """The first two tokens have a router of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rest = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def gates(self, x: Tensor) -> Tensor:
+        scores = (self.first(x[:, :2]), self.rest(x[:, 2:]))
+        parts = [score.softmax(-1) * (score > 0) for score in scores]
+        return torch.cat(parts, dim=1)
+
+
+class AlikeRoutersOfParts(small_moh.SmallMoH):
+    """The first two tokens have a router of their own, which does the same as that of the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = small_moh.SmallMoH()
+
+    def gates(self, x: Tensor) -> Tensor:
+        return torch.cat([self.first.gates(x[:, :2]), super().gates(x[:, 2:])], dim=1)
+
+
+class ReciprocalGates(small_moh.SmallMoH):
+    def gates(self, x: Tensor) -> Tensor:
+        return 1 / (1 + torch.cat([self.routed(x), self.shared(x)], dim=-1).exp().exp())
+
+
+def reason_of(model: nn.Module) -> str | None:
+    program = traced(model.eval(), (X,))
+    (rewrite,) = insert(program, recognize(program))
+    return rewrite.router.reason
+
+
+@nightly
+def test_routers_of_parts_that_do_the_same_are_one_of_their_form():
+    program = traced(AlikeRoutersOfParts().eval(), (X,))
+    (rewrite,) = insert(program, recognize(program))
+    router = rewrite.router
+    assert (router.form.name, router.num_shared_heads, router.top_k) == ("two_stage", 2, 1)
+    assert (router.reason, rewrite.reason) == (None, None)
+
+
+@nightly
+def test_routers_that_are_joined_are_told_with_the_line():
+    reason = reason_of(RoutersOfParts())
+    assert reason is not None
+    assert reason.startswith("cat (tests/small_moh.py:")
+    assert "joins the gates of several routers that are not written alike" in reason
+
+
+class SharedBehind(small_moh.SmallMoH):
+    """The shared heads are the last ones; their gates are the form's in every other way."""
+
+    def gates(self, x: Tensor) -> Tensor:
+        return super().gates(x).roll(2, -1)
+
+
+def test_shared_heads_behind_the_routed_ones_are_told():
+    assert reason_of(SharedBehind()) == (
+        "its shared heads, the last 2 of 4, stand behind the routed ones, and a MoHRouter has them"
+        " in front: let the model order its heads that way; the router stays as ordinary operators"
+    )
+
+
+def test_any_other_router_is_of_no_published_form():
+    reason = reason_of(ReciprocalGates())
+    assert reason == "the router is of no published form; it stays as ordinary operators"
+
+
+class Chosen(Parts):
+    """The gates that learned queries choose, or what is learned and an input."""
+
+    def __init__(self, *, reads_input: bool = False) -> None:
+        super().__init__()
+        self.latents = torch.nn.Parameter(torch.randn(5, 32))
+        self.reads_input = reads_input
+
+    def forward(self, x: Tensor) -> Tensor:
+        latents = self.latents.expand(x.shape[0], -1, -1)
+        return self.gates(latents + x[:, :1] if self.reads_input else latents)
+
+
+class OpenBehind(Parts):
+    """Behind position 512 every head is open."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.gates(torch.ones(1, 1, 32))
+        near = torch.arange(x.shape[1])[None, :, None] < 512
+        return torch.where(near, chosen, torch.ones_like(chosen))
+
+
+def read_at_any_size(model: torch.nn.Module) -> Router:
+    program = traced(model, [ModelInput("x", torch.ones(3, 7, 32), {0: "batch", 1: "seq"})])
+    (gates,) = program.graph_module.graph.output_node().args[0]
+    return read_router(gates, None, Constants(program))
+
+
+def test_gates_of_learned_queries_are_known():
+    model = Chosen()
+    router = read_at_any_size(model)
+    assert (router.form.name, router.num_shared_heads, router.top_k) == ("constant", 0, 2)
+    torch.testing.assert_close(router.fixed_gates, model.gates(model.latents)[None])
+    # Nothing is ranked at run time, so no flip may be excused as a tie.
+    assert router.selection is None
+    assert router.reason is None
+
+
+def test_queries_that_an_input_changes_choose_at_run_time():
+    router = read_at_any_size(Chosen(reads_input=True))
+    assert router.form.name == "top_k"
+    assert router.fixed_gates is None
+
+
+def test_gates_that_positions_change_are_not_known():
+    router = read_at_any_size(OpenBehind())
+    assert (router.form.name, router.fixed_gates) == ("custom", None)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Graph
 
 from moh_deploy.frontend.fx.builder import GraphBuilder
 from moh_deploy.frontend.fx.graph import op
 from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.recognize.routers.forms import read_router
-from moh_deploy.frontend.recognize.routers.router import Finish, Router
+from moh_deploy.frontend.recognize.routers.router import Finish, Logits, Router
+from moh_deploy.frontend.recognize.routers.weighing import Weighing
 from moh_deploy.frontend.rewrite.router import insert_router
 from tests.frontend.traced import Values, plain_trace
 from tests.nightly import sampled
@@ -220,3 +224,15 @@ def test_what_changes_few_choices_is_seen(gates_of, heads: int, ranked: str):
     router, gates, routed = read(Projected(gates_of, heads))
     assert (router.form.name, op(router.routed_logits.node)) == ("scored", ranked)
     torch.testing.assert_close(routed, gates)
+
+
+def test_no_epsilon_is_told_from_sums_that_differ_by_their_rounding():
+    """The inverses of both sums are the same number."""
+    weights = Logits(Graph().placeholder("weights"), 1)
+    small = 0.91
+    large = math.nextafter(small, 1)
+    assert 1 / small == 1 / large
+    kept = torch.tensor([[small], [large]], dtype=torch.float64)
+    gates = torch.tensor([[0.3], [0.7]], dtype=torch.float64)
+    weighing = Weighing(SimpleNamespace(tolerance=1e-9), None, [], gates[:, :0], gates)
+    assert weighing._finish(weights, kept, gates) is None
