@@ -28,6 +28,8 @@ from moh_deploy.frontend.fx.views import casts, forward, is_view
 _SMOOTH = ("elu", "gelu", "mish", "sigmoid", "silu", "tanh")
 _PIECEWISE = ("hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "relu", "relu6")
 _ELEMENTWISE = frozenset((*_SMOOTH, *_PIECEWISE))
+_CONVOLUTIONS = ("conv2d", "convolution")
+_POOLINGS = ("adaptive_avg_pool2d", "avg_pool2d")
 
 
 @dataclass(frozen=True)
@@ -112,24 +114,20 @@ class Elementwise:
 ImageOp: TypeAlias = Depthwise | Pointwise | BlockMean | Elementwise
 
 
-def input_image(node: Node) -> Image | None:
-    """The image that a convolution or pooling reads; None for any other node."""
-    if op(node) not in ("conv2d", "convolution", "adaptive_avg_pool2d", "avg_pool2d"):
-        return None
-    # The op has to know the height and width: which tokens are neighbours hangs on them.
-    source = cast(Node, node.args[0])
-    if rank(source) != 4 or not all(extent.is_Integer for extent in shape(source)[1:]):
-        return None
-    return Image(*fresh_layout(shape(source)))
+def _read(node: Node, image: Image, *, is_image: bool) -> ImageOp | None:
+    """Read an operator on an image; None where it needs more than tokens.
 
-
-def read_image_op(node: Node, image: Image) -> ImageOp | None:
-    """Read an operator whose first input is an image; None where it needs more than tokens."""
+    Args:
+        is_image: It reads [B, C, H, W]; else the same numbers in another layout.
+    """
     name = op(node)
-    if name in ("conv2d", "convolution"):
+    # A function of each number may be applied in any layout, a convolution to images only.
+    if name in _ELEMENTWISE and len(tensor_inputs(node)) == 1:
+        return Elementwise(image, node)
+    if is_image and name in _CONVOLUTIONS:
         return _convolution(node, image)
-    if name not in ("adaptive_avg_pool2d", "avg_pool2d"):
-        return read_elementwise(node, image)
+    if not is_image or name not in _POOLINGS:
+        return None
     # A pooling whose windows are the blocks of a grid, without padding or rest.
     if name == "avg_pool2d":
         kernel = _pair(argument(node, "kernel_size"))
@@ -143,13 +141,6 @@ def read_image_op(node: Node, image: Image) -> ImageOp | None:
     rows, columns = image.height // block[0], image.width // block[1]
     pooled = replace(image, rows=fresh_dim(size_of(rows)), columns=fresh_dim(size_of(columns)))
     return BlockMean(pooled, block)
-
-
-def read_elementwise(node: Node, image: Image) -> Elementwise | None:
-    """Read a function of each number, in any layout of the image."""
-    if op(node) not in _ELEMENTWISE or len(tensor_inputs(node)) != 1:
-        return None
-    return Elementwise(image, node)
 
 
 def _convolution(node: Node, image: Image) -> Depthwise | Pointwise | None:
@@ -224,8 +215,13 @@ def find_image_chains(graph: Graph) -> list[ImageChain]:
     chains: list[ImageChain] = []
     taken: set[Node] = set()
     for node in graph.nodes:
-        image = None if node in taken else input_image(node)
-        chain = None if image is None else _Walk(node, image).run()
+        if node in taken or op(node) not in (*_CONVOLUTIONS, *_POOLINGS):
+            continue
+        # The op has to know the height and width: which tokens are neighbours hangs on them.
+        source = cast(Node, node.args[0])
+        if rank(source) != 4 or not all(extent.is_Integer for extent in shape(source)[1:]):
+            continue
+        chain = _Walk(node, Image(*fresh_layout(shape(source)))).run()
         if chain is not None:
             chains.append(chain)
             taken.update((*chain.inner, chain.end))
@@ -270,12 +266,9 @@ class _Walk:
             layout = None if casts(node) else forward(node, self._layout)
             self._layout = layout or self._layout
             return layout is not None
-        # A function of each number may be applied in any layout, a convolution to [B, C, H, W]
-        # only.
-        step: ImageOp | None = read_elementwise(node, image)
-        if step is None and same(self._layout, image.layout):
-            step = read_image_op(node, image)
-            self._layout = self._layout if step is None else step.image.layout
+        step = _read(node, image, is_image=same(self._layout, image.layout))
+        if step is not None and not isinstance(step, Elementwise):
+            self._layout = step.image.layout
         last = self._steps[-1] if self._steps else None
         is_gelu = isinstance(step, Elementwise) and step.is_exact_gelu
         if is_gelu and isinstance(last, Depthwise) and not last.gelu and not last.gated:
