@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import onnx
 
 from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL, REQUIRED
-from moh_deploy.ops.spec import Attributes, TensorTypes, Variant, parsed_function
+from moh_deploy.ops.spec import Attributes, BodyVariant, TensorTypes, parsed_function
 
 
 @dataclass(frozen=True)
-class AggregatedAttentionVariant(Variant):
+class AggregatedAttentionVariant(BodyVariant):
     """Selects one body of MoHAggregatedAttention.
 
     Attributes:

@@ -13,13 +13,13 @@ from typing import Literal
 import onnx
 
 from moh_deploy.ops.attention_shapes import ATTN_MASK, NONPAD_KV_SEQLEN, optional_input
-from moh_deploy.ops.spec import Attributes, TensorTypes, Variant, parsed_function
+from moh_deploy.ops.spec import Attributes, BodyVariant, TensorTypes, parsed_function
 
 MaskKind = Literal["bool", "float"]
 
 
 @dataclass(frozen=True)
-class AttentionVariant(Variant):
+class AttentionVariant(BodyVariant):
     """Selects one body of MoHAttention.
 
     Attributes:

@@ -100,7 +100,7 @@ def product_of(
     return product
 
 
-def function_body(variant: spec.Variant, *, opset: int) -> onnx.FunctionProto:
+def function_body(variant: spec.BodyVariant, *, opset: int) -> onnx.FunctionProto:
     """Build the one body: MatMulNBits itself."""
     product = matmul_nbits_text("X, W, scales", bits=": int = @bits")
     signature = f"{op_names.MATMUL_NBITS} <in_features, out_features, bits> (X, W, scales) => (Y)"
@@ -124,7 +124,7 @@ def nbits_product_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tup
     return (TensorType(x.dtype, (*x.shape[:-1], columns)),)
 
 
-_ONLY = spec.Variant()
+_ONLY = spec.BodyVariant()
 
 MOH_MATMUL_NBITS = OpSpec(
     name=op_names.MATMUL_NBITS,

@@ -44,7 +44,7 @@ def open_columns(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ..
 
 
 @dataclass(frozen=True)
-class NBitsVariant(spec.Variant):
+class NBitsVariant(spec.BodyVariant):
     """Selects one body: whether a bias is added."""
 
     biased: bool

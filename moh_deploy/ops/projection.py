@@ -27,7 +27,7 @@ _OUTPUTS = {op_names.QUERY_PROJECTION: "Q", op_names.OUTPUT_PROJECTION: "Y"}
 
 
 @dataclass(frozen=True)
-class ProjectionVariant(spec.Variant):
+class ProjectionVariant(spec.BodyVariant):
     """Selects one body of a projection.
 
     Attributes:

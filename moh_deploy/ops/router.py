@@ -29,7 +29,7 @@ _INPUTS = ("routed_logits", "shared_logits", "stage_logits")
 
 
 @dataclass(frozen=True)
-class RouterVariant(spec.Variant):
+class RouterVariant(spec.BodyVariant):
     """Selects one body of MoHRouter.
 
     Attributes:

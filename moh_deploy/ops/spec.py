@@ -109,7 +109,7 @@ class AttributeSpec:
         return None
 
 
-class Variant:
+class BodyVariant:
     """Selects one ONNX function body, by whatever a function cannot branch on; a dataclass."""
 
     def key(self) -> str:
@@ -143,7 +143,7 @@ class OpSpec:
     attributes: tuple[AttributeSpec, ...]
     reference: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]]
     shape_rule: Callable[[TensorTypes, Attributes], tuple[TensorType, ...]]
-    variant: Callable[[TensorTypes, Attributes], Variant]
+    variant: Callable[[TensorTypes, Attributes], BodyVariant]
     body: Callable[..., onnx.FunctionProto]
     doc: str
     specified: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]] | None = None

@@ -25,7 +25,7 @@ from moh_deploy.ops.spec import Arrays, Attributes, OpSpec, TensorType, TensorTy
 
 
 @dataclass(frozen=True)
-class TokenConvVariant(spec.Variant):
+class TokenConvVariant(spec.BodyVariant):
     """Selects one body of MoHTokenConv.
 
     Attributes:
