@@ -254,14 +254,12 @@ def _gate(variant: AttentionVariant) -> str:
     Where, not Mul alone: a closed gate also silences NaN and Inf, and a blind query is NaN here
     (softmax over -inf only).
     """
-    # Every query sees a key, so only closed gates have to be silenced.
+    product = "product = Mul (heads_BHSD, gate)"
+    # Where every query sees a key, only closed gates have to be silenced.
     if not variant.hides_keys:
-        return """
-            product = Mul (heads_BHSD, gate)
-            gated = Where (closed, zero, product)
-        """
-    return """
-        product = Mul (heads_BHSD, gate)
+        return f"{product} gated = Where (closed, zero, product)"
+    return f"""
+        {product}
         silent = Or (closed, blind)
         gate_times_zero = Mul (gate, zero)
         gated = Where (silent, gate_times_zero, product)

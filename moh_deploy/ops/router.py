@@ -71,8 +71,20 @@ def function_body(variant: RouterVariant, *, opset: int) -> onnx.FunctionProto:
     # Nothing would tell how many tokens there are.
     if not variant.inputs():
         raise ExportError("MoHRouter: no function body without logits; got a variant without any.")
-    # The stage first: both kinds of gates are weighed by it.
-    steps = [_CONSTANTS, _stage(variant), _routed(variant), _shared(variant)]
+    steps = [_CONSTANTS]
+    # The stage first: both kinds of gates are weighed by it, with 2 in all, so that the mean of
+    # both weights [B, S, 1] is 1.
+    if variant.staged:
+        steps += [
+            """
+            two = Constant <value_float = 2.0> ()
+            stage_float = Cast <to = 1> (stage_logits)
+            stage_probabilities = Softmax <axis = -1> (stage_float)
+            stage_weights = Mul (stage_probabilities, two)
+            shared_weight, routed_weight = Split <axis = -1, num_outputs = 2> (stage_weights)
+            """
+        ]
+    steps += [_routed(variant), _shared(variant)]
     # Shared heads come first in the gates [B, S, Sh + R], which have the dtype of the logits.
     parts = ["shared_gates"] if variant.shared != "none" else []
     parts += ["routed_gates"] if variant.routed != "none" else []
@@ -93,20 +105,6 @@ _CONSTANTS = """
     top_k_scalar = Constant <value_int: int = @top_k> ()
     num_shared_scalar = Constant <value_int: int = @num_shared_heads> ()
 """
-
-
-def _stage(variant: RouterVariant) -> str:
-    """shared_weight and routed_weight [B, S, 1]: together 2 for each token."""
-    # Times 2, so that the mean of both weights is 1.
-    if not variant.staged:
-        return ""
-    return """
-        two = Constant <value_float = 2.0> ()
-        stage_float = Cast <to = 1> (stage_logits)
-        stage_probabilities = Softmax <axis = -1> (stage_float)
-        stage_weights = Mul (stage_probabilities, two)
-        shared_weight, routed_weight = Split <axis = -1, num_outputs = 2> (stage_weights)
-    """
 
 
 def _routed(variant: RouterVariant) -> str:
@@ -145,27 +143,26 @@ def _routed(variant: RouterVariant) -> str:
 
 def _shared(variant: RouterVariant) -> str:
     """shared_gates [B, S, Sh] in float32."""
-    # Times the number of shared heads, so that the mean of their gates is 1.
     if variant.shared == "none":
         return ""
-    if variant.shared == "softmax":
-        gates = """
-            shared_float = Cast <to = 1> (shared_logits)
-            shared_probabilities = Softmax <axis = -1> (shared_float)
-            num_shared_float = Cast <to = 1> (num_shared_scalar)
-            shared_unweighed = Mul (shared_probabilities, num_shared_float)
-        """
-    else:
-        gates = f"""
+    weight = "Mul (shared_unweighed, shared_weight)"
+    weighed = f"shared_gates = {weight if variant.staged else 'Identity (shared_unweighed)'}"
+    if variant.shared == "ones":
+        return f"""
             num_shared = Reshape (num_shared_scalar, one_element)
             tokens_shape = Shape <start = 0, end = 2> ({variant.inputs()[0]})
             shared_shape = Concat <axis = 0> (tokens_shape, num_shared)
             shared_unweighed = ConstantOfShape <value = float[1] {{1.0}}> (shared_shape)
+            {weighed}
         """
-    weighed = (
-        "Mul (shared_unweighed, shared_weight)" if variant.staged else "Identity (shared_unweighed)"
-    )
-    return f"{gates} shared_gates = {weighed}"
+    # Times the number of shared heads, so that the mean of their gates is 1.
+    return f"""
+        shared_float = Cast <to = 1> (shared_logits)
+        shared_probabilities = Softmax <axis = -1> (shared_float)
+        num_shared_float = Cast <to = 1> (num_shared_scalar)
+        shared_unweighed = Mul (shared_probabilities, num_shared_float)
+        {weighed}
+    """
 
 
 # The shape rule of MoHRouter: the gates' type, and what does not fit together.

@@ -96,4 +96,4 @@ class ValidElements:
         return torch.from_numpy(np.array(over_axes(mask, sorted(both), value.shape)))
 
 
-EVERYTHING = ValidElements()
+EVERYTHING: ValidElements = ValidElements()
