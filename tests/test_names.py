@@ -15,11 +15,10 @@ MORE_THAN_ONCE = {
     "compare": "the public function of the command, and in validate of a runner with recorded runs",
     "command": "each file of the command line has its own",
     "main": "where a process begins",
-    # Each op has a file of these, and each router form a matcher.
+    # Each op has a file of these.
     "function_body": "of an op",
     "reference": "of an op",
     "variant_of": "of an op",
-    "match": "of a router form",
 }
 
 

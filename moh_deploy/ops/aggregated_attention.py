@@ -11,9 +11,11 @@ Mixture-of-Head attention, arXiv 2410.11842, section 3.2.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from moh_deploy.ops import op_names
+from moh_deploy.ops import op_names, spec
 from moh_deploy.ops.aggregated_attention_function import function_body, variant_of
 from moh_deploy.ops.aggregated_attention_shapes import (
     OPTIONAL,
@@ -28,7 +30,6 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
 
     Args:
         inputs: In the order of the op, of any supported dtype; None for an absent one.
-        attributes: All attributes of the op.
 
     Returns:
         Y in float64.
@@ -37,11 +38,15 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     # Inputs that a node does not list are absent.
     arrays += [None] * (len(REQUIRED) + len(OPTIONAL) - len(arrays))
     heads = int(attributes["num_heads"])
-    query, key, value, pooled_key, pooled_value = (_split(a, heads) for a in arrays[:5])
+    # [B, N, H*D] to [B, H, N, D]
+    query, key, value, pooled_key, pooled_value = (
+        array.reshape(*array.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+        for array in map(spec.float64, arrays[:5])
+    )
     if attributes["normalize"]:
         epsilon = float(attributes["epsilon"])
         query, key, pooled_key = (_unit(a, epsilon) for a in (query, key, pooled_key))
-    gates_BNH = _present(arrays[5])
+    gates_BNH = spec.float64(arrays[5])
     embedding_HD, scale_HN, window_bias_HL, pooled_bias_HNP, tokens_HDL, offset_HL = arrays[6:]
     # -1 outside of the image reads the last token; `inside_NL` takes that out again.
     neighbour_NL = _neighbours(attributes)
@@ -87,14 +92,6 @@ def _neighbours(attributes: Attributes) -> np.ndarray:
     return neighbours
 
 
-def _split(array: np.ndarray | None, num_heads: int) -> np.ndarray:
-    """[B, N, H*D] to [B, H, N, D]."""
-    given = _present(array)
-    by_token = given.reshape(*given.shape[:2], num_heads, given.shape[2] // num_heads)
-    by_head: np.ndarray = by_token.transpose(0, 2, 1, 3)
-    return by_head
-
-
 def _unit(array: np.ndarray, epsilon: float) -> np.ndarray:
     """Vectors of length 1; those that are shorter than epsilon are divided by it."""
     with np.errstate(all="ignore"):
@@ -118,13 +115,7 @@ def _of(array: np.ndarray | None, head: int, neutral: float) -> np.ndarray | flo
     return part
 
 
-def _present(array: np.ndarray | None) -> np.ndarray:
-    assert array is not None, "a required input is absent"
-    return array
-
-
-def _size(name: str, doc: str, *, odd: bool = False) -> AttributeSpec:
-    return AttributeSpec(name, doc, at_least=1, odd=odd)
+_size = partial(AttributeSpec, at_least=1)
 
 
 MOH_AGGREGATED_ATTENTION = OpSpec(

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import onnx
 
 from moh_deploy.ops.aggregated_attention_shapes import OPTIONAL, REQUIRED
-from moh_deploy.ops.spec import Attributes, TensorTypes, parsed_function
+from moh_deploy.ops.spec import Attributes, BodyVariant, TensorTypes, parsed_function
 
 
 @dataclass(frozen=True)
-class AggregatedAttentionVariant:
+class AggregatedAttentionVariant(BodyVariant):
     """Selects one body of MoHAggregatedAttention.
 
     Attributes:
@@ -30,23 +30,11 @@ class AggregatedAttentionVariant:
     normalize: bool
     optional: tuple[str, ...]
 
-    def key(self) -> str:
-        """Return the variant's name, such as `k3x3_normalize_window_bias`."""
-        height, width = self.kernel
-        parts = [f"k{height}x{width}", *(["normalize"] if self.normalize else []), *self.optional]
-        return "_".join(parts)
-
     def parameters(self) -> tuple[str, ...]:
         """Return the names of all inputs up to the last present one."""
         # A node lists its inputs up to the last one, those left out in between included.
         last = max((OPTIONAL.index(name) for name in self.optional), default=-1)
         return (*REQUIRED, *OPTIONAL[: last + 1])
-
-    def places(self) -> list[tuple[int, int]]:
-        """Return row and column of each place of the window, row by row."""
-        height, width = self.kernel
-        # As `window_bias`, [H, L], counts its L places.
-        return [(row, column) for row in range(height) for column in range(width)]
 
     def indices(self) -> range:
         """Return the number of each place of the window."""
@@ -64,19 +52,11 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> AggregatedAttenti
 
 
 def function_body(variant: AggregatedAttentionVariant, *, opset: int) -> onnx.FunctionProto:
-    """Build the body of MoHAggregatedAttention for one variant.
-
-    Args:
-        opset: Version of the standard ops that the model imports, 18 or later.
-
-    Raises:
-        ExportError: The opset is older than 18.
-    """
+    """Build the body of MoHAggregatedAttention for one variant."""
     steps = [
         _CONSTANTS,
         _operands(variant),
         _score_query(variant),
-        _corners(variant),
         _inside(variant),
         _window_scores(variant),
         _weights(variant),
@@ -148,32 +128,24 @@ def _vectors(given: str, name: str, normalize: bool) -> str:
 
 def _score_query(variant: AggregatedAttentionVariant) -> str:
     """score_query [B, N, H, D] = (query + embedding) * scale."""
-    embedding = scale = ""
     # An absent input costs an Identity, which runtimes drop.
-    embedded, scaled = "Identity (query)", "Identity (embedded_query)"
+    embedded, scaled = (
+        "embedded_query = Identity (query)",
+        "score_query = Identity (embedded_query)",
+    )
     if "query_embedding" in variant.optional:
-        embedding = "embedding = Cast <to = 1> (query_embedding)"
-        embedded = "Add (query, embedding)"
+        embedded = """
+            embedding = Cast <to = 1> (query_embedding)
+            embedded_query = Add (query, embedding)
+        """
     if "query_scale" in variant.optional:
-        scale = """
+        scaled = """
             scale_HN = Cast <to = 1> (query_scale)
             scale_NH = Transpose <perm = [1, 0]> (scale_HN)
             scale = Unsqueeze (scale_NH, last_axis)
+            score_query = Mul (embedded_query, scale)
         """
-        scaled = "Mul (embedded_query, scale)"
-    return f"{embedding} embedded_query = {embedded} {scale} score_query = {scaled}"
-
-
-def _corners(variant: AggregatedAttentionVariant) -> str:
-    """Corners, in the padded image, of the part that each place of the window sees."""
-    # Only corners differ from place to place: the slices are all as large as the image.
-    return _each(
-        f"""
-        start_{place} = Constant <value_ints = [{row}, {column}]> ()
-        end_{place} = Add (start_{place}, image_size)
-        """
-        for place, (row, column) in enumerate(variant.places())
-    )
+    return f"{embedded} {scaled}"
 
 
 def _moved(name: str, variant: AggregatedAttentionVariant) -> str:
@@ -202,7 +174,18 @@ def _inside(variant: AggregatedAttentionVariant) -> str:
 
     It depends on attributes only: a runtime that folds constants computes it once.
     """
+    # Corners, in the padded image, of the part that each place of the window sees; the slices are
+    # all as large as the image. As `window_bias`, [H, L], counts its L places: row by row.
+    width = variant.kernel[1]
+    corners = _each(
+        f"""
+        start_{place} = Constant <value_ints = [{place // width}, {place % width}]> ()
+        end_{place} = Add (start_{place}, image_size)
+        """
+        for place in variant.indices()
+    )
     return f"""
+        {corners}
         inside_shape = Concat <axis = 0> (one_element, image_size, one_element)
         inside_image = ConstantOfShape <value = float[1] {{1.0}}> (inside_shape)
         {_moved("inside", variant)}
@@ -240,22 +223,22 @@ def _window_scores(variant: AggregatedAttentionVariant) -> str:
 
 def _weights(variant: AggregatedAttentionVariant) -> str:
     """softmax_window [B, H, N, L] and pooled_weights [B, H, N, P]: one softmax over both."""
-    # [B, H, N, L] and [B, H, N, P] side by side: the softmax is over both at once.
-    pooled_scores = "Identity (pooled_products)"
-    pooled_bias = ""
+    biased = "pooled_scores = Identity (pooled_products)"
     if "pooled_bias" in variant.optional:
-        pooled_bias = "bias_HNP = Cast <to = 1> (pooled_bias)"
-        pooled_scores = "Add (pooled_products, bias_HNP)"
+        biased = """
+            bias_HNP = Cast <to = 1> (pooled_bias)
+            pooled_scores = Add (pooled_products, bias_HNP)
+        """
+    # [B, H, N, L] and [B, H, N, P] side by side: the softmax is over both at once.
     return f"""
         window_scores_BHNL = Transpose <perm = [0, 2, 1, 3]> (window_scores)
         score_query_BHND = Transpose <perm = [0, 2, 1, 3]> (score_query)
         pooled_key_BHDP = Transpose <perm = [0, 2, 3, 1]> (pooled_key)
         pooled_products = MatMul (score_query_BHND, pooled_key_BHDP)
-        {pooled_bias}
-        pooled_scores = {pooled_scores}
+        {biased}
         scores = Concat <axis = -1> (window_scores_BHNL, pooled_scores)
         weights = Softmax <axis = -1> (scores)
-        num_places = Constant <value_ints = [{len(variant.places())}]> ()
+        num_places = Constant <value_ints = [{len(variant.indices())}]> ()
         no_place = Constant <value_ints = [0]> ()
         all_weights = Constant <value_ints = [9223372036854775807]> ()
         softmax_window = Slice (weights, no_place, num_places, last_axis)
@@ -266,27 +249,25 @@ def _weights(variant: AggregatedAttentionVariant) -> str:
 def _window_weights(variant: AggregatedAttentionVariant) -> str:
     """window_weights [B, N, H, L] = softmax_window + query @ window_tokens + window_offset."""
     # Behind the softmax: these weights need not add up to 1.
-    tokens, offset = "", ""
-    steered, shifted = "Identity (softmax_window)", "Identity (steered_window)"
+    steered = "steered_window = Identity (softmax_window)"
+    shifted = "shifted_window = Identity (steered_window)"
     if "window_tokens" in variant.optional:
-        tokens = """
+        steered = """
             query_BHND = Transpose <perm = [0, 2, 1, 3]> (query)
             tokens_HDL = Cast <to = 1> (window_tokens)
             token_weights = MatMul (query_BHND, tokens_HDL)
+            steered_window = Add (softmax_window, token_weights)
         """
-        steered = "Add (softmax_window, token_weights)"
     if "window_offset" in variant.optional:
-        offset = """
+        shifted = """
             offset_HL = Cast <to = 1> (window_offset)
             second_axis = Constant <value_ints = [1]> ()
             offset_H1L = Unsqueeze (offset_HL, second_axis)
+            shifted_window = Add (steered_window, offset_H1L)
         """
-        shifted = "Add (steered_window, offset_H1L)"
     return f"""
-        {tokens}
-        steered_window = {steered}
-        {offset}
-        shifted_window = {shifted}
+        {steered}
+        {shifted}
         window_weights = Transpose <perm = [0, 2, 1, 3]> (shifted_window)
     """
 
@@ -302,7 +283,7 @@ def _attended(variant: AggregatedAttentionVariant) -> str:
         for place in variant.indices()
     )
     # As many sums as places, and no [B, N, H, L, D] in memory.
-    count = len(variant.places())
+    count = len(variant.indices())
     return f"""
         {_all("weight", variant)} = Split <axis = -1, num_outputs = {count}> (window_weights)
         {_moved("value", variant)}

@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops import op_names
-from moh_deploy.ops.spec import (
-    FLOAT_TYPES,
-    Attributes,
-    OpDim,
-    TensorType,
-    TensorTypes,
-    check_equal,
-    check_tensor,
-    known,
-    required,
-)
+from moh_deploy.ops import op_names, spec
+from moh_deploy.ops.spec import Attributes, OpDim, TensorType, TensorTypes
 
 _OP = op_names.AGGREGATED_ATTENTION
 # In the order of the op's inputs. Axes of one letter have one size in all of them.
@@ -52,31 +42,22 @@ def aggregated_attention_shape_rule(
 
     Args:
         inputs: Types of the inputs, in the order of the op; None for an absent optional one.
-        attributes: All attributes of the op.
-
-    Raises:
-        ExportError: An attribute, dtype, rank or size does not fit the others.
     """
-    tensors = _tensors(inputs)
+    # A node may list fewer inputs than the op has.
+    given = dict(zip(_SHAPES, inputs, strict=False))
+    for name in REQUIRED:
+        spec.required(_OP, name, given.get(name))
+    tensors = {name: tensor for name, tensor in given.items() if tensor is not None}
     # Ranks first: the sizes below are read by axis.
     for name, tensor in tensors.items():
-        dtypes = FLOAT_TYPES if name == "Q" else (tensors["Q"].dtype,)
-        check_tensor(_OP, name, tensor, dtypes, (len(_SHAPES[name]),))
+        dtypes = spec.FLOAT_TYPES if name == "Q" else (tensors["Q"].dtype,)
+        spec.check_tensor(_OP, name, tensor, dtypes, (len(_SHAPES[name]),))
     # One size for each letter, against which every axis is checked.
     sizes = _sizes(tensors, attributes)
     for name, tensor in tensors.items():
         for axis, got in zip(_SHAPES[name], tensor.shape, strict=True):
-            check_equal(_OP, f"{_AXES[axis]} of {name}", got, sizes[axis])
+            spec.check_equal(_OP, f"{_AXES[axis]} of {name}", got, sizes[axis])
     return (TensorType(tensors["Q"].dtype, (sizes["B"], sizes["N"], sizes["H*D"])),)
-
-
-def _tensors(inputs: TensorTypes) -> dict[str, TensorType]:
-    """Return the inputs that are present, by name."""
-    # A node may list fewer inputs than the op has.
-    given = dict(zip(_SHAPES, inputs, strict=False))
-    for name in REQUIRED:
-        required(_OP, name, given.get(name))
-    return {name: tensor for name, tensor in given.items() if tensor is not None}
 
 
 def _sizes(tensors: dict[str, TensorType], attributes: Attributes) -> dict[str, OpDim]:
@@ -110,4 +91,4 @@ def _known(tensors: dict[str, TensorType], axis: str) -> OpDim:
         for label, size in zip(_SHAPES[name], tensor.shape, strict=True)
         if label == axis
     ]
-    return known(*found) if found else None
+    return spec.known(*found) if found else None

@@ -12,20 +12,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from moh_deploy.ops import op_names
+from moh_deploy.ops import op_names, spec
 from moh_deploy.ops.attention_function import function_body, variant_of
 from moh_deploy.ops.attention_shapes import NONPAD_KV_SEQLEN, attention_shape_rule
-from moh_deploy.ops.spec import (
-    FLAG,
-    FLOAT_TYPES,
-    LENGTH_TYPES,
-    Arrays,
-    Attributes,
-    AttributeSpec,
-    OpInput,
-    OpSpec,
-    OutputSpec,
-)
+from moh_deploy.ops.spec import Arrays, Attributes, OpSpec
 
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -34,7 +24,6 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     Args:
         inputs: Q, K, V, gates and optionally attn_mask and nonpad_kv_seqlen, of any supported
             dtype.
-        attributes: All attributes of the op.
 
     Returns:
         Y in float64.
@@ -43,10 +32,13 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     query_BHSD = _with_head_axis(inputs[0], q_num_heads)
     key_BHTD = _with_head_axis(inputs[1], kv_num_heads)
     value_BHTD = _with_head_axis(inputs[2], kv_num_heads)
-    gates_BSH = _float64(inputs[3])
-    filled_B = _filled_lengths(inputs, key_BHTD.shape[0], key_BHTD.shape[2])
+    gates_BSH = spec.float64(inputs[3])
+    # How many keys of each sequence are filled: all that there are, or nonpad_kv_seqlen.
+    given = inputs[NONPAD_KV_SEQLEN] if len(inputs) > NONPAD_KV_SEQLEN else None
+    kv_len = key_BHTD.shape[2]
+    filled_B = np.full(len(key_BHTD), kv_len) if given is None else given.astype(np.int64)
     # In full size, for reading: kernels and function bodies never make it.
-    bias_BHST = _bias(inputs, attributes, query_BHSD.shape, key_BHTD.shape[2], filled_B)
+    bias_BHST = _bias(inputs, attributes, query_BHSD.shape, kv_len, filled_B)
 
     output_BHSD = np.empty((*query_BHSD.shape[:3], value_BHTD.shape[3]))
     for b, h in np.ndindex(query_BHSD.shape[:2]):
@@ -70,19 +62,13 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
 
 def _with_head_axis(array: np.ndarray | None, num_heads: int) -> np.ndarray:
     """[B, S, H*D] or [B, H, S, D] to [B, H, S, D]."""
-    wide = _float64(array)
+    wide = spec.float64(array)
     if wide.ndim == 4:
         return wide
     batch, length, hidden = wide.shape
     by_token = wide.reshape(batch, length, num_heads, hidden // num_heads)
     by_head: np.ndarray = by_token.transpose(0, 2, 1, 3)
     return by_head
-
-
-def _filled_lengths(inputs: Arrays, batch: int, kv_len: int) -> np.ndarray:
-    """How many keys of each sequence are filled, [B]: all that there are, or nonpad_kv_seqlen."""
-    given = inputs[NONPAD_KV_SEQLEN] if len(inputs) > NONPAD_KV_SEQLEN else None
-    return np.full(batch, kv_len) if given is None else given.astype(np.int64)
 
 
 def _bias(
@@ -98,7 +84,7 @@ def _bias(
     mask = inputs[4] if len(inputs) > 4 else None
     if mask is not None:
         # Broadcast to [B, H, S, T]; in a bool mask True means seen.
-        bias += np.where(mask, 0.0, -np.inf) if mask.dtype == bool else _float64(mask)
+        bias += np.where(mask, 0.0, -np.inf) if mask.dtype == bool else spec.float64(mask)
     if attributes["is_causal"]:
         for b, s in np.ndindex(batch, seq_len):
             # The last query stands at the last filled key, so with cached keys the first is at
@@ -127,55 +113,54 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return product
 
 
-def _float64(array: np.ndarray | None) -> np.ndarray:
-    assert array is not None, "a required input is absent"
-    return array.astype(np.float64)
-
-
 MOH_ATTENTION = OpSpec(
     name=op_names.ATTENTION,
     doc="Gated attention: gates * softmax(scale * Q K^T + mask) V for each token and head.",
     inputs=(
-        OpInput(
+        spec.OpInput(
             "Q", "Queries, [B, S, Hq*D] or [B, Hq, S, D]; `K`, `V` and `Y` have the same rank."
         ),
-        OpInput("K", "Keys, [B, T, Hkv*D] or [B, Hkv, T, D]."),
-        OpInput("V", "Values, [B, T, Hkv*Dv] or [B, Hkv, T, Dv]: their head size may be another."),
-        OpInput(
+        spec.OpInput("K", "Keys, [B, T, Hkv*D] or [B, Hkv, T, D]."),
+        spec.OpInput(
+            "V", "Values, [B, T, Hkv*Dv] or [B, Hkv, T, Dv]: their head size may be another."
+        ),
+        spec.OpInput(
             "gates", "[B, S, Hq], of any sign; 0 means that the token did not choose the head."
         ),
-        OpInput(
+        spec.OpInput(
             "attn_mask",
             "Of rank 1 to 4, broadcastable to [B, Hq, S, T]. bool: true where a key is seen. "
             "Float of any dtype: added to the scores, -inf hides a key.",
             optional=True,
-            types=("bool", *FLOAT_TYPES),
+            types=("bool", *spec.FLOAT_TYPES),
             constraint="U",
         ),
-        OpInput(
+        spec.OpInput(
             "nonpad_kv_seqlen",
             "[B]: how many keys of each sequence are filled, 0 to T. Keys and values from there on "
             "are neither seen nor read, so that K and V may be a cache with room for more.",
             optional=True,
-            types=LENGTH_TYPES,
+            types=spec.LENGTH_TYPES,
             constraint="L",
         ),
     ),
-    outputs=(OutputSpec("Y", "[B, S, Hq*Dv] or [B, Hq, S, Dv], as `Q`: multiplied by the gates."),),
+    outputs=(
+        spec.OutputSpec("Y", "[B, S, Hq*Dv] or [B, Hq, S, Dv], as `Q`: multiplied by the gates."),
+    ),
     attributes=(
-        AttributeSpec(
+        spec.AttributeSpec(
             "q_num_heads",
             "`Hq`, a multiple of `Hkv`; query head h reads key/value head `h // (Hq / Hkv)`.",
             at_least=1,
         ),
-        AttributeSpec("kv_num_heads", "`Hkv`.", at_least=1),
-        AttributeSpec("scale", "Factor of the scores, such as `1/sqrt(D)`.", "float"),
-        AttributeSpec(
+        spec.AttributeSpec("kv_num_heads", "`Hkv`.", at_least=1),
+        spec.AttributeSpec("scale", "Factor of the scores, such as `1/sqrt(D)`.", "float"),
+        spec.AttributeSpec(
             "is_causal",
             "1: query s sits at position `s + T - S`, or `s + nonpad_kv_seqlen - S`, and sees the "
             "keys up to it.",
             default=0,
-            choices=FLAG,
+            choices=spec.FLAG,
         ),
     ),
     reference=reference,

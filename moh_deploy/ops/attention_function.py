@@ -13,13 +13,13 @@ from typing import Literal
 import onnx
 
 from moh_deploy.ops.attention_shapes import ATTN_MASK, NONPAD_KV_SEQLEN, optional_input
-from moh_deploy.ops.spec import Attributes, TensorTypes, parsed_function
+from moh_deploy.ops.spec import Attributes, BodyVariant, TensorTypes, parsed_function
 
 MaskKind = Literal["bool", "float"]
 
 
 @dataclass(frozen=True)
-class AttentionVariant:
+class AttentionVariant(BodyVariant):
     """Selects one body of MoHAttention.
 
     Attributes:
@@ -41,15 +41,6 @@ class AttentionVariant:
         """Some query may not see some key, or none at all."""
         return self.mask is not None or self.is_causal or self.filled
 
-    def key(self) -> str:
-        """Return the variant's name, such as `r3_causal_bool`; `r4` is the plainest."""
-        parts = [f"r{self.rank}"]
-        parts += ["grouped"] if self.grouped else []
-        parts += ["causal"] if self.is_causal else []
-        parts += [self.mask] if self.mask else []
-        parts += ["filled"] if self.filled else []
-        return "_".join(parts)
-
 
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> AttentionVariant:
     """Return the variant that a node needs; the node must satisfy the shape rule."""
@@ -68,14 +59,7 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> AttentionVariant:
 
 
 def function_body(variant: AttentionVariant, *, opset: int) -> onnx.FunctionProto:
-    """Build the body of MoHAttention for one variant.
-
-    Args:
-        opset: Version of the standard ops that the model imports, 18 or later.
-
-    Raises:
-        ExportError: The opset is older than 18.
-    """
+    """Build the body of MoHAttention for one variant."""
     # A body has parameters up to its last present input, one that is left out in between included.
     optional = ["attn_mask"] if variant.mask or variant.filled else []
     optional += ["nonpad_kv_seqlen"] if variant.filled else []
@@ -110,20 +94,23 @@ CONSTANTS = """
 """
 
 
+HEADS_APART = """
+    q_split_shape = Concat <axis = 0> (keep_two, q_heads, rest)
+    kv_split_shape = Concat <axis = 0> (keep_two, kv_heads, rest)
+    query_BSHD = Reshape (Q, q_split_shape)
+    key_BTHD = Reshape (K, kv_split_shape)
+    value_BTHD = Reshape (V, kv_split_shape)
+    query_BHSD = Transpose <perm = [0, 2, 1, 3]> (query_BSHD)
+    value_BHTD = Transpose <perm = [0, 2, 1, 3]> (value_BTHD)
+"""
+"""[B, S, H*D] to [B, H, S, D]; of keys to [B, T, H, D]."""
+
+
 def _split_heads(variant: AttentionVariant) -> str:
     """query_BHSD, key_BHDT and value_BHTD in the inputs' dtype, then the operands in float32."""
-    # [B, S, H*D] to [B, H, S, D]; of keys to [B, H, D, T], which the product of scores reads.
+    # The product of scores reads keys as [B, H, D, T].
     if variant.rank == 3:
-        split = """
-            q_split_shape = Concat <axis = 0> (keep_two, q_heads, rest)
-            kv_split_shape = Concat <axis = 0> (keep_two, kv_heads, rest)
-            query_BSHD = Reshape (Q, q_split_shape)
-            key_BTHD = Reshape (K, kv_split_shape)
-            value_BTHD = Reshape (V, kv_split_shape)
-            query_BHSD = Transpose <perm = [0, 2, 1, 3]> (query_BSHD)
-            key_BHDT = Transpose <perm = [0, 2, 3, 1]> (key_BTHD)
-            value_BHTD = Transpose <perm = [0, 2, 1, 3]> (value_BTHD)
-        """
+        split = f"{HEADS_APART} key_BHDT = Transpose <perm = [0, 2, 3, 1]> (key_BTHD)"
     else:
         split = """
             query_BHSD = Identity (Q)
@@ -153,52 +140,45 @@ def position_mask(variant: AttentionVariant) -> str:
 
     [S, T] with t <= s + T - S, the same for each sequence; [B, 1, 1 or S, T] where lengths differ.
     """
-    # Range makes positions from sizes at run time, so both lengths may be dynamic.
     if not variant.is_causal and not variant.filled:
         return ""
-    key_position = """
+    # Range makes positions from sizes at run time, so both lengths may be dynamic.
+    steps = """
         one = Constant <value_int = 1> ()
         first = Constant <value_int = 0> ()
         kv_len_1d = Shape <start = 3, end = 4> (key_BHDT)
         kv_len = Squeeze (kv_len_1d, first_axis)
         key_position = Range (first, kv_len, one)
     """
-    query_length = """
-        seq_len_1d = Shape <start = 2, end = 3> (query_BHSD)
-        seq_len = Squeeze (seq_len_1d, first_axis)
-    """
-    if not variant.filled:
-        return f"""
-            {key_position}
-            {query_length}
-            offset = Sub (kv_len, seq_len)
-            query_position = Range (offset, kv_len, one)
-            query_position_S1 = Unsqueeze (query_position, last_axis)
-            in_reach = GreaterOrEqual (query_position_S1, key_position)
-        """
     # The standard Attention is no help: older runtimes count causal positions from key 0.
-    lengths = """
-        inner_axes = Constant <value_ints = [1, 2, 3]> ()
-        filled = Unsqueeze (nonpad_kv_seqlen, inner_axes)
-        is_filled = Less (key_position, filled)
-        is_filled_column = Transpose <perm = [0, 1, 3, 2]> (is_filled)
-        value_filled = Where (is_filled_column, value, zero)
-    """
-    if not variant.is_causal:
-        return f"""
-            {key_position}
-            {lengths}
-            in_reach = Identity (is_filled)
+    if variant.filled:
+        steps += """
+            inner_axes = Constant <value_ints = [1, 2, 3]> ()
+            filled = Unsqueeze (nonpad_kv_seqlen, inner_axes)
+            is_filled = Less (key_position, filled)
+            is_filled_column = Transpose <perm = [0, 1, 3, 2]> (is_filled)
+            value_filled = Where (is_filled_column, value, zero)
         """
-    # The last query stands at the last filled key: no query looks beyond it.
-    return f"""
-        {key_position}
-        {lengths}
-        {query_length}
+    if not variant.is_causal:
+        return f"{steps} in_reach = Identity (is_filled)"
+    # The last query stands at the last key, or the last filled one: no query looks beyond it.
+    query_position = """
         query_index = Range (first, seq_len, one)
         query_index_S1 = Unsqueeze (query_index, last_axis)
         offset = Sub (filled, seq_len)
         query_position_S1 = Add (query_index_S1, offset)
+    """
+    if not variant.filled:
+        query_position = """
+            offset = Sub (kv_len, seq_len)
+            query_position = Range (offset, kv_len, one)
+            query_position_S1 = Unsqueeze (query_position, last_axis)
+        """
+    return f"""
+        {steps}
+        seq_len_1d = Shape <start = 2, end = 3> (query_BHSD)
+        seq_len = Squeeze (seq_len_1d, first_axis)
+        {query_position}
         in_reach = GreaterOrEqual (query_position_S1, key_position)
     """
 
@@ -232,15 +212,11 @@ def bias_of_mask(variant: AttentionVariant) -> str:
 def _mask_scores(variant: AttentionVariant) -> str:
     """`scores` from scores_BHST: biased, and -inf behind the filled keys whatever lies there."""
     # Without a bias an Add is saved.
-    if not variant.hides_keys:
-        return "scores = Identity (scores_BHST)"
     if not variant.filled:
-        return "scores = Add (scores_BHST, bias)"
+        biased = "Add (scores_BHST, bias)" if variant.hides_keys else "Identity (scores_BHST)"
+        return f"scores = {biased}"
     biased = "Add (scores_BHST, mask)" if variant.mask == "float" else "Identity (scores_BHST)"
-    return f"""
-        biased = {biased}
-        scores = Where (seen, biased, minus_infinity)
-    """
+    return f"biased = {biased} scores = Where (seen, biased, minus_infinity)"
 
 
 def _attend(variant: AttentionVariant) -> str:
@@ -278,14 +254,12 @@ def _gate(variant: AttentionVariant) -> str:
     Where, not Mul alone: a closed gate also silences NaN and Inf, and a blind query is NaN here
     (softmax over -inf only).
     """
-    # Every query sees a key, so only closed gates have to be silenced.
+    product = "product = Mul (heads_BHSD, gate)"
+    # Where every query sees a key, only closed gates have to be silenced.
     if not variant.hides_keys:
-        return """
-            product = Mul (heads_BHSD, gate)
-            gated = Where (closed, zero, product)
-        """
-    return """
-        product = Mul (heads_BHSD, gate)
+        return f"{product} gated = Where (closed, zero, product)"
+    return f"""
+        {product}
         silent = Or (closed, blind)
         gate_times_zero = Mul (gate, zero)
         gated = Where (silent, gate_times_zero, product)
@@ -293,8 +267,7 @@ def _gate(variant: AttentionVariant) -> str:
 
 
 def merged_heads(variant: AttentionVariant) -> str:
-    """Y in the dtype of Q, of `gated` [B, H, S, D]."""
-    # The heads stay an axis of their own.
+    """Y in the dtype of Q, of `gated` [B, H, S, D]; heads stay an axis of their own in rank 4."""
     if variant.rank == 4:
         return "Y = CastLike (gated, Q)"
     return """

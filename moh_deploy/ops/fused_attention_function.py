@@ -11,13 +11,7 @@ from __future__ import annotations
 
 import onnx
 
-from moh_deploy.ops.attention_function import (
-    CONSTANTS,
-    AttentionVariant,
-    bias_of_mask,
-    merged_heads,
-    position_mask,
-)
+from moh_deploy.ops import attention_function
 from moh_deploy.ops.spec import parsed_function
 
 FUSED_OPSET = 23
@@ -25,7 +19,7 @@ FUSED_OPSET = 23
 
 
 def fused_function_body(
-    variant: AttentionVariant, *, square: bool, opset: int = FUSED_OPSET
+    variant: attention_function.AttentionVariant, *, square: bool, opset: int = FUSED_OPSET
 ) -> onnx.FunctionProto:
     """Build the body of MoHAttention over ONNX's Attention, for one variant.
 
@@ -38,53 +32,36 @@ def fused_function_body(
     # Attention takes no mask and is causal at once in TensorRT: then positions are in the mask.
     by_position = variant.is_causal and not (square and variant.mask is None)
     # `bias_of_mask` sees a causal layer where positions are in the mask only.
-    masked = AttentionVariant(variant.rank, variant.mask, by_position, variant.grouped)
+    masked = attention_function.AttentionVariant(
+        variant.rank, variant.mask, by_position, variant.grouped
+    )
     inputs = "Q, K, V, gates" + (", attn_mask" if variant.mask else "")
     steps = [
-        CONSTANTS,
+        attention_function.CONSTANTS,
         _split_heads(variant),
-        position_mask(masked),
-        bias_of_mask(masked),
+        attention_function.position_mask(masked),
+        attention_function.bias_of_mask(masked),
         _attend(masked, is_causal=variant.is_causal and not by_position),
         _gate(masked),
-        merged_heads(variant),
+        attention_function.merged_heads(variant),
     ]
     signature = f"MoHAttention <q_num_heads, kv_num_heads, scale, is_causal> ({inputs}) => (Y)"
     return parsed_function(signature, steps, opset=opset)
 
 
-def _split_heads(variant: AttentionVariant) -> str:
+def _split_heads(variant: attention_function.AttentionVariant) -> str:
     """query_BHSD, key_BHTD and value_BHTD, and key_BHDT, of which `position_mask` reads a size."""
-    turned = "key_BHDT = Transpose <perm = [0, 1, 3, 2]> (key_BHTD)"
-    if variant.rank == 4:
-        return f"""
-            query_BHSD = Identity (Q)
-            key_BHTD = Identity (K)
-            value_BHTD = Identity (V)
-            {turned}
-        """
-    # [B, S, H*D] to [B, H, S, D]
-    return f"""
-        q_split_shape = Concat <axis = 0> (keep_two, q_heads, rest)
-        kv_split_shape = Concat <axis = 0> (keep_two, kv_heads, rest)
-        query_BSHD = Reshape (Q, q_split_shape)
-        key_BTHD = Reshape (K, kv_split_shape)
-        value_BTHD = Reshape (V, kv_split_shape)
-        query_BHSD = Transpose <perm = [0, 2, 1, 3]> (query_BSHD)
-        key_BHTD = Transpose <perm = [0, 2, 1, 3]> (key_BTHD)
-        value_BHTD = Transpose <perm = [0, 2, 1, 3]> (value_BTHD)
-        {turned}
-    """
+    split = "query_BHSD = Identity (Q) key_BHTD = Identity (K) value_BHTD = Identity (V)"
+    if variant.rank == 3:
+        key = "key_BHTD = Transpose <perm = [0, 2, 1, 3]> (key_BTHD)"
+        split = f"{attention_function.HEADS_APART} {key}"
+    return f"{split} key_BHDT = Transpose <perm = [0, 1, 3, 2]> (key_BHTD)"
 
 
-def _is_masked(variant: AttentionVariant) -> bool:
-    return variant.mask is not None or variant.is_causal
-
-
-def _attend(variant: AttentionVariant, *, is_causal: bool) -> str:
+def _attend(variant: attention_function.AttentionVariant, *, is_causal: bool) -> str:
     """heads_BHSD, not yet multiplied: NaN, or anything, where a query sees no key."""
     attributes = f"<scale: float = @scale, is_causal = {int(is_causal)}>"
-    if not _is_masked(variant):
+    if not variant.hides_keys:
         return f"heads_BHSD = Attention {attributes} (query_BHSD, key_BHTD, value_BHTD)"
     # bool where it can be: an implementation then knows hidden keys from a sum that is -inf.
     narrow = "Identity (seen)" if variant.mask != "float" else "CastLike (bias, Q)"
@@ -99,11 +76,11 @@ def _attend(variant: AttentionVariant, *, is_causal: bool) -> str:
     """
 
 
-def _gate(variant: AttentionVariant) -> str:
+def _gate(variant: attention_function.AttentionVariant) -> str:
     """gated = gate * heads, and 0 where the gate is closed or the query sees no key."""
     # As in the other body, Where silences what is NaN behind a closed gate, and a gate of NaN is
     # one where the query sees no key.
-    silent = "Or (closed, blind)" if _is_masked(variant) else "Identity (closed)"
+    silent = "Or (closed, blind)" if variant.hides_keys else "Identity (closed)"
     return f"""
         gates_BHS = Transpose <perm = [0, 2, 1]> (gates)
         gate = Unsqueeze (gates_BHS, last_axis)

@@ -1,7 +1,7 @@
 """MoHQueryProjectionNBits and MoHOutputProjectionNBits: the projections of `projection.py` with
 weights of 4 bits, of which only those of open heads are read.
 
-    Y = X W + bias, with W as nbits_weight.py has it.
+    Y = X W + bias, with W as nbits_product.py has it.
 """
 
 from __future__ import annotations
@@ -13,29 +13,8 @@ import numpy as np
 import onnx
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops import op_names
-from moh_deploy.ops.nbits_product import (
-    CONTRIB_DOMAIN,
-    check_weight,
-    matmul_nbits_text,
-    unpacked,
-)
-from moh_deploy.ops.spec import (
-    PACKED_TYPES,
-    Arrays,
-    Attributes,
-    AttributeSpec,
-    OpInput,
-    OpSpec,
-    OutputSpec,
-    TensorType,
-    TensorTypes,
-    check_equal,
-    check_tensor,
-    known,
-    parsed_function,
-    required,
-)
+from moh_deploy.ops import nbits_product, op_names, spec
+from moh_deploy.ops.spec import Arrays, Attributes, OpSpec, TensorType, TensorTypes
 
 _FLOAT = ("float32",)
 _BITS = 4
@@ -47,18 +26,12 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     Args:
         inputs: X [B, S, K], W [N, ceil(K / 32), 16], gates [B, S, H], scales [N, ceil(K / 32)] and
             optionally bias [N].
-        attributes: All attributes of the op.
 
     Returns:
         X W + bias, [B, S, N], in float64: also where a gate is closed.
     """
     x, packed, _, scales, bias = (*inputs, None)[:5]
-    assert x is not None, "a required input is absent"
-    assert packed is not None, "a required input is absent"
-    assert scales is not None, "a required input is absent"
-    weight = unpacked(packed, scales)[: int(attributes["in_features"])]
-    with np.errstate(invalid="ignore"):
-        product = x.astype(np.float64) @ weight
+    product = nbits_product.product_of(x, packed, scales, int(attributes["in_features"]))
     return (product if bias is None else product + bias.astype(np.float64),)
 
 
@@ -71,14 +44,10 @@ def open_columns(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ..
 
 
 @dataclass(frozen=True)
-class NBitsVariant:
+class NBitsVariant(spec.BodyVariant):
     """Selects one body: whether a bias is added."""
 
     biased: bool
-
-    def key(self) -> str:
-        """Return the variant's name."""
-        return "bias" if self.biased else "plain"
 
 
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> NBitsVariant:
@@ -88,15 +57,13 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> NBitsVariant:
 
 def function_body(op: str, output: str, variant: NBitsVariant, *, opset: int) -> onnx.FunctionProto:
     """Build the body of a projection: MatMulNBits, which multiplies every row."""
-    product = matmul_nbits_text("X, W, scales", bits=f" = {_BITS}")
-    step = (
-        f"product = {product} {output} = Add (product, bias)"
-        if variant.biased
-        else f"{output} = {product}"
-    )
+    product = nbits_product.matmul_nbits_text("X, W, scales", bits=f" = {_BITS}")
+    step = f"{output} = {product}"
+    if variant.biased:
+        step = f"product = {product} {output} = Add (product, bias)"
     inputs = "X, W, gates, scales" + (", bias" if variant.biased else "")
     signature = f"{op} <num_heads, in_features, out_features> ({inputs}) => ({output})"
-    return parsed_function(signature, [step], opset=opset, domain=CONTRIB_DOMAIN)
+    return spec.parsed_function(signature, [step], opset=opset, domain=nbits_product.CONTRIB_DOMAIN)
 
 
 def shape_rule(
@@ -106,9 +73,6 @@ def shape_rule(
 
     Args:
         heads_attribute: Which of `in_features` and `out_features` the heads divide.
-
-    Raises:
-        ExportError: A dtype, rank, head count or size does not fit the others.
     """
     rows, columns, heads = (
         int(attributes[name]) for name in ("in_features", "out_features", "num_heads")
@@ -120,44 +84,44 @@ def shape_rule(
         )
     names = ("X", "W", "gates", "scales")
     given = (*inputs, None, None, None, None, None)[:5]
-    x, weight, gates, scales = (required(op, n, t) for n, t in zip(names, given, strict=False))
+    x, weight, gates, scales = (spec.required(op, n, t) for n, t in zip(names, given, strict=False))
     bias = given[4]
     for name, tensor in (("X", x), ("gates", gates)):
-        check_tensor(op, name, tensor, _FLOAT, (3,))
-    check_equal(op, "last size of X", x.shape[2], rows)
-    check_weight(op, weight, scales, rows=rows, columns=columns, bits=_BITS)
-    check_equal(op, "number of heads in gates", gates.shape[2], heads)
-    check_equal(op, "batch size of gates", gates.shape[0], x.shape[0])
-    check_equal(op, "length of gates", gates.shape[1], x.shape[1])
+        spec.check_tensor(op, name, tensor, _FLOAT, (3,))
+    spec.check_equal(op, "last size of X", x.shape[2], rows)
+    nbits_product.check_weight(op, weight, scales, rows=rows, columns=columns, bits=_BITS)
+    spec.check_equal(op, "number of heads in gates", gates.shape[2], heads)
+    spec.check_equal(op, "batch size of gates", gates.shape[0], x.shape[0])
+    spec.check_equal(op, "length of gates", gates.shape[1], x.shape[1])
     if bias is not None:
-        check_tensor(op, "bias", bias, _FLOAT, (1,))
-        check_equal(op, "size of bias", bias.shape[0], columns)
-    batch, seq_len = known(x.shape[0], gates.shape[0]), known(x.shape[1], gates.shape[1])
+        spec.check_tensor(op, "bias", bias, _FLOAT, (1,))
+        spec.check_equal(op, "size of bias", bias.shape[0], columns)
+    batch, seq_len = spec.known(x.shape[0], gates.shape[0]), spec.known(x.shape[1], gates.shape[1])
     return (TensorType(x.dtype, (batch, seq_len, columns)),)
 
 
-def _inputs(x: str) -> tuple[OpInput, ...]:
+def _inputs(x: str) -> tuple[spec.OpInput, ...]:
     return (
-        OpInput("X", x, types=_FLOAT),
-        OpInput(
+        spec.OpInput("X", x, types=_FLOAT),
+        spec.OpInput(
             "W",
             "[N, ceil(K / 32), 16]; two numbers in a byte, the first in its lower half.",
-            types=PACKED_TYPES,
+            types=spec.PACKED_TYPES,
             constraint="W",
         ),
-        OpInput(
+        spec.OpInput(
             "gates", "[B, S, H]; 0 means that the token did not choose the head.", types=_FLOAT
         ),
-        OpInput("scales", "[N, ceil(K / 32)].", types=_FLOAT),
-        OpInput("bias", "[N].", optional=True, types=_FLOAT),
+        spec.OpInput("scales", "[N, ceil(K / 32)].", types=_FLOAT),
+        spec.OpInput("bias", "[N].", optional=True, types=_FLOAT),
     )
 
 
-def _attributes(heads: str) -> tuple[AttributeSpec, ...]:
+def _attributes(heads: str) -> tuple[spec.AttributeSpec, ...]:
     return (
-        AttributeSpec("num_heads", f"`H`; {heads}", at_least=1),
-        AttributeSpec("in_features", "`K`; rows of the weight.", at_least=1),
-        AttributeSpec("out_features", "`N`; columns of the weight.", at_least=1),
+        spec.AttributeSpec("num_heads", f"`H`; {heads}", at_least=1),
+        spec.AttributeSpec("in_features", "`K`; rows of the weight.", at_least=1),
+        spec.AttributeSpec("out_features", "`N`; columns of the weight.", at_least=1),
     )
 
 
@@ -165,7 +129,7 @@ MOH_QUERY_PROJECTION_NBITS = OpSpec(
     name=op_names.QUERY_PROJECTION_NBITS,
     doc="Queries of the heads that each token chose, of weights in 4 bits; others are unspecified.",
     inputs=_inputs("[B, S, K]."),
-    outputs=(OutputSpec("Q", "[B, S, N]; unspecified where the gate is 0."),),
+    outputs=(spec.OutputSpec("Q", "[B, S, N]; unspecified where the gate is 0."),),
     attributes=_attributes("head h has the columns from `h*D` up to `(h+1)*D`, `N = H*D`."),
     reference=reference,
     # Kernels skip queries of closed heads; what is there is compared by nobody.
@@ -179,7 +143,7 @@ MOH_OUTPUT_PROJECTION_NBITS = OpSpec(
     name=op_names.OUTPUT_PROJECTION_NBITS,
     doc="X W + bias of weights in 4 bits, for an X whose rows are 0 where the gate is 0.",
     inputs=_inputs("[B, S, K], 0 where the gate is 0, as MoHAttention writes it."),
-    outputs=(OutputSpec("Y", "[B, S, N]."),),
+    outputs=(spec.OutputSpec("Y", "[B, S, N]."),),
     attributes=_attributes("head h has the rows from `h*D` up to `(h+1)*D`, `K = H*D`."),
     reference=reference,
     shape_rule=partial(shape_rule, op_names.OUTPUT_PROJECTION_NBITS, "in_features"),

@@ -14,7 +14,6 @@ from moh_deploy.ops.spec import (
     PLUGIN_ATTRIBUTES,
     Attributes,
     AttributeValue,
-    OpDim,
     OpSpec,
     TensorType,
     TensorTypes,
@@ -47,21 +46,12 @@ def from_type_proto(proto: onnx.TypeProto | None) -> TensorType | None:
         return None
     element = proto.tensor_type.elem_type
     dtype = _DTYPES.get(element) or onnx.TensorProto.DataType.Name(element).lower()
-    return TensorType(dtype, tuple(_dim(dim) for dim in proto.tensor_type.shape.dim))
+    dims = proto.tensor_type.shape.dim
+    shape = (d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims)
+    return TensorType(dtype, tuple(shape))
 
 
-def _dim(dim: onnx.TensorShapeProto.Dimension) -> OpDim:
-    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-
-
-_ONNX_TYPES = {
-    "float32": "tensor(float)",
-    "float16": "tensor(float16)",
-    "bfloat16": "tensor(bfloat16)",
-    "bool": "tensor(bool)",
-    "int64": "tensor(int64)",
-    "uint8": "tensor(uint8)",
-}
+_ONNX_TYPES = {dtype: f"tensor({dtype})" for dtype in ELEMENT_TYPES} | {"float32": "tensor(float)"}
 _ATTRIBUTE_TYPES = {
     "int": onnx.defs.OpSchema.AttrType.INT,
     "float": onnx.defs.OpSchema.AttrType.FLOAT,
@@ -99,18 +89,12 @@ def make_node(
     spec = OPS[op_name]
     if len(outputs) != len(spec.outputs):
         raise ExportError(f"{op_name}: {len(outputs)} outputs; expected {len(spec.outputs)}.")
-    node = onnx.helper.make_node(
-        op_name, _without_trailing_absent(inputs), outputs, domain=spec.domain
-    )
+    # A function has parameters up to its last present one only.
+    last = max((index for index, name in enumerate(inputs) if name), default=-1)
+    node = onnx.helper.make_node(op_name, inputs[: last + 1], outputs, domain=spec.domain)
     values = {**spec.complete(attributes), **PLUGIN_ATTRIBUTES}
     node.attribute.extend(onnx.helper.make_attribute(name, v) for name, v in values.items())
     return node
-
-
-def _without_trailing_absent(inputs: Sequence[str]) -> list[str]:
-    """Drop absent inputs at the end: a function has parameters up to its last present one only."""
-    last = max((index for index, name in enumerate(inputs) if name), default=-1)
-    return list(inputs[: last + 1])
 
 
 def _deregister_schema(spec: OpSpec) -> None:
@@ -133,71 +117,49 @@ def _infer(spec: OpSpec, context: onnx.shape_inference.InferenceContext) -> None
     ]
     if any(flag and type_ is None for flag, type_ in zip(given, inputs, strict=True)):
         return
-    outputs = spec.shape_rule(inputs, _attributes_of(spec, context))
+    values: dict[str, AttributeValue] = {}
+    for name in (attribute.name for attribute in spec.attributes):
+        proto = context.get_attribute(name)
+        if proto is not None:
+            value = onnx.helper.get_attribute_value(proto)
+            values[name] = value.decode() if isinstance(value, bytes) else value
+    outputs = spec.shape_rule(inputs, spec.complete(values))
     for index, type_ in enumerate(outputs):
         context.set_output_type(index, to_type_proto(type_))
 
 
-def _attributes_of(spec: OpSpec, context: onnx.shape_inference.InferenceContext) -> Attributes:
-    protos = {a.name: context.get_attribute(a.name) for a in spec.attributes}
-    values = {
-        name: onnx.helper.get_attribute_value(proto)
-        for name, proto in protos.items()
-        if proto is not None
-    }
-    return spec.complete(
-        {name: v.decode() if isinstance(v, bytes) else v for name, v in values.items()}
-    )
-
-
 def _schema(spec: OpSpec) -> onnx.defs.OpSchema:
+    parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
+    option, make = onnx.defs.OpSchema.FormalParameterOption, onnx.helper.make_attribute
+    types = {given.constraint: given.types for given in spec.inputs}
+    own = [
+        attribute(a.name, _ATTRIBUTE_TYPES[a.type], a.doc, required=True)
+        if a.default is None
+        else attribute(a.name, make(a.name, a.default), a.doc)
+        for a in spec.attributes
+    ]
+    plugin = [
+        attribute(name, make(name, value), "Read by TensorRT's parser.")
+        for name, value in PLUGIN_ATTRIBUTES.items()
+    ]
     return onnx.defs.OpSchema(
         spec.name,
         spec.domain,
         spec.version,
         doc=spec.doc,
-        inputs=[_formal_input(spec, index) for index in range(len(spec.inputs))],
-        outputs=[
-            onnx.defs.OpSchema.FormalParameter(output.name, "T", output.doc)
-            for output in spec.outputs
+        inputs=[
+            parameter(
+                given.name,
+                given.constraint,
+                given.doc,
+                param_option=option.Optional if given.optional else option.Single,
+            )
+            for given in spec.inputs
         ],
-        type_constraints=_type_constraints(spec),
-        attributes=_formal_attributes(spec),
+        outputs=[parameter(output.name, "T", output.doc) for output in spec.outputs],
+        type_constraints=[(name, [_ONNX_TYPES[t] for t in ts], "") for name, ts in types.items()],
+        attributes=own + plugin,
     )
-
-
-def _formal_input(spec: OpSpec, index: int) -> onnx.defs.OpSchema.FormalParameter:
-    option = onnx.defs.OpSchema.FormalParameterOption
-    given = spec.inputs[index]
-    return onnx.defs.OpSchema.FormalParameter(
-        given.name,
-        given.constraint,
-        given.doc,
-        param_option=option.Optional if given.optional else option.Single,
-    )
-
-
-def _type_constraints(spec: OpSpec) -> list[tuple[str, list[str], str]]:
-    types = {given.constraint: given.types for given in spec.inputs}
-    return [(name, [_ONNX_TYPES[t] for t in allowed], "") for name, allowed in types.items()]
-
-
-def _formal_attributes(spec: OpSpec) -> list[onnx.defs.OpSchema.Attribute]:
-    own = [
-        onnx.defs.OpSchema.Attribute(a.name, _ATTRIBUTE_TYPES[a.type], a.doc, required=True)
-        if a.default is None
-        else onnx.defs.OpSchema.Attribute(
-            a.name, onnx.helper.make_attribute(a.name, a.default), a.doc
-        )
-        for a in spec.attributes
-    ]
-    plugin = [
-        onnx.defs.OpSchema.Attribute(
-            name, onnx.helper.make_attribute(name, value), "Read by TensorRT's parser."
-        )
-        for name, value in PLUGIN_ATTRIBUTES.items()
-    ]
-    return own + plugin
 
 
 # A model of one node: the smallest thing that a runtime can run an op in.
@@ -229,12 +191,12 @@ def single_node_model(
         [output.name for output in spec.outputs],
         **attributes,
     )
-    graph = onnx.helper.make_graph(
-        [node],
-        op_name,
-        [_value_info(name, type_) for name, type_ in named if type_ is not None],
-        [_value_info(o.name, type_) for o, type_ in zip(spec.outputs, types, strict=True)],
+    made = zip((output.name for output in spec.outputs), types, strict=True)
+    graph_inputs, outputs = (
+        [onnx.helper.make_value_info(name, to_type_proto(type_)) for name, type_ in pairs if type_]
+        for pairs in (named, made)
     )
+    graph = onnx.helper.make_graph([node], op_name, graph_inputs, outputs)
     body = function or spec.function(inputs, attributes, opset=opset)
     opsets = [
         onnx.helper.make_opsetid("", opset),
@@ -245,7 +207,3 @@ def single_node_model(
     return onnx.helper.make_model(
         graph, opset_imports=opsets, functions=[body], ir_version=_IR_VERSION
     )
-
-
-def _value_info(name: str, type_: TensorType) -> onnx.ValueInfoProto:
-    return onnx.helper.make_value_info(name, to_type_proto(type_))

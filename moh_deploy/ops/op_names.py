@@ -8,12 +8,11 @@ from typing import Final, Literal
 
 # Domains of MoH nodes: what runs a node, and which of several function bodies it has.
 #
-# moh a kernel where there is one, else the function body moh.dense the function body, on purpose:
-# no kernel is registered for it moh.2, moh.dense.2, moh.3, ... the same, for nodes that need
-# another body than those of `moh`
+#   moh                      a kernel where there is one, else the function body
+#   moh.dense                the function body, on purpose: no kernel is registered for it
+#   moh.2, moh.dense.2, ...  the same, for nodes that need another body than those of `moh`
 #
 # A model's functions are found by domain and name: many readers do not know overloads (ADR 27).
-
 KERNEL_DOMAIN, DENSE_DOMAIN = "moh", "moh.dense"
 
 _FORM = re.compile(r"(?P<base>moh(\.dense)?)(\.(?P<number>[2-9]|[1-9][0-9]+))?")

@@ -78,14 +78,16 @@ _RANKS: dict[str, tuple[tuple[int, ...], ...]] = {
 }
 
 
-def _support(op: str) -> PluginSupport:
-    inputs = tuple(
-        PluginInput(given.name, given.optional, ranks, given.types)
-        for given, ranks in zip(OPS[op].inputs, _RANKS[op], strict=True)
+PLUGINS: Mapping[str, PluginSupport] = {
+    op: PluginSupport(
+        op,
+        tuple(
+            PluginInput(given.name, given.optional, ranks, given.types)
+            for given, ranks in zip(OPS[op].inputs, ranks_of_inputs, strict=True)
+        ),
+        (*_FIELDS.get(op, ()), PRESENT_INPUTS),
+        _LIMITS[op],
     )
-    fields = (*_FIELDS.get(op, ()), PRESENT_INPUTS)
-    return PluginSupport(op, inputs, fields, _LIMITS[op])
-
-
-PLUGINS: Mapping[str, PluginSupport] = {op: _support(op) for op in _RANKS}
+    for op, ranks_of_inputs in _RANKS.items()
+}
 """By name of the op; other ops have no plugin, and run their function body."""

@@ -18,24 +18,8 @@ import numpy as np
 import onnx
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops import op_names
-from moh_deploy.ops.spec import (
-    FLOAT_TYPES,
-    Arrays,
-    Attributes,
-    AttributeSpec,
-    OpDim,
-    OpInput,
-    OpSpec,
-    OutputSpec,
-    TensorType,
-    TensorTypes,
-    check_equal,
-    check_tensor,
-    known,
-    parsed_function,
-    required,
-)
+from moh_deploy.ops import op_names, spec
+from moh_deploy.ops.spec import Arrays, Attributes, OpSpec, TensorType, TensorTypes
 
 # The projections as ONNX functions in standard ops: every row, open or not, in one product.
 
@@ -43,7 +27,7 @@ _OUTPUTS = {op_names.QUERY_PROJECTION: "Q", op_names.OUTPUT_PROJECTION: "Y"}
 
 
 @dataclass(frozen=True)
-class ProjectionVariant:
+class ProjectionVariant(spec.BodyVariant):
     """Selects one body of a projection.
 
     Attributes:
@@ -53,10 +37,6 @@ class ProjectionVariant:
 
     half: bool
     biased: bool
-
-    def key(self) -> str:
-        """Return the variant's name, such as `half_bias`."""
-        return ("half" if self.half else "full") + ("_bias" if self.biased else "")
 
 
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> ProjectionVariant:
@@ -73,45 +53,30 @@ def function_body(op_name: str, variant: ProjectionVariant, *, opset: int) -> on
 
     Args:
         op_name: MoHQueryProjection or MoHOutputProjection.
-        opset: Version of the standard ops that the model imports, 18 or later.
-
-    Raises:
-        ExportError: The opset is older than 18.
     """
     output = _OUTPUTS[op_name]
     # The gates are a parameter, since nodes give them, and read by kernels alone.
     inputs = "X, W, gates" + (", bias" if variant.biased else "")
-    steps = _half(variant, output) if variant.half else _full(variant, output)
+    # No casts in float32: a runtime sees the MatMul and Add that it fuses and prepares best.
+    steps = f"{output} = MatMul (X, W)"
+    if variant.biased:
+        steps = f"product = MatMul (X, W) {output} = Add (product, bias)"
+    if variant.half:
+        # Products and sums in float32, as kernels accumulate, and rounded once at the end.
+        wide_bias = "wide_bias = Cast <to = 1> (bias)" if variant.biased else ""
+        steps = f"""
+            wide_X = Cast <to = 1> (X)
+            wide_W = Cast <to = 1> (W)
+            product = MatMul (wide_X, wide_W)
+            {wide_bias}
+            sum = {"Add (product, wide_bias)" if variant.biased else "Identity (product)"}
+            {output} = CastLike (sum, X)
+        """
     signature = f"{op_name} <num_heads> ({inputs}) => ({output})"
-    return parsed_function(signature, [steps], opset=opset)
-
-
-def _full(variant: ProjectionVariant, output: str) -> str:
-    """No casts: a runtime sees the MatMul and Add that it fuses and prepares best."""
-    if not variant.biased:
-        return f"{output} = MatMul (X, W)"
-    return f"product = MatMul (X, W) {output} = Add (product, bias)"
-
-
-def _half(variant: ProjectionVariant, output: str) -> str:
-    # Products and sums in float32, as kernels accumulate, and rounded once at the end.
-    sum_ = (
-        "wide_bias = Cast <to = 1> (bias) sum = Add (product, wide_bias)"
-        if variant.biased
-        else "sum = Identity (product)"
-    )
-    return f"""
-        wide_X = Cast <to = 1> (X)
-        wide_W = Cast <to = 1> (W)
-        product = MatMul (wide_X, wide_W)
-        {sum_}
-        {output} = CastLike (sum, X)
-    """
+    return spec.parsed_function(signature, [steps], opset=opset)
 
 
 # The shape rules of the projections: the output's type, and which inputs do not fit together.
-
-_RANKS = {"X": 3, "W": 2, "gates": 3, "bias": 1}
 
 
 def query_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[TensorType, ...]:
@@ -119,10 +84,6 @@ def query_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[Tenso
 
     Args:
         inputs: Types of X, W, gates and optionally bias.
-        attributes: All attributes of the op.
-
-    Raises:
-        ExportError: A dtype, rank, head count or size does not fit the others.
     """
     return _shape_rule(op_names.QUERY_PROJECTION, inputs, attributes, "columns")
 
@@ -139,31 +100,32 @@ def _shape_rule(
     num_heads = int(attributes["num_heads"])
     # Filled up, as a node may leave the bias out.
     *given, bias = (*inputs, None, None, None, None)[:4]
-    x, weight, gates = (required(op, n, t) for n, t in zip(("X", "W", "gates"), given, strict=True))
-    for name, tensor in zip(_RANKS, (x, weight, gates, bias), strict=True):
+    x, weight, gates = (
+        spec.required(op, n, t) for n, t in zip(("X", "W", "gates"), given, strict=True)
+    )
+    ranks = {"X": 3, "W": 2, "gates": 3, "bias": 1}
+    for name, tensor in zip(ranks, (x, weight, gates, bias), strict=True):
         if tensor is not None:
-            dtypes = FLOAT_TYPES if name == "X" else (x.dtype,)
-            check_tensor(op, name, tensor, dtypes, (_RANKS[name],))
+            dtypes = spec.FLOAT_TYPES if name == "X" else (x.dtype,)
+            spec.check_tensor(op, name, tensor, dtypes, (ranks[name],))
     # Columns of the query's W are H*D, rows of the output's.
-    _check_heads(op, num_heads, heads_axis, weight.shape[heads_axis == "columns"])
-    # X [B, S, rows of W]; gates [B, S, H]; bias [columns of W].
-    check_equal(op, "number of rows of W", weight.shape[0], x.shape[2])
-    check_equal(op, "batch size of gates", gates.shape[0], x.shape[0])
-    check_equal(op, "length of gates", gates.shape[1], x.shape[1])
-    check_equal(op, "number of heads in gates", gates.shape[2], num_heads)
-    columns = weight.shape[1]
-    if bias is not None:
-        check_equal(op, "size of bias", bias.shape[0], columns)
-        columns = known(columns, bias.shape[0])
-    batch, seq_len = known(x.shape[0], gates.shape[0]), known(x.shape[1], gates.shape[1])
-    return (TensorType(x.dtype, (batch, seq_len, columns)),)
-
-
-def _check_heads(op: str, num_heads: int, axis: str, size: OpDim) -> None:
+    size = weight.shape[heads_axis == "columns"]
     if isinstance(size, int) and size % num_heads:
         raise ExportError(
-            f"{op}: number of {axis} of W is {size}; expected a multiple of its {num_heads} heads."
+            f"{op}: number of {heads_axis} of W is {size}; expected a multiple of its"
+            f" {num_heads} heads."
         )
+    # X [B, S, rows of W]; gates [B, S, H]; bias [columns of W].
+    spec.check_equal(op, "number of rows of W", weight.shape[0], x.shape[2])
+    spec.check_equal(op, "batch size of gates", gates.shape[0], x.shape[0])
+    spec.check_equal(op, "length of gates", gates.shape[1], x.shape[1])
+    spec.check_equal(op, "number of heads in gates", gates.shape[2], num_heads)
+    columns = weight.shape[1]
+    if bias is not None:
+        spec.check_equal(op, "size of bias", bias.shape[0], columns)
+        columns = spec.known(columns, bias.shape[0])
+    batch, seq_len = spec.known(x.shape[0], gates.shape[0]), spec.known(x.shape[1], gates.shape[1])
+    return (TensorType(x.dtype, (batch, seq_len, columns)),)
 
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -171,22 +133,16 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
 
     Args:
         inputs: X [B, S, K], W [K, N], gates [B, S, H] and optionally bias [N].
-        attributes: All attributes of the op.
 
     Returns:
         X W + bias, [B, S, N], in float64: also where a gate is closed.
     """
-    x, weight = (_float64(array) for array in inputs[:2])
+    x, weight = map(spec.float64, inputs[:2])
     # Gates are not read: a closed head's query may be anything, so it may be this.
     bias = inputs[3] if len(inputs) > 3 else None
     with np.errstate(invalid="ignore"):
         product = x @ weight
-    return (product if bias is None else product + _float64(bias),)
-
-
-def _float64(array: np.ndarray | None) -> np.ndarray:
-    assert array is not None, "a required input is absent"
-    return array.astype(np.float64)
+    return (product if bias is None else product + bias.astype(np.float64),)
 
 
 def open_rows(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -199,17 +155,17 @@ def open_rows(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     return (np.repeat(gates != 0, head_dim, axis=-1),)
 
 
-def _inputs(x: str, weight: str, bias: str) -> tuple[OpInput, ...]:
+def _inputs(x: str, weight: str, bias: str) -> tuple[spec.OpInput, ...]:
     return (
-        OpInput("X", x),
-        OpInput("W", weight),
-        OpInput("gates", "[B, S, H]; 0 means that the token did not choose the head."),
-        OpInput("bias", bias, optional=True),
+        spec.OpInput("X", x),
+        spec.OpInput("W", weight),
+        spec.OpInput("gates", "[B, S, H]; 0 means that the token did not choose the head."),
+        spec.OpInput("bias", bias, optional=True),
     )
 
 
 _ATTRIBUTES = (
-    AttributeSpec(
+    spec.AttributeSpec(
         "num_heads",
         "`H`; head h has the columns of `W` (the rows, in the output projection) from `h*D` up "
         "to `(h+1)*D`.",
@@ -221,7 +177,7 @@ MOH_QUERY_PROJECTION = OpSpec(
     name=op_names.QUERY_PROJECTION,
     doc="Queries of the heads that each token chose: X W + bias; other rows are unspecified.",
     inputs=_inputs("[B, S, C].", "[C, H*D].", "[H*D]."),
-    outputs=(OutputSpec("Q", "[B, S, H*D]; unspecified where the gate is 0."),),
+    outputs=(spec.OutputSpec("Q", "[B, S, H*D]; unspecified where the gate is 0."),),
     attributes=_ATTRIBUTES,
     reference=reference,
     # Kernels skip queries of closed heads; what is there is compared by nobody.
@@ -237,7 +193,7 @@ MOH_OUTPUT_PROJECTION = OpSpec(
     inputs=_inputs(
         "[B, S, H*D], 0 where the gate is 0, as MoHAttention writes it.", "[H*D, C].", "[C]."
     ),
-    outputs=(OutputSpec("Y", "[B, S, C]."),),
+    outputs=(spec.OutputSpec("Y", "[B, S, C]."),),
     attributes=_ATTRIBUTES,
     reference=reference,
     shape_rule=output_shape_rule,

@@ -18,23 +18,8 @@ import numpy as np
 import onnx
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops import op_names
-from moh_deploy.ops.spec import (
-    FLOAT_TYPES,
-    Arrays,
-    Attributes,
-    AttributeSpec,
-    OpDim,
-    OpInput,
-    OpSpec,
-    OutputSpec,
-    TensorType,
-    TensorTypes,
-    check_equal,
-    check_tensor,
-    known,
-    parsed_function,
-)
+from moh_deploy.ops import op_names, spec
+from moh_deploy.ops.spec import Arrays, Attributes, OpDim, OpSpec, TensorType, TensorTypes
 
 # MoHRouter as an ONNX function in standard ops: what runs wherever no kernel is installed.
 
@@ -44,7 +29,7 @@ _INPUTS = ("routed_logits", "shared_logits", "stage_logits")
 
 
 @dataclass(frozen=True)
-class RouterVariant:
+class RouterVariant(spec.BodyVariant):
     """Selects one body of MoHRouter.
 
     Attributes:
@@ -56,10 +41,6 @@ class RouterVariant:
     routed: Literal["none", "weighted", "mask"]
     shared: SharedGates
     staged: bool
-
-    def key(self) -> str:
-        """Return the variant's name, such as `weighted_softmax_staged`."""
-        return f"{self.routed}_{self.shared}" + ("_staged" if self.staged else "")
 
     def inputs(self) -> tuple[str, ...]:
         """Return the names of the inputs that are present."""
@@ -84,21 +65,37 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> RouterVariant:
 def function_body(variant: RouterVariant, *, opset: int) -> onnx.FunctionProto:
     """Build the body of MoHRouter for one variant.
 
-    Args:
-        opset: Version of the standard ops that the model imports, 18 or later.
-
     Raises:
         ExportError: The opset is older than 18, or the variant has no input.
     """
     # Nothing would tell how many tokens there are.
     if not variant.inputs():
         raise ExportError("MoHRouter: no function body without logits; got a variant without any.")
-    # The stage first: both kinds of gates are weighed by it.
-    steps = [_CONSTANTS, _stage(variant), _routed(variant), _shared(variant), _joined(variant)]
+    steps = [_CONSTANTS]
+    # The stage first: both kinds of gates are weighed by it, with 2 in all, so that the mean of
+    # both weights [B, S, 1] is 1.
+    if variant.staged:
+        steps += [
+            """
+            two = Constant <value_float = 2.0> ()
+            stage_float = Cast <to = 1> (stage_logits)
+            stage_probabilities = Softmax <axis = -1> (stage_float)
+            stage_weights = Mul (stage_probabilities, two)
+            shared_weight, routed_weight = Split <axis = -1, num_outputs = 2> (stage_weights)
+            """
+        ]
+    steps += [_routed(variant), _shared(variant)]
+    # Shared heads come first in the gates [B, S, Sh + R], which have the dtype of the logits.
+    parts = ["shared_gates"] if variant.shared != "none" else []
+    parts += ["routed_gates"] if variant.routed != "none" else []
+    steps += [
+        f"gates_float = Concat <axis = -1> ({', '.join(parts)})",
+        f"gates = CastLike (gates_float, {variant.inputs()[0]})",
+    ]
     # Every parameter up to the last present one; an absent one in between is not read.
     inputs = ", ".join(_INPUTS[: _INPUTS.index(variant.inputs()[-1]) + 1])
     signature = f"MoHRouter <top_k, num_shared_heads, gate_mode> ({inputs}) => (gates)"
-    return parsed_function(signature, steps, opset=opset)
+    return spec.parsed_function(signature, steps, opset=opset)
 
 
 # top_k and num_shared_heads stay references to attributes, so one body serves layers of all sizes.
@@ -110,91 +107,61 @@ _CONSTANTS = """
 """
 
 
-def _stage(variant: RouterVariant) -> str:
-    """shared_weight and routed_weight [B, S, 1]: together 2 for each token."""
-    # Times 2, so that the mean of both weights is 1.
-    if not variant.staged:
-        return ""
-    return """
-        two = Constant <value_float = 2.0> ()
-        stage_float = Cast <to = 1> (stage_logits)
-        stage_probabilities = Softmax <axis = -1> (stage_float)
-        stage_weights = Mul (stage_probabilities, two)
-        shared_weight, routed_weight = Split <axis = -1, num_outputs = 2> (stage_weights)
-    """
-
-
 def _routed(variant: RouterVariant) -> str:
     """routed_gates [B, S, R] in float32: gates of the chosen heads, put in their places."""
-    # TopK breaks ties toward the lower index, as the op does; softmax is in float32, which ranks.
     if variant.routed == "none":
         return ""
+    # chosen_gates [B, S, k]. In a mask they are all 1: probabilities only rank.
+    gates = """
+        chosen_shape = Shape (chosen)
+        chosen_gates = ConstantOfShape <value = float[1] {1.0}> (chosen_shape)
+    """
+    if variant.routed == "weighted":
+        # Shares of what the chosen heads have together; the least divisor is the op's own.
+        weighed = "Mul (unweighed, routed_weight)" if variant.staged else "Identity (unweighed)"
+        gates = f"""
+            epsilon = Constant <value_float = 1.1920928955078125e-07> ()
+            top_k_float = Cast <to = 1> (top_k_scalar)
+            total = ReduceSum <keepdims = 1> (chosen, last_axis)
+            divisor = Max (total, epsilon)
+            shares = Div (chosen, divisor)
+            unweighed = Mul (shares, top_k_float)
+            chosen_gates = {weighed}
+        """
+    # TopK breaks ties toward the lower index, as the op does; softmax is in float32, which ranks.
     return f"""
         top_k = Reshape (top_k_scalar, one_element)
         logits = Cast <to = 1> (routed_logits)
         probabilities = Softmax <axis = -1> (logits)
         chosen, chosen_heads = TopK <axis = -1, largest = 1, sorted = 1> (probabilities, top_k)
-        {_chosen_gates(variant)}
+        {gates}
         routed_shape = Shape (probabilities)
         all_closed = ConstantOfShape <value = float[1] {{0.0}}> (routed_shape)
         routed_gates = ScatterElements <axis = -1> (all_closed, chosen_heads, chosen_gates)
     """
 
 
-def _chosen_gates(variant: RouterVariant) -> str:
-    """chosen_gates [B, S, k]."""
-    # Chosen heads are all 1: probabilities only rank.
-    if variant.routed == "mask":
-        return """
-            chosen_shape = Shape (chosen)
-            chosen_gates = ConstantOfShape <value = float[1] {1.0}> (chosen_shape)
-        """
-    # Shares of what the chosen heads have together; the least divisor is the op's own.
-    weighed = "Mul (unweighed, routed_weight)" if variant.staged else "Identity (unweighed)"
-    return f"""
-        epsilon = Constant <value_float = 1.1920928955078125e-07> ()
-        top_k_float = Cast <to = 1> (top_k_scalar)
-        total = ReduceSum <keepdims = 1> (chosen, last_axis)
-        divisor = Max (total, epsilon)
-        shares = Div (chosen, divisor)
-        unweighed = Mul (shares, top_k_float)
-        chosen_gates = {weighed}
-    """
-
-
 def _shared(variant: RouterVariant) -> str:
     """shared_gates [B, S, Sh] in float32."""
-    # Times the number of shared heads, so that the mean of their gates is 1.
     if variant.shared == "none":
         return ""
-    if variant.shared == "softmax":
-        gates = """
-            shared_float = Cast <to = 1> (shared_logits)
-            shared_probabilities = Softmax <axis = -1> (shared_float)
-            num_shared_float = Cast <to = 1> (num_shared_scalar)
-            shared_unweighed = Mul (shared_probabilities, num_shared_float)
-        """
-    else:
-        gates = f"""
+    weight = "Mul (shared_unweighed, shared_weight)"
+    weighed = f"shared_gates = {weight if variant.staged else 'Identity (shared_unweighed)'}"
+    if variant.shared == "ones":
+        return f"""
             num_shared = Reshape (num_shared_scalar, one_element)
             tokens_shape = Shape <start = 0, end = 2> ({variant.inputs()[0]})
             shared_shape = Concat <axis = 0> (tokens_shape, num_shared)
             shared_unweighed = ConstantOfShape <value = float[1] {{1.0}}> (shared_shape)
+            {weighed}
         """
-    weighed = (
-        "Mul (shared_unweighed, shared_weight)" if variant.staged else "Identity (shared_unweighed)"
-    )
-    return f"{gates} shared_gates = {weighed}"
-
-
-def _joined(variant: RouterVariant) -> str:
-    """gates [B, S, Sh + R] in the dtype of the logits."""
-    # Shared heads come first in the gates.
-    parts = ["shared_gates"] if variant.shared != "none" else []
-    parts += ["routed_gates"] if variant.routed != "none" else []
+    # Times the number of shared heads, so that the mean of their gates is 1.
     return f"""
-        gates_float = Concat <axis = -1> ({", ".join(parts)})
-        gates = CastLike (gates_float, {variant.inputs()[0]})
+        shared_float = Cast <to = 1> (shared_logits)
+        shared_probabilities = Softmax <axis = -1> (shared_float)
+        num_shared_float = Cast <to = 1> (num_shared_scalar)
+        shared_unweighed = Mul (shared_probabilities, num_shared_float)
+        {weighed}
     """
 
 
@@ -208,36 +175,10 @@ def router_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[Tens
 
     Args:
         inputs: Types of routed_logits, shared_logits and stage_logits, None for each absent one.
-        attributes: All attributes of the op.
-
-    Raises:
-        ExportError: An input, size or attribute does not fit the others.
     """
     routed, shared, stage = (*inputs, None, None, None)[:3]
     top_k, num_shared_heads = int(attributes["top_k"]), int(attributes["num_shared_heads"])
     # Attributes and presence first: the sizes below rely on both.
-    _check_heads(routed, top_k, num_shared_heads)
-    _check_mask_mode(shared, stage, str(attributes["gate_mode"]))
-
-    present = _present(inputs)
-    batch, seq_len, dtype = _tokens(present)
-    # Dynamic numbers of heads are let through, and only the sum is unknown then.
-    num_routed: OpDim = 0
-    if routed is not None:
-        num_routed = routed.shape[2]
-        _check_choice(top_k, num_routed)
-    if shared is not None:
-        # Logits of no head are a mistake, rather than nothing to do.
-        if num_shared_heads == 0:
-            raise ExportError(f"{_OP}: shared_logits is given, but num_shared_heads is 0.")
-        check_equal(_OP, "last size of shared_logits", shared.shape[2], num_shared_heads)
-    if stage is not None:
-        check_equal(_OP, "last size of stage_logits", stage.shape[2], 2)
-    heads = num_shared_heads + num_routed if isinstance(num_routed, int) else None
-    return (TensorType(dtype, (batch, seq_len, heads)),)
-
-
-def _check_heads(routed: TensorType | None, top_k: int, num_shared_heads: int) -> None:
     if routed is None and top_k != 0:
         raise ExportError(f"{_OP}: top_k is {top_k}, but routed_logits is absent; expected 0.")
     if routed is not None and top_k < 1:
@@ -250,33 +191,36 @@ def _check_heads(routed: TensorType | None, top_k: int, num_shared_heads: int) -
             f"{_OP}: neither routed nor shared heads; "
             "expected routed_logits, or num_shared_heads of at least 1."
         )
-
-
-def _check_mask_mode(shared: TensorType | None, stage: TensorType | None, gate_mode: str) -> None:
     # Weighted gates take all three kinds of logits.
-    if gate_mode != "mask":
-        return
-    for name, value in (("shared_logits", shared), ("stage_logits", stage)):
-        if value is not None:
+    for name, given in zip(_INPUTS[1:], (shared, stage), strict=True):
+        if given is not None and attributes["gate_mode"] == "mask":
             raise ExportError(
                 f"{_OP}: gate_mode is 'mask', but {name} is given; "
                 "expected none, since every open gate is 1."
             )
-
-
-def _check_choice(top_k: int, num_routed: OpDim) -> None:
-    if isinstance(num_routed, int) and top_k > num_routed:
-        raise ExportError(
-            f"{_OP}: top_k is {top_k}; expected at most the {num_routed} heads of routed_logits."
-        )
-
-
-def _present(inputs: TensorTypes) -> list[tuple[str, TensorType]]:
-    names = ("routed_logits", "shared_logits", "stage_logits")
-    present = [(n, t) for n, t in zip(names, inputs, strict=False) if t is not None]
+    present = [(n, t) for n, t in zip(_INPUTS, inputs, strict=False) if t is not None]
     if not present:
-        raise ExportError(f"{_OP}: no input is given; expected at least one of {', '.join(names)}.")
-    return present
+        names = ", ".join(_INPUTS)
+        raise ExportError(f"{_OP}: no input is given; expected at least one of {names}.")
+    batch, seq_len, dtype = _tokens(present)
+    # Dynamic numbers of heads are let through, and only the sum is unknown then.
+    num_routed: OpDim = 0
+    if routed is not None:
+        num_routed = routed.shape[2]
+        if isinstance(num_routed, int) and top_k > num_routed:
+            raise ExportError(
+                f"{_OP}: top_k is {top_k}; expected at most the {num_routed} heads of"
+                " routed_logits."
+            )
+    if shared is not None:
+        # Logits of no head are a mistake, rather than nothing to do.
+        if num_shared_heads == 0:
+            raise ExportError(f"{_OP}: shared_logits is given, but num_shared_heads is 0.")
+        spec.check_equal(_OP, "last size of shared_logits", shared.shape[2], num_shared_heads)
+    if stage is not None:
+        spec.check_equal(_OP, "last size of stage_logits", stage.shape[2], 2)
+    heads = num_shared_heads + num_routed if isinstance(num_routed, int) else None
+    return (TensorType(dtype, (batch, seq_len, heads)),)
 
 
 def _tokens(present: list[tuple[str, TensorType]]) -> tuple[OpDim, OpDim, str]:
@@ -284,12 +228,12 @@ def _tokens(present: list[tuple[str, TensorType]]) -> tuple[OpDim, OpDim, str]:
     dtype = present[0][1].dtype
     # The first input present sets dtype and sizes for the others.
     for name, tensor in present:
-        dtypes = FLOAT_TYPES if name == present[0][0] else (dtype,)
-        check_tensor(_OP, name, tensor, dtypes, (3,))
-        check_equal(_OP, f"batch size of {name}", tensor.shape[0], present[0][1].shape[0])
-        check_equal(_OP, f"length of {name}", tensor.shape[1], present[0][1].shape[1])
-    batch = known(*(tensor.shape[0] for _, tensor in present))
-    seq_len = known(*(tensor.shape[1] for _, tensor in present))
+        dtypes = spec.FLOAT_TYPES if name == present[0][0] else (dtype,)
+        spec.check_tensor(_OP, name, tensor, dtypes, (3,))
+        spec.check_equal(_OP, f"batch size of {name}", tensor.shape[0], present[0][1].shape[0])
+        spec.check_equal(_OP, f"length of {name}", tensor.shape[1], present[0][1].shape[1])
+    batch = spec.known(*(tensor.shape[0] for _, tensor in present))
+    seq_len = spec.known(*(tensor.shape[1] for _, tensor in present))
     return batch, seq_len, dtype
 
 
@@ -299,7 +243,6 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     Args:
         inputs: routed_logits [B, S, R], shared_logits [B, S, Sh], stage_logits [B, S, 2]; None for
             each absent one.
-        attributes: All attributes of the op.
 
     Returns:
         gates [B, S, Sh + R] in float64, shared heads first.
@@ -353,31 +296,31 @@ MOH_ROUTER = OpSpec(
     name=op_names.ROUTER,
     doc="Gates of every head from router logits: shared heads, then routed heads.",
     inputs=(
-        OpInput(
+        spec.OpInput(
             "routed_logits",
             "[B, S, R]. Absent in a layer whose heads are all shared; then `top_k` is 0.",
             optional=True,
         ),
-        OpInput(
+        spec.OpInput(
             "shared_logits",
             "[B, S, Sh]. Absent: each shared gate is 1 (the usual form with one shared head).",
             optional=True,
         ),
-        OpInput(
+        spec.OpInput(
             "stage_logits",
             "[B, S, 2]: weight of the shared, of the routed heads. Absent: no weighing.",
             optional=True,
         ),
     ),
-    outputs=(OutputSpec("gates", "[B, S, Sh + R], shared heads first."),),
+    outputs=(spec.OutputSpec("gates", "[B, S, Sh + R], shared heads first."),),
     attributes=(
-        AttributeSpec(
+        spec.AttributeSpec(
             "top_k",
             "`k`, the routed heads that each token chooses: 1 to `R`; 0 without routed heads.",
             at_least=0,
         ),
-        AttributeSpec("num_shared_heads", "`Sh`.", default=0, at_least=0),
-        AttributeSpec(
+        spec.AttributeSpec("num_shared_heads", "`Sh`.", default=0, at_least=0),
+        spec.AttributeSpec(
             "gate_mode",
             "mask: every open gate is 1, and there are no shared or stage logits.",
             "string",

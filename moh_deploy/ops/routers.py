@@ -1,4 +1,8 @@
-"""Say what a router form is, to whoever has to report, lower, record or judge a router of it."""
+"""The router forms: all that is known of one without torch.
+
+To add a form, describe it here, name it in `FORMS`, and write what finds it in a program:
+`frontend/recognize/routers/forms.py`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,7 @@ def gaps_of(scores: Array, top_k: int) -> NDArray[np.float32]:
 class RouterForm:
     """One way in which routers make gates of logits.
 
-    How it is found in a program says `frontend/recognize/routers/<name>.py`.
+    `frontend/recognize/routers/forms.py` finds it in a program.
 
     Attributes:
         name: What manifests and reports call it.
@@ -75,129 +79,95 @@ class RouterForm:
         return scores
 
 
-# Constant routing: learned queries choose their heads, so no input changes the gates.
-#
-# The gates are computed once, when the model is exported, and are weights of the package: nothing
-# is ranked when it runs. The first layer of a decoder with learned queries (DETR) and latent
-# cross-attention (Perceiver) have such routers.
+# In the order in which they are looked for. Where two compute the same, the first is reported.
 
 CONSTANT = RouterForm(
     "constant", "gates that no input changes, computed at export", is_constant=True
 )
-
-
-# Any other router: it stays as the operators that the model has.
-
-CUSTOM = RouterForm("custom", "a router of no form above; it stays as ordinary operators")
-
-
-# Mask routing: the k best heads run, with gates of 1.
-
-MASK = RouterForm("mask", "the best heads, with gates of 1")
-
-
-# Query-norm routing: the heads with the longest queries run, with gates of 1.
-#
-# It is a mask whose logits are made of the projection that makes the queries: the form of the
-# language models that were published with arXiv 2410.11842.
-
-QUERY_NORM = RouterForm("query_norm", "the heads whose queries are the longest, with gates of 1")
-
-
-# Ranked routing: a MoHRouter keeps the k best heads, and plain operators weigh them by what they
-# were ranked by: probabilities or sigmoids, as they are or divided by their sum.
-#
-# gates = factor * w / (sum of the chosen w + epsilon) for the k largest w, else 0
-#
-# The MoHRouter ranks the logits, of which these weights are an increasing function: two heads that
-# both have a sigmoid of nearly 0 are told apart by them. See docs/adr/0025.
-
-RANKED = RouterForm(
-    "ranked",
-    "the best heads, weighed in a way of its own by what they are ranked by",
-    scoring=("Add", "Clip", "Div", "Mul", "Neg", "Sigmoid", "Softplus", "Sub", "Tanh"),
-    weighing=("Concat", "Div", "Mul", "Slice"),
-)
-
-
-# Mixed routing: shared heads are weighed by logits of their own, in another way than routed ones.
-#
-# shared gates = factor * sigmoid(shared_logits) routed gates = those of a top_k or a ranked router
-#
-# The weights of the shared heads may be made in any way, with a sum that divides them or without; a
-# first stage may weigh shared against routed heads, by a softmax of two logits, say. The MoHRouter
-# gives shared heads gates of 1, and plain operators weigh them (docs/adr/0041).
-
-MIXED = RouterForm(
-    "mixed",
-    "the best heads, and shared heads weighed by logits of their own",
-    scoring=RANKED.scoring,
-    weighing=RANKED.weighing,
-)
-
-
-# Scored routing: heads are ranked by another score than they are weighed by, such as probabilities
-# with a bias that balances how often each head is chosen.
-#
-# gates = factor * w / (sum of the chosen w + epsilon) for the k largest scores, else 0
-#
-# The scores may lie close together and need not be logits: their softmax would make the gaps
-# between them smaller than they are, so margins are taken of the scores themselves. See
-# docs/adr/0025.
-
-SCORED = RouterForm(
-    "scored",
-    "the best heads by one score, weighed by another",
-    ranks="logits",
-    scoring=("Add", "Clip", "Div", "Mul", "Neg", "Sigmoid", "Softplus", "Sub", "Tanh"),
-    weighing=("Concat", "Div", "Mul", "Slice"),
-)
-
-
-# All heads shared: each token runs every head, weighed by a softmax.
-#
-# gates = H * softmax(shared_logits)
-#
-# Source: arXiv 2410.11842, section 3.2, with no routed heads.
+"""Learned queries choose their heads: the gates are weights of the package, and nothing is ranked
+when it runs. The first layer of a decoder with learned queries (DETR) and latent cross-attention
+(Perceiver) have such routers."""
 
 SHARED = RouterForm("shared", "every head runs, weighed by a softmax")
+"""gates = H * softmax(shared_logits)
 
+Source: arXiv 2410.11842, section 3.2, with no routed heads.
+"""
 
-# Top-k routing: the k best heads, weighed by their share of the k best probabilities.
-#
-# routed gates = factor * p / sum of the chosen p for the k largest p, else 0 with p =
-# softmax(routed_logits) and factor = k, as in arXiv 2410.11842, or any other number
-#
-# Shared heads have a softmax of their own, or a gate of one number.
+TWO_STAGE = RouterForm("two_stage", "shared heads and the best routed ones, weighed in two stages")
+"""A first stage weighs the shared heads against the routed ones.
+
+    shared gates = stage[0] * Sh * softmax(shared_logits)
+    routed gates = stage[1] * k * p / sum of the chosen p    for the k largest p, else 0
+    with  p = softmax(routed_logits)  and  stage = 2 * softmax(stage_logits)
+
+Source: arXiv 2410.11842, section 3.2.
+"""
 
 TOP_K = RouterForm(
     "top_k",
     "the best heads, weighed by their share of the probability",
     weighing=("Concat", "Mul", "Slice"),
 )
+"""routed gates = factor * p / sum of the chosen p    for the k largest p, else 0
+    with  p = softmax(routed_logits)  and  factor = k, as in arXiv 2410.11842, or any other number
 
+Shared heads have a softmax of their own, or a gate of one number.
+"""
 
-# Two-stage routing: a first stage weighs the shared heads against the routed ones.
-#
-# shared gates = stage[0] * Sh * softmax(shared_logits) routed gates = stage[1] * k * p / sum of the
-# chosen p for the k largest p, else 0 with p = softmax(routed_logits) and stage = 2 *
-# softmax(stage_logits)
-#
-# Source: arXiv 2410.11842, section 3.2.
+QUERY_NORM = RouterForm("query_norm", "the heads whose queries are the longest, with gates of 1")
+"""A mask whose logits are made of the projection that makes the queries: the form of the language
+models that were published with arXiv 2410.11842."""
 
-TWO_STAGE = RouterForm("two_stage", "shared heads and the best routed ones, weighed in two stages")
+MASK = RouterForm("mask", "the best heads, with gates of 1")
 
+_SCORING = ("Add", "Clip", "Div", "Mul", "Neg", "Sigmoid", "Softplus", "Sub", "Tanh")
+_WEIGHING = ("Concat", "Div", "Mul", "Slice")
 
-# The router forms: all that is known of one without torch, one a file.
-#
-# To add a form, write `<name>.py` here and `frontend/recognize/routers/<name>.py`, which finds it
-# in a program, and name it in `FORMS`.
+RANKED = RouterForm(
+    "ranked",
+    "the best heads, weighed in a way of its own by what they are ranked by",
+    scoring=_SCORING,
+    weighing=_WEIGHING,
+)
+"""A MoHRouter keeps the k best heads, and plain operators weigh them (docs/adr/0025).
 
-__all__ = ["FORMS", "SCORING", "WEIGHING", "RouterForm", "form_named"]
+    gates = factor * w / (sum of the chosen w + epsilon)    for the k largest w, else 0
 
-# In the order in which they are looked for. Where two compute the same, the first is reported. The
-# last one fits every router.
+The MoHRouter ranks the logits, of which these weights are an increasing function: two heads that
+both have a sigmoid of nearly 0 are told apart by them.
+"""
+
+MIXED = RouterForm(
+    "mixed",
+    "the best heads, and shared heads weighed by logits of their own",
+    scoring=_SCORING,
+    weighing=_WEIGHING,
+)
+"""shared gates = factor * sigmoid(shared_logits), or made in any other way
+    routed gates = those of a top_k or a ranked router
+
+A first stage may weigh shared against routed heads, by a softmax of two logits, say. The MoHRouter
+gives shared heads gates of 1, and plain operators weigh them (docs/adr/0041).
+"""
+
+SCORED = RouterForm(
+    "scored",
+    "the best heads by one score, weighed by another",
+    ranks="logits",
+    scoring=_SCORING,
+    weighing=_WEIGHING,
+)
+"""Heads are ranked by probabilities, say, with a bias that balances how often each is chosen.
+
+The scores may lie close together and need not be logits: their softmax would make the gaps between
+them smaller than they are, so margins are taken of the scores themselves (docs/adr/0025).
+"""
+
+CUSTOM = RouterForm("custom", "a router of no form above; it stays as ordinary operators")
+
 FORMS = (CONSTANT, SHARED, TWO_STAGE, TOP_K, QUERY_NORM, MASK, RANKED, MIXED, SCORED, CUSTOM)
+"""In the order in which they are looked for; the last one fits every router."""
 
 SCORING = frozenset(operator for form in FORMS for operator in form.scoring)
 """Operators that may make the logits of a MoHRouter, element by element."""
@@ -205,10 +175,9 @@ SCORING = frozenset(operator for form in FORMS for operator in form.scoring)
 WEIGHING = frozenset(operator for form in FORMS for operator in form.weighing)
 """Operators that may stand between a MoHRouter's gates, their first input, and a layer's gates."""
 
+_BY_NAME = {form.name: form for form in FORMS}
+
 
 def form_named(name: str) -> RouterForm:
     """Return the form that a manifest names."""
     return _BY_NAME[name]
-
-
-_BY_NAME = {form.name: form for form in FORMS}

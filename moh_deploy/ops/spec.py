@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -109,12 +109,18 @@ class AttributeSpec:
         return None
 
 
-class _Variant(Protocol):
-    """Selects one ONNX function body: whatever a function cannot branch on."""
+class BodyVariant:
+    """Selects one ONNX function body, by whatever a function cannot branch on; a dataclass."""
 
     def key(self) -> str:
-        """Return a short stable name."""
-        ...
+        """Return what tells it from all others of its op."""
+        return repr(self)
+
+
+def float64(array: np.ndarray | None) -> np.ndarray:
+    """Return a required input of a reference in float64."""
+    assert array is not None, "a required input is absent"
+    return array.astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ class OpSpec:
     attributes: tuple[AttributeSpec, ...]
     reference: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]]
     shape_rule: Callable[[TensorTypes, Attributes], tuple[TensorType, ...]]
-    variant: Callable[[TensorTypes, Attributes], _Variant]
+    variant: Callable[[TensorTypes, Attributes], BodyVariant]
     body: Callable[..., onnx.FunctionProto]
     doc: str
     specified: Callable[[Arrays, Attributes], tuple[np.ndarray, ...]] | None = None
@@ -196,11 +202,7 @@ PLUGIN_ATTRIBUTES: Mapping[str, str] = {
 
 
 def required(op_name: str, name: str, value: TensorType | None) -> TensorType:
-    """Return an input that must be there.
-
-    Raises:
-        ExportError: It is absent.
-    """
+    """Return an input that must be there."""
     if value is None:
         raise ExportError(f"{op_name}: input '{name}' is absent; it is required.")
     return value
@@ -209,11 +211,7 @@ def required(op_name: str, name: str, value: TensorType | None) -> TensorType:
 def check_tensor(
     op_name: str, name: str, value: TensorType, dtypes: tuple[str, ...], ranks: tuple[int, ...]
 ) -> None:
-    """Refuse a dtype and a rank that the op does not take.
-
-    Raises:
-        ExportError: The dtype is not in `dtypes`, or the rank not in `ranks`.
-    """
+    """Refuse a dtype and a rank that the op does not take."""
     if value.dtype not in dtypes:
         raise ExportError(
             f"{op_name}: {name} has dtype {value.dtype}; expected {' or '.join(dtypes)}."
@@ -227,11 +225,7 @@ def check_tensor(
 
 
 def check_equal(op_name: str, what: str, got: OpDim, expected: OpDim) -> None:
-    """Refuse two fixed sizes that differ.
-
-    Raises:
-        ExportError: Both are known numbers and not equal.
-    """
+    """Refuse two fixed sizes that differ."""
     if isinstance(got, int) and isinstance(expected, int) and got != expected:
         raise ExportError(f"{op_name}: {what} is {got}; expected {expected}.")
 

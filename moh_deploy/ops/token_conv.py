@@ -18,30 +18,14 @@ import numpy as np
 import onnx
 
 from moh_deploy.errors import ExportError
-from moh_deploy.ops import op_names
-from moh_deploy.ops.spec import (
-    FLAG,
-    FLOAT_TYPES,
-    Arrays,
-    Attributes,
-    AttributeSpec,
-    OpInput,
-    OpSpec,
-    OutputSpec,
-    TensorType,
-    TensorTypes,
-    check_equal,
-    check_tensor,
-    known,
-    parsed_function,
-    required,
-)
+from moh_deploy.ops import op_names, spec
+from moh_deploy.ops.spec import Arrays, Attributes, OpSpec, TensorType, TensorTypes
 
 # MoHTokenConv as an ONNX function in standard ops: what runs wherever no kernel is installed.
 
 
 @dataclass(frozen=True)
-class TokenConvVariant:
+class TokenConvVariant(spec.BodyVariant):
     """Selects one body of MoHTokenConv.
 
     Attributes:
@@ -55,12 +39,6 @@ class TokenConvVariant:
     input_bias: bool
     gelu: bool
     gated: bool
-
-    def key(self) -> str:
-        """Return the variant's name, such as `bias_gelu_gated`."""
-        # The names of the fields are those of the variant's parts.
-        parts = [name for name in ("bias", "input_bias", "gelu", "gated") if getattr(self, name)]
-        return "_".join(parts) or "plain"
 
 
 def variant_of(inputs: TensorTypes, attributes: Attributes) -> TokenConvVariant:
@@ -76,23 +54,20 @@ def variant_of(inputs: TensorTypes, attributes: Attributes) -> TokenConvVariant:
 
 
 def function_body(variant: TokenConvVariant, *, opset: int) -> onnx.FunctionProto:
-    """Build the body of MoHTokenConv for one variant.
-
-    Args:
-        opset: Version of the standard ops that the model imports, 18 or later.
-
-    Raises:
-        ExportError: The opset is older than 18.
-    """
+    """Build the body of MoHTokenConv for one variant."""
     # Before input_bias the bias has to be a parameter, whether it is read or not.
     biases = ", bias, input_bias" if variant.input_bias else ", bias" if variant.bias else ""
     signature = f"MoHTokenConv <channels, height, width, activation, gated> (X, W{biases}) => (Y)"
-    steps = [_tokens(variant), _convolved(variant), _activated(variant), _gated(variant)]
-    return parsed_function(signature, steps, opset=opset)
+    # Y [B, N, C] in the dtype of X.
+    gated = "Mul (activated, gate)" if variant.gated else "Identity (activated)"
+    last = f"gated_float = {gated} Y = CastLike (gated_float, X)"
+    steps = [_tokens(variant), _convolved(variant), _activated(variant), last]
+    return spec.parsed_function(signature, steps, opset=opset)
 
 
 def _tokens(variant: TokenConvVariant) -> str:
     """tokens [B, N, C], and gate [B, N, C] if gated, in float32."""
+    features = "features = Cast <to = 1> (X)"
     # Before the convolution, so that padding outside of the image stays 0.
     if variant.input_bias:
         features = """
@@ -100,8 +75,6 @@ def _tokens(variant: TokenConvVariant) -> str:
             input_bias_float = Cast <to = 1> (input_bias)
             features = Add (unbiased, input_bias_float)
         """
-    else:
-        features = "features = Cast <to = 1> (X)"
     # [B, N, 2*C] to two of [B, N, C].
     if not variant.gated:
         return f"{features} tokens = Identity (features)"
@@ -153,12 +126,6 @@ def _activated(variant: TokenConvVariant) -> str:
     """
 
 
-def _gated(variant: TokenConvVariant) -> str:
-    """Y [B, N, C] in the dtype of X."""
-    gated = "Mul (activated, gate)" if variant.gated else "Identity (activated)"
-    return f"gated_float = {gated} Y = CastLike (gated_float, X)"
-
-
 # The shape rule of MoHTokenConv: the type of the output, and what does not fit together.
 
 _OP = op_names.TOKEN_CONV
@@ -169,43 +136,35 @@ def token_conv_shape_rule(inputs: TensorTypes, attributes: Attributes) -> tuple[
 
     Args:
         inputs: Types of X, W, bias and input_bias, None for each absent bias.
-        attributes: All attributes of the op.
-
-    Raises:
-        ExportError: An input, size or attribute does not fit the others.
     """
     tokens, weight, bias, input_bias = (*inputs, None, None, None, None)[:4]
-    tokens, weight = required(_OP, "X", tokens), required(_OP, "W", weight)
-    check_tensor(_OP, "X", tokens, FLOAT_TYPES, (3,))
+    tokens, weight = spec.required(_OP, "X", tokens), spec.required(_OP, "W", weight)
+    spec.check_tensor(_OP, "X", tokens, spec.FLOAT_TYPES, (3,))
     others = ("W", weight, 4), ("bias", bias, 1), ("input_bias", input_bias, 1)
     for name, tensor, rank in others:
         if tensor is not None:
-            check_tensor(_OP, name, tensor, (tokens.dtype,), (rank,))
+            spec.check_tensor(_OP, name, tensor, (tokens.dtype,), (rank,))
 
     channels = int(attributes["channels"])
     num_tokens = int(attributes["height"]) * int(attributes["width"])
     # Gated: the second half of the channels is the gate, and is not convolved.
     halves = 2 if attributes["gated"] else 1
     # Tokens are pixels row by row: [B, height * width, halves * C].
-    check_equal(_OP, "number of tokens of X", tokens.shape[1], num_tokens)
-    check_equal(_OP, "last size of X", tokens.shape[2], halves * channels)
-    _check_weight(weight, channels)
-    if bias is not None:
-        check_equal(_OP, "size of bias", bias.shape[0], channels)
-    if input_bias is not None:
-        check_equal(_OP, "size of input_bias", input_bias.shape[0], halves * channels)
-    # Fixed by the attributes where the input does not know its number of tokens.
-    shape = (tokens.shape[0], known(tokens.shape[1], num_tokens), channels)
-    return (TensorType(tokens.dtype, shape),)
-
-
-def _check_weight(weight: TensorType, channels: int) -> None:
-    check_equal(_OP, "first size of W", weight.shape[0], channels)
-    check_equal(_OP, "second size of W", weight.shape[1], 1)
+    spec.check_equal(_OP, "number of tokens of X", tokens.shape[1], num_tokens)
+    spec.check_equal(_OP, "last size of X", tokens.shape[2], halves * channels)
+    spec.check_equal(_OP, "first size of W", weight.shape[0], channels)
+    spec.check_equal(_OP, "second size of W", weight.shape[1], 1)
     for side, extent in zip(("height", "width"), weight.shape[2:], strict=True):
         # An even kernel has no centre that could lie on the pixel.
         if isinstance(extent, int) and extent % 2 == 0:
             raise ExportError(f"{_OP}: kernel {side} is {extent}; expected an odd number.")
+    if bias is not None:
+        spec.check_equal(_OP, "size of bias", bias.shape[0], channels)
+    if input_bias is not None:
+        spec.check_equal(_OP, "size of input_bias", input_bias.shape[0], halves * channels)
+    # Fixed by the attributes where the input does not know its number of tokens.
+    shape = (tokens.shape[0], spec.known(tokens.shape[1], num_tokens), channels)
+    return (TensorType(tokens.dtype, shape),)
 
 
 def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
@@ -214,7 +173,6 @@ def reference(inputs: Arrays, attributes: Attributes) -> tuple[np.ndarray, ...]:
     Args:
         inputs: X [B, height*width, C], twice the channels if gated; W [C, 1, kh, kw]; bias [C] or
             None; input_bias, as long as a token, or None.
-        attributes: All attributes of the op.
 
     Returns:
         Y [B, height*width, C] in float64.
@@ -263,22 +221,22 @@ MOH_TOKEN_CONV = OpSpec(
     name=op_names.TOKEN_CONV,
     doc="Depthwise convolution of tokens that are the pixels of an image, row by row.",
     inputs=(
-        OpInput("X", "[B, height*width, C]; [B, height*width, 2*C] if gated."),
-        OpInput("W", "[C, 1, kh, kw], as in `Conv` with `C` groups; `kh` and `kw` are odd."),
-        OpInput("bias", "[C]. Absent: 0.", optional=True),
-        OpInput(
+        spec.OpInput("X", "[B, height*width, C]; [B, height*width, 2*C] if gated."),
+        spec.OpInput("W", "[C, 1, kh, kw], as in `Conv` with `C` groups; `kh` and `kw` are odd."),
+        spec.OpInput("bias", "[C]. Absent: 0.", optional=True),
+        spec.OpInput(
             "input_bias",
             "As long as a token of `X`. Absent: 0. What the product before would add to all "
             "activations in a pass of its own; not added outside of the image.",
             optional=True,
         ),
     ),
-    outputs=(OutputSpec("Y", "[B, height*width, C]."),),
+    outputs=(spec.OutputSpec("Y", "[B, height*width, C]."),),
     attributes=(
-        AttributeSpec("channels", "`C`.", at_least=1),
-        AttributeSpec("height", "Rows of the image.", at_least=1),
-        AttributeSpec("width", "Pixels of a row.", at_least=1),
-        AttributeSpec(
+        spec.AttributeSpec("channels", "`C`.", at_least=1),
+        spec.AttributeSpec("height", "Rows of the image.", at_least=1),
+        spec.AttributeSpec("width", "Pixels of a row.", at_least=1),
+        spec.AttributeSpec(
             "activation",
             "Behind the bias. gelu: `v * (1 + erf(v / sqrt(2))) / 2`, not its approximation by "
             "tanh.",
@@ -286,11 +244,11 @@ MOH_TOKEN_CONV = OpSpec(
             default="none",
             choices=("none", "gelu"),
         ),
-        AttributeSpec(
+        spec.AttributeSpec(
             "gated",
             "1: the result is multiplied by the second half of the channels of `X`.",
             default=0,
-            choices=FLAG,
+            choices=spec.FLAG,
         ),
     ),
     reference=reference,

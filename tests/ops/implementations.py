@@ -50,7 +50,7 @@ def run_onnx_reference(case: Case, model: onnx.ModelProto | None = None) -> list
             "ignore", RuntimeWarning
         )  # It computes on NaN and Inf as it finds them.
         model = model or case_model(case)
-        if any(one.domain == MatMulNBits.op_domain for one in model.opset_import):
+        if any(imported.domain == MatMulNBits.op_domain for imported in model.opset_import):
             model = inline_local_functions(model)  # new operators are known outside of functions
         evaluator = ReferenceEvaluator(model, new_ops=[MatMulNBits])
         return evaluator.run(None, named_inputs(case))

@@ -45,7 +45,7 @@ def _attention(inputs: list[torch.Tensor | None], attributes: dict) -> torch.Ten
     if filled is not None:
         # As if each sequence stood at the end of the keys, behind others that nobody sees.
         room = [key.shape[2] - int(length) for length in filled]
-        key, value = (_moved_back(one, room, axis=2) for one in (key, value))
+        key, value = (_moved_back(part, room, axis=2) for part in (key, value))
         hidden |= (torch.arange(key.shape[2]) < torch.tensor(room)[:, None])[:, None, None]
         mask = None if mask is None else _moved_back(mask.expand_as(hidden), room, axis=3)
     scores = torch.einsum("bhsd,bhtd->bhst", query, key) * attributes["scale"]

@@ -1,23 +1,15 @@
-"""Invariants of MoHAttention, on the function body as ONNX Runtime runs it."""
+"""The function bodies of MoHAttention, and what ONNX says of a cache with room."""
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from packaging import version
 
-from moh_deploy.errors import ExportError
 from moh_deploy.ops import MOH_ATTENTION
 from moh_deploy.ops.attention_function import AttentionVariant, function_body
-from moh_deploy.ops.onnx_schema import single_node_model
-from moh_deploy.ops.spec import TensorType
 
 VARIANTS = [
     AttentionVariant(rank, mask, is_causal, grouped, filled)
@@ -27,89 +19,6 @@ VARIANTS = [
     for grouped in (False, True)
     for filled in (False, True)
 ]
-Sizes = tuple[int, int, int, int]
-sizes = st.tuples(*[st.integers(1, 4)] * 2, st.integers(1, 5), st.integers(1, 3))
-seeds = st.integers(0, 2**32 - 1)
-
-
-@cache
-def _session(num_heads: int) -> ort.InferenceSession:
-    """Rank 4; every size but the number of heads is dynamic."""
-    inputs = [
-        TensorType("float32", shape)
-        for shape in (
-            ("batch", num_heads, "seq", "dim"),
-            ("batch", num_heads, "kv", "dim"),
-            ("batch", num_heads, "kv", "value_dim"),
-            ("batch", "seq", num_heads),
-        )
-    ]
-    attributes = {"q_num_heads": num_heads, "kv_num_heads": num_heads, "scale": 0.5}
-    model = single_node_model("MoHAttention", inputs, attributes)
-    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-
-
-def _random(sizes: Sizes, seed: int) -> dict[str, np.ndarray]:
-    batch, num_heads, seq_len, head_dim = sizes
-    rng = np.random.default_rng(seed)
-    shapes = {
-        "Q": (batch, num_heads, seq_len, head_dim),
-        "K": (batch, num_heads, seq_len + 2, head_dim),
-        "V": (batch, num_heads, seq_len + 2, head_dim + 1),
-        "gates": (batch, seq_len, num_heads),
-    }
-    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    arrays["gates"] *= rng.random(shapes["gates"]) < 0.6
-    return arrays
-
-
-def _run(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    return _session(arrays["Q"].shape[1]).run(None, arrays)[0]
-
-
-@given(sizes, seeds)
-def test_permuting_heads_permutes_the_output(sizes: Sizes, seed: int):
-    arrays = _random(sizes, seed)
-    order = np.random.default_rng(seed).permutation(sizes[1])
-    permuted = {name: arrays[name][:, order] for name in ("Q", "K", "V")}
-    permuted["gates"] = arrays["gates"][..., order]
-    np.testing.assert_allclose(_run(permuted), _run(arrays)[:, order], rtol=1e-5, atol=1e-6)
-
-
-@given(sizes, seeds)
-def test_permuting_keys_with_their_values_changes_nothing(sizes: Sizes, seed: int):
-    arrays = _random(sizes, seed)
-    order = np.random.default_rng(seed).permutation(sizes[2] + 2)
-    permuted = arrays | {name: arrays[name][:, :, order] for name in ("K", "V")}
-    np.testing.assert_allclose(_run(permuted), _run(arrays), rtol=1e-4, atol=1e-5)
-
-
-@given(sizes, seeds, st.sampled_from([np.nan, np.inf, -np.inf]))
-def test_closed_gates_give_exact_zeros_whatever_is_behind_them(
-    sizes: Sizes, seed: int, special: float
-):
-    arrays = _random(sizes, seed)
-    clean = _run(arrays)
-    closed = arrays["gates"].transpose(0, 2, 1) == 0
-    arrays["Q"][closed] = special
-    output = _run(arrays)
-    assert np.all(output[closed] == 0)
-    np.testing.assert_array_equal(output[~closed], clean[~closed])
-
-
-@given(sizes, seeds)
-def test_output_is_linear_in_the_gates(sizes: Sizes, seed: int):
-    arrays = _random(sizes, seed)
-    doubled = arrays | {"gates": 2 * arrays["gates"]}
-    np.testing.assert_array_equal(_run(doubled), 2 * _run(arrays))
-
-
-def test_every_variant_has_its_own_short_name():
-    keys = [variant.key() for variant in VARIANTS]
-    assert len(set(keys)) == len(keys)
-    assert AttentionVariant(3, "bool", True, False).key() == "r3_causal_bool"
-    assert AttentionVariant(3, "bool", True, False, True).key() == "r3_causal_bool_filled"
-    assert AttentionVariant(4, None, False, False).key() == "r4"
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=AttentionVariant.key)
@@ -132,18 +41,6 @@ def test_attributes_are_references_never_numbers(variant: AttentionVariant):
     referenced = {a.ref_attr_name for node in function.node for a in node.attribute}
     assert {"scale", "q_num_heads", "kv_num_heads"} <= referenced
     assert list(function.attribute) == ["q_num_heads", "kv_num_heads", "scale", "is_causal"]
-
-
-@pytest.mark.parametrize("opset", [18, 23])
-def test_body_imports_the_opset(opset: int):
-    function = function_body(VARIANTS[0], opset=opset)
-    assert (function.domain, function.name, function.overload) == ("moh", "MoHAttention", "")
-    assert list(function.opset_import) == [onnx.helper.make_opsetid("", opset)]
-
-
-def test_opset_17_is_refused():
-    with pytest.raises(ExportError, match="body for opset 17; expected 18 or later"):
-        function_body(VARIANTS[0], opset=17)
 
 
 def _standard_attention(inputs: dict[str, np.ndarray], *, is_causal: int) -> np.ndarray:

@@ -55,8 +55,8 @@ def _cut(array: np.ndarray, begins: list[int], count: int) -> np.ndarray:
     axis = 0 if array.ndim == 3 else 1
     return np.stack(
         [
-            one.take(range(begin, begin + count), axis)
-            for one, begin in zip(array, begins, strict=True)
+            sequence.take(range(begin, begin + count), axis)
+            for sequence, begin in zip(array, begins, strict=True)
         ]
     )
 

@@ -8,26 +8,28 @@ import numpy as np
 import onnx
 import pytest
 
+from moh_deploy.errors import ExportError
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case, find_mismatch
 from moh_deploy.ops.onnx_schema import single_node_model
 from moh_deploy.ops.spec import FLOAT_TYPES
 from tests.nightly import nightly_if, one_in, sampled
 from tests.ops.batches import BATCHES, Batch, assert_nothing_wrong, assert_outputs_right
-from tests.ops.cases import ALL_CASES
-from tests.ops.implementations import (
-    IMPLEMENTATIONS,
-    Implementation,
-    case_model,
-    run_onnxruntime,
-)
+from tests.ops.cases import ALL_CASES, OP_CASES
+from tests.ops.implementations import IMPLEMENTATIONS, Implementation, case_model, run_onnxruntime
 
 CASES = [*ALL_CASES]
 OPSETS = (18, 19, 20, 21, 22, 23)
 
 
-COMPILED = [one for one in IMPLEMENTATIONS if one.name.startswith("ort_kernels")]
-IN_TURN = [one for one in COMPILED if not one.name.endswith("amx_bf16")]
+COMPILED = [
+    implementation
+    for implementation in IMPLEMENTATIONS
+    if implementation.name.startswith("ort_kernels")
+]
+IN_TURN = [
+    implementation for implementation in COMPILED if not implementation.name.endswith("amx_bf16")
+]
 
 
 def _is_left_out(implementation: Implementation, number: int, batch: Batch) -> bool:
@@ -109,3 +111,15 @@ def test_every_function_body_works_at_every_opset(opset: int):
         return run_onnxruntime(case, model)
 
     assert_outputs_right(_one_case_a_variant(), run)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_bodies_import_the_opset_and_refuse_one_before_18(op: str):
+    case = OP_CASES[op][0]
+    attributes = OPS[op].complete(case.attributes)
+    for opset in (18, 23):
+        body = OPS[op].function(case.input_types(), attributes, opset=opset)
+        assert (body.domain, body.name, body.overload) == ("moh", op, "")
+        assert {known.domain: known.version for known in body.opset_import}[""] == opset
+    with pytest.raises(ExportError, match=f"{op}: function body for opset 17; expected 18 or la"):
+        OPS[op].function(case.input_types(), attributes, opset=17)

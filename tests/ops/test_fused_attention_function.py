@@ -54,7 +54,7 @@ class Attention(OpRun):
 
     def _run(self, query, key, value, mask=None, is_causal=None, scale=None, **others):
         repeats = query.shape[1] // key.shape[1]
-        key_BHTD, value_BHTD = (np.repeat(one, repeats, axis=1) for one in (key, value))
+        key_BHTD, value_BHTD = (np.repeat(given, repeats, axis=1) for given in (key, value))
         scores = scale * np.matmul(query, key_BHTD.swapaxes(2, 3), dtype=np.float64)
         if mask is not None:
             assert mask.shape[2:] == scores.shape[2:], "TensorRT takes no other"
@@ -107,5 +107,5 @@ def test_positions_are_a_mask_unless_there_is_one_key_a_query(
     attributes = OPS[case.op].complete(case.attributes)
     body = fused_function_body(variant_of(case.input_types(), attributes), square=square)
     (attention,) = [node for node in body.node if node.op_type == "Attention"]
-    found = {one.name: one.i for one in attention.attribute}
+    found = {given.name: given.i for given in attention.attribute}
     assert (found["is_causal"], len(attention.input)) == (is_causal, inputs)

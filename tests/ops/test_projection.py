@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moh_deploy.errors import ExportError
 from moh_deploy.ops import OPS
 from moh_deploy.ops.cases import Case, find_mismatch
 from moh_deploy.ops.projection import ProjectionVariant, function_body
@@ -13,10 +12,6 @@ from tests.ops.case_models import case_model
 from tests.ops.cases import OP_CASES, named_case
 
 PROJECTIONS = ("MoHQueryProjection", "MoHOutputProjection")
-
-
-def _case(op: str, name: str) -> Case:
-    return named_case(op, name)
 
 
 def _right(case: Case) -> np.ndarray:
@@ -31,7 +26,7 @@ def _by_head(case: Case, array: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("filling", [0.0, 777.0, np.nan, np.inf])
 def test_queries_of_closed_heads_may_be_anything(filling: float):
-    case = _case("MoHQueryProjection", "plain")
+    case = named_case("MoHQueryProjection", "plain")
     queries, gates = _right(case), case.inputs()[2]
     assert (gates == 0).any()
     _by_head(case, queries)[gates == 0] = filling
@@ -39,7 +34,7 @@ def test_queries_of_closed_heads_may_be_anything(filling: float):
 
 
 def test_queries_of_open_heads_may_not():
-    case = _case("MoHQueryProjection", "plain")
+    case = named_case("MoHQueryProjection", "plain")
     queries, gates = _right(case), case.inputs()[2]
     token = tuple(np.argwhere(gates != 0)[-1])
     _by_head(case, queries)[(*token, -1)] += 1e-3
@@ -47,14 +42,14 @@ def test_queries_of_open_heads_may_not():
 
 
 def test_a_nan_gate_is_open():
-    case = _case("MoHQueryProjection", "nan_gates")
+    case = named_case("MoHQueryProjection", "nan_gates")
     queries, gates = _right(case), case.inputs()[2]
     _by_head(case, queries)[np.isnan(gates)] = 0
     assert "Q is out of tolerance" in find_mismatch(case, [queries])
 
 
 def test_every_output_of_the_output_projection_counts():
-    case = _case("MoHOutputProjection", "all_closed")
+    case = named_case("MoHOutputProjection", "all_closed")
     output = _right(case)
     output[-1, -1, -1] += 1e-3
     assert "Y is out of tolerance" in find_mismatch(case, [output])
@@ -68,8 +63,7 @@ def test_output_projection_is_given_zeros_for_closed_heads(case: Case):
 
 @pytest.mark.parametrize("op", PROJECTIONS)
 def test_cases_reach_every_share_of_open_gates(op: str):
-    gates = [case.inputs()[2] for case in OP_CASES[op]]
-    shares = {np.mean(one != 0) for one in gates if one.size > 0}
+    shares = {np.mean(case.inputs()[2] != 0) for case in OP_CASES[op] if case.inputs()[2].size}
     assert {0.0, 1.0} < shares
     assert any(0.9 < share < 1.0 for share in shares)
     assert any(0.0 < share < 0.3 for share in shares)
@@ -86,15 +80,3 @@ def test_half_precision_body_is_summed_in_float32(op: str):
     case = named_case(op, "long_rows", "bfloat16")
     ops = [node.op_type for node in case_model(case).functions[0].node]
     assert ops.index("Cast") < ops.index("MatMul") < ops.index("CastLike")
-
-
-def test_every_variant_has_its_own_short_name():
-    variants = [ProjectionVariant(half, biased) for half in (0, 1) for biased in (0, 1)]
-    assert len({variant.key() for variant in variants}) == len(variants)
-    assert ProjectionVariant(half=True, biased=True).key() == "half_bias"
-
-
-@pytest.mark.parametrize("op", PROJECTIONS)
-def test_opset_17_is_refused(op: str):
-    with pytest.raises(ExportError, match=f"{op}: function body for opset 17; expected 18 or"):
-        function_body(op, ProjectionVariant(half=False, biased=False), opset=17)

@@ -31,13 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EagerModel:
-    """A loaded original: also a `Reference` that a package can be compared with.
-
-    Attributes:
-        options: What it was loaded by.
-        model: The module or program.
-        code_dirs: Directories of the user's code.
-    """
+    """A loaded original: also a `Reference` that a package can be compared with."""
 
     options: ModelOptions
     model: LoadedModel

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 from torch.utils._pytree import tree_leaves, tree_map
@@ -28,22 +29,16 @@ from moh_deploy.package import (
 )
 from moh_deploy.system.npz import Array
 
-# Run the original operators with noise of the size of rounding behind each of them.
-#
-# What moves in such runs is what rounding can move: another order of summation, another
-# exponential, another instruction set. (Monte Carlo arithmetic; Parker, "Monte Carlo Arithmetic",
-# UCLA 1997.) The gates of the original are fed to every layer, since a token that takes another
-# head near a tie would tell of that tie, and not of rounding.
+# The original operators are run with noise of the size of rounding behind each of them. What moves
+# in such runs is what rounding can move: another order of summation, another exponential, another
+# instruction set. (Monte Carlo arithmetic; Parker, "Monte Carlo Arithmetic", UCLA 1997.) The gates
+# of the original are fed to every layer, since a token that takes another head near a tie would
+# tell of that tie, and not of rounding.
 
 
 @dataclass(frozen=True)
 class NoisyRun:
-    """The values that a run with noise computed.
-
-    Attributes:
-        values: Of the nodes that were asked for.
-        outputs: The tensors of the program's outputs, in order.
-    """
+    """The values that a run with noise computed."""
 
     values: Mapping[Node, torch.Tensor]
     outputs: Sequence[torch.Tensor]
@@ -63,7 +58,6 @@ def noisy_runs(
         placeholders: The values of the program's placeholders, in order.
         watched: The nodes whose values are wanted. Only what they and the outputs need is run.
         fed: What readers of a node are given in place of what it computes.
-        draws: How often.
     """
     output = next(node for node in program.graph.nodes if node.op == "output")
     needed = set(ancestors(output, *watched))
@@ -99,7 +93,10 @@ class _NoisyInterpreter(Interpreter):
         if n.op == "output":  # gates that the model returns are shown as they were computed
             self.env.update(self._computed)
         result = super().run_node(n)
-        if n.op == "call_function" and not _is_view(n):
+        # A view computes nothing: its result is (perhaps) memory of an argument. No operator of
+        # torch are getitem, and arithmetic on sizes.
+        returns = n.target._schema.returns if isinstance(n.target, OpOverload) else ()
+        if n.op == "call_function" and returns and not any(r.alias_info for r in returns):
             terms = sum_length(n)
             result = tree_map(lambda value: self._moved(value, terms), result)
         if n in self._watched:
@@ -171,24 +168,10 @@ def sum_length(node: Node) -> int:
     return 1
 
 
-def _is_view(node: Node) -> bool:
-    """True where nothing is computed: the result is (perhaps) memory of an argument."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return True  # getitem, and arithmetic on sizes
-    return any(result.alias_info is not None for result in target._schema.returns)
-
-
-# Record the ranked scores and the attention of a layer, beside its gates.
-
-
 def attention_fingerprint(
     rewrite: Rewrite, values: Mapping[Node, torch.Tensor]
 ) -> NDArray[np.float32] | None:
     """Return the fingerprint of what the layer's attention computed, gates included.
-
-    Args:
-        values: What the nodes of the program computed.
 
     Returns:
         [B, S, NUMBERS]; None where the gated heads have no view [B, S, ...].
@@ -204,7 +187,6 @@ def ranked_scores(
     """Return what the layer's router ranked, [B, S, candidates] in float32: of the last heads.
 
     Args:
-        values: What the nodes of the program computed.
         counted: [B, S], the tokens that are compared.
 
     Returns:
@@ -250,10 +232,7 @@ def measure_rounding(
 
     Args:
         program: The original operators; what is inserted beside them is not run.
-        placeholders: The values of the program's placeholders.
-        rewrites: Its layers.
         values: What the original operators computed, by node.
-        outputs: Its outputs, by name.
         valid: What of all values counts.
     """
     watched = {
@@ -264,16 +243,17 @@ def measure_rounding(
     }
     fed = {rewrite.computed_gates: values[rewrite.computed_gates] for rewrite in rewrites}
     runs = list(noisy_runs(program, placeholders, watched=watched, fed=fed, draws=_DRAWS))
-    return Rounding(
-        outputs={
-            name: _output(
-                tensor, [run.outputs[index] for run in runs], valid.of_output(name, tensor)
-            )
-            for index, (name, tensor) in enumerate(outputs.items())
-            if tensor.is_floating_point()
-        },
-        layers=tuple(_layer(rewrite, values, runs, valid) for rewrite in rewrites),
-    )
+    found: dict[str, Spread] = {}
+    for index, (name, tensor) in enumerate(outputs.items()):
+        if tensor.is_floating_point():
+            counted = valid.of_output(name, tensor)
+            noisy = [run.outputs[index][counted] for run in runs]
+            # How far noise moves what counts of an output, as shares of its size.
+            moved, size = map(spread, _moves(tensor[counted].double(), noisy))
+            pairs = ((moved.rms, size.rms), (moved.largest, size.largest))
+            found[name] = Spread(*(error / value if value else 0.0 for error, value in pairs))
+    layers = tuple(_layer(rewrite, values, runs, valid) for rewrite in rewrites)
+    return Rounding(outputs=found, layers=layers)
 
 
 def _layer(
@@ -314,18 +294,7 @@ def _finite(values: Array) -> NDArray[np.float64]:
     return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _output(exact: torch.Tensor, noisy: Sequence[torch.Tensor], valid: torch.Tensor) -> Spread:
-    """Return how far noise moves what counts of an output, as shares of its size."""
-    exact, noisy = exact[valid], [run[valid] for run in noisy]
-    moved, size = map(spread, _moves(exact.double(), noisy))
-    return Spread(_share(moved.rms, size.rms), _share(moved.largest, size.largest))
-
-
 def _moves(exact: torch.Tensor, noisy: Sequence[torch.Tensor]) -> tuple[Array, Array]:
     """Return [runs, ...], how far noise moves a value, and its size: see `beside_masks`."""
     moved = _finite(np.stack([to_numpy(run.double() - exact) for run in noisy]))
     return beside_masks(moved, to_numpy(exact))
-
-
-def _share(error: float, value: float) -> float:
-    return error / value if value else 0.0

@@ -32,12 +32,7 @@ _SMALL_MODEL_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class OriginalRun:
-    """One run of the original model.
-
-    Attributes:
-        inputs: The inputs at this run's sizes.
-        outputs: The tensors it returned, in order.
-    """
+    """One run of the original model."""
 
     inputs: tuple[ModelInput, ...]
     outputs: list[torch.Tensor]
@@ -100,6 +95,7 @@ def run_example(model: LoadedModel, inputs: Sequence[ModelInput]) -> tuple[Origi
 @contextlib.contextmanager
 def on_threads(threads: int | None) -> Iterator[None]:
     """Let PyTorch use so many threads within an operator; None for as many as before."""
+    # Of the whole process: other threads of it would compute with as many.
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -110,14 +106,12 @@ def on_threads(threads: int | None) -> Iterator[None]:
 
 def one_thread_if_small(model: LoadedModel) -> contextlib.AbstractContextManager[None]:
     """Run small models on one thread: there, handing work to others costs more than it saves."""
-    tensors = model.module.parameters() if model.module is not None else _weights(model)
-    small = sum(tensor.nbytes for tensor in tensors) < _SMALL_MODEL_BYTES
-    return on_threads(1 if small else None)
-
-
-def _weights(model: LoadedModel) -> list[torch.Tensor]:
-    assert model.program is not None
-    return [value for value in model.program.state_dict.values() if torch.is_tensor(value)]
+    if model.module is not None:
+        tensors = list(model.module.parameters())
+    else:
+        assert model.program is not None
+        tensors = list(filter(torch.is_tensor, model.program.state_dict.values()))
+    return on_threads(1 if sum(tensor.nbytes for tensor in tensors) < _SMALL_MODEL_BYTES else None)
 
 
 def check_trace(
@@ -127,9 +121,6 @@ def check_trace(
     valid: ValidElements = EVERYTHING,
 ) -> None:
     """Check that the traced program computes what the original does, at these sizes.
-
-    Args:
-        valid: What of the outputs is compared.
 
     Raises:
         ExportError: Naming the output and how far it is off.
@@ -142,6 +133,7 @@ def check_trace(
     problem = _first_difference(original, recording, names, valid)
     if problem is None:
         return
+    # Without a mask that is known: is it what may be padding that differs?
     masks = [] if valid.tokens is not None else _masks_of(original.inputs)
     found = [
         mask.name
@@ -174,22 +166,18 @@ def _first_difference(
 ) -> str | None:
     """Say of the first output that differs how; None if all are equal."""
     for name, expected, got in zip(names, original.outputs, recording.outputs, strict=True):
-        problem = _difference(expected, got, valid.of_output(name, expected))
-        if problem:
-            return f"output '{name}' {problem}"
+        found = f"output '{name}'"
+        if expected.shape != got.shape:
+            return f"{found} has shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+        if expected.dtype != got.dtype:
+            return f"{found} has dtype {got.dtype}, expected {expected.dtype}"
+        error, largest = distance(expected, got, valid.of_output(name, expected))
+        if math.isinf(error):
+            return f"{found} is not finite where the original is"
+        limit = tolerance_for(dtype_name(expected.dtype)).limit(largest)
+        if error > limit:
+            return f"{found} is off by {error:.3g}, allowed is {limit:.3g}"
     return None
-
-
-def _difference(expected: torch.Tensor, got: torch.Tensor, valid: torch.Tensor) -> str | None:
-    if expected.shape != got.shape:
-        return f"has shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
-    if expected.dtype != got.dtype:
-        return f"has dtype {got.dtype}, expected {expected.dtype}"
-    error, largest = distance(expected, got, valid)
-    if math.isinf(error):
-        return "is not finite where the original is"
-    limit = tolerance_for(dtype_name(expected.dtype)).limit(largest)
-    return f"is off by {error:.3g}, allowed is {limit:.3g}" if error > limit else None
 
 
 # One run of the original model beside its traced program, as reference vectors record it.
@@ -220,10 +208,6 @@ def try_to_record(
 ) -> Recording | DoesNotRun:
     """Run the traced program at the sizes of one run of the original, and check that they agree.
 
-    Args:
-        valid: What is compared.
-        measure_rounding: Measure how far rounding moves it, too.
-
     Raises:
         ExportError: It computes something else, at sizes of which it asserts nothing against.
     """
@@ -238,6 +222,8 @@ def try_to_record(
             valid=valid,
         )
         check_trace(run, recording, outputs, valid)
+    # What torch raises for a size that an operator does not take; what it asserts of sizes is not
+    # checked while it runs.
     except (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError, ExportError) as error:
         unmet = unmet_assertions(program, run.inputs, run.sizes)
         if isinstance(error, ExportError) and not unmet:

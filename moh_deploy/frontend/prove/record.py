@@ -111,24 +111,41 @@ def record(
     if rounding_of is not None:
         named = dict(zip(rounding_of, tensors, strict=False))
         rounding = measure_rounding(program, inputs, rewrites, values, named, valid)
+    layers: list[LayerRecord] = []
+    for rewrite in rewrites:
+        gates, selection = values[rewrite.gates], rewrite.router.selection
+        # [B, S]; nothing is near a tie where nothing is ranked.
+        margins = torch.full(gates.shape[:2], float("inf"))
+        if selection is not None and rewrite.scores is not None:
+            margins = _margins(rewrite.router, values[rewrite.scores], selection.top_k)
+        counted = valid.of_node(rewrite.gates, gates)[..., 0]
+        found = _disagreement(rewrite, values, valid)
+        layers.append(
+            LayerRecord(
+                gates,
+                margins,
+                scores=ranked_scores(rewrite, values, counted),
+                attention=attention_fingerprint(rewrite, values),
+                disagreement=None if found is None else found.words,
+                counted=counted,
+            )
+        )
     return Recording(
         outputs=tensors,
-        layers=[_layer_record(rewrite, values, valid) for rewrite in rewrites],
+        layers=layers,
         disagreements=[_swapped(swap, values, valid) for swap in swaps],
         rounding=rounding,
     )
 
 
 def _watched(rewrite: Rewrite) -> list[Node]:
-    nodes = [rewrite.gates, rewrite.scores, rewrite.replacement]
+    nodes = [rewrite.gates, rewrite.scores, rewrite.replacement, rewrite.routed]
     nodes += [rewrite.computed_gates, rewrite.attention_view, rewrite.fixed_gates]
-    if rewrite.routed is not None:
-        nodes += [rewrite.routed]
-        nodes += [None if rewrite.router.selection is None else rewrite.router.selection.scores]
+    if rewrite.routed is not None and rewrite.router.selection is not None:
+        nodes.append(rewrite.router.selection.scores)
     if rewrite.replacement is not None:
         nodes.append(rewrite.layer.node)
-    for swap in rewrite.all_swaps:
-        nodes += [swap.old, swap.new]
+    nodes += [node for swap in rewrite.all_swaps for node in (swap.old, swap.new)]
     return [node for node in nodes if node is not None]
 
 
@@ -155,42 +172,18 @@ class _WatchingInterpreter(Interpreter):
 def _flat_inputs(program: ExportedProgram, arguments: Sequence[torch.Tensor]) -> list[object]:
     """Values of the graph's placeholders; parameters and constants come from the program."""
     remaining = iter(arguments)
-    values: list[object] = []
-    for spec in program.graph_signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT:
-            values.append(next(remaining))
-            continue
-        assert spec.target is not None
-        stored = program.state_dict if spec.target in program.state_dict else program.constants
-        values.append(stored[spec.target])
-    return values
-
-
-def _layer_record(
-    rewrite: Rewrite, values: dict[Node, torch.Tensor], valid: ValidElements
-) -> LayerRecord:
-    gates = values[rewrite.gates]
-    selection = rewrite.router.selection
-    if selection is None or rewrite.scores is None:
-        margins = torch.full(gates.shape[:2], float("inf"))
-    else:
-        margins = _margins(rewrite.router, values[rewrite.scores], selection.top_k)
-    found = _disagreement(rewrite, values, valid)
-    counted = valid.of_node(rewrite.gates, gates)[..., 0]
-    return LayerRecord(
-        gates,
-        margins,
-        scores=ranked_scores(rewrite, values, counted),
-        attention=attention_fingerprint(rewrite, values),
-        disagreement=None if found is None else found.words,
-        counted=counted,
-    )
+    stored = {**program.constants, **program.state_dict}
+    return [
+        next(remaining) if spec.kind is InputKind.USER_INPUT else stored[str(spec.target)]
+        for spec in program.graph_signature.input_specs
+    ]
 
 
 def _disagreement(
     rewrite: Rewrite, values: dict[Node, torch.Tensor], valid: ValidElements
 ) -> LayerDifference | None:
     """Compare the new operators with the original ones, tokens with a near-tie left out."""
+    # In the order in which they run: what comes first explains what follows.
     for swap in rewrite.swaps:
         found = _swapped(swap, values, valid)
         if found is not None:
@@ -204,19 +197,24 @@ def _disagreement(
     all_alike = True
     if rewrite.routed is not None:
         original = values[rewrite.computed_gates]
-        decided = _decided(rewrite, values, original)
+        # Tokens of [..., H] whose choice does not hang on rounding.
+        decided, selection = (
+            torch.ones(original.shape[:-1], dtype=torch.bool),
+            rewrite.router.selection,
+        )
+        if selection is not None:
+            ranked = values[selection.scores].movedim(selection.dim, -1)
+            margins = _margins(rewrite.router, ranked, selection.top_k)
+            near = tolerance_for(dtype_name(ranked.dtype)).near_tie
+            decided = margins.reshape(decided.shape) > near
         counted = valid.of_node(rewrite.computed_gates, original)[..., 0]  # [...] of [..., H]
         same_heads = ((values[rewrite.routed] != 0) == (original != 0)).all(-1)
         all_alike = bool((decided | same_heads | ~counted).all())
-        decided &= counted
-        found = _difference(
-            op_names.ROUTER,
-            values[rewrite.routed],
-            original,
-            decided[..., None].expand(original.shape),
-        )
+        compared = (decided & counted)[..., None].expand(original.shape)
+        found = _difference(op_names.ROUTER, values[rewrite.routed], original, compared)
         if found is not None:
             return found
+    # A token that takes other heads near a tie has another attention: it proves nothing.
     if rewrite.replacement is None or rewrite.op is None or not all_alike:
         return None
     attention = Swap(rewrite.layer.node, rewrite.replacement, rewrite.op)
@@ -230,18 +228,6 @@ def _swapped(
 ) -> LayerDifference | None:
     got, expected = values[swap.new], values[swap.old]
     return _difference(swap.what, got, expected, valid.of_node(swap.old, expected))
-
-
-def _decided(
-    rewrite: Rewrite, values: dict[Node, torch.Tensor], gates: torch.Tensor
-) -> torch.Tensor:
-    """Bool [...]: tokens of `gates` [..., H] whose choice does not hang on rounding."""
-    selection = rewrite.router.selection
-    if selection is None:
-        return torch.ones(gates.shape[:-1], dtype=torch.bool)
-    scores = values[selection.scores].movedim(selection.dim, -1)
-    margins = _margins(rewrite.router, scores, selection.top_k)
-    return margins.reshape(gates.shape[:-1]) > tolerance_for(dtype_name(scores.dtype)).near_tie
 
 
 def _margins(router: Router, scores: torch.Tensor, top_k: int) -> torch.Tensor:
@@ -284,6 +270,7 @@ def distance(
         return math.inf, 0.0
     if not exact.numel():
         return 0.0, 0.0
+    # Masks of -1e9 would let every other value be off by thousands.
     error, largest = (other - exact).abs(), float(exact.abs().max())
     if largest > MASKS_BEYOND:
         errors, known = beside_masks(to_numpy(error).astype(np.float64), to_numpy(expected))

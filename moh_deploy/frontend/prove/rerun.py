@@ -12,15 +12,7 @@ from moh_deploy.errors import ConfigError, MoHDeployError
 from moh_deploy.frontend.inputs.npz_inputs import inputs_of_package
 from moh_deploy.frontend.load.model import LoadedModel
 from moh_deploy.frontend.normalize import normalize
-from moh_deploy.frontend.prove.original import (
-    DoesNotRun,
-    OriginalRun,
-    input_text,
-    one_thread_if_small,
-    recorded_vectors,
-    run_original,
-    try_to_record,
-)
+from moh_deploy.frontend.prove import original
 from moh_deploy.frontend.prove.valid_elements import ValidElements
 from moh_deploy.frontend.recognize import recognize
 from moh_deploy.frontend.rewrite import Rewrite, insert
@@ -70,14 +62,20 @@ def answers_of(
             other MoH layers.
         ExportError: It cannot be traced, or what was traced is not the model.
     """
+    # Tracing takes an example, and there is none.
     if not samples:
         return Answers((), has_gates=True)
     model = model.called_by(package.manifest)
     try:
-        with one_thread_if_small(model):
+        with original.one_thread_if_small(model):
             runs = [_run(model, sample, package.manifest) for sample in samples]
             if package.root not in traced:
-                traced[package.root] = _trace(model, package, samples)
+                # Recorded first are the example's sizes. Sizes of 1 would count as fixed.
+                example = package.vectors[0] if package.vectors else samples[0].known
+                given = inputs_of_package(example.inputs, package.manifest)
+                program = normalize(trace(model, given))
+                rewrites = view_attention(program, insert(program, recognize(program)))
+                traced[package.root] = Traced(program, rewrites)
             found = traced[package.root]
             layers, expected = found.layers, package.manifest.layers
             if len(layers) != len(expected):
@@ -88,24 +86,22 @@ def answers_of(
                 )
             valid = [sample.valid for sample in samples]
             recorded, without = _recorded(found, runs, valid, package.manifest)
-            pairs = zip(recorded, samples, strict=True)
-            vectors = tuple(_as_package(*pair, package.manifest) for pair in pairs)
+            vectors = list(recorded)
+            if package.manifest.caches is not None:
+                # As runs of a package whose caches are in place.
+                for number, (run, sample) in enumerate(zip(recorded, samples, strict=True)):
+                    inputs, sizes = sample.known.inputs, sample.known.sizes
+                    outputs = in_given_buffers(run.outputs, inputs, package.manifest)
+                    vectors[number] = replace(run, inputs=inputs, outputs=outputs, sizes=sizes)
     except MoHDeployError as error:
         raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
     notes = tuple(_notes(model, name, layers, package.manifest))
-    return Answers(vectors, has_gates=True, notes=notes, without_gates=without)
-
-
-def _trace(model: LoadedModel, package: OnnxPackage, samples: Sequence[Sample]) -> Traced:
-    # Recorded first are the example's sizes. Sizes of 1 would count as fixed.
-    example = package.vectors[0] if package.vectors else samples[0].known
-    program = normalize(trace(model, inputs_of_package(example.inputs, package.manifest)))
-    return Traced(program, view_attention(program, insert(program, recognize(program))))
+    return Answers(tuple(vectors), has_gates=True, notes=notes, without_gates=without)
 
 
 def _recorded(
     traced: Traced,
-    runs: Sequence[OriginalRun],
+    runs: Sequence[original.OriginalRun],
     valid: Sequence[ValidTokens | None],
     manifest: Manifest,
 ) -> tuple[tuple[VectorSet, ...], dict[int, str]]:
@@ -117,33 +113,26 @@ def _recorded(
     vectors, without = [], {}
     for number, (run, tokens) in enumerate(zip(runs, valid, strict=True)):
         elements = ValidElements.of(traced.program, run.inputs, outputs).where(tokens)
-        found = try_to_record(traced.program, traced.rewrites, (), run, outputs, valid=elements)
-        if isinstance(found, DoesNotRun):
+        found = original.try_to_record(
+            traced.program, traced.rewrites, (), run, outputs, valid=elements
+        )
+        if isinstance(found, original.DoesNotRun):
             without[number] = (
                 f"The traced program, which shows gates, does not run{run.at}, where the original"
                 f" model does ({found.why}): outputs alone are compared there, and no routing."
             )
-        recording = None if isinstance(found, DoesNotRun) else found
-        vectors.append(recorded_vectors(run, recording, outputs))
+        recording = None if isinstance(found, original.DoesNotRun) else found
+        vectors.append(original.recorded_vectors(run, recording, outputs))
     return tuple(vectors), without
 
 
-def _as_package(run: VectorSet, sample: Sample, manifest: Manifest) -> VectorSet:
-    """Return a run of the original as one of a package whose caches are in place."""
-    if manifest.caches is None:
-        return run
-    inputs, sizes = sample.known.inputs, sample.known.sizes
-    outputs = in_given_buffers(run.outputs, inputs, manifest)
-    return replace(run, inputs=inputs, outputs=outputs, sizes=sizes)
-
-
-def _run(model: LoadedModel, sample: Sample, manifest: Manifest) -> OriginalRun:
+def _run(model: LoadedModel, sample: Sample, manifest: Manifest) -> original.OriginalRun:
     inputs = inputs_of_package(sample.known.inputs, manifest)
     outputs = [spec.name for spec in manifest.outputs]
     try:
-        found = run_original(model, [item.value for item in inputs])
+        found = original.run_original(model, [item.value for item in inputs])
     except Exception as error:  # It is the user's own code, which may fail in any way.
-        given = ", ".join(map(input_text, inputs))
+        given = ", ".join(map(original.input_text, inputs))
         raise ConfigError(
             f"it fails on the package's inputs ({given}): {describe_error(error)}.",
             hint="It has to take them as the original did. If its dtype is another one than the"
@@ -154,7 +143,7 @@ def _run(model: LoadedModel, sample: Sample, manifest: Manifest) -> OriginalRun:
             f"it returns {len(found)} tensors, the package {len(outputs)}: {', '.join(outputs)}.",
             hint="Give the checkpoint that the package was made from, or one of the same model.",
         )
-    return OriginalRun(inputs, found)
+    return original.OriginalRun(inputs, found)
 
 
 def _notes(
@@ -166,6 +155,7 @@ def _notes(
             f"The package was made from another checkpoint (sha256 {recorded[:12]}...) than the"
             f" {name} ({given[:12]}...)."
         )
+    # Layers are matched by the order in which they run; names change with a refactoring.
     pairs = zip(layers, manifest.layers, strict=True)
     renamed = [f"'{mine}' as '{layer.path}'" for mine, layer in pairs if mine != layer.path]
     if renamed:

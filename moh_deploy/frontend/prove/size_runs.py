@@ -68,7 +68,7 @@ def record_sizes(
             does.
     """
     recorder = _Recorder(trials, take)
-    recorder.add(example)
+    recorder.append(example, take(example))
     thorough = _is_quick(flops)
 
     def in_the_way(name: str, size: int) -> str | None:
@@ -80,8 +80,7 @@ def record_sizes(
             recorder.in_the_way(name, size, dict.fromkeys(others, 1), flops)
         )
 
-    limits = try_limits(trials.ranges, in_the_way, retraced)
-    ranges, reasons = dict(limits.ranges), dict(limits.reasons)
+    ranges, reasons = try_limits(trials.ranges, in_the_way, retraced)
     trials = replace(trials, ranges=ranges)
     for made in trials.others(thorough=thorough):
         run = OriginalRun(*made)
@@ -94,7 +93,8 @@ def record_sizes(
             ranges |= {name: (2, ranges.get(name, (1, None))[1]) for name in too_small}
             if not thorough or len(recorder.runs) == 1:
                 for changed in trials.changed():
-                    recorder.add(OriginalRun(*changed))
+                    run = OriginalRun(*changed)
+                    recorder.append(run, take(run))
             break
         recorder.append(run, taken)
     recorder.add_padding()
@@ -119,10 +119,6 @@ class _Recorder:
     runs: list[OriginalRun] = field(default_factory=list)
     recordings: list[Recording] = field(default_factory=list)
 
-    def add(self, run: OriginalRun) -> None:
-        """Record a run that the traced program has to take."""
-        self.append(run, self.take(run))
-
     def append(self, run: OriginalRun, taken: Recording | DoesNotRun) -> None:
         """Collect a run, or fail where the traced program did not take it."""
         if isinstance(taken, DoesNotRun):
@@ -139,16 +135,13 @@ class _Recorder:
         """Record a run at size 0 of a dimension, if both take it and agree; None if nothing is
         computed at that size, or no numbers, as behind a mask that leaves nothing.
         """
-        made = self.trials.at({**self.runs[0].sizes, name: 0})
-        if isinstance(made, Exception):
-            return False
-        run = OriginalRun(*made)
         try:
-            taken = self.take(run)
+            found = self.taken_at({**self.runs[0].sizes, name: 0})
         except ExportError:  # the trace computes something else at that size
             return False
-        if isinstance(taken, DoesNotRun):
+        if found is None:
             return False
+        run, taken = found
         tensors = [*run.outputs, *(layer.gates for layer in taken.layers)]
         if not all(tensor.numel() and tensor.isfinite().all() for tensor in tensors):
             return None
@@ -248,84 +241,60 @@ Disagreement = Callable[[str, int], "str | None"]
 None if they agree."""
 
 
-@dataclass(frozen=True)
-class TriedLimits:
-    """The sizes that a program is good for, as far as runs show it.
-
-    Attributes:
-        ranges: Smallest and largest size of each dimension that stays limited.
-        reasons: What is in the way beyond a limit that stays, by dimension.
-    """
-
-    ranges: Ranges
-    reasons: Mapping[str, str]
-
-
 def try_limits(
     ranges: Mapping[str, tuple[int, int | None]],
     disagreement: Disagreement,
     retraced: Callable[[str, int], Ranges | None],
-) -> TriedLimits:
+) -> tuple[Ranges, dict[str, str]]:
     """Lift each limit as far as the original and the program agree beyond it.
 
     Args:
         ranges: What the trace says.
         retraced: Returns the ranges of another trace, whose example is of a given size; None where
             there is none. A single run beyond an upper limit says little of all larger ones.
+
+    Returns:
+        Smallest and largest size of each dimension that stays limited, and what is in the way
+        beyond a limit that stays, by dimension.
     """
     tried: Ranges = {}
     reasons: dict[str, str] = {}
     for name, (least, most) in ranges.items():
-        found: list[str] = []
-        smallest = _smallest(name, least, disagreement, found)
-        largest = None if most is None else _largest(name, most, disagreement, retraced, found)
+        smallest, why = _stretched(name, least, min(least, 1), disagreement)
+        found = [] if why is None else [why]
+        largest = most
+        if most is not None:
+            # Up to four times the limit; another trace says how far it reaches from there.
+            largest, why = _stretched(name, most, 4 * most, disagreement)
+            if why is None:
+                beyond = retraced(name, largest)
+                first, further = (None, None) if beyond is None else beyond.get(name, (1, None))
+                # The size behind `most` was tried, and may be all that is between the two.
+                if first is None or first > most + 2:
+                    why = f"larger sizes than {name}={largest} were not tried"
+                else:
+                    largest = further
+            found += [] if why is None else [why]
         if smallest > 1 or largest is not None:
             tried[name] = (smallest, largest)
         if found:
             reasons[name] = "; ".join(found)
-    return TriedLimits(tried, reasons)
+    return tried, reasons
 
 
-def _smallest(name: str, least: int, disagreement: Disagreement, reasons: list[str]) -> int:
-    """Go down in steps that double, and from one that is too far again in small ones."""
-    step, why = 1, None
-    while least > 1:
-        size = max(least - step, 1)
-        found = disagreement(name, size)
-        if found is None:
-            least, step = size, 2 * step
-        elif step > 1:
-            step = 1
-        else:
-            why = found
-            break
-    if why is not None:
-        reasons.append(why)
-    return least
-
-
-def _largest(
-    name: str,
-    most: int,
-    disagreement: Disagreement,
-    retraced: Callable[[str, int], Ranges | None],
-    reasons: list[str],
-) -> int | None:
-    """Go up to four times the limit in the same way, and ask another trace how far it reaches."""
-    largest, step = most, 1
-    while largest < 4 * most:
-        size = min(largest + step, 4 * most)
+def _stretched(
+    name: str, limit: int, end: int, disagreement: Disagreement
+) -> tuple[int, str | None]:
+    """Go from a limit towards `end` in steps that double, and from one that is too far again in
+    small ones; return how far both agree, and what is in the way of more."""
+    step, sign = 1, 1 if end > limit else -1
+    while limit != end:
+        size = limit + sign * min(step, abs(end - limit))
         why = disagreement(name, size)
         if why is None:
-            largest, step = size, 2 * step
+            limit, step = size, 2 * step
         elif step > 1:
             step = 1
         else:
-            reasons.append(why)
-            return largest
-    beyond = retraced(name, largest)
-    least, further = (None, None) if beyond is None else beyond.get(name, (1, None))
-    if least is None or least > most + 2:  # the next one was tried, and may be all that is between
-        reasons.append(f"larger sizes than {name}={largest} were not tried")
-        return largest
-    return further
+            return limit, why
+    return limit, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,7 +18,6 @@ from moh_deploy.frontend.fx.graph import is_tensor, shape
 from moh_deploy.frontend.limits import dynamic_axes
 from moh_deploy.frontend.load.model import ModelInput
 from moh_deploy.package import TensorInfo
-from moh_deploy.system.npz import BoolArray
 from moh_deploy.validate.reference.valid_tokens import ValidTokens, output_view, over_axes
 
 
@@ -40,22 +39,17 @@ class ValidElements:
     def of(
         cls, program: ExportedProgram, inputs: Sequence[ModelInput], outputs: Sequence[str]
     ) -> ValidElements:
-        """Read how the axes of a program are called; every token counts so far.
-
-        Args:
-            inputs: The user inputs, in order.
-            outputs: Names of the outputs, in order.
-        """
+        """Read how the axes of a program are called; every token counts so far."""
         sizes = {
             str(expr): size
             for _, _, expr, size in dynamic_axes(program, inputs)
             if not size.is_Integer
         }
         names = {size: name for name, size in sizes.items()}
-        specs = [
-            TensorInfo(name, dtype_name(node.meta["val"].dtype), tuple(_called(node, names)))
-            for name, node in zip(outputs, output_nodes(program), strict=True)
-        ]
+        specs = []
+        for name, node in zip(outputs, output_nodes(program), strict=True):
+            dims = (int(n) if n.is_Integer else names.get(n, str(n)) for n in shape(node))
+            specs.append(TensorInfo(name, dtype_name(node.meta["val"].dtype), tuple(dims)))
         return cls(tuple(specs), sizes)
 
     def where(self, tokens: ValidTokens | None) -> ValidElements:
@@ -67,7 +61,7 @@ class ValidElements:
         if self.tokens is None:
             return torch.ones(value.shape, dtype=torch.bool)
         view = output_view(self.tokens, self.outputs, {name: tuple(value.shape)})
-        return _tensor(view.places(name, value.shape))
+        return torch.from_numpy(np.array(view.places(name, value.shape)))
 
     def of_node(self, node: Node, value: torch.Tensor) -> torch.Tensor:
         """Return which elements of an inner value count: bool, its shape.
@@ -78,43 +72,28 @@ class ValidElements:
         every = torch.ones(value.shape, dtype=torch.bool)
         if self.tokens is None:
             return every
+        # The sizes of the mask's axes in the program.
         mask = self.tokens.mask
-        batch, tokens = self._wanted(mask)
-        found = shape(node) if is_tensor(node) else ()
-        both = [axis for wanted in (batch, tokens) for axis in _places(found, wanted)]
+        batch, tokens = (
+            self.sizes.get(str(dim), sympy.sympify(size))
+            for dim, size in zip(self.tokens.dims or mask.shape, mask.shape, strict=True)
+        )
+
+        def places(wanted: Size) -> list[int]:
+            found = shape(node) if is_tensor(node) else ()
+            return [axis for axis, size in enumerate(found) if size == wanted]
+
+        both = [*places(batch), *places(tokens)]
         # [batch, tokens, ...], in any order, or tokens of all samples in a row.
         if len(both) == 2 and both[0] != both[1]:
             mask = mask if both[0] < both[1] else mask.T
         else:
-            both = _places(found, sympy.Mul(batch, tokens))
+            both = places(sympy.Mul(batch, tokens))
             mask = mask.reshape(-1)
         fits = len(both) == mask.ndim and tuple(value.shape[axis] for axis in sorted(both))
         if fits != mask.shape:
             return every
-        return _tensor(over_axes(mask, sorted(both), value.shape))
-
-    def _wanted(self, mask: BoolArray) -> tuple[Size, Size]:
-        """Return the sizes of the mask's axes in the program."""
-        assert self.tokens is not None
-        dims = self.tokens.dims or mask.shape
-        batch, tokens = (
-            self.sizes.get(str(dim), sympy.sympify(size))
-            for dim, size in zip(dims, mask.shape, strict=True)
-        )
-        return batch, tokens
+        return torch.from_numpy(np.array(over_axes(mask, sorted(both), value.shape)))
 
 
-EVERYTHING = ValidElements()
-
-
-def _called(node: Node, names: Mapping[Size, str]) -> Iterator[int | str]:
-    for size in shape(node):
-        yield int(size) if size.is_Integer else names.get(size, str(size))
-
-
-def _places(found: Sequence[Size], wanted: Size) -> list[int]:
-    return [axis for axis, size in enumerate(found) if size == wanted]
-
-
-def _tensor(places: BoolArray) -> torch.Tensor:
-    return torch.from_numpy(np.array(places))
+EVERYTHING: ValidElements = ValidElements()

@@ -11,8 +11,8 @@ parameter.
     aggregated/                one softmax over windows and a pooled image
     elements, known_values     which elements a tensor is moved from; what no input changes
     routers/                   which router form computes the gates
-    near_misses, trails        attention with gates that is no layer, and where it was lost
-    heads_elsewhere            gates of what is no attention
+    near_misses, trails        attention with gates that is no layer, and where it was lost; gates
+                               of what is no attention
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def survey(program: ExportedProgram) -> Recognized:
     tracker = Tracker(nodes, dynamic, Constants(program))
     tracked = tracker.run()
     layers = layers_of(tracker.products, tracked, dynamic)
-    missed = find_near_misses(nodes, tracked, layers, dynamic)
+    near_misses, other_routers, ungated = find_near_misses(nodes, tracked, layers, dynamic)
     return Recognized(
         layers=tuple(
             with_token_axes(layer)
@@ -67,9 +67,9 @@ def survey(program: ExportedProgram) -> Recognized:
             else layer
             for layer in layers
         ),
-        near_misses=missed.near_misses,
-        other_routers=missed.other_routers,
-        ungated=missed.ungated,
+        near_misses=near_misses,
+        other_routers=other_routers,
+        ungated=ungated,
     )
 
 

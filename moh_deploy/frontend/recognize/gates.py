@@ -28,6 +28,7 @@ from moh_deploy.frontend.recognize.routers.router import (
     router_cone,
 )
 from moh_deploy.frontend.recognize.track import GatedProduct, Tracked, token_axes
+from moh_deploy.frontend.recognize.walk import walk
 
 _SUMS = frozenset(["add", "sub", "subtract"])
 _ELEMENTWISE = _SUMS | frozenset(
@@ -60,7 +61,10 @@ def _layer(
     # [B, S, H, D] times a gate [B, S, H, 1], and later a view [B, S, H * D]: the heads are what is
     # merged with the head dimension. Whatever else there is are the batch and the tokens.
     core, value_axes = found.attention.core, found.attention.value_axes
-    merged = _summed_with_gates(found) or _head_axes(found, tracked)
+    # An einsum that applies the gates may sum over the heads at once.
+    kept = set(flat(found.layout))
+    summed = tuple(axis for axis in flat(found.attention.layout) if axis not in kept)
+    merged = summed or _head_axes(found, tracked)
     if merged is None or set(merged) & set(value_axes):
         return None
     peeled = [without_axes(factor, value_axes) for factor in found.attention.gates]
@@ -68,7 +72,15 @@ def _layer(
     if gate is None:
         return None
     factors = [factor for factor in (*peeled, gate) if factor is not None]
-    heads = leaves(_without_tokens(merged, core, gate))  # a gate for a group has split them
+    # Tokens that are flattened with the heads, [B, S * H, D], stand in front, and have a dimension
+    # of their own in the gates.
+    of_query = set(token_axes(core))
+    if of_query <= set(merged):
+        _, layout = history(gate.node, gate.layout)[-1]
+        of_heads = next((dim for dim in layout if merged[-1] in dim), merged)
+        inside = (i for i, axis in enumerate(merged) if axis not in of_query or axis in of_heads)
+        merged = merged[next(inside) :]
+    heads = leaves(merged)  # a gate for a group has split them
     tokens = tuple(axis for axis in token_axes(core) if axis not in heads)
     # One factor has to be a gate; the others, such as a weight of each head, go along with it.
     if not any(_is_gate(factor, heads, tokens, dynamic) for factor in factors):
@@ -97,8 +109,8 @@ def _layer(
 
 
 def _is_gate(factor: Operand, heads: Dim, tokens: Dim, dynamic: set[Node]) -> bool:
-    """A gate is computed from the input, or from learned queries, and has a value of its own for
-    each token and each head, or group of heads.
+    """A gate [B, S, H] is computed from the input, or from learned queries, and has a value of its
+    own for each token and each head, or group of heads.
 
     One for all tokens of a sequence counts where it selects heads; a mere weight does not.
     """
@@ -121,33 +133,24 @@ def without_axes(operand: Operand, axes: Dim) -> Operand | None:
     for node, layout in history(operand.node, operand.layout):
         if lacks(layout, axes):
             return Operand(node, layout)
-    return (
-        Operand(operand.node, resolve(operand.layout)) if _constant_along(operand, axes) else None
-    )
+    whole = Operand(operand.node, resolve(operand.layout))
+    return whole if _constant_along(whole, axes) else None
 
 
 def _constant_along(operand: Operand, axes: Dim) -> bool:
     """Element-wise operations of tensors that do not vary along the axes."""
-    layout = resolve(operand.layout)
+    node, layout = operand.node, resolve(operand.layout)
     if lacks(layout, axes):
         return True
-    step = backward(operand.node, layout)
+    step = backward(node, layout)
     if step is not None:
         return _constant_along(Operand(*step), axes)
-    if op(operand.node) not in _ELEMENTWISE:
-        return False
-    sources = tensor_inputs(operand.node)
-    aligned = [broadcast(source, layout) for source in sources]
+    sources = tensor_inputs(node) if op(node) in _ELEMENTWISE else []
     return bool(sources) and all(
-        found is not None and _constant_along(Operand(source, found), axes)
-        for source, found in zip(sources, aligned, strict=True)
+        (aligned := broadcast(source, layout)) is not None
+        and _constant_along(Operand(source, aligned), axes)
+        for source in sources
     )
-
-
-def _summed_with_gates(found: GatedProduct) -> Dim:
-    """The axes that are summed over as the gates are applied, if any are."""
-    kept = set(flat(found.layout))
-    return tuple(axis for axis in flat(found.attention.layout) if axis not in kept)
 
 
 def _head_axes(found: GatedProduct, tracked: Mapping[Node, Tracked]) -> Dim | None:
@@ -192,12 +195,9 @@ def _parts(user: Node, layout: Layout, tokens: Dim) -> list[tuple[Node, Layout]]
 
 
 def _merged_with(layout: Layout, value_axes: Dim, tokens: Dim) -> Dim | None:
-    """The axes beside the head dimension in one dimension, in front of it or behind it.
-
-    Args:
-        tokens: Axes that only the query has. Channels with nothing but these behind them are
-            flattened, not merged.
-    """
+    """The axes beside the head dimension in one dimension, in front of it or behind it."""
+    # [B, S, H * D] or [B, S, D * H]. Channels with nothing but tokens behind them, [B, D * S], are
+    # flattened, not merged.
     count = len(value_axes)
     for dim in layout if count else ():
         if len(dim) > count and dim[-count:] == value_axes:
@@ -205,18 +205,6 @@ def _merged_with(layout: Layout, value_axes: Dim, tokens: Dim) -> Dim | None:
         if dim[:count] == value_axes and not set(dim[count:]) <= set(tokens):
             return dim[count:]
     return None
-
-
-def _without_tokens(heads: Dim, core: Core, gate: Operand) -> Dim:
-    """The heads among merged axes. Tokens that are flattened with them stand in front, and have a
-    dimension of their own in the gates."""
-    tokens = set(token_axes(core))
-    if not tokens <= set(heads):
-        return heads
-    _, layout = history(gate.node, gate.layout)[-1]
-    of_heads = next((dim for dim in layout if heads[-1] in dim), heads)
-    first = next(i for i, axis in enumerate(heads) if axis not in tokens or axis in of_heads)
-    return heads[first:]
 
 
 def _projected_with(user: Node, source: Node, layout: Layout, value_axes: Dim) -> Dim | None:
@@ -245,15 +233,18 @@ def _summed_over(user: Node, layout: Layout, others: set[Axis]) -> Dim | None:
 
 def chain_of(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> set[Node]:
     """Tensors that carry a core's attention from the softmax to `node`, both included."""
-    # Backwards from the gated product: only what is tracked for the same softmax belongs to it.
-    chain, stack = {node}, [node]
-    while stack:
-        for source in stack.pop().all_input_nodes:
-            state = tracked.get(source)
-            if state is not None and state.core.anchor is core.anchor and source not in chain:
-                chain.add(source)
-                stack.append(source)
-    return chain
+    # Backwards from the gated product [B, S, H, D]: only what is tracked for the same softmax
+    # belongs to it.
+    return set(
+        walk(
+            node,
+            lambda current: [
+                source
+                for source in current.all_input_nodes
+                if source in tracked and tracked[source].core.anchor is core.anchor
+            ],
+        )
+    )
 
 
 def _other_uses(core: Core, node: Node, tracked: Mapping[Node, Tracked]) -> tuple[str, ...]:

@@ -28,6 +28,8 @@ from moh_deploy.frontend.fx.views import casts, forward, is_view
 _SMOOTH = ("elu", "gelu", "mish", "sigmoid", "silu", "tanh")
 _PIECEWISE = ("hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "relu", "relu6")
 _ELEMENTWISE = frozenset((*_SMOOTH, *_PIECEWISE))
+_CONVOLUTIONS = ("conv2d", "convolution")
+_POOLINGS = ("adaptive_avg_pool2d", "avg_pool2d")
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,7 @@ class Pointwise:
 
 @dataclass(frozen=True)
 class BlockMean:
-    """The mean of each block of pixels.
-
-    Attributes:
-        image: Of the output.
-        block: Height and width of a block.
-    """
+    """The mean of each block of pixels."""
 
     image: Image
     block: tuple[int, int]
@@ -104,12 +101,7 @@ class BlockMean:
 
 @dataclass(frozen=True)
 class Elementwise:
-    """A function of each number.
-
-    Attributes:
-        image: Of the input and of the output.
-        node: The operator, with what it takes besides the image.
-    """
+    """A function of each number: the operator, with what it takes besides the image."""
 
     image: Image
     node: Node
@@ -122,32 +114,33 @@ class Elementwise:
 ImageOp: TypeAlias = Depthwise | Pointwise | BlockMean | Elementwise
 
 
-def input_image(node: Node) -> Image | None:
-    """The image that a convolution or pooling reads; None for any other node."""
-    if op(node) not in ("conv2d", "convolution", "adaptive_avg_pool2d", "avg_pool2d"):
-        return None
-    # The op has to know the height and width: which tokens are neighbours hangs on them.
-    source = cast(Node, node.args[0])
-    if rank(source) != 4 or not all(extent.is_Integer for extent in shape(source)[1:]):
-        return None
-    return Image(*fresh_layout(shape(source)))
+def _read(node: Node, image: Image, *, is_image: bool) -> ImageOp | None:
+    """Read an operator on an image; None where it needs more than tokens.
 
-
-def read_image_op(node: Node, image: Image) -> ImageOp | None:
-    """Read an operator whose first input is an image; None where it needs more than tokens."""
+    Args:
+        is_image: It reads [B, C, H, W]; else the same numbers in another layout.
+    """
     name = op(node)
-    if name in ("conv2d", "convolution"):
+    # A function of each number may be applied in any layout, a convolution to images only.
+    if name in _ELEMENTWISE and len(tensor_inputs(node)) == 1:
+        return Elementwise(image, node)
+    if is_image and name in _CONVOLUTIONS:
         return _convolution(node, image)
-    if name in ("adaptive_avg_pool2d", "avg_pool2d"):
-        return _block_mean(node, image)
-    return read_elementwise(node, image)
-
-
-def read_elementwise(node: Node, image: Image) -> Elementwise | None:
-    """Read a function of each number, in any layout of the image."""
-    if op(node) not in _ELEMENTWISE or len(tensor_inputs(node)) != 1:
+    if not is_image or name not in _POOLINGS:
         return None
-    return Elementwise(image, node)
+    # A pooling whose windows are the blocks of a grid, without padding or rest.
+    if name == "avg_pool2d":
+        kernel = _pair(argument(node, "kernel_size"))
+        strided = _pair(argument(node, "stride") or kernel) == kernel
+        plain = argument(node, "divisor_override") is None and _padding(node) == (0, 0)
+        block = kernel if plain and strided else None
+    else:
+        block = _adaptive_block(node, image)
+    if block is None or image.height % block[0] or image.width % block[1]:
+        return None
+    rows, columns = image.height // block[0], image.width // block[1]
+    pooled = replace(image, rows=fresh_dim(size_of(rows)), columns=fresh_dim(size_of(columns)))
+    return BlockMean(pooled, block)
 
 
 def _convolution(node: Node, image: Image) -> Depthwise | Pointwise | None:
@@ -158,7 +151,7 @@ def _convolution(node: Node, image: Image) -> Depthwise | Pointwise | None:
     if argument(node, "transposed", False) or _pair(argument(node, "stride", 1)) != (1, 1):
         return None
     if kernel == (1, 1) and argument(node, "groups", 1) == 1 and _padding(node) == (0, 0):
-        return Pointwise(_with_channels(image, extents[0]), weight, bias)
+        return Pointwise(replace(image, channels=fresh_dim(size_of(extents[0]))), weight, bias)
     # Odd, undilated and padded by half: output pixel and input pixel are one token.
     same = (kernel[0] // 2, kernel[1] // 2)
     depthwise = argument(node, "groups", 1) == extents[0] == product(image.channels)
@@ -177,41 +170,16 @@ def _padding(node: Node) -> tuple[int, int] | str:
     return _pair(padding)
 
 
-def _with_channels(image: Image, channels: int) -> Image:
-    return Image(image.batch, fresh_dim(size_of(channels)), image.rows, image.columns)
-
-
-def _block_mean(node: Node, image: Image) -> BlockMean | None:
-    """A pooling whose windows are the blocks of a grid, without padding or rest."""
-    block = _adaptive_block(node, image) if "adaptive" in op(node) else _fixed_block(node)
-    if block is None or image.height % block[0] or image.width % block[1]:
-        return None
-    grid = (size_of(image.height // block[0]), size_of(image.width // block[1]))
-    pooled = Image(image.batch, image.channels, fresh_dim(grid[0]), fresh_dim(grid[1]))
-    return BlockMean(pooled, block)
-
-
 def _adaptive_block(node: Node, image: Image) -> tuple[int, int] | None:
     # Adaptive windows overlap where the sizes do not divide: then they are no blocks.
-    wanted = argument(node, "output_size")
-    sizes = (image.height, image.width)
-    grid = [
-        size if entry is None else entry
-        for size, entry in zip(sizes, cast(Sequence[object], wanted), strict=True)
-    ]
-    if not all(isinstance(entry, int) and entry > 0 for entry in grid):
-        return None
-    rows, columns = cast(list[int], grid)
-    if image.height % rows or image.width % columns:
-        return None
-    return image.height // rows, image.width // columns
-
-
-def _fixed_block(node: Node) -> tuple[int, int] | None:
-    kernel = _pair(argument(node, "kernel_size"))
-    stride = _pair(argument(node, "stride") or kernel)
-    plain = argument(node, "divisor_override") is None and _padding(node) == (0, 0)
-    return kernel if plain and stride == kernel else None
+    block = []
+    wanted = cast(Sequence[object], argument(node, "output_size"))
+    for size, given in zip((image.height, image.width), wanted, strict=True):
+        count = size if given is None else given
+        if not isinstance(count, int) or count <= 0 or size % count:
+            return None
+        block.append(size // count)
+    return block[0], block[1]
 
 
 def _pair(value: object) -> tuple[int, int]:
@@ -227,9 +195,7 @@ class ImageChain:
 
     Attributes:
         entry: The tokens, in their order: what the first step reads.
-        image: What the model makes of them.
         features: The axes of a token; twice as many numbers as the image has if the step is gated.
-        steps: The operators.
         inner: The chain's nodes before `end`. Nothing else reads more of them than sizes.
         end: The node that is in token order again.
         layout: Of `end`, in axes of the last step's image.
@@ -249,8 +215,13 @@ def find_image_chains(graph: Graph) -> list[ImageChain]:
     chains: list[ImageChain] = []
     taken: set[Node] = set()
     for node in graph.nodes:
-        image = None if node in taken else input_image(node)
-        chain = None if image is None else _Walk(node, image).run()
+        if node in taken or op(node) not in (*_CONVOLUTIONS, *_POOLINGS):
+            continue
+        # The op has to know the height and width: which tokens are neighbours hangs on them.
+        source = cast(Node, node.args[0])
+        if rank(source) != 4 or not all(extent.is_Integer for extent in shape(source)[1:]):
+            continue
+        chain = _Walk(node, Image(*fresh_layout(shape(source)))).run()
         if chain is not None:
             chains.append(chain)
             taken.update((*chain.inner, chain.end))
@@ -278,7 +249,9 @@ class _Walk:
             self._nodes.append(node)
             if self._steps[-1].image.is_in_token_order(self._layout):
                 self._found = self._chain() or self._found
-            node = _only_reader(node)
+            # The one node that reads its values; a model's output has none.
+            readers = [user for user in node.users if op(user) != "sym_size"]
+            node = readers[0] if len(readers) == 1 and is_tensor(readers[0]) else None
         return self._found
 
     def _advance(self, node: Node) -> bool:
@@ -293,22 +266,16 @@ class _Walk:
             layout = None if casts(node) else forward(node, self._layout)
             self._layout = layout or self._layout
             return layout is not None
-        # A function of each number may be applied in any layout, a convolution to [B, C, H, W]
-        # only.
-        step: ImageOp | None = read_elementwise(node, image)
-        if step is None and same(self._layout, image.layout):
-            step = read_image_op(node, image)
-            self._layout = self._layout if step is None else step.image.layout
-        return step is not None and self._append(step)
-
-    def _append(self, step: ImageOp) -> bool:
+        step = _read(node, image, is_image=same(self._layout, image.layout))
+        if step is not None and not isinstance(step, Elementwise):
+            self._layout = step.image.layout
         last = self._steps[-1] if self._steps else None
-        is_bare = isinstance(last, Depthwise) and not last.gelu and not last.gated
-        if isinstance(step, Elementwise) and step.is_exact_gelu and is_bare:
-            self._steps[-1] = replace(cast(Depthwise, last), gelu=True)
-        else:
+        is_gelu = isinstance(step, Elementwise) and step.is_exact_gelu
+        if is_gelu and isinstance(last, Depthwise) and not last.gelu and not last.gated:
+            self._steps[-1] = replace(last, gelu=True)
+        elif step is not None:
             self._steps.append(step)
-        return True
+        return step is not None
 
     def _gate(self, node: Node, previous: Node) -> bool:
         """A product of the first half's convolution with the second half of the same tokens."""
@@ -345,9 +312,19 @@ class _Walk:
         return None
 
     def _chain(self) -> ImageChain | None:
-        entry, features = self._entry()
-        if entry is None:
-            return None
+        # The nearest tokens that the image is made of, with their gates if they are needed.
+        features = self._image.channels
+        if isinstance(self._steps[0], Depthwise) and self._steps[0].gated:
+            half = cast(Piece, self._half(self._trail, 0))
+            features = fresh_dim(shape(half.node)[-1])
+            entry = Operand(half.node, (*half.layout[:-1], features))
+        else:
+            ordered = self._image.is_in_token_order
+            whole = (p for p in self._trail if ordered(p.layout) and not p.cuts)
+            nearest = next(whole, None)
+            if nearest is None:
+                return None
+            entry = Operand(nearest.node, nearest.layout)
         return ImageChain(
             entry=entry,
             image=self._image,
@@ -357,21 +334,3 @@ class _Walk:
             end=self._nodes[-1],
             layout=self._layout,
         )
-
-    def _entry(self) -> tuple[Operand | None, Dim]:
-        """The nearest tokens that the image is made of, with their gates if they are needed, and
-        the axes of one token."""
-        if isinstance(self._steps[0], Depthwise) and self._steps[0].gated:
-            half = cast(Piece, self._half(self._trail, 0))
-            both = fresh_dim(shape(half.node)[-1])
-            return Operand(half.node, (*half.layout[:-1], both)), both
-        ordered = self._image.is_in_token_order
-        whole = (p for p in self._trail if ordered(p.layout) and not p.cuts)
-        found = next((Operand(p.node, p.layout) for p in whole), None)
-        return found, self._image.channels
-
-
-def _only_reader(node: Node) -> Node | None:
-    """The one node that reads a node's values; None if there are several, or if it is an output."""
-    readers = [user for user in node.users if op(user) != "sym_size"]
-    return readers[0] if len(readers) == 1 and is_tensor(readers[0]) else None

@@ -59,6 +59,7 @@ class Scores:
     @property
     def mixed_masks(self) -> str:
         """What to add to the reason of a difference that two finite masks may make; or nothing."""
+        # masked_fill(-1e9) and an additive mask of -1e4, in one row that has no key left.
         fills = [mask.value for mask in self.masks if mask.kind != "add" and mask.value < 0]
         finite = [fill for fill in fills if math.isfinite(fill)]
         added = [mask.operand.node for mask in self.masks if mask.kind == "add"]
@@ -79,7 +80,6 @@ class Core:
         anchor: The softmax or fused attention node.
         scores: How the weights were made; None where MoHAttention cannot express it (then
             `obstacles` says why).
-        value: The value tensor.
         output: The result, before any gate.
         value_axes: Axes that only the values have: the head dimension of the output.
         obstacles: Why this core cannot become a MoHAttention; empty if it can.
@@ -104,7 +104,6 @@ class HeadProjection:
     """A linear map of each head that stands between its attention and its gate.
 
     Attributes:
-        attention: What is projected.
         weight: Summed with it over the head dimension.
         columns: The axes of the result that take the place of the head dimension.
     """
@@ -124,7 +123,6 @@ class MoHLayer:
             attention, which may be summed over the heads.
         end: The last of the original operators that are replaced: `node`, or what reads it.
         layout: What the dimensions of the node's value mean.
-        core: The attention.
         gates: The factors of the gates; their product is the gate of a (token, head).
         batch, heads, tokens: The axes of the output besides the head dimension; heads major first.
         obstacles: Why the attention cannot become a MoHAttention; empty if it can.

@@ -13,10 +13,10 @@ ended the recognition is named, with the line of the user's code.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import chain
-from typing import cast
+from itertools import chain, islice
+from typing import TypeVar, cast
 
 from torch.fx import Node
 
@@ -34,36 +34,18 @@ from moh_deploy.frontend.fx.graph import (
     source_line,
 )
 from moh_deploy.frontend.fx.views import forward, is_view
+from moh_deploy.frontend.recognize import router_like
 from moh_deploy.frontend.recognize.gates import common_path
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.router_like import (
-    RouterLike,
-    is_counted,
-    made_by,
-    spread_sizes,
-    unexpanded,
-)
 from moh_deploy.frontend.recognize.routers.router import router_cone
 from moh_deploy.frontend.recognize.track import Tracked
 from moh_deploy.frontend.recognize.trails import Follower, Miss
+from moh_deploy.frontend.recognize.walk import walk
 from moh_deploy.package import NearMiss, OtherRouter
 
+_Key = TypeVar("_Key", bound=tuple[object, ...])
+
 _INDEX_SUMS = frozenset(["index_add", "scatter_add", "scatter_reduce", "index_put", "index_reduce"])
-
-
-@dataclass(frozen=True)
-class Missed:
-    """Near misses and routers that weigh no attention: all that belongs to no layer.
-
-    Attributes:
-        near_misses: What looks like a layer and was not read as one.
-        other_routers: Routers that weigh no attention.
-        ungated: How many attentions have no gates.
-    """
-
-    near_misses: tuple[NearMiss, ...]
-    other_routers: tuple[OtherRouter, ...]
-    ungated: int
 
 
 def find_near_misses(
@@ -71,14 +53,12 @@ def find_near_misses(
     tracked: Mapping[Node, Tracked],
     layers: Sequence[MoHLayer],
     dynamic: Collection[Node],
-) -> Missed:
-    """Return what looks like an MoH layer and is none, and what else is routed or attends.
+) -> tuple[tuple[NearMiss, ...], tuple[OtherRouter, ...], int]:
+    """Return what looks like an MoH layer and is none, routers that weigh no attention, and how
+    many attentions have no gates.
 
     Args:
-        nodes: The graph's nodes in execution order.
         tracked: What recognition knows of the tensors that carry attention.
-        layers: What was recognised.
-        dynamic: Nodes whose values depend on the model's inputs.
     """
     follower = Follower(tracked, layers, dynamic)
     misses = follower.run(nodes)
@@ -95,15 +75,27 @@ def find_near_misses(
     gates += [miss.gate for miss in (*misses, *in_front)]
     routed = set(chain.from_iterable(map(router_cone, gates)))
     elsewhere = heads_elsewhere(nodes, follower.attention, routed, dynamic)
-    told = [
-        *(_told(miss, tracked, dynamic) for miss in (*misses, *in_front)),
-        *(_told_elsewhere(found) for found in elsewhere if found.are_heads),
-    ]
+    told = [_told(miss, tracked, dynamic) for miss in (*misses, *in_front)]
+    for place in (place for place in elsewhere if place.are_heads):
+        maker = place.made_by
+        reason = f"gates of heads multiply what {op(maker)} makes, which is no softmax of scores"
+        if op(maker) in _INDEX_SUMS:
+            reason = _index_sum(maker)
+        told.append(_Told(maker, reason, maker, place.applied))
     in_order = {node: position for position, node in enumerate(nodes)}
-    return Missed(
-        near_misses=_grouped(sorted(told, key=lambda item: in_order[item.begin])),
-        other_routers=_other_routers([found for found in elsewhere if not found.are_heads]),
-        ungated=len(starts - gated) - len(in_front),
+    missed = _grouped(
+        ((miss.reason, source_line(miss.lost), source_line(miss.applied)), miss.begin, miss.applied)
+        for miss in sorted(told, key=lambda miss: in_order[miss.begin])
+    )
+    others = _grouped(
+        (_other_router(place), place.router, place.applied)
+        for place in elsewhere
+        if not place.are_heads
+    )
+    return (
+        tuple(NearMiss(paths, *key) for key, paths in missed.items()),
+        tuple(OtherRouter(paths, *key) for key, paths in others.items()),
+        len(starts - gated) - len(in_front),
     )
 
 
@@ -119,66 +111,36 @@ class _Told:
 
 def _told(miss: Miss, tracked: Mapping[Node, Tracked], dynamic: Collection[Node]) -> _Told:
     start, lost = miss.trail.start, _lost_at(miss, tracked)
-    if start is lost:
-        # Scores of edges are products of computed tensors, too: what sums them up says more.
-        for node in ancestors(miss.applied, stop={start}):
-            if op(node) in _INDEX_SUMS and start in ancestors(node):
-                return _Told(start, _index_sum(node), node, miss.applied)
+    # Scores of edges are products of computed tensors, too: what sums them up says more.
+    for node in ancestors(miss.applied, stop={start}) if start is lost else ():
+        if op(node) in _INDEX_SUMS and start in ancestors(node):
+            return _Told(start, _index_sum(node), node, miss.applied)
     return _Told(start, _reason(miss, lost, dynamic), lost, miss.applied)
-
-
-def _told_elsewhere(place: HeadsElsewhere) -> _Told:
-    name = op(place.made_by)
-    reason = f"gates of heads multiply what {name} makes, which is no softmax of scores"
-    if name in _INDEX_SUMS:
-        reason = _index_sum(place.made_by)
-    return _Told(place.made_by, reason, place.made_by, place.applied)
 
 
 def _index_sum(node: Node) -> str:
     return f"{op(node)} sums over an index, as attention over edges does, not over all keys"
 
 
-def _grouped(told: Sequence[_Told]) -> tuple[NearMiss, ...]:
-    """One entry a reason and place; layers of one class share theirs."""
-    found: dict[tuple[str, str | None, str | None], dict[str, None]] = {}
-    for miss in told:
-        key = (miss.reason, source_line(miss.lost), source_line(miss.applied))
-        found.setdefault(key, {}).setdefault(_path(miss.begin, miss.applied))
-    return tuple(
-        NearMiss(tuple(paths), reason, place, gates)
-        for (reason, place, gates), paths in found.items()
-    )
+def _grouped(told: Iterable[tuple[_Key, Node, Node]]) -> dict[_Key, tuple[str, ...]]:
+    """The module paths of what is told in the same words: layers of one class share theirs.
+
+    Args:
+        told: The words, and the first and last node of each.
+    """
+    found: dict[_Key, dict[str, None]] = {}
+    for key, first, last in told:
+        found.setdefault(key, {}).setdefault(".".join(common_path(first, last)) or "model")
+    return {key: tuple(paths) for key, paths in found.items()}
 
 
-def _other_routers(elsewhere: Sequence[HeadsElsewhere]) -> tuple[OtherRouter, ...]:
-    """One entry for routers of one class."""
-    found: dict[tuple[str, str | None, str, str | None], dict[str, None]] = {}
-    for place_found in elsewhere:
-        place, applied = source_line(place_found.router), source_line(place_found.applied)
-        key = (
-            _routing(place_found.router),
-            place,
-            op(place_found.made_by) or place_found.made_by.name,
-            applied,
-        )
-        found.setdefault(key, {}).setdefault(_path(place_found.router, place_found.applied))
-    return tuple(OtherRouter(tuple(paths), *key) for key, paths in found.items())
-
-
-def _routing(router: Node) -> str:
-    """Say what ranks or weighs how many candidates."""
-    name, scores = op(router), cast(Node, router.args[0])
-    number = example_shape(scores)[cast(int, argument(router, "dim", -1))]
-    return (
-        f"topk of {argument(router, 'k')} among {number}"
-        if name == "topk"
-        else f"{name} of {number}"
-    )
-
-
-def _path(first: Node, second: Node) -> str:
-    return ".".join(common_path(first, second)) or "model"
+def _other_router(place: HeadsElsewhere) -> tuple[str, str | None, str, str | None]:
+    """What ranks or weighs, among how many candidates, what it weighs, and both places."""
+    router, maker = place.router, place.made_by
+    number = example_shape(cast(Node, router.args[0]))[cast(int, argument(router, "dim", -1))]
+    kept = f"{argument(router, 'k')} among " if op(router) == "topk" else ""
+    routing = f"{op(router)} of {kept}{number}"
+    return routing, source_line(router), op(maker) or maker.name, source_line(place.applied)
 
 
 def _lost_at(miss: Miss, tracked: Mapping[Node, Tracked]) -> Node:
@@ -191,16 +153,10 @@ def _lost_at(miss: Miss, tracked: Mapping[Node, Tracked]) -> Node:
         return miss.trail.start
     if miss.applied not in tracked:
         return miss.applied
-    # Attention and gates are known: what follows them was to merge the heads.
-    queue, seen = [miss.applied], {miss.applied}
-    while queue:
-        for user in queue.pop(0).users:
-            if user.op == "call_function" and user not in tracked and not is_view(user):
-                return user
-            if user not in seen:
-                seen.add(user)
-                queue.append(user)
-    return miss.applied
+    # Attention and gates [B, S, H, D] are known: what follows them was to merge the heads.
+    readers = walk(miss.applied, lambda node: node.users)
+    ends = (n for n in readers if n.op == "call_function" and n not in tracked and not is_view(n))
+    return next(ends, miss.applied)
 
 
 def _reason(miss: Miss, lost: Node, dynamic: Collection[Node]) -> str:
@@ -213,10 +169,14 @@ def _reason(miss: Miss, lost: Node, dynamic: Collection[Node]) -> str:
         return "the attention was followed; its gates depend on no input"
     if miss.attends_to_channels:
         return f"{op(start)} weighs channels, not tokens, and the gates are those of tokens"
-    chosen = _chosen_scores(start, dynamic) if start is lost else None
-    if chosen is not None:
-        return f"{name} weighs what {op(chosen)} chose among scores, not all keys"
     if start is lost:
+        # Delays, say, are chosen among scores of a product with computed tensors.
+        factors = contraction(start)
+        for operand in factors.operands if factors else ():
+            router = router_like.RouterLike(operand, (), dynamic)
+            if router.ranks_scores and router.selection is not None:
+                chosen = op(router.selection)
+                return f"{name} weighs what {chosen} chose among scores, not all keys"
         return f"{name} multiplies computed tensors as attention does, but is no softmax of scores"
     if lost in set(ancestors(start)):
         return f"the scores of {op(start)} were lost at {name}"
@@ -225,22 +185,12 @@ def _reason(miss: Miss, lost: Node, dynamic: Collection[Node]) -> str:
     return f"{op(start)} and its gates were followed; lost at {name}, before heads were merged"
 
 
-def _chosen_scores(product: Node, dynamic: Collection[Node]) -> Node | None:
-    """What chooses among scores for a product with computed tensors, as delays are chosen."""
-    factors = contraction(product)
-    routers = [
-        RouterLike(operand, (), dynamic) for operand in (factors.operands if factors else ())
-    ]
-    return next((router.selection for router in routers if router.ranks_scores), None)
-
-
-# Find products with what looks like gates, where no attention is known to be multiplied.
+# Find products with what looks like gates, where no attention is known to be multiplied. What is
+# multiplied is followed back through views and functions of elements to what makes it:
 #
-# What is multiplied is followed back through views and functions of elements to what makes it:
-#
-# sums over an index, moved tokens heads, if they are merged behind the product: attention in and
-# the like another form than softmax(query @ key) @ value projections, inputs no heads of an
-# attention: a mixture of experts, say
+#   sums over an index, moved tokens   heads, if they are merged behind the product: attention in
+#                                      another form than softmax(query @ key) @ value
+#   projections, inputs                no heads of an attention: a mixture of experts, say
 
 # Nodes that are looked at behind a product for where its heads are merged.
 _FAR = 50
@@ -251,8 +201,6 @@ class HeadsElsewhere:
     """A product of what looks like the gates of heads with what may be heads.
 
     Attributes:
-        applied: The product.
-        gate: The gates.
         router: What ranks or weighs candidates for the gates.
         made_by: The operator that makes what is multiplied.
         are_heads: That operator mixes tokens, and the product's heads are merged.
@@ -274,10 +222,8 @@ def heads_elsewhere(
     """Return products with gates that are of no attention, one a router.
 
     Args:
-        nodes: The graph's nodes in execution order.
         attention: Tensors that carry attention, and products that gates of layers are in.
         routed: What the routers of attention are computed with.
-        dynamic: Nodes whose values depend on the model's inputs.
     """
     found: dict[Node, HeadsElsewhere] = {}
     for node in nodes:
@@ -298,7 +244,7 @@ def heads_elsewhere(
     inner = {
         node
         for place in found.values()
-        for node in RouterLike(place.gate, attention, dynamic).cone
+        for node in router_like.RouterLike(place.gate, attention, dynamic).cone
         if node is not place.applied
     }
     return [place for place in found.values() if place.applied not in inner]
@@ -319,15 +265,15 @@ def _factors(node: Node) -> Iterator[tuple[Node, Node]]:
 def _with_gates(
     node: Node, gate: Node, whole: Node, attention: Collection[Node], dynamic: Collection[Node]
 ) -> HeadsElsewhere | None:
-    sizes = spread_sizes(gate, whole)
+    sizes = router_like.spread_sizes(gate, whole)
     if sizes is None:
         return None
-    like = RouterLike(gate, attention, dynamic)
-    counted = any(is_counted(size) and size in shape(whole) for size in sizes)
+    like = router_like.RouterLike(gate, attention, dynamic)
+    counted = any(router_like.is_counted(size) and size in shape(whole) for size in sizes)
     is_one = not counted and (like.is_cut or like.takes_one)
     if not (counted or is_one) or not like.is_router or like.ranks_scores:
         return None
-    mixes, maker = made_by(whole, attention, dynamic)
+    mixes, maker = router_like.made_by(whole, attention, dynamic)
     are_heads = mixes and (_are_joined(node) if like.is_cut else _are_merged(node, gate, whole))
     # What only squashes gates channels in many models: it routes, if it is heads that it gates.
     router = like.selection or like.weighing or (like.squash if are_heads else None)
@@ -342,10 +288,11 @@ def _are_merged(node: Node, gate: Node, whole: Node) -> bool:
     if product is not None and product.summed:
         return False
     layout = fresh_layout(shape(node))
-    of_gates, of_whole = _varying(unexpanded(gate), layout), _varying(whole, layout)
+    of_gates, of_whole = _varying(router_like.unexpanded(gate), layout), _varying(whole, layout)
     heads, channels = of_gates & of_whole, of_whole - of_gates
     if len(channels) != 1:  # rows and columns of an image, say
         return False
+    # Forward from [B, S, H, D] to a view [B, S, H * D], or a product that sums over both.
     queue: list[tuple[Node, Layout]] = [(node, layout)]
     seen = {node}
     while queue and len(seen) < _FAR:
@@ -373,7 +320,7 @@ def _are_merged(node: Node, gate: Node, whole: Node) -> bool:
 def _varying(node: Node, layout: Layout) -> set[Axis]:
     """The axes of a product that one of its factors varies along, as many as there always are."""
     aligned = zip(reversed(shape(node)), reversed(layout), strict=False)
-    return {axis for extent, dim in aligned if is_counted(extent) for axis in dim}
+    return {axis for extent, dim in aligned if router_like.is_counted(extent) for axis in dim}
 
 
 def _has_both(axes: Dim, heads: set[Axis], channels: set[Axis]) -> bool:
@@ -382,16 +329,10 @@ def _has_both(axes: Dim, heads: set[Axis], channels: set[Axis]) -> bool:
 
 def _are_joined(node: Node) -> bool:
     """Tell whether a product with the gate of one head is put beside those of others."""
-    queue, seen = [node], {node}
-    while queue and len(seen) < _FAR:
-        for user in queue.pop(0).users:
-            if op(user) in ("cat", "stack"):
-                return True
-            if (
-                user not in seen
-                and is_tensor(user)
-                and (is_view(user) or is_function_of_elements(user))
-            ):
-                seen.add(user)
-                queue.append(user)
-    return False
+
+    def onward(current: Node) -> list[Node]:
+        if current is not node and not (is_view(current) or is_function_of_elements(current)):
+            return []
+        return [user for user in current.users if is_tensor(user)]
+
+    return any(op(user) in ("cat", "stack") for user in islice(walk(node, onward), _FAR))

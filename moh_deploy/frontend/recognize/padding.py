@@ -15,7 +15,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.axes import Dim, leaves, product
+from moh_deploy.frontend.fx.axes import leaves, product
 from moh_deploy.frontend.fx.containers import output_nodes
 from moh_deploy.frontend.fx.graph import ancestors, nodes_that_depend_on, op, shape
 from moh_deploy.frontend.fx.known_values import Constants
@@ -33,7 +33,6 @@ def padding_inputs(
     padding, and no others for its sake. The tokens are those of a layer or of an output.
 
     Args:
-        layers: The MoH layers of the program.
         arguments: Example values of the user inputs, in order.
     """
     names = program.graph_signature.user_inputs
@@ -52,7 +51,6 @@ class _Candidate:
     """An input that may say which tokens are valid.
 
     Attributes:
-        node: Its placeholder.
         value: Its example, [batch, tokens].
         marks_padding: It may be 1 for padding; else 0.
     """
@@ -65,6 +63,7 @@ class _Candidate:
 
     def says_padding(self, layers: Sequence[MoHLayer]) -> bool:
         """Tell whether all layers with its tokens as keys hide those of padding."""
+        # [batch, tokens]; by its size in the program, tokens are keys [B, H, T, D] of layers.
         tokens = shape(self.node)[1]
         reading = [
             layer
@@ -88,6 +87,7 @@ class _Candidate:
     @cached_property
     def _decided(self) -> set[Node]:
         """The nodes whose values depend on this input alone, and on sizes."""
+        # A mask that hangs on tokens, too, is computed of more than which of them are valid.
         graph, inputs = self.program.graph, self.program.graph_signature.user_inputs
         others = [name for name in inputs if name != self.node.name]
         return nodes_that_depend_on(graph, [self.node.name]) - nodes_that_depend_on(graph, others)
@@ -100,7 +100,13 @@ class _Candidate:
     def _hides(self, term: MaskTerm, layer: MoHLayer) -> bool:
         """Tell whether one mask of a layer hides keys that are padding, and no others."""
         assert layer.core.scores is not None
-        axes = [_axis(term, dim) for dim in (layer.batch, layer.tokens, layer.core.scores.key_axes)]
+        # A mask that broadcasts over a dimension of the scores has an empty one there; one that
+        # has it not alone does not tell which axis it is.
+        groups = [leaves(dim) for dim in term.operand.layout]
+        axes: list[int | None] = []
+        for wanted in map(leaves, (layer.batch, layer.tokens, layer.core.scores.key_axes)):
+            is_there = bool(wanted) and groups.count(wanted) == 1
+            axes.append(groups.index(wanted) if is_there else None)
         made = self._values(term.operand.node)
         if made is None or axes[0] is None or axes[2] is None:
             return False
@@ -138,6 +144,7 @@ def _hidden(term: MaskTerm, value: torch.Tensor, axes: Sequence[int | None]) -> 
     Args:
         axes: Where batch, queries and keys are; None where it has no such axis of its own.
     """
+    # Scores take -1e4 or less, times what the model scales it with, for minus infinity.
     if term.kind == "add":
         hidden = value.double() * term.value <= HIDING_FILL
     else:
@@ -150,14 +157,6 @@ def _hidden(term: MaskTerm, value: torch.Tensor, axes: Sequence[int | None]) -> 
     ordered = hidden.permute(batch, *queries, *others, key)
     size = 1 if query is None else value.shape[query]
     return ordered.reshape(value.shape[batch], size, -1, value.shape[key])
-
-
-def _axis(term: MaskTerm, wanted: Dim) -> int | None:
-    """Return the axis of a mask that is a dimension of the scores; None if it has it not alone."""
-    # A mask that broadcasts over a dimension has an empty one there.
-    groups = [leaves(dim) for dim in term.operand.layout]
-    places = [axis for axis, group in enumerate(groups) if group and group == leaves(wanted)]
-    return places[0] if len(places) == 1 else None
 
 
 def _padded(mask: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -22,7 +22,6 @@ class Projection:
     """`x @ weight + bias`.
 
     Attributes:
-        node: The node whose value it is.
         product: The product; x is operand 0 and the weight is operand 1.
         bias: Broadcast against the result; None where there is none.
     """
@@ -46,6 +45,7 @@ class Projection:
 
     def columns(self, out: Layout) -> Dim:
         """The axes of the result that come from the weight."""
+        # x [B, S, k] @ W [k, n] -> [B, S, n]: those of the label n.
         labels = set(self.product.labels[1])
         named = zip(self.product.out, out, strict=True)
         return tuple(axis for label, dim in named if label in labels for axis in dim)
@@ -71,10 +71,8 @@ def read_projection(node: Node, stored: Stored) -> Projection | None:
 
 def _read(node: Node, stored: Stored) -> Projection | None:
     name = op(node)
-    if name == "linear":
-        return _linear(node, stored)
-    if name == "addmm":
-        return _addmm(node, stored)
+    if name in ("linear", "addmm"):
+        return _with_own_bias(node, stored)
     if name == "add" and argument(node, "alpha", 1) == 1:
         return _sum(node, stored)
     found = contraction(node)
@@ -82,37 +80,34 @@ def _read(node: Node, stored: Stored) -> Projection | None:
         return None
     # x @ W, W @ x and einsum of either: the weight is what is known before the model runs.
     sides = [side for side in (0, 1) if stored(found.operands[side])]
-    if len(sides) != 1:
-        return None
-    return Projection(node, found if sides == [1] else _turned(found))
+    if sides == [0]:
+        (first, second), (a, b) = found.operands, found.labels
+        found = Contraction((second, first), (b, a), found.out)
+    return Projection(node, found) if len(sides) == 1 else None
 
 
-def _linear(node: Node, stored: Stored) -> Projection | None:
-    x, weight = cast(tuple[Node, Node], tuple(node.args[:2]))
-    bias = argument(node, "bias")
-    if rank(weight) != 2 or not stored(weight) or stored(x):
+def _with_own_bias(node: Node, stored: Stored) -> Projection | None:
+    if op(node) == "linear":
+        # torch: linear(x [..., K], W [N, K], b) = x @ W.T + b
+        x, weight = cast(tuple[Node, Node], tuple(node.args[:2]))
+        bias = argument(node, "bias")
+        rows = tuple(f"b{position}" for position in range(rank(x) - 1))
+        labels = ((*rows, "k"), ("n", "k")), (*rows, "n")
+    else:
+        # addmm(b, x [M, K], W [K, N]) = b + x @ W
+        bias, x, weight = cast(tuple[Node, Node, Node], tuple(node.args[:3]))
+        labels = (("m", "k"), ("k", "n")), ("m", "n")
+        if argument(node, "beta", 1) != 1 or argument(node, "alpha", 1) != 1:
+            return None
+    bias = bias if isinstance(bias, Node) else None
+    if rank(weight) != 2 or not stored(weight) or stored(x) or not (bias is None or stored(bias)):
         return None
-    if isinstance(bias, Node) and not stored(bias):
-        return None
-    # torch: linear(x [..., K], W [N, K]) = x @ W.T
-    rows = tuple(f"b{position}" for position in range(rank(x) - 1))
-    product = Contraction((x, weight), ((*rows, "k"), ("n", "k")), (*rows, "n"))
-    return Projection(node, product, bias if isinstance(bias, Node) else None)
-
-
-def _addmm(node: Node, stored: Stored) -> Projection | None:
-    bias, x, weight = cast(tuple[Node, Node, Node], tuple(node.args[:3]))
-    if not stored(weight) or not stored(bias) or stored(x):
-        return None
-    if argument(node, "beta", 1) != 1 or argument(node, "alpha", 1) != 1:
-        return None
-    # addmm(b, x [M, K], W [K, N]) = b + x @ W
-    product = Contraction((x, weight), (("m", "k"), ("k", "n")), ("m", "n"))
-    return Projection(node, product, bias)
+    return Projection(node, Contraction((x, weight), *labels), bias)
 
 
 def _sum(node: Node, stored: Stored) -> Projection | None:
     """A product without a bias, plus a bias."""
+    # x @ W + b or b + x @ W, [..., N]: two operators, of which nobody else reads the first.
     for position in (0, 1):
         product, bias = node.args[position], node.args[1 - position]
         if not (isinstance(product, Node) and isinstance(bias, Node) and is_tensor(bias)):
@@ -125,14 +120,10 @@ def _sum(node: Node, stored: Stored) -> Projection | None:
     return None
 
 
-def _turned(product: Contraction) -> Contraction:
-    (first, second), (a, b) = product.operands, product.labels
-    return Contraction((second, first), (b, a), product.out)
-
-
 def _is_plain(found: Projection) -> bool:
     """True where all rows meet the same weight and bias, and nothing is summed on one side only."""
-    # A label of both operands that the result has as well is a batch of weights: not a projection.
+    # x [b, s, k] @ weight [k, n]: k is summed over, and the only label of both. A label of both
+    # operands that the result has as well is a batch of weights: not a projection.
     (x, weight), out = found.product.labels, set(found.product.out)
     if {*x} & {*weight} - {None} != found.product.summed:
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import cast
 
 import torch
@@ -16,6 +16,7 @@ from moh_deploy.frontend.fx.graph import argument, is_tensor, op, reads_shape_on
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import is_view, through_views
 from moh_deploy.frontend.recognize.routers.router import NORMS, SELECTIONS, ends_router
+from moh_deploy.frontend.recognize.walk import walk
 
 SQUASHES = frozenset(["softmax", "sigmoid", "hardsigmoid", "relu", "gt", "ge", "lt", "le"])
 _MATRICES = frozenset(["one_hot", "scatter", "eq", "gt", "ge", "lt", "le"])
@@ -26,9 +27,7 @@ class RouterLike:
     """Follow a tensor back to the projections, attention and products it is computed from.
 
     Attributes:
-        node: What may be gates.
         stops: Tensors that carry attention: a router reads them, and ends there.
-        dynamic: Nodes whose values depend on the model's inputs.
     """
 
     node: Node
@@ -37,17 +36,12 @@ class RouterLike:
 
     @cached_property
     def cone(self) -> list[Node]:
-        seen, queue, cone = {self.node}, [self.node], []
-        while queue:
-            current = queue.pop(0)
-            cone.append(current)
-            if self._is_end(current):
-                continue
-            for source in current.all_input_nodes:
-                if source not in seen:
-                    seen.add(source)
-                    queue.append(source)
-        return cone
+        """The nodes that it is computed from, nearest first."""
+        # gates [B, S, H] back to the projection [B, S, C] -> [B, S, H]: what it reads is the
+        # model's, not the router's.
+        return list(
+            walk(self.node, lambda node: () if self._is_end(node) else node.all_input_nodes)
+        )
 
     def _is_end(self, node: Node) -> bool:
         if node in self.stops or ends_router(node):
@@ -62,22 +56,24 @@ class RouterLike:
     @cached_property
     def selection(self) -> Node | None:
         """What ranks a fixed number of candidates; None where nothing does."""
+        # topk of [B, S, H] along H; tokens, of which there are as many as the input has, are no
+        # candidates.
         for node in self.cone:
             ranked = node.args[0] if op(node) in SELECTIONS else None
-            if ranked is None or not is_tensor(ranked) or self._is_end(node):
+            dim = argument(node, "dim", -1) if ranked is not None else None
+            if not is_tensor(ranked) or not isinstance(dim, int) or self._is_end(node):
                 continue
-            dim = argument(node, "dim", -1)
-            if isinstance(dim, int) and _is_counted_along(cast(Node, ranked), dim):
+            if _is_counted_along(cast(Node, ranked), dim):
                 return node
         return None
 
     @cached_property
     def weighing(self) -> Node | None:
         """A softmax over a fixed number of candidates; None where there is none."""
-        for node in self.cone:
-            if op(node) == "softmax" and _is_counted_along(node, cast(int, node.args[1])):
-                return node
-        return None
+        found = (node for node in self.cone if op(node) == "softmax")
+        return next(
+            (node for node in found if _is_counted_along(node, cast(int, node.args[1]))), None
+        )
 
     @property
     def ranks_scores(self) -> bool:
@@ -98,6 +94,7 @@ class RouterLike:
         """It ranks candidates, or squashes what was projected from an input."""
         if self.selection is not None:
             return True
+        # sigmoid(linear(x)) weighs; sigmoid(x) of the input itself is an activation.
         computed = any(node.op == "call_function" and self._is_end(node) for node in self.cone)
         return self.squash is not None and computed and self.node in self.dynamic
 
@@ -108,6 +105,7 @@ class RouterLike:
             return False
         if op(self.selection) in ("argmax", "argsort"):
             return True
+        # max(-1) and topk(1) give (values, indices): experts are looked up by entry 1.
         entries = (user for user in self.selection.users if op(user) == "getitem")
         return any(entry.args[1] == 1 and entry.users for entry in entries)
 
@@ -124,6 +122,7 @@ class RouterLike:
                 if op(split) == "unbind" or shape(node)[cut] == 1:
                     return True
             if name in ("slice", "narrow", "select") and is_tensor(node.args[0]):
+                # gates [B, S, H] -> [B, S, 1] once for each head: the same cut has twins.
                 source, dim = cast(Node, node.args[0]), argument(node, "dim", 0)
                 twins = [user for user in _readers(through_views(source)) if op(user) == name]
                 same = [user for user in twins if argument(user, "dim", 0) == dim]
@@ -171,6 +170,7 @@ def projects(node: Node, dynamic: Collection[Node]) -> bool:
 
 def spread_sizes(gate: Node, whole: Node) -> list[Size] | None:
     """The sizes of gates that are broadcast over what they multiply; None where they are not."""
+    # [B, S, H, 1] over heads [B, S, H, D]: a size of 1, or none in front, is broadcast.
     given, extents = shape(unexpanded(gate)), shape(whole)
     aligned = zip(reversed(given), reversed(extents), strict=False)
     spread = len(given) < len(extents) or any(a == 1 != b for a, b in aligned)
@@ -183,8 +183,6 @@ def unexpanded(gate: Node) -> Node:
         gate = cast(Node, gate.args[0])
     return gate
 
-
-# Tell what a tensor is made by: something that mixes tokens, or a projection of each.
 
 _MOVES = frozenset(["gather", "index", "index_select", "take_along_dim"])
 _WRITES = frozenset(["scatter", "index_put", "copy", "slice_scatter", "select_scatter"])
@@ -200,27 +198,25 @@ def made_by(
     """Find the node that makes a tensor, behind views and functions of elements: the one that
     mixes tokens, if there is one, or else the nearest that does not.
     """
-    queue, seen, nearest = [whole], {whole}, None
-    while queue:
-        node = queue.pop(0)
-        if node in attention or node not in dynamic or _is_projected(node, attention, dynamic):
+
+    @cache
+    def is_end(node: Node) -> bool:
+        if node in attention or node not in dynamic or op(node) in NORMS:
+            return True
+        if ends_router(node) or projects(node, dynamic):
+            return True
+        product = contraction(node) if sums_product(node) else None
+        return product is not None and weighs_experts(product, attention, dynamic)
+
+    # heads [B, S, H, D] back to the product with values, say, and projected experts [T, E, C] to
+    # their projection.
+    nearest = None
+    for node in walk(whole, lambda node: () if is_end(node) else node.all_input_nodes):
+        if is_end(node):
             nearest = nearest or node
-            continue
-        if not _stays_in_its_token(node, dynamic):
+        elif not _stays_in_its_token(node, dynamic):
             return True, node
-        for source in node.all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                queue.append(source)
     return False, nearest or whole
-
-
-def _is_projected(node: Node, attention: Collection[Node], dynamic: Collection[Node]) -> bool:
-    if ends_router(node) or op(node) in NORMS or projects(node, dynamic):
-        return True
-    if not sums_product(node):
-        return False
-    return weighs_experts(cast(Contraction, contraction(node)), attention, dynamic)
 
 
 def weighs_experts(
@@ -243,6 +239,7 @@ def _stays_in_its_token(node: Node, dynamic: Collection[Node]) -> bool:
     if sums_product(node):
         return False
     if name in _MOVES:
+        # A row of a stored table, or rows by a stored index, say nothing of other tokens.
         source, *index = node.all_input_nodes
         return source not in dynamic or not any(node in dynamic for node in index)
     if name == "index_put":

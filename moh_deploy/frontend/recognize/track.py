@@ -35,7 +35,6 @@ from moh_deploy.frontend.recognize.cores.fused import read_fused
 from moh_deploy.frontend.recognize.cores.softmax import (
     ReadConstant,
     ScoreReader,
-    key_axes_of,
     zeroed,
 )
 from moh_deploy.frontend.recognize.layer import Core, HeadProjection
@@ -77,6 +76,12 @@ class Tracked:
         obstacles = (*self.core.obstacles, why)
         return replace(self, core=replace(self.core, obstacles=tuple(dict.fromkeys(obstacles))))
 
+    def changed(self, node: Node) -> Tracked:
+        """The attention behind a node that no op computes, which the refusal names."""
+        if self.stage == "output":
+            return self.hindered(f"{named(node)} stands between the attention and its gates")
+        return self.hindered(f"{named(node)} changes the attention weights after their softmax")
+
 
 @dataclass(frozen=True)
 class GatedProduct:
@@ -95,11 +100,6 @@ class GatedProduct:
 class Tracker:
     """Finds every product of an attention output (or its weights) with another tensor that may be
     its gates.
-
-    Args:
-        nodes: The graph's nodes in execution order.
-        dynamic: Nodes whose values depend on the model's inputs.
-        constant: Value of a constant node.
     """
 
     def __init__(self, nodes: list[Node], dynamic: set[Node], constant: ReadConstant) -> None:
@@ -156,10 +156,15 @@ class Tracker:
         if name in _ARITHMETIC:
             return self._arithmetic(node, source, state)
         if name in _PER_HEAD_NORMS and state.stage == "output":
-            return self._norm(node, state)
+            # Of head_dim alone, as in differential attention. A norm over merged heads ends the
+            # layer.
+            normalized = cast(list[object], argument(node, "normalized_shape"))
+            if len(normalized) != 1 or leaves(state.layout[-1]) != state.value_axes:
+                return None
+            return state.changed(node)
         # Followed all the same, so that the refusal can name what stands in the way.
         if is_function_of_elements(node) and shape(node) == shape(source):
-            return state.hindered(_why_changed(node, state.stage))
+            return state.changed(node)
         return None
 
     def _softmax(self, node: Node) -> Tracked | None:
@@ -170,7 +175,7 @@ class Tracker:
         # [B, H, S, keys], say: what the dimensions are is learned from what is done with them. The
         # values are not known yet; until then the keys stand in for the head dimension.
         layout = fresh_layout(shape(node))
-        key_axes = key_axes_of(node, layout)
+        key_axes = leaves(layout[cast(int, argument(node, "dim", -1)) % len(layout)])
         read = self._reader.read(scores, layout, key_axes)
         core = Core(
             anchor=node,
@@ -227,10 +232,12 @@ class Tracker:
             return None
         if product.summed or state.stage == "products":
             return None
-        # `(weights[..., None] * value[:, :, None]).sum(-2)`: a matmul that is written out.
+        # `(weights[..., None] * value[:, :, None]).sum(-2)`: a matmul that is written out. Until
+        # the sum over the keys it is neither weights nor output.
         widens = set(flat(out)) > set(flat(state.layout))
         if state.stage == "weights" and widens and not lacks(other, state.core.value_axes):
-            return self._unsummed(node, state, partner, out)
+            core = replace(state.core, value=partner, output=Operand(node, out))
+            return replace(state, layout=resolve(out), stage="products", core=core)
         # A gate brings no axis of its own: what does is no gate but another product.
         if not same(out, state.layout) and set(flat(out)) != set(flat(state.layout)):
             return None
@@ -250,6 +257,7 @@ class Tracker:
         self, source: Node, state: Tracked, weight: Operand, out: Layout
     ) -> Tracked | None:
         """Each head's output times weights: the head dimension is summed over, and nothing else."""
+        # [B, H, S, D] @ [H, D, C] -> [B, H, S, C]
         own = set(flat(state.layout))
         summed, columns = own - set(flat(out)), tuple(a for a in flat(out) if a not in own)
         if state.projection or state.gates or weight.node in self._dynamic or not columns:
@@ -258,11 +266,6 @@ class Tracker:
             return None
         projection = HeadProjection(Operand(source, state.layout), weight, columns)
         return replace(state, layout=resolve(out), projection=projection)
-
-    def _unsummed(self, node: Node, state: Tracked, value: Operand, out: Layout) -> Tracked:
-        """Weights times values, before the sum over the keys."""
-        core = replace(state.core, value=value, output=Operand(node, out))
-        return replace(state, layout=resolve(out), stage="products", core=core)
 
     def _sum(self, node: Node, state: Tracked) -> Tracked | None:
         """The sum of such products over the keys, or of gated heads, written by hand."""
@@ -277,6 +280,7 @@ class Tracker:
         weights = product.operands[1 - product.operands.index(value.node)]
         if weights not in self._tracked:
             return None
+        # [B, H, S, keys, D] -> [B, H, S, D]
         summed = {dim % len(state.layout) for dim in cast(list[int], node.args[1])}
         empty = ((),) if argument(node, "keepdim", False) else ()
         dims = [empty if i in summed else (dim,) for i, dim in enumerate(state.layout)]
@@ -311,21 +315,19 @@ class Tracker:
     def _elementwise_product(
         self, node: Node, state: Tracked, partner: Operand, out: Layout
     ) -> Tracked | None:
+        moved = replace(state, layout=resolve(out))
         # A factor that varies along the keys is a mask or a bias of the weights, not a gate.
-        if state.stage == "weights":
-            if lacks(partner.layout, state.core.value_axes):
-                return replace(state, layout=resolve(out), gates=(*state.gates, partner))
-            state = replace(state, layout=resolve(out))
-            if state.core.scores is not None:
-                reader = self._reader
-                scores = zeroed(state.core.scores, partner, reader.constant, reader.number)
-                if scores is not None:
-                    return replace(state, core=replace(state.core, scores=scores))
-            return state.hindered(_why_changed(node, "weights"))
-        self.products.append(GatedProduct(node, state, resolve(out), partner))
-        # Whether this is a gate is decided later, with all uses known; what follows may
-        # be one, too.
-        return replace(state, layout=resolve(out), gates=(*state.gates, partner))
+        if state.stage == "weights" and not lacks(partner.layout, state.core.value_axes):
+            reader, scores = self._reader, state.core.scores
+            if scores is not None:
+                scores = zeroed(scores, partner, reader.constant, reader.number)
+            if scores is None:
+                return moved.changed(node)
+            return replace(moved, core=replace(state.core, scores=scores))
+        # Whether this is a gate is decided later, with all uses known; what follows may be one too.
+        if state.stage != "weights":
+            self.products.append(GatedProduct(node, state, moved.layout, partner))
+        return replace(moved, gates=(*state.gates, partner))
 
     def _choice(self, node: Node, source: Node, state: Tracked) -> Tracked | None:
         """`where(chosen, attention, 0)` is attention times a gate of 1 or 0; of the weights, what
@@ -347,21 +349,12 @@ class Tracker:
             return None
         if state.stage == "output" and partners and not all(p in self._tracked for p in partners):
             return None  # a residual connection ends the attention
-        return state.hindered(_why(node, state.stage, bool(partners)))
-
-    def _norm(self, node: Node, state: Tracked) -> Tracked | None:
-        # Of head_dim alone, as in differential attention. A norm over merged heads ends the layer.
-        normalized = cast(list[object], argument(node, "normalized_shape"))
-        if len(normalized) != 1 or leaves(state.layout[-1]) != state.value_axes:
-            return None
-        return state.hindered(_why_changed(node, "output"))
-
-
-def _why(node: Node, stage: str, tensors: bool) -> str:
-    if stage == "weights":
-        return _why_changed(node, stage)
-    what = "another attention output" if tensors else "a number"
-    return f"{named(node)} combines the attention output with {what} before the gates"
+        if state.stage == "weights":
+            return state.changed(node)
+        what = "another attention output" if partners else "a number"
+        return state.hindered(
+            f"{named(node)} combines the attention output with {what} before the gates"
+        )
 
 
 def _without_nan(node: Node) -> Node | None:
@@ -376,12 +369,6 @@ def _without_nan(node: Node) -> Node | None:
         condition, zero, kept = condition.args[0], kept, zero
     same = isinstance(condition, Node) and op(condition) == "isnan" and condition.args[0] is kept
     return kept if same and isinstance(kept, Node) and zero == 0 else None
-
-
-def _why_changed(node: Node, stage: str) -> str:
-    if stage == "output":
-        return f"{named(node)} stands between the attention and its gates"
-    return f"{named(node)} changes the attention weights after their softmax"
 
 
 def _query_only(core: Core) -> set[Axis]:

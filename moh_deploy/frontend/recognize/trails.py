@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import cast
 
 import torch
@@ -22,24 +23,20 @@ from moh_deploy.frontend.fx.graph import (
 )
 from moh_deploy.frontend.fx.slices import SPLITS
 from moh_deploy.frontend.fx.views import broadcast, forward, history, is_view, lacks, through_views
+from moh_deploy.frontend.recognize import router_like
 from moh_deploy.frontend.recognize.cores.softmax import elementwise_sources
 from moh_deploy.frontend.recognize.gates import chain_of, without_axes
 from moh_deploy.frontend.recognize.layer import MoHLayer
-from moh_deploy.frontend.recognize.router_like import (
-    SQUASHES,
-    RouterLike,
-    is_counted,
-    projects,
-    spread_sizes,
-    sums_product,
-    weighs_experts,
-)
 from moh_deploy.frontend.recognize.routers.router import NORMS, SELECTIONS
 from moh_deploy.frontend.recognize.track import Tracked, token_axes
+from moh_deploy.frontend.recognize.walk import walk
 
 _CHOICES = frozenset(["gather", "index_select", "index", "take_along_dim"])
 _ATTENTION = frozenset(["softmax", "scaled_dot_product_attention"])
 _SUMS = frozenset(["add", "sub", "subtract"])
+
+# So many nodes are looked at behind a product for the attention that it is the scores of.
+_FAR = 50
 
 
 @dataclass(frozen=True)
@@ -116,45 +113,61 @@ class Follower:
         return list(misses.values())
 
     def _visit(self, node: Node) -> Trail | None:
-        if node in self._ends or not _is_float(node):
+        value = node.meta.get("val")
+        if isinstance(value, (list, tuple)) and op(node) in SPLITS and value:
+            value = value[0]
+        is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+        if node in self._ends or not is_float:
             return None
         if node in self._tracked:
             return _trail_of(self._tracked[node])
+        # A softmax that tracking could not read: of scores [B, H, S, T], or of a router's logits.
         if op(node) == "softmax":
             lost = self._lost_scores(node)
             return None if lost is None else Trail(node, True, None, None, lost=lost)
         sources = [source for source in node.all_input_nodes if source in self._trails]
         if not sources:
             return self._begun(node)
+        # What reads attention carries it on: values, projections, sums of several attentions.
         # Of weights and values that come of another attention, it is the weights' attention.
         source = next((s for s in sources if self._trails[s].is_weights), sources[0])
         trail = self._trails[source]
-        name = op(node)
-        if name in SQUASHES or name in SELECTIONS or name == "scaled_dot_product_attention":
+        name, projected = op(node), router_like.projects(node, self._dynamic)
+        if (
+            name in router_like.SQUASHES
+            or name in SELECTIONS
+            or name == "scaled_dot_product_attention"
+        ):
             return None
-        if trail.projected and (name in NORMS or projects(node, self._dynamic)):
+        if trail.projected and (name in NORMS or projected):
             return None
-        if name in _SUMS and not trail.is_weights and self._is_residual(node, trail):
-            return None
-        product = contraction(node)
-        is_product = product is not None and bool(product.summed)
+        if name in _SUMS and not trail.is_weights:
+            # A value is added to attention that is computed from it: a residual ends the trail.
+            if trail.start not in self._before:
+                self._before[trail.start] = frozenset(ancestors(trail.start))
+            others = [inner for inner in tensor_inputs(node) if inner not in self._trails]
+            if any(other in self._before[trail.start] for other in others):
+                return None
         return replace(
             trail,
             lost=trail.lost or node,
             layout=_layout_behind(node, source, trail),
-            is_weights=trail.is_weights and not (is_product and not projects(node, self._dynamic)),
-            projected=trail.projected or (projects(node, self._dynamic) and not trail.is_weights),
+            is_weights=trail.is_weights and (projected or not router_like.sums_product(node)),
+            projected=trail.projected or (projected and not trail.is_weights),
         )
 
     def _begun(self, node: Node) -> Trail | None:
         """A product of two computed tensors is taken for attention, if gates follow."""
         product = contraction(node)
-        if product is None or not product.summed or projects(node, self._dynamic):
+        if product is None or not product.summed or router_like.projects(node, self._dynamic):
             return None
+        # Linear attention: k' @ v [B, H, D, D], and q' @ that [B, H, S, D].
         if product.operands[0] is product.operands[1]:
             return None
         # Scores become weights before anything is attended.
-        if weighs_experts(product, self._trails, self._dynamic) or self._is_scores(node):
+        if router_like.weighs_experts(product, self._trails, self._dynamic) or self._is_scores(
+            node
+        ):
             return None
         return Trail(start=node, is_weights=False, layout=None, channels=None, lost=node)
 
@@ -162,51 +175,42 @@ class Follower:
         """The operator between a softmax and a product of computed tensors that cannot be read
         through: what writes into the scores, mixes heads, and the like.
         """
+        # softmax <- views and element-wise operators <- lost <- the like <- q @ k [B, H, S, T]
         read, stack = set[Node](), [(cast(Node, softmax.args[0]), cast(Node | None, None))]
         while stack:
             begin, lost = stack.pop()
-            reached = [
-                elementwise_source
-                for elementwise_source in elementwise_sources(begin)
-                if elementwise_source not in read
-            ]
+            reached = [node for node in elementwise_sources(begin) if node not in read]
             read.update(reached)
             for node in reached:
                 if node in self._trails and op(self._trails[node].start) in _ATTENTION:
                     continue  # the logits of a router that reads attention
-                if sums_product(node) and not projects(node, self._dynamic):
+                if router_like.sums_product(node) and not router_like.projects(node, self._dynamic):
                     return lost
                 # One such operator is looked through: what lies farther away are no scores.
                 if lost is None:
                     others = (inner for inner in tensor_inputs(node) if inner not in read)
-                    stack += [(other, lost or node) for other in others]
+                    stack += [(other, node) for other in others]
         return None
 
     def _is_scores(self, node: Node) -> bool:
-        stack, seen = [node], {node}
-        while stack:
-            for user in stack.pop().users:
-                if user in self._tracked:
-                    return True
-                if user not in seen and not projects(user, self._dynamic) and len(seen) < 50:
-                    seen.add(user)
-                    stack.append(user)
-        return False
+        def onward(node: Node) -> list[Node]:
+            return [user for user in node.users if not router_like.projects(user, self._dynamic)]
 
-    def _is_residual(self, node: Node, trail: Trail) -> bool:
-        """Tell whether a value is added to attention that is computed from it: a residual."""
-        others = [inner for inner in tensor_inputs(node) if inner not in self._trails]
-        if trail.start not in self._before:
-            self._before[trail.start] = frozenset(ancestors(trail.start))
-        return any(other in self._before[trail.start] for other in others)
+        return any(
+            user in self._tracked
+            for near in islice(walk(node, onward), _FAR)
+            for user in near.users
+        )
 
     def _miss(self, node: Node, source: Node, trail: Trail) -> Miss | None:
         """A product of attention with a factor that looks like the gates of its heads."""
+        # attention [B, S, H, D] times gate [B, S, H, 1], where(gate, attention, 0), or
+        # attention.gather(2, heads)
         name = op(node)
         if name in _CHOICES and source is node.args[0]:
             index = self._chosen(node, source, trail)
             return None if index is None else Miss(trail, node, index)
-        gate: object
+        gate: object = None
         layout: Layout | None = None
         product = contraction(node)
         if product is not None and source in product.operands:
@@ -216,21 +220,20 @@ class Follower:
             gate = product.operands[1 - side]
             if trail.layout is not None:
                 layout = product.layouts(trail.layout, side)[0]
-        elif name in ("where", "masked_fill") and source is not node.args[name == "masked_fill"]:
+        elif name in ("where", "masked_fill"):
             gate = node.args[name == "masked_fill"]
-            if trail.layout is not None and isinstance(gate, Node):
-                layout = broadcast(gate, trail.layout)
-        else:
-            return None
+            if source is gate or not isinstance(gate, Node):
+                return None
+            layout = None if trail.layout is None else broadcast(gate, trail.layout)
         if not isinstance(gate, Node) or gate in self._trails:
             return None
-        router = RouterLike(gate, self._trails, self._dynamic)
+        router = router_like.RouterLike(gate, self._trails, self._dynamic)
         if not router.is_router:
             return None
         if layout is not None and _is_of_channels(gate, layout, trail):
             return Miss(trail, node, gate, attends_to_channels=True)
         others = _beside_channels(gate, layout, source, trail)
-        is_gate = others is not None and (any(map(is_counted, others)) or router.is_cut)
+        is_gate = others is not None and (any(map(router_like.is_counted, others)) or router.is_cut)
         return Miss(trail, node, gate) if is_gate else None
 
     def gated_in_front(self, start: Node, tracked: Mapping[Node, Tracked]) -> Miss | None:
@@ -240,6 +243,7 @@ class Follower:
             for state in tracked.values()
             if state.core.anchor is start and state.stage == "output"
         )
+        # softmax(q @ k) @ (v * gate): a gate of the token that is attended to, not of the query.
         for operand in core.operands:
             made = through_views(operand)
             product = contraction(made)
@@ -247,9 +251,13 @@ class Follower:
                 continue
             for side, gate in enumerate(product.operands):
                 trail = Trail(start, False, None, None)
-                router = RouterLike(gate, self._trails, self._dynamic)
+                router = router_like.RouterLike(gate, self._trails, self._dynamic)
                 others = _beside_channels(gate, None, product.operands[1 - side], trail)
-                if router.is_router and others is not None and any(map(is_counted, others)):
+                if (
+                    router.is_router
+                    and others is not None
+                    and any(map(router_like.is_counted, others))
+                ):
                     return Miss(trail, made, gate, is_in_front=True)
         return None
 
@@ -257,22 +265,22 @@ class Follower:
         """`attention.gather(heads, index)`: the chosen heads are taken out."""
         if not shape(node) or len(shape(node)) != len(shape(source)):
             return None
+        # [B, S, H, D] -> [B, S, k, D]: the dimension whose size changes is that of the heads.
         for position, (got, had) in enumerate(zip(shape(node), shape(source), strict=True)):
             if got == had or not (got.is_Integer and had.is_Integer):
                 continue
             if trail.layout is not None and set(trail.layout[position]) <= set(trail.tokens):
                 continue
             for index in tensor_inputs(node):
-                if (
-                    index is not source
-                    and RouterLike(index, self._trails, self._dynamic).selection is not None
-                ):
+                router = router_like.RouterLike(index, self._trails, self._dynamic)
+                if index is not source and router.selection is not None:
                     return index
         return None
 
 
 def _trail_of(state: Tracked) -> Trail:
     """Start a trail where recognition stopped, in axes of its own: following may split them."""
+    # Views behind this point may regroup axes, which those of a layer must not notice.
     axes = {axis: Axis(axis.size) for axis in (*flat(state.layout), *state.value_axes)}
     return Trail(
         start=state.core.anchor,
@@ -294,6 +302,7 @@ def _layout_behind(node: Node, source: Node, trail: Trail) -> Layout | None:
     product = contraction(node)
     if product is not None and source in product.operands:
         return product.layouts(layout, product.operands.index(source))[1]
+    # Of any other operator: dimensions that keep their size keep their meaning.
     if len(shape(node)) != len(shape(source)):
         return None
     moved = zip(layout, shape(node), shape(source), strict=True)
@@ -313,7 +322,7 @@ def _beside_channels(
             return None
         others = set(flat(bare.layout)) - set(leaves(trail.tokens))
         return [axis.size for axis in others]
-    return spread_sizes(gate, source)
+    return router_like.spread_sizes(gate, source)
 
 
 def _is_of_channels(gate: Node, layout: Layout, trail: Trail) -> bool:
@@ -322,16 +331,12 @@ def _is_of_channels(gate: Node, layout: Layout, trail: Trail) -> bool:
         return False
     if without_axes(Operand(gate, layout), trail.channels) is not None:
         return False
-    # A gate for each channel has heads and channels in one dimension, as a projection made them.
+    # A gate for each channel, [B, 1, H * D], has heads and channels in one dimension, as a
+    # projection made them.
     channels = set(leaves(trail.channels))
     _, first = history(gate, layout)[-1]
-    others = [set(dim) - channels for dim in first]
-    apart = not any(rest and rest != set(dim) for rest, dim in zip(others, first, strict=True))
-    return apart and any(is_counted(axis.size) for rest in others for axis in rest)
-
-
-def _is_float(node: Node) -> bool:
-    value = node.meta.get("val")
-    if isinstance(value, (list, tuple)) and op(node) in SPLITS and value:
-        value = value[0]
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+    if any(not channels.isdisjoint(dim) and set(dim) - channels for dim in first):
+        return False
+    return any(
+        router_like.is_counted(axis.size) for dim in first for axis in dim if axis not in channels
+    )

@@ -7,7 +7,7 @@ computes both and compares them layer by layer; only what agrees is then committ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch.export import ExportedProgram
@@ -28,7 +28,6 @@ from moh_deploy.frontend.fx.views import history
 from moh_deploy.frontend.recognize import MoHLayer
 from moh_deploy.frontend.recognize.aggregated import read_aggregated
 from moh_deploy.frontend.recognize.cores.softmax import JOINT_SOFTMAX
-from moh_deploy.frontend.recognize.projection import ReadProjection
 from moh_deploy.frontend.recognize.routers.forms import read_router
 from moh_deploy.frontend.recognize.routers.router import Router
 from moh_deploy.frontend.rewrite.aggregated import insert_aggregated
@@ -43,118 +42,97 @@ from moh_deploy.frontend.rewrite.split import Splitter
 __all__ = ["Rewrite", "commit", "insert"]
 
 
-@dataclass(frozen=True)
-class _Context:
-    """A program and what its layers share as they are rewritten."""
-
-    program: ExportedProgram
-    constants: Constants
-    known: KnownValues
-    splitter: Splitter
-
-
 def insert(program: ExportedProgram, layers: Sequence[MoHLayer]) -> list[Rewrite]:
     """Insert the new operators beside the original ones."""
-    graph, constants = program.graph_module.graph, Constants(program)
-    splitter = Splitter(graph, StoredNodes(graph, constants))
-    context = _Context(program, constants, KnownValues(program), splitter)
-    rewrites = [_insert(context, layer) for layer in layers]
+    inserter = _Inserter(program)
+    rewrites = [inserter.insert(layer) for layer in layers]
     program.graph_module.recompile()
     return rewrites
 
 
-def _insert(context: _Context, layer: MoHLayer) -> Rewrite:
-    graph, read = context.program.graph_module.graph, context.splitter.read
-    # In front of the layer's product with its gates: all that it needs is computed there.
-    builder = GraphBuilder(graph, layer.node)
-    layouts = LayoutBuilder(builder)
-    wanted: Layout = (layer.batch, layer.tokens, layer.heads)
-    gates = gates_of(layer, layouts)
-    computed = _computed_gates(Operand(gates, wanted), layer)
-    scores = layer.core.scores
-    query = None if scores is None else scores.query.node
-    router = read_router(computed.node, query, context.constants)
-    found = Rewrite(layer, router, gates, computed.node, reason=router.reason)
-    if router.selection is not None:
-        found = replace(found, scores=_scores(layouts, computed, router, wanted))
-    if router.form.is_constant:
-        gates = insert_fixed_gates(builder, gates, context.program) or gates
-        found = replace(found, fixed_gates=gates)
-    elif router.reason is None:
-        # As early as the gates it takes over from, for whoever reads them.
-        early = GraphBuilder(graph, computed.node.next)
-        routed = insert_router(early, router, computed.node)
-        merge_logits(routed, computed.node, read)
-        found = replace(found, routed=routed)
-        gates = layouts.arrange(Operand(routed, computed.layout), wanted)
-    try:
-        found = _insert_attention(context, found, gates, builder)
-    except NotCoveredError as error:
-        return replace(found, fixed_gates=None, reason=str(error))
-    return _insert_projections(found, read)
+class _Inserter:
+    """Inserts operators for the layers of one program, and keeps what these share."""
 
+    def __init__(self, program: ExportedProgram) -> None:
+        self._program, self._graph = program, program.graph_module.graph
+        self._constants, self._known = Constants(program), KnownValues(program)
+        self._splitter = Splitter(self._graph, StoredNodes(self._graph, self._constants))
 
-def _insert_attention(
-    context: _Context, found: Rewrite, gates: Node, builder: GraphBuilder
-) -> Rewrite:
-    """Insert the op that can express the layer's attention, and the projection of its heads.
+    def insert(self, layer: MoHLayer) -> Rewrite:
+        """Insert the operators of one layer in front of its product with its gates: all that it
+        needs is computed there."""
+        builder = GraphBuilder(self._graph, layer.node)
+        layouts = LayoutBuilder(builder)
+        wanted: Layout = (layer.batch, layer.tokens, layer.heads)
+        gates = gates_of(layer, layouts)
+        # router -> [tokens, H] -> view [B, S, H] -> expand: the farthest that still has heads last
+        # is what the router itself computed.
+        heads = leaves(layer.heads)
+        views = [Operand(*view) for view in history(gates, wanted)]
+        computed = [view for view in views if view.layout and view.layout[-1] == heads][-1]
+        scores = layer.core.scores
+        query = None if scores is None else scores.query.node
+        router = read_router(computed.node, query, self._constants)
+        found = Rewrite(layer, router, gates, computed.node, reason=router.reason)
+        if router.selection is not None:
+            found = replace(found, scores=_scores(layouts, computed, router, wanted))
+        if router.form.is_constant:
+            gates = insert_fixed_gates(builder, gates, self._program) or gates
+            found = replace(found, fixed_gates=gates)
+        elif router.reason is None:
+            # As early as the gates it takes over from, for whoever reads them.
+            early = GraphBuilder(self._graph, computed.node.next)
+            routed = insert_router(early, router, computed.node)
+            merge_logits(routed, computed.node, self._splitter.read)
+            found = replace(found, routed=routed)
+            gates = layouts.arrange(Operand(routed, computed.layout), wanted)
+        try:
+            found = self._insert_attention(found, gates, builder)
+        except NotCoveredError as error:
+            return replace(found, fixed_gates=None, reason=str(error))
+        # The linear maps before and behind the attention become ops of their own.
+        layer, attention, axes, read = found.layer, found.attention, found.axes, self._splitter.read
+        assert attention is not None
+        assert axes is not None
+        read_gates = argument(attention, "gates")
+        assert isinstance(read_gates, Node)
+        output = Operand(attention, axes.output(packed=rank(attention) == 3))
+        return replace(
+            found,
+            query_projection=project_query(
+                layer, attention, read_gates, axes, read=read, swaps=found.swaps
+            ),
+            output_projection=project_output(layer, output, read_gates, axes, read=read),
+        )
 
-    Raises:
-        NotCoveredError: If none can.
-    """
-    layer = found.layer
-    if layer.outer_obstacles:
-        raise NotCoveredError(layer.outer_obstacles[0])
-    if layer.projection is None:
-        return _insert_op(context, found, gates, builder)
-    moved, swap = apply_gates_first(layer, layer.projection, found.gates, builder)
-    result = _insert_op(context, replace(found, layer=moved), gates, builder)
-    return replace(result, swaps=(*result.swaps, swap))
+    def _insert_attention(self, found: Rewrite, gates: Node, builder: GraphBuilder) -> Rewrite:
+        """Insert the op that can express the layer's attention, and the projection of its heads.
 
+        Raises:
+            NotCoveredError: If none can.
+        """
+        layer = found.layer
+        if layer.outer_obstacles:
+            raise NotCoveredError(layer.outer_obstacles[0])
+        if layer.projection is None:
+            return self._insert_op(found, gates, builder)
+        moved, swap = apply_gates_first(layer, layer.projection, found.gates, builder)
+        result = self._insert_op(replace(found, layer=moved), gates, builder)
+        return replace(result, swaps=(*result.swaps, swap))
 
-def _insert_op(context: _Context, found: Rewrite, gates: Node, builder: GraphBuilder) -> Rewrite:
-    """Insert the op that can express the layer's attention; errors are those of its caller."""
-    layer, splitter = found.layer, context.splitter
-    # One softmax over several products of queries and keys is the other op's form; of every other
-    # layer MoHAttention takes what has no obstacle.
-    if JOINT_SOFTMAX in layer.core.obstacles:
-        form = read_aggregated(layer, context.known)
-        found = replace(found, swaps=splitter.split([source.piece.node for source in form.sources]))
-        return insert_aggregated(found, context.program, form, gates, builder, splitter.alone)
-    if layer.obstacles:
-        raise NotCoveredError(layer.obstacles[0])
-    found = replace(found, swaps=splitter.split(layer.core.operands))
-    return AttentionRewriter(found, builder, context.known).build(gates)
-
-
-def _insert_projections(found: Rewrite, read: ReadProjection) -> Rewrite:
-    """Take the linear maps before and behind an inserted attention into ops of their own."""
-    attention, axes = found.attention, found.axes
-    assert attention is not None
-    assert axes is not None
-    gates = argument(attention, "gates")
-    assert isinstance(gates, Node)
-    output = Operand(attention, axes.output(packed=rank(attention) == 3))
-    return replace(
-        found,
-        query_projection=project_query(
-            found.layer, attention, gates, axes, read=read, swaps=found.swaps
-        ),
-        output_projection=project_output(found.layer, output, gates, axes, read=read),
-    )
-
-
-def _computed_gates(gates: Operand, layer: MoHLayer) -> Operand:
-    """The tensor that the gates are views of, as far back as heads are its last dimension."""
-    heads = leaves(layer.heads)
-    # router -> [tokens, H] -> view [B, S, H] -> expand: the farthest that still has heads last is
-    # what the router itself computed.
-    candidates = [
-        Operand(node, layout)
-        for node, layout in history(gates.node, gates.layout)
-        if layout and layout[-1] == heads
-    ]
-    return candidates[-1]
+    def _insert_op(self, found: Rewrite, gates: Node, builder: GraphBuilder) -> Rewrite:
+        layer, splitter = found.layer, self._splitter
+        # One softmax over several products of queries and keys is the other op's form; of every
+        # other layer MoHAttention takes what has no obstacle.
+        if JOINT_SOFTMAX in layer.core.obstacles:
+            form = read_aggregated(layer, self._known)
+            swaps = splitter.split([source.piece.node for source in form.sources])
+            found = replace(found, swaps=swaps)
+            return insert_aggregated(found, self._program, form, gates, builder, splitter.alone)
+        if layer.obstacles:
+            raise NotCoveredError(layer.obstacles[0])
+        found = replace(found, swaps=splitter.split(layer.core.operands))
+        return AttentionRewriter(found, builder, self._known).build(gates)
 
 
 def _scores(

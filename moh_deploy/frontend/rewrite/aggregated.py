@@ -41,7 +41,6 @@ def insert_aggregated(
     """Insert the MoHAggregatedAttention of one layer.
 
     Args:
-        rewrite: Of the layer, so far.
         form: The layer as the op computes it.
         gates: [B, N, H].
         builder: Inserts in front of the node after the layer's product with the gates.
@@ -50,9 +49,6 @@ def insert_aggregated(
     Returns:
         The rewrite, with the op and the node whose value replaces the layer's product with its
         gates.
-
-    Raises:
-        NotCoveredError: With the reason.
     """
     layer, window = rewrite.layer, form.window
     dtype = tensor(layer.core.output.node).dtype

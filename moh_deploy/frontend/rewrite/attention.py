@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::attention
-from moh_deploy.frontend.fx.axes import Dim, Layout, flat, leaves, product
+from moh_deploy.frontend.fx.axes import Layout, flat, leaves, product
 from moh_deploy.frontend.fx.builder import GraphBuilder, NotCoveredError, Operand
 from moh_deploy.frontend.fx.graph import example_shape, tensor
 from moh_deploy.frontend.fx.known_values import KnownValues
@@ -32,7 +32,6 @@ class AttentionInputs:
 
     Args:
         scores: Of the layer, with all numbers that scale query or key in their scale.
-        operands: Brings tensors into layouts and into the op's dtype.
         reader: What the layer's operands are made of.
     """
 
@@ -51,21 +50,34 @@ class AttentionInputs:
         self._read = (scores.query, scores.key, layer.core.value)
 
     def build(self) -> tuple[bool, QueryKeyValue]:
-        """Insert query, key and value, and tell whether they are packed.
-
-        Raises:
-            NotCoveredError: With the reason.
-        """
+        """Insert query, key and value, and tell whether they are packed."""
         # The op takes [B, S, H*D] and [B, H, S, D]. A Transpose moves every number once through
         # memory, so the form with fewer of them is taken, or the packed one if the model has it.
-        if self._num_moves(packed=True) < self._num_moves(packed=False) or self._are_packed():
-            return True, self._packed()
-        return False, self._unpacked()
-
-    def _are_packed(self) -> bool:
-        """True where the model has all three packed already."""
         operands = zip(self._read, self._form.inputs(packed=True), strict=True)
-        return not self._scores.factors and all(self._is_packed(*operand) for operand in operands)
+        has_packed = not self._scores.factors and all(self._is_packed(*each) for each in operands)
+        if has_packed or self._num_moves(packed=True) < self._num_moves(packed=False):
+            return True, self._packed()
+        query, key, value = (
+            self._operands.operand(self._reader.trail(operand), layout)
+            for operand, layout in zip(self._read, self._form.inputs(packed=False), strict=True)
+        )
+        return False, (self._scaled(query, self._rows(packed=False)), key, value)
+
+    def _packed(self) -> QueryKeyValue:
+        def whole(operand: Operand, layout: Layout) -> Node:
+            if self._is_packed(operand, layout):
+                return self._operands.operand(self._reader.trail(operand), layout)
+            built = self._reorderer.build(operand, flat(layout))
+            return self._operands.cast(self._operands.arrange(built, layout))
+
+        (query, key, value), layouts = self._read, self._form.inputs(packed=True)
+        if not self._scores.factors:
+            return whole(query, layouts[0]), whole(key, layouts[1]), whole(value, layouts[2])
+        # The tensors that scale the query have a dimension of heads: [B, S, H, 1].
+        rows = self._rows(packed=True)
+        apart = self._operands.arrange(self._reorderer.build(query, flat(layouts[0])), rows)
+        scaled = self._operands.arrange(Operand(self._scaled(apart, rows), rows), layouts[0])
+        return scaled, whole(key, layouts[1]), whole(value, layouts[2])
 
     def _is_packed(self, operand: Operand, layout: Layout) -> bool:
         return entry(self._reader.trail(operand), layout) is not None
@@ -98,33 +110,6 @@ class AttentionInputs:
         form = self._form
         heads_first = (form.batch, form.heads, form.tokens, form.head_dim)
         return (form.batch, form.tokens, form.heads, form.head_dim) if packed else heads_first
-
-    def _packed(self) -> QueryKeyValue:
-        (query, key, value), layouts = self._read, self._form.inputs(packed=True)
-        whole = self._scaled_query if self._scores.factors else self._whole
-        return (
-            whole(query, layouts[0]),
-            self._whole(key, layouts[1]),
-            self._whole(value, layouts[2]),
-        )
-
-    def _whole(self, operand: Operand, layout: Layout) -> Node:
-        if self._is_packed(operand, layout):
-            return self._operands.operand(self._reader.trail(operand), layout)
-        built = self._reorderer.build(operand, flat(layout))
-        return self._operands.cast(self._operands.arrange(built, layout))
-
-    def _scaled_query(self, operand: Operand, layout: Layout) -> Node:
-        rows = self._rows(packed=True)
-        query = self._operands.arrange(self._reorderer.build(operand, flat(layout)), rows)
-        return self._operands.arrange(Operand(self._scaled(query, rows), rows), layout)
-
-    def _unpacked(self) -> QueryKeyValue:
-        query, key, value = (
-            self._operands.operand(self._reader.trail(operand), layout)
-            for operand, layout in zip(self._read, self._form.inputs(packed=False), strict=True)
-        )
-        return self._scaled(query, self._rows(packed=False)), key, value
 
     def _scaled(self, query: Node, rows: Layout) -> Node:
         """The query with the tensors that scale the scores equally for all keys."""
@@ -167,6 +152,8 @@ class AttentionRewriter:
         self._trails = [trail_of(operand, self._twins) for operand in operands]
         self._operands = OperandBuilder(builder, tensor(layer.core.output.node).dtype)
         self.form = self._form()
+        # Only then do torch's causal rule (first token, first key) and ONNX's (last, last) agree.
+        self._is_square = bool(product(self.form.tokens) == product(self.form.keys))
 
     def build(self, gates: Node) -> Rewrite:
         """Insert the MoHAttention.
@@ -177,9 +164,6 @@ class AttentionRewriter:
         Returns:
             The rewrite, with the MoHAttention and the node whose value replaces the layer's
             product with its gates.
-
-        Raises:
-            NotCoveredError: With the reason.
         """
         form, operands = self.form, self._operands
         inputs = AttentionInputs(
@@ -197,7 +181,7 @@ class AttentionRewriter:
             form.num_heads,
             int(product(form.kv_heads)),
             self._scores.scale,
-            self._scores.is_causal and self._square(),
+            self._scores.is_causal and self._is_square,
         )
         return replace(
             self._rewrite,
@@ -241,50 +225,45 @@ class AttentionRewriter:
         for axes, what in ((heads, "heads"), (head_dim, "head dimension")):
             if not product(axes).is_Integer:
                 raise NotCoveredError(f"the {what} have a dynamic size")
+        # Heads of the query are (kv head, query head of the group), as axes, kv major: keys and
+        # values that do not vary along the minor ones are shared by a group. Anywhere on the trail
+        # counts: a model may have repeated them for every head itself.
+        kv_heads = heads
+        for count in reversed(range(len(heads))):
+            layouts = ([flat(piece.layout) for piece in trail] for trail in self._trails[1:])
+            if all(any(set(heads[count:]).isdisjoint(axes) for axes in own) for own in layouts):
+                kv_heads = heads[:count]
         return AttentionForm(
             batch=batch,
             heads=heads,
-            kv_heads=self._kv_heads(heads),
+            kv_heads=kv_heads,
             tokens=tokens,
             keys=keys,
             head_dim=head_dim,
             value_dim=leaves(self._layer.core.value_axes),
         )
 
-    def _kv_heads(self, heads: Dim) -> Dim:
-        """The fewest leading head axes that cover what key and value vary along."""
-        # Heads of the query are (kv head, query head of the group), as axes, kv major: keys and
-        # values that do not vary along the minor ones are shared by a group. Anywhere on the trail
-        # counts: a model may have repeated them for every head itself.
-        for count in range(len(heads) + 1):
-            minor = set(heads[count:])
-            if all(
-                any(minor.isdisjoint(flat(piece.layout)) for piece in trail)
-                for trail in self._trails[1:]
-            ):
-                return heads[:count]
-        return heads
-
-    def _square(self) -> bool:
-        """True where torch's causal rule (first token, first key) and ONNX's (last, last) agree."""
-        return bool(product(self.form.tokens) == product(self.form.keys))
-
     def _mask(self) -> Node | None:
         """Return all masks as one, [B, Hq, S, T]: bool where it hides altogether, or an addend."""
-        mask = self._top_left_causal() if self._scores.is_causal and not self._square() else None
+        mask = self._top_left_causal() if self._scores.is_causal and not self._is_square else None
         # As the model applies them: a fill overwrites what was added before, and not afterwards.
         for term in reversed(self._scores.masks):
             form = (self.form.batch, self.form.heads, self.form.tokens, self.form.keys)
             node = self._operands.arrange(term.operand, form, expand=False)
-            mask = (self._plus if term.kind == "add" else self._filled)(mask, node, term)
+            if term.kind != "add":
+                mask = self._filled(mask, node, term)
+                continue
+            if term.value != 1:
+                node = self._builder.call(aten.mul.Scalar, node, term.value)
+            mask = (
+                node
+                if mask is None
+                else self._builder.call(aten.add.Tensor, self._addend(mask), node)
+            )
         return mask
 
-    def _plus(self, mask: Node | None, node: Node, term: MaskTerm) -> Node:
-        if term.value != 1:
-            node = self._builder.call(aten.mul.Scalar, node, term.value)
-        if mask is None:
-            return node
-        return self._builder.call(aten.add.Tensor, self._addend(mask), node)
+    def _addend(self, mask: Node) -> Node:
+        return self._where(mask, None, -math.inf) if tensor(mask).dtype == torch.bool else mask
 
     def _filled(self, mask: Node | None, node: Node, term: MaskTerm) -> Node:
         keep = self._operands.cast(node, torch.bool)
@@ -299,9 +278,6 @@ class AttentionRewriter:
         # A finite fill overwrites scores, so that a row without any key is uniform. Added in
         # float32, a number that absorbs every score does the same; a lower fill stays lower.
         return self._where(keep, mask, min(term.value, max(_ABSORBING, 1e16 * term.value)))
-
-    def _addend(self, mask: Node) -> Node:
-        return self._where(mask, None, -math.inf) if tensor(mask).dtype == torch.bool else mask
 
     def _where(self, keep: Node, mask: Node | None, fill: float) -> Node:
         """Return a mask, or 0, where keys are kept, and a fill in float32 elsewhere."""

@@ -26,9 +26,7 @@ def apply_gates_first(
     """Insert the product of gates and attention, and its projection.
 
     Args:
-        projection: Of the layer.
         gates: [B, S, H].
-        builder: Inserts in front of the layer's node.
 
     Returns:
         The layer whose node is the product of gates and attention, and the projection that takes
@@ -36,7 +34,6 @@ def apply_gates_first(
 
     Raises:
         NotCoveredError: If the projection differs between tokens.
-        UnknownSizeError: If the size of an axis cannot be expressed.
     """
     groups = (layer.batch, layer.tokens, layer.heads, layer.core.value_axes)
     weight_axes = set(flat(projection.weight.layout))
@@ -48,18 +45,10 @@ def apply_gates_first(
     spread = builder.call(aten.unsqueeze.default, own_dtype, -1)  # [B, S, H, 1]
     gated = builder.call(aten.mul.Tensor, attention, spread)
     moved = replace(layer, node=gated, layout=resolve(groups), projection=None)
-    behind = LayoutBuilder(GraphBuilder(layer.node.graph, layer.node.next))
-    return moved, Swap(
-        layer.node, _project(layer, projection, gated, behind), "gates applied first"
-    )
-
-
-def _project(
-    layer: MoHLayer, projection: HeadProjection, gated: Node, layouts: LayoutBuilder
-) -> Node:
-    """The projection of gated heads [B, S, H, D] in the layout of the original one."""
+    # The projection of gated heads, in the layout of the original one.
+    layouts = LayoutBuilder(GraphBuilder(layer.node.graph, layer.node.next))
     heads, inner, columns = layer.heads, layer.core.value_axes, projection.columns
-    weight_axes, out_axes = set(flat(projection.weight.layout)), set(flat(layer.layout))
+    out_axes = set(flat(layer.layout))
     of_head = bool(weight_axes & set(heads))
     wanted: Layout = (heads, inner, columns) if of_head else (inner, columns)
     weight = layouts.arrange(projection.weight, wanted)
@@ -69,4 +58,5 @@ def _project(
     product = layouts.builder.call(aten.einsum.default, equation, [gated, weight])
     out: Layout = (layer.batch, layer.tokens, *([] if summed else [heads]), columns)
     result = arranged_like_views(layouts, Operand(product, out), layer.layout)
-    return layouts.builder.cast(result, tensor(layer.node).dtype)
+    result = layouts.builder.cast(result, tensor(layer.node).dtype)
+    return moved, Swap(layer.node, result, "gates applied first")

@@ -16,10 +16,7 @@ from moh_deploy.frontend.fx.known_values import KnownValues
 from moh_deploy.frontend.fx.slices import Piece, trail_of
 from moh_deploy.frontend.fx.views import casts, history
 from moh_deploy.frontend.recognize.layer import MoHLayer
-
-# Nodes that take over from others, once both have been compared.
-
-# Who reads a tensor in the end.
+from moh_deploy.frontend.recognize.walk import walk
 
 
 def readers_up_to(node: Node, end: Node, swaps: Sequence[Swap] = ()) -> set[Node] | None:
@@ -30,16 +27,12 @@ def readers_up_to(node: Node, end: Node, swaps: Sequence[Swap] = ()) -> set[Node
     """
     # A part of a packed projection has no readers yet: those of the original part will be its own.
     old = {swap.new: swap.old for swap in swaps}
-    found, stack = {node}, [node]
-    while stack:
-        current = stack.pop()
-        if current.op == "output":
-            return None
-        readers = [*current.users, old.get(current, current)]
-        fresh = [reader for reader in readers if reader not in found and reader is not end]
-        found.update(fresh)
-        stack += fresh
-    return found
+
+    def readers(current: Node) -> list[Node]:
+        return [user for user in (*current.users, old.get(current, current)) if user is not end]
+
+    found = set(walk(node, readers))
+    return None if any(reader.op == "output" for reader in found) else found
 
 
 @dataclass(frozen=True)
@@ -65,27 +58,14 @@ aten = torch.ops.aten
 
 
 class OperandBuilder(LayoutBuilder):
-    """Brings the tensors of a layer into the layouts of an op.
-
-    Args:
-        builder: Where to insert.
-        dtype: Of the op's operands.
-    """
+    """Brings the tensors of a layer into the layouts of an op."""
 
     def __init__(self, builder: GraphBuilder, dtype: torch.dtype) -> None:
         super().__init__(builder)
         self._dtype = dtype
 
     def operand(self, trail: Sequence[Piece], wanted: Layout) -> Node:
-        """The tensor in the wanted layout and the op's dtype: one that the model already has, or a
-        rearranged one.
-
-        Args:
-            trail: The tensor and what it is a view or a part of, nearest first.
-
-        Raises:
-            NotCoveredError: With the reason.
-        """
+        """The tensor in the wanted layout, as `taken`, and the op's dtype."""
         return self.cast(self.taken(trail, wanted))
 
     def taken(self, trail: Sequence[Piece], wanted: Layout) -> Node:
@@ -93,25 +73,19 @@ class OperandBuilder(LayoutBuilder):
 
         Args:
             trail: The tensor and what it is a view or a part of, nearest first.
-
-        Raises:
-            NotCoveredError: With the reason.
         """
         # Best is a tensor that has the elements in this order: it costs a reshape at most.
         # Otherwise the one with the fewest axes: keys before they were repeated for the heads of a
         # group.
-        found = entry(trail, wanted)
-        axes = set(flat(wanted))
-        usable = [p for p in trail if set(flat(p.layout)) <= axes and not p.cuts]
-        if not usable and found is None:
+        piece, axes = entry(trail, wanted), set(flat(wanted))
+        if piece is None:
             usable = [piece for piece in trail if set(flat(piece.layout)) <= axes]
-        if not usable and found is None:
-            raise NotCoveredError(
-                "query, key or value vary along an axis that attention does not have"
-            )
-        fewest = min((len(flat(piece.layout)) for piece in usable), default=0)
-        nearest = [piece for piece in usable if len(flat(piece.layout)) == fewest]
-        piece = found or nearest[0]
+            whole = [piece for piece in usable if not piece.cuts]
+            if not usable:
+                raise NotCoveredError(
+                    "query, key or value vary along an axis that attention does not have"
+                )
+            piece = min(whole or usable, key=lambda piece: len(flat(piece.layout)))
         node = piece.node
         for dim, start, stop in piece.cuts:
             node = self.builder.call(aten.slice.Tensor, node, dim, start, stop)
@@ -170,18 +144,14 @@ def _multiple(node: Node, known: KnownValues) -> tuple[Node, float] | None:
         return None
     for position in (0, 1) if name.startswith("mul") else (0,):
         source, other = node.args[position], node.args[1 - position]
-        number = _number(other, known)
+        number = float(other) if isinstance(other, (int, float)) else None
+        if isinstance(other, Node) and is_tensor(other) and tensor(other).numel() == 1:
+            value = known(other)
+            number = None if value is None else float(value)
         if isinstance(source, Node) and number:
             same = shape(source) == shape(node) and tensor(source).dtype == tensor(node).dtype
             return (source, number if name.startswith("mul") else 1 / number) if same else None
     return None
-
-
-def _number(value: object, known: KnownValues) -> float | None:
-    if isinstance(value, Node) and is_tensor(value) and tensor(value).numel() == 1:
-        found = known(value)
-        return None if found is None else float(found)
-    return float(value) if isinstance(value, (int, float)) else None
 
 
 def arranged_operand(layouts: LayoutBuilder, operand: Operand, wanted: Layout) -> Node:

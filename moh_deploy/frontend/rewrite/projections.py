@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::query_projection
-from moh_deploy.frontend.fx.axes import Dim, Layout, flat, resolve
+from moh_deploy.frontend.fx.axes import Layout, flat, resolve
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand, UnknownSizeError
 from moh_deploy.frontend.fx.graph import op, rank, tensor
 from moh_deploy.frontend.fx.views import casts, forward, history, is_view
@@ -44,8 +44,6 @@ def project_query(
     Args:
         attention: The inserted attention; its first argument is the query.
         gates: [B, S, H], an argument of the attention.
-        read: Reads a node as a product with weights.
-        swaps: The layer's parts of packed projections.
 
     Returns:
         The MoHQueryProjection; None where there is none.
@@ -76,7 +74,8 @@ def _query_projection(
     x, weight = projection.operands(query.layout)
     inner = tuple(axis for axis in flat(x.layout) if axis not in set(flat(query.layout)))
     columns = axes.query(packed=True)[2]
-    if not (_is_of(x.layout, axes, inner) and set(flat(weight.layout)) == {*inner, *columns}):
+    rows = {*axes.batch, *axes.tokens}
+    if set(flat(x.layout)) != {*rows, *inner} or set(flat(weight.layout)) != {*inner, *columns}:
         return None
     bias = projection.bias_of(query.layout)
     return layouts.builder.call(
@@ -89,20 +88,11 @@ def _query_projection(
     )
 
 
-def _is_of(layout: Layout, axes: HeadAxes, columns: Dim) -> bool:
-    return set(flat(layout)) == {*axes.batch, *axes.tokens, *columns}
-
-
 def project_output(
     layer: MoHLayer, attention: Operand, gates: Node, axes: HeadAxes, *, read: ReadProjection
 ) -> Swap | None:
     """Insert a MoHOutputProjection beside the linear map of a layer's gated heads, if nothing else
     reads them.
-
-    Args:
-        attention: The inserted attention.
-        gates: [B, S, H].
-        read: Reads a node as a product with weights.
     """
     found = _linear_reader(layer, read)
     if found is None or tensor(attention.node).dtype != tensor(layer.node).dtype:
@@ -113,7 +103,8 @@ def project_output(
     weight = Operand(projection.weight, resolve(weight_layout))
     inner = axes.output(packed=True)[2]
     columns = tuple(axis for axis in flat(out) if axis in set(flat(weight.layout)))
-    if not (_is_of(out, axes, columns) and set(flat(weight.layout)) == {*inner, *columns}):
+    rows = {*axes.batch, *axes.tokens}
+    if set(flat(out)) != {*rows, *columns} or set(flat(weight.layout)) != {*inner, *columns}:
         return None
     layouts = LayoutBuilder(GraphBuilder(attention.node.graph, projection.node))
     bias = projection.bias_of(out)
@@ -142,19 +133,13 @@ def _linear_reader(layer: MoHLayer, read: ReadProjection) -> tuple[Projection, L
         (user,) = node.users
         projection = read(user)
         if projection is not None and projection.x is node:
-            return _with_bias(projection, read), layout
+            # A bias may be added behind it.
+            behind = list(user.users) if projection.bias is None else []
+            found = read(behind[0]) if len(behind) == 1 and op(behind[0]) == "add" else None
+            is_same = found is not None and found.product == projection.product
+            return found if found is not None and is_same else projection, layout
         moved = forward(user, layout) if is_view(user) and not casts(user) else None
         if moved is None:
             return None
         node, layout = user, moved
     return None
-
-
-def _with_bias(projection: Projection, read: ReadProjection) -> Projection:
-    """The projection with a bias that is added behind it."""
-    if projection.bias is None and len(projection.node.users) == 1:
-        (user,) = projection.node.users
-        found = read(user) if op(user) == "add" else None
-        if found is not None and found.product == projection.product:
-            return found
-    return projection

@@ -116,8 +116,6 @@ class Rewrite:
     """The nodes that were inserted for one layer, and what they take over from.
 
     Attributes:
-        layer: The layer as recognised.
-        router: How its gates are computed.
         gates: [B, S, H], from the original operators.
         scores: [B, S, candidates], what the router ranks; None where it ranks nothing.
         computed_gates: What the gates are views of: the router's own result, [..., H].
@@ -125,8 +123,6 @@ class Rewrite:
         fixed_gates: [B, S, H], read instead of gates that no input changes; None for other gates,
             and where the attention stays.
         op: `MoHAttention` or `MoHAggregatedAttention`; None where the attention stays.
-        attention: The inserted node of that op.
-        axes: What its dimensions mean.
         replacement: Replaces `layer.node`; None where the attention stays.
         reason: Why the attention or the router stays; None if both are replaced.
         num_kv_heads, head_dim, kv_len: None where the attention stays.

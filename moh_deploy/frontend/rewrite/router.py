@@ -35,8 +35,7 @@ def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
     # Each [B, S, n]; a MoHRouter has heads last and two axes of tokens.
     finish = router.finish
     logits = [
-        None if logit is None else _per_token(builder, _heads_last(builder, logit), gates)
-        for logit in router.logits
+        None if logit is None else _per_token(builder, logit, gates) for logit in router.logits
     ]
     routed = builder.call(
         torch.ops.moh.router.default,
@@ -55,9 +54,6 @@ def insert_router(builder: GraphBuilder, router: Router, gates: Node) -> Node:
 
 def insert_fixed_gates(builder: GraphBuilder, gates: Node, program: ExportedProgram) -> Node | None:
     """Insert gates [B, S, H] that no input changes, as a constant that is repeated.
-
-    Args:
-        gates: [B, S, H], what the model computes.
 
     Returns:
         None where they cannot be computed without an input.
@@ -95,7 +91,7 @@ def _weighed(builder: GraphBuilder, finish: Finish, routed: Node, gates: Node) -
     all together."""
     call = builder.call
     if finish.weights is not None:
-        weights = _per_token(builder, _heads_last(builder, finish.weights), gates)
+        weights = _per_token(builder, finish.weights, gates)
         routed = call(aten.mul.Tensor, builder.cast(routed, tensor(weights).dtype), weights)
     if finish.normalized:
         total = call(aten.sum.dim_IntList, routed, [-1], True)
@@ -103,40 +99,30 @@ def _weighed(builder: GraphBuilder, finish: Finish, routed: Node, gates: Node) -
         epsilon = finish.epsilon or torch.finfo(tensor(routed).dtype).tiny
         routed = call(aten.div.Tensor, routed, call(aten.add.Tensor, total, epsilon))
     if finish.scale is not None:
-        scale = _per_token(builder, _heads_last(builder, finish.scale), gates)
+        scale = _per_token(builder, finish.scale, gates)
         routed = call(aten.mul.Tensor, builder.cast(routed, tensor(scale).dtype), scale)
     return routed if finish.factor == 1.0 else call(aten.mul.Tensor, routed, finish.factor)
 
 
-def _heads_last(builder: GraphBuilder, logits: Logits) -> Node:
-    last = rank(logits.node) - 1
-    if logits.dim == last:
-        return logits.node
-    order = [axis for axis in range(last + 1) if axis != logits.dim]
-    return builder.call(aten.permute.default, logits.node, [*order, logits.dim])
-
-
-def _per_token(builder: GraphBuilder, logits: Node, gates: Node) -> Node:
+def _per_token(builder: GraphBuilder, logits: Logits, gates: Node) -> Node:
     """Logits as [B, S, R], the rows in the order of the gates' rows."""
+    node, last = logits.node, rank(logits.node) - 1
+    if logits.dim != last:
+        order = [axis for axis in range(last + 1) if axis != logits.dim]
+        node = builder.call(aten.permute.default, node, [*order, logits.dim])
     # Gates [tokens, H] or [B, 1, S, H] are routed as one sequence, and viewed back afterwards.
     rows = shape(gates)[:-1]
     if rank(gates) != 3:
         rows = (size_of(1), math.prod(rows, start=size_of(1)))
-    if rank(logits) == 3 and shape(logits)[:2] == rows:
-        return logits
-    wanted = (*rows, shape(logits)[-1])
-    return builder.call(aten.reshape.default, logits, builder.sizes(wanted))
+    if rank(node) == 3 and shape(node)[:2] == rows:
+        return node
+    return builder.call(aten.reshape.default, node, builder.sizes((*rows, shape(node)[-1])))
 
 
 def merge_logits(routed: Node, gates: Node, read: ReadProjection) -> None:
     """Let a MoHRouter read parts of one small projection instead of several smaller ones.
 
     Nothing happens where they are not projections of one tensor that nobody else reads.
-
-    Args:
-        routed: What `insert_router` returned.
-        gates: What it takes over from.
-        read: Reads a node as a product with weights.
     """
     # x @ [W_routed; W_shared; W_stage]: three products of few columns cost as many launches, and
     # read x three times. One of them, sliced, computes the same numbers.
@@ -144,10 +130,22 @@ def merge_logits(routed: Node, gates: Node, read: ReadProjection) -> None:
     while router.target is not torch.ops.moh.router.default:
         router = router.all_input_nodes[0]
     logits = [node for node in router.args if isinstance(node, Node)]
-    found = [_tokens_projection(node, gates, read) for node in logits]
-    known = [logits for logits in found if logits is not None]
-    sources = {(projection.x.node, projection.bias is None) for projection in known}
-    if len(known) < max(2, len(found)) or len(sources) != 1:
+    known: list[_Logits] = []
+    for node in logits:
+        layout = fresh_layout(shape(node))
+        root, root_layout = history(node, layout)[-1]
+        projection = read(root)
+        if projection is None or readers_up_to(root, gates) is None:
+            return
+        x, weight = projection.operands(root_layout)
+        found = _Logits(resolve(layout), x, weight, projection.bias_of(root_layout))
+        tokens, columns = flat(found.layout[:2]), found.layout[2]
+        if flat(x.layout) != (*tokens, *found.inner):
+            return
+        if set(flat(weight.layout)) != {*columns, *found.inner}:
+            return
+        known.append(found)
+    if len(known) < 2 or len({(found.x.node, found.bias is None) for found in known}) != 1:
         return
     layouts = LayoutBuilder(GraphBuilder(router.graph, router))
     try:
@@ -173,19 +171,6 @@ class _Logits:
     @property
     def inner(self) -> Dim:
         return tuple(axis for axis in flat(self.x.layout) if axis not in set(flat(self.layout)))
-
-
-def _tokens_projection(node: Node, gates: Node, read: ReadProjection) -> _Logits | None:
-    layout = fresh_layout(shape(node))
-    root, root_layout = history(node, layout)[-1]
-    projection = read(root)
-    if projection is None or readers_up_to(root, gates) is None:
-        return None
-    x, weight = projection.operands(root_layout)
-    found = _Logits(resolve(layout), x, weight, projection.bias_of(root_layout))
-    tokens, columns = flat(found.layout[:2]), found.layout[2]
-    whole = flat(x.layout) == (*tokens, *found.inner)
-    return found if whole and set(flat(weight.layout)) == {*columns, *found.inner} else None
 
 
 def _merged(layouts: LayoutBuilder, logits: Sequence[_Logits]) -> Node:

@@ -28,6 +28,7 @@ from moh_deploy.frontend.fx.graph import op, reads_shape_only, shape
 from moh_deploy.frontend.fx.slices import SPLITS, Piece, read_slice
 from moh_deploy.frontend.fx.views import forward, is_view
 from moh_deploy.frontend.recognize.projection import Projection, Stored, read_projection
+from moh_deploy.frontend.recognize.walk import walk
 from moh_deploy.frontend.rewrite.operands import Swap
 
 # Follow a packed projection to its readers, and tell which of its columns each takes.
@@ -53,8 +54,6 @@ class ProjectionPart:
     """A tensor that holds some columns of a projection.
 
     Attributes:
-        node: The tensor.
-        layout: What its dimensions mean.
         windows: What was cut on the way from the projection, in that order.
     """
 
@@ -63,26 +62,15 @@ class ProjectionPart:
     windows: tuple[ColumnWindow, ...]
 
 
-def parts_of(
-    node: Node, layout: Layout, columns: Dim, *, packed: Callable[[Node], bool]
+def _parts(
+    whole: ProjectionPart, columns: Dim, packed: Callable[[Node], bool]
 ) -> list[ProjectionPart] | None:
     """Return the parts that a tensor is cut into; None where somebody reads it uncut.
 
     Args:
-        layout: Of the tensor.
         columns: The axes that may be cut.
         packed: Tells whether a part is still of several uses, so that it is cut further.
     """
-    found = _parts(ProjectionPart(node, layout, ()), columns, packed)
-    if found is None:
-        return None
-    return [ProjectionPart(part.node, resolve(part.layout), part.windows) for part in found]
-
-
-def _parts(
-    whole: ProjectionPart, columns: Dim, packed: Callable[[Node], bool]
-) -> list[ProjectionPart] | None:
-    """Follow views to the cuts."""
     # qkv [B, S, 3 * H * D] -> view [B, S, 3, H, D] -> three pieces; or chunk first and view then.
     # One reader that takes all columns makes splitting the projection pointless.
     found: list[ProjectionPart] = []
@@ -100,7 +88,7 @@ def _parts(
             continue
         for piece in [piece for piece in user.users if piece.users] if splits else [user]:
             # A cut along tokens, or of a batch, is no part of the projection's columns.
-            cut = _parts_cut(whole, piece, columns)
+            cut = _cut(whole, piece, columns)
             if cut is None:
                 return None
             inside = (*columns, *cut.windows[-1].part)
@@ -109,7 +97,7 @@ def _parts(
     return found
 
 
-def _parts_cut(whole: ProjectionPart, node: Node, columns: Dim) -> ProjectionPart | None:
+def _cut(whole: ProjectionPart, node: Node, columns: Dim) -> ProjectionPart | None:
     """The tensor as a part of another one, along axes that may be cut."""
     found = read_slice(node)
     if found is None or found.source is not whole.node:
@@ -184,17 +172,12 @@ def cut_weight(
     """
     # The cuts that the model makes of the activation, made of the weight's columns instead.
     for window in windows:
-        weight = _cut(layouts, weight, window)
+        whole = leaves(window.whole)
+        layout = _apart(resolve(weight.layout), whole)
+        node, position = layouts.arrange(weight, layout), layout.index(whole)
+        node = layouts.builder.call(aten.slice.Tensor, node, position, window.start, window.stop)
+        weight = Operand(node, tuple(window.part if dim == whole else dim for dim in layout))
     return layouts.arrange(weight, wanted)
-
-
-def _cut(layouts: LayoutBuilder, weight: Operand, window: ColumnWindow) -> Operand:
-    whole = leaves(window.whole)
-    layout = _apart(resolve(weight.layout), whole)
-    node = layouts.arrange(weight, layout)
-    position = layout.index(whole)
-    node = layouts.builder.call(aten.slice.Tensor, node, position, window.start, window.stop)
-    return Operand(node, tuple(window.part if dim == whole else dim for dim in layout))
 
 
 def _apart(layout: Layout, axes: Dim) -> Layout:
@@ -215,12 +198,7 @@ def _apart(layout: Layout, axes: Dim) -> Layout:
 
 
 class Splitter:
-    """Inserts the parts of packed projections beside them, once for each.
-
-    Args:
-        graph: The graph.
-        stored: Tells whether a node's value is known before the model runs.
-    """
+    """Inserts the parts of packed projections beside them, once for each."""
 
     def __init__(self, graph: Graph, stored: Stored) -> None:
         self._graph = graph
@@ -252,7 +230,7 @@ class Splitter:
         columns = projection.columns(out)
         parts: list[ProjectionPart] | None = []
         if packed(projection.node):
-            parts = parts_of(projection.node, out, columns, packed=packed)
+            parts = _parts(ProjectionPart(projection.node, out, ()), columns, packed)
         # Of one operand, but not [..., columns]: made by einsum as [B, H, S, D], say.
         elif flat(out)[-len(columns) :] != columns:
             parts = [ProjectionPart(projection.node, out, ())]
@@ -264,12 +242,18 @@ class Splitter:
                 alone = project(
                     layouts, projection, out, column_order(part, columns), windows=part.windows
                 )
-                node = layouts.arrange(alone, part.layout)
+                node = layouts.arrange(alone, resolve(part.layout))
             except UnknownSizeError:
                 return
-            cut = _contiguous(part, columns)
-            if cut is not None:
-                self._alone[(projection.node, cut[0], cut[1])] = alone.node
+            # Of a part that holds its columns in order: the first one, and the one behind its last.
+            order = leaves(columns)
+            for window in part.windows if len(part.windows) == 1 else ():
+                rest = order[len(window.whole) :]
+                in_order = column_order(part, columns) == (*leaves(window.part), *rest)
+                if in_order and order == (*window.whole, *rest):
+                    width = int(product(rest))
+                    cut = (projection.node, window.start * width, window.stop * width)
+                    self._alone[cut] = alone.node
             yield Swap(part.node, node, "a part of a packed projection")
 
     def alone(self, piece: Piece) -> Piece:
@@ -282,33 +266,16 @@ class Splitter:
 
     def _cone(self, node: Node) -> list[Node]:
         """The nodes that a tensor is computed from, back to the nearest projections."""
+
         # Back through norms, rotations and views; a projection ends the way, and so does an input.
-        seen, queue = {node: None}, [node]
-        while queue:
-            current = queue.pop(0)
-            if current.op != "call_function" or self.read(current) is not None:
-                continue
-            fresh = [source for source in current.all_input_nodes if source not in seen]
-            seen.update(dict.fromkeys(fresh))
-            queue += fresh
-        return list(seen)
+        def onward(current: Node) -> list[Node]:
+            ends = current.op != "call_function" or self.read(current) is not None
+            return [] if ends else current.all_input_nodes
+
+        return list(walk(node, onward))
 
     def read(self, node: Node) -> Projection | None:
         """Read a node as a product with weights; None if it is none."""
         if node not in self._projections:
             self._projections[node] = read_projection(node, self._stored)
         return self._projections[node]
-
-
-def _contiguous(part: ProjectionPart, columns: Dim) -> tuple[int, int] | None:
-    """First column of a part and the one behind its last, if it holds them all in order."""
-    order = leaves(columns)
-    if len(part.windows) != 1:
-        return None
-    (window,) = part.windows
-    count = len(window.whole)
-    width = int(product(order[count:]))
-    in_order = column_order(part, columns) == (*leaves(window.part), *order[count:])
-    if order[:count] != window.whole or not in_order:
-        return None
-    return window.start * width, window.stop * width

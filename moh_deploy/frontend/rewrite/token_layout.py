@@ -15,15 +15,8 @@ from moh_deploy.frontend import torch_ops  # noqa: F401  registers moh::token_co
 from moh_deploy.frontend.fx.builder import GraphBuilder, LayoutBuilder, Operand
 from moh_deploy.frontend.fx.graph import argument, example_shape, module_path, op, shape
 from moh_deploy.frontend.fx.views import is_view
-from moh_deploy.frontend.recognize.image_chains import (
-    BlockMean,
-    Depthwise,
-    Elementwise,
-    ImageChain,
-    ImageOp,
-    Pointwise,
-    find_image_chains,
-)
+from moh_deploy.frontend.recognize import image_chains
+from moh_deploy.frontend.recognize.walk import walk
 from moh_deploy.frontend.rewrite.operands import Swap
 from moh_deploy.ops import op_names
 
@@ -35,20 +28,22 @@ _PARTS = frozenset(["chunk", "split", "split_with_sizes", "getitem", "slice", "n
 def insert_token_layout(program: ExportedProgram) -> list[Swap]:
     """Insert beside each chain of operators on an image the same on tokens."""
     graph = program.graph_module.graph
-    swaps = [_insert(graph, chain) for chain in find_image_chains(graph)]
+    swaps = [_insert(graph, chain) for chain in image_chains.find_image_chains(graph)]
     program.graph_module.recompile()
     return swaps
 
 
-def _insert(graph: Graph, chain: ImageChain) -> Swap:
+def _insert(graph: Graph, chain: image_chains.ImageChain) -> Swap:
     builder = GraphBuilder(graph, chain.end)
     layouts = LayoutBuilder(builder)
     entry, input_bias = chain.entry, None
-    if isinstance(chain.steps[0], Depthwise):
+    if isinstance(chain.steps[0], image_chains.Depthwise):
         entry, input_bias = _split_off_bias(builder, chain)
     tokens = layouts.arrange(entry, (*chain.image.tokens[:2], chain.features))
+    inserted: list[str] = []
     for step in chain.steps:
-        tokens = _on_tokens(builder, step, tokens, input_bias)
+        tokens, name = _on_tokens(builder, step, tokens, input_bias)
+        inserted.append(name)
         input_bias = None
     result = layouts.arrange(Operand(tokens, chain.steps[-1].image.tokens), chain.layout)
     for node in chain.inner:
@@ -61,69 +56,60 @@ def _insert(graph: Graph, chain: ImageChain) -> Swap:
         f"the token layout of {path}",
         path=path,
         replaced=tuple(op(node) for node in (*chain.inner, chain.end)),
-        inserted=tuple(_operator(step) for step in chain.steps),
+        inserted=tuple(inserted),
     )
 
 
-def _operator(step: ImageOp) -> str:
-    """Name the operator that a step on images becomes on tokens."""
-    if isinstance(step, Depthwise):
-        return op_names.TOKEN_CONV
-    if isinstance(step, Pointwise):
-        return "linear"
-    return "mean" if isinstance(step, BlockMean) else op(step.node)
-
-
-def _split_off_bias(builder: GraphBuilder, chain: ImageChain) -> tuple[Operand, Node | None]:
+def _split_off_bias(
+    builder: GraphBuilder, chain: image_chains.ImageChain
+) -> tuple[Operand, Node | None]:
     """The tokens before the bias of the product that makes them, and the bias: adding it would be
     one more pass over all of them. Where the chain alone reads them; else the tokens."""
     entry = chain.entry
+    bias = argument(entry.node, "bias") if op(entry.node) == "linear" else None
+    if not isinstance(bias, Node) or entry.layout[-1:] != (chain.features,):
+        return entry, None
+    # The entry and its views and parts, down to the chain: nothing else may read them.
+    own = {*chain.inner, chain.end}
+    between = list(
+        walk(
+            entry.node,
+            lambda node: [
+                user for user in node.users if user not in own and op(user) != "sym_size"
+            ],
+        )
+    )
+    if not all(is_view(node) or op(node) in _PARTS for node in between[1:]):
+        return entry, None
     # The op adds the bias as it reads a token: W x + b never stands in memory.
-    between = _nodes_between(chain)
-    if op(entry.node) != "linear" or between is None or entry.layout[-1:] != (chain.features,):
-        return entry, None
-    bias = argument(entry.node, "bias")
-    if not isinstance(bias, Node):
-        return entry, None
     for node in between:
         _read_sizes_elsewhere(chain.end.graph, node)
     product = builder.call(aten.linear.default, *entry.node.args[:2])
     return Operand(product, entry.layout), bias
 
 
-def _nodes_between(chain: ImageChain) -> list[Node] | None:
-    """The entry and its views and parts, down to the chain; None if anything else reads them."""
-    found, queue = [chain.entry.node], [chain.entry.node]
-    while queue:
-        for reader in queue.pop().users:
-            if reader in chain.inner or reader is chain.end or op(reader) == "sym_size":
-                continue
-            if not is_view(reader) and op(reader) not in _PARTS:
-                return None
-            found.append(reader)
-            queue.append(reader)
-    return found
-
-
-def _on_tokens(builder: GraphBuilder, step: ImageOp, tokens: Node, input_bias: Node | None) -> Node:
-    """Insert one step on tokens [B, N, C]; the first one may have to add a bias to them."""
-    if isinstance(step, Depthwise):
+def _on_tokens(
+    builder: GraphBuilder, step: image_chains.ImageOp, tokens: Node, input_bias: Node | None
+) -> tuple[Node, str]:
+    """Insert one step on tokens [B, N, C], and name its operator; the first one may have to add a
+    bias to them."""
+    if isinstance(step, image_chains.Depthwise):
         sizes = (example_shape(step.weight)[0], step.image.height, step.image.width)
         activation = "gelu" if step.gelu else "none"
         arguments = (tokens, step.weight, step.bias, input_bias, *sizes, activation, step.gated)
-        return builder.call(torch.ops.moh.token_conv.default, *arguments)
-    if isinstance(step, Pointwise):
+        made = builder.call(torch.ops.moh.token_conv.default, *arguments)
+        return made, op_names.TOKEN_CONV
+    if isinstance(step, image_chains.Pointwise):
         weight = builder.call(aten.flatten.using_ints, step.weight, 1)  # [O, C]
-        return builder.call(aten.linear.default, tokens, weight, step.bias)
-    if isinstance(step, BlockMean):
-        return _block_mean(builder, step, tokens)
-    assert isinstance(step, Elementwise)
+        return builder.call(aten.linear.default, tokens, weight, step.bias), "linear"
+    if isinstance(step, image_chains.BlockMean):
+        return _block_mean(builder, step, tokens), "mean"
     node = step.node
     assert callable(node.target)
-    return builder.call(node.target, tokens, *node.args[1:], **node.kwargs)
+    return builder.call(node.target, tokens, *node.args[1:], **node.kwargs), op(node)
 
 
-def _block_mean(builder: GraphBuilder, step: BlockMean, tokens: Node) -> Node:
+def _block_mean(builder: GraphBuilder, step: image_chains.BlockMean, tokens: Node) -> Node:
     """One side of the blocks after the other, each as a mean over the middle of three dimensions:
     a runtime reduces one dimension faster than two, and has fast code for no more dimensions."""
     (height, width), block = (step.image.height, step.image.width), step.block

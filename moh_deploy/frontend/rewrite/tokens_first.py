@@ -82,15 +82,13 @@ class Reorderer:
         # Weights are transposed once, at export.
         if self._reader.is_known(source.node):
             return _NONE, False
-        behind = self._behind(trail, source, order)
+        # As the model computes it, and then rearranged; or computed in this order.
+        behind = self._before(source, flat(source.layout)) or _NONE
+        if not self._is_there(trail, source, order):
+            behind |= {_ordered(source, order)}
         before = self._before(source, order)
         applied = before is not None and len(before) < len(behind)
         return (before or _NONE) if applied else behind, applied
-
-    def _behind(self, trail: Sequence[Piece], source: Operand, order: Dim) -> Moves:
-        """The Transposes of a tensor that is computed as the model does, and then rearranged."""
-        own = self._before(source, flat(source.layout)) or _NONE
-        return own if self._is_there(trail, source, order) else own | {_ordered(source, order)}
 
     def _is_there(self, trail: Sequence[Piece], source: Operand, order: Dim) -> bool:
         """True where the model has the tensor in this order, and will have it without the layer."""
@@ -128,7 +126,10 @@ class Reorderer:
             self._built[key] = (
                 self._call(source, layout) if applied else self._operands.taken(trail, layout)
             )
-        return _held(self._built[key], layout)
+        # With the axes that it varies along: a source may have been expanded later.
+        extents = zip(shape(self._built[key]), layout, strict=True)
+        held = tuple(dim if size == product(dim) else () for size, dim in extents)
+        return Operand(self._built[key], held)
 
     def _call(self, source: Operand, layout: Layout) -> Node:
         reading = self._reading(source)
@@ -155,12 +156,9 @@ class Reorderer:
         layout, wanted = resolve(operand.layout), resolve(wanted)
         present = set(flat(layout))
         held = tuple(dim if present & set(dim) else () for dim in wanted)
-        scalar = not layout and not expand
-        return (
-            operand.node
-            if scalar or layout == (wanted if expand else held)
-            else (self._operands.arrange(Operand(operand.node, layout), wanted, expand=expand))
-        )
+        if (not layout and not expand) or layout == (wanted if expand else held):
+            return operand.node
+        return self._operands.arrange(Operand(operand.node, layout), wanted, expand=expand)
 
     def _reading(self, source: Operand) -> Reading | None:
         """Read an operator that commutes, if nobody else needs its result."""
@@ -168,12 +166,6 @@ class Reorderer:
         if reading is None or not self._reader.is_private(called(source.node)):
             return None
         return reading
-
-
-def _held(node: Node, layout: Layout) -> Operand:
-    """The node with the axes that it varies along: a source may have been expanded later."""
-    extents = zip(shape(node), layout, strict=True)
-    return Operand(node, tuple(dim if size == product(dim) else () for size, dim in extents))
 
 
 def _source(trail: Sequence[Piece]) -> Operand:

@@ -37,13 +37,6 @@ def _type(attribute: AttributeSpec) -> type:
     return bool if attribute.is_flag else _TYPES[attribute.type]
 
 
-def _schema(spec: OpSpec) -> str:
-    """`(Tensor X, Tensor? bias, int height, bool gated) -> Tensor`."""
-    inputs = [f"Tensor{'?' if given.optional else ''} {given.name}" for given in spec.inputs]
-    attributes = [f"{_TORCH_TYPES[_type(given)]} {given.name}" for given in spec.attributes]
-    return f"({', '.join(inputs + attributes)}) -> Tensor"
-
-
 def _attributes(spec: OpSpec, arguments: Sequence[object]) -> Attributes:
     """All attributes by name, from the arguments behind the inputs; flags are integers in ONNX."""
     given = zip(spec.attributes, arguments[len(spec.inputs) :], strict=True)
@@ -76,17 +69,19 @@ def _fake(spec: OpSpec, *arguments: object) -> Tensor:
         for size in tensor.shape
         if not isinstance(size, int)
     }
-    types = [None if tensor is None else _tensor_type(tensor) for tensor in tensors]
+    types: list[TensorType | None] = []
+    for tensor in tensors:
+        if tensor is None:
+            types.append(None)
+            continue
+        # Any floating-point dtype will do: the proof of a router computes in float64.
+        is_float = tensor.is_floating_point()
+        dtype = "float32" if is_float else str(tensor.dtype).removeprefix("torch.")
+        sizes = (size if isinstance(size, int) else str(size) for size in tensor.shape)
+        types.append(TensorType(dtype, tuple(sizes)))
     (output,) = spec.shape_rule(types, _attributes(spec, arguments))
     shape = [symbols[dim] if isinstance(dim, str) else dim for dim in output.shape]
     return _like_output(spec, tensors).new_empty(cast(list[int], shape))
-
-
-def _tensor_type(tensor: Tensor) -> TensorType:
-    """Any floating-point dtype will do: the proof of a router computes in float64."""
-    sizes = (size if isinstance(size, int) else str(size) for size in tensor.shape)
-    name = "float32" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
-    return TensorType(name, tuple(sizes))
 
 
 def _translation(spec: OpSpec) -> Callable[..., Value]:
@@ -111,8 +106,12 @@ def _translation(spec: OpSpec) -> Callable[..., Value]:
 def _register(spec: OpSpec) -> OpOverload:
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", spec.name.removeprefix("MoH")).lower()
     body = BODIES.get(spec.name, partial(run_reference, spec))
+    # (Tensor X, Tensor? bias, int height, bool gated) -> Tensor
+    arguments = [f"Tensor{'?' if given.optional else ''} {given.name}" for given in spec.inputs]
+    arguments += [f"{_TORCH_TYPES[_type(given)]} {given.name}" for given in spec.attributes]
+    schema = f"({', '.join(arguments)}) -> Tensor"
     operator = torch.library.custom_op(
-        f"{KERNEL_DOMAIN}::{name}", body, mutates_args=(), schema=_schema(spec)
+        f"{KERNEL_DOMAIN}::{name}", body, mutates_args=(), schema=schema
     )
     operator.register_fake(partial(_fake, spec))
     return cast(OpOverload, getattr(torch.ops.moh, name).default)

@@ -13,14 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from moh_deploy.ops import (
-    MOH_AGGREGATED_ATTENTION,
-    MOH_ATTENTION,
-    MOH_OUTPUT_PROJECTION,
-    MOH_QUERY_PROJECTION,
-    MOH_ROUTER,
-    MOH_TOKEN_CONV,
-)
+from moh_deploy import ops
 
 
 def aggregated_attention(
@@ -33,6 +26,7 @@ def aggregated_attention(
     *rest: Any,
 ) -> Tensor:
     """Each pixel attends to its window and to the pooled image, in one softmax: [B, N, H*D]."""
+    # Where, not a product alone: a closed gate silences NaN, too.
     heads = aggregated_heads(query, key, value, pooled_key, pooled_value, *rest)
     gate = gates.to(heads.dtype).transpose(1, 2).unsqueeze(-1)  # [B, H, N, 1]
     gated = torch.where(gate == 0, 0.0, heads * gate)
@@ -95,6 +89,7 @@ def _windows(x: Tensor, height: int, width: int, kernel_height: int, kernel_widt
     batch, heads, tokens, channels = x.shape
     image = x.transpose(2, 3).reshape(batch, heads * channels, height, width)
     kernel = (kernel_height, kernel_width)
+    # [B, H*D*L, N], the places of a window row by row.
     cut = functional.unfold(image, kernel, padding=(kernel_height // 2, kernel_width // 2))
     places = kernel_height * kernel_width
     return cut.reshape(batch, heads, channels, places, tokens).permute(0, 1, 4, 3, 2)
@@ -177,6 +172,7 @@ def _masked_softmax(scores: Tensor, attn_mask: Tensor | None, in_reach: Tensor |
         scores = scores.masked_fill(~in_reach, float("-inf"))
     if attn_mask is None and in_reach is None:
         return scores.softmax(dim=-1)
+    # softmax over nothing but -inf is NaN: such a query attends to nothing.
     hidden = (scores == float("-inf")).all(dim=-1, keepdim=True)
     return scores.softmax(dim=-1).masked_fill(hidden, 0.0)
 
@@ -262,11 +258,11 @@ def token_conv(
 
 
 BODIES: Mapping[str, Callable[..., Tensor]] = {
-    MOH_AGGREGATED_ATTENTION.name: aggregated_attention,
-    MOH_ATTENTION.name: attention,
-    MOH_OUTPUT_PROJECTION.name: projection,
-    MOH_QUERY_PROJECTION.name: projection,
-    MOH_ROUTER.name: router,
-    MOH_TOKEN_CONV.name: token_conv,
+    ops.MOH_AGGREGATED_ATTENTION.name: aggregated_attention,
+    ops.MOH_ATTENTION.name: attention,
+    ops.MOH_OUTPUT_PROJECTION.name: projection,
+    ops.MOH_QUERY_PROJECTION.name: projection,
+    ops.MOH_ROUTER.name: router,
+    ops.MOH_TOKEN_CONV.name: token_conv,
 }
 """By op, called with all inputs and all attributes in the order of its spec."""

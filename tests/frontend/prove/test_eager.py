@@ -53,7 +53,7 @@ class Branches(nn.Module):
 
 def expected(net: Net) -> list[Array]:
     with torch.no_grad():
-        return [one.numpy() for one in net(torch.from_numpy(X)).values()]
+        return [value.numpy() for value in net(torch.from_numpy(X)).values()]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_plain_export_computes_the_same_at_other_sizes(package: OnnxPackage, tmp
     assert {node.domain for node in onnx.load(path).graph.node} == {""}
     session = open_runner(path, Variant(kernels="off"))
     x = np.concatenate([X, X], axis=1)
-    assert [one.name for one in session.inputs] == ["x"]  # as the package calls it
+    assert [value.name for value in session.inputs] == ["x"]  # as the package calls it
     got = session.run({"x": x})
     wanted = net(torch.from_numpy(x))["y"].detach().numpy()
     np.testing.assert_allclose(got[session.outputs[0]], wanted, rtol=1e-5, atol=1e-6)
@@ -130,7 +130,7 @@ def test_program_is_exported_as_it_was_traced(package: OnnxPackage, tmp_path: Pa
     program, path = plain_trace(nn.Linear(8, 2), torch.from_numpy(X)), tmp_path / "plain.onnx"
     moh_deploy.load_original(program).write_onnx(path, package)
     runner = open_runner(path, Variant(kernels="off"))
-    assert [one.name for one in runner.inputs] == ["x"]
+    assert [value.name for value in runner.inputs] == ["x"]
 
 
 def test_model_that_cannot_be_exported_is_an_error(package: OnnxPackage, tmp_path: Path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,14 +9,16 @@ from torch import Tensor, nn
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.prove.original import (
+    DoesNotRun,
     OriginalRun,
     check_trace,
     one_thread_if_small,
     run_example,
     run_original,
+    try_to_record,
 )
 from moh_deploy.frontend.prove.record import Recording
-from tests.frontend.traced import loaded, plain_trace
+from tests.frontend.traced import loaded, plain_trace, traced
 
 X = torch.ones(2, 3)
 INPUT = ModelInput("x", X, {0: "batch"})
@@ -105,3 +109,20 @@ def test_trace_within_rounding_is_accepted():
 def test_trace_that_is_another_model_is_refused(expected, got, message: str):
     with pytest.raises(ExportError, match=message):
         check(expected, got)
+
+
+class Shared(nn.Module):
+    """Shares 1 among the other tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.shape[0]
+        return x * (1.0 / (tokens - 1) if tokens > 1 else 1.0)
+
+
+def test_program_that_cannot_compute_with_a_size_does_not_run_there():
+    item = ModelInput("x", torch.ones(4, 2), {0: "tokens"})
+    program = traced(Shared(), [item])
+    alone = replace(item, value=torch.ones(1, 2))
+    found = try_to_record(program, (), (), OriginalRun((alone,), [alone.value]), ["y"])
+    assert isinstance(found, DoesNotRun)
+    assert "division by zero" in found.why

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from moh_deploy.errors import ExportError
 from moh_deploy.frontend.inputs.sizes import SizeTrials
+from moh_deploy.frontend.limits import Ranges
 from moh_deploy.frontend.load.model import LoadedModel, ModelInput
 from moh_deploy.frontend.prove.original import DoesNotRun, OriginalRun, run_original
 from moh_deploy.frontend.prove.record import Recording
-from moh_deploy.frontend.prove.size_runs import SizeRuns, record_sizes
+from moh_deploy.frontend.prove.size_runs import SizeRuns, record_sizes, try_limits
 
 X = ModelInput("x", torch.zeros(2, 4, 3), {0: "batch", 1: "rows", 2: "columns"})
 
@@ -136,3 +137,68 @@ def test_padding_is_recorded_on_each_side_whether_or_not_a_mask_is_known(says_va
     masks = [run.inputs[1].value.tolist() for run in found.runs]
     assert masks == [[[1.0] * 4], [[0, 0, 1, 1]]]  # on the right, it is no number
     assert all(run.inputs[1].says_valid == says_valid for run in found.runs)
+
+
+# Limits of a trace that are tried by sizes beyond them.
+
+
+def tried(
+    limits: tuple[int, int | None],
+    agrees: Callable[[int], bool],
+    retraced: Ranges | None = None,
+) -> tuple[tuple[object, object], list[int]]:
+    """What is left of the limits of `n`, and the sizes that were tried."""
+    sizes: list[int] = []
+
+    def in_the_way(name: str, size: int) -> str | None:
+        sizes.append(size)
+        return None if agrees(size) else f"{name}={size} differs"
+
+    return try_limits({"n": limits}, in_the_way, lambda name, size: retraced), sizes
+
+
+def test_limit_that_is_none_of_the_models_is_lifted():
+    found, sizes = tried((9, None), lambda size: True)
+    assert found == ({}, {})
+    assert sizes == [8, 6, 2, 1]
+
+
+@pytest.mark.parametrize("least", range(1, 21))
+def test_smallest_size_that_agrees_is_found(least: int):
+    found, sizes = tried((20, None), lambda size: size >= least)
+    assert found[0].get("n", (1, None)) == (least, None)
+    assert len(sizes) <= 12
+    assert found[1] == ({} if least == 1 else {"n": f"n={least - 1} differs"})
+
+
+def test_largest_size_of_the_model_stays():
+    found, sizes = tried((1, 64), lambda size: size <= 64)
+    assert found == ({"n": (1, 64)}, {"n": "n=65 differs"})
+    assert sizes == [65]
+    found, sizes = tried((1, 64), lambda size: size < 200)
+    assert found == ({"n": (1, 199)}, {"n": "n=200 differs"})
+    assert len(sizes) < 30
+
+
+def test_both_limits_are_tried():
+    found, _ = tried((5, 64), lambda size: 3 <= size <= 64)
+    assert found == ({"n": (3, 64)}, {"n": "n=2 differs; n=65 differs"})
+
+
+@pytest.mark.parametrize(
+    ("retraced", "expected"),
+    [
+        ({"n": (65, None)}, None),
+        ({}, None),
+        ({"n": (65, 1000)}, 1000),
+        ({"n": (66, None)}, None),
+        ({"n": (100, None)}, 256),
+        (None, 256),
+    ],
+)
+def test_larger_sizes_are_as_many_as_another_trace_takes(
+    retraced: Ranges | None, expected: int | None
+):
+    found, _ = tried((1, 64), lambda size: True, retraced)
+    assert found[0].get("n", (1, None)) == (1, expected)
+    assert bool(found[1]) == (expected == 256)

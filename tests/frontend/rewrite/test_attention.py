@@ -155,101 +155,110 @@ def mask_of(model: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
     return tensor(node)
 
 
-def test_bool_mask_stays_bool():
-    def model(x, m, g, keep):
-        return gated(sdpa(heads(x), heads(m), heads(m), attn_mask=keep), g)
-
-    assert mask_of(model, X, MEMORY, GATES, KEEP).dtype == torch.bool
+def scores(x: Tensor, m: Tensor) -> Tensor:
+    return heads(x) @ heads(m).mT
 
 
-def test_filled_mask_becomes_bool():
-    def model(x, m, g, keep):
-        scores = (heads(x) @ heads(m).mT).masked_fill(~keep, -torch.inf)
-        return gated(scores.softmax(-1) @ heads(m), g)
-
-    assert mask_of(model, X, MEMORY, GATES, KEEP).dtype == torch.bool
+def attended(weighed: Tensor, m: Tensor, g: Tensor) -> Tensor:
+    return gated(weighed.softmax(-1) @ heads(m), g)
 
 
-def test_finite_fill_is_added_so_that_rows_without_keys_stay_finite():
-    def model(x, m, g, keep):
-        scores = (heads(x) @ heads(m).mT).masked_fill(~keep, -1e9)
-        return gated(scores.softmax(-1) @ heads(m), g)
+def times_mask(x, m, g, keep):
+    hidden = scores(x, m) * keep.float() - 1e4 * (1 - keep.float())
+    return attended(hidden, m, g)
 
-    blind = KEEP.clone()
-    blind[0, 0, 1] = False
-    assert mask_of(model, X, MEMORY, GATES, blind).dtype == torch.float32
+
+def two_bool_masks(x, m, g, keep):
+    hidden = scores(x, m).masked_fill(~keep, -torch.inf)
+    triangle = torch.ones(S, T, dtype=torch.bool).tril(2)
+    return attended(torch.where(triangle, hidden, -torch.inf), m, g)
+
+
+NOT_ROW_1, NOT_ROW_2, NONE = KEEP.clone(), KEEP.clone(), torch.zeros_like(KEEP)
+NOT_ROW_1[0, 0, 1] = False
+NOT_ROW_2[0, :, 2] = False  # whose weights are equal, in both
+OTHER = ~KEEP[0, 0] & (torch.arange(T) > 2)
+FIRST_KEY = KEEP | (torch.arange(T) == 0)  # else, minus infinity alone
+BLIND, CAUSAL = torch.zeros(S, T, dtype=torch.bool), torch.ones(S, T, dtype=torch.bool).tril()
+
+
+def padding(value: float) -> Tensor:
+    """Added to the first three keys of the first sequence."""
+    added = torch.zeros(B, 1, 1, T)
+    added[0, ..., :3] = value
+    return added
+
+
+def two_fills(first: float, last: float) -> Callable[..., Tensor]:
+    def model(x, m, g, keep, other):
+        hidden = torch.where(other, scores(x, m), first)
+        return attended(hidden.masked_fill(~keep, last), m, g)
+
+    return model
+
+
+def fill_then_add(fill: float) -> Callable[..., Tensor]:
+    return lambda x, m, g, keep, added: attended(
+        torch.where(keep, scores(x, m), fill) + added, m, g
+    )
+
+
+MASKS: dict[str, tuple[torch.dtype, Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "bool_mask": (
+        torch.bool,
+        lambda x, m, g, keep: gated(sdpa(heads(x), heads(m), heads(m), attn_mask=keep), g),
+        (KEEP,),
+    ),
+    "fill": (
+        torch.bool,
+        lambda x, m, g, keep: attended(scores(x, m).masked_fill(~keep, -torch.inf), m, g),
+        (KEEP,),
+    ),
+    "two_bool_masks": (torch.bool, two_bool_masks, (KEEP,)),
+    # Added, so that rows without keys stay finite.
+    "finite_fill": (
+        torch.float32,
+        lambda x, m, g, keep: attended(scores(x, m).masked_fill(~keep, -1e9), m, g),
+        (NOT_ROW_1,),
+    ),
+    "product_with_a_mask": (torch.float32, times_mask, (NOT_ROW_2,)),
+    "bias_and_fill": (
+        torch.float32,
+        lambda x, m, g, keep, bias: attended(
+            (scores(x, m) + bias).masked_fill(~keep, -torch.inf), m, g
+        ),
+        (KEEP, BIAS),
+    ),
+    # A query without any key weighs all alike, those that both masks hide as well.
+    "two_finite_fills": (torch.float32, two_fills(-1e9, -1e9), (KEEP, OTHER)),
+    "higher_fill_first": (torch.float32, two_fills(-1e4, -1e9), (FIRST_KEY, BLIND)),
+    "lower_fill_first": (torch.float32, two_fills(-1e9, -1e4), (FIRST_KEY, BLIND)),
+    "fill_then_infinity": (torch.float32, two_fills(-1e9, -torch.inf), (FIRST_KEY, BLIND)),
+    "fill_overwrites_what_was_added": (
+        torch.float32,
+        lambda x, m, g, keep, added: attended(
+            (scores(x, m) + added).masked_fill(~keep, -1e9), m, g
+        ),
+        (NONE, padding(LOWEST)),
+    ),
+    # What is added to a fill hides what the fill leaves: the first queries see no other key.
+    "fill_then_higher": (torch.float32, fill_then_add(-1e9), (CAUSAL, padding(-1e4))),
+    "lowest_twice": (torch.float32, fill_then_add(LOWEST), (CAUSAL, padding(LOWEST))),
+    "lowest_then_higher": (torch.float32, fill_then_add(LOWEST), (CAUSAL, padding(-1e4))),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_become_one_that_hides_as_the_model_does(name: str):
+    dtype, model, masks = MASKS[name]
+    assert mask_of(model, X, MEMORY, GATES, *masks).dtype == dtype
 
 
 def test_bias_after_a_scale_is_scaled_with_it():
     def model(x, m, g, bias):
-        return gated(((heads(x) @ heads(m).mT + bias) * 0.5).softmax(-1) @ heads(m), g)
+        return attended((scores(x, m) + bias) * 0.5, m, g)
 
     assert mask_of(model, X, MEMORY, GATES, BIAS).shape == (1, H, 1, T)
-
-
-def test_product_with_a_mask_is_a_fill():
-    def model(x, m, g, keep):
-        scores = (heads(x) @ heads(m).mT) * keep.float() - 1e4 * (1 - keep.float())
-        return gated(scores.softmax(-1) @ heads(m), g)
-
-    blind = KEEP.clone()
-    blind[0, :, 2] = False  # whose weights are equal, in both
-    assert mask_of(model, X, MEMORY, GATES, blind).dtype == torch.float32
-
-
-def test_mask_and_bias_become_one():
-    def model(x, m, g, keep, bias):
-        scores = (heads(x) @ heads(m).mT + bias).masked_fill(~keep, -torch.inf)
-        return gated(scores.softmax(-1) @ heads(m), g)
-
-    assert mask_of(model, X, MEMORY, GATES, KEEP, BIAS).dtype == torch.float32
-
-
-def test_two_finite_fills_are_one():
-    """A query without any key weighs all alike, those that both masks hide as well."""
-
-    def model(x, m, g, keep, other):
-        scores = (heads(x) @ heads(m).mT).masked_fill(~keep, -1e9)
-        return gated(torch.where(other, scores, -1e9).softmax(-1) @ heads(m), g)
-
-    other = ~KEEP[0, 0] & (torch.arange(T) > 2)
-    assert not (KEEP[0] & other).any()
-    assert not (KEEP[0] | other).all()
-    assert mask_of(model, X, MEMORY, GATES, KEEP, other).dtype == torch.float32
-
-
-@pytest.mark.parametrize(("first", "last"), [(-1e4, -1e9), (-1e9, -1e4), (-1e9, -torch.inf)])
-def test_two_fills_keep_their_order(first, last):
-    def model(x, m, g, keep, other):
-        scores = torch.where(other, heads(x) @ heads(m).mT, first)
-        return gated(scores.masked_fill(~keep, last).softmax(-1) @ heads(m), g)
-
-    keep = KEEP | (torch.arange(T) == 0)  # else, minus infinity alone
-    blind = torch.zeros(S, T, dtype=torch.bool)
-    assert mask_of(model, X, MEMORY, GATES, keep, blind).dtype == torch.float32
-
-
-def test_fill_overwrites_what_was_added_before():
-    def model(x, m, g, keep, padding):
-        scores = (heads(x) @ heads(m).mT + padding).masked_fill(~keep, -1e9)
-        return gated(scores.softmax(-1) @ heads(m), g)
-
-    padding = torch.zeros(B, 1, 1, T)
-    padding[0, ..., :3] = LOWEST
-    blind = torch.zeros_like(KEEP)
-    assert mask_of(model, X, MEMORY, GATES, blind, padding).dtype == torch.float32
-
-
-@pytest.mark.parametrize(("fill", "added"), [(-1e9, -1e4), (LOWEST, LOWEST), (LOWEST, -1e4)])
-def test_mask_that_is_added_to_a_fill_hides_what_the_fill_leaves(fill, added):
-    def model(x, m, g, keep, padding):
-        scores = torch.where(keep, heads(x) @ heads(m).mT, fill) + padding
-        return gated(scores.softmax(-1) @ heads(m), g)
-
-    padding = torch.zeros(B, 1, 1, T)
-    padding[0, ..., :3] = added  # the first queries see no other key
-    causal = torch.ones(S, T, dtype=torch.bool).tril()
-    assert mask_of(model, X, MEMORY, GATES, causal, padding).dtype == torch.float32
 
 
 @pytest.mark.parametrize("fill", [-1e4, -torch.inf])
@@ -262,15 +271,6 @@ def test_finite_fill_beside_an_added_mask_is_named(fill):
     said = found.layer.core.scores.mixed_masks
     assert ("some by -10000 and others by what mul (" in said) == (fill == -1e4)
     assert bool(said) == (fill == -1e4)
-
-
-def test_two_bool_masks_stay_bool():
-    def model(x, m, g, keep):
-        scores = (heads(x) @ heads(m).mT).masked_fill(~keep, -torch.inf)
-        scores = torch.where(torch.ones(S, T, dtype=torch.bool).tril(2), scores, -torch.inf)
-        return gated(scores.softmax(-1) @ heads(m), g)
-
-    assert mask_of(model, X, MEMORY, GATES, KEEP).dtype == torch.bool
 
 
 def test_causal_square_is_an_attribute():

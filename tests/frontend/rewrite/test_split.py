@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -260,12 +261,13 @@ def test_halves_of_one_projection_stay_together():
 def test_wrong_part_keeps_the_layer(monkeypatch: pytest.MonkeyPatch):
     from moh_deploy.frontend.rewrite import split
 
-    def next_entry(layouts, weight, window):
-        wrong = (window.start + 1) % 3
-        return right(layouts, weight, type(window)(window.whole, wrong, wrong + 1, window.part))
+    def next_entry(layouts, weight, windows, wanted):
+        starts = [(window.start + 1) % 3 for window in windows]
+        moved = [replace(w, start=s, stop=s + 1) for w, s in zip(windows, starts, strict=True)]
+        return right(layouts, weight, moved, wanted)
 
-    right = split._cut
-    monkeypatch.setattr(split, "_cut", next_entry)
+    right = split.cut_weight
+    monkeypatch.setattr(split, "cut_weight", next_entry)
     program = normalize(plain_trace(Packed(vit), X))
     (found,) = insert(program, recognize(program))
     (layer,) = record(program, [found], [X]).layers

@@ -145,7 +145,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.heads(x)
-        key, value = (one.repeat_interleave(self.groups, 1) for one in (key, value))
+        key, value = (part.repeat_interleave(self.groups, 1) for part in (key, value))
         y = self.attend(query, key, value).transpose(1, 2)  # [B, S, H, D]
         return self.proj((y * self.gate(x).relu()[..., None]).reshape(B, S, C))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from sympy import divisors  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
 from moh_deploy.frontend.fx.axes import Dim
@@ -38,6 +39,7 @@ class Window:
 
 
 def _near(size: int, kernel: int) -> Tensor:
+    # [size, kernel]: row y of a column of pixels sees the rows y - kernel // 2 and so on.
     place = torch.arange(size)[:, None] + torch.arange(kernel) - kernel // 2
     return place.masked_fill((place < 0) | (place >= size), -1)
 
@@ -59,8 +61,8 @@ def windows_like(neighbours: Tensor) -> list[tuple[Window, Tensor]]:
     inside = int((neighbours >= 0).sum())
     repeats = inside == neighbours.numel()
     found = []
-    for height in _divisors(pixels):
-        for kernel_height in _divisors(taps):
+    for height in divisors(pixels):
+        for kernel_height in divisors(taps):
             window = Window(height, pixels // height, kernel_height, taps // kernel_height)
             odd = kernel_height % 2 and window.kernel_width % 2
             if odd and (repeats or window.count_inside() == inside):
@@ -75,21 +77,14 @@ def _order_of(given: Tensor, expected: Tensor, *, repeats: bool) -> Tensor | Non
     inside = (expected >= 0).sum(0)
     free = sorted(range(expected.shape[1]), key=lambda number: -int(inside[number]))
     order: list[int] = []
-    for tap in given.unbind(1):
-        match = next((n for n in free if _agree(tap, expected[:, n], repeats=repeats)), None)
+    for tap in given.unbind(1):  # [N]
+        agreeing = (tap[:, None] == expected) | (repeats & (expected < 0))
+        match = next((number for number in free if bool(agreeing[:, number].all())), None)
         if match is None:
             return None
         free.remove(match)
         order.append(match)
     return torch.tensor(order)
-
-
-def _agree(tap: Tensor, expected: Tensor, *, repeats: bool) -> bool:
-    return bool(((tap == expected) | (repeats & (expected < 0))).all())
-
-
-def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,6 @@ class WindowSource:
 
     Attributes:
         rows: The axes of its tokens, or of its pooled tokens.
-        head_dim: The axes of one head.
     """
 
     piece: Piece

@@ -69,13 +69,14 @@ def peel(operand: Operand, rows: Rows, known: KnownValues, *, is_query: bool) ->
             node, layout = step[0], resolve(step[1])
             continue
         change = _change(node, layout, rows, known)
-        if change is None or not (is_query or change.suits_keys):
+        if change is None:
+            break
+        source, factor, addend = change
+        # Keys have one scale for all rows, and no shift.
+        if not is_query and (factor.shape[1] != 1 or bool(addend.any())):
             break
         # scale * (factor * x + addend) + shift
-        shift = shift + scale * change.addend
-        scale = scale * change.factor
-        node = change.node
-        layout = resolve(layout)
+        shift, scale, node = shift + scale * addend, scale * factor, source
     # The shift is inside the scale in the op's formula: it cannot be where the scale is 0.
     if bool((scale == 0).any()):
         return Peeled(
@@ -85,50 +86,31 @@ def peel(operand: Operand, rows: Rows, known: KnownValues, *, is_query: bool) ->
     return Peeled(rest, scale, shift / scale, None, rest)
 
 
-@dataclass(frozen=True)
-class _Change:
-    """`factor * node + addend`."""
-
-    node: Node
-    factor: Tensor
-    addend: Tensor
-
-    @property
-    def suits_keys(self) -> bool:
-        return self.factor.shape[1] == 1 and not bool(self.addend.any())
-
-
-def _change(node: Node, layout: Layout, rows: Rows, known: KnownValues) -> _Change | None:
+def _change(
+    node: Node, layout: Layout, rows: Rows, known: KnownValues
+) -> tuple[Node, Tensor, Tensor] | None:
+    """Read `factor * source + addend`: the source, the factor and the addend."""
     name = op(node)
-    if name in ("mul", "multiply", "div", "divide", "true_divide"):
-        return _scaled(node, layout, rows, known)
-    if name in ("add", "sub", "subtract"):
-        return _shifted(node, layout, rows, known)
-    return None
-
-
-def _scaled(node: Node, layout: Layout, rows: Rows, known: KnownValues) -> _Change | None:
+    scales = name in ("mul", "multiply", "div", "divide", "true_divide")
+    if not scales and name not in ("add", "sub", "subtract"):
+        return None
     found = operand_and_known(node, layout, rows.groups, known)
     if found is None:
         return None
     source, value, position = found
-    divides = op(node) not in ("mul", "multiply")
-    # The op has one scale a row; a scale for each entry of the head dimension is none.
-    if value.shape[2] != 1 or (divides and position == 1):
-        return None
-    return _Change(source, 1 / value if divides else value, torch.zeros_like(value))
-
-
-def _shifted(node: Node, layout: Layout, rows: Rows, known: KnownValues) -> _Change | None:
-    found = operand_and_known(node, layout, rows.groups, known)
+    if scales:
+        divides = name not in ("mul", "multiply")
+        # The op has one scale a row; a scale for each entry of the head dimension is none.
+        if value.shape[2] != 1 or (divides and position == 1):
+            return None
+        return source, 1 / value if divides else value, torch.zeros_like(value)
     alpha = argument(node, "alpha", 1)
-    if found is None or not isinstance(alpha, (int, float)):
+    if not isinstance(alpha, (int, float)):
         return None
-    source, value, position = found
-    weight = -alpha if op(node) in ("sub", "subtract") else alpha
+    weight = -alpha if name.startswith("sub") else alpha
     if position == 1 and weight != 1:
         return None
-    return _Change(source, torch.ones(1, 1, 1, dtype=torch.float64), weight * value)
+    return source, torch.ones(1, 1, 1, dtype=torch.float64), weight * value
 
 
 def operand_and_known(
@@ -141,6 +123,7 @@ def operand_and_known(
         The value has one dimension for each group of axes; None where the node has no such
         operands.
     """
+    # x + shift or shift + x, x of [B, H, N, D] and shift of [H, 1, D], say.
     for position in (0, 1):
         source, other = node.args[position], node.args[1 - position]
         if not isinstance(source, Node) or not known.varies(source):
@@ -175,6 +158,7 @@ def read_unit_length(node: Node, layout: Layout, head_dim: Dim) -> tuple[Node, f
     if not isinstance(source, Node) or not isinstance(divisor, Node):
         return None
     norm = divisor
+    # The norm [..., 1] may be expanded to the size of x first.
     while op(norm) in ("expand", "expand_as", "broadcast_to", "contiguous", "clone"):
         norm = cast(Node, norm.args[0])
     if op(norm) not in ("clamp", "clamp_min") or argument(norm, "max") is not None:
@@ -192,28 +176,25 @@ def read_unit_length(node: Node, layout: Layout, head_dim: Dim) -> tuple[Node, f
 
 def _norm_dims(node: Node, source: Node) -> list[int] | None:
     """Dimensions that a Euclidean norm of `source` that keeps them is over."""
+    # x.norm(2, dim, keepdim=True), or (x * x).sum(dim, keepdim=True).sqrt()
     if op(node) == "sqrt":
-        return _root_dims(cast(Node, node.args[0]), source)
-    if op(node) not in ("linalg_vector_norm", "norm") or node.args[0] is not source:
-        return None
-    order = argument(node, "ord" if op(node) == "linalg_vector_norm" else "p", 2)
-    return _kept_dims(node) if order in (2, None) else None
-
-
-def _root_dims(total: Node, source: Node) -> list[int] | None:
-    """The same, written as the root of a sum of squares."""
-    if op(total) != "sum":
-        return None
-    squares = cast(Node, total.args[0])
-    is_square = (
-        (op(squares) == "pow" and squares.args[1] == 2)
-        or (op(squares) in ("mul", "multiply") and squares.args[1] is squares.args[0])
-        or op(squares) == "square"
-    )
-    return _kept_dims(total) if is_square and squares.args[0] is source else None
-
-
-def _kept_dims(node: Node) -> list[int] | None:
+        # The root of a sum of squares.
+        node = cast(Node, node.args[0])
+        if op(node) != "sum":
+            return None
+        squares = cast(Node, node.args[0])
+        is_square = (
+            (op(squares) == "pow" and squares.args[1] == 2)
+            or (op(squares) in ("mul", "multiply") and squares.args[1] is squares.args[0])
+            or op(squares) == "square"
+        )
+        if not is_square or squares.args[0] is not source:
+            return None
+    else:
+        is_norm = op(node) in ("linalg_vector_norm", "norm") and node.args[0] is source
+        order = "ord" if op(node) == "linalg_vector_norm" else "p"
+        if not is_norm or argument(node, order, 2) not in (2, None):
+            return None
     dims = argument(node, "dim")
     if not isinstance(dims, (list, tuple)) or not argument(node, "keepdim", False):
         return None
@@ -222,17 +203,17 @@ def _kept_dims(node: Node) -> list[int] | None:
 
 def same_query(first: Peeled, second: Peeled, dims: tuple[Dim, Dim]) -> bool:
     """True where both are made of one tensor, whose head dimension has a name in each."""
+
+    def marked(operand: Operand, head_dim: Dim) -> list[list[Axis | int]]:
+        marks: dict[Axis, int] = {axis: index for index, axis in enumerate(leaves(head_dim))}
+        return [[marks.get(axis, axis) for axis in dim] for dim in resolve(operand.layout)]
+
     a, b = first.source, second.source
     if first.epsilon != second.epsilon or a.node is not b.node:
         return False
-    return _marked(a, dims[0]) == _marked(b, dims[1])
+    return marked(a, dims[0]) == marked(b, dims[1])
 
 
 def close(a: Tensor, b: Tensor) -> bool:
     """True for tensors that are equal but for rounding to float32."""
     return bool(torch.isclose(a, b, rtol=1e-5, atol=1e-7).all())
-
-
-def _marked(operand: Operand, head_dim: Dim) -> list[list[Axis | int]]:
-    marks: dict[Axis, int] = {axis: index for index, axis in enumerate(leaves(head_dim))}
-    return [[marks.get(axis, axis) for axis in dim] for dim in resolve(operand.layout)]

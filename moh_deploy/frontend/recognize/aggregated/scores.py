@@ -38,7 +38,6 @@ class ScorePart:
 
     Attributes:
         operands: Its factors; which one is the query is for the reader to tell.
-        columns: The axes of those scores.
         summed: The axes that it sums over: the head dimension.
         scale: [H, N], multiplies the product; a size may be 1.
     """
@@ -56,7 +55,6 @@ class JointScores:
     """The products that one softmax spans, and what is known beforehand of its scores.
 
     Attributes:
-        parts: The products, in the order of their scores.
         bias: [H, N, J], added to the scores.
         hidden: [H, N, J], True where a score is overwritten with minus infinity.
     """
@@ -71,22 +69,13 @@ class JointScoreReader:
 
     Args:
         heads, tokens: Axes of the scores besides the batch.
-        known: Values that do not depend on the input.
     """
 
     def __init__(self, heads: Dim, tokens: Dim, known: KnownValues) -> None:
         self._heads, self._tokens, self._known = heads, tokens, known
 
     def read(self, softmax: Node, layout: Layout, columns: Dim) -> JointScores:
-        """Read the scores that a softmax node normalises.
-
-        Args:
-            layout: Of the softmax.
-            columns: The axes that it normalises over.
-
-        Raises:
-            NotCoveredError: With the reason.
-        """
+        """Read the scores that a softmax node normalises."""
         # J scores in all: those of the window's taps and of the pooled tokens, however many
         # products they come from. Bias and mask are collected over all J; a place sees its own
         # share.
@@ -103,39 +92,35 @@ class JointScoreReader:
 
     def _undo(self, at: _Place, scores: JointScores) -> list[_Place]:
         """Undo the last operation; what remains to be read, nothing after a product."""
-        name = op(at.node)
-        found = contraction(at.node)
+        name, node = op(at.node), at.node
+        found = contraction(node)
         if found is not None and found.summed and all(map(self._known.varies, found.operands)):
-            scores.parts.append(self._part(at))
+            # [B, H, N, D] @ [B, H, D, P], or a sum over D of [B, H, N, 1, D] * [B, H, N, L, D]:
+            # what both operands have and the scores lack is the head dimension.
+            first, second = map(Operand, found.operands, found.operand_layouts(at.layout))
+            outside = set(flat(at.layout))
+            summed = tuple(axis for axis in flat(first.layout) if axis not in outside)
+            part = (at.columns, summed, at.start, at.stop, at.scale[..., 0])
+            scores.parts.append(ScorePart((first, second), *part))
             return []
-        if is_view(at.node):
-            step = backward(at.node, at.layout)
-            if step is not None:
-                return [at.moved(step[0], step[1])]
+        if is_view(node) and (step := backward(node, at.layout)) is not None:
+            return [at.moved(*step)]
         if name in ("add", "sub", "subtract"):
             return [self._undo_add(at, scores)]
         if name in ("mul", "multiply", "div", "divide", "true_divide"):
             return [self._undo_scale(at)]
         if name == "masked_fill":
-            source, mask, fill = at.node.args[:3]
+            source, mask, fill = node.args[:3]
             return [self._undo_fill(at, source, self._mask(at, mask), fill, scores)]
         if name == "where":
-            return [self._undo_where(at, scores)]
+            condition, chosen, rejected = node.args[:3]
+            mask = self._mask(at, condition)
+            if isinstance(chosen, Node) and self._known.varies(chosen):
+                return [self._undo_fill(at, chosen, ~mask, rejected, scores)]
+            return [self._undo_fill(at, rejected, mask, chosen, scores)]
         if name in ("cat", "stack"):
             return self._pieces(at)
-        raise NotCoveredError(f"{named(at.node)} stands between the scores and their softmax")
-
-    def _part(self, at: _Place) -> ScorePart:
-        found = contraction(at.node)
-        assert found is not None
-        # [B, H, N, D] @ [B, H, D, P], or a sum over D of [B, H, N, 1, D] * [B, H, N, L, D]: what
-        # both operands have and the scores lack is the head dimension.
-        first, second = found.operand_layouts(at.layout)
-        outside = {axis for dim in resolve(at.layout) for axis in dim}
-        summed = tuple(axis for dim in resolve(first) for axis in dim if axis not in outside)
-        a, b = found.operands
-        operands = (Operand(a, first), Operand(b, second))
-        return ScorePart(operands, at.columns, summed, at.start, at.stop, at.scale[..., 0])
+        raise NotCoveredError(f"{named(node)} stands between the scores and their softmax")
 
     def _undo_add(self, at: _Place, scores: JointScores) -> _Place:
         found = operand_and_known(at.node, at.layout, self._groups(at), self._known)
@@ -169,13 +154,6 @@ class JointScoreReader:
         if not bool((factor > 0).all()):
             raise NotCoveredError(f"{named(at.node)} scales the scores by 0 or less")
         return at.moved(source, at.layout, at.scale * factor)
-
-    def _undo_where(self, at: _Place, scores: JointScores) -> _Place:
-        condition, chosen, rejected = at.node.args[:3]
-        if isinstance(chosen, Node) and self._known.varies(chosen):
-            kept = self._mask(at, condition)
-            return self._undo_fill(at, chosen, ~kept, rejected, scores)
-        return self._undo_fill(at, rejected, self._mask(at, condition), chosen, scores)
 
     def _mask(self, at: _Place, mask: object) -> Tensor:
         value = value_over(mask, at.layout, self._groups(at), self._known)
@@ -262,11 +240,7 @@ class Keys:
 
 
 class KeyReader:
-    """Reads the products of one layer's joint softmax.
-
-    Args:
-        known: Values that do not depend on the input.
-    """
+    """Reads the products of one layer's joint softmax."""
 
     def __init__(self, layer: MoHLayer, known: KnownValues) -> None:
         self._layer, self._known = layer, known
@@ -274,12 +248,12 @@ class KeyReader:
     def pooled(self, part: ScorePart) -> Keys | None:
         """Keys that are the same for all pixels; None for other products."""
         # Pooled keys [B, H, P, D] have no axis of the pixels: all pixels see the same ones.
+        tokens = set(leaves(self._layer.tokens))
         for query, key in (part.operands, part.operands[::-1]):
-            if self._has_tokens(query) and not self._has_tokens(key):
+            if tokens.isdisjoint(flat(key.layout)) and not tokens.isdisjoint(flat(query.layout)):
                 rows = Rows(self._layer.heads, part.columns, part.summed)
                 keys = peel(key, rows, self._known, is_query=False)
-                own = self._query(part, query)
-                return self._keys([part], own, keys, keys.scale, part.columns)
+                return self._keys([part], self._query(part, query), keys, keys.scale, part.columns)
         return None
 
     def windowed(self, parts: Sequence[ScorePart], pooled: Keys) -> tuple[Keys, CutWindows]:
@@ -287,57 +261,43 @@ class KeyReader:
 
         Args:
             parts: Products with keys of all taps, or with a part of them each.
-
-        Raises:
-            NotCoveredError: With the reason.
         """
         # Keys of windows are [B, H, N, L, D]. A model may also compute one product for each tap,
         # with the image shifted by it: L parts of [B, H, N, D], which together are the windows.
         layer = self._layer
         cut: list[Peeled] = []
         queries: list[Peeled] = []
-        axes: list[WindowAxes] = []
+        sources: list[tuple[Operand, WindowAxes]] = []
         for part in parts:
             query, key = self._told_apart(part, pooled)
             rows = Rows(layer.heads, (*layer.tokens, *part.columns), part.summed)
-            cut.append(peel(key, rows, self._known, is_query=False))
-            queries.append(self._query(part, query))
-            axes.append(
-                WindowAxes(layer.batch, layer.heads, layer.tokens, part.columns, part.summed)
-            )
-        self._check_alike(parts, queries, cut)
-        sources = [each.source for each in cut]
-        windows = read_windows(list(zip(sources, axes, strict=True)), self._known, "keys")
+            keys, own = peel(key, rows, self._known, is_query=False), self._query(part, query)
+            axes = WindowAxes(layer.batch, layer.heads, layer.tokens, part.columns, part.summed)
+            cut.append(keys)
+            queries.append(own)
+            sources.append((keys.source, axes))
+            # One op computes all taps: with one query, one scale and one epsilon.
+            scale = part.scale * own.scale[..., 0]
+            if not (
+                same_query(own, queries[0], (part.summed, parts[0].summed))
+                and keys.epsilon == cut[0].epsilon
+                and close(scale, parts[0].scale * queries[0].scale[..., 0])
+                and close(keys.scale, cut[0].scale)
+            ):
+                raise NotCoveredError("the scores of a window are computed in different ways")
+        windows = read_windows(sources, self._known, "keys")
         # Unit length may be given to the whole image before windows are cut out of it (then it is
         # behind the cut, and still to be peeled off), or to each window's keys afterwards.
-        image = windows.image
+        image, head_dim = windows.image, parts[0].summed
         if cut[0].epsilon is None and not image.cuts:
-            pixels = Rows(layer.heads, layer.tokens, parts[0].summed)
+            pixels = Rows(layer.heads, layer.tokens, head_dim)
             keys = peel(Operand(image.node, image.layout), pixels, self._known, is_query=False)
             scale = cut[0].scale * keys.scale
             return self._keys(parts, queries[0], keys, scale, layer.tokens), windows
-        source = WindowSource(image, layer.tokens, parts[0].summed)
+        source = WindowSource(image, layer.tokens, head_dim)
         unit = source if cut[0].epsilon is None else None
         scale = parts[0].scale * (queries[0].scale * cut[0].scale)[..., 0]
-        read = Keys(_columns(parts), queries[0], source, unit, cut[0].epsilon, scale)
-        return read, windows
-
-    def _check_alike(
-        self, parts: Sequence[ScorePart], queries: Sequence[Peeled], keys: Sequence[Peeled]
-    ) -> None:
-        # One op computes all taps: with one query, one scale and one epsilon.
-        for part, query, key in zip(parts, queries, keys, strict=True):
-            dims = (part.summed, parts[0].summed)
-            alike = (
-                same_query(query, queries[0], dims)
-                and key.epsilon == keys[0].epsilon
-                and close(
-                    part.scale * query.scale[..., 0], parts[0].scale * queries[0].scale[..., 0]
-                )
-                and close(key.scale, keys[0].scale)
-            )
-            if not alike:
-                raise NotCoveredError("the scores of a window are computed in different ways")
+        return Keys(_columns(parts), queries[0], source, unit, cut[0].epsilon, scale), windows
 
     def _keys(
         self, parts: Sequence[ScorePart], query: Peeled, keys: Peeled, scale: Tensor, rows: Dim
@@ -363,9 +323,6 @@ class KeyReader:
             if not columns and same_query(self._query(part, query), pooled.query, dims):
                 return query, key
         raise NotCoveredError("the softmax is not over products of queries and keys")
-
-    def _has_tokens(self, operand: Operand) -> bool:
-        return bool(set(leaves(self._layer.tokens)) & set(flat(operand.layout)))
 
 
 def _columns(parts: Sequence[ScorePart]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -19,33 +20,7 @@ from moh_deploy.frontend.fx.views import backward, broadcast, casts, is_view
 from moh_deploy.frontend.recognize.aggregated.peel import Peeled, Rows, peel
 from moh_deploy.frontend.recognize.aggregated.windows import read_layout
 from moh_deploy.frontend.recognize.layer import MoHLayer
-
-
-@dataclass(frozen=True)
-class SoftmaxPart:
-    """The part of a softmax that weighs some values.
-
-    Attributes:
-        positions: [L], place in the softmax of each column.
-        layout: Of the softmax, without the dimension that it normalises over.
-    """
-
-    positions: Tensor
-    layout: Layout
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A product of queries and learned tokens.
-
-    Attributes:
-        query: The query, whose head dimension is `head_dim`.
-        tokens: [H, D, L].
-    """
-
-    query: Peeled
-    head_dim: Dim
-    tokens: Tensor
+from moh_deploy.frontend.recognize.walk import walk
 
 
 @dataclass(frozen=True)
@@ -53,34 +28,35 @@ class Weights:
     """`softmax[positions] + query @ tokens + offset`.
 
     Attributes:
+        positions: [L], place in the softmax of each column.
+        layout: Of the softmax, without the dimension that it normalises over.
         offset: [H, L]; a size may be 1.
     """
 
-    softmax: SoftmaxPart
+    positions: Tensor
+    layout: Layout
     tokens: tuple[Tokens, ...]
     offset: Tensor
 
 
-class WeightReader:
-    """Reads the weights of one layer.
+@dataclass(frozen=True)
+class Tokens:
+    """A product of queries, whose head dimension is `head_dim`, and learned tokens [H, D, L]."""
 
-    Args:
-        known: Values that do not depend on the input.
-    """
+    query: Peeled
+    head_dim: Dim
+    tokens: Tensor
+
+
+class WeightReader:
+    """Reads the weights of one layer."""
 
     def __init__(self, layer: MoHLayer, known: KnownValues) -> None:
         self._layer, self._known = layer, known
 
     def read(self, weights: Operand, columns: Dim) -> Weights:
-        """Read the weights of one product with values.
-
-        Args:
-            columns: The axes that the product sums over.
-
-        Raises:
-            NotCoveredError: With the reason.
-        """
-        parts: list[SoftmaxPart] = []
+        """Read the weights of one product with values."""
+        parts: list[tuple[Tensor, Layout]] = []
         tokens: list[Tokens] = []
         offset = torch.zeros(1, 1, dtype=torch.float64)
         # w[window] + q' @ window_tokens + window_offset, in any order: the offset does not depend
@@ -88,26 +64,22 @@ class WeightReader:
         for term in terms_of(weights):
             found = contraction(term.node)
             if not self._known.varies(term.node):
-                offset = offset + self._offset(term, columns)
+                value = self._known.over(term, (self._layer.heads, columns))
+                if value is None:
+                    raise NotCoveredError(
+                        "what is added to the weights differs from pixel to pixel"
+                    )
+                offset = offset + value
             elif found is not None and found.summed:
                 tokens.append(self._tokens(term, found, columns))
             else:
                 parts.append(self._softmax_part(term, columns))
         if len(parts) != 1:
             raise NotCoveredError(f"the weights of a value add {len(parts)} softmax outputs up")
-        return Weights(parts[0], tuple(tokens), offset)
-
-    def _offset(self, term: Operand, columns: Dim) -> Tensor:
-        value = self._known.over(term, (self._layer.heads, columns))
-        if value is None:
-            raise NotCoveredError("what is added to the weights differs from pixel to pixel")
-        return value
+        return Weights(*parts[0], tuple(tokens), offset)
 
     def _tokens(self, term: Operand, found: Contraction, columns: Dim) -> Tokens:
-        operands = [
-            Operand(node, resolve(layout))
-            for node, layout in zip(found.operands, found.operand_layouts(term.layout), strict=True)
-        ]
+        operands = _factors(found, term.layout)
         varying = [operand for operand in operands if self._known.varies(operand.node)]
         learned = [operand for operand in operands if not self._known.varies(operand.node)]
         if len(varying) != 1 or len(learned) != 1:
@@ -121,11 +93,13 @@ class WeightReader:
         query = peel(varying[0], Rows(heads, tokens, head_dim), self._known, is_query=True)
         return Tokens(query, head_dim, value)
 
-    def _softmax_part(self, term: Operand, columns: Dim) -> SoftmaxPart:
+    def _softmax_part(self, term: Operand, columns: Dim) -> tuple[Tensor, Layout]:
         softmax = self._layer.core.anchor
         elements = elements_of(term.node, self._known)
-        from_softmax = elements is not None and _before_casts(elements.source) is softmax
-        if elements is None or not from_softmax or not is_complete(term, self._layer):
+        source = None if elements is None else elements.source
+        while source is not None and is_view(source) and casts(source):
+            source = cast(Node, source.args[0])
+        if elements is None or source is not softmax or not is_complete(term, self._layer):
             raise NotCoveredError(f"{named(term.node)} changes the attention weights")
         groups = (self._layer.batch, self._layer.heads, self._layer.tokens)
         index = arranged(elements.index, term.layout, (*groups, columns))  # [B, H, N, L]
@@ -147,13 +121,7 @@ class WeightReader:
         )
         if found is None or found[1] or not regular or bool((index < 0).any()):
             raise NotCoveredError("the attention weights are in an order of their own")
-        return SoftmaxPart(positions, found[0])
-
-
-def _before_casts(node: Node) -> Node:
-    while is_view(node) and casts(node):
-        node = cast(Node, node.args[0])
-    return node
+        return positions, found[0]
 
 
 # The sums and products between a joint softmax and the gates of its attention.
@@ -161,13 +129,7 @@ def _before_casts(node: Node) -> Node:
 
 @dataclass(frozen=True)
 class WeightedValues:
-    """One product of attention weights with values.
-
-    Attributes:
-        weights: Every head's weights for each token.
-        value: What they weigh.
-        columns: The axes that are summed over.
-    """
+    """One product of attention weights with values."""
 
     weights: Operand
     value: Operand
@@ -175,16 +137,39 @@ class WeightedValues:
 
 
 def weighted_values(layer: MoHLayer) -> list[WeightedValues]:
-    """The products whose sum is the attention of a layer before its gates.
+    """The products whose sum is the attention of a layer before its gates."""
+    # Forward from the softmax to the product with the gates: tells attention from gates where both
+    # are factors of one product.
+    carrying = set(
+        walk(layer.core.anchor, lambda node: () if node is layer.node else tuple(node.users))
+    )
 
-    Raises:
-        NotCoveredError: With the reason.
-    """
-    # Backwards from gates * (w_window @ v_window + w_pooled @ v_pooled): past the gates, to the
-    # sum, to its terms.
-    carrying = _carriers(layer)
-    attention = _before_gates(layer, carrying)
-    return [_product(term, layer) for term in terms_of(attention)]
+    def carrier(factors: Sequence[object]) -> Node:
+        found = [node for node in factors if isinstance(node, Node) and node in carrying]
+        if len(found) != 1:
+            raise NotCoveredError("the gates are computed from the attention")
+        return found[0]
+
+    # Backwards from gates * (w_window @ v_window + w_pooled @ v_pooled): past the gates, which are
+    # all in `layer.gates`, to the sum, to its terms.
+    node, layout = layer.node, resolve(layer.layout)
+    while True:
+        found = contraction(node)
+        if is_view(node) and (step := backward(node, layout)) is not None:
+            node, layout = step[0], resolve(step[1])
+        elif op(node) == "where":
+            node = carrier(node.args[1:3])
+        elif found is not None and not found.summed:
+            layouts = dict(zip(found.operands, found.operand_layouts(layout), strict=True))
+            node = carrier(found.operands)
+            layout = resolve(layouts[node])
+        else:
+            return [_product(term, layer) for term in terms_of(Operand(node, layout))]
+
+
+def _factors(product: Contraction, layout: Layout) -> list[Operand]:
+    layouts = map(resolve, product.operand_layouts(layout))
+    return list(map(Operand, product.operands, layouts))
 
 
 def with_token_axes(layer: MoHLayer) -> MoHLayer:
@@ -229,53 +214,12 @@ def is_complete(term: Operand, layer: MoHLayer) -> bool:
     return set(leaves(every)) <= set(flat(term.layout))
 
 
-def _carriers(layer: MoHLayer) -> set[Node]:
-    """Tensors that are computed from the layer's softmax, up to its product with the gates."""
-    # Forward: tells attention from gates where both are factors of one product.
-    seen, stack = {layer.core.anchor}, [layer.core.anchor]
-    while stack:
-        current = stack.pop()
-        if current is layer.node:
-            continue
-        fresh = [user for user in current.users if user not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    return seen
-
-
-def _before_gates(layer: MoHLayer, carrying: set[Node]) -> Operand:
-    """The attention that the gates are multiplied with; all of them are in `layer.gates`."""
-    node, layout = layer.node, resolve(layer.layout)
-    while True:
-        found = contraction(node)
-        if is_view(node) and (step := backward(node, layout)) is not None:
-            node, layout = step[0], resolve(step[1])
-        elif op(node) == "where":
-            node = _the_carrier(node.args[1:3], carrying)
-        elif found is not None and not found.summed:
-            layouts = dict(zip(found.operands, found.operand_layouts(layout), strict=True))
-            node = _the_carrier(found.operands, carrying)
-            layout = resolve(layouts[node])
-        else:
-            return Operand(node, layout)
-
-
-def _the_carrier(candidates: tuple[object, ...], carrying: set[Node]) -> Node:
-    found = [node for node in candidates if isinstance(node, Node) and node in carrying]
-    if len(found) != 1:
-        raise NotCoveredError("the gates are computed from the attention")
-    return found[0]
-
-
 def _product(term: Operand, layer: MoHLayer) -> WeightedValues:
     found = contraction(term.node)
     if found is None or not found.summed or not is_complete(term, layer):
         raise NotCoveredError(f"{named(term.node)} between the attention and its gates")
     # weights [B, H, N, L] and values [B, H, N, L, D]: only the values have the head dimension.
-    first, second = (
-        Operand(node, resolve(layout))
-        for node, layout in zip(found.operands, found.operand_layouts(term.layout), strict=True)
-    )
+    first, second = _factors(found, term.layout)
     head_dim = set(leaves(layer.core.value_axes))
     weighs = not head_dim & set(flat(first.layout))
     weights, value = (first, second) if weighs else (second, first)

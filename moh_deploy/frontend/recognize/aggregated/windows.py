@@ -35,7 +35,6 @@ class CutWindows:
     """A tensor of windows, read.
 
     Attributes:
-        image: What they are cut out of.
         neighbours: [N, L], the pixel at each tap; -1 where it is 0.
     """
 
@@ -59,9 +58,6 @@ def read_windows(
     Args:
         parts: The windows: all taps, or tensors of a part of the taps each, in order.
         what: `keys` or `values`, for the reason.
-
-    Raises:
-        NotCoveredError: With the reason.
     """
     sources: set[Node] = set()
     indices: list[Tensor] = []
@@ -71,7 +67,8 @@ def read_windows(
             raise NotCoveredError(f"the {what} of a window are not parts of one image")
         groups = (axes.batch, axes.heads, axes.tokens, axes.taps, axes.head_dim)
         index = arranged(elements.index, operand.layout, groups)
-        indices.append(index.expand(-1, *(_count(group) for group in groups[1:])))
+        counts = (torch.Size([int(axis.size) for axis in leaves(group)]) for group in groups[1:])
+        indices.append(index.expand(-1, *(count.numel() for count in counts)))
         sources.add(elements.source)
     if len(sources) != 1:
         raise NotCoveredError(f"the {what} of a window are not parts of one image")
@@ -86,35 +83,25 @@ def read_windows(
     raise NotCoveredError(f"the {what} of a window are not its pixels' neighbours")
 
 
-def _count(group: Dim) -> int:
-    return torch.Size([int(axis.size) for axis in leaves(group)]).numel()
-
-
 def _cut_around(index: Tensor, centre: int, axes: WindowAxes, source: Node) -> CutWindows | None:
     """Read windows, given which of their taps is the pixel itself."""
     # Given the centre, its elements are the image; every other tap must be another pixel of it,
     # with the same batch, head and feature: compared for all elements, not only those that were
     # looked up.
     pixels = index[:, :, :, centre, :]  # [B, H, N, D]
-    image = _image(pixels, axes, source)
-    if image is None:
-        return None
+    by_axis, flat_axes = one_axis_a_dim(
+        pixels, (axes.batch, axes.heads, axes.tokens, axes.head_dim)
+    )
+    count = torch.Size(example_shape(source)).numel()
+    found = read_layout(by_axis, flat_axes, shape(source), count)
+    image = None if found is None else cut_out(source, *found)
     neighbours = _lookup(index[0, 0, :, :, 0], pixels[0, 0, :, 0])
-    if neighbours is None:
+    if image is None or neighbours is None:
         return None
     expected = pixels[:, :, neighbours.clamp(min=0), :].masked_fill(
         (neighbours < 0)[None, None, :, :, None], -1
     )
     return CutWindows(image, neighbours) if torch.equal(expected, index) else None
-
-
-def _image(pixels: Tensor, axes: WindowAxes, source: Node) -> Piece | None:
-    """[B, H, N, D], the elements of the pixels themselves, as a part of `source`."""
-    groups = (axes.batch, axes.heads, axes.tokens, axes.head_dim)
-    index, flat_axes = one_axis_a_dim(pixels, groups)
-    count = torch.Size(example_shape(source)).numel()
-    found = read_layout(index, flat_axes, shape(source), count)
-    return None if found is None else cut_out(source, *found)
 
 
 def _lookup(index: Tensor, pixels: Tensor) -> Tensor | None:

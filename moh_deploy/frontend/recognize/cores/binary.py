@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -61,52 +60,30 @@ def is_binary(node: Node, constant: Constant) -> bool:
 
 
 def value_where(operand: Operand, mask: Operand, is_kept: bool, number: Number) -> float | None:
-    """The value that a tensor has wherever a mask is 1, or 0; None if it is made of more.
-
-    Args:
-        number: The number that an argument stands for.
-    """
+    """The value that a tensor has wherever a mask is 1, or 0; None if it is made of more."""
     # scores * mask - 1e4 * (1 - mask): the addend is 0 where the mask is 1, and -1e4 where it is 0.
-    where = _Where(history(mask.node, mask.layout), float(is_kept), number)
-    return where.value(operand.node, resolve(operand.layout))
+    masks = history(mask.node, mask.layout)
 
-
-@dataclass(frozen=True)
-class _Where:
-    """The places at which a mask has one value.
-
-    Attributes:
-        masks: The mask and what it is a view of, each with its layout.
-        mask_value: What it is there.
-        number: The number that an argument stands for.
-    """
-
-    masks: Sequence[tuple[Node, Layout]]
-    mask_value: float
-    number: Number
-
-    def value(self, node: Node, layout: Layout) -> float | None:
-        """Return what a tensor holds at these places; None if it is not one number."""
-        if (node, layout) in self.masks:
-            return self.mask_value
+    def value(node: Node, layout: Layout) -> float | None:
+        if (node, layout) in masks:
+            return float(is_kept)
         step = backward(node, layout)
         if step is not None:
-            return self.value(step[0], resolve(step[1]))
+            return value(step[0], resolve(step[1]))
         name = "logical_not" if op(node) == "bitwise_not" else op(node)
         if name not in _ARITHMETIC or len(node.args) > 2:
             return None
-        values = [self._argument(arg, layout) for arg in node.args]
-        if None in values:
-            return None
-        operator = getattr(torch, name)
+        values: list[float] = []
+        for arg in node.args:
+            found = number(arg)
+            if found is None and isinstance(arg, Node) and is_tensor(arg):
+                aligned = broadcast(arg, layout)
+                found = None if aligned is None else value(arg, aligned)
+            if found is None:
+                return None
+            values.append(found)
         # By torch itself, so that `alpha` and the order of operands mean what they mean there.
         operands = [torch.tensor(value, dtype=torch.float64) for value in values]
-        return float(operator(*operands, **node.kwargs))
+        return float(getattr(torch, name)(*operands, **node.kwargs))
 
-    def _argument(self, arg: object, layout: Layout) -> float | None:
-        found = self.number(arg)
-        if found is not None or not is_tensor(arg):
-            return found
-        source = cast(Node, arg)
-        aligned = broadcast(source, layout)
-        return None if aligned is None else self.value(source, aligned)
+    return value(operand.node, resolve(operand.layout))

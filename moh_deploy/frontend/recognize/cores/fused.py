@@ -9,7 +9,7 @@ import sympy  # type: ignore[import-untyped, unused-ignore]
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.axes import Dim, Layout, fresh_dim, regroup
+from moh_deploy.frontend.fx.axes import Dim, fresh_dim, regroup
 from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.graph import argument, hint, is_tensor, shape, tensor
 from moh_deploy.frontend.fx.views import operand_layout
@@ -30,12 +30,20 @@ def read_fused(node: Node) -> Core | None:
     if batches is None:
         batches = (lead, lead)
         obstacles.append("the heads of query and key do not divide")
+    scale, mask = argument(node, "scale"), argument(node, "attn_mask")
+    if not isinstance(scale, (int, float)):
+        scale = 1 / math.sqrt(hint(tensor(query).shape[-1]))
+    masks: tuple[MaskTerm, ...] = ()
+    if isinstance(mask, Node) and is_tensor(mask):
+        # torch: True may attend; a float mask is added to the scores.
+        aligned = Operand(mask, operand_layout(mask, (*lead, rows, key_axes)))
+        masks = (MaskTerm(aligned, "keep" if tensor(mask).dtype == torch.bool else "add"),)
     scores = Scores(
         query=Operand(query, (*_present(query, lead), rows, contracted)),
         key=Operand(key, (*batches[0], key_axes, contracted)),
         key_axes=key_axes,
-        scale=_scale(node, query),
-        masks=_masks(node, (*lead, rows, key_axes)),
+        scale=float(scale),
+        masks=masks,
         is_causal=bool(argument(node, "is_causal", False)),
     )
     return Core(
@@ -46,13 +54,6 @@ def read_fused(node: Node) -> Core | None:
         value_axes=value_axes,
         obstacles=tuple(obstacles),
     )
-
-
-def _scale(node: Node, query: Node) -> float:
-    scale = argument(node, "scale")
-    if isinstance(scale, (int, float)):
-        return float(scale)
-    return 1 / math.sqrt(hint(tensor(query).shape[-1]))
 
 
 def _present(node: Node, lead: tuple[Dim, ...]) -> tuple[Dim, ...]:
@@ -77,13 +78,3 @@ def _key_value_batches(
             return None
         batches.append((*_present(operand, lead)[:-1], groups[0]))
     return batches[0], batches[1]
-
-
-def _masks(node: Node, scores: Layout) -> tuple[MaskTerm, ...]:
-    mask = argument(node, "attn_mask")
-    if not (isinstance(mask, Node) and is_tensor(mask)):
-        return ()
-    aligned = operand_layout(mask, scores)
-    # torch: True may attend; a float mask is added to the scores.
-    kind = "keep" if tensor(mask).dtype == torch.bool else "add"
-    return (MaskTerm(Operand(mask, aligned), "keep" if kind == "keep" else "add"),)

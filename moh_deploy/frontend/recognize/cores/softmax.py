@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch.fx import Node
 
-from moh_deploy.frontend.fx.axes import Dim, Layout, leaves, resolve
+from moh_deploy.frontend.fx.axes import Dim, Layout, resolve
 from moh_deploy.frontend.fx.builder import Operand
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import argument, is_tensor, named, op, tensor, tensor_inputs
@@ -21,6 +21,7 @@ from moh_deploy.frontend.recognize.layer import Factor, MaskTerm, Scores
 
 # A fill below this hides a score as well as minus infinity does: exp() of it is 0 in every dtype.
 HIDING_FILL = -1e4
+_NO_PRODUCT = "the softmax is not over products of queries and keys"
 JOINT_SOFTMAX = "one softmax spans several products of queries and keys"
 
 ReadConstant = Callable[[Node], torch.Tensor | None]
@@ -30,10 +31,6 @@ ReadConstant = Callable[[Node], torch.Tensor | None]
 class ScoreReader:
     """Walks from a softmax back to the product of query and key, collecting what happens on the
     way.
-
-    Args:
-        dynamic: Nodes whose values depend on the model's inputs.
-        constant: Value of a constant node, or None where it is not a constant.
     """
 
     dynamic: set[Node]
@@ -62,22 +59,17 @@ class ScoreReader:
             if isinstance(step, str):
                 return step
             node, layout = step
-        return "the softmax is not over products of queries and keys"
+        return _NO_PRODUCT
 
     def _product(self, node: Node, layout: Layout, key_axes: Dim) -> tuple[Operand, Operand] | None:
         found = contraction(node)
         if found is None or node not in self._products:
             return None
-        first, second = (
-            Operand(operand, operand_layout)
-            for operand, operand_layout in zip(
-                found.operands, found.operand_layouts(layout), strict=True
-            )
-        )
-        # The operand with the softmax's axis has the keys, wherever it stands in the product.
+        # [B, H, S, D] @ [B, H, D, keys]: the operand with the softmax's axis has the keys, wherever
+        # it stands in the product.
+        first, second = map(Operand, found.operands, found.operand_layouts(layout))
         first_is_key = not lacks(first.layout, key_axes)
-        second_is_key = not lacks(second.layout, key_axes)
-        if first_is_key == second_is_key:
+        if first_is_key != lacks(second.layout, key_axes):
             return None
         return (second, first) if first_is_key else (first, second)
 
@@ -91,47 +83,50 @@ class ScoreReader:
         if name in ("mul", "multiply", "div", "divide", "true_divide"):
             return self._undo_scale(node, layout, key_axes)
         if name == "masked_fill":
-            mask, fill = cast(Node, node.args[1]), self.number(node.args[2])
-            return self._undo_fill(node, cast(Node, node.args[0]), mask, fill, "drop", layout)
+            return self._undo_fill(node, *node.args[:3], kind="drop", layout=layout)
         if name == "where":
-            return self._undo_where(node, layout)
+            condition, chosen, rejected = cast(tuple[Node, object, object], node.args[:3])
+            if self.leads_to_product(chosen):
+                return self._undo_fill(
+                    node, chosen, condition, rejected, kind="keep", layout=layout
+                )
+            if self.leads_to_product(rejected):
+                return self._undo_fill(
+                    node, rejected, condition, chosen, kind="drop", layout=layout
+                )
+            return _NO_PRODUCT
         if name in ("cat", "stack"):
-            return self._joined(node)
+            if len([source for source in tensor_inputs(node) if self.leads_to_product(source)]) > 1:
+                return JOINT_SOFTMAX
+            return (
+                f"{named(node)} joins the scores with others that are no products with keys (a"
+                " sink), which no MoH op computes"
+            )
         return (
             f"{named(node)} stands between the scores and their softmax, which no MoH op computes"
-        )
-
-    def _joined(self, node: Node) -> str:
-        products = [source for source in tensor_inputs(node) if self.leads_to_product(source)]
-        if len(products) > 1:
-            return JOINT_SOFTMAX
-        return (
-            f"{named(node)} joins the scores with others that are no products with keys (a sink),"
-            " which no MoH op computes"
         )
 
     def _undo_add(self, node: Node, layout: Layout) -> tuple[Node, Layout] | str:
         path, other, position = self._split(node)
         if path is None:
-            return "the softmax is not over products of queries and keys"
+            return _NO_PRODUCT
         # torch: add(a, b, alpha) = a + alpha * b, where `position` says which one is the scores.
         alpha = self.number(argument(node, "alpha", 1)) or 1.0
         sign = -alpha if op(node) in ("sub", "subtract") else alpha
         if position == 1 and sign != 1:
             return f"{named(node)} subtracts the scores"
         if isinstance(other, Node) and is_tensor(other):
-            aligned = operand_layout(other, layout)
-            weight = sign * self._scale
             # The op scales the query by factors, then adds the bias; the other order differs.
             if self._factors:
                 return "a tensor scales the scores after a bias was added"
-            self._masks.append(MaskTerm(Operand(other, aligned), "add", weight))
+            bias = Operand(other, operand_layout(other, layout))
+            self._masks.append(MaskTerm(bias, "add", sign * self._scale))
         return path, layout  # a number added to all scores changes no softmax
 
     def _undo_scale(self, node: Node, layout: Layout, key_axes: Dim) -> tuple[Node, Layout] | str:
         path, other, position = self._split(node)
         if path is None:
-            return "the softmax is not over products of queries and keys"
+            return _NO_PRODUCT
         divides = op(node) not in ("mul", "multiply")
         if divides and position == 1:
             return f"{named(node)} divides by the scores"
@@ -141,10 +136,9 @@ class ScoreReader:
             return path, layout
         if not (isinstance(other, Node) and is_tensor(other)):
             return f"{named(node)} scales the scores by a size"
-        aligned = operand_layout(other, layout)
-        factor = Operand(other, aligned)
+        factor = Operand(other, operand_layout(other, layout))
         # What differs from key to key cannot move to the query: only a mask may do that.
-        if not lacks(aligned, key_axes):
+        if not lacks(factor.layout, key_axes):
             return self._undo_mask(node, factor, divides=divides) or (path, layout)
         self._factors.append(Factor(factor, divides))
         return path, layout
@@ -161,16 +155,8 @@ class ScoreReader:
                 " 1, compute it as a bool and use masked_fill or torch.where)"
             )
         for position, term in enumerate(self._masks):
-            if term.kind != "add":
-                continue
-            # kept - hidden is how far the added term pushes masked scores below the others.
-            kept, hidden = (
-                value_where(term.operand, mask, name, self.number) for name in (True, False)
-            )
-            if kept is None or hidden is None:
-                continue
-            fill = (hidden - kept) * term.value
-            if fill <= HIDING_FILL:
+            fill = _fill_of(term, mask, self.number) if term.kind == "add" else None
+            if fill is not None and fill <= HIDING_FILL:
                 del self._masks[position]
                 self._masks.append(MaskTerm(mask, "keep", fill))
                 return None
@@ -179,33 +165,32 @@ class ScoreReader:
             " is added (use masked_fill)"
         )
 
-    def _undo_where(self, node: Node, layout: Layout) -> tuple[Node, Layout] | str:
-        condition, chosen, rejected = cast(tuple[Node, object, object], node.args[:3])
-        for kind, path, fill in (("keep", chosen, rejected), ("drop", rejected, chosen)):
-            if isinstance(path, Node) and self.leads_to_product(path):
-                return self._undo_fill(node, path, condition, self.number(fill), kind, layout)
-        return "the softmax is not over products of queries and keys"
-
     def _undo_fill(
-        self, node: Node, path: Node, mask: Node, fill: float | None, kind: str, layout: Layout
+        self,
+        node: Node,
+        path: object,
+        mask: object,
+        filled: object,
+        *,
+        kind: Literal["keep", "drop"],
+        layout: Layout,
     ) -> tuple[Node, Layout] | str:
+        fill = self.number(filled)
         # Scores that are filled before they are scaled hide only if the scaled fill does.
         if fill is None or fill * self._scale > HIDING_FILL:
             return (
                 f"{named(node)} fills masked scores with {fill}, not with a large negative number"
             )
-        operand = Operand(mask, operand_layout(mask, layout))
-        self._masks.append(
-            MaskTerm(operand, "keep" if kind == "keep" else "drop", fill * self._scale)
-        )
-        return path, layout
+        operand = Operand(cast(Node, mask), operand_layout(cast(Node, mask), layout))
+        self._masks.append(MaskTerm(operand, kind, fill * self._scale))
+        return cast(Node, path), layout
 
     def _split(self, node: Node) -> tuple[Node | None, object, int]:
         """The operand that leads to query @ key, the other one, and the position of the first."""
         for position in (0, 1):
             candidate = node.args[position]
-            if isinstance(candidate, Node) and self.leads_to_product(candidate):
-                return candidate, node.args[1 - position], position
+            if self.leads_to_product(candidate):
+                return cast(Node, candidate), node.args[1 - position], position
         return None, None, 0
 
     def products_of(self, scores: Node) -> set[Node]:
@@ -224,29 +209,27 @@ class ScoreReader:
         }
         return computed or {node for node, product in products.items() if product.batch}
 
-    def leads_to_product(self, node: Node) -> bool:
-        return any(source in self._products for source in elementwise_sources(node))
+    def leads_to_product(self, node: object) -> bool:
+        return isinstance(node, Node) and not self._products.isdisjoint(elementwise_sources(node))
 
     def number(self, value: object) -> float | None:
         """The number that a value stands for, known before the model runs; None if it is none."""
         if isinstance(value, (int, float)):
             return float(value)
-        if isinstance(value, Node) and is_tensor(value):
-            return self._constant_number(value)
-        return None
-
-    def _constant_number(self, node: Node) -> float | None:
-        """A tensor of equal elements that is known before the model runs."""
-        if op(node) in ("zeros", "zeros_like", "new_zeros"):
+        if not isinstance(value, Node) or not is_tensor(value):
+            return None
+        # A tensor of equal elements.
+        name = op(value)
+        if name in ("zeros", "zeros_like", "new_zeros"):
             return 0.0
-        if op(node) in ("ones", "ones_like", "new_ones"):
+        if name in ("ones", "ones_like", "new_ones"):
             return 1.0
-        if op(node) in ("full", "full_like", "scalar_tensor", "new_full"):
-            fill = node.args[0] if op(node) == "scalar_tensor" else argument(node, "fill_value")
+        if name in ("full", "full_like", "scalar_tensor", "new_full"):
+            fill = value.args[0] if name == "scalar_tensor" else argument(value, "fill_value")
             return float(fill) if isinstance(fill, (int, float)) else None
-        if is_view(node) or op(node) in ("expand", "expand_as"):
-            return self._constant_number(cast(Node, node.args[0]))
-        known = self.constant(node)
+        if is_view(value) or name in ("expand", "expand_as"):
+            return self.number(value.args[0])
+        known = self.constant(value)
         return float(known) if known is not None and known.numel() == 1 else None
 
 
@@ -273,14 +256,7 @@ _ELEMENTWISE = frozenset(
 )
 
 
-def key_axes_of(softmax: Node, layout: Layout) -> Dim:
-    dim = argument(softmax, "dim", -1)
-    assert isinstance(dim, int)
-    return leaves(layout[dim % len(layout)])
-
-
-# Attention weights that are set to 0 behind the softmax, by the mask that the scores met before.
-#
+# Attention weights that are set to 0 behind the softmax, by the mask that the scores met before:
 # `softmax(scores.masked_fill(mask, -1e9)).masked_fill(mask, 0)`: the weights are 0 there already,
 # but in a row that sees no key at all, which has equal weights (or NaN). Such a row is 0 in the
 # end: that is what a bool mask means to MoHAttention.
@@ -291,76 +267,55 @@ def zeroed(scores: Scores, kept: Operand, constant: Constant, number: Number) ->
 
     Args:
         kept: True, or 1, where weights stay as they are, in the axes of the scores.
-        constant: Value of a constant node.
-        number: The number that an argument stands for.
     """
     if not is_binary(kept.node, constant):
         return None
-    mask = _truth(kept)
+    mask, negated = _truth(kept)
     for position, term in enumerate(scores.masks):
-        if _hides_where_zero(term, mask, constant, number):
+        if term.kind == "add":
+            # scores + (1 - mask) * -1e9, of a mask that is 0 or 1
+            binary = is_binary(mask.node, constant)
+            fill = _fill_of(term, mask, number, negated=negated) if binary else None
+            hides = fill is not None and fill <= HIDING_FILL
+        else:
+            own, is_negated = _truth(term.operand)
+            same = _is_equal(own.node, mask.node) and own.layout == mask.layout
+            hides = same and is_negated == (negated != (term.kind == "drop"))
+        if hides:
             hard = MaskTerm(kept, "keep", -math.inf)
             others = (*scores.masks[:position], *scores.masks[position + 1 :])
             return replace(scores, masks=(hard, *others))
     return None
 
 
-@dataclass(frozen=True)
-class _Truth:
-    """A bool tensor as the one that it is made of.
-
-    Attributes:
-        negated: True where it is false.
-    """
-
-    node: Node
-    layout: Layout
-    negated: bool
+def _fill_of(
+    term: MaskTerm, mask: Operand, number: Number, *, negated: bool = False
+) -> float | None:
+    """How far an added term pushes masked scores below the others; None if it is no such term."""
+    kept, hidden = (
+        value_where(term.operand, mask, is_kept != negated, number) for is_kept in (True, False)
+    )
+    return None if kept is None or hidden is None else (hidden - kept) * term.value
 
 
-def _truth(operand: Operand) -> _Truth:
+def _truth(operand: Operand) -> tuple[Operand, bool]:
+    """A bool tensor as the one that it is made of, and whether it is true where that is false."""
     node, layout, negated = operand.node, resolve(operand.layout), False
     while True:
         step = backward(node, layout)
         source = node.args[0] if node.args else None
-        if step is not None and _keeps_truth(step[0], node):
+        # A view is true where its source is; a cast to whole numbers may not be.
+        dtypes = () if step is None else (tensor(step[0]).dtype, tensor(node).dtype)
+        inverts = op(node) == "logical_not"
+        inverts |= op(node) == "bitwise_not" and tensor(node).dtype == torch.bool
+        if op(node) == "eq":
+            inverts = isinstance(node.args[1], (int, float)) and node.args[1] == 0
+        if step is not None and (len(set(dtypes)) == 1 or torch.bool in dtypes):
             node, layout = step[0], resolve(step[1])
-        elif _is_complement(node) and isinstance(source, Node):
+        elif inverts and isinstance(source, Node):
             node, negated = source, not negated
         else:
-            return _Truth(node, layout, negated)
-
-
-def _keeps_truth(source: Node, view: Node) -> bool:
-    """True for a view that is true where its source is: a cast to whole numbers may not be."""
-    before, after = tensor(source).dtype, tensor(view).dtype
-    return before == after or torch.bool in (before, after)
-
-
-def _is_complement(node: Node) -> bool:
-    if op(node) == "eq":
-        return isinstance(node.args[1], (int, float)) and node.args[1] == 0
-    inverts = op(node) == "bitwise_not" and tensor(node).dtype == torch.bool
-    return inverts or op(node) == "logical_not"
-
-
-def _hides_where_zero(term: MaskTerm, mask: _Truth, constant: Constant, number: Number) -> bool:
-    """True where a term hides the very keys at which a mask is 0."""
-    if term.kind != "add":
-        own = _truth(term.operand)
-        same = _is_equal(own.node, mask.node) and own.layout == mask.layout
-        return same and own.negated == (mask.negated != (term.kind == "drop"))
-    # scores + (1 - mask) * -1e9, of a mask that is 0 or 1
-    operand = Operand(mask.node, mask.layout)
-    if not is_binary(mask.node, constant):
-        return False
-    kept, hidden = (
-        value_where(term.operand, operand, is_one != mask.negated, number)
-        for is_one in (True, False)
-    )
-    if kept is None or hidden is None:
-        return False
-    return (hidden - kept) * term.value <= HIDING_FILL
+            return Operand(node, layout), negated
 
 
 def _is_equal(a: Node, b: Node, depth: int = 8) -> bool:

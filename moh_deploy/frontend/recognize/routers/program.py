@@ -13,6 +13,7 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.graph import ancestors, argument, example_shape, op, rank, tensor
 from moh_deploy.frontend.fx.known_values import Constants
 from moh_deploy.frontend.fx.views import through_views
+from moh_deploy.frontend.recognize.routers import trial
 from moh_deploy.frontend.recognize.routers.router import (
     Logits,
     Router,
@@ -21,15 +22,8 @@ from moh_deploy.frontend.recognize.routers.router import (
     is_projection,
     router_cone,
 )
-from moh_deploy.frontend.recognize.routers.trial import (
-    RouterRun,
-    Values,
-    nodes_between,
-    run_nodes,
-    run_part,
-    run_router,
-)
 from moh_deploy.frontend.recognize.routers.weighing import Weighing
+from moh_deploy.frontend.recognize.walk import walk
 from moh_deploy.ops.routers import RouterForm
 
 
@@ -43,7 +37,6 @@ class RouterProgram:
     Attributes:
         gates: What it computes, [..., H].
         query: The attention's query, to tell a router that reads it; None where it is not known.
-        constant: Value of a constant node.
     """
 
     gates: Node
@@ -66,11 +59,11 @@ class RouterProgram:
         return [_logits_of(node) for node in self._softmaxes]
 
     @cached_property
-    def run(self) -> RouterRun | None:
+    def run(self) -> trial.RouterRun | None:
         """A run on random scores; None where it ranks none or cannot be run on its own."""
         if self.selection is None:
             return None
-        return run_router(self.gates, self._cone, self.selection.scores, self.constant)
+        return trial.run_router(self.gates, self._cone, self.selection.scores, self.constant)
 
     @cached_property
     def counted(self) -> Selection | None:
@@ -118,9 +111,11 @@ class RouterProgram:
     def is_finite_for_nan(self, logits: Logits) -> bool:
         """Tell whether gates are numbers for tokens whose logits are NaN: those of a mask are, and
         what is divided by a sum is none."""
-        between = nodes_between(self.gates, {logits.node}, set(self._cone), self.constant)
+        between = trial.nodes_between(self.gates, {logits.node}, set(self._cone), self.constant)
         nan = torch.full(example_shape(logits.node), math.nan)
-        run = None if between is None else run_nodes(between, {logits.node: nan}, self.constant)
+        run = (
+            None if between is None else trial.run_nodes(between, {logits.node: nan}, self.constant)
+        )
         return run is not None and bool(run[self.gates].isfinite().all())
 
     @cached_property
@@ -142,11 +137,14 @@ class RouterProgram:
         """Run the model's own router and the proposal on random logits and compare."""
         # Where the gates depend on anything but these logits, the proposal cannot be all of it.
         inputs = [logits.node for logits in proposal.logits if logits is not None]
-        between = nodes_between(self.gates, set(inputs), set(self._cone), self.constant)
+        between = trial.nodes_between(self.gates, set(inputs), set(self._cone), self.constant)
         if between is None:
             return False
-        runs, is_exact = run_part(inputs, between, self.constant)
-        limit = _unseen(self.gates) if is_exact else 1e-5
+        runs, is_exact = trial.run_part(inputs, between, self.constant)
+        # Below what the gates' dtype can show of a gate of 1: the 1e-9 that is added to a sum
+        # before it divides.
+        wide = tensor(self.gates).dtype == torch.float64
+        limit = (1e-9 if wide else torch.finfo(torch.float32).eps) if is_exact else 1e-5
         return bool(runs) and max(_error(proposal, self.gates, run) for run in runs) <= limit
 
 
@@ -164,50 +162,26 @@ def _logits_of(softmax: Node) -> Logits:
 
 def _projections(node: Node) -> set[Node]:
     """The nearest products with weights that a tensor is computed from."""
-    found, seen, stack = set[Node](), {node}, [node]
-    while stack:
-        current = stack.pop()
-        if is_projection(current):
-            found.add(current)
-            continue
-        fresh = [source for source in current.all_input_nodes if source not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    return found
+    cone = walk(node, lambda node: () if is_projection(node) else node.all_input_nodes)
+    return {current for current in cone if is_projection(current)}
 
 
-def _unseen(gates: Node) -> float:
-    """Below what the gates' dtype can show of a gate of 1: the 1e-9 that is added to a sum before
-    it divides."""
-    return 1e-9 if tensor(gates).dtype == torch.float64 else torch.finfo(torch.float32).eps
-
-
-def _error(proposal: Router, gates: Node, values: Values) -> float:
+def _error(proposal: Router, gates: Node, values: trial.Values) -> float:
     """Largest difference between the gates that the model's router made of logits and the
     proposal's; infinite where they open other heads."""
     # A row is a token. Logits may be [tokens, R] or [R, B, S], but of as many tokens as the gates.
     expected = values[gates]
-    rows = {_rows(logits.of(values)) for logits in proposal.logits if logits is not None}
-    if rows != {_rows(expected)}:
+    tokens = expected.shape[:-1]
+    given = [None if logits is None else logits.of(values) for logits in proposal.logits]
+    if any(logits is not None and logits.shape[:-1].numel() != tokens.numel() for logits in given):
         return math.inf
+    computed = torch.ops.moh.router.default(
+        *(None if logits is None else logits.reshape(*tokens, -1) for logits in given),
+        proposal.top_k,
+        proposal.num_shared_heads,
+        proposal.gate_mode,
+    )
     # Which heads are open is compared exactly: a gate of 1e-10 is not 0.
-    computed = _propose(proposal, values, expected)
     if expected.shape != computed.shape or not torch.equal(expected != 0, computed != 0):
         return math.inf
     return float((expected.double() - computed.double()).abs().max())
-
-
-def _propose(router: Router, values: Values, expected: torch.Tensor) -> torch.Tensor:
-    tokens = expected.shape[:-1]
-    logits = [
-        None if logit is None else logit.of(values).reshape(*tokens, -1)  # [..., heads or stages]
-        for logit in router.logits
-    ]
-    computed: torch.Tensor = torch.ops.moh.router.default(
-        *logits, router.top_k, router.num_shared_heads, router.gate_mode
-    )
-    return computed
-
-
-def _rows(tensor: torch.Tensor) -> int:
-    return tensor.numel() // tensor.shape[-1]

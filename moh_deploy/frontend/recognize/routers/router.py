@@ -12,6 +12,7 @@ from torch.fx import Node
 from moh_deploy.frontend.fx.contraction import contraction
 from moh_deploy.frontend.fx.graph import argument, example_shape, is_tensor, op, rank, shape
 from moh_deploy.frontend.fx.views import through_views
+from moh_deploy.frontend.recognize.walk import walk
 from moh_deploy.ops.routers import RouterForm
 
 # The selection of a router: which scores it ranks, and how many heads it keeps.
@@ -28,9 +29,6 @@ class Selection:
     """A ranking of candidate heads.
 
     Attributes:
-        node: The top-k, sort or argmax node.
-        scores: The tensor it ranks.
-        dim: The dimension of the candidates.
         candidates: How many heads are ranked.
         top_k: How many are kept.
     """
@@ -45,17 +43,7 @@ class Selection:
 def router_cone(gates: Node) -> list[Node]:
     """Return the nodes that gates are computed from, back to projections, nearest first."""
     # Breadth first, so that of two selections the one nearer to the gates comes first.
-    seen, queue, cone = {gates}, [gates], []
-    while queue:
-        node = queue.pop(0)
-        cone.append(node)
-        if ends_router(node):
-            continue
-        for source in node.all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                queue.append(source)
-    return cone
+    return list(walk(gates, lambda node: () if ends_router(node) else node.all_input_nodes))
 
 
 def ends_router(node: Node) -> bool:
@@ -68,11 +56,11 @@ def is_projection(node: Node) -> bool:
     if op(node) in _PROJECTIONS:
         return True
     found = contraction(node) if op(node) in ("matmul", "bmm", "mm", "einsum") else None
-    return found is not None and bool(found.summed) and any(map(_is_stored, found.operands))
-
-
-def _is_stored(node: Node) -> bool:
-    return through_views(node).op == "placeholder"
+    return (
+        found is not None
+        and bool(found.summed)
+        and any(through_views(operand).op == "placeholder" for operand in found.operands)
+    )
 
 
 def find_selection(cone: list[Node], num_heads: int) -> Selection | None:
@@ -102,28 +90,23 @@ def _selections(cone: list[Node]) -> Iterator[Selection]:
 
 
 def _kept(node: Node, name: str, cone: list[Node]) -> int | None:
+    """How many of the candidates a selection keeps."""
     if name in ("argmax", "max"):
         return 1
+    k = argument(node, "k") if name in ("topk", "kthvalue") else None
     if name == "topk":
-        k = argument(node, "k")
         return k if isinstance(k, int) else None
     if name == "kthvalue":  # counts from the smallest
         scores = cast(Node, node.args[0])
-        dim = cast(int, argument(node, "dim", -1))
-        return example_shape(scores)[dim] - cast(int, argument(node, "k")) + 1
-    return _kept_of_sorted(node, cone)
-
-
-def _kept_of_sorted(node: Node, cone: list[Node]) -> int | None:
-    """A sort keeps the heads that a slice of its result keeps."""
+        return example_shape(scores)[cast(int, argument(node, "dim", -1))] - cast(int, k) + 1
+    # A sort keeps the heads that a slice of its result keeps:
     # sorted, order = scores.sort(-1, descending=True); order[..., :k]
     members = set(cone)
     pending = [user for user in node.users if user in members]
     while pending:
         user = pending.pop(0)
         if op(user) in ("slice", "narrow"):
-            dim = cast(int, argument(user, "dim", 0)) % rank(user)
-            size = shape(user)[dim]
+            size = shape(user)[cast(int, argument(user, "dim", 0)) % rank(user)]
             return int(size) if size.is_Integer else None
         if op(user) == "getitem":
             pending.extend(member for member in user.users if member in members)
@@ -178,9 +161,7 @@ class Router:
         num_shared_heads, top_k: None where the router's form does not tell.
         routed_logits, shared_logits, stage_logits: Inputs of the MoHRouter; all None for `custom`
             and `constant`.
-        gate_mode: Attribute of the MoHRouter.
         finish: What is made of the MoHRouter's gates; None where they are the layer's.
-        selection: Where heads are ranked; None where none is.
         reason: Why the router stays as it is; None if it becomes a MoHRouter or constant gates.
         fixed_gates: [..., H], the gates that no input changes, of size 1 along dimensions of
             dynamic size; None where inputs decide them.

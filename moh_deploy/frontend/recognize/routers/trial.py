@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -57,22 +59,23 @@ class RouterRun:
         """Return how many of the last heads are open, where that is a number below `top_k` that is
         the same for all tokens; else `top_k`."""
         # Shared heads stand in front of the routed ones, as a MoHRouter has them.
-        routed = [values[self.gates][..., -candidates:] for values in self.values]
-        counts = {int(count) for gates in routed for count in (gates != 0).sum(-1).flatten()}
+        counts = set(self._is_open[:, -candidates:].sum(-1).tolist())
         return min([top_k, *counts]) if len(counts) == 1 and 0 not in counts else top_k
 
     def always_open(self, candidates: int) -> int:
         """Return how many heads no token closes, of those that are more than the candidates."""
-        gates = torch.cat([values[self.gates].flatten(0, -2) for values in self.values])
-        return min(int((gates != 0).all(0).sum()), gates.shape[-1] - candidates)
+        return min(int(self._is_open.all(0).sum()), self._is_open.shape[-1] - candidates)
 
     def closes_only_first(self, candidates: int, top_k: int) -> bool:
         """Tell whether the candidates are the first heads, and no token closes the others, which
         stand behind them."""
-        gates = torch.cat([values[self.gates].flatten(0, -2) for values in self.values])
-        is_open = gates != 0
-        chosen = is_open[:, :candidates].sum(-1)
-        return bool(is_open[:, candidates:].all()) and bool((chosen == top_k).all())
+        chosen = self._is_open[:, :candidates].sum(-1)
+        return bool(self._is_open[:, candidates:].all()) and bool((chosen == top_k).all())
+
+    @cached_property
+    def _is_open(self) -> torch.Tensor:
+        """[rows, H]: which heads each token opens."""
+        return torch.cat([values[self.gates].flatten(0, -2) for values in self.values]) != 0
 
 
 def run_router(
@@ -80,40 +83,30 @@ def run_router(
 ) -> RouterRun | None:
     """Run a router on whatever of it is farthest from its gates and still decides them alone.
 
-    Args:
-        cone: What the gates are computed from.
-        scores: What it ranks.
-        constant: Value of a constant node.
-
     Returns:
         None where it cannot be run on its own.
     """
-    sources = _sources(gates, cone, scores, constant)
-    between = nodes_between(gates, set(sources), set(cone), constant) if sources else None
-    if between is None:
+    # As far back as possible, because weights may be made of what lies before the ranked scores,
+    # such as the logits of a softmax; but no farther than one tensor still decides the gates. Else
+    # from the results of its projections.
+    members, ranked = set(cone), set(ancestors(scores))
+    numbers = [
+        node
+        for node in gates.graph.nodes  # what is computed first is farthest
+        if node in members and node.op == "call_function" and is_number(node)
+    ]
+    single = ([node] for node in numbers if node in ranked)
+    for sources in itertools.chain(single, [list(filter(ends_router, numbers))]):
+        between = nodes_between(gates, set(sources), members, constant) if sources else None
+        if between is not None:
+            break
+    else:
         return None
     values, is_exact = run_part(sources, between, constant, (*SCALES, _CLOSE))
     if not values:
         return None
     tolerance = 1e-9 if is_exact else 1e-5
     return RouterRun(gates, (*sources, *between), values[:-1], values[-1], tolerance)
-
-
-def _sources(gates: Node, cone: Sequence[Node], scores: Node, constant: Constants) -> list[Node]:
-    """The tensors of a router that decide its gates: one, or the results of its projections."""
-    # As far back as possible, because weights may be made of what lies before the ranked scores,
-    # such as the logits of a softmax; but no farther than one tensor still decides the gates.
-    members = set(cone)
-    computed = [
-        node
-        for node in gates.graph.nodes  # what is computed first is farthest
-        if node in members and node.op == "call_function" and is_number(node)
-    ]
-    ranked = set(ancestors(scores))
-    for source in computed:
-        if source in ranked and nodes_between(gates, {source}, members, constant) is not None:
-            return [source]
-    return [node for node in computed if ends_router(node)]
 
 
 def run_part(
@@ -130,20 +123,25 @@ def run_part(
         to fewer bits than those of float64.
     """
     for dtype in (torch.float64, torch.float32):
-        runs = [run_nodes(between, _made_up(inputs, scale, dtype), constant) for scale in scales]
-        values = tuple(run for run in runs if run is not None)
+        values: list[Values] = []
+        for scale in scales:
+            # Of the example's sizes, and the same in every call.
+            generator = torch.Generator().manual_seed(0)
+            made = {
+                node: torch.randn(example_shape(node), generator=generator, dtype=dtype) * scale
+                for node in inputs
+            }
+            run = run_nodes(between, made, constant)
+            values += [] if run is None else [run]
         if len(values) == len(scales):
-            return values, dtype == torch.float64 and not any(map(_rounds, between))
+            # Some nodes bring their result to a dtype of their own, whatever they are given.
+            rounded = any(
+                op(node) in ("to", "to_copy", "type_as")
+                or (op(node) in ("softmax", "sum", "cumsum", "prod") and argument(node, "dtype"))
+                for node in between
+            )
+            return tuple(values), dtype == torch.float64 and not rounded
     return (), False
-
-
-def _made_up(logits: Iterable[Node], scale: float, dtype: torch.dtype) -> Values:
-    """Return random logits of a scale, of the example's sizes, the same in every call."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        node: torch.randn(example_shape(node), generator=generator, dtype=dtype) * scale
-        for node in logits
-    }
 
 
 def is_number(node: Node) -> bool:
@@ -159,7 +157,6 @@ def nodes_between(
 
     Args:
         cone: What may stand between them.
-        constant: Value of a constant node.
     """
     # Backwards from the result. Whatever is read for its shape alone needs no value; whatever is
     # neither an input, nor a constant, nor of the router makes the part depend on more.
@@ -210,15 +207,7 @@ def run_nodes(nodes: Sequence[Node], inputs: Values, constant: Constants) -> Val
     return {node: value for node, value in env.items() if isinstance(value, torch.Tensor)}
 
 
-def _rounds(node: Node) -> bool:
-    """True for a node that brings its result to a dtype of its own, whatever it is given."""
-    name = op(node)
-    return name in ("to", "to_copy", "type_as") or bool(
-        name in ("softmax", "sum", "cumsum", "prod") and argument(node, "dtype")
-    )
-
-
-# Tell whether a router does at other sizes what it did in a trial, which has the example's.
+# A router may do something else at other sizes than in a trial, which has the example's.
 
 _RANGES = frozenset(("arange", "linspace", "slice", "scalar_tensor"))
 _CUTS = frozenset(("slice", "narrow", "topk"))
@@ -243,6 +232,7 @@ def routes_alike(result: Node, members: Collection[Node], inputs: Collection[Nod
         result: The gates [..., H].
         members: What computes them from the inputs.
     """
+    heads = example_shape(result)[-1]
     decided, positions = set(inputs), set[Node]()
     for node in result.graph.nodes:
         if node not in members or node.op != "call_function":
@@ -250,38 +240,25 @@ def routes_alike(result: Node, members: Collection[Node], inputs: Collection[Nod
         sources = set() if reads_shape_only(node) else set(node.all_input_nodes)
         if sources & decided:
             decided.add(node)
-            if (
-                _hangs_on(node, sources & positions)
-                or _keeps_by_size(node)
-                or _joins_tokens(node, example_shape(result)[-1])
-            ):
+            # Positions, or a size as a number, change what it makes of scores. Whole numbers may
+            # say where it reads or writes: a wrong row would be seen at every size.
+            known = sources & positions
+            if known or _reads_number(node):
+                names_rows = op(node) in _BY_ROW or _is_whole(node)
+                if not names_rows or not all(map(_is_whole, known)):
+                    return False
+            # A size says how many of the heads are kept.
+            if op(node) in _CUTS and _reads_size(node):
+                dim = cast(int, argument(node, "dim", -1))
+                if shape(cast(Node, node.args[0]))[dim].is_Integer:
+                    return False
+            # Tokens decide about one another: there are more of what is summed, counted or ranked
+            # than heads.
+            if any(not size.is_Integer or size > heads for size in _joined(node)):
                 return False
         elif sources & positions or _counts(node):
             positions.add(node)
     return result not in positions
-
-
-def _hangs_on(node: Node, positions: set[Node]) -> bool:
-    """True where positions, or a size as a number, change what a node makes of scores. Whole
-    numbers may say where it reads or writes: a wrong row would be seen at every size."""
-    if not positions and not _reads_number(node):
-        return False
-    names_rows = op(node) in _BY_ROW or _is_whole(node)
-    return not names_rows or not all(map(_is_whole, positions))
-
-
-def _keeps_by_size(node: Node) -> bool:
-    """True where a size says how many of the heads are kept."""
-    if op(node) not in _CUTS or not _reads_size(node):
-        return False
-    dim = cast(int, argument(node, "dim", -1))
-    return bool(shape(cast(Node, node.args[0]))[dim].is_Integer)
-
-
-def _joins_tokens(node: Node, heads: int) -> bool:
-    """True where tokens decide about one another: there are more of what is summed, counted or
-    ranked than heads."""
-    return any(not size.is_Integer or size > heads for size in _joined(node))
 
 
 def _counts(node: Node) -> bool:

@@ -81,15 +81,19 @@ class Weighing:
         of the model; None where no factor and no sum does."""
         kept = torch.cat([_kept(v, logits, self.selection, gate_mode) for v in self.run.values])
         if weights is not None:
-            kept = kept * torch.cat([_rows(weights.of(v)) for v in self.run.values]).double()
+            kept = kept * self._rows_of(weights)
         if kept.shape != self.gates.shape:
             return None  # one choice for all tokens of a sequence
-        finish = _finish(weights, kept, self.gates, self.run.tolerance)
+        finish = self._finish(weights, kept, self.gates)
         if self.has_one_shared_gate:
             shared_gate = float(self.shared[0, 0]) if self.shared.numel() else 1.0
             finish = finish and replace(finish, shared_gate=shared_gate)
         else:
-            finish = self._mixed_finish(weights, kept, finish)
+            # Shared heads are weighed, too.
+            routed, shared = finish or self._scaled_finish(weights, kept), self._shared_finish
+            finish = self._joint_finish(weights, kept)
+            if routed is not None and shared is not None:
+                finish = replace(routed, shared=shared)
         if finish is None:
             return None
         return Router(
@@ -102,30 +106,15 @@ class Weighing:
             finish=finish,
         )
 
-    def _mixed_finish(
-        self, weights: Logits | None, kept: torch.Tensor, routed: Finish | None
-    ) -> Finish | None:
-        """What brings weighed gates to those of the model where shared heads are weighed, too.
-
-        Args:
-            routed: What does it for the routed heads, if they need nothing of the shared ones.
-        """
-        routed, shared = routed or self._scaled_finish(weights, kept), self._shared_finish
-        if routed is None or shared is None:
-            return self._joint_finish(weights, kept)
-        return replace(routed, shared=shared)
-
     def _joint_finish(self, weights: Logits | None, kept: torch.Tensor) -> Finish | None:
-        """The same where shared and routed gates are divided by the sum of both."""
+        """The finish where shared and routed gates are divided by the sum of both."""
         given = torch.cat((self.shared, self.gates), -1)
         for shared, rows in self._unchanged(self.shared.shape[-1]):
             # Whatever the sum is, both kinds are divided by it: how many times the routed ones were
             # taken is left over.
-            taken = float(
-                self.gates[0].sum() / kept[0].sum() * rows[0].sum() / self.shared[0].sum()
-            )
-            factor = _as_written(taken, self.run.tolerance)
-            found = _finish(shared, torch.cat((rows, factor * kept), -1), given, self.run.tolerance)
+            taken = self.gates[0].sum() / kept[0].sum() * rows[0].sum() / self.shared[0].sum()
+            factor = _as_written(float(taken), self.run.tolerance)
+            found = self._finish(shared, torch.cat((rows, factor * kept), -1), given)
             if found is not None and found.normalized:
                 joint = replace(found, weights=None)
                 return Finish(weights, factor=factor, shared=Finish(shared), joint=joint)
@@ -134,26 +123,68 @@ class Weighing:
     @cached_property
     def _shared_finish(self) -> Finish | None:
         """What makes the gates of shared heads of a tensor that the choice does not change."""
-        found = (
-            _finish(weights, rows, self.shared, self.run.tolerance)
-            for weights, rows in self._unchanged(self.shared.shape[-1])
-        )
-        return next((finish for finish in found if finish is not None), None)
+        for weights, rows in self._unchanged(self.shared.shape[-1]):
+            finish = self._finish(weights, rows, self.shared)
+            if finish is not None:
+                return finish
+        return None
 
     def _scaled_finish(self, weights: Logits | None, kept: torch.Tensor) -> Finish | None:
         """What brings the weighed gates [rows, R] to those of the model, where a tensor has a
         number for each token that they are multiplied with: the weight of a first stage."""
         total, given = kept.sum(-1, keepdim=True), self.gates.sum(-1, keepdim=True)
-        scales = given / total
-        limit = self.run.tolerance * max(1.0, float(self.gates.abs().max()))
-        if not bool(((self.gates - scales * kept).abs() <= limit).all()):
+        scales = given / total  # [rows, 1]
+        if not self._are_close(self.gates, scales * kept):
             return None
         for scale, rows in self._unchanged(1):
             for normalized, wanted in ((False, scales), (True, given)):
-                finish = _finish(scale, rows, wanted, self.run.tolerance)
+                finish = self._finish(scale, rows, wanted)
                 if finish is not None and not finish.normalized:
                     return Finish(weights, normalized, factor=finish.factor, scale=scale)
         return None
+
+    def _finish(
+        self, weights: Logits | None, kept: torch.Tensor, gates: torch.Tensor
+    ) -> Finish | None:
+        """Find what brings weighed gates [rows, R] to those of the model; None if nothing does."""
+        if kept.shape != gates.shape or not bool(kept.isfinite().all()):
+            return None
+        for finish in self._finishes(weights, kept, gates):
+            divisor = kept.sum(-1, keepdim=True) + finish.epsilon if finish.normalized else 1.0
+            if finish.factor and self._are_close(gates, finish.factor * kept / divisor):
+                return finish
+        return None
+
+    def _are_close(self, gates: torch.Tensor, made: torch.Tensor) -> bool:
+        limit = self.run.tolerance * max(1.0, float(gates.abs().max()))
+        return bool(((gates - made).abs() <= limit).all())
+
+    def _finishes(
+        self, weights: Logits | None, kept: torch.Tensor, gates: torch.Tensor
+    ) -> Iterator[Finish]:
+        """Every way to scale the gates that agrees with them somewhere."""
+        tolerance = self.run.tolerance
+        # The largest gate has the smallest relative rounding: the factor is read there.
+        largest = int(kept.abs().argmax())
+        factor = float(gates.flatten()[largest] / kept.flatten()[largest])
+        yield Finish(weights, factor=_as_written(factor, tolerance))
+        if weights is None:
+            return
+        # Divided by a sum, the gates of every token add up to the factor. With an epsilon they add
+        # up to less the smaller the sum is, so the tokens with the smallest and largest sums tell
+        # both.
+        totals = torch.stack((kept.sum(-1), gates.sum(-1)))  # [2, rows]
+        order = totals[0].abs().argsort()
+        (small, given), (large, expected) = (totals[:, order[end]].tolist() for end in (0, -1))
+        yield Finish(weights, normalized=True, factor=_as_written(expected, tolerance))
+        if 0 in (small, given, large, expected) or 1 / small == 1 / large:
+            return
+        # expected = factor * large / (large + epsilon), and the same for the smallest sum
+        slope = (1 / given - 1 / expected) / (1 / small - 1 / large)
+        inverse = 1 / expected - slope / large
+        if inverse:
+            factor, epsilon = _as_written(1 / inverse, tolerance), float(f"{slope / inverse:.6g}")
+            yield Finish(weights, normalized=True, factor=factor, epsilon=epsilon)
 
     def _unchanged(self, count: int) -> Iterator[tuple[Logits, torch.Tensor]]:
         """Yield tensors of so many numbers for each token that the choice does not change, nearest
@@ -162,20 +193,19 @@ class Weighing:
             if not is_number(node) or self.selection.node in ancestors(node):
                 continue
             for dim, extent in reversed(list(enumerate(example_shape(node)))):
-                if extent != count:
-                    continue
-                found = Logits(node, dim)
-                rows = torch.cat([_rows(found.of(values)) for values in self.run.values])
-                if len(rows) == len(self.gates):
-                    yield found, rows.double()
+                rows = self._rows_of(Logits(node, dim)) if extent == count else None
+                if rows is not None and len(rows) == len(self.gates):
+                    yield Logits(node, dim), rows
+
+    def _rows_of(self, logits: Logits) -> torch.Tensor:
+        """[rows, R] float64: the values of logits in the run."""
+        return torch.cat([_rows(logits.of(values)) for values in self.run.values]).double()
 
     @cached_property
     def _ranking(self) -> Logits:
         """The scores that are ranked, or what they rank like: logits tell heads apart that all have
         a sigmoid of 0, or nearly so."""
-        alike = (
-            logits for logits in (*self._before_softmax, *self._scores) if self._ranks_alike(logits)
-        )
+        alike = filter(self._ranks_alike, (*self._before_softmax, *self._scores))
         return next(alike, self._ranked)
 
     @property
@@ -209,14 +239,13 @@ class Weighing:
             )
             if not torch.equal(first, second):
                 return False
-        return all(self._rise_with(logits, values) for values in (*self.run.values, self.run.close))
-
-    def _rise_with(self, logits: Logits, values: Values) -> bool:
-        """The ranked scores rise with logits. Where they are rounded, they may be equal though the
-        logits are not, or fall by a step."""
-        order = logits.of(values).argsort(-1)
-        steps = self._ranked.of(values).gather(-1, order).diff(dim=-1)
-        return not bool((steps < -min(self.run.tolerance, _ROUNDING)).any())
+        # Where scores are rounded, they may be equal though the logits are not, or fall by a step.
+        step = min(self.run.tolerance, _ROUNDING)
+        for values in (*self.run.values, self.run.close):
+            order = logits.of(values).argsort(-1)
+            if bool((self._ranked.of(values).gather(-1, order).diff(dim=-1) < -step).any()):
+                return False
+        return True
 
 
 def _kept(values: Values, logits: Logits, selection: Selection, gate_mode: str) -> torch.Tensor:
@@ -226,51 +255,6 @@ def _kept(values: Values, logits: Logits, selection: Selection, gate_mode: str) 
         rows, None, None, selection.top_k, 0, gate_mode
     )
     return gates[0].double()
-
-
-def _finish(
-    weights: Logits | None, kept: torch.Tensor, gates: torch.Tensor, tolerance: float
-) -> Finish | None:
-    """Find what brings the weighed gates to those of the model; None if nothing does.
-
-    Args:
-        kept, gates: [rows, R].
-    """
-    if kept.shape != gates.shape or not bool(kept.isfinite().all()):
-        return None
-    limit = tolerance * max(1.0, float(gates.abs().max()))
-    for finish in _finishes(weights, kept, gates, tolerance):
-        divisor = kept.sum(-1, keepdim=True) + finish.epsilon if finish.normalized else 1.0
-        error = (gates - finish.factor * kept / divisor).abs().max()
-        if finish.factor and bool(error <= limit):
-            return finish
-    return None
-
-
-def _finishes(
-    weights: Logits | None, kept: torch.Tensor, gates: torch.Tensor, tolerance: float
-) -> Iterator[Finish]:
-    """Every way to scale the gates that agrees with them somewhere."""
-    # The largest gate has the smallest relative rounding: the factor is read there.
-    largest = int(kept.abs().argmax())
-    factor = float(gates.flatten()[largest] / kept.flatten()[largest])
-    yield Finish(weights, factor=_as_written(factor, tolerance))
-    if weights is None:
-        return
-    # Divided by a sum, the gates of every token add up to the factor. With an epsilon they add up
-    # to less the smaller the sum is, so the tokens with the smallest and largest sums tell both.
-    totals = torch.stack((kept.sum(-1), gates.sum(-1)))  # [2, rows]
-    order = totals[0].abs().argsort()
-    (small, given), (large, expected) = (totals[:, order[end]].tolist() for end in (0, -1))
-    yield Finish(weights, normalized=True, factor=_as_written(expected, tolerance))
-    if 0 in (small, given, large, expected) or 1 / small == 1 / large:
-        return
-    # expected = factor * large / (large + epsilon), and the same for the smallest sum
-    slope = (1 / given - 1 / expected) / (1 / small - 1 / large)
-    inverse = 1 / expected - slope / large
-    if inverse:
-        factor, epsilon = _as_written(1 / inverse, tolerance), float(f"{slope / inverse:.6g}")
-        yield Finish(weights, normalized=True, factor=factor, epsilon=epsilon)
 
 
 _ROUNDING = 2.0**-21

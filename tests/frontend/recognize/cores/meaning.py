@@ -41,11 +41,13 @@ def attend(core: Core, values: Values) -> Tensor:
 
 
 def contract(operands: Sequence[Operand], axes: Sequence[Axis], values: Values) -> Tensor:
-    letters = letters_of([*axes, *(axis for one in operands for axis in flat(one.layout))])
-    terms = ["".join(letters[axis] for axis in flat(one.layout)) for one in operands]
-    present = [axis for axis in axes if any(axis in flat(one.layout) for one in operands)]
+    letters = letters_of([*axes, *(axis for operand in operands for axis in flat(operand.layout))])
+    terms = ["".join(letters[axis] for axis in flat(operand.layout)) for operand in operands]
+    present = [axis for axis in axes if any(axis in flat(operand.layout) for operand in operands)]
     out = "".join(letters[axis] for axis in present)
-    result = torch.einsum(f"{','.join(terms)}->{out}", *(whole(one, values) for one in operands))
+    result = torch.einsum(
+        f"{','.join(terms)}->{out}", *(whole(operand, values) for operand in operands)
+    )
     return result[tuple(slice(None) if axis in present else None for axis in axes)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,78 +10,45 @@ import torch
 from torch import Tensor, nn
 
 from moh_deploy.frontend.recognize.routers.router import Finish
-from tests.frontend.recognize.routers.test_ranked import BIAS, mask, read
+from tests.frontend.recognize.routers.test_ranked import BIAS, kept_sigmoids, mask, read, share
 from tests.nightly import sampled
 
 SHARED, ROUTED = 2, 6
 
 
+def kept_probabilities(logits: Tensor) -> Tensor:
+    return (p := logits.softmax(-1)) * mask(p, 2)
+
+
+def renormalised(logits: Tensor) -> Tensor:
+    return 2 * share(kept_probabilities(logits))
+
+
 class Base(nn.Module):
     """A sigmoid for two shared heads, and the two best of six others by their probability."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        routed: Callable[[Tensor], Tensor] = kept_probabilities,
+        shared: Callable[[Tensor], Tensor] = torch.sigmoid,
+    ) -> None:
         super().__init__()
         self.to_shared, self.to_routed = nn.Linear(8, SHARED), nn.Linear(8, ROUTED, bias=False)
+        self.weights, self.to_stages = nn.Parameter(torch.tensor([0.3, -1.0])), nn.Linear(8, 2)
+        self.routed, self.shared = routed, shared
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.shared(self.to_shared(x)), self.routed(self.to_routed(x))], dim=-1)
 
-    def shared(self, logits):
-        return logits.sigmoid()
-
-    def routed(self, logits):
-        p = logits.softmax(-1)
-        return p * mask(p, 2)
-
 
 class OneProjection(Base):
     def __init__(self) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.project = nn.Linear(8, SHARED + ROUTED)
 
     def forward(self, x):
         shared, routed = self.project(x).split([SHARED, ROUTED], dim=-1)
         return torch.cat([self.shared(shared), self.routed(routed)], dim=-1)
-
-
-class Renormalised(Base):
-    def routed(self, logits):
-        kept = super().routed(logits)
-        return 2 * kept / kept.sum(-1, keepdim=True)
-
-
-class TwiceTheSigmoid(Renormalised):
-    def shared(self, logits):
-        return 2 * logits.float().sigmoid()
-
-
-class RoutedBySigmoid(Base):
-    def routed(self, logits):
-        kept = logits.sigmoid() * mask(logits, 2)
-        return 2.5 * kept / (kept.sum(-1, keepdim=True) + 1e-20)
-
-
-class SharedByTheirShare(Base):
-    def shared(self, logits):
-        weights = logits.sigmoid()
-        return weights / weights.sum(-1, keepdim=True)
-
-
-class SharedBySoftmax(Base):
-    """Not times their number, as published."""
-
-    def shared(self, logits):
-        return logits.softmax(-1)
-
-
-class RankedWithBias(Base):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("bias", BIAS.clone())
-
-    def routed(self, logits):
-        scores = logits.sigmoid()
-        return scores * mask(scores + self.bias, 2)
 
 
 class HeadsFirst(Base):
@@ -94,20 +62,13 @@ class HeadsFirst(Base):
 class WeightsThatAreLearned(Base):
     """Each shared head has a number of its own, which no token changes."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights = nn.Parameter(torch.tensor([0.3, -1.0]))
-
-    def shared(self, logits):
-        return self.weights.sigmoid().expand_as(logits)
+    def forward(self, x):
+        shared = self.weights.sigmoid().expand_as(self.to_shared(x))
+        return torch.cat([shared, self.routed(self.to_routed(x))], dim=-1)
 
 
-class InTwoStages(Renormalised):
+class InTwoStages(Base):
     """As published, but for the sigmoid."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.to_stages = nn.Linear(8, 2)
 
     def forward(self, x):
         stages = self.to_stages(x).softmax(-1) * 2
@@ -117,44 +78,66 @@ class InTwoStages(Renormalised):
 
 class OverTheSumOfAll(Base):
     def forward(self, x):
-        gates = super().forward(x)
-        return 4 * gates / (gates.sum(-1, keepdim=True) + 1e-3)
-
-
-class StagesOfSigmoids(InTwoStages):
-    def routed(self, logits):
-        kept = logits.sigmoid() * mask(logits, 2)
-        return kept / kept.sum(-1, keepdim=True)
+        return 4 * share(super().forward(x), 1e-3)
 
 
 AS_THEY_ARE = Finish()
-EXPECTED = {
-    Base: ("mixed", AS_THEY_ARE),
-    OneProjection: ("mixed", AS_THEY_ARE),
-    Renormalised: ("mixed", AS_THEY_ARE),  # by the MoHRouter, in `weighted` mode
-    TwiceTheSigmoid: ("mixed", AS_THEY_ARE),
-    RoutedBySigmoid: ("mixed", Finish(normalized=True, factor=2.5)),
-    SharedByTheirShare: ("mixed", AS_THEY_ARE),
-    SharedBySoftmax: ("mixed", AS_THEY_ARE),
-    RankedWithBias: ("scored", AS_THEY_ARE),
-    HeadsFirst: ("mixed", AS_THEY_ARE),
-    WeightsThatAreLearned: ("mixed", AS_THEY_ARE),
-    OverTheSumOfAll: ("mixed", Finish(joint=Finish(normalized=True, factor=4.0, epsilon=1e-3))),
-    InTwoStages: ("mixed", AS_THEY_ARE),
-    StagesOfSigmoids: ("mixed", Finish(normalized=True)),
+EXPECTED: dict[str, tuple[Callable[[], nn.Module], str, Finish]] = {
+    "published": (Base, "mixed", AS_THEY_ARE),
+    "one_projection": (OneProjection, "mixed", AS_THEY_ARE),
+    # By the MoHRouter, in `weighted` mode.
+    "renormalised": (lambda: Base(renormalised), "mixed", AS_THEY_ARE),
+    "twice_the_sigmoid": (
+        lambda: Base(renormalised, lambda logits: 2 * logits.float().sigmoid()),
+        "mixed",
+        AS_THEY_ARE,
+    ),
+    "routed_by_sigmoid": (
+        lambda: Base(lambda logits: 2.5 * share(kept_sigmoids(logits), 1e-20)),
+        "mixed",
+        Finish(normalized=True, factor=2.5),
+    ),
+    "shared_by_their_share": (
+        lambda: Base(shared=lambda logits: share(logits.sigmoid())),
+        "mixed",
+        AS_THEY_ARE,
+    ),
+    # Not times their number, as published.
+    "shared_by_softmax": (
+        lambda: Base(shared=lambda logits: logits.softmax(-1)),
+        "mixed",
+        AS_THEY_ARE,
+    ),
+    "ranked_with_bias": (
+        lambda: Base(lambda logits: (p := logits.sigmoid()) * mask(p + BIAS, 2)),
+        "scored",
+        AS_THEY_ARE,
+    ),
+    "heads_first": (HeadsFirst, "mixed", AS_THEY_ARE),
+    "weights_that_are_learned": (WeightsThatAreLearned, "mixed", AS_THEY_ARE),
+    "over_the_sum_of_all": (
+        OverTheSumOfAll,
+        "mixed",
+        Finish(joint=Finish(normalized=True, factor=4.0, epsilon=1e-3)),
+    ),
+    "in_two_stages": (lambda: InTwoStages(renormalised), "mixed", AS_THEY_ARE),
+    "stages_of_sigmoids": (
+        lambda: InTwoStages(lambda logits: share(kept_sigmoids(logits))),
+        "mixed",
+        Finish(normalized=True),
+    ),
 }
 
 
 @sampled(3)
-@pytest.mark.parametrize("make", EXPECTED)
-def test_shared_heads_are_weighed_by_themselves_beside_the_best_routed_ones(
-    make: type[nn.Module],
-):
-    router, gates, routed = read(make)
-    form, finish = EXPECTED[make]
+@pytest.mark.parametrize("name", EXPECTED)
+def test_shared_heads_are_weighed_by_themselves_beside_the_best_routed_ones(name: str):
+    make, form, finish = EXPECTED[name]
+    model = make()
+    router, gates, routed = read(model)
     assert (router.form.name, router.num_shared_heads, router.top_k) == (form, SHARED, 2)
     assert replace(router.finish, weights=None, shared=None, scale=None) == finish
-    assert (router.finish.scale is not None) == issubclass(make, InTwoStages)
+    assert (router.finish.scale is not None) == isinstance(model, InTwoStages)
     assert router.finish.shared is not None
     torch.testing.assert_close(routed, gates)
 
@@ -189,5 +172,5 @@ class PerSequence(Base):
     "make", [ByWhatIsChosen, SharedHeadsLast, AThirdTensorWeighsBoth, PerSequence]
 )
 def test_other_routers_of_two_kinds_are_custom(make: type[nn.Module]):
-    router, _, _ = read(make)
+    router, _, _ = read(make())
     assert router.form.name == "custom"

@@ -27,8 +27,8 @@ def test_windows_are_told_in_any_order_of_their_taps(height, width, high, wide, 
     given_neighbours = window.neighbours()[:, shuffled]
     found = windows_like(given_neighbours)
     assert found
-    for one, order in found:
-        assert torch.equal(one.neighbours()[:, order], given_neighbours)
+    for window_found, order in found:
+        assert torch.equal(window_found.neighbours()[:, order], given_neighbours)
 
 
 def test_repeated_border_is_told_apart_by_the_inside_only():
