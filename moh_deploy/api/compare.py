@@ -19,7 +19,7 @@ from moh_deploy.decision.measure import PlannedRun, first_inputs, timed_inputs, 
 from moh_deploy.decision.plan import NEW_PLAN, PlanFile, QualityGoal, plan_of, read_plan
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.score_arms import BlockScorer, ScoreArms, score_arms
-from moh_deploy.decision.spread import RayBlocks, check_ray, pickled
+from moh_deploy.decision.spread import RayBlocks, check_ray
 from moh_deploy.decision.summarise import LookSetting, report_of
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
@@ -124,14 +124,12 @@ def compare(
         engines = [name for name, m in models if isinstance(m, Deployed) and m.is_compiled]
         named = {f"arms.{name}.path": str(file.plan.arms[name].path) for name in engines}
         require_trust(file.source, named, "--trust-code", is_given=trust_code or plan is None)
-        if ray is not None:
-            check_ray(file.plan.threads)
         samples = _samples(file, found.base)
         timed = []
         if file.plan.latency is not None:
             timed = timed_inputs(found.base, samples.data, file.plan.sizes)
         if ray is not None:
-            pickled(samples.metrics)
+            check_ray(file.plan.threads, samples.metrics)
         kept = None if keep_scores is None else _kept(Path(keep_scores))
     with _scratch(kept if ray is not None else None) as scratch:
         there = found.given(progress)

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import onnx
 
+from moh_deploy import __version__
 from moh_deploy.decision.arm import Arm, OpenedArm, named_errors
 from moh_deploy.decision.quality_promise import SampleScores
 from moh_deploy.errors import ConfigError
@@ -225,7 +226,10 @@ class BlockScorer:
 def ran_by(arm: OpenedArm) -> str:
     """Return what runs an arm: where that is another one, scores need not be the same."""
     described = arm.runner.describe()
-    return f"{described.runtime}, {described.device or 'CPU'}, {described.kernels.describe()}"
+    return (
+        f"moh-deploy {__version__}, {described.runtime}, {described.device or 'CPU'},"
+        f" {described.kernels.describe()}"
+    )
 
 
 def _metric_digest(metric: Metric) -> tuple[str, str]:

@@ -33,7 +33,7 @@ ENGINE_NAME = "model.engine"
 ENGINE_MANIFEST_NAME = "engine.json"
 ENGINE_LOG_NAME = "build.log"
 # All that a build may leave: a directory with anything else in it is not replaced.
-ENGINE_FILES = (
+ENGINE_FILES: tuple[str, ...] = (
     *(ENGINE_NAME, ENGINE_MANIFEST_NAME, ENGINE_LOG_NAME, PLUGIN_NAME),
     *(MODEL_NAME, MODEL_DATA_NAME),
 )
