@@ -15,11 +15,8 @@ from moh_deploy.errors import BackendError
 from moh_deploy.ops.cases import numpy_dtype
 from moh_deploy.runtime.tensorrt.builder import DTYPE_NAMES, BuildFailed, BuildSession, build_engine
 from moh_deploy.runtime.tensorrt.messages import (
-    BuildRequest,
     BuildStep,
-    Fill,
     Message,
-    ParserError,
     TimingAnswer,
     TimingRequest,
 )
@@ -46,11 +43,21 @@ class DeviceWork:
 
     def __enter__(self) -> DeviceWork:
         self._cuda = load_driver()
-        self._closing = ExitStack()
         with ExitStack() as failing:
-            failing.push(self._closing)
-            self._open()
-            failing.pop_all()
+            # If anything below raises, what is there is given back; else `__exit__` does so.
+            self._closing = self._memory = failing
+            device, context = ctypes.c_int(), _Pointer()
+            self._call("cuDeviceGet", ctypes.byref(device), 0)
+            # The one that the runtime of CUDA uses, and so TensorRT and the plugins do.
+            self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+            self._closing.callback(self._try, "cuDevicePrimaryCtxRelease_v2", device)
+            self._call("cuCtxSetCurrent", context)
+            stream = self._made("cuStreamCreate", "cuStreamDestroy_v2")
+            assert stream.value is not None
+            self.stream = stream.value
+            self._event = self._made("cuEventCreate", "cuEventDestroy_v2")
+            self._other_event = self._made("cuEventCreate", "cuEventDestroy_v2")
+            self._closing = self._memory = failing.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -94,20 +101,6 @@ class DeviceWork:
         self._call("cuEventElapsedTime", ctypes.byref(elapsed), start, end)
         return elapsed.value
 
-    def _open(self) -> None:
-        device, context = ctypes.c_int(), _Pointer()
-        self._call("cuDeviceGet", ctypes.byref(device), 0)
-        # The one that the runtime of CUDA uses, and so TensorRT and the plugins do.
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
-        self._closing.callback(self._try, "cuDevicePrimaryCtxRelease_v2", device)
-        self._call("cuCtxSetCurrent", context)
-        stream = self._made("cuStreamCreate", "cuStreamDestroy_v2")
-        assert stream.value is not None
-        self.stream = stream.value
-        self._event = self._made("cuEventCreate", "cuEventDestroy_v2")
-        self._other_event = self._made("cuEventCreate", "cuEventDestroy_v2")
-        self._memory = self._closing
-
     def _made(self, create: str, destroy: str) -> ctypes.c_void_p:
         handle = _Pointer()
         self._call(create, ctypes.byref(handle), 0)
@@ -142,12 +135,21 @@ def time_networks(
     A network that cannot be built or run has no time; the others have.
     """
     runtime = session.trt.Runtime(session.logger)
-    built = {
-        name: _engine_or_reason(session, runtime, build, tell)
-        for name, build in request.networks.items()
-    }
-    failed = {name: why for name, why in built.items() if isinstance(why, str)}
-    engines = {name: engine for name, engine in built.items() if name not in failed}
+    failed: dict[str, str] = {}
+    engines: dict[str, Any] = {}
+    for name, build in request.networks.items():
+        try:
+            answer = build_engine(session, build, tell)
+            if answer.errors:
+                refused = ", ".join(f"{error.operator}: {error.text}" for error in answer.errors)
+                raise BuildFailed(f"the parser refuses {refused}")
+            assert build.engine is not None
+            engine = runtime.deserialize_cuda_engine(Path(build.engine).read_bytes())
+            if engine is None:
+                raise BuildFailed("TensorRT cannot load what it built")
+            engines[name] = engine
+        except BuildFailed as error:
+            failed[name] = str(error)
     if not engines:
         return TimingAnswer({}, failed)
     tell(BuildStep(f"timing {', '.join(engines)}"))
@@ -175,25 +177,6 @@ def time_in_turns(calls: Mapping[str, Callable[[], None]], clock: GpuClock) -> d
     return {name: statistics.median(times[name] for times in rounds) for name in calls}
 
 
-def _engine_or_reason(
-    session: BuildSession, runtime: Any, build: BuildRequest, tell: Callable[[Message], None]
-) -> Any:
-    """Return an engine, or a text: why there is none."""
-    try:
-        answer = build_engine(session, build, tell)
-    except BuildFailed as error:
-        return str(error)
-    if answer.errors:
-        return f"the parser refuses {', '.join(map(_error_text, answer.errors))}"
-    assert build.engine is not None
-    engine = runtime.deserialize_cuda_engine(Path(build.engine).read_bytes())
-    return "TensorRT cannot load what it built" if engine is None else engine
-
-
-def _error_text(error: ParserError) -> str:
-    return f"{error.operator}: {error.text}"
-
-
 def _times(
     engines: dict[str, Any], request: TimingRequest, gpu: DeviceWork, failed: dict[str, str]
 ) -> dict[str, tuple[float, ...]]:
@@ -201,63 +184,47 @@ def _times(
     profiles = next(iter(request.networks.values())).profiles
     found: list[dict[str, float]] = []
     for index in range(max(1, len(profiles))):
+        # A network without dynamic sizes has no profile.
+        shapes = {name: shape[1] for name, shape in profiles[index].items()} if profiles else {}
         with gpu.scope():
-            feeds = _feeds(next(iter(engines.values())), request, index)
+            feeds = _feeds(next(iter(engines.values())), request, shapes)
             # One copy of the inputs for all: they only read it.
             given = {name: (array.shape, gpu.upload(array)) for name, array in feeds.items()}
-            ready = {
-                name: _bound_or_reason(engine, index, given, gpu)
-                for name, engine in engines.items()
-            }
-            for name, why in ready.items():
-                if isinstance(why, str):
-                    failed[name] = why
+            calls: dict[str, Callable[[], None]] = {}
+            for name, engine in list(engines.items()):
+                try:
+                    calls[name] = _bound(engine, index, given, gpu)
+                    gpu.elapsed_ms(calls[name], 1)  # scores of float32 may be more than the memory
+                except BuildFailed as error:
+                    failed[name] = str(error)
+                    calls.pop(name, None)
                     del engines[name]
             if not engines:
                 return {}
-            calls = {name: call for name, call in ready.items() if not isinstance(call, str)}
             found.append(time_in_turns(calls, gpu.elapsed_ms))
     return {name: tuple(times[name] for times in found) for name in engines}
 
 
-def _feeds(engine: Any, request: TimingRequest, profile: int) -> dict[str, Array]:
+def _feeds(
+    engine: Any, request: TimingRequest, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Array]:
     """Return arrays for the inputs, of the usual sizes of a profile: the same ones each time."""
-    rng = np.random.default_rng(0)
-    shapes = next(iter(request.networks.values())).profiles
-    feeds = {}
+    rng, feeds = np.random.default_rng(0), {}
     for name, fill in request.fills.items():
-        # A network without dynamic sizes has no profile.
-        shape = shapes[profile][name][1] if shapes else tuple(engine.get_tensor_shape(name))
-        dtype = numpy_dtype(DTYPE_NAMES[engine.get_tensor_dtype(name).name])
-        feeds[name] = _filled(fill, shape, request.open_share, rng).astype(dtype)
+        shape = shapes.get(name) or tuple(engine.get_tensor_shape(name))
+        array: Array
+        if fill == "random":
+            array = rng.standard_normal(shape)
+        elif fill == "gates":
+            array = rng.random(shape) < request.open_share
+        else:
+            array = np.full(shape, {"filled": _ALL_KEYS, "seen": 1, "zero": 0}[fill])
+        feeds[name] = array.astype(_dtype(engine, name))
     return feeds
 
 
-def _filled(
-    fill: Fill, shape: tuple[int, ...], open_share: float, rng: np.random.Generator
-) -> Array:
-    if fill == "random":
-        return rng.standard_normal(shape)
-    if fill == "gates":
-        return rng.random(shape) < open_share
-    if fill == "filled":
-        return np.full(shape, _ALL_KEYS)
-    return np.full(shape, fill == "seen")
-
-
-def _bound_or_reason(
-    engine: Any,
-    profile: int,
-    given: Mapping[str, tuple[tuple[int, ...], int]],
-    gpu: DeviceWork,
-) -> Callable[[], None] | str:
-    """Return a call that enqueues one run, or a text: why it does not run."""
-    try:
-        call = _bound(engine, profile, given, gpu)
-        gpu.elapsed_ms(call, 1)  # scores of float32 may be more than the memory
-    except BuildFailed as error:
-        return str(error)
-    return call
+def _dtype(engine: Any, name: str) -> np.dtype[Any]:
+    return numpy_dtype(DTYPE_NAMES[engine.get_tensor_dtype(name).name])
 
 
 def _bound(
@@ -266,6 +233,7 @@ def _bound(
     given: Mapping[str, tuple[tuple[int, ...], int]],
     gpu: DeviceWork,
 ) -> Callable[[], None]:
+    """Return a call that enqueues one run."""
     context = engine.create_execution_context()
     if context is None:
         raise BuildFailed("TensorRT makes no execution context")
@@ -275,9 +243,9 @@ def _bound(
         done.append(context.set_tensor_address(tensor, address))
     for tensor in map(engine.get_tensor_name, range(engine.num_io_tensors)):
         if tensor not in given:
-            size = numpy_dtype(DTYPE_NAMES[engine.get_tensor_dtype(tensor).name]).itemsize
             elements = int(np.prod(tuple(context.get_tensor_shape(tensor))))
-            done.append(context.set_tensor_address(tensor, gpu.allocate(size * elements)))
+            address = gpu.allocate(_dtype(engine, tensor).itemsize * elements)
+            done.append(context.set_tensor_address(tensor, address))
     if not all(done):
         raise BuildFailed("TensorRT refuses the inputs")
 

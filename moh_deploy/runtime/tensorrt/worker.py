@@ -15,7 +15,7 @@ from importlib import import_module
 
 from moh_deploy.errors import BackendError
 from moh_deploy.runtime.tensorrt import builder, network_timing
-from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
+from moh_deploy.runtime.tensorrt.flavour import FLAVOURS, Flavour
 from moh_deploy.runtime.tensorrt.messages import (
     BuildRequest,
     Failure,
@@ -31,18 +31,25 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 def main(flavour_name: str, descriptor: str) -> None:
-    _die_with_parent()
+    if sys.platform == "linux":
+        # It is to end with its parent: nobody would take what is built.
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     with os.fdopen(int(descriptor), "w", encoding="utf-8") as channel:
 
         def tell(message: Message) -> None:
             channel.write(encode(message))
             channel.flush()
 
-        _reporting(lambda: _serve(flavour_name, tell), tell)
+        try:
+            _serve(FLAVOURS[flavour_name], tell)
+        # As number and text, from which the other process raises an OSError of its own.
+        except OSError as error:
+            tell(Failure(f"{error.strerror}: {error.filename}", error.errno))
+        except builder.BuildFailed as error:
+            tell(Failure(str(error)))
 
 
-def _serve(flavour_name: str, tell: Callable[[Message], None]) -> None:
-    flavour = FLAVOURS[flavour_name]
+def _serve(flavour: Flavour, tell: Callable[[Message], None]) -> None:
     trt = import_module(flavour.module)
     # Before a request is read: what is there decides whether anything has to be built at all.
     tell(Stack(trt.__version__, *(() if flavour.targets else _gpu())))
@@ -56,16 +63,6 @@ def _serve(flavour_name: str, tell: Callable[[Message], None]) -> None:
             tell(builder.build_engine(session, request, tell))
 
 
-def _reporting(serve: Callable[[], None], tell: Callable[[Message], None]) -> None:
-    try:
-        serve()
-    # As number and text, from which the other process raises an OSError of its own.
-    except OSError as error:
-        tell(Failure(f"{error.strerror}: {error.filename}", error.errno))
-    except builder.BuildFailed as error:
-        tell(Failure(str(error)))
-
-
 def _gpu() -> tuple[str, ...]:
     """Return name and compute capability of the first GPU, and the driver's CUDA version."""
     try:
@@ -73,12 +70,6 @@ def _gpu() -> tuple[str, ...]:
     except BackendError:  # TensorRT says it in its own words when it is to build.
         return ()
     return driver.gpus[0].name, driver.gpus[0].dotted, driver.cuda
-
-
-def _die_with_parent() -> None:
-    """Let Linux end this process with its parent: nobody would take what is built."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from moh_deploy.runtime.tensorrt import network_timing
-from moh_deploy.runtime.tensorrt.messages import Fill
+from moh_deploy.runtime.tensorrt.messages import Fill, TimingRequest
 from moh_deploy.runtime.tensorrt.network_timing import time_in_turns
 
 
@@ -58,16 +59,19 @@ def test_a_round_that_is_disturbed_does_not_count():
 
 @pytest.mark.parametrize(
     ("fill", "mean", "values"),
-    [("gates", 0.25, {0, 1}), ("seen", 1, {1}), ("zero", 0, {0}), ("random", 0, None)],
+    [
+        ("gates", 0.25, {0, 1}),
+        ("seen", 1, {1}),
+        ("zero", 0, {0}),
+        ("random", 0, None),
+        ("filled", 2**30, {2**30}),  # lengths beyond the last key
+    ],
 )
 def test_what_inputs_hold(fill: Fill, mean: float, values: set[float] | None):
-    rng = np.random.default_rng(1)
-    found = network_timing._filled(fill, (4, 100, 100), 0.25, rng).astype(np.float16)
-    assert found.shape == (4, 100, 100)
+    dtype = SimpleNamespace(name="INT64" if fill == "filled" else "HALF")
+    engine = SimpleNamespace(get_tensor_dtype=lambda name: dtype)
+    request = TimingRequest({}, {"x": fill}, open_share=0.25)
+    found = network_timing._feeds(engine, request, {"x": (4, 100, 100)})["x"]
+    assert (found.shape, found.dtype) == ((4, 100, 100), "q" if fill == "filled" else "e")
     assert found.mean(dtype=np.float64) == pytest.approx(mean, abs=0.02)
     assert values is None or set(np.unique(found)) == values
-
-
-def test_lengths_are_beyond_the_last_key():
-    rng = np.random.default_rng(1)
-    assert (network_timing._filled("filled", (4,), 1.0, rng).astype(np.int64) > 2**20).all()
