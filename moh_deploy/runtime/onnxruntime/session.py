@@ -15,14 +15,13 @@ from onnx import parser
 
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype
-from moh_deploy.package import CachesInPlace, OnnxPackage, TensorInfo, read_outline
+from moh_deploy.package import CachesInPlace, OnnxPackage, TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
 from moh_deploy.runtime.input_check import IndexCheck, check_inputs, check_room, empty_axis
-from moh_deploy.runtime.kernel_use import KernelUse, choose_kernels, register, require_kernels
-from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
-from moh_deploy.runtime.onnxruntime.placement import Placement
+from moh_deploy.runtime.kernel_use import choose_kernels
+from moh_deploy.runtime.onnxruntime.placement import Placement, register
 from moh_deploy.runtime.onnxruntime.values import from_ort, tensor_info, to_ort
-from moh_deploy.runtime.prepared_model import PreparedModel, prepare_model
+from moh_deploy.runtime.prepared_model import prepare_model
 from moh_deploy.system.isolate import isolated
 from moh_deploy.system.npz import Array
 from moh_deploy.system.staging import scratch_directory
@@ -185,87 +184,48 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         ConfigError: An option is none of those listed.
         PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
     """
-    if isinstance(source, OnnxPackage):
-        path, layers = source.model_path, source.manifest.layers
-        compute_type, caches = source.manifest.compute_type, source.manifest.caches
-        from_the_end = source.manifest.from_onnx
-    else:
-        path, layers, compute_type, caches, from_the_end = source, (), "float32", None, True
-        read_outline(path)  # of a package that was done when it was opened
+    # Emulation is decided here and recorded in the description: no result may look native that is
+    # not. A model that computes in both is emulated in bfloat16.
+    emulated: list[EmulatedDtype] = [] if _has_bfloat16() else ["bfloat16"]
+    emulated += ["float16"] if variant.round_results else []
+    model = prepare_model(source, variant, emulate_dtypes=emulated)
     use = choose_kernels(
         variant.kernels,
         library=variant.library,
         instruction_set=variant.instruction_set,
-        compute_type=variant.compute_type or compute_type,
-    )
-    # Emulation is decided here and recorded in the description: no result may look native that is
-    # not.
-    emulated = _emulated(round_results=variant.round_results)
-    model = prepare_model(
-        path,
-        layers,
-        variant.extra_outputs,
-        variant.edits,
-        emulate_dtypes=emulated,
-        from_the_end=from_the_end,
+        compute_type=model.compute_type,
     )
     # Fused operators would skip the roundings that are emulated.
     optimize = variant.optimize and not model.emulated_dtype
-    options = session_options(path.parent, variant.threads, optimize)
+    options = session_options(model.folder, variant.threads, optimize)
     if not variant.spins:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if model.has_float16:
         options.add_session_config_entry(*TRANSPOSE_FUSION)
-    session, layer_impl = _placed(model, use, options)
-    use = replace(
-        use,
-        emulated_dtype=model.emulated_dtype,
-        no_kernel_for=_without_kernel(model, layer_impl) if use.library is not None else (),
-    )
-    if variant.kernels == "require":
-        require_kernels(use, layer_impl)
-    description = Description(
-        runtime_name(),
-        use,
-        layer_impl,
-        layer_runs(layers, layer_impl, routers=model.routers),
-        model.layer_nodes,
-    )
-    inputs = tuple(map(tensor_info, session.get_inputs()))
-    outputs = tuple(value.name for value in session.get_outputs())
-    return OrtRunner(
-        inputs,
-        outputs,
-        description,
-        model.index_check,
-        model.buffers,
-        caches,
-        _run_options(gives_back=not variant.spins),
-        session,
-    )
-
-
-def _placed(
-    model: PreparedModel, use: KernelUse, options: ort.SessionOptions
-) -> tuple[ort.InferenceSession, dict[str, LayerImpl]]:
-    """Make the session, and read from it what runs each node."""
     # Older versions of ONNX Runtime write what was placed where into a file; it is read at once.
     with scratch_directory("moh-deploy-session") as scratch:
         placement = Placement(list(model.moh_nodes), scratch)
         placement.prepare(options)
         register(use, options, {operator.domain for operator in model.moh_nodes.values()})
         session = create_session(model.content, options)
-        return session, placement.read(session) | model.dense_nodes
-
-
-def _without_kernel(model: PreparedModel, layer_impl: Mapping[str, LayerImpl]) -> tuple[str, ...]:
-    """Return the operators that a library would have to know for all nodes to run on kernels."""
-    found = {
+        layer_impl = placement.read(session) | model.dense_nodes
+    # The operators that the library would have to know for all nodes to run on kernels.
+    unknown = {
         str(operator)
         for node, operator in model.moh_nodes.items()
-        if layer_impl[node] == "function"
+        if layer_impl[node] == "function" and use.library is not None
     }
-    return tuple(sorted(found))
+    use = replace(use, emulated_dtype=model.emulated_dtype, no_kernel_for=tuple(sorted(unknown)))
+    return OrtRunner(
+        tuple(map(tensor_info, session.get_inputs())),
+        tuple(value.name for value in session.get_outputs()),
+        model.description(runtime_name(), use, layer_impl, variant.kernels),
+        model.index_check,
+        model.buffers,
+        model.caches,
+        _run_options(gives_back=not variant.spins),
+        session,
+    )
 
 
 def runtime_name() -> str:
@@ -273,15 +233,6 @@ def runtime_name() -> str:
     import onnxruntime as ort
 
     return f"ONNX Runtime {ort.__version__}"
-
-
-def _emulated(*, round_results: bool) -> tuple[EmulatedDtype, ...]:
-    """Return the dtypes to emulate, the first that a model computes in first.
-
-    A model that computes in both is emulated in bfloat16.
-    """
-    bfloat16: tuple[EmulatedDtype, ...] = () if _has_bfloat16() else ("bfloat16",)
-    return (*bfloat16, "float16") if round_results else bfloat16
 
 
 @lru_cache

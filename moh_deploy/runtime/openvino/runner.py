@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import numpy as np
 
 from moh_deploy.errors import BackendError, ConfigError
-from moh_deploy.package import OnnxPackage, TensorInfo, read_outline
+from moh_deploy.package import OnnxPackage, TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
 from moh_deploy.runtime.input_check import IndexCheck, check_inputs, empty_axis
-from moh_deploy.runtime.kernel_use import require_kernels
-from moh_deploy.runtime.layer_runs import LayerImpl, layer_runs
+from moh_deploy.runtime.layer_runs import LayerImpl
 from moh_deploy.runtime.openvino.extension import (
     Extension,
     choose_extension,
@@ -25,7 +24,7 @@ from moh_deploy.runtime.openvino.extension import (
     openvino_name,
 )
 from moh_deploy.runtime.openvino.lowered_model import write_lowered
-from moh_deploy.runtime.prepared_model import PreparedModel, prepare_model
+from moh_deploy.runtime.prepared_model import prepare_model
 from moh_deploy.system.npz import BFLOAT16, Array
 from moh_deploy.system.staging import scratch_directory
 
@@ -167,42 +166,22 @@ def open_compiled(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Op
     import_openvino()
     import openvino as ov
 
-    if isinstance(source, OnnxPackage):
-        path, layers = source.model_path, source.manifest.layers
-        compute_type, from_the_end = source.manifest.compute_type, source.manifest.from_onnx
-    else:
-        path, layers, compute_type, from_the_end = source, (), "float32", True
-        read_outline(path)  # of a package that was done when it was opened
-    extension, use = choose_extension(variant, compute_type)
-    prepared = prepare_model(
-        path,
-        layers,
-        variant.extra_outputs,
-        variant.edits,
-        emulate_dtypes=(),
-        from_the_end=from_the_end,
-    )
+    prepared = prepare_model(source, variant)
+    extension, use = choose_extension(variant, prepared.compute_type)
     core = ov.Core()
     with scratch_directory("moh-deploy-openvino") as scratch:
         extended = extension is not None
-        written = write_lowered(prepared.content, path.parent, scratch, extended=extended)
+        written = write_lowered(prepared.content, prepared.folder, scratch, extended=extended)
         if extension is not None:
             extension.add_to(core, written.domains)
         model = _calling_openvino("reading the model", lambda: core.read_model(written.path))
-    layer_impl = _layer_impl(prepared, on_kernels=extension is not None)
-    if variant.kernels == "require":
-        require_kernels(use, layer_impl)
-    description = Description(
-        openvino_name(),
-        use,
-        layer_impl,
-        layer_runs(layers, layer_impl, routers=prepared.routers),
-        prepared.layer_nodes,
-    )
+    # The extension converts all MoH nodes, or there is none.
+    impl: LayerImpl = "kernel" if extended else "function"
+    layer_impl = dict.fromkeys(prepared.moh_nodes, impl) | prepared.dense_nodes
     return OpenVinoRunner(
         written.inputs,
         written.outputs,
-        description,
+        prepared.description(openvino_name(), use, layer_impl, variant.kernels),
         prepared.index_check,
         core,
         model,
@@ -227,12 +206,6 @@ def _config(variant: Variant) -> dict[str, str]:
     if variant.threads is not None:
         config["INFERENCE_NUM_THREADS"] = str(variant.threads)
     return config
-
-
-def _layer_impl(prepared: PreparedModel, *, on_kernels: bool) -> dict[str, LayerImpl]:
-    """Tell what runs each MoH node: the extension converts all of them, or there is none."""
-    impl: LayerImpl = "kernel" if on_kernels else "function"
-    return {**dict.fromkeys(prepared.moh_nodes, impl), **prepared.dense_nodes}
 
 
 def _tensor(array: Array) -> ov.Tensor:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from moh_deploy.errors import BackendError
 from moh_deploy.runtime.tensorrt.flavour import Flavour
@@ -27,6 +27,8 @@ from moh_deploy.runtime.tensorrt.messages import (
 )
 from moh_deploy.system.isolate import child_environment, how_it_ended
 from moh_deploy.system.progress import Progress
+
+_T = TypeVar("_T", BuildAnswer, TimingAnswer)
 
 LINKS_NAME = "links"
 _LOG_LINES = 12
@@ -60,7 +62,10 @@ class BuildProcess:
             # If anything below raises, the process is ended; else that is left to `__exit__`.
             failing.push(self._closing)
             self._start()
-            self.stack = self._expect_stack()
+            first = next(self._messages(), None)
+            if not isinstance(first, Stack):
+                raise self._died()
+            self.stack = first
             self._flavour.check_version(self.stack.version)
             failing.pop_all()
         return self
@@ -80,17 +85,13 @@ class BuildProcess:
             BackendError: It failed, or died; with the end of its log.
             OSError: It could not write.
         """
-        answer = self._ask(request, progress)
-        assert isinstance(answer, BuildAnswer)
-        return answer
+        return self._answer(request, progress, BuildAnswer)
 
     def time(self, request: TimingRequest, progress: Progress) -> TimingAnswer:
         """Send a request, show its steps, and return the times. Raises as `build` does."""
-        answer = self._ask(request, progress)
-        assert isinstance(answer, TimingAnswer)
-        return answer
+        return self._answer(request, progress, TimingAnswer)
 
-    def _ask(self, request: Order, progress: Progress) -> BuildAnswer | TimingAnswer:
+    def _answer(self, request: Order, progress: Progress, kind: type[_T]) -> _T:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(encode(request))
@@ -99,16 +100,28 @@ class BuildProcess:
             raise self._died() from None
         with ExitStack() as shown:
             for message in self._messages():
-                if isinstance(message, BuildAnswer | TimingAnswer):
+                if isinstance(message, kind):
                     return message
                 if isinstance(message, BuildStep):
                     shown.close()
                     shown.enter_context(progress.step(message.name))
+                if isinstance(message, Failure) and message.errno is not None:
+                    raise OSError(message.errno, message.text)
                 if isinstance(message, Failure):
-                    self._raise(message)
+                    raise BackendError(f"{self._flavour.title}: {message.text}.{self._log_tail()}")
         raise self._died()
 
     def _start(self) -> None:
+        environment = child_environment()
+        # A link by the name that the parser looks for; the dynamic linker reads LD_LIBRARY_PATH
+        # only when a process starts.
+        found = self._flavour.library_to_name()
+        if found is not None:
+            links = self._folder / LINKS_NAME
+            links.mkdir(exist_ok=True)
+            (links / found[1]).symlink_to(found[0])
+            searched = [str(links), os.environ.get("LD_LIBRARY_PATH", "")]
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, searched))
         # Messages go through a pipe of their own: TensorRT and its plugins may print to stdout.
         reading, writing = os.pipe()
         self._channel: IO[str] = self._closing.enter_context(os.fdopen(reading, encoding="utf-8"))
@@ -121,7 +134,7 @@ class BuildProcess:
                 stdout=log,
                 stderr=log,
                 pass_fds=[writing],
-                env=self._environment(),
+                env=environment,
                 start_new_session=True,  # Ctrl-C is for this process to hear
                 text=True,
             )
@@ -138,26 +151,6 @@ class BuildProcess:
         with suppress(BrokenPipeError):
             self._process.stdin.close()
 
-    def _environment(self) -> dict[str, str]:
-        environment = child_environment()
-        # A link by the name that the parser looks for; the dynamic linker reads LD_LIBRARY_PATH
-        # only when a process starts.
-        found = self._flavour.library_to_name()
-        if found is not None:
-            library, name = found
-            links = self._folder / LINKS_NAME
-            links.mkdir(exist_ok=True)
-            (links / name).symlink_to(library)
-            searched = [str(links), os.environ.get("LD_LIBRARY_PATH", "")]
-            environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, searched))
-        return environment
-
-    def _expect_stack(self) -> Stack:
-        message = next(self._messages(), None)
-        if not isinstance(message, Stack):
-            raise self._died()
-        return message
-
     def _messages(self) -> Iterator[Message]:
         for line in self._channel:
             if not line.endswith("\n"):
@@ -165,11 +158,6 @@ class BuildProcess:
             message = decode(line)
             assert not isinstance(message, BuildRequest | TimingRequest)
             yield message
-
-    def _raise(self, failure: Failure) -> None:
-        if failure.errno is not None:
-            raise OSError(failure.errno, failure.text)
-        raise BackendError(f"{self._flavour.title}: {failure.text}.{self._log_tail()}")
 
     def _died(self) -> BackendError:
         how = how_it_ended(self._process.wait())

@@ -161,26 +161,11 @@ def parse_engine_manifest(path: Path) -> EngineManifest:
     except ValidationError as error:
         raise PackageError(f"{path} cannot be read: {error}.") from error
     # Sizes and names are checked before they are used: the file may come from anywhere.
-    dims = _dimensions(path, manifest)
-    _check_profiles(path, manifest, dims)
-    _check_caches(path, manifest, dims)
-    plugin = None if manifest.plugin is None else manifest.plugin.file
-    # A name with a slash could make another file be read, or loaded as a library.
-    for name in (*manifest.files, *([] if plugin is None else [plugin])):
-        if not is_plain_name(name):
-            raise PackageError(f"{path}: files names '{name}', expected a plain file name.")
-    return manifest
-
-
-def _dimensions(path: Path, manifest: EngineManifest) -> set[str]:
-    shapes = [size for info in manifest.inputs for size in info.shape if isinstance(size, str)]
+    sizes = [size for info in manifest.inputs for size in info.shape if isinstance(size, str)]
     try:
-        return {DimExpr.parse(size, place=f"{path}: inputs").name for size in shapes}
+        dims = {DimExpr.parse(size, place=f"{path}: inputs").name for size in sizes}
     except ConfigError as error:
         raise PackageError(error.message) from error
-
-
-def _check_profiles(path: Path, manifest: EngineManifest, dims: set[str]) -> None:
     for index, profile in enumerate(manifest.profiles):
         for name, span in profile.items():
             if name not in dims or not 0 <= span.min <= span.opt <= span.max <= LARGEST:
@@ -189,15 +174,17 @@ def _check_profiles(path: Path, manifest: EngineManifest, dims: set[str]) -> Non
                     f"{path}: key 'profiles[{index}].{name[:100]}': is {span}, expected sizes of"
                     f" {known}, in rising order."
                 )
-
-
-def _check_caches(path: Path, manifest: EngineManifest, dims: set[str]) -> None:
-    if manifest.caches is None:
-        return
-    for key, problem in cache_problems(manifest.caches, manifest.inputs, manifest.outputs, dims):
-        raise PackageError(f"{path}: key '{key}': {problem}.")
-    if BUFFER not in dims:
-        raise PackageError(f"{path}: key 'caches': no input has the dimension '{BUFFER}'.")
+    if (caches := manifest.caches) is not None:
+        for key, problem in cache_problems(caches, manifest.inputs, manifest.outputs, dims):
+            raise PackageError(f"{path}: key '{key}': {problem}.")
+        if BUFFER not in dims:
+            raise PackageError(f"{path}: key 'caches': no input has the dimension '{BUFFER}'.")
+    plugin = None if manifest.plugin is None else manifest.plugin.file
+    # A name with a slash could make another file be read, or loaded as a library.
+    for name in (*manifest.files, *([] if plugin is None else [plugin])):
+        if not is_plain_name(name):
+            raise PackageError(f"{path}: files names '{name}', expected a plain file name.")
+    return manifest
 
 
 def looks_like_engine(path: Path) -> bool:
@@ -242,14 +229,14 @@ def read_engine_dir(root: Path) -> EngineManifest:
         )
     # A damaged engine could crash the process that loads it, or compute something else.
     for name, sha256 in manifest.files.items():
-        _check_digest(root / name, sha256)
+        try:
+            found = sha256_of(root / name)
+        except OSError as error:
+            raise PackageError(
+                f"{root / name} cannot be read: {error}.", hint=_BUILD_AGAIN
+            ) from error
+        if found != sha256:
+            raise PackageError(
+                f"{root / name} has changed since the engine was built.", hint=_BUILD_AGAIN
+            )
     return manifest
-
-
-def _check_digest(path: Path, expected: str) -> None:
-    try:
-        found = sha256_of(path)
-    except OSError as error:
-        raise PackageError(f"{path} cannot be read: {error}.", hint=_BUILD_AGAIN) from error
-    if found != expected:
-        raise PackageError(f"{path} has changed since the engine was built.", hint=_BUILD_AGAIN)
