@@ -18,7 +18,7 @@ from moh_deploy.decision.decide import read_earlier
 from moh_deploy.decision.measure import PlannedRun, first_inputs, timed_inputs, try_arms
 from moh_deploy.decision.plan import NEW_PLAN, PlanFile, QualityGoal, plan_of, read_plan
 from moh_deploy.decision.report import DecisionReport
-from moh_deploy.decision.score_arms import BlockScorer, ScoreArms, score_arms
+from moh_deploy.decision.score_arms import BlockScorer
 from moh_deploy.decision.spread import RayBlocks, check_ray
 from moh_deploy.decision.summarise import LookSetting, report_of
 from moh_deploy.errors import ConfigError, PackageError
@@ -200,9 +200,7 @@ def _shared_scratch(place: Path) -> Iterator[Path]:
         yield scratch.path
 
 
-def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | None) -> ScoreArms:
-    if kept is None and ray is None:
-        return score_arms
+def _scoring(file: PlanFile, samples: _Samples, kept: Path | None, ray: str | None) -> BlockScorer:
     subject = {file.path: file.sha256 for file in samples.files}
     subject |= {"plan": file.plan.digest, "version": moh_deploy.__version__, "mask": samples.mask}
     threads = file.plan.threads

@@ -14,7 +14,6 @@ from moh_deploy.decision.arm_report import ArmReport, DataFile, LatencyFigure, Q
 from moh_deploy.decision.decide import (
     ArmDecision,
     ArmVerdict,
-    WouldDo,
     decide_arms,
     level_of_look,
     would_do,
@@ -25,7 +24,6 @@ from moh_deploy.decision.measured import MeasuredArms, SizedRun
 from moh_deploy.decision.plan import Plan
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.size_break_even import size_break_evens
-from moh_deploy.perf.bench.latency import Timing
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.environment import Processor
 from moh_deploy.perf.timing import difference
@@ -59,6 +57,17 @@ def report_of(
     ordered = sorted(arms, key=lambda arm: arm.name != plan.reference)
     chooses = {arm.name: arm.chooses for arm in ordered if arm.chooses is not None}
     reports = tuple(_arm(plan, arm, measured, decisions.get(arm.name)) for arm in ordered)
+    found = would_do(plan, measured.evidence, chooses, look=setting.look)
+    verdicts = {name: decision.verdict for name, decision in decisions.items()}
+    if chooses.get(plan.reference) is not True:
+        # A simple arm that is worse than the reference is none to take, where that is simple, too.
+        found = tuple(do for do in found if verdicts.get(do.name) != "loss")
+    # The one to name first: an arm that won, and none that lost.
+    ranks = {"win": 0, "loss": 2}
+    quantile = None if plan.latency is None else plan.latency.quantile
+    # Of whichever arm has kernels: an original or a server has none here.
+    sets = (description.kernels.instruction_set for description in measured.described.values())
+    machine = Processor.this(next((name for name in sets if name is not None), None)).describe()
     return DecisionReport(
         goal=plan.goal,
         plan_digest=plan.digest,
@@ -68,37 +77,20 @@ def report_of(
         looks=plan.looks,
         confidence=plan.confidence,
         level=level_of_look(plan.level, setting.look, plan.looks),
-        quantile=None if plan.latency is None else plan.latency.quantile,
-        machine=_machine(measured),
+        quantile=quantile,
+        machine=machine,
         data=setting.data,
         arms=reports,
-        would_do=tuple(_would_do(plan, measured, decisions, chooses, setting.look)),
+        would_do=tuple(sorted(found, key=lambda do: ranks.get(verdicts.get(do.name, ""), 1))),
         break_even=size_break_evens(
             measured.evidence.times,
             list(_pairs(ordered, chooses)),
-            quantile=0.5 if plan.latency is None else plan.latency.quantile,
+            quantile=0.5 if quantile is None else quantile,
             confidence=plan.confidence,
         ),
         notes=tuple(_notes(plan, measured, reports)),
         kernels=measured.described[plan.reference].kernels,
     )
-
-
-def _would_do(
-    plan: Plan,
-    measured: MeasuredArms,
-    decisions: Mapping[str, ArmDecision],
-    chooses: Mapping[str, bool],
-    look: int,
-) -> list[WouldDo]:
-    """Return the arms without routers that would do, the one to name first."""
-    found = would_do(plan, measured.evidence, chooses, look=look)
-    lost = {decision.name for decision in decisions.values() if decision.verdict == "loss"}
-    if chooses.get(plan.reference) is not True:
-        # A simple arm that is worse than the reference is none to take, where that is simple, too.
-        found = tuple(do for do in found if do.name not in lost)
-    won = {decision.name for decision in decisions.values() if decision.verdict == "win"}
-    return sorted(found, key=lambda item: (item.name in lost, item.name not in won))
 
 
 def _pairs(arms: Sequence[Arm], chooses: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
@@ -111,12 +103,6 @@ def _pairs(arms: Sequence[Arm], chooses: Mapping[str, bool]) -> Iterator[tuple[s
                 yield name, rival
 
 
-def _machine(measured: MeasuredArms) -> str:
-    # Of whichever arm has kernels: an original or a server has none here.
-    sets = [description.kernels.instruction_set for description in measured.described.values()]
-    return Processor.this(next((name for name in sets if name is not None), None)).describe()
-
-
 def _arm(
     plan: Plan,
     arm: Arm,
@@ -126,8 +112,17 @@ def _arm(
     facts, name = measured.facts[arm.name], arm.name
     latency = tuple(_latency(plan, arm, run) for run in measured.runs)
     missing = dict(facts.not_measured)
-    if latency:
-        missing |= _missing_times(plan, arm, latency)
+    if latency and arm.elsewhere is not None:
+        missing["CPU time"] = arm.elsewhere
+    if latency and latency[0].router_share is None:
+        why = why_not_measured(arm) if plan.router_overhead else "the plan does not ask for it"
+        missing["router overhead"] = why or "it was not run without them"
+    quality = []
+    for scores in measured.evidence.scores:
+        ends = scores.interval(name, plan.confidence) or (None, None)
+        metric, samples = scores.metric, len(scores.weights)
+        figure = QualityFigure(metric.name, metric.better, samples, scores.value(name), *ends)
+        quality.append(figure)
     return ArmReport(
         name=name,
         kind=arm.kind,
@@ -136,7 +131,7 @@ def _arm(
         runtime=measured.described[name].where(),
         verdict="reference" if decision is None else decision.verdict,
         look=None if decision is None else decision.look,
-        quality=tuple(_quality(plan, measured, name)),
+        quality=tuple(quality),
         latency=latency,
         memory_mib=None if facts.memory_bytes is None else facts.memory_bytes / 2**20,
         cpu_ms=latency[0].cpu_ms if latency else None,
@@ -151,23 +146,18 @@ def _arm(
     )
 
 
-def _quality(plan: Plan, measured: MeasuredArms, name: str) -> Iterator[QualityFigure]:
-    for scores in measured.evidence.scores:
-        low, high = scores.interval(name, plan.confidence) or (None, None)
-        metric = scores.metric
-        samples = len(scores.weights)
-        yield QualityFigure(metric.name, metric.better, samples, scores.value(name), low, high)
-
-
 def _latency(plan: Plan, arm: Arm, run: SizedRun) -> LatencyFigure:
-    timing, quantile = run.timings[arm.name], 0.5
-    if plan.latency is not None:
-        quantile = plan.latency.quantile
+    timing, without = run.timings[arm.name], run.without_routers.get(arm.name)
+    quantile = 0.5 if plan.latency is None else plan.latency.quantile
     found = log_quantile(timing.wall_ms, 0.5)
     low, high = (None, None) if found is None else map(math.exp, found.interval(plan.confidence))
+    median = float(np.median(timing.wall_ms))
     # The same mean of blocks that the interval is of, which the median of all is close to.
-    p50 = float(np.median(timing.wall_ms)) if found is None else math.exp(found.mean)
-    here = arm.elsewhere is None
+    p50 = median if found is None else math.exp(found.mean)
+    router_share = None
+    if without is not None:
+        # Round by round: routing is often less than what the machine drifts by.
+        router_share = difference(timing.wall_ms, without.wall_ms).value / median
     return LatencyFigure(
         sizes=dict(run.sizes),
         inputs=run.inputs,
@@ -178,27 +168,10 @@ def _latency(plan: Plan, arm: Arm, run: SizedRun) -> LatencyFigure:
         p50_high_ms=high,
         quantile_ms=float(np.quantile(timing.wall_ms, quantile, method="inverted_cdf")),
         throughput_per_s=1e3 * run.samples / max(p50, 1e-9),
-        cpu_ms=fmean(timing.cpu_ms) if here else None,
-        router_share=_router_share(timing, run.without_routers.get(arm.name)),
+        cpu_ms=fmean(timing.cpu_ms) if arm.elsewhere is None else None,
+        router_share=router_share,
         block_means_ms=block_means(timing.wall_ms),
     )
-
-
-def _router_share(timing: Timing, without: Timing | None) -> float | None:
-    if without is None:
-        return None
-    # Round by round: routing is often less than what the machine drifts by.
-    return difference(timing.wall_ms, without.wall_ms).value / float(np.median(timing.wall_ms))
-
-
-def _missing_times(plan: Plan, arm: Arm, latency: Sequence[LatencyFigure]) -> dict[str, str]:
-    missing: dict[str, str] = {}
-    if arm.elsewhere is not None:
-        missing["CPU time"] = arm.elsewhere
-    if latency[0].router_share is None:
-        why = why_not_measured(arm) if plan.router_overhead else "the plan does not ask for it"
-        missing["router overhead"] = why or "it was not run without them"
-    return missing
 
 
 def _notes(plan: Plan, measured: MeasuredArms, arms: Sequence[ArmReport]) -> Iterator[str]:

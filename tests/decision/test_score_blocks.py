@@ -18,7 +18,6 @@ from moh_deploy.decision.score_arms import (
     ArmBlock,
     BlockScorer,
     BlockScores,
-    score_arms,
     score_here,
 )
 from moh_deploy.package import OnnxPackage
@@ -68,18 +67,20 @@ def scored(scorer: object, case: Case) -> list[bytes]:
 
 
 def test_blocks_in_any_order_give_the_same_bits(case: Case):
-    assert scored(BlockScorer({}, None, Counting()), case) == scored(score_arms, case)
+    assert scored(BlockScorer({}, None, Counting()), case) == scored(BlockScorer({}), case)
 
 
 def test_interrupted_scoring_goes_on_where_it_was(case: Case, tmp_path: Path):
     with pytest.raises(Interrupted):
         scored(BlockScorer({"plan": "1"}, tmp_path, Counting(5)), case)
     rest = Counting()
-    assert scored(BlockScorer({"plan": "1"}, tmp_path, rest), case) == scored(score_arms, case)
+    assert scored(BlockScorer({"plan": "1"}, tmp_path, rest), case) == scored(BlockScorer({}), case)
     # 125 runs are 16 blocks of each of two arms.
     assert rest.done == 32 - 5
     again = Counting()
-    assert scored(BlockScorer({"plan": "1"}, tmp_path, again), case) == scored(score_arms, case)
+    assert scored(BlockScorer({"plan": "1"}, tmp_path, again), case) == scored(
+        BlockScorer({}), case
+    )
     assert again.done == 0
 
 
@@ -96,7 +97,7 @@ def test_scores_of_runs_of_another_size_are_not_taken(case: Case, tmp_path: Path
     )
     scorer = BlockScorer({"plan": "1"}, tmp_path / "kept")
     scored(scorer, of_4)
-    assert scored(scorer, of_8) == scored(score_arms, of_8)
+    assert scored(scorer, of_8) == scored(BlockScorer({}), of_8)
 
 
 def test_scores_of_another_plan_or_model_are_not_taken(case: Case, tmp_path: Path):
