@@ -167,21 +167,21 @@ def decide_arms(
     }
     wins, losses = shown_by_holm(p_win, level), shown_by_holm(p_loss, level)
 
-    def decided(name: str) -> ArmDecision:
+    decided = []
+    for name, found in promises.items():
         verdict, found_in = (earlier or {}).get(name, ("cannot tell", look))
+        hints: tuple[str, ...] = ()
         if verdict == "cannot tell":
             verdict = "win" if wins[name] else "loss" if losses[name] else "cannot tell"
             found_in = look
-        hints: tuple[str, ...] = ()
         if verdict == "cannot tell":
             # At the level of Holm's first step, which every arm is sure to need at most.
             levels = (level / len(promises), next_level / len(promises))
-            hints = tuple(_would_tell(promises[name], *levels, is_last=look == plan.looks))
-        return ArmDecision(
-            name, verdict, found_in, promises[name], p_win[name], p_loss[name], hints
+            hints = tuple(_would_tell(found, *levels, is_last=look == plan.looks))
+        decided.append(
+            ArmDecision(name, verdict, found_in, found, p_win[name], p_loss[name], hints)
         )
-
-    return tuple(decided(name) for name in promises)
+    return tuple(decided)
 
 
 def would_do(
@@ -203,22 +203,24 @@ def would_do(
     if not simple or not routed or not evidence.scores or not evidence.times:
         return ()
     level = level_of_look(plan.level, look, plan.looks)
-    found = {
+    found = {}
+    for name in simple:
         # Everything has to be shown, so the worst of it decides.
-        name: max(p for other in routed for p in _p_does_as_well(plan, evidence, name, other))
-        for name in simple
-    }
+        worse = [
+            promise.p_kept
+            for other in routed
+            for promise in _promises_of(plan, evidence, name, other)
+            if promise.kind == "quality"
+        ]
+        faster = [
+            promise.p_broken
+            for other in routed
+            for promise in _promises_of(plan, evidence, other, name)
+            if promise.kind == "latency"
+        ]
+        found[name] = max(worse + faster)
     shown = shown_by_holm(found, level)
     return tuple(WouldDo(name, found[name], routed) for name in simple if shown[name])
-
-
-def _p_does_as_well(plan: Plan, evidence: ArmEvidence, simple: str, routed: str) -> Iterator[float]:
-    for promise in _promises_of(plan, evidence, simple, routed):
-        if promise.kind == "quality":
-            yield promise.p_kept
-    for promise in _promises_of(plan, evidence, routed, simple):
-        if promise.kind == "latency":
-            yield promise.p_broken
 
 
 def _promises_of(plan: Plan, evidence: ArmEvidence, arm: str, reference: str) -> Iterator[Promise]:
@@ -314,15 +316,15 @@ def read_earlier(path: Path | None, file: PlanFile) -> tuple[int, Told]:
             f"{path} is look {look} of {looks}: the plan allows no other.",
             hint="More looks have to be planned before the first.",
         )
-    return look + 1, dict(_verdict(item, path) for item in content["arms"])
-
-
-def _verdict(arm: object, path: Path) -> tuple[str, tuple[ArmVerdict, int]]:
-    if isinstance(arm, dict) and arm.get("verdict") == "reference":
-        return str(arm.get("name")), ("cannot tell", 1)
+    told: dict[str, tuple[ArmVerdict, int]] = {}
     known = get_args(ArmVerdict)
-    if not isinstance(arm, dict) or "name" not in arm or arm.get("verdict") not in known:
-        raise ConfigError(f"{path}: an arm has no name, or no verdict of {', '.join(known)}.")
-    if not isinstance(arm.get("look"), int):
-        raise ConfigError(f"{path}: arm '{arm.get('name')}' does not say in which look.")
-    return str(arm["name"]), (arm["verdict"], arm["look"])
+    for arm in content["arms"]:
+        if isinstance(arm, dict) and arm.get("verdict") == "reference":
+            told[str(arm.get("name"))] = ("cannot tell", 1)
+            continue
+        if not isinstance(arm, dict) or "name" not in arm or arm.get("verdict") not in known:
+            raise ConfigError(f"{path}: an arm has no name, or no verdict of {', '.join(known)}.")
+        if not isinstance(arm.get("look"), int):
+            raise ConfigError(f"{path}: arm '{arm.get('name')}' does not say in which look.")
+        told[str(arm["name"])] = (arm["verdict"], arm["look"])
+    return look + 1, told

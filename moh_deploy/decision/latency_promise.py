@@ -112,10 +112,13 @@ def latency_promise(
     low, high = found.interval(confidence)
     gain, least, most = (1 - math.exp(value) for value in (found.mean, high, low))
     limit = math.log1p(-at_least)
+    came = f"{100 * gain:.1f} % faster ({100 * least:.1f} to {100 * most:.1f} %)"
+    if gain < 0:
+        came = f"{-100 * gain:.1f} % slower ({-100 * most:.1f} to {-100 * least:.1f} %)"
     return Promise(
         kind="latency",
         text=promise,
-        came=_gain_text(gain, least, most),
+        came=came,
         estimate=gain,
         low=least,
         high=most,
@@ -127,13 +130,6 @@ def latency_promise(
         standard_error=found.standard_error,
         surplus=limit - found.mean,
     )
-
-
-def _gain_text(gain: float, least: float, most: float) -> str:
-    """Return `20.0 % faster (18.9 to 21.3 %)`; of a loss, how much slower."""
-    if gain >= 0:
-        return f"{100 * gain:.1f} % faster ({100 * least:.1f} to {100 * most:.1f} %)"
-    return f"{-100 * gain:.1f} % slower ({-100 * most:.1f} to {-100 * least:.1f} %)"
 
 
 def _rounds_of_block(quantile: float) -> int:

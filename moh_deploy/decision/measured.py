@@ -87,6 +87,11 @@ def of_loads(path: str, loads: Float64Array, tokens: int, shared: int) -> LayerR
         shared: The first so many heads are meant to be open for all.
     """
     routed = loads[shared:]
+    entropy = None
+    if len(routed) > 1 and routed.sum():
+        used = routed[routed > 0] / routed.sum()
+        # 0 - 0 would be shown as -0.
+        entropy = abs(float(-(used * np.log(used)).sum() / np.log(len(routed))))
     return LayerRouting(
         path=path,
         heads=len(loads),
@@ -94,16 +99,8 @@ def of_loads(path: str, loads: Float64Array, tokens: int, shared: int) -> LayerR
         open_share=float(loads.sum() / max(1, tokens * len(loads))),
         dead=int((loads == 0).sum()),
         always_open=int((routed == tokens).sum()),
-        entropy=_entropy(routed),
+        entropy=entropy,
     )
-
-
-def _entropy(loads: Float64Array) -> float | None:
-    if len(loads) < 2 or not loads.sum():
-        return None
-    shares = loads[loads > 0] / loads.sum()
-    # 0 - 0 would be shown as -0.
-    return abs(float(-(shares * np.log(shares)).sum() / np.log(len(loads))))
 
 
 @dataclass(frozen=True)

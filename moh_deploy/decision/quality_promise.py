@@ -69,8 +69,7 @@ def quality_promise(
     """
     name, count = scores.metric.name, len(scores.weights)
     promise = f"loses at most {shown_gap(name, may_lose)} of {name}"
-    sides = {name: scores.totals[name] for name in (arm, reference)}
-    without = {side: int((~np.isfinite(totals)).sum()) for side, totals in sides.items()}
+    without = {side: int((~np.isfinite(scores.totals[side])).sum()) for side in (arm, reference)}
     if any(without.values()):
         said = "; ".join(
             f"{missing} of {count} samples have no finite {name} in '{text}'"
@@ -88,7 +87,9 @@ def quality_promise(
     low, high = (float(array) for array in np.quantile(drawn, [tail, 1 - tail]))
     values = scores.value(arm), scores.value(reference)
     loss = (values[1] - values[0]) * (1 if scores.metric.better == "higher" else -1)
-    few = _why_few(scores, count)
+    few, least = None, ACCURACY_RULES.get(name, ACCURACY_RULES[CALLABLE]).min_samples
+    if count < least:
+        few = f"{count} samples are too few to show that it is kept, {least} are needed"
     went = f"{shown(name, values[1])} to {shown(name, values[0])}"
     return Promise(
         kind="quality",
@@ -107,13 +108,6 @@ def quality_promise(
         surplus=may_lose - loss,
         why_unknown=few,
     )
-
-
-def _why_few(scores: SampleScores, count: int) -> str | None:
-    rule = ACCURACY_RULES.get(scores.metric.name, ACCURACY_RULES[CALLABLE])
-    if count >= rule.min_samples:
-        return None
-    return f"{count} samples are too few to show that it is kept, {rule.min_samples} are needed"
 
 
 def _losses(scores: SampleScores, arm: str, reference: str) -> Float64Array:
