@@ -75,29 +75,23 @@ class OrtRunner(Runner):
     ) -> dict[str, Array]:
         """Run the model once, and copy some of its outputs; see `Runner.run_returning`."""
         self._check(inputs)
-        if self.buffers:
-            return self._run_in_place(inputs, outputs)
-        feeds = {name: to_ort(array) for name, array in inputs.items()}
-        names = list(outputs)
-        results = self._explaining(
-            inputs, lambda: self._session.run_with_ort_values(names, feeds, self.run_options)
-        )
-        return {name: from_ort(value) for name, value in zip(names, results, strict=True)}
-
-    def _run_in_place(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str]
-    ) -> dict[str, Array]:
-        """Run with one memory for each buffer, a copy of the input: the caller's stays as it is."""
-        # Arrays are held here until all is copied: ONNX Runtime's values do not keep them.
+        options = self.run_options
+        if not self.buffers:
+            values = {name: to_ort(array) for name, array in inputs.items()}
+            names = list(outputs)
+            results = self._explaining(
+                inputs, lambda: self._session.run_with_ort_values(names, values, options)
+            )
+            return {name: from_ort(value) for name, value in zip(names, results, strict=True)}
+        # One memory for each buffer, a copy of the input: the caller's stays as it is. Arrays are
+        # held here until all is copied: ONNX Runtime's values do not keep them.
         feeds = self._with_own_buffers(inputs)
         binding = self._bound(feeds, outputs)
-        self._explaining(
-            inputs, lambda: self._session.run_with_iobinding(binding, self.run_options)
-        )
+        self._explaining(inputs, lambda: self._session.run_with_iobinding(binding, options))
         # Of buffers whose output nobody asked for, there are results behind.
-        results = dict(zip(outputs, binding.get_outputs(), strict=False))
+        found = dict(zip(outputs, binding.get_outputs(), strict=False))
         return {
-            name: feeds[self.buffers[name]] if name in self.buffers else from_ort(results[name])
+            name: feeds[self.buffers[name]] if name in self.buffers else from_ort(found[name])
             for name in outputs
         }
 
@@ -184,6 +178,8 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         ConfigError: An option is none of those listed.
         PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
     """
+    import onnxruntime as ort
+
     # Emulation is decided here and recorded in the description: no result may look native that is
     # not. A model that computes in both is emulated in bfloat16.
     emulated: list[EmulatedDtype] = [] if _has_bfloat16() else ["bfloat16"]
@@ -216,6 +212,9 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         if layer_impl[node] == "function" and use.library is not None
     }
     use = replace(use, emulated_dtype=model.emulated_dtype, no_kernel_for=tuple(sorted(unknown)))
+    run_options = ort.RunOptions()
+    if not variant.spins:  # else the arena keeps as much as the largest run took
+        run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return OrtRunner(
         tuple(map(tensor_info, session.get_inputs())),
         tuple(value.name for value in session.get_outputs()),
@@ -223,7 +222,7 @@ def open_session(source: OnnxPackage | Path, variant: Variant = AS_IT_IS) -> Ort
         model.index_check,
         model.buffers,
         model.caches,
-        _run_options(gives_back=not variant.spins),
+        run_options,
         session,
     )
 
@@ -267,15 +266,6 @@ def session_options(folder: Path, threads: int | None, optimize: bool) -> ort.Se
     return options
 
 
-def _run_options(*, gives_back: bool) -> ort.RunOptions:
-    import onnxruntime as ort
-
-    options = ort.RunOptions()
-    if gives_back:  # else the arena keeps as much as the largest run took
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return options
-
-
 def create_session(content: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     import onnxruntime as ort
 
@@ -300,14 +290,11 @@ def _calling_ort(doing: str, call: Callable[[], _T]) -> _T:
     try:
         return call()
     except Exception as error:  # ONNX Runtime's exceptions have no common base class but this.
-        raise BackendError(f"ONNX Runtime failed while {doing}: {_essence(str(error))}") from error
-
-
-def _essence(message: str) -> str:
-    """Cut status codes and source locations from a message: they say nothing about the model."""
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(message.split()))
-    text = _SOURCE_LOCATION.sub("", text)
-    return text if len(text) <= 500 else f"{text[:250]} [...] {text[-250:]}"
+        # Status codes and source locations say nothing about the model.
+        text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+        text = _SOURCE_LOCATION.sub("", text)
+        text = text if len(text) <= 500 else f"{text[:250]} [...] {text[-250:]}"
+        raise BackendError(f"ONNX Runtime failed while {doing}: {text}") from error
 
 
 # `/path/reshape.h:45 onnxruntime::Reshape::Reshape(const Shape &, bool) `, or a bare function name.

@@ -19,7 +19,9 @@ from moh_deploy.system.bounded_file import is_plain_name
 _NAME = "model.onnx"
 _PROJECTIONS = (op_names.QUERY_PROJECTION, op_names.OUTPUT_PROJECTION)
 _NBITS = (
-    *(op_names.MATMUL_NBITS, op_names.QUERY_PROJECTION_NBITS, op_names.OUTPUT_PROJECTION_NBITS),
+    op_names.MATMUL_NBITS,
+    op_names.QUERY_PROJECTION_NBITS,
+    op_names.OUTPUT_PROJECTION_NBITS,
 )
 
 
@@ -50,8 +52,12 @@ def write_lowered(
     Raises:
         PackageError: Weights are not beside the model, or cannot be read.
     """
-    model = _loaded(content)
-    kept = _converted(model.graph) if extended else set()
+    if isinstance(content, bytes):
+        model = onnx.load_model_from_string(content)
+    else:
+        model = onnx.load(content, load_external_data=False)
+    found = {(node.domain, node.op_type) for node in all_nodes(model.graph)} if extended else set()
+    kept = {group for group in found if _is_converted(*group)}
     if model.functions:
         model = inliner.inline_selected_functions(model, sorted(kept), exclude=True)
         # OpenVINO would take the body that is left of a kept operator for what it is to run.
@@ -59,15 +65,10 @@ def write_lowered(
     path = folder / _NAME
     path.write_bytes(model.SerializeToString())
     _place_weights(model.graph, weights, folder)
+    given = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(_tensor_info(info) for info in model.graph.input if info.name not in given)
     outputs = tuple(output.name for output in model.graph.output)
-    domains = frozenset(domain for domain, _ in kept)
-    return LoweredModel(path, _inputs(model.graph), outputs, domains)
-
-
-def _converted(graph: onnx.GraphProto) -> set[tuple[str, str]]:
-    """Return domain and name of the operators in a graph that the extension converts."""
-    found = {(node.domain, node.op_type) for node in all_nodes(graph)}
-    return {group for group in found if _is_converted(*group)}
+    return LoweredModel(path, inputs, outputs, frozenset(domain for domain, _ in kept))
 
 
 def _is_converted(domain: str, name: str) -> bool:
@@ -78,12 +79,6 @@ def _is_converted(domain: str, name: str) -> bool:
     # would compute it in float32.
     bases = (KERNEL_DOMAIN, DENSE_DOMAIN) if name in _PROJECTIONS else (KERNEL_DOMAIN,)
     return base_domain(domain) in bases
-
-
-def _loaded(content: str | bytes) -> onnx.ModelProto:
-    if isinstance(content, bytes):
-        return onnx.load_model_from_string(content)
-    return onnx.load(content, load_external_data=False)
 
 
 def _place_weights(graph: onnx.GraphProto, weights: Path, folder: Path) -> None:
@@ -104,24 +99,17 @@ def _place_weights(graph: onnx.GraphProto, weights: Path, folder: Path) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         # OpenVINO follows no symbolic link out of the folder. Another file system takes a copy.
+        source = weights / name
         try:
-            target.hardlink_to((weights / name).resolve())
+            target.hardlink_to(source.resolve())
         except OSError:
-            _copy(weights / name, target)
-
-
-def _copy(source: Path, target: Path) -> None:
-    try:
-        shutil.copyfile(source, target)
-    except OSError as error:
-        raise PackageError(
-            f"the weights of the model cannot be read or copied: {source}: {error.strerror}."
-        ) from error
-
-
-def _inputs(graph: onnx.GraphProto) -> tuple[TensorInfo, ...]:
-    given = {tensor.name for tensor in graph.initializer}
-    return tuple(_tensor_info(info) for info in graph.input if info.name not in given)
+            try:
+                shutil.copyfile(source, target)
+            except OSError as error:
+                raise PackageError(
+                    "the weights of the model cannot be read or copied:"
+                    f" {source}: {error.strerror}."
+                ) from error
 
 
 def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:

@@ -73,7 +73,13 @@ class OpenVinoRunner(Runner):
         """Run the model once, and copy some of its outputs; see `Runner.run_returning`."""
         self._check(inputs)
         with self._lock:
-            request = self._request(inputs)
+            key = tuple(inputs[info.name].shape for info in self.inputs)
+            if key not in self._requests:
+                self._requests[key] = self._compiled(inputs).create_infer_request()
+            self._requests.move_to_end(key)
+            while len(self._requests) > MOST_SHAPES:
+                self._requests.popitem(last=False)
+            request = self._requests[key]
             self._infer(request, self._tensors(inputs))
             return {name: _array(request.get_tensor(name)) for name in outputs}
 
@@ -104,15 +110,6 @@ class OpenVinoRunner(Runner):
                 f"OpenVINO does not run on an empty tensor: {empty}, expected 1 or more.",
                 hint="Fill that axis, or leave the call out. ONNX Runtime takes empty tensors.",
             )
-
-    def _request(self, inputs: Mapping[str, Array]) -> ov.InferRequest:
-        key = tuple(inputs[info.name].shape for info in self.inputs)
-        if key not in self._requests:
-            self._requests[key] = self._compiled(inputs).create_infer_request()
-        self._requests.move_to_end(key)
-        while len(self._requests) > MOST_SHAPES:
-            self._requests.popitem(last=False)
-        return self._requests[key]
 
     def _compiled(self, inputs: Mapping[str, Array]) -> ov.CompiledModel:
         shapes = {info.name: list(inputs[info.name].shape) for info in self.inputs}
@@ -235,12 +232,9 @@ def _calling_openvino(doing: str, call: Callable[[], _T]) -> _T:
     try:
         return call()
     except Exception as error:  # OpenVINO's exceptions have no common base class but this.
-        raise BackendError(f"OpenVINO failed while {doing}: {_essence(str(error))}") from error
-
-
-def _essence(message: str) -> str:
-    """Cut places in OpenVINO's source from a message: they say nothing about the model."""
-    lines = [line.strip() for line in message.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
-    text = " ".join(kept or lines)
-    return text if len(text) <= 500 else f"{text[:250]} [...] {text[-250:]}"
+        # Places in OpenVINO's source say nothing about the model.
+        lines = list(filter(None, (line.strip() for line in str(error).splitlines())))
+        kept = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
+        text = " ".join(kept or lines)
+        text = text if len(text) <= 500 else f"{text[:250]} [...] {text[-250:]}"
+        raise BackendError(f"OpenVINO failed while {doing}: {text}") from error
