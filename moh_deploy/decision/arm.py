@@ -54,8 +54,6 @@ class OpenedArm:
     """A loaded arm, called by the names that the first package has for inputs and outputs.
 
     Attributes:
-        arm: What was opened.
-        runner: What runs.
         base: The manifest whose names are used.
     """
 
@@ -127,11 +125,7 @@ def why_not_fed(package: OnnxPackage) -> str | None:
 
 @dataclass(frozen=True)
 class FixedRoutingModel(Model):
-    """A package that is fed what its own routers compute.
-
-    Attributes:
-        package: The package.
-    """
+    """A package that is fed what its own routers compute."""
 
     package: OnnxPackage
 

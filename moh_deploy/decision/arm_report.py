@@ -16,9 +16,6 @@ class QualityFigure:
     """A metric of one arm, by itself.
 
     Attributes:
-        metric: Its name.
-        better: Which values are better.
-        samples: How many were scored.
         value: NaN if a sample has no score.
         low: The true value is above this, with the plan's confidence; None where there is none.
         high: And below this.
@@ -37,10 +34,8 @@ class LatencyFigure:
     """The times of one arm at one set of sizes.
 
     Attributes:
-        sizes: Of the dynamic dimensions.
         inputs: `recorded`, `random`, or the file whose first samples they are.
         samples: In one run.
-        rounds: How many runs were timed.
         p50_ms: The median.
         p50_low_ms: The true median is above this, with the plan's confidence; None of too few.
         p50_high_ms: And below this.
@@ -73,21 +68,10 @@ class ArmReport:
     """One arm.
 
     Attributes:
-        name: What the plan calls it.
-        kind: What it is, in words.
-        dense: It computes every head.
         is_bound: It shows what could be gained, and cannot be served itself: no decision is for it.
-        runtime: What ran it.
-        verdict: Against the reference.
         look: In which look the verdict was found; None of the reference.
-        quality: One entry for each metric of the plan.
-        latency: One for each of the sizes.
-        memory_mib: The most that a process had that loaded it and ran it once.
         cpu_ms: CPU time of a run at the first of the sizes.
-        skipped_share: Share of the rows of attention that it did not compute.
-        routing: How evenly its routers use their heads.
         edge_cases: How it came through the cases of `probe`.
-        promises: What the plan promises of it, and what came.
         p_win: The probability of such data, were a promise just not kept; None of the reference.
         p_loss: The same, were all of them just kept.
         would_tell: How much more would tell, where it cannot be told.

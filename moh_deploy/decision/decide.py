@@ -75,8 +75,6 @@ class SizedTimes:
     """The times of all arms at one set of sizes, round by round.
 
     Attributes:
-        sizes: Of the dynamic dimensions.
-        samples: In one run.
         wall_ms: Name of each arm to its milliseconds, in the order of the rounds.
     """
 
@@ -87,12 +85,7 @@ class SizedTimes:
 
 @dataclass(frozen=True)
 class ArmEvidence:
-    """The numbers that verdicts rest on.
-
-    Attributes:
-        scores: One for each metric of the plan, in its order.
-        times: One for each of the sizes.
-    """
+    """The numbers that verdicts rest on."""
 
     scores: Sequence[SampleScores]
     times: Sequence[SizedTimes]
@@ -103,10 +96,8 @@ class ArmDecision:
     """The verdict of one arm.
 
     Attributes:
-        name: The arm.
         verdict: Of this look, or of an earlier one.
         look: In which look it was found.
-        promises: What the plan promises of it, and what came.
         p_win: The probability of such data were a promise just not kept.
         p_loss: The same were all of them just kept.
         would_tell: How much more would tell, where it cannot be told.
@@ -126,9 +117,7 @@ class WouldDo:
     """An arm without routers that does as well as every arm with them.
 
     Attributes:
-        name: The arm.
         p_value: The probability of such data, were it worse or a routed arm enough faster.
-        beside: The routed arms.
     """
 
     name: str

@@ -89,16 +89,12 @@ class PlannedRun:
     """One measurement of all arms.
 
     Attributes:
-        plan: What is asked for.
         arms: Found, the reference among them.
         base: The package whose names of inputs and outputs are used.
         batches: The labelled samples, cut into runs; empty without labels.
-        metrics: What scores them.
         timed: Inputs to time on; empty if no latency is asked for.
         measure: What times calls that take turns.
         measure_fresh: What runs a model in a process of its own.
-        scratch: A directory for files of this measurement.
-        progress: What to report steps to.
         score: What scores the labelled samples with every arm.
     """
 

@@ -109,8 +109,6 @@ class SizedRun:
 
     Attributes:
         inputs: `recorded`, `random`, or the file whose first samples they are.
-        sizes: Of the dynamic dimensions.
-        samples: In one run.
         timings: Name of each arm to its rounds.
         without_routers: The same of those that also ran without their routers.
     """
@@ -124,13 +122,7 @@ class SizedRun:
 
 @dataclass(frozen=True)
 class EdgeCases:
-    """Counts of the edge cases of `moh-deploy probe` that an arm passed and failed.
-
-    Attributes:
-        passed: How many cases.
-        failed: How many cases.
-        failures: What failed, the first of them.
-    """
+    """Counts of the edge cases of `moh-deploy probe` that an arm passed and failed."""
 
     passed: int
     failed: int
@@ -144,8 +136,6 @@ class ArmFacts:
     Attributes:
         memory_bytes: The most that a process had that loaded it and ran it once.
         skipped_share: Share of the rows of attention that it did not compute.
-        routing: How evenly its routers use their heads.
-        edge_cases: See `EdgeCases`.
         not_measured: Name of what is missing to the reason.
     """
 
@@ -158,14 +148,7 @@ class ArmFacts:
 
 @dataclass(frozen=True)
 class MeasuredArms:
-    """All that was measured of all arms.
-
-    Attributes:
-        evidence: What verdicts rest on.
-        runs: The rounds of each of the sizes.
-        facts: Name of each arm to the rest.
-        described: Name of each arm to what ran it.
-    """
+    """All that was measured of all arms."""
 
     evidence: ArmEvidence
     runs: Sequence[SizedRun]

@@ -69,14 +69,12 @@ class Promise:
     """One promise, such as `loses at most 0.50 points of top-1`, and what the data say of it.
 
     Attributes:
-        kind: What it is about.
         text: In words.
         came: What was measured, in words.
         estimate: Of a metric the loss against the reference in its own units; of time the gain, as
             a share of the reference's.
         low: Lower end of the interval of the plan's confidence; None where there is none.
         high: Upper end.
-        limit: The most loss, or the least gain.
         p_kept: The probability of such data were the promise just not kept: small shows that it is.
         p_broken: The same were it just kept: small shows that it is not.
         count: Samples, or rounds of runs.

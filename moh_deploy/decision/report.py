@@ -28,8 +28,6 @@ class DecisionReport(Report):
     """The decision that a plan asked for.
 
     Attributes:
-        schema_version: Of its JSON.
-        goal: What was to be decided.
         plan_digest: The sha256 of what the plan says, without its `seconds`.
         plan: The plan itself, as JSON with all defaults.
         reference: The arm that all others are compared with.
@@ -38,8 +36,6 @@ class DecisionReport(Report):
         confidence: No win and no loss is wrong with this confidence.
         level: What this look may spend of being wrong, in wins and in losses each.
         quantile: Of the times that are compared; None if time does not count.
-        machine: What it ran on.
-        data: The files of samples and labels.
         arms: The reference first.
         would_do: Arms without routers that do as well as all with them.
         break_even: At which sizes arms begin or stop to be faster than others; empty where no

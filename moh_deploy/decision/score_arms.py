@@ -77,8 +77,6 @@ class ArmBlock:
     Attributes:
         arm: The arm, open in this process.
         start: The first of its runs.
-        runs: The samples.
-        metrics: What scores them.
         ignore: Labels of this number do not count.
     """
 

@@ -22,7 +22,6 @@ class SizedGain:
     """The share of its rival's time that an arm saves at one size.
 
     Attributes:
-        size: Of the dimension.
         gain: 0.1 is a tenth less; below 0 it is slower.
         low: The true gain is above this, with the plan's confidence.
         high: And below this.
@@ -57,8 +56,6 @@ class SizeBreakEven:
     """Where an arm breaks even with another along one dimension.
 
     Attributes:
-        arm: The one that is to pay.
-        rival: What it is compared with.
         dim: The dimension, such as `batch`.
         others: Sizes of all other dimensions.
         gains: At each size that was timed, ascending.

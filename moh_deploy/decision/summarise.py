@@ -34,13 +34,7 @@ from moh_deploy.validate.reference.input_sets import RANDOM
 
 @dataclass(frozen=True)
 class LookSetting:
-    """Facts of the run itself that a report states.
-
-    Attributes:
-        look: From 1.
-        earlier: Verdicts of earlier looks, and in which they were found.
-        data: The files of samples and labels.
-    """
+    """Facts of the run itself that a report states."""
 
     look: int
     earlier: Mapping[str, tuple[ArmVerdict, int]]

@@ -97,7 +97,6 @@ class ArmTimes:
     """Times of one arm for a request of this traffic.
 
     Attributes:
-        arm: The arm.
         ms: Mean time of a request.
         saved_ms: How much less than the reference; None of the reference.
         by_size: One for each of the sizes of traffic.

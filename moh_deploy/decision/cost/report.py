@@ -24,8 +24,6 @@ class SizeCost:
     """One arm at one of the sizes of traffic.
 
     Attributes:
-        sizes: Of the dynamic dimensions.
-        share: Of all requests.
         ms: Mean time of a run.
         gain: The share of the reference's time that it saves; None of the reference.
         extrapolated: It was not measured at this size.
@@ -58,17 +56,11 @@ class ArmCost:
     """The costs of one arm: of a request, a million of them, and a month, with intervals.
 
     Attributes:
-        name: What the plan calls it.
-        verdict: Of the decision.
-        dense: It computes every head.
         pays: Whether it has paid for the engineering in time, at the worst of its interval.
         ms_per_request: Mean time of a request of this traffic.
-        per_million: What a million requests cost.
-        per_month: What a month costs.
         saving_per_month: What that is less than the reference; None of the reference.
         paid_back: After how many months it has paid for the engineering; None of the reference.
         net: What is left of the savings of all `months`; None of the reference.
-        by_size: At each of the sizes of traffic.
     """
 
     name: str
@@ -86,13 +78,7 @@ class ArmCost:
 
 @dataclass(frozen=True)
 class SizeOutcome:
-    """At which sizes an arm is faster than another, by the times of the decision.
-
-    Attributes:
-        arm: The one that is to pay.
-        rival: What it is compared with.
-        outcome: Where it begins or stops to be faster, in words.
-    """
+    """At which sizes an arm is faster than another, by the times of the decision."""
 
     arm: str
     rival: str
@@ -104,19 +90,11 @@ class CostReport(Report):
     """Costs of all arms of a decision.
 
     Attributes:
-        schema_version: Of its JSON.
         plan_digest: The sha256 of the plan that the decision is of.
-        reference: The arm that all others are compared with.
         measured_on: The machine that times are of.
-        machine: The machine that is paid.
-        currency: Of all amounts.
         billed: Whether whole machines are paid.
-        requests_per_month: How many.
-        months: Within how many engineering has to be paid back.
-        engineering: What it takes once.
         traffic: The sizes that are asked for, the most frequent first.
         arms: The reference first.
-        would_do: Arms without routers that the decision found to do as well.
         break_even: At which sizes the decision found arms to begin or stop to be faster.
         sensitivity_of: The arm that saves most; None where there is no other than the reference.
         sensitivity: None; earlier versions varied one input at a time.

@@ -60,17 +60,14 @@ class OpenVinoRunner(Runner):
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def describe(self) -> Description:
-        """Say what runs each layer; see `Runner.describe`."""
         return self.description
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model once; see `Runner.run`."""
         return self.run_returning(inputs, self.outputs)
 
     def run_returning(
         self, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
-        """Run the model once, and copy some of its outputs; see `Runner.run_returning`."""
         self._check(inputs)
         with self._lock:
             key = tuple(inputs[info.name].shape for info in self.inputs)

@@ -49,8 +49,6 @@ class BuildPlan:
     """All that decides what one build makes.
 
     Attributes:
-        flavour: What builds.
-        package: What is built.
         low: What the package is lowered to first; None: it stays as it is.
         profiles: Sizes.
         targets: Compute capabilities; none: of this machine's GPU.

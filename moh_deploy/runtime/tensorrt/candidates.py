@@ -45,14 +45,11 @@ class AttentionCandidates:
     """The ways in which the attention of one layer may run.
 
     Attributes:
-        layer: The layer.
         node: Its attention node.
-        op: Of the node.
         why_not: The ways that are out, each with the reason.
         query: The type of Q, [B, S, H*D] or [B, H, S, D].
         inputs: What the node reads, constants left out.
         fills: What each input holds while it is timed.
-        num_heads: Query heads.
         open_share: Share of open gates in the recorded runs, rounded.
         key: Equal for nodes that are alike: of one time.
     """
@@ -79,8 +76,6 @@ class ChosenWay:
     """The kernel or plain operators that a layer's attention runs by, and who decided it.
 
     Attributes:
-        way: What runs it.
-        decision: Who decided, and by what.
         times_ms: Way to milliseconds at the usual sizes of each profile; empty: nobody measured.
     """
 

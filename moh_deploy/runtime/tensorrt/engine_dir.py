@@ -49,7 +49,6 @@ class EngineLayer(Strict):
     """Says what runs one MoH layer, read from the network that was built.
 
     Attributes:
-        path: Of the layer, as in the package.
         moh_impl: What runs its attention.
         router_impl: What makes its gates.
         choice: How it was to be run; None: as operators, it was not replaced.
@@ -72,12 +71,7 @@ class EngineLayer(Strict):
 
 @dataclass(frozen=True)
 class PluginInfo(Strict):
-    """The plugin library of an engine.
-
-    Attributes:
-        file: Its name in the directory; None: it is inside of the engine.
-        sha256: Digest of the library.
-    """
+    """The plugin library of an engine; it has no file if it is inside of the engine."""
 
     file: str | None
     sha256: str
@@ -91,21 +85,16 @@ class EngineManifest(Strict):
         backend: `tensorrt` or `tensorrt-rtx`.
         key: Digest of all that the engine was made from: an equal one makes the same engine.
         package_sha256: Digest of the package's manifest, which has those of all other files.
-        precision: Of the engine: `float32`, `float16` or `bfloat16`.
         versions: Of moh-deploy and of TensorRT; GPU and driver where the engine is for this one.
         compute_capabilities: What it is built for; none: for the GPU of that machine.
         profiles: Name of each dynamic dimension to its sizes, one entry a profile.
-        inputs: Of the engine, in the package's order.
-        outputs: Likewise.
-        layers: Every MoH layer of the package.
+        inputs: Of the engine, in the package's order, as `outputs` are.
         plugin: The library that has to be loaded before the engine; None: it needs none.
         workspace_bytes: The most scratch memory of a layer; None: no limit.
-        build_seconds: How long TensorRT built.
         files: File name to sha256, for each file but this one and the log.
         version_compatible: Later versions of TensorRT may run it.
         hardware_compatibility: Other GPUs that may, as TensorRT names them; None: no others.
         caches: Those that it writes in place; None: there are none, or nobody wrote it down.
-        format_version: Of the directory.
     """
 
     backend: str

@@ -32,14 +32,11 @@ class PackageGraph:
     """A package's graph as it is before it is lowered, and what may run its layers.
 
     Attributes:
-        model: The model; it is changed when it is lowered.
         layers: With one choice each, and the dtypes of routers in lower precision.
         routers: Name of each layer's MoHRouter node; None: its router is made of operators.
         plugin_nodes: Names of the nodes that the plugins take, to their ops.
         no_kernel: Name of every other attention node to the reason.
-        candidates: Of each layer's attention.
         types: Name of each value to its dtype.
-        rejections: What the plugins do not take.
     """
 
     model: ir.Model

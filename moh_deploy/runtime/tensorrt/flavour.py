@@ -137,8 +137,6 @@ class PluginLibrary:
     """A library of this version of moh-deploy.
 
     Attributes:
-        path: Where it is.
-        sha256: Digest of its content.
         cuda: Major version of CUDA that a driver has to take.
     """
 

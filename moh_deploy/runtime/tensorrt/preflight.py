@@ -33,7 +33,6 @@ class Rejection:
         layer: Name of the node.
         value: What it has: `head_dim is 300`.
         limit: What is taken: `at most 256`.
-        what_to_do: The next step.
     """
 
     layer: str
