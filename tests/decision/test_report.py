@@ -8,8 +8,7 @@ import pytest
 
 from moh_deploy.decision.size_break_even import SizeBreakEven, SizedGain, crossings
 from moh_deploy.report.document import Section, TradeOffChart
-from tests.decision.reports import decision_report
-from tests.decision.simulated import REFERENCE
+from tests.decision.simulated import REFERENCE, decision_report
 from tests.report.json_schema import assert_of_form
 
 

@@ -17,7 +17,7 @@ from moh_deploy.decision.cost.traffic import DAYS_OF_A_MONTH, read_traffic
 from moh_deploy.errors import ConfigError
 from moh_deploy.system.bounded_json import to_json_text
 from tests.decision.cost.files import PRICES, decision, write
-from tests.decision.reports import decision_report
+from tests.decision.simulated import decision_report
 
 
 def prices_error(tmp_path: Path, text: str) -> str:
