@@ -11,24 +11,12 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from moh_deploy.errors import BackendError
+from moh_deploy.runtime.tensorrt import messages
 from moh_deploy.runtime.tensorrt.flavour import Flavour
-from moh_deploy.runtime.tensorrt.messages import (
-    BuildAnswer,
-    BuildRequest,
-    BuildStep,
-    Failure,
-    Message,
-    Order,
-    Stack,
-    TimingAnswer,
-    TimingRequest,
-    decode,
-    encode,
-)
 from moh_deploy.system.isolate import child_environment, how_it_ended
 from moh_deploy.system.progress import Progress
 
-_T = TypeVar("_T", BuildAnswer, TimingAnswer)
+_T = TypeVar("_T", messages.BuildAnswer, messages.TimingAnswer)
 
 LINKS_NAME = "links"
 _LOG_LINES = 12
@@ -50,7 +38,7 @@ class BuildProcess:
         BackendError: TensorRT is not installed, or does not start.
     """
 
-    stack: Stack
+    stack: messages.Stack
 
     def __init__(self, flavour: Flavour, *, folder: Path, log: Path) -> None:
         flavour.require_installed()
@@ -63,7 +51,7 @@ class BuildProcess:
             failing.push(self._closing)
             self._start()
             first = next(self._messages(), None)
-            if not isinstance(first, Stack):
+            if not isinstance(first, messages.Stack):
                 raise self._died()
             self.stack = first
             self._flavour.check_version(self.stack.version)
@@ -78,23 +66,23 @@ class BuildProcess:
         """The number of the process that builds."""
         return self._process.pid
 
-    def build(self, request: BuildRequest, progress: Progress) -> BuildAnswer:
+    def build(self, request: messages.BuildRequest, progress: Progress) -> messages.BuildAnswer:
         """Send a request, show its steps, and return what was built.
 
         Raises:
             BackendError: It failed, or died; with the end of its log.
             OSError: It could not write.
         """
-        return self._answer(request, progress, BuildAnswer)
+        return self._answer(request, progress, messages.BuildAnswer)
 
-    def time(self, request: TimingRequest, progress: Progress) -> TimingAnswer:
+    def time(self, request: messages.TimingRequest, progress: Progress) -> messages.TimingAnswer:
         """Send a request, show its steps, and return the times. Raises as `build` does."""
-        return self._answer(request, progress, TimingAnswer)
+        return self._answer(request, progress, messages.TimingAnswer)
 
-    def _answer(self, request: Order, progress: Progress, kind: type[_T]) -> _T:
+    def _answer(self, request: messages.Order, progress: Progress, kind: type[_T]) -> _T:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(encode(request))
+            self._process.stdin.write(messages.encode(request))
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._died() from None
@@ -102,12 +90,12 @@ class BuildProcess:
             for message in self._messages():
                 if isinstance(message, kind):
                     return message
-                if isinstance(message, BuildStep):
+                if isinstance(message, messages.BuildStep):
                     shown.close()
                     shown.enter_context(progress.step(message.name))
-                if isinstance(message, Failure) and message.errno is not None:
+                if isinstance(message, messages.Failure) and message.errno is not None:
                     raise OSError(message.errno, message.text)
-                if isinstance(message, Failure):
+                if isinstance(message, messages.Failure):
                     raise BackendError(f"{self._flavour.title}: {message.text}.{self._log_tail()}")
         raise self._died()
 
@@ -151,12 +139,12 @@ class BuildProcess:
         with suppress(BrokenPipeError):
             self._process.stdin.close()
 
-    def _messages(self) -> Iterator[Message]:
+    def _messages(self) -> Iterator[messages.Message]:
         for line in self._channel:
             if not line.endswith("\n"):
                 return  # it died in the middle of it
-            message = decode(line)
-            assert not isinstance(message, BuildRequest | TimingRequest)
+            message = messages.decode(line)
+            assert not isinstance(message, messages.BuildRequest | messages.TimingRequest)
             yield message
 
     def _died(self) -> BackendError:

@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moh_deploy.ops.spec import PLUGIN_ATTRIBUTES
-from moh_deploy.runtime.tensorrt.messages import (
-    BuildAnswer,
-    BuildRequest,
-    BuildStep,
-    Message,
-    ParserError,
-)
+from moh_deploy.runtime.tensorrt import messages
 
 
 class BuildFailed(Exception):
@@ -64,8 +58,8 @@ class BuildSession:
 
 
 def build_engine(
-    session: BuildSession, request: BuildRequest, tell: Callable[[Message], None]
-) -> BuildAnswer:
+    session: BuildSession, request: messages.BuildRequest, tell: Callable[[messages.Message], None]
+) -> messages.BuildAnswer:
     """Parse the model, and build the engine if one is asked for.
 
     Raises:
@@ -77,17 +71,17 @@ def build_engine(
         session.load_plugins(request.plugin, request.creators)
     builder = trt.Builder(session.logger)
     parsed = ParsedNetwork(trt, session.logger, builder)
-    tell(BuildStep("parsing the model"))
+    tell(messages.BuildStep("parsing the model"))
     errors = parsed.parse(request.model)
     if errors:
-        return BuildAnswer(errors)
+        return messages.BuildAnswer(errors)
     # Read from the network before it is built: an engine no longer tells.
-    answer = BuildAnswer(
+    answer = messages.BuildAnswer(
         plugins=parsed.plugins(), attentions=parsed.attentions(), types=parsed.types()
     )
     if request.engine is None:
         return answer
-    tell(BuildStep("building the engine"))
+    tell(messages.BuildStep("building the engine"))
     start = time.perf_counter()
     config = _config(trt, builder, request)
     if hasattr(trt, "IProgressMonitor"):
@@ -118,7 +112,7 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:
+def _config(trt: Any, builder: Any, request: messages.BuildRequest) -> Any:
     config = builder.create_builder_config()
     # Else products of float32 would be rounded to 10 bits: `verify` allows 1e-4.
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -150,7 +144,7 @@ def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     return config
 
 
-def _monitor(trt: Any, tell: Callable[[Message], None]) -> Any:
+def _monitor(trt: Any, tell: Callable[[messages.Message], None]) -> Any:
     """Return a monitor that TensorRT tells its phases to."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
@@ -159,7 +153,7 @@ def _monitor(trt: Any, tell: Callable[[Message], None]) -> Any:
 
         def phase_start(self, name: str, parent: str | None, count: int) -> None:
             with suppress(OSError):
-                tell(BuildStep(f"building the engine: {name[:1].lower()}{name[1:]}"))
+                tell(messages.BuildStep(f"building the engine: {name[:1].lower()}{name[1:]}"))
 
         def phase_finish(self, name: str) -> None:
             """Nothing is shown of it."""
@@ -201,12 +195,14 @@ class ParsedNetwork:
         self.network = builder.create_network(0 if flag is None else 1 << int(flag))
         self._parser = trt.OnnxParser(self.network, logger)
 
-    def parse(self, path: str) -> tuple[ParserError, ...]:
+    def parse(self, path: str) -> tuple[messages.ParserError, ...]:
         """Parse a file; return what the parser refuses."""
         if not self._parser.parse_from_file(path):
             errors = map(self._parser.get_error, range(self._parser.num_errors))
             asked = ((error.node_name, error.node_operator, error.desc) for error in errors)
-            return tuple(ParserError(*(str(ask() or "") for ask in asks)) for asks in asked)
+            return tuple(
+                messages.ParserError(*(str(ask() or "") for ask in asks)) for asks in asked
+            )
         # ONNX's Attention has kernels for half precision only: let others be made of operators.
         for layer in self._layers("ATTENTION_INPUT"):
             # TensorRT's binding hands out the base class, `ILayer`: setting the class is how it is

@@ -17,15 +17,9 @@ from moh_deploy.runtime.base import AS_IT_IS, Deployed, Description, Runner, Var
 from moh_deploy.runtime.input_check import check_inputs, check_room
 from moh_deploy.runtime.kernel_use import KernelUse
 from moh_deploy.runtime.layer_runs import LayerImpl, LayerRun
+from moh_deploy.runtime.tensorrt import engine_dir
 from moh_deploy.runtime.tensorrt.build_plan import HARDWARE
 from moh_deploy.runtime.tensorrt.engine_contexts import GpuContext, HostContext, is_torch, stand_in
-from moh_deploy.runtime.tensorrt.engine_dir import (
-    ENGINE_NAME,
-    EngineLayer,
-    EngineManifest,
-    is_engine_dir,
-    read_engine_dir,
-)
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS
 from moh_deploy.runtime.tensorrt.loading import LoadedEngine, load_engine, on_first_gpu
 from moh_deploy.runtime.tensorrt.profiles import covers, profile_text
@@ -56,7 +50,7 @@ class Engine:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
-        self.manifest: EngineManifest = read_engine_dir(self.root)
+        self.manifest: engine_dir.EngineManifest = engine_dir.read_engine_dir(self.root)
         with on_first_gpu():
             self._loaded: LoadedEngine | None = load_engine(self.root, self.manifest)
         self._on_gpu: GpuContext | None = None
@@ -152,15 +146,15 @@ class EngineDir(Deployed):
     @staticmethod
     def is_one(path: Path) -> bool:
         """Tell whether `moh-deploy build` wrote a directory, changed or not."""
-        return is_engine_dir(path)
+        return engine_dir.is_engine_dir(path)
 
     @property
     def name(self) -> str:
         return f"engine {self.root}"
 
     @cached_property
-    def manifest(self) -> EngineManifest:
-        return read_engine_dir(self.root)
+    def manifest(self) -> engine_dir.EngineManifest:
+        return engine_dir.read_engine_dir(self.root)
 
     def made_from(self, package: Path | None, *, staged: bool = False) -> OnnxPackage:
         """Return the package that the engine was built from; see `Deployed.made_from`."""
@@ -277,7 +271,9 @@ class EngineRunner(Runner):
         kernels = KernelUse(None, "the engine was built without plugins", None)
         if (plugin := manifest.plugin) is not None:
             # A library that is embedded has no file: it is inside the engine.
-            kernels = KernelUse(self.engine.root / (plugin.file or ENGINE_NAME), None, None)
+            kernels = KernelUse(
+                self.engine.root / (plugin.file or engine_dir.ENGINE_NAME), None, None
+            )
         attention = {run.path: run.runs_as for run in runs}
         routers = {f"{run.path} (router)": run.router_runs_as for run in runs}
         return Description(
@@ -298,7 +294,7 @@ _PACKAGE_IS_GONE = (
 )
 
 
-def _impl(layer: EngineLayer, implementation: str) -> LayerImpl | None:
+def _impl(layer: engine_dir.EngineLayer, implementation: str) -> LayerImpl | None:
     if implementation == "operators":
         return None
     if implementation == "kernel":

@@ -13,13 +13,8 @@ import numpy as np
 
 from moh_deploy.errors import BackendError
 from moh_deploy.ops.cases import numpy_dtype
+from moh_deploy.runtime.tensorrt import messages
 from moh_deploy.runtime.tensorrt.builder import DTYPE_NAMES, BuildFailed, BuildSession, build_engine
-from moh_deploy.runtime.tensorrt.messages import (
-    BuildStep,
-    Message,
-    TimingAnswer,
-    TimingRequest,
-)
 from moh_deploy.system.npz import Array
 from moh_deploy.system.nvidia_driver import check_status, load_driver
 
@@ -128,8 +123,8 @@ GpuClock = Callable[[Callable[[], None], int], float]
 
 
 def time_networks(
-    session: BuildSession, request: TimingRequest, tell: Callable[[Message], None]
-) -> TimingAnswer:
+    session: BuildSession, request: messages.TimingRequest, tell: Callable[[messages.Message], None]
+) -> messages.TimingAnswer:
     """Build each network, and time them in turns at the usual sizes of every profile.
 
     A network that cannot be built or run has no time; the others have.
@@ -151,14 +146,14 @@ def time_networks(
         except BuildFailed as error:
             failed[name] = str(error)
     if not engines:
-        return TimingAnswer({}, failed)
-    tell(BuildStep(f"timing {', '.join(engines)}"))
+        return messages.TimingAnswer({}, failed)
+    tell(messages.BuildStep(f"timing {', '.join(engines)}"))
     try:
         with DeviceWork() as gpu:
             times = _times(engines, request, gpu, failed)
     except BackendError as error:
-        return TimingAnswer({}, failed | dict.fromkeys(engines, error.message))
-    return TimingAnswer(times, failed)
+        return messages.TimingAnswer({}, failed | dict.fromkeys(engines, error.message))
+    return messages.TimingAnswer(times, failed)
 
 
 def time_in_turns(calls: Mapping[str, Callable[[], None]], clock: GpuClock) -> dict[str, float]:
@@ -178,7 +173,10 @@ def time_in_turns(calls: Mapping[str, Callable[[], None]], clock: GpuClock) -> d
 
 
 def _times(
-    engines: dict[str, Any], request: TimingRequest, gpu: DeviceWork, failed: dict[str, str]
+    engines: dict[str, Any],
+    request: messages.TimingRequest,
+    gpu: DeviceWork,
+    failed: dict[str, str],
 ) -> dict[str, tuple[float, ...]]:
     """Return the times of each profile; an engine that does not run moves to `failed`."""
     profiles = next(iter(request.networks.values())).profiles
@@ -206,7 +204,7 @@ def _times(
 
 
 def _feeds(
-    engine: Any, request: TimingRequest, shapes: Mapping[str, tuple[int, ...]]
+    engine: Any, request: messages.TimingRequest, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Array]:
     """Return arrays for the inputs, of the usual sizes of a profile: the same ones each time."""
     rng, feeds = np.random.default_rng(0), {}

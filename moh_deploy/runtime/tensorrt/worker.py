@@ -14,17 +14,8 @@ from collections.abc import Callable
 from importlib import import_module
 
 from moh_deploy.errors import BackendError
-from moh_deploy.runtime.tensorrt import builder, network_timing
+from moh_deploy.runtime.tensorrt import builder, messages, network_timing
 from moh_deploy.runtime.tensorrt.flavour import FLAVOURS, Flavour
-from moh_deploy.runtime.tensorrt.messages import (
-    BuildRequest,
-    Failure,
-    Message,
-    Stack,
-    TimingRequest,
-    decode,
-    encode,
-)
 from moh_deploy.system.nvidia_driver import read_driver
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
@@ -36,30 +27,30 @@ def main(flavour_name: str, descriptor: str) -> None:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     with os.fdopen(int(descriptor), "w", encoding="utf-8") as channel:
 
-        def tell(message: Message) -> None:
-            channel.write(encode(message))
+        def tell(message: messages.Message) -> None:
+            channel.write(messages.encode(message))
             channel.flush()
 
         try:
             _serve(FLAVOURS[flavour_name], tell)
         # As number and text, from which the other process raises an OSError of its own.
         except OSError as error:
-            tell(Failure(f"{error.strerror}: {error.filename}", error.errno))
+            tell(messages.Failure(f"{error.strerror}: {error.filename}", error.errno))
         except builder.BuildFailed as error:
-            tell(Failure(str(error)))
+            tell(messages.Failure(str(error)))
 
 
-def _serve(flavour: Flavour, tell: Callable[[Message], None]) -> None:
+def _serve(flavour: Flavour, tell: Callable[[messages.Message], None]) -> None:
     trt = import_module(flavour.module)
     # Before a request is read: what is there decides whether anything has to be built at all.
-    tell(Stack(trt.__version__, *(() if flavour.targets else _gpu())))
+    tell(messages.Stack(trt.__version__, *(() if flavour.targets else _gpu())))
     session = builder.BuildSession(trt)
     for line in sys.stdin:  # until nobody wants anything more
-        request = decode(line)
-        if isinstance(request, TimingRequest):
+        request = messages.decode(line)
+        if isinstance(request, messages.TimingRequest):
             tell(network_timing.time_networks(session, request, tell))
         else:
-            assert isinstance(request, BuildRequest)
+            assert isinstance(request, messages.BuildRequest)
             tell(builder.build_engine(session, request, tell))
 
 
