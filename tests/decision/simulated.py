@@ -123,17 +123,17 @@ def decision_report(
     asked = plan(len(losses), sizes=[{"batch": 1}])
     scored = scores(rng, list(losses), samples=samples)
     timed = times(rng, list(gains))
-    timings = {one: Timing(ms, ms, ms) for one, ms in timed.wall_ms.items()}
+    timings = {item: Timing(ms, ms, ms) for item, ms in timed.wall_ms.items()}
     arms = [
         Arm(
-            one,
-            f"package build/{one}{name}",
-            OnnxFile(Path(one)),
+            arm,
+            f"package build/{arm}{name}",
+            OnnxFile(Path(arm)),
             AS_IT_IS,
-            dense=one in dense,
-            chooses=one not in dense,
+            dense=arm in dense,
+            chooses=arm not in dense,
         )
-        for one in asked.arms
+        for arm in asked.arms
     ]
     routing = LayerRouting("blocks.0.attn", 8, 4000, 0.7, 0, 1, 0.93)
     facts = ArmFacts(2**27, 0.3, (routing,), EdgeCases(20, 1, ("ties, blocks.0.attn: differs",)))

@@ -56,7 +56,7 @@ def test_fed_routing_gives_the_packages_own_answers_without_its_routers(tmp_path
         np.testing.assert_allclose(fed.run(inputs)["y"], alone.run(inputs)["y"], atol=1e-6)
         fed.bound(inputs)()
         # Other inputs have other gates: these are computed anew.
-        other = {name: -one for name, one in inputs.items()}
+        other = {name: -item for name, item in inputs.items()}
         np.testing.assert_allclose(fed.run(other)["y"], alone.run(other)["y"], atol=1e-6)
 
 

@@ -45,7 +45,7 @@ def simulated(
         shown = evidence(rng, losses, gains) if quality else ArmEvidence([], [times(rng, gains)])
         decided = decide_arms(asked, shown)
         found[decided[0].verdict] += 1
-        found.update({f"any {one}" for one in (each.verdict for each in decided)})
+        found.update({f"any {item}" for item in (each.verdict for each in decided)})
     return found
 
 
@@ -106,7 +106,7 @@ def test_looks_together_win_no_more_often_than_stated():
         whole = times(np.random.default_rng(seed), [0.1], rounds=600)
         told = {}
         for look in (1, 2, 3):
-            part = {name: one[: 200 * look] for name, one in whole.wall_ms.items()}
+            part = {name: item[: 200 * look] for name, item in whole.wall_ms.items()}
             shown = type(whole)(whole.sizes, whole.samples, part)
             (decided,) = decide_arms(asked, ArmEvidence([], [shown]), look=look, earlier=told)
             told = {"0": (decided.verdict, decided.look)}
@@ -159,10 +159,10 @@ def test_look_that_draws_cannot_show_says_so():
     shown = evidence(np.random.default_rng(0), [0.0, 0.0], [0.5, 0.5])
     found = decide_arms(plan(2, looks=9), shown)
     assert found[0].verdict == "cannot tell"
-    assert any("the next look may be wrong" in one for one in found[0].would_tell)
-    assert any("draws cannot show; a later look can tell" in one for one in found[0].would_tell)
+    assert any("the next look may be wrong" in item for item in found[0].would_tell)
+    assert any("draws cannot show; a later look can tell" in item for item in found[0].would_tell)
     (last,) = decide_arms(plan(confidence=0.9999), evidence(np.random.default_rng(0), [0.0], [0.5]))
-    assert any("cannot show; fewer arms or a lower confidence" in one for one in last.would_tell)
+    assert any("cannot show; fewer arms or a lower confidence" in item for item in last.would_tell)
 
 
 def test_number_that_would_tell_is_of_the_next_looks_level():
@@ -190,7 +190,7 @@ def test_broken_promise_is_hinted_at_its_part_of_the_level():
     (found,) = decide_arms(plan(looks=6), evidence(np.random.default_rng(0), [0.1], [0.3]))
     assert found.verdict == "cannot tell"
     # The next look may be wrong in 0.0103 % of cases, which draws can show, and half is too little.
-    assert any("0.0052 % of cases, which 10000 draws" in one for one in found.would_tell)
+    assert any("0.0052 % of cases, which 10000 draws" in item for item in found.would_tell)
 
 
 # Losses of quality, sample by sample.

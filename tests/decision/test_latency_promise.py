@@ -47,7 +47,7 @@ def test_drift_that_both_share_cancels():
 
 def test_slower_arm_is_called_so_and_a_negative_gain_allows_it():
     reference = (10 + np.random.default_rng(0).random(200)).tolist()
-    slower = [1.03 * one for one in reference]
+    slower = [1.03 * item for item in reference]
     assert promised(slower, reference).came.startswith("3.0 % slower")
     allowed = promised(slower, reference, at_least=-0.05)
     assert allowed.text == "at most 5 % slower at p50"
@@ -66,9 +66,10 @@ def test_too_few_rounds_tell_nothing_and_say_how_many_are_needed(quantile: float
 def test_rounds_of_which_neighbours_are_alike_say_less():
     alike = times(np.random.default_rng(3), [0.1], memory=0.95).wall_ms
     order = np.random.default_rng(0).permutation(len(alike["0"]))
-    shuffled = {name: np.asarray(one)[order].tolist() for name, one in alike.items()}
+    shuffled = {name: np.asarray(item)[order].tolist() for name, item in alike.items()}
     errors = [
-        promised(list(one["0"]), list(one[REFERENCE])).standard_error for one in (alike, shuffled)
+        promised(list(item["0"]), list(item[REFERENCE])).standard_error
+        for item in (alike, shuffled)
     ]
     assert errors[0] > 2 * errors[1]
 

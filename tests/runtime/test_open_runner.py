@@ -72,7 +72,7 @@ def test_edits_are_made_in_their_order(package: OnnxPackage):
         fix_routing(graph, {"gates_0": gates})
 
     def look(graph: onnx.GraphProto) -> None:
-        seen.extend(one.name for one in graph.input)
+        seen.extend(item.name for item in graph.input)
 
     variant = Variant(kernels="off").edited(fix).edited(look).returning(["y"])
     found = open_runner(package, variant).run({**vectors().inputs, fixed_input("gates_0"): gates})
@@ -152,7 +152,7 @@ def test_runs_are_those_of_the_runner_and_what_is_kept_of_them_is_recorded(tmp_p
         assert recording.describe() == runner.describe()
         found = [recording.run(vectors(seed=seed).inputs) for seed in range(2)]
     assert steps == [0, 1]
-    assert [list(one) for one in recording.results] == [["gates_0"], ["gates_0"]]
+    assert [list(result) for result in recording.results] == [["gates_0"], ["gates_0"]]
     for one, kept in zip(found, recording.results, strict=True):
         assert set(one) == {"y", "gates_0"}
         np.testing.assert_array_equal(one["gates_0"], kept["gates_0"])

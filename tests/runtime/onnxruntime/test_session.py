@@ -80,7 +80,7 @@ def test_extra_output_that_is_an_output_already_comes_once(tmp_path: Path):
             )
         ),
     )
-    assert [one.name for one in runner._session.get_outputs()] == ["y"]
+    assert [output.name for output in runner._session.get_outputs()] == ["y"]
 
 
 @pytest.mark.parametrize("spins", [True, False])

@@ -98,7 +98,7 @@ def test_layers_that_are_alike_are_timed_once():
 
     found = choose(layers, measure=measure, estimate=_no_estimate)
     assert asked == ["a", "c"]
-    assert {node: one.way for node, one in found.items()} == dict.fromkeys("abc", "kernel")
+    assert {node: item.way for node, item in found.items()} == dict.fromkeys("abc", "kernel")
 
 
 def test_what_cannot_be_timed_is_no_choice():
@@ -228,11 +228,11 @@ def built(tmp_path: Path) -> Callable[..., tuple[PackageGraph, Answers]]:
         log = tmp_path / "timing.log"
         answers: Answers = {}
         with BuildProcess(plan.flavour, folder=tmp_path, log=log) as process:
-            for one in read.candidates:
-                folder = tmp_path / one.layer
+            for candidate in read.candidates:
+                folder = tmp_path / candidate.layer
                 folder.mkdir()
-                requests = candidate_requests(read.model, one, plan, folder)
-                answers[one.layer] = {
+                requests = candidate_requests(read.model, candidate, plan, folder)
+                answers[candidate.layer] = {
                     way: process.build(request, SilentProgress())
                     for way, request in requests.items()
                 }
@@ -242,14 +242,14 @@ def built(tmp_path: Path) -> Callable[..., tuple[PackageGraph, Answers]]:
 
 
 def _assert_of_its_kind(read: PackageGraph, answers: Answers, folder: Path) -> None:
-    for one in read.candidates:
-        found = answers[one.layer]
-        assert tuple(found) == one.possible
+    for candidate in read.candidates:
+        found = answers[candidate.layer]
+        assert tuple(found) == candidate.possible
         for way, answer in found.items():
             assert answer.errors == ()
-            assert answer.engine_bytes, f"{one.layer}: {way}"
-            assert answer.plugins == ((one.node,) if way == "kernel" else ())
-            assert answer.attentions == _attentions(folder / one.layer / f"{way}.onnx")
+            assert answer.engine_bytes, f"{candidate.layer}: {way}"
+            assert answer.plugins == ((candidate.node,) if way == "kernel" else ())
+            assert answer.attentions == _attentions(folder / candidate.layer / f"{way}.onnx")
             assert len(answer.attentions) == (way == "fused")
 
 
@@ -267,7 +267,9 @@ def test_each_candidate_is_built_of_its_own_layers(
         package, profiles=["batch=1..2..4,seq=3..12", "batch=8"], precision=precision
     )
     _assert_of_its_kind(read, answers, tmp_path)
-    assert [one.possible for one in read.candidates] == [("kernel", "fused", "function")]
+    assert [candidate.possible for candidate in read.candidates] == [
+        ("kernel", "fused", "function")
+    ]
 
 
 @nightly
@@ -278,11 +280,11 @@ def test_candidates_of_the_forms_of_models(
     """A mask and few key/value heads in LLaMA, aggregated attention in ViT, a dynamic batch."""
     read, answers = built(export(FORMS[form], tmp_path))
     _assert_of_its_kind(read, answers, tmp_path)
-    ops = {one.op: one.possible for one in read.candidates}
+    ops = {candidate.op: candidate.possible for candidate in read.candidates}
     assert ops["MoHAttention"] == ("kernel", "fused", "function")
     assert ops.get("MoHAggregatedAttention", ("kernel", "function")) == ("kernel", "function")
     # Layers of a form are alike, or of two kinds.
-    assert len({one.key for one in read.candidates}) == len(ops)
+    assert len({candidate.key for candidate in read.candidates}) == len(ops)
 
 
 # Times of calls that take turns, by a planted clock. Engines: tests/api/test_build_tensorrt.py.

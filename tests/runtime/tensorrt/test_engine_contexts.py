@@ -130,7 +130,7 @@ def test_another_stream_waits_for_the_last_run(
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None, one=stream: one)
         made.run({"x": aligned(), "past": aligned()}, 0)
     # The context's scratch memory is in use until then.
-    assert [one.waited_for for one in streams] == [[], [streams[0]]]
+    assert [stream.waited_for for stream in streams] == [[], [streams[0]]]
     # While a graph is captured nothing outside of it can be waited for.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: streams[0])

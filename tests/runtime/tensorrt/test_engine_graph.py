@@ -97,7 +97,7 @@ def test_a_network_of_all_the_same_passes(tmp_path: Path):
     graph = _graph(tmp_path)
     check_network(graph, _answer(graph), title="TensorRT")
     layers = engine_layers(graph, plugins=graph.plugin_nodes, attentions=())
-    assert [(one.moh_impl, one.router_impl) for one in layers] == [
+    assert [(layer.moh_impl, layer.router_impl) for layer in layers] == [
         ("kernel", "operators"),
         ("kernel", "kernel"),
     ]

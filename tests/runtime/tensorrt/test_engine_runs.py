@@ -158,7 +158,7 @@ def test_engines_are_compared_with_packages_and_packages_with_engines(fakes: Fak
     right, wrong = (_engine_of(package, tmp_path / str(s), scale=s) for s in (1.0, 1.5))
     both = ["--against", right, "--against", wrong, "--json"]
     content = json.loads(_command("verify", package.root, *both).stdout)
-    assert [one["equal"] for one in content["comparisons"]] == [True, False]
+    assert [comparison["equal"] for comparison in content["comparisons"]] == [True, False]
     assert content["comparisons"][0]["reference"] == f"engine {right}"
     turned = ["--package", package.root, "--against", "functions", "--json"]
     assert _command("verify", right, *turned).returncode == 0
@@ -273,7 +273,7 @@ from moh_deploy.runtime.tensorrt.models import EngineDir
 engine, plain, package = sys.argv[1:]
 EngineDir.build_plain = lambda engine, package, output, progress: shutil.copytree(plain, output)
 report = moh_deploy.bench(engine, package=package, min_time=0.05, warmup=0)
-print(json.dumps({one.contestant: one.is_baseline for one in report.results}))
+print(json.dumps({row.contestant: row.is_baseline for row in report.results}))
 """
 
 
@@ -319,5 +319,5 @@ def test_bench_times_an_engine_beside_another_and_its_package(fakes: Fakes, tmp_
     assert content["work"] == []
     judged = _command("bench", right, wrong, "--package", package.root, *BENCH, "--gate", "p50<9s")
     assert judged.returncode == 1, judged.stderr
-    assert [one["passed"] for one in json.loads(judged.stdout)["gates"]] == [True, False]
+    assert [gate["passed"] for gate in json.loads(judged.stdout)["gates"]] == [True, False]
     assert "sizes that the engine was built for it is not equal" in judged.stderr

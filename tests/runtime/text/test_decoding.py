@@ -57,7 +57,7 @@ class Counting(Runner):
 def test_rows_go_on_as_each_would_alone_until_it_ends():
     prompts = [[1], [3, 6], [2, 2, 1]]
     decoding = Decoding(Counting(), INTERFACE, prompts, 4, gates=("gates",))
-    steps = [one.tokens for one in decoding.steps()]
+    steps = [step.tokens for step in decoding.steps()]
     # 1, 1 + 1, 2 + 2, 4 + 4; 3 + 6 ends at once; 5, 5 + 5, ...
     assert steps == [(1, 9, 5), (2, None, 0), (4, None, 0), (8, None, 0)]
     figures = decoding.figures
