@@ -20,7 +20,7 @@ from moh_deploy.decision.plan import NEW_PLAN, PlanFile, QualityGoal, plan_of, r
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.score_arms import BlockScorer
 from moh_deploy.decision.spread import RayBlocks, check_ray
-from moh_deploy.decision.summarise import LookSetting, report_of
+from moh_deploy.decision.summarise import report_of
 from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import OnnxPackage
 from moh_deploy.perf.bench.latency import MeasureFresh, MeasureRuns, fresh_run, runs_timer
@@ -153,9 +153,8 @@ def compare(
             score=_scoring(file, samples, kept, ray),
         )
         measured = job.measured()
-        setting = LookSetting(look, told, samples.files)
         with progress.step("deciding"):
-            return report_of(file.plan, arms, measured, setting)
+            return report_of(file.plan, arms, measured, look=look, earlier=told, data=samples.files)
 
 
 def new_plan(output: Path | str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
@@ -32,26 +31,29 @@ from moh_deploy.system.suggest import shortened
 from moh_deploy.validate.reference.input_sets import RANDOM
 
 
-@dataclass(frozen=True)
-class LookSetting:
-    """Facts of the run itself that a report states."""
-
-    look: int
-    earlier: Mapping[str, tuple[ArmVerdict, int]]
-    data: tuple[DataFile, ...]
-
-
 def report_of(
-    plan: Plan, arms: Sequence[Arm], measured: MeasuredArms, setting: LookSetting
+    plan: Plan,
+    arms: Sequence[Arm],
+    measured: MeasuredArms,
+    *,
+    look: int,
+    earlier: Mapping[str, tuple[ArmVerdict, int]],
+    data: tuple[DataFile, ...],
 ) -> DecisionReport:
-    """Decide by the plan, and say all of it."""
-    decided = decide_arms(plan, measured.evidence, look=setting.look, earlier=setting.earlier)
+    """Decide by the plan, and say all of it.
+
+    Args:
+        look: From 1.
+        earlier: Verdicts of earlier looks, and in which they were found.
+        data: The files of samples and labels.
+    """
+    decided = decide_arms(plan, measured.evidence, look=look, earlier=earlier)
     decisions = {arm_decision.name: arm_decision for arm_decision in decided}
     # The reference first, then in the plan's order.
     ordered = sorted(arms, key=lambda arm: arm.name != plan.reference)
     chooses = {arm.name: arm.chooses for arm in ordered if arm.chooses is not None}
     reports = tuple(_arm(plan, arm, measured, decisions.get(arm.name)) for arm in ordered)
-    found = would_do(plan, measured.evidence, chooses, look=setting.look)
+    found = would_do(plan, measured.evidence, chooses, look=look)
     verdicts = {name: decision.verdict for name, decision in decisions.items()}
     if chooses.get(plan.reference) is not True:
         # A simple arm that is worse than the reference is none to take, where that is simple, too.
@@ -67,13 +69,13 @@ def report_of(
         plan_digest=plan.digest,
         plan=to_json_text(plan.model_dump(mode="json")),
         reference=plan.reference,
-        look=setting.look,
+        look=look,
         looks=plan.looks,
         confidence=plan.confidence,
-        level=level_of_look(plan.level, setting.look, plan.looks),
+        level=level_of_look(plan.level, look, plan.looks),
         quantile=quantile,
         machine=machine,
-        data=setting.data,
+        data=data,
         arms=reports,
         would_do=tuple(sorted(found, key=lambda do: ranks.get(verdicts.get(do.name, ""), 1))),
         break_even=size_break_evens(

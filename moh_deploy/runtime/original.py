@@ -61,13 +61,7 @@ RunnableOriginal: TypeAlias = Original
 
 @dataclass(frozen=True)
 class OriginalModel(Model):
-    """An original, whose inputs and outputs are called as those of a package that was made from it.
-
-    Attributes:
-        named: In the words of a report.
-        load: Returns it.
-        manifest: Of the package.
-    """
+    """An original, called by the names of inputs and outputs of a package made from it."""
 
     named: str
     load: Callable[[], Original]
@@ -99,11 +93,7 @@ class OriginalModel(Model):
 
 @dataclass(frozen=True)
 class OriginalRunner(Runner):
-    """An original as it runs by itself.
-
-    Attributes:
-        manifest: Of the package, whose inputs it takes.
-    """
+    """An original as it runs by itself."""
 
     original: Original
     inputs: tuple[TensorInfo, ...]
@@ -136,9 +126,7 @@ class PlainExport(Model):
     """An original as its framework exports it by itself, in ONNX Runtime.
 
     Attributes:
-        original: The original.
         package: Says for which sizes.
-        path: The file to write.
     """
 
     original: Original

@@ -35,10 +35,8 @@ class Quantized:
     Attributes:
         model: Its weights are in memory.
         layers: Those of the package. In int8 projections are products, so none runs `projected`.
-        precision: `int8` or `int4`.
         lowered: How many products have that precision.
         more_bits: Name of each other product to the reason why it has more.
-        ops: The custom operators that are left, with their versions.
     """
 
     model: ir.Model

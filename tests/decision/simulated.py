@@ -15,7 +15,7 @@ from moh_deploy.decision.measured import ArmFacts, EdgeCases, LayerRouting, Meas
 from moh_deploy.decision.plan import Plan, plan_of
 from moh_deploy.decision.quality_promise import SampleScores
 from moh_deploy.decision.report import DecisionReport
-from moh_deploy.decision.summarise import LookSetting, report_of
+from moh_deploy.decision.summarise import report_of
 from moh_deploy.perf.bench.latency import Timing
 from moh_deploy.runtime.base import AS_IT_IS, Description
 from moh_deploy.runtime.models import OnnxFile
@@ -145,4 +145,4 @@ def decision_report(
     )
     files = (DataFile("held-out.npz", "0" * 64),)
     assert asked.reference == REFERENCE
-    return report_of(asked, arms, measured, LookSetting(1, {}, files))
+    return report_of(asked, arms, measured, look=1, earlier={}, data=files)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,23 +22,9 @@ from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.system.suggest import shortened
 from moh_deploy.validate.reference.differences import Float64Array
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where a size of traffic lies among the measured ones.
-
-    Attributes:
-        indices: Of the measured sizes that stand for it: one, or its two neighbours.
-        weights: How much each counts.
-    """
-
-    indices: tuple[int, ...]
-    weights: tuple[float, ...]
-
-    @property
-    def is_extrapolated(self) -> bool:
-        """It was not measured itself."""
-        return len(self.indices) > 1
+Place: TypeAlias = Mapping[int, float]
+"""Where a size of traffic lies among the measured ones: the index of the one that stands for it, or
+of its two neighbours, to how much that counts. Of two neighbours it was not measured itself."""
 
 
 def places_of(
@@ -76,7 +63,7 @@ def _place(
     sizes: Mapping[str, int], measured: Sequence[Mapping[str, int]], between: bool
 ) -> Place | None:
     if sizes in measured:
-        return Place((list(measured).index(sizes),), (1.0,))
+        return {list(measured).index(sizes): 1.0}
     for name, size in sizes.items() if between else ():
         # Neighbours that differ from it in this dimension only.
         line = {
@@ -88,7 +75,7 @@ def _place(
         above = min((number for number in line if number > size), default=None)
         if below is not None and above is not None:
             share = (size - below) / (above - below)
-            return Place((line[below], line[above]), (1 - share, share))
+            return {line[below]: 1 - share, line[above]: share}
     return None
 
 
@@ -120,7 +107,7 @@ def request_times(
     # How much of each measured size is in each size of traffic, and in a request. [places, sizes]
     weights = np.zeros((len(places), len(decided.sizes)))
     for row, place in zip(weights, places, strict=True):
-        row[list(place.indices)] = place.weights
+        row[list(place)] = list(place.values())
     of_request = np.array([request.share for request in requests]) @ weights  # [sizes]
     _check_undisturbed(arms, np.flatnonzero(of_request).tolist())
     blocks = [
@@ -149,7 +136,7 @@ def request_times(
                     asked.share,
                     estimate(ms[:, index]),
                     estimate(1 - ms[:, index] / ms[:, 0]) if index else None,
-                    place.is_extrapolated,
+                    len(place) > 1,
                 )
                 for asked, ms, place in zip(requests, sized, places, strict=True)
             ),
@@ -204,7 +191,7 @@ def price_arms(
         months=prices.months,
         engineering=prices.engineering_cost,
         traffic=tuple(
-            replace(request, extrapolated=place.is_extrapolated)
+            replace(request, extrapolated=len(place) > 1)
             for request, place in zip(traffic.requests, places, strict=True)
         ),
         arms=arms,
@@ -258,7 +245,7 @@ def _notes(
     )
     yield from traffic.notes
     asked = zip(traffic.requests, places, strict=True)
-    between = sum(requests.share for requests, place in asked if place.is_extrapolated)
+    between = sum(requests.share for requests, place in asked if len(place) > 1)
     if between:
         yield (
             f"Extrapolated: {100 * between:.3g} % of requests have sizes between measured ones, and"

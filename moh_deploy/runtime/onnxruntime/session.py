@@ -46,8 +46,6 @@ class OrtRunner(Runner):
     """A model in an ONNX Runtime session: inputs are checked, and bfloat16 goes in and out.
 
     Attributes:
-        description: What runs each layer, as read from the session.
-        index_check: Refuses indices that tables have no rows for.
         buffers: Outputs that are written into an input, and these inputs: one memory is both.
         caches: What the package says of them; None for models that are of none.
         run_options: How ONNX Runtime makes each run that is not timed.

@@ -43,7 +43,6 @@ class OpenVinoRunner(Runner):
     """A model in OpenVINO, compiled when a shape first comes, as sizes that are fixed run faster.
 
     Attributes:
-        description: What runs each layer.
         index_check: Refuses indices that tables have no rows for: OpenVINO answers with zeros.
     """
 

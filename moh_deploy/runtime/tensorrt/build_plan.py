@@ -50,14 +50,10 @@ class BuildPlan:
 
     Attributes:
         low: What the package is lowered to first; None: it stays as it is.
-        profiles: Sizes.
         targets: Compute capabilities; none: of this machine's GPU.
         workspace_bytes: The most scratch memory of a layer; None: no limit.
-        timing_cache: Where measured times are kept; None: nowhere.
         library: The plugin library; None: there is none.
         embed_plugin: Put it into the engine.
-        keep_onnx: Keep the lowered model beside the engine.
-        plain: Use no plugin.
         only_kernels: What the plugins take is to run by them.
         version_compatible: Later versions of TensorRT may run the engine.
         hardware_compatibility: Other GPUs that may, as TensorRT names them; None: no others.

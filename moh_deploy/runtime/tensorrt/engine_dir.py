@@ -81,19 +81,17 @@ class PluginInfo(Strict):
 class EngineManifest(Strict):
     """The content of `engine.json`: what an engine is, and what it was made from.
 
+    What was asked for of the build is as in `build_plan.BuildPlan`.
+
     Attributes:
         backend: `tensorrt` or `tensorrt-rtx`.
         key: Digest of all that the engine was made from: an equal one makes the same engine.
         package_sha256: Digest of the package's manifest, which has those of all other files.
         versions: Of moh-deploy and of TensorRT; GPU and driver where the engine is for this one.
-        compute_capabilities: What it is built for; none: for the GPU of that machine.
         profiles: Name of each dynamic dimension to its sizes, one entry a profile.
         inputs: Of the engine, in the package's order, as `outputs` are.
         plugin: The library that has to be loaded before the engine; None: it needs none.
-        workspace_bytes: The most scratch memory of a layer; None: no limit.
         files: File name to sha256, for each file but this one and the log.
-        version_compatible: Later versions of TensorRT may run it.
-        hardware_compatibility: Other GPUs that may, as TensorRT names them; None: no others.
         caches: Those that it writes in place; None: there are none, or nobody wrote it down.
     """
 

@@ -18,7 +18,7 @@ import pytest
 from moh_deploy.api.cost import cost
 from moh_deploy.decision import latency_promise
 from moh_deploy.decision.cost.decided import Decided
-from moh_deploy.decision.cost.price_arms import Place, request_times
+from moh_deploy.decision.cost.price_arms import request_times
 from moh_deploy.decision.cost.prices import Bill, Estimate, Prices
 from moh_deploy.decision.cost.report import ArmCost, CostReport
 from moh_deploy.decision.cost.traffic import SizedRequests
@@ -199,7 +199,7 @@ def test_arm_that_lost_is_not_the_best_where_nothing_pays(tmp_path: Path):
 ARMS = ("dense", "moh", "bodies")
 _ROUNDS = 250
 _REQUESTS = [SizedRequests({"batch": 1}, 1.0)]
-_PLACES = [Place((0,), (1.0,))]
+_PLACES = [{0: 1.0}]
 
 
 def recordings() -> dict[str, Float64Array]:
