@@ -81,6 +81,7 @@ class OpenedArm:
 
     def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         specs = self.runner.inputs
+        # Names of other frameworks differ: matched by name, or else by order.
         names = match_inputs([spec.name for spec in specs], list(inputs), self.arm.kind)
         feeds = {theirs: inputs[ours] for theirs, ours in names.items()}
         check_inputs(specs, feeds)

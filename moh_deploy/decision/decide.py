@@ -149,7 +149,9 @@ def decide_arms(
         for name in plan.arms
         if name != plan.reference
     }
+    # All have to be kept: the one that is shown least decides.
     p_win = {name: max(promise.p_kept for promise in found) for name, found in promises.items()}
+    # Any promise that is broken is a loss: Bonferroni over the promises of an arm.
     p_loss = {
         name: min(1.0, len(found) * min(promise.p_broken for promise in found))
         for name, found in promises.items()

@@ -109,6 +109,7 @@ def latency_promise(
             "latency", promise, few, math.nan, None, None, at_least, 1.0, 1.0, rounds, "rounds",
             math.nan, math.nan, few,
         )  # fmt: skip
+    # A ratio below 1 is a gain: the ends change places.
     low, high = found.interval(confidence)
     gain, least, most = (1 - math.exp(value) for value in (found.mean, high, low))
     limit = math.log1p(-at_least)
@@ -142,6 +143,7 @@ def _of_blocks(times: Float64Array, quantile: float) -> MeanOfBlocks | None:
     blocks = min(_BLOCKS, times.shape[1] // _rounds_of_block(quantile))
     if blocks < _LEAST_BLOCKS:
         return None
+    # Rounds stay in their order, so that neighbours are in one block.
     cut = np.array_split(times, blocks, axis=1)
     logs = np.log([np.quantile(array, quantile, axis=1) for array in cut])  # [blocks, 1 or 2]
     values = logs[:, 0] - (logs[:, 1] if logs.shape[1] == 2 else 0)

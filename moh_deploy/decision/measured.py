@@ -60,6 +60,7 @@ def routing_bias(
     layers = package.manifest.layers
     loads: dict[str, Float64Array] = {}
     tokens = dict.fromkeys((layer.path for layer in layers), 0)
+    # Gates are inner values, or inputs where a model takes them.
     with open_runner(package, variant.returning(package.gate_names)) as runner:
         for inputs, valid in runs:
             values = {**inputs, **runner.run(inputs)}

@@ -46,6 +46,7 @@ class SampleScores:
         """Return where the metric of an arm is over all samples that there might be."""
         if not np.isfinite(self.totals[arm]).all():
             return None
+        # Labels of a sample, and what they are worth together. [N, 2]
         rows = np.stack([self.weights, self.totals[arm]], axis=1)
         # One more that is right and one that is wrong: of all right, it would have no width.
         rows = np.concatenate([rows, [[1.0, 1.0], [1.0, 0.0]]]) if self.right_or_wrong else rows
@@ -113,6 +114,7 @@ def quality_promise(
 def _losses(scores: SampleScores, arm: str, reference: str) -> Float64Array:
     """Return the loss for samples drawn anew, the same of both sides, [R]."""
     value, sign = scores.metric.value, 1 if scores.metric.better == "higher" else -1
+    # A sample is drawn with what both sides make of it: what both lose cancels. [N, 3]
     rows = np.stack([scores.weights, scores.totals[reference], scores.totals[arm]], axis=1)
     # One sample lost and one won besides: where few change the interval would be too narrow.
     drawn = np.concatenate([rows, ONE_LOST_ONE_WON]) if scores.right_or_wrong else rows

@@ -142,6 +142,7 @@ class BlockScorer:
             ConfigError: Outputs or labels are not what a metric is of, or no label counts.
             BackendError: The runtime of an arm failed.
         """
+        # Arms take turns, so that none has the machine at another time than the others.
         blocks = [
             ArmBlock(arm, start, runs[start : start + RUNS_OF_A_BLOCK], metrics, ignore)
             for start in range(0, len(runs), RUNS_OF_A_BLOCK)

@@ -132,6 +132,7 @@ def along_lines(
         sizes: At which both were timed.
         gains: At each of them, and its ends.
     """
+    # A line: all sizes that differ in this dimension alone.
     for dim in sizes[0] if sizes else ():
         lines: dict[tuple[tuple[str, int], ...], list[SizedGain]] = {}
         for mapping, gain in zip(sizes, gains, strict=True):

@@ -107,6 +107,7 @@ def _arm(
 ) -> ArmReport:
     facts, name = measured.facts[arm.name], arm.name
     latency = tuple(_latency(plan, arm, run) for run in measured.runs)
+    # What is missing of times is known only now.
     missing = dict(facts.not_measured)
     if latency and arm.elsewhere is not None:
         missing["CPU time"] = arm.elsewhere

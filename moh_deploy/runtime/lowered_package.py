@@ -29,6 +29,7 @@ def lowered(package: OnnxPackage, to: str, root: Path) -> OnnxPackage:
         A package to open sessions of. It has no files but the model.
     """
     low = low_type(to)
+    # What a value can be in half precision depends on how large it gets in recorded runs.
     model = load_ir(package)
     _, layers = lower_model(model, package.manifest.layers, low, largest_values(package))
     root.mkdir()

@@ -118,6 +118,7 @@ class OriginalRunner(Runner):
     def _arguments(self, inputs: Mapping[str, Array]) -> list[Array]:
         # Its caches have no room: they grow.
         taken = without_room(inputs, self.manifest)
+        # In the order of the package: frameworks know no names of arguments.
         return [taken[spec.name] for spec in self.inputs if spec.name in taken]
 
 

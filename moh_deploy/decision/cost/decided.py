@@ -111,6 +111,7 @@ def _check(found: Decided, path: Path) -> None:
             hint="Give the plan `latency`, and `sizes` that traffic has.",
         )
     for arm in found.served:
+        # Draws of blocks take all arms at once, so all have the same sizes and as many blocks.
         if tuple(latency.sizes for latency in arm.latency) != found.sizes:
             raise ConfigError(f"{path}: arm '{arm.name}' was timed at other sizes.")
         counts = [len(latency.block_means_ms) for latency in arm.latency]

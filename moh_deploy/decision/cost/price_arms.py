@@ -170,6 +170,7 @@ def price_arms(
         traffic: What is asked for.
         places: Where each size of traffic lies among the measured ones.
     """
+    # The reference is first: all else is compared with it.
     bill = Bill(prices, traffic.per_month)
     timed = request_times(decided, traffic.requests, places)
     arms = tuple(_arm_cost(times, timed[0].ms.value, bill) for times in timed)
@@ -203,6 +204,7 @@ def price_arms(
 
 
 def _arm_cost(times: ArmTimes, reference_ms: float, bill: Bill) -> report.ArmCost:
+    # What a month costs rises with its requests, but in steps where whole machines are paid.
     month, prices = bill.month(times.ms), bill.prices
     million = 1e6 / bill.requests
     saving = net = back = None

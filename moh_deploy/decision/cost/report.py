@@ -185,6 +185,7 @@ class CostReport(Report):
         # Whole machines are saved in steps: no ratio tells how many requests that takes.
         if saving <= 0 or not self.engineering or self.billed == "by-machine":
             return ""
+        # Paid by use, savings rise with the requests.
         times = self.engineering / (self.months * saving)
         needed = float(f"{self.requests_per_month * times:.3g}")  # more digits would be made up
         saves = f" '{best.name}' saves {money(best.saving_per_month, self.currency)}"
@@ -288,6 +289,7 @@ def _sizes(report: CostReport) -> page.Section:
 def _where_faster(arm: ArmCost) -> str:
     """Say at which sizes an arm saves time, and how much of traffic that is."""
     gains = [(cost, cost.gain) for cost in arm.by_size if cost.gain is not None]
+    # Told only where the whole interval is on one side of 0.
     slower = [cost for cost, gain in gains if gain.high < 0]
     share = sum(cost.share for cost, gain in gains if gain.low > 0)
     lost = sum(cost.share for cost in slower)

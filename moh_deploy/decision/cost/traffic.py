@@ -73,6 +73,7 @@ def read_traffic(path: Path, dims: Sequence[str], *, days: float | None = None) 
     except FileNotFoundError:
         raise ConfigError(f"traffic is {path}, which does not exist.") from None
     rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    # Sizes in the order of `dims`, to their requests.
     counted: Counter[tuple[int, ...]] = Counter()
     stamps: list[float] = []
     try:

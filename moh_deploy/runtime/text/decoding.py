@@ -129,7 +129,7 @@ class Decoding:
         ids, mask = left_padded(self.prompts, padding)
         caches = self.interface.empty_caches(rows, ids.shape[1] + self.max_tokens)
         self.figures.prompt_tokens += int(mask.sum())
-        going = np.ones(rows, bool)
+        going = np.ones(rows, bool)  # rows without an end yet
         for step in range(self.max_tokens):
             started = time.perf_counter()
             inputs = {"input_ids": ids, "attention_mask": mask, **caches}
