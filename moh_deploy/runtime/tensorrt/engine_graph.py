@@ -127,13 +127,8 @@ def read_graph(
     """
     model, layers = load_ir(package), engine_choices(package.manifest, profiles)
     places = fixed_places(profiles, package.manifest)
-    # TensorRT writes into caches of one size: it stands where a value of the graph has the name.
-    for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
-        if value.shape is not None and places is not None:
-            sizes = (
-                (dim, dim.value if isinstance(dim, ir.SymbolicDim) else None) for dim in value.shape
-            )
-            value.shape = ir.Shape([places if name == BUFFER else dim for dim, name in sizes])
+    if places is not None:
+        fix_dimension(model, BUFFER, places)  # TensorRT writes into caches of one size
     choose_for_engine(model, layers)
     # Preflight comes before lowering: it names nodes and ops as the package has them.
     nodes = nodes_with_plugins(model) if no_plugins is None else ()
@@ -165,6 +160,15 @@ def read_graph(
         types=types,
         rejections=rejections + refused_types(types),
     )
+
+
+def fix_dimension(model: ir.Model, name: str, size: int) -> None:
+    """Write a size in place of a dimension's name, wherever a value of the graph has it."""
+    for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
+        if value.shape is not None:
+            names = [dim.value if isinstance(dim, ir.SymbolicDim) else None for dim in value.shape]
+            dims = zip(value.shape, names, strict=True)
+            value.shape = ir.Shape([size if known == name else dim for dim, known in dims])
 
 
 def engine_choices(manifest: Manifest, profiles: Sequence[Profile]) -> tuple[LayerInfo, ...]:

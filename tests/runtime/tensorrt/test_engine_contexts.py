@@ -18,7 +18,7 @@ from moh_deploy.errors import ConfigError, PackageError
 from moh_deploy.package import CacheBuffer, CachesInPlace, TensorInfo
 from moh_deploy.runtime.tensorrt import models as engine_module
 from moh_deploy.runtime.tensorrt.engine_contexts import GpuContext
-from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME
+from moh_deploy.runtime.tensorrt.engine_dir import ENGINE_MANIFEST_NAME, read_engine_dir
 from moh_deploy.runtime.tensorrt.loading import on_first_gpu
 from moh_deploy.runtime.tensorrt.models import Engine
 from moh_deploy.runtime.tensorrt.profiles import Span
@@ -232,7 +232,7 @@ def test_caches_that_cannot_be_are_refused(
         wrong = replace(WRITES, caches=replace(SIZED, **change))
     root = write_engine(tmp_path / "engine", wrong)
     with pytest.raises(PackageError, match=message):
-        engine_module.read_engine_dir(root)
+        read_engine_dir(root)
 
 
 def test_an_engine_of_before_they_were_written_down_is_read(tmp_path: Path):
@@ -240,4 +240,4 @@ def test_an_engine_of_before_they_were_written_down_is_read(tmp_path: Path):
     content = json.loads(path.read_text())
     del content["caches"]
     path.write_text(json.dumps(content))
-    assert engine_module.read_engine_dir(path.parent).caches is None
+    assert read_engine_dir(path.parent).caches is None

@@ -24,6 +24,7 @@ from moh_deploy.runtime.tensorrt.engine_graph import (
     check_network,
     engine_choices,
     engine_layers,
+    fix_dimension,
     read_graph,
 )
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer
@@ -35,6 +36,7 @@ from moh_deploy.runtime.tensorrt.profiles import (
     profile_text,
     shapes,
 )
+from tests.graph.models import model, node, value
 from tests.handmade_package import LAYER, MANIFEST, WIDTH
 from tests.two_layers import FIRST, ROUTER, SECOND, write_two_layers
 
@@ -227,3 +229,11 @@ def test_caches_in_place_have_one_number_of_places():
 def test_places_that_are_open_or_too_few_are_refused(texts: list[str], message: str):
     with pytest.raises(ConfigError, match=message):
         fixed_places(make_profiles(texts, CACHED), CACHED)
+
+
+def test_every_value_gets_the_size_and_other_dimensions_stay():
+    x, y, z = value("x", ["b", "room", 4]), value("y", ["b", "room", None]), value("z", ["b", 4])
+    made = model([x], [y], [node("Relu", [x], y), node("Relu", [x], z)])
+    fix_dimension(made, "room", 7)
+    sizes = [[d if isinstance(d, int) else d.value for d in found.shape] for found in (x, y, z)]
+    assert sizes == [["b", 7, 4], ["b", 7, None], ["b", 4]]
