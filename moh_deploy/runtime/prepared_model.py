@@ -9,18 +9,11 @@ from typing import NamedTuple
 
 import onnx
 
+from moh_deploy import package
 from moh_deploy.errors import BackendError, PackageError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype, computes_in, emulate
 from moh_deploy.graph.layer_nodes import LayerNodes, layer_nodes
 from moh_deploy.ops.op_names import DENSE_DOMAIN, KERNEL_DOMAIN, base_domain
-from moh_deploy.package import (
-    CachesInPlace,
-    ComputeType,
-    LayerInfo,
-    OnnxPackage,
-    load_without_weights,
-    read_outline,
-)
 from moh_deploy.package.graph_nodes import all_nodes, router_nodes
 from moh_deploy.runtime.base import AS_IT_IS, Description, Variant
 from moh_deploy.runtime.input_check import IndexCheck
@@ -68,9 +61,9 @@ class PreparedModel(NamedTuple):
 
     content: str | bytes
     folder: Path
-    layers: tuple[LayerInfo, ...]
-    caches: CachesInPlace | None
-    compute_type: ComputeType
+    layers: tuple[package.LayerInfo, ...]
+    caches: package.CachesInPlace | None
+    compute_type: package.ComputeType
     moh_nodes: dict[str, Operator]
     dense_nodes: dict[str, LayerImpl]
     routers: tuple[str | None, ...]
@@ -95,7 +88,7 @@ class PreparedModel(NamedTuple):
 
 
 def prepare_model(
-    source: OnnxPackage | Path,
+    source: package.OnnxPackage | Path,
     variant: Variant = AS_IT_IS,
     *,
     emulate_dtypes: Sequence[EmulatedDtype] = (),
@@ -113,16 +106,16 @@ def prepare_model(
         BackendError: The name of an extra output is unknown.
         PackageError: The file is missing or not an ONNX model, or lacks the node of a layer.
     """
-    if isinstance(source, OnnxPackage):
+    if isinstance(source, package.OnnxPackage):
         path, manifest = source.model_path, source.manifest
         layers, caches, from_the_end = manifest.layers, manifest.caches, manifest.from_onnx
         compute_type = manifest.compute_type
     else:
         # Negative indices count from the end, as ONNX has it; see `table_lookups`.
         path, layers, caches, from_the_end, compute_type = source, (), None, True, "float32"
-        read_outline(path)  # of a package that was done when it was opened
+        package.read_outline(path)  # of a package that was done when it was opened
     # Edits may read weights; what they are made for is loaded as a whole. So is what is emulated.
-    model = _whole(path) if variant.edits else load_without_weights(path)
+    model = _whole(path) if variant.edits else package.load_without_weights(path)
     moh_nodes = _nodes_of(KERNEL_DOMAIN, path, model.graph)
     dense_nodes = _nodes_of(DENSE_DOMAIN, path, model.graph)
     # Before any edit: an edit may take out a router, whose layer is still one of the package.

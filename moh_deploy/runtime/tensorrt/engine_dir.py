@@ -10,18 +10,10 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from moh_deploy import package
 from moh_deploy.config.dims import DimExpr
 from moh_deploy.config.strict_json import Strict
 from moh_deploy.errors import ConfigError, PackageError
-from moh_deploy.package import (
-    MODEL_DATA_NAME,
-    MODEL_NAME,
-    CachesInPlace,
-    Choice,
-    RouterTypes,
-    TensorInfo,
-    require_finished,
-)
 from moh_deploy.package.cache_buffers import BUFFER
 from moh_deploy.package.manifest_sense import cache_problems
 from moh_deploy.runtime.tensorrt.flavour import PLUGIN_NAME
@@ -35,7 +27,7 @@ ENGINE_LOG_NAME = "build.log"
 # All that a build may leave: a directory with anything else in it is not replaced.
 ENGINE_FILES: tuple[str, ...] = (
     *(ENGINE_NAME, ENGINE_MANIFEST_NAME, ENGINE_LOG_NAME, PLUGIN_NAME),
-    *(MODEL_NAME, MODEL_DATA_NAME),
+    *(package.MODEL_NAME, package.MODEL_DATA_NAME),
 )
 ENGINE_FORMAT_VERSION = 1
 
@@ -62,9 +54,9 @@ class EngineLayer(Strict):
     path: str
     moh_impl: Implementation
     router_impl: Implementation
-    choice: Choice | None
+    choice: package.Choice | None
     reason: str | None
-    router_types: RouterTypes | None = None
+    router_types: package.RouterTypes | None = None
     decision: str | None = None
     times_ms: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -102,8 +94,8 @@ class EngineManifest(Strict):
     versions: dict[str, str]
     compute_capabilities: tuple[str, ...]
     profiles: tuple[Profile, ...]
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
+    inputs: tuple[package.TensorInfo, ...]
+    outputs: tuple[package.TensorInfo, ...]
     layers: tuple[EngineLayer, ...]
     plugin: PluginInfo | None
     workspace_bytes: int | None
@@ -111,7 +103,7 @@ class EngineManifest(Strict):
     files: dict[str, str] = field(default_factory=dict)
     version_compatible: bool = False
     hardware_compatibility: str | None = None
-    caches: CachesInPlace | None = None
+    caches: package.CachesInPlace | None = None
     format_version: int = ENGINE_FORMAT_VERSION
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
@@ -198,7 +190,7 @@ def read_engine_dir(root: Path) -> EngineManifest:
     """
     path = root / ENGINE_MANIFEST_NAME
     # A directory that is still being written may look whole.
-    require_finished(root)
+    package.require_finished(root)
     if not is_engine_dir(root):
         raise PackageError(
             f"{root} is not an engine directory: it has no {ENGINE_MANIFEST_NAME} of a build.",
