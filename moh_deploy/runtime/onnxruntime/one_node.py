@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
+from onnx import helper
 
+from moh_deploy.ops.cases import numpy_dtype
 from moh_deploy.package import TensorInfo
 from moh_deploy.runtime.onnxruntime.session import create_session, session_options
 from moh_deploy.runtime.onnxruntime.values import from_ort, tensor_info, to_ort
@@ -49,22 +51,6 @@ def node_output_types(model: bytes, inputs: Sequence[TensorInfo]) -> list[Tensor
 def _session(model: bytes, inputs: tuple[TensorInfo, ...]) -> ort.InferenceSession:
     proto = onnx.ModelProto.FromString(model)
     for declared, spec in zip(proto.graph.input, inputs, strict=True):
-        tensor_type = declared.type.tensor_type
-        tensor_type.elem_type = _ELEMENT_TYPES[spec.dtype]
-        tensor_type.shape.SetInParent()
-        for size in spec.shape:
-            dim = tensor_type.shape.dim.add()
-            if isinstance(size, str):
-                dim.dim_param = size
-            else:
-                dim.dim_value = size
+        dtype = helper.np_dtype_to_tensor_dtype(numpy_dtype(spec.dtype))
+        declared.type.CopyFrom(helper.make_tensor_type_proto(dtype, spec.shape))
     return create_session(proto.SerializeToString(), session_options(Path(), 1, optimize=False))
-
-
-_ELEMENT_TYPES = {
-    name: getattr(onnx.TensorProto, name.upper())
-    for name in (
-        *("bfloat16", "float16", "bool", "int8", "int16", "int32", "int64"),
-        *("uint8", "uint16", "uint32", "uint64"),
-    )
-} | {"float32": onnx.TensorProto.FLOAT, "float64": onnx.TensorProto.DOUBLE}
