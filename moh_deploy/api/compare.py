@@ -13,9 +13,9 @@ from pathlib import Path
 import moh_deploy
 from moh_deploy.api.made_arms import LoadOriginal, find_arms
 from moh_deploy.config.checked_yaml import require_trust
-from moh_deploy.decision.arm_report import DataFile
 from moh_deploy.decision.decide import read_earlier
 from moh_deploy.decision.measure import PlannedRun, first_inputs, timed_inputs, try_arms
+from moh_deploy.decision.measured import DataFile
 from moh_deploy.decision.plan import NEW_PLAN, PlanFile, QualityGoal, plan_of, read_plan
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.score_arms import BlockScorer

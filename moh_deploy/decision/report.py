@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moh_deploy.decision.arm_report import ArmReport, DataFile, LatencyFigure
 from moh_deploy.decision.decide import WouldDo
+from moh_deploy.decision.measured import ArmReport, DataFile, LatencyFigure
 from moh_deploy.decision.size_break_even import SizeBreakEven
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.report import document as page

@@ -9,7 +9,6 @@ from statistics import fmean
 import numpy as np
 
 from moh_deploy.decision.arm import Arm
-from moh_deploy.decision.arm_report import ArmReport, DataFile, LatencyFigure, QualityFigure
 from moh_deploy.decision.decide import (
     ArmDecision,
     ArmVerdict,
@@ -19,7 +18,14 @@ from moh_deploy.decision.decide import (
 )
 from moh_deploy.decision.latency_promise import MOST_MEAN_OVER_MEDIAN, block_means, log_quantile
 from moh_deploy.decision.measure import why_not_measured
-from moh_deploy.decision.measured import MeasuredArms, SizedRun
+from moh_deploy.decision.measured import (
+    ArmReport,
+    DataFile,
+    LatencyFigure,
+    MeasuredArms,
+    QualityFigure,
+    SizedRun,
+)
 from moh_deploy.decision.plan import Plan
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.size_break_even import size_break_evens

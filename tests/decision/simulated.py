@@ -9,9 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from moh_deploy.decision.arm import Arm
-from moh_deploy.decision.arm_report import DataFile
 from moh_deploy.decision.decide import ArmEvidence, SizedTimes
-from moh_deploy.decision.measured import ArmFacts, EdgeCases, LayerRouting, MeasuredArms, SizedRun
+from moh_deploy.decision.measured import (
+    ArmFacts,
+    DataFile,
+    EdgeCases,
+    LayerRouting,
+    MeasuredArms,
+    SizedRun,
+)
 from moh_deploy.decision.plan import Plan, plan_of
 from moh_deploy.decision.quality_promise import SampleScores
 from moh_deploy.decision.report import DecisionReport

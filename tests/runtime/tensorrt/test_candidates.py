@@ -13,7 +13,7 @@ import pytest
 
 import moh_deploy
 from moh_deploy.package import OnnxPackage, TensorInfo
-from moh_deploy.runtime.tensorrt import network_timing
+from moh_deploy.runtime.tensorrt import worker
 from moh_deploy.runtime.tensorrt.build_plan import BuildPlan, flavour_of
 from moh_deploy.runtime.tensorrt.build_process import BuildProcess
 from moh_deploy.runtime.tensorrt.candidate_networks import candidate_requests, estimated_choice
@@ -27,8 +27,8 @@ from moh_deploy.runtime.tensorrt.candidates import (
 from moh_deploy.runtime.tensorrt.engine_graph import PackageGraph, read_graph
 from moh_deploy.runtime.tensorrt.flavour import find_plugin
 from moh_deploy.runtime.tensorrt.messages import BuildAnswer, Fill, TimingAnswer, TimingRequest
-from moh_deploy.runtime.tensorrt.network_timing import time_in_turns
 from moh_deploy.runtime.tensorrt.profiles import Span, make_profiles
+from moh_deploy.runtime.tensorrt.worker import time_in_turns
 from moh_deploy.system.progress import SilentProgress
 from tests.cuda.trt import builds
 from tests.cuda.trt.packages import FORMS, export
@@ -323,8 +323,8 @@ def test_each_call_has_the_time_of_one_run():
 def test_calls_take_turns():
     planted = Planted(a=10.0, b=10.0)
     time_in_turns(planted.calls, planted.clock)
-    after_warm_up = planted.order[2 * network_timing._WARM_UP_RUNS :]
-    assert after_warm_up == ["a", "b"] * network_timing._ROUNDS
+    after_warm_up = planted.order[2 * worker._WARM_UP_RUNS :]
+    assert after_warm_up == ["a", "b"] * worker._ROUNDS
 
 
 def test_a_round_that_is_disturbed_does_not_count():
@@ -348,7 +348,7 @@ def test_what_inputs_hold(fill: Fill, mean: float, values: set[float] | None):
     dtype = SimpleNamespace(name="INT64" if fill == "filled" else "HALF")
     engine = SimpleNamespace(get_tensor_dtype=lambda name: dtype)
     request = TimingRequest({}, {"x": fill}, open_share=0.25)
-    found = network_timing._feeds(engine, request, {"x": (4, 100, 100)})["x"]
+    found = worker._feeds(engine, request, {"x": (4, 100, 100)})["x"]
     assert (found.shape, found.dtype) == ((4, 100, 100), "q" if fill == "filled" else "e")
     assert found.mean(dtype=np.float64) == pytest.approx(mean, abs=0.02)
     assert values is None or set(np.unique(found)) == values
