@@ -15,8 +15,7 @@ from typing import Literal, get_args
 
 from moh_deploy.decision.latency_promise import latency_promise
 from moh_deploy.decision.plan import Plan, PlanFile
-from moh_deploy.decision.promise import Promise, normal_point
-from moh_deploy.decision.quality_promise import SampleScores, quality_promise
+from moh_deploy.decision.promise import Promise, SampleScores, normal_point, quality_promise
 from moh_deploy.errors import ConfigError
 from moh_deploy.perf.choices_text import sizes_text
 from moh_deploy.perf.timing import TimeSamples

@@ -19,7 +19,7 @@ from moh_deploy.decision.arm import (
 from moh_deploy.decision.decide import ArmEvidence, SizedTimes
 from moh_deploy.decision.measured import ArmFacts, EdgeCases, MeasuredArms, SizedRun, routing_bias
 from moh_deploy.decision.plan import Plan
-from moh_deploy.decision.quality_promise import SampleScores
+from moh_deploy.decision.promise import SampleScores
 from moh_deploy.decision.score_arms import BlockScorer
 from moh_deploy.errors import ConfigError
 from moh_deploy.package import Manifest, OnnxPackage

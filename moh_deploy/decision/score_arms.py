@@ -17,7 +17,7 @@ import onnx
 
 from moh_deploy import __version__
 from moh_deploy.decision.arm import OpenedArm, named_errors
-from moh_deploy.decision.quality_promise import SampleScores
+from moh_deploy.decision.promise import SampleScores
 from moh_deploy.errors import ConfigError
 from moh_deploy.runtime.models import OnnxFile, PackageDir
 from moh_deploy.system.bounded_file import sha256_of, sha256_of_json

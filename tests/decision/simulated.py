@@ -19,7 +19,7 @@ from moh_deploy.decision.measured import (
     SizedRun,
 )
 from moh_deploy.decision.plan import Plan, plan_of
-from moh_deploy.decision.quality_promise import SampleScores
+from moh_deploy.decision.promise import SampleScores
 from moh_deploy.decision.report import DecisionReport
 from moh_deploy.decision.summarise import report_of
 from moh_deploy.perf.bench.latency import Timing

@@ -19,8 +19,7 @@ from moh_deploy.decision.decide import (
     shown_by_holm,
     would_do,
 )
-from moh_deploy.decision.promise import Promise
-from moh_deploy.decision.quality_promise import SampleScores, quality_promise
+from moh_deploy.decision.promise import Promise, SampleScores, quality_promise
 from moh_deploy.validate.accuracy.choose import Perplexity, TopK
 from tests.decision.simulated import REFERENCE, evidence, plan, scores, times
 from tests.nightly import nightly

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from onnx import parser
+import onnx
+from onnx import helper, parser
 
 from moh_deploy.errors import BackendError
 from moh_deploy.graph.emulated_dtype import EmulatedDtype
+from moh_deploy.ops.cases import numpy_dtype
 from moh_deploy.package import CachesInPlace, OnnxPackage, TensorInfo
 from moh_deploy.runtime.base import AS_IT_IS, Description, Runner, Variant
 from moh_deploy.runtime.input_check import IndexCheck, check_inputs, check_room, empty_axis
@@ -25,6 +27,9 @@ from moh_deploy.runtime.prepared_model import prepare_model
 from moh_deploy.system.isolate import isolated
 from moh_deploy.system.npz import Array
 from moh_deploy.system.staging import scratch_directory
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -318,3 +323,42 @@ def _load(path: Path) -> bool:
     options.log_severity_level = 4
     ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     return True
+
+
+# Run one node of a model by itself: what an operator computes that nothing here knows.
+
+
+def run_node(model: bytes, inputs: Sequence[Array]) -> list[Array]:
+    """Return the outputs of a node.
+
+    Args:
+        model: A ModelProto of that node alone, whose inputs have no types yet.
+        inputs: In its order.
+
+    Raises:
+        BackendError: ONNX Runtime has no such operator, or it fails.
+    """
+    specs = tuple(TensorInfo("", array.dtype.name, array.shape) for array in inputs)
+    session = _session(model, specs)
+    names = [value.name for value in session.get_inputs()]
+    feeds = {name: to_ort(array) for name, array in zip(names, inputs, strict=True)}
+    return [from_ort(value) for value in session.run_with_ort_values(None, feeds)]
+
+
+def node_output_types(model: bytes, inputs: Sequence[TensorInfo]) -> list[TensorInfo]:
+    """Return what ONNX Runtime says of a node's outputs; a size that it cannot tell has a name
+    that no input's size has.
+
+    Raises:
+        BackendError: It has no such operator, or the inputs do not fit it.
+    """
+    return [tensor_info(value) for value in _session(model, tuple(inputs)).get_outputs()]
+
+
+@lru_cache(maxsize=32)
+def _session(model: bytes, inputs: tuple[TensorInfo, ...]) -> ort.InferenceSession:
+    proto = onnx.ModelProto.FromString(model)
+    for declared, spec in zip(proto.graph.input, inputs, strict=True):
+        dtype = helper.np_dtype_to_tensor_dtype(numpy_dtype(spec.dtype))
+        declared.type.CopyFrom(helper.make_tensor_type_proto(dtype, spec.shape))
+    return create_session(proto.SerializeToString(), session_options(Path(), 1, optimize=False))
