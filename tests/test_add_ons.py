@@ -42,7 +42,7 @@ CORE_TESTS = [
     "tests/api/test_run.py",
     "tests/api/test_verify.py",
     "tests/cli/test_commands.py",
-    "tests/runtime/test_open_runner.py",
+    "tests/runtime/test_made_up_runtime.py",
 ]
 BROKEN = {
     "commands": {"greet": "toy:MISSING", "wave": "toy:toy"},
